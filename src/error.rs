@@ -1,0 +1,368 @@
+//! What does an app see when something fails? One exhaustive table, and the documented error object.
+//!
+//! Every failure made here is `{"error":{"message","type","code"}}` with a status from Groq's documented table.
+//! Messages name the remedy, and never the words that trip clients where they are not meant
+//! ("billing" stops LangChain's retries, "rate limit" makes litellm believe in one).
+
+use std::{borrow::Cow, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+
+use crate::groq::Dimension;
+
+mod upstream;
+
+pub use upstream::{UpstreamError, mask};
+
+/// The SDKs wait at most this long for a stated `retry-after`.
+const SDK_WAITS: Duration = Duration::from_secs(60);
+/// Nothing we say is longer than this, in characters.
+const LONGEST_MESSAGE: usize = 2000;
+
+/// A request's end without the upstream's own answer.
+#[derive(Clone, Debug)]
+pub enum Rejection {
+    /// Bytes that are not HTTP, or not one unambiguous request.
+    Malformed(&'static str),
+    /// The head or the body came too slowly.
+    RequestTimeout(&'static str),
+    /// JSON that does not parse on an endpoint that takes JSON.
+    InvalidJson(String),
+    /// More bytes than `server.max_body`.
+    BodyTooLarge {
+        /// `server.max_body`, bytes.
+        limit: u64,
+    },
+    /// No key at all.
+    NoKey,
+    /// `[[app]]` tokens are configured and this is none of them.
+    UnknownToken,
+    /// CONNECT, or an authority that is not the upstream's.
+    Destination(String),
+    /// More than a limit can ever hold.
+    NeverFits {
+        /// The limit's dimension.
+        dimension: Dimension,
+        /// The limit.
+        limit: u64,
+        /// What the request asks for in all.
+        asked: u64,
+        /// How that sum comes about: prompt and ceiling; `None` where it is one number.
+        parts: Option<(u64, u64)>,
+    },
+    /// Cannot be sent within the client's patience.
+    NotInTime {
+        /// The dimension that makes it wait.
+        dimension: Dimension,
+        /// Forecast wait from now.
+        wait: Duration,
+        /// After so long the same request could be sent in time.
+        retry_after: Duration,
+    },
+    /// Groq refused, and the client's patience is spent.
+    Refused {
+        /// The dimension, where the refusal named it.
+        dimension: Option<Dimension>,
+        /// How long the upstream said to wait.
+        retry_after: Duration,
+    },
+    /// The line is full by count or bytes, or the shield is out of memory for bodies.
+    Overloaded {
+        /// When to come again.
+        retry_after: Duration,
+    },
+    /// The shield is stopping.
+    ShuttingDown,
+    /// The breaker is open.
+    BreakerOpen {
+        /// When it will probe.
+        retry_after: Duration,
+    },
+    /// DNS, refused, reset while connecting, connect timeout.
+    Unreachable(String),
+    /// The upstream's certificate or handshake.
+    UpstreamTls(String),
+    /// Closed or reset before or in the head, or in a body that had to be whole.
+    UpstreamClosed,
+    /// No head within `upstream.response_timeout`, or no frame within `upstream.idle_timeout`.
+    UpstreamTimeout,
+    /// Not HTTP, or not JSON where JSON is the answer.
+    UpstreamInvalid(&'static str),
+    /// An error status of the upstream's, rebuilt or passed.
+    Upstream(Box<UpstreamError>),
+    /// A panic of ours.
+    Internal,
+}
+
+/// One row of the failure table.
+struct Row {
+    status: StatusCode,
+    kind: Cow<'static, str>,
+    code: Option<Cow<'static, str>>,
+    message: Cow<'static, str>,
+    retry_after: Option<Duration>,
+    close: bool,
+}
+
+const INVALID: &str = "invalid_request_error";
+const SERVER: &str = "internal_server_error";
+
+impl Rejection {
+    /// The failure table of the contract. Exhaustive on purpose: a new failure does not compile without its row.
+    fn row(&self) -> Row {
+        let row = |status, kind: &'static str, code: &'static str, message: String| Row {
+            status,
+            kind: kind.into(),
+            code: Some(code.into()),
+            message: message.into(),
+            retry_after: None,
+            close: false,
+        };
+        let after = |retry_after: Duration, row: Row| Row { retry_after: Some(retry_after), ..row };
+        let close = |row: Row| Row { close: true, ..row };
+        use StatusCode as S;
+        match self {
+            Self::Malformed(why) => close(row(
+                S::BAD_REQUEST,
+                INVALID,
+                "malformed_request",
+                format!("The request is not valid HTTP/1.1: {why}. Send one well-formed request."),
+            )),
+            Self::RequestTimeout(what) => close(row(
+                S::BAD_REQUEST,
+                INVALID,
+                "request_timeout",
+                format!("The request's {what} did not arrive in time. Send it without pauses."),
+            )),
+            Self::InvalidJson(why) => row(
+                S::BAD_REQUEST,
+                INVALID,
+                "invalid_json",
+                format!("The request body is not valid JSON: {why}. Send a JSON object."),
+            ),
+            Self::BodyTooLarge { limit } => close(row(
+                S::PAYLOAD_TOO_LARGE,
+                INVALID,
+                "request_too_large",
+                format!("The request body is larger than {limit} bytes. Send less, or raise server.max_body."),
+            )),
+            Self::NoKey => row(
+                S::UNAUTHORIZED,
+                INVALID,
+                "invalid_api_key",
+                "No API key. Send it as `Authorization: Bearer …`, or let the shield hold it (upstream.api_key_env).".into(),
+            ),
+            Self::UnknownToken => row(
+                S::UNAUTHORIZED,
+                INVALID,
+                "invalid_api_key",
+                "This app token is not known to the shield. Send one that is listed under [[app]].".into(),
+            ),
+            Self::Destination(what) => close(row(
+                S::FORBIDDEN,
+                INVALID,
+                "destination_not_allowed",
+                format!("{what} The shield serves its own upstream only; use it as the base URL."),
+            )),
+            Self::NeverFits { dimension, limit, asked, parts } => {
+                let sum = parts.map_or_else(String::new, |(prompt, ceiling)| {
+                    format!(" (about {prompt} of prompt + {ceiling} of max_completion_tokens)")
+                });
+                let remedy = match parts {
+                    Some(_) => "Lower max_completion_tokens or shorten the prompt",
+                    None => "Send less at once",
+                };
+                row(
+                    S::PAYLOAD_TOO_LARGE,
+                    dimension.unit.error_type(),
+                    "rate_limit_exceeded",
+                    format!("Request too large for {}: Limit {limit}, Requested {asked}{sum}. {remedy}.", dimension.words()),
+                )
+            }
+            Self::NotInTime { dimension, wait, retry_after } => after(
+                *retry_after,
+                row(
+                    S::TOO_MANY_REQUESTS,
+                    dimension.unit.error_type(),
+                    "rate_limit_exceeded",
+                    format!(
+                        "The limit of {} is used up: this request could be sent in {}, later than its client waits. \
+                         Try again in {}, or wait longer (client timeout, queue.max_wait).",
+                        dimension.words(),
+                        seconds(*wait),
+                        seconds(*retry_after)
+                    ),
+                ),
+            ),
+            Self::Refused { dimension, retry_after } => {
+                let words = dimension.as_ref().map_or_else(|| "requests".into(), Dimension::words);
+                after(
+                    *retry_after,
+                    row(
+                        S::TOO_MANY_REQUESTS,
+                        dimension.as_ref().map_or("requests", |d| d.unit.error_type()),
+                        "rate_limit_exceeded",
+                        format!("Groq refused this request on {words}. Try again in {}.", seconds(*retry_after)),
+                    ),
+                )
+            }
+            Self::Overloaded { retry_after } => after(
+                *retry_after,
+                row(
+                    S::SERVICE_UNAVAILABLE,
+                    SERVER,
+                    "shield_overloaded",
+                    "The shield's line is full. Send fewer requests at once, or raise queue.max_waiting and queue.max_bytes.".into(),
+                ),
+            ),
+            Self::ShuttingDown => after(
+                Duration::from_secs(1),
+                close(row(
+                    S::SERVICE_UNAVAILABLE,
+                    SERVER,
+                    "shutting_down",
+                    "The shield is shutting down. Send the request again in a moment.".into(),
+                )),
+            ),
+            Self::BreakerOpen { retry_after } => after(
+                *retry_after,
+                row(
+                    S::SERVICE_UNAVAILABLE,
+                    SERVER,
+                    "upstream_unavailable",
+                    format!("Groq has failed several times in a row for this model. Try again in {}.", seconds(*retry_after)),
+                ),
+            ),
+            Self::Unreachable(why) => row(
+                S::BAD_GATEWAY,
+                SERVER,
+                "upstream_unreachable",
+                format!("Groq cannot be reached: {why}. Check the network and upstream.base_url."),
+            ),
+            Self::UpstreamTls(why) => row(
+                S::BAD_GATEWAY,
+                SERVER,
+                "upstream_tls",
+                format!("No trusted TLS connection to Groq: {why}. Check upstream.base_url and upstream.ca_file."),
+            ),
+            Self::UpstreamClosed => row(
+                S::BAD_GATEWAY,
+                SERVER,
+                "upstream_closed",
+                "Groq closed the connection before its answer was complete. Send the request again.".into(),
+            ),
+            Self::UpstreamTimeout => row(
+                S::BAD_GATEWAY,
+                SERVER,
+                "upstream_timeout",
+                "Groq did not answer in time. Send the request again, or raise upstream.response_timeout or upstream.idle_timeout.".into(),
+            ),
+            Self::UpstreamInvalid(why) => row(
+                S::BAD_GATEWAY,
+                SERVER,
+                "upstream_invalid",
+                format!("Groq's answer cannot be used: {why}. Send the request again."),
+            ),
+            Self::Upstream(error) => Row {
+                status: error.status,
+                kind: error.kind.clone(),
+                code: error.code.clone(),
+                message: error.message.clone(),
+                retry_after: error.retry_after,
+                close: false,
+            },
+            Self::Internal => row(
+                S::INTERNAL_SERVER_ERROR,
+                SERVER,
+                "shield_internal",
+                "The shield failed on this request; others are not affected. Please report it with the shield's log.".into(),
+            ),
+        }
+    }
+
+    /// The status an app sees.
+    pub fn status(&self) -> StatusCode {
+        self.row().status
+    }
+
+    /// The error's `code`, where it has one: what `x-shield-error` and the log say.
+    pub fn code(&self) -> Option<Cow<'static, str>> {
+        self.row().code
+    }
+
+    /// Whether the shield made this failure itself (and not Groq).
+    pub fn is_ours(&self) -> bool {
+        match self {
+            Self::Upstream(error) => error.rebuilt,
+            _ => true,
+        }
+    }
+
+    /// The whole answer. `retry-after` gets its jitter here, upwards only, the same in both headers.
+    pub fn into_response(self) -> Response<Bytes> {
+        let ours = self.is_ours();
+        let row = self.row();
+        let (mut headers, body) = match self {
+            Self::Upstream(error) => (error.headers, error.body),
+            _ => (HeaderMap::new(), None),
+        };
+        let body = body.unwrap_or_else(|| object(&row, None));
+        let after = row.retry_after.map(spread);
+        let curable = after.is_some_and(|after| after <= SDK_WAITS);
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+        headers
+            .insert(HeaderName::from_static("x-should-retry"), HeaderValue::from_static(if curable { "true" } else { "false" }));
+        if let Some(after) = after {
+            let ms = after.as_millis() as u64;
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000)));
+            headers.insert(HeaderName::from_static("retry-after-ms"), HeaderValue::from(ms));
+        }
+        if ours && let Some(code) = row.code.as_deref().and_then(|c| HeaderValue::from_str(c).ok()) {
+            headers.insert(HeaderName::from_static("x-shield-error"), code);
+        }
+        if row.close {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        let mut response = Response::new(body);
+        *response.status_mut() = row.status;
+        *response.headers_mut() = headers;
+        response
+    }
+
+    /// The last frame of a stream that broke: every client tested raises on it.
+    pub fn into_frame(self) -> Bytes {
+        let row = self.row();
+        let object = object(&row, Some(row.status.as_u16()));
+        [b"data: ", object.as_ref(), b"\n\n"].concat().into()
+    }
+}
+
+/// `{"error":{"message","type","code"}}`, in a stream with an integer `status_code`.
+fn object(row: &Row, status_code: Option<u16>) -> Bytes {
+    let mut error = serde_json::Map::new();
+    let message: String = row.message.chars().take(LONGEST_MESSAGE).collect();
+    error.insert("message".into(), message.into());
+    error.insert("type".into(), row.kind.as_ref().into());
+    if let Some(code) = &row.code {
+        error.insert("code".into(), code.as_ref().into());
+    }
+    if let Some(status) = status_code {
+        error.insert("status_code".into(), status.into());
+    }
+    serde_json::json!({ "error": error }).to_string().into()
+}
+
+/// Upward jitter, so that clients told the same moment do not all come back in it.
+fn spread(after: Duration) -> Duration {
+    let floor = after.max(Duration::from_secs(1));
+    let width = floor.mul_f64(0.2) + Duration::from_secs(2);
+    let spread = floor + width.mul_f64(fastrand::f64());
+    // A wait that the SDKs accept must stay one.
+    if floor <= SDK_WAITS { spread.min(SDK_WAITS.max(floor)) } else { spread }
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}

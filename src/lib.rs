@@ -1,0 +1,38 @@
+//! groq-shield: the proxy that everyone who calls Groq puts in front of it.
+//!
+//! It throttles before Groq does, retries what is transient, and turns every failure into the
+//! documented error object. The path of one request, top to bottom:
+//!
+//! | step | module | question it answers |
+//! |---|---|---|
+//! | accept | [`server`] | who listens, accepts, drains; what becomes of bytes that are not HTTP |
+//! | handle, forward | [`proxy`] | the story of one request |
+//! | read | [`call`] | which endpoint, organisation, app, model; what may it cost; how patient is it |
+//! | reserve | [`limits`] | may it go now, later, never; settled with the truth afterwards |
+//! | send | [`upstream`] | one attempt at Groq: an answer or a failure |
+//! | judge | [`retry`], [`breaker`] | deliver, again after so long, give up |
+//! | relay | [`relay`] | the answer streams back; usage and truncation are seen in its tail |
+//! | reject | [`error`] | every failure as the documented object |
+//!
+//! [`groq`] knows Groq's wire, [`estimate`] tokens and audio seconds, [`headers`] what is forwarded,
+//! [`config`] the TOML file, [`telemetry`] logs and metrics, [`admin`] the second listener,
+//! `sim` a Groq that never leaves the machine.
+
+pub mod admin;
+pub mod breaker;
+pub mod call;
+pub mod cli;
+pub mod config;
+pub mod error;
+pub mod estimate;
+pub mod groq;
+pub mod headers;
+pub mod limits;
+pub mod proxy;
+pub mod relay;
+pub mod retry;
+pub mod server;
+#[cfg(feature = "demo")]
+pub mod sim;
+pub mod telemetry;
+pub mod upstream;

@@ -1,0 +1,257 @@
+//! Which lane does a call fall in, and may it go now, later or never? Reserve, observe, settle, snapshot.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{
+    config::{self, Class},
+    groq::{Dimension, RateState, RefusalText},
+};
+
+/// What a request draws on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    /// Requests and tokens: chat, responses, embeddings, speech.
+    Tokens {
+        /// Estimated prompt tokens (or characters of speech), before the lane's own correction.
+        prompt: u64,
+        /// The request's own ceiling on completion tokens; `None`: what the lane assumes.
+        ceiling: Option<u64>,
+    },
+    /// Requests and seconds of audio, rounded up, the 10 s floor included.
+    Audio {
+        /// Seconds.
+        seconds: u64,
+    },
+    /// Nothing seen: models, files, batches.
+    Free,
+}
+
+/// One request as the limits see it.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// Whose limits: a configured organisation's name or the key's digest (never the key).
+    pub organisation: Arc<str>,
+    /// The model.
+    pub model: Arc<str>,
+    /// The service tier: `on_demand` (and `auto`), `flex`, `performance`.
+    pub tier: Arc<str>,
+    /// The app, for fair shares.
+    pub app: Arc<str>,
+    /// The app's weight.
+    pub weight: f64,
+    /// Interactive before batch.
+    pub class: Class,
+    /// What it may cost.
+    pub pool: Pool,
+    /// Bytes that it holds while it waits.
+    pub bytes: u64,
+    /// Digest of app, path and body: how a client's own retry finds the place it left.
+    pub fingerprint: u64,
+    /// `x-stainless-retry-count` ≥ 1.
+    pub client_retry: bool,
+}
+
+/// Why a request gets no reservation. No level was changed.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Refusal {
+    /// More than a limit can ever hold.
+    Never {
+        /// The limit's dimension.
+        dimension: Dimension,
+        /// The limit.
+        limit: u64,
+        /// What it would take.
+        asked: u64,
+        /// Prompt and ceiling, where tokens are meant.
+        parts: Option<(u64, u64)>,
+    },
+    /// Not before the deadline.
+    NotInTime {
+        /// What makes it wait.
+        dimension: Dimension,
+        /// Forecast wait.
+        wait: Duration,
+        /// After so long the same request would be sent in time.
+        retry_after: Duration,
+    },
+    /// The line is full, by count or bytes.
+    Full {
+        /// When there may be room.
+        retry_after: Duration,
+    },
+}
+
+/// What became of a sent request, for its charge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spent {
+    /// Never sent, or refused by Groq: everything comes back.
+    Nothing,
+    /// Answered with a failure that is not charged (5xx): tokens come back, the request counts.
+    Request,
+    /// The truth from `usage`.
+    Tokens {
+        /// Prompt tokens that count (cached ones taken off).
+        prompt: u64,
+        /// Completion tokens.
+        completion: u64,
+        /// Prompt tokens in all, for learning the estimate.
+        prompt_total: u64,
+    },
+    /// A stream that was left: its prompt and the completion tokens seen so far.
+    Partial {
+        /// Completion tokens seen.
+        completion: u64,
+    },
+    /// Unknown: the charge stands, headers correct it.
+    Charge,
+}
+
+/// A place at the front of an app's line, kept after a refusal of Groq's.
+#[derive(Debug)]
+pub struct Place(());
+
+/// The lanes of this process.
+#[derive(Clone)]
+pub struct Limits(Arc<()>);
+
+impl Limits {
+    /// Lanes by these tables.
+    pub fn new(_limits: &config::Limits, _queue: &config::Queue) -> Self {
+        Self(Arc::new(()))
+    }
+
+    /// New tables and bounds: levels, used amounts and places in line stay.
+    pub fn reconfigure(&self, _limits: &config::Limits, _queue: &config::Queue) {}
+
+    /// The ceiling that `ask` would have to be lowered to, where its ceiling alone is what can never fit.
+    pub fn fitting_ceiling(&self, _ask: &Ask) -> Option<u64> {
+        None
+    }
+
+    /// The lane's usual time from sending to an answer's head.
+    pub fn usual_time_to_head(&self, _ask: &Ask) -> Duration {
+        Duration::ZERO
+    }
+
+    /// Waits for its fair turn, at most until `deadline`. Dropping the future leaves the line.
+    pub async fn reserve(&self, _ask: &Ask, _deadline: Instant, _place: Option<Place>) -> Result<Reservation, Refusal> {
+        Ok(Reservation { waited: Duration::ZERO })
+    }
+
+    /// Levels, line and forecasts of every lane.
+    pub fn snapshot(&self) -> Vec<LaneSnapshot> {
+        Vec::new()
+    }
+}
+
+/// What was taken; settled exactly once. Dropped before it was sent: all comes back; after: the charge stands.
+#[derive(Debug)]
+pub struct Reservation {
+    waited: Duration,
+}
+
+impl Reservation {
+    /// How long it waited.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// The dimension that made it wait.
+    pub fn bound_by(&self) -> Option<&Dimension> {
+        None
+    }
+
+    /// Right before the first byte goes out.
+    pub fn sent(&mut self, _now: Instant) {}
+
+    /// An answer's head: its headers correct the levels, by send position; its time is learnt.
+    pub fn observe(&mut self, _state: &RateState, _now: Instant) {}
+
+    /// Groq refused (429): the text corrects the levels, the charge comes back, the place in line is kept.
+    pub fn refused(
+        self,
+        _text: Option<&RefusalText>,
+        _state: &RateState,
+        _retry_after: Option<Duration>,
+        _now: Instant,
+    ) -> Place {
+        Place(())
+    }
+
+    /// The truth is known.
+    pub fn settle(self, _spent: Spent, _now: Instant) {}
+}
+
+/// Where a limit's number comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The operator said so.
+    Configured,
+    /// The plan's table.
+    Plan,
+    /// Groq's headers.
+    Headers,
+    /// A refusal's text.
+    Refusal,
+}
+
+/// One dimension of a lane, for people.
+#[derive(Clone, Debug)]
+pub struct DimensionSnapshot {
+    /// Which.
+    pub dimension: Dimension,
+    /// The limit.
+    pub limit: u64,
+    /// What is left now; below zero in debt.
+    pub level: f64,
+    /// Never spent below this.
+    pub reserve: u64,
+    /// Where the limit's number comes from.
+    pub source: Source,
+    /// Share of the limit's rate that others take.
+    pub foreign: f64,
+    /// Time until exhausted at the present rate of use, `None` if it is not heading there.
+    pub exhausted_in: Option<Duration>,
+    /// Time until full if nothing more is sent.
+    pub full_in: Duration,
+    /// The upstream counts windows, not a bucket.
+    pub window: bool,
+}
+
+/// Who waits in a lane, per app and class.
+#[derive(Clone, Debug)]
+pub struct WaitingSnapshot {
+    /// The app.
+    pub app: Arc<str>,
+    /// Its class.
+    pub class: Class,
+    /// How many.
+    pub count: usize,
+    /// The longest wait so far.
+    pub oldest: Duration,
+}
+
+/// One lane, for people.
+#[derive(Clone, Debug)]
+pub struct LaneSnapshot {
+    /// Whose.
+    pub organisation: Arc<str>,
+    /// Which model.
+    pub model: Arc<str>,
+    /// Which tier.
+    pub tier: Arc<str>,
+    /// Its dimensions.
+    pub dimensions: Vec<DimensionSnapshot>,
+    /// Its line.
+    pub waiting: Vec<WaitingSnapshot>,
+    /// The dimension that blocks the head of the line, and for how long.
+    pub blocked_by: Option<(Dimension, Duration)>,
+    /// Wait that a typical new request would see.
+    pub forecast: Duration,
+    /// Sent and not settled.
+    pub in_flight: usize,
+    /// Groq's refusals so far.
+    pub refusals: u64,
+}

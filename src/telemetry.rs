@@ -1,0 +1,119 @@
+//! What does an operator see? Tracing set-up, the one access line per request, the metric families.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{config::Class, groq::Usage};
+
+/// Who made the answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// The client left or spoke nonsense.
+    Client,
+    /// The shield.
+    Shield,
+    /// Groq.
+    #[default]
+    Upstream,
+}
+
+/// How one attempt ended, for `attempts_total{outcome}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// An answer that is delivered.
+    Answered,
+    /// Groq refused (429).
+    Refused,
+    /// A failure status.
+    Failed,
+    /// No answer: connection failures, time limits.
+    Broken,
+}
+
+/// One request's life, filled in on its way; dropping it writes the access line and counts it, whoever drops it.
+#[derive(Debug)]
+pub struct Record {
+    telemetry: Arc<Telemetry>,
+    /// When the head had been read.
+    pub started: Instant,
+    /// `x-request-id`: the client's own, or made here.
+    pub id: String,
+    /// The path that was asked for (no query).
+    pub path: String,
+    /// A short endpoint name for labels.
+    pub endpoint: &'static str,
+    /// The app.
+    pub app: Arc<str>,
+    /// The model, empty where there is none.
+    pub model: Arc<str>,
+    /// Its class.
+    pub class: Class,
+    /// `traceparent`, as it came.
+    pub traceparent: Option<String>,
+    /// Time in line, all attempts together.
+    pub wait: Duration,
+    /// The dimension code that made it wait.
+    pub bound: Option<String>,
+    /// Sends.
+    pub attempts: u32,
+    /// The status sent; 0: the client left before there was one.
+    pub status: u16,
+    /// Who made the answer.
+    pub source: Source,
+    /// What the upstream says it used.
+    pub usage: Usage,
+    /// The upstream's `x-request-id`.
+    pub upstream_id: Option<String>,
+    /// From the last send to the answer's head.
+    pub time_to_head: Option<Duration>,
+    /// What the log says of a failure (the client reads less).
+    pub error: Option<String>,
+}
+
+impl Record {
+    /// Starts the record of a request that has just been read.
+    pub fn new(telemetry: &Arc<Telemetry>, path: &str, now: Instant) -> Self {
+        Self {
+            telemetry: telemetry.clone(),
+            started: now,
+            id: String::new(),
+            path: path.to_owned(),
+            endpoint: "other",
+            app: Arc::from(""),
+            model: Arc::from(""),
+            class: Class::default(),
+            traceparent: None,
+            wait: Duration::ZERO,
+            bound: None,
+            attempts: 0,
+            status: 0,
+            source: Source::Client,
+            usage: Usage::default(),
+            upstream_id: None,
+            time_to_head: None,
+            error: None,
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.telemetry.finished(self);
+    }
+}
+
+/// The metric families and the access log.
+#[derive(Debug, Default)]
+pub struct Telemetry {}
+
+impl Telemetry {
+    /// Counts one attempt.
+    pub fn attempt(&self, _outcome: Outcome) {}
+
+    /// Counts a refusal of Groq's by dimension code (`unknown` where the text did not say).
+    pub fn refused(&self, _model: &str, _dimension: &str) {}
+
+    /// A request has ended: one line, its counters and histograms.
+    fn finished(&self, _record: &Record) {}
+}
