@@ -1,0 +1,181 @@
+//! Does the house stand as drawn? Who may use whom, what the cores may name, how every file begins.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Left may use right, never back; `error`, `groq`, `config` and `headers` are the ground floor.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("main", &["cli"]),
+    ("cli", &["admin", "config", "error", "groq", "limits", "proxy", "server", "sim", "telemetry", "upstream"]),
+    ("server", &["admin", "config", "error", "proxy", "relay", "telemetry"]),
+    ("admin", &["breaker", "config", "error", "groq", "limits", "proxy", "telemetry"]),
+    (
+        "proxy",
+        &["breaker", "call", "config", "error", "estimate", "groq", "headers", "limits", "relay", "retry", "telemetry", "upstream"],
+    ),
+    ("relay", &["error", "estimate", "groq", "limits", "telemetry", "upstream"]),
+    ("telemetry", &["breaker", "config", "groq", "limits"]),
+    ("call", &["config", "error", "estimate", "groq", "headers"]),
+    ("limits", &["config", "groq"]),
+    ("upstream", &["config", "error", "groq", "headers", "retry"]),
+    ("estimate", &["groq"]),
+    ("config", &["groq"]),
+    ("retry", &["error"]),
+    ("breaker", &[]),
+    ("error", &["groq"]),
+    ("groq", &[]),
+    ("headers", &[]),
+    ("sim", &[]),
+];
+
+/// The cores name no socket and read no clock: time is an argument. `limits/redis.rs` is the one with a network.
+const CORES: &[&str] = &["limits", "retry", "breaker", "groq", "estimate"];
+const NOT_IN_CORES: &[&str] = &["tokio::net", "std::net", "hyper", "Instant::now()", "SystemTime::now()"];
+
+/// Names that say nothing.
+const EMPTY_NOUNS: &[&str] = &["Manager", "Handler", "Service", "Helper", "Utils"];
+
+#[test]
+fn modules_use_only_what_is_to_their_right() {
+    let arrows: BTreeMap<_, BTreeSet<_>> = ARROWS.iter().map(|(from, to)| (*from, to.iter().copied().collect())).collect();
+    let mut wrong = Vec::new();
+    for source in sources() {
+        let from = source.module();
+        let allowed = arrows.get(from.as_str()).unwrap_or_else(|| panic!("src/{from}: a module that the arrows do not name"));
+        for to in used_modules(&source.code) {
+            if to != from && !allowed.contains(to.as_str()) {
+                wrong.push(format!("{}: uses crate::{to}", source.path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "arrows that are not drawn:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_arrows_make_no_circle() {
+    let mut left: BTreeMap<_, Vec<_>> = ARROWS.iter().map(|(from, to)| (*from, to.to_vec())).collect();
+    while let Some(leaf) = left.iter().find(|(_, to)| to.iter().all(|to| !left.contains_key(to))).map(|(from, _)| *from) {
+        left.remove(leaf);
+    }
+    assert!(left.is_empty(), "a circle among {:?}", left.keys());
+}
+
+#[test]
+fn cores_name_no_socket_and_no_clock() {
+    let mut wrong = Vec::new();
+    for source in sources().into_iter().filter(|s| CORES.contains(&s.module().as_str()) && !s.path.ends_with("limits/redis.rs")) {
+        for name in NOT_IN_CORES {
+            for (number, _) in source.code.lines().enumerate().filter(|(_, line)| line.contains(name)) {
+                wrong.push(format!("{}:{}: {name}", source.path.display(), number + 1));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_file_says_which_question_it_answers() {
+    let silent: Vec<_> = sources().into_iter().filter(|s| !s.text.starts_with("//! ")).map(|s| s.path).collect();
+    assert!(silent.is_empty(), "no `//!` first: {silent:?}");
+}
+
+#[test]
+fn types_have_telling_names() {
+    let mut wrong = Vec::new();
+    for source in sources() {
+        for line in source.code.lines() {
+            let mut words = line.split_whitespace().skip_while(|w| !matches!(*w, "struct" | "enum" | "trait" | "mod")).skip(1);
+            let name = words.next().unwrap_or_default().trim_end_matches(|c: char| !c.is_alphanumeric());
+            if EMPTY_NOUNS.iter().any(|noun| name.ends_with(noun)) {
+                wrong.push(format!("{}: {name}", source.path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+struct Source {
+    path: PathBuf,
+    text: String,
+    /// Without comments and without the tests at the end.
+    code: String,
+}
+
+impl Source {
+    /// The top-level module that the file belongs to.
+    fn module(&self) -> String {
+        let first = self.path.components().next().expect("a path relative to src is not empty");
+        first.as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned()
+    }
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut paths = vec![root.clone()];
+    let mut found = Vec::new();
+    while let Some(path) = paths.pop() {
+        if path.is_dir() {
+            paths.extend(fs::read_dir(&path).expect("src can be listed").map(|entry| entry.expect("an entry").path()));
+        } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("src/lib.rs") && !is_test(&path) {
+            let text = fs::read_to_string(&path).expect("a source is UTF-8");
+            let code = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+            let code = code.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
+            found.push(Source { path: path.strip_prefix(&root).expect("below src").to_owned(), text, code });
+        }
+    }
+    assert!(found.len() > 10, "only {} sources found", found.len());
+    found
+}
+
+/// Big test modules have files of their own; what they use is their own affair.
+fn is_test(path: &Path) -> bool {
+    path.components().any(|part| part.as_os_str().to_string_lossy().trim_end_matches(".rs") == "tests")
+}
+
+/// Every `m` of `crate::m` and of `crate::{m::…, n}`.
+fn used_modules(code: &str) -> BTreeSet<String> {
+    let mut used = BTreeSet::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        match rest.strip_prefix('{') {
+            Some(group) => used.extend(first_segments(group)),
+            None => used.extend(identifier(rest)),
+        }
+    }
+    used
+}
+
+/// The first segments of a brace group's members, up to its closing brace.
+fn first_segments(group: &str) -> BTreeSet<String> {
+    let (mut depth, mut expecting, mut found) = (0, true, BTreeSet::new());
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => expecting = true,
+            c if expecting && c.is_alphabetic() => {
+                found.extend(identifier(&group[at..]));
+                expecting = false;
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+fn identifier(text: &str) -> Option<String> {
+    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+    let name = &text[..end];
+    // A macro or a type of the crate root is no module.
+    name.starts_with(|c: char| c.is_lowercase()).then(|| name.to_owned())
+}
+
+#[test]
+fn the_reader_of_arrows_reads_groups_and_lines() {
+    let code = "use crate::{a::{B, C}, d, e::F};\nuse crate::g::H;\nfn f() { crate::i::j() }";
+    assert_eq!(used_modules(code).into_iter().collect::<Vec<_>>(), ["a", "d", "e", "g", "i"]);
+}
