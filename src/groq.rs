@@ -5,6 +5,18 @@ use std::{borrow::Cow, time::Duration};
 
 use http::HeaderMap;
 
+mod duration;
+mod path;
+mod refusal;
+mod sse;
+mod usage;
+
+pub use duration::{parse_duration, retry_after};
+pub use path::{Endpoint, map_path};
+pub use refusal::RefusalText;
+pub use sse::{SseTail, StreamError};
+pub use usage::Usage;
+
 /// What a limit counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Unit {
@@ -87,33 +99,6 @@ impl Dimension {
     }
 }
 
-/// What a path leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Endpoint {
-    /// `chat/completions`
-    Chat,
-    /// `responses`
-    Responses,
-    /// `embeddings`
-    Embeddings,
-    /// `audio/transcriptions`
-    Transcription,
-    /// `audio/translations`
-    Translation,
-    /// `audio/speech`
-    Speech,
-    /// `models`, `models/{id}`
-    Models,
-    /// `batches…`
-    Batches,
-    /// `files…`
-    Files,
-    /// `/v1/fine_tunings…`
-    FineTunings,
-    /// Anything else: passed through.
-    Other,
-}
-
 /// One bucket as the headers describe it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Snapshot {
@@ -138,50 +123,92 @@ pub struct RateState {
 
 impl RateState {
     /// Reads the headers; what is absent or unparsable is `None`.
-    pub fn of(_headers: &HeaderMap) -> Self {
-        Self::default()
+    pub fn of(headers: &HeaderMap) -> Self {
+        let snapshot = |[limit, remaining, reset]: [&str; 3]| {
+            let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+            let limit = text(limit).and_then(count).filter(|limit| *limit > 0)?;
+            let remaining = text(remaining).and_then(count)?.min(limit);
+            Some(Snapshot { limit, remaining, reset: text(reset).and_then(parse_duration) })
+        };
+        Self {
+            requests: snapshot(["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"]),
+            tokens: snapshot(["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"]),
+            audio: snapshot([
+                "x-ratelimit-limit-audio-seconds",
+                "x-ratelimit-remaining-audio-seconds",
+                "x-ratelimit-reset-audio-seconds",
+            ]),
+        }
     }
 }
 
-/// A refusal's text, parsed.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RefusalText {
-    /// The dimension, where the text names one (a code never seen before makes a dimension of its own).
-    pub dimension: Option<Dimension>,
-    /// `Limit n`
-    pub limit: u64,
-    /// `Used n`, absent from "request too large" texts.
-    pub used: Option<u64>,
-    /// `Requested n`
-    pub requested: u64,
-    /// `Please try again in W`
-    pub wait: Option<Duration>,
+/// A whole number, or the whole part of a decimal one; less than nothing is nothing.
+fn count(text: &str) -> Option<u64> {
+    let (number, below_zero) = text.strip_prefix('-').map_or((text, false), |rest| (rest, true));
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    (plain(whole) && plain(fraction)).then(|| if below_zero { 0 } else { whole.parse().unwrap_or(u64::MAX) })
 }
 
-impl RefusalText {
-    /// Parses the message of a 429, 413 or 400; `None` if it is not a limit's refusal.
-    pub fn parse(_message: &str) -> Option<Self> {
-        None
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let pair = |(name, value): &(&'static str, &str)| {
+            (HeaderName::from_static(name), HeaderValue::from_str(value).expect("a value"))
+        };
+        pairs.iter().map(pair).collect()
     }
 
-    /// Whether the request can never succeed, whatever the status says.
-    pub fn hopeless(&self) -> bool {
-        self.requested > self.limit
+    #[test]
+    fn captured_headers() {
+        let state = RateState::of(&headers(&[
+            ("x-ratelimit-limit-requests", "14400"),
+            ("x-ratelimit-remaining-requests", "14399"),
+            ("x-ratelimit-reset-requests", "6s"),
+            ("x-ratelimit-limit-tokens", "8000"),
+            ("x-ratelimit-remaining-tokens", "7922"),
+            ("x-ratelimit-reset-tokens", "585ms"),
+        ]));
+        let snapshot = |limit, remaining, ms| Some(Snapshot { limit, remaining, reset: Some(Duration::from_millis(ms)) });
+        assert_eq!(state.requests, snapshot(14_400, 14_399, 6000));
+        assert_eq!(state.tokens, snapshot(8000, 7922, 585));
+        assert_eq!(state.audio, None);
     }
-}
 
-/// What an answer says that it used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Prompt tokens, cached ones included.
-    pub prompt: u64,
-    /// Completion tokens, reasoning included.
-    pub completion: u64,
-    /// Prompt tokens that came from the cache and do not count against limits.
-    pub cached: u64,
-}
+    #[test]
+    fn headers_that_lie_or_lack() {
+        let tokens = |limit, remaining, reset| {
+            RateState::of(&headers(&[
+                ("x-ratelimit-limit-tokens", limit),
+                ("x-ratelimit-remaining-tokens", remaining),
+                ("x-ratelimit-reset-tokens", reset),
+            ]))
+            .tokens
+            .map(|s| (s.limit, s.remaining, s.reset))
+        };
+        assert_eq!(tokens("8000", "-20", "soon"), Some((8000, 0, None)));
+        assert_eq!(tokens("8000", "9000", ""), Some((8000, 8000, None)));
+        assert_eq!(tokens("8000", "12.75", "-1s"), Some((8000, 12, None)));
+        assert_eq!(tokens("99999999999999999999999", "1", "0s"), Some((u64::MAX, 1, Some(Duration::ZERO))));
+        for (limit, remaining) in [("0", "0"), ("", "1"), ("x", "1"), ("1", "x"), ("1e3", "1"), ("-5", "1"), ("1", ".")] {
+            assert_eq!(tokens(limit, remaining, "1s"), None, "{limit} {remaining}");
+        }
+        assert_eq!(RateState::of(&headers(&[("x-ratelimit-limit-tokens", "8000")])), RateState::default());
+    }
 
-/// Parses a Go duration (`7.66s`, `2m59.56s`, `370ms`, `16.239999999s`).
-pub fn parse_duration(_text: &str) -> Option<Duration> {
-    None
+    proptest! {
+        #[test]
+        fn any_header_value(values in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..20), 3)) {
+            let names = ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"];
+            let pairs = names.into_iter().zip(values);
+            let headers = pairs.filter_map(|(name, v)| Some((HeaderName::from_static(name), HeaderValue::from_bytes(&v).ok()?)));
+            let state = RateState::of(&headers.collect());
+            prop_assert!(state.tokens.is_none_or(|s| s.remaining <= s.limit && s.limit > 0));
+        }
+    }
 }

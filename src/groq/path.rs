@@ -1,0 +1,225 @@
+//! Where does a path lead? Clients arrive on four spellings of Groq's paths; this maps them to the one it serves.
+
+use std::borrow::Cow;
+
+use http::Method;
+
+const ROOT: &str = "/openai/v1";
+
+/// What a path leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// `chat/completions`
+    Chat,
+    /// `responses`
+    Responses,
+    /// `embeddings`
+    Embeddings,
+    /// `audio/transcriptions`
+    Transcription,
+    /// `audio/translations`
+    Translation,
+    /// `audio/speech`
+    Speech,
+    /// `models`, `models/{id}`
+    Models,
+    /// `batches…`
+    Batches,
+    /// `files…`
+    Files,
+    /// `/v1/fine_tunings…`
+    FineTunings,
+    /// Anything else: passed through.
+    Other,
+}
+
+impl Endpoint {
+    /// The endpoint at a path that [`map_path`] has mapped; a query is not looked at.
+    pub fn of(method: &Method, path: &str) -> Self {
+        let path = path.split_once('?').map_or(path, |(path, _)| path);
+        let endpoint = match path.strip_prefix(ROOT).and_then(|rest| rest.strip_prefix('/')) {
+            Some(rest) => Self::known(rest),
+            None if is_fine_tuning(path) => Self::FineTunings,
+            None => Self::Other,
+        };
+        if endpoint.methods().contains(method) { endpoint } else { Self::Other }
+    }
+
+    /// What `rest` is under `/openai/v1/`.
+    fn known(rest: &str) -> Self {
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        match rest {
+            "chat/completions" => return Self::Chat,
+            "responses" => return Self::Responses,
+            "embeddings" => return Self::Embeddings,
+            "audio/transcriptions" => return Self::Transcription,
+            "audio/translations" => return Self::Translation,
+            "audio/speech" => return Self::Speech,
+            _ => {}
+        }
+        match rest.split('/').next() {
+            Some("models") => Self::Models,
+            Some("batches") => Self::Batches,
+            Some("files") => Self::Files,
+            _ => Self::Other,
+        }
+    }
+
+    fn methods(self) -> &'static [Method] {
+        match self {
+            Self::Models => &[Method::GET, Method::DELETE],
+            Self::Batches | Self::Files | Self::FineTunings => &[Method::GET, Method::POST, Method::DELETE],
+            Self::Other => &[],
+            _ => &[Method::POST],
+        }
+    }
+
+    /// A short name for labels.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Responses => "responses",
+            Self::Embeddings => "embeddings",
+            Self::Transcription => "transcriptions",
+            Self::Translation => "translations",
+            Self::Speech => "speech",
+            Self::Models => "models",
+            Self::Batches => "batches",
+            Self::Files => "files",
+            Self::FineTunings => "fine_tunings",
+            Self::Other => "other",
+        }
+    }
+
+    /// Whether a request's body must be JSON.
+    pub fn takes_json(self) -> bool {
+        matches!(self, Self::Chat | Self::Responses | Self::Embeddings | Self::Speech | Self::Batches | Self::FineTunings)
+    }
+
+    /// Whether a request's body is a multipart form with audio.
+    pub fn takes_audio(self) -> bool {
+        matches!(self, Self::Transcription | Self::Translation)
+    }
+
+    /// Whether a plain (not streamed) success is JSON, unless the request asked for text.
+    pub fn answers_json(self) -> bool {
+        !matches!(self, Self::Speech | Self::Files | Self::Other)
+    }
+
+    /// Whether requests draw on a model's limits.
+    pub fn spends(self) -> bool {
+        self.takes_audio() || matches!(self, Self::Chat | Self::Responses | Self::Embeddings | Self::Speech)
+    }
+}
+
+/// Maps the spellings of the clients to Groq's: `/openai/v1/openai/v1/x`, `/v1/x` (fine tunings apart) and `/x` for
+/// the known endpoints become `/openai/v1/x`. Everything else, and every query, stays as it is.
+pub fn map_path(path_and_query: &str) -> Cow<'_, str> {
+    let (path, query) = path_and_query.split_at(path_and_query.find('?').unwrap_or(path_and_query.len()));
+    let mut path_now = path;
+    while let Some(rest) = path_now.strip_prefix(ROOT).filter(|rest| under(rest, ROOT)) {
+        path_now = rest;
+    }
+    if under(path_now, "/v1") && !is_fine_tuning(path_now) {
+        path_now = &path_now["/v1".len()..];
+    } else if path_now.strip_prefix('/').is_none_or(|rest| Endpoint::known(rest) == Endpoint::Other) {
+        return if path_now.len() == path.len() { Cow::Borrowed(path_and_query) } else { Cow::Owned([path_now, query].concat()) };
+    }
+    Cow::Owned([ROOT, path_now, query].concat())
+}
+
+fn is_fine_tuning(path: &str) -> bool {
+    path.strip_prefix("/v1").is_some_and(|rest| under(rest, "/fine_tunings"))
+}
+
+/// Whether `path` is `prefix` or lies below it.
+fn under(path: &str, prefix: &str) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn every_spelling_leads_to_groqs() {
+        let table = [
+            ("/openai/v1/chat/completions", "/openai/v1/chat/completions"),
+            ("/openai/v1/openai/v1/chat/completions", "/openai/v1/chat/completions"),
+            ("/openai/v1/openai/v1/openai/v1/models", "/openai/v1/models"),
+            ("/v1/chat/completions", "/openai/v1/chat/completions"),
+            ("/chat/completions", "/openai/v1/chat/completions"),
+            ("/v1/whatever", "/openai/v1/whatever"),
+            ("/models", "/openai/v1/models"),
+            ("/models/openai/gpt-oss-20b", "/openai/v1/models/openai/gpt-oss-20b"),
+            ("/models/openai%2Fgpt-oss-20b", "/openai/v1/models/openai%2Fgpt-oss-20b"),
+            ("/audio/speech?a=/v1/b?c", "/openai/v1/audio/speech?a=/v1/b?c"),
+            ("/openai/v1/openai/v1/files?x=%20&y", "/openai/v1/files?x=%20&y"),
+            ("/files/file_1/content", "/openai/v1/files/file_1/content"),
+            ("/v1/fine_tunings", "/v1/fine_tunings"),
+            ("/v1/fine_tunings/7?q", "/v1/fine_tunings/7?q"),
+            ("/openai/v1", "/openai/v1"),
+            ("/openai/v1/", "/openai/v1/"),
+            ("/openai/v10/chat/completions", "/openai/v10/chat/completions"),
+            ("/v10/chat/completions", "/v10/chat/completions"),
+            ("/whatever", "/whatever"),
+            ("/", "/"),
+            ("*", "*"),
+            ("", ""),
+            ("/chat", "/chat"),
+            ("/modelsx", "/modelsx"),
+        ];
+        for (from, to) in table {
+            assert_eq!(map_path(from), to, "{from}");
+        }
+    }
+
+    #[test]
+    fn endpoints_by_method_and_path() {
+        let (get, post) = (Method::GET, Method::POST);
+        let table = [
+            (&post, "/openai/v1/chat/completions", Endpoint::Chat),
+            (&post, "/openai/v1/chat/completions/", Endpoint::Chat),
+            (&post, "/openai/v1/chat/completions?x=1", Endpoint::Chat),
+            (&get, "/openai/v1/chat/completions", Endpoint::Other),
+            (&Method::OPTIONS, "/openai/v1/chat/completions", Endpoint::Other),
+            (&post, "/openai/v1/responses", Endpoint::Responses),
+            (&get, "/openai/v1/responses/resp_1", Endpoint::Other),
+            (&post, "/openai/v1/embeddings", Endpoint::Embeddings),
+            (&post, "/openai/v1/audio/transcriptions", Endpoint::Transcription),
+            (&post, "/openai/v1/audio/translations", Endpoint::Translation),
+            (&post, "/openai/v1/audio/speech", Endpoint::Speech),
+            (&get, "/openai/v1/models", Endpoint::Models),
+            (&Method::DELETE, "/openai/v1/models/a/b", Endpoint::Models),
+            (&get, "/openai/v1/files/f/content", Endpoint::Files),
+            (&post, "/openai/v1/batches/b/cancel", Endpoint::Batches),
+            (&post, "/v1/fine_tunings", Endpoint::FineTunings),
+            (&post, "/chat/completions", Endpoint::Other),
+            (&get, "/favicon.ico", Endpoint::Other),
+        ];
+        for (method, path, endpoint) in table {
+            assert_eq!(Endpoint::of(method, path), endpoint, "{method} {path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn mapping_is_idempotent_and_keeps_the_query(path in "(/openai/v1|/v1|/openai|/models|/chat/completions|/x){0,6}", query in "(\\?[a-z/?=]{0,9})?") {
+            let once = map_path(&(path + &query)).into_owned();
+            prop_assert!(once.ends_with(&query));
+            // `/v1/v1/x` is nobody's spelling: its second mapping may differ, Groq's own paths never do.
+            if once.starts_with("/openai/v1/") {
+                let twice = map_path(&once).into_owned();
+                prop_assert!(twice == once || once.starts_with("/openai/v1/openai/v1"));
+            }
+        }
+
+        #[test]
+        fn never_panics(path in "\\PC*") {
+            let mapped = map_path(&path).into_owned();
+            let _ = Endpoint::of(&Method::POST, &mapped);
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! What does a refusal's text teach? Its dimension, limit, use and exact wait, from every wording captured so far.
+
+use std::{borrow::Cow, time::Duration};
+
+use super::{Dimension, Unit, duration::leading_duration};
+
+/// A refusal's text, parsed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RefusalText {
+    /// The dimension, where the text names one (a code never seen before makes a dimension of its own).
+    pub dimension: Option<Dimension>,
+    /// The abbreviation as printed, where there is one.
+    pub code: Option<String>,
+    /// What is counted, where the words say.
+    pub unit: Option<Unit>,
+    /// `Limit n`
+    pub limit: u64,
+    /// `Used n`, absent from "request too large" texts.
+    pub used: Option<u64>,
+    /// `Requested n`
+    pub requested: u64,
+    /// `Please try again in W`
+    pub wait: Option<Duration>,
+}
+
+/// `Used` is rounded up, so a period derived from fewer units than this would be a guess.
+const ENOUGH_UNITS: u64 = 20;
+
+impl RefusalText {
+    /// Parses the message of a 429, 413 or 400; `None` if it is not a limit's refusal.
+    pub fn parse(message: &str) -> Option<Self> {
+        // ASCII only: byte positions stay those of `message`.
+        let lower = message.to_ascii_lowercase();
+        if !lower.contains("rate limit") && !lower.contains("too large") {
+            return None;
+        }
+        let requested_at = lower.rfind("requested").filter(|at| number(&lower[at + "requested".len()..]).is_some())?;
+        let requested = number(&lower[requested_at + "requested".len()..])?;
+        let (limit_at, limit) = last_number(&lower[..requested_at], "limit")?;
+        let used = last_number(&lower[limit_at..requested_at], "used").map(|(_, used)| used);
+        let wait = lower
+            .rfind("try again in")
+            .and_then(|at| leading_duration(message[at + "try again in".len()..].trim_start()))
+            .map(|(wait, _)| wait);
+        let (words, code) = named(message[..limit_at].trim_end_matches([' ', ':']));
+        let words = words.to_ascii_lowercase();
+        let unit = unit_of(&words);
+        let dimension = dimension(code, unit, period_of(&words), requested);
+        Some(Self { dimension, code: code.map(str::to_owned), unit, limit, used, requested, wait })
+    }
+
+    /// Whether the request can never succeed, whatever the status says.
+    pub fn hopeless(&self) -> bool {
+        self.requested > self.limit
+    }
+
+    /// The named dimension, or one whose period follows from the wait: `W × L / (U + R − L)`.
+    /// `None` where the text has neither a name nor enough units over its limit to tell.
+    pub fn dimension_or_derived(&self) -> Option<Dimension> {
+        if self.dimension.is_some() {
+            return self.dimension.clone();
+        }
+        let over = self.used?.saturating_add(self.requested).checked_sub(self.limit).filter(|over| *over >= ENOUGH_UNITS)?;
+        let period = self.wait?.as_secs_f64() * self.limit as f64 / over as f64;
+        // `Used` is up to one too high, so the period is up to 5 % too short.
+        let usual = [1.0, 60.0, 3600.0, 86_400.0].into_iter().find(|usual| (period / usual - 1.0).abs() < 0.06);
+        let period = Duration::try_from_secs_f64(usual.unwrap_or(period)).ok().filter(|period| !period.is_zero())?;
+        dimension(self.code.as_deref(), self.unit.or(Some(Unit::Tokens)), Some(period), self.requested)
+    }
+}
+
+/// The words and the abbreviation before `Limit`: `… on tokens per minute (TPM)`.
+fn named(text: &str) -> (&str, Option<&str>) {
+    let (text, code) = match text.strip_suffix(')').and_then(|text| text.rsplit_once('(')) {
+        Some((words, code)) => (words, Some(code.trim()).filter(|code| is_code(code))),
+        None => (text, None),
+    };
+    // The last "on" that is a word: "organization" and "on_demand" end or begin otherwise.
+    let on = text.rmatch_indices("on").map(|(at, _)| at).find(|at| {
+        let word = |c: char| c.is_alphanumeric() || c == '_' || c == '-';
+        !text[..*at].ends_with(word) && !text[at + 2..].starts_with(word)
+    });
+    (on.map_or("", |at| text[at + 2..].trim()), code)
+}
+
+/// An abbreviation that may become a label: short, letters and digits.
+fn is_code(code: &str) -> bool {
+    (1..=12).contains(&code.len()) && code.bytes().all(|b| b.is_ascii_alphanumeric())
+}
+
+fn dimension(code: Option<&str>, unit: Option<Unit>, period: Option<Duration>, requested: u64) -> Option<Dimension> {
+    const KNOWN: [Dimension; 8] = [
+        Dimension::RPM,
+        Dimension::RPD,
+        Dimension::TPM,
+        Dimension::TPD,
+        Dimension::ITPM,
+        Dimension::OTPM,
+        Dimension::ASPH,
+        Dimension::ASPD,
+    ];
+    let code = match code {
+        Some("ASH") => Some("ASPH"),
+        Some("ASD") => Some("ASPD"),
+        other => other,
+    };
+    if let Some(known) = KNOWN.into_iter().find(|known| Some(known.code.as_ref()) == code) {
+        return Some(known);
+    }
+    let period = period?;
+    if code.is_none() {
+        let unit = unit?;
+        let known = KNOWN.into_iter().find(|known| known.unit == unit && known.period == period);
+        return known.or_else(|| Some(Dimension { code: Cow::Owned(made_code(unit, period)), unit, period }));
+    }
+    // A unit never heard of: one at a time is a count of requests, more is most likely a kind of token.
+    let unit = unit.unwrap_or(if requested <= 1 { Unit::Requests } else { Unit::Tokens });
+    Some(Dimension { code: Cow::Owned(code?.to_owned()), unit, period })
+}
+
+/// Groq's manner of abbreviating, for a dimension that came without an abbreviation: `R10S`.
+fn made_code(unit: Unit, period: Duration) -> String {
+    let unit = match unit {
+        Unit::Requests => "R",
+        Unit::Tokens => "T",
+        Unit::InputTokens => "IT",
+        Unit::OutputTokens => "OT",
+        Unit::AudioSeconds => "AS",
+    };
+    format!("{unit}{}S", period.as_secs().max(1))
+}
+
+fn unit_of(words: &str) -> Option<Unit> {
+    let counted = words.split_once(" per ").map_or(words, |(counted, _)| counted);
+    let table = [
+        ("output token", Unit::OutputTokens),
+        ("completion token", Unit::OutputTokens),
+        ("input token", Unit::InputTokens),
+        ("prompt token", Unit::InputTokens),
+        ("token", Unit::Tokens),
+        ("audio", Unit::AudioSeconds),
+        ("second", Unit::AudioSeconds),
+        ("request", Unit::Requests),
+    ];
+    table.into_iter().find_map(|(word, unit)| counted.contains(word).then_some(unit))
+}
+
+fn period_of(words: &str) -> Option<Duration> {
+    let (_, period) = words.rsplit_once("per ")?;
+    let period = period.trim();
+    let count_end = period.bytes().take_while(u8::is_ascii_digit).count();
+    let count = if count_end == 0 { 1 } else { period[..count_end].parse::<u64>().ok()? };
+    let name = period[count_end..].trim_start();
+    let seconds = match name.trim_end_matches('s') {
+        "" | "second" | "sec" => 1,
+        "m" | "minute" | "min" => 60,
+        "h" | "hour" => 3_600,
+        "d" | "day" => 86_400,
+        "w" | "week" => 604_800,
+        "month" => 30 * 86_400,
+        _ => return leading_duration(period).filter(|(period, rest)| rest.is_empty() && !period.is_zero()).map(|(p, _)| p),
+    };
+    // "per" with nothing after it is no period.
+    let seconds = if name.is_empty() { return None } else { count.checked_mul(seconds)? };
+    (1..=366 * 86_400).contains(&seconds).then(|| Duration::from_secs(seconds))
+}
+
+/// The last `name` that a number follows, with its position.
+fn last_number(text: &str, name: &str) -> Option<(usize, u64)> {
+    text.rmatch_indices(name).find_map(|(at, _)| Some((at, number(&text[at + name.len()..])?)))
+}
+
+/// The number that `text` begins with after spaces, a colon or `~`: `~12903`, `15,000`, `7182.5` (rounded up).
+fn number(text: &str) -> Option<u64> {
+    let text = text.trim_start_matches([' ', ':', '~', '=']);
+    let mut value: Option<u64> = None;
+    let mut bytes = text.as_bytes();
+    while let [first, rest @ ..] = bytes {
+        match first {
+            b'0'..=b'9' => value = Some(value.unwrap_or(0).saturating_mul(10).saturating_add(u64::from(first - b'0'))),
+            b',' if value.is_some() && rest.len() >= 3 && rest[..3].iter().all(u8::is_ascii_digit) => {}
+            b'.' if rest.first().is_some_and(u8::is_ascii_digit) => {
+                let fraction = rest.iter().take_while(|b| b.is_ascii_digit()).any(|b| *b != b'0');
+                return Some(value?.saturating_add(u64::from(fraction)));
+            }
+            _ => break,
+        }
+        bytes = rest;
+    }
+    value
+}
+
+#[cfg(test)]
+#[path = "refusal_tests.rs"]
+mod tests;

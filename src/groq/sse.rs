@@ -1,0 +1,264 @@
+//! What does a stream say of itself as it passes? Whole events, its end, its cost, an error in its midst.
+//!
+//! The bytes are looked at where they are; of an event that comes in pieces an excerpt of at most [`EXCERPT`] is kept.
+
+use std::borrow::Cow;
+
+use memchr::{memchr2, memmem};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::Usage;
+
+/// Kept of an event's beginning (its name, its type), bytes.
+const HEAD: usize = 1 << 10;
+/// Kept of an event's end (its usage), bytes.
+const TAIL: usize = 16 << 10;
+/// Longer events are judged by their beginning and their end.
+const EXCERPT: usize = HEAD + TAIL;
+
+/// An error that came in a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamError {
+    /// The event's data, JSON where the upstream is well; at most [`EXCERPT`] bytes of it.
+    pub data: Vec<u8>,
+    /// Whether every client raises on it as it is: a `data: {"error":…}` frame. `event: error` with other data and a
+    /// chunk with `x_groq.error` are not seen by all of them.
+    pub is_frame: bool,
+}
+
+/// Watches a stream. Feed it every byte in order, in any pieces.
+#[derive(Debug, Default)]
+pub struct SseTail {
+    /// What is kept of an event that began in an earlier piece.
+    partial: Excerpt,
+    /// Bytes of the line under way, in earlier pieces; its end makes a blank line where this is 0.
+    line: usize,
+    /// The last byte was a CR: an LF that follows belongs to it.
+    after_cr: bool,
+    /// Whether that CR ended an event, so that its LF goes with that event.
+    after_blank: bool,
+    done: bool,
+    terminal: bool,
+    usage: Option<Usage>,
+    error: Option<StreamError>,
+    events: u64,
+    deltas: u64,
+}
+
+impl SseTail {
+    /// Looks at the next piece. Returns how many of its bytes complete events, together with all bytes held before:
+    /// those may pass; what follows the last blank line waits for the rest of its event. 0: everything waits.
+    pub fn feed(&mut self, piece: &[u8]) -> usize {
+        let mut passed = 0;
+        let mut event_start = 0;
+        let mut line_start = 0;
+        let mut at = 0;
+        if self.after_cr && piece.first() == Some(&b'\n') {
+            at = 1;
+            line_start = 1;
+            if self.after_blank {
+                event_start = 1;
+                passed = 1;
+            }
+        }
+        if !piece.is_empty() {
+            self.after_cr = false;
+            self.after_blank = false;
+        }
+        while let Some(found) = memchr2(b'\n', b'\r', &piece[at..]) {
+            let end = at + found;
+            let blank = self.line + (end - line_start) == 0;
+            at = end + 1;
+            if piece[end] == b'\r' {
+                match piece.get(at) {
+                    Some(b'\n') => at += 1,
+                    Some(_) => {}
+                    None => (self.after_cr, self.after_blank) = (true, blank),
+                }
+            }
+            self.line = 0;
+            line_start = at;
+            if blank {
+                self.event(&piece[event_start..at]);
+                event_start = at;
+                passed = at;
+            }
+        }
+        self.line += piece.len() - line_start;
+        self.partial.push(&piece[event_start..]);
+        passed
+    }
+
+    /// Whether the stream has come to its own end: `[DONE]`, a response's last event, or an error.
+    pub fn ended(&self) -> bool {
+        self.done || self.terminal || self.error.is_some()
+    }
+
+    /// Whether bytes of an unfinished event are held.
+    pub fn is_within_event(&self) -> bool {
+        self.partial.len > 0
+    }
+
+    /// What the stream says that it used, so far.
+    pub fn usage(&self) -> Option<Usage> {
+        self.usage
+    }
+
+    /// The first error that it carried.
+    pub fn error(&self) -> Option<&StreamError> {
+        self.error.as_ref()
+    }
+
+    /// Whole events with data so far.
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// Completion tokens so far, about: the events that carried a piece of the answer.
+    pub fn completion_tokens(&self) -> u64 {
+        self.deltas
+    }
+
+    /// The last piece of an event, its blank line included.
+    fn event(&mut self, last_piece: &[u8]) {
+        if self.partial.len == 0 && last_piece.len() <= EXCERPT {
+            self.judge(last_piece);
+        } else {
+            let mut partial = std::mem::take(&mut self.partial);
+            partial.push(last_piece);
+            self.judge(&partial.bytes());
+            partial.clear();
+            self.partial = partial;
+        }
+    }
+
+    fn judge(&mut self, event: &[u8]) {
+        let (name, data) = fields(event);
+        if data.is_empty() {
+            return;
+        }
+        self.events += 1;
+        if data.as_ref() == b"[DONE]" {
+            self.done = true;
+            return;
+        }
+        if has(&data, b"delta\"") {
+            self.deltas += 1;
+        }
+        if has(&data, br#""usage""#) {
+            self.usage = Usage::scan(&data).or(self.usage);
+        }
+        if name == b"error" || has(&data, br#""error""#) || has(&data, br#".error""#) {
+            self.look_for_error(name, &data);
+        }
+        self.terminal |= LAST_EVENTS.iter().any(|last| {
+            name == last.as_bytes() || (has(&data, last.as_bytes()) && Top::of(&data).kind.as_deref() == Some(*last))
+        });
+    }
+
+    fn look_for_error(&mut self, name: &[u8], data: &[u8]) {
+        let top = Top::of(data);
+        let is_frame = is_some(top.error) || data.starts_with(br#"{"error":{"#);
+        let in_chunk = top.x_groq.is_some_and(|x_groq| is_some(x_groq.error));
+        if is_frame || in_chunk || name == b"error" || top.kind.as_deref() == Some("error") {
+            self.error.get_or_insert_with(|| StreamError { data: data.to_vec(), is_frame });
+        }
+    }
+}
+
+/// The typed events that end a stream without `[DONE]`.
+const LAST_EVENTS: [&str; 4] = ["response.completed", "response.incomplete", "response.failed", "transcript.text.done"];
+
+/// The members that tell what an event is.
+#[derive(Default, Deserialize)]
+struct Top<'a> {
+    #[serde(borrow, default, rename = "type")]
+    kind: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    x_groq: Option<XGroq<'a>>,
+}
+
+#[derive(Deserialize)]
+struct XGroq<'a> {
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
+}
+
+impl<'a> Top<'a> {
+    /// Nothing, where the data is not JSON or only an excerpt of it.
+    fn of(data: &'a [u8]) -> Self {
+        serde_json::from_slice(data).unwrap_or_default()
+    }
+}
+
+fn is_some(member: Option<&RawValue>) -> bool {
+    member.is_some_and(|value| value.get() != "null")
+}
+
+fn has(data: &[u8], needle: &[u8]) -> bool {
+    memmem::find(data, needle).is_some()
+}
+
+/// An event's name and its data; several data lines are joined as the standard says.
+fn fields(event: &[u8]) -> (&[u8], Cow<'_, [u8]>) {
+    let mut name: &[u8] = b"";
+    let mut data: Option<Cow<'_, [u8]>> = None;
+    for line in event.split(|b| matches!(b, b'\n' | b'\r')) {
+        let value = |field: &[u8]| {
+            let value = line.strip_prefix(field)?;
+            Some(value.strip_prefix(b" ").unwrap_or(value))
+        };
+        if let Some(value) = value(b"data:") {
+            match &mut data {
+                None => data = Some(Cow::Borrowed(value)),
+                Some(before) => {
+                    let before = before.to_mut();
+                    before.push(b'\n');
+                    before.extend_from_slice(value);
+                }
+            }
+        } else if let Some(value) = value(b"event:") {
+            name = value;
+        }
+    }
+    (name, data.unwrap_or_default())
+}
+
+/// The first [`HEAD`] and the last [`TAIL`] bytes of what was pushed.
+#[derive(Debug, Default)]
+struct Excerpt {
+    head: Vec<u8>,
+    tail: Vec<u8>,
+    len: usize,
+}
+
+impl Excerpt {
+    fn push(&mut self, bytes: &[u8]) {
+        self.len += bytes.len();
+        let (head, rest) = bytes.split_at(bytes.len().min(HEAD - self.head.len()));
+        self.head.extend_from_slice(head);
+        let rest = &rest[rest.len().saturating_sub(TAIL)..];
+        // Dropped in large steps, so that small pieces do not move the tail each time.
+        if self.tail.len() + rest.len() > 2 * TAIL {
+            self.tail.drain(..(self.tail.len() + rest.len() - TAIL).min(self.tail.len()));
+        }
+        self.tail.extend_from_slice(rest);
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        [self.head.as_slice(), &self.tail[self.tail.len().saturating_sub(TAIL)..]].concat()
+    }
+
+    fn clear(&mut self) {
+        self.head.clear();
+        self.tail.clear();
+        self.len = 0;
+    }
+}
+
+#[cfg(test)]
+#[path = "sse_tests.rs"]
+mod tests;

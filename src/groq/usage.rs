@@ -1,0 +1,128 @@
+//! What did an answer cost? `usage` and `x_groq.usage`, of whole answers and of a stream's last events.
+
+use memchr::memmem;
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::Value;
+
+/// What an answer says that it used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Prompt tokens, cached ones included.
+    pub prompt: u64,
+    /// Completion tokens, reasoning included.
+    pub completion: u64,
+    /// Prompt tokens that came from the cache and do not count against limits.
+    pub cached: u64,
+}
+
+/// The members of an answer that tell its cost; chat's, embeddings' and responses'.
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(default)]
+    usage: Value,
+    #[serde(default)]
+    x_groq: Value,
+}
+
+/// More `"usage"` members in one event than this are nobody's, and would cost a parse each.
+const MOST_MATCHES: usize = 8;
+
+impl Usage {
+    /// The usage of a whole JSON answer, `None` where it has none.
+    ///
+    /// # Errors
+    /// Where `body` is not one JSON value.
+    pub fn of_answer(body: &[u8]) -> Result<Option<Self>, serde_json::Error> {
+        match serde_json::from_slice::<Answer>(body) {
+            Ok(answer) => Ok(Self::of_value(&answer.usage).or_else(|| Self::of_value(&answer.x_groq["usage"]))),
+            // JSON, but not an object, or with a member twice.
+            Err(error) if error.is_data() => serde_json::from_slice::<IgnoredAny>(body).map(|_| None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The last usage in a part of an event, which may have lost its beginning.
+    ///
+    /// `"usage"` cannot occur inside a JSON string, where its quotes are escaped, so the bytes can be searched.
+    pub(super) fn scan(event: &[u8]) -> Option<Self> {
+        const NAME: &[u8] = br#""usage""#;
+        memmem::rfind_iter(event, NAME).take(MOST_MATCHES).find_map(|at| {
+            let after = event[at + NAME.len()..].trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
+            after.first().filter(|first| **first == b'{')?;
+            let value = serde_json::Deserializer::from_slice(after).into_iter::<Value>().next()?.ok()?;
+            Self::of_value(&value)
+        })
+    }
+
+    /// Chat says prompt and completion, responses say input and output.
+    fn of_value(usage: &Value) -> Option<Self> {
+        let count = |names: [&str; 2]| names.iter().find_map(|name| usage.get(name)?.as_u64());
+        let cached = |name| usage.get(name)?.get("cached_tokens")?.as_u64();
+        let prompt = count(["prompt_tokens", "input_tokens"]);
+        let completion = count(["completion_tokens", "output_tokens"]);
+        (prompt.is_some() || completion.is_some()).then(|| {
+            let prompt = prompt.unwrap_or(0);
+            let cached = cached("prompt_tokens_details").or_else(|| cached("input_tokens_details")).unwrap_or(0);
+            Self { prompt, completion: completion.unwrap_or(0), cached: cached.min(prompt) }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn of_whole_answers() {
+        let used = |prompt, completion, cached| Some(Usage { prompt, completion, cached });
+        let table = [
+            (
+                r#"{"id":"x","choices":[],"usage":{"queue_time":0.1,"prompt_tokens":78,"completion_tokens":9,"total_tokens":87}}"#,
+                used(78, 9, 0),
+            ),
+            (
+                r#"{"usage":{"prompt_tokens":78,"completion_tokens":9,"prompt_tokens_details":{"cached_tokens":64}}}"#,
+                used(78, 9, 64),
+            ),
+            (r#"{"usage":{"prompt_tokens":8,"prompt_tokens_details":{"cached_tokens":64}}}"#, used(8, 0, 8)),
+            (r#"{"usage":{"input_tokens":5,"output_tokens":6,"input_tokens_details":{"cached_tokens":1}}}"#, used(5, 6, 1)),
+            (r#"{"usage":{"prompt_tokens":12,"total_tokens":12},"object":"list"}"#, used(12, 0, 0)),
+            (r#"{"x_groq":{"id":"r","usage":{"prompt_tokens":1,"completion_tokens":2}},"usage":null}"#, used(1, 2, 0)),
+            (r#"{"usage":{"prompt_tokens":-1,"completion_tokens":"x"}}"#, None),
+            (r#"{"text":"a transcript"}"#, None),
+            (r#"{"usage":7,"x_groq":[]}"#, None),
+            ("[1,2]", None),
+            (r#"{"usage":{},"usage":{}}"#, None),
+        ];
+        for (body, usage) in table {
+            assert_eq!(Usage::of_answer(body.as_bytes()).expect("JSON"), usage, "{body}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_is_told() {
+        for body in ["", "{", r#"{"usage":{"prompt_tokens":1}"#, "<html>", "[1", "{} x", r#"{"usage":{},"usage":"#] {
+            assert!(Usage::of_answer(body.as_bytes()).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn scanned_from_a_tail() {
+        let tail = br#"ge":{"prompt_tokens":9}} "text":"\"usage\":{\"prompt_tokens\":1}","usage" : {"input_tokens":3,"output_tokens":4},"user":null}"#;
+        assert_eq!(Usage::scan(tail), Some(Usage { prompt: 3, completion: 4, cached: 0 }));
+        let schema = br#"{"usage":{"prompt_tokens":3},"tools":[{"properties":{"usage":{"type":"object"}}}]}"#;
+        assert_eq!(Usage::scan(schema), Some(Usage { prompt: 3, completion: 0, cached: 0 }));
+        assert_eq!(Usage::scan(br#"{"usage":{"prompt_tokens":3"#), None);
+        assert_eq!(Usage::scan(br#"{"usage":null}"#), None);
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Usage::of_answer(&bytes);
+            let _ = Usage::scan(&[br#""usage":"#, bytes.as_slice()].concat());
+        }
+    }
+}
