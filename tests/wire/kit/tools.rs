@@ -1,0 +1,89 @@
+//! What do these tests need? Python and Node packages in a directory of their own below `target`, system packages by apt.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The official clients' directory in the sources.
+const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk");
+/// Where everything is installed.
+const ROOT: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/sdk");
+
+/// A Python with the packages of `tests/sdk/requirements.txt`.
+///
+/// Panics with the reason where they cannot be installed: a test that cannot run has failed.
+pub(crate) fn python() -> PathBuf {
+    let _lock = lock();
+    let (venv, wanted) = (Path::new(ROOT).join("venv"), Path::new(SOURCES).join("requirements.txt"));
+    let python = venv.join("bin/python");
+    once(&venv, &wanted, || {
+        if run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv)).is_err() {
+            install_system_packages(&["python3", "python3-venv"]);
+            run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
+        }
+        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"]).arg(&wanted))
+    });
+    python
+}
+
+/// The directory with `clients.mjs` and its `node_modules`.
+///
+/// Panics with the reason where they cannot be installed.
+pub(crate) fn node() -> PathBuf {
+    let _lock = lock();
+    let (directory, sources) = (Path::new(ROOT).join("node"), Path::new(SOURCES));
+    once(&directory, &sources.join("package-lock.json"), || {
+        fs::create_dir_all(&directory).map_err(|e| e.to_string())?;
+        for file in ["package.json", "package-lock.json", ".npmrc"] {
+            fs::copy(sources.join(file), directory.join(file)).map_err(|e| format!("{file}: {e}"))?;
+        }
+        if run(Command::new("npm").arg("--version")).is_err() {
+            install_system_packages(&["nodejs", "npm"]);
+        }
+        run(Command::new("npm").args(["ci", "--no-audit", "--no-fund", "--loglevel=error"]).current_dir(&directory))
+    });
+    // Modules are looked for from where the script lies.
+    fs::copy(sources.join("clients.mjs"), directory.join("clients.mjs")).expect("the script can be copied");
+    directory
+}
+
+/// Several test processes may need the same things at once.
+fn lock() -> File {
+    fs::create_dir_all(ROOT).expect("target can be written");
+    let file = File::create(Path::new(ROOT).join("lock")).expect("target can be written");
+    file.lock().expect("a file can be locked");
+    file
+}
+
+/// Installs unless the list of what is wanted is the one installed last.
+fn once(directory: &Path, list: &Path, install: impl FnOnce() -> Result<(), String>) {
+    let wanted = fs::read(list).expect("the list of packages is there");
+    let stamp = directory.join("installed");
+    if fs::read(&stamp).is_ok_and(|installed| installed == wanted) {
+        return;
+    }
+    if let Err(why) = install() {
+        panic!("cannot install {}: {why}", list.display());
+    }
+    fs::write(stamp, wanted).expect("target can be written");
+}
+
+/// Installs what is missing from the system where that is possible: as root, with apt-get.
+fn install_system_packages(packages: &[&str]) {
+    let apt = |arguments: &[&str]| run(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(arguments));
+    let install = [&["install", "-qy", "--no-install-recommends"], packages].concat();
+    if let Err(why) = apt(&["update", "-q"]).and_then(|()| apt(&install)) {
+        panic!("these tests need {}; install them ({why})", packages.join(", "));
+    }
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let output = command.output().map_err(|e| format!("{:?}: {e}", command.get_program()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    Err(format!("{:?}: {}\n{out}{err}", command.get_program(), output.status))
+}

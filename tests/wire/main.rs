@@ -1,0 +1,3 @@
+//! What happens on the wire: real processes, real sockets, the loopback device.
+
+mod kit;
