@@ -1,3 +1,7 @@
 //! What happens on the wire: real processes, real sockets, the loopback device.
 
+mod bad_input;
 mod kit;
+mod paths;
+mod sdk;
+mod slice;
