@@ -6,6 +6,6 @@ mod tally;
 mod tools;
 
 pub(crate) use client::{Answer, Client};
-pub(crate) use process::{Process, Shield, Simulator};
+pub(crate) use process::{Process, Shield, Simulator, binary};
 pub(crate) use tally::Tally;
 pub(crate) use tools::{node, python};

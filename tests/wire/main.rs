@@ -3,5 +3,6 @@
 mod bad_input;
 mod kit;
 mod paths;
+mod readme;
 mod sdk;
 mod slice;

@@ -1,0 +1,33 @@
+# Sugar for the lines of .ci/run.
+
+# Everything that the gate runs.
+ci:
+    .ci/run
+
+fmt:
+    cargo fmt
+
+lint:
+    cargo clippy --all-targets -- -D warnings
+
+test *ARGS:
+    cargo test {{ARGS}}
+
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+
+# Licences, sources and banned crates.
+deny:
+    cargo deny check bans licenses sources
+
+# Known vulnerabilities; fetches the advisory database.
+advisories:
+    cargo deny check advisories
+
+# What the tests of the official clients install, at the versions of the day.
+clients:
+    cd tests/sdk && npm update --package-lock-only
+
+# The README's table of keys.
+readme:
+    UPDATE_README=1 cargo test --test wire readme
