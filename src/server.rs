@@ -1,1 +1,260 @@
-//! (to come)
+//! Who listens, accepts and drains? One thread per core, each with a runtime of its own; one of them accepts for all.
+//!
+//! No work is stolen between cores: a connection stays on the thread that it was dealt to, in turn.
+
+use std::{io, net::SocketAddr, num::NonZero, sync::Arc, thread, time::Duration};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    runtime::{Builder, Runtime},
+    signal::unix::{SignalKind, signal},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+};
+use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
+
+use crate::proxy::Shield;
+
+mod connection;
+mod faithful;
+mod head;
+mod listen;
+
+pub use listen::Listeners;
+
+/// After `drain_timeout`, what streams have to say their last frame before they are cut.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long accepting rests when the machine has no descriptor left.
+const NO_DESCRIPTORS: Duration = Duration::from_millis(100);
+
+/// A shield that serves: its addresses, and the way to end it.
+pub struct Running {
+    /// Where apps connect.
+    pub app: SocketAddr,
+    /// Where operators connect.
+    pub admin: SocketAddr,
+    shield: Arc<Shield>,
+    over: CancellationToken,
+    workers: Vec<thread::JoinHandle<()>>,
+}
+
+/// An accepted connection on its way to its worker.
+struct Dealt {
+    socket: std::net::TcpStream,
+    /// Its place under `max_connections`.
+    place: OwnedSemaphorePermit,
+    /// A drain waits for it from here on.
+    tracked: TaskTrackerToken,
+}
+
+/// Serves on these listeners in threads of its own, until drained.
+///
+/// # Errors
+/// When the system gives no thread, runtime or address.
+pub fn start(shield: Arc<Shield>, listeners: Listeners) -> io::Result<Running> {
+    let app = listeners.app.local_addr()?;
+    let admin = listeners.admin.local_addr()?;
+    let threads = shield.settings.load().server.threads;
+    let threads = threads.or_else(|| thread::available_parallelism().ok().map(NonZero::get)).unwrap_or(1).max(1);
+    let over = CancellationToken::new();
+    // What was started ends with a failure to start the rest.
+    let guard = over.clone().drop_guard();
+    let mut workers = Vec::with_capacity(threads);
+    let mut hands = Vec::with_capacity(threads);
+    let mut accepting = None;
+    for index in 0..threads {
+        let (hand, dealt) = mpsc::unbounded_channel();
+        hands.push(hand);
+        let (send_accepting, to_accept) = oneshot::channel();
+        accepting.get_or_insert(send_accepting);
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let (shield, over) = (shield.clone(), over.clone());
+        workers.push(
+            thread::Builder::new()
+                .name(format!("shield-{index}"))
+                .spawn(move || work(runtime, &shield, &over, dealt, to_accept))?,
+        );
+    }
+    let door = Door { shield: shield.clone(), listeners, hands, over: over.clone() };
+    if let Some(accepting) = accepting {
+        // The receiver is a thread that has just been started and waits for this.
+        let _ = accepting.send(door);
+    }
+    guard.disarm();
+    Ok(Running { app, admin, shield, over, workers })
+}
+
+impl Running {
+    /// Stops accepting; running requests finish within `drain_timeout`.
+    pub fn drain(&self) {
+        self.shield.draining.cancel();
+    }
+
+    /// Cuts everything that still runs.
+    pub fn end(&self) {
+        self.over.cancel();
+    }
+
+    /// Blocks until the drain is complete.
+    pub fn join(self) {
+        for worker in self.workers {
+            if worker.join().is_err() {
+                tracing::error!("a worker thread panicked");
+            }
+        }
+    }
+
+    /// Drains and waits for the end of it.
+    pub async fn drained(self) {
+        self.drain();
+        if tokio::task::spawn_blocking(|| self.join()).await.is_err() {
+            tracing::error!("the drain panicked");
+        }
+    }
+}
+
+/// Serves until SIGTERM or SIGINT has drained it; a second one ends at once. SIGHUP calls `reload`.
+///
+/// Tells systemd when it is ready and when it stops.
+///
+/// # Errors
+/// As [`start`], and when signals cannot be listened to.
+pub fn run(shield: Arc<Shield>, listeners: Listeners, mut reload: impl FnMut()) -> io::Result<()> {
+    let running = start(shield, listeners)?;
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut term = signal(SignalKind::terminate())?;
+        let mut int = signal(SignalKind::interrupt())?;
+        let mut hup = signal(SignalKind::hangup())?;
+        tracing::info!(app = %running.app, admin = %running.admin, "ready");
+        tell_systemd(&[sd_notify::NotifyState::Ready]);
+        loop {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+                _ = hup.recv() => { reload(); continue }
+                () = running.over.cancelled() => return io::Result::Ok(()),
+            }
+            if running.shield.draining.is_cancelled() {
+                tracing::warn!("second signal: ending at once");
+                running.end();
+                return Ok(());
+            }
+            tracing::info!("draining");
+            tell_systemd(&[sd_notify::NotifyState::Stopping]);
+            running.drain();
+        }
+    })?;
+    running.join();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Without systemd this does nothing.
+fn tell_systemd(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "systemd cannot be told");
+    }
+}
+
+/// What the accepting thread has.
+struct Door {
+    shield: Arc<Shield>,
+    listeners: Listeners,
+    hands: Vec<mpsc::UnboundedSender<Dealt>>,
+    over: CancellationToken,
+}
+
+/// One worker thread: serves what it is dealt; the first one also opens the door.
+fn work(
+    runtime: Runtime,
+    shield: &Arc<Shield>,
+    over: &CancellationToken,
+    mut dealt: mpsc::UnboundedReceiver<Dealt>,
+    to_accept: oneshot::Receiver<Door>,
+) {
+    runtime.block_on(async {
+        let serving = async {
+            while let Some(Dealt { socket, place, tracked }) = dealt.recv().await {
+                let socket = match TcpStream::from_std(socket) {
+                    Ok(socket) => socket,
+                    Err(error) => {
+                        tracing::warn!(%error, "an accepted connection cannot be served");
+                        continue;
+                    }
+                };
+                let shield = shield.clone();
+                tokio::spawn(async move {
+                    connection::serve(socket, shield).await;
+                    drop((place, tracked));
+                });
+            }
+        };
+        let accepting = async {
+            if let Ok(door) = to_accept.await {
+                door.keep().await;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = over.cancelled() => {}
+            () = async { tokio::join!(serving, accepting); } => {}
+        }
+    });
+    // A name look-up that hangs must not hold the end up.
+    runtime.shutdown_background();
+}
+
+impl Door {
+    /// Accepts until draining, then waits for what runs, then ends every worker.
+    async fn keep(mut self) {
+        if let Err(error) = self.accept().await {
+            tracing::error!(%error, "the listener cannot be used");
+            self.shield.draining.cancel();
+        }
+        // What was not dealt yet is served, nothing more comes.
+        self.hands.clear();
+        self.shield.connections.close();
+        let drain_timeout = self.shield.settings.load().server.drain_timeout;
+        if tokio::time::timeout(drain_timeout, self.shield.connections.wait()).await.is_err() {
+            tracing::warn!(connections = self.shield.connections.len(), "drain_timeout is over: ending streams");
+            self.shield.ending.cancel();
+            if tokio::time::timeout(LAST_WORDS, self.shield.connections.wait()).await.is_err() {
+                tracing::warn!(connections = self.shield.connections.len(), "connections cut");
+            }
+        }
+        self.over.cancel();
+    }
+
+    /// Deals connections to the workers in turn. At `max_connections` the next ones wait in the listener's backlog.
+    async fn accept(&mut self) -> io::Result<()> {
+        let listener = TcpListener::from_std(self.listeners.app.try_clone()?)?;
+        let places = Arc::new(Semaphore::new(self.shield.settings.load().server.max_connections));
+        for turn in 0_usize.. {
+            let next = async {
+                let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+                let (socket, _) = listener.accept().await?;
+                io::Result::Ok((place, socket))
+            };
+            let dealt = tokio::select! {
+                biased;
+                next = next => next,
+                () = self.shield.draining.cancelled() => return Ok(()),
+            };
+            let dealt = dealt.and_then(|(place, socket)| {
+                socket.set_nodelay(true)?;
+                Ok(Dealt { socket: socket.into_std()?, place, tracked: self.shield.connections.token() })
+            });
+            match dealt {
+                Ok(dealt) => {
+                    // A worker that is gone takes its connection with it: the process is ending.
+                    let _ = self.hands[turn % self.hands.len()].send(dealt);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed");
+                    tokio::time::sleep(NO_DESCRIPTORS).await;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,225 @@
+//! What becomes of one client connection? Its requests one by one, its clock, its end.
+
+use std::{
+    any::Any,
+    convert::Infallible,
+    future::{Future, poll_fn},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, header::CONNECTION};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    time::{Instant, sleep, timeout},
+};
+
+use super::faithful::{Answer, Exchange, Faithful, Phase, State};
+use crate::{
+    error::Rejection,
+    proxy::{self, Shield},
+    relay,
+    telemetry::Record,
+};
+
+/// Bytes of a head at most.
+const LARGEST_HEAD: usize = 64 << 10;
+/// A connection without a request is kept so long: longer than any client in use keeps its own (OkHttp: 300 s),
+/// so that it is the client who closes and no request meets a closing connection.
+const LONGEST_IDLE: Duration = Duration::from_secs(330);
+/// A client that takes no byte of its answer for so long is gone.
+const LONGEST_BLOCKED: Duration = Duration::from_secs(120);
+/// While draining, a request that is on its way on an idle connection may still arrive.
+const LAST_CALL: Duration = Duration::from_millis(250);
+/// After the end of `drain_timeout`, the time for a stream's error frame.
+const LAST_FRAME: Duration = Duration::from_millis(500);
+/// What a client may go on sending after it was answered, so that the answer is not lost in a reset.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// How serving ended.
+enum End {
+    /// hyper is done.
+    Http(hyper::Result<()>),
+    /// A time limit.
+    Late,
+}
+
+/// Serves one client until it leaves, fails, is idle for too long, or the shield drains.
+pub(super) async fn serve<I>(io: I, shield: Arc<Shield>)
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    let exchange = Exchange::new();
+    let service = service_fn(|request| {
+        exchange.begin();
+        answer(shield.clone(), exchange.clone(), request)
+    });
+    let mut http = http1::Builder::new()
+        .max_buf_size(LARGEST_HEAD)
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(Faithful::new(io, exchange.clone())), service);
+
+    let ended = tokio::select! {
+        biased;
+        ended = run(&mut http, &exchange, &shield) => ended,
+        () = last_call(&shield, &exchange) => {
+            Pin::new(&mut http).graceful_shutdown();
+            tokio::select! {
+                biased;
+                ended = run(&mut http, &exchange, &shield) => ended,
+                () = cut(&shield) => return,
+            }
+        }
+    };
+    let (io, unread) = http.into_parts().io.into_inner().into_inner();
+    close(io, unread, ended, &exchange, &shield).await;
+}
+
+/// Serves until hyper is done or a time limit is over.
+async fn run<S, I>(http: &mut http1::Connection<I, S>, exchange: &Exchange, shield: &Shield) -> End
+where
+    S: hyper::service::HttpService<Incoming, ResBody = Answer<relay::Body>, Error = Infallible>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+{
+    let header_timeout = shield.settings.load().server.header_timeout;
+    let limit = |state: State| match state.phase {
+        Phase::Idle if state.requests > 0 => Some(LONGEST_IDLE),
+        Phase::Idle | Phase::Head => Some(header_timeout),
+        // A running request has time limits of its own.
+        Phase::Answering | Phase::Answered => (state.blocked_at > 0).then_some(LONGEST_BLOCKED),
+    };
+    let mut clock = pin!(sleep(header_timeout));
+    let mut state = State::default();
+    let mut since = Instant::now();
+    poll_fn(move |cx| {
+        if let Poll::Ready(ended) = Pin::new(&mut *http).poll(cx) {
+            return Poll::Ready(End::Http(ended));
+        }
+        let now = exchange.state();
+        if now != state {
+            (state, since) = (now, Instant::now());
+        }
+        // The clock is set back for a shorter limit only, and forward when it rings: a quick request never touches it.
+        let due = limit(state).map(|limit| since + limit);
+        if let Some(due) = due.filter(|due| *due < clock.deadline()) {
+            clock.as_mut().reset(due);
+        }
+        while clock.as_mut().poll(cx).is_ready() {
+            match due {
+                Some(due) if due <= clock.deadline() => return Poll::Ready(End::Late),
+                Some(due) => clock.as_mut().reset(due),
+                None => clock.as_mut().reset(Instant::now() + LONGEST_IDLE),
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Tells the client to go with its next answer, and waits a moment for a request that is on its way.
+async fn last_call(shield: &Shield, exchange: &Exchange) {
+    shield.draining.cancelled().await;
+    exchange.make_last();
+    sleep(LAST_CALL).await;
+}
+
+/// The end of what did not finish in time.
+async fn cut(shield: &Shield) {
+    shield.ending.cancelled().await;
+    sleep(LAST_FRAME).await;
+}
+
+/// One request: whatever happens in it, there is one answer.
+async fn answer(
+    shield: Arc<Shield>,
+    exchange: Arc<Exchange>,
+    request: Request<Incoming>,
+) -> Result<Response<Answer<relay::Body>>, Infallible> {
+    let answered = unwound(proxy::handle(&shield, request, exchange.fault())).await;
+    let mut response = answered.unwrap_or_else(|panic| {
+        tracing::error!(panic = words(&*panic), "a request's handler panicked");
+        Rejection::Internal.into_response().map(relay::Body::from)
+    });
+    if exchange.is_last() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response.map(|body| Answer::new(body, exchange)))
+}
+
+/// The future's output, or its panic.
+async fn unwound<F: Future>(future: F) -> Result<F::Output, Box<dyn Any + Send>> {
+    let mut future = pin!(future);
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        Ok(polled) => polled.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
+    .await
+}
+
+fn words(panic: &(dyn Any + Send)) -> &str {
+    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+/// Says what hyper could not, and closes so that the client reads the last answer.
+async fn close<I>(mut io: I, unread: bool, ended: End, exchange: &Exchange, shield: &Shield)
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    let rejection = match (exchange.state().phase, &ended) {
+        (Phase::Head, End::Late) => Some(Rejection::RequestTimeout("head")),
+        (Phase::Head, End::Http(ended)) => Some(Rejection::Malformed(reason(ended))),
+        // hyper met an error in its own answer or the client is gone: the cut itself tells.
+        (Phase::Answering | Phase::Answered, End::Late | End::Http(Err(_))) => return,
+        (Phase::Idle | Phase::Answering | Phase::Answered, _) => None,
+    };
+    let farewell = async {
+        if let Some(rejection) = rejection {
+            io.write_all(&written(shield, rejection)).await?;
+        }
+        io.shutdown().await?;
+        if unread {
+            let mut sink = [0; 4096];
+            while io.read(&mut sink).await? > 0 {}
+        }
+        io::Result::Ok(())
+    };
+    tokio::select! {
+        // A client that is gone, or stays for too long, has had its answer.
+        _ = timeout(LINGER, farewell) => {}
+        () = shield.ending.cancelled() => {}
+    }
+}
+
+/// Why a head could not be read.
+fn reason(ended: &hyper::Result<()>) -> &'static str {
+    match ended {
+        Err(error) if error.is_parse_too_large() => "its head is larger than 64 KiB or has more than 100 headers",
+        Err(error) if error.is_parse() => "its request line or a header cannot be read",
+        Ok(()) | Err(_) => "it ends within its head",
+    }
+}
+
+/// The whole answer to bytes that never became a request, and its line in the log.
+fn written(shield: &Shield, rejection: Rejection) -> Vec<u8> {
+    let mut record = Record::new(&shield.telemetry, "", Instant::now());
+    record.error = Some(format!("{rejection:?}"));
+    let response: Response<Bytes> = rejection.into_response();
+    record.status = response.status().as_u16();
+    let status = response.status();
+    let mut bytes = format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or("")).into_bytes();
+    for (name, value) in response.headers() {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            bytes.extend_from_slice(part);
+        }
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes.extend_from_slice(response.body());
+    bytes
+}

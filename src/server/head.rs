@@ -1,0 +1,194 @@
+//! Is a request's head one that every server reads the same way, and where does its request end?
+//!
+//! hyper has the last word on what is HTTP; this only looks for what hyper tidies away before a handler can see it:
+//! both Content-Length and Transfer-Encoding, a length twice, folded lines, bare line feeds, two hosts.
+
+use memchr::memchr;
+
+/// How a request's end is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// So many bytes after the head.
+    Sized(u64),
+    /// By chunks.
+    Chunked,
+}
+
+/// Reads heads line by line, however they are split over reads. Only an unfinished line is copied.
+#[derive(Debug, Default)]
+pub(super) struct Scanner {
+    unfinished: Vec<u8>,
+    head: Head,
+}
+
+#[derive(Debug, Default)]
+struct Head {
+    started: bool,
+    host: bool,
+    length: Option<u64>,
+    chunked: bool,
+    fault: Option<&'static str>,
+}
+
+impl Scanner {
+    /// Looks at more bytes of a head: where it ends in them, if it does.
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> Option<usize> {
+        let mut at = 0;
+        while let Some(end) = memchr(b'\n', &bytes[at..]) {
+            let line = &bytes[at..at + end];
+            at += end + 1;
+            let over = if self.unfinished.is_empty() {
+                self.head.line(line)
+            } else {
+                self.unfinished.extend_from_slice(line);
+                let over = self.head.line(&self.unfinished);
+                self.unfinished.clear();
+                over
+            };
+            if over {
+                return Some(at);
+            }
+        }
+        self.unfinished.extend_from_slice(&bytes[at..]);
+        None
+    }
+
+    /// What the head that has just ended says, or why servers could disagree about it. The next one begins.
+    pub(super) fn finish(&mut self) -> Result<Framing, &'static str> {
+        let head = std::mem::take(&mut self.head);
+        match head {
+            Head { fault: Some(why), .. } => Err(why),
+            Head { chunked: true, length: Some(_), .. } => Err("it has both Content-Length and Transfer-Encoding"),
+            Head { chunked: true, .. } => Ok(Framing::Chunked),
+            Head { length, .. } => Ok(Framing::Sized(length.unwrap_or(0))),
+        }
+    }
+}
+
+impl Head {
+    /// Takes one line without its line feed; true at the empty line that ends the head.
+    fn line(&mut self, line: &[u8]) -> bool {
+        let line = line.strip_suffix(b"\r").unwrap_or_else(|| {
+            self.fault("a line of its head ends in a bare line feed");
+            line
+        });
+        let Some(first) = line.first() else {
+            // Empty lines before a request line are skipped, as hyper does.
+            return self.started;
+        };
+        if !self.started {
+            self.started = true;
+            return false;
+        }
+        match first {
+            b' ' | b'\t' => self.fault("a line of its head is folded"),
+            b'c' | b'C' => self.content_length(line),
+            b't' | b'T' => self.transfer_encoding(line),
+            b'h' | b'H' => self.host(line),
+            _ => {}
+        }
+        false
+    }
+
+    fn content_length(&mut self, line: &[u8]) {
+        let Some(value) = self.value(line, b"content-length") else { return };
+        let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+        let length = std::str::from_utf8(value).ok().and_then(|value| value.parse().ok());
+        match length {
+            Some(length) if digits && self.length.is_none() => self.length = Some(length),
+            Some(_) if digits => self.fault("it has two Content-Length headers"),
+            _ => self.fault("its Content-Length is not a number"),
+        }
+    }
+
+    fn transfer_encoding(&mut self, line: &[u8]) {
+        let Some(value) = self.value(line, b"transfer-encoding") else { return };
+        if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
+            self.fault("its Transfer-Encoding is not `chunked` alone");
+        }
+        self.chunked = true;
+    }
+
+    fn host(&mut self, line: &[u8]) {
+        if self.value(line, b"host").is_some() && std::mem::replace(&mut self.host, true) {
+            self.fault("it has two Host headers");
+        }
+    }
+
+    /// The value, trimmed, if the line's name is this one.
+    fn value<'a>(&mut self, line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+        let (start, rest) = line.split_at_checked(name.len())?;
+        if !start.eq_ignore_ascii_case(name) {
+            return None;
+        }
+        match rest {
+            [b':', value @ ..] => Some(value.trim_ascii()),
+            [b' ' | b'\t', ..] => {
+                self.fault("there is a space before a colon in its head");
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// The first fault is the one that is told.
+    fn fault(&mut self, why: &'static str) {
+        self.fault.get_or_insert(why);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scan(head: &str) -> Result<Framing, &'static str> {
+        let mut scanner = Scanner::default();
+        assert_eq!(scanner.feed(head.as_bytes()), Some(head.len()), "{head:?}");
+        let whole = scanner.finish();
+        // Byte by byte it says the same.
+        for (at, byte) in head.bytes().enumerate() {
+            assert_eq!(scanner.feed(&[byte]).is_some(), at + 1 == head.len(), "{head:?} at {at}");
+        }
+        assert_eq!(scanner.finish(), whole);
+        whole
+    }
+
+    #[test]
+    fn plain_heads_are_understood() {
+        assert_eq!(scan("GET / HTTP/1.1\r\nhost: x\r\n\r\n"), Ok(Framing::Sized(0)));
+        assert_eq!(scan("\r\nPOST / HTTP/1.1\r\nContent-Length:  12 \r\n\r\n"), Ok(Framing::Sized(12)));
+        assert_eq!(scan("POST / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n"), Ok(Framing::Chunked));
+        assert_eq!(scan("POST / HTTP/1.1\r\nContent-Length-X: a\r\nContent-Type: b\r\n\r\n"), Ok(Framing::Sized(0)));
+    }
+
+    #[test]
+    fn what_servers_read_differently_is_a_fault() {
+        for head in [
+            "POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\ncontent-length: 3\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 3, 3\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: +3\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length:\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length : 3\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: xchunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nhost: a\r\nHost: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nx: a\r\n b\r\n\r\n",
+            "GET / HTTP/1.1\nhost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nhost: a\r\n\n",
+        ] {
+            assert!(scan(head).is_err(), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_after_the_head_are_not_looked_at() {
+        let mut scanner = Scanner::default();
+        let bytes = b"POST / HTTP/1.1\r\ncontent-length: 40\r\n\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(scanner.feed(bytes), Some(39));
+        assert_eq!(scanner.finish(), Ok(Framing::Sized(40)));
+    }
+}
