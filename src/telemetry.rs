@@ -6,8 +6,25 @@ use tokio::time::Instant;
 
 use crate::{config::Class, groq::Usage};
 
+mod access;
+mod counts;
+mod exposition;
+mod histogram;
+mod log;
+#[cfg(feature = "otlp")]
+mod otlp;
+#[cfg(test)]
+mod tests;
+mod trend;
+
+pub use exposition::{Format, Gauges};
+pub use log::{Handle, filter, init};
+pub use trend::{Slice, Trend};
+
+use counts::Counts;
+
 /// Who made the answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Source {
     /// The client left or spoke nonsense.
     Client,
@@ -16,6 +33,16 @@ pub enum Source {
     /// Groq.
     #[default]
     Upstream,
+}
+
+impl Source {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Shield => "shield",
+            Self::Upstream => "upstream",
+        }
+    }
 }
 
 /// How one attempt ended, for `attempts_total{outcome}`.
@@ -29,6 +56,19 @@ pub enum Outcome {
     Failed,
     /// No answer: connection failures, time limits.
     Broken,
+}
+
+impl Outcome {
+    const ALL: [Self; 4] = [Self::Answered, Self::Refused, Self::Failed, Self::Broken];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Broken => "broken",
+        }
+    }
 }
 
 /// One request's life, filled in on its way; dropping it writes the access line and counts it, whoever drops it.
@@ -95,6 +135,14 @@ impl Record {
             error: None,
         }
     }
+    /// The status for logs and labels: 499 (documented: the client closed the request) where none was sent.
+    fn status(&self) -> u16 {
+        if self.status == 0 { 499 } else { self.status }
+    }
+
+    fn class_name(&self) -> &'static str {
+        exposition::class_name(self.class)
+    }
 }
 
 impl Drop for Record {
@@ -105,15 +153,31 @@ impl Drop for Record {
 
 /// The metric families and the access log.
 #[derive(Debug, Default)]
-pub struct Telemetry {}
+pub struct Telemetry {
+    counts: Counts,
+}
 
 impl Telemetry {
     /// Counts one attempt.
-    pub fn attempt(&self, _outcome: Outcome) {}
+    pub fn attempt(&self, outcome: Outcome) {
+        self.counts.attempt(outcome);
+    }
 
     /// Counts a refusal of Groq's by dimension code (`unknown` where the text did not say).
-    pub fn refused(&self, _model: &str, _dimension: &str) {}
+    pub fn refused(&self, model: &str, dimension: &str) {
+        self.counts.refused(model, dimension);
+    }
+
+    /// Every metric family as text.
+    pub fn metrics(&self, gauges: Gauges, format: Format) -> String {
+        exposition::write(&self.counts, gauges, format)
+    }
 
     /// A request has ended: one line, its counters and histograms.
-    fn finished(&self, _record: &Record) {}
+    fn finished(&self, record: &Record) {
+        self.counts.request(record);
+        access::write(record);
+        #[cfg(feature = "otlp")]
+        otlp::span(record);
+    }
 }

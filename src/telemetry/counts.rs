@@ -1,0 +1,277 @@
+//! How is every request counted without a lock that all cores share? Each thread adds to a shard of its own; a
+//! scrape sums them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::available_parallelism,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+
+use super::{Outcome, Record, Source, histogram::Histogram};
+
+/// Models and apps that have labels of their own; clients choose these names, so the rest is [`OTHER`].
+const MODELS: usize = 200;
+const APPS: usize = 100;
+/// Rows of `requests_total` per thread; beyond it, new combinations are counted under [`OTHER`].
+const ROWS: usize = 10_000;
+/// Dimension codes per model; Groq chooses these names.
+const DIMENSIONS: usize = 16;
+/// The label of all names beyond the bounds.
+pub(super) const OTHER: &str = "other";
+
+/// A name's number; 0 is [`OTHER`].
+type Id = u16;
+
+/// The first names that were seen, numbered. Reading takes no lock.
+#[derive(Debug)]
+struct Names {
+    bound: usize,
+    ids: ArcSwap<HashMap<Arc<str>, Id>>,
+}
+
+impl Names {
+    fn new(bound: usize) -> Self {
+        Self { bound, ids: ArcSwap::from_pointee(HashMap::from([(OTHER.into(), 0)])) }
+    }
+
+    fn id(&self, name: &str) -> Id {
+        let ids = self.ids.load();
+        if let Some(id) = ids.get(name) {
+            return *id;
+        }
+        if ids.len() > self.bound {
+            return 0;
+        }
+        self.ids.rcu(|ids| {
+            let mut ids = HashMap::clone(ids);
+            if ids.len() <= self.bound && !ids.contains_key(name) {
+                ids.insert(name.into(), ids.len() as Id);
+            }
+            ids
+        });
+        self.ids.load().get(name).copied().unwrap_or(0)
+    }
+
+    /// The names in order of their numbers.
+    fn listed(&self) -> Vec<Arc<str>> {
+        let ids = self.ids.load();
+        let mut names = vec![Arc::from(OTHER); ids.len()];
+        for (name, id) in ids.iter() {
+            names[usize::from(*id)] = name.clone();
+        }
+        names
+    }
+}
+
+/// The labels of `requests_total`, names as numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Row {
+    app: Id,
+    model: Id,
+    endpoint: &'static str,
+    status: u16,
+    source: Source,
+}
+
+/// What is counted per model.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ModelCounts {
+    pub(super) wait: Histogram,
+    pub(super) upstream: Histogram,
+    pub(super) prompt: u64,
+    pub(super) completion: u64,
+    pub(super) cached: u64,
+    pub(super) refusals: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    requests: HashMap<Row, u64>,
+    models: HashMap<Id, ModelCounts>,
+    attempts: [u64; Outcome::ALL.len()],
+    resends: u64,
+}
+
+/// The labels of `requests_total`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct RequestLabels {
+    pub(super) app: Arc<str>,
+    pub(super) model: Arc<str>,
+    pub(super) endpoint: &'static str,
+    pub(super) status: u16,
+    pub(super) source: Source,
+}
+
+/// All shards in one, names resolved.
+#[derive(Debug, Default)]
+pub(super) struct Sums {
+    pub(super) requests: BTreeMap<RequestLabels, u64>,
+    pub(super) models: BTreeMap<Arc<str>, ModelCounts>,
+    pub(super) attempts: [u64; Outcome::ALL.len()],
+    pub(super) resends: u64,
+}
+
+/// The counters of this process.
+#[derive(Debug)]
+pub(super) struct Counts {
+    shards: Box<[Mutex<Shard>]>,
+    models: Names,
+    apps: Names,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        let shards = 2 * available_parallelism().map_or(1, usize::from);
+        Self { shards: (0..shards).map(|_| Mutex::default()).collect(), models: Names::new(MODELS), apps: Names::new(APPS) }
+    }
+}
+
+impl Counts {
+    /// Counts a request that has ended.
+    pub(super) fn request(&self, record: &Record) {
+        let model = self.models.id(&record.model);
+        let row = Row {
+            app: self.apps.id(&record.app),
+            model,
+            endpoint: record.endpoint,
+            status: record.status(),
+            source: record.source,
+        };
+        let mut shard = self.shard();
+        if shard.requests.len() < ROWS || shard.requests.contains_key(&row) {
+            *shard.requests.entry(row).or_default() += 1;
+        } else {
+            *shard.requests.entry(Row { app: 0, model: 0, ..row }).or_default() += 1;
+        }
+        shard.resends += u64::from(record.attempts.saturating_sub(1));
+        if record.model.is_empty() {
+            return;
+        }
+        let counts = shard.models.entry(model).or_default();
+        if record.attempts > 0 || record.wait > Duration::ZERO {
+            counts.wait.observe(record.wait);
+        }
+        if let Some(time) = record.time_to_head {
+            counts.upstream.observe(time);
+        }
+        counts.prompt += record.usage.prompt;
+        counts.completion += record.usage.completion;
+        counts.cached += record.usage.cached;
+    }
+
+    /// Counts one attempt.
+    pub(super) fn attempt(&self, outcome: Outcome) {
+        self.shard().attempts[outcome as usize] += 1;
+    }
+
+    /// Counts one refusal of Groq's.
+    pub(super) fn refused(&self, model: &str, dimension: &str) {
+        let model = self.models.id(model);
+        let mut shard = self.shard();
+        let refusals = &mut shard.models.entry(model).or_default().refusals;
+        let known = refusals.len() < DIMENSIONS || refusals.contains_key(dimension);
+        *refusals.entry(if known { dimension } else { OTHER }.to_owned()).or_default() += 1;
+    }
+
+    /// The label of a model: itself, or [`OTHER`] beyond the bound.
+    pub(super) fn model_label<'a>(&self, model: &'a str) -> &'a str {
+        if self.models.id(model) == 0 { OTHER } else { model }
+    }
+
+    /// Everything so far.
+    pub(super) fn sums(&self) -> Sums {
+        let mut sums = Sums::default();
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            // Listed under the lock: every number in this shard has its name by now.
+            let (models, apps) = (self.models.listed(), self.apps.listed());
+            for (row, n) in &shard.requests {
+                let labels = RequestLabels {
+                    app: apps[usize::from(row.app)].clone(),
+                    model: models[usize::from(row.model)].clone(),
+                    endpoint: row.endpoint,
+                    status: row.status,
+                    source: row.source,
+                };
+                *sums.requests.entry(labels).or_default() += n;
+            }
+            for (id, counts) in &shard.models {
+                sums.models.entry(models[usize::from(*id)].clone()).or_default().add(counts);
+            }
+            for (sum, n) in sums.attempts.iter_mut().zip(shard.attempts) {
+                *sum += n;
+            }
+            sums.resends += shard.resends;
+        }
+        sums
+    }
+
+    /// This thread's shard: its lock is contended by a scrape only, or where threads outnumber shards.
+    fn shard(&self) -> MutexGuard<'_, Shard> {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        thread_local!(static THREAD: usize = THREADS.fetch_add(1, Ordering::Relaxed));
+        // A thread that is being torn down has no number any more.
+        let thread = THREAD.try_with(|n| *n).unwrap_or(0);
+        self.shards[thread % self.shards.len()].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ModelCounts {
+    fn add(&mut self, other: &Self) {
+        self.wait.add(&other.wait);
+        self.upstream.add(&other.upstream);
+        self.prompt += other.prompt;
+        self.completion += other.completion;
+        self.cached += other.cached;
+        for (dimension, n) in &other.refusals {
+            *self.refusals.entry(dimension.clone()).or_default() += n;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_names_are_kept_and_the_rest_is_other() {
+        let counts = Counts::default();
+        for n in 0..MODELS + 50 {
+            counts.refused(&format!("model-{n}"), "TPM");
+        }
+        assert_eq!(counts.model_label("model-0"), "model-0");
+        assert_eq!(counts.model_label("model-199"), "model-199");
+        assert_eq!(counts.model_label("model-200"), OTHER);
+        let sums = counts.sums();
+        assert_eq!(sums.models.len(), MODELS + 1);
+        assert_eq!(sums.models[OTHER].refusals["TPM"], 50);
+    }
+
+    #[test]
+    fn dimension_codes_are_bounded() {
+        let counts = Counts::default();
+        for n in 0..100 {
+            counts.refused("m", &format!("X{n}"));
+        }
+        let refusals = &counts.sums().models["m"].refusals;
+        assert_eq!(refusals.len(), DIMENSIONS + 1);
+        assert_eq!(refusals.values().sum::<u64>(), 100);
+    }
+
+    #[test]
+    fn threads_are_summed() {
+        let counts = Counts::default();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..1000).for_each(|_| counts.attempt(Outcome::Answered)));
+            }
+        });
+        assert_eq!(counts.sums().attempts[Outcome::Answered as usize], 8000);
+    }
+}

@@ -1,0 +1,302 @@
+//! What does Prometheus read? Every family by its documented name, from the counters and the lanes as they are now.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, EncodeMetric, NoLabelSet, text},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Registry,
+};
+
+use super::{
+    Outcome, Source,
+    counts::{Counts, OTHER, RequestLabels, Sums},
+    histogram::Histogram,
+};
+use crate::{config::Class, limits::LaneSnapshot};
+
+/// Organisations with labels of their own: an unlisted key is one too, so clients choose how many there are.
+const ORGANISATIONS: usize = 100;
+
+/// What is not counted but read when asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Gauges {
+    /// Every lane that exists.
+    pub lanes: Vec<LaneSnapshot>,
+    /// Models whose breaker is not closed.
+    pub open_breakers: BTreeSet<Arc<str>>,
+    /// The shared store cannot be reached.
+    pub store_degraded: bool,
+    /// The last reload took effect.
+    pub config_valid: bool,
+    /// Open connections of apps.
+    pub connections: usize,
+}
+
+/// A text format of Prometheus'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `text/plain; version=0.0.4`
+    Plain,
+    /// `application/openmetrics-text; version=1.0.0`
+    OpenMetrics,
+}
+
+impl Format {
+    /// The format that an `accept` header asks for.
+    pub fn of(accept: &str) -> Self {
+        if accept.contains("application/openmetrics-text") { Self::OpenMetrics } else { Self::Plain }
+    }
+
+    /// Its `content-type`.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Plain => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
+/// All families as text.
+pub(super) fn write(counts: &Counts, gauges: Gauges, format: Format) -> String {
+    let mut registry = Registry::with_prefix("groq_shield");
+    registry.register_collector(Box::new(Families::new(counts, gauges)));
+    let mut page = String::new();
+    text::encode(&mut page, &registry).expect("a String takes all that is written");
+    match format {
+        Format::OpenMetrics => page,
+        Format::Plain => plain(&page),
+    }
+}
+
+/// `OpenMetrics` names a counter's family without `_total`; the older format names it with.
+fn plain(page: &str) -> String {
+    let counters: BTreeSet<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    let mut plain = String::with_capacity(page.len() + 512);
+    for line in page.lines().filter(|line| *line != "# EOF") {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(what), Some(name), Some(rest)) if counters.contains(name) => {
+                plain.push_str(&format!("# {what} {name}_total {rest}\n"));
+            }
+            _ => {
+                plain.push_str(line);
+                plain.push('\n');
+            }
+        }
+    }
+    plain
+}
+
+/// One dimension of one lane, in bounded labels.
+#[derive(Debug)]
+struct Level {
+    limit: u64,
+    level: f64,
+    exhausted_in: f64,
+}
+
+#[derive(Debug)]
+struct Families {
+    sums: Sums,
+    levels: BTreeMap<[String; 4], Level>,
+    waiting: BTreeMap<(String, Class), u64>,
+    breakers: BTreeMap<String, bool>,
+    gauges: Gauges,
+}
+
+impl Families {
+    fn new(counts: &Counts, gauges: Gauges) -> Self {
+        // Labels first: a lane's model gets its number here, so that the sums know it.
+        let label = |model: &str| counts.model_label(model).to_owned();
+        let mut levels = BTreeMap::new();
+        let mut waiting = BTreeMap::new();
+        let mut breakers: BTreeMap<String, bool> = gauges.open_breakers.iter().map(|model| (label(model), true)).collect();
+        let mut organisations = BTreeSet::new();
+        let mut sums = counts.sums();
+        for lane in &gauges.lanes {
+            let model = label(&lane.model);
+            if organisations.len() < ORGANISATIONS {
+                organisations.insert(&lane.organisation);
+            }
+            let organisation = if organisations.contains(&lane.organisation) { &lane.organisation } else { OTHER };
+            // The usual tier is the absent label, as in the documentation.
+            let tier = if &*lane.tier == "on_demand" { "" } else { &lane.tier };
+            let counted = sums.models.entry(model.as_str().into()).or_default();
+            for dimension in &lane.dimensions {
+                let code = dimension.dimension.code.to_string();
+                counted.refusals.entry(code.clone()).or_default();
+                let level = Level {
+                    limit: dimension.limit,
+                    level: dimension.level,
+                    exhausted_in: dimension.exhausted_in.map_or(f64::INFINITY, |time| time.as_secs_f64()),
+                };
+                // Lanes that share labels (names beyond the bounds): the emptier one speaks for them.
+                let labels = [organisation.to_owned(), model.clone(), code, tier.to_owned()];
+                let share = |level: &Level| level.level / level.limit.max(1) as f64;
+                match levels.get(&labels) {
+                    Some(other) if share(other) <= share(&level) => {}
+                    _ => drop(levels.insert(labels, level)),
+                }
+            }
+            for class in [Class::Interactive, Class::Batch] {
+                let here = lane.waiting.iter().filter(|waiting| waiting.class == class).map(|waiting| waiting.count as u64);
+                *waiting.entry((model.clone(), class)).or_default() += here.sum::<u64>();
+            }
+            breakers.entry(model).or_default();
+        }
+        // A combination's successes are there, at 0, as soon as anything of it is.
+        let seen: BTreeSet<_> = sums.requests.keys().map(|row| (row.app.clone(), row.model.clone(), row.endpoint)).collect();
+        for (app, model, endpoint) in seen {
+            let row = RequestLabels { app, model, endpoint, status: 200, source: Source::Upstream };
+            sums.requests.entry(row).or_default();
+        }
+        Self { sums, levels, waiting, breakers, gauges }
+    }
+}
+
+impl Collector for Families {
+    fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
+        let to = &mut to;
+        counter(
+            to,
+            "requests",
+            "Requests that have ended, by who made the answer (status 499: the client left before there was one)",
+            self.sums.requests.iter().map(|(row, n)| {
+                let status = row.status.to_string();
+                let labels = [
+                    ("app", row.app.to_string()),
+                    ("model", row.model.to_string()),
+                    ("endpoint", row.endpoint.to_owned()),
+                    ("status", status),
+                    ("source", row.source.as_str().to_owned()),
+                ];
+                (labels, *n)
+            }),
+        )?;
+        let models = || self.sums.models.iter();
+        histogram(to, "wait_seconds", "Time in line, all attempts of a request together", models().map(|(m, c)| (m, &c.wait)))?;
+        histogram(
+            to,
+            "upstream_seconds",
+            "Time from sending to the head of Groq's answer",
+            models().map(|(m, c)| (m, &c.upstream)),
+        )?;
+        counter(
+            to,
+            "attempts",
+            "Sends to Groq, by how they ended",
+            Outcome::ALL.map(|outcome| ([("outcome", outcome.as_str())], self.sums.attempts[outcome as usize])),
+        )?;
+        counter(
+            to,
+            "upstream_refusals",
+            "Refusals of Groq's (429), by the dimension that they name",
+            models().flat_map(|(m, c)| c.refusals.iter().map(move |(d, n)| ([("model", &**m), ("dimension", d)], *n))),
+        )?;
+        counter(
+            to,
+            "tokens",
+            "Tokens that answers say they used; cached ones are prompt tokens too",
+            models().flat_map(|(m, c)| {
+                [("prompt", c.prompt), ("completion", c.completion), ("cached", c.cached)]
+                    .map(|(kind, n)| ([("model", &**m), ("kind", kind)], n))
+            }),
+        )?;
+        let levels =
+            |value: fn(&Level) -> f64| self.levels.iter().map(move |(labels, level)| (lane_labels(labels), value(level)));
+        gauge(to, "limit", "The limit of a dimension: requests, tokens or seconds of audio", levels(|l| l.limit as f64))?;
+        gauge(to, "level", "What is left of the limit now; below zero in debt", levels(|l| l.level))?;
+        gauge(
+            to,
+            "exhaustion_seconds",
+            "Time until the dimension is exhausted at the present rate of use; infinite where it is not heading there",
+            levels(|l| l.exhausted_in),
+        )?;
+        gauge(
+            to,
+            "waiting",
+            "Requests in line",
+            self.waiting.iter().map(|((model, class), n)| ([("model", model.as_str()), ("class", class_name(*class))], *n)),
+        )?;
+        gauge(
+            to,
+            "breaker_open",
+            "1 while Groq is not asked for this model because it failed too often",
+            self.breakers.iter().map(|(model, open)| ([("model", model.as_str())], u64::from(*open))),
+        )?;
+        for (name, help, n) in [
+            ("store_degraded", "1 while the shared store is out of reach", u64::from(self.gauges.store_degraded)),
+            ("config_reload_success", "0 after a reload that was refused", self.gauges.config_valid.into()),
+            ("connections", "Open connections of apps", self.gauges.connections as u64),
+        ] {
+            ConstGauge::new(n).encode(to.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        gauge(to, "build_info", "The running version", [([("version", env!("CARGO_PKG_VERSION"))], 1u64)])
+    }
+}
+
+/// The label value of a class.
+pub(super) fn class_name(class: Class) -> &'static str {
+    match class {
+        Class::Interactive => "interactive",
+        Class::Batch => "batch",
+    }
+}
+
+fn lane_labels([organisation, model, dimension, tier]: &[String; 4]) -> Vec<(&'static str, &str)> {
+    let mut labels = vec![("organisation", organisation.as_str()), ("model", model), ("dimension", dimension)];
+    if !tier.is_empty() {
+        labels.push(("tier", tier));
+    }
+    labels
+}
+
+fn counter<L: EncodeLabelSet>(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    rows: impl IntoIterator<Item = (L, u64)>,
+) -> fmt::Result {
+    let mut family = to.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (labels, n) in rows {
+        ConstCounter::new(n).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn gauge<L: EncodeLabelSet, N: EncodeGaugeValue + Clone>(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    rows: impl IntoIterator<Item = (L, N)>,
+) -> fmt::Result
+where
+    ConstGauge<N>: EncodeMetric,
+{
+    let mut family = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (labels, n) in rows {
+        ConstGauge::new(n).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn histogram<'a>(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    rows: impl IntoIterator<Item = (&'a Arc<str>, &'a Histogram)>,
+) -> fmt::Result {
+    let mut family = to.encode_descriptor(name, help, None, MetricType::Histogram)?;
+    for (model, times) in rows {
+        let labels = [("model", &**model)];
+        family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(times.sum(), times.count(), &times.buckets(), None)?;
+    }
+    Ok(())
+}
