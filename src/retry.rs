@@ -1,1 +1,271 @@
-//! (to come)
+//! After an attempt: deliver, again after so long, or give up? Pure: the clock is an argument.
+//!
+//! Whether a failure may be retried is a property of the failure. When is full jitter over an exponential bound,
+//! on top of the upstream's `retry-after`. How often is bounded three times: by attempts, by a budget over all
+//! requests (so that an outage is not answered with a storm), and by the client's patience.
+
+use std::{sync::Mutex, time::Duration};
+
+use http::StatusCode;
+use tokio::time::Instant;
+
+use crate::config;
+
+/// How an attempt ended, as far as retrying goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// An answer to deliver: successes, and the client's own faults.
+    Answered,
+    /// Groq refused (429): not a retry, the request goes back to the front of its line.
+    Refused,
+    /// May be cured by sending again; `retry_after` is the least wait that the upstream asked for.
+    Transient {
+        /// The upstream's `retry-after`.
+        retry_after: Option<Duration>,
+    },
+    /// Broken, and sending again cannot help (a certificate nobody trusts).
+    Broken,
+}
+
+impl Class {
+    /// The class of an answer's status.
+    pub fn of(status: StatusCode, retry_after: Option<Duration>) -> Self {
+        match status.as_u16() {
+            429 => Self::Refused,
+            498 | 500 | 502..=504 | 520..=530 => Self::Transient { retry_after },
+            _ => Self::Answered,
+        }
+    }
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The answer is the app's.
+    Deliver,
+    /// Back to the front of the line.
+    Requeue,
+    /// Send again after so long.
+    Again(Duration),
+    /// The failure is the app's.
+    GiveUp,
+}
+
+/// One request's attempts.
+#[derive(Debug)]
+pub struct Attempts {
+    policy: config::Retry,
+    deadline: Instant,
+    failed: u32,
+}
+
+impl Attempts {
+    /// A request that may be sent until `deadline`.
+    pub fn new(policy: config::Retry, deadline: Instant) -> Self {
+        Self { policy, deadline, failed: 0 }
+    }
+
+    /// Judges an attempt. `random` is uniform in 0..1; the budget is drawn on only by `Again`.
+    pub fn next(&mut self, class: Class, budget: &Budget, random: f64, now: Instant) -> Verdict {
+        let floor = match class {
+            Class::Answered => return Verdict::Deliver,
+            Class::Refused => return Verdict::Requeue,
+            Class::Broken => return Verdict::GiveUp,
+            Class::Transient { retry_after } => retry_after.unwrap_or_default(),
+        };
+        self.failed += 1;
+        let delay = floor + self.bound().mul_f64(random);
+        let in_time = now.checked_add(delay).is_some_and(|at| at < self.deadline);
+        if self.failed < self.policy.attempts && in_time && budget.draw(self.policy.budget, now) {
+            Verdict::Again(delay)
+        } else {
+            Verdict::GiveUp
+        }
+    }
+
+    /// The upper bound of the next back-off.
+    fn bound(&self) -> Duration {
+        let doubled = self.policy.base_delay.saturating_mul(1 << (self.failed - 1).min(20));
+        doubled.min(self.policy.max_delay)
+    }
+}
+
+/// Retries that are always allowed, a second.
+const ALWAYS: u32 = 10;
+const SECONDS: usize = 60;
+
+/// Requests and retries of the last minute, all apps together.
+#[derive(Debug)]
+pub struct Budget {
+    start: Instant,
+    ring: Mutex<Ring>,
+}
+
+#[derive(Debug)]
+struct Ring {
+    slots: [Slot; SECONDS],
+    newest: u64,
+    requests: u64,
+    retries: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    requests: u32,
+    retries: u32,
+}
+
+impl Budget {
+    /// An empty minute.
+    pub fn new(now: Instant) -> Self {
+        let ring = Ring { slots: [Slot::default(); SECONDS], newest: 0, requests: 0, retries: 0 };
+        Self { start: now, ring: Mutex::new(ring) }
+    }
+
+    /// One more request.
+    pub fn request(&self, now: Instant) {
+        let mut ring = self.at(now);
+        ring.requests += 1;
+        ring.newest_slot().requests += 1;
+    }
+
+    /// Retries of the last minute.
+    pub fn retries(&self, now: Instant) -> u64 {
+        self.at(now).retries
+    }
+
+    /// Takes one retry, if `share` of the last minute's requests or the ten a second allow it.
+    fn draw(&self, share: f64, now: Instant) -> bool {
+        let mut ring = self.at(now);
+        let allowed = ring.newest_slot().retries < ALWAYS || (ring.retries as f64) < share * ring.requests as f64;
+        if allowed {
+            ring.retries += 1;
+            ring.newest_slot().retries += 1;
+        }
+        allowed
+    }
+
+    /// The ring, with the seconds up to `now` turned over.
+    fn at(&self, now: Instant) -> std::sync::MutexGuard<'_, Ring> {
+        let second = now.saturating_duration_since(self.start).as_secs();
+        let mut ring = self.ring.lock().expect("no panic while the ring is held");
+        let passed = second.saturating_sub(ring.newest);
+        if passed > 0 {
+            for back in 0..passed.min(SECONDS as u64) {
+                let slot = std::mem::take(&mut ring.slots[((second - back) % SECONDS as u64) as usize]);
+                ring.requests -= u64::from(slot.requests);
+                ring.retries -= u64::from(slot.retries);
+            }
+            ring.newest = second;
+        }
+        ring
+    }
+}
+
+impl Ring {
+    fn newest_slot(&mut self) -> &mut Slot {
+        &mut self.slots[(self.newest % SECONDS as u64) as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn transient(retry_after: Option<u64>) -> Class {
+        Class::Transient { retry_after: retry_after.map(Duration::from_secs) }
+    }
+
+    fn setup(patience: u64) -> (Attempts, Budget, Instant) {
+        let now = Instant::now();
+        (Attempts::new(config::Retry::default(), now + Duration::from_secs(patience)), Budget::new(now), now)
+    }
+
+    #[test]
+    fn each_status_has_its_class() {
+        for status in 400..600u16 {
+            let transient = matches!(status, 498 | 500 | 502 | 503 | 504 | 520..=530);
+            let class = Class::of(StatusCode::from_u16(status).expect("a status"), None);
+            match class {
+                Class::Transient { .. } => assert!(transient, "{status}"),
+                Class::Refused => assert_eq!(status, 429),
+                Class::Answered => assert!(!transient && status != 429, "{status}"),
+                Class::Broken => panic!("{status}: an answer is not broken"),
+            }
+        }
+    }
+
+    #[test]
+    fn four_sends_at_most_by_default() {
+        let (mut attempts, budget, now) = setup(50);
+        for _ in 0..3 {
+            assert!(matches!(attempts.next(transient(None), &budget, 0.5, now), Verdict::Again(_)));
+        }
+        assert_eq!(attempts.next(transient(None), &budget, 0.5, now), Verdict::GiveUp);
+    }
+
+    #[test]
+    fn retry_after_is_a_floor_and_jitter_comes_on_top() {
+        let (mut attempts, budget, now) = setup(50);
+        assert_eq!(attempts.next(transient(Some(3)), &budget, 0.0, now), Verdict::Again(Duration::from_secs(3)));
+        assert_eq!(attempts.next(transient(Some(3)), &budget, 0.5, now), Verdict::Again(Duration::from_millis(3250)));
+    }
+
+    #[test]
+    fn never_past_the_clients_patience() {
+        let (mut attempts, budget, now) = setup(2);
+        assert_eq!(attempts.next(transient(Some(2)), &budget, 0.0, now), Verdict::GiveUp);
+        assert_eq!(budget.retries(now), 0, "a retry that is not made costs nothing");
+    }
+
+    #[test]
+    fn refusals_and_answers_are_no_retries() {
+        let (mut attempts, budget, now) = setup(50);
+        for _ in 0..100 {
+            assert_eq!(attempts.next(Class::Refused, &budget, 0.5, now), Verdict::Requeue);
+        }
+        assert_eq!(attempts.next(Class::Answered, &budget, 0.5, now), Verdict::Deliver);
+        assert_eq!(attempts.next(Class::Broken, &budget, 0.5, now), Verdict::GiveUp);
+        assert_eq!(budget.retries(now), 0);
+    }
+
+    #[test]
+    fn an_outage_is_not_answered_with_a_storm() {
+        let now = Instant::now();
+        let budget = Budget::new(now);
+        (0..1000).for_each(|_| budget.request(now));
+        let drawn = (0..1000).filter(|_| budget.draw(0.2, now)).count();
+        assert_eq!(drawn, 200);
+        let later = now + Duration::from_secs(61);
+        assert_eq!((0..1000).filter(|_| budget.draw(0.2, later)).count(), 10, "ten a second are always allowed");
+    }
+
+    proptest! {
+        #[test]
+        fn delay_is_between_floor_and_floor_plus_max(floor in proptest::option::of(0u64..100), random in 0.0..1.0f64, earlier in 0u32..3) {
+            let now = Instant::now();
+            let mut attempts = Attempts { policy: config::Retry::default(), deadline: now + Duration::from_secs(1000), failed: earlier };
+            let floor_time = Duration::from_secs(floor.unwrap_or(0));
+            if let Verdict::Again(delay) = attempts.next(transient(floor), &Budget::new(now), random, now) {
+                prop_assert!(delay >= floor_time && delay <= floor_time + Duration::from_secs(8));
+            } else {
+                prop_assert_eq!(earlier, 3);
+            }
+        }
+
+        #[test]
+        fn the_ring_counts_the_last_minute(gaps in proptest::collection::vec(0u64..20, 1..200)) {
+            let start = Instant::now();
+            let (budget, mut now, mut times) = (Budget::new(start), 0, Vec::new());
+            for gap in gaps {
+                now += gap;
+                budget.request(start + Duration::from_secs(now));
+                times.push(now);
+                let expected = times.iter().filter(|t| **t + 60 > now).count() as u64;
+                prop_assert_eq!(budget.at(start + Duration::from_secs(now)).requests, expected);
+            }
+        }
+    }
+}
