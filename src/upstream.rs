@@ -1,1 +1,201 @@
-//! (to come)
+//! How does one attempt reach Groq? One request out, an [`Answer`] or a [`Failure`] back.
+//!
+//! A connection is driven by the request that uses it and by nobody else: no task of its own, so a client that
+//! leaves takes its upstream request with it at once, and a failure knows whether the request ever left.
+
+use std::{fmt, io, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, response::Parts, uri::PathAndQuery};
+use http_body_util::Full;
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
+use tokio::time::timeout;
+
+use crate::{config, error::Rejection};
+
+mod dial;
+mod pool;
+
+pub use dial::Io;
+use dial::Target;
+pub use pool::Inflow;
+use pool::{Pool, Wire};
+
+/// What was wrong with an attempt that got no whole answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Name, TCP, connect timeout, the HTTP proxy.
+    Unreachable(String),
+    /// Certificate or handshake.
+    Tls(String),
+    /// Closed or reset before the answer was complete.
+    Closed,
+    /// No head, or no next frame, in time.
+    Timeout,
+    /// Not HTTP, or not what the endpoint answers.
+    Invalid(&'static str),
+}
+
+/// An attempt without a whole answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What was wrong.
+    pub why: Why,
+    /// Whether the request may have reached Groq.
+    pub sent: bool,
+}
+
+impl Failure {
+    /// A failure after the request went out.
+    pub fn after_sending(why: Why) -> Self {
+        Self { why, sent: true }
+    }
+
+    fn before_sending(why: Why) -> Self {
+        Self { why, sent: false }
+    }
+}
+
+impl From<Why> for Rejection {
+    fn from(why: Why) -> Self {
+        match why {
+            Why::Unreachable(detail) => Self::Unreachable(detail),
+            Why::Tls(detail) => Self::UpstreamTls(detail),
+            Why::Closed => Self::UpstreamClosed,
+            Why::Timeout => Self::UpstreamTimeout,
+            Why::Invalid(what) => Self::UpstreamInvalid(what),
+        }
+    }
+}
+
+impl From<&hyper::Error> for Why {
+    fn from(error: &hyper::Error) -> Self {
+        if error.is_parse() { Self::Invalid("it is not HTTP") } else { Self::Closed }
+    }
+}
+
+/// An answer whose head has come.
+#[derive(Debug)]
+pub struct Answer {
+    /// Status and headers.
+    pub head: Parts,
+    /// What is still to come.
+    pub body: Inflow,
+}
+
+/// The way to Groq: target, time limits, idle connections.
+pub struct Upstream {
+    target: Target,
+    pool: Arc<Pool>,
+    host: HeaderValue,
+    prefix: String,
+    response_timeout: Duration,
+    idle_timeout: Duration,
+    /// An HTTP proxy for a plain upstream: requests go to it in absolute form.
+    forward_proxy: Option<Intercept>,
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream").field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
+impl Upstream {
+    /// The upstream of these settings. Fails on a `ca_file` that cannot be used.
+    pub fn new(settings: &config::Upstream) -> io::Result<Self> {
+        let proxy = match &settings.proxy {
+            Some(proxy) => Matcher::builder().all(proxy.to_string()).build(),
+            None => Matcher::from_env(),
+        }
+        .intercept(&settings.base_url);
+        let target = Target::new(settings, proxy.clone())?;
+        let forward_proxy = proxy.filter(|_| !target.is_tls());
+        Ok(Self::to(target, forward_proxy, settings))
+    }
+
+    /// An upstream at the other end of connections made by `connect`: tests in virtual time.
+    pub fn over(settings: &config::Upstream, connect: impl Fn() -> io::Result<Io> + Send + Sync + 'static) -> Self {
+        Self::to(Target::made_by(Box::new(connect), settings.connect_timeout), None, settings)
+    }
+
+    fn to(target: Target, forward_proxy: Option<Intercept>, settings: &config::Upstream) -> Self {
+        let host = settings.base_url.authority().map_or("localhost", |authority| authority.as_str());
+        Self {
+            target,
+            pool: Arc::default(),
+            host: HeaderValue::from_str(host).expect("an authority is a valid header"),
+            prefix: settings.base_url.path().trim_end_matches('/').to_owned(),
+            response_timeout: settings.response_timeout,
+            idle_timeout: settings.idle_timeout,
+            forward_proxy,
+        }
+    }
+
+    /// The upstream's authority: the only one that a request in absolute form may name.
+    pub fn authority(&self) -> &str {
+        self.host.to_str().unwrap_or_default()
+    }
+
+    /// Sends one request and waits for the answer's head. `sending` is called right before the first byte may go out.
+    pub async fn send(
+        &self,
+        method: &Method,
+        path: &PathAndQuery,
+        headers: &HeaderMap,
+        body: &Bytes,
+        mut sending: impl FnMut(),
+    ) -> Result<Answer, Failure> {
+        let mut request = self.request(method, path, headers, body);
+        loop {
+            let wire = self.connect().await?;
+            sending();
+            match timeout(self.response_timeout, wire.exchange(request)).await {
+                Err(_) => return Err(Failure::after_sending(Why::Timeout)),
+                Ok(Ok((head, incoming, wire))) => {
+                    let body = Inflow::new(incoming, wire, self.pool.clone(), self.idle_timeout);
+                    return Ok(Answer { head, body });
+                }
+                // An idle connection that had closed: nothing went out, a new one takes it.
+                Ok(Err((_, Some(unsent)))) => request = unsent,
+                Ok(Err((error, None))) => return Err(Failure::after_sending(Why::from(&error))),
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Box<Wire>, Failure> {
+        if let Some(wire) = self.pool.take() {
+            return Ok(wire);
+        }
+        let io = self.target.dial().await.map_err(Failure::before_sending)?;
+        Wire::new(io).await.map_err(|_| Failure::before_sending(Why::Closed))
+    }
+
+    fn request(&self, method: &Method, path: &PathAndQuery, headers: &HeaderMap, body: &Bytes) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(body.clone()));
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = self.uri(path);
+        *request.headers_mut() = headers.clone();
+        request.headers_mut().insert(header::HOST, self.host.clone());
+        if let Some(auth) = self.forward_proxy.as_ref().and_then(Intercept::basic_auth) {
+            request.headers_mut().insert(header::PROXY_AUTHORIZATION, auth.clone());
+        }
+        request
+    }
+
+    fn uri(&self, path: &PathAndQuery) -> Uri {
+        let mut parts = http::uri::Parts::default();
+        let path = if self.prefix.is_empty() {
+            path.clone()
+        } else {
+            let joined = format!("{}{path}", self.prefix);
+            joined.parse().expect("two paths make a path")
+        };
+        parts.path_and_query = Some(path);
+        if self.forward_proxy.is_some() {
+            parts.scheme = Some(http::uri::Scheme::HTTP);
+            parts.authority = Some(self.authority().parse().expect("checked by the configuration"));
+        }
+        Uri::from_parts(parts).expect("a path, or scheme, authority and path")
+    }
+}

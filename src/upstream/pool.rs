@@ -1,0 +1,222 @@
+//! Which connection carries a request? Idle ones, kept per core; each is polled only by the request that holds it.
+
+use std::{
+    fmt,
+    future::poll_fn,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, response::Parts};
+use http_body::Body as _;
+use http_body_util::Full;
+use hyper::{
+    body::Incoming,
+    client::conn::http1::{self, Connection, SendRequest},
+};
+use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::{Why, dial::Io};
+
+/// Groq's edge closes idle connections after some minutes; well before that a new one is cheaper than a lost request.
+const LONGEST_IDLE: Duration = Duration::from_secs(55);
+const IDLE_PER_CORE: usize = 1024;
+const SHARDS: usize = 16;
+
+/// One connection to the upstream, with its driver.
+pub(super) struct Wire {
+    send: SendRequest<Full<Bytes>>,
+    /// `None` once it has ended.
+    driver: Option<Connection<TokioIo<Io>, Full<Bytes>>>,
+    idle_since: Instant,
+}
+
+type Unsent = Option<Request<Full<Bytes>>>;
+
+impl Wire {
+    pub(super) async fn new(io: Io) -> hyper::Result<Box<Self>> {
+        let (send, driver) = http1::Builder::new().max_headers(200).handshake(TokioIo::new(io)).await?;
+        Ok(Box::new(Self { send, driver: Some(driver), idle_since: Instant::now() }))
+    }
+
+    /// Sends `request` and waits for the head. A request that never left comes back.
+    pub(super) async fn exchange(
+        mut self: Box<Self>,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(Parts, Incoming, Box<Self>), (hyper::Error, Unsent)> {
+        let answer = self.send.try_send_request(request);
+        tokio::pin!(answer);
+        let driver = &mut self.driver;
+        let answer = poll_fn(|cx| {
+            drive(driver, cx);
+            answer.as_mut().poll(cx)
+        })
+        .await;
+        match answer {
+            Ok(answer) => {
+                let (head, incoming) = answer.into_parts();
+                Ok((head, incoming, self))
+            }
+            Err(mut error) => {
+                let unsent = error.take_message();
+                Err((error.into_error(), unsent))
+            }
+        }
+    }
+
+    /// Whether a request could be sent on it now.
+    fn is_usable(&mut self, cx: &mut Context<'_>) -> bool {
+        drive(&mut self.driver, cx);
+        self.driver.is_some() && self.send.is_ready()
+    }
+}
+
+/// Polls the driver. How the connection ended is told to whoever waits for its answer or body.
+fn drive(driver: &mut Option<Connection<TokioIo<Io>, Full<Bytes>>>, cx: &mut Context<'_>) {
+    if let Some(connection) = driver
+        && Pin::new(connection).poll(cx).is_ready()
+    {
+        *driver = None;
+    }
+}
+
+/// Idle connections, newest first, a stack for each core.
+#[derive(Default)]
+pub(super) struct Pool {
+    shards: [Mutex<Vec<Box<Wire>>>; SHARDS],
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pool")
+    }
+}
+
+impl Pool {
+    /// A connection that is still open.
+    pub(super) fn take(&self) -> Option<Box<Wire>> {
+        let mut cx = Context::from_waker(Waker::noop());
+        let now = Instant::now();
+        loop {
+            let mut wire = self.shard().lock().expect("no panic while a shard is held").pop()?;
+            if now.saturating_duration_since(wire.idle_since) < LONGEST_IDLE && wire.is_usable(&mut cx) {
+                return Some(wire);
+            }
+        }
+    }
+
+    fn give(&self, mut wire: Box<Wire>) {
+        wire.idle_since = Instant::now();
+        let mut shard = self.shard().lock().expect("no panic while a shard is held");
+        if shard.first().is_some_and(|oldest| wire.idle_since - oldest.idle_since > LONGEST_IDLE) {
+            let fresh = shard.partition_point(|idle| wire.idle_since - idle.idle_since > LONGEST_IDLE);
+            shard.drain(..fresh);
+        }
+        if shard.len() < IDLE_PER_CORE {
+            shard.push(wire);
+        }
+    }
+
+    fn shard(&self) -> &Mutex<Vec<Box<Wire>>> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        thread_local!(static SHARD: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);
+        &self.shards[SHARD.with(|shard| *shard)]
+    }
+}
+
+/// The rest of an answer. Read to its end, it gives its connection back; dropped earlier, it closes it.
+pub struct Inflow {
+    incoming: Incoming,
+    wire: Option<Box<Wire>>,
+    pool: Arc<Pool>,
+    idle_timeout: Duration,
+    last: Instant,
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+impl fmt::Debug for Inflow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inflow").field("incoming", &self.incoming).finish_non_exhaustive()
+    }
+}
+
+impl Inflow {
+    pub(super) fn new(incoming: Incoming, wire: Box<Wire>, pool: Arc<Pool>, idle_timeout: Duration) -> Self {
+        let mut inflow = Self { incoming, wire: Some(wire), pool, idle_timeout, last: Instant::now(), alarm: None };
+        if inflow.incoming.is_end_stream() {
+            inflow.release(&mut Context::from_waker(Waker::noop()));
+        }
+        inflow
+    }
+
+    /// Bytes still to come, where the upstream said so.
+    pub fn exact_size(&self) -> Option<u64> {
+        self.incoming.size_hint().exact()
+    }
+
+    /// Whether all has come.
+    pub fn is_end(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    /// The next bytes; `None` at the end of a body that came whole.
+    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Why>>> {
+        loop {
+            let mut frame = Pin::new(&mut self.incoming).poll_frame(cx);
+            if frame.is_pending()
+                && let Some(wire) = &mut self.wire
+            {
+                drive(&mut wire.driver, cx);
+                frame = Pin::new(&mut self.incoming).poll_frame(cx);
+            }
+            match frame {
+                Poll::Ready(Some(Ok(frame))) => {
+                    self.last = Instant::now();
+                    // Trailers are not passed on: no client of Groq reads them.
+                    if let Ok(data) = frame.into_data() {
+                        return Poll::Ready(Some(Ok(data)));
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(Why::from(&error)))),
+                Poll::Ready(None) => {
+                    self.release(cx);
+                    return Poll::Ready(None);
+                }
+                Poll::Pending => return self.poll_alarm(cx).map(|()| Some(Err(Why::Timeout))),
+            }
+        }
+    }
+
+    /// The next bytes, awaited.
+    pub async fn data(&mut self) -> Option<Result<Bytes, Why>> {
+        poll_fn(|cx| self.poll_data(cx)).await
+    }
+
+    /// Ready when the upstream has been silent for `idle_timeout`. The timer is touched only when it fires.
+    fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let due = self.last + self.idle_timeout;
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        while alarm.as_mut().poll(cx).is_ready() {
+            if alarm.deadline() >= due {
+                return Poll::Ready(());
+            }
+            alarm.as_mut().reset(due);
+        }
+        Poll::Pending
+    }
+
+    fn release(&mut self, cx: &mut Context<'_>) {
+        if let Some(mut wire) = self.wire.take()
+            && wire.is_usable(cx)
+        {
+            self.pool.give(wire);
+        }
+    }
+}
