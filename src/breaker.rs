@@ -187,6 +187,11 @@ impl Breakers {
 }
 
 impl Pass<'_> {
+    /// Whether this attempt is the one that finds out.
+    pub fn is_probe(&self) -> bool {
+        self.probe
+    }
+
     /// How the attempt went.
     pub fn record(mut self, health: Health, now: Instant) {
         self.told = true;

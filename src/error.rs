@@ -11,8 +11,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::groq::Dimension;
 
+mod frame;
 mod upstream;
 
+pub use frame::{frame_of, stream_error};
 pub use upstream::{UpstreamError, mask};
 
 /// The SDKs wait at most this long for a stated `retry-after`.
@@ -297,6 +299,27 @@ impl Rejection {
             Self::Upstream(error) => error.rebuilt,
             _ => true,
         }
+    }
+
+    /// Whether the request itself is at fault.
+    pub fn is_clients(&self) -> bool {
+        matches!(
+            self,
+            Self::Malformed(_)
+                | Self::RequestTimeout(_)
+                | Self::InvalidJson(_)
+                | Self::BodyTooLarge { .. }
+                | Self::NoKey
+                | Self::UnknownToken
+                | Self::Destination(_)
+                | Self::NeverFits { .. }
+        )
+    }
+
+    /// What the log says.
+    pub fn summary(&self) -> String {
+        let row = self.row();
+        format!("{}: {}", row.code.as_deref().unwrap_or(&row.kind), row.message.chars().take(200).collect::<String>())
     }
 
     /// The whole answer. `retry-after` gets its jitter here, upwards only, the same in both headers.

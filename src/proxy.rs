@@ -1,52 +1,96 @@
 //! What happens to one request? `handle` cannot fail; `forward` tells the whole story.
 
-use std::sync::Arc;
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{Request, Response};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, response::Parts};
+use tokio::time::{Instant, sleep};
 
-use crate::{config::Settings, error::Rejection, limits::Limits, relay, telemetry::Telemetry};
+use crate::{
+    breaker::{Breakers, Health},
+    call::{Budget as BodyBudget, Call, Identities},
+    config::Settings,
+    error::Rejection,
+    headers,
+    limits::{Limits, Place, Refusal, Reservation, Spent},
+    relay::{self, Body, Carried, Ending, Opened, Stop},
+    retry::{Attempts, Budget, Verdict},
+    telemetry::{Record, Source, Telemetry},
+    upstream::Upstream,
+};
 
-/// Everything that requests share.
-pub struct Shield {
-    /// The configuration in force; swapped on reload.
-    pub settings: ArcSwap<Settings>,
-    /// Levels and lines.
-    pub limits: Limits,
-    /// Logs and metrics.
-    pub telemetry: Arc<Telemetry>,
-    /// Cancelled on SIGTERM: no new requests.
-    pub draining: CancellationToken,
-    /// Cancelled when `drain_timeout` is over: running streams end in an error frame.
-    pub ending: CancellationToken,
-    /// Every running connection.
-    pub connections: TaskTracker,
-}
+mod attempt;
+mod shield;
 
-impl Shield {
-    /// A shield by these settings.
-    pub fn new(settings: Settings) -> Arc<Self> {
-        Arc::new(Self {
-            limits: Limits::new(&settings.limits, &settings.queue),
-            settings: ArcSwap::from_pointee(settings),
-            telemetry: Arc::default(),
-            draining: CancellationToken::new(),
-            ending: CancellationToken::new(),
-            connections: TaskTracker::new(),
-        })
-    }
-}
+use attempt::Outcome;
+pub use shield::Shield;
 
 /// Answers one request, whatever happens.
 ///
-/// `ambiguous`: the head named both Content-Length and Transfer-Encoding, or a length twice; seen by the
-/// connection in the head's bytes, since hyper hides it.
-pub async fn handle<B>(shield: &Arc<Shield>, request: Request<B>, ambiguous: Option<&'static str>) -> Response<relay::Body>
+/// `ambiguous`: the head's bytes could be read as more than one request; seen by the connection, since hyper hides it.
+pub async fn handle<B>(shield: &Arc<Shield>, request: Request<B>, ambiguous: Option<&'static str>) -> Response<Body>
 where
     B: http_body::Body<Data = Bytes>,
 {
-    let _ = (shield, request, ambiguous);
-    Rejection::Internal.into_response().map(relay::Body::from)
+    let mut record = Box::new(Record::new(&shield.telemetry, request.uri().path(), Instant::now()));
+    let settings = shield.settings.load_full();
+    let call = match shield.read(request, ambiguous, &settings, &mut record).await {
+        Ok(call) => call,
+        Err(rejection) => return reject(rejection, record),
+    };
+    let keepalive = settings.queue.stream_keepalive.filter(|_| call.streams());
+    let answer = answer(shield.clone(), settings, call, record);
+    match keepalive {
+        None => answer.await,
+        Some(period) => relay::opened_early(Box::pin(answer), period).await,
+    }
+}
+
+/// The answer to a call that has been read.
+async fn answer(shield: Arc<Shield>, settings: Arc<Settings>, mut call: Call, mut record: Box<Record>) -> Response<Body> {
+    let mut ending = Ending::new(&shield.stop);
+    let story = {
+        let mut story = pin!(forward(&shield, &settings, &mut call, &mut record));
+        poll_fn(|cx| match story.as_mut().poll(cx) {
+            Poll::Pending if ending.poll_over(cx) => Poll::Ready(Err(Rejection::ShuttingDown)),
+            other => other,
+        })
+        .await
+    };
+    match story {
+        Ok((head, opened, reservation)) => deliver(head, opened, Carried { reservation, record, ending }),
+        Err(rejection) => reject(rejection, record),
+    }
+}
+
+/// One request's life.
+async fn forward(
+    shield: &Shield,
+    settings: &Settings,
+    call: &mut Call,
+    record: &mut Record,
+) -> Result<(Parts, Opened, Option<Reservation>), Rejection> {
+    shield.budget.request(Instant::now());
+    shield.fit(settings, call);
+    let mut attempts = Attempts::new(settings.retry.clone(), call.deadline);
+    let mut place = None;
+    loop {
+        let (pass, mut reservation) = shield.admit(settings, call, place.take(), record).await?;
+        let outcome = shield.attempt(call, reservation.as_mut(), record).await;
+        pass.record(outcome.health(), Instant::now());
+        shield.telemetry.attempt(outcome.label());
+        match attempts.next(outcome.class(), &shield.budget, fastrand::f64(), Instant::now()) {
+            Verdict::Deliver => return outcome.deliver(reservation),
+            Verdict::Requeue => place = Some(outcome.refused(reservation, shield, call)?),
+            Verdict::Again(after) => {
+                outcome.settle(reservation);
+                sleep(after).await;
+            }
+            Verdict::GiveUp => {
+                outcome.settle(reservation);
+                return Err(outcome.into_rejection());
+            }
+        }
+    }
 }

@@ -1,0 +1,53 @@
+//! What does the app see of it? The answer's or the rejection's head, stamped; the record goes on with the body.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Response, Version, response::Parts};
+
+use crate::{
+    error::Rejection,
+    headers,
+    relay::{Body, Carried, Opened},
+    telemetry::{Record, Source},
+};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const WAIT: HeaderName = HeaderName::from_static("x-shield-wait-ms");
+const ATTEMPTS: HeaderName = HeaderName::from_static("x-shield-attempts");
+const FITTED: HeaderName = HeaderName::from_static("x-shield-fitted");
+
+/// An answer that has begun well: the upstream's, and what the shield has to add.
+pub(super) fn deliver(mut head: Parts, opened: Opened, mut carried: Carried, fitted: Option<(u64, u64)>) -> Response<Body> {
+    headers::from_upstream(&mut head.headers);
+    head.version = Version::HTTP_11;
+    carried.record.status = head.status.as_u16();
+    carried.record.source = Source::Upstream;
+    stamp(&mut head.headers, &mut carried.record);
+    if let Some((from, to)) = fitted {
+        let value = HeaderValue::from_str(&format!("{from}>{to}"));
+        head.headers.insert(FITTED, value.expect("two numbers are a header"));
+    }
+    Response::from_parts(head, Body::new(opened, carried))
+}
+
+/// A failure as the documented object.
+pub(super) fn reject(rejection: Rejection, mut record: Box<Record>) -> Response<Body> {
+    record.source = match &rejection {
+        Rejection::Upstream(_) => Source::Upstream,
+        rejection if rejection.is_clients() => Source::Client,
+        _ => Source::Shield,
+    };
+    record.status = rejection.status().as_u16();
+    record.error = Some(rejection.summary());
+    let (mut head, body) = rejection.into_response().into_parts();
+    stamp(&mut head.headers, &mut record);
+    Response::from_parts(head, Body::failure(body, record))
+}
+
+/// What is added to every answer.
+fn stamp(headers: &mut HeaderMap, record: &mut Record) {
+    headers.insert(WAIT, HeaderValue::from(record.wait.as_millis() as u64));
+    headers.insert(ATTEMPTS, HeaderValue::from(record.attempts));
+    if !headers.contains_key(REQUEST_ID) {
+        record.id = format!("req_shield_{:032x}", fastrand::u128(..));
+        headers.insert(REQUEST_ID, HeaderValue::from_str(&record.id).expect("letters and digits"));
+    }
+}

@@ -1,0 +1,171 @@
+//! What did one attempt come to? An answer that has begun well, an error of Groq's, or nothing whole; and what each
+//! means for the charge, the breaker, the retry and the app.
+
+use std::time::{Duration, SystemTime};
+
+use http::{StatusCode, response::Parts};
+use tokio::time::Instant;
+
+use super::{Shield, read::Call};
+use crate::{
+    breaker::Health,
+    error::{Rejection, UpstreamError},
+    groq::{RateState, RefusalText, retry_after},
+    limits::{Place, Reservation, Spent},
+    relay::{self, Opened},
+    retry::Class,
+    telemetry::{self, Record},
+    upstream::{Failure, Why},
+};
+
+/// Of an error's body no more is read, bytes.
+const LARGEST_ERROR: usize = 1 << 20;
+
+/// How one attempt ended.
+pub(super) enum Outcome {
+    /// To be delivered; nothing of it has gone out.
+    Opened(Parts, Opened),
+    /// A status of 400 or more, its body read.
+    Error { error: Box<UpstreamError>, upstream_status: StatusCode, state: RateState, text: Option<RefusalText> },
+    /// No whole answer.
+    Failed(Failure),
+}
+
+impl Shield {
+    /// Sends `call` once and reads as much of the answer as must be known before anything goes out.
+    pub(super) async fn attempt(&self, call: &Call, mut reservation: Option<&mut Reservation>, record: &mut Record) -> Outcome {
+        record.attempts += 1;
+        let mut sent_at = Instant::now();
+        let sending = || {
+            sent_at = Instant::now();
+            if let Some(reservation) = &mut reservation {
+                reservation.sent(sent_at);
+            }
+        };
+        let answer = match self.upstream.send(&call.method, &call.path, &call.headers, &call.body, sending).await {
+            Ok(answer) => answer,
+            Err(failure) => return Outcome::Failed(failure),
+        };
+        let now = Instant::now();
+        record.time_to_head = Some(now - sent_at);
+        record.upstream_id = answer.head.headers.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
+        let state = RateState::of(&answer.head.headers);
+        let status = answer.head.status;
+        if status.is_client_error() || status.is_server_error() {
+            let body = relay::error_body(answer.body, LARGEST_ERROR).await;
+            let error = Box::new(UpstreamError::new(status, answer.head.headers, &body, SystemTime::now()));
+            let text = matches!(status.as_u16(), 400 | 413 | 429).then(|| RefusalText::parse(&error.message)).flatten();
+            if status != StatusCode::TOO_MANY_REQUESTS
+                && text.is_none()
+                && let Some(reservation) = &mut reservation
+            {
+                reservation.observe(&state, now);
+            }
+            return Outcome::Error { error, upstream_status: status, state, text };
+        }
+        if let Some(reservation) = &mut reservation {
+            reservation.observe(&state, now);
+        }
+        match relay::open(&answer.head, answer.body, call.expected(), call.stream_must_end()).await {
+            Ok(opened) => Outcome::Opened(answer.head, opened),
+            Err(why) => Outcome::Failed(Failure::after_sending(why)),
+        }
+    }
+}
+
+impl Outcome {
+    pub(super) fn class(&self) -> Class {
+        match self {
+            Self::Opened(..) => Class::Answered,
+            // What can never fit is no matter of waiting, whatever its status.
+            Self::Error { text: Some(text), .. } if text.hopeless() => Class::Answered,
+            Self::Error { error, upstream_status, .. } => Class::of(*upstream_status, error.retry_after),
+            Self::Failed(Failure { why: Why::Tls(_), .. }) => Class::Broken,
+            Self::Failed(_) => Class::Transient { retry_after: None },
+        }
+    }
+
+    pub(super) fn health(&self) -> Health {
+        match self {
+            Self::Opened(..) => Health::Good,
+            Self::Error { upstream_status, .. } => match upstream_status.as_u16() {
+                429 | 498 => Health::Unknown,
+                500.. => Health::Bad,
+                _ => Health::Good,
+            },
+            Self::Failed(_) => Health::Bad,
+        }
+    }
+
+    pub(super) fn label(&self) -> telemetry::Outcome {
+        match self {
+            Self::Opened(..) => telemetry::Outcome::Answered,
+            Self::Error { upstream_status: StatusCode::TOO_MANY_REQUESTS, .. } => telemetry::Outcome::Refused,
+            Self::Error { upstream_status, .. } if upstream_status.is_client_error() => telemetry::Outcome::Answered,
+            Self::Error { .. } => telemetry::Outcome::Failed,
+            Self::Failed(_) => telemetry::Outcome::Broken,
+        }
+    }
+
+    /// What a failed attempt cost. Groq does not charge tokens for 5xx and for requests that it found faulty; it does
+    /// for what failed after generation.
+    fn spent(&self) -> Spent {
+        match self {
+            Self::Failed(failure) if !failure.sent => Spent::Nothing,
+            Self::Failed(_) | Self::Opened(..) => Spent::Charge,
+            Self::Error { error, .. } if error.after_generation() => Spent::Charge,
+            Self::Error { .. } => Spent::Request,
+        }
+    }
+
+    /// Settles a failed attempt.
+    pub(super) fn settle(&self, reservation: Option<Reservation>) {
+        if let Some(reservation) = reservation {
+            reservation.settle(self.spent(), Instant::now());
+        }
+    }
+
+    /// The app's answer: the upstream's own, or its error.
+    pub(super) fn deliver(self, reservation: Option<Reservation>) -> Result<(Parts, Opened, Option<Reservation>), Rejection> {
+        match self {
+            Self::Opened(head, opened) => Ok((head, opened, reservation)),
+            Self::Error { text: Some(ref text), ref state, .. } => {
+                if let Some(reservation) = reservation {
+                    // The text teaches the levels; what can never fit leaves the line.
+                    drop(reservation.refused(Some(text), state, None, Instant::now()));
+                }
+                Err(self.into_rejection())
+            }
+            failed => {
+                failed.settle(reservation);
+                Err(failed.into_rejection())
+            }
+        }
+    }
+
+    /// A refusal corrects the levels; the request goes back to the front of its app's line.
+    pub(super) fn refused(self, reservation: Option<Reservation>, shield: &Shield, call: &Call) -> Result<Option<Place>, Rejection> {
+        let Self::Error { ref error, ref state, ref text, .. } = self else { return Err(self.into_rejection()) };
+        let dimension = text.as_ref().and_then(|text| text.dimension.as_ref());
+        shield.telemetry.refused(&call.ask.model, dimension.map_or("unknown", |d| d.code.as_ref()));
+        match reservation {
+            Some(reservation) => Ok(Some(reservation.refused(text.as_ref(), state, error.retry_after, Instant::now()))),
+            // Nothing that the shield keeps levels of: the upstream's word is all there is.
+            None => Err(self.into_rejection()),
+        }
+    }
+
+    pub(super) fn into_rejection(self) -> Rejection {
+        match self {
+            Self::Opened(..) => unreachable!("an answer that is delivered"),
+            Self::Error { mut error, text, .. } => {
+                if text.is_some_and(|text| text.hopeless()) && error.status == StatusCode::TOO_MANY_REQUESTS {
+                    error.status = StatusCode::PAYLOAD_TOO_LARGE;
+                    error.retry_after = None;
+                }
+                Rejection::Upstream(error)
+            }
+            Self::Failed(failure) => failure.why.into(),
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! What is asked? The head is judged first, then the body is read, once; every attempt replays it for free.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, uri::PathAndQuery};
+use tokio::time::Instant;
+
+use super::Shield;
+use crate::{
+    breaker::Key,
+    call::{self, Facts},
+    config::Settings,
+    error::Rejection,
+    groq::{Endpoint, map_path},
+    headers,
+    limits::{Ask, Pool},
+    relay::Expected,
+    telemetry::Record,
+};
+
+/// One request, read.
+pub(super) struct Call {
+    pub(super) method: Method,
+    pub(super) path: PathAndQuery,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+    pub(super) ask: Ask,
+    pub(super) lane: Key,
+    /// When its client's patience ends.
+    pub(super) deadline: Instant,
+    /// The ceiling it came with and the one it goes with.
+    pub(super) fitted: Option<(u64, u64)>,
+    endpoint: Endpoint,
+    facts: Facts,
+    /// Gives its bytes back to the budget when the request is over.
+    _held: call::Held,
+}
+
+impl Shield {
+    /// Reads a request to its end.
+    pub(super) async fn read<B>(
+        &self,
+        request: Request<B>,
+        ambiguous: Option<&'static str>,
+        settings: &Settings,
+        record: &mut Record,
+    ) -> Result<Call, Rejection>
+    where
+        B: http_body::Body<Data = Bytes>,
+    {
+        let (head, body) = request.into_parts();
+        if let Some(why) = ambiguous {
+            return Err(Rejection::Malformed(why));
+        }
+        self.check_destination(&head)?;
+        let path = mapped(&head.uri)?;
+        let endpoint = Endpoint::of(&head.method, path.path());
+        record.endpoint = endpoint.label();
+        let mut headers = head.headers;
+        record.traceparent = headers.get("traceparent").and_then(|t| t.to_str().ok()).map(str::to_owned);
+        let identity = self.identities.load().resolve(&head.method, &headers)?;
+        record.app = identity.app.clone();
+        record.class = identity.class;
+
+        let (body, held) =
+            call::collect(body, &headers, settings.server.max_body, settings.server.body_timeout, &self.bodies).await?;
+        let facts = Facts::of(endpoint, &headers, &body)?;
+        record.model = facts.model.clone();
+        let ask = Ask {
+            organisation: identity.organisation.clone(),
+            model: facts.model.clone(),
+            tier: facts.tier.clone(),
+            app: identity.app.clone(),
+            weight: identity.weight,
+            class: identity.class,
+            pool: facts.pool,
+            bytes: body.len() as u64,
+            fingerprint: facts.fingerprint,
+            client_retry: call::is_client_retry(&headers),
+        };
+        let patience = call::patience(&headers, &settings.queue, self.limits.usual_time_to_head(&ask));
+        headers::to_upstream(&mut headers);
+        identity.authorise(&mut headers);
+        let lane = (identity.organisation, facts.model.clone());
+        let deadline = Instant::now() + patience;
+        Ok(Call { method: head.method, path, headers, body, ask, lane, deadline, fitted: None, endpoint, facts, _held: held })
+    }
+
+    /// The absolute form is served for the upstream's own authority; CONNECT never is.
+    fn check_destination(&self, head: &http::request::Parts) -> Result<(), Rejection> {
+        if head.method == Method::CONNECT {
+            return Err(Rejection::Destination("CONNECT is not served.".into()));
+        }
+        let Some(authority) = head.uri.authority() else { return Ok(()) };
+        let ours: http::uri::Authority = self.upstream.authority().parse().expect("checked by the configuration");
+        let default_port = |port: Option<u16>| port.filter(|port| !matches!(port, 80 | 443));
+        let same = authority.host().eq_ignore_ascii_case(ours.host())
+            && default_port(authority.port_u16()) == default_port(ours.port_u16());
+        if same { Ok(()) } else { Err(Rejection::Destination("This authority is not the upstream's.".into())) }
+    }
+}
+
+/// The path as Groq knows it.
+fn mapped(uri: &http::Uri) -> Result<PathAndQuery, Rejection> {
+    let Some(path) = uri.path_and_query() else { return Ok(PathAndQuery::from_static("/")) };
+    match map_path(path.as_str()) {
+        std::borrow::Cow::Borrowed(same) if same.len() == path.as_str().len() => Ok(path.clone()),
+        mapped => mapped.parse().map_err(|_| Rejection::Malformed("the path")),
+    }
+}
+
+impl Call {
+    /// Whether it draws on a model's limits.
+    pub(super) fn draws(&self) -> bool {
+        self.ask.pool != Pool::Free && !self.ask.model.is_empty()
+    }
+
+    /// Whether the app asked for a stream.
+    pub(super) fn streams(&self) -> bool {
+        self.facts.stream
+    }
+
+    /// What its endpoint answers with.
+    pub(super) fn expected(&self) -> Expected {
+        if self.method == Method::HEAD || !self.endpoint.answers_json() {
+            Expected::Any
+        } else if self.facts.wants_text {
+            Expected::Text
+        } else {
+            Expected::Json
+        }
+    }
+
+    /// Whether a stream that ends without a last event was cut.
+    pub(super) fn stream_must_end(&self) -> bool {
+        matches!(self.endpoint, Endpoint::Chat | Endpoint::Responses)
+    }
+
+    /// Goes with a lower ceiling.
+    pub(super) fn fit(&mut self, to: u64) {
+        if let Pool::Tokens { ceiling, .. } = &mut self.ask.pool {
+            let from = ceiling.replace(to).unwrap_or(to);
+            self.fitted = Some((from, to));
+            self.body = call::with_ceiling(self.endpoint, &self.body, to);
+        }
+    }
+}

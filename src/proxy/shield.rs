@@ -1,0 +1,128 @@
+//! What do requests share? Settings, levels, breakers, the way to Groq.
+
+use std::{io, sync::Arc};
+
+use arc_swap::ArcSwap;
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::read::Call;
+use crate::{
+    breaker::{Breakers, Pass},
+    call::IdentityIndex,
+    config::Settings,
+    error::Rejection,
+    limits::{Limits, Place, Refusal, Reservation},
+    relay::Stop,
+    retry::Budget,
+    telemetry::{Record, Telemetry},
+    upstream::Upstream,
+};
+
+/// Everything that requests share.
+pub struct Shield {
+    /// The configuration in force; swapped on reload.
+    pub settings: ArcSwap<Settings>,
+    /// Who may come, by their keys and tokens; swapped with the settings.
+    pub identities: ArcSwap<IdentityIndex>,
+    /// Levels and lines.
+    pub limits: Limits,
+    /// Whether Groq answers at all, per organisation and model.
+    pub breakers: Breakers,
+    /// Retries allowed over all requests.
+    pub budget: Budget,
+    /// The way to Groq.
+    pub upstream: Upstream,
+    /// Logs and metrics.
+    pub telemetry: Arc<Telemetry>,
+    /// Bytes of bodies in flight.
+    pub bodies: crate::call::Bodies,
+    /// Cancelled on SIGTERM: no new connections.
+    pub draining: CancellationToken,
+    /// Cancelled when `drain_timeout` is over: running streams end in an error frame.
+    pub ending: CancellationToken,
+    pub(super) stop: Arc<Stop>,
+    /// Every running connection.
+    pub connections: TaskTracker,
+}
+
+impl Shield {
+    /// A shield by these settings.
+    ///
+    /// # Errors
+    /// A `ca_file` that cannot be used.
+    pub fn new(settings: Settings) -> io::Result<Arc<Self>> {
+        let upstream = Upstream::new(&settings.upstream)?;
+        Ok(Self::over(settings, upstream))
+    }
+
+    /// A shield before this upstream.
+    pub fn over(settings: Settings, upstream: Upstream) -> Arc<Self> {
+        let stop = Arc::<Stop>::default();
+        Arc::new(Self {
+            identities: ArcSwap::from_pointee(IdentityIndex::new(&settings, |name| std::env::var(name).ok())),
+            limits: Limits::new(&settings.limits, &settings.queue),
+            breakers: Breakers::default(),
+            budget: Budget::new(Instant::now()),
+            upstream,
+            telemetry: Arc::default(),
+            bodies: crate::call::Bodies::new(settings.queue.max_bytes),
+            draining: stop.draining.clone(),
+            ending: stop.ending.clone(),
+            stop,
+            connections: TaskTracker::new(),
+            settings: ArcSwap::from_pointee(settings),
+        })
+    }
+
+    /// New settings, for what is live: limits, organisations, queue, retry, breaker, apps. No level and no place is lost.
+    pub fn reload(&self, settings: Settings) {
+        self.identities.store(Arc::new(IdentityIndex::new(&settings, |name| std::env::var(name).ok())));
+        self.limits.reconfigure(&settings.limits, &settings.queue);
+        self.settings.store(Arc::new(settings));
+    }
+
+    /// Lowers the ceiling of a call that could never fit only because of it, where the operator allows that.
+    pub(super) fn fit(&self, settings: &Settings, call: &mut Call) {
+        if settings.limits.fit_ceiling
+            && let Some(ceiling) = self.limits.fitting_ceiling(&call.ask)
+        {
+            call.fit(ceiling);
+        }
+    }
+
+    /// Waits until the breaker lets it pass and the limits have room.
+    pub(super) async fn admit<'a>(
+        &'a self,
+        settings: &'a Settings,
+        call: &'a Call,
+        mut place: Option<Place>,
+        record: &mut Record,
+    ) -> Result<(Pass<'a>, Option<Reservation>), Rejection> {
+        if !call.draws() {
+            return Ok((self.breakers.admit(&call.lane, &settings.breaker, call.deadline).await?, None));
+        }
+        loop {
+            let pass = self.breakers.admit(&call.lane, &settings.breaker, call.deadline).await?;
+            let reservation = self.limits.reserve(&call.ask, call.deadline, place.take()).await.map_err(Rejection::from)?;
+            record.wait += reservation.waited();
+            if let Some(bound) = reservation.bound_by() {
+                record.bound = Some(bound.code.to_string());
+            }
+            // It may have opened while the call stood in line: a dead upstream gets one probe, not the whole line.
+            if pass.is_probe() || !self.breakers.is_open(&call.lane) {
+                return Ok((pass, Some(reservation)));
+            }
+        }
+    }
+}
+
+impl From<Refusal> for Rejection {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Never { dimension, limit, asked, parts } => Self::NeverFits { dimension, limit, asked, parts },
+            Refusal::NotInTime { dimension, wait, retry_after } => Self::NotInTime { dimension, wait, retry_after },
+            Refusal::Full { retry_after } => Self::Overloaded { retry_after },
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! `queue.stream_keepalive`: a stream that waits long is opened early and kept alive by comments. A failure then can
+//! only be its last frame.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::Response;
+use http_body::Body as _;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use super::Body;
+
+/// The answer that is waited for.
+pub type Pending = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+
+/// A comment: nothing to a client but a sign of life.
+const COMMENT: Bytes = Bytes::from_static(b": waiting\n\n");
+
+/// A stream before its answer.
+pub struct Waiting {
+    answer: Option<Pending>,
+    /// The answer's body, once it is there.
+    body: Option<Box<Body>>,
+    ticks: Interval,
+}
+
+impl Waiting {
+    /// Waits for `answer`, with a comment now and every `period`.
+    pub fn new(answer: Pending, period: Duration) -> Self {
+        let mut ticks = interval(period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { answer: Some(answer), body: None, ticks }
+    }
+
+    pub(super) fn poll_data(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, Box<dyn std::error::Error + Send + Sync>>>> {
+        if let Some(answer) = &mut self.answer {
+            match answer.as_mut().poll(cx) {
+                Poll::Pending => return self.ticks.poll_tick(cx).map(|_| Some(Ok(COMMENT))),
+                Poll::Ready(answer) => {
+                    self.answer = None;
+                    let (head, body) = answer.into_parts();
+                    if !head.status.is_success() {
+                        let Body::Full { bytes, .. } = &body else { return Poll::Ready(None) };
+                        return Poll::Ready(Some(Ok(crate::error::frame_of(head.status, bytes))));
+                    }
+                    self.body = Some(Box::new(body));
+                }
+            }
+        }
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        Pin::new(body.as_mut()).poll_frame(cx).map(|frame| frame.map(|frame| frame.map(|f| f.into_data().unwrap_or_default())))
+    }
+}
+
+/// Gives a stream's answer a moment to come by itself; then opens the stream and keeps it alive until it does.
+pub async fn opened_early(mut answer: Pending, period: Duration) -> Response<Body> {
+    if let Ok(answer) = tokio::time::timeout(period, &mut answer).await {
+        return answer;
+    }
+    let mut response = Response::new(Body::Waiting(Waiting::new(answer, period)));
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/event-stream"));
+    response
+}
