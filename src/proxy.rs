@@ -2,28 +2,26 @@
 
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, response::Parts};
+use http::{Request, Response, response::Parts};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    breaker::{Breakers, Health},
-    call::{Budget as BodyBudget, Call, Identities},
     config::Settings,
     error::Rejection,
-    headers,
-    limits::{Limits, Place, Refusal, Reservation, Spent},
-    relay::{self, Body, Carried, Ending, Opened, Stop},
-    retry::{Attempts, Budget, Verdict},
-    telemetry::{Record, Source, Telemetry},
-    upstream::Upstream,
+    limits::Reservation,
+    relay::{self, Body, Carried, Ending, Opened},
+    retry::{Attempts, Verdict},
+    telemetry::Record,
 };
 
+mod answer;
 mod attempt;
+mod read;
 mod shield;
 
-use attempt::Outcome;
+use answer::{deliver, reject};
+use read::Call;
 pub use shield::Shield;
 
 /// Answers one request, whatever happens.
@@ -59,7 +57,7 @@ async fn answer(shield: Arc<Shield>, settings: Arc<Settings>, mut call: Call, mu
         .await
     };
     match story {
-        Ok((head, opened, reservation)) => deliver(head, opened, Carried { reservation, record, ending }),
+        Ok((head, opened, reservation)) => deliver(head, opened, Carried { reservation, record, ending }, call.fitted),
         Err(rejection) => reject(rejection, record),
     }
 }
@@ -82,7 +80,7 @@ async fn forward(
         shield.telemetry.attempt(outcome.label());
         match attempts.next(outcome.class(), &shield.budget, fastrand::f64(), Instant::now()) {
             Verdict::Deliver => return outcome.deliver(reservation),
-            Verdict::Requeue => place = Some(outcome.refused(reservation, shield, call)?),
+            Verdict::Requeue => place = outcome.refused(reservation, shield, call)?,
             Verdict::Again(after) => {
                 outcome.settle(reservation);
                 sleep(after).await;

@@ -199,3 +199,6 @@ impl Upstream {
         Uri::from_parts(parts).expect("a path, or scheme, authority and path")
     }
 }
+
+#[cfg(test)]
+mod tests;

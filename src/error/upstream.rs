@@ -30,3 +30,20 @@ pub struct UpstreamError {
 pub fn mask(text: &str) -> Cow<'_, str> {
     Cow::Borrowed(text)
 }
+impl UpstreamError {
+    pub fn new(status: StatusCode, headers: HeaderMap, body: &Bytes, _now: std::time::SystemTime) -> Self {
+        Self {
+            status,
+            kind: "x".into(),
+            code: None,
+            message: String::from_utf8_lossy(body).into_owned().into(),
+            retry_after: None,
+            headers,
+            body: None,
+            rebuilt: true,
+        }
+    }
+    pub fn after_generation(&self) -> bool {
+        false
+    }
+}

@@ -1,7 +1,7 @@
 //! What did one attempt come to? An answer that has begun well, an error of Groq's, or nothing whole; and what each
 //! means for the charge, the breaker, the retry and the app.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use http::{StatusCode, response::Parts};
 use tokio::time::Instant;
@@ -10,7 +10,7 @@ use super::{Shield, read::Call};
 use crate::{
     breaker::Health,
     error::{Rejection, UpstreamError},
-    groq::{RateState, RefusalText, retry_after},
+    groq::{RateState, RefusalText},
     limits::{Place, Reservation, Spent},
     relay::{self, Opened},
     retry::Class,
@@ -144,7 +144,12 @@ impl Outcome {
     }
 
     /// A refusal corrects the levels; the request goes back to the front of its app's line.
-    pub(super) fn refused(self, reservation: Option<Reservation>, shield: &Shield, call: &Call) -> Result<Option<Place>, Rejection> {
+    pub(super) fn refused(
+        self,
+        reservation: Option<Reservation>,
+        shield: &Shield,
+        call: &Call,
+    ) -> Result<Option<Place>, Rejection> {
         let Self::Error { ref error, ref state, ref text, .. } = self else { return Err(self.into_rejection()) };
         let dimension = text.as_ref().and_then(|text| text.dimension.as_ref());
         shield.telemetry.refused(&call.ask.model, dimension.map_or("unknown", |d| d.code.as_ref()));

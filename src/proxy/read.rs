@@ -1,7 +1,5 @@
 //! What is asked? The head is judged first, then the body is read, once; every attempt replays it for free.
 
-use std::{sync::Arc, time::Duration};
-
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, uri::PathAndQuery};
 use tokio::time::Instant;

@@ -1,0 +1,179 @@
+//! In virtual time, over memory: the pool, the time limits, whose fault a failure is.
+
+use std::sync::{
+    Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
+    time::{Instant, sleep},
+};
+
+use super::*;
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+/// An upstream whose connections run `serve`, and how many there were.
+fn upstream<F>(serve: impl Fn(usize, DuplexStream) -> F + Send + Sync + 'static) -> (Upstream, Arc<AtomicUsize>)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
+    let settings = config::Upstream {
+        response_timeout: Duration::from_secs(10),
+        idle_timeout: Duration::from_secs(5),
+        ..Default::default()
+    };
+    let upstream = Upstream::over(&settings, move || {
+        let (ours, theirs) = duplex(1 << 16);
+        tokio::spawn(serve(counted.fetch_add(1, Ordering::Relaxed), theirs));
+        Ok(Io::Memory(ours))
+    });
+    (upstream, count)
+}
+
+/// Reads one request's head (and, here, its body: all of it comes in one write).
+async fn read_request(io: &mut DuplexStream) -> Vec<u8> {
+    let mut buffer = vec![0; 4096];
+    let read = io.read(&mut buffer).await.expect("a request");
+    buffer.truncate(read);
+    buffer
+}
+
+async fn send(upstream: &Upstream) -> Result<Answer, Failure> {
+    let path = PathAndQuery::from_static("/openai/v1/x?y=z");
+    upstream.send(&Method::POST, &path, &HeaderMap::new(), &Bytes::from_static(b"{}"), || {}).await
+}
+
+async fn body(mut answer: Answer) -> Result<Vec<u8>, Why> {
+    let mut all = Vec::new();
+    while let Some(data) = answer.body.data().await {
+        all.extend_from_slice(&data?);
+    }
+    Ok(all)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_used_again() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = seen.clone();
+    let (upstream, connections) = upstream(move |_, mut io| {
+        let log = log.clone();
+        async move {
+            loop {
+                let request = read_request(&mut io).await;
+                if request.is_empty() {
+                    return;
+                }
+                log.lock().expect("unpoisoned").push(request);
+                io.write_all(OK).await.expect("the client reads");
+            }
+        }
+    });
+    for _ in 0..3 {
+        let answer = send(&upstream).await.expect("an answer");
+        assert_eq!(body(answer).await.expect("whole"), b"ok");
+    }
+    assert_eq!(connections.load(Ordering::Relaxed), 1);
+    let seen = seen.lock().expect("unpoisoned");
+    let first = String::from_utf8_lossy(&seen[0]);
+    assert!(first.starts_with("POST /openai/v1/x?y=z HTTP/1.1\r\n"), "{first}");
+    assert!(first.contains("host: api.groq.com\r\n") && first.ends_with("\r\n\r\n{}"), "{first}");
+}
+
+/// An idle connection that Groq's edge has closed must not cost a request.
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_that_closed_costs_nothing() {
+    let (upstream, connections) = upstream(|_, mut io| async move {
+        read_request(&mut io).await;
+        io.write_all(OK).await.expect("the client reads");
+    });
+    for _ in 0..3 {
+        let answer = send(&upstream).await.expect("an answer");
+        assert_eq!(body(answer).await.expect("whole"), b"ok");
+        sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(connections.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_does_not_come_is_a_timeout() {
+    let (upstream, _) = upstream(|_, io| async move {
+        sleep(Duration::from_secs(3600)).await;
+        drop(io);
+    });
+    let start = Instant::now();
+    assert_eq!(send(&upstream).await.expect_err("no head"), Failure::after_sending(Why::Timeout));
+    assert_eq!(start.elapsed(), Duration::from_secs(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_body_is_a_timeout_and_a_slow_one_is_not() {
+    let (upstream, _) = upstream(|connection, mut io| async move {
+        read_request(&mut io).await;
+        io.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n").await.expect("the client reads");
+        for _ in 0..4 - connection {
+            sleep(Duration::from_secs(4)).await;
+            io.write_all(b"x").await.expect("the client reads");
+        }
+        sleep(Duration::from_secs(3600)).await;
+    });
+    let start = Instant::now();
+    assert_eq!(body(send(&upstream).await.expect("a head")).await.expect("whole"), b"xxxx");
+    assert_eq!(start.elapsed(), Duration::from_secs(16));
+    let first = send(&upstream).await.expect_err("the first connection is taken again and says nothing");
+    assert_eq!(first.why, Why::Timeout);
+    assert_eq!(body(send(&upstream).await.expect("a head")).await, Err(Why::Timeout));
+}
+
+#[tokio::test(start_paused = true)]
+async fn cuts_and_nonsense_have_their_names() {
+    for (bytes, expected) in [
+        (&b""[..], Why::Closed),
+        (b"HTTP/1.1 200 OK\r\nconte", Why::Closed),
+        (b"\x16\x03\x01\x02\x00 hello", Why::Invalid("it is not HTTP")),
+        (b"220 smtp ready\r\n", Why::Invalid("it is not HTTP")),
+    ] {
+        let (upstream, _) = upstream(move |_, mut io| async move {
+            read_request(&mut io).await;
+            io.write_all(bytes).await.expect("the client reads");
+        });
+        assert_eq!(send(&upstream).await.expect_err("no answer"), Failure::after_sending(expected));
+    }
+    let (upstream, _) = upstream(|_, mut io| async move {
+        read_request(&mut io).await;
+        io.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nab").await.expect("the client reads");
+    });
+    assert_eq!(body(send(&upstream).await.expect("a head")).await, Err(Why::Closed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_dropped_ends_its_upstream_request() {
+    let gone = Arc::new(AtomicUsize::new(0));
+    let counted = gone.clone();
+    let (upstream, _) = upstream(move |_, mut io| {
+        let counted = counted.clone();
+        async move {
+            read_request(&mut io).await;
+            io.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n").await.expect("the client reads");
+            assert!(read_request(&mut io).await.is_empty());
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    drop(send(&upstream).await.expect("a head"));
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(gone.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_refused_connection_never_sent() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    drop(listener);
+    let base_url = format!("http://{address}").parse().expect("a URL");
+    let upstream = Upstream::new(&config::Upstream { base_url, ..Default::default() }).expect("no files");
+    let failure = send(&upstream).await.expect_err("nobody listens");
+    assert_eq!(failure, Failure { why: Why::Unreachable("connection refused".into()), sent: false });
+}
