@@ -1,0 +1,113 @@
+//! Do the files under `deploy/` agree with the repository: paths, versions, names, no machine's own traces?
+
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
+
+use super::{ROOT, path, text, words, yaml};
+use serde_json::Value;
+
+/// `COPY` lines from the build context: the sources.
+fn copied() -> Vec<String> {
+    let dockerfile = text("deploy/Dockerfile");
+    let copies = dockerfile.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|line| !line.starts_with("--from"));
+    copies
+        .flat_map(|line| {
+            let mut words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            words.pop();
+            words
+        })
+        .collect()
+}
+
+/// Everything that the manifest and `include_str!` name must be among what the Dockerfile copies.
+#[test]
+fn the_copied_files_are_a_whole_package() {
+    let context = tempfile::tempdir().expect("a folder");
+    for source in copied().into_iter().filter(|source| path(source).exists()) {
+        std::os::unix::fs::symlink(path(&source), context.path().join(&source)).expect("a link");
+    }
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--offline", "--format-version=1"])
+        .current_dir(context.path())
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut included = BTreeSet::new();
+    includes(&path("src"), &mut included);
+    for file in &included {
+        let first = file.strip_prefix(ROOT).expect("inside").iter().next().expect("a name").to_str().expect("UTF-8");
+        assert!(copied().iter().any(|source| source == first), "{} is compiled in but not copied", file.display());
+    }
+}
+
+/// What `include_str!` and `include_bytes!` take from outside of `src`.
+fn includes(folder: &Path, found: &mut BTreeSet<std::path::PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
+        if entry.is_dir() {
+            includes(&entry, found);
+            continue;
+        }
+        let Ok(text) = fs::read_to_string(&entry) else { continue };
+        for part in ["include_str!(\"", "include_bytes!(\""].iter().flat_map(|macro_| text.split(macro_).skip(1)) {
+            let name = part.split('"').next().expect("a string");
+            if let Ok(file) = folder.join(name).canonicalize() {
+                found.insert(file);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_npm_package_has_the_version_and_licence_of_the_crate() {
+    let package: Value = serde_json::from_str(&text("deploy/npm/package.json")).expect("JSON");
+    assert_eq!(package["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(package["license"], env!("CARGO_PKG_LICENSE"));
+    assert_eq!(package["description"], env!("CARGO_PKG_DESCRIPTION"));
+    for (name, version) in package["optionalDependencies"].as_object().expect("platforms") {
+        assert_eq!(version, env!("CARGO_PKG_VERSION"), "{name}");
+    }
+    assert!(path("deploy/npm").join(package["bin"]["groq-shield"].as_str().expect("a launcher")).exists());
+}
+
+#[test]
+fn compose_mounts_files_that_exist() {
+    for name in ["deploy/compose.yaml", "deploy/compose.redis.yaml"] {
+        let services = &yaml(name)[0]["services"];
+        let mounts = services.as_object().expect("services").values().flat_map(|service| words(&service["volumes"]));
+        let files: Vec<_> = mounts.filter_map(|mount| mount.strip_prefix("./")).collect();
+        assert!(!files.is_empty());
+        for file in files {
+            let file = file.split(':').next().expect("a source");
+            assert!(path("deploy").join(file).exists(), "{name}: {file}");
+        }
+    }
+}
+
+#[test]
+fn dashboard_panels_do_not_overlap() {
+    let dashboard: Value = serde_json::from_str(&text("deploy/grafana/groq-shield.json")).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let mut taken = BTreeSet::new();
+    let mut ids = BTreeSet::new();
+    for panel in panels {
+        assert!(ids.insert(panel["id"].as_u64().expect("an id")), "{}: its id is another's", panel["title"]);
+        let at = |key: &str| panel["gridPos"][key].as_u64().expect("a position");
+        for (x, y) in (at("x")..at("x") + at("w")).flat_map(|x| (at("y")..at("y") + at("h")).map(move |y| (x, y))) {
+            assert!(x < 24 && taken.insert((x, y)), "{} overlaps at {x},{y}", panel["title"]);
+        }
+        let targets = panel["targets"].as_array().map_or(0, Vec::len);
+        assert!(panel["type"] == "row" || targets > 0, "{} shows nothing", panel["title"]);
+    }
+}
+
+#[test]
+fn every_alert_is_tested_and_says_what_to_do() {
+    let tests = text("deploy/prometheus/alerts.test.yaml");
+    let rules = yaml("deploy/prometheus/alerts.yaml")[0]["groups"][0]["rules"].as_array().expect("rules").clone();
+    assert!(rules.len() >= 7);
+    for rule in rules {
+        let name = rule["alert"].as_str().expect("a name");
+        assert!(tests.contains(&format!("alertname: {name}\n        exp_alerts:")), "no test lets {name} fire");
+        assert!(tests.contains(&format!("alertname: {name}}}")), "no test keeps {name} quiet");
+        assert!(rule["annotations"]["description"].as_str().is_some_and(|text| text.len() > 20), "{name}");
+    }
+}
