@@ -1,1 +1,181 @@
-//! (to come)
+//! What does the second listener answer? Health, metrics, status and the page; it changes nothing, whoever asks.
+
+use std::{
+    convert::Infallible,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
+
+use crate::{
+    proxy::Shield,
+    telemetry::{Format, Gauges, Trend},
+};
+
+mod guard;
+mod page;
+mod status;
+#[cfg(test)]
+mod tests;
+
+/// Connections at once; more of them wait to be accepted.
+const CONNECTIONS: usize = 64;
+/// Time for a request's head, and for the next request on a connection.
+const HEAD: Duration = Duration::from_secs(10);
+/// A connection is told to go after so long: a page that polls comes back with a new one.
+const LONGEST: Duration = Duration::from_secs(120);
+/// Time for the answer that is under way then.
+const LAST_ANSWER: Duration = Duration::from_secs(5);
+/// How long accepting rests when the machine has no descriptor left.
+const NO_DESCRIPTORS: Duration = Duration::from_millis(100);
+
+/// Serves operators; never ends, whoever runs it drops it.
+pub async fn serve(listener: TcpListener, shield: Arc<Shield>) {
+    let desk = Arc::new(Desk::new(shield));
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let accepting = async {
+        loop {
+            let place = places.clone().acquire_owned().await.expect("never closed");
+            match listener.accept().await {
+                Ok((socket, _)) => {
+                    let desk = desk.clone();
+                    tokio::spawn(async move {
+                        desk.connection(socket).await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed on the admin listener");
+                    sleep(NO_DESCRIPTORS).await;
+                }
+            }
+        }
+    };
+    tokio::join!(accepting, desk.watch());
+}
+
+/// What answers are made from.
+struct Desk {
+    shield: Arc<Shield>,
+    started: Instant,
+    trend: Mutex<Trend>,
+}
+
+impl Desk {
+    fn new(shield: Arc<Shield>) -> Self {
+        Self { shield, started: Instant::now(), trend: Mutex::default() }
+    }
+
+    /// Keeps the history of the last minutes.
+    async fn watch(&self) {
+        let mut clock = interval(Trend::SLICE);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        clock.tick().await;
+        loop {
+            clock.tick().await;
+            self.trend.lock().unwrap_or_else(PoisonError::into_inner).advance(&self.shield.telemetry);
+        }
+    }
+
+    async fn connection(&self, socket: TcpStream) {
+        let service = service_fn(|request| async move { Ok::<_, Infallible>(self.answer(&request)) });
+        let mut http = pin!(
+            http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD)
+                .max_buf_size(16 << 10)
+                .serve_connection(TokioIo::new(socket), service)
+        );
+        // What goes wrong on such a connection is its client's affair: nothing is lost.
+        let ended = tokio::select! {
+            ended = &mut http => ended,
+            () = sleep(LONGEST) => {
+                http.as_mut().graceful_shutdown();
+                timeout(LAST_ANSWER, &mut http).await.unwrap_or(Ok(()))
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "admin connection");
+        }
+    }
+
+    /// Every answer, failures too.
+    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        let mut response = self.respond(request).unwrap_or_else(|refusal| refusal);
+        let headers = response.headers_mut();
+        for (name, value) in [
+            ("cache-control", "no-store"),
+            ("cross-origin-opener-policy", "same-origin"),
+            ("cross-origin-resource-policy", "same-origin"),
+            ("referrer-policy", "no-referrer"),
+            ("x-content-type-options", "nosniff"),
+            ("x-frame-options", "DENY"),
+        ] {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        headers
+            .entry(header::CONTENT_SECURITY_POLICY)
+            .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
+        response
+    }
+
+    fn respond<B>(&self, request: &Request<B>) -> Result<Response<Full<Bytes>>, Response<Full<Bytes>>> {
+        guard::admit(request).map_err(|why| refusal(StatusCode::FORBIDDEN, "origin_not_allowed", why))?;
+        let path = request.uri().path();
+        if !matches!(path, "/" | "/livez" | "/readyz" | "/metrics" | "/status") {
+            let known = "The admin listener has /livez, /readyz, /metrics, /status and /. Apps call the other address.";
+            return Err(refusal(StatusCode::NOT_FOUND, "unknown_url", known));
+        }
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut refusal =
+                refusal(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Use GET: nothing can be changed here.");
+            refusal.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return Err(refusal);
+        }
+        Ok(match path {
+            "/livez" => text("text/plain; charset=utf-8", "ok\n"),
+            "/readyz" if self.shield.draining.is_cancelled() => {
+                let draining = "The shield is draining: it takes no new connections.";
+                return Err(refusal(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", draining));
+            }
+            "/readyz" => text("text/plain; charset=utf-8", "ready\n"),
+            "/metrics" => self.metrics(request.headers()),
+            "/status" => text("application/json", self.status()),
+            _ => page::response(),
+        })
+    }
+
+    fn metrics(&self, headers: &HeaderMap) -> Response<Full<Bytes>> {
+        let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let format = Format::of(accept);
+        let gauges =
+            Gauges { lanes: self.shield.limits.snapshot(), connections: self.shield.connections.len(), ..Gauges::default() };
+        text(format.content_type(), self.shield.telemetry.metrics(gauges, format))
+    }
+}
+
+fn text(content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// A failure as the documented object.
+fn refusal(status: StatusCode, code: &str, message: &str) -> Response<Full<Bytes>> {
+    let kind = if status.is_server_error() { "internal_server_error" } else { "invalid_request_error" };
+    let object = serde_json::json!({ "error": { "message": message, "type": kind, "code": code } });
+    let mut response = text("application/json", object.to_string());
+    *response.status_mut() = status;
+    response
+}

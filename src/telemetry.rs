@@ -1,12 +1,16 @@
 //! What does an operator see? Tracing set-up, the one access line per request, the metric families.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
 use crate::{config::Class, groq::Usage};
 
 mod access;
+mod configuration;
 mod counts;
 mod exposition;
 mod histogram;
@@ -17,6 +21,7 @@ mod otlp;
 mod tests;
 mod trend;
 
+pub use configuration::Configuration;
 pub use exposition::{Format, Gauges};
 pub use log::{Handle, filter, init};
 pub use trend::{Slice, Trend};
@@ -155,6 +160,7 @@ impl Drop for Record {
 #[derive(Debug, Default)]
 pub struct Telemetry {
     counts: Counts,
+    configuration: Mutex<Configuration>,
 }
 
 impl Telemetry {
@@ -170,7 +176,7 @@ impl Telemetry {
 
     /// Every metric family as text.
     pub fn metrics(&self, gauges: Gauges, format: Format) -> String {
-        exposition::write(&self.counts, gauges, format)
+        exposition::write(self, gauges, format)
     }
 
     /// A request has ended: one line, its counters and histograms.

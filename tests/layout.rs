@@ -30,7 +30,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("relay", &["error", "estimate", "groq", "limits", "telemetry", "upstream"]),
-    ("telemetry", &["breaker", "config", "groq", "limits"]),
+    ("telemetry", &["breaker", "config", "error", "groq", "limits"]),
     ("call", &["config", "error", "estimate", "groq", "headers"]),
     ("limits", &["config", "groq"]),
     ("upstream", &["config", "error", "groq", "headers", "retry"]),

@@ -14,8 +14,8 @@ use prometheus_client::{
 };
 
 use super::{
-    Outcome, Source,
-    counts::{Counts, OTHER, RequestLabels, Sums},
+    Outcome, Source, Telemetry,
+    counts::{OTHER, RequestLabels, Sums},
     histogram::Histogram,
 };
 use crate::{config::Class, limits::LaneSnapshot};
@@ -32,8 +32,6 @@ pub struct Gauges {
     pub open_breakers: BTreeSet<Arc<str>>,
     /// The shared store cannot be reached.
     pub store_degraded: bool,
-    /// The last reload took effect.
-    pub config_valid: bool,
     /// Open connections of apps.
     pub connections: usize,
 }
@@ -63,9 +61,9 @@ impl Format {
 }
 
 /// All families as text.
-pub(super) fn write(counts: &Counts, gauges: Gauges, format: Format) -> String {
+pub(super) fn write(telemetry: &Telemetry, gauges: Gauges, format: Format) -> String {
     let mut registry = Registry::with_prefix("groq_shield");
-    registry.register_collector(Box::new(Families::new(counts, gauges)));
+    registry.register_collector(Box::new(Families::new(telemetry, gauges)));
     let mut page = String::new();
     text::encode(&mut page, &registry).expect("a String takes all that is written");
     match format {
@@ -105,6 +103,7 @@ struct Level {
 #[derive(Debug)]
 struct Families {
     sums: Sums,
+    config_valid: bool,
     levels: BTreeMap<[String; 4], Level>,
     waiting: BTreeMap<(String, Class), u64>,
     breakers: BTreeMap<String, bool>,
@@ -112,7 +111,9 @@ struct Families {
 }
 
 impl Families {
-    fn new(counts: &Counts, gauges: Gauges) -> Self {
+    fn new(telemetry: &Telemetry, gauges: Gauges) -> Self {
+        let counts = &telemetry.counts;
+        let config_valid = telemetry.configuration().refused.is_none();
         // Labels first: a lane's model gets its number here, so that the sums know it.
         let label = |model: &str| counts.model_label(model).to_owned();
         let mut levels = BTreeMap::new();
@@ -157,7 +158,7 @@ impl Families {
             let row = RequestLabels { app, model, endpoint, status: 200, source: Source::Upstream };
             sums.requests.entry(row).or_default();
         }
-        Self { sums, levels, waiting, breakers, gauges }
+        Self { sums, config_valid, levels, waiting, breakers, gauges }
     }
 }
 
@@ -233,7 +234,7 @@ impl Collector for Families {
         )?;
         for (name, help, n) in [
             ("store_degraded", "1 while the shared store is out of reach", u64::from(self.gauges.store_degraded)),
-            ("config_reload_success", "0 after a reload that was refused", self.gauges.config_valid.into()),
+            ("config_valid", "0 after a reload that was refused", self.config_valid.into()),
             ("connections", "Open connections of apps", self.gauges.connections as u64),
         ] {
             ConstGauge::new(n).encode(to.encode_descriptor(name, help, None, MetricType::Gauge)?)?;

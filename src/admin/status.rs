@@ -1,0 +1,250 @@
+//! How does the shield stand, in JSON? For the page, for `groq-shield status`, for scripts.
+
+use std::{
+    sync::PoisonError,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::Serialize;
+
+use super::Desk;
+use crate::{
+    config::{Class, StoreKind},
+    groq::Unit,
+    limits::{LaneSnapshot, Source},
+    telemetry::Slice,
+};
+
+#[derive(Serialize)]
+struct Status<'a> {
+    version: &'static str,
+    uptime_s: f64,
+    /// `running` or `draining`
+    state: &'static str,
+    /// Unix time, seconds.
+    now: f64,
+    upstream: String,
+    connections: usize,
+    config: Config,
+    store: Store,
+    totals: Totals,
+    lanes: Vec<Lane<'a>>,
+    history: History,
+}
+
+/// The configuration in force.
+#[derive(Serialize)]
+struct Config {
+    file: Option<String>,
+    loaded_at: Option<f64>,
+    loads: u64,
+    /// Why the last one was refused, `null` once one took effect.
+    error: Option<ConfigError>,
+}
+
+#[derive(Serialize)]
+struct ConfigError {
+    at: f64,
+    message: String,
+}
+
+#[derive(Serialize)]
+struct Store {
+    /// `local` or `redis`
+    kind: &'static str,
+    degraded: bool,
+}
+
+/// Since the start.
+#[derive(Serialize)]
+struct Totals {
+    requests: u64,
+    failed: u64,
+    refused_by_shield: u64,
+    refused_by_groq: u64,
+    resends: u64,
+}
+
+#[derive(Serialize)]
+struct Lane<'a> {
+    organisation: &'a str,
+    model: &'a str,
+    tier: &'a str,
+    dimensions: Vec<Dimension<'a>>,
+    waiting: Vec<Waiting<'a>>,
+    blocked_by: Option<Blocked<'a>>,
+    /// Wait that a typical new request would see.
+    forecast_s: f64,
+    in_flight: usize,
+    refusals: u64,
+    breaker: Breaker,
+}
+
+#[derive(Serialize)]
+struct Dimension<'a> {
+    dimension: &'a str,
+    /// `requests`, `tokens`, `input tokens`, `output tokens`, `seconds of audio`
+    unit: &'static str,
+    period_s: f64,
+    limit: u64,
+    level: f64,
+    reserve: u64,
+    /// `configured`, `plan`, `headers`, `refusal`
+    source: &'static str,
+    foreign: f64,
+    exhausted_in_s: Option<f64>,
+    full_in_s: f64,
+    window: bool,
+}
+
+#[derive(Serialize)]
+struct Waiting<'a> {
+    app: &'a str,
+    class: &'static str,
+    count: usize,
+    oldest_s: f64,
+}
+
+#[derive(Serialize)]
+struct Blocked<'a> {
+    dimension: &'a str,
+    for_s: f64,
+}
+
+#[derive(Serialize)]
+struct Breaker {
+    open: bool,
+    /// Time until the next probe.
+    probe_in_s: Option<f64>,
+}
+
+/// The last quarter of an hour, oldest first; the last entry is the running one.
+#[derive(Default, Serialize)]
+struct History {
+    slice_s: f64,
+    requests: Vec<u64>,
+    failed: Vec<u64>,
+    refused_by_shield: Vec<u64>,
+    refused_by_groq: Vec<u64>,
+    resends: Vec<u64>,
+    wait_p50_s: Vec<Option<f64>>,
+    wait_p99_s: Vec<Option<f64>>,
+}
+
+impl Desk {
+    /// The whole status.
+    pub(super) fn status(&self) -> String {
+        let shield = &self.shield;
+        let settings = shield.settings.load();
+        let configuration = shield.telemetry.configuration();
+        let total = shield.telemetry.since_start();
+        let lanes = shield.limits.snapshot();
+        let slices = self.trend.lock().unwrap_or_else(PoisonError::into_inner).slices(&shield.telemetry);
+        let status = Status {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_s: seconds(self.started.elapsed()),
+            state: if shield.draining.is_cancelled() { "draining" } else { "running" },
+            now: unix(SystemTime::now()),
+            upstream: settings.upstream.base_url.host().unwrap_or_default().to_owned(),
+            connections: shield.connections.len(),
+            config: Config {
+                file: configuration.file.map(|file| file.display().to_string()),
+                loaded_at: configuration.loaded.map(unix),
+                loads: configuration.loads,
+                error: configuration.refused.map(|(at, message)| ConfigError { at: unix(at), message }),
+            },
+            store: Store {
+                kind: match settings.store.kind {
+                    StoreKind::Local => "local",
+                    StoreKind::Redis => "redis",
+                },
+                degraded: false,
+            },
+            totals: Totals {
+                requests: total.requests,
+                failed: total.failed,
+                refused_by_shield: total.refused_by_shield,
+                refused_by_groq: total.refused_by_groq,
+                resends: total.resends,
+            },
+            lanes: lanes.iter().map(lane).collect(),
+            history: history(slices),
+        };
+        serde_json::to_string(&status).expect("numbers and texts are JSON")
+    }
+}
+
+fn lane(lane: &LaneSnapshot) -> Lane<'_> {
+    let dimensions = lane.dimensions.iter().map(|dimension| Dimension {
+        dimension: &dimension.dimension.code,
+        unit: match dimension.dimension.unit {
+            Unit::Requests => "requests",
+            Unit::Tokens => "tokens",
+            Unit::InputTokens => "input tokens",
+            Unit::OutputTokens => "output tokens",
+            Unit::AudioSeconds => "seconds of audio",
+        },
+        period_s: seconds(dimension.dimension.period),
+        limit: dimension.limit,
+        level: rounded(dimension.level),
+        reserve: dimension.reserve,
+        source: match dimension.source {
+            Source::Configured => "configured",
+            Source::Plan => "plan",
+            Source::Headers => "headers",
+            Source::Refusal => "refusal",
+        },
+        foreign: rounded(dimension.foreign),
+        exhausted_in_s: dimension.exhausted_in.map(seconds),
+        full_in_s: seconds(dimension.full_in),
+        window: dimension.window,
+    });
+    let waiting = lane.waiting.iter().map(|waiting| Waiting {
+        app: &waiting.app,
+        class: match waiting.class {
+            Class::Interactive => "interactive",
+            Class::Batch => "batch",
+        },
+        count: waiting.count,
+        oldest_s: seconds(waiting.oldest),
+    });
+    Lane {
+        organisation: &lane.organisation,
+        model: &lane.model,
+        tier: &lane.tier,
+        dimensions: dimensions.collect(),
+        waiting: waiting.collect(),
+        blocked_by: lane.blocked_by.as_ref().map(|(by, time)| Blocked { dimension: &by.code, for_s: seconds(*time) }),
+        forecast_s: seconds(lane.forecast),
+        in_flight: lane.in_flight,
+        refusals: lane.refusals,
+        breaker: Breaker { open: false, probe_in_s: None },
+    }
+}
+
+fn history(slices: Vec<Slice>) -> History {
+    let mut history = History { slice_s: seconds(crate::telemetry::Trend::SLICE), ..History::default() };
+    for slice in slices {
+        history.requests.push(slice.requests);
+        history.failed.push(slice.failed);
+        history.refused_by_shield.push(slice.refused_by_shield);
+        history.refused_by_groq.push(slice.refused_by_groq);
+        history.resends.push(slice.resends);
+        history.wait_p50_s.push(slice.wait_p50.map(rounded));
+        history.wait_p99_s.push(slice.wait_p99.map(rounded));
+    }
+    history
+}
+
+fn unix(time: SystemTime) -> f64 {
+    seconds(time.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+fn seconds(time: Duration) -> f64 {
+    rounded(time.as_secs_f64())
+}
+
+/// Thousandths are enough for anyone who reads this.
+fn rounded(number: f64) -> f64 {
+    (number * 1000.0).round() / 1000.0
+}
