@@ -159,8 +159,12 @@ impl Desk {
     fn metrics(&self, headers: &HeaderMap) -> Response<Full<Bytes>> {
         let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let format = Format::of(accept);
-        let gauges =
-            Gauges { lanes: self.shield.limits.snapshot(), connections: self.shield.connections.len(), ..Gauges::default() };
+        let gauges = Gauges {
+            lanes: self.shield.limits.snapshot(),
+            open_breakers: self.shield.breakers.open(Instant::now()).into_iter().map(|(_, model, _)| model).collect(),
+            connections: self.shield.connections.len(),
+            ..Gauges::default()
+        };
         text(format.content_type(), self.shield.telemetry.metrics(gauges, format))
     }
 }

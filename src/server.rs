@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
 
-use crate::proxy::Shield;
+use crate::{admin, proxy::Shield};
 
 mod connection;
 mod faithful;
@@ -74,6 +74,7 @@ pub fn start(shield: Arc<Shield>, listeners: Listeners) -> io::Result<Running> {
                 .spawn(move || work(runtime, &shield, &over, dealt, to_accept))?,
         );
     }
+    workers.push(operate(&shield, &over, listeners.admin.try_clone()?)?);
     let door = Door { shield: shield.clone(), listeners, hands, over: over.clone() };
     if let Some(accepting) = accepting {
         // The receiver is a thread that has just been started and waits for this.
@@ -154,6 +155,28 @@ fn tell_systemd(state: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!(%error, "systemd cannot be told");
     }
+}
+
+/// Serves operators in a thread of its own, drain included: a scrape takes no time from requests.
+fn operate(
+    shield: &Arc<Shield>,
+    over: &CancellationToken,
+    listener: std::net::TcpListener,
+) -> io::Result<thread::JoinHandle<()>> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let listener = {
+        let _context = runtime.enter();
+        TcpListener::from_std(listener)?
+    };
+    let (shield, over) = (shield.clone(), over.clone());
+    thread::Builder::new().name("shield-admin".into()).spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                () = over.cancelled() => {}
+                () = admin::serve(listener, shield) => {}
+            }
+        });
+    })
 }
 
 /// What the accepting thread has.

@@ -1,11 +1,12 @@
 //! How does the shield stand, in JSON? For the page, for `groq-shield status`, for scripts.
 
 use std::{
-    sync::PoisonError,
+    sync::{Arc, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::Desk;
 use crate::{
@@ -139,6 +140,7 @@ impl Desk {
         let configuration = shield.telemetry.configuration();
         let total = shield.telemetry.since_start();
         let lanes = shield.limits.snapshot();
+        let open_breakers = shield.breakers.open(Instant::now());
         let slices = self.trend.lock().unwrap_or_else(PoisonError::into_inner).slices(&shield.telemetry);
         let status = Status {
             version: env!("CARGO_PKG_VERSION"),
@@ -167,14 +169,14 @@ impl Desk {
                 refused_by_groq: total.refused_by_groq,
                 resends: total.resends,
             },
-            lanes: lanes.iter().map(lane).collect(),
+            lanes: lanes.iter().map(|of| lane(of, &open_breakers)).collect(),
             history: history(slices),
         };
         serde_json::to_string(&status).expect("numbers and texts are JSON")
     }
 }
 
-fn lane(lane: &LaneSnapshot) -> Lane<'_> {
+fn lane<'a>(lane: &'a LaneSnapshot, open_breakers: &[(Arc<str>, Arc<str>, Duration)]) -> Lane<'a> {
     let dimensions = lane.dimensions.iter().map(|dimension| Dimension {
         dimension: &dimension.dimension.code,
         unit: match dimension.dimension.unit {
@@ -208,6 +210,7 @@ fn lane(lane: &LaneSnapshot) -> Lane<'_> {
         count: waiting.count,
         oldest_s: seconds(waiting.oldest),
     });
+    let open = open_breakers.iter().find(|(organisation, model, _)| *organisation == lane.organisation && *model == lane.model);
     Lane {
         organisation: &lane.organisation,
         model: &lane.model,
@@ -218,7 +221,7 @@ fn lane(lane: &LaneSnapshot) -> Lane<'_> {
         forecast_s: seconds(lane.forecast),
         in_flight: lane.in_flight,
         refusals: lane.refusals,
-        breaker: Breaker { open: false, probe_in_s: None },
+        breaker: Breaker { open: open.is_some(), probe_in_s: open.map(|(_, _, left)| seconds(*left)) },
     }
 }
 

@@ -12,7 +12,7 @@ async fn get(desk: &Desk, path: &str) -> (StatusCode, HeaderMap, String) {
 }
 
 fn desk() -> Desk {
-    Desk::new(Shield::new(Settings::default()))
+    Desk::new(Shield::new(Settings::default()).expect("no file to read"))
 }
 
 #[tokio::test]
@@ -101,7 +101,7 @@ async fn every_answer_is_for_its_own_origin_alone_and_failures_are_the_documente
 async fn it_serves_over_a_socket() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
-    let serving = tokio::spawn(serve(listener, Shield::new(Settings::default())));
+    let serving = tokio::spawn(serve(listener, Shield::new(Settings::default()).expect("no file to read")));
     let mut client = TcpStream::connect(address).await.expect("a connection");
     client
         .write_all(format!("GET /livez HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").as_bytes())
