@@ -1,8 +1,125 @@
 //! Which command is asked for? The commands and flags; `cli/…` does each.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
-/// Runs the command that the arguments name.
+use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+
+mod check;
+mod serve;
+
+/// Exit code of a wrong command line or configuration, as in sysexits.h.
+const USAGE: u8 = 64;
+
+const ABOUT: &str = "The proxy that everyone who calls Groq puts in front of it";
+
+const LONG_ABOUT: &str = "\
+The proxy that everyone who calls Groq puts in front of it.
+
+It throttles before Groq does, retries what is transient, and turns every failure into the documented error object.
+Apps need nothing but another base URL: http://127.0.0.1:8787 for the groq SDKs, http://127.0.0.1:8787/openai/v1 for openai's.";
+
+const AFTER: &str = "\
+Examples:
+  groq-shield                                   before https://api.groq.com, on 127.0.0.1:8787
+  groq-shield --simulate                        before the built-in simulated Groq: no key, no network
+  groq-shield exec -- python app.py             one command, shielded
+  groq-shield check --config groq-shield.toml   every fault of the file at once
+  groq-shield status --watch                    how full, who waits, since when
+
+Configuration: flags and GROQ_SHIELD_* variables (queue.max_wait is GROQ_SHIELD_QUEUE_MAX_WAIT) over the file over defaults.
+The file: --config, GROQ_SHIELD_CONFIG, ./groq-shield.toml, /etc/groq-shield/groq-shield.toml.
+
+Signals: SIGTERM and SIGINT drain, a second one ends; SIGHUP reads the file again.
+Exit codes: 0 done; 1 failed while running; 64 wrong command line or configuration; exec: the command's own.";
+
+#[derive(Debug, Parser)]
+#[command(name = "groq-shield", version, about = ABOUT, long_about = LONG_ABOUT, after_help = AFTER, after_long_help = AFTER)]
+#[command(args_conflicts_with_subcommands = true, max_term_width = 120)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: serve::Serve,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The proxy; the default command
+    Serve(serve::Serve),
+    /// Every fault of the configuration at once, or what is in effect
+    Check(check::Check),
+    /// Writes shell completions to standard output
+    Completions {
+        /// For this shell
+        shell: clap_complete::Shell,
+    },
+    /// Writes the man page to standard output
+    Man,
+}
+
+/// The file to read.
+#[derive(Clone, Debug, Default, clap::Args)]
+struct Config {
+    /// The configuration file [env: GROQ_SHIELD_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Runs the command that the process's arguments name.
 pub fn run() -> ExitCode {
-    ExitCode::SUCCESS
+    match Arguments::try_parse_from(std::env::args_os()) {
+        Ok(arguments) => arguments.run(),
+        Err(error) => {
+            // Nobody is left to tell when the terminal is gone.
+            let _ = error.print();
+            match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(USAGE),
+            }
+        }
+    }
+}
+
+impl Arguments {
+    fn run(self) -> ExitCode {
+        match self.command {
+            None => serve::run(self.serve),
+            Some(Command::Serve(arguments)) => serve::run(arguments),
+            Some(Command::Check(arguments)) => check::run(&arguments),
+            Some(Command::Completions { shell }) => {
+                let mut command = Self::command();
+                let mut out = Vec::new();
+                clap_complete::generate(shell, &mut command, "groq-shield", &mut out);
+                print(&out)
+            }
+            Some(Command::Man) => {
+                let mut out = Vec::new();
+                match clap_mangen::Man::new(Self::command()).render(&mut out) {
+                    Ok(()) => print(&out),
+                    Err(error) => failed(&error),
+                }
+            }
+        }
+    }
+}
+
+/// Writes to standard output; a reader that has left, such as `head`, is no failure.
+fn print(bytes: &[u8]) -> ExitCode {
+    use std::io::{ErrorKind, Write};
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => failed(&error),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// Says why the command failed.
+fn failed(why: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("groq-shield: {why}");
+    ExitCode::FAILURE
+}
+
+#[cfg(test)]
+fn parse(words: &[&str]) -> Result<Arguments, clap::Error> {
+    Arguments::try_parse_from(std::iter::once("groq-shield").chain(words.iter().copied()))
 }

@@ -4,6 +4,20 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 
 use http::Uri;
 
+mod effective;
+pub mod example;
+mod faults;
+mod keys;
+mod notes;
+mod read;
+mod rule;
+mod source;
+pub mod units;
+mod value;
+
+pub use faults::{Fault, Faults, Origin};
+pub use source::{Loaded, PLACES, Source};
+
 /// The effective configuration: flags and environment over file over these defaults.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {

@@ -1,0 +1,30 @@
+//! Is the configuration right? Every fault at once, or what is in effect, secrets masked.
+
+use std::process::ExitCode;
+
+use super::{Config, USAGE, print};
+use crate::config::{self, Source};
+
+/// `groq-shield check`
+#[derive(Debug, clap::Args)]
+pub(super) struct Check {
+    #[command(flatten)]
+    config: Config,
+    /// Print a file with every key at its default, commented, and do nothing else
+    #[arg(long)]
+    example: bool,
+}
+
+pub(super) fn run(arguments: &Check) -> ExitCode {
+    if arguments.example {
+        return print(config::example::file().as_bytes());
+    }
+    let loaded = Source::new(arguments.config.config.clone()).load();
+    if !loaded.faults.faults.is_empty() {
+        eprintln!("{}", loaded.faults);
+        return ExitCode::from(USAGE);
+    }
+    let file = loaded.file.as_deref().map_or("no file: defaults, variables".into(), |file| file.display().to_string());
+    let notes: String = loaded.notes.iter().map(|note| format!("# note: {note}\n")).collect();
+    print(format!("# {file}\n{notes}\n{}", loaded.effective).as_bytes())
+}

@@ -1,0 +1,322 @@
+use super::*;
+use crate::config::{Faults, Settings};
+
+/// Every fault of a text, as an operator reads it.
+fn faults(text: &str) -> String {
+    let mut reading = Reading::of(text);
+    reading.cross();
+    reading.faults.sort_by_key(|fault| match &fault.origin {
+        Origin::File(span) => span.start,
+        _ => usize::MAX,
+    });
+    Faults { name: "f.toml".into(), text: text.into(), faults: reading.faults }.to_string()
+}
+
+/// Line, column, message and help of the only fault.
+fn only(text: &str) -> (String, String, String) {
+    let all = faults(text);
+    assert!(all.ends_with("\n1 fault in the configuration"), "{all}");
+    let part = |mark: &str| all.lines().find_map(|line| line.trim_start().strip_prefix(mark)).unwrap_or_default().to_owned();
+    (part("--> f.toml:"), part("error: "), part("= help: "))
+}
+
+fn settings(text: &str) -> Settings {
+    let mut reading = Reading::of(text);
+    reading.cross();
+    assert_eq!(reading.faults, []);
+    reading.draft.finish()
+}
+
+#[test]
+fn a_fault_shows_its_line_with_a_caret() {
+    assert_eq!(
+        faults("[server]\n\tlisen = \"127.0.0.1:8787\" # é\n"),
+        "\
+error: unknown key `lisen` in [server]
+ --> f.toml:2:2
+  |
+2 | \tlisen = \"127.0.0.1:8787\" # é
+  | \t^^^^^
+  = help: did you mean `listen`?
+
+1 fault in the configuration"
+    );
+}
+
+#[test]
+fn every_kind_of_fault_has_its_place_and_remedy() {
+    for (text, place, message, help) in [
+        ("[sever]\n", "1:2", "unknown table [sever]", "did you mean [server]?"),
+        ("[[organization]]\n", "1:3", "unknown table [[organization]]", "did you mean [[organisation]]?"),
+        ("[zebra]\n", "1:2", "unknown table [zebra]", ""),
+        ("max_wait = \"1s\"\n", "1:1", "unknown key `max_wait` outside of every table", "`max_wait` belongs in [queue]"),
+        ("[server]\nmax_wait = \"1s\"\n", "2:1", "unknown key `max_wait` in [server]", "`max_wait` belongs in [queue]"),
+        ("[server.tls]\nkeyy = \"x\"\n", "2:1", "unknown key `keyy` in [server]", "did you mean `key`?"),
+        (
+            "[limits.model.\"a/b\"]\ntoken_per_minute = 1\n",
+            "2:1",
+            "unknown key `token_per_minute` in [limits.model.\"a/b\"]",
+            "did you mean `tokens_per_minute`?",
+        ),
+        ("[[app]]\nname = \"a\"\nwieght = 1\n", "3:1", "unknown key `wieght` in [[app]]", "did you mean `weight`?"),
+        ("[limits]\ndefalt = {}\n", "2:1", "unknown key `defalt` in [limits]", "did you mean `default`?"),
+        ("server = 1\n", "1:10", "[server] is a table", "write [server] on a line of its own, its keys below"),
+        ("[[server]]\n", "1:1", "[server] stands once", "write [server]"),
+        ("[app]\nname = \"a\"\n", "1:1", "`app` is a list of tables", "write [[app]], once for each"),
+        (
+            "[limits.model]\ntokens_per_day = 1\n",
+            "2:18",
+            "`tokens_per_day` stands for no model",
+            "write [limits.model.\"openai/gpt-oss-20b\"], or [limits.default] for every model",
+        ),
+        ("[server]\nthreads = \"2\"\n", "2:11", "`threads`: a whole number was expected, not text", "for example 1"),
+        ("[server]\nthreads = 0\n", "2:11", "`threads`: 0 is too small: at least 1", "leave it out for one per core"),
+        ("[server]\nthreads = -1\n", "2:11", "`threads`: -1 is too small: at least 1", "leave it out for one per core"),
+        ("[server]\nthreads = 0x1000\n", "2:11", "`threads`: 4096 is too large: at most 1024", ""),
+        (
+            "[server]\nmax_body = 100\n",
+            "2:12",
+            "`max_body`: a size with its unit was expected, not 100",
+            "write \"100B\", or KiB, MiB, GiB",
+        ),
+        (
+            "[server]\nmax_body = \"100Mi\"\n",
+            "2:12",
+            "`max_body`: the size \"100Mi\" has an unknown unit `Mi`: B, KiB, MiB or GiB",
+            "sizes are written \"64KiB\", \"100MiB\"",
+        ),
+        ("[server]\nmax_body = \"0B\"\n", "2:12", "`max_body`: \"0B\" is too small: at least 1B", ""),
+        (
+            "[queue]\nmax_wait = 50\n",
+            "2:12",
+            "`max_wait`: a time with its unit was expected, not 50",
+            "write \"50s\", or ms, m, h",
+        ),
+        (
+            "[queue]\nmax_wait = \"50\"\n",
+            "2:12",
+            "`max_wait`: the time \"50\" has no unit: ms, s, m or h",
+            "times are written \"250ms\", \"30s\", \"2m\", \"1h\"",
+        ),
+        ("[queue]\nmax_wait = \"100h\"\n", "2:12", "`max_wait`: \"100h\" is too long: at most 24h", ""),
+        ("[upstream]\nidle_timeout = \"0s\"\n", "2:16", "`idle_timeout`: \"0s\" is too short: at least 1ms", ""),
+        (
+            "[queue]\nmax_waiting = 0\n",
+            "2:15",
+            "`max_waiting`: 0 is too small: at least 1",
+            "to let nobody wait, queue.max_wait = \"0s\"",
+        ),
+        ("[queue]\nstream_keepalive = false\n", "2:20", "`stream_keepalive`: a time was expected", "write \"off\""),
+        ("[queue]\nmax_wait = 2026-01-01\n", "2:12", "`max_wait`: a time was expected, not a date", "for example \"30s\""),
+        (
+            "[server]\nlisten = \"localhost:80\"\n",
+            "2:10",
+            "`listen`: \"localhost:80\" is not an address with its port",
+            "write \"127.0.0.1:80\"",
+        ),
+        (
+            "[server]\nlisten = \":80\"\n",
+            "2:10",
+            "`listen`: \":80\" is not an address with its port",
+            "write \"0.0.0.0:80\" for every interface",
+        ),
+        (
+            "[server]\nlisten = \"127.0.0.1:65536\"\n",
+            "2:10",
+            "`listen`: \"127.0.0.1:65536\" is not an address with its port",
+            "ports go from 0 (any free one) to 65535",
+        ),
+        (
+            "[server]\nlisten = \"127.0.0.1\"\n",
+            "2:10",
+            "`listen`: \"127.0.0.1\" is not an address with its port",
+            "the port is missing",
+        ),
+        ("[limits]\nplan = \"develper\"\n", "2:8", "`plan`: \"develper\" is not known here", "did you mean \"developer\"?"),
+        (
+            "[limits]\nplan = \"gold\"\n",
+            "2:8",
+            "`plan`: \"gold\" is not known here",
+            "one of \"auto\", \"free\", \"developer\" or \"none\"",
+        ),
+        ("[limits]\nheadroom = 10\n", "2:12", "`headroom`: 10 is out of range: 0 to 0.9", "a share: 10 % is 0.1"),
+        ("[limits]\nheadroom = nan\n", "2:12", "`headroom`: NaN is out of range: 0 to 0.9", ""),
+        ("[limits]\nfit_ceiling = \"yes\"\n", "2:15", "`fit_ceiling`: true or false was expected, not text", "for example true"),
+        (
+            "[limits.default]\nrequests_per_minute = 0\n",
+            "2:23",
+            "`requests_per_minute`: 0 is too small: at least 1",
+            "leave the key out where there is no such limit",
+        ),
+        ("[retry]\nattempts = 0\n", "2:12", "`attempts`: 0 is too small: at least 1", "1 sends once and never again"),
+        (
+            "[retry]\nbase_delay = \"9s\"\n",
+            "2:14",
+            "`base_delay` is longer than `max_delay`",
+            "the first back-off is the shortest",
+        ),
+        ("[[app]]\nname = \"a\"\nweight = 0\n", "3:10", "`weight`: 0 is out of range: more than 0", ""),
+        ("[[app]]\nname = \"a\"\nweight = inf\n", "3:10", "`weight`: inf is out of range: more than 0", ""),
+        ("[[app]]\nname = \"a\"\nclass = \"bach\"\n", "3:9", "`class`: \"bach\" is not known here", "did you mean \"batch\"?"),
+        (
+            "[[app]]\nname = \"a\"\ntoken_sha256 = \"abc\"\n",
+            "3:16",
+            "`token_sha256`: not a SHA-256: 64 hex digits were expected, not 3",
+            "printf %s \"$KEY\" | sha256sum",
+        ),
+        (
+            "[[app]]\nname = \"a\"\n[[app]]\nname = \"a\"\n",
+            "4:8",
+            "the name \"a\" is taken",
+            "every element has a name of its own",
+        ),
+        ("[[app]]\nweight = 1\n", "1:1", "`name` is missing", "every element has one"),
+        (
+            "[[organisation]]\nname = \"o\"\n",
+            "1:1",
+            "an organisation without keys",
+            "name its keys: api_key_env = [\"GROQ_API_KEY\"], or api_key_sha256",
+        ),
+        (
+            "[[organisation]]\nname = \"o\"\napi_key_env = \"K\"\n",
+            "3:15",
+            "`api_key_env`: a list, each the name of an environment variable was expected, not text",
+            "for example [\"GROQ_API_KEY\"]",
+        ),
+        (
+            "[[organisation]]\nname = \"o\"\napi_key_env = [\"K\", \"$K2\"]\n",
+            "3:21",
+            "`api_key_env`: \"$K2\" is not the name of an environment variable",
+            "its name alone, without `$`, such as \"GROQ_API_KEY\"",
+        ),
+        ("[[organisation]]\nname = \"o\"\napi_key_env = [\"K\", \"K\"]\n", "3:21", "`api_key_env`: listed twice", ""),
+        (
+            "[[organisation]]\nname = \"o\"\napi_key_env = [\"K\"]\n[[organisation]]\nname = \"p\"\napi_key_env = [\"K\"]\n",
+            "6:15",
+            "the key of K is already one of organisation \"o\"",
+            "",
+        ),
+        (
+            "[upstream]\napi_key_env = \"gsk_x\"\n",
+            "2:15",
+            "`api_key_env`: this is a key, not the name of a variable that holds it",
+            "keys never stand in the file",
+        ),
+        (
+            "[upstream]\nbase_url = \"api.groq.com\"\n",
+            "2:12",
+            "`base_url`: \"api.groq.com\" has no scheme",
+            "write \"https://api.groq.com\"",
+        ),
+        (
+            "[upstream]\nbase_url = \"htps://api.groq.com\"\n",
+            "2:12",
+            "`base_url`: \"htps://api.groq.com\": the scheme must be https or http",
+            "did you mean `https`?",
+        ),
+        ("[upstream]\nbase_url = \"https://\"\n", "2:12", "`base_url`: \"https://\" is not a URL", ""),
+        (
+            "[upstream]\nbase_url = \"https://api.groq.com/openai/v1/\"\n",
+            "2:12",
+            "`base_url`: \"https://api.groq.com/openai/v1/\" ends in the part of the path that requests bring themselves",
+            "write \"https://api.groq.com\"",
+        ),
+        ("[server.tls]\ncert = \"c.pem\"\n", "2:8", "`tls.cert` without `tls.key`", "set both, or neither for plain HTTP"),
+        ("[server]\ntls.key = \"k.pem\"\n", "2:11", "`tls.key` without `tls.cert`", "set both, or neither for plain HTTP"),
+        (
+            "[admin]\nlisten = \"127.0.0.1:8787\"\n",
+            "2:10",
+            "[server] and [admin] listen on the same address",
+            "give each a port of its own",
+        ),
+        ("[store]\nkind = \"redis\"\n", "2:8", "`kind = \"redis\"` needs a `url`", "such as url = \"redis://localhost:6379\""),
+        ("[store]\nurl = \"http://h\"\n", "2:7", "`url`: \"http://h\": the scheme must be redis or rediss", ""),
+        ("[log]\nlevel = \"inof\"\n", "2:9", "`level`: \"inof\" is not a log level", "did you mean \"info\"?"),
+        ("[log]\nformat = \"jsonn\"\n", "2:10", "`format`: \"jsonn\" is not known here", "did you mean \"json\"?"),
+        ("[server]\nthreads =\n", "2:10", "the value is missing", ""),
+        ("[server]\nthreads = 1\nthreads = 2\n", "3:1", "duplicate key", ""),
+    ] {
+        if text.contains("redis") && !cfg!(feature = "redis") {
+            continue;
+        }
+        let expected = (place.to_owned(), message.to_owned(), help.to_owned());
+        assert_eq!(only(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn all_faults_come_in_one_go_and_in_the_order_of_the_file() {
+    let text = "[server]\nlisen = 1\nthreads = = 2\n[queue]\nmax_wait = \"5\"\n[retry]\nattempts = 0\n[[app]]\nname = \"\"\n";
+    let all = faults(text);
+    let places: Vec<_> = all.lines().filter_map(|line| line.trim_start().strip_prefix("--> f.toml:")).collect();
+    assert_eq!(places, ["2:1", "3:11", "5:12", "7:12", "9:8"], "{all}");
+}
+
+#[test]
+fn an_array_that_is_never_closed_is_told_once() {
+    let all = faults(
+        "[retry]\nattempts = 0\n[[organisation]]\nname = \"o\"\napi_key_env = [\"A\",\n\n[log]\nlevel = \"info\"\nformat = \"text\"\n",
+    );
+    assert!(all.contains("unclosed array, expected `]` somewhere before"), "{all}");
+    assert!(all.contains("attempts") && all.ends_with("\n2 faults in the configuration"), "{all}");
+}
+
+#[test]
+fn features_that_are_not_built_in_are_faults_with_a_remedy() {
+    let all = faults("[log]\notlp_endpoint = \"http://localhost:4318\"\n");
+    assert_eq!(all.contains("built without OpenTelemetry"), !cfg!(feature = "otlp"), "{all}");
+    assert_eq!(all.contains("--features otlp"), !cfg!(feature = "otlp"), "{all}");
+}
+
+#[test]
+fn passwords_are_in_no_fault() {
+    let all = faults("[store]\nurl = \"reddis://user:hunter2@host\"\n");
+    assert!(all.contains("reddis://user:***@host"), "{all}");
+    assert!(all.contains("2 | url = \"reddis://user:*******@host\""), "{all}");
+    let all = faults("[upstream]\napi_key_env = \"gsk_hunter2\" # also sk-hunter2\n");
+    assert!(all.contains("2 | api_key_env = \"gsk_*******\" # also sk-*******"), "{all}");
+}
+
+#[test]
+fn every_table_reads() {
+    let settings = settings(
+        "[server]\nthreads = 2\nmax_body = \"1MiB\"\ntls.cert = \"c\"\ntls.key = \"k\"\n\
+         [limits]\nplan = \"developer\"\nheadroom = 0.1\n[limits.default]\ntokens_per_day = 5\n\
+         [limits.model.\"openai/gpt-oss-20b\"]\nrequests_per_minute = 30\n\
+         [[organisation]]\nname = \"o\"\napi_key_env = [\"A\", \"B\"]\n\
+         [queue]\nmax_wait = \"2m\"\nstream_keepalive = \"15s\"\n[[app]]\nname = \"a\"\nclass = \"batch\"\nweight = 2\n",
+    );
+    assert_eq!(settings.server.threads, Some(2));
+    assert_eq!(settings.server.tls.as_ref().map(|tls| tls.key.display().to_string()), Some("k".into()));
+    assert_eq!(settings.server.max_body, 1 << 20);
+    assert_eq!((settings.limits.plan.word(), settings.limits.headroom), ("developer", 0.1));
+    assert_eq!(settings.limits.default.tokens_per_day, Some(5));
+    assert_eq!(settings.limits.models["openai/gpt-oss-20b"].requests_per_minute, Some(30));
+    assert_eq!(settings.organisations[0].api_key_env, ["A", "B"]);
+    assert_eq!(settings.queue.max_wait.as_secs(), 120);
+    assert_eq!(settings.queue.stream_keepalive.map(|every| every.as_secs()), Some(15));
+    assert_eq!((settings.apps[0].weight, settings.apps[0].class.word()), (2.0, "batch"));
+}
+
+#[test]
+fn garbage_never_panics() {
+    for text in [
+        "\0",
+        "[",
+        "[[",
+        "[a",
+        "=",
+        "a.b.c",
+        "\u{feff}[server]\n",
+        "[server]\r\nlisen = 1\r\n",
+        "é = é",
+        "[limits]\nmodel = 3\n",
+        "[limits.model]\nx = 3\n",
+        "app = [1]",
+        "a = 1e999",
+        "a = 99999999999999999999999999999999999999999999",
+    ] {
+        let shown = faults(text);
+        assert!(shown.contains("configuration"), "{text:?}");
+    }
+}

@@ -1,0 +1,219 @@
+//! Where do settings come from? Flags and `GROQ_SHIELD_*` variables over the file over the defaults.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Settings, effective,
+    faults::{Faults, Origin, near},
+    keys::{Draft, Key, MODEL, TABLES, Table, variable},
+    notes,
+    read::Reading,
+};
+
+/// Where the file is looked for when no flag or variable names it.
+pub const PLACES: [&str; 2] = ["groq-shield.toml", "/etc/groq-shield/groq-shield.toml"];
+
+/// A flag's key and its short variable.
+const SHORT: [(&str, &str, &str, &str); 3] = [
+    ("--listen", "GROQ_SHIELD_LISTEN", "server", "listen"),
+    ("--upstream", "GROQ_SHIELD_UPSTREAM", "upstream", "base_url"),
+    ("--admin", "GROQ_SHIELD_ADMIN", "admin", "listen"),
+];
+
+/// Where settings come from; read again on every reload.
+#[derive(Clone, Debug, Default)]
+pub struct Source {
+    /// `--config`
+    pub config: Option<PathBuf>,
+    /// `--listen`
+    pub listen: Option<String>,
+    /// `--upstream`
+    pub upstream: Option<String>,
+    /// `--admin`
+    pub admin: Option<String>,
+    /// The environment.
+    pub variables: Vec<(OsString, OsString)>,
+}
+
+/// What a source says at one moment.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The file that was read.
+    pub file: Option<PathBuf>,
+    /// The settings, as far as they could be read.
+    pub settings: Settings,
+    /// What is good to know though it is no fault.
+    pub notes: Vec<String>,
+    /// The effective configuration as TOML, secrets masked, with the origin of what is not a default.
+    pub effective: String,
+    /// Everything that is wrong.
+    pub faults: Faults,
+}
+
+impl Loaded {
+    /// The settings, if nothing is wrong.
+    ///
+    /// # Errors
+    /// Every fault.
+    pub fn settings(self) -> Result<Settings, Faults> {
+        if self.faults.faults.is_empty() { Ok(self.settings) } else { Err(self.faults) }
+    }
+}
+
+impl Source {
+    /// This process's environment, and a file if one is named.
+    pub fn new(config: Option<PathBuf>) -> Self {
+        Self { config, variables: std::env::vars_os().collect(), ..Self::default() }
+    }
+
+    /// The file to read: the one that is named, or the first place that has one.
+    pub fn file(&self) -> Option<PathBuf> {
+        let named = self.config.clone().or_else(|| self.variable("GROQ_SHIELD_CONFIG").map(PathBuf::from));
+        named.or_else(|| PLACES.iter().map(PathBuf::from).find(|place| place.exists()))
+    }
+
+    /// Reads everything and collects every fault.
+    pub fn load(&self) -> Loaded {
+        let file = self.file();
+        let content = file.as_deref().map_or(Ok(String::new()), content);
+        self.read(file, content)
+    }
+
+    /// Reads this text as the file's.
+    fn read(&self, file: Option<PathBuf>, content: Result<String, String>) -> Loaded {
+        let (text, unreadable) = match content {
+            Ok(text) => (text, None),
+            Err(why) => (String::new(), Some(why)),
+        };
+        let mut reading = Reading::of(&text);
+        if let Some(why) = unreadable {
+            reading.fault(Origin::Whole, why, None);
+        }
+        self.variables(&mut reading);
+        for (flag, _, table, key) in SHORT {
+            let value = match flag {
+                "--listen" => &self.listen,
+                "--upstream" => &self.upstream,
+                _ => &self.admin,
+            };
+            if let Some(value) = value {
+                let (table, key) = find(table, key);
+                reading.set(table, key, value, Origin::Flag(flag.into()));
+            }
+        }
+        reading.cross();
+        files(&mut reading);
+        let Reading { draft, origins, mut faults } = reading;
+        faults.sort_by_key(|fault| match &fault.origin {
+            Origin::File(span) => (0, span.start),
+            Origin::Variable(_) => (1, 0),
+            Origin::Flag(_) => (2, 0),
+            Origin::Whole => (3, 0),
+        });
+        let settings = draft.finish();
+        let name = file.as_deref().map_or_else(String::new, |file| file.display().to_string());
+        Loaded {
+            notes: notes::of(&settings, &origins, &|name| self.variable(name).is_some()),
+            effective: effective::toml(&settings, &origins, &name, &text),
+            faults: Faults { name, text, faults },
+            settings,
+            file,
+        }
+    }
+
+    fn variable(&self, name: &str) -> Option<&OsString> {
+        self.variables.iter().find(|(known, value)| known == name && !value.is_empty()).map(|(_, value)| value)
+    }
+
+    /// Applies `GROQ_SHIELD_*`, the short names last; what no key is called is a fault.
+    fn variables(&self, reading: &mut Reading) {
+        let mut known: Vec<String> = vec!["GROQ_SHIELD_CONFIG".into()];
+        for table in TABLES {
+            for key in table.keys {
+                known.push(variable(table.name, key.name));
+                self.apply(reading, known.last(), |reading, text, origin| reading.set(table, key, text, origin));
+            }
+        }
+        for key in MODEL {
+            known.push(variable("limits.default", key.name));
+            self.apply(reading, known.last(), |reading, text, origin| reading.set_default_limit(key, text, origin));
+        }
+        for (_, name, table, key) in SHORT {
+            let (table, key) = find(table, key);
+            known.push(name.into());
+            self.apply(reading, known.last(), |reading, text, origin| reading.set(table, key, text, origin));
+        }
+        let secrets = notes::named(&reading.draft.settings);
+        for (name, value) in &self.variables {
+            let Some(name) = name.to_str().filter(|name| name.starts_with("GROQ_SHIELD_")) else { continue };
+            let named = known.iter().any(|known| known == name) || secrets.iter().any(|secret| secret == name);
+            if named || value.is_empty() || kubernetes(name, &value.to_string_lossy()) {
+                continue;
+            }
+            let help = match near(name, known.iter().map(String::as_str)) {
+                Some(near) => format!("did you mean {near}?"),
+                None => "keys are spelled GROQ_SHIELD_TABLE_KEY; models, organisations and apps stand in the file only".into(),
+            };
+            reading.fault(Origin::Variable(name.into()), "no key has this name", Some(help));
+        }
+    }
+
+    fn apply(&self, reading: &mut Reading, name: Option<&String>, set: impl FnOnce(&mut Reading, &str, Origin)) {
+        let Some((name, value)) = name.and_then(|name| Some((name, self.variable(name)?))) else { return };
+        let origin = Origin::Variable(name.clone());
+        match value.to_str() {
+            Some(text) => set(reading, text, origin),
+            None => reading.fault(origin, "is not UTF-8", None),
+        }
+    }
+}
+
+fn find(table: &str, key: &str) -> (&'static Table, &'static Key<Draft>) {
+    let table = TABLES.iter().find(|known| known.name == table);
+    let key = table.and_then(|table| table.keys.iter().find(|known| known.name == key));
+    table.zip(key).expect("flags name keys that exist")
+}
+
+fn content(file: &Path) -> Result<String, String> {
+    let bytes = fs::read(file).map_err(|why| format!("{} cannot be read: {}", file.display(), reason(&why)))?;
+    String::from_utf8(bytes).map_err(|why| {
+        let line = why.as_bytes()[..why.utf8_error().valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
+        format!("{}:{line}: not UTF-8", file.display())
+    })
+}
+
+fn reason(why: &io::Error) -> String {
+    match why.kind() {
+        io::ErrorKind::NotFound => "there is no such file".into(),
+        io::ErrorKind::PermissionDenied => "no permission".into(),
+        _ => why.to_string(),
+    }
+}
+
+/// Files that the settings name must be there.
+fn files(reading: &mut Reading) {
+    let named = [
+        ("server.tls.cert", reading.draft.cert.clone()),
+        ("server.tls.key", reading.draft.key.clone()),
+        ("upstream.ca_file", reading.draft.settings.upstream.ca_file.clone()),
+    ];
+    for (key, path) in named {
+        let Some(path) = path else { continue };
+        if let Err(why) = fs::File::open(&path) {
+            reading.fault(reading.origin(key), format!("{} cannot be read: {}", path.display(), reason(&why)), None);
+        }
+    }
+}
+
+/// Kubernetes tells every pod of its namespace's services: one called `groq-shield` gives these.
+fn kubernetes(name: &str, value: &str) -> bool {
+    let port = |at: usize| name[at + 6..].split_once('_').is_some_and(|(port, _)| port.parse::<u16>().is_ok());
+    name.contains("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || (name.ends_with("_PORT") && value.contains("://"))
+        || name.match_indices("_PORT_").any(|(at, _)| port(at))
+}
