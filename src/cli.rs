@@ -118,8 +118,3 @@ fn failed(why: &dyn std::fmt::Display) -> ExitCode {
     eprintln!("groq-shield: {why}");
     ExitCode::FAILURE
 }
-
-#[cfg(test)]
-fn parse(words: &[&str]) -> Result<Arguments, clap::Error> {
-    Arguments::try_parse_from(std::iter::once("groq-shield").chain(words.iter().copied()))
-}

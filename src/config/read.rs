@@ -32,7 +32,8 @@ impl Reading {
         let broken = broken(text, &errors);
         // A line that does not parse is told once, for that.
         let lines: Vec<_> = broken.iter().filter_map(|fault| line(text, fault)).collect();
-        reading.faults.retain(|fault| line(text, fault).is_none_or(|line| !lines.contains(&line)));
+        let end = broken.iter().find(|fault| fault.help.is_some()).and_then(|fault| line(text, fault)).unwrap_or(usize::MAX);
+        reading.faults.retain(|fault| line(text, fault).is_none_or(|line| line < end && !lines.contains(&line)));
         reading.faults.extend(broken);
         reading
     }
@@ -147,6 +148,10 @@ impl Reading {
         for (name, value) in entries {
             let (word, span) = (name.get_ref().as_ref(), name.span());
             let full = format!("{prefix}{word}");
+            if value.span().is_empty() {
+                // What does not parse leaves such a value; the syntax error tells of it.
+                continue;
+            }
             if let Some(key) = keys.iter().find(|key| key.name == full) {
                 let given = given(value.get_ref());
                 self.put(key, &given, target, &format!("{path}.{full}"), Origin::File(value.span()));
@@ -310,28 +315,25 @@ impl Reading {
     }
 }
 
-/// Syntax errors, one a line. What follows from an array that is never closed is told once, where it begins.
+/// Syntax errors, the first of each line; after something that is never closed no more can be told.
 fn broken(text: &str, errors: &[toml::de::Error]) -> Vec<Fault> {
-    let mut faults: Vec<Fault> = Vec::new();
-    let open = errors.iter().find(|error| error.message().starts_with("unclosed")).map(toml::de::Error::message);
-    let mut last = 0;
-    for error in errors {
-        let span = error.span().unwrap_or(0..0);
+    let open = errors.iter().any(|error| error.message().starts_with("unclosed"));
+    let mut faults: Vec<(usize, Fault)> = Vec::new();
+    let mut errors: Vec<_> = errors.iter().map(|error| (error.span().unwrap_or(0..0), error)).collect();
+    errors.sort_by_key(|(span, _)| span.start);
+    for (span, error) in errors {
         let line = line_of(text, &span);
-        let follows = open.is_some() && line == last + 1 && !faults.is_empty();
-        let told = line == last;
-        last = line;
-        if told || follows {
+        if faults.iter().any(|(known, _)| *known == line || open) {
             continue;
         }
         let before = text.get(..span.start).unwrap_or_default().trim_end_matches([' ', '\t']);
         let after = text.get(span.start..).unwrap_or_default();
         let missing = before.ends_with('=') && (after.is_empty() || after.starts_with(['\r', '\n', '#']));
         let message = if missing { "the value is missing" } else { error.message() };
-        let help = open.map(|open| format!("{open} somewhere before"));
-        faults.push(Fault { origin: Origin::File(span), message: message.into(), help });
+        let help = open.then(|| "an array or inline table is not closed; what follows is not checked".to_owned());
+        faults.push((line, Fault { origin: Origin::File(span), message: message.into(), help }));
     }
-    faults
+    faults.into_iter().map(|(_, fault)| fault).collect()
 }
 
 fn line(text: &str, fault: &Fault) -> Option<usize> {
