@@ -22,7 +22,6 @@ const ARROWS: &[(&str, &[&str])] = &[
             "estimate",
             "groq",
             "headers",
-            "intake",
             "limits",
             "relay",
             "retry",
@@ -42,7 +41,6 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("error", &["groq"]),
     ("groq", &[]),
     ("headers", &[]),
-    ("intake", &["error"]),
     ("sim", &[]),
 ];
 

@@ -18,11 +18,22 @@ fn copied() -> Vec<String> {
         .collect()
 }
 
+#[test]
+fn the_image_is_built_from_files_that_exist() {
+    let sources = copied();
+    assert!(sources.contains(&"src".to_owned()));
+    let ignored = text("deploy/Dockerfile.dockerignore");
+    for source in &sources {
+        assert!(path(source).exists(), "COPY {source}: there is none");
+        assert!(ignored.lines().any(|line| line == format!("!{source}")), "COPY {source}: .dockerignore hides it");
+    }
+}
+
 /// Everything that the manifest and `include_str!` name must be among what the Dockerfile copies.
 #[test]
 fn the_copied_files_are_a_whole_package() {
     let context = tempfile::tempdir().expect("a folder");
-    for source in copied().into_iter().filter(|source| path(source).exists()) {
+    for source in copied() {
         std::os::unix::fs::symlink(path(&source), context.path().join(&source)).expect("a link");
     }
     let output = Command::new(env!("CARGO"))
