@@ -2,7 +2,6 @@
 use crate::{config::*, error::Rejection, groq::Endpoint, limits::Pool};
 use bytes::Bytes;
 use http::{HeaderMap, Method};
-use http_body_util::BodyExt;
 use std::{sync::Arc, time::Duration};
 pub struct Facts {
     pub model: Arc<str>,
@@ -42,22 +41,6 @@ impl IdentityIndex {
 }
 impl Identity {
     pub fn authorise(&self, _h: &mut HeaderMap) {}
-}
-pub struct Bodies;
-impl Bodies {
-    pub fn new(_m: u64) -> Self {
-        Self
-    }
-}
-pub struct Held;
-pub async fn collect<B: http_body::Body<Data = Bytes>>(
-    b: B,
-    _h: &HeaderMap,
-    _m: u64,
-    _t: Duration,
-    _b: &Bodies,
-) -> Result<(Bytes, Held), Rejection> {
-    Ok((b.collect().await.map_err(|_| Rejection::Internal)?.to_bytes(), Held))
 }
 pub fn is_client_retry(_h: &HeaderMap) -> bool {
     false

@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "estimate",
             "groq",
             "headers",
+            "intake",
             "limits",
             "relay",
             "retry",
@@ -41,6 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("error", &["groq"]),
     ("groq", &[]),
     ("headers", &[]),
+    ("intake", &["error"]),
     ("sim", &[]),
 ];
 
