@@ -32,7 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("relay", &["error", "estimate", "groq", "limits", "telemetry", "upstream"]),
     ("telemetry", &["breaker", "config", "error", "groq", "limits"]),
-    ("call", &["config", "error", "estimate", "groq", "headers"]),
+    ("call", &["config", "error", "estimate", "groq", "headers", "limits"]),
     ("limits", &["config", "groq"]),
     ("upstream", &["config", "error", "groq", "headers", "retry"]),
     ("estimate", &["groq"]),

@@ -103,10 +103,7 @@ impl UpstreamError {
     /// The object again, with `message`, `type` and `code` as documented and all other members as they came.
     fn repaired(&self, object: &Members<'_>) -> Bytes {
         let string = |text: &str| serde_json::Value::from(text).to_string();
-        let mut members = vec![
-            format!(r#""message":{}"#, string(&self.message)),
-            format!(r#""type":{}"#, string(&self.kind)),
-        ];
+        let mut members = vec![format!(r#""message":{}"#, string(&self.message)), format!(r#""type":{}"#, string(&self.kind))];
         members.extend(self.code.as_ref().map(|code| format!(r#""code":{}"#, string(code))));
         let others = object.iter().filter(|(name, _)| !["message", "type", "code"].contains(&name.as_ref()));
         members.extend(others.map(|(name, value)| {

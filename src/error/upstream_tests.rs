@@ -26,9 +26,18 @@ fn shown(error: UpstreamError) -> (u16, Value, HeaderMap) {
 fn documented_objects_pass_byte_for_byte() {
     let table = [
         (401, r#"{"error":{"message":"Invalid API Key","type":"invalid_request_error","code":"invalid_api_key"}}"#),
-        (404, r#"{ "error" : {"type":"invalid_request_error","message":"Unknown request URL: GET /v1/x.","code":"unknown_url"}, "x":1 }"#),
-        (400, r#"{"error":{"message":"Please reduce the length.","type":"invalid_request_error","param":"messages","code":"context_length_exceeded"}}"#),
-        (400, r#"{"error":{"message":"Tool call validation failed","type":"invalid_request_error","code":"tool_use_failed","failed_generation":"{\"name\": \"org_chart\"}"}}"#),
+        (
+            404,
+            r#"{ "error" : {"type":"invalid_request_error","message":"Unknown request URL: GET /v1/x.","code":"unknown_url"}, "x":1 }"#,
+        ),
+        (
+            400,
+            r#"{"error":{"message":"Please reduce the length.","type":"invalid_request_error","param":"messages","code":"context_length_exceeded"}}"#,
+        ),
+        (
+            400,
+            r#"{"error":{"message":"Tool call validation failed","type":"invalid_request_error","code":"tool_use_failed","failed_generation":"{\"name\": \"org_chart\"}"}}"#,
+        ),
         (503, r#"{"error":{"message":"qwen/qwen3-32b is currently over capacity.","type":"internal_server_error"}}"#),
         (500, r#"{"error":{"message":"Internal Server Error","type":"internal_server_error","code":null}}"#),
         (405, r#"{"error":{"message":"Method not allowed","type":"invalid_request_error"}}"#),
@@ -75,12 +84,20 @@ fn organisation_ids_and_keys_are_masked() {
 #[test]
 fn objects_that_lack_something_are_mended() {
     let table = [
-        (403, r#"{"error":{"message":"Access denied. Please check your network settings."}}"#, json!({"type":"invalid_request_error"})),
+        (
+            403,
+            r#"{"error":{"message":"Access denied. Please check your network settings."}}"#,
+            json!({"type":"invalid_request_error"}),
+        ),
         (404, r#"{"error":{"message":"Not Found"}}"#, json!({"message":"Not Found","type":"invalid_request_error"})),
         (500, r#"{"error":{"message":"m","type":7}}"#, json!({"type":"internal_server_error"})),
         (422, r#"{"error":{"message":"m","type":null,"param":"x"}}"#, json!({"type":"invalid_request_error","param":"x"})),
         (400, r#"{"error":{"message":"m","type":"t","code":400}}"#, json!({"type":"t","code":"400"})),
-        (429, r#"{"error":{"message":"Rate limit reached on tokens per day (TPD): Limit 9, Used 9, Requested 2."}}"#, json!({"type":"tokens"})),
+        (
+            429,
+            r#"{"error":{"message":"Rate limit reached on tokens per day (TPD): Limit 9, Used 9, Requested 2."}}"#,
+            json!({"type":"tokens"}),
+        ),
         (429, r#"{"error":{"message":"Slow down"}}"#, json!({"type":"requests"})),
     ];
     for (status, body, members) in table {
@@ -147,7 +164,8 @@ fn waits_come_from_the_text_then_the_header() {
     assert_eq!(wait(503, Some("7"), "over capacity"), Some(Duration::from_secs(7)));
     assert_eq!(wait(503, Some("7"), "Please try again in 1m0.5s."), Some(Duration::from_millis(60_500)));
     assert_eq!(wait(503, None, "over capacity"), None);
-    let hopeless = "Rate limit reached on tokens per minute (TPM): Limit 7000, Used 0, Requested ~12903. Please try again in 50.6s.";
+    let hopeless =
+        "Rate limit reached on tokens per minute (TPM): Limit 7000, Used 0, Requested ~12903. Please try again in 50.6s.";
     assert_eq!(wait(429, Some("51"), hopeless), None);
 }
 
