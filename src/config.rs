@@ -9,6 +9,7 @@ pub mod example;
 mod faults;
 mod keys;
 mod notes;
+pub mod plans;
 mod read;
 mod rule;
 mod source;

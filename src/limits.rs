@@ -4,10 +4,28 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
+use self::{lanes::Shared, turn::Turn};
 use crate::{
     config::{self, Class},
-    groq::{Dimension, RateState, RefusalText},
+    groq::Dimension,
 };
+
+mod alarm;
+pub mod books;
+pub mod bucket;
+pub mod calibrate;
+pub mod forecast;
+pub mod lane;
+mod lanes;
+pub mod level;
+pub mod line;
+mod reservation;
+mod saved;
+pub mod tables;
+mod turn;
+
+pub use reservation::Reservation;
+pub use tables::Tables;
 
 /// What a request draws on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,78 +128,73 @@ pub enum Spent {
 
 /// A place at the front of an app's line, kept after a refusal of Groq's.
 #[derive(Debug)]
-pub struct Place(());
+pub struct Place(line::Ticket);
 
-/// The lanes of this process.
-#[derive(Clone)]
-pub struct Limits(Arc<()>);
+/// The lanes of this process: a cheap handle, all clones share them.
+#[derive(Clone, Debug)]
+pub struct Limits(Arc<Shared>);
 
 impl Limits {
-    /// Lanes by these tables.
-    pub fn new(_limits: &config::Limits, _queue: &config::Queue) -> Self {
-        Self(Arc::new(()))
+    /// Lanes by these tables. Levels that `limits.state_file` holds from an earlier process are taken up.
+    pub fn new(limits: &config::Limits, queue: &config::Queue) -> Self {
+        Self(Shared::new(limits, queue))
     }
 
     /// New tables and bounds: levels, used amounts and places in line stay.
-    pub fn reconfigure(&self, _limits: &config::Limits, _queue: &config::Queue) {}
-
-    /// The ceiling that `ask` would have to be lowered to, where its ceiling alone is what can never fit.
-    pub fn fitting_ceiling(&self, _ask: &Ask) -> Option<u64> {
-        None
+    pub fn reconfigure(&self, limits: &config::Limits, queue: &config::Queue) {
+        self.0.reconfigure(limits, queue);
     }
 
-    /// The lane's usual time from sending to an answer's head.
-    pub fn usual_time_to_head(&self, _ask: &Ask) -> Duration {
-        Duration::ZERO
+    /// The ceiling that `ask` would have to be lowered to, where its ceiling alone is what can never fit.
+    pub fn fitting_ceiling(&self, ask: &Ask) -> Option<u64> {
+        let lane = self.0.find(ask)?;
+        lane.with(|lane, now| lane.fitting_ceiling(ask, now))
+    }
+
+    /// The lane's usual time from sending to an answer's head; zero before the first one.
+    pub fn usual_time_to_head(&self, ask: &Ask) -> Duration {
+        self.0.find(ask).map_or(Duration::ZERO, |lane| lane.with(|lane, _| lane.usual_time_to_head()))
     }
 
     /// Waits for its fair turn, at most until `deadline`. Dropping the future leaves the line.
-    pub async fn reserve(&self, _ask: &Ask, _deadline: Instant, _place: Option<Place>) -> Result<Reservation, Refusal> {
-        Ok(Reservation { waited: Duration::ZERO })
+    ///
+    /// # Errors
+    /// The [`Refusal`] says whether the same request could go later, or never. No level was changed then.
+    pub async fn reserve(&self, ask: &Ask, deadline: Instant, place: Option<Place>) -> Result<Reservation, Refusal> {
+        if ask.pool == Pool::Free {
+            return Ok(Reservation::free());
+        }
+        let lane = self.0.lane(ask);
+        match lane.submit(ask, deadline, place.map(|place| place.0)) {
+            Ok(Turn::Now(charge)) => Ok(Reservation::new(lane, *charge)),
+            Ok(Turn::Later(waiting)) => waiting.await.map(|charge| Reservation::new(lane, charge)),
+            Err(refusal) => Err(refusal),
+        }
     }
 
     /// Levels, line and forecasts of every lane.
     pub fn snapshot(&self) -> Vec<LaneSnapshot> {
-        Vec::new()
-    }
-}
-
-/// What was taken; settled exactly once. Dropped before it was sent: all comes back; after: the charge stands.
-#[derive(Debug)]
-pub struct Reservation {
-    waited: Duration,
-}
-
-impl Reservation {
-    /// How long it waited.
-    pub fn waited(&self) -> Duration {
-        self.waited
+        self.0.snapshot()
     }
 
-    /// The dimension that made it wait.
-    pub fn bound_by(&self) -> Option<&Dimension> {
-        None
+    /// How many wait, in all lanes.
+    pub fn waiting(&self) -> usize {
+        self.0.waiting()
     }
 
-    /// Right before the first byte goes out.
-    pub fn sent(&mut self, _now: Instant) {}
-
-    /// An answer's head: its headers correct the levels, by send position; its time is learnt.
-    pub fn observe(&mut self, _state: &RateState, _now: Instant) {}
-
-    /// Groq refused (429): the text corrects the levels, the charge comes back, the place in line is kept.
-    pub fn refused(
-        self,
-        _text: Option<&RefusalText>,
-        _state: &RateState,
-        _retry_after: Option<Duration>,
-        _now: Instant,
-    ) -> Place {
-        Place(())
+    /// Keeps the timers, drops idle lanes, and saves the levels at most once a second. Never ends; the server spawns it.
+    /// Without it the timers start with the first waiter, and nothing is saved.
+    pub async fn run(&self) {
+        self.0.run().await;
     }
 
-    /// The truth is known.
-    pub fn settle(self, _spent: Spent, _now: Instant) {}
+    /// Saves the levels now, at exit. Nothing happens without a `limits.state_file`.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub fn save_now(&self) -> std::io::Result<()> {
+        self.0.save(true)
+    }
 }
 
 /// Where a limit's number comes from.
@@ -255,3 +268,6 @@ pub struct LaneSnapshot {
     /// Groq's refusals so far.
     pub refusals: u64,
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,6 @@ const ARROWS: &[(&str, &[&str])] = &[
             "estimate",
             "groq",
             "headers",
-            "intake",
             "limits",
             "relay",
             "retry",
@@ -32,7 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("relay", &["error", "estimate", "groq", "limits", "telemetry", "upstream"]),
     ("telemetry", &["breaker", "config", "error", "groq", "limits"]),
-    ("call", &["config", "error", "estimate", "groq", "headers", "limits"]),
+    ("call", &["config", "error", "estimate", "groq", "headers"]),
     ("limits", &["config", "groq"]),
     ("upstream", &["config", "error", "groq", "headers", "retry"]),
     ("estimate", &["groq"]),
@@ -42,7 +41,6 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("error", &["groq"]),
     ("groq", &[]),
     ("headers", &[]),
-    ("intake", &["error"]),
     ("sim", &[]),
 ];
 

@@ -1,0 +1,186 @@
+//! Where are a lane's levels kept? All dimensions of one organisation × model × tier, taken all or none.
+//!
+//! This is the seam for levels that replicas share. [`Books`] answers at once, from this process. A shared variant
+//! keeps the same four steps with a round trip behind `take`:
+//!
+//! * `fit` stays local: the last `tat[]` and corrections that the store returned. It is only a guess then, good enough
+//!   to keep doubtful requests at home.
+//! * `take` becomes the store's transaction: per dimension (asked, reserve, limit) in ns, all or none, and the store
+//!   returns either the wait, or the send position `n` and `tat[]`, `corrections[]` for the marks. While it is under way
+//!   the lane must not pump (one head at a time); its answer is an event that grants the head or re-arms the wake-up.
+//!   A head that left meanwhile gives the charge back with its next settle.
+//! * `settle` and `observe` are deltas (ns per dimension; position, mark, truth) that may ride on the next `take` or go
+//!   alone after 50 ms. They commute with other replicas' because positions come from the store and corrections are sums.
+//! * Store gone: these local books with every limit divided by the last known number of replicas.
+
+use super::{
+    bucket::{Fit, Ns},
+    level::{Level, Mark},
+};
+use crate::groq::{Dimension, Unit};
+
+/// Dimensions of one lane at most: the eight that are known and two that refusals may teach.
+pub const SLOTS: usize = 10;
+
+/// What a request takes, by unit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// Requests: one, or none for what is not counted.
+    pub requests: u32,
+    /// Prompt tokens.
+    pub input: u32,
+    /// Completion tokens.
+    pub output: u32,
+    /// Seconds of audio.
+    pub seconds: u32,
+}
+
+impl Amount {
+    /// The part that a dimension of this unit counts.
+    pub fn of(&self, unit: Unit) -> u64 {
+        match unit {
+            Unit::Requests => self.requests.into(),
+            Unit::Tokens => u64::from(self.input) + u64::from(self.output),
+            Unit::InputTokens => self.input.into(),
+            Unit::OutputTokens => self.output.into(),
+            Unit::AudioSeconds => self.seconds.into(),
+        }
+    }
+}
+
+/// What was taken from the books, to be settled once.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// How much.
+    pub amount: Amount,
+    /// Its place in the lane's order of sending; 0 before it is sent.
+    pub position: u64,
+    /// When it was sent.
+    pub sent_at: Ns,
+    /// Which slots were charged, one bit each.
+    slots: u16,
+    marks: [Mark; SLOTS],
+}
+
+/// The levels of one lane, in this process.
+#[derive(Debug, Default)]
+pub struct Books {
+    levels: Vec<Level>,
+    /// The newest send position.
+    position: u64,
+}
+
+impl Books {
+    /// Every dimension. A slot, once taken, stays that dimension's.
+    pub fn levels(&self) -> &[Level] {
+        &self.levels
+    }
+
+    /// Every dimension, to be changed.
+    pub fn levels_mut(&mut self) -> &mut [Level] {
+        &mut self.levels
+    }
+
+    /// The newest send position.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// The slot of the dimension with this code.
+    pub fn slot(&self, code: &str) -> Option<usize> {
+        self.levels.iter().position(|level| level.dimension.code == code)
+    }
+
+    /// Adds a dimension; `None` when a lane has as many as it can keep.
+    pub fn add(&mut self, level: Level) -> Option<usize> {
+        (self.levels.len() < SLOTS).then(|| {
+            self.levels.push(level);
+            self.levels.len() - 1
+        })
+    }
+
+    /// Lets time pass in every dimension.
+    pub fn tick(&mut self, now: Ns) {
+        for level in &mut self.levels {
+            level.tick(now);
+        }
+    }
+
+    /// When everything fits, and the slot that decides it.
+    pub fn fit(&self, amount: &Amount, now: Ns) -> (Fit, Option<usize>) {
+        let mut worst = (Fit::Now, None);
+        for (slot, level) in self.levels.iter().enumerate() {
+            let fit = level.peek(level.asked(amount), now);
+            if fit > worst.0 {
+                worst = (fit, Some(slot));
+            }
+        }
+        worst
+    }
+
+    /// How much later `head` would fit if `other` went before it, ns.
+    pub fn delay(&self, head: &Amount, other: &Amount) -> Ns {
+        let (mut alone, mut after) = (0, 0);
+        for level in &self.levels {
+            let (asked, before) = (level.asked(head), level.asked(other));
+            alone = alone.max(level.fits_from(asked, 0));
+            after = after.max(level.fits_from(asked, before));
+        }
+        after.saturating_sub(alone)
+    }
+
+    /// Takes it from every dimension. Only after [`Books::fit`] said so, under the same lock.
+    pub fn take(&mut self, amount: Amount, now: Ns) -> Taken {
+        let mut slots = 0;
+        for (slot, level) in self.levels.iter_mut().enumerate() {
+            level.charge(level.asked(&amount), now);
+            slots |= 1 << slot;
+        }
+        Taken { amount, position: 0, sent_at: now, slots, marks: [Mark::default(); SLOTS] }
+    }
+
+    /// It goes out now: it gets its position, and every dimension's mark.
+    pub fn sent(&mut self, taken: &mut Taken, now: Ns) {
+        self.position += 1;
+        taken.position = self.position;
+        taken.sent_at = now;
+        for (slot, level) in self.levels.iter_mut().enumerate().filter(|(slot, _)| taken.slots & (1 << slot) != 0) {
+            level.no_longer_unsent(level.asked(&taken.amount));
+            taken.marks[slot] = level.mark();
+        }
+    }
+
+    /// Groq says what it had used of this slot when it saw `taken`; `counted`: that request included. One way to Groq
+    /// takes `delay`. The correction, ns, unless a newer position has been heard of.
+    pub fn observe(&mut self, taken: &mut Taken, slot: usize, used: u64, counted: bool, delay: Ns, now: Ns) -> Option<i64> {
+        let at = taken.sent_at.saturating_add(delay);
+        let charged = taken.slots & (1 << slot) != 0;
+        let level = &mut self.levels[slot];
+        let used = if charged && !counted { used.saturating_add(level.asked(&taken.amount)) } else { used };
+        // A dimension that is younger than the request: from now on it is charged there as well.
+        let mark = if charged { taken.marks[slot] } else { level.mark() };
+        taken.slots |= u16::from(counted) << slot;
+        level.observe(taken.position, mark, used, at, now)
+    }
+
+    /// The truth replaces what was asked for, in every dimension that was charged.
+    pub fn settle(&mut self, taken: Taken, used: Amount, now: Ns) {
+        for (_, level) in self.levels.iter_mut().enumerate().filter(|(slot, _)| taken.slots & (1 << slot) != 0) {
+            let unit = level.dimension.unit;
+            let asked = level.asked(&taken.amount);
+            if taken.position == 0 {
+                level.no_longer_unsent(asked);
+            }
+            level.settle(asked, used.of(unit), now);
+        }
+    }
+
+    /// The first dimension that can certainly never hold `amount`: its limit, and what would be asked of it.
+    pub fn never(&self, amount: &Amount, now: Ns) -> Option<(&Dimension, u64, u64)> {
+        self.levels.iter().find_map(|level| {
+            let asked = amount.of(level.dimension.unit);
+            let limit = level.limit()?;
+            (asked > limit && level.is_certain(now)).then_some((&level.dimension, limit, asked))
+        })
+    }
+}

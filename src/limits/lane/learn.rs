@@ -1,0 +1,219 @@
+//! What do answers teach a lane? Headers and refusals correct its levels and limits, usage its estimates.
+
+use std::sync::Arc;
+
+use super::{Charge, Lane};
+use crate::{
+    config::{Plan, plans},
+    groq::{Dimension, RateState, RefusalText, Snapshot, Unit},
+    limits::{
+        Source, Spent,
+        bucket::Ns,
+        level::{Level, Terms},
+        tables::{Tables, by_dimension},
+    },
+};
+
+impl Lane {
+    /// New tables; levels and used amounts stay. The caller pumps.
+    pub fn reconfigure(&mut self, tables: Arc<Tables>, now: Ns) {
+        let plan = if self.tables.plan() == tables.plan() { self.plan } else { Some(tables.plan()) };
+        self.tables = tables;
+        for level in self.books.levels_mut() {
+            level.leave(self.tables.0.headroom, now);
+        }
+        self.set_plan(plan, now);
+    }
+
+    /// Every known dimension by the operator's table and this plan's.
+    fn set_plan(&mut self, plan: Option<Plan>, now: Ns) {
+        self.plan = plan;
+        let chosen = matches!(self.tables.plan(), Plan::Free | Plan::Developer);
+        let configured = by_dimension(&self.tables.configured(&self.model));
+        let row = by_dimension(&plan.map(|plan| Tables::row(plan, &self.model)).unwrap_or_default());
+        for ((dimension, configured), (_, row)) in configured.into_iter().zip(row) {
+            let plan = row.map(|limit| (limit, chosen));
+            match self.books.slot(&dimension.code) {
+                Some(slot) => {
+                    let terms = Terms { configured, plan, ..self.books.levels()[slot].terms() };
+                    self.agree(slot, terms, now);
+                }
+                None if configured.is_some() || plan.is_some() => {
+                    self.books.add(Level::new(dimension, Terms { configured, plan, stated: None }, self.tables.0.headroom, now));
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn agree(&mut self, slot: usize, terms: Terms, now: Ns) {
+        let position = self.books.position();
+        let level = &mut self.books.levels_mut()[slot];
+        if level.terms() != terms {
+            level.agree(terms, position, now);
+        }
+    }
+
+    /// Groq states this dimension's limit; the dimension comes to be if it was unknown. Its slot.
+    fn stated(&mut self, dimension: &Dimension, limit: u64, source: Source, now: Ns) -> Option<usize> {
+        let headroom = self.tables.0.headroom;
+        let slot = match self.books.slot(&dimension.code) {
+            Some(slot) => slot,
+            None => self.books.add(Level::new(dimension.clone(), Terms::default(), headroom, now))?,
+        };
+        let before = self.books.levels()[slot].terms();
+        // A refusal repeats what headers show: the dimension stays a visible one.
+        let source = match before.stated {
+            Some((same, Source::Headers)) if same == limit => Source::Headers,
+            _ => source,
+        };
+        self.agree(slot, Terms { stated: Some((limit, source)), ..before }, now);
+        Some(slot)
+    }
+
+    /// Corrects what headers show. A refusal's do not count its request.
+    pub(super) fn learn_headers(&mut self, charge: &mut Charge, state: &RateState, counted: bool, now: Ns) {
+        let audio = state.audio.map(|shown| (self.audio_dimension(&shown), shown));
+        let shown = [(Dimension::TPM, state.tokens), (Dimension::RPD, state.requests)];
+        let shown = shown.into_iter().filter_map(|(dimension, shown)| Some((dimension, shown?))).chain(audio);
+        let mut news = false;
+        for (dimension, shown) in shown {
+            if shown.limit == 0 {
+                continue;
+            }
+            let before = self.books.slot(&dimension.code).map(|slot| self.books.levels()[slot].terms().stated);
+            let Some(slot) = self.stated(&dimension, shown.limit, Source::Headers, now) else { continue };
+            news |= before.flatten().map(|(limit, _)| limit) != Some(shown.limit);
+            let used = shown.limit.saturating_sub(shown.remaining);
+            self.books.observe(&mut charge.taken, slot, used, counted, self.calibration.one_way(), now);
+        }
+        if news {
+            self.follow_plan(now);
+        }
+    }
+
+    /// Under `auto`: the plan whose visible limits are the headers', or none.
+    pub(in crate::limits) fn follow_plan(&mut self, now: Ns) {
+        if self.tables.plan() != Plan::Auto {
+            return;
+        }
+        let stated = |dimension: &Dimension| {
+            let level = &self.books.levels()[self.books.slot(&dimension.code)?];
+            level.terms().stated.filter(|&(_, source)| source == Source::Headers).map(|(limit, _)| limit)
+        };
+        let (tokens, requests) = (stated(&Dimension::TPM), stated(&Dimension::RPD));
+        if tokens.is_some() || requests.is_some() {
+            self.set_plan(plans::matching(&self.model, tokens, requests), now);
+        }
+    }
+
+    /// Which bucket the undocumented audio headers describe: the one with that limit, else the one whose law fits.
+    fn audio_dimension(&self, shown: &Snapshot) -> Dimension {
+        let has = |dimension: &Dimension| {
+            self.books.slot(&dimension.code).is_some_and(|slot| self.books.levels()[slot].limit() == Some(shown.limit))
+        };
+        let used = shown.limit.saturating_sub(shown.remaining);
+        let period = shown.reset.map_or(0.0, |reset| reset.as_secs_f64() * shown.limit as f64 / used.max(1) as f64);
+        match (has(&Dimension::ASPH), has(&Dimension::ASPD)) {
+            (true, _) => Dimension::ASPH,
+            (false, true) => Dimension::ASPD,
+            (false, false) if used > 0 && period > 20_000.0 => Dimension::ASPD,
+            (false, false) => Dimension::ASPH,
+        }
+    }
+
+    /// A refusal's text is an exact calibration. `false`: neither it nor the headers say which level is low.
+    pub(super) fn learn_refusal(&mut self, charge: &mut Charge, text: Option<&RefusalText>, state: &RateState, now: Ns) -> bool {
+        let Some(text) = text.filter(|text| text.limit > 0) else { return self.refused_by_headers(charge, state, now) };
+        let Some(dimension) = text.dimension.clone().or_else(|| self.unnamed(text)) else { return false };
+        let Some(slot) = self.stated(&dimension, text.limit, Source::Refusal, now) else { return false };
+        self.learn_assumed(charge, &dimension, text);
+        let used = match text.wait {
+            // The printed `Used` is rounded up: the wait is the exact figure.
+            Some(wait) => {
+                let came_back = wait.as_secs_f64() * text.limit as f64 / dimension.period.as_secs_f64();
+                (text.limit as f64 - text.requested as f64 + came_back).max(0.0).ceil() as u64
+            }
+            None => text.used.unwrap_or(text.limit),
+        };
+        let gap = self.books.observe(&mut charge.taken, slot, used, false, self.calibration.one_way(), now);
+        let last = self.books.position();
+        self.books.levels_mut()[slot].refused(charge.taken.position, last, gap.unwrap_or(0), now);
+        true
+    }
+
+    fn refused_by_headers(&mut self, charge: &mut Charge, state: &RateState, now: Ns) -> bool {
+        let position = charge.taken.position;
+        let low = |shown: Option<Snapshot>, unit| shown.is_some_and(|shown| shown.remaining < charge.taken.amount.of(unit));
+        let tokens = low(state.tokens, Unit::Tokens);
+        let requests = low(state.requests, Unit::Requests);
+        let audio = low(state.audio, Unit::AudioSeconds);
+        self.learn_headers(charge, state, false, now);
+        let last = self.books.position();
+        for level in self.books.levels_mut().iter_mut().filter(|level| level.is_visible()) {
+            let low = match level.dimension.unit {
+                Unit::Tokens => tokens,
+                Unit::Requests => requests,
+                Unit::AudioSeconds => audio,
+                Unit::InputTokens | Unit::OutputTokens => false,
+            };
+            if low {
+                level.refused(position, last, 0, now);
+            }
+        }
+        tokens || requests || audio
+    }
+
+    /// A text without a name: the dimension with that limit, else the one whose period its own figures give.
+    fn unnamed(&self, text: &RefusalText) -> Option<Dimension> {
+        if let Some(level) = self.books.levels().iter().find(|level| level.limit() == Some(text.limit)) {
+            return Some(level.dimension.clone());
+        }
+        let over = (text.used? + text.requested).checked_sub(text.limit).filter(|&over| over >= 20)?;
+        let period = text.wait?.as_secs_f64() * text.limit as f64 / over as f64;
+        let unit = if text.requested == 1 { Unit::Requests } else { Unit::Tokens };
+        [Dimension::RPM, Dimension::RPD, Dimension::TPM, Dimension::TPD]
+            .into_iter()
+            .find(|known| known.unit == unit && (period / known.period.as_secs_f64() - 1.0).abs() < 0.2)
+    }
+
+    /// What Groq counts for a request without a ceiling.
+    fn learn_assumed(&mut self, charge: &Charge, dimension: &Dimension, text: &RefusalText) {
+        if charge.ceiling_given {
+            return;
+        }
+        let assumed = match dimension.unit {
+            Unit::OutputTokens => text.requested,
+            Unit::Tokens => text.requested.saturating_sub(charge.estimated.into()),
+            _ => return,
+        };
+        self.calibration.assumed = Some(u32::try_from(assumed).unwrap_or(u32::MAX));
+    }
+
+    /// Estimates learn from what was really used.
+    pub(super) fn learn_usage(&mut self, charge: &Charge, spent: Spent) {
+        let Spent::Tokens { completion, prompt_total, .. } = spent else { return };
+        if charge.taken.amount.seconds > 0 {
+            return;
+        }
+        self.calibration.prompt.learn(charge.estimated.into(), prompt_total);
+        self.calibration.completion.learn(completion as f32);
+        if let Some(app) = self.line.running(charge.app, true) {
+            app.completion.learn(completion as f32);
+            self.line.running(charge.app, false);
+        }
+    }
+
+    /// Takes up what Groq had stated to an earlier process.
+    pub(in crate::limits) fn restore_limit(&mut self, dimension: &Dimension, limit: u64, source: Source, now: Ns) {
+        self.stated(dimension, limit, source, now);
+    }
+
+    /// Takes up a level of an earlier process: `used` units less what `passed` seconds gave back.
+    pub(in crate::limits) fn restore_level(&mut self, dimension: &Dimension, used: f64, passed: f64, now: Ns) {
+        let Some(slot) = self.books.slot(&dimension.code) else { return };
+        let level = &mut self.books.levels_mut()[slot];
+        let back = level.bucket().map_or(0.0, |bucket| bucket.rate() * passed);
+        level.restore((used - back).max(0.0).ceil() as u64, now);
+    }
+}

@@ -1,0 +1,272 @@
+//! Which lane does a request fall in? The lanes of this process: found, made, swept, saved.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    Ask, LaneSnapshot, Tables,
+    alarm::{Alarm, Duty},
+    bucket::Ns,
+    lane::Lane,
+    saved::{self, Saved},
+    turn::Inside,
+};
+use crate::config;
+
+/// Lane clocks start here, so that levels from before the start have room: 100 days.
+const ORIGIN: Ns = 8_640_000_000_000_000;
+/// Lanes at once, as long as some are unused: models are the clients' to name.
+const MOST_LANES: usize = 1000;
+/// A full, unused lane that Groq has taught nothing is dropped after so long, ns.
+const IDLE: Ns = 60_000_000_000;
+/// Idle lanes are looked for this often.
+const SWEEP: Duration = Duration::from_secs(10);
+/// Levels are saved this often at most.
+const SAVE: Duration = Duration::from_secs(1);
+
+/// Whose limits, which model, which tier.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct LaneKey {
+    pub(super) organisation: Arc<str>,
+    pub(super) model: Arc<str>,
+    pub(super) tier: Arc<str>,
+}
+
+impl LaneKey {
+    fn of(ask: &Ask) -> Self {
+        Self { organisation: ask.organisation.clone(), model: ask.model.clone(), tier: ask.tier.clone() }
+    }
+}
+
+/// The clock of all lanes: tokio's, in ns.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clock(Instant);
+
+impl Clock {
+    pub(super) fn now(&self) -> Ns {
+        self.at(Instant::now())
+    }
+
+    pub(super) fn at(&self, at: Instant) -> Ns {
+        let since = at.saturating_duration_since(self.0).as_nanos();
+        ORIGIN.saturating_add(Ns::try_from(since).unwrap_or(Ns::MAX))
+    }
+
+    pub(super) fn instant(&self, at: Ns) -> Instant {
+        // Waits of more than a year are looked at again after one.
+        let year = Duration::from_secs(31_536_000);
+        self.0 + Duration::from_nanos(at.saturating_sub(ORIGIN)).min(self.0.elapsed() + year)
+    }
+}
+
+/// What all lanes share.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub(super) clock: Clock,
+    pub(super) alarm: Arc<Alarm>,
+    pub(super) waiting: AtomicUsize,
+    pub(super) bytes: AtomicU64,
+    max_waiting: AtomicUsize,
+    max_bytes: AtomicU64,
+}
+
+impl Common {
+    /// Whether one more may wait, holding so many bytes.
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        self.waiting.load(Relaxed) < self.max_waiting.load(Relaxed)
+            && self.bytes.load(Relaxed).saturating_add(bytes) <= self.max_bytes.load(Relaxed)
+    }
+}
+
+/// One lane, shared by the connections that use it.
+#[derive(Debug)]
+pub(super) struct SharedLane {
+    pub(super) key: LaneKey,
+    pub(super) number: u64,
+    pub(super) common: Arc<Common>,
+    pub(super) inside: Mutex<Inside>,
+}
+
+impl SharedLane {
+    pub(super) fn at(&self, now: Instant) -> Ns {
+        self.common.clock.at(now)
+    }
+}
+
+/// All lanes.
+#[derive(Debug)]
+pub(super) struct Shared {
+    common: Arc<Common>,
+    tables: RwLock<Arc<Tables>>,
+    lanes: RwLock<HashMap<LaneKey, Arc<SharedLane>>>,
+    /// Levels of lanes that are not there: from an earlier process, or dropped.
+    remembered: Mutex<HashMap<LaneKey, Saved>>,
+    numbers: AtomicU64,
+    saving: Mutex<()>,
+    warned: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn new(limits: &config::Limits, queue: &config::Queue) -> Arc<Self> {
+        let common = Common {
+            clock: Clock(Instant::now()),
+            alarm: Arc::default(),
+            waiting: AtomicUsize::new(0),
+            bytes: AtomicU64::new(0),
+            max_waiting: AtomicUsize::new(queue.max_waiting),
+            max_bytes: AtomicU64::new(queue.max_bytes),
+        };
+        let remembered = limits.state_file.as_deref().map(saved::load).unwrap_or_default();
+        Arc::new(Self {
+            common: Arc::new(common),
+            tables: RwLock::new(Arc::new(Tables(limits.clone()))),
+            lanes: RwLock::default(),
+            remembered: Mutex::new(remembered),
+            numbers: AtomicU64::new(0),
+            saving: Mutex::new(()),
+            warned: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn reconfigure(&self, limits: &config::Limits, queue: &config::Queue) {
+        self.common.max_waiting.store(queue.max_waiting, Relaxed);
+        self.common.max_bytes.store(queue.max_bytes, Relaxed);
+        let tables = Arc::new(Tables(limits.clone()));
+        *self.tables.write().unwrap_or_else(PoisonError::into_inner) = tables.clone();
+        for lane in self.all() {
+            let now = self.common.clock.now();
+            lane.change(|lane| lane.reconfigure(tables.clone(), now));
+        }
+    }
+
+    /// The lane of a request, if there is one.
+    pub(super) fn find(&self, ask: &Ask) -> Option<Arc<SharedLane>> {
+        self.lanes.read().unwrap_or_else(PoisonError::into_inner).get(&LaneKey::of(ask)).cloned()
+    }
+
+    /// The lane of a request.
+    pub(super) fn lane(&self, ask: &Ask) -> Arc<SharedLane> {
+        if let Some(lane) = self.find(ask) {
+            return lane;
+        }
+        let key = LaneKey::of(ask);
+        let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
+        if lanes.len() >= MOST_LANES && !lanes.contains_key(&key) {
+            self.evict(&mut lanes);
+        }
+        let make = || {
+            let now = self.common.clock.now();
+            let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner).clone();
+            let mut lane = Lane::new(key.model.clone(), tables, now);
+            if let Some(saved) = self.remembered().remove(&key) {
+                saved.restore(&mut lane, now);
+            }
+            SharedLane::new(key.clone(), self.numbers.fetch_add(1, Relaxed), self.common.clone(), lane)
+        };
+        lanes.entry(key.clone()).or_insert_with(make).clone()
+    }
+
+    pub(super) fn snapshot(&self) -> Vec<LaneSnapshot> {
+        let mut lanes = self.all();
+        lanes.sort_by(|a, b| a.key.cmp(&b.key));
+        lanes
+            .iter()
+            .map(|shared| shared.with(|lane, now| lane.snapshot(&shared.key.organisation, &shared.key.tier, now)))
+            .collect()
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.common.waiting.load(Relaxed)
+    }
+
+    pub(super) async fn run(&self) {
+        let drive = async {
+            match Duty::take(&self.common.alarm) {
+                Some(duty) => duty.drive(self.common.clock).await,
+                None => std::future::pending().await,
+            }
+        };
+        let sweep = async {
+            loop {
+                tokio::time::sleep(SWEEP).await;
+                self.sweep();
+            }
+        };
+        let save = async {
+            loop {
+                tokio::time::sleep(SAVE).await;
+                if let Err(error) = self.save(false)
+                    && !self.warned.swap(true, Relaxed)
+                {
+                    tracing::warn!(%error, "the levels cannot be saved to limits.state_file");
+                }
+            }
+        };
+        tokio::join!(drive, sweep, save);
+    }
+
+    /// Saves every level; `clean`: nothing will be sent after it.
+    pub(super) fn save(&self, clean: bool) -> std::io::Result<()> {
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(path) = tables.0.state_file.as_deref() else { return Ok(()) };
+        let _one_writer = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut saved: Vec<(LaneKey, Saved)> =
+            self.all().iter().map(|shared| (shared.key.clone(), shared.with(|lane, now| Saved::of(lane, now)))).collect();
+        saved.extend(self.remembered().iter().map(|(key, saved)| (key.clone(), saved.clone())));
+        saved::store(path, saved, clean)
+    }
+
+    /// Drops lanes that are full again, unused for a while, and have learnt nothing.
+    fn sweep(&self) {
+        let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
+        lanes.retain(|_, shared| {
+            let idle =
+                |lane: &mut Lane, now: Ns| now.saturating_sub(lane.used_at()) > IDLE && !lane.has_learnt() && lane.is_idle(now);
+            // Somebody who has just found it holds it.
+            Arc::strong_count(shared) > 1 || !shared.with(idle)
+        });
+    }
+
+    /// Makes room: the tenth of the unused lanes that was used longest ago. What they learnt is remembered.
+    fn evict(&self, lanes: &mut HashMap<LaneKey, Arc<SharedLane>>) {
+        let unused = lanes.iter().filter(|(_, shared)| Arc::strong_count(shared) == 1);
+        let mut unused: Vec<(bool, Ns, LaneKey)> = unused
+            .filter_map(|(key, shared)| {
+                shared.with(|lane, _| lane.is_unused().then(|| (lane.has_learnt(), lane.used_at(), key.clone())))
+            })
+            .collect();
+        unused.sort();
+        unused.truncate((lanes.len() / 10).max(1));
+        let mut remembered = self.remembered();
+        for (learnt, _, key) in unused {
+            if let Some(shared) = lanes.remove(&key)
+                && learnt
+                && remembered.len() < 10 * MOST_LANES
+            {
+                remembered.insert(key, shared.with(|lane, now| Saved::of(lane, now)));
+            }
+        }
+    }
+
+    fn all(&self) -> Vec<Arc<SharedLane>> {
+        self.lanes.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn remembered(&self) -> std::sync::MutexGuard<'_, HashMap<LaneKey, Saved>> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.common.alarm.end();
+    }
+}

@@ -1,0 +1,446 @@
+//! Who waits, and whose turn is it? Start-time fair queueing with lifting: between interactive and batch, then between
+//! apps by weight, then between an app's four size classes, then by arrival.
+//!
+//! Every queue has a virtual start: what it has been served, over its weight. The smallest is next. A queue that
+//! becomes active starts at the smallest active one's, so idle time earns no credit.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use super::{books::Amount, bucket::Ns, calibrate::Usual};
+use crate::config::Class;
+
+/// Virtual time: served cost over weight; 2³² is one cost of 1.
+pub type Start = u64;
+
+const ONE: f64 = 4_294_967_296.0;
+/// Batch's share of a lane while interactive requests wait: the bound on its starvation.
+pub const BATCH_SHARE: f64 = 0.05;
+/// Size classes per app.
+pub const SIZES: usize = 4;
+/// Apps without a waiter are forgotten beyond so many.
+const IDLE_APPS: usize = 256;
+/// Beyond so many apps at once, all further ones share one place: names are the clients' to choose.
+const MOST_APPS: usize = 2048;
+/// Measured rates forget with this time constant, seconds.
+const RATE_MEMORY: f64 = 30.0;
+
+/// A waiter's number while it waits. Numbers are used again.
+pub type Id = u32;
+/// An app's number in its line.
+pub type AppId = u32;
+/// Arrival order. It outlives the place, so that a request can come back to where it was.
+pub type Ticket = u64;
+
+/// A request in line.
+#[derive(Clone, Debug)]
+pub struct Waiter {
+    /// Whose.
+    pub app: AppId,
+    /// Its size class.
+    pub size: u8,
+    /// What it takes.
+    pub amount: Amount,
+    /// Completion tokens that it will probably use, for forecasts.
+    pub expected: u32,
+    /// Arrival order.
+    pub ticket: Ticket,
+    /// When it came.
+    pub since: Ns,
+    /// Its client's patience ends here.
+    pub deadline: Ns,
+    /// How much later than its own time it may go because smaller ones passed; set when it first blocks the line.
+    pub slack: Option<Ns>,
+    /// How a client's own retry finds the place.
+    pub fingerprint: u64,
+    /// Prompt tokens before the lane's own correction.
+    pub estimated: u32,
+    /// Whether its client named a ceiling.
+    pub ceiling_given: bool,
+}
+
+/// Sums over waiters, by unit, in expected use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Waiters.
+    pub count: u32,
+    /// Sum of requests.
+    pub requests: u64,
+    /// Sum of prompt tokens.
+    pub input: u64,
+    /// Sum of expected completion tokens.
+    pub output: u64,
+    /// Sum of seconds.
+    pub seconds: u64,
+}
+
+impl Backlog {
+    fn add(&mut self, waiter: &Waiter) {
+        self.count += 1;
+        self.requests += u64::from(waiter.amount.requests);
+        self.input += u64::from(waiter.amount.input);
+        self.output += u64::from(waiter.expected);
+        self.seconds += u64::from(waiter.amount.seconds);
+    }
+
+    fn take(&mut self, waiter: &Waiter) {
+        self.count -= 1;
+        self.requests -= u64::from(waiter.amount.requests);
+        self.input -= u64::from(waiter.amount.input);
+        self.output -= u64::from(waiter.expected);
+        self.seconds -= u64::from(waiter.amount.seconds);
+    }
+
+    /// The sum that a dimension of this unit counts.
+    pub fn of(&self, unit: crate::groq::Unit) -> u64 {
+        use crate::groq::Unit;
+        match unit {
+            Unit::Requests => self.requests,
+            Unit::Tokens => self.input + self.output,
+            Unit::InputTokens => self.input,
+            Unit::OutputTokens => self.output,
+            Unit::AudioSeconds => self.seconds,
+        }
+    }
+}
+
+/// One size class of one app.
+#[derive(Debug, Default)]
+struct Queue {
+    start: Start,
+    fifo: BTreeMap<Ticket, Id>,
+    backlog: Backlog,
+}
+
+/// One app in one urgency.
+#[derive(Debug)]
+pub struct App {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its urgency.
+    pub class: Class,
+    /// Its weight.
+    pub weight: f64,
+    /// What it has in line.
+    pub backlog: Backlog,
+    start: Start,
+    queues: [Queue; SIZES],
+    served: f64,
+    served_at: Ns,
+    /// Served and not settled: its number must not be used again.
+    running: u32,
+    /// Completion tokens of its requests.
+    pub completion: Usual,
+}
+
+impl App {
+    /// Cost per second of late.
+    pub fn rate(&self, now: Ns) -> f64 {
+        self.served * (-(now.saturating_sub(self.served_at) as f64) / (RATE_MEMORY * 1e9)).exp() / RATE_MEMORY
+    }
+
+    /// How many of its size class wait before this ticket.
+    pub fn before(&self, size: u8, ticket: Ticket) -> usize {
+        self.queues[usize::from(size)].fifo.range(..ticket).count()
+    }
+
+    /// What one of its size classes has in line.
+    pub fn size_backlog(&self, size: u8) -> &Backlog {
+        &self.queues[usize::from(size)].backlog
+    }
+
+    /// Its size classes with somebody in line.
+    pub fn active_sizes(&self) -> usize {
+        self.queues.iter().filter(|queue| !queue.fifo.is_empty()).count()
+    }
+
+    fn next_size(&self) -> Option<usize> {
+        (0..SIZES).filter(|&size| !self.queues[size].fifo.is_empty()).min_by_key(|&size| self.queues[size].start)
+    }
+}
+
+/// Interactive or batch.
+#[derive(Debug, Default)]
+struct Urgency {
+    start: Start,
+    /// Start of the last app that was served: where a newcomer begins when nobody waits.
+    served_start: Start,
+    active: BTreeSet<(Start, AppId)>,
+    backlog: Backlog,
+}
+
+/// The waiters of one lane.
+#[derive(Debug, Default)]
+pub struct Line {
+    waiters: Vec<Option<Waiter>>,
+    free: Vec<Id>,
+    apps: Vec<Option<App>>,
+    free_apps: Vec<AppId>,
+    names: [HashMap<Arc<str>, AppId>; 2],
+    urgencies: [Urgency; 2],
+    served_start: Start,
+    /// Head of every size class of every app, smallest first: who may pass a blocked head.
+    heads: BTreeSet<(u64, Id)>,
+    tickets: Ticket,
+    /// Idle apps are looked for when so many are known.
+    forget_at: usize,
+}
+
+impl Line {
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        (self.urgencies[0].backlog.count + self.urgencies[1].backlog.count) as usize
+    }
+
+    /// Nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The waiter with this number.
+    pub fn get(&self, id: Id) -> Option<&Waiter> {
+        self.waiters.get(id as usize)?.as_ref()
+    }
+
+    /// The same, to be changed in what does not order the line.
+    pub fn get_mut(&mut self, id: Id) -> Option<&mut Waiter> {
+        self.waiters.get_mut(id as usize)?.as_mut()
+    }
+
+    /// A new ticket, behind all others.
+    pub fn ticket(&mut self) -> Ticket {
+        self.tickets += 1;
+        self.tickets
+    }
+
+    /// The app's number; it is taken up if it was unknown.
+    pub fn app(&mut self, name: &Arc<str>, class: Class, weight: f64, now: Ns) -> AppId {
+        let weight = if weight.is_finite() { weight.clamp(1e-3, 1e3) } else { 1.0 };
+        if let Some(&id) = self.names[class as usize].get(name) {
+            if let Some(app) = &mut self.apps[id as usize] {
+                app.weight = weight;
+            }
+            return id;
+        }
+        if self.known_apps() >= self.forget_at.max(IDLE_APPS) {
+            self.forget_idle(now);
+            self.forget_at = 2 * self.known_apps();
+        }
+        let everyone_else = Arc::from("other");
+        let name = if self.known_apps() < MOST_APPS || *name == everyone_else {
+            name
+        } else {
+            return self.app(&everyone_else, class, 1.0, now);
+        };
+        let app = App {
+            name: name.clone(),
+            class,
+            weight,
+            backlog: Backlog::default(),
+            start: 0,
+            queues: Default::default(),
+            served: 0.0,
+            served_at: now,
+            running: 0,
+            completion: Usual::default(),
+        };
+        let id = match self.free_apps.pop() {
+            Some(id) => {
+                self.apps[id as usize] = Some(app);
+                id
+            }
+            None => {
+                self.apps.push(Some(app));
+                (self.apps.len() - 1) as AppId
+            }
+        };
+        self.names[class as usize].insert(name.clone(), id);
+        id
+    }
+
+    /// The app with this number.
+    pub fn app_of(&self, id: AppId) -> Option<&App> {
+        self.apps.get(id as usize)?.as_ref()
+    }
+
+    /// Every app that is known.
+    pub fn apps(&self) -> impl Iterator<Item = &App> {
+        self.apps.iter().flatten()
+    }
+
+    /// Who waits, in no order.
+    pub fn waiters(&self) -> impl Iterator<Item = &Waiter> {
+        self.waiters.iter().flatten()
+    }
+
+    /// What one urgency has in line.
+    pub fn backlog(&self, class: Class) -> &Backlog {
+        &self.urgencies[class as usize].backlog
+    }
+
+    /// Joins the line at its ticket's place.
+    pub fn push(&mut self, mut waiter: Waiter) -> Id {
+        let app = self.apps[waiter.app as usize].as_ref().expect("a waiter's app is known");
+        if app.queues[usize::from(waiter.size)].fifo.contains_key(&waiter.ticket) {
+            waiter.ticket = self.ticket();
+        }
+        let (app_id, size, ticket) = (waiter.app, usize::from(waiter.size), waiter.ticket);
+        let class = self.class_of(app_id);
+        self.lift_urgency(class);
+        let urgency = &mut self.urgencies[class as usize];
+        let app = self.apps[app_id as usize].as_mut().expect("a waiter's app is known");
+        if app.backlog.count == 0 {
+            let floor = urgency.active.first().map_or(urgency.served_start, |&(start, _)| start);
+            app.start = app.start.max(floor);
+            urgency.active.insert((app.start, app_id));
+        }
+        if app.queues[size].fifo.is_empty() {
+            let floor = app.next_size().map_or(0, |next| app.queues[next].start);
+            app.queues[size].start = app.queues[size].start.max(floor);
+        }
+        app.backlog.add(&waiter);
+        urgency.backlog.add(&waiter);
+        let queue = &mut app.queues[size];
+        queue.backlog.add(&waiter);
+        let key = reach(&waiter.amount);
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.waiters[id as usize] = Some(waiter);
+                id
+            }
+            None => {
+                self.waiters.push(Some(waiter));
+                (self.waiters.len() - 1) as Id
+            }
+        };
+        let before = queue.fifo.first_key_value().map(|(&ticket, &id)| (ticket, id));
+        queue.fifo.insert(ticket, id);
+        if before.is_none_or(|(first, _)| ticket < first) {
+            if let Some((_, old)) = before {
+                let old_key = reach(&self.waiters[old as usize].as_ref().expect("a head waits").amount);
+                self.heads.remove(&(old_key, old));
+            }
+            self.heads.insert((key, id));
+        }
+        id
+    }
+
+    /// Leaves the line, for whatever reason.
+    pub fn remove(&mut self, id: Id) -> Option<Waiter> {
+        let waiter = self.waiters.get_mut(id as usize)?.take()?;
+        self.free.push(id);
+        let class = self.class_of(waiter.app);
+        let app = self.apps[waiter.app as usize].as_mut().expect("a waiter's app is known");
+        let queue = &mut app.queues[usize::from(waiter.size)];
+        queue.fifo.remove(&waiter.ticket);
+        queue.backlog.take(&waiter);
+        if self.heads.remove(&(reach(&waiter.amount), id))
+            && let Some((_, &next)) = queue.fifo.first_key_value()
+        {
+            let key = reach(&self.waiters[next as usize].as_ref().expect("a head waits").amount);
+            self.heads.insert((key, next));
+        }
+        app.backlog.take(&waiter);
+        let urgency = &mut self.urgencies[class as usize];
+        urgency.backlog.take(&waiter);
+        if app.backlog.count == 0 {
+            urgency.active.remove(&(app.start, waiter.app));
+        }
+        Some(waiter)
+    }
+
+    /// Whose turn it is.
+    pub fn head(&self) -> Option<Id> {
+        let urgency = self
+            .urgencies
+            .iter()
+            .filter(|urgency| !urgency.active.is_empty())
+            // Ties go to interactive: it is first.
+            .min_by_key(|urgency| urgency.start)?;
+        let &(_, app) = urgency.active.first()?;
+        let app = self.apps[app as usize].as_ref()?;
+        app.queues[app.next_size()?].fifo.first_key_value().map(|(_, &id)| id)
+    }
+
+    /// Heads of the size classes of every app, the smallest first.
+    pub fn small_heads(&self) -> impl Iterator<Item = Id> {
+        self.heads.iter().map(|&(_, id)| id)
+    }
+
+    /// The app was served so much; a negative cost takes it back.
+    pub fn serve(&mut self, app_id: AppId, size: u8, cost: f64, now: Ns) {
+        let Some(app) = self.apps.get_mut(app_id as usize).and_then(Option::as_mut) else { return };
+        let urgency = &mut self.urgencies[app.class as usize];
+        let active = app.backlog.count > 0 && urgency.active.remove(&(app.start, app_id));
+        if cost > 0.0 {
+            urgency.served_start = urgency.served_start.max(app.start);
+        }
+        app.start = advance(app.start, cost / app.weight);
+        let queue = &mut app.queues[usize::from(size)];
+        queue.start = advance(queue.start, cost);
+        if active {
+            urgency.active.insert((app.start, app_id));
+        }
+        let share = if app.class == Class::Batch { BATCH_SHARE } else { 1.0 };
+        if cost > 0.0 {
+            self.served_start = self.served_start.max(urgency.start);
+        }
+        urgency.start = advance(urgency.start, cost / share);
+        let fade = (-(now.saturating_sub(app.served_at) as f64) / (RATE_MEMORY * 1e9)).exp();
+        app.served = (app.served * fade + cost).max(0.0);
+        app.served_at = now;
+    }
+
+    /// One of the app's requests runs, or has ended.
+    pub fn running(&mut self, app_id: AppId, more: bool) -> Option<&mut App> {
+        let app = self.apps.get_mut(app_id as usize)?.as_mut()?;
+        app.running = if more { app.running + 1 } else { app.running.saturating_sub(1) };
+        Some(app)
+    }
+
+    fn known_apps(&self) -> usize {
+        self.names[0].len() + self.names[1].len()
+    }
+
+    fn class_of(&self, app: AppId) -> Class {
+        self.apps[app as usize].as_ref().expect("a waiter's app is known").class
+    }
+
+    fn lift_urgency(&mut self, class: Class) {
+        if self.urgencies[class as usize].backlog.count > 0 {
+            return;
+        }
+        let other = &self.urgencies[1 - class as usize];
+        let floor = if other.backlog.count > 0 { other.start } else { self.served_start };
+        let urgency = &mut self.urgencies[class as usize];
+        urgency.start = urgency.start.max(floor);
+    }
+
+    /// Forgets apps that have nothing in line and whose late use is over.
+    fn forget_idle(&mut self, now: Ns) {
+        for id in 0..self.apps.len() {
+            if let Some(app) = &self.apps[id]
+                && app.backlog.count == 0
+                && app.running == 0
+                && app.start <= self.urgencies[app.class as usize].served_start
+                && app.rate(now) < 1e-4
+            {
+                self.names[app.class as usize].remove(&app.name);
+                self.apps[id] = None;
+                self.free_apps.push(id as AppId);
+            }
+        }
+    }
+}
+
+/// How much of a lane a request occupies, for "smaller than".
+fn reach(amount: &Amount) -> u64 {
+    u64::from(amount.input) + u64::from(amount.output) + u64::from(amount.seconds)
+}
+
+fn advance(start: Start, cost: f64) -> Start {
+    let step = cost * ONE;
+    if step >= 0.0 { start.saturating_add(step as u64) } else { start.saturating_sub((-step) as u64) }
+}
