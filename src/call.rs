@@ -1,70 +1,173 @@
-//! PLACEHOLDER of the seam that the proxy expects; the owner of this file replaces all of it.
-use crate::{config::*, error::Rejection, groq::Endpoint, limits::Pool};
+//! What is asked? Endpoint, organisation, app, model, what it may cost, how patient its client is: read once, from head and body.
+
+use std::{
+    hash::{DefaultHasher, Hasher},
+    sync::Arc,
+    time::Duration,
+};
+
 use bytes::Bytes;
-use http::{HeaderMap, Method};
-use http_body_util::BodyExt;
-use std::{sync::Arc, time::Duration};
+use http::{HeaderMap, header};
+
+use crate::{
+    config::Queue,
+    error::Rejection,
+    estimate::{Family, audio},
+    groq::Endpoint,
+    limits::Pool,
+};
+
+mod form;
+mod identity;
+mod json;
+
+pub use identity::{Identity, IdentityIndex};
+
+/// What a request's body says.
+#[derive(Clone, Debug)]
 pub struct Facts {
+    /// The model, empty where none is named.
     pub model: Arc<str>,
+    /// The service tier; `auto` shares `on_demand`'s limits.
     pub tier: Arc<str>,
+    /// What it draws on.
     pub pool: Pool,
+    /// Digest of the body, without the middle of a large one.
     pub fingerprint: u64,
+    /// Whether it asks for a stream.
     pub stream: bool,
+    /// Whether it asks for an answer that is not JSON (`response_format` of a transcription).
     pub wants_text: bool,
 }
+
+/// No model's name is longer; more of one is not kept, bytes.
+const LONGEST_MODEL: usize = 200;
+/// Of a body's beginning and of its end so much is digested.
+const DIGESTED: usize = 64 << 10;
+/// Audio behind a `url` has no length that we can see: taken for so many seconds, until the headers tell.
+const SECONDS_BEHIND_URL: u64 = 300;
+/// Groq bills no less, seconds.
+const LEAST_SECONDS: u64 = 10;
+
 impl Facts {
-    pub fn of(_e: Endpoint, _h: &HeaderMap, b: &Bytes) -> Result<Self, Rejection> {
-        let v: serde_json::Value = serde_json::from_slice(b).unwrap_or_default();
-        Ok(Self {
-            model: v["model"].as_str().unwrap_or("").into(),
-            tier: "on_demand".into(),
-            pool: Pool::Tokens { prompt: b.len() as u64 / 4, ceiling: None },
-            fingerprint: 0,
-            stream: v["stream"] == true,
+    /// Reads a request's body.
+    ///
+    /// A form or an object that lacks what it should have goes to Groq as it is: its answer is better than ours.
+    ///
+    /// # Errors
+    /// [`Rejection::InvalidJson`] where JSON is due and does not parse.
+    pub fn of(endpoint: Endpoint, headers: &HeaderMap, body: &Bytes) -> Result<Self, Rejection> {
+        let mut facts = Self {
+            model: Arc::from(""),
+            tier: Arc::from("on_demand"),
+            pool: Pool::Free,
+            fingerprint: fingerprint(body),
+            stream: false,
             wants_text: false,
-        })
+        };
+        let encoded = headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
+        if encoded {
+            return Ok(facts);
+        }
+        if endpoint.takes_audio() {
+            facts.read_form(headers, body);
+        } else if endpoint.takes_json() && (endpoint.spends() || !body.trim_ascii().is_empty()) {
+            facts.read_json(endpoint, body)?;
+        }
+        Ok(facts)
+    }
+
+    fn read_json(&mut self, endpoint: Endpoint, body: &[u8]) -> Result<(), Rejection> {
+        let members = json::read(endpoint, body).map_err(|why| Rejection::InvalidJson(why.to_string()))?;
+        self.model = bounded(&members.model);
+        self.tier = Arc::from(tier(&members.tier));
+        self.stream = members.stream;
+        self.pool = match endpoint {
+            _ if self.model.is_empty() || !endpoint.spends() => Pool::Free,
+            Endpoint::Embeddings => Pool::Tokens { prompt: members.prompt.tokens(Family::None), ceiling: Some(0) },
+            Endpoint::Speech => Pool::Tokens { prompt: members.prompt.characters(), ceiling: Some(0) },
+            // Groq takes n = 1 only: the ceiling is the whole answer's.
+            _ => Pool::Tokens {
+                prompt: members.prompt.tokens(Family::of(&self.model)),
+                ceiling: members.ceiling.as_ref().map(|c| c.value),
+            },
+        };
+        Ok(())
+    }
+
+    fn read_form(&mut self, headers: &HeaderMap, body: &[u8]) {
+        let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let Some(form) = form::read(content_type, body) else { return };
+        self.model = bounded(form.text("model"));
+        self.tier = Arc::from(tier(form.text("service_tier")));
+        self.stream = form.text("stream").eq_ignore_ascii_case("true");
+        self.wants_text = matches!(form.text("response_format"), "text" | "srt" | "vtt");
+        if !self.model.is_empty() {
+            let seconds = form.file("file").map_or(SECONDS_BEHIND_URL, audio::seconds);
+            self.pool = Pool::Audio { seconds: seconds.max(LEAST_SECONDS) };
+        }
     }
 }
-pub struct IdentityIndex;
-pub struct Identity {
-    pub organisation: Arc<str>,
-    pub app: Arc<str>,
-    pub weight: f64,
-    pub class: Class,
-}
-impl IdentityIndex {
-    pub fn new(_s: &Settings, _e: impl Fn(&str) -> Option<String>) -> Self {
-        Self
-    }
-    pub fn resolve(&self, _m: &Method, _h: &HeaderMap) -> Result<Identity, Rejection> {
-        Ok(Identity { organisation: "o".into(), app: "a".into(), weight: 1.0, class: Class::Interactive })
+
+/// The tiers have limits of their own; a name that is none of Groq's must not make a lane.
+fn tier(name: &str) -> &'static str {
+    match name {
+        "flex" => "flex",
+        "performance" => "performance",
+        _ => "on_demand",
     }
 }
-impl Identity {
-    pub fn authorise(&self, _h: &mut HeaderMap) {}
+
+fn bounded(model: &str) -> Arc<str> {
+    let end = (0..=LONGEST_MODEL.min(model.len())).rev().find(|end| model.is_char_boundary(*end));
+    Arc::from(&model[..end.unwrap_or(0)])
 }
-pub struct Bodies;
-impl Bodies {
-    pub fn new(_m: u64) -> Self {
-        Self
+
+fn fingerprint(body: &[u8]) -> u64 {
+    let mut digest = DefaultHasher::new();
+    digest.write_usize(body.len());
+    digest.write(&body[..body.len().min(DIGESTED)]);
+    digest.write(&body[body.len().saturating_sub(DIGESTED)..]);
+    digest.finish()
+}
+
+/// `body` with the number of its ceiling replaced by `to`, or with a ceiling where it names none; no other byte changes.
+pub fn with_ceiling(endpoint: Endpoint, body: &Bytes, to: u64) -> Bytes {
+    let Ok(members) = json::read(endpoint, body) else { return body.clone() };
+    if let Some(ceiling) = members.ceiling.or(members.null_ceiling) {
+        return [&body[..ceiling.at.start], to.to_string().as_bytes(), &body[ceiling.at.end..]].concat().into();
     }
+    let Some(open) = body.iter().position(|b| *b == b'{') else { return body.clone() };
+    let name = if endpoint == Endpoint::Responses { "max_output_tokens" } else { "max_completion_tokens" };
+    let comma = if body[open + 1..].trim_ascii_start().starts_with(b"}") { "" } else { "," };
+    [&body[..=open], format!(r#""{name}":{to}{comma}"#).as_bytes(), &body[open + 1..]].concat().into()
 }
-pub struct Held;
-pub async fn collect<B: http_body::Body<Data = Bytes>>(
-    b: B,
-    _h: &HeaderMap,
-    _m: u64,
-    _t: Duration,
-    _b: &Bodies,
-) -> Result<(Bytes, Held), Rejection> {
-    Ok((b.collect().await.map_err(|_| Rejection::Internal)?.to_bytes(), Held))
+
+/// Whether the SDK sends this for the second time.
+pub fn is_client_retry(headers: &HeaderMap) -> bool {
+    number(headers, "x-stainless-retry-count").is_some_and(|count| count >= 1.0)
 }
-pub fn is_client_retry(_h: &HeaderMap) -> bool {
-    false
+
+/// However little a client says that it waits, less its answer's usual time, it gets this much.
+const LEAST_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long the client of this request will wait in line: the least of `queue.max_wait`, `x-shield-max-wait-ms`, and its
+/// announced timeout less the `usual` time to an answer's head. What does not parse is as if it were not there.
+pub fn patience(headers: &HeaderMap, queue: &Queue, usual: Duration) -> Duration {
+    let seconds = |number: f64| Duration::try_from_secs_f64(number).ok();
+    let asked = number(headers, "x-shield-max-wait-ms").and_then(|ms| seconds(ms / 1000.0));
+    let announced = ["x-stainless-read-timeout", "x-stainless-timeout"]
+        .into_iter()
+        .filter_map(|name| number(headers, name).filter(|timeout| *timeout > 0.0).and_then(seconds))
+        .min()
+        .map(|timeout| timeout.saturating_sub(usual).max(LEAST_PATIENCE));
+    [asked, announced].into_iter().flatten().fold(queue.max_wait, Duration::min)
 }
-pub fn patience(_h: &HeaderMap, q: &Queue, _u: Duration) -> Duration {
-    q.max_wait
+
+fn number(headers: &HeaderMap, name: &str) -> Option<f64> {
+    let number: f64 = headers.get(name)?.to_str().ok()?.trim().parse().ok()?;
+    (number.is_finite() && number >= 0.0).then_some(number)
 }
-pub fn with_ceiling(_e: Endpoint, b: &Bytes, _to: u64) -> Bytes {
-    b.clone()
-}
+
+#[cfg(test)]
+mod tests;

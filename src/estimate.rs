@@ -1,1 +1,43 @@
-//! (to come)
+//! How many tokens is this text? Counted by kinds of letters, with figures measured on `o200k`; no tokenizer.
+//!
+//! A lane learns the rest, the ratio of its model's true counts to these, from `usage`.
+
+pub mod audio;
+mod prompt;
+mod text;
+
+pub use prompt::{Part, Prompt};
+
+/// Models that share a chat template.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// `openai/gpt-oss-…`
+    GptOss,
+    /// `llama-…`
+    Llama,
+    /// `qwen/…`
+    Qwen,
+    /// Never heard of.
+    Unknown,
+    /// No template: embeddings.
+    None,
+}
+
+impl Family {
+    /// The family by a model's name.
+    pub fn of(model: &str) -> Self {
+        let model = model.to_ascii_lowercase();
+        let families = [("gpt-oss", Self::GptOss), ("llama", Self::Llama), ("qwen", Self::Qwen)];
+        families.into_iter().find_map(|(name, family)| model.contains(name).then_some(family)).unwrap_or(Self::Unknown)
+    }
+
+    /// Tokens of the template around one user message.
+    fn template(self) -> u64 {
+        match self {
+            Self::GptOss => 71,
+            Self::Llama | Self::Unknown => 35,
+            Self::Qwen => 10,
+            Self::None => 0,
+        }
+    }
+}

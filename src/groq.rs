@@ -13,7 +13,7 @@ mod usage;
 
 pub use duration::{parse_duration, retry_after};
 pub use path::{Endpoint, map_path};
-pub use refusal::RefusalText;
+pub use refusal::{RefusalText, stated_wait};
 pub use sse::{SseTail, StreamError};
 pub use usage::Usage;
 

@@ -1,12 +1,156 @@
-//! PLACEHOLDER of the seam that the proxy expects; the owner of this file replaces all of it.
-use http::HeaderMap;
-pub fn to_upstream(h: &mut HeaderMap) {
-    h.remove("host");
-    h.remove("connection");
-    h.remove("transfer-encoding");
-    h.remove("content-length");
+//! Which headers go on, and which end here? Hop-by-hop ones and our own do; everything else passes as it came.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+/// Headers that describe one connection only. `proxy-connection` and `keep-alive` are not in the standard, but in use.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    HeaderName::from_static("proxy-connection"),
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+const OURS: &str = "x-shield-";
+
+/// Makes an app's headers the upstream's. `read_answer`: the shield reads what comes back, so it must come as it is.
+///
+/// The length goes too: the body is whole by now and says its own.
+pub fn to_upstream(headers: &mut HeaderMap, read_answer: bool) {
+    remove_hop_by_hop(headers);
+    remove_ours(headers);
+    for name in [header::HOST, header::CONTENT_LENGTH, header::EXPECT] {
+        headers.remove(name);
+    }
+    if read_answer {
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
 }
-pub fn from_upstream(h: &mut HeaderMap) {
-    h.remove("connection");
-    h.remove("transfer-encoding");
+
+/// Makes the upstream's headers the app's. Nobody but us may say `x-shield-…`.
+pub fn from_upstream(headers: &mut HeaderMap) {
+    remove_hop_by_hop(headers);
+    remove_ours(headers);
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let nominated: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .collect();
+    for name in HOP_BY_HOP.iter().chain(&nominated) {
+        headers.remove(name);
+    }
+}
+
+fn remove_ours(headers: &mut HeaderMap) {
+    let ours: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect();
+    for name in ours {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(HeaderName::from_bytes(name.as_bytes()).expect("a name"), value.parse().expect("a value"));
+        }
+        headers
+    }
+
+    #[test]
+    fn only_end_to_end_headers_reach_the_upstream() {
+        let mut headers = map(&[
+            ("host", "127.0.0.1:8787"),
+            ("connection", "keep-alive, X-Secret-Hop"),
+            ("connection", "close"),
+            ("keep-alive", "timeout=5"),
+            ("x-secret-hop", "1"),
+            ("proxy-authorization", "Basic x"),
+            ("proxy-connection", "keep-alive"),
+            ("te", "trailers"),
+            ("trailer", "x"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("expect", "100-continue"),
+            ("content-length", "12"),
+            ("x-shield-app", "a"),
+            ("x-shield-max-wait-ms", "5"),
+            ("X-Shield-Anything", "5"),
+            ("accept-encoding", "gzip"),
+            ("accept-encoding", "br"),
+            ("authorization", "Bearer k"),
+            ("x-stainless-retry-count", "0"),
+            ("cookie", "a=1"),
+            ("cookie", "b=2"),
+            ("user-agent", "curl/8"),
+        ]);
+        to_upstream(&mut headers, true);
+        let expected = map(&[
+            ("accept-encoding", "identity"),
+            ("authorization", "Bearer k"),
+            ("x-stainless-retry-count", "0"),
+            ("cookie", "a=1"),
+            ("cookie", "b=2"),
+            ("user-agent", "curl/8"),
+        ]);
+        assert_eq!(headers, expected);
+    }
+
+    #[test]
+    fn an_answer_that_nobody_reads_may_come_encoded() {
+        let mut headers = map(&[("accept-encoding", "gzip")]);
+        to_upstream(&mut headers, false);
+        assert_eq!(headers, map(&[("accept-encoding", "gzip")]));
+        let mut none = HeaderMap::new();
+        to_upstream(&mut none, false);
+        assert!(none.is_empty());
+    }
+
+    #[test]
+    fn answers_keep_what_is_end_to_end() {
+        let mut headers = map(&[
+            ("connection", "close, x-hop"),
+            ("x-hop", "1"),
+            ("transfer-encoding", "chunked"),
+            ("x-shield-error", "a lie"),
+            ("content-length", "12"),
+            ("content-type", "application/json"),
+            ("set-cookie", "__cf_bm=1"),
+            ("set-cookie", "b=2"),
+            ("x-ratelimit-limit-tokens", "8000"),
+        ]);
+        from_upstream(&mut headers);
+        let expected = map(&[
+            ("content-length", "12"),
+            ("content-type", "application/json"),
+            ("set-cookie", "__cf_bm=1"),
+            ("set-cookie", "b=2"),
+            ("x-ratelimit-limit-tokens", "8000"),
+        ]);
+        assert_eq!(headers, expected);
+    }
+
+    proptest! {
+        #[test]
+        fn any_connection_header(value in proptest::collection::vec(any::<u8>(), 0..40)) {
+            if let Ok(value) = HeaderValue::from_bytes(&value) {
+                let mut headers = HeaderMap::from_iter([(header::CONNECTION, value)]);
+                from_upstream(&mut headers);
+                prop_assert!(headers.is_empty());
+            }
+        }
+    }
 }

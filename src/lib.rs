@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | accept | [`server`] | who listens, accepts, drains; what becomes of bytes that are not HTTP |
 //! | handle, forward | [`proxy`] | the story of one request |
+//! | take in | [`intake`] | the body, whole and bounded |
 //! | read | [`call`] | which endpoint, organisation, app, model; what may it cost; how patient is it |
 //! | reserve | [`limits`] | may it go now, later, never; settled with the truth afterwards |
 //! | send | [`upstream`] | one attempt at Groq: an answer or a failure |
@@ -27,6 +28,7 @@ pub mod error;
 pub mod estimate;
 pub mod groq;
 pub mod headers;
+pub mod intake;
 pub mod limits;
 pub mod proxy;
 pub mod relay;

@@ -18,8 +18,10 @@ mod connection;
 mod faithful;
 mod head;
 mod listen;
+mod tls;
 
 pub use listen::Listeners;
+use tls::Certificate;
 
 /// After `drain_timeout`, what streams have to say their last frame before they are cut.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -33,6 +35,7 @@ pub struct Running {
     /// Where operators connect.
     pub admin: SocketAddr,
     shield: Arc<Shield>,
+    certificate: Option<Arc<Certificate>>,
     over: CancellationToken,
     workers: Vec<thread::JoinHandle<()>>,
 }
@@ -49,11 +52,12 @@ struct Dealt {
 /// Serves on these listeners in threads of its own, until drained.
 ///
 /// # Errors
-/// When the system gives no thread, runtime or address.
+/// When the system gives no thread, runtime or address, and when `server.tls` cannot be used; the error says why.
 pub fn start(shield: Arc<Shield>, listeners: Listeners) -> io::Result<Running> {
     let app = listeners.app.local_addr()?;
     let admin = listeners.admin.local_addr()?;
     let threads = shield.settings.load().server.threads;
+    let certificate = shield.settings.load().server.tls.as_ref().map(Certificate::load).transpose()?.map(Arc::new);
     let threads = threads.or_else(|| thread::available_parallelism().ok().map(NonZero::get)).unwrap_or(1).max(1);
     let over = CancellationToken::new();
     // What was started ends with a failure to start the rest.
@@ -67,12 +71,8 @@ pub fn start(shield: Arc<Shield>, listeners: Listeners) -> io::Result<Running> {
         let (send_accepting, to_accept) = oneshot::channel();
         accepting.get_or_insert(send_accepting);
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let (shield, over) = (shield.clone(), over.clone());
-        workers.push(
-            thread::Builder::new()
-                .name(format!("shield-{index}"))
-                .spawn(move || work(runtime, &shield, &over, dealt, to_accept))?,
-        );
+        let worker = Worker { shield: shield.clone(), certificate: certificate.clone(), over: over.clone(), dealt };
+        workers.push(thread::Builder::new().name(format!("shield-{index}")).spawn(move || worker.work(runtime, to_accept))?);
     }
     workers.push(operate(&shield, &over, listeners.admin.try_clone()?)?);
     let door = Door { shield: shield.clone(), listeners, hands, over: over.clone() };
@@ -81,13 +81,21 @@ pub fn start(shield: Arc<Shield>, listeners: Listeners) -> io::Result<Running> {
         let _ = accepting.send(door);
     }
     guard.disarm();
-    Ok(Running { app, admin, shield, over, workers })
+    Ok(Running { app, admin, shield, certificate, over, workers })
 }
 
 impl Running {
     /// Stops accepting; running requests finish within `drain_timeout`.
     pub fn drain(&self) {
         self.shield.draining.cancel();
+    }
+
+    /// Reads the certificate and its key again; a bad file keeps the old ones.
+    ///
+    /// # Errors
+    /// Which file cannot be used, and why.
+    pub fn reload_certificate(&self) -> io::Result<()> {
+        self.certificate.as_ref().map_or(Ok(()), |certificate| certificate.reload())
     }
 
     /// Cuts everything that still runs.
@@ -132,7 +140,13 @@ pub fn run(shield: Arc<Shield>, listeners: Listeners, mut reload: impl FnMut()) 
             tokio::select! {
                 _ = term.recv() => {}
                 _ = int.recv() => {}
-                _ = hup.recv() => { reload(); continue }
+                _ = hup.recv() => {
+                    reload();
+                    if let Err(error) = running.reload_certificate() {
+                        tracing::error!(%error, "the old certificate stays");
+                    }
+                    continue;
+                }
                 () = running.over.cancelled() => return io::Result::Ok(()),
             }
             if running.shield.draining.is_cancelled() {
@@ -188,48 +202,67 @@ struct Door {
 }
 
 /// One worker thread: serves what it is dealt; the first one also opens the door.
-fn work(
-    runtime: Runtime,
-    shield: &Arc<Shield>,
-    over: &CancellationToken,
-    mut dealt: mpsc::UnboundedReceiver<Dealt>,
-    to_accept: oneshot::Receiver<Door>,
-) {
-    runtime.block_on(async {
-        let serving = async {
-            while let Some(Dealt { socket, place, tracked }) = dealt.recv().await {
-                let socket = match TcpStream::from_std(socket) {
-                    Ok(socket) => socket,
-                    Err(error) => {
-                        tracing::warn!(%error, "an accepted connection cannot be served");
-                        continue;
+struct Worker {
+    shield: Arc<Shield>,
+    certificate: Option<Arc<Certificate>>,
+    over: CancellationToken,
+    dealt: mpsc::UnboundedReceiver<Dealt>,
+}
+
+impl Worker {
+    fn work(mut self, runtime: Runtime, to_accept: oneshot::Receiver<Door>) {
+        runtime.block_on(async {
+            let over = self.over.clone();
+            let accepting = async {
+                if let Ok(door) = to_accept.await {
+                    door.keep().await;
+                }
+            };
+            tokio::select! {
+                () = over.cancelled() => {}
+                () = async { tokio::join!(self.serve(), accepting); over.cancelled().await } => {}
+            }
+        });
+        // A name look-up that hangs must not hold the end up.
+        runtime.shutdown_background();
+    }
+
+    async fn serve(&mut self) {
+        while let Some(Dealt { socket, place, tracked }) = self.dealt.recv().await {
+            let socket = match TcpStream::from_std(socket) {
+                Ok(socket) => socket,
+                Err(error) => {
+                    tracing::warn!(%error, "an accepted connection cannot be served");
+                    continue;
+                }
+            };
+            let (shield, certificate) = (self.shield.clone(), self.certificate.clone());
+            tokio::spawn(async move {
+                match certificate {
+                    None => connection::serve(socket, shield).await,
+                    Some(certificate) => {
+                        let header_timeout = shield.settings.load().server.header_timeout;
+                        match tokio::time::timeout(header_timeout, certificate.accept(socket)).await {
+                            Ok(Ok(socket)) => connection::serve(socket, shield).await,
+                            Ok(Err(error)) => tracing::debug!(%error, "no TLS with a client"),
+                            Err(_) => tracing::debug!("a client did not finish its TLS handshake in time"),
+                        }
                     }
-                };
-                let shield = shield.clone();
-                tokio::spawn(async move {
-                    connection::serve(socket, shield).await;
-                    drop((place, tracked));
-                });
-            }
-        };
-        let accepting = async {
-            if let Ok(door) = to_accept.await {
-                door.keep().await;
-            }
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            () = over.cancelled() => {}
-            () = async { tokio::join!(serving, accepting); } => {}
+                }
+                drop((place, tracked));
+            });
         }
-    });
-    // A name look-up that hangs must not hold the end up.
-    runtime.shutdown_background();
+    }
 }
 
 impl Door {
     /// Accepts until draining, then waits for what runs, then ends every worker.
     async fn keep(mut self) {
+        let admin = self.listeners.admin.try_clone().and_then(TcpListener::from_std);
+        let admin = admin.map(|listener| tokio::spawn(admin::serve(listener, self.shield.clone())));
+        if let Err(error) = admin.map(drop) {
+            tracing::error!(%error, "the admin listener cannot be used");
+        }
         if let Err(error) = self.accept().await {
             tracing::error!(%error, "the listener cannot be used");
             self.shield.draining.cancel();

@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "estimate",
             "groq",
             "headers",
+            "intake",
             "limits",
             "relay",
             "retry",
@@ -31,7 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("relay", &["error", "estimate", "groq", "limits", "telemetry", "upstream"]),
     ("telemetry", &["breaker", "config", "error", "groq", "limits"]),
-    ("call", &["config", "error", "estimate", "groq", "headers"]),
+    ("call", &["config", "error", "estimate", "groq", "headers", "limits"]),
     ("limits", &["config", "groq"]),
     ("upstream", &["config", "error", "groq", "headers", "retry"]),
     ("estimate", &["groq"]),
@@ -41,6 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("error", &["groq"]),
     ("groq", &[]),
     ("headers", &[]),
+    ("intake", &["error"]),
     ("sim", &[]),
 ];
 

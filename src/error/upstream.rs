@@ -1,9 +1,18 @@
 //! What becomes of an error answer of the upstream's: passed where it is the documented object already, rebuilt where not.
 
-use std::{borrow::Cow, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, header};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::{INVALID, LONGEST_MESSAGE, SERVER};
+use crate::groq::{self, RefusalText};
 
 /// An error answer of the upstream's, made presentable.
 #[derive(Clone, Debug)]
@@ -16,34 +25,243 @@ pub struct UpstreamError {
     pub code: Option<Cow<'static, str>>,
     /// `message`
     pub message: Cow<'static, str>,
-    /// The upstream's own `retry-after`.
+    /// How long the upstream says to wait: its text's exact figure, or its `retry-after`. `None` where waiting cures nothing.
     pub retry_after: Option<Duration>,
-    /// The upstream's end-to-end headers.
+    /// The upstream's end-to-end headers, without those that described its body.
     pub headers: HeaderMap,
-    /// The upstream's own body, masked, where it is the documented object; rebuilt where `None`.
+    /// The upstream's own object, masked; `None` where there was none to pass.
     pub body: Option<Bytes>,
-    /// Whether the object had to be rebuilt.
+    /// Whether the object is ours, because the upstream's answer carried none.
     pub rebuilt: bool,
 }
 
-/// Organisation ids (`org_…`) become `org_***`: users treat them as a leak.
-pub fn mask(text: &str) -> Cow<'_, str> {
-    Cow::Borrowed(text)
-}
+/// The code of what had to be rebuilt.
+const CODE: &str = "upstream_error";
+
+/// The members of the documented object; others pass unread.
+type Members<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
+
 impl UpstreamError {
-    pub fn new(status: StatusCode, headers: HeaderMap, body: &Bytes, _now: std::time::SystemTime) -> Self {
-        Self {
-            status,
-            kind: "x".into(),
-            code: None,
-            message: String::from_utf8_lossy(body).into_owned().into(),
-            retry_after: None,
+    /// Reads an error answer. `headers` are end-to-end ones already; `now` is what an HTTP date is held against.
+    pub fn new(status: StatusCode, mut headers: HeaderMap, body: &[u8], now: SystemTime) -> Self {
+        let object = members(body);
+        let message = object.as_ref().and_then(|object| text(object.get("message")));
+        let refusal = message.as_deref().and_then(RefusalText::parse);
+        let hopeless = refusal.as_ref().is_some_and(RefusalText::hopeless);
+        let stated = message.as_deref().and_then(groq::stated_wait).or_else(|| groq::retry_after(&headers, now));
+        let shown = match status.as_u16() {
+            429 if hopeless => StatusCode::PAYLOAD_TOO_LARGE,
+            504 | 520..=530 => StatusCode::BAD_GATEWAY,
+            _ if message.is_some() && (status.is_client_error() || status.is_server_error()) => status,
+            _ => documented(status),
+        };
+        for name in OF_THE_BODY {
+            headers.remove(name);
+        }
+        let mut error = Self {
+            status: shown,
+            kind: kind_by_status(shown, refusal.as_ref()),
+            code: Some(CODE.into()),
+            message: Cow::Borrowed(""),
+            retry_after: stated.filter(|_| !hopeless),
             headers,
             body: None,
             rebuilt: true,
+        };
+        match (object, message) {
+            (Some(object), Some(message)) if status == shown || hopeless => error.pass(body, object, &message),
+            (_, Some(message)) => error.message = bounded(&message),
+            (_, None) => error.message = loose_message(body).unwrap_or_else(|| in_words(status, body)).into(),
         }
+        if error.rebuilt {
+            error.headers.remove(header::SET_COOKIE);
+        }
+        error
     }
+
+    /// Whether the model had already written something, so that Groq charges for it.
     pub fn after_generation(&self) -> bool {
-        false
+        matches!(self.code.as_deref(), Some("json_validate_failed" | "tool_use_failed"))
+    }
+
+    /// The upstream's own object: as it is where it is as documented, else with the members that it lacks.
+    fn pass(&mut self, body: &[u8], object: Members<'_>, message: &str) {
+        let kind = text(object.get("type"));
+        let code = object.get("code").and_then(|code| text(Some(code)).or_else(|| number(code)));
+        let string_or_null = |code: &&RawValue| code.get().starts_with('"') || code.get() == "null";
+        let documented =
+            kind.is_some() && object.get("code").is_none_or(string_or_null) && message.chars().count() <= LONGEST_MESSAGE;
+        if let Some(kind) = kind {
+            self.kind = kind.into_owned().into();
+        }
+        self.code = code.map(|code| code.into_owned().into());
+        self.message = bounded(message);
+        self.rebuilt = false;
+        self.body = Some(if documented { masked_body(body, &object) } else { self.repaired(&object) });
+    }
+
+    /// The object again, with `message`, `type` and `code` as documented and all other members as they came.
+    fn repaired(&self, object: &Members<'_>) -> Bytes {
+        let string = |text: &str| serde_json::Value::from(text).to_string();
+        let mut members = vec![format!(r#""message":{}"#, string(&self.message)), format!(r#""type":{}"#, string(&self.kind))];
+        members.extend(self.code.as_ref().map(|code| format!(r#""code":{}"#, string(code))));
+        let others = object.iter().filter(|(name, _)| !["message", "type", "code"].contains(&name.as_ref()));
+        members.extend(others.map(|(name, value)| {
+            let value = if name == MODELS_OWN { value.get().into() } else { mask(value.get()) };
+            format!("{}:{value}", string(name))
+        }));
+        format!(r#"{{"error":{{{}}}}}"#, members.join(",")).into()
     }
 }
+
+/// What the model wrote: no organisation's id can be in it, so it is never masked.
+const MODELS_OWN: &str = "failed_generation";
+
+/// Headers that describe a body which the app will not see as it was, and the wait that is stated anew.
+const OF_THE_BODY: [header::HeaderName; 11] = [
+    header::CONTENT_LENGTH,
+    header::CONTENT_ENCODING,
+    header::CONTENT_TYPE,
+    header::CONTENT_LANGUAGE,
+    header::CONTENT_DISPOSITION,
+    header::CONTENT_RANGE,
+    header::ACCEPT_RANGES,
+    header::ETAG,
+    header::LAST_MODIFIED,
+    header::RETRY_AFTER,
+    header::HeaderName::from_static("retry-after-ms"),
+];
+
+/// The `error` object of a body that has one.
+fn members(body: &[u8]) -> Option<Members<'_>> {
+    #[derive(Deserialize)]
+    struct Whole<'a> {
+        #[serde(borrow)]
+        error: Members<'a>,
+    }
+    serde_json::from_slice::<Whole<'_>>(body).ok().map(|whole| whole.error)
+}
+
+fn text<'a>(member: Option<&&'a RawValue>) -> Option<Cow<'a, str>> {
+    member.and_then(|value| serde_json::from_str::<String>(value.get()).ok()).map(Cow::Owned)
+}
+
+fn number<'a>(value: &&'a RawValue) -> Option<Cow<'a, str>> {
+    serde_json::from_str::<serde_json::Number>(value.get()).ok().map(|_| Cow::Borrowed(value.get()))
+}
+
+/// The reason of JSON that is not our object: `{"error":"…"}`, `{"message":"…"}`, `{"detail":"…"}`.
+fn loose_message(body: &[u8]) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let message = ["error", "message", "detail"].into_iter().find_map(|name| value.get(name)?.as_str());
+    // A page stays a page, even in JSON.
+    message.filter(|message| !message.trim().is_empty() && !message.contains('<')).map(|message| bounded(message).into_owned())
+}
+
+/// Masked, and no longer than a message may be.
+fn bounded(message: &str) -> Cow<'static, str> {
+    let cut = message.char_indices().nth(LONGEST_MESSAGE).map_or(message.len(), |(at, _)| at);
+    Cow::Owned(mask(&message[..cut]).into_owned())
+}
+
+/// The body with ids masked everywhere but in what the model wrote.
+fn masked_body(body: &[u8], object: &Members<'_>) -> Bytes {
+    let body = String::from_utf8_lossy(body);
+    let own = object.get(MODELS_OWN).and_then(|own| body.find(own.get()).map(|at| (at, at + own.get().len())));
+    match own {
+        Some((from, to)) => [&mask(&body[..from]), &body[from..to], &mask(&body[to..])].concat().into(),
+        None => mask(&body).into_owned().into(),
+    }
+}
+
+fn kind_by_status(status: StatusCode, refusal: Option<&RefusalText>) -> Cow<'static, str> {
+    let unit = refusal.and_then(|refusal| refusal.dimension.as_ref().map(|d| d.unit).or(refusal.unit));
+    match (status.as_u16(), unit) {
+        (413 | 429, Some(unit)) => unit.error_type(),
+        (429, None) if refusal.is_some_and(|refusal| refusal.requested > 1) => "tokens",
+        (429, None) => "requests",
+        (400..=499, _) => INVALID,
+        _ => SERVER,
+    }
+    .into()
+}
+
+/// The nearest status of Groq's documented table.
+fn documented(status: StatusCode) -> StatusCode {
+    let nearest = match status.as_u16() {
+        known @ (400 | 401 | 403 | 404 | 413 | 422 | 424 | 429 | 498 | 499 | 500 | 502 | 503) => known,
+        402 | 407 | 451 => 403,
+        405 | 410 => 404,
+        414 | 431 => 413,
+        408 => 502,
+        400..=499 => 400,
+        _ => 502,
+    };
+    StatusCode::from_u16(nearest).unwrap_or(StatusCode::BAD_GATEWAY)
+}
+
+/// Why an answer without an error object failed, and what to do.
+fn in_words(status: StatusCode, body: &[u8]) -> String {
+    let edge_code = std::str::from_utf8(body)
+        .ok()
+        .and_then(|text| text.trim().strip_prefix("error code: "))
+        .filter(|code| (1..=5).contains(&code.len()) && code.bytes().all(|b| b.is_ascii_digit()));
+    let number = status.as_u16();
+    let what = match (edge_code, number) {
+        (Some(code), _) => format!("Groq's edge answered {number} with its error code {code}"),
+        (None, 520..=530) => format!("Groq's edge could not get an answer from Groq (status {number})"),
+        (None, _) => {
+            let reason = status.canonical_reason().map(|reason| format!(" {reason}")).unwrap_or_default();
+            format!("Groq, or a proxy before it, answered {number}{reason} without an error object")
+        }
+    };
+    let remedy = match number {
+        401 => "Check the API key",
+        403 if edge_code == Some("1010") => "It blocks this client's User-Agent: send another one",
+        403 => "It refuses this client: check the network, its address and its User-Agent",
+        404 | 405 | 410 => "Check the path and upstream.base_url",
+        407 => "Check upstream.proxy",
+        413 | 414 | 431 => "Send less at once",
+        429 => "Send fewer requests at once and try again later",
+        498 => "The flex tier has no room at the moment: try again, or use the on_demand tier",
+        300..=399 => "It redirects: check upstream.base_url",
+        400..=499 => "Check the request",
+        _ => "Try again in a while; https://groqstatus.com shows incidents",
+    };
+    format!("{what}. {remedy}.")
+}
+
+/// Organisation ids (`org_…`) become `org_***`, and keys (`gsk_…`) `gsk_***`: users treat them as a leak.
+pub fn mask(text: &str) -> Cow<'_, str> {
+    match mask_after(text, "org_") {
+        Cow::Borrowed(text) => mask_after(text, "gsk_"),
+        Cow::Owned(text) => Cow::Owned(mask_after(&text, "gsk_").into_owned()),
+    }
+}
+
+fn mask_after<'a>(text: &'a str, prefix: &str) -> Cow<'a, str> {
+    let is_id = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let mut masked = String::new();
+    let mut copied = 0;
+    for (start, _) in text.match_indices(prefix) {
+        let id = start + prefix.len();
+        let end = id + text[id..].find(|c| !is_id(c)).unwrap_or(text.len() - id);
+        let before = &text[..start];
+        // `my_org_chart` is somebody's word, not an id; the `n` of an escaped line end is no letter before one.
+        let within_word = before.ends_with(is_id) && !before.ends_with("\\n") && !before.ends_with("\\t");
+        if start >= copied && end > id && !within_word {
+            masked.push_str(&text[copied..id]);
+            masked.push_str("***");
+            copied = end;
+        }
+    }
+    if copied == 0 {
+        return Cow::Borrowed(text);
+    }
+    masked.push_str(&text[copied..]);
+    Cow::Owned(masked)
+}
+
+#[cfg(test)]
+#[path = "upstream_tests.rs"]
+mod tests;

@@ -38,10 +38,7 @@ impl RefusalText {
         let requested = number(&lower[requested_at + "requested".len()..])?;
         let (limit_at, limit) = last_number(&lower[..requested_at], "limit")?;
         let used = last_number(&lower[limit_at..requested_at], "used").map(|(_, used)| used);
-        let wait = lower
-            .rfind("try again in")
-            .and_then(|at| leading_duration(message[at + "try again in".len()..].trim_start()))
-            .map(|(wait, _)| wait);
+        let wait = stated_wait(message);
         let (words, code) = named(message[..limit_at].trim_end_matches([' ', ':']));
         let words = words.to_ascii_lowercase();
         let unit = unit_of(&words);
@@ -67,6 +64,13 @@ impl RefusalText {
         let period = Duration::try_from_secs_f64(usual.unwrap_or(period)).ok().filter(|period| !period.is_zero())?;
         dimension(self.code.as_deref(), self.unit.or(Some(Unit::Tokens)), Some(period), self.requested)
     }
+}
+
+/// The Go duration after the last "try again in" of any error's message.
+pub fn stated_wait(message: &str) -> Option<Duration> {
+    const WORDS: &str = "try again in";
+    let at = message.to_ascii_lowercase().rfind(WORDS)?;
+    leading_duration(message[at + WORDS.len()..].trim_start()).map(|(wait, _)| wait)
 }
 
 /// The words and the abbreviation before `Limit`: `… on tokens per minute (TPM)`.

@@ -11,7 +11,7 @@ use crate::{
     config::Settings,
     error::Rejection,
     groq::{Endpoint, map_path},
-    headers,
+    headers, intake,
     limits::{Ask, Pool},
     relay::Expected,
     telemetry::Record,
@@ -32,7 +32,7 @@ pub(super) struct Call {
     endpoint: Endpoint,
     facts: Facts,
     /// Gives its bytes back to the budget when the request is over.
-    _held: call::Held,
+    _held: intake::Held,
 }
 
 impl Shield {
@@ -61,8 +61,7 @@ impl Shield {
         record.app = identity.app.clone();
         record.class = identity.class;
 
-        let (body, held) =
-            call::collect(body, &headers, settings.server.max_body, settings.server.body_timeout, &self.bodies).await?;
+        let (body, held) = intake::collect(body, settings.server.max_body, settings.server.body_timeout, &self.bodies).await?;
         let facts = Facts::of(endpoint, &headers, &body)?;
         record.model = facts.model.clone();
         let ask = Ask {
@@ -78,7 +77,7 @@ impl Shield {
             client_retry: call::is_client_retry(&headers),
         };
         let patience = call::patience(&headers, &settings.queue, self.limits.usual_time_to_head(&ask));
-        headers::to_upstream(&mut headers);
+        headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio());
         identity.authorise(&mut headers);
         let lane = (identity.organisation, facts.model.clone());
         let deadline = Instant::now() + patience;

@@ -12,6 +12,7 @@ use crate::{
     call::IdentityIndex,
     config::Settings,
     error::Rejection,
+    intake::Bodies,
     limits::{Limits, Place, Refusal, Reservation},
     relay::Stop,
     retry::Budget,
@@ -36,7 +37,7 @@ pub struct Shield {
     /// Logs and metrics.
     pub telemetry: Arc<Telemetry>,
     /// Bytes of bodies in flight.
-    pub bodies: crate::call::Bodies,
+    pub bodies: Bodies,
     /// Cancelled on SIGTERM: no new connections.
     pub draining: CancellationToken,
     /// Cancelled when `drain_timeout` is over: running streams end in an error frame.
@@ -66,7 +67,7 @@ impl Shield {
             budget: Budget::new(Instant::now()),
             upstream,
             telemetry: Arc::default(),
-            bodies: crate::call::Bodies::new(settings.queue.max_bytes),
+            bodies: Bodies::new(settings.queue.max_bytes),
             draining: stop.draining.clone(),
             ending: stop.ending.clone(),
             stop,
@@ -79,6 +80,7 @@ impl Shield {
     pub fn reload(&self, settings: Settings) {
         self.identities.store(Arc::new(IdentityIndex::new(&settings, |name| std::env::var(name).ok())));
         self.limits.reconfigure(&settings.limits, &settings.queue);
+        self.bodies.resize(settings.queue.max_bytes);
         self.settings.store(Arc::new(settings));
     }
 

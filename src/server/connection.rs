@@ -14,6 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header::CONNECTION};
+use http_body::Body;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -25,7 +26,6 @@ use super::faithful::{Answer, Exchange, Faithful, Phase, State};
 use crate::{
     error::Rejection,
     proxy::{self, Shield},
-    relay,
     telemetry::Record,
 };
 
@@ -43,6 +43,9 @@ const LAST_FRAME: Duration = Duration::from_millis(500);
 /// What a client may go on sending after it was answered, so that the answer is not lost in a reset.
 const LINGER: Duration = Duration::from_secs(10);
 
+/// An answer's body that broke.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
 /// How serving ended.
 enum End {
     /// hyper is done.
@@ -56,10 +59,25 @@ pub(super) async fn serve<I>(io: I, shield: Arc<Shield>)
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
+    serve_by(io, &shield, |request, fault| {
+        let shield = shield.clone();
+        async move { proxy::handle(&shield, request, fault).await }
+    })
+    .await;
+}
+
+/// Serves one client whose requests `handle` answers; its second argument says why servers could disagree about a request.
+async fn serve_by<I, F, R, B>(io: I, shield: &Shield, handle: F)
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+    F: Fn(Request<Incoming>, Option<&'static str>) -> R,
+    R: Future<Output = Response<B>>,
+    B: Body<Data = Bytes, Error: Into<Failure>> + From<Bytes> + Unpin + 'static,
+{
     let exchange = Exchange::new();
     let service = service_fn(|request| {
         exchange.begin();
-        answer(shield.clone(), exchange.clone(), request)
+        answer(handle(request, exchange.fault()), exchange.clone())
     });
     let mut http = http1::Builder::new()
         .max_buf_size(LARGEST_HEAD)
@@ -68,25 +86,24 @@ where
 
     let ended = tokio::select! {
         biased;
-        ended = run(&mut http, &exchange, &shield) => ended,
-        () = last_call(&shield, &exchange) => {
+        ended = run(&mut http, &exchange, shield) => ended,
+        () = last_call(shield, &exchange) => {
             Pin::new(&mut http).graceful_shutdown();
             tokio::select! {
                 biased;
-                ended = run(&mut http, &exchange, &shield) => ended,
-                () = cut(&shield) => return,
+                ended = run(&mut http, &exchange, shield) => ended,
+                () = cut(shield) => return,
             }
         }
     };
     let (io, unread) = http.into_parts().io.into_inner().into_inner();
-    close(io, unread, ended, &exchange, &shield).await;
+    close(io, unread, ended, &exchange, shield).await;
 }
 
 /// Serves until hyper is done or a time limit is over.
-async fn run<S, I>(http: &mut http1::Connection<I, S>, exchange: &Exchange, shield: &Shield) -> End
+async fn run<H>(http: &mut H, exchange: &Exchange, shield: &Shield) -> End
 where
-    S: hyper::service::HttpService<Incoming, ResBody = Answer<relay::Body>, Error = Infallible>,
-    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    H: Future<Output = hyper::Result<()>> + Unpin,
 {
     let header_timeout = shield.settings.load().server.header_timeout;
     let limit = |state: State| match state.phase {
@@ -137,17 +154,16 @@ async fn cut(shield: &Shield) {
 }
 
 /// One request: whatever happens in it, there is one answer.
-async fn answer(
-    shield: Arc<Shield>,
-    exchange: Arc<Exchange>,
-    request: Request<Incoming>,
-) -> Result<Response<Answer<relay::Body>>, Infallible> {
-    let answered = unwound(proxy::handle(&shield, request, exchange.fault())).await;
-    let mut response = answered.unwrap_or_else(|panic| {
+async fn answer<R, B>(handled: R, exchange: Arc<Exchange>) -> Result<Response<Answer<B>>, Infallible>
+where
+    R: Future<Output = Response<B>>,
+    B: From<Bytes>,
+{
+    let mut response = unwound(handled).await.unwrap_or_else(|panic| {
         tracing::error!(panic = words(&*panic), "a request's handler panicked");
-        Rejection::Internal.into_response().map(relay::Body::from)
+        Rejection::Internal.into_response().map(B::from)
     });
-    if exchange.is_last() {
+    if exchange.closes() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response.map(|body| Answer::new(body, exchange)))
@@ -223,3 +239,6 @@ fn written(shield: &Shield, rejection: Rejection) -> Vec<u8> {
     bytes.extend_from_slice(response.body());
     bytes
 }
+
+#[cfg(test)]
+mod tests;

@@ -57,6 +57,7 @@ pub(super) struct Exchange {
     requests: AtomicU64,
     fault: OnceLock<&'static str>,
     last: AtomicBool,
+    told: AtomicBool,
     blocked_at: AtomicU64,
 }
 
@@ -68,6 +69,7 @@ impl Exchange {
             requests: AtomicU64::new(0),
             fault: OnceLock::new(),
             last: AtomicBool::new(false),
+            told: AtomicBool::new(false),
             blocked_at: AtomicU64::new(0),
         })
     }
@@ -106,9 +108,11 @@ impl Exchange {
         self.last.store(true, Relaxed);
     }
 
-    /// Whether the connection closes after this answer.
-    pub(super) fn is_last(&self) -> bool {
-        self.last.load(Relaxed)
+    /// Whether the answer that begins has to tell the client to go; once told, no byte of a next request is read.
+    pub(super) fn closes(&self) -> bool {
+        let last = self.last.load(Relaxed);
+        self.told.store(last, Relaxed);
+        last
     }
 
     /// Whether no handler has been called since the last answer: what is written now is hyper's own.
@@ -233,7 +237,8 @@ impl<I> Faithful<I> {
 
     /// Once the last answer is flushed, the next request's turn has come.
     fn turn(&mut self) {
-        if self.next == Next::Nothing && !self.unflushed && self.exchange.phase() == Phase::Answered {
+        let answered = self.exchange.phase() == Phase::Answered && !self.unflushed;
+        if answered && self.next == Next::Nothing && !self.exchange.told.load(Relaxed) {
             self.next = Next::Head;
             self.exchange.enter(Phase::Idle);
         }
@@ -302,7 +307,8 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Faithful<I> {
         let this = self.get_mut();
         ready!(Pin::new(&mut this.io).poll_flush(cx))?;
         this.unflushed = false;
-        if !this.ahead.is_empty() && this.exchange.phase() == Phase::Answered {
+        this.turn();
+        if this.next == Next::Head && !this.ahead.is_empty() {
             cx.waker().wake_by_ref();
         }
         Poll::Ready(Ok(()))

@@ -1,0 +1,172 @@
+//! Who asks, and for whom? The organisation by its key, the app by its token or its word; and the key that goes to Groq.
+
+use std::{collections::HashMap, sync::Arc};
+
+use http::{HeaderMap, HeaderValue, Method, header};
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use crate::{
+    config::{Class, Settings},
+    error::Rejection,
+};
+
+type Digest = [u8; 32];
+
+/// An app's name from a header is no longer than this, bytes.
+const LONGEST_APP: usize = 64;
+
+/// Who may come, by these settings. Keys and tokens are kept as digests only, but for the one key that the shield holds.
+pub struct IdentityIndex {
+    organisations: HashMap<Digest, Arc<str>>,
+    apps: Vec<App>,
+    /// The key to use when the app sends none, ready to send, and its organisation.
+    held: Option<(HeaderValue, Arc<str>)>,
+    tokens_needed: bool,
+    unnamed: Arc<str>,
+}
+
+struct App {
+    name: Arc<str>,
+    token: Option<Digest>,
+    weight: f64,
+    class: Class,
+}
+
+/// One request's origin.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Whose limits: a configured organisation's name, or `key-` and the beginning of the key's digest.
+    pub organisation: Arc<str>,
+    /// The app.
+    pub app: Arc<str>,
+    /// Its share relative to the others'.
+    pub weight: f64,
+    /// Its class, or the one that the request asks for.
+    pub class: Class,
+    /// What to send as `authorization` instead of the app's own.
+    key: Option<HeaderValue>,
+}
+
+impl IdentityIndex {
+    /// The index of these settings; `env` reads a variable. A variable that is not set names no key.
+    pub fn new(settings: &Settings, env: impl Fn(&str) -> Option<String>) -> Self {
+        let value = |name: &str| env(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+        let mut organisations = HashMap::new();
+        for organisation in &settings.organisations {
+            let name: Arc<str> = Arc::from(organisation.name.as_str());
+            let from_env = organisation.api_key_env.iter().filter_map(|name| value(name)).map(|key| digest(key.as_bytes()));
+            let digests = from_env.chain(organisation.api_key_sha256.iter().copied());
+            organisations.extend(digests.map(|digest| (digest, name.clone())));
+        }
+        let app = |app: &crate::config::App| App {
+            name: Arc::from(app.name.as_str()),
+            token: app.token_sha256.or_else(|| app.token_env.as_deref().and_then(value).map(|token| digest(token.as_bytes()))),
+            weight: app.weight,
+            class: app.class,
+        };
+        let mut index = Self {
+            organisations,
+            apps: settings.apps.iter().map(app).collect(),
+            held: None,
+            // A token whose variable is not set still shuts the door.
+            tokens_needed: settings.apps.iter().any(|app| app.token_env.is_some() || app.token_sha256.is_some()),
+            unnamed: Arc::from("default"),
+        };
+        index.held = settings.upstream.api_key_env.as_deref().and_then(value).and_then(|key| {
+            let mut header = HeaderValue::try_from(format!("Bearer {key}")).ok()?;
+            header.set_sensitive(true);
+            Some((header, index.organisation(key.as_bytes())))
+        });
+        index
+    }
+
+    /// Who sends this request.
+    ///
+    /// # Errors
+    /// [`Rejection::NoKey`], [`Rejection::UnknownToken`]. A browser's preflight (OPTIONS) needs neither key nor token.
+    pub fn resolve(&self, method: &Method, headers: &HeaderMap) -> Result<Identity, Rejection> {
+        let bearer = bearer(headers);
+        let app = match bearer {
+            Some(token) if self.tokens_needed => self.by_token(token),
+            _ => None,
+        };
+        if method != Method::OPTIONS {
+            match bearer {
+                Some(_) if self.tokens_needed && app.is_none() => return Err(Rejection::UnknownToken),
+                None if self.tokens_needed || self.held.is_none() => return Err(Rejection::NoKey),
+                _ => {}
+            }
+        }
+        let key = self.held.as_ref().filter(|_| app.is_some() || bearer.is_none());
+        let organisation = match (key, bearer) {
+            (Some((_, organisation)), _) => organisation.clone(),
+            (None, Some(key)) => self.organisation(key),
+            (None, None) => Arc::from("none"),
+        };
+        let named = name(headers, "x-shield-app");
+        // An app with a token is known by it alone: nobody else may take its name.
+        let app = app.or_else(|| self.apps.iter().find(|app| app.token.is_none() && Some(app.name.as_ref()) == named.as_deref()));
+        let class = match headers.get("x-shield-class").map(HeaderValue::as_bytes) {
+            Some(class) if class.eq_ignore_ascii_case(b"batch") => Class::Batch,
+            Some(class) if class.eq_ignore_ascii_case(b"interactive") => Class::Interactive,
+            _ => app.map(|app| app.class).unwrap_or_default(),
+        };
+        Ok(Identity {
+            organisation,
+            app: app.map_or_else(|| named.map_or_else(|| self.unnamed.clone(), Arc::from), |app| app.name.clone()),
+            weight: app.map_or(1.0, |app| app.weight),
+            class,
+            key: key.map(|(key, _)| key.clone()),
+        })
+    }
+
+    /// Every token is looked at, in constant time each: how long it takes tells nothing of them.
+    fn by_token(&self, token: &[u8]) -> Option<&App> {
+        let token = digest(token);
+        self.apps.iter().fold(None, |found, app| {
+            let same = app.token.is_some_and(|known| known.ct_eq(&token).into());
+            if same { found.or(Some(app)) } else { found }
+        })
+    }
+
+    fn organisation(&self, key: &[u8]) -> Arc<str> {
+        let digest = digest(key);
+        match self.organisations.get(&digest) {
+            Some(name) => name.clone(),
+            None => digest[..6].iter().fold("key-".to_owned(), |name, byte| format!("{name}{byte:02x}")).into(),
+        }
+    }
+}
+
+impl Identity {
+    /// Puts the key in place that goes to Groq, where it is not the app's own.
+    pub fn authorise(&self, headers: &mut HeaderMap) {
+        if let Some(key) = &self.key {
+            headers.insert(header::AUTHORIZATION, key.clone());
+        }
+    }
+}
+
+fn digest(text: &[u8]) -> Digest {
+    Sha256::digest(text).into()
+}
+
+/// The key or token of `Authorization: Bearer …`.
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked("Bearer ".len())?;
+    let token = token.trim_ascii();
+    (scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty()).then_some(token)
+}
+
+/// A name that a client chose: bounded, and of letters that harm no log and no label.
+fn name(headers: &HeaderMap, header: &str) -> Option<String> {
+    let value = headers.get(header)?.as_bytes().trim_ascii();
+    let plain = |b: &u8| if b.is_ascii_alphanumeric() || b"-_.:/@+".contains(b) { char::from(*b) } else { '_' };
+    let name: String = value.iter().take(LONGEST_APP).map(plain).collect();
+    Some(name).filter(|name| !name.is_empty())
+}
+
+#[cfg(test)]
+#[path = "identity_tests.rs"]
+mod tests;

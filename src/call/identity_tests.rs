@@ -1,0 +1,121 @@
+//! Keys, tokens and names, and whom they stand for.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::config;
+
+fn env(name: &str) -> Option<String> {
+    let value = match name {
+        "KEY_A" => "gsk_a",
+        "HELD" => " gsk_held\n",
+        "TOKEN" => "app-token",
+        _ => return None,
+    };
+    Some(value.to_owned())
+}
+
+fn app(name: &str, token_env: Option<&str>) -> config::App {
+    config::App { name: name.into(), token_env: token_env.map(Into::into), token_sha256: None, weight: 3.0, class: Class::Batch }
+}
+
+fn settings(held: bool, apps: Vec<config::App>) -> Settings {
+    let mut settings = Settings { apps, ..Settings::default() };
+    settings.upstream.api_key_env = held.then(|| "HELD".into());
+    settings.organisations = vec![config::Organisation {
+        name: "acme".into(),
+        api_key_env: vec!["KEY_A".into(), "UNSET".into()],
+        api_key_sha256: vec![digest(b"gsk_b")],
+    }];
+    settings
+}
+
+fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+    let pair =
+        |(name, value): &(&'static str, &'static str)| (header::HeaderName::from_static(name), HeaderValue::from_static(value));
+    pairs.iter().map(pair).collect()
+}
+
+fn resolve(settings: &Settings, pairs: &[(&'static str, &'static str)]) -> Result<Identity, Rejection> {
+    IdentityIndex::new(settings, env).resolve(&Method::POST, &headers(pairs))
+}
+
+/// The key that Groq sees.
+fn sent(identity: &Identity, pairs: &[(&'static str, &'static str)]) -> Option<String> {
+    let mut headers = headers(pairs);
+    identity.authorise(&mut headers);
+    headers.get("authorization").and_then(|key| key.to_str().ok()).map(str::to_owned)
+}
+
+#[test]
+fn keys_of_one_organisation_share_it() {
+    let settings = settings(false, vec![]);
+    for key in ["Bearer gsk_a", "bearer gsk_b", "BEARER   gsk_b "] {
+        let identity = resolve(&settings, &[("authorization", key)]).expect("known");
+        assert_eq!(identity.organisation.as_ref(), "acme", "{key}");
+        assert_eq!(sent(&identity, &[("authorization", key)]).as_deref(), Some(key));
+    }
+    let own = resolve(&settings, &[("authorization", "Bearer gsk_c")]).expect("a key");
+    // printf gsk_c | sha256sum
+    let hex: String = digest(b"gsk_c").iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(own.organisation.as_ref(), format!("key-{}", &hex[..12]));
+    assert!(!own.organisation.contains("gsk_c"));
+}
+
+#[test]
+fn no_key_is_refused_unless_the_shield_holds_one() {
+    for pairs in [&[][..], &[("authorization", "Bearer ")], &[("authorization", "Basic gsk_a")], &[("authorization", "x")]] {
+        assert!(matches!(resolve(&settings(false, vec![]), pairs), Err(Rejection::NoKey)));
+        let identity = resolve(&settings(true, vec![]), pairs).expect("held");
+        assert_eq!(sent(&identity, pairs).as_deref(), Some("Bearer gsk_held"));
+    }
+    let own = [("authorization", "Bearer gsk_a")];
+    let identity = resolve(&settings(true, vec![]), &own).expect("a key");
+    assert_eq!((identity.organisation.as_ref(), sent(&identity, &own).as_deref()), ("acme", Some("Bearer gsk_a")));
+}
+
+#[test]
+fn tokens_are_needed_where_there_are_any() {
+    let settings = settings(true, vec![app("open", None), app("web", Some("TOKEN"))]);
+    let good = [("authorization", "Bearer app-token"), ("x-shield-app", "open")];
+    let identity = resolve(&settings, &good).expect("known");
+    assert_eq!((identity.app.as_ref(), identity.weight, identity.class), ("web", 3.0, Class::Batch));
+    assert_eq!(sent(&identity, &good).as_deref(), Some("Bearer gsk_held"));
+    assert!(matches!(resolve(&settings, &[("authorization", "Bearer gsk_a")]), Err(Rejection::UnknownToken)));
+    assert!(matches!(resolve(&settings, &[]), Err(Rejection::NoKey)));
+    let unset = self::settings(true, vec![app("web", Some("UNSET"))]);
+    assert!(matches!(resolve(&unset, &[("authorization", "Bearer app-token")]), Err(Rejection::UnknownToken)));
+}
+
+#[test]
+fn a_preflight_needs_no_key() {
+    for settings in [settings(false, vec![]), settings(true, vec![app("web", Some("TOKEN"))])] {
+        let index = IdentityIndex::new(&settings, env);
+        assert!(index.resolve(&Method::OPTIONS, &HeaderMap::new()).is_ok());
+        assert!(index.resolve(&Method::OPTIONS, &headers(&[("authorization", "Bearer x")])).is_ok());
+    }
+}
+
+#[test]
+fn apps_without_tokens_go_by_their_word() {
+    let settings = settings(true, vec![app("nightly", None)]);
+    let identity = resolve(&settings, &[("x-shield-app", "nightly")]).expect("held");
+    assert_eq!((identity.app.as_ref(), identity.weight, identity.class), ("nightly", 3.0, Class::Batch));
+    let urgent = resolve(&settings, &[("x-shield-app", "nightly"), ("x-shield-class", "Interactive")]).expect("held");
+    assert_eq!(urgent.class, Class::Interactive);
+    let other = resolve(&settings, &[("x-shield-app", "a b\"{}"), ("x-shield-class", "nonsense")]).expect("held");
+    assert_eq!((other.app.as_ref(), other.weight, other.class), ("a_b___", 1.0, Class::Interactive));
+    assert_eq!(resolve(&settings, &[]).expect("held").app.as_ref(), "default");
+    assert_eq!(resolve(&settings, &[("x-shield-app", " ")]).expect("held").app.as_ref(), "default");
+}
+
+proptest! {
+    #[test]
+    fn any_headers(key in proptest::collection::vec(any::<u8>(), 0..80), app in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let index = IdentityIndex::new(&settings(true, vec![]), env);
+        let values = [("authorization", key), ("x-shield-app", app)];
+        let pairs = values.into_iter().filter_map(|(name, v)| Some((header::HeaderName::from_static(name), HeaderValue::from_bytes(&v).ok()?)));
+        let identity = index.resolve(&Method::POST, &pairs.collect()).expect("the shield holds a key");
+        prop_assert!(identity.app.len() <= LONGEST_APP && identity.app.is_ascii());
+    }
+}

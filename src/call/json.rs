@@ -1,0 +1,152 @@
+//! What does a JSON body ask for? One pass over the bytes; of what does not matter here only the syntax is seen.
+
+use std::{fmt, ops::Range};
+
+use serde::{
+    Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+use crate::{
+    estimate::{Part, Prompt},
+    groq::Endpoint,
+};
+
+/// The members that matter.
+#[derive(Default)]
+pub(super) struct Members {
+    pub(super) model: String,
+    pub(super) tier: String,
+    pub(super) stream: bool,
+    /// The ceiling in force.
+    pub(super) ceiling: Option<Ceiling>,
+    /// Where a ceiling is named, and is no number.
+    pub(super) null_ceiling: Option<Ceiling>,
+    pub(super) prompt: Prompt,
+}
+
+/// A ceiling on completion tokens, and where its number stands in the body.
+pub(super) struct Ceiling {
+    pub(super) value: u64,
+    pub(super) at: Range<usize>,
+}
+
+/// Reads a body. A member given twice counts as it came last, as Groq's parser has it.
+pub(super) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Members, serde_json::Error> {
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return serde_json::from_slice::<IgnoredAny>(body).map(|_| Members::default());
+    }
+    // Text with half a surrogate pair, or nested deeper than our parser follows, is still JSON to Groq: then the prompt is
+    // measured by its bytes. The second error is that of the syntax.
+    pass(endpoint, body, true).or_else(|_| pass(endpoint, body, false))
+}
+
+fn pass(endpoint: Endpoint, body: &[u8], walk: bool) -> Result<Members, serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let members = deserializer.deserialize_map(Reading { endpoint, body, walk })?;
+    deserializer.end().map(|()| members)
+}
+
+struct Reading<'b> {
+    endpoint: Endpoint,
+    body: &'b [u8],
+    walk: bool,
+}
+
+impl Reading<'_> {
+    /// The names of the endpoint's ceiling, the one that wins first.
+    fn ceilings(&self) -> [&'static str; 2] {
+        match self.endpoint {
+            Endpoint::Chat => ["max_completion_tokens", "max_tokens"],
+            Endpoint::Responses => ["max_output_tokens", ""],
+            _ => ["", ""],
+        }
+    }
+
+    fn part(&self, name: &str) -> Option<Part> {
+        match (self.endpoint, name) {
+            (Endpoint::Chat, "messages") | (Endpoint::Responses, "input") => Some(Part::Messages),
+            (Endpoint::Responses, "instructions") => Some(Part::Text),
+            (Endpoint::Chat, "tools" | "functions" | "response_format" | "documents")
+            | (Endpoint::Responses, "tools" | "text") => Some(Part::Schema),
+            (Endpoint::Embeddings | Endpoint::Speech, "input") => Some(Part::Input),
+            _ => None,
+        }
+    }
+
+    fn ceiling(&self, raw: &RawValue) -> (Option<u64>, Range<usize>) {
+        let start = raw.get().as_ptr().addr() - self.body.as_ptr().addr();
+        let number = raw.get().parse::<f64>().ok().filter(|number| *number >= 0.0).map(|number| number as u64);
+        (number, start..start + raw.get().len())
+    }
+}
+
+impl<'de> Visitor<'de> for Reading<'de> {
+    type Value = Members;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+        let mut members = Members::default();
+        let mut ceilings: [Option<&RawValue>; 2] = [None, None];
+        while let Some(name) = map.next_key::<Name>()? {
+            let name = name.0.as_str();
+            if let Some(part) = self.part(name) {
+                if self.walk {
+                    map.next_value_seed(members.prompt.reading(part))?;
+                } else {
+                    members.prompt.raw(part, map.next_value::<&RawValue>()?.get());
+                }
+            } else if let Some(at) = self.ceilings().iter().position(|ceiling| *ceiling == name) {
+                ceilings[at] = Some(map.next_value()?);
+            } else {
+                match name {
+                    "model" => members.model = text(map.next_value()?),
+                    "service_tier" => members.tier = text(map.next_value()?),
+                    "stream" => members.stream = map.next_value::<&RawValue>()?.get() == "true",
+                    _ => {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+            }
+        }
+        for raw in ceilings.into_iter().flatten() {
+            match self.ceiling(raw) {
+                (Some(value), at) => {
+                    members.ceiling.get_or_insert(Ceiling { value, at });
+                }
+                (None, at) => {
+                    members.null_ceiling.get_or_insert(Ceiling { value: 0, at });
+                }
+            }
+        }
+        Ok(members)
+    }
+}
+
+/// A string, or nothing.
+fn text(raw: &RawValue) -> String {
+    serde_json::from_str(raw.get()).unwrap_or_default()
+}
+
+/// A member's name, kept only where it is as short as those that matter.
+struct Name(String);
+
+impl<'de> serde::Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Short;
+        impl Visitor<'_> for Short {
+            type Value = Name;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+            fn visit_str<E>(self, name: &str) -> Result<Name, E> {
+                Ok(Name(if name.len() <= 32 { name.to_owned() } else { String::new() }))
+            }
+        }
+        deserializer.deserialize_str(Short)
+    }
+}

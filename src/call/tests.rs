@@ -1,0 +1,201 @@
+//! Bodies, and what they ask for.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn facts(endpoint: Endpoint, body: &str) -> Facts {
+    let body = Bytes::copy_from_slice(body.as_bytes());
+    Facts::of(endpoint, &HeaderMap::new(), &body).unwrap_or_else(|why| panic!("{why:?}"))
+}
+
+fn chat(body: &str) -> Facts {
+    facts(Endpoint::Chat, body)
+}
+
+fn pool(facts: &Facts) -> (u64, Option<u64>) {
+    match facts.pool {
+        Pool::Tokens { prompt, ceiling } => (prompt, ceiling),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+    let pair = |(name, value): &(&'static str, &str)| (header::HeaderName::from_static(name), value.parse().expect("a value"));
+    pairs.iter().map(pair).collect()
+}
+
+#[test]
+fn a_chat_call() {
+    let facts = chat(
+        r#"{"model":"openai/gpt-oss-20b","messages":[{"role":"user","content":"Hello there"}],"stream":true,"max_completion_tokens":512,"service_tier":"flex"}"#,
+    );
+    assert_eq!((facts.model.as_ref(), facts.tier.as_ref(), facts.stream), ("openai/gpt-oss-20b", "flex", true));
+    let (prompt, ceiling) = pool(&facts);
+    assert_eq!(ceiling, Some(512));
+    assert!((72..=76).contains(&prompt), "{prompt}");
+}
+
+#[test]
+fn ceilings_by_endpoint() {
+    let table = [
+        (Endpoint::Chat, r#"{"model":"m","max_tokens":7}"#, Some(7)),
+        (Endpoint::Chat, r#"{"model":"m","max_tokens":7,"max_completion_tokens":9}"#, Some(9)),
+        (Endpoint::Chat, r#"{"model":"m","max_tokens":7,"max_completion_tokens":null}"#, Some(7)),
+        (Endpoint::Chat, r#"{"model":"m","max_output_tokens":7}"#, None),
+        (Endpoint::Chat, r#"{"model":"m","max_tokens":1e3}"#, Some(1000)),
+        (Endpoint::Chat, r#"{"model":"m","max_tokens":-5}"#, None),
+        (Endpoint::Chat, r#"{"model":"m","max_tokens":"7"}"#, None),
+        (Endpoint::Chat, r#"{"model":"m","max_tokens":1,"max_tokens":2}"#, Some(2)),
+        (Endpoint::Chat, r#"{"model":"m","max_tokens":99999999999999999999999999}"#, Some(u64::MAX)),
+        (Endpoint::Responses, r#"{"model":"m","max_output_tokens":7,"max_tokens":9}"#, Some(7)),
+        (Endpoint::Embeddings, r#"{"model":"m","input":"x","max_tokens":9}"#, Some(0)),
+        (Endpoint::Speech, r#"{"model":"m","input":"Grüße"}"#, Some(0)),
+    ];
+    for (endpoint, body, ceiling) in table {
+        assert_eq!(pool(&facts(endpoint, body)).1, ceiling, "{body}");
+    }
+}
+
+#[test]
+fn what_becomes_prompt() {
+    let prompt = |endpoint, body: &str| pool(&facts(endpoint, body)).0;
+    let chat = |messages: &str| prompt(Endpoint::Chat, &format!(r#"{{"model":"m","messages":{messages}}}"#));
+    let hello = chat(r#"[{"role":"user","content":"Hello"}]"#);
+    assert_eq!(chat(r#"[{"role":"user","content":[{"type":"text","text":"Hello"}]}]"#), hello);
+    assert_eq!(chat(r#"[{"role":"user","content":"Hello"},{"role":"assistant","content":null}]"#), hello + 4);
+    let image = format!(r#"{{"type":"image_url","image_url":{{"url":"data:image/png;base64,{}"}}}}"#, "A".repeat(1 << 20));
+    assert_eq!(chat(&format!(r#"[{{"role":"user","content":[{{"type":"text","text":"Hello"}},{image}]}}]"#)), hello + 2048);
+    let tools = r#"{"model":"m","messages":[{"role":"user","content":"Hello"}],"tools":[{"type":"function","function":{"name":"get_weather","parameters":{"type":"object","properties":{"city":{"type":"string"}}}}}]}"#;
+    assert!((hello + 20..hello + 70).contains(&prompt(Endpoint::Chat, tools)));
+    assert_eq!(prompt(Endpoint::Responses, r#"{"model":"m","input":"Hello"}"#), hello);
+    assert_eq!(prompt(Endpoint::Responses, r#"{"model":"m","input":[{"role":"user","content":"Hello"}]}"#), hello);
+    assert_eq!(prompt(Endpoint::Embeddings, r#"{"model":"m","input":[[1,2,3],[4]]}"#), 4);
+    assert_eq!(prompt(Endpoint::Speech, r#"{"model":"m","input":"Grüße"}"#), 5);
+}
+
+#[test]
+fn what_lacks_something_passes() {
+    for body in ["[]", "7", "\"x\"", "{}", r#"{"model":null}"#, r#"{"model":7,"messages":3}"#, " null "] {
+        let facts = chat(body);
+        assert_eq!((facts.model.as_ref(), facts.pool), ("", Pool::Free), "{body}");
+    }
+    assert_eq!(chat(r#"{"model":"a","model":"b"}"#).model.as_ref(), "b");
+    let long = chat(&format!(r#"{{"model":"{}","service_tier":"my own"}}"#, "ü".repeat(1000)));
+    assert_eq!((long.model.len(), long.tier.as_ref()), (200, "on_demand"));
+    assert_eq!(facts(Endpoint::Batches, "").pool, Pool::Free);
+    assert_eq!(facts(Endpoint::Models, "anything").pool, Pool::Free);
+}
+
+#[test]
+fn what_does_not_parse_is_refused() {
+    for body in ["", "{", "{\"a\":1,}", "{'a':1}", "<html>", "{} {}", "{\"model\":\"m\",\"messages\":[\"x\"", "\u{feff}{}", "[1"]
+    {
+        let refused = Facts::of(Endpoint::Chat, &HeaderMap::new(), &Bytes::copy_from_slice(body.as_bytes()));
+        assert!(matches!(refused, Err(Rejection::InvalidJson(_))), "{body}");
+    }
+    let refused = Facts::of(Endpoint::Batches, &HeaderMap::new(), &Bytes::from_static(b"{"));
+    assert!(matches!(refused, Err(Rejection::InvalidJson(_))));
+}
+
+#[test]
+fn what_only_groq_understands_passes() {
+    let deep = format!(r#"{{"model":"m","messages":{}{}}}"#, "[".repeat(5000), "]".repeat(5000));
+    assert!(pool(&chat(&deep)).0 > 0);
+    let half_a_pair = r#"{"model":"m","max_tokens":5,"messages":[{"role":"user","content":"a \ud83d b"}]}"#;
+    assert_eq!(pool(&chat(half_a_pair)).1, Some(5));
+    let encoded = headers(&[("content-encoding", "gzip")]);
+    let facts = Facts::of(Endpoint::Chat, &encoded, &Bytes::from_static(b"\x1f\x8b")).expect("passes");
+    assert_eq!(facts.pool, Pool::Free);
+}
+
+#[test]
+fn only_the_ceilings_number_changes() {
+    let table = [
+        (Endpoint::Chat, r#"{ "max_tokens" : 32768 ,"x":"é"}"#, r#"{ "max_tokens" : 5 ,"x":"é"}"#),
+        (Endpoint::Chat, r#"{"max_tokens":1,"max_completion_tokens":32768}"#, r#"{"max_tokens":1,"max_completion_tokens":5}"#),
+        (Endpoint::Chat, r#"{"max_tokens":1,"max_tokens":2}"#, r#"{"max_tokens":1,"max_tokens":5}"#),
+        (Endpoint::Chat, r#"{"max_completion_tokens":null}"#, r#"{"max_completion_tokens":5}"#),
+        (Endpoint::Chat, r#" {"model":"m"}"#, r#" {"max_completion_tokens":5,"model":"m"}"#),
+        (Endpoint::Chat, "{ }", r#"{"max_completion_tokens":5 }"#),
+        (Endpoint::Responses, r#"{"input":"x"}"#, r#"{"max_output_tokens":5,"input":"x"}"#),
+        (Endpoint::Responses, r#"{"max_output_tokens":32768}"#, r#"{"max_output_tokens":5}"#),
+        (Endpoint::Chat, "[]", "[]"),
+        (Endpoint::Chat, "{", "{"),
+    ];
+    for (endpoint, from, to) in table {
+        assert_eq!(with_ceiling(endpoint, &Bytes::from_static(from.as_bytes()), 5), to, "{from}");
+    }
+}
+
+#[test]
+fn forms_with_audio() {
+    let form = |fields: &[(&str, &str)]| {
+        let part =
+            |(name, value): &(&str, &str)| format!("--XX\r\ncontent-disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n");
+        let body: String = fields.iter().map(part).chain(["--XX--\r\n".into()]).collect();
+        let headers = headers(&[("content-type", "multipart/form-data; boundary=XX")]);
+        Facts::of(Endpoint::Transcription, &headers, &Bytes::from(body)).expect("passes")
+    };
+    let facts = form(&[("file", "RIFF"), ("model", "whisper-large-v3"), ("response_format", "text"), ("stream", "true")]);
+    assert_eq!((facts.model.as_ref(), facts.pool), ("whisper-large-v3", Pool::Audio { seconds: 10 }));
+    assert!(facts.wants_text && facts.stream);
+    let url = form(&[("url", "https://example.com/a.mp3"), ("model", "m"), ("response_format", "verbose_json")]);
+    assert_eq!((url.pool, url.wants_text), (Pool::Audio { seconds: 300 }, false));
+    assert_eq!(form(&[("file", "RIFF")]).pool, Pool::Free);
+    let no_form = Facts::of(Endpoint::Transcription, &HeaderMap::new(), &Bytes::from_static(b"x")).expect("passes");
+    assert_eq!(no_form.pool, Pool::Free);
+}
+
+#[test]
+fn patience_is_the_least_that_anybody_has() {
+    let queue = Queue { max_wait: Duration::from_secs(50), ..Queue::default() };
+    let table: [(&[(&'static str, &str)], u64); 11] = [
+        (&[], 50_000),
+        (&[("x-shield-max-wait-ms", "1500")], 1_500),
+        (&[("x-shield-max-wait-ms", "0")], 0),
+        (&[("x-shield-max-wait-ms", "99999999")], 50_000),
+        (&[("x-shield-max-wait-ms", "soon")], 50_000),
+        (&[("x-stainless-read-timeout", "20")], 18_000),
+        (&[("x-stainless-read-timeout", "1")], 500),
+        (&[("x-stainless-timeout", "10.5"), ("x-stainless-read-timeout", "600")], 8_500),
+        (&[("x-stainless-read-timeout", "0")], 50_000),
+        (&[("x-stainless-read-timeout", "-3"), ("x-shield-max-wait-ms", "NaN")], 50_000),
+        (&[("x-stainless-read-timeout", "1e300"), ("x-shield-max-wait-ms", "inf")], 50_000),
+    ];
+    for (pairs, ms) in table {
+        let patience = patience(&headers(pairs), &queue, Duration::from_secs(2));
+        assert_eq!(patience, Duration::from_millis(ms), "{pairs:?}");
+    }
+}
+
+#[test]
+fn a_clients_own_retry_is_known_by_its_body() {
+    assert!(is_client_retry(&headers(&[("x-stainless-retry-count", "1")])));
+    assert!(!is_client_retry(&headers(&[("x-stainless-retry-count", "0")])));
+    assert!(!is_client_retry(&headers(&[("x-stainless-retry-count", "x")])));
+    let print = |body: &str| chat(body).fingerprint;
+    assert_eq!(print(r#"{"a":1}"#), print(r#"{"a":1}"#));
+    assert_ne!(print(r#"{"a":1}"#), print(r#"{"a":2}"#));
+}
+
+proptest! {
+    #[test]
+    fn never_panics(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        for endpoint in [Endpoint::Chat, Endpoint::Transcription, Endpoint::Embeddings] {
+            let body = Bytes::copy_from_slice(&body);
+            let _ = Facts::of(endpoint, &HeaderMap::new(), &body);
+            with_ceiling(endpoint, &body, 5);
+        }
+    }
+
+    #[test]
+    fn a_new_ceiling_is_read_back(before in "[a-z]{0,5}", old in proptest::option::of(0u64..1_000_000), new in 0u64..1_000_000) {
+        let mut body = serde_json::json!({"model": "m", before: [1, {"max_tokens": 3}], "messages": "é"});
+        if let Some(old) = old {
+            body["max_tokens"] = old.into();
+        }
+        let fitted = with_ceiling(Endpoint::Chat, &body.to_string().into(), new);
+        prop_assert_eq!(pool(&chat(std::str::from_utf8(&fitted).expect("text"))).1, Some(new));
+    }
+}

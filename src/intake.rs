@@ -1,0 +1,192 @@
+//! How does a request's body come in whole? Bounded per request, in time between reads, and over all requests together.
+
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::Body;
+use http_body_util::BodyExt;
+use tokio::time::{Instant, timeout_at};
+
+use crate::error::Rejection;
+
+/// An announced length is believed up to here; beyond it, the buffer grows with what comes.
+const BELIEVED: u64 = 256 << 10;
+/// Bytes a second; a body that comes more slowly on the whole is cut off, however evenly it drips.
+const SLOWEST: u64 = 1 << 10;
+/// Beside that, a body may pause for so many `body_timeout`s in all.
+const PAUSES: u32 = 4;
+/// When a client may try again that found no room for its body.
+const COME_AGAIN: Duration = Duration::from_secs(1);
+
+/// The bytes of all bodies in flight, and how many they may be.
+#[derive(Debug)]
+pub struct Bodies(Arc<Room>);
+
+#[derive(Debug)]
+struct Room {
+    limit: AtomicU64,
+    held: AtomicU64,
+}
+
+/// Room that a body takes; given back when dropped.
+#[derive(Debug)]
+pub struct Held {
+    room: Arc<Room>,
+    bytes: u64,
+}
+
+impl Bodies {
+    /// Room for so many bytes.
+    pub fn new(limit: u64) -> Self {
+        Self(Arc::new(Room { limit: AtomicU64::new(limit), held: AtomicU64::new(0) }))
+    }
+
+    /// Another limit; what is held stays.
+    pub fn resize(&self, limit: u64) {
+        self.0.limit.store(limit, Relaxed);
+    }
+
+    /// Bytes held now.
+    pub fn held(&self) -> u64 {
+        self.0.held.load(Relaxed)
+    }
+
+    fn hold(&self) -> Held {
+        Held { room: self.0.clone(), bytes: 0 }
+    }
+}
+
+impl Held {
+    /// Takes room until it is `bytes` in all.
+    fn grow_to(&mut self, bytes: usize) -> Result<(), Rejection> {
+        let more = (bytes as u64).saturating_sub(self.bytes);
+        let held = self.room.held.fetch_add(more, Relaxed) + more;
+        self.bytes += more;
+        // What was taken too much is given back by the drop that follows.
+        if held > self.room.limit.load(Relaxed) { Err(Rejection::Overloaded { retry_after: COME_AGAIN }) } else { Ok(()) }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.room.held.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+/// The whole body. One that comes in one piece is not copied.
+///
+/// # Errors
+/// [`Rejection::BodyTooLarge`] as soon as it is announced or seen to be over `max_body` bytes,
+/// [`Rejection::RequestTimeout`] when nothing comes for `body_timeout`, or for four of them less than 1 KiB a second, [`Rejection::Overloaded`] when there is
+/// no room, [`Rejection::Malformed`] when it cannot be read to its end.
+pub async fn collect<B>(body: B, max_body: u64, body_timeout: Duration, bodies: &Bodies) -> Result<(Bytes, Held), Rejection>
+where
+    B: Body<Data = Bytes>,
+{
+    let mut body = pin!(body);
+    let mut held = bodies.hold();
+    let announced = body.size_hint().lower();
+    if announced > max_body {
+        return Err(Rejection::BodyTooLarge { limit: max_body });
+    }
+    let started = Instant::now();
+    let mut whole = Vec::new();
+    while !body.is_end_stream() {
+        let due = started + PAUSES * body_timeout + Duration::from_secs(whole.len() as u64 / SLOWEST);
+        let due = due.min(Instant::now() + body_timeout);
+        let Some(frame) = timeout_at(due, body.frame()).await.map_err(|_| Rejection::RequestTimeout("body"))? else { break };
+        let frame = frame.map_err(|_| Rejection::Malformed("its body has a bad chunk or ends too early"))?;
+        // Trailers end a chunked body and are not forwarded.
+        let Ok(data) = frame.into_data() else { continue };
+        let needed = whole.len() + data.len();
+        if needed as u64 > max_body {
+            return Err(Rejection::BodyTooLarge { limit: max_body });
+        }
+        if whole.is_empty() && body.is_end_stream() {
+            held.grow_to(needed)?;
+            return Ok((data, held));
+        }
+        if needed > whole.capacity() {
+            let capacity = needed.max(2 * whole.capacity()).max(announced.min(BELIEVED) as usize);
+            held.grow_to(capacity)?;
+            whole.reserve_exact(capacity - whole.len());
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok((whole.into(), held))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http_body_util::{Channel, Full, channel::Sender};
+    use tokio::time::sleep;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    fn channel() -> (Sender<Bytes, Infallible>, Channel<Bytes, Infallible>) {
+        Channel::new(4)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_in_pieces_comes_whole_and_its_room_comes_back() {
+        let bodies = Bodies::new(1 << 20);
+        let (mut send, body) = channel();
+        let sending = async move {
+            for piece in [&b"one "[..], b"two ", b"three"] {
+                send.send_data(Bytes::from_static(piece)).await.expect("it is read");
+                sleep(LIMIT / 2).await;
+            }
+        };
+        let (got, ()) = tokio::join!(collect(body, 100, LIMIT, &bodies), sending);
+        let (bytes, held) = got.expect("it is small and quick enough");
+        assert_eq!(bytes, "one two three");
+        assert!(bodies.held() >= 13);
+        drop(held);
+        assert_eq!(bodies.held(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn too_large_too_many_too_slow() {
+        let bodies = Bodies::new(10);
+        let large = collect(Full::new(Bytes::from_static(b"12345")), 4, LIMIT, &bodies).await;
+        assert!(matches!(large, Err(Rejection::BodyTooLarge { limit: 4 })), "{large:?}");
+
+        let first = collect(Full::new(Bytes::from_static(b"123456")), 100, LIMIT, &bodies).await.expect("there is room");
+        let second = collect(Full::new(Bytes::from_static(b"123456")), 100, LIMIT, &bodies).await;
+        assert!(matches!(second, Err(Rejection::Overloaded { .. })), "{second:?}");
+        assert_eq!(bodies.held(), 6);
+        drop(first);
+
+        let (_send, silent) = channel();
+        let slow = collect(silent, 100, LIMIT, &bodies).await;
+        assert!(matches!(slow, Err(Rejection::RequestTimeout("body"))), "{slow:?}");
+        assert_eq!(bodies.held(), 0);
+    }
+
+    /// Between its reads it is quick enough, and yet it would hold its place for days.
+    #[tokio::test(start_paused = true)]
+    async fn a_byte_a_second_is_too_slow() {
+        let bodies = Bodies::new(1 << 20);
+        let (mut send, body) = channel();
+        let started = Instant::now();
+        let drip = async move {
+            while send.send_data(Bytes::from_static(b"x")).await.is_ok() {
+                sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let (got, ()) = tokio::join!(collect(body, 1 << 20, LIMIT, &bodies), drip);
+        assert!(matches!(got, Err(Rejection::RequestTimeout("body"))), "{got:?}");
+        assert!(started.elapsed() < 5 * LIMIT);
+    }
+}

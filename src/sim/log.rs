@@ -1,0 +1,210 @@
+//! What came in, and what became of it? For tests, in the process and over `/_sim/log` and `/_sim/stats`.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::{Sim, State};
+
+/// Requests kept.
+const KEPT: usize = 20_000;
+/// Bytes of a body kept with its request.
+const BODY_KEPT: usize = 64 << 10;
+
+/// One request as it came over the wire.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Request {
+    /// From 1, in the order in which their bodies were complete.
+    pub number: u64,
+    /// The connection it came on, from 1.
+    pub connection: u64,
+    /// Milliseconds since the simulator's start.
+    pub at_ms: f64,
+    /// The method.
+    pub method: String,
+    /// Path and query.
+    pub target: String,
+    /// Names (small letters) and values, in order.
+    pub headers: Vec<(String, String)>,
+    /// Bytes of the body.
+    pub body_length: usize,
+    /// SHA-256 of the body, hex.
+    pub body_sha256: String,
+    /// The body itself up to 64 KiB, empty where it is longer.
+    #[serde(skip)]
+    pub body: Bytes,
+    /// Its model, where it names one.
+    pub model: String,
+    /// The status answered; `None`: none yet, or no HTTP at all.
+    pub status: Option<u16>,
+    /// The dimension that refused it.
+    pub refused: Option<&'static str>,
+    /// The fault that was played on it.
+    pub fault: Option<&'static str>,
+    /// `complete`, or `dropped` where the client left before the end; `None` while it runs.
+    pub ended: Option<&'static str>,
+    /// When it ended, in milliseconds since the start.
+    pub ended_ms: Option<f64>,
+}
+
+impl Request {
+    /// A header's first value.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// One level of a lane.
+#[derive(Clone, Debug, Serialize)]
+pub struct LevelStats {
+    /// The limit.
+    pub limit: u64,
+    /// Units in use now, rounded up.
+    pub used: u64,
+    /// Units charged since the start, refunds taken off.
+    pub spent: i128,
+}
+
+/// One organisation × model × tier.
+#[derive(Clone, Debug, Serialize)]
+pub struct LaneStats {
+    /// Organisation id.
+    pub organisation: String,
+    /// The model.
+    pub model: String,
+    /// The service tier.
+    pub tier: String,
+    /// Requests let in.
+    pub admitted: u64,
+    /// Requests refused, by the dimension named.
+    pub refused: BTreeMap<&'static str, u64>,
+    /// Levels by code.
+    pub levels: BTreeMap<&'static str, LevelStats>,
+}
+
+/// The whole simulator's counts.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Stats {
+    /// Requests seen.
+    pub requests: u64,
+    /// Requests let in by the limiter.
+    pub admitted: u64,
+    /// Requests refused by the limiter, by dimension.
+    pub refused: BTreeMap<&'static str, u64>,
+    /// Faults played.
+    pub faults: u64,
+    /// Answers that the client did not wait for.
+    pub dropped: u64,
+    /// Every lane used so far.
+    pub lanes: Vec<LaneStats>,
+}
+
+impl Stats {
+    /// Refusals of all dimensions.
+    pub fn refusals(&self) -> u64 {
+        self.refused.values().sum()
+    }
+}
+
+pub(super) fn stats(now: u64, state: &mut State) -> Stats {
+    let mut stats = Stats { requests: state.log.seen, faults: state.log.faults, dropped: state.log.dropped, ..Stats::default() };
+    for ((organisation, model, tier), lane) in &mut state.lanes {
+        stats.admitted += lane.admitted;
+        for (code, count) in &lane.refused {
+            *stats.refused.entry(code).or_default() += count;
+        }
+        let levels = lane.levels(now).into_iter();
+        stats.lanes.push(LaneStats {
+            organisation: organisation.clone(),
+            model: model.clone(),
+            tier: tier.clone(),
+            admitted: lane.admitted,
+            refused: lane.refused.clone(),
+            levels: levels.map(|(code, limit, used, spent)| (code, LevelStats { limit, used, spent })).collect(),
+        });
+    }
+    stats.lanes.sort_by(|a, b| (&a.organisation, &a.model, &a.tier).cmp(&(&b.organisation, &b.model, &b.tier)));
+    stats
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    requests: VecDeque<Request>,
+    seen: u64,
+    faults: u64,
+    dropped: u64,
+}
+
+impl Log {
+    pub(super) fn requests(&self) -> Vec<Request> {
+        self.requests.iter().cloned().collect()
+    }
+
+    pub(super) fn push(&mut self, mut request: Request, body: &Bytes) {
+        if body.len() <= BODY_KEPT {
+            request.body = body.clone();
+        }
+        self.seen += 1;
+        if self.requests.len() == KEPT {
+            self.requests.pop_front();
+        }
+        self.requests.push_back(request);
+    }
+
+    fn find(&mut self, number: u64) -> Option<&mut Request> {
+        let first = self.requests.front()?.number;
+        self.requests.get_mut(usize::try_from(number.checked_sub(first)?).ok()?)
+    }
+}
+
+/// A logged request's future: how it is answered, and how it ends.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    sim: Sim,
+    pub(super) number: u64,
+    ended: bool,
+}
+
+impl Ticket {
+    pub(super) fn new(sim: &Sim, number: u64) -> Self {
+        Self { sim: sim.clone(), number, ended: false }
+    }
+
+    pub(super) fn answered(&self, status: Option<u16>, refused: Option<&'static str>) {
+        if let Some(request) = self.sim.state().log.find(self.number) {
+            (request.status, request.refused) = (status, refused);
+        }
+    }
+
+    pub(super) fn fault(&self, name: &'static str) {
+        let log = &mut self.sim.state().log;
+        log.faults += 1;
+        if let Some(request) = log.find(self.number) {
+            request.fault = Some(name);
+        }
+    }
+
+    /// The last byte is out.
+    pub(super) fn complete(&mut self) {
+        self.end("complete");
+    }
+
+    fn end(&mut self, how: &'static str) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let at = self.sim.now() as f64 / 1e6;
+        let log = &mut self.sim.state().log;
+        log.dropped += u64::from(how == "dropped");
+        if let Some(request) = log.find(self.number) {
+            (request.ended, request.ended_ms) = (Some(how), Some(at));
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.end("dropped");
+    }
+}

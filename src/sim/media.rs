@@ -1,0 +1,136 @@
+//! `audio/…`: transcriptions and translations spend seconds, speech spends tokens and answers in bytes.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use serde_json::json;
+
+use super::{
+    Sim,
+    call::Call,
+    chat::{invalid_model, request_id},
+    lane::Ask,
+    reply::{Answer, Hold, Step},
+    texts::{error, invalid},
+};
+
+/// Bytes of a second where a container is not understood here: 128 kbit/s.
+const BYTES_PER_SECOND: u64 = 16_000;
+/// Seconds of what stands behind a `url`, which nobody fetches.
+const REMOTE_SECONDS: u64 = 60;
+
+impl Sim {
+    pub(super) fn transcription(&self, call: &Call, id: u64, translate: bool) -> Answer {
+        if let Some(fault) = invalid_model(call) {
+            return fault;
+        }
+        let length = match &call.file {
+            Some((_, bytes)) if bytes.len() > self.0.options.max_audio => {
+                let body = error("Request Entity Too Large", "invalid_request_error", Some("request_too_large"));
+                return Answer::json(StatusCode::PAYLOAD_TOO_LARGE, &body);
+            }
+            Some((_, bytes)) => duration(bytes),
+            None if call.fields["url"].is_string() => Duration::from_secs(REMOTE_SECONDS),
+            None => return Answer::bad(&invalid("one of `file` or `url` is required", None)),
+        };
+        let seconds = length.as_secs() + u64::from(length.subsec_nanos() > 0);
+        let (hold, headers) = match self.admit(call, Ask::Audio { seconds }) {
+            Ok(admitted) => admitted,
+            Err(answer) => return *answer,
+        };
+        let text = " Tokens leave the bucket one by one, and none is lost.";
+        let task = if translate { "translate" } else { "transcribe" };
+        let language = if translate { "English" } else { call.fields["language"].as_str().unwrap_or("English") };
+        let answer = match call.fields["response_format"].as_str() {
+            Some("text") => Answer::new(StatusCode::OK, "text/plain; charset=utf-8", text),
+            Some("verbose_json") => {
+                let segment = json!({
+                    "id": 0, "seek": 0, "start": 0.0, "end": length.as_secs_f64(), "text": text, "tokens": [50365],
+                    "temperature": 0.0, "avg_logprob": -0.2, "compression_ratio": 0.9, "no_speech_prob": 0.01,
+                });
+                Answer::ok(&json!({
+                    "task": task, "language": language, "duration": length.as_secs_f64(), "text": text, "segments": [segment],
+                    "x_groq": {"id": request_id(id)},
+                }))
+            }
+            _ => Answer::ok(&json!({"text": text, "x_groq": {"id": request_id(id)}})),
+        };
+        self.after_head(call, id, answer, hold, headers)
+    }
+
+    pub(super) fn speech(&self, call: &Call, id: u64) -> Answer {
+        if let Some(fault) = invalid_model(call) {
+            return fault;
+        }
+        let Some(input) = call.fields["input"].as_str() else {
+            return Answer::bad(&invalid("'input' : property 'input' is missing", None));
+        };
+        let characters = input.chars().count() as u64;
+        let (mut hold, headers) = match self.admit(call, Ask::Tokens { prompt: characters, ceiling: Some(0) }) {
+            Ok(admitted) => admitted,
+            Err(answer) => return *answer,
+        };
+        hold.prompt = characters;
+        let answer = Answer::new(StatusCode::OK, "audio/wav", wav(Duration::from_millis(60) * input.len() as u32));
+        self.after_head(call, id, answer, hold, headers)
+    }
+
+    fn after_head(&self, call: &Call, id: u64, mut answer: Answer, hold: Hold, headers: HeaderMap) -> Answer {
+        answer.before = self.generate(call, id).head;
+        answer.headers.extend(headers);
+        answer.hold = Some(hold);
+        answer.steps.insert(0, Step::Settle);
+        answer
+    }
+}
+
+/// Silence: 16 kHz, one channel, 16 bits.
+fn wav(length: Duration) -> Bytes {
+    let data = u32::try_from(length.as_millis() * 32).unwrap_or(u32::MAX - 36);
+    let mut bytes = Vec::with_capacity(44 + data as usize);
+    bytes.extend_from_slice(b"RIFF");
+    bytes.extend_from_slice(&(data + 36).to_le_bytes());
+    bytes.extend_from_slice(b"WAVEfmt \x10\0\0\0\x01\0\x01\0\x80\x3e\0\0\0\x7d\0\0\x02\0\x10\0data");
+    bytes.extend_from_slice(&data.to_le_bytes());
+    bytes.resize(44 + data as usize, 0);
+    bytes.into()
+}
+
+/// What the container declares: wav and flac are read, anything else goes by its size.
+fn duration(file: &[u8]) -> Duration {
+    let number = |at: usize| file.get(at..at + 4).map(|b| u64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+    let declared = if file.starts_with(b"RIFF") {
+        memchr::memmem::find(file, b"data").and_then(|data| Some((number(data + 4)?, number(28)?)))
+    } else if file.starts_with(b"fLaC") {
+        // 20 bits of rate, 8 of others, 36 of samples, big-endian, 18 bytes in.
+        let bits = file.get(18..26).map(|b| b.iter().fold(0u64, |all, byte| (all << 8) | u64::from(*byte)));
+        bits.map(|bits| (bits & 0xf_ffff_ffff, bits >> 44))
+    } else {
+        None
+    };
+    match declared {
+        Some((total, rate)) if rate > 0 => Duration::from_secs_f64(total as f64 / rate as f64),
+        _ => Duration::from_secs((file.len() as u64).div_ceil(BYTES_PER_SECOND)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wav_lasts_as_long_as_its_header_says() {
+        let file = wav(Duration::from_millis(12_340));
+        assert_eq!(duration(&file), Duration::from_millis(12_340));
+        assert_eq!(duration(&file[..60]), Duration::from_millis(12_340));
+    }
+
+    #[test]
+    fn a_flac_lasts_its_samples() {
+        let mut file = b"fLaC\0\0\0\x22".to_vec();
+        file.resize(18, 0);
+        file.extend_from_slice(&((44_100u64 << 44) | (44_100 * 7)).to_be_bytes());
+        assert_eq!(duration(&file), Duration::from_secs(7));
+    }
+}

@@ -1,0 +1,124 @@
+//! What does Groq say when it refuses? Its captured texts to the letter, and durations as Go prints them.
+
+use serde_json::{Value, json};
+
+/// A duration of so many nanoseconds as Go's `Duration.String` prints it: `399ms`, `2m59.56s`, `1h2m3.5s`.
+pub(super) fn go_duration(nanos: u64) -> String {
+    let fraction = |value: u64, unit: u64| {
+        let digits = unit.ilog10() as usize;
+        let text = format!("{}.{:0digits$}", value / unit, value % unit);
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    };
+    match nanos {
+        0 => "0s".to_owned(),
+        1..1_000 => format!("{nanos}ns"),
+        1_000..1_000_000 => format!("{}µs", fraction(nanos, 1_000)),
+        1_000_000..1_000_000_000 => format!("{}ms", fraction(nanos, 1_000_000)),
+        _ => {
+            let (minutes, rest) = (nanos / 60_000_000_000, nanos % 60_000_000_000);
+            let seconds = fraction(rest, 1_000_000_000);
+            match (minutes / 60, minutes % 60) {
+                (0, 0) => format!("{seconds}s"),
+                (0, minutes) => format!("{minutes}m{seconds}s"),
+                (hours, minutes) => format!("{hours}h{minutes}m{seconds}s"),
+            }
+        }
+    }
+}
+
+/// An error object.
+pub(super) fn error(message: &str, kind: &str, code: Option<&str>) -> Value {
+    match code {
+        Some(code) => json!({"error": {"message": message, "type": kind, "code": code}}),
+        None => json!({"error": {"message": message, "type": kind}}),
+    }
+}
+
+/// An `invalid_request_error`.
+pub(super) fn invalid(message: &str, code: Option<&str>) -> Value {
+    error(message, "invalid_request_error", code)
+}
+
+pub(super) fn unknown_url(method: &str, path: &str) -> Value {
+    let message = format!(
+        "Unknown request URL: {method} {path}. Please check the URL for typos, or see the docs at https://console.groq.com/docs/"
+    );
+    invalid(&message, Some("unknown_url"))
+}
+
+pub(super) fn over_capacity(model: &str) -> Value {
+    let message = format!(
+        "{model} is currently over capacity. Please try again and back off exponentially. \
+         Visit https://groqstatus.com to see if there is an active incident."
+    );
+    error(&message, "internal_server_error", None)
+}
+
+pub(super) fn no_such_model(model: &str) -> Value {
+    invalid(&format!("The model `{model}` does not exist or you do not have access to it."), Some("model_not_found"))
+}
+
+pub(super) fn decommissioned(model: &str) -> Value {
+    let message = format!(
+        "The model `{model}` has been decommissioned and is no longer supported. \
+         Please refer to https://console.groq.com/docs/deprecations for a recommendation on which model to use instead."
+    );
+    invalid(&message, Some("model_decommissioned"))
+}
+
+/// The body of an error that Groq itself answers with this status.
+pub(super) fn usual(status: u16, model: &str) -> Value {
+    match status {
+        401 => invalid("Invalid API Key", Some("invalid_api_key")),
+        403 => json!({"error": {"message": "Access denied. Please check your network settings."}}),
+        404 => json!({"error": {"message": "Not Found"}}),
+        498 => error("Flex tier capacity exceeded. Please try again later.", "invalid_request_error", Some("capacity_exceeded")),
+        503 => over_capacity(model),
+        500.. => error("Internal Server Error", "internal_server_error", None),
+        _ => invalid("Invalid request", None),
+    }
+}
+
+/// Cloudflare's page for an outage of the origin.
+pub(super) fn edge_page(status: u16) -> String {
+    let reason = match status {
+        502 => "Bad gateway",
+        504 => "Gateway time-out",
+        520 => "Web server is returning an unknown error",
+        521 => "Web server is down",
+        522 => "Connection timed out",
+        523 => "Origin is unreachable",
+        524 => "A timeout occurred",
+        _ => "Error",
+    };
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en-US\"><head><title>api.groq.com | {status}: {reason}</title></head>\n\
+         <body><h1>{reason}</h1><span>Error code {status}</span><p>Cloudflare Ray ID: <strong>8e1f0a2b3c4d5e6f</strong></p></body></html>\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_print_as_in_go() {
+        let cases = [
+            (0, "0s"),
+            (15, "15ns"),
+            (1_500, "1.5µs"),
+            (6_000_000, "6ms"),
+            (585_000_000, "585ms"),
+            (7_660_000_000, "7.66s"),
+            (86_400_000_000, "1m26.4s"),
+            (179_560_000_000, "2m59.56s"),
+            (187_055_999_999, "3m7.055999999s"),
+            (1_188_000_000_000, "19m48s"),
+            (3_723_500_000_000, "1h2m3.5s"),
+            (3_600_000_000_000, "1h0m0s"),
+        ];
+        for (nanos, text) in cases {
+            assert_eq!(go_duration(nanos), text);
+        }
+    }
+}
