@@ -6,6 +6,8 @@ use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 
 mod check;
 mod serve;
+#[cfg(feature = "demo")]
+mod simulate;
 
 /// Exit code of a wrong command line or configuration, as in sysexits.h.
 const USAGE: u8 = 64;
@@ -48,6 +50,9 @@ enum Command {
     Serve(serve::Serve),
     /// Every fault of the configuration at once, or what is in effect
     Check(check::Check),
+    /// The simulated Groq alone
+    #[cfg(feature = "demo")]
+    Simulate(simulate::Simulate),
     /// Writes shell completions to standard output
     Completions {
         /// For this shell
@@ -86,6 +91,8 @@ impl Arguments {
             None => serve::run(self.serve),
             Some(Command::Serve(arguments)) => serve::run(arguments),
             Some(Command::Check(arguments)) => check::run(&arguments),
+            #[cfg(feature = "demo")]
+            Some(Command::Simulate(arguments)) => simulate::run(&arguments),
             Some(Command::Completions { shell }) => {
                 let mut command = Self::command();
                 let mut out = Vec::new();

@@ -212,9 +212,9 @@ impl Action {
         match self {
             Self::Status { status: code, body, content_type, retry_after, headers } => {
                 let body = match body {
-                    None => texts::usual(*code, model).to_string(),
+                    None => texts::to_text(&texts::usual(*code, model)),
                     Some(Value::String(text)) => text.clone(),
-                    Some(json) => json.to_string(),
+                    Some(json) => texts::to_text(json),
                 };
                 let mut answer = Answer::new(status(*code), "application/json", body);
                 let named = content_type.iter().map(|value| ("content-type", value));
@@ -320,7 +320,7 @@ impl Action {
             }
             Self::ErrorEvent { after } => {
                 let body = texts::error("Internal Server Error", "internal_server_error", None);
-                (event(*after), vec![Step::Bytes(format!("event: error\ndata: {body}\n\n").into())])
+                (event(*after), vec![Step::Bytes(format!("event: error\ndata: {}\n\n", texts::to_text(&body)).into())])
             }
             Self::XGroqError { after } => {
                 let body = json!({"id": "chatcmpl-0", "object": "chat.completion.chunk", "created": 0, "model": "x", "choices": [],

@@ -20,6 +20,7 @@ use super::{
     Sim,
     lane::{Admission, Scope},
     log::Ticket,
+    texts,
 };
 
 /// One step of a body.
@@ -54,7 +55,7 @@ impl Answer {
     }
 
     pub(super) fn json(status: StatusCode, body: &Value) -> Self {
-        Self::new(status, "application/json", body.to_string())
+        Self::new(status, "application/json", texts::to_text(body))
     }
 
     pub(super) fn ok(body: &Value) -> Self {

@@ -26,6 +26,16 @@ pub(super) fn go_duration(nanos: u64) -> String {
     }
 }
 
+/// JSON text; an error object's members come in Groq's order.
+pub(super) fn to_text(body: &Value) -> String {
+    let Some(Value::Object(members)) = body.get("error") else { return body.to_string() };
+    let order = ["message", "type", "param", "code", "failed_generation"];
+    let named = order.iter().filter_map(|name| Some((*name, members.get(*name)?)));
+    let others = members.iter().map(|(name, value)| (name.as_str(), value)).filter(|(name, _)| !order.contains(name));
+    let members: Vec<String> = named.chain(others).map(|(name, value)| format!("{}:{value}", json!(name))).collect();
+    format!("{{\"error\":{{{}}}}}", members.join(","))
+}
+
 /// An error object.
 pub(super) fn error(message: &str, kind: &str, code: Option<&str>) -> Value {
     match code {
@@ -100,6 +110,19 @@ pub(super) fn edge_page(status: u16) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bodies_are_the_captured_ones() {
+        let body = usual(401, "");
+        let text = r#"{"error":{"message":"Invalid API Key","type":"invalid_request_error","code":"invalid_api_key"}}"#;
+        assert_eq!(to_text(&body), text);
+        let body = usual(503, "qwen/qwen3-32b");
+        let text = r#"{"error":{"message":"qwen/qwen3-32b is currently over capacity. Please try again and back off exponentially. Visit https://groqstatus.com to see if there is an active incident.","type":"internal_server_error"}}"#;
+        assert_eq!(to_text(&body), text);
+        let text = r#"{"error":{"message":"Internal Server Error","type":"internal_server_error"}}"#;
+        assert_eq!(to_text(&usual(500, "")), text);
+        assert_eq!(to_text(&json!({"a": 1})), r#"{"a":1}"#);
+    }
 
     #[test]
     fn durations_print_as_in_go() {
