@@ -25,6 +25,8 @@ struct Status<'a> {
     /// Unix time, seconds.
     now: f64,
     upstream: String,
+    /// Where apps connect, `null` where the system chose the port.
+    app_url: Option<String>,
     connections: usize,
     config: Config,
     store: Store,
@@ -148,6 +150,10 @@ impl Desk {
             state: if shield.draining.is_cancelled() { "draining" } else { "running" },
             now: unix(SystemTime::now()),
             upstream: settings.upstream.base_url.host().unwrap_or_default().to_owned(),
+            app_url: (settings.server.listen.port() != 0).then(|| {
+                let scheme = if settings.server.tls.is_some() { "https" } else { "http" };
+                format!("{scheme}://{}", settings.server.listen)
+            }),
             connections: shield.connections.len(),
             config: Config {
                 file: configuration.file.map(|file| file.display().to_string()),
