@@ -258,11 +258,6 @@ impl Worker {
 impl Door {
     /// Accepts until draining, then waits for what runs, then ends every worker.
     async fn keep(mut self) {
-        let admin = self.listeners.admin.try_clone().and_then(TcpListener::from_std);
-        let admin = admin.map(|listener| tokio::spawn(admin::serve(listener, self.shield.clone())));
-        if let Err(error) = admin.map(drop) {
-            tracing::error!(%error, "the admin listener cannot be used");
-        }
         if let Err(error) = self.accept().await {
             tracing::error!(%error, "the listener cannot be used");
             self.shield.draining.cancel();

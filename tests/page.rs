@@ -1,0 +1,116 @@
+//! Does the page work in a browser, and can no other page reach it? A real Chromium before a real admin listener.
+
+use std::{net::SocketAddr, path::Path, process::Stdio, sync::Arc, time::Duration};
+
+use groq_shield::{admin, config::Settings, proxy::Shield, telemetry::Record};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    process::Command,
+    time::{Instant, timeout},
+};
+
+/// What a browser may take, start included, on a slow machine.
+const BROWSER: Duration = Duration::from_secs(90);
+
+async fn operated() -> (Arc<Shield>, SocketAddr) {
+    let shield = Shield::new(Settings::default()).expect("the defaults name no file");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(admin::serve(listener, shield.clone()));
+    (shield, address)
+}
+
+/// The page's document after its scripts have run for a while, and what the browser's console said.
+async fn rendered(url: &str, picture: Option<&Path>) -> (String, String) {
+    let browser = ["chromium", "chromium-browser", "google-chrome"].into_iter().find(|name| {
+        std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(name).is_file()))
+    });
+    let browser = browser.expect("no Chromium on the PATH: install it (apt-get install chromium), as .ci/run does");
+    let profile = TempDir::new().expect("a folder");
+    let mut command = Command::new(browser);
+    command
+        .args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+        ])
+        .args(["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--virtual-time-budget=4000"])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    match picture {
+        Some(picture) => command.arg("--window-size=390,1600").arg(format!("--screenshot={}", picture.display())),
+        None => command.arg("--dump-dom"),
+    };
+    let output = timeout(BROWSER, command.arg(url).output()).await.expect("the browser ends").expect("the browser starts");
+    let log = String::from_utf8_lossy(&output.stderr);
+    let console = log.lines().filter(|line| line.contains("CONSOLE")).collect::<Vec<_>>().join("\n");
+    (String::from_utf8_lossy(&output.stdout).into_owned(), console)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_shows_the_state_and_takes_names_for_text() {
+    let (shield, address) = operated().await;
+    let mut record = Record::new(&shield.telemetry, "/openai/v1/chat/completions", Instant::now());
+    (record.model, record.status) = ("m".into(), 200);
+    drop(record);
+    shield.telemetry.reload_refused("line 3: unknown key <img src=x onerror=alert(1)>");
+    let (page, console) = rendered(&format!("http://{address}/"), None).await;
+    assert_eq!(console, "", "{page}");
+    assert!(page.contains(r#"data-state="live""#), "{page}");
+    assert!(page.contains("The configuration was refused at"), "{page}");
+    assert!(page.contains("unknown key &lt;img src=x onerror=alert(1)&gt;"), "{page}");
+    assert!(page.contains(r#"aria-label="Requests over the last 15 minutes: ended 1""#), "{page}");
+
+    let folder = TempDir::new().expect("a folder");
+    let picture = folder.path().join("page.png");
+    rendered(&format!("http://{address}/"), Some(&picture)).await;
+    let picture = std::fs::read(picture).expect("a picture");
+    // A page that shows nothing compresses to next to nothing.
+    assert!(picture.starts_with(b"\x89PNG") && picture.len() > 10_000, "{} bytes", picture.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_another_origin_learns_nothing() {
+    let (shield, address) = operated().await;
+    shield.telemetry.reload_refused("canary");
+    let foreign = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}/", foreign.local_addr().expect("an address"));
+    let attack = format!(
+        r#"<!doctype html><iframe id="frame" src="http://{address}/"></iframe><pre id="learnt"></pre><script>
+        const learnt = document.getElementById("learnt");
+        const say = text => learnt.append(text + "\n");
+        (async () => {{
+          for (const path of ["status", "metrics", "", "livez"]) {{
+            await fetch("http://{address}/" + path).then(r => r.text()).then(t => say("READ " + path + t), () => say("refused " + path));
+            await fetch("http://{address}/" + path, {{ mode: "no-cors" }}).then(r => say("opaque " + r.type), () => say("blocked " + path));
+          }}
+          try {{ say("READ frame " + document.getElementById("frame").contentDocument.body.textContent); }} catch {{ say("refused frame"); }}
+          say("done");
+        }})();
+        </script>"#
+    );
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = foreign.accept().await {
+            let head = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                attack.len()
+            );
+            let mut request = [0; 4096];
+            // A browser that changes its mind is no failure of this test.
+            if socket.read(&mut request).await.is_ok() {
+                let _ = socket.write_all(head.as_bytes()).await;
+                let _ = socket.write_all(attack.as_bytes()).await;
+            }
+        }
+    });
+    let (page, _) = rendered(&url, None).await;
+    let learnt = page.split("<pre id=\"learnt\">").nth(1).and_then(|rest| rest.split("</pre>").next()).expect("the attack's log");
+    assert!(learnt.contains("done") && learnt.contains("refused status") && learnt.contains("blocked status"), "{learnt}");
+    assert!(!learnt.contains("READ") && !learnt.contains("opaque") && !learnt.contains("canary"), "{learnt}");
+}
