@@ -92,3 +92,6 @@ async fn forward(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -213,6 +213,8 @@ async fn a_refusal_teaches_a_hidden_limit() {
     sent.sent(Instant::now());
     let text = RefusalText {
         dimension: Some(Dimension::RPM),
+        code: None,
+        unit: None,
         limit: 30,
         used: Some(30),
         requested: 1,
