@@ -9,6 +9,7 @@ use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
 
@@ -20,6 +21,7 @@ mod head;
 mod listen;
 mod tls;
 
+pub use connection::serve as serve_connection;
 pub use listen::Listeners;
 use tls::Certificate;
 
@@ -44,7 +46,7 @@ pub struct Running {
 struct Dealt {
     socket: std::net::TcpStream,
     /// Its place under `max_connections`.
-    place: OwnedSemaphorePermit,
+    place: Option<OwnedSemaphorePermit>,
     /// A drain waits for it from here on.
     tracked: TaskTrackerToken,
 }
@@ -74,8 +76,8 @@ pub fn start(shield: Arc<Shield>, listeners: Listeners) -> io::Result<Running> {
         let worker = Worker { shield: shield.clone(), certificate: certificate.clone(), over: over.clone(), dealt };
         workers.push(thread::Builder::new().name(format!("shield-{index}")).spawn(move || worker.work(runtime, to_accept))?);
     }
-    workers.push(operate(&shield, &over, listeners.admin.try_clone()?)?);
-    let door = Door { shield: shield.clone(), listeners, hands, over: over.clone() };
+    workers.push(operate(&shield, &over, listeners.admin)?);
+    let door = Door { shield: shield.clone(), listener: listeners.app, hands, over: over.clone() };
     if let Some(accepting) = accepting {
         // The receiver is a thread that has just been started and waits for this.
         let _ = accepting.send(door);
@@ -196,7 +198,7 @@ fn operate(
 /// What the accepting thread has.
 struct Door {
     shield: Arc<Shield>,
-    listeners: Listeners,
+    listener: std::net::TcpListener,
     hands: Vec<mpsc::UnboundedSender<Dealt>>,
     over: CancellationToken,
 }
@@ -229,7 +231,8 @@ impl Worker {
 
     async fn serve(&mut self) {
         while let Some(Dealt { socket, place, tracked }) = self.dealt.recv().await {
-            let socket = match TcpStream::from_std(socket) {
+            let socket = socket.set_nodelay(true).and_then(|()| TcpStream::from_std(socket));
+            let socket = match socket {
                 Ok(socket) => socket,
                 Err(error) => {
                     tracing::warn!(%error, "an accepted connection cannot be served");
@@ -242,7 +245,7 @@ impl Worker {
                     None => connection::serve(socket, shield).await,
                     Some(certificate) => {
                         let header_timeout = shield.settings.load().server.header_timeout;
-                        match tokio::time::timeout(header_timeout, certificate.accept(socket)).await {
+                        match timeout(header_timeout, certificate.accept(socket)).await {
                             Ok(Ok(socket)) => connection::serve(socket, shield).await,
                             Ok(Err(error)) => tracing::debug!(%error, "no TLS with a client"),
                             Err(_) => tracing::debug!("a client did not finish its TLS handshake in time"),
@@ -257,55 +260,61 @@ impl Worker {
 
 impl Door {
     /// Accepts until draining, then waits for what runs, then ends every worker.
-    async fn keep(mut self) {
-        if let Err(error) = self.accept().await {
+    async fn keep(self) {
+        let Self { shield, listener, hands, over } = self;
+        let drain_timeout = shield.settings.load().server.drain_timeout;
+        if let Err(error) = accept(listener, &shield, hands).await {
             tracing::error!(%error, "the listener cannot be used");
-            self.shield.draining.cancel();
+            shield.draining.cancel();
         }
-        // What was not dealt yet is served, nothing more comes.
-        self.hands.clear();
-        self.shield.connections.close();
-        let drain_timeout = self.shield.settings.load().server.drain_timeout;
-        if tokio::time::timeout(drain_timeout, self.shield.connections.wait()).await.is_err() {
-            tracing::warn!(connections = self.shield.connections.len(), "drain_timeout is over: ending streams");
-            self.shield.ending.cancel();
-            if tokio::time::timeout(LAST_WORDS, self.shield.connections.wait()).await.is_err() {
-                tracing::warn!(connections = self.shield.connections.len(), "connections cut");
+        shield.connections.close();
+        if timeout(drain_timeout, shield.connections.wait()).await.is_err() {
+            tracing::warn!(connections = shield.connections.len(), "drain_timeout is over: ending streams");
+            shield.ending.cancel();
+            if timeout(LAST_WORDS, shield.connections.wait()).await.is_err() {
+                tracing::warn!(connections = shield.connections.len(), "connections cut");
             }
         }
-        self.over.cancel();
+        over.cancel();
     }
+}
 
-    /// Deals connections to the workers in turn. At `max_connections` the next ones wait in the listener's backlog.
-    async fn accept(&mut self) -> io::Result<()> {
-        let listener = TcpListener::from_std(self.listeners.app.try_clone()?)?;
-        let places = Arc::new(Semaphore::new(self.shield.settings.load().server.max_connections));
-        for turn in 0_usize.. {
-            let next = async {
-                let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-                let (socket, _) = listener.accept().await?;
-                io::Result::Ok((place, socket))
-            };
-            let dealt = tokio::select! {
-                biased;
-                next = next => next,
-                () = self.shield.draining.cancelled() => return Ok(()),
-            };
-            let dealt = dealt.and_then(|(place, socket)| {
-                socket.set_nodelay(true)?;
-                Ok(Dealt { socket: socket.into_std()?, place, tracked: self.shield.connections.token() })
-            });
-            match dealt {
-                Ok(dealt) => {
-                    // A worker that is gone takes its connection with it: the process is ending.
-                    let _ = self.hands[turn % self.hands.len()].send(dealt);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "accept failed");
-                    tokio::time::sleep(NO_DESCRIPTORS).await;
-                }
+/// Deals connections to the workers in turn, until draining. At `max_connections` the next ones wait in the listener's backlog.
+async fn accept(listener: std::net::TcpListener, shield: &Shield, hands: Vec<mpsc::UnboundedSender<Dealt>>) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    let places = Arc::new(Semaphore::new(shield.settings.load().server.max_connections));
+    let mut turns = hands.iter().cycle();
+    let mut deal = |socket: std::net::TcpStream, place| {
+        let tracked = shield.connections.token();
+        if let Some(hand) = turns.next() {
+            // A worker that is gone takes its connection with it: the process is ending.
+            let _ = hand.send(Dealt { socket, place, tracked });
+        }
+    };
+    let next = async || {
+        let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let (socket, _) = listener.accept().await?;
+        io::Result::Ok((socket.into_std()?, Some(place)))
+    };
+    loop {
+        let next = tokio::select! {
+            biased;
+            next = next() => next,
+            () = shield.draining.cancelled() => break,
+        };
+        match next {
+            Ok((socket, place)) => deal(socket, place),
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                sleep(NO_DESCRIPTORS).await;
             }
         }
-        Ok(())
     }
+    // Who is in the backlog already would be reset by the close.
+    let listener = listener.into_std()?;
+    while let Ok((socket, _)) = listener.accept() {
+        socket.set_nonblocking(true)?;
+        deal(socket, None);
+    }
+    Ok(())
 }

@@ -55,7 +55,7 @@ enum End {
 }
 
 /// Serves one client until it leaves, fails, is idle for too long, or the shield drains.
-pub(super) async fn serve<I>(io: I, shield: Arc<Shield>)
+pub async fn serve<I>(io: I, shield: Arc<Shield>)
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {

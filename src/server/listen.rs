@@ -26,13 +26,12 @@ impl Listeners {
     /// Takes the sockets that systemd passed on (the first for apps, the second for operators), binds the others.
     ///
     /// # Errors
-    /// When an address cannot be bound; the error names it.
+    /// When an address cannot be bound, which the error names, or what was passed on is no TCP listener.
     pub fn open(settings: &Settings) -> io::Result<Self> {
         let mut passed = ListenFd::from_env();
-        let mut listener = |index, address, share| match passed.take_tcp_listener(index) {
-            Ok(Some(listener)) => listener.set_nonblocking(true).map(|()| listener),
-            // None passed, or fewer than two.
-            Ok(None) | Err(_) => bind(address, share),
+        let mut listener = |index, address, share| match passed.take_tcp_listener(index)? {
+            Some(listener) => listener.set_nonblocking(true).map(|()| listener),
+            None => bind(address, share),
         };
         Ok(Self { app: listener(0, settings.server.listen, true)?, admin: listener(1, settings.admin.listen, false)? })
     }

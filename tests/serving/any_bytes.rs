@@ -1,0 +1,82 @@
+//! What holds for any bytes on a connection: documented answers, then a clean close. The fuzz target `connection` runs it too.
+
+use std::{fs, io, path::Path, sync::Arc};
+
+use groq_shield::{config::Settings, proxy::Shield, server::serve_connection, upstream::Upstream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+/// Sends these bytes to a shield whose upstream cannot be reached: every answer is the documented error object.
+pub(crate) fn check(bytes: &[u8]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
+    runtime.block_on(async {
+        for leaves in [true, false] {
+            let answers = answers(bytes, leaves).await;
+            parse(&answers).unwrap_or_else(|why| panic!("{why}: {:?}", String::from_utf8_lossy(&answers)));
+        }
+    });
+}
+
+/// Everything that comes back, from a client that leaves after its bytes or waits for the end.
+async fn answers(bytes: &[u8], leaves: bool) -> Vec<u8> {
+    let mut settings = Settings::default();
+    settings.retry.attempts = 1;
+    let upstream = Upstream::over(&settings.upstream, || Err(io::Error::other("out of reach")));
+    let shield: Arc<Shield> = Shield::over(settings, upstream);
+    let (client, server) = duplex(1 << 12);
+    let serving = tokio::spawn(serve_connection(server, shield));
+    let (mut from, mut to) = tokio::io::split(client);
+    let sending = async {
+        // Once it has closed, it takes no more.
+        let _ = to.write_all(bytes).await;
+        if leaves {
+            let _ = to.shutdown().await;
+        }
+    };
+    let mut answers = Vec::new();
+    let (read, ()) = tokio::join!(from.read_to_end(&mut answers), sending);
+    read.expect("a clean close");
+    serving.await.expect("no panic");
+    answers
+}
+
+/// Answers one after the other, and nothing else.
+fn parse(mut bytes: &[u8]) -> Result<(), String> {
+    while !bytes.is_empty() {
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").ok_or("a head without an end")?;
+        let head = std::str::from_utf8(&bytes[..end]).map_err(|error| error.to_string())?;
+        bytes = &bytes[end + 4..];
+        let status = head.strip_prefix("HTTP/1.1 ").or_else(|| head.strip_prefix("HTTP/1.0 "));
+        let status: u16 = status.and_then(|rest| rest.get(..3)?.parse().ok()).ok_or(format!("no status: {head}"))?;
+        if status == 100 {
+            continue;
+        }
+        let header = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        if !(400..600).contains(&status) || header("content-type") != Some("application/json") {
+            return Err(format!("not a documented failure: {head}"));
+        }
+        let length: usize = header("content-length").and_then(|length| length.parse().ok()).ok_or("no length")?;
+        // The answer to HEAD has none of the body that its length tells.
+        if bytes.is_empty() || bytes.starts_with(b"HTTP/1.") {
+            continue;
+        }
+        let (body, rest) = bytes.split_at_checked(length).ok_or("a body cut short")?;
+        let body: serde_json::Value = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+        let error = &body["error"];
+        if !(error["message"].is_string() && error["type"].is_string()) {
+            return Err(format!("not the error object: {body}"));
+        }
+        bytes = rest;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_corpus_gets_documented_answers_or_a_clean_close() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/connection");
+    let mut seen = 0;
+    for entry in fs::read_dir(corpus).expect("the corpus is in the tree") {
+        check(&fs::read(entry.expect("an entry").path()).expect("a file"));
+        seen += 1;
+    }
+    assert!(seen >= 20, "{seen} inputs");
+}

@@ -1,0 +1,92 @@
+//! Ending and being replaced: nothing that was taken is lost.
+
+use std::{net::SocketAddr, process::Command};
+
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+
+use crate::kit::{LONG, one, request, rest, settings, start, upstream};
+
+#[tokio::test]
+async fn a_drain_closes_idle_connections_and_waits_for_running_requests() {
+    let (address, _) = upstream().await;
+    let shield = start(settings(address));
+    let app = shield.app;
+    let mut idle = TcpStream::connect(app).await.expect("it listens");
+    idle.write_all(request("a").as_bytes()).await.expect("it is taken");
+    one(&mut idle).await.expect("an answer");
+    let mut running = TcpStream::connect(app).await.expect("it listens");
+    running.write_all(request("slow").as_bytes()).await.expect("it is taken");
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let (idle, answer, ()) = tokio::join!(rest(&mut idle), rest(&mut running), shield.drained());
+    assert_eq!(idle, "");
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("connection: close"), "{answer}");
+    assert!(TcpStream::connect(app).await.is_err(), "nobody listens any more");
+}
+
+/// Sends requests one after the other as a client with a pool does: a connection that said `close` is not used again.
+async fn keep_asking(app: SocketAddr, count: usize) -> usize {
+    let mut answered = 0;
+    let mut socket = None;
+    for _ in 0..count {
+        let mut connected = match socket.take() {
+            Some(connected) => connected,
+            None => TcpStream::connect(app).await.expect("somebody listens"),
+        };
+        connected.write_all(request("x").as_bytes()).await.expect("it is taken");
+        let answer = one(&mut connected).await.expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+        answered += 1;
+        if !answer.contains("connection: close") {
+            socket = Some(connected);
+        }
+    }
+    answered
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shield_is_replaced_by_another_on_its_port_and_no_request_is_lost() {
+    let (address, _) = upstream().await;
+    let old = start(settings(address));
+    let app = old.app;
+    let clients: Vec<_> = (0..4).map(|_| tokio::spawn(keep_asking(app, 400))).collect();
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    let mut settings = settings(address);
+    settings.server.listen = app;
+    let new = start(settings);
+    assert_eq!(new.app, app);
+    timeout(LONG, old.drained()).await.expect("it drains under load");
+    for client in clients {
+        assert_eq!(client.await.expect("no request fails"), 400);
+    }
+}
+
+/// `a_socket_passed_on_is_served` runs this in a process of its own, with the sockets at 3 and 4.
+#[tokio::test]
+#[ignore = "the other half of a_socket_passed_on_is_served"]
+async fn child_with_sockets() {
+    let upstream = std::env::var("TEST_UPSTREAM").expect("run by its parent").parse().expect("an address");
+    let shield = start(settings(upstream));
+    let expected: SocketAddr = std::env::var("TEST_APP").expect("run by its parent").parse().expect("an address");
+    assert_eq!(shield.app, expected);
+    let mut socket = TcpStream::connect(shield.app).await.expect("it listens");
+    socket.write_all(request("passed").as_bytes()).await.expect("it is taken");
+    one(&mut socket).await.expect("an answer");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_socket_passed_on_is_served() {
+    let (address, log) = upstream().await;
+    let app = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let bound = app.local_addr().expect("it is bound");
+    // What systemd does: the socket at descriptor 3, and the environment that says so.
+    let mut child = Command::new("sh");
+    child.args(["-c", "exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"", "sh"]);
+    child.arg(std::env::current_exe().expect("this test"));
+    child.args(["--exact", "drain::child_with_sockets", "--ignored", "--nocapture"]);
+    child.env("TEST_UPSTREAM", address.to_string()).env("TEST_APP", bound.to_string());
+    child.stdin(std::os::fd::OwnedFd::from(app));
+    let ended = tokio::task::spawn_blocking(move || child.output()).await.expect("no panic").expect("sh runs");
+    let wrote = [String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr)].concat();
+    assert!(ended.status.success() && wrote.contains("1 passed"), "{wrote}");
+    assert_eq!(log.lock().expect("no panic").len(), 1);
+}

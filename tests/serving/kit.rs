@@ -1,0 +1,122 @@
+//! A shield in this process, and an upstream that keeps a log of the requests that reach it.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use groq_shield::{
+    config::Settings,
+    proxy::Shield,
+    server::{self, Listeners, Running},
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+
+/// Nothing here takes so long, on the slowest machine.
+pub(crate) const LONG: Duration = Duration::from_secs(60);
+
+/// The request lines that reached the upstream.
+pub(crate) type Log = Arc<Mutex<Vec<String>>>;
+
+/// An upstream on a free port. `/slow…` takes its time, everything else is answered at once, with a model list.
+pub(crate) async fn upstream() -> (SocketAddr, Log) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let log = Log::default();
+    let seen = log.clone();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            tokio::spawn(answer(socket, seen.clone()));
+        }
+    });
+    (address, log)
+}
+
+async fn answer(socket: TcpStream, log: Log) -> std::io::Result<()> {
+    let mut socket = BufReader::new(socket);
+    loop {
+        let mut request = String::new();
+        socket.read_line(&mut request).await?;
+        if request.is_empty() {
+            return Ok(());
+        }
+        log.lock().expect("no panic with it").push(request.trim_end().to_owned());
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            socket.read_line(&mut line).await?;
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().expect("the shield sends a number");
+            }
+            if line.trim().is_empty() {
+                break;
+            }
+        }
+        socket.read_exact(&mut vec![0; length]).await?;
+        if request.contains("/slow") {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+        let body = r#"{"object":"list","data":[]}"#;
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+        socket.write_all((head + body).as_bytes()).await?;
+    }
+}
+
+/// Settings for free ports before this upstream.
+pub(crate) fn settings(upstream: SocketAddr) -> Settings {
+    let mut settings = Settings::default();
+    settings.server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    settings.admin.listen = settings.server.listen;
+    settings.server.threads = Some(2);
+    settings.upstream.base_url = format!("http://{upstream}").parse().expect("an address");
+    settings
+}
+
+/// A shield by these settings.
+pub(crate) fn start(settings: Settings) -> Running {
+    let listeners = Listeners::open(&settings).expect("free ports");
+    server::start(Shield::new(settings).expect("nothing to fail on"), listeners).expect("it starts")
+}
+
+/// A request that the upstream answers, by a name that its log shows.
+pub(crate) fn request(name: &str) -> String {
+    format!("GET /openai/v1/models/{name} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer gsk_test\r\n\r\n")
+}
+
+/// Sends these bytes alone; everything that comes until the connection closes.
+pub(crate) async fn told(address: SocketAddr, bytes: &[u8]) -> String {
+    let mut socket = TcpStream::connect(address).await.expect("it listens");
+    socket.write_all(bytes).await.expect("they are taken");
+    rest(&mut socket).await
+}
+
+/// Everything that comes until the connection closes.
+pub(crate) async fn rest(socket: &mut (impl AsyncReadExt + Unpin)) -> String {
+    let mut all = Vec::new();
+    timeout(LONG, socket.read_to_end(&mut all)).await.expect("it closes").expect("it closes cleanly");
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+/// One answer of a connection that stays: its head and body.
+pub(crate) async fn one(socket: &mut (impl AsyncReadExt + Unpin)) -> std::io::Result<String> {
+    let mut all = Vec::new();
+    loop {
+        let mut some = [0; 4096];
+        let count = timeout(LONG, socket.read(&mut some)).await??;
+        if count == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        all.extend_from_slice(&some[..count]);
+        let text = String::from_utf8_lossy(&all);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("answers here have one");
+        if body.len() == length.parse::<usize>().expect("a number") {
+            return Ok(text.into_owned());
+        }
+    }
+}

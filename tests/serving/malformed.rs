@@ -1,0 +1,95 @@
+//! One request in, at most one out: what reaches the upstream, by the upstream's own log.
+
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+use crate::kit::{LONG, one, request, rest, settings, start, told, upstream};
+
+#[tokio::test]
+async fn one_request_in_at_most_one_out() {
+    let (address, log) = upstream().await;
+    let shield = start(settings(address));
+    let smuggled = request("smuggled");
+    let start_of = |method: &str, headers: &str| {
+        format!("{method} /openai/v1/models/first HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k\r\n{headers}\r\n")
+    };
+    let table = [
+        ("length and chunks", start_of("POST", "content-length: 5\r\ntransfer-encoding: chunked\r\n") + "0\r\n\r\n"),
+        ("chunks and length", start_of("POST", "transfer-encoding: chunked\r\ncontent-length: 5\r\n") + "0\r\n\r\n"),
+        ("two lengths", start_of("POST", "content-length: 0\r\ncontent-length: 60\r\n")),
+        ("one length twice", start_of("POST", "content-length: 0\r\ncontent-length: 0\r\n")),
+        ("a list of lengths", start_of("POST", "content-length: 0, 0\r\n")),
+        ("TE.TE", start_of("POST", "transfer-encoding: chunked\r\ntransfer-encoding: x\r\n") + "0\r\n\r\n"),
+        ("TE of another kind", start_of("POST", "transfer-encoding: gzip, chunked\r\n") + "0\r\n\r\n"),
+        ("TE with a tab", start_of("POST", "transfer-encoding:\tchunked\r\ncontent-length: 5\r\n") + "0\r\n\r\n"),
+        ("bare LF", start_of("GET", "x: y\n")),
+        ("folded line", start_of("GET", "x: y\r\n content-length: 60\r\n")),
+        ("NUL", start_of("GET", "x: a\0b\r\n")),
+        ("space before a colon", start_of("POST", "content-length : 60\r\n")),
+        ("two hosts", start_of("GET", "host: y\r\n")),
+        ("chunk size of another kind", start_of("POST", "transfer-encoding: chunked\r\n") + "0x0\r\n\r\n"),
+        ("chunk extension overflow", start_of("POST", "transfer-encoding: chunked\r\n") + "1;" + &"x".repeat(20_000) + "\r\n"),
+    ];
+    for (name, bytes) in table {
+        let answer = told(shield.app, (bytes + &smuggled).as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{name}: {answer}");
+        assert!(answer.contains("connection: close") && answer.contains("\"malformed_request\""), "{name}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{name}: {answer}");
+        assert!(log.lock().expect("no panic").is_empty(), "{name}: {log:?}");
+    }
+    // An upgrade that nobody agreed to: what follows is not another protocol, and not a second answer's cause.
+    let early = start_of("GET", "connection: upgrade\r\nupgrade: h2c\r\n") + "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let answer = told(shield.app, early.as_bytes()).await;
+    assert_eq!(log.lock().expect("no panic").len(), 1, "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("malformed_request"), "{answer}");
+    tokio::time::timeout(LONG, shield.drained()).await.expect("nothing is left behind");
+}
+
+#[tokio::test]
+async fn an_answer_given_early_is_not_lost_in_a_reset() {
+    let (address, log) = upstream().await;
+    let mut settings = settings(address);
+    settings.server.max_body = 1000;
+    let shield = start(settings);
+    let head =
+        "POST /openai/v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k\r\ncontent-length: 8000000\r\n\r\n";
+    let mut socket = TcpStream::connect(shield.app).await.expect("it listens");
+    socket.write_all(head.as_bytes()).await.expect("it is taken");
+    for _ in 0..80 {
+        socket.write_all(&[b'x'; 100_000]).await.expect("it is read, though nobody wants it");
+    }
+    let answer = rest(&mut socket).await;
+    assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("\"request_too_large\""), "{answer}");
+    assert!(log.lock().expect("no panic").is_empty());
+}
+
+#[tokio::test]
+async fn slow_clients_do_not_keep_others_waiting() {
+    let (address, _) = upstream().await;
+    let shield = start(settings(address));
+    let mut slow = Vec::new();
+    for _ in 0..500 {
+        let mut socket = TcpStream::connect(shield.app).await.expect("it listens");
+        socket.write_all(b"POST / HTTP/1.1\r\ncontent-length: 1000000\r\n\r\nx").await.expect("it is taken");
+        slow.push(socket);
+    }
+    let mut quick = TcpStream::connect(shield.app).await.expect("it listens");
+    quick.write_all(request("quick").as_bytes()).await.expect("it is taken");
+    let answer = one(&mut quick).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+}
+
+#[tokio::test]
+async fn beyond_max_connections_clients_wait_for_a_place() {
+    let (address, _) = upstream().await;
+    let mut settings = settings(address);
+    settings.server.max_connections = 1;
+    let shield = start(settings);
+    let mut first = TcpStream::connect(shield.app).await.expect("it listens");
+    first.write_all(request("first").as_bytes()).await.expect("it is taken");
+    one(&mut first).await.expect("an answer");
+    let mut second = TcpStream::connect(shield.app).await.expect("the backlog takes it");
+    second.write_all(request("second").as_bytes()).await.expect("the backlog takes it");
+    drop(first);
+    let answer = one(&mut second).await.expect("an answer, once there is a place");
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+}

@@ -1,0 +1,80 @@
+//! TLS for apps: the certificate of the files, and the next one after a reload.
+
+use std::{fs, net::SocketAddr, path::Path, sync::Arc};
+
+use groq_shield::config::Tls;
+use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::kit::{one, request, settings, start, told, upstream};
+
+/// Writes a new certificate for localhost and its key.
+fn issue(files: &Tls) -> CertificateDer<'static> {
+    let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    fs::write(&files.cert, issued.cert.pem()).expect("it is written");
+    fs::write(&files.key, issued.signing_key.serialize_pem()).expect("it is written");
+    issued.cert.der().clone()
+}
+
+fn files(folder: &Path) -> Tls {
+    Tls { cert: folder.join("cert.pem"), key: folder.join("key.pem") }
+}
+
+async fn connect(address: SocketAddr, trusted: &CertificateDer<'static>) -> std::io::Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(trusted.clone()).expect("a certificate");
+    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("the provider's own")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let socket = TcpStream::connect(address).await.expect("it listens");
+    TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").expect("a name"), socket).await
+}
+
+#[tokio::test]
+async fn apps_are_served_over_tls_and_a_reload_takes_the_next_certificate() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = files(folder.path());
+    let first = issue(&files);
+    let (address, _) = upstream().await;
+    let mut settings = settings(address);
+    settings.server.tls = Some(files.clone());
+    let shield = start(settings);
+
+    let mut old = connect(shield.app, &first).await.expect("it is trusted");
+    assert_eq!(old.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+    old.write_all(request("a").as_bytes()).await.expect("it is taken");
+    assert!(one(&mut old).await.expect("an answer").starts_with("HTTP/1.1 200 OK"));
+
+    let second = issue(&files);
+    shield.reload_certificate().expect("the new files are good");
+    let mut new = connect(shield.app, &second).await.expect("it is trusted");
+    assert!(connect(shield.app, &first).await.is_err(), "the old one is not shown any more");
+    for socket in [&mut old, &mut new] {
+        socket.write_all(request("b").as_bytes()).await.expect("it is taken");
+        assert!(one(socket).await.expect("an answer").starts_with("HTTP/1.1 200 OK"));
+    }
+
+    fs::write(&files.key, "nonsense").expect("it is written");
+    let fault = shield.reload_certificate().expect_err("a bad key").to_string();
+    assert!(fault.contains("server.tls.key") && fault.contains("key.pem"), "{fault}");
+    connect(shield.app, &second).await.expect("what was good stays");
+}
+
+#[tokio::test]
+async fn plain_http_on_the_tls_port_is_closed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = files(folder.path());
+    issue(&files);
+    let (address, log) = upstream().await;
+    let mut settings = settings(address);
+    settings.server.tls = Some(files);
+    let shield = start(settings);
+    let answer = told(shield.app, request("a").as_bytes()).await;
+    assert!(!answer.contains("HTTP/"), "{answer}");
+    assert!(log.lock().expect("no panic").is_empty());
+}
