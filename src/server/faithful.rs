@@ -193,7 +193,7 @@ impl<I> Faithful<I> {
     pub(super) fn into_inner(self) -> (I, bool) {
         let unread = !self.ahead.is_empty()
             || match self.next {
-                Next::Head => self.exchange.unanswered(),
+                Next::Head => self.exchange.phase() == Phase::Head,
                 Next::Body(_) | Next::Chunks => true,
                 Next::Nothing => self.exchange.fault().is_some(),
             };
