@@ -147,8 +147,7 @@ impl Limits {
 
     /// The ceiling that `ask` would have to be lowered to, where its ceiling alone is what can never fit.
     pub fn fitting_ceiling(&self, ask: &Ask) -> Option<u64> {
-        let lane = self.0.find(ask)?;
-        lane.with(|lane, now| lane.fitting_ceiling(ask, now))
+        self.0.lane(ask).with(|lane, now| lane.fitting_ceiling(ask, now))
     }
 
     /// The lane's usual time from sending to an answer's head; zero before the first one.

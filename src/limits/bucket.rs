@@ -221,7 +221,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
 
         #[test]
         fn equals_an_exact_bucket(limit in prop_oneof![Just(1u64), 2..500_000u64, Just(u64::from(u32::MAX))],

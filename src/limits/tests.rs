@@ -7,7 +7,7 @@ use tokio::time::{Instant, advance, sleep};
 use super::*;
 use crate::{
     config::ModelLimits,
-    groq::{RateState, RefusalText, Snapshot},
+    groq::{RateState, RefusalText, Snapshot, Unit},
 };
 
 fn limits(model: ModelLimits) -> config::Limits {
@@ -213,8 +213,8 @@ async fn a_refusal_teaches_a_hidden_limit() {
     sent.sent(Instant::now());
     let text = RefusalText {
         dimension: Some(Dimension::RPM),
-        code: None,
-        unit: None,
+        code: Some("RPM".into()),
+        unit: Some(Unit::Requests),
         limit: 30,
         used: Some(30),
         requested: 1,

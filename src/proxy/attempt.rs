@@ -132,7 +132,7 @@ impl Outcome {
             Self::Error { text: Some(ref text), ref state, .. } => {
                 if let Some(reservation) = reservation {
                     // The text teaches the levels; what can never fit leaves the line.
-                    drop(reservation.refused(Some(text), state, None, Instant::now()));
+                    let _place = reservation.refused(Some(text), state, None, Instant::now());
                 }
                 Err(self.into_rejection())
             }

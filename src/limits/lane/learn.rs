@@ -125,20 +125,24 @@ impl Lane {
     /// A refusal's text is an exact calibration. `false`: neither it nor the headers say which level is low.
     pub(super) fn learn_refusal(&mut self, charge: &mut Charge, text: Option<&RefusalText>, state: &RateState, now: Ns) -> bool {
         let Some(text) = text.filter(|text| text.limit > 0) else { return self.refused_by_headers(charge, state, now) };
-        let Some(dimension) = text.dimension.clone().or_else(|| self.unnamed(text)) else { return false };
+        let Some(dimension) = self.named(text) else { return false };
         let Some(slot) = self.stated(&dimension, text.limit, Source::Refusal, now) else { return false };
         self.learn_assumed(charge, &dimension, text);
-        let used = match text.wait {
+        let used = match (text.wait, text.used) {
             // The printed `Used` is rounded up: the wait is the exact figure.
-            Some(wait) => {
+            (Some(wait), _) => {
                 let came_back = wait.as_secs_f64() * text.limit as f64 / dimension.period.as_secs_f64();
                 (text.limit as f64 - text.requested as f64 + came_back).max(0.0).ceil() as u64
             }
-            None => text.used.unwrap_or(text.limit),
+            (None, Some(used)) => used,
+            // Too large for any level: it says nothing of this one.
+            (None, None) => return true,
         };
         let gap = self.books.observe(&mut charge.taken, slot, used, false, self.calibration.one_way(), now);
-        let last = self.books.position();
-        self.books.levels_mut()[slot].refused(charge.taken.position, last, gap.unwrap_or(0), now);
+        if !text.hopeless() {
+            let last = self.books.position();
+            self.books.levels_mut()[slot].refused(charge.taken.position, last, gap.unwrap_or(0), now);
+        }
         true
     }
 
@@ -164,17 +168,10 @@ impl Lane {
         tokens || requests || audio
     }
 
-    /// A text without a name: the dimension with that limit, else the one whose period its own figures give.
-    fn unnamed(&self, text: &RefusalText) -> Option<Dimension> {
-        if let Some(level) = self.books.levels().iter().find(|level| level.limit() == Some(text.limit)) {
-            return Some(level.dimension.clone());
-        }
-        let over = (text.used? + text.requested).checked_sub(text.limit).filter(|&over| over >= 20)?;
-        let period = text.wait?.as_secs_f64() * text.limit as f64 / over as f64;
-        let unit = if text.requested == 1 { Unit::Requests } else { Unit::Tokens };
-        [Dimension::RPM, Dimension::RPD, Dimension::TPM, Dimension::TPD]
-            .into_iter()
-            .find(|known| known.unit == unit && (period / known.period.as_secs_f64() - 1.0).abs() < 0.2)
+    /// A text's dimension; without a name the one with that limit, else the one that its own figures give.
+    fn named(&self, text: &RefusalText) -> Option<Dimension> {
+        let same = || self.books.levels().iter().find(|level| level.limit() == Some(text.limit));
+        text.dimension.clone().or_else(|| same().map(|level| level.dimension.clone())).or_else(|| text.dimension_or_derived())
     }
 
     /// What Groq counts for a request without a ceiling.

@@ -1,0 +1,472 @@
+//! What must hold of a lane whatever happens? The invariants, on thousands of generated histories, against an upstream
+//! that is an exact bucket in integers. No clock, no task: the lane's core is stepped by hand.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use groq_shield::{
+    config::{self, Class, ModelLimits, Plan},
+    groq::{RateState, RefusalText, Snapshot},
+    limits::{
+        Ask, Pool, Refusal, Spent, Tables,
+        bucket::{Fit, Ns},
+        lane::{Charge, Event, Lane, Verdict},
+        line::Id,
+    },
+};
+use proptest::prelude::*;
+
+const START: Ns = 8_640_000_000_000_000;
+const MS: Ns = 1_000_000;
+const SECOND: Ns = 1_000_000_000;
+
+fn tables(model: ModelLimits) -> Arc<Tables> {
+    Arc::new(Tables(config::Limits { plan: Plan::None, default: model, ..config::Limits::default() }))
+}
+
+fn limits(requests: Option<u64>, tokens: u64) -> ModelLimits {
+    ModelLimits { requests_per_minute: requests, tokens_per_minute: Some(tokens), ..ModelLimits::default() }
+}
+
+fn ask(app: u8, prompt: u64, ceiling: u64) -> Ask {
+    Ask {
+        organisation: "o".into(),
+        model: "m".into(),
+        tier: "t".into(),
+        app: format!("app{app}").into(),
+        weight: 1.0,
+        class: Class::Interactive,
+        pool: Pool::Tokens { prompt, ceiling: Some(ceiling) },
+        bytes: 0,
+        fingerprint: 0,
+        client_retry: false,
+    }
+}
+
+/// A lane past its cold start.
+fn warm(model: ModelLimits) -> Lane {
+    let mut lane = Lane::new("m".into(), tables(model), START);
+    let Verdict::Go(mut charge) = lane.submit(&ask(0, 1, 1), START, START + SECOND, None, true) else {
+        panic!("an unused lane lets the first go")
+    };
+    lane.sent(&mut charge, START);
+    lane.observe(&mut charge, &RateState::default(), START);
+    lane.settle(*charge, Spent::Nothing, START);
+    lane
+}
+
+/// Groq's law for one dimension, exact: units × period, so that nothing is rounded.
+struct Exact {
+    limit: i128,
+    period: i128,
+    used: i128,
+    at: i128,
+}
+
+impl Exact {
+    fn new(limit: u64, period: Ns) -> Self {
+        Self { limit: limit.into(), period: period.into(), used: 0, at: 0 }
+    }
+
+    fn drain(&mut self, now: Ns) {
+        let now = i128::from(now).max(self.at);
+        self.used = (self.used - (now - self.at) * self.limit).max(0);
+        self.at = now;
+    }
+
+    fn admit(&mut self, asked: u64, now: Ns) -> bool {
+        self.drain(now);
+        let asked = i128::from(asked) * self.period;
+        let fits = self.used + asked <= self.limit * self.period;
+        if fits {
+            self.used += asked;
+        }
+        fits
+    }
+
+    fn add(&mut self, units: i128, now: Ns) {
+        self.drain(now);
+        self.used = (self.used + units * self.period).max(0);
+    }
+
+    /// Whole units, rounded up.
+    fn units(&self) -> u64 {
+        ((self.used + self.period - 1) / self.period) as u64
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Job {
+    app: u8,
+    gap_ms: u64,
+    prompt: u64,
+    ceiling: u64,
+    completion_share: f64,
+    latency_ms: u64,
+    leaves: Option<u64>,
+}
+
+fn job() -> impl Strategy<Value = Job> {
+    (0..3u8, 0..2000u64, 1..400u64, 1..1500u64, 0.0..1.0f64, 1..20_000u64, prop::option::weighted(0.2, 1..5000u64)).prop_map(
+        |(app, gap_ms, prompt, ceiling, completion_share, latency_ms, leaves)| Job {
+            app,
+            gap_ms,
+            prompt,
+            ceiling,
+            completion_share,
+            latency_ms,
+            leaves,
+        },
+    )
+}
+
+enum Step {
+    Arrive(usize),
+    Leave(usize),
+    End(usize, Charge),
+}
+
+/// What came of a run.
+#[derive(Default)]
+struct Outcome {
+    sends: usize,
+    refused_by_groq: usize,
+    refused_by_us: usize,
+    left: usize,
+    grants: Vec<(Ns, u8, u64)>,
+}
+
+/// Runs jobs through a lane and an exact upstream without a network between them, checking every step.
+fn run(lane: &mut Lane, jobs: &[Job], requests: Option<u64>, tokens: u64, strangers: bool) -> Outcome {
+    let mut exact_tokens = Exact::new(tokens, 60 * SECOND);
+    let mut exact_requests = requests.map(|limit| Exact::new(limit, 60 * SECOND));
+    let mut agenda: BTreeMap<(Ns, u64), Step> = BTreeMap::new();
+    let mut order = 0;
+    let mut plan = |agenda: &mut BTreeMap<(Ns, u64), Step>, at: Ns, step: Step| {
+        order += 1;
+        agenda.insert((at, order), step);
+    };
+    let mut at = START;
+    for (n, job) in jobs.iter().enumerate() {
+        at += job.gap_ms * MS;
+        plan(&mut agenda, at, Step::Arrive(n));
+    }
+    let mut waiting: BTreeMap<Id, usize> = BTreeMap::new();
+    let mut outcome = Outcome::default();
+    let mut events = Vec::new();
+    let mut now = START;
+    loop {
+        let next = agenda.first_key_value().map(|(&(at, _), _)| at);
+        let Some(at) = next.into_iter().chain(lane.wake()).min() else { break };
+        assert!(at >= now, "time goes on");
+        // Wake-ups: a nanosecond before, nothing can go.
+        if lane.wake() == Some(at) && at > now + 1 && next.is_none_or(|next| next >= at) {
+            lane.pump(at - 1, &mut events);
+            assert!(events.is_empty(), "somebody could have gone before the wake-up");
+        }
+        now = at;
+        let mut granted = Vec::new();
+        if next == Some(at) {
+            let (_, step) = agenda.pop_first().expect("there is one");
+            match step {
+                Step::Arrive(n) => {
+                    let job = &jobs[n];
+                    let verdict = lane.submit(&ask(job.app, job.prompt, job.ceiling), now, now + 60 * SECOND, None, true);
+                    match verdict {
+                        Verdict::Go(charge) => granted.push((n, *charge)),
+                        Verdict::Wait(id) => {
+                            waiting.insert(id, n);
+                            if let Some(after) = job.leaves {
+                                plan(&mut agenda, now + after * MS, Step::Leave(n));
+                            }
+                        }
+                        Verdict::No(_) => outcome.refused_by_us += 1,
+                    }
+                }
+                Step::Leave(n) => {
+                    if let Some((&id, _)) = waiting.iter().find(|&(_, &who)| who == n) {
+                        waiting.remove(&id);
+                        lane.cancel(id, now);
+                        outcome.left += 1;
+                    }
+                }
+                Step::End(n, charge) => {
+                    let job = &jobs[n];
+                    let completion = (job.ceiling as f64 * job.completion_share) as u64;
+                    let held = i128::from(job.prompt + job.ceiling);
+                    exact_tokens.add(i128::from(job.prompt + completion) - held, now);
+                    lane.settle(charge, Spent::Tokens { prompt: job.prompt, completion, prompt_total: job.prompt }, now);
+                }
+            }
+        }
+        loop {
+            lane.pump(now, &mut events);
+            for event in events.drain(..) {
+                match event {
+                    Event::Go(id, charge) => granted.push((waiting.remove(&id).expect("it waited"), charge)),
+                    Event::No(id, refusal) => {
+                        assert!(matches!(refusal, Refusal::NotInTime { .. } | Refusal::Never { .. }));
+                        waiting.remove(&id).expect("it waited");
+                        outcome.refused_by_us += 1;
+                    }
+                }
+            }
+            if granted.is_empty() {
+                break;
+            }
+            for (n, mut charge) in granted.drain(..) {
+                let job = &jobs[n];
+                lane.sent(&mut charge, now);
+                outcome.sends += 1;
+                outcome.grants.push((now, job.app, job.prompt + job.ceiling));
+                if strangers && n % 7 == 3 {
+                    exact_tokens.add(50, now);
+                }
+                let ok_requests = exact_requests.as_mut().is_none_or(|bucket| bucket.admit(1, now));
+                let ok = ok_requests && exact_tokens.admit(job.prompt + job.ceiling, now);
+                let remaining = tokens.saturating_sub(exact_tokens.units());
+                let state =
+                    RateState { tokens: Some(Snapshot { limit: tokens, remaining, reset: None }), ..RateState::default() };
+                if ok {
+                    lane.observe(&mut charge, &state, now);
+                    plan(&mut agenda, now + job.latency_ms * MS, Step::End(n, charge));
+                } else {
+                    outcome.refused_by_groq += 1;
+                    let _place = lane.refused(charge, None, &state, Some(Duration::from_secs(1)), now);
+                }
+            }
+        }
+        // No lost wake-up: who waits has a wake-up ahead.
+        assert_eq!(waiting.len(), lane.waiting(), "the line and its owners agree");
+        if lane.waiting() > 0 {
+            assert!(lane.wake().is_some(), "somebody waits and nothing will wake the lane");
+        }
+    }
+    outcome
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(600) })]
+
+    /// 4 Safety, 5 Wake-ups, 6 Cancellation.
+    #[test]
+    fn safety_wake_ups_and_cancellation(jobs in prop::collection::vec(job(), 1..120), tokens in 2500..40_000u64,
+                                        requests in prop::option::of(5..200u64)) {
+        let mut lane = warm(limits(requests, tokens));
+        let outcome = run(&mut lane, &jobs, requests, tokens, false);
+        prop_assert_eq!(outcome.refused_by_groq, 0, "of {} sends", outcome.sends);
+        prop_assert_eq!(outcome.sends + outcome.refused_by_us + outcome.left, jobs.len());
+        // Everything has ended: nothing waits, runs or is held, and the levels fill up.
+        prop_assert_eq!(lane.waiting(), 0);
+        prop_assert_eq!(lane.in_flight(), 0);
+        prop_assert_eq!(lane.wake(), None);
+        let last = START + 4 * 3600 * SECOND;
+        prop_assert!(lane.is_idle(last), "{:?}", lane.levels());
+    }
+
+    /// Strangers that headers show are seen, and few of ours are refused for them.
+    #[test]
+    fn strangers_in_the_headers_are_seen(jobs in prop::collection::vec(job(), 60..120), tokens in 4000..40_000u64) {
+        let mut lane = warm(limits(None, tokens));
+        let outcome = run(&mut lane, &jobs, None, tokens, true);
+        prop_assert!(outcome.refused_by_groq <= 1, "{} of {}", outcome.refused_by_groq, outcome.sends);
+    }
+
+    /// 2 No grant against the peek, 3 All or none.
+    #[test]
+    fn a_grant_fits_every_dimension_and_a_refusal_changes_none(
+        asks in prop::collection::vec((1..3000u64, 0..3000u64, 0..3000u64), 1..60), tokens in 500..8000u64, requests in 1..40u64) {
+        let mut lane = warm(limits(Some(requests), tokens));
+        let mut now = START;
+        for (prompt, ceiling, gap) in asks {
+            now += gap * MS;
+            let before = lane.levels().iter().map(|level| level.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
+            let verdict = lane.submit(&ask(1, prompt, ceiling), now, now, None, true);
+            let after = lane.levels().iter().map(|level| level.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
+            match verdict {
+                Verdict::Go(charge) => {
+                    for (slot, level) in lane.levels().iter().enumerate() {
+                        let bucket = level.bucket().expect("a limit");
+                        let asked = level.asked(&charge.amount());
+                        prop_assert_eq!(after[slot], before[slot] + bucket.span(asked));
+                        prop_assert!(bucket.level(now) >= 0.0, "never into debt by a grant");
+                    }
+                }
+                Verdict::No(_) => prop_assert_eq!(before, after),
+                Verdict::Wait(_) => prop_assert!(false, "no patience, no wait"),
+            }
+        }
+    }
+
+    /// 7 Order of headers: any order ends in the newest position's truth, duplicates change nothing.
+    #[test]
+    fn only_the_newest_position_counts(sends in prop::collection::vec((1..100u64, 0..8000u64), 1..12), seed in any::<u64>()) {
+        let mut straight = warm(limits(None, 8000));
+        let mut shuffled = warm(limits(None, 8000));
+        let mut charges = Vec::new();
+        for (n, &(ceiling, remaining)) in sends.iter().enumerate() {
+            let now = START + n as Ns * 10 * MS;
+            let [one, other] = [&mut straight, &mut shuffled].map(|lane| {
+                let Verdict::Go(mut charge) = lane.submit(&ask(1, 1, ceiling), now, now, None, true) else { panic!("it fits") };
+                lane.sent(&mut charge, now);
+                *charge
+            });
+            let state = RateState { tokens: Some(Snapshot { limit: 8000, remaining, reset: None }), ..RateState::default() };
+            charges.push((one, other, state));
+        }
+        let later = START + SECOND;
+        let (mut last, _, state) = charges.last().expect("one at least").clone();
+        straight.observe(&mut last, &state, later);
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for round in 0..2 {
+            let mut order: Vec<usize> = (0..charges.len()).collect();
+            rng.shuffle(&mut order);
+            for n in order {
+                let (_, mut charge, state) = charges[n].clone();
+                shuffled.observe(&mut charge, &state, later);
+            }
+            let tat = |lane: &Lane| lane.levels()[0].bucket().expect("a limit").tat();
+            prop_assert_eq!(tat(&straight), tat(&shuffled), "round {}", round);
+        }
+    }
+
+    /// 9 Fairness: two backlogged apps are served by their weights, within two requests' cost.
+    #[test]
+    fn two_backlogged_apps_are_served_by_weight(sizes in prop::collection::vec(100..600u64, 60), weight in 1..4u32) {
+        let mut lane = warm(limits(None, 10_000));
+        let mut whose = BTreeMap::new();
+        let mut served = [0.0f64; 2];
+        let mut events = Vec::new();
+        // A third app empties the level first, so that everybody waits.
+        while let Verdict::Go(mut charge) = lane.submit(&ask(9, 1, 900), START, START, None, true) {
+            lane.sent(&mut charge, START);
+            lane.settle(*charge, Spent::Charge, START);
+        }
+        for &size in &sizes {
+            for app in 0..2u8 {
+                let weight = if app == 1 { f64::from(weight) } else { 1.0 };
+                let ask = Ask { weight, ..ask(app, 0, size) };
+                if let Verdict::Wait(id) = lane.submit(&ask, START, START + 100_000 * SECOND, None, true) {
+                    whose.insert(id, (app, size));
+                }
+            }
+        }
+        prop_assert_eq!(whose.len(), 2 * sizes.len());
+        let mut count = [0; 2];
+        while count.iter().all(|&count| count < sizes.len()) {
+            let now = lane.wake().unwrap_or(START);
+            lane.pump(now, &mut events);
+            for event in events.drain(..) {
+                let Event::Go(id, mut charge) = event else { panic!("there is time") };
+                let (app, size) = whose.remove(&id).expect("it waits");
+                lane.sent(&mut charge, now);
+                lane.settle(charge, Spent::Tokens { prompt: 0, completion: size, prompt_total: 0 }, now);
+                served[usize::from(app)] += size as f64;
+                count[usize::from(app)] += 1;
+                if count.iter().all(|&count| count < sizes.len()) {
+                    let gap = (served[0] - served[1] / f64::from(weight)).abs();
+                    prop_assert!(gap <= 2.0 * 600.0 * 1.2, "{:?} at weight {}", served, weight);
+                }
+            }
+        }
+    }
+
+    /// 11 A clock that goes back is ignored, one that jumps ahead only fills levels; 12 limits of 1 and of four billion.
+    #[test]
+    fn odd_clocks_and_odd_limits(ops in prop::collection::vec((0..4u8, any::<u64>(), 0..u64::from(u32::MAX)), 1..60),
+                                 limit in prop_oneof![Just(1u64), Just(2), Just(4_000_000_000), Just(u64::from(u32::MAX)), Just(1 << 40)]) {
+        let model = ModelLimits {
+            requests_per_minute: Some(limit), requests_per_day: Some(limit),
+            tokens_per_minute: Some(limit), tokens_per_day: Some(limit),
+            ..ModelLimits::default()
+        };
+        let mut lane = Lane::new("m".into(), tables(model), START);
+        let mut held: Vec<Charge> = Vec::new();
+        let mut events = Vec::new();
+        for (op, number, amount) in ops {
+            // From long before the start to a year ahead, back and forth.
+            let now = START / 2 + number % (START / 2 + 365 * 86_400 * SECOND);
+            match op {
+                0 => match lane.submit(&ask(number as u8, amount / 2, amount / 2), now, now + SECOND, None, true) {
+                    Verdict::Go(charge) => held.push(*charge),
+                    Verdict::Wait(_) | Verdict::No(_) => {}
+                },
+                1 => {
+                    if let Some(mut charge) = held.pop() {
+                        lane.sent(&mut charge, now);
+                        // Headers that lie.
+                        let lie = |limit, remaining| Some(Snapshot { limit, remaining, reset: Some(Duration::from_nanos(number)) });
+                        let state = RateState { tokens: lie(amount, number), requests: lie(number, amount), audio: lie(amount, 0) };
+                        lane.observe(&mut charge, &state, now);
+                        held.push(charge);
+                    }
+                }
+                2 => {
+                    if let Some(charge) = held.pop() {
+                        lane.settle(charge, Spent::Tokens { prompt: amount, completion: number, prompt_total: number }, now);
+                    }
+                }
+                _ => {
+                    if let Some(mut charge) = held.pop() {
+                        lane.sent(&mut charge, now);
+                        let text = RefusalText::parse(&format!(
+                            "Rate limit reached for model `m` in organization `o` on tokens per minute (TPM): Limit {amount}, Used {number}, Requested {}. Please try again in 1h2m3.5s.", amount / 2));
+                        let _place = lane.refused(charge, text.as_ref(), &RateState::default(), None, now);
+                    }
+                }
+            }
+            lane.pump(now, &mut events);
+            for event in events.drain(..) {
+                if let Event::Go(_, charge) = event {
+                    held.push(charge);
+                }
+            }
+        }
+        for charge in held {
+            lane.settle(charge, Spent::Nothing, START);
+        }
+        prop_assert_eq!(lane.in_flight(), 0);
+    }
+}
+
+/// A request of exactly the limit goes, when the level is full; one more never does.
+#[test]
+fn exactly_the_limit() {
+    let mut lane = warm(limits(Some(1), 8000));
+    assert!(matches!(lane.submit(&ask(1, 0, 8001), START, START + SECOND, None, true), Verdict::No(Refusal::Never { .. })));
+    assert!(matches!(lane.submit(&ask(1, 0, 8000), START, START, None, true), Verdict::Go(_)));
+    for level in lane.levels() {
+        assert!(matches!(level.peek(1, START), Fit::At(_)), "{} is empty", level.dimension.code);
+    }
+}
+
+/// Batch does not starve: it gets its share while interactive requests wait, and no more.
+#[test]
+fn batch_gets_its_share() {
+    let mut lane = warm(limits(None, 60_000));
+    let mut classes = BTreeMap::new();
+    while let Verdict::Go(mut charge) = lane.submit(&ask(9, 1, 2000), START, START, None, true) {
+        lane.sent(&mut charge, START);
+        lane.settle(*charge, Spent::Charge, START);
+    }
+    for n in 0..800 {
+        let class = if n % 2 == 0 { Class::Batch } else { Class::Interactive };
+        let ask = Ask { class, ..ask(n as u8 % 2, 0, 500) };
+        if let Verdict::Wait(id) = lane.submit(&ask, START, START + 100_000 * SECOND, None, true) {
+            classes.insert(id, class);
+        }
+    }
+    let mut events = Vec::new();
+    let (mut batch, mut all) = (0, 0);
+    while all < 300 {
+        let now = lane.wake().unwrap_or(START);
+        lane.pump(now, &mut events);
+        for event in events.drain(..) {
+            let Event::Go(id, mut charge) = event else { panic!("there is time") };
+            lane.sent(&mut charge, now);
+            lane.settle(charge, Spent::Charge, now);
+            all += 1;
+            batch += usize::from(classes[&id] == Class::Batch);
+        }
+    }
+    assert!((10..=20).contains(&batch), "{batch} of {all}");
+}
