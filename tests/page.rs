@@ -2,7 +2,13 @@
 
 use std::{net::SocketAddr, path::Path, process::Stdio, sync::Arc, time::Duration};
 
-use groq_shield::{admin, config::Settings, proxy::Shield, telemetry::Record};
+use groq_shield::{
+    admin,
+    config::{Class, ModelLimits, Settings},
+    limits::{Ask, Pool},
+    proxy::Shield,
+    telemetry::Record,
+};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -15,11 +21,38 @@ use tokio::{
 const BROWSER: Duration = Duration::from_secs(90);
 
 async fn operated() -> (Arc<Shield>, SocketAddr) {
-    let shield = Shield::new(Settings::default()).expect("the defaults name no file");
+    let mut settings = Settings::default();
+    let limits = ModelLimits { requests_per_minute: Some(10), tokens_per_minute: Some(100_000), ..ModelLimits::default() };
+    settings.limits.models.insert("busy".into(), limits);
+    let shield = Shield::new(settings).expect("the defaults name no file");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     tokio::spawn(admin::serve(listener, shield.clone()));
     (shield, address)
+}
+
+/// More requests of one app than its limit lets through at once; they wait as long as the test runs.
+fn crowd(shield: &Arc<Shield>, app: &str) {
+    for fingerprint in 0..30 {
+        let (limits, app) = (shield.limits.clone(), Arc::from(app));
+        tokio::spawn(async move {
+            let ask = Ask {
+                organisation: "acme".into(),
+                model: "busy".into(),
+                tier: "on_demand".into(),
+                app,
+                weight: 1.0,
+                class: Class::Batch,
+                pool: Pool::Tokens { prompt: 100, ceiling: Some(100) },
+                bytes: 400,
+                fingerprint,
+                client_retry: false,
+            };
+            let mut reservation = limits.reserve(&ask, Instant::now() + 5 * BROWSER, None).await.expect("patient");
+            reservation.sent(Instant::now());
+            tokio::time::sleep(5 * BROWSER).await;
+        });
+    }
 }
 
 /// The page's document after its scripts have run for a while, and what the browser's console said.
@@ -59,6 +92,7 @@ async fn the_page_shows_the_state_and_takes_names_for_text() {
     let mut record = Record::new(&shield.telemetry, "/openai/v1/chat/completions", Instant::now());
     (record.model, record.status) = ("m".into(), 200);
     drop(record);
+    crowd(&shield, "<b>app</b>");
     shield.telemetry.reload_refused("line 3: unknown key <img src=x onerror=alert(1)>");
     let (page, console) = rendered(&format!("http://{address}/"), None).await;
     assert_eq!(console, "", "{page}");
@@ -66,6 +100,10 @@ async fn the_page_shows_the_state_and_takes_names_for_text() {
     assert!(page.contains("The configuration was refused at"), "{page}");
     assert!(page.contains("unknown key &lt;img src=x onerror=alert(1)&gt;"), "{page}");
     assert!(page.contains(r#"aria-label="Requests over the last 15 minutes: ended 1""#), "{page}");
+
+    for shown in ["busy", "&lt;b&gt;app&lt;/b&gt;", "holds the line", "Waiting for RPM; the next one goes in", " waiting · "] {
+        assert!(page.contains(shown), "{shown} in {page}");
+    }
 
     let folder = TempDir::new().expect("a folder");
     let picture = folder.path().join("page.png");
