@@ -112,7 +112,7 @@ impl Desk {
 
     /// Every answer, failures too.
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
-        let mut response = self.respond(request).unwrap_or_else(|refusal| refusal);
+        let mut response = self.respond(request);
         let headers = response.headers_mut();
         for (name, value) in [
             ("cache-control", "no-store"),
@@ -130,30 +130,32 @@ impl Desk {
         response
     }
 
-    fn respond<B>(&self, request: &Request<B>) -> Result<Response<Full<Bytes>>, Response<Full<Bytes>>> {
-        guard::admit(request).map_err(|why| refusal(StatusCode::FORBIDDEN, "origin_not_allowed", why))?;
+    fn respond<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        if let Err(why) = guard::admit(request) {
+            return refusal(StatusCode::FORBIDDEN, "origin_not_allowed", why);
+        }
         let path = request.uri().path();
         if !matches!(path, "/" | "/livez" | "/readyz" | "/metrics" | "/status") {
             let known = "The admin listener has /livez, /readyz, /metrics, /status and /. Apps call the other address.";
-            return Err(refusal(StatusCode::NOT_FOUND, "unknown_url", known));
+            return refusal(StatusCode::NOT_FOUND, "unknown_url", known);
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut refusal =
-                refusal(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Use GET: nothing can be changed here.");
+            let use_get = "Use GET: nothing can be changed here.";
+            let mut refusal = refusal(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", use_get);
             refusal.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return Err(refusal);
+            return refusal;
         }
-        Ok(match path {
+        match path {
             "/livez" => text("text/plain; charset=utf-8", "ok\n"),
             "/readyz" if self.shield.draining.is_cancelled() => {
                 let draining = "The shield is draining: it takes no new connections.";
-                return Err(refusal(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", draining));
+                refusal(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", draining)
             }
             "/readyz" => text("text/plain; charset=utf-8", "ready\n"),
             "/metrics" => self.metrics(request.headers()),
             "/status" => text("application/json", self.status()),
             _ => page::response(),
-        })
+        }
     }
 
     fn metrics(&self, headers: &HeaderMap) -> Response<Full<Bytes>> {

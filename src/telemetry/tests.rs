@@ -1,6 +1,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::Write,
+    process::{Command, Stdio},
     sync::Mutex,
 };
 
@@ -178,6 +179,24 @@ fn both_formats_name_counters_as_documented() {
     assert!(open.ends_with("# EOF\n"));
     assert_eq!(Format::of("application/openmetrics-text;version=1.0.0,text/plain;q=0.3"), Format::OpenMetrics);
     assert_eq!(Format::of("*/*"), Format::Plain);
+}
+
+#[test]
+fn promtool_finds_no_fault() {
+    let telemetry = Arc::<Telemetry>::default();
+    drop(record(&telemetry));
+    telemetry.refused("m", "TPM");
+    let lanes = vec![lane("acme", "m", "on_demand", 1.0), lane("acme", "m", "flex", -2.0)];
+    let page = telemetry.metrics(Gauges { lanes, ..Gauges::default() }, Format::Plain);
+    let promtool = Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut promtool = match promtool {
+        Ok(promtool) => promtool,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return eprintln!("not run: no promtool on this machine"),
+        Err(error) => panic!("{error}"),
+    };
+    promtool.stdin.take().expect("piped").write_all(page.as_bytes()).expect("it reads");
+    let output = promtool.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{}\n{page}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
