@@ -35,6 +35,9 @@ pub(super) struct Export(SdkTracerProvider);
 ///
 /// The exporter cannot be made, in words for the operator.
 pub(super) fn start(endpoint: &str) -> Result<Export, String> {
+    if !endpoint.starts_with("http://") {
+        return Err(format!("log.otlp_endpoint {endpoint:?}: not an http:// URL; send spans to a collector beside the shield"));
+    }
     let endpoint = endpoint.trim_end_matches('/');
     let endpoint = if endpoint.ends_with("/v1/traces") { endpoint.to_owned() } else { format!("{endpoint}/v1/traces") };
     let exporter = SpanExporter::builder()
@@ -128,6 +131,13 @@ mod tests {
         assert!(context.span().span_context().is_sampled());
         for other in ["", "00-0-0-0", "00-00000000000000000000000000000000-0000000000000000-01"] {
             assert!(super::context(other).is_none(), "{other}");
+        }
+    }
+
+    #[test]
+    fn only_plain_http_is_spoken() {
+        for other in ["https://collector.example", "collector:4318", ""] {
+            assert!(start(other).expect_err("refused").contains("log.otlp_endpoint"), "{other}");
         }
     }
 
