@@ -16,8 +16,9 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::error::Rejection;
 
-/// An announced length is believed up to here; beyond it, the buffer grows with what comes.
-const BELIEVED: u64 = 256 << 10;
+/// An announced length is believed up to here; beyond it, the buffer grows with what comes. As many connections as
+/// there may be by default, each of which announces much and sends nothing, do not take all the room.
+const BELIEVED: u64 = 64 << 10;
 /// Bytes a second; a body that comes more slowly on the whole is cut off, however evenly it drips.
 const SLOWEST: u64 = 1 << 10;
 /// Beside that, a body may pause for so many `body_timeout`s in all.

@@ -45,6 +45,11 @@ where
     }
 }
 
+/// The answer to what never became a request, or to one whose story panicked.
+pub fn refuse(shield: &Shield, rejection: Rejection) -> Response<Body> {
+    reject(rejection, Box::new(Record::new(&shield.telemetry, "", Instant::now())))
+}
+
 /// The answer to a call that has been read.
 async fn answer(shield: Arc<Shield>, settings: Arc<Settings>, mut call: Call, mut record: Box<Record>) -> Response<Body> {
     let mut ending = Ending::new(&shield.stop);

@@ -4,7 +4,6 @@ use std::{
     any::Any,
     convert::Infallible,
     future::{Future, poll_fn},
-    io,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
     sync::Arc,
@@ -15,6 +14,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header::CONNECTION};
 use http_body::Body;
+use http_body_util::BodyExt;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -22,11 +22,12 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+use tokio_util::sync::CancellationToken;
+
 use super::faithful::{Answer, Exchange, Faithful, Phase, State};
 use crate::{
     error::Rejection,
     proxy::{self, Shield},
-    telemetry::Record,
 };
 
 /// Bytes of a head at most.
@@ -59,25 +60,28 @@ pub async fn serve<I>(io: I, shield: Arc<Shield>)
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
-    serve_by(io, &shield, |request, fault| {
+    let handle = |request, fault| {
         let shield = shield.clone();
         async move { proxy::handle(&shield, request, fault).await }
-    })
-    .await;
+    };
+    serve_by(io, &shield, handle, |rejection| proxy::refuse(&shield, rejection)).await;
 }
 
-/// Serves one client whose requests `handle` answers; its second argument says why servers could disagree about a request.
-async fn serve_by<I, F, R, B>(io: I, shield: &Shield, handle: F)
+/// Serves one client whose requests `handle` answers (its second argument says why servers could disagree about a
+/// request), and `refuse` what never becomes a request.
+async fn serve_by<I, H, R, B>(io: I, shield: &Shield, handle: H, refuse: impl Fn(Rejection) -> Response<B>)
 where
     I: AsyncRead + AsyncWrite + Unpin,
-    F: Fn(Request<Incoming>, Option<&'static str>) -> R,
+    H: Fn(Request<Incoming>, Option<&'static str>) -> R,
     R: Future<Output = Response<B>>,
-    B: Body<Data = Bytes, Error: Into<Failure>> + From<Bytes> + Unpin + 'static,
+    B: Body<Data = Bytes, Error: Into<Failure>> + Unpin + 'static,
 {
     let exchange = Exchange::new();
+    // A token of its own: waiting on the shared one would make every connection contend for its lock.
+    let draining = shield.draining.child_token();
     let service = service_fn(|request| {
         exchange.begin();
-        answer(handle(request, exchange.fault()), exchange.clone())
+        answer(handle(request, exchange.fault()), &refuse, exchange.clone())
     });
     let mut http = http1::Builder::new()
         .max_buf_size(LARGEST_HEAD)
@@ -87,7 +91,7 @@ where
     let ended = tokio::select! {
         biased;
         ended = run(&mut http, &exchange, shield) => ended,
-        () = last_call(shield, &exchange) => {
+        () = last_call(&draining, &exchange) => {
             Pin::new(&mut http).graceful_shutdown();
             tokio::select! {
                 biased;
@@ -97,7 +101,18 @@ where
         }
     };
     let (io, unread) = http.into_parts().io.into_inner().into_inner();
-    close(io, unread, ended, &exchange, shield).await;
+    let last = match (exchange.state().phase, ended) {
+        (Phase::Head, End::Late) => Some(refuse(Rejection::RequestTimeout("head"))),
+        (Phase::Head, End::Http(ended)) => Some(refuse(Rejection::Malformed(reason(&ended)))),
+        // hyper met an error in its own answer or the client is gone: the cut itself tells.
+        (Phase::Answering | Phase::Answered, End::Late | End::Http(Err(_))) => return,
+        (Phase::Idle | Phase::Answering | Phase::Answered, _) => None,
+    };
+    tokio::select! {
+        // A client that is gone, or stays for too long, has had its answer.
+        _ = timeout(LINGER, part(io, last, unread)) => {}
+        () = shield.ending.cancelled() => {}
+    }
 }
 
 /// Serves until hyper is done or a time limit is over.
@@ -141,8 +156,8 @@ where
 }
 
 /// Tells the client to go with its next answer, and waits a moment for a request that is on its way.
-async fn last_call(shield: &Shield, exchange: &Exchange) {
-    shield.draining.cancelled().await;
+async fn last_call(draining: &CancellationToken, exchange: &Exchange) {
+    draining.cancelled().await;
     exchange.make_last();
     sleep(LAST_CALL).await;
 }
@@ -154,14 +169,14 @@ async fn cut(shield: &Shield) {
 }
 
 /// One request: whatever happens in it, there is one answer.
-async fn answer<R, B>(handled: R, exchange: Arc<Exchange>) -> Result<Response<Answer<B>>, Infallible>
-where
-    R: Future<Output = Response<B>>,
-    B: From<Bytes>,
-{
+async fn answer<B>(
+    handled: impl Future<Output = Response<B>>,
+    refuse: &impl Fn(Rejection) -> Response<B>,
+    exchange: Arc<Exchange>,
+) -> Result<Response<Answer<B>>, Infallible> {
     let mut response = unwound(handled).await.unwrap_or_else(|panic| {
         tracing::error!(panic = words(&*panic), "a request's handler panicked");
-        Rejection::Internal.into_response().map(B::from)
+        refuse(Rejection::Internal)
     });
     if exchange.closes() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -183,34 +198,21 @@ fn words(panic: &(dyn Any + Send)) -> &str {
     panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
-/// Says what hyper could not, and closes so that the client reads the last answer.
-async fn close<I>(mut io: I, unread: bool, ended: End, exchange: &Exchange, shield: &Shield)
+/// Says what hyper could not, and closes so that the client can read it.
+async fn part<I, B>(mut io: I, last: Option<Response<B>>, unread: bool) -> Result<(), Failure>
 where
     I: AsyncRead + AsyncWrite + Unpin,
+    B: Body<Data = Bytes, Error: Into<Failure>>,
 {
-    let rejection = match (exchange.state().phase, &ended) {
-        (Phase::Head, End::Late) => Some(Rejection::RequestTimeout("head")),
-        (Phase::Head, End::Http(ended)) => Some(Rejection::Malformed(reason(ended))),
-        // hyper met an error in its own answer or the client is gone: the cut itself tells.
-        (Phase::Answering | Phase::Answered, End::Late | End::Http(Err(_))) => return,
-        (Phase::Idle | Phase::Answering | Phase::Answered, _) => None,
-    };
-    let farewell = async {
-        if let Some(rejection) = rejection {
-            io.write_all(&written(shield, rejection)).await?;
-        }
-        io.shutdown().await?;
-        if unread {
-            let mut sink = [0; 4096];
-            while io.read(&mut sink).await? > 0 {}
-        }
-        io::Result::Ok(())
-    };
-    tokio::select! {
-        // A client that is gone, or stays for too long, has had its answer.
-        _ = timeout(LINGER, farewell) => {}
-        () = shield.ending.cancelled() => {}
+    if let Some(last) = last {
+        io.write_all(&written(last).await?).await?;
     }
+    io.shutdown().await?;
+    if unread {
+        let mut sink = [0; 4096];
+        while io.read(&mut sink).await? > 0 {}
+    }
+    Ok(())
 }
 
 /// Why a head could not be read.
@@ -222,22 +224,22 @@ fn reason(ended: &hyper::Result<()>) -> &'static str {
     }
 }
 
-/// The whole answer to bytes that never became a request, and its line in the log.
-fn written(shield: &Shield, rejection: Rejection) -> Vec<u8> {
-    let mut record = Record::new(&shield.telemetry, "", Instant::now());
-    record.error = Some(format!("{rejection:?}"));
-    let response: Response<Bytes> = rejection.into_response();
-    record.status = response.status().as_u16();
-    let status = response.status();
+/// An answer as it goes out, without hyper.
+async fn written<B>(answer: Response<B>) -> Result<Vec<u8>, Failure>
+where
+    B: Body<Data = Bytes, Error: Into<Failure>>,
+{
+    let (head, body) = answer.into_parts();
+    let status = head.status;
     let mut bytes = format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or("")).into_bytes();
-    for (name, value) in response.headers() {
+    for (name, value) in &head.headers {
         for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
             bytes.extend_from_slice(part);
         }
     }
     bytes.extend_from_slice(b"\r\n");
-    bytes.extend_from_slice(response.body());
-    bytes
+    bytes.extend_from_slice(&body.collect().await.map_err(Into::into)?.to_bytes());
+    Ok(bytes)
 }
 
 #[cfg(test)]

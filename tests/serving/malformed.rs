@@ -64,14 +64,35 @@ async fn an_answer_given_early_is_not_lost_in_a_reset() {
 
 #[tokio::test]
 async fn slow_clients_do_not_keep_others_waiting() {
+    slow_clients(500).await;
+}
+
+/// `cargo test --test serving -- --ignored ten_thousand --nocapture`; takes 20 000 descriptors (`ulimit -n`).
+#[tokio::test]
+#[ignore = "takes 20 000 descriptors"]
+async fn ten_thousand_slow_clients_take_bounded_memory() {
+    slow_clients(10_000).await;
+}
+
+/// So many clients begin a body of 1 MB and stop: one that is quick gets its answer, and memory stays bounded.
+async fn slow_clients(count: usize) {
     let (address, _) = upstream().await;
-    let shield = start(settings(address));
+    let mut settings = settings(address);
+    settings.server.max_connections = count + 1;
+    let cap = settings.queue.max_bytes;
+    let shield = start(settings);
+    let before = resident();
     let mut slow = Vec::new();
-    for _ in 0..500 {
+    let begun = [&b"POST / HTTP/1.1\r\nauthorization: Bearer k\r\ncontent-length: 1000000\r\n\r\n"[..], &[b'x'; 30_000]].concat();
+    for _ in 0..count {
         let mut socket = TcpStream::connect(shield.app).await.expect("it listens");
-        socket.write_all(b"POST / HTTP/1.1\r\ncontent-length: 1000000\r\n\r\nx").await.expect("it is taken");
+        socket.write_all(&begun).await.expect("it is taken");
         slow.push(socket);
     }
+    let grown = resident().saturating_sub(before);
+    println!("{count} slow clients: {} MiB more, {} KiB each", grown >> 20, (grown >> 10) / count as u64);
+    assert!(grown < cap + (count as u64) * (64 << 10), "{} MiB", grown >> 20);
+    // Their bodies took the room there was; what needs none is served.
     let mut quick = TcpStream::connect(shield.app).await.expect("it listens");
     quick.write_all(request("quick").as_bytes()).await.expect("it is taken");
     let answer = one(&mut quick).await.expect("an answer");
@@ -92,4 +113,11 @@ async fn beyond_max_connections_clients_wait_for_a_place() {
     drop(first);
     let answer = one(&mut second).await.expect("an answer, once there is a place");
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+}
+
+/// Bytes of this process in memory, its clients' side included.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("this runs on Linux");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it is told");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use http_body_util::{BodyExt, Channel, Full, combinators::UnsyncBoxBody};
+use http_body_util::{Channel, Full, combinators::UnsyncBoxBody};
 use tokio::io::{DuplexStream, duplex};
 
 use super::*;
@@ -73,7 +73,7 @@ where
 {
     let (client, server) = duplex(1 << 16);
     let shield = shield.clone();
-    tokio::spawn(async move { serve_by(server, &shield, handle).await });
+    tokio::spawn(async move { serve_by(server, &shield, handle, |rejection| rejection.into_response().map(Made::from)).await });
     client
 }
 
