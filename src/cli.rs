@@ -4,10 +4,15 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 
+mod ask;
 mod check;
+mod exec;
+mod health;
 mod serve;
 #[cfg(feature = "demo")]
 mod simulate;
+mod start;
+mod status;
 
 /// Exit code of a wrong command line or configuration, as in sysexits.h.
 const USAGE: u8 = 64;
@@ -53,6 +58,12 @@ enum Command {
     /// The simulated Groq alone
     #[cfg(feature = "demo")]
     Simulate(simulate::Simulate),
+    /// Levels, line, forecast and breaker of a running shield, as a table
+    Status(status::Status),
+    /// Runs a command before a shield of its own: GROQ_BASE_URL and OPENAI_BASE_URL point at it
+    Exec(exec::Exec),
+    /// Exit code 0 if a running shield lives (or is ready), else 1: for HEALTHCHECK and exec probes
+    Health(health::Health),
     /// Writes shell completions to standard output
     Completions {
         /// For this shell
@@ -93,6 +104,9 @@ impl Arguments {
             Some(Command::Check(arguments)) => check::run(&arguments),
             #[cfg(feature = "demo")]
             Some(Command::Simulate(arguments)) => simulate::run(&arguments),
+            Some(Command::Status(arguments)) => status::run(&arguments),
+            Some(Command::Exec(arguments)) => exec::run(arguments),
+            Some(Command::Health(arguments)) => health::run(&arguments),
             Some(Command::Completions { shell }) => {
                 let mut command = Self::command();
                 let mut out = Vec::new();
@@ -124,4 +138,61 @@ fn print(bytes: &[u8]) -> ExitCode {
 fn failed(why: &dyn std::fmt::Display) -> ExitCode {
     eprintln!("groq-shield: {why}");
     ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, String> {
+        Arguments::try_parse_from(line.split(' ')).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_commands_are_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn serve_is_the_default_command() {
+        for line in ["groq-shield", "groq-shield --listen 127.0.0.1:0 --upstream http://h --admin 127.0.0.1:0 --config f"] {
+            assert!(parse(line).expect(line).command.is_none());
+        }
+        assert!(matches!(parse("groq-shield serve --listen 127.0.0.1:0").expect("a command").command, Some(Command::Serve(_))));
+    }
+
+    #[test]
+    fn every_command_of_the_contract_parses() {
+        for line in [
+            "groq-shield check --config f",
+            "groq-shield check --example",
+            "groq-shield status --admin http://127.0.0.1:1 --watch --json",
+            "groq-shield exec -- python -c pass --config x",
+            "groq-shield exec --config f -- true",
+            "groq-shield health --admin 127.0.0.1:1 --ready",
+            "groq-shield completions bash",
+            "groq-shield man",
+        ] {
+            parse(line).expect(line);
+        }
+        for (line, why) in [
+            ("groq-shield exec", "<CMD>"),
+            ("groq-shield serv", "serve"),
+            ("groq-shield --lisen x", "--listen"),
+            ("groq-shield --listen 127.0.0.1:0 check", "cannot be used with"),
+        ] {
+            let error = parse(line).expect_err(line);
+            assert!(error.contains(why), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_help_tells_examples_and_exit_codes() {
+        let help = Arguments::command().render_long_help().to_string();
+        for part in
+            ["Examples:", "groq-shield exec -- python app.py", "Exit codes:", "64", "GROQ_SHIELD_QUEUE_MAX_WAIT", "SIGHUP"]
+        {
+            assert!(help.contains(part), "{part}\n{help}");
+        }
+    }
 }

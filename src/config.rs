@@ -11,12 +11,14 @@ mod keys;
 mod notes;
 pub mod plans;
 mod read;
+mod reload;
 mod rule;
 mod source;
 pub mod units;
 mod value;
 
 pub use faults::{Fault, Faults, Origin};
+pub use reload::{Change, Next, Reload};
 pub use source::{Loaded, PLACES, Source};
 
 /// The effective configuration: flags and environment over file over these defaults.

@@ -95,6 +95,11 @@ pub struct Upstream {
     forward_proxy: Option<Intercept>,
 }
 
+fn is_loopback(url: &Uri) -> bool {
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Upstream").field("host", &self.host).finish_non_exhaustive()
@@ -106,6 +111,8 @@ impl Upstream {
     pub fn new(settings: &config::Upstream) -> io::Result<Self> {
         let proxy = match &settings.proxy {
             Some(proxy) => Matcher::builder().all(proxy.to_string()).build(),
+            // A proxy elsewhere cannot reach this machine's own loopback.
+            None if is_loopback(&settings.base_url) => Matcher::builder().build(),
             None => Matcher::from_env(),
         }
         .intercept(&settings.base_url);

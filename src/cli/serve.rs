@@ -1,9 +1,15 @@
-//! How does the proxy start? Settings, logging, listeners, then it serves.
+//! How does the proxy run? Started, listening, until a signal has drained it.
 
 use std::process::ExitCode;
 
-use super::{Config, USAGE, failed};
-use crate::config::Source;
+use super::{
+    Config, failed,
+    start::{self, Started},
+};
+use crate::{
+    config::Source,
+    server::{self, Listeners},
+};
 
 /// `groq-shield serve`
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -25,25 +31,28 @@ pub(super) struct Serve {
     simulate: bool,
 }
 
+/// Serves until it is drained. 64: a fault in the configuration; 1: it cannot start or listen.
 pub(super) fn run(arguments: Serve) -> ExitCode {
-    let source = arguments.source();
-    let settings = match source.load().settings() {
-        Ok(settings) => settings,
-        Err(faults) => {
-            eprintln!("{faults}");
-            return ExitCode::from(USAGE);
-        }
+    #[cfg(feature = "demo")]
+    let simulate = arguments.simulate;
+    #[cfg(not(feature = "demo"))]
+    let simulate = false;
+    let Started { shield, settings, reloading } = match Started::new(arguments.source(), simulate) {
+        Ok(started) => started,
+        Err(code) => return code,
     };
-    failed(&format!("nothing listens on {} in this build", settings.server.listen))
+    let served = Listeners::open(&settings).and_then(|listeners| {
+        start::watch(reloading.clone())?;
+        server::run(shield, listeners, move || reloading.now())
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => failed(&why),
+    }
 }
 
 impl Serve {
-    fn source(&self) -> Source {
-        Source {
-            listen: self.listen.clone(),
-            upstream: self.upstream.clone(),
-            admin: self.admin.clone(),
-            ..Source::new(self.config.config.clone())
-        }
+    fn source(self) -> Source {
+        Source { listen: self.listen, upstream: self.upstream, admin: self.admin, ..Source::new(self.config.config) }
     }
 }

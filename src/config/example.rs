@@ -143,22 +143,4 @@ mod tests {
         }
         assert!(table.contains("| `queue.stream_keepalive` | a time or \"off\" | `\"off\"` |"));
     }
-
-    #[test]
-    fn the_readme_has_the_table() {
-        const BEGIN: &str = "<!-- keys: from `src/config/keys.rs`; UPDATE_README=1 cargo test writes them here -->\n";
-        const END: &str = "<!-- /keys -->";
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
-        let readme = std::fs::read_to_string(path).expect("the README");
-        let (head, rest) = readme.split_once(BEGIN).expect("the place of the keys");
-        let (_, tail) = rest.split_once(END).expect("the end of the keys");
-        let wanted = format!("{head}{BEGIN}{}{END}{tail}", table());
-        if std::env::var_os("UPDATE_README").is_some() {
-            std::fs::write(path, &wanted).expect("the README is written");
-        }
-        assert!(
-            readme == wanted,
-            "the README's keys are not those of the code: UPDATE_README=1 cargo test --lib config::example"
-        );
-    }
 }

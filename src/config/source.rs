@@ -76,6 +76,11 @@ impl Source {
         named.or_else(|| PLACES.iter().map(PathBuf::from).find(|place| place.exists()))
     }
 
+    /// The file's text, if there is a file that can be read.
+    pub(super) fn text(&self) -> Option<String> {
+        content(&self.file()?).ok()
+    }
+
     /// Reads everything and collects every fault.
     pub fn load(&self) -> Loaded {
         let file = self.file();

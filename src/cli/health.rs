@@ -1,0 +1,31 @@
+//! Does the shield live, is it ready? An exit code, for HEALTHCHECK and probes that run a command.
+
+use std::{process::ExitCode, time::Duration};
+
+use super::{
+    ask::{self, Whom},
+    failed,
+};
+
+/// Under the shortest usual time limit of a probe, one second.
+const LIMIT: Duration = Duration::from_millis(900);
+
+/// `groq-shield health`
+#[derive(Debug, clap::Args)]
+pub(super) struct Health {
+    #[command(flatten)]
+    whom: Whom,
+    /// Whether it takes new requests, not only whether it lives
+    #[arg(long)]
+    ready: bool,
+}
+
+/// 0: yes, 1: no.
+pub(super) fn run(arguments: &Health) -> ExitCode {
+    let path = if arguments.ready { "/readyz" } else { "/livez" };
+    match ask::get(&arguments.whom.address(), path, LIMIT) {
+        Ok((status, _)) if status.is_success() => ExitCode::SUCCESS,
+        Ok((status, _)) => failed(&format!("{path}: {status}")),
+        Err(why) => failed(&why),
+    }
+}

@@ -1,0 +1,135 @@
+//! What do `serve` and `exec` start the same way? Settings, the log, the simulated Groq, the shield.
+
+use std::{io, process::ExitCode, sync::Arc, time::Duration};
+
+use super::{USAGE, failed};
+use crate::{
+    config::{Next, Reload, Settings, Source},
+    proxy::Shield,
+    telemetry::{self, Handle},
+};
+
+/// How often the file is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A shield that is ready to listen.
+pub(super) struct Started {
+    pub(super) shield: Arc<Shield>,
+    pub(super) settings: Settings,
+    pub(super) reloading: Arc<Reloading>,
+}
+
+/// Reads the configuration again and puts it in force.
+pub(super) struct Reloading {
+    shield: Arc<Shield>,
+    reload: Reload,
+    log: Handle,
+}
+
+impl Started {
+    /// Reads the configuration, starts the log, makes the shield; says why not on standard error.
+    pub(super) fn new(mut source: Source, simulate: bool) -> Result<Self, ExitCode> {
+        if simulate {
+            source.upstream = Some(simulated().map_err(|why| failed(&format!("the simulated Groq cannot start: {why}")))?);
+        }
+        let loaded = source.load();
+        let settings = loaded.clone().settings().map_err(|faults| {
+            eprintln!("{faults}");
+            ExitCode::from(USAGE)
+        })?;
+        let log = telemetry::init(&settings.log).map_err(|why| failed(&why))?;
+        let shield = Shield::new(settings.clone()).map_err(|why| failed(&why))?;
+        shield.telemetry.configured(loaded.file.as_deref());
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            file = loaded.file.as_deref().map(tracing::field::debug),
+            upstream = %settings.upstream.base_url,
+            "groq-shield starts"
+        );
+        for note in &loaded.notes {
+            tracing::warn!("{note}");
+        }
+        let reloading = Arc::new(Reloading { shield: shield.clone(), reload: Reload::new(source, &loaded), log });
+        Ok(Self { shield, settings, reloading })
+    }
+}
+
+impl Reloading {
+    /// Reads everything again; a bad configuration leaves the one in force.
+    pub(super) fn now(&self) {
+        match self.reload.again() {
+            Ok(next) => self.apply(next),
+            Err(faults) => {
+                let faults = faults.to_string();
+                self.shield.telemetry.reload_refused(&faults);
+                tracing::error!("the configuration has faults, the old one stays in force:\n{faults}");
+            }
+        }
+    }
+
+    /// Looks at the file until the process ends.
+    pub(super) async fn watch(&self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if self.reload.is_due() {
+                self.now();
+            }
+        }
+    }
+
+    fn apply(&self, Next { settings, changes, notes }: Next) {
+        if let Err(why) = self.log.set_level(&settings.log.level) {
+            tracing::error!("log.level stays: {why}");
+        }
+        let file = self.shield.telemetry.configuration().file;
+        self.shield.reload(settings);
+        self.shield.telemetry.configured(file.as_deref());
+        for change in &changes {
+            let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "not set".into());
+            let (key, old, new) = (&change.key, value(&change.old), value(&change.new));
+            if change.live {
+                tracing::info!("{key}: {new}, was {old}");
+            } else {
+                tracing::warn!("{key}: {new} takes effect with a restart, {old} stays in force");
+            }
+        }
+        for note in &notes {
+            tracing::warn!("{note}");
+        }
+        let live = changes.iter().filter(|change| change.live).count();
+        tracing::info!(changed = live, waiting = changes.len() - live, "configuration read again");
+    }
+}
+
+/// Starts the watch over the file, in a thread of its own that ends with the process.
+pub(super) fn watch(reloading: Arc<Reloading>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    let body = move || runtime.block_on(reloading.watch());
+    std::thread::Builder::new().name("configuration".into()).spawn(body).map(drop)
+}
+
+/// Starts the simulated Groq on a free loopback port, in a thread of its own; its URL.
+#[cfg(feature = "demo")]
+fn simulated() -> io::Result<String> {
+    use crate::sim::{Options, Sim};
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+    listener.set_nonblocking(true)?;
+    let url = format!("http://{}", listener.local_addr()?);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let body = move || {
+        let served = runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            Sim::new(Options::default()).serve(listener).await
+        });
+        if let Err(why) = served {
+            tracing::error!("the simulated Groq has ended: {why}");
+        }
+    };
+    std::thread::Builder::new().name("simulated-groq".into()).spawn(body)?;
+    Ok(url)
+}
+
+#[cfg(not(feature = "demo"))]
+fn simulated() -> io::Result<String> {
+    Err(io::Error::other("this groq-shield is built without it"))
+}

@@ -1,0 +1,282 @@
+//! How does a running shield stand? Levels, line, forecast and breaker as a table.
+
+use std::{fmt::Write, process::ExitCode, time::Duration};
+
+use serde::Deserialize;
+
+use super::{
+    ask::{self, Whom},
+    failed, print,
+};
+
+const LIMIT: Duration = Duration::from_secs(5);
+const EVERY: Duration = Duration::from_secs(1);
+const CLEAR: &str = "\x1b[H\x1b[2J";
+
+/// `groq-shield status`
+#[derive(Debug, clap::Args)]
+pub(super) struct Status {
+    #[command(flatten)]
+    whom: Whom,
+    /// Again every second, until interrupted
+    #[arg(long)]
+    watch: bool,
+    /// The JSON of /status as it is
+    #[arg(long)]
+    json: bool,
+}
+
+/// Shows the status. 1: no shield answers.
+pub(super) fn run(arguments: &Status) -> ExitCode {
+    let address = arguments.whom.address();
+    if !arguments.watch {
+        return match shown(&address, arguments.json) {
+            Ok(text) => print(text.as_bytes()),
+            Err(why) => failed(&why),
+        };
+    }
+    loop {
+        let text = shown(&address, arguments.json).unwrap_or_else(|why| format!("{why}\n"));
+        let clear = if arguments.json { "" } else { CLEAR };
+        if print(format!("{clear}{text}").as_bytes()) != ExitCode::SUCCESS {
+            return ExitCode::FAILURE;
+        }
+        #[expect(clippy::disallowed_methods, reason = "a command of its own, without a runtime to hold up")]
+        std::thread::sleep(EVERY);
+    }
+}
+
+fn shown(address: &str, json: bool) -> Result<String, String> {
+    let (status, body) = ask::get(address, "/status", LIMIT)?;
+    let text = String::from_utf8_lossy(&body);
+    if !status.is_success() {
+        return Err(format!("http://{address}/status: {status}"));
+    }
+    if json {
+        return Ok(format!("{}\n", text.trim_end()));
+    }
+    let report: Report =
+        serde_json::from_str(&text).map_err(|why| format!("http://{address}/status is not a shield's: {why}"))?;
+    Ok(table(&report))
+}
+
+/// What the table shows of `/status`.
+#[derive(Debug, Deserialize)]
+struct Report {
+    version: String,
+    uptime_s: f64,
+    state: String,
+    upstream: String,
+    config: Configuration,
+    store: Store,
+    totals: Totals,
+    lanes: Vec<Lane>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Configuration {
+    file: Option<String>,
+    error: Option<Refused>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Refused {
+    message: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Store {
+    kind: String,
+    degraded: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct Totals {
+    requests: u64,
+    failed: u64,
+    refused_by_shield: u64,
+    refused_by_groq: u64,
+    resends: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Lane {
+    organisation: String,
+    model: String,
+    tier: String,
+    dimensions: Vec<Dimension>,
+    waiting: Vec<Waiting>,
+    blocked_by: Option<Blocked>,
+    forecast_s: f64,
+    in_flight: usize,
+    breaker: Breaker,
+}
+
+#[derive(Debug, Deserialize)]
+struct Dimension {
+    dimension: String,
+    limit: u64,
+    level: f64,
+    source: String,
+    exhausted_in_s: Option<f64>,
+    full_in_s: f64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Waiting {
+    app: String,
+    class: String,
+    count: usize,
+    oldest_s: f64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Blocked {
+    dimension: String,
+    for_s: f64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Breaker {
+    open: bool,
+    probe_in_s: Option<f64>,
+}
+
+fn table(report: &Report) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = write_table(report, &mut out);
+    out
+}
+
+fn write_table(report: &Report, out: &mut String) -> std::fmt::Result {
+    let Report { version, state, upstream, totals, store, .. } = report;
+    let file = report.config.file.as_deref().unwrap_or("no file");
+    let degraded = if store.degraded { " DEGRADED" } else { "" };
+    writeln!(
+        out,
+        "groq-shield {version} {state} for {}, before {upstream}, {file}, store {}{degraded}",
+        time(report.uptime_s),
+        store.kind
+    )?;
+    writeln!(
+        out,
+        "{} requests, {} failed, {} refused here, {} refused by Groq, {} sent again",
+        totals.requests, totals.failed, totals.refused_by_shield, totals.refused_by_groq, totals.resends
+    )?;
+    if let Some(refused) = &report.config.error {
+        writeln!(out, "the configuration was changed and has faults, the one before is in force:")?;
+        for line in refused.message.lines() {
+            writeln!(out, "  {line}")?;
+        }
+    }
+    if report.lanes.is_empty() {
+        writeln!(out, "no model has been used yet")?;
+    }
+    for lane in &report.lanes {
+        write_lane(lane, out)?;
+    }
+    Ok(())
+}
+
+fn write_lane(lane: &Lane, out: &mut String) -> std::fmt::Result {
+    write!(out, "\n{} ({}, {})  {} in flight", lane.model, lane.organisation, lane.tier, lane.in_flight)?;
+    if lane.breaker.open {
+        let probe = lane.breaker.probe_in_s.map_or_else(|| "now".into(), |after| format!("in {}", time(after)));
+        write!(out, "  BREAKER OPEN, probe {probe}")?;
+    }
+    writeln!(out, "  a new request waits {}", time(lane.forecast_s))?;
+    writeln!(
+        out,
+        "  {:<6} {:<20} {:>12} {:>12}  {:<11} {:>9} {:>9}",
+        "", "used", "left", "limit", "from", "empty in", "full in"
+    )?;
+    for dimension in &lane.dimensions {
+        let used = 1.0 - dimension.level / (dimension.limit.max(1) as f64);
+        writeln!(
+            out,
+            "  {:<6} {} {:>3.0} % {:>12.0} {:>12}  {:<11} {:>9} {:>9}",
+            dimension.dimension,
+            bar(used),
+            used * 100.0,
+            dimension.level,
+            dimension.limit,
+            dimension.source,
+            dimension.exhausted_in_s.map_or_else(|| "-".into(), time),
+            time(dimension.full_in_s),
+        )?;
+    }
+    for waiting in &lane.waiting {
+        let app = if waiting.app.is_empty() { "(no app)" } else { &waiting.app };
+        writeln!(out, "  waiting: {} of {app}, {}, the oldest for {}", waiting.count, waiting.class, time(waiting.oldest_s))?;
+    }
+    if let Some(blocked) = &lane.blocked_by {
+        writeln!(out, "  the line waits for {}, {} more", blocked.dimension, time(blocked.for_s))?;
+    }
+    Ok(())
+}
+
+/// How full, fourteen characters wide.
+fn bar(used: f64) -> String {
+    const WIDTH: usize = 14;
+    let full = (used.clamp(0.0, 1.0) * WIDTH as f64).round() as usize;
+    format!("{}{}", "#".repeat(full), ".".repeat(WIDTH - full))
+}
+
+fn time(seconds: f64) -> String {
+    let whole = seconds.max(0.0) as u64;
+    match whole {
+        0..10 => format!("{:.1}s", seconds.max(0.0)),
+        10..60 => format!("{whole}s"),
+        60..3600 => format!("{}m{:02}s", whole / 60, whole % 60),
+        3600..86_400 => format!("{}h{:02}m", whole / 3600, whole / 60 % 60),
+        _ => format!("{}d{:02}h", whole / 86_400, whole / 3600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_as_a_table() {
+        let report = r#"{
+            "version": "0.1.0", "uptime_s": 7384.2, "state": "running", "now": 1.0, "upstream": "api.groq.com", "connections": 2,
+            "config": {"file": "groq-shield.toml", "loaded_at": 1.0, "loads": 2, "error": {"at": 1.0, "message": "error: no\n  here"}},
+            "store": {"kind": "local", "degraded": false},
+            "totals": {"requests": 12, "failed": 1, "refused_by_shield": 2, "refused_by_groq": 3, "resends": 4},
+            "lanes": [{
+                "organisation": "acme", "model": "openai/gpt-oss-20b", "tier": "on_demand",
+                "dimensions": [{"dimension": "TPM", "unit": "tokens", "period_s": 60.0, "limit": 8000, "level": 2000.0, "reserve": 400,
+                    "source": "headers", "foreign": 0.0, "exhausted_in_s": 75.0, "full_in_s": 45.0, "window": false}],
+                "waiting": [{"app": "chat", "class": "interactive", "count": 3, "oldest_s": 1.25}],
+                "blocked_by": {"dimension": "TPM", "for_s": 0.5},
+                "forecast_s": 2.5, "in_flight": 1, "refusals": 0, "breaker": {"open": true, "probe_in_s": 3.0}
+            }],
+            "history": {}
+        }"#;
+        let report = serde_json::from_str(report).expect("a status");
+        assert_eq!(
+            table(&report),
+            "\
+groq-shield 0.1.0 running for 2h03m, before api.groq.com, groq-shield.toml, store local
+12 requests, 1 failed, 2 refused here, 3 refused by Groq, 4 sent again
+the configuration was changed and has faults, the one before is in force:
+  error: no
+    here
+
+openai/gpt-oss-20b (acme, on_demand)  1 in flight  BREAKER OPEN, probe in 3.0s  a new request waits 2.5s
+         used                         left        limit  from         empty in   full in
+  TPM    ###########...  75 %         2000         8000  headers         1m15s       45s
+  waiting: 3 of chat, interactive, the oldest for 1.2s
+  the line waits for TPM, 0.5s more
+"
+        );
+    }
+
+    #[test]
+    fn debt_and_long_times_fit() {
+        assert_eq!((bar(1.7), bar(-0.1)), ("#".repeat(14), ".".repeat(14)));
+        assert_eq!([time(-1.0), time(59.9), time(90_000.0)], ["0.0s", "59s", "1d01h"]);
+    }
+}

@@ -1,0 +1,249 @@
+//! What does a changed file change? Live keys at once, the others with a restart; a bad file nothing.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    sync::{Mutex, PoisonError},
+};
+
+use super::{
+    Faults, Loaded, Settings, Source,
+    effective::{self, Entry},
+    keys::TABLES,
+};
+
+/// One key that a reload finds different.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// By full name: `queue.max_wait`, `app[0].weight`.
+    pub key: String,
+    /// Its value in force as TOML, masked; `None`: not set.
+    pub old: Option<String>,
+    /// Its value in the file as TOML, masked; `None`: not set.
+    pub new: Option<String>,
+    /// Whether it takes effect now; the others wait for a restart.
+    pub live: bool,
+}
+
+/// What a reload comes to.
+#[derive(Clone, Debug)]
+pub struct Next {
+    /// The settings to put in force: the new ones where they are live, the old ones elsewhere.
+    pub settings: Settings,
+    /// What differs.
+    pub changes: Vec<Change>,
+    /// What is good to know.
+    pub notes: Vec<String>,
+}
+
+/// Reads a source again, and sees when its file has changed.
+#[derive(Debug)]
+pub struct Reload {
+    source: Source,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    settings: Settings,
+    text: String,
+    /// The file as it was last read.
+    read: Option<Print>,
+    /// The file as it was last looked at.
+    looked: Option<Print>,
+}
+
+/// Tells one state of a file from another, through symbolic links: device, inode, length, time of change.
+type Print = (u64, u64, u64, i64, i64);
+
+impl Reload {
+    /// Starts from what was loaded at the start.
+    pub fn new(source: Source, loaded: &Loaded) -> Self {
+        let read = print(&source);
+        let seen = Seen { settings: loaded.settings.clone(), text: loaded.faults.text.clone(), read, looked: read };
+        Self { source, seen: Mutex::new(seen) }
+    }
+
+    /// Whether the file is another one than was read, and has come to rest since the last look.
+    ///
+    /// To be asked about once a second: a file that is being written is left alone until the next look.
+    pub fn is_due(&self) -> bool {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = print(&self.source);
+        let rests = seen.looked == now;
+        seen.looked = now;
+        if now == seen.read || !rests {
+            return false;
+        }
+        seen.read = now;
+        self.source.text().as_deref() != Some(&seen.text)
+    }
+
+    /// Reads everything again.
+    ///
+    /// # Errors
+    /// Every fault; the settings in force stay.
+    pub fn again(&self) -> Result<Next, Faults> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.read = print(&self.source);
+        let loaded = self.source.load();
+        seen.text.clone_from(&loaded.faults.text);
+        let notes = loaded.notes.clone();
+        let wanted = loaded.settings()?;
+        let changes = changes(&seen.settings, &wanted);
+        let settings = in_force(&seen.settings, wanted);
+        seen.settings.clone_from(&settings);
+        Ok(Next { settings, changes, notes })
+    }
+}
+
+fn print(source: &Source) -> Option<Print> {
+    let file = fs::metadata(source.file()?).ok()?;
+    Some((file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec()))
+}
+
+/// Whether a key takes effect without a restart.
+fn is_live(key: &str) -> bool {
+    let table = key.split(['.', '[']).next().unwrap_or(key);
+    match key {
+        "log.level" => true,
+        "limits.state_file" => false,
+        _ => TABLES.iter().find(|known| known.name == table).is_none_or(|table| table.live),
+    }
+}
+
+/// What is wanted where it is live, what is in force elsewhere.
+fn in_force(old: &Settings, mut wanted: Settings) -> Settings {
+    wanted.limits.state_file.clone_from(&old.limits.state_file);
+    let level = wanted.log.level;
+    Settings {
+        server: old.server.clone(),
+        admin: old.admin.clone(),
+        upstream: old.upstream.clone(),
+        store: old.store.clone(),
+        log: super::Log { level, ..old.log.clone() },
+        ..wanted
+    }
+}
+
+fn changes(old: &Settings, new: &Settings) -> Vec<Change> {
+    let (old, new) = (effective::entries(old), effective::entries(new));
+    let value =
+        |entries: &[Entry], path: &str| entries.iter().find(|entry| entry.path == path).and_then(|entry| entry.value.clone());
+    let gone = old.iter().filter(|entry| !new.iter().any(|other| other.path == entry.path));
+    let all = new.iter().chain(gone);
+    all.map(|entry| Change {
+        live: is_live(&entry.path),
+        old: value(&old, &entry.path),
+        new: value(&new, &entry.path),
+        key: entry.path.clone(),
+    })
+    .filter(|change| change.old != change.new)
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn reload(file: &Path) -> Reload {
+        let source = Source { config: Some(file.to_owned()), ..Source::default() };
+        let loaded = source.load();
+        assert_eq!(loaded.faults.faults, []);
+        Reload::new(source, &loaded)
+    }
+
+    fn write(file: &Path, text: &str) {
+        fs::write(file, text).expect("the file is written");
+    }
+
+    #[test]
+    fn live_keys_change_and_the_others_wait() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("shield.toml");
+        write(&file, "[queue]\nmax_wait = \"1s\"\n[[app]]\nname = \"a\"\n");
+        let reload = reload(&file);
+        write(&file, "[server]\nthreads = 3\n[queue]\nmax_wait = \"2s\"\n[log]\nlevel = \"debug\"\nformat = \"json\"\n");
+        let next = reload.again().expect("no fault");
+        let told: Vec<_> = next.changes.iter().map(|change| (change.key.as_str(), change.new.as_deref(), change.live)).collect();
+        assert_eq!(
+            told,
+            [
+                ("server.threads", Some("3"), false),
+                ("queue.max_wait", Some("\"2s\""), true),
+                ("log.level", Some("\"debug\""), true),
+                ("log.format", Some("\"json\""), false),
+                ("app[0].name", None, true),
+                ("app[0].weight", None, true),
+                ("app[0].class", None, true),
+            ]
+        );
+        assert_eq!((next.settings.queue.max_wait.as_secs(), next.settings.log.level.as_str()), (2, "debug"));
+        assert_eq!((next.settings.server.threads, next.settings.log.format.word()), (None, "text"));
+        assert_eq!(next.settings.apps, []);
+        assert!(reload.again().expect("no fault").changes.iter().all(|change| !change.live), "what waits is told again");
+    }
+
+    #[test]
+    fn a_bad_file_changes_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("shield.toml");
+        write(&file, "[retry]\nattempts = 2\n");
+        let reload = reload(&file);
+        write(&file, "[retry]\natempts = 3\n");
+        let faults = reload.again().expect_err("a fault").to_string();
+        assert!(faults.contains("shield.toml:2:1") && faults.contains("did you mean `attempts`?"), "{faults}");
+        fs::remove_file(&file).expect("the file goes");
+        assert!(reload.again().expect_err("a fault").to_string().contains("there is no such file"));
+        write(&file, "[retry]\nattempts = 3\n");
+        let next = reload.again().expect("no fault");
+        assert_eq!(next.settings.retry.attempts, 3);
+        assert_eq!(next.changes[0].old.as_deref(), Some("2"));
+    }
+
+    #[test]
+    fn a_file_is_due_once_when_it_has_changed_and_rests() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("shield.toml");
+        write(&file, "");
+        let reload = reload(&file);
+        assert!(!reload.is_due());
+        write(&file, "[queue]\nmax_wait = \"3s\"\n");
+        let looks = [reload.is_due(), reload.is_due(), reload.is_due()];
+        assert_eq!(looks, [false, true, false], "once, at the second look");
+        reload.again().expect("no fault");
+        assert!(!reload.is_due());
+    }
+
+    #[test]
+    fn a_swapped_symbolic_link_is_due() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        for (name, text) in [("one", "[retry]\nattempts = 1\n"), ("two", "[retry]\nattempts = 2\n")] {
+            fs::create_dir(path(name)).expect("a folder");
+            write(&path(name).join("shield.toml"), text);
+        }
+        // As a ConfigMap is mounted: the file is a link through `data`, which is swapped as a whole.
+        std::os::unix::fs::symlink("one", path("data")).expect("a link");
+        std::os::unix::fs::symlink("data/shield.toml", path("shield.toml")).expect("a link");
+        let reload = reload(&path("shield.toml"));
+        std::os::unix::fs::symlink("two", path("new")).expect("a link");
+        fs::rename(path("new"), path("data")).expect("swapped");
+        assert!(!reload.is_due());
+        assert!(reload.is_due());
+        assert_eq!(reload.again().expect("no fault").settings.retry.attempts, 2);
+    }
+
+    #[test]
+    fn the_same_text_is_not_due() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (file, other) = (folder.path().join("shield.toml"), folder.path().join("other"));
+        write(&file, "[retry]\nattempts = 1\n");
+        let reload = reload(&file);
+        write(&other, "[retry]\nattempts = 1\n");
+        fs::rename(&other, &file).expect("replaced");
+        assert_eq!([reload.is_due(), reload.is_due(), reload.is_due()], [false, false, false]);
+    }
+}
