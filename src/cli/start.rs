@@ -108,25 +108,11 @@ pub(super) fn watch(reloading: Arc<Reloading>) -> io::Result<()> {
     std::thread::Builder::new().name("configuration".into()).spawn(body).map(drop)
 }
 
-/// Starts the simulated Groq on a free loopback port, in a thread of its own; its URL.
+/// Starts the simulated Groq; its URL.
 #[cfg(feature = "demo")]
 fn simulated() -> io::Result<String> {
-    use crate::sim::{Options, Sim};
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
-    listener.set_nonblocking(true)?;
-    let url = format!("http://{}", listener.local_addr()?);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let body = move || {
-        let served = runtime.block_on(async {
-            let listener = tokio::net::TcpListener::from_std(listener)?;
-            Sim::new(Options::default()).serve(listener).await
-        });
-        if let Err(why) = served {
-            tracing::error!("the simulated Groq has ended: {why}");
-        }
-    };
-    std::thread::Builder::new().name("simulated-groq".into()).spawn(body)?;
-    Ok(url)
+    let (address, _) = super::simulate::in_the_background(crate::sim::Options::default())?;
+    Ok(format!("http://{address}"))
 }
 
 #[cfg(not(feature = "demo"))]
