@@ -1,16 +1,13 @@
 //! What should an operator know though it is no fault? Said by `check` and in the start log.
 
-use std::collections::BTreeMap;
-
-use super::{Settings, faults::Origin, keys::NOT_IN_EFFECT};
+use super::{Settings, effective, keys::NOT_IN_EFFECT};
 
 /// Notes on these settings; `has` tells whether an environment variable is set.
-pub(super) fn of(settings: &Settings, origins: &BTreeMap<String, Origin>, has: &dyn Fn(&str) -> bool) -> Vec<String> {
-    let mut notes: Vec<_> = NOT_IN_EFFECT
-        .iter()
-        .filter(|key| origins.keys().any(|name| covers(key, name)))
-        .map(|key| format!("{key} is not in effect yet"))
-        .collect();
+pub(super) fn of(settings: &Settings, has: &dyn Fn(&str) -> bool) -> Vec<String> {
+    let usual = effective::entries(&Settings::default());
+    let set: Vec<_> = effective::entries(settings).into_iter().filter(|entry| !usual.contains(entry)).collect();
+    let waits = |key: &&&str| set.iter().any(|entry| covers(key, &entry.path));
+    let mut notes: Vec<_> = NOT_IN_EFFECT.iter().filter(waits).map(|key| format!("{key} is not in effect yet")).collect();
     if settings.limits.state_file.is_none() {
         notes.push("limits.state_file is not set: levels are not kept across restarts".into());
     }

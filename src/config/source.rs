@@ -122,7 +122,7 @@ impl Source {
         let settings = draft.finish();
         let name = file.as_deref().map_or_else(String::new, |file| file.display().to_string());
         Loaded {
-            notes: notes::of(&settings, &origins, &|name| self.variable(name).is_some()),
+            notes: notes::of(&settings, &|name| self.variable(name).is_some()),
             effective: effective::toml(&settings, &origins, &name, &text),
             faults: Faults { name, text, faults },
             settings,
@@ -221,4 +221,110 @@ fn kubernetes(name: &str, value: &str) -> bool {
         || name.contains("_SERVICE_PORT")
         || (name.ends_with("_PORT") && value.contains("://"))
         || name.match_indices("_PORT_").any(|(at, _)| port(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A source of this file's text and these variables.
+    fn loaded(text: &str, variables: &[(&str, &str)], source: Source) -> Loaded {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("shield.toml");
+        fs::write(&file, text).expect("the file is written");
+        let variables = variables.iter().map(|(name, value)| (name.into(), value.into())).collect();
+        Source { config: Some(file), variables, ..source }.load()
+    }
+
+    fn faults(text: &str, variables: &[(&str, &str)], source: Source) -> String {
+        loaded(text, variables, source).faults.to_string()
+    }
+
+    #[test]
+    fn flags_win_over_variables_over_the_file_over_defaults() {
+        let text = "[server]\nlisten = \"127.0.0.1:1\"\n[admin]\nlisten = \"127.0.0.1:2\"\n[queue]\nmax_wait = \"3s\"\nmax_waiting = 4\n";
+        let variables = [
+            ("GROQ_SHIELD_SERVER_LISTEN", "127.0.0.1:11"),
+            ("GROQ_SHIELD_ADMIN_LISTEN", "127.0.0.1:12"),
+            ("GROQ_SHIELD_ADMIN", "127.0.0.1:22"),
+            ("GROQ_SHIELD_QUEUE_MAX_WAIT", "13s"),
+            ("GROQ_SHIELD_LIMITS_DEFAULT_REQUESTS_PER_MINUTE", "7"),
+            ("GROQ_SHIELD_LIMITS_HEADROOM", "0.25"),
+            ("GROQ_SHIELD_LIMITS_FIT_CEILING", "true"),
+            ("GROQ_SHIELD_SERVER_MAX_BODY", ""),
+        ];
+        let source = Source { listen: Some("127.0.0.1:31".into()), ..Source::default() };
+        let settings = loaded(text, &variables, source).settings().expect("no fault");
+        assert_eq!((settings.server.listen.port(), settings.admin.listen.port()), (31, 22));
+        assert_eq!((settings.queue.max_wait.as_secs(), settings.queue.max_waiting), (13, 4));
+        assert_eq!(settings.limits.default.requests_per_minute, Some(7));
+        assert_eq!((settings.limits.headroom, settings.limits.fit_ceiling), (0.25, true));
+        assert_eq!(settings.server.max_body, Settings::default().server.max_body, "an empty variable says nothing");
+    }
+
+    #[test]
+    fn every_key_that_stands_once_has_a_variable() {
+        for table in TABLES {
+            for key in table.keys {
+                let name = variable(table.name, key.name);
+                // No rule accepts this but those of free text.
+                let shown = faults("", &[(&name, "\u{1}")], Source::default());
+                let free = matches!(key.rule, super::super::rule::Rule::Name | super::super::rule::Rule::Path);
+                assert!(free || shown.starts_with(&format!("error: {name}: `{}`", key.name)), "{name}: {shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn faults_of_variables_and_flags_name_them() {
+        let source = Source { upstream: Some("api.groq.com".into()), ..Source::default() };
+        let shown = faults("", &[("GROQ_SHIELD_QUEUE_MAX_WAIT", "50"), ("GROQ_SHIELD_QUEU_MAX_WAIT", "50s")], source);
+        for part in [
+            "error: GROQ_SHIELD_QUEUE_MAX_WAIT: `max_wait`: the time \"50\" has no unit: ms, s, m or h\n",
+            "error: GROQ_SHIELD_QUEU_MAX_WAIT: no key has this name\n  = help: did you mean GROQ_SHIELD_QUEUE_MAX_WAIT?\n",
+            "error: --upstream: `base_url`: \"api.groq.com\" has no scheme\n  = help: write \"https://api.groq.com\"\n",
+            "3 faults",
+        ] {
+            assert!(shown.contains(part), "{part}\n{shown}");
+        }
+    }
+
+    #[test]
+    fn variables_of_kubernetes_and_those_that_hold_secrets_are_no_keys() {
+        let variables = [
+            ("GROQ_SHIELD_SERVICE_HOST", "10.0.0.1"),
+            ("GROQ_SHIELD_SERVICE_PORT_HTTP", "8787"),
+            ("GROQ_SHIELD_PORT", "tcp://10.0.0.1:8787"),
+            ("GROQ_SHIELD_PORT_8787_TCP_ADDR", "10.0.0.1"),
+            ("GROQ_SHIELD_ADMIN_SERVICE_PORT", "8788"),
+            ("GROQ_SHIELD_ADMIN_PORT", "tcp://10.0.0.2:8788"),
+            ("GROQ_SHIELD_CHAT_TOKEN", "secret"),
+        ];
+        let loaded = loaded("[[app]]\nname = \"a\"\ntoken_env = \"GROQ_SHIELD_CHAT_TOKEN\"\n", &variables, Source::default());
+        assert_eq!(loaded.faults.faults, []);
+    }
+
+    #[test]
+    fn files_that_cannot_be_read_are_faults() {
+        let missing = Source { config: Some("/nowhere/shield.toml".into()), ..Source::default() }.load().faults.to_string();
+        assert!(missing.contains("/nowhere/shield.toml cannot be read: there is no such file"), "{missing}");
+        let shown = faults("[server.tls]\ncert = \"/nowhere/c\"\nkey = \"/nowhere/k\"\n", &[], Source::default());
+        assert!(shown.contains("shield.toml:2:8") && shown.contains("shield.toml:3:7"), "{shown}");
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("shield.toml");
+        fs::write(&file, b"[server]\n# \xff\n").expect("written");
+        let shown = Source { config: Some(file), ..Source::default() }.load().faults.to_string();
+        assert!(shown.contains("shield.toml:2: not UTF-8"), "{shown}");
+    }
+
+    #[test]
+    fn notes_name_what_is_missing() {
+        let text = "[server]\nlisten = \"0.0.0.0:8787\"\n[upstream]\napi_key_env = \"THE_KEY\"\n[store]\ntimeout = \"1s\"\n";
+        let notes = loaded(text, &[], Source::default()).notes.join("\n");
+        for part in
+            ["store is not in effect yet", "state_file is not set", "THE_KEY is named", "everybody who reaches 0.0.0.0:8787"]
+        {
+            assert!(notes.contains(part), "{part}\n{notes}");
+        }
+    }
 }

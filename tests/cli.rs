@@ -1,0 +1,275 @@
+//! Do the commands keep their word? Exit codes, signals, faults and reloads of the real binary.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    path::Path,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// A line that does not come within this is missing.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The binary, in an empty folder and with nothing of the developer's own in its environment.
+fn shield(folder: &Path, words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_groq-shield"));
+    command.args(words).current_dir(folder).stdin(Stdio::null()).env("NO_COLOR", "1");
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("GROQ_") || name.to_lowercase().ends_with("_proxy")) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+fn write(folder: &Path, text: &str) {
+    std::fs::write(folder.join("groq-shield.toml"), text).expect("the file is written");
+}
+
+fn ran(command: &mut Command) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command.output().expect("it runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (status.code().expect("no signal ended it"), text(stdout), text(stderr))
+}
+
+/// A running shield; killed when it is dropped.
+struct Running {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Running {
+    fn new(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        let (sender, lines) = mpsc::channel();
+        let outputs: [Box<dyn Read + Send>; 2] =
+            [Box::new(child.stdout.take().expect("piped")), Box::new(child.stderr.take().expect("piped"))];
+        for output in outputs {
+            let sender = sender.clone();
+            thread::spawn(move || BufReader::new(output).lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        }
+        Self { child, lines }
+    }
+
+    /// The next line that has this in it.
+    fn line(&self, part: &str) -> String {
+        let mut before = String::new();
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(line) if line.contains(part) => return line,
+                Ok(line) => before += &format!("{line}\n"),
+                Err(_) => panic!("no line with {part:?} after:\n{before}"),
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("it can be signalled");
+    }
+
+    fn ended(mut self) -> ExitStatus {
+        self.child.wait().expect("it can be waited for")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `host:port` behind `name=` in a log line.
+fn address(line: &str, name: &str) -> String {
+    let mark = format!("{name}=");
+    line.split(' ').find_map(|word| word.strip_prefix(&mark)).unwrap_or_else(|| panic!("no {mark} in {line}")).to_owned()
+}
+
+const SERVE: [&str; 5] = ["--simulate", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+
+#[test]
+fn a_bad_file_ends_check_and_serve_with_64_and_every_fault() {
+    let folder = folder();
+    write(folder.path(), "[server]\nlisen = \"127.0.0.1:0\"\n[queue]\nmax_wait = 5\n");
+    for words in [&["check"][..], &["serve"], &[], &["exec", "--", "true"]] {
+        let (code, out, errors) = ran(shield(folder.path(), words).env("GROQ_SHIELD_RETRY_ATEMPTS", "2"));
+        assert_eq!((code, out.as_str()), (64, ""), "{words:?}");
+        for part in [
+            " --> groq-shield.toml:2:1",
+            "did you mean `listen`?",
+            " --> groq-shield.toml:4:12",
+            "did you mean GROQ_SHIELD_RETRY_ATTEMPTS?",
+            "3 faults in the configuration",
+        ] {
+            assert!(errors.contains(part), "{words:?}: {part}\n{errors}");
+        }
+    }
+}
+
+#[test]
+fn check_tells_what_is_in_effect_and_from_where_without_secrets() {
+    let folder = folder();
+    write(
+        folder.path(),
+        "[queue]\nmax_wait = \"2m\"\n[store]\nkind = \"redis\"\nurl = \"redis://u:hunter2@h\"\n[upstream]\napi_key_env = \"MY_KEY\"\n",
+    );
+    let (code, out, errors) =
+        ran(shield(folder.path(), &["check"]).env("MY_KEY", "gsk_hunter2").env("GROQ_SHIELD_RETRY_ATTEMPTS", "2"));
+    assert_eq!((code, errors.as_str()), (0, ""));
+    for part in [
+        "max_wait = \"120s\"  # groq-shield.toml:2\n",
+        "url = \"redis://u:***@h\"  # groq-shield.toml:5\n",
+        "attempts = 2  # GROQ_SHIELD_RETRY_ATTEMPTS\n",
+        "api_key_env = \"MY_KEY\"",
+        "max_delay = \"8s\"\n",
+    ] {
+        assert!(out.contains(part), "{part}\n{out}");
+    }
+    assert!(!out.contains("hunter2"), "{out}");
+}
+
+#[test]
+fn what_check_prints_is_a_configuration() {
+    let folder = folder();
+    let (_, example, _) = ran(&mut shield(folder.path(), &["check", "--example"]));
+    write(folder.path(), &example);
+    let (code, first, errors) = ran(&mut shield(folder.path(), &["check"]));
+    assert_eq!(code, 0, "{errors}");
+    write(folder.path(), &first);
+    let (code, second, errors) = ran(&mut shield(folder.path(), &["check"]));
+    assert_eq!(code, 0, "{errors}");
+    let keys = |text: &str| text.lines().map(|line| line.split("  # ").next().unwrap_or_default().to_owned()).collect::<Vec<_>>();
+    assert_eq!(keys(&first), keys(&second));
+}
+
+#[test]
+fn wrong_command_lines_end_with_64_and_help_with_0() {
+    let folder = folder();
+    for words in [&["--lisen", "x"][..], &["exec"], &["serv"], &["check", "--config", "nowhere.toml"]] {
+        let (code, _, errors) = ran(&mut shield(folder.path(), words));
+        assert_eq!(code, 64, "{words:?}: {errors}");
+        assert!(!errors.is_empty(), "{words:?}");
+    }
+    for words in [&["--help"][..], &["--version"], &["exec", "--help"], &["man"], &["completions", "bash"]] {
+        let (code, out, errors) = ran(&mut shield(folder.path(), words));
+        assert_eq!((code, errors.as_str()), (0, ""), "{words:?}");
+        assert!(out.contains("groq-shield"), "{words:?}");
+    }
+}
+
+#[test]
+fn exec_passes_the_environment_and_the_exit_code() {
+    let folder = folder();
+    let script = "echo $GROQ_BASE_URL $OPENAI_BASE_URL $GROQ_API_BASE $NO_PROXY; exit 7";
+    let (code, out, errors) = ran(shield(folder.path(), &["exec", "--", "sh", "-c", script]).env("NO_PROXY", "example.com"));
+    let [groq, openai, base, direct] = out.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{out}\n{errors}") };
+    assert_eq!(code, 7);
+    assert!(groq.starts_with("http://127.0.0.1:") && !groq.ends_with(":0"), "{groq}");
+    assert_eq!((openai, base, direct), (format!("{groq}/openai/v1").as_str(), groq, "example.com,127.0.0.1"));
+    assert!(errors.contains(&format!("app={}", groq.trim_start_matches("http://"))), "logs go to standard error:\n{errors}");
+    for (words, expected) in [
+        (&["exec", "--", "sh", "-c", "kill -KILL $$"][..], 137),
+        (&["exec", "--", "nowhere-to-be-found"], 127),
+        (&["exec", "--", "."], 126),
+        (&["exec", "true", "--config", "x"], 0),
+    ] {
+        let (code, _, errors) = ran(&mut shield(folder.path(), words));
+        assert_eq!(code, expected, "{words:?}: {errors}");
+    }
+}
+
+#[test]
+fn exec_passes_signals_on() {
+    let folder = folder();
+    for (signal, name) in [(Signal::SIGINT, "INT"), (Signal::SIGTERM, "TERM"), (Signal::SIGHUP, "HUP")] {
+        let script = format!("trap 'echo caught; exit 3' {name}; echo waiting; while :; do sleep 0.05; done");
+        let running = Running::new(&mut shield(folder.path(), &["exec", "--", "sh", "-c", &script]));
+        running.line("waiting");
+        running.signal(signal);
+        running.line("caught");
+        assert_eq!(running.ended().code(), Some(3), "{name}");
+    }
+}
+
+#[test]
+fn health_and_status_ask_the_running_shield() {
+    let folder = folder();
+    let running = Running::new(&mut shield(folder.path(), &SERVE));
+    let admin = address(&running.line("ready"), "admin");
+    for words in [&["health", "--admin", &admin][..], &["health", "--ready", "--admin", &format!("http://{admin}/")]] {
+        assert_eq!(ran(&mut shield(folder.path(), words)), (0, String::new(), String::new()), "{words:?}");
+    }
+    let (code, table, _) = ran(shield(folder.path(), &["status"]).env("GROQ_SHIELD_ADMIN", &admin));
+    assert_eq!(code, 0);
+    assert!(table.starts_with("groq-shield ") && table.contains("0 requests"), "{table}");
+    let (code, json, _) = ran(&mut shield(folder.path(), &["status", "--json", "--admin", &admin]));
+    assert_eq!(code, 0);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["state"], "running");
+    running.signal(Signal::SIGTERM);
+    assert_eq!(running.ended().code(), Some(0));
+    for words in [&["health", "--admin", &admin][..], &["status", "--admin", &admin]] {
+        let (code, out, errors) = ran(&mut shield(folder.path(), words));
+        assert_eq!((code, out.as_str()), (1, ""), "{words:?}");
+        assert!(errors.contains(&format!("no shield answers at http://{admin}")), "{errors}");
+    }
+}
+
+#[test]
+fn health_finds_the_listener_in_the_file_even_when_it_has_faults() {
+    let folder = folder();
+    let running = Running::new(&mut shield(folder.path(), &SERVE));
+    let admin = address(&running.line("ready"), "admin");
+    write(folder.path(), &format!("[admin]\nlisten = \"{admin}\"\n[queue]\nmax_wait = 5\n"));
+    assert_eq!(ran(&mut shield(folder.path(), &["health"])), (0, String::new(), String::new()));
+}
+
+#[test]
+fn the_file_is_read_again_when_it_changes_and_on_sighup() {
+    let folder = folder();
+    write(folder.path(), "[queue]\nmax_wait = \"1s\"\n");
+    let running = Running::new(&mut shield(folder.path(), &SERVE));
+    let admin = address(&running.line("ready"), "admin");
+    let state = || {
+        let (_, json, _) = ran(&mut shield(folder.path(), &["status", "--json", "--admin", &admin]));
+        serde_json::from_str::<serde_json::Value>(&json).expect("JSON")["config"].clone()
+    };
+    write(folder.path(), "[queue]\nmax_wait = \"2s\"\n[server]\nthreads = 3\n");
+    running.line("server.threads: 3 takes effect with a restart");
+    running.line("queue.max_wait: \"2s\", was \"1s\"");
+    running.line("configuration read again");
+    write(folder.path(), "[queue]\nmax_wiat = \"3s\"\n");
+    running.line("the old one stays in force");
+    running.line("did you mean `max_wait`?");
+    let error = state()["error"]["message"].as_str().expect("an error").to_owned();
+    assert!(error.contains("groq-shield.toml:2:1"), "{error}");
+    write(folder.path(), "[queue]\nmax_wait = \"4s\"\n");
+    running.signal(Signal::SIGHUP);
+    running.line("queue.max_wait: \"4s\", was \"2s\"");
+    running.line("configuration read again");
+    assert!(state()["error"].is_null());
+    running.signal(Signal::SIGTERM);
+    assert_eq!(running.ended().code(), Some(0));
+}
+
+#[test]
+fn what_is_not_in_effect_yet_is_said() {
+    let folder = folder();
+    write(folder.path(), "[store]\ntimeout = \"1s\"\n");
+    let (_, out, _) = ran(&mut shield(folder.path(), &["check"]));
+    assert!(out.contains("# note: store is not in effect yet\n"), "{out}");
+    let running = Running::new(&mut shield(folder.path(), &SERVE));
+    running.line("store is not in effect yet");
+}
