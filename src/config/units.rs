@@ -64,15 +64,15 @@ pub fn show_time(time: Duration) -> String {
     let ms = time.as_millis();
     match ms {
         0 => "0s".into(),
-        _ if ms % 3_600_000 == 0 => format!("{}h", ms / 3_600_000),
-        _ if ms % 1000 == 0 => format!("{}s", ms / 1000),
+        _ if ms.is_multiple_of(3_600_000) => format!("{}h", ms / 3_600_000),
+        _ if ms.is_multiple_of(1000) => format!("{}s", ms / 1000),
         _ => format!("{ms}ms"),
     }
 }
 
 /// A size as it is written in the file.
 pub fn show_size(bytes: u64) -> String {
-    match SIZES[..4].iter().rev().find(|(_, size)| bytes >= *size && bytes % size == 0) {
+    match SIZES[..4].iter().rev().find(|(_, size)| bytes >= *size && bytes.is_multiple_of(*size)) {
         Some((unit, size)) => format!("{}{unit}", bytes / size),
         None => format!("{bytes}B"),
     }
