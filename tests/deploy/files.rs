@@ -110,6 +110,12 @@ fn dashboard_panels_do_not_overlap() {
     }
 }
 
+/// The names of ours in a text: `groq_shield_…`.
+pub(super) fn metrics(text: &str) -> BTreeSet<String> {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.split(|c| !word(c)).filter(|name| name.starts_with("groq_shield_")).map(str::to_owned).collect()
+}
+
 #[test]
 fn every_alert_is_tested_and_says_what_to_do() {
     let tests = text("deploy/prometheus/alerts.test.yaml");

@@ -1,10 +1,11 @@
 //! Does what lies under `deploy/` work? Every file is read; what runs here, runs.
 //!
-//! `files` and `settings` need nothing but the build; `tools` runs `tests/deploy/run`
+//! `files` and `settings` need nothing but the build, `live` runs the binary on free ports, and `tools` runs `tests/deploy/run`
 //! with what other projects provide to check such files (promtool, hadolint, schemas, pip, npm). No container engine and no
 //! cluster is asked for: images are not built and manifests are not applied by any test.
 
 mod files;
+mod live;
 mod settings;
 mod tools;
 

@@ -22,6 +22,39 @@ fn configurations() -> Vec<(String, String)> {
     found
 }
 
+/// What the shield is told to do: where, and its arguments.
+fn commands() -> Vec<(String, Vec<String>)> {
+    let mut found = Vec::new();
+    let mut add = |place: &str, words: Vec<&str>| {
+        found.push((place.to_owned(), words.into_iter().map(str::to_owned).collect()));
+    };
+    for line in text("deploy/Dockerfile").lines() {
+        if let Some(list) = line.split_once("CMD ").map(|(_, list)| list) {
+            let list: Value = serde_json::from_str(list).expect("the exec form");
+            add("deploy/Dockerfile", words(&list).into_iter().filter(|word| *word != "/groq-shield").collect());
+        }
+    }
+    for name in ["deploy/compose.yaml", "deploy/compose.redis.yaml"] {
+        for (service, settings) in yaml(name)[0]["services"].as_object().expect("services") {
+            if service.starts_with("shield") {
+                add(name, words(&settings["command"]));
+            }
+        }
+    }
+    for (name, shield, _) in sidecars() {
+        add(&name, words(&shield["args"]));
+        for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+            let command = words(&shield[probe]["exec"]["command"]);
+            assert_eq!(command[0], "/groq-shield", "{name}: {probe}");
+            add(&name, command[1..].to_vec());
+        }
+    }
+    let unit = text("deploy/systemd/groq-shield.service");
+    let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/bin/groq-shield ")).expect("ExecStart");
+    add("deploy/systemd/groq-shield.service", start.split(' ').collect());
+    found
+}
+
 /// Every pod with a shield in it: file, the shield's container, the pod's spec.
 fn sidecars() -> Vec<(String, Value, Value)> {
     let mut found = Vec::new();
@@ -47,6 +80,20 @@ fn every_configuration_passes_check() {
         assert!(output.status.success(), "{name}:\n{}", said(&output));
         for (_, secret) in KEYS {
             assert!(!said(&output).contains(secret), "{name}: check prints a key");
+        }
+    }
+}
+
+#[test]
+fn every_command_and_flag_exists() {
+    let commands = commands();
+    assert!(commands.len() > 10, "{commands:?}");
+    for (place, words) in commands {
+        let output = run(&[&words[0], "--help"], &[]);
+        let help = said(&output);
+        assert!(output.status.success(), "{place}: {words:?}\n{help}");
+        for flag in words.iter().filter(|word| word.starts_with("--")) {
+            assert!(help.contains(&**flag), "{place}: `{}` has no {flag}", words[0]);
         }
     }
 }
