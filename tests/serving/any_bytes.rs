@@ -1,6 +1,6 @@
 //! What holds for any bytes on a connection: documented answers, then a clean close. The fuzz target `connection` runs it too.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{io, sync::Arc};
 
 use groq_shield::{config::Settings, proxy::Shield, server::serve_connection, upstream::Upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
@@ -68,15 +68,4 @@ fn parse(mut bytes: &[u8]) -> Result<(), String> {
         bytes = rest;
     }
     Ok(())
-}
-
-#[test]
-fn the_corpus_gets_documented_answers_or_a_clean_close() {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/connection");
-    let mut seen = 0;
-    for entry in fs::read_dir(corpus).expect("the corpus is in the tree") {
-        check(&fs::read(entry.expect("an entry").path()).expect("a file"));
-        seen += 1;
-    }
-    assert!(seen >= 20, "{seen} inputs");
 }

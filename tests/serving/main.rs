@@ -1,6 +1,7 @@
 //! Listening, draining, TLS, and bytes that are not HTTP, over real sockets in one process.
 
 mod any_bytes;
+mod corpus;
 mod drain;
 mod kit;
 mod malformed;
