@@ -6,6 +6,8 @@ use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 
 mod ask;
 mod check;
+#[cfg(feature = "demo")]
+mod demo;
 mod exec;
 mod health;
 mod serve;
@@ -55,6 +57,9 @@ enum Command {
     Serve(serve::Serve),
     /// Every fault of the configuration at once, or what is in effect
     Check(check::Check),
+    /// The same overload side by side: the SDKs alone at a simulated Groq, and through the shield
+    #[cfg(feature = "demo")]
+    Demo(demo::Demo),
     /// The simulated Groq alone
     #[cfg(feature = "demo")]
     Simulate(simulate::Simulate),
@@ -102,6 +107,8 @@ impl Arguments {
             None => serve::run(self.serve),
             Some(Command::Serve(arguments)) => serve::run(arguments),
             Some(Command::Check(arguments)) => check::run(&arguments),
+            #[cfg(feature = "demo")]
+            Some(Command::Demo(arguments)) => demo::run(&arguments),
             #[cfg(feature = "demo")]
             Some(Command::Simulate(arguments)) => simulate::run(&arguments),
             Some(Command::Status(arguments)) => status::run(&arguments),

@@ -23,7 +23,6 @@ mod reservation;
 mod saved;
 pub mod tables;
 mod turn;
-pub mod window;
 
 pub use reservation::Reservation;
 pub use tables::Tables;

@@ -1,0 +1,182 @@
+//! What does the shield change? The same overload side by side: the SDKs alone, and through a shield.
+//!
+//! Two simulated Groqs with equal limits, one process, real sockets. Apps behave as the official SDKs do; they come at
+//! `load` times what the limit gives back, until as much is wanted as it gives back in all the `seconds`.
+
+use std::{
+    io::{self, IsTerminal},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tokio::{runtime::Builder, time::Instant};
+
+use super::{failed, simulate};
+use crate::{
+    config::{Plan, Settings},
+    proxy::Shield,
+    server::{self, Listeners, Running},
+    sim,
+};
+
+mod load;
+mod tally;
+mod view;
+
+use load::{Arrival, MODEL};
+use tally::Tally;
+
+/// How long after `seconds` the last answers may take.
+const OVERTIME: Duration = Duration::from_secs(20);
+/// Share of the limit's tokens that is taken when the demo begins. The rest is about what the shield always leaves
+/// free, so that both ways have what the limit gives back meanwhile, and no full bucket to begin with.
+const TAKEN: f64 = 0.93;
+
+/// `groq-shield demo`
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Demo {
+    /// How many times what the limit gives back is asked for while requests come
+    #[arg(long, default_value_t = 3.0, value_parser = times)]
+    load: f64,
+    /// How long it takes
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(3..=600))]
+    seconds: u64,
+    /// Everything random follows from it
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    seed: u64,
+    /// The result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn times(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(load) if (0.1..=100.0).contains(&load) => Ok(load),
+        _ => Err("a number from 0.1 to 100".to_owned()),
+    }
+}
+
+/// Runs both ways and prints what came of it. 1: it could not start.
+pub(super) fn run(arguments: &Demo) -> ExitCode {
+    let told = Builder::new_multi_thread().worker_threads(1).enable_all().build().and_then(|runtime| {
+        let stage = Stage::set(arguments)?;
+        let results = runtime.block_on(stage.play());
+        runtime.block_on(stage.shield.drained());
+        Ok(results)
+    });
+    match told {
+        Ok(results) if arguments.json => super::print(format!("{:#}\n", results.json()).as_bytes()),
+        Ok(results) => super::print(results.table().as_bytes()),
+        Err(why) => failed(&why),
+    }
+}
+
+/// Everything that takes part.
+struct Stage {
+    arguments: Demo,
+    arrivals: Vec<Arrival>,
+    alone: Arc<Tally>,
+    shielded: Arc<Tally>,
+    shield: Running,
+}
+
+impl Stage {
+    fn set(arguments: &Demo) -> io::Result<Self> {
+        let groq = || {
+            let initial_use = [("TPM".to_owned(), TAKEN)].into();
+            simulate::in_the_background(sim::Options { seed: arguments.seed, initial_use, ..sim::Options::default() })
+        };
+        let ((alone, alone_sim), (behind, behind_sim)) = (groq()?, groq()?);
+        let limit = sim::Plan::developer().of_model(MODEL).tokens_per_minute.unwrap_or_default();
+        let rate = limit as f64 / 60.0;
+        let mut settings = Settings::default();
+        settings.server.listen = ([127, 0, 0, 1], 0).into();
+        settings.admin.listen = ([127, 0, 0, 1], 0).into();
+        settings.upstream.base_url = format!("http://{behind}").parse().map_err(io::Error::other)?;
+        settings.limits.plan = Plan::Developer;
+        let listeners = Listeners::open(&settings)?;
+        let shield = server::start(Shield::new(settings)?, listeners)?;
+        let given_back = rate * arguments.seconds as f64;
+        Ok(Self {
+            arrivals: load::arrivals(arguments.load, rate, given_back, arguments.seed),
+            alone: Arc::new(Tally::new(alone, alone_sim, given_back)),
+            shielded: Arc::new(Tally::new(shield.app, behind_sim, given_back)),
+            shield,
+            arguments: arguments.clone(),
+        })
+    }
+
+    async fn play(&self) -> Results {
+        let began = Instant::now();
+        let end = began + Duration::from_secs(self.arguments.seconds);
+        let mut apps = tokio::task::JoinSet::new();
+        for tally in [&self.alone, &self.shielded] {
+            for (number, arrival) in self.arrivals.iter().enumerate() {
+                let (tally, arrival, seed) = (tally.clone(), arrival.clone(), self.arguments.seed ^ number as u64);
+                apps.spawn(async move { load::app(&tally, &arrival, began + arrival.at, end, seed).await });
+            }
+        }
+        let ways = [("the SDKs alone", self.alone.clone()), ("through the shield", self.shielded.clone())];
+        let view = view::View::new(ways, self.arrivals.len(), io::stderr().is_terminal());
+        tokio::select! {
+            () = async { while apps.join_next().await.is_some() {} } => {}
+            () = view.run(began) => {}
+            () = tokio::time::sleep_until(end + OVERTIME) => {}
+        }
+        view.finish();
+        let lasted = self.arrivals.last().map_or(Duration::ZERO, |arrival| arrival.at);
+        Results {
+            arguments: self.arguments.clone(),
+            lasted,
+            alone: self.alone.result(self.arrivals.len()),
+            shielded: self.shielded.result(self.arrivals.len()),
+        }
+    }
+}
+
+/// What came of it.
+struct Results {
+    arguments: Demo,
+    /// How long requests came.
+    lasted: Duration,
+    alone: tally::Way,
+    shielded: tally::Way,
+}
+
+impl Results {
+    fn json(&self) -> Value {
+        json!({
+            "load": self.arguments.load, "seconds": self.arguments.seconds, "seed": self.arguments.seed,
+            "requests": self.alone.requests, "arrivals_s": self.lasted.as_secs_f64(),
+            "alone": self.alone.json(), "shield": self.shielded.json(),
+        })
+    }
+
+    fn table(&self) -> String {
+        let Self { arguments, lasted, alone, shielded } = self;
+        let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+        let seconds = |time: Duration| format!("{:.1} s", time.as_secs_f64());
+        let rows = [
+            ("", "the SDKs alone".to_owned(), "through the shield".to_owned()),
+            ("used of what the limit gave back", percent(alone.used), percent(shielded.used)),
+            ("refused by Groq (429)", alone.refused.to_string(), shielded.refused.to_string()),
+            ("served", alone.served.to_string(), shielded.served.to_string()),
+            ("failed in the app", percent(alone.failed_share()), percent(shielded.failed_share())),
+            ("wait, half of the served", seconds(alone.wait_p50), seconds(shielded.wait_p50)),
+            ("wait, 99 of 100", seconds(alone.wait_p99), seconds(shielded.wait_p99)),
+        ];
+        let mut text = format!(
+            "{} requests in {:.0} s, {} times what the limit gives back; {} s in all. Simulated Groq, nothing left this machine.\n\n",
+            alone.requests,
+            lasted.as_secs_f64(),
+            arguments.load,
+            arguments.seconds
+        );
+        for (name, alone, shielded) in rows {
+            text += &format!("{name:<34}{alone:>16}{shielded:>22}\n");
+        }
+        text
+    }
+}

@@ -1,0 +1,81 @@
+//! The two commands that need nothing but the binary: `demo` and `simulate`.
+#![cfg(feature = "demo")]
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+
+fn groq_shield(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_groq-shield"));
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn the_demo_tells_both_ways() {
+    let ended = groq_shield(&["demo", "--seconds", "3", "--load", "4", "--json"]).output().expect("runs");
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let told: Value = serde_json::from_slice(&ended.stdout).expect("JSON and nothing else");
+    for way in ["alone", "shield"] {
+        let count = |name: &str| told[way][name].as_u64().expect("a count");
+        assert_eq!(count("served") + count("failed"), told["requests"].as_u64().expect("a count"), "{told}");
+        assert!(count("served") > 0, "{told}");
+    }
+    assert!(told["alone"]["refused"].as_u64() > told["shield"]["refused"].as_u64(), "{told}");
+    let progress = String::from_utf8_lossy(&ended.stderr);
+    assert!(progress.contains("through the shield"), "plain lines where there is no terminal: {progress}");
+}
+
+#[test]
+fn a_load_that_makes_no_sense_is_told_so() {
+    for arguments in [["demo", "--load", "0"], ["demo", "--load", "x"], ["demo", "--seconds", "1"]] {
+        let ended = groq_shield(&arguments).output().expect("runs");
+        assert_eq!(ended.status.code(), Some(64), "{arguments:?}");
+    }
+}
+
+#[test]
+fn the_simulator_keeps_the_limits_of_its_file() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("limits.toml");
+    std::fs::write(&file, "[limits.default]\nrequests_per_minute = 1\n").expect("written");
+    let file = file.to_str().expect("UTF-8");
+    let mut child =
+        groq_shield(&["simulate", "--listen", "127.0.0.1:0", "--limits", file, "--algorithm", "fixed"]).spawn().expect("runs");
+    let mut ready = String::new();
+    BufReader::new(child.stderr.take().expect("piped")).read_line(&mut ready).expect("a line");
+    let address = ready.trim().rsplit("http://").next().expect("an address").to_owned();
+    let body = r#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
+    let mut answers = Vec::new();
+    for _ in 0..3 {
+        let mut socket = TcpStream::connect(&address).expect("connects");
+        let head = "POST /openai/v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k\r\nconnection: close";
+        write!(socket, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).expect("sent");
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).expect("answered");
+        answers.push(answer);
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), nix::sys::signal::Signal::SIGTERM)
+        .expect("signalled");
+    assert!(child.wait().expect("ends").success());
+    assert!(answers[0].starts_with("HTTP/1.1 200 "), "{}", answers[0]);
+    // A window may have ended between two of them, not between all.
+    assert!(
+        answers[1..].iter().any(|answer| answer.starts_with("HTTP/1.1 429 ") && answer.contains("Limit 1, Used 1, Requested 1."))
+    );
+}
+
+#[test]
+fn a_fault_in_the_limits_is_shown_where_it_is() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("limits.toml");
+    std::fs::write(&file, "[limits.default]\nrequests_per_minuet = 1\n").expect("written");
+    let ended = groq_shield(&["simulate", "--limits", file.to_str().expect("UTF-8")]).output().expect("runs");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(64), "{said}");
+    assert!(said.contains("limits.toml") && said.contains("line 2") && said.contains("requests_per_minuet"), "{said}");
+}
