@@ -14,7 +14,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{config, error::Rejection};
+use crate::config;
 
 /// What is known of one lane's upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ enum State {
     /// Failed too often; nothing is sent until then.
     Open { until: Instant },
     /// One request is finding out.
-    Probing,
+    Probing { since: Instant },
 }
 
 /// How an attempt ended, as far as the upstream's health goes.
@@ -33,7 +33,10 @@ pub enum Health {
     /// It answered, whatever it said (5xx apart).
     Good,
     /// 5xx, or no whole answer.
-    Bad,
+    Bad {
+        /// When that was known.
+        at: Instant,
+    },
     /// Says nothing: a refusal, a client that left.
     Unknown,
 }
@@ -65,45 +68,37 @@ pub struct Pass<'a> {
     told: bool,
 }
 
-/// Either go, or wait: until a time, or until the probe is back.
-enum Admission {
-    Go { probe: bool },
-    Wait { until: Option<Instant>, changed: Arc<Notify> },
+/// Either go, or wait.
+#[derive(Debug)]
+pub enum Admission<'a> {
+    /// One attempt may be made.
+    Go(Pass<'a>),
+    /// Not before then (`None`: not before the probe is back), or before the breaker has `changed`.
+    Wait {
+        /// When the next probe may go.
+        until: Option<Instant>,
+        /// Told at every change.
+        changed: Arc<Notify>,
+    },
 }
 
 impl Breakers {
-    /// Waits while the breaker is open, at most until `deadline`; refuses at once what cannot make it.
-    pub async fn admit<'a>(
-        &'a self,
-        key: &'a Key,
-        policy: &'a config::Breaker,
-        deadline: Instant,
-    ) -> Result<Pass<'a>, Rejection> {
-        let pass = |probe| Ok(Pass { breakers: self, policy, key, probe, told: false });
+    /// Whether an attempt may be made now. Of those that ask while it is open, one becomes the probe.
+    pub fn admit<'a>(&'a self, key: &'a Key, policy: &'a config::Breaker, now: Instant) -> Admission<'a> {
+        let pass = |probe| Admission::Go(Pass { breakers: self, policy, key, probe, told: false });
         if self.troubled.load(Ordering::Relaxed) == 0 {
             return pass(false);
         }
-        loop {
-            let now = Instant::now();
-            let (until, changed) = match self.try_admit(key, now) {
-                Admission::Go { probe } => return pass(probe),
-                Admission::Wait { until, changed } => (until, changed),
-            };
-            // Registered before the state is read again, so that no change is missed.
-            let notified = changed.notified();
-            tokio::pin!(notified);
-            notified.as_mut().enable();
-            if let Admission::Go { probe } = self.try_admit(key, now) {
-                return pass(probe);
+        let mut lanes = self.lock();
+        let Some(lane) = lanes.get_mut(key) else { return pass(false) };
+        match lane.state {
+            State::Closed { .. } => pass(false),
+            State::Open { until } if until <= now => {
+                lane.state = State::Probing { since: now };
+                pass(true)
             }
-            let retry_after = until.map_or(policy.open, |until| until - now);
-            if until.unwrap_or(now) >= deadline || now >= deadline {
-                return Err(Rejection::BreakerOpen { retry_after });
-            }
-            tokio::select! {
-                () = &mut notified => {}
-                () = tokio::time::sleep_until(until.unwrap_or(deadline)) => {}
-            }
+            State::Open { until } => Admission::Wait { until: Some(until), changed: lane.changed.clone() },
+            State::Probing { .. } => Admission::Wait { until: None, changed: lane.changed.clone() },
         }
     }
 
@@ -120,29 +115,15 @@ impl Breakers {
             let left = match lane.state {
                 State::Closed { .. } => return None,
                 State::Open { until } => until.saturating_duration_since(now),
-                State::Probing => Duration::ZERO,
+                State::Probing { .. } => Duration::ZERO,
             };
             Some((organisation.clone(), model.clone(), left))
         });
         open.collect()
     }
 
-    fn try_admit(&self, key: &Key, now: Instant) -> Admission {
-        let mut lanes = self.lock();
-        let Some(lane) = lanes.get_mut(key) else { return Admission::Go { probe: false } };
-        match lane.state {
-            State::Closed { .. } => Admission::Go { probe: false },
-            State::Open { until } if until <= now => {
-                lane.state = State::Probing;
-                Admission::Go { probe: true }
-            }
-            State::Open { until } => Admission::Wait { until: Some(until), changed: lane.changed.clone() },
-            State::Probing => Admission::Wait { until: None, changed: lane.changed.clone() },
-        }
-    }
-
-    fn record(&self, key: &Key, policy: &config::Breaker, probe: bool, health: Health, now: Instant) {
-        if health != Health::Bad && self.troubled.load(Ordering::Relaxed) == 0 {
+    fn record(&self, key: &Key, policy: &config::Breaker, probe: bool, health: Health) {
+        if !matches!(health, Health::Bad { .. }) && self.troubled.load(Ordering::Relaxed) == 0 {
             return;
         }
         let mut lanes = self.lock();
@@ -152,31 +133,28 @@ impl Breakers {
                     lane.changed.notify_waiters();
                 }
             }
-            Health::Bad => {
-                let lane = lanes
-                    .entry(key.clone())
-                    .or_insert_with(|| Lane { state: State::Closed { failures: 0 }, changed: Arc::default() });
+            Health::Bad { at } => {
+                let fresh = || Lane { state: State::Closed { failures: 0 }, changed: Arc::default() };
+                let lane = lanes.entry(key.clone()).or_insert_with(fresh);
                 let failures = match lane.state {
                     State::Closed { failures } => failures + 1,
-                    State::Probing if probe => policy.failures,
+                    State::Probing { .. } if probe => policy.failures,
                     // Late news of attempts sent before it opened.
-                    State::Open { .. } | State::Probing => return,
+                    State::Open { .. } | State::Probing { .. } => return,
                 };
-                lane.state = State::Closed { failures };
-                if failures >= policy.failures {
-                    lane.state = State::Open { until: now + policy.open };
-                }
+                let opens = failures >= policy.failures;
+                lane.state = if opens { State::Open { until: at + policy.open } } else { State::Closed { failures } };
                 lane.changed.notify_waiters();
             }
-            Health::Unknown if probe => {
-                if let Some(lane) = lanes.get_mut(key)
-                    && lane.state == State::Probing
+            Health::Unknown => {
+                // A probe that left hands on its turn.
+                if let Some(lane) = lanes.get_mut(key).filter(|_| probe)
+                    && let State::Probing { since } = lane.state
                 {
-                    lane.state = State::Open { until: now };
+                    lane.state = State::Open { until: since };
                     lane.changed.notify_waiters();
                 }
             }
-            Health::Unknown => {}
         }
         self.troubled.store(lanes.len(), Ordering::Relaxed);
     }
@@ -193,16 +171,16 @@ impl Pass<'_> {
     }
 
     /// How the attempt went.
-    pub fn record(mut self, health: Health, now: Instant) {
+    pub fn record(mut self, health: Health) {
         self.told = true;
-        self.breakers.record(self.key, self.policy, self.probe, health, now);
+        self.breakers.record(self.key, self.policy, self.probe, health);
     }
 }
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
         if !self.told {
-            self.breakers.record(self.key, self.policy, self.probe, Health::Unknown, Instant::now());
+            self.breakers.record(self.key, self.policy, self.probe, Health::Unknown);
         }
     }
 }
@@ -213,81 +191,92 @@ mod tests {
 
     const POLICY: config::Breaker = config::Breaker { failures: 3, open: Duration::from_secs(5) };
 
-    fn key() -> Key {
-        ("org".into(), "model".into())
+    struct Setup {
+        breakers: Breakers,
+        key: Key,
+        now: Instant,
     }
 
-    async fn attempt(breakers: &Breakers, health: Health) {
-        let key = key();
-        let pass = breakers.admit(&key, &POLICY, Instant::now() + Duration::from_secs(60)).await;
-        pass.expect("patience enough").record(health, Instant::now());
-    }
+    impl Setup {
+        fn new() -> Self {
+            Self { breakers: Breakers::default(), key: ("org".into(), "model".into()), now: Instant::now() }
+        }
 
-    async fn refused(breakers: &Breakers, patience: u64) -> Option<Duration> {
-        match breakers.admit(&key(), &POLICY, Instant::now() + Duration::from_secs(patience)).await {
-            Err(Rejection::BreakerOpen { retry_after }) => Some(retry_after),
-            _ => None,
+        fn pass(&self) -> Option<Pass<'_>> {
+            match self.breakers.admit(&self.key, &POLICY, self.now) {
+                Admission::Go(pass) => Some(pass),
+                Admission::Wait { .. } => None,
+            }
+        }
+
+        fn fail(&self, times: u32) {
+            for _ in 0..times {
+                self.pass().expect("closed").record(Health::Bad { at: self.now });
+            }
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn opens_after_failures_in_a_row_and_closes_by_one_probe() {
-        let breakers = Breakers::default();
-        for _ in 0..2 {
-            attempt(&breakers, Health::Bad).await;
-        }
-        attempt(&breakers, Health::Good).await;
-        for _ in 0..3 {
-            assert_eq!(refused(&breakers, 1).await, None, "two and three in a row are different things");
-            attempt(&breakers, Health::Bad).await;
-        }
-        assert_eq!(refused(&breakers, 1).await, Some(POLICY.open));
-        tokio::time::advance(Duration::from_secs(5)).await;
-        attempt(&breakers, Health::Good).await;
-        assert!(breakers.open(Instant::now()).is_empty());
+    #[test]
+    fn opens_after_failures_in_a_row_and_closes_by_one_probe() {
+        let mut it = Setup::new();
+        it.fail(2);
+        it.pass().expect("closed").record(Health::Good);
+        it.fail(3);
+        assert!(it.pass().is_none(), "three in a row");
+        assert_eq!(it.breakers.open(it.now)[0].2, POLICY.open);
+        it.now += POLICY.open;
+        let probe = it.pass().expect("one may find out");
+        assert!(probe.is_probe() && it.pass().is_none(), "one probe at a time");
+        probe.record(Health::Good);
+        assert!(it.breakers.open(it.now).is_empty() && it.pass().is_some());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn our_own_refusals_never_count_against_groqs_health() {
-        let breakers = Breakers::default();
+    #[test]
+    fn a_failed_probe_opens_it_again() {
+        let mut it = Setup::new();
+        it.fail(3);
+        it.now += POLICY.open;
+        it.pass().expect("the probe").record(Health::Bad { at: it.now });
+        assert!(it.pass().is_none());
+        it.now += POLICY.open;
+        assert!(it.pass().is_some());
+    }
+
+    #[test]
+    fn our_own_refusals_never_count_against_groqs_health() {
+        let it = Setup::new();
         for _ in 0..100 {
-            attempt(&breakers, Health::Unknown).await;
+            it.pass().expect("closed").record(Health::Unknown);
         }
-        assert_eq!(refused(&breakers, 1).await, None);
+        assert!(it.pass().is_some() && it.breakers.open(it.now).is_empty());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn waits_for_the_probe_where_patience_allows() {
-        let breakers = Breakers::default();
-        for _ in 0..3 {
-            attempt(&breakers, Health::Bad).await;
-        }
-        let start = Instant::now();
-        let key = key();
-        let probe = breakers.admit(&key, &POLICY, start + Duration::from_secs(60)).await.expect("the probe");
-        assert_eq!(start.elapsed(), POLICY.open);
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let second = breakers.admit(&key, &POLICY, deadline);
-        tokio::pin!(second);
-        assert!(futures_pending(&mut second).await, "one probe at a time");
-        probe.record(Health::Good, Instant::now());
-        second.await.expect("closed").record(Health::Good, Instant::now());
+    #[test]
+    fn a_probe_that_leaves_hands_on_its_turn() {
+        let mut it = Setup::new();
+        it.fail(3);
+        it.now += POLICY.open;
+        drop(it.pass().expect("the probe"));
+        assert!(it.pass().expect("the next one").is_probe());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_probe_that_leaves_hands_on_its_turn() {
-        let breakers = Breakers::default();
-        for _ in 0..3 {
-            attempt(&breakers, Health::Bad).await;
+    #[test]
+    fn late_news_from_before_it_opened_change_nothing() {
+        let mut it = Setup::new();
+        let late: Vec<_> = (0..5).map(|_| it.pass().expect("closed")).collect();
+        it.fail(3);
+        for pass in late {
+            pass.record(Health::Bad { at: it.now + POLICY.open / 2 });
         }
-        let key = key();
-        let probe = breakers.admit(&key, &POLICY, Instant::now() + Duration::from_secs(60)).await;
-        drop(probe);
-        attempt(&breakers, Health::Good).await;
-        assert!(!breakers.is_open(&key));
+        it.now += POLICY.open;
+        assert!(it.pass().is_some());
     }
 
-    async fn futures_pending<F: Future + Unpin>(future: &mut F) -> bool {
-        tokio::time::timeout(Duration::from_secs(1), future).await.is_err()
+    #[test]
+    fn lanes_do_not_share_a_breaker() {
+        let it = Setup::new();
+        it.fail(3);
+        let other: Key = ("org".into(), "other".into());
+        assert!(matches!(it.breakers.admit(&other, &POLICY, it.now), Admission::Go(_)));
     }
 }

@@ -81,7 +81,7 @@ async fn forward(
     loop {
         let (pass, mut reservation) = shield.admit(settings, call, place.take(), record).await?;
         let outcome = shield.attempt(call, reservation.as_mut(), record).await;
-        pass.record(outcome.health(), Instant::now());
+        pass.record(outcome.health());
         shield.telemetry.attempt(outcome.label());
         match attempts.next(outcome.class(), &shield.budget, fastrand::f64(), Instant::now()) {
             Verdict::Deliver => return outcome.deliver(reservation),

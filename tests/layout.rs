@@ -37,8 +37,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("upstream", &["config", "error", "groq", "headers", "retry"]),
     ("estimate", &["groq"]),
     ("config", &["groq"]),
-    ("retry", &["error"]),
-    ("breaker", &[]),
+    // Their policies are plain types of the configuration.
+    ("retry", &["config"]),
+    ("breaker", &["config"]),
     ("error", &["groq"]),
     ("groq", &[]),
     ("headers", &[]),

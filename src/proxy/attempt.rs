@@ -90,10 +90,10 @@ impl Outcome {
             Self::Opened(..) => Health::Good,
             Self::Error { upstream_status, .. } => match upstream_status.as_u16() {
                 429 | 498 => Health::Unknown,
-                500.. => Health::Bad,
+                500.. => Health::Bad { at: Instant::now() },
                 _ => Health::Good,
             },
-            Self::Failed(_) => Health::Bad,
+            Self::Failed(_) => Health::Bad { at: Instant::now() },
         }
     }
 

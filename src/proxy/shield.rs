@@ -1,6 +1,6 @@
 //! What do requests share? Settings, levels, breakers, the way to Groq.
 
-use std::{io, sync::Arc};
+use std::{io, pin::pin, sync::Arc};
 
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
@@ -8,7 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::read::Call;
 use crate::{
-    breaker::{Breakers, Pass},
+    breaker::{Admission, Breakers, Pass},
     call::IdentityIndex,
     config::Settings,
     error::Rejection,
@@ -102,10 +102,10 @@ impl Shield {
         record: &mut Record,
     ) -> Result<(Pass<'a>, Option<Reservation>), Rejection> {
         if !call.draws() {
-            return Ok((self.breakers.admit(&call.lane, &settings.breaker, call.deadline).await?, None));
+            return Ok((self.pass(settings, call).await?, None));
         }
         loop {
-            let pass = self.breakers.admit(&call.lane, &settings.breaker, call.deadline).await?;
+            let pass = self.pass(settings, call).await?;
             let reservation = self.limits.reserve(&call.ask, call.deadline, place.take()).await.map_err(Rejection::from)?;
             record.wait += reservation.waited();
             if let Some(bound) = reservation.bound_by() {
@@ -114,6 +114,33 @@ impl Shield {
             // It may have opened while the call stood in line: a dead upstream gets one probe, not the whole line.
             if pass.is_probe() || !self.breakers.is_open(&call.lane) {
                 return Ok((pass, Some(reservation)));
+            }
+        }
+    }
+}
+
+impl Shield {
+    /// Waits while the breaker is open, where patience allows it to see the next probe; refuses at once where not.
+    async fn pass<'a>(&'a self, settings: &'a Settings, call: &'a Call) -> Result<Pass<'a>, Rejection> {
+        loop {
+            let now = Instant::now();
+            let (until, changed) = match self.breakers.admit(&call.lane, &settings.breaker, now) {
+                Admission::Go(pass) => return Ok(pass),
+                Admission::Wait { until, changed } => (until, changed),
+            };
+            // Registered before the state is looked at again, so that no change is missed.
+            let mut notified = pin!(changed.notified());
+            notified.as_mut().enable();
+            if let Admission::Go(pass) = self.breakers.admit(&call.lane, &settings.breaker, now) {
+                return Ok(pass);
+            }
+            if now >= call.deadline || until.is_some_and(|until| until >= call.deadline) {
+                let retry_after = until.map_or(settings.breaker.open, |until| until - now);
+                return Err(Rejection::BreakerOpen { retry_after });
+            }
+            tokio::select! {
+                () = &mut notified => {}
+                () = tokio::time::sleep_until(until.unwrap_or(call.deadline)) => {}
             }
         }
     }
