@@ -23,6 +23,7 @@ mod reservation;
 mod saved;
 pub mod tables;
 mod turn;
+pub mod window;
 
 pub use reservation::Reservation;
 pub use tables::Tables;

@@ -122,7 +122,7 @@ fn job() -> impl Strategy<Value = Job> {
 enum Step {
     Arrive(usize),
     Leave(usize),
-    End(usize, Charge),
+    End(usize, Box<Charge>),
 }
 
 /// What came of a run.
@@ -194,7 +194,7 @@ fn run(lane: &mut Lane, jobs: &[Job], requests: Option<u64>, tokens: u64, strang
                     let completion = (job.ceiling as f64 * job.completion_share) as u64;
                     let held = i128::from(job.prompt + job.ceiling);
                     exact_tokens.add(i128::from(job.prompt + completion) - held, now);
-                    lane.settle(charge, Spent::Tokens { prompt: job.prompt, completion, prompt_total: job.prompt }, now);
+                    lane.settle(*charge, Spent::Tokens { prompt: job.prompt, completion, prompt_total: job.prompt }, now);
                 }
             }
         }
@@ -228,7 +228,7 @@ fn run(lane: &mut Lane, jobs: &[Job], requests: Option<u64>, tokens: u64, strang
                     RateState { tokens: Some(Snapshot { limit: tokens, remaining, reset: None }), ..RateState::default() };
                 if ok {
                     lane.observe(&mut charge, &state, now);
-                    plan(&mut agenda, now + job.latency_ms * MS, Step::End(n, charge));
+                    plan(&mut agenda, now + job.latency_ms * MS, Step::End(n, Box::new(charge)));
                 } else {
                     outcome.refused_by_groq += 1;
                     let _place = lane.refused(charge, None, &state, Some(Duration::from_secs(1)), now);

@@ -57,6 +57,8 @@ pub struct Taken {
     pub position: u64,
     /// When it was sent.
     pub sent_at: Ns,
+    /// Counts takings, in this process.
+    serial: u64,
     /// Which slots were charged, one bit each.
     slots: u16,
     marks: [Mark; SLOTS],
@@ -68,6 +70,7 @@ pub struct Books {
     levels: Vec<Level>,
     /// The newest send position.
     position: u64,
+    serial: u64,
 }
 
 impl Books {
@@ -132,11 +135,12 @@ impl Books {
     /// Takes it from every dimension. Only after [`Books::fit`] said so, under the same lock.
     pub fn take(&mut self, amount: Amount, now: Ns) -> Taken {
         let mut slots = 0;
+        self.serial += 1;
         for (slot, level) in self.levels.iter_mut().enumerate() {
-            level.charge(level.asked(&amount), now);
+            level.charge(self.serial, level.asked(&amount), now);
             slots |= 1 << slot;
         }
-        Taken { amount, position: 0, sent_at: now, slots, marks: [Mark::default(); SLOTS] }
+        Taken { amount, position: 0, sent_at: now, serial: self.serial, slots, marks: [Mark::default(); SLOTS] }
     }
 
     /// It goes out now: it gets its position, and every dimension's mark.
@@ -145,7 +149,7 @@ impl Books {
         taken.position = self.position;
         taken.sent_at = now;
         for (slot, level) in self.levels.iter_mut().enumerate().filter(|(slot, _)| taken.slots & (1 << slot) != 0) {
-            level.no_longer_unsent(level.asked(&taken.amount));
+            level.sent(taken.serial, taken.position, level.asked(&taken.amount), now);
             taken.marks[slot] = level.mark();
         }
     }
@@ -171,7 +175,7 @@ impl Books {
             if taken.position == 0 {
                 level.no_longer_unsent(asked);
             }
-            level.settle(asked, used.of(unit), now);
+            level.settle(taken.serial, asked, used.of(unit), now);
         }
     }
 

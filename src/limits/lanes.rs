@@ -74,6 +74,8 @@ pub(super) struct Common {
     pub(super) alarm: Arc<Alarm>,
     pub(super) waiting: AtomicUsize,
     pub(super) bytes: AtomicU64,
+    /// Whether a level has changed since the last save.
+    pub(super) changed: AtomicBool,
     max_waiting: AtomicUsize,
     max_bytes: AtomicU64,
 }
@@ -121,6 +123,7 @@ impl Shared {
             alarm: Arc::default(),
             waiting: AtomicUsize::new(0),
             bytes: AtomicU64::new(0),
+            changed: AtomicBool::new(false),
             max_waiting: AtomicUsize::new(queue.max_waiting),
             max_bytes: AtomicU64::new(queue.max_bytes),
         };
@@ -217,6 +220,9 @@ impl Shared {
     pub(super) fn save(&self, clean: bool) -> std::io::Result<()> {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(path) = tables.0.state_file.as_deref() else { return Ok(()) };
+        if !self.common.changed.swap(false, Relaxed) && !clean {
+            return Ok(());
+        }
         let _one_writer = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let mut saved: Vec<(LaneKey, Saved)> =
             self.all().iter().map(|shared| (shared.key.clone(), shared.with(|lane, now| Saved::of(lane, now)))).collect();

@@ -7,8 +7,9 @@ use super::{
     Source,
     books::Amount,
     bucket::{Bucket, Fit, Ns},
+    window::Window,
 };
-use crate::groq::{Dimension, Unit};
+use crate::groq::{Dimension, Snapshot, Unit};
 
 const SECOND: f64 = 1e9;
 /// The boost after an own refusal halves in this time.
@@ -22,6 +23,11 @@ const TRUSTED_FOR: Ns = 600_000_000_000;
 /// Weight of the newest request in the typical amount.
 const TYPICAL_GAIN: f64 = 0.02;
 
+/// So many answers in a row whose `reset` contradicts the bucket law: the upstream counts windows.
+const CONTRADICTIONS: u8 = 3;
+/// So many in a row that agree: it counts a bucket after all.
+const AGREEMENTS: u8 = 50;
+
 /// One dimension of a lane. Its slot in the lane never moves; a limit that is dropped leaves it without a bucket.
 #[derive(Debug)]
 pub struct Level {
@@ -32,6 +38,10 @@ pub struct Level {
     /// What others are always left: our own use alone, against the rest of the limit.
     share: Option<Bucket>,
     headroom: f64,
+    /// The upstream counts windows: this log decides instead of the bucket, which is kept up all the same.
+    window: Option<Box<Window>>,
+    contradictions: u8,
+    agreements: u8,
     confirmed: Ns,
     /// Sum of all corrections, ns; wraps, only differences count.
     corrections: i64,
@@ -100,6 +110,9 @@ impl Level {
             bucket: None,
             share: None,
             headroom,
+            window: None,
+            contradictions: 0,
+            agreements: 0,
             confirmed: now,
             corrections: 0,
             unsent: 0,
@@ -190,7 +203,10 @@ impl Level {
     /// Whether `asked` fits beside the reserve.
     pub fn peek(&self, asked: u64, now: Ns) -> Fit {
         let Some(bucket) = self.bucket.as_ref().filter(|_| asked > 0) else { return Fit::Now };
-        let fit = bucket.peek(asked, self.reserve(asked), now);
+        let fit = match &self.window {
+            Some(window) => window.fit(asked, now),
+            None => bucket.peek(asked, self.reserve(asked), now),
+        };
         match &self.share {
             Some(share) => fit.max(share.peek(asked.min(share.limit()), 0, now)),
             None => fit,
@@ -200,6 +216,12 @@ impl Level {
     /// The instant at which `asked` fits once `before` units more were taken: in the past, too, to tell how far.
     pub fn fits_from(&self, asked: u64, before: u64) -> Ns {
         let Some(bucket) = self.bucket.as_ref().filter(|_| asked > 0) else { return 0 };
+        if let Some(window) = &self.window {
+            return match window.fit((asked + before).min(bucket.limit()), self.then) {
+                Fit::At(at) => at,
+                Fit::Now | Fit::Never => 0,
+            };
+        }
         let from = |bucket: &Bucket, units| {
             (bucket.tat().saturating_add(bucket.span(units))).saturating_sub(bucket.span(bucket.limit()))
         };
@@ -207,10 +229,13 @@ impl Level {
         self.share.as_ref().map_or(whole, |share| whole.max(from(share, asked.min(share.limit()) + before)))
     }
 
-    /// Takes `asked`; it counts as not sent yet.
-    pub fn charge(&mut self, asked: u64, now: Ns) {
+    /// Takes `asked` under this serial; it counts as not sent yet.
+    pub fn charge(&mut self, serial: u64, asked: u64, now: Ns) {
         if asked == 0 {
             return;
+        }
+        if let Some(window) = &mut self.window {
+            window.charge(serial, asked, now);
         }
         self.typical += if self.typical == 0.0 { 1.0 } else { TYPICAL_GAIN } * (asked as f64 - self.typical);
         self.spending += asked as f64;
@@ -220,6 +245,14 @@ impl Level {
         }
         if let Some(share) = &mut self.share {
             share.charge(asked, now);
+        }
+    }
+
+    /// It goes out at this position.
+    pub fn sent(&mut self, serial: u64, position: u64, asked: u64, now: Ns) {
+        self.no_longer_unsent(asked);
+        if let Some(window) = &mut self.window {
+            window.sent(serial, position, now);
         }
     }
 
@@ -237,7 +270,10 @@ impl Level {
     }
 
     /// The truth replaces what was asked for.
-    pub fn settle(&mut self, asked: u64, used: u64, now: Ns) {
+    pub fn settle(&mut self, serial: u64, asked: u64, used: u64, now: Ns) {
+        if let Some(window) = &mut self.window {
+            window.settle(serial, used);
+        }
         self.spending = (self.spending + used as f64 - asked as f64).max(0.0);
         for bucket in self.bucket.iter_mut().chain(&mut self.share) {
             match used.checked_sub(asked) {
@@ -272,6 +308,42 @@ impl Level {
         Some(error)
     }
 
+    /// Holds an answer's `reset` against the bucket law. `true`: from now on windows are counted.
+    pub fn judge(&mut self, position: u64, shown: &Snapshot, now: Ns) -> bool {
+        let used = shown.limit.saturating_sub(shown.remaining);
+        let Some(reset) = shown.reset.filter(|_| used > 0) else { return false };
+        let law = used as f64 * self.dimension.period.as_secs_f64() / shown.limit as f64;
+        if (reset.as_secs_f64() - law).abs() <= (0.1 * law).max(0.3) {
+            (self.contradictions, self.agreements) = (0, self.agreements.saturating_add(1));
+            if self.agreements >= AGREEMENTS {
+                self.window = None;
+            }
+        } else {
+            (self.contradictions, self.agreements) = (self.contradictions.saturating_add(1), 0);
+        }
+        let turns = self.contradictions >= CONTRADICTIONS && self.window.is_none();
+        if turns {
+            self.count_windows(now);
+        }
+        if let Some(window) = &mut self.window {
+            window.observe(position, used, Ns::try_from(reset.as_nanos()).unwrap_or(Ns::MAX).min(now), now);
+        }
+        turns
+    }
+
+    /// Counts windows from now on. What the bucket shows as used is taken for this window's.
+    pub fn count_windows(&mut self, now: Ns) {
+        if let Some(bucket) = self.bucket.as_ref().filter(|_| self.window.is_none()) {
+            let used = (bucket.limit() as f64 - bucket.level(now)).max(0.0) as u64;
+            self.window = Some(Box::new(Window::new(bucket.limit(), bucket.period(), used, now)));
+        }
+    }
+
+    /// Whether windows are counted.
+    pub fn counts_windows(&self) -> bool {
+        self.window.is_some()
+    }
+
     /// A mark in today's units.
     fn rescaled(&self, position: u64, mark: Mark, at: Ns) -> Mark {
         let Some(bucket) = self.bucket.as_ref().filter(|_| position <= self.before.position) else { return mark };
@@ -283,7 +355,10 @@ impl Level {
 
     /// A refusal of our own: more is kept back, and where no header shows this dimension, the strangers' share is learnt
     /// from what grew beyond our books since the last one. `gap` is the refusal's correction, ns.
-    pub fn refused(&mut self, position: u64, last_position: u64, gap: i64, now: Ns) {
+    pub fn refused(&mut self, position: u64, last_position: u64, gap: i64, wait: Option<Duration>, now: Ns) {
+        if let Some((window, wait)) = self.window.as_mut().zip(wait) {
+            window.refused(now.saturating_add(Ns::try_from(wait.as_nanos()).unwrap_or(Ns::MAX).min(now)));
+        }
         // Those that were on their way already teach nothing more.
         if position <= self.refused_until {
             return;
@@ -313,6 +388,10 @@ impl Level {
             Some(bucket) => (u128::from(self.unsent) * u128::from(bucket.span(1)) / u128::from(unit)) as Ns,
             None => 0,
         };
+        match (&mut self.window, limit.and_then(|limit| u32::try_from(limit).ok())) {
+            (Some(window), Some(limit)) => window.requota(limit.into()),
+            (window, _) => *window = None,
+        }
         self.bucket = kept.or_else(|| limit.and_then(|limit| Bucket::new(limit, self.dimension.period)));
         self.last_refusal = None;
         (self.drift, self.boost) = (0.0, 0.0);

@@ -63,7 +63,10 @@ impl SharedLane {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let now = common.clock.now();
         let id = match inside.lane.submit(ask, now, deadline, place, room) {
-            Verdict::Go(charge) => return Ok(Turn::Now(charge)),
+            Verdict::Go(charge) => {
+                common.changed.store(true, Relaxed);
+                return Ok(Turn::Now(charge));
+            }
             Verdict::No(refusal) => return Err(refusal),
             Verdict::Wait(id) => id,
         };
@@ -91,6 +94,7 @@ impl SharedLane {
     pub(super) fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut Lane) -> T) -> T {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = change(&mut inside.lane);
+        self.common.changed.store(true, Relaxed);
         if inside.lane.waiting() > 0 {
             let now = self.common.clock.now();
             self.pump(inside, now);
@@ -118,6 +122,9 @@ impl SharedLane {
         let mut woken = Vec::new();
         let Inside { lane, sleepers, outcomes, events, .. } = &mut *inside;
         lane.pump(now, events);
+        if !events.is_empty() {
+            self.common.changed.store(true, Relaxed);
+        }
         for event in events.drain(..) {
             let (id, outcome) = match event {
                 Event::Go(id, charge) => (id, Ok(charge)),

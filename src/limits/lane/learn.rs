@@ -86,9 +86,21 @@ impl Lane {
             news |= before.flatten().map(|(limit, _)| limit) != Some(shown.limit);
             let used = shown.limit.saturating_sub(shown.remaining);
             self.books.observe(&mut charge.taken, slot, used, counted, self.calibration.one_way(), now);
+            if counted && self.books.levels_mut()[slot].judge(charge.taken.position, &shown, now) {
+                self.count_windows(now);
+            }
         }
         if news {
             self.follow_plan(now);
+        }
+    }
+
+    /// One dimension counts windows: its short-lived hidden sisters will, too.
+    fn count_windows(&mut self, now: Ns) {
+        for level in self.books.levels_mut() {
+            if !level.is_visible() && level.dimension.period <= Dimension::ASPH.period {
+                level.count_windows(now);
+            }
         }
     }
 
@@ -141,7 +153,7 @@ impl Lane {
         let gap = self.books.observe(&mut charge.taken, slot, used, false, self.calibration.one_way(), now);
         if !text.hopeless() {
             let last = self.books.position();
-            self.books.levels_mut()[slot].refused(charge.taken.position, last, gap.unwrap_or(0), now);
+            self.books.levels_mut()[slot].refused(charge.taken.position, last, gap.unwrap_or(0), text.wait, now);
         }
         true
     }
@@ -162,7 +174,7 @@ impl Lane {
                 Unit::InputTokens | Unit::OutputTokens => false,
             };
             if low {
-                level.refused(position, last, 0, now);
+                level.refused(position, last, 0, None, now);
             }
         }
         tokens || requests || audio
