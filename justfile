@@ -30,4 +30,4 @@ clients:
 
 # The README's table of keys.
 readme:
-    UPDATE_README=1 cargo test --test wire readme
+    UPDATE_README=1 cargo test --lib config::example

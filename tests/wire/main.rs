@@ -1,3 +1,8 @@
 //! What happens on the wire: real processes, real sockets, the loopback device.
 
+mod bad_input;
 mod kit;
+mod paths;
+mod readme;
+mod sdk;
+mod slice;

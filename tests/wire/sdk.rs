@@ -14,7 +14,8 @@ use crate::kit::{Shield, Simulator, Tally, node, python};
 
 const MODEL: &str = "openai/gpt-oss-20b";
 
-/// No breaker, which would answer for Groq after five failures; back-offs that nobody has to wait for.
+/// No breaker, which would answer for Groq after five failures, and a budget for failures only; back-offs that nobody
+/// has to wait for.
 const CONFIG: &str = r#"
 [limits]
 plan = "developer"
@@ -23,6 +24,7 @@ requests_per_day = 1
 [retry]
 base_delay = "1ms"
 max_delay = "5ms"
+budget = 10.0
 [breaker]
 failures = 1000
 "#;

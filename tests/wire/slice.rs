@@ -93,8 +93,8 @@ async fn thirty_a_minute_are_never_refused() {
         assert_eq!((answer.status.as_u16(), answer.code().as_str()), (429, "rate_limit_exceeded"), "{n}: {}", answer.text());
         assert_eq!(answer.json()["error"]["type"], "requests");
         assert!(took < Duration::from_secs(2), "{n} was told after {took:?}");
-        if refused == 1 {
-            // One comes again when it was told to, and is served.
+        if n == 89 {
+            // The last comes again when it was told to: nobody came after it who could have taken its place.
             let after = Duration::from_millis(answer.header("retry-after-ms").parse().expect("milliseconds"));
             again.spawn(async move {
                 tokio::time::sleep(after).await;
@@ -124,7 +124,7 @@ async fn a_signal_drains_it_and_health_says_so() {
     let simulator = Simulator::generous();
     let mut shield = Shield::before(simulator.process.address(), "[limits]\nplan = \"none\"\n");
     let (client, admin) = (shield.process.client(), Client::new(shield.process.admin()));
-    assert_eq!(admin.plain_get("/readyz").await.status, 200);
+    assert_eq!(admin.plain("/readyz", None).await.status, 200);
     let body = json!({"model": MODEL, "messages": [{"role": "user", "content": "[[sim completion=5 head_ms=2000]]"}]});
     let running = tokio::spawn(async move { client.send(post(client, &body)).await });
     until(Duration::from_secs(10), async || simulator.log().await.len() == 1).await;

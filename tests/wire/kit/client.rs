@@ -64,9 +64,10 @@ impl Client {
         self.send(self.request(Method::GET, path).body(Full::default()).expect("a valid request")).await
     }
 
-    /// GETs from something that is not a shield.
-    pub(crate) async fn plain_get(&self, path: &str) -> Answer {
-        self.open(self.request(Method::GET, path).body(Full::default()).expect("a valid request")).await.whole().await
+    /// GETs from something that is not a shield, or POSTs where there is a body.
+    pub(crate) async fn plain(&self, path: &str, body: Option<&Value>) -> Answer {
+        let (method, body) = body.map_or((Method::GET, String::new()), |body| (Method::POST, body.to_string()));
+        self.open(self.request(method, path).body(Full::from(body)).expect("a valid request")).await.whole().await
     }
 
     /// Sends to a shield; the answer is whole and checked.

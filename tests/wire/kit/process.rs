@@ -160,13 +160,13 @@ impl Simulator {
 
     /// Scripts what becomes of the next requests.
     pub(crate) async fn faults(&self, script: serde_json::Value) {
-        let answer = self.process.client().post("/_sim/faults", &script).await;
+        let answer = self.process.client().plain("/_sim/faults", Some(&script)).await;
         assert!(answer.status.is_success(), "the simulator takes the script: {} {}", answer.status, answer.text());
     }
 
     /// What came over the wire, oldest first.
     pub(crate) async fn log(&self) -> Vec<serde_json::Value> {
-        let answer: Answer = self.process.client().plain_get("/_sim/log").await;
+        let answer: Answer = self.process.client().plain("/_sim/log", None).await;
         serde_json::from_slice(&answer.body).expect("the wire log is a JSON array")
     }
 }
