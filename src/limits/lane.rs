@@ -121,6 +121,8 @@ pub struct Lane {
     line: Line,
     calibration: Calibration,
     knowledge: Knowledge,
+    /// Somebody waits against a forecast made by guess.
+    guessed: bool,
     deadlines: BTreeSet<(Ns, Id)>,
     left: HashMap<u64, (Ticket, Ns)>,
     paused_until: Ns,
@@ -141,6 +143,7 @@ impl Lane {
             line: Line::default(),
             calibration: Calibration::default(),
             knowledge: Knowledge::Unknown,
+            guessed: false,
             deadlines: BTreeSet::new(),
             left: HashMap::new(),
             paused_until: 0,
@@ -176,7 +179,11 @@ impl Lane {
         }
         let forecast = self.forecast(&asker, now);
         if let Some(refusal) = self.not_in_time(forecast, now, now, deadline) {
-            return Verdict::No(refusal);
+            // Until the probe's head is here the limits are a guess, and nobody is refused by a guess.
+            if !matches!(self.knowledge, Knowledge::Probing { .. }) {
+                return Verdict::No(refusal);
+            }
+            self.guessed = true;
         }
         if !room {
             return Verdict::No(Refusal::Full { retry_after: forecast.wait.max(Duration::from_secs(1)) });
@@ -190,6 +197,10 @@ impl Lane {
     pub fn pump(&mut self, now: Ns, events: &mut Vec<Event>) {
         let now = self.advance(now);
         self.expire(now, events);
+        if self.guessed && self.is_open(now) {
+            self.guessed = false;
+            self.turn_away(now, events);
+        }
         let mut bound = self.blocked.take().and_then(|(slot, _)| slot);
         self.wake = None;
         while let Some(head) = self.line.head() {
@@ -517,12 +528,32 @@ impl Lane {
                 self.deadlines.pop_first();
                 continue;
             };
-            let class = self.line.app_of(waiter.app).map_or(Class::Interactive, |app| app.class);
-            let asker = Asker { app: waiter.app, class, size: waiter.size, amount: waiter.amount, ticket: Some(waiter.ticket) };
-            let refusal = self.late(self.forecast(&asker, now), waiter.since, deadline);
+            let refusal = self.late(self.forecast(&self.asker(&waiter), now), waiter.since, deadline);
             self.keep_place(&waiter, now);
             events.push(Event::No(id, refusal));
         }
+    }
+
+    /// The limits are known now: whoever cannot make it is told at once, in the order of arrival.
+    fn turn_away(&mut self, now: Ns, events: &mut Vec<Event>) {
+        let mut waiting: Vec<_> =
+            self.deadlines.iter().filter_map(|&(deadline, id)| Some((self.line.get(id)?.ticket, id, deadline))).collect();
+        waiting.sort_unstable_by_key(|&(ticket, ..)| ticket);
+        for (_, id, deadline) in waiting {
+            let late = self.line.get(id).and_then(|waiter| {
+                let forecast = self.forecast(&self.asker(waiter), now);
+                self.not_in_time(forecast, waiter.since, now, deadline)
+            });
+            if let Some(refusal) = late {
+                self.leave(id);
+                events.push(Event::No(id, refusal));
+            }
+        }
+    }
+
+    fn asker(&self, waiter: &Waiter) -> Asker {
+        let class = self.line.app_of(waiter.app).map_or(Class::Interactive, |app| app.class);
+        Asker { app: waiter.app, class, size: waiter.size, amount: waiter.amount, ticket: Some(waiter.ticket) }
     }
 
     fn keep_place(&mut self, waiter: &Waiter, now: Ns) {

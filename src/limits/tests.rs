@@ -197,6 +197,28 @@ async fn a_cold_start_sends_one_probe_and_learns_from_it() {
     assert_eq!(lane.dimensions[0].source, Source::Headers);
 }
 
+/// A cold start under a burst: the free plan's table is a guess until the probe's head says otherwise.
+#[tokio::test(start_paused = true)]
+async fn nobody_is_refused_by_a_guess_and_everybody_by_what_is_known() {
+    let limits = shield(ModelLimits { requests_per_minute: Some(30), ..ModelLimits::default() });
+    let mut probe = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("the probe");
+    probe.sent(Instant::now());
+    let mut burst = tokio::task::JoinSet::new();
+    for _ in 0..89 {
+        let limits = limits.clone();
+        burst.spawn(async move { (limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.is_ok(), Instant::now()) });
+    }
+    sleep(Duration::from_millis(300)).await;
+    assert!(burst.try_join_next().is_none(), "all wait for the probe");
+    let start = Instant::now();
+    probe.observe(&RateState::default(), Instant::now());
+    probe.settle(Spent::Tokens { prompt: 10, completion: 10, prompt_total: 10 }, Instant::now());
+    let ended = burst.join_all().await;
+    let refused: Vec<_> = ended.iter().filter(|(served, _)| !served).map(|(_, at)| at.duration_since(start)).collect();
+    assert!((30..45).contains(&refused.len()), "{} refused", refused.len());
+    assert!(refused.iter().all(|after| *after < Duration::from_secs(1)), "{refused:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lost_probe_makes_way() {
     let limits = shield(ModelLimits::default());

@@ -15,7 +15,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use super::Body;
 
 /// The answer that is waited for.
-pub type Pending = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+pub(super) type Pending = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
 /// A comment: nothing to a client but a sign of life.
 const COMMENT: Bytes = Bytes::from_static(b": waiting\n\n");
