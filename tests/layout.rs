@@ -51,6 +51,13 @@ const ARROWS: &[(&str, &[&str])] = &[
 const CORES: &[&str] = &["limits", "retry", "breaker", "groq", "estimate"];
 const NOT_IN_CORES: &[&str] = &["tokio::net", "std::net", "hyper", "Instant::now()", "SystemTime::now()"];
 
+/// What stands around a core: futures and drops that look at the clock, and the wall time of a saved file.
+const EXCEPTIONS: &[(&str, &str)] = &[
+    ("limits/lanes.rs", "Instant::now()"),
+    ("limits/reservation.rs", "Instant::now()"),
+    ("limits/saved.rs", "SystemTime::now()"),
+];
+
 /// Names that say nothing.
 const EMPTY_NOUNS: &[&str] = &["Manager", "Handler", "Service", "Helper", "Utils"];
 
@@ -83,7 +90,8 @@ fn the_arrows_make_no_circle() {
 fn cores_name_no_socket_and_no_clock() {
     let mut wrong = Vec::new();
     for source in sources().into_iter().filter(|s| CORES.contains(&s.module().as_str()) && !s.path.ends_with("limits/redis.rs")) {
-        for name in NOT_IN_CORES {
+        let excepted = |name: &str| EXCEPTIONS.iter().any(|(file, this)| source.path.ends_with(file) && *this == name);
+        for name in NOT_IN_CORES.iter().filter(|name| !excepted(name)) {
             for (number, _) in source.code.lines().enumerate().filter(|(_, line)| line.contains(name)) {
                 wrong.push(format!("{}:{}: {name}", source.path.display(), number + 1));
             }
