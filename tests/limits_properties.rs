@@ -54,8 +54,10 @@ fn warm(model: ModelLimits) -> Lane {
     lane
 }
 
-/// Groq's law for one dimension, exact: units × period, so that nothing is rounded.
+/// An upstream's law for one dimension, exact: units × period, so that nothing is rounded.
 struct Exact {
+    /// Windows on the clock instead of Groq's bucket.
+    fixed: bool,
     limit: i128,
     period: i128,
     used: i128,
@@ -64,12 +66,23 @@ struct Exact {
 
 impl Exact {
     fn new(limit: u64, period: Ns) -> Self {
-        Self { limit: limit.into(), period: period.into(), used: 0, at: 0 }
+        Self { fixed: false, limit: limit.into(), period: period.into(), used: 0, at: 0 }
+    }
+
+    /// Time until full.
+    fn reset(&self) -> Duration {
+        let ns = if self.fixed { self.period - self.at % self.period } else { self.used / self.limit };
+        Duration::from_nanos(ns as u64)
     }
 
     fn drain(&mut self, now: Ns) {
         let now = i128::from(now).max(self.at);
-        self.used = (self.used - (now - self.at) * self.limit).max(0);
+        let gone = match self.fixed {
+            false => (now - self.at) * self.limit,
+            true if now / self.period > self.at / self.period => self.used,
+            true => 0,
+        };
+        self.used = (self.used - gone).max(0);
         self.at = now;
     }
 
@@ -105,6 +118,12 @@ struct Job {
     leaves: Option<u64>,
 }
 
+impl Job {
+    fn completion(&self) -> u64 {
+        (self.ceiling as f64 * self.completion_share) as u64
+    }
+}
+
 fn job() -> impl Strategy<Value = Job> {
     (0..3u8, 0..2000u64, 1..400u64, 1..1500u64, 0.0..1.0f64, 1..20_000u64, prop::option::weighted(0.2, 1..5000u64)).prop_map(
         |(app, gap_ms, prompt, ceiling, completion_share, latency_ms, leaves)| Job {
@@ -132,12 +151,18 @@ struct Outcome {
     refused_by_groq: usize,
     refused_by_us: usize,
     left: usize,
-    grants: Vec<(Ns, u8, u64)>,
+    /// When, and how much it used in the end.
+    grants: Vec<(Ns, u64)>,
 }
 
 /// Runs jobs through a lane and an exact upstream without a network between them, checking every step.
 fn run(lane: &mut Lane, jobs: &[Job], requests: Option<u64>, tokens: u64, strangers: bool) -> Outcome {
-    let mut exact_tokens = Exact::new(tokens, 60 * SECOND);
+    run_before(lane, jobs, requests, Exact::new(tokens, 60 * SECOND), strangers)
+}
+
+/// The same before any upstream.
+fn run_before(lane: &mut Lane, jobs: &[Job], requests: Option<u64>, mut exact_tokens: Exact, strangers: bool) -> Outcome {
+    let tokens = exact_tokens.limit as u64;
     let mut exact_requests = requests.map(|limit| Exact::new(limit, 60 * SECOND));
     let mut agenda: BTreeMap<(Ns, u64), Step> = BTreeMap::new();
     let mut order = 0;
@@ -191,7 +216,7 @@ fn run(lane: &mut Lane, jobs: &[Job], requests: Option<u64>, tokens: u64, strang
                 }
                 Step::End(n, charge) => {
                     let job = &jobs[n];
-                    let completion = (job.ceiling as f64 * job.completion_share) as u64;
+                    let completion = job.completion();
                     let held = i128::from(job.prompt + job.ceiling);
                     exact_tokens.add(i128::from(job.prompt + completion) - held, now);
                     lane.settle(*charge, Spent::Tokens { prompt: job.prompt, completion, prompt_total: job.prompt }, now);
@@ -217,7 +242,7 @@ fn run(lane: &mut Lane, jobs: &[Job], requests: Option<u64>, tokens: u64, strang
                 let job = &jobs[n];
                 lane.sent(&mut charge, now);
                 outcome.sends += 1;
-                outcome.grants.push((now, job.app, job.prompt + job.ceiling));
+                outcome.grants.push((now, job.prompt + job.completion()));
                 if strangers && n % 7 == 3 {
                     exact_tokens.add(50, now);
                 }
@@ -469,4 +494,44 @@ fn batch_gets_its_share() {
         }
     }
     assert!((10..=20).contains(&batch), "{batch} of {all}");
+}
+
+/// Three times what 120 requests and 60 000 tokens a minute can bear, for ten minutes.
+fn overload() -> Vec<Job> {
+    let mut rng = fastrand::Rng::with_seed(7);
+    let job = |_| Job {
+        app: rng.u8(..3),
+        gap_ms: rng.u64(100..470),
+        prompt: rng.u64(50..400),
+        ceiling: rng.u64(200..2000),
+        completion_share: rng.f64() * 0.6,
+        latency_ms: rng.u64(500..8000),
+        leaves: None,
+    };
+    (0..2100).map(job).collect()
+}
+
+/// Tokens used a minute, from the third minute to the tenth.
+fn used_a_minute(outcome: &Outcome) -> f64 {
+    let steady = START + 180 * SECOND..START + 600 * SECOND;
+    outcome.grants.iter().filter(|(at, _)| steady.contains(at)).map(|&(_, used)| used as f64).sum::<f64>() / 7.0
+}
+
+/// Under overload nothing is refused, and nothing is left over.
+#[test]
+fn overload_uses_the_limit_without_a_refusal() {
+    let mut lane = warm(limits(None, 60_000));
+    let outcome = run(&mut lane, &overload(), None, 60_000, false);
+    assert_eq!(outcome.refused_by_groq, 0);
+    assert!(used_a_minute(&outcome) >= 0.985 * 60_000.0, "{}", used_a_minute(&outcome));
+}
+
+/// An upstream that counts windows is found out by its resets.
+#[test]
+fn fixed_windows_are_found_out() {
+    let mut lane = warm(limits(None, 60_000));
+    let windows = Exact { fixed: true, ..Exact::new(60_000, 60 * SECOND) };
+    let outcome = run_before(&mut lane, &overload(), None, windows, false);
+    assert!(outcome.refused_by_groq <= 2, "{} of {}", outcome.refused_by_groq, outcome.sends);
+    assert!(used_a_minute(&outcome) >= 0.95 * 60_000.0, "{}", used_a_minute(&outcome));
 }
