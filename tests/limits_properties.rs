@@ -249,8 +249,8 @@ fn run_before(lane: &mut Lane, jobs: &[Job], requests: Option<u64>, mut exact_to
                 let ok_requests = exact_requests.as_mut().is_none_or(|bucket| bucket.admit(1, now));
                 let ok = ok_requests && exact_tokens.admit(job.prompt + job.ceiling, now);
                 let remaining = tokens.saturating_sub(exact_tokens.units());
-                let state =
-                    RateState { tokens: Some(Snapshot { limit: tokens, remaining, reset: None }), ..RateState::default() };
+                let shown = Snapshot { limit: tokens, remaining, reset: Some(exact_tokens.reset()) };
+                let state = RateState { tokens: Some(shown), ..RateState::default() };
                 if ok {
                     lane.observe(&mut charge, &state, now);
                     plan(&mut agenda, now + job.latency_ms * MS, Step::End(n, Box::new(charge)));
