@@ -112,6 +112,9 @@ impl Running {
                 tracing::error!("a worker thread panicked");
             }
         }
+        if let Err(error) = self.shield.limits.save_now() {
+            tracing::warn!(%error, "the levels cannot be saved to limits.state_file");
+        }
     }
 
     /// Drains and waits for the end of it.
@@ -189,7 +192,9 @@ fn operate(
         runtime.block_on(async {
             tokio::select! {
                 () = over.cancelled() => {}
-                () = admin::serve(listener, shield) => {}
+                () = admin::serve(listener, shield.clone()) => {}
+                // The lines' timers, and levels saved once a second.
+                () = shield.limits.run() => {}
             }
         });
     })
