@@ -2,7 +2,7 @@
 //!
 //! wav, flac, ogg (opus, vorbis), mp3, mp4 and m4a, webm and mkv. Groq bills what the container declares, so that is what
 //! counts, true or not. Of other formats, and where headers lack or lie beyond sense, the size tells: see
-//! [`TYPICAL_RATE`].
+//! `TYPICAL_RATE`.
 
 use memchr::memmem;
 

@@ -20,7 +20,7 @@ const EXCERPT: usize = HEAD + TAIL;
 /// An error that came in a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamError {
-    /// The event's data, JSON where the upstream is well; at most [`EXCERPT`] bytes of it.
+    /// The event's data, JSON where the upstream is well; at most `EXCERPT` bytes of it.
     pub data: Vec<u8>,
     /// Whether every client raises on it as it is: a `data: {"error":…}` frame. `event: error` with other data and a
     /// chunk with `x_groq.error` are not seen by all of them.

@@ -89,6 +89,7 @@ fn drive(driver: &mut Option<Connection<TokioIo<Io>, Full<Bytes>>>, cx: &mut Con
 
 /// Idle connections, newest first, a stack for each core.
 #[derive(Default)]
+#[expect(clippy::vec_box, reason = "a wire is large and moves between stack and request: its pointer moves")]
 pub(super) struct Pool {
     shards: [Mutex<Vec<Box<Wire>>>; SHARDS],
 }
@@ -124,6 +125,7 @@ impl Pool {
         }
     }
 
+    #[expect(clippy::vec_box, reason = "as in the pool")]
     fn shard(&self) -> &Mutex<Vec<Box<Wire>>> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         thread_local!(static SHARD: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);

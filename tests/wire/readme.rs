@@ -64,6 +64,15 @@ async fn every_command_runs() {
                 fs::write(directory.path().join("example.toml"), block.text).expect("written");
                 shell.succeeds("groq-shield check --config example.toml", None).await;
             }
+            ("demo", "sh") => {
+                let command = block.text.replace("cargo run --release --", "groq-shield");
+                let out = shell.succeeds(&command, None).await;
+                let picture = README.split("```\n").find(|text| text.contains("the SDKs alone")).expect("the picture");
+                // Its rows by name; the figures are of one run.
+                for row in picture.lines().skip(2).map(|row| row.split("  ").find(|cell| !cell.is_empty()).unwrap_or_default()) {
+                    assert!(out.contains(row.trim()), "{row}:\n{out}");
+                }
+            }
             // Installing takes a release build; that the package can be installed is cargo's affair, what it starts is ours.
             ("start", "sh") => {
                 assert!(block.text.ends_with("groq-shield\n"), "{block:?}");
@@ -74,7 +83,7 @@ async fn every_command_runs() {
             ("this", "sh") => {
                 assert!(fs::read_to_string(file(".ci/run")).expect("the gate").contains(block.text.trim()), "{block:?}")
             }
-            ("", "json") => {}
+            ("", "json" | "") => {}
             _ => panic!("how is this tested? {block:?}"),
         }
     }
