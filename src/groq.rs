@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 
 mod duration;
 mod path;
@@ -124,23 +124,32 @@ pub struct RateState {
 impl RateState {
     /// Reads the headers; what is absent or unparsable is `None`.
     pub fn of(headers: &HeaderMap) -> Self {
-        let snapshot = |[limit, remaining, reset]: [&str; 3]| {
+        let snapshot = |[limit, remaining, reset]: &[HeaderName; 3]| {
             let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
             let limit = text(limit).and_then(count).filter(|limit| *limit > 0)?;
             let remaining = text(remaining).and_then(count)?.min(limit);
             Some(Snapshot { limit, remaining, reset: text(reset).and_then(parse_duration) })
         };
-        Self {
-            requests: snapshot(["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"]),
-            tokens: snapshot(["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"]),
-            audio: snapshot([
-                "x-ratelimit-limit-audio-seconds",
-                "x-ratelimit-remaining-audio-seconds",
-                "x-ratelimit-reset-audio-seconds",
-            ]),
-        }
+        Self { requests: snapshot(&REQUESTS), tokens: snapshot(&TOKENS), audio: snapshot(&AUDIO) }
     }
 }
+
+/// Limit, remaining, reset. Made once: a name as text would be parsed for each answer.
+static REQUESTS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
+];
+static TOKENS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-tokens"),
+    HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    HeaderName::from_static("x-ratelimit-reset-tokens"),
+];
+static AUDIO: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-audio-seconds"),
+    HeaderName::from_static("x-ratelimit-remaining-audio-seconds"),
+    HeaderName::from_static("x-ratelimit-reset-audio-seconds"),
+];
 
 /// A whole number, or the whole part of a decimal one; less than nothing is nothing.
 fn count(text: &str) -> Option<u64> {

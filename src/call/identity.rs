@@ -134,7 +134,10 @@ impl IdentityIndex {
         let digest = digest(key);
         match self.organisations.get(&digest) {
             Some(name) => name.clone(),
-            None => digest[..6].iter().fold("key-".to_owned(), |name, byte| format!("{name}{byte:02x}")).into(),
+            None => {
+                let number = digest[..6].iter().fold(0, |number: u64, byte| number << 8 | u64::from(*byte));
+                format!("key-{number:012x}").into()
+            }
         }
     }
 }
