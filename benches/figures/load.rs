@@ -1,0 +1,93 @@
+//! Who asks for what, and when? Open-loop Poisson arrivals, lognormal sizes and latencies, everything by one seed.
+
+use fastrand::Rng;
+
+use super::{Ns, SECOND};
+
+/// What an app's requests are like: means in tokens and the spread of their logarithm.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) prompt: f64,
+    pub(crate) ceiling: f64,
+    pub(crate) completion: f64,
+    pub(crate) spread: f64,
+    /// Nothing asks for more in all.
+    pub(crate) most: u64,
+}
+
+impl Sizes {
+    /// Near 570 tokens used and 1330 asked.
+    pub(crate) const USUAL: Self = Self { prompt: 300.0, ceiling: 1030.0, completion: 290.0, spread: 0.7, most: 6000 };
+    /// Requests bind before tokens do.
+    pub(crate) const TINY: Self = Self { prompt: 40.0, ceiling: 120.0, completion: 40.0, spread: 0.5, most: 1000 };
+    pub(crate) const SHORT: Self = Self { prompt: 50.0, ceiling: 100.0, completion: 50.0, spread: 0.4, most: 400 };
+    pub(crate) const LONG: Self = Self { prompt: 2500.0, ceiling: 3500.0, completion: 1500.0, spread: 0.4, most: 16_000 };
+
+    pub(crate) fn draw(&self, random: &mut Rng) -> Size {
+        let mut lognormal = |mean: f64| (mean.ln() - self.spread * self.spread / 2.0 + self.spread * normal(random)).exp();
+        let prompt = (lognormal(self.prompt) as u64).clamp(1, self.most / 2);
+        let ceiling = (lognormal(self.ceiling) as u64).clamp(1, self.most - prompt);
+        let completion = (lognormal(self.completion) as u64).clamp(1, ceiling);
+        Size { prompt, ceiling, completion }
+    }
+
+    /// Mean tokens used, and the completion under which nine of ten lie.
+    pub(crate) fn measure(&self) -> (f64, u64) {
+        let mut random = Rng::with_seed(7);
+        let sizes: Vec<_> = (0..20_000).map(|_| self.draw(&mut random)).collect();
+        let mean = sizes.iter().map(|size| size.used() as f64).sum::<f64>() / sizes.len() as f64;
+        let mut completions: Vec<_> = sizes.iter().map(|size| size.completion).collect();
+        completions.sort_unstable();
+        (mean, completions[sizes.len() * 9 / 10])
+    }
+}
+
+/// One request's size in tokens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Size {
+    pub(crate) prompt: u64,
+    pub(crate) ceiling: u64,
+    pub(crate) completion: u64,
+}
+
+impl Size {
+    pub(crate) fn used(&self) -> u64 {
+        self.prompt + self.completion
+    }
+}
+
+/// What one app offers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Offer {
+    pub(crate) app: &'static str,
+    /// As a multiple of the binding limit.
+    pub(crate) share: f64,
+    pub(crate) sizes: Sizes,
+}
+
+/// A lognormal time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Latency {
+    pub(crate) median: Ns,
+    pub(crate) spread: f64,
+    pub(crate) most: Ns,
+}
+
+impl Latency {
+    pub(crate) const USUAL: Self = Self { median: 1200 * super::MS, spread: 0.6, most: 20 * SECOND };
+    pub(crate) const LONG: Self = Self { median: 12 * SECOND, spread: 0.8, most: 60 * SECOND };
+
+    pub(crate) fn draw(&self, random: &mut Rng) -> Ns {
+        ((self.median as f64 * (self.spread * normal(random)).exp()) as Ns).min(self.most)
+    }
+}
+
+/// Until the next arrival, at so many a second.
+pub(crate) fn gap(rate: f64, random: &mut Rng) -> Ns {
+    (-(1.0 - random.f64()).ln() / rate * SECOND as f64) as Ns + 1
+}
+
+/// Standard normal.
+pub(crate) fn normal(random: &mut Rng) -> f64 {
+    (-2.0 * (1.0 - random.f64()).ln()).sqrt() * (std::f64::consts::TAU * random.f64()).cos()
+}

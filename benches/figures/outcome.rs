@@ -1,0 +1,148 @@
+//! What came of it? Use, refusals, waits, fairness, and whether a row's figures are reached.
+
+use std::collections::BTreeMap;
+
+use super::{
+    MINUTE, Ns, SECOND,
+    rows::{Row, Span, Target},
+    world::{Job, WARM},
+};
+
+/// One app's (or everybody's) waits in seconds and the share that got no answer.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Waits {
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+    pub(crate) failed: f64,
+}
+
+/// A row's figures.
+#[derive(Clone, Debug)]
+pub(crate) struct Outcome {
+    /// Share of the binding limit that was used, by us and by strangers.
+    pub(crate) own: f64,
+    pub(crate) foreign: f64,
+    /// Share of the limit that the limiter counted as taken.
+    pub(crate) counted: f64,
+    pub(crate) sends: usize,
+    pub(crate) refusals: usize,
+    pub(crate) all: Waits,
+    /// The first offer.
+    pub(crate) watched: Waits,
+    pub(crate) jain: f64,
+    /// A burst's time over the least possible.
+    pub(crate) stretch: f64,
+}
+
+impl Outcome {
+    pub(crate) fn of(row: &Row, jobs: &[Job], end: Ns, net: i128) -> Self {
+        let start = if matches!(row.span, Span::Steady(_)) { WARM } else { 0 };
+        // Who came late may still wait when the run ends.
+        let judged_until = if matches!(row.span, Span::Burst(_)) { end } else { end.saturating_sub(row.patience) };
+        let (ours, strangers): (Vec<&Job>, Vec<&Job>) = jobs.iter().partition(|job| !job.app.is_empty());
+        let measured = |at: Ns| at >= start && at < end;
+        let use_of = |jobs: &[&Job]| share_used(row, jobs, start, end);
+        let sends = ours.iter().flat_map(|job| &job.sent).filter(|&&at| measured(at)).count();
+        let refusals = ours.iter().flat_map(|job| &job.refusals).filter(|&&at| measured(at)).count();
+        let judged: Vec<&Job> = ours.iter().copied().filter(|job| job.arrived >= start && job.arrived <= judged_until).collect();
+        let watched: Vec<&Job> = judged.iter().copied().filter(|job| job.offer == 0).collect();
+        let last_sent = ours.iter().filter_map(|job| job.sent.last()).max().copied().unwrap_or(0);
+        let used: u64 = ours.iter().map(|job| job.size.used()).sum();
+        let least = (used as f64 / row.limits.1 as f64 - 1.0) * MINUTE as f64;
+        Self {
+            own: use_of(&ours),
+            foreign: use_of(&strangers),
+            counted: net as f64 / (row.limits.1 as f64 * (end.saturating_sub(WARM)) as f64 / MINUTE as f64),
+            sends,
+            refusals,
+            all: waits(&judged),
+            watched: waits(&watched),
+            jain: jain(row, &ours, start, end),
+            stretch: last_sent as f64 / least,
+        }
+    }
+
+    pub(crate) fn per_thousand(&self) -> f64 {
+        1000.0 * self.refusals as f64 / self.sends.max(1) as f64
+    }
+
+    /// What is not reached, by name.
+    pub(crate) fn misses(&self, target: &Target) -> Vec<&'static str> {
+        let beyond = |name, bound: Option<f64>, missed: fn(f64, f64) -> bool, figure: f64| {
+            bound.filter(|&bound| missed(figure, bound)).map(|_| name)
+        };
+        let (below, above): (fn(f64, f64) -> bool, fn(f64, f64) -> bool) = (|a, b| a < b, |a, b| a > b);
+        let watched = target.watched;
+        [
+            beyond("used", target.used, below, self.own + self.foreign),
+            beyond("counted", target.counted, below, self.counted),
+            beyond("refusals", target.per_thousand, above, self.per_thousand()),
+            beyond("refusals", target.refusals, above, self.refusals as f64),
+            beyond("too kind: used", target.used_at_most, above, self.own),
+            beyond("too kind: refusals", target.per_thousand_at_least, below, self.per_thousand()),
+            beyond("failed", target.failed, above, self.all.failed),
+            beyond("p99", target.p99, above, self.all.p99),
+            beyond("Jain", target.jain, below, self.jain),
+            beyond("watched p50", watched.map(|w| w.p50), above, self.watched.p50),
+            beyond("watched p99", watched.map(|w| w.p99), above, self.watched.p99),
+            beyond("watched failed", watched.map(|w| w.failed), above, self.watched.failed),
+            beyond("time", target.stretch, above, self.stretch),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}
+
+/// The binding dimension's share: tokens or requests let in over what there was.
+fn share_used(row: &Row, jobs: &[&Job], start: Ns, end: Ns) -> f64 {
+    let admitted = || jobs.iter().filter(|job| job.admitted.is_some_and(|at| at >= start && at < end));
+    let tokens: u64 = admitted().map(|job| job.size.used()).sum();
+    let minutes = (end - start) as f64 / MINUTE as f64;
+    // At the beginning a level stands there as well, or a debt.
+    let extra = |initial: f64| if start == 0 { 1.0 - initial } else { 0.0 };
+    let there = |limit: u64, initial: f64| limit as f64 * (minutes + extra(initial));
+    let tokens = tokens as f64 / there(row.limits.1, row.initial.1);
+    let requests = admitted().count() as f64 / there(row.limits.0, row.initial.0);
+    if matches!(row.span, Span::First(_)) {
+        tokens.max(requests)
+    } else if row.requests_bind {
+        requests
+    } else {
+        tokens
+    }
+}
+
+fn waits(jobs: &[&Job]) -> Waits {
+    let sent = |job: &&&Job| job.admitted.is_some() || (!job.failed && !job.sent.is_empty());
+    let served = jobs.iter().filter(sent);
+    let mut waits: Vec<Ns> = served.filter_map(|job| Some(job.sent.last()? - job.arrived)).collect();
+    waits.sort_unstable();
+    let quantile = |q: usize| waits.get((waits.len() * q / 100).min(waits.len().saturating_sub(1)));
+    let seconds = |q: usize| quantile(q).map_or(0.0, |&wait| wait as f64 / SECOND as f64);
+    let failed = jobs.iter().filter(|job| job.failed).count() as f64 / jobs.len().max(1) as f64;
+    Waits { p50: seconds(50), p99: seconds(99), failed }
+}
+
+/// Jain's index over what apps got, each divided by its max-min fair share of what all got.
+fn jain(row: &Row, jobs: &[&Job], start: Ns, end: Ns) -> f64 {
+    let mut got: BTreeMap<&str, f64> = row.offers.iter().map(|offer| (offer.app, 0.0)).collect();
+    let mut wanted = got.clone();
+    for job in jobs.iter().filter(|job| job.arrived >= start && job.arrived < end) {
+        *wanted.entry(job.app).or_default() += job.size.used() as f64;
+    }
+    for job in jobs.iter().filter(|job| job.admitted.is_some_and(|at| at >= start && at < end)) {
+        *got.entry(job.app).or_default() += job.size.used() as f64;
+    }
+    let mut left: f64 = got.values().sum();
+    let mut order: Vec<_> = wanted.into_iter().collect();
+    order.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let (mut sum, mut squares, count) = (0.0, 0.0, order.len());
+    for (n, (app, wants)) in order.into_iter().enumerate() {
+        let fair = wants.min(left / (count - n) as f64);
+        left -= fair;
+        let x = got[app] / fair.max(1.0);
+        (sum, squares) = (sum + x, squares + x * x);
+    }
+    sum * sum / (count as f64 * squares).max(f64::MIN_POSITIVE)
+}

@@ -1,0 +1,216 @@
+//! Which overloads, and what is to be reached in each?
+
+use super::{
+    MINUTE, MS, Ns, SECOND,
+    load::{Latency, Offer, Sizes},
+    upstream::{Charging, Law},
+};
+
+/// What stands between clients and the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The lane.
+    Shield,
+    /// Baseline A: the SDKs' own retries.
+    Straight,
+    /// Baseline C: prompt + ceiling reserved, nothing given back.
+    Ceilings,
+    /// Baseline D: prompt + the 90 % quantile of completions, settled.
+    Predictions,
+}
+
+/// When headers are read off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stamp {
+    Admission,
+    Finish,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Span {
+    /// From minute three, until so many were sent.
+    Steady(usize),
+    /// From the start for so long.
+    First(Ns),
+    /// So many limits' worth at once, until all is done.
+    Burst(f64),
+}
+
+/// The watched app's bounds: seconds, and the share that may fail.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Watched {
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+    pub(crate) failed: f64,
+}
+
+/// What is to be reached; shares of 1, seconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Target {
+    pub(crate) used: Option<f64>,
+    pub(crate) counted: Option<f64>,
+    pub(crate) per_thousand: Option<f64>,
+    /// Refusals in all.
+    pub(crate) refusals: Option<f64>,
+    pub(crate) failed: Option<f64>,
+    pub(crate) p99: Option<f64>,
+    pub(crate) jain: Option<f64>,
+    pub(crate) watched: Option<Watched>,
+    pub(crate) stretch: Option<f64>,
+    /// A baseline that does better than these has too kind an upstream.
+    pub(crate) used_at_most: Option<f64>,
+    pub(crate) per_thousand_at_least: Option<f64>,
+}
+
+/// One line of the table.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    /// Requests and tokens a minute.
+    pub(crate) limits: (u64, u64),
+    /// The first one is watched.
+    pub(crate) offers: Vec<Offer>,
+    /// Strangers, as a share of the binding limit.
+    pub(crate) foreign: f64,
+    pub(crate) requests_bind: bool,
+    pub(crate) front: Kind,
+    pub(crate) replicas: usize,
+    pub(crate) law: Law,
+    pub(crate) charging: Charging,
+    pub(crate) stamp: Stamp,
+    /// One way, from and to.
+    pub(crate) way: (Ns, Ns),
+    pub(crate) latency: Latency,
+    /// Estimated over true prompt tokens.
+    pub(crate) bias: f64,
+    /// What is in use of (requests, tokens) at the start.
+    pub(crate) initial: (f64, f64),
+    pub(crate) patience: Ns,
+    pub(crate) span: Span,
+    pub(crate) target: Target,
+}
+
+const S: (u64, u64) = (30, 8000);
+const M: (u64, u64) = (120, 60_000);
+const X: (u64, u64) = (1000, 300_000);
+const SENDS: usize = 8400;
+
+const LIGHT: Watched = Watched { p50: 1.0, p99: 8.0, failed: 0.0 };
+const BUCKET: Target = Target { used: Some(0.99), per_thousand: Some(0.0), jain: Some(0.99), watched: Some(LIGHT), ..NONE };
+const NONE: Target = Target {
+    used: None,
+    counted: None,
+    per_thousand: None,
+    refusals: None,
+    failed: None,
+    p99: None,
+    jain: None,
+    watched: None,
+    stretch: None,
+    used_at_most: None,
+    per_thousand_at_least: None,
+};
+
+impl Row {
+    /// A light app with 15 % of the limit and a heavy one with the rest of `load` times the limit, at Groq as known.
+    fn new(name: &'static str, limits: (u64, u64), load: f64, target: Target) -> Self {
+        let offer = |app, share| Offer { app, share, sizes: Sizes::USUAL };
+        Self {
+            name,
+            limits,
+            offers: vec![offer("light", 0.15), offer("heavy", load - 0.15)],
+            foreign: 0.0,
+            requests_bind: false,
+            front: Kind::Shield,
+            replicas: 1,
+            law: Law::Bucket,
+            charging: Charging::R,
+            stamp: Stamp::Admission,
+            way: (10 * MS, 50 * MS),
+            latency: Latency::USUAL,
+            bias: 1.0,
+            initial: (0.0, 0.0),
+            patience: 60 * SECOND,
+            span: Span::Steady(SENDS),
+            target,
+        }
+    }
+
+    fn offered(self, offers: &[(&'static str, f64, Sizes)]) -> Self {
+        let offers = offers.iter().map(|&(app, share, sizes)| Offer { app, share, sizes }).collect();
+        Self { offers, ..self }
+    }
+
+    /// Arrivals a second, by offer.
+    pub(crate) fn rates(&self) -> Vec<f64> {
+        self.offers.iter().map(|offer| offer.share * self.rate_of_limit(&offer.sizes)).collect()
+    }
+
+    /// Requests a second that would use the binding limit up.
+    pub(crate) fn rate_of_limit(&self, sizes: &Sizes) -> f64 {
+        let a_minute = if self.requests_bind { self.limits.0 as f64 } else { self.limits.1 as f64 / sizes.measure().0 };
+        a_minute * SECOND as f64 / MINUTE as f64
+    }
+}
+
+/// Every row, in the table's order.
+pub(crate) fn rows() -> Vec<Row> {
+    let with = |used, per_thousand| Target { used: Some(used), per_thousand: Some(per_thousand), ..NONE };
+    let foreign = |per_thousand, failed| Target {
+        used: Some(0.99),
+        per_thousand: Some(per_thousand),
+        watched: Some(Watched { p50: f64::MAX, p99: f64::MAX, failed }),
+        ..NONE
+    };
+    let shorts = Target { watched: Some(Watched { p50: 0.05, p99: 2.0, failed: 0.0 }), ..with(0.99, 0.0) };
+    let longs = Target { watched: Some(Watched { p50: f64::MAX, p99: 30.0, failed: 0.0 }), ..with(0.99, 0.0) };
+    let cold = |used, refusals| Target { used: Some(used), refusals: Some(refusals), ..NONE };
+    let first = Span::First(2 * MINUTE);
+    let odd = with(0.985, 1.0);
+    let bad = |per_thousand| Target { per_thousand_at_least: Some(per_thousand), ..NONE };
+    let m = |name, target| Row::new(name, M, 3.0, target);
+    vec![
+        Row::new("bucket-3x-S", S, 3.0, BUCKET),
+        Row::new("bucket-3x-M", M, 3.0, BUCKET),
+        Row::new("bucket-3x-X", X, 3.0, BUCKET),
+        Row::new("bucket-10x-S", S, 10.0, BUCKET),
+        Row::new("bucket-10x-M", M, 10.0, BUCKET),
+        Row::new("bucket-10x-X", X, 10.0, BUCKET),
+        Row::new("bucket-1x-M", M, 1.0, Target { per_thousand: Some(0.0), failed: Some(0.0), p99: Some(1.5), ..NONE }),
+        Row { foreign: 0.2, ..Row::new("foreign-S", S, 3.0, foreign(2.0, 0.02)) },
+        Row { foreign: 0.2, ..m("foreign-M", foreign(0.5, 0.0)) },
+        Row { foreign: 0.2, ..Row::new("foreign-X", X, 3.0, foreign(0.5, 0.0)) },
+        Row { foreign: 1.0 / 3.0, requests_bind: true, ..m("rpm-foreign-M", with(0.99, 10.0)) }
+            .offered(&[("light", 0.15, Sizes::TINY), ("heavy", 2.85, Sizes::TINY)]),
+        Row { replicas: 2, ..m("two-replicas-M", Target { jain: Some(0.99), ..with(0.99, 1.0) }) },
+        Row { replicas: 8, ..m("eight-replicas-M", with(0.98, 5.0)) },
+        Row { charging: Charging::T, ..m("charging-T-M", odd) },
+        Row { charging: Charging::P, ..m("charging-P-M", odd) },
+        Row { stamp: Stamp::Finish, ..m("stamp-finish-M", odd) },
+        Row { way: (10 * MS, 300 * MS), ..m("network-300-M", odd) },
+        Row { latency: Latency::LONG, ..m("latency-60-M", odd) },
+        Row { bias: 0.75, ..m("estimator-25-M", odd) },
+        Row { charging: Charging::N, ..m("charging-N-M", Target { counted: Some(0.99), ..with(0.33, 1.0) }) },
+        Row { law: Law::Fixed, ..m("fixed-M", with(0.95, 1.0)) },
+        Row { law: Law::Fixed, foreign: 0.2, ..m("fixed-foreign-M", with(0.96, 4.0)) },
+        Row { law: Law::Sliding, ..m("sliding-M", with(0.90, 1.0)) },
+        Row { law: Law::Sliding, foreign: 0.2, ..m("sliding-foreign-M", with(0.83, 2.0)) },
+        m("shorts-two-apps-M", shorts).offered(&[("shorts", 0.1, Sizes::SHORT), ("longs", 3.0, Sizes::LONG)]),
+        m("shorts-one-app-M", shorts).offered(&[("app", 0.1, Sizes::SHORT), ("app", 3.0, Sizes::LONG)]),
+        m("longs-one-app-M", longs).offered(&[("app", 0.1, Sizes::LONG), ("app", 3.0, Sizes::USUAL)]),
+        Row { span: first, ..m("cold-full-M", cold(0.90, 0.0)) },
+        Row { span: first, initial: (0.5, 0.5), ..m("cold-half-M", cold(0.90, 0.0)) },
+        Row { span: first, initial: (1.0, 0.0), ..m("cold-hidden-M", cold(0.85, 1.0)) },
+        Row { span: first, initial: (0.0, 1.5), ..m("cold-debt-M", cold(0.80, 1.0)) },
+        Row {
+            span: Span::Burst(3.0),
+            patience: 10 * MINUTE,
+            ..m("burst-M", Target { per_thousand: Some(0.0), failed: Some(0.0), stretch: Some(1.03), ..NONE })
+        },
+        Row { front: Kind::Straight, ..Row::new("A-1.5x-M", M, 1.5, bad(600.0)) },
+        Row { front: Kind::Straight, ..m("A-3x-M", bad(600.0)) },
+        Row { front: Kind::Ceilings, ..m("C-3x-M", Target { used_at_most: Some(0.62), ..NONE }) },
+        Row { front: Kind::Predictions, ..m("D-3x-M", bad(400.0)) },
+    ]
+}

@@ -1,0 +1,99 @@
+//! How full does the shield keep Groq's limits, and at what price? `cargo bench --bench shield` runs every overload of
+//! the table in virtual time, the baselines beside it; `-- --scenario NAME --seed N` plays one again.
+
+use std::{process::ExitCode, time::Instant};
+
+mod figures;
+
+use figures::{
+    outcome::Outcome,
+    rows::{Row, Target, rows},
+    world::run,
+};
+
+const SEED: u64 = 1;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    let value = |name: &str| arguments.iter().position(|a| a == name).and_then(|at| arguments.get(at + 1)).cloned();
+    let scenario = value("--scenario");
+    let seed = match value("--seed").map_or(Ok(SEED), |text| text.parse()) {
+        Ok(seed) => seed,
+        Err(error) => {
+            eprintln!("--seed: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let rows: Vec<Row> =
+        rows().into_iter().filter(|row| scenario.as_ref().is_none_or(|name| row.name.contains(name.as_str()))).collect();
+    if rows.is_empty() {
+        eprintln!("no scenario's name contains {}", scenario.unwrap_or_default());
+        return ExitCode::FAILURE;
+    }
+    println!(
+        "seed {seed}; used: own + strangers; waits in seconds; watched: the light app, or the one that the row is named after\n"
+    );
+    println!(
+        "| scenario | used % | 429 ‰ (of sends) | failed % | wait p50 / p99 | Jain | watched p50 / p99 / failed % | target | |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    let started = Instant::now();
+    for row in &rows {
+        println!("{}", line(row, &run(row, seed)));
+    }
+    eprintln!("\n{} rows in {:.1} s", rows.len(), started.elapsed().as_secs_f64());
+    ExitCode::SUCCESS
+}
+
+fn line(row: &Row, outcome: &Outcome) -> String {
+    let Outcome { own, foreign, counted, sends, all, watched, jain, stretch, .. } = outcome;
+    let mut used =
+        if *foreign > 0.0 { format!("{:.1} + {:.1}", 100.0 * own, 100.0 * foreign) } else { format!("{:.1}", 100.0 * own) };
+    if row.target.counted.is_some() {
+        used += &format!(" (limiter {:.1})", 100.0 * counted);
+    }
+    if row.target.stretch.is_some() {
+        used = format!("time × {stretch:.3}");
+    }
+    let misses = outcome.misses(&row.target);
+    let verdict = if misses.is_empty() { "PASS".to_owned() } else { format!("miss: {}", misses.join(", ")) };
+    format!(
+        "| {} | {used} | {:.1} ({sends}) | {:.1} | {:.2} / {:.2} | {jain:.3} | {:.2} / {:.2} / {:.1} | {} | {verdict} |",
+        row.name,
+        outcome.per_thousand(),
+        100.0 * all.failed,
+        all.p50,
+        all.p99,
+        watched.p50,
+        watched.p99,
+        100.0 * watched.failed,
+        aim(&row.target),
+    )
+}
+
+fn aim(target: &Target) -> String {
+    let percent = |name: &str, share: Option<f64>| {
+        share.map(|share| format!("{name} {:.4}", 100.0 * share).trim_end_matches('0').trim_end_matches('.').to_owned())
+    };
+    let plain = |name: &str, bound: Option<f64>| bound.filter(|&bound| bound < f64::MAX).map(|bound| format!("{name} {bound}"));
+    let watched = target.watched;
+    [
+        percent("used ≥", target.used),
+        percent("limiter ≥", target.counted),
+        percent("used ≤", target.used_at_most),
+        plain("≤", target.per_thousand).map(|text| text + " ‰"),
+        plain("≥", target.per_thousand_at_least).map(|text| text + " ‰"),
+        plain("429s ≤", target.refusals),
+        percent("failed ≤", target.failed),
+        plain("p99 ≤", target.p99),
+        plain("Jain ≥", target.jain),
+        plain("watched p50 ≤", watched.map(|w| w.p50)),
+        plain("p99 ≤", watched.map(|w| w.p99)),
+        percent("failed ≤", watched.map(|w| w.failed)),
+        plain("time ×", target.stretch),
+    ]
+    .into_iter()
+    .flatten()
+    .collect::<Vec<_>>()
+    .join(", ")
+}

@@ -1,0 +1,243 @@
+//! Does the whole of it hold together, whatever happens when? The shield before the simulated Groq in virtual time:
+//! delays, latencies, faults, strangers and clients that leave, all by a seed.
+//!
+//! A failure names its seed; `SIMULATION_SEED=n cargo test --test simulation` plays it again.
+#![cfg(feature = "demo")]
+
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    pin::pin,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use fastrand::Rng;
+use groq_shield::{
+    config::{self, Plan, Settings},
+    proxy::{Shield, handle},
+    sim::{self, Sim, Stranger},
+    upstream::{Io, Upstream},
+};
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf, duplex, split},
+    task::LocalSet,
+    time::{Instant, sleep, timeout},
+};
+
+const REQUESTS: usize = 120;
+const RPM: u64 = 120;
+const TPM: u64 = 20_000;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct World {
+    faults: bool,
+    strangers: bool,
+    leaving: bool,
+}
+
+/// What became of the requests.
+#[derive(Debug, Default)]
+struct Ends {
+    good: Cell<usize>,
+    refused_by_us: Cell<usize>,
+    failed: Cell<usize>,
+    left: Cell<usize>,
+}
+
+#[test]
+fn nobody_is_refused() {
+    each_seed(World::default(), |sim, ends| {
+        assert_eq!(sim.stats().refusals(), 0);
+        assert_eq!(ends.failed.get(), 0);
+        assert!(ends.good.get() > REQUESTS / 4, "{ends:?}");
+    });
+}
+
+#[test]
+fn clients_that_leave_at_any_moment_leave_nothing_behind() {
+    each_seed(World { leaving: true, ..World::default() }, |sim, ends| {
+        assert_eq!(sim.stats().refusals(), 0);
+        assert!(ends.left.get() > REQUESTS / 10, "{ends:?}");
+    });
+}
+
+#[test]
+fn faults_and_strangers_and_clients_that_leave() {
+    each_seed(World { faults: true, strangers: true, leaving: true }, |sim, ends| {
+        let stats = sim.stats();
+        assert!(stats.refusals() <= 2 + stats.admitted / 50, "{:?} of {}", stats.refused, stats.admitted);
+        assert!(stats.faults > 0 && ends.good.get() > REQUESTS / 10, "{ends:?}");
+    });
+}
+
+fn each_seed(world: World, check: impl Fn(&Sim, &Ends)) {
+    let one = std::env::var("SIMULATION_SEED").ok().map(|text| text.parse::<u64>().expect("a number"));
+    for seed in one.map_or(1..=20, |seed| seed..=seed) {
+        let told = Told(seed);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
+        runtime.block_on(LocalSet::new().run_until(async {
+            let (sim, ends) = live(world, seed).await;
+            check(&sim, &ends);
+        }));
+        drop(told);
+    }
+}
+
+/// Says the seed if a check fails.
+struct Told(u64);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("again with SIMULATION_SEED={}", self.0);
+        }
+    }
+}
+
+/// One whole life: a minute of twice the limit, then until everything has ended and every level is full again.
+async fn live(world: World, seed: u64) -> (Sim, Rc<Ends>) {
+    fastrand::seed(seed);
+    let mut random = Rng::with_seed(seed);
+    let limits = sim::ModelLimits { requests_per_minute: Some(RPM), tokens_per_minute: Some(TPM), ..Default::default() };
+    let faults = json!([
+        {"probability": 0.03, "action": "status", "status": 503},
+        {"probability": 0.03, "action": "close"},
+        {"probability": 0.03, "action": "cut", "after": 2},
+        {"probability": 0.03, "action": "html", "status": 502},
+    ]);
+    let sim = Sim::new(sim::Options {
+        plan: sim::Plan::uniform(limits),
+        stranger: world.strangers.then_some(Stranger { share: 0.2, tokens: 300 }),
+        faults: if world.faults { serde_json::from_value(faults).expect("faults") } else { Vec::new() },
+        seed,
+        ..Default::default()
+    });
+    let shield = shield(&sim, seed);
+    let ends = Rc::<Ends>::default();
+    let mut clients = Vec::new();
+    for number in 0..REQUESTS {
+        sleep(Duration::from_secs_f64(-(1.0 - random.f64()).ln() * 0.5)).await;
+        let (shield, ends, random) = (shield.clone(), ends.clone(), random.fork());
+        clients.push(tokio::task::spawn_local(client(shield, ends, random, number, world.leaving)));
+    }
+    for client in clients {
+        // Patience, an answer, and retries: nobody hangs.
+        timeout(Duration::from_secs(600), client).await.expect("every request ends").expect("no client panics");
+    }
+    let count = ends.good.get() + ends.refused_by_us.get() + ends.failed.get() + ends.left.get();
+    assert_eq!(count, REQUESTS, "{ends:?}");
+    assert_eq!(shield.limits.waiting(), 0);
+    // Strangers go on; without them both sides' books come out even.
+    sleep(Duration::from_secs(600)).await;
+    let [lane] = &shield.limits.snapshot()[..] else { panic!("one model, one lane") };
+    assert_eq!((lane.in_flight, lane.waiting.len()), (0, 0), "{lane:?}");
+    if !world.strangers {
+        for dimension in &lane.dimensions {
+            assert_eq!(dimension.full_in, Duration::ZERO, "{dimension:?}");
+        }
+        let stats = sim.stats();
+        assert!(stats.lanes.iter().flat_map(|lane| lane.levels.values()).all(|level| level.used == 0), "{stats:?}");
+    }
+    (sim, ends)
+}
+
+fn shield(sim: &Sim, seed: u64) -> Arc<Shield> {
+    let told = config::ModelLimits { requests_per_minute: Some(RPM), tokens_per_minute: Some(TPM), ..Default::default() };
+    let limits = config::Limits { plan: Plan::None, default: told, ..Default::default() };
+    let settings = Settings { limits, ..Default::default() };
+    let (sim, connections) = (sim.clone(), AtomicU64::new(0));
+    let upstream = Upstream::over(&settings.upstream, move || {
+        let mut random = Rng::with_seed(seed ^ (connections.fetch_add(1, Ordering::Relaxed) << 32));
+        let (ours, near) = duplex(1 << 16);
+        let (far, theirs) = duplex(1 << 16);
+        let ((near_in, near_out), (far_in, far_out)) = (split(near), split(far));
+        tokio::spawn(way(near_in, far_out, random.fork()));
+        tokio::spawn(way(far_in, near_out, random));
+        let sim = sim.clone();
+        tokio::spawn(async move { sim.serve_connection(theirs).await });
+        Ok(Io::Memory(ours))
+    });
+    Shield::over(settings, upstream)
+}
+
+/// One direction of a connection: everything arrives 10 to 50 ms later, in order.
+async fn way(mut from: ReadHalf<DuplexStream>, mut to: WriteHalf<DuplexStream>, mut random: Rng) {
+    let mut buffer = vec![0; 1 << 16];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        sleep(Duration::from_millis(random.u64(10..50))).await;
+        if to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+    sleep(Duration::from_millis(random.u64(10..50))).await;
+    // The other end may have gone before.
+    drop(to.shutdown().await);
+}
+
+async fn client(shield: Arc<Shield>, ends: Rc<Ends>, mut random: Rng, number: usize, leaving: bool) {
+    let began = Instant::now();
+    let (stream, latency, completion) = (random.bool(), random.u64(50..3000), random.u64(10..300));
+    let content = format!("[[sim completion={completion} head_ms={latency}]] {}", "word ".repeat(random.usize(1..300)));
+    let body = json!({"model": "m", "stream": stream, "max_completion_tokens": completion + random.u64(0..800),
+                      "messages": [{"role": "user", "content": content}]});
+    let request = Request::post("/openai/v1/chat/completions")
+        .header("authorization", "Bearer gsk_test")
+        .header("content-type", "application/json")
+        .header("x-shield-app", format!("app{}", number % 3))
+        .body(Full::new(Bytes::from(body.to_string())))
+        .expect("a request");
+    let story = async {
+        let response = handle(&shield, request, None).await;
+        let (status, headers) = (response.status(), response.headers().clone());
+        (status, headers, response.into_body().collect().await.map(|body| body.to_bytes()))
+    };
+    // Some leave after a time, some at the n-th time that they are looked at: at any await.
+    let (after, polls) = match (leaving, random.u8(..100)) {
+        (true, 0..15) => (Duration::from_millis(random.u64(0..20_000)), usize::MAX),
+        (true, 15..40) => (Duration::from_secs(3600), random.usize(1..12)),
+        _ => (Duration::from_secs(3600), usize::MAX),
+    };
+    let bump = |count: &Cell<usize>| count.set(count.get() + 1);
+    let Ok(Some((status, headers, body))) = timeout(after, at_most(polls, story)).await else { return bump(&ends.left) };
+    assert!(began.elapsed() < Duration::from_secs(300), "an answer after {:?}", began.elapsed());
+    let body = body.expect("a body that ends properly");
+    let text = String::from_utf8_lossy(&body);
+    match status {
+        StatusCode::OK if !text.contains("\"error\"") => {
+            assert!(!stream || text.ends_with("data: [DONE]\n\n"), "{text}");
+            bump(&ends.good);
+        }
+        StatusCode::TOO_MANY_REQUESTS => {
+            assert!(headers.contains_key("retry-after"), "{headers:?}");
+            bump(&ends.refused_by_us);
+        }
+        _ => {
+            assert!(text.contains("\"message\""), "{status}: {text}");
+            bump(&ends.failed);
+        }
+    }
+}
+
+/// Polls so often at most, then drops it.
+async fn at_most<F: Future>(mut polls: usize, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        polls -= 1;
+        match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if polls == 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
