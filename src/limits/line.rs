@@ -292,7 +292,8 @@ impl Line {
         let urgency = &mut self.urgencies[class as usize];
         let app = self.apps[app_id as usize].as_mut().expect("a waiter's app is known");
         if app.backlog.count == 0 {
-            let floor = urgency.active.first().map_or(urgency.served_start, |&(start, _)| start);
+            // Beside the one that was served last, not behind those that wait for their next: settling moves these.
+            let floor = urgency.active.first().map_or(Start::MAX, |&(start, _)| start).min(urgency.served_start);
             app.start = app.start.max(floor);
             urgency.active.insert((app.start, app_id));
         }
