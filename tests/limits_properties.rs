@@ -329,7 +329,8 @@ proptest! {
         let mut shuffled = warm(limits(None, 8000));
         let mut charges = Vec::new();
         for (n, &(ceiling, remaining)) in sends.iter().enumerate() {
-            let now = START + n as Ns * 10 * MS;
+            // Further apart than ways differ: nobody overtakes.
+            let now = START + n as Ns * 150 * MS;
             let [one, other] = [&mut straight, &mut shuffled].map(|lane| {
                 let Verdict::Go(mut charge) = lane.submit(&ask(1, 1, ceiling), now, now, None, true) else { panic!("it fits") };
                 lane.sent(&mut charge, now);
@@ -338,7 +339,7 @@ proptest! {
             let state = RateState { tokens: Some(Snapshot { limit: 8000, remaining, reset: None }), ..RateState::default() };
             charges.push((one, other, state));
         }
-        let later = START + SECOND;
+        let later = START + 3 * SECOND;
         let (mut last, _, state) = charges.last().expect("one at least").clone();
         straight.observe(&mut last, &state, later);
         let mut rng = fastrand::Rng::with_seed(seed);

@@ -149,8 +149,7 @@ impl Books {
         taken.position = self.position;
         taken.sent_at = now;
         for (slot, level) in self.levels.iter_mut().enumerate().filter(|(slot, _)| taken.slots & (1 << slot) != 0) {
-            level.sent(taken.serial, taken.position, level.asked(&taken.amount), now);
-            taken.marks[slot] = level.mark();
+            taken.marks[slot] = level.sent(taken.serial, taken.position, level.asked(&taken.amount), now);
         }
     }
 

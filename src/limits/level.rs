@@ -1,7 +1,7 @@
 //! How full does one dimension stand, as Groq sees it? A bucket, and what keeps it true: the standing reserve,
 //! corrections from headers and refusals by send position, the strangers' drift.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use super::{
     Source,
@@ -22,6 +22,11 @@ const MEMORY: f64 = 60.0 * SECOND;
 const TRUSTED_FOR: Ns = 600_000_000_000;
 /// Weight of the newest request in the typical amount.
 const TYPICAL_GAIN: f64 = 0.02;
+
+/// Ways to Groq and back differ by less: within it requests overtake each other, and headers the answers before them.
+const JITTER: Ns = 100_000_000;
+/// Refunds remembered for headers that may have counted them already.
+const DOUBTS: usize = 64;
 
 /// So many answers in a row whose `reset` contradicts the bucket law: the upstream counts windows.
 const CONTRADICTIONS: u8 = 3;
@@ -47,6 +52,10 @@ pub struct Level {
     corrections: i64,
     /// Charged and not on its way yet, ns: not part of what Groq can have seen.
     unsent: Ns,
+    /// What went out of late: position, time, ns.
+    recent: VecDeque<(u64, Ns, Ns)>,
+    /// Refunds that headers at positions after the first up to the second may show already, ns.
+    doubts: VecDeque<(u64, u64, Ns)>,
     /// Marks from before the last change of the limit are in its units.
     before: Scale,
     /// The newest send position that has corrected it.
@@ -91,6 +100,8 @@ impl Terms {
 pub struct Mark {
     tat: Ns,
     corrections: i64,
+    /// Of what is in it, ns that went out so shortly before that they may arrive later.
+    doubtful: Ns,
 }
 
 /// The end of an older limit: positions up to `position` were marked under it.
@@ -116,6 +127,8 @@ impl Level {
             confirmed: now,
             corrections: 0,
             unsent: 0,
+            recent: VecDeque::new(),
+            doubts: VecDeque::new(),
             before: Scale::default(),
             newest: 0,
             refused_until: 0,
@@ -248,11 +261,23 @@ impl Level {
         }
     }
 
-    /// It goes out at this position.
-    pub fn sent(&mut self, serial: u64, position: u64, asked: u64, now: Ns) {
+    /// It goes out at this position; how the level stands then.
+    pub fn sent(&mut self, serial: u64, position: u64, asked: u64, now: Ns) -> Mark {
         self.no_longer_unsent(asked);
+        self.forget_sent(now);
+        let doubtful = self.recent.iter().map(|&(_, _, span)| span).sum();
+        if let Some(bucket) = &self.bucket {
+            self.recent.push_back((position, now, bucket.span(asked)));
+        }
         if let Some(window) = &mut self.window {
             window.sent(serial, position, now);
+        }
+        Mark { doubtful, ..self.mark() }
+    }
+
+    fn forget_sent(&mut self, now: Ns) {
+        while self.recent.front().is_some_and(|&(_, at, _)| at + JITTER <= now) {
+            self.recent.pop_front();
         }
     }
 
@@ -266,7 +291,7 @@ impl Level {
     /// How it stands for a request that is sent now and counted in it.
     pub fn mark(&self) -> Mark {
         let tat = self.bucket.as_ref().map_or(0, Bucket::tat);
-        Mark { tat: tat.saturating_sub(self.unsent), corrections: self.corrections }
+        Mark { tat: tat.saturating_sub(self.unsent), corrections: self.corrections, doubtful: 0 }
     }
 
     /// The truth replaces what was asked for.
@@ -275,6 +300,13 @@ impl Level {
             window.settle(serial, used);
         }
         self.spending = (self.spending + used as f64 - asked as f64).max(0.0);
+        self.forget_sent(now);
+        if let (Some(bucket), Some(&(first, ..)), Some(&(last, ..))) = (&self.bucket, self.recent.front(), self.recent.back())
+            && used < asked
+        {
+            self.doubts.truncate(DOUBTS - 1);
+            self.doubts.push_front((first, last, bucket.span(asked - used)));
+        }
         for bucket in self.bucket.iter_mut().chain(&mut self.share) {
             match used.checked_sub(asked) {
                 Some(0) => {}
@@ -299,6 +331,11 @@ impl Level {
         // A bucket that was full at that time counts from then.
         bucket.set_tat(bucket.tat().max(at), now);
         let error = (i128::from(truth) - i128::from(expected)).clamp(i64::MIN.into(), i64::MAX.into()) as i64;
+        // Less in use than expected may be what was overtaken on its way, or a refund that both have seen.
+        let refunds = self.doubts.iter().filter(|&&(first, last, _)| (first..=last).contains(&position));
+        let doubtful = mark.doubtful.saturating_add(refunds.map(|&(.., span)| span).sum());
+        let error = if error < 0 { error.saturating_add_unsigned(doubtful).min(0) } else { error };
+        self.doubts.retain(|&(_, last, _)| last > position);
         bucket.correct(error, now);
         self.corrections = self.corrections.wrapping_add(error);
         // What was taken before our first request does not say how fast others take.
@@ -313,13 +350,15 @@ impl Level {
         let used = shown.limit.saturating_sub(shown.remaining);
         let Some(reset) = shown.reset.filter(|_| used > 0) else { return false };
         let law = used as f64 * self.dimension.period.as_secs_f64() / shown.limit as f64;
-        if (reset.as_secs_f64() - law).abs() <= (0.1 * law).max(0.3) {
+        // A full window's `reset` is near the law, too, for a while: only exact agreement speaks for a bucket.
+        let off = (reset.as_secs_f64() - law).abs();
+        if off > (0.1 * law).max(0.3) {
+            (self.contradictions, self.agreements) = (self.contradictions.saturating_add(1), 0);
+        } else if off <= (0.005 * law).max(0.05) {
             (self.contradictions, self.agreements) = (0, self.agreements.saturating_add(1));
             if self.agreements >= AGREEMENTS {
                 self.window = None;
             }
-        } else {
-            (self.contradictions, self.agreements) = (self.contradictions.saturating_add(1), 0);
         }
         let turns = self.contradictions >= CONTRADICTIONS && self.window.is_none();
         if turns {
@@ -350,7 +389,7 @@ impl Level {
         let Scale { unit, corrections, .. } = self.before;
         let tat = mark.tat.saturating_add_signed(corrections.wrapping_sub(mark.corrections));
         let used = tat.saturating_sub(at).checked_div(unit).unwrap_or(0);
-        Mark { tat: at.saturating_add(bucket.span(used)), corrections }
+        Mark { tat: at.saturating_add(bucket.span(used)), corrections, doubtful: 0 }
     }
 
     /// A refusal of our own: more is kept back, and where no header shows this dimension, the strangers' share is learnt
@@ -383,6 +422,8 @@ impl Level {
         }
         let unit = self.bucket.as_ref().map_or(0, |bucket| bucket.span(1));
         self.before = Scale { position, unit, corrections: self.corrections };
+        self.recent.clear();
+        self.doubts.clear();
         let kept = self.bucket.take().zip(limit).and_then(|(bucket, limit)| bucket.requota(limit, now));
         self.unsent = match &kept {
             Some(bucket) => (u128::from(self.unsent) * u128::from(bucket.span(1)) / u128::from(unit)) as Ns,
