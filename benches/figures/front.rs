@@ -237,6 +237,11 @@ impl TokenBucket {
 
 impl Front for TokenBucket {
     fn arrive(&mut self, number: Number, job: &Job, now: Ns) -> Vec<Decision> {
+        // No longer than patience lasts; or large ones would give up at the head and small ones be served instead.
+        let ahead: f64 = self.line.iter().map(|&(_, asked, _)| asked).sum();
+        if ahead > self.limit * (job.deadline - now) as f64 / MINUTE as f64 {
+            return vec![Decision::Fail(number)];
+        }
         self.line.push_back((number, self.asked(job), job.deadline));
         self.wake(now)
     }
