@@ -135,7 +135,7 @@ fn jain(row: &Row, jobs: &[&Job], start: Ns, end: Ns) -> f64 {
         *got.entry(job.app).or_default() += job.size.used() as f64;
     }
     let mut left: f64 = got.values().sum();
-    let mut order: Vec<_> = wanted.into_iter().collect();
+    let mut order: Vec<_> = wanted.into_iter().filter(|&(_, wants)| wants > 0.0).collect();
     order.sort_by(|a, b| a.1.total_cmp(&b.1));
     let (mut sum, mut squares, count) = (0.0, 0.0, order.len());
     for (n, (app, wants)) in order.into_iter().enumerate() {
