@@ -25,8 +25,8 @@ const TYPICAL_GAIN: f64 = 0.02;
 
 /// Ways to Groq and back differ by less: within it requests overtake each other, and headers the answers before them.
 const JITTER: Ns = 100_000_000;
-/// Refunds remembered for headers that may have counted them already.
-const DOUBTS: usize = 64;
+/// Doubts remembered for headers to come.
+const DOUBTS: usize = 128;
 
 /// So many answers in a row whose `reset` contradicts the bucket law: the upstream counts windows.
 const CONTRADICTIONS: u8 = 3;
@@ -54,7 +54,9 @@ pub struct Level {
     unsent: Ns,
     /// What went out of late: position, time, ns.
     recent: VecDeque<(u64, Ns, Ns)>,
-    /// Refunds that headers at positions after the first up to the second may show already, ns.
+    /// Sum of it, ns.
+    on_its_way: Ns,
+    /// What headers from the first position to the second may not show yet, or no longer, ns; the newest first.
     doubts: VecDeque<(u64, u64, Ns)>,
     /// Marks from before the last change of the limit are in its units.
     before: Scale,
@@ -100,8 +102,6 @@ impl Terms {
 pub struct Mark {
     tat: Ns,
     corrections: i64,
-    /// Of what is in it, ns that went out so shortly before that they may arrive later.
-    doubtful: Ns,
 }
 
 /// The end of an older limit: positions up to `position` were marked under it.
@@ -128,6 +128,7 @@ impl Level {
             corrections: 0,
             unsent: 0,
             recent: VecDeque::new(),
+            on_its_way: 0,
             doubts: VecDeque::new(),
             before: Scale::default(),
             newest: 0,
@@ -265,19 +266,32 @@ impl Level {
     pub fn sent(&mut self, serial: u64, position: u64, asked: u64, now: Ns) -> Mark {
         self.no_longer_unsent(asked);
         self.forget_sent(now);
-        let doubtful = self.recent.iter().map(|&(_, _, span)| span).sum();
+        // They went out so shortly before that they may arrive later.
+        self.doubt(position, position, self.on_its_way);
         if let Some(bucket) = &self.bucket {
-            self.recent.push_back((position, now, bucket.span(asked)));
+            let span = bucket.span(asked);
+            self.recent.push_back((position, now, span));
+            self.on_its_way = self.on_its_way.saturating_add(span);
         }
         if let Some(window) = &mut self.window {
             window.sent(serial, position, now);
         }
-        Mark { doubtful, ..self.mark() }
+        self.mark()
+    }
+
+    fn doubt(&mut self, first: u64, last: u64, span: Ns) {
+        if span > 0 {
+            self.doubts.truncate(DOUBTS - 1);
+            self.doubts.push_front((first, last, span));
+        }
     }
 
     fn forget_sent(&mut self, now: Ns) {
-        while self.recent.front().is_some_and(|&(_, at, _)| at + JITTER <= now) {
+        while let Some(&(_, at, span)) = self.recent.front()
+            && at + JITTER <= now
+        {
             self.recent.pop_front();
+            self.on_its_way = self.on_its_way.saturating_sub(span);
         }
     }
 
@@ -291,7 +305,7 @@ impl Level {
     /// How it stands for a request that is sent now and counted in it.
     pub fn mark(&self) -> Mark {
         let tat = self.bucket.as_ref().map_or(0, Bucket::tat);
-        Mark { tat: tat.saturating_sub(self.unsent), corrections: self.corrections, doubtful: 0 }
+        Mark { tat: tat.saturating_sub(self.unsent), corrections: self.corrections }
     }
 
     /// The truth replaces what was asked for.
@@ -301,11 +315,9 @@ impl Level {
         }
         self.spending = (self.spending + used as f64 - asked as f64).max(0.0);
         self.forget_sent(now);
-        if let (Some(bucket), Some(&(first, ..)), Some(&(last, ..))) = (&self.bucket, self.recent.front(), self.recent.back())
-            && used < asked
-        {
-            self.doubts.truncate(DOUBTS - 1);
-            self.doubts.push_front((first, last, bucket.span(asked - used)));
+        if let (Some(bucket), Some(&(first, ..)), Some(&(last, ..))) = (&self.bucket, self.recent.front(), self.recent.back()) {
+            // Groq gave it back before the answer came, perhaps before these arrived.
+            self.doubt(first, last, bucket.span(asked.saturating_sub(used)));
         }
         for bucket in self.bucket.iter_mut().chain(&mut self.share) {
             match used.checked_sub(asked) {
@@ -332,8 +344,8 @@ impl Level {
         bucket.set_tat(bucket.tat().max(at), now);
         let error = (i128::from(truth) - i128::from(expected)).clamp(i64::MIN.into(), i64::MAX.into()) as i64;
         // Less in use than expected may be what was overtaken on its way, or a refund that both have seen.
-        let refunds = self.doubts.iter().filter(|&&(first, last, _)| (first..=last).contains(&position));
-        let doubtful = mark.doubtful.saturating_add(refunds.map(|&(.., span)| span).sum());
+        let doubts = self.doubts.iter().filter(|&&(first, last, _)| (first..=last).contains(&position));
+        let doubtful = doubts.fold(0, |sum: Ns, &(.., span)| sum.saturating_add(span));
         let error = if error < 0 { error.saturating_add_unsigned(doubtful).min(0) } else { error };
         self.doubts.retain(|&(_, last, _)| last > position);
         bucket.correct(error, now);
@@ -389,7 +401,7 @@ impl Level {
         let Scale { unit, corrections, .. } = self.before;
         let tat = mark.tat.saturating_add_signed(corrections.wrapping_sub(mark.corrections));
         let used = tat.saturating_sub(at).checked_div(unit).unwrap_or(0);
-        Mark { tat: at.saturating_add(bucket.span(used)), corrections, doubtful: 0 }
+        Mark { tat: at.saturating_add(bucket.span(used)), corrections }
     }
 
     /// A refusal of our own: more is kept back, and where no header shows this dimension, the strangers' share is learnt
@@ -423,6 +435,7 @@ impl Level {
         let unit = self.bucket.as_ref().map_or(0, |bucket| bucket.span(1));
         self.before = Scale { position, unit, corrections: self.corrections };
         self.recent.clear();
+        self.on_its_way = 0;
         self.doubts.clear();
         let kept = self.bucket.take().zip(limit).and_then(|(bucket, limit)| bucket.requota(limit, now));
         self.unsent = match &kept {
