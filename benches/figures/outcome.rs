@@ -68,25 +68,23 @@ impl Outcome {
 
     /// What is not reached, by name.
     pub(crate) fn misses(&self, target: &Target) -> Vec<&'static str> {
-        let beyond = |name, bound: Option<f64>, missed: fn(f64, f64) -> bool, figure: f64| {
-            bound.filter(|&bound| missed(figure, bound)).map(|_| name)
-        };
-        let (below, above): (fn(f64, f64) -> bool, fn(f64, f64) -> bool) = (|a, b| a < b, |a, b| a > b);
+        let below = |name, figure: f64, bound: Option<f64>| bound.filter(|&bound| figure < bound).map(|_| name);
+        let above = |name, figure: f64, bound: Option<f64>| bound.filter(|&bound| figure > bound).map(|_| name);
         let watched = target.watched;
         [
-            beyond("used", target.used, below, self.own + self.foreign),
-            beyond("counted", target.counted, below, self.counted),
-            beyond("refusals", target.per_thousand, above, self.per_thousand()),
-            beyond("refusals", target.refusals, above, self.refusals as f64),
-            beyond("too kind: used", target.used_at_most, above, self.own),
-            beyond("too kind: refusals", target.per_thousand_at_least, below, self.per_thousand()),
-            beyond("failed", target.failed, above, self.all.failed),
-            beyond("p99", target.p99, above, self.all.p99),
-            beyond("Jain", target.jain, below, self.jain),
-            beyond("watched p50", watched.map(|w| w.p50), above, self.watched.p50),
-            beyond("watched p99", watched.map(|w| w.p99), above, self.watched.p99),
-            beyond("watched failed", watched.map(|w| w.failed), above, self.watched.failed),
-            beyond("time", target.stretch, above, self.stretch),
+            below("used", self.own + self.foreign, target.used),
+            below("counted", self.counted, target.counted),
+            above("refusals", self.per_thousand(), target.per_thousand),
+            above("refusals", self.refusals as f64, target.refusals),
+            above("too kind: used", self.own, target.used_at_most),
+            below("too kind: refusals", self.per_thousand(), target.per_thousand_at_least),
+            above("failed", self.all.failed, target.failed),
+            above("p99", self.all.p99, target.p99),
+            below("Jain", self.jain, target.jain),
+            above("watched p50", self.watched.p50, watched.map(|w| w.p50)),
+            above("watched p99", self.watched.p99, watched.map(|w| w.p99)),
+            above("watched failed", self.watched.failed, watched.map(|w| w.failed)),
+            above("time", self.stretch, target.stretch),
         ]
         .into_iter()
         .flatten()
