@@ -16,16 +16,20 @@ pub struct Ratio {
     total: f32,
     /// Weight of the next sample; grows instead of all bins shrinking.
     weight: f32,
+    /// The quantiles that every request asks for.
+    low: f32,
+    high: f32,
 }
 
 impl Default for Ratio {
     /// Before the first sample: estimates are right, within a tenth.
     fn default() -> Self {
-        let mut ratio = Self { bins: [0.0; BINS], total: 0.0, weight: 1.0 };
+        let mut ratio = Self { bins: [0.0; BINS], total: 0.0, weight: 1.0, low: 1.0, high: 1.0 };
         for (of, count) in [(0.9, 2.0), (1.0, 6.0), (1.1, 2.0)] {
             ratio.bins[bin(of)] += count;
             ratio.total += count;
         }
+        ratio.read();
         ratio
     }
 }
@@ -38,7 +42,7 @@ impl Ratio {
         }
         self.bins[bin(actual as f32 / estimated as f32)] += self.weight;
         self.total += self.weight;
-        self.weight *= 2f32.powf(1.0 / HALF_LIFE);
+        self.weight *= 1.0 + std::f32::consts::LN_2 / HALF_LIFE;
         if self.weight > 1e6 {
             for bin in &mut self.bins {
                 *bin /= self.weight;
@@ -46,10 +50,25 @@ impl Ratio {
             self.total /= self.weight;
             self.weight = 1.0;
         }
+        self.read();
+    }
+
+    /// A hundredth of answers lies below.
+    pub fn low(&self) -> f32 {
+        self.low
+    }
+
+    /// A hundredth of answers lies above.
+    pub fn high(&self) -> f32 {
+        self.high
+    }
+
+    fn read(&mut self) {
+        (self.low, self.high) = (self.quantile(0.01), self.quantile(0.99));
     }
 
     /// The ratio under which this share of answers lies; the bin's upper end.
-    pub fn quantile(&self, share: f32) -> f32 {
+    fn quantile(&self, share: f32) -> f32 {
         let (mut left, mut last) = (self.total * share, 0);
         for (bin, &count) in self.bins.iter().enumerate() {
             if count > 0.0 {

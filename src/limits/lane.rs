@@ -6,7 +6,8 @@
 //! [`Lane::settle`] and [`Lane::refused`].
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -123,7 +124,8 @@ pub struct Lane {
     knowledge: Knowledge,
     /// Somebody waits against a forecast made by guess.
     guessed: bool,
-    deadlines: BTreeSet<(Ns, Id)>,
+    /// Who leaves when, the earliest on top; some have left before.
+    deadlines: BinaryHeap<Reverse<(Ns, Id)>>,
     left: HashMap<u64, (Ticket, Ns)>,
     paused_until: Ns,
     pauses: u32,
@@ -144,7 +146,7 @@ impl Lane {
             calibration: Calibration::default(),
             knowledge: Knowledge::Unknown,
             guessed: false,
-            deadlines: BTreeSet::new(),
+            deadlines: BinaryHeap::new(),
             left: HashMap::new(),
             paused_until: 0,
             pauses: 0,
@@ -189,7 +191,7 @@ impl Lane {
             return Verdict::No(Refusal::Full { retry_after: forecast.wait.max(Duration::from_secs(1)) });
         }
         let id = self.line.push(waiter);
-        self.deadlines.insert((deadline, id));
+        self.deadlines.push(Reverse((deadline, id)));
         Verdict::Wait(id)
     }
 
@@ -237,7 +239,7 @@ impl Lane {
                 }
             }
         }
-        let deadline = self.deadlines.first().map(|&(at, _)| at);
+        let deadline = self.deadlines.peek().map(|&Reverse((at, _))| at);
         self.wake = self.wake.into_iter().chain(deadline).min();
     }
 
@@ -340,8 +342,7 @@ impl Lane {
         let cut = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         match pool {
             Pool::Tokens { prompt, ceiling } => {
-                let input =
-                    if prompt == 0 { 0 } else { (prompt as f32 * self.calibration.prompt.quantile(0.99)).ceil() as u64 + 4 };
+                let input = if prompt == 0 { 0 } else { (prompt as f32 * self.calibration.prompt.high()).ceil() as u64 + 4 };
                 let output = ceiling.map_or_else(|| self.assumed(), cut);
                 (Amount { requests: 1, input: cut(input), output, seconds: 0 }, cut(prompt), ceiling.is_some())
             }
@@ -373,7 +374,7 @@ impl Lane {
 
     /// Its certain sum is over a certain limit.
     fn never(&self, waiter: &Waiter, now: Ns) -> Option<Refusal> {
-        let least = self.calibration.prompt.quantile(0.01).min(LEAST);
+        let least = self.calibration.prompt.low().min(LEAST);
         let input = (waiter.estimated as f32 * least) as u32;
         let output = if waiter.ceiling_given { waiter.amount.output } else { 0 };
         let (dimension, limit, _) = self.books.never(&Amount { input, output, ..waiter.amount }, now)?;
@@ -505,13 +506,22 @@ impl Lane {
     /// Out of the line, whatever the reason.
     fn leave(&mut self, id: Id) -> Option<Waiter> {
         let waiter = self.line.remove(id)?;
-        self.deadlines.remove(&(waiter.deadline, id));
+        // Most never reach their deadlines: what they leave behind stays less than the line itself.
+        if self.deadlines.len() > 2 * self.line.len() + 64 {
+            let line = &self.line;
+            self.deadlines.retain(|&Reverse((at, id))| line.get(id).is_some_and(|waiter| waiter.deadline == at));
+        }
+        while let Some(&Reverse((at, id))) = self.deadlines.peek()
+            && self.line.get(id).is_none_or(|waiter| waiter.deadline != at)
+        {
+            self.deadlines.pop();
+        }
         Some(waiter)
     }
 
     /// Those whose patience has ended.
     fn expire(&mut self, now: Ns, events: &mut Vec<Event>) {
-        while let Some(&(deadline, id)) = self.deadlines.first()
+        while let Some(&Reverse((deadline, id))) = self.deadlines.peek()
             && deadline <= now
         {
             // At its deadline a request may still go if it is its turn.
@@ -525,7 +535,7 @@ impl Lane {
                 continue;
             }
             let Some(waiter) = self.leave(id) else {
-                self.deadlines.pop_first();
+                self.deadlines.pop();
                 continue;
             };
             let refusal = self.late(self.forecast(&self.asker(&waiter), now), waiter.since, deadline);
@@ -536,8 +546,11 @@ impl Lane {
 
     /// The limits are known now: whoever cannot make it is told at once, in the order of arrival.
     fn turn_away(&mut self, now: Ns, events: &mut Vec<Event>) {
-        let mut waiting: Vec<_> =
-            self.deadlines.iter().filter_map(|&(deadline, id)| Some((self.line.get(id)?.ticket, id, deadline))).collect();
+        let mut waiting: Vec<_> = self
+            .deadlines
+            .iter()
+            .filter_map(|&Reverse((deadline, id))| Some((self.line.get(id)?.ticket, id, deadline)))
+            .collect();
         waiting.sort_unstable_by_key(|&(ticket, ..)| ticket);
         for (_, id, deadline) in waiting {
             let late = self.line.get(id).and_then(|waiter| {
