@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, response::Parts, uri::PathAndQuery};
 use http_body_util::Full;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::{config, error::Rejection};
 
@@ -20,6 +20,9 @@ pub use dial::Io;
 use dial::Target;
 pub use pool::Inflow;
 use pool::{Pool, Wire};
+
+/// Idle connections are looked at this often.
+const SWEEP: Duration = Duration::from_secs(15);
 
 /// What was wrong with an attempt that got no whole answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,6 +170,14 @@ impl Upstream {
                 Ok(Err((_, Some(unsent)))) => request = unsent,
                 Ok(Err((error, None))) => return Err(Failure::after_sending(Why::from(&error))),
             }
+        }
+    }
+
+    /// Closes idle connections in time, for as long as it is polled: without it a quiet shield would keep dead ones.
+    pub async fn keep_tidy(&self) {
+        loop {
+            sleep(SWEEP).await;
+            self.pool.sweep();
         }
     }
 

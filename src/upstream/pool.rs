@@ -113,13 +113,19 @@ impl Pool {
         }
     }
 
+    /// Closes what has been idle for too long, or was closed by the other side.
+    pub(super) fn sweep(&self) {
+        let mut cx = Context::from_waker(Waker::noop());
+        let now = Instant::now();
+        for shard in &self.shards {
+            let mut shard = shard.lock().expect("no panic while a shard is held");
+            shard.retain_mut(|wire| now.saturating_duration_since(wire.idle_since) < LONGEST_IDLE && wire.is_usable(&mut cx));
+        }
+    }
+
     fn give(&self, mut wire: Box<Wire>) {
         wire.idle_since = Instant::now();
         let mut shard = self.shard().lock().expect("no panic while a shard is held");
-        if shard.first().is_some_and(|oldest| wire.idle_since - oldest.idle_since > LONGEST_IDLE) {
-            let fresh = shard.partition_point(|idle| wire.idle_since - idle.idle_since > LONGEST_IDLE);
-            shard.drain(..fresh);
-        }
         if shard.len() < IDLE_PER_CORE {
             shard.push(wire);
         }

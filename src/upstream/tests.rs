@@ -99,6 +99,30 @@ async fn an_idle_connection_that_closed_costs_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn idle_connections_do_not_stay_for_ever() {
+    let gone = Arc::new(AtomicUsize::new(0));
+    let counted = gone.clone();
+    let (upstream, _) = upstream(move |_, mut io| {
+        let counted = counted.clone();
+        async move {
+            read_request(&mut io).await;
+            io.write_all(OK).await.expect("the client reads");
+            assert!(read_request(&mut io).await.is_empty());
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    body(send(&upstream).await.expect("an answer")).await.expect("whole");
+    tokio::select! {
+        () = upstream.keep_tidy() => {}
+        () = sleep(Duration::from_secs(40)) => assert_eq!(gone.load(Ordering::Relaxed), 0),
+    }
+    tokio::select! {
+        () = upstream.keep_tidy() => {}
+        () = sleep(Duration::from_secs(40)) => assert_eq!(gone.load(Ordering::Relaxed), 1),
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_head_that_does_not_come_is_a_timeout() {
     let (upstream, _) = upstream(|_, io| async move {
         sleep(Duration::from_secs(3600)).await;
