@@ -4,5 +4,6 @@ mod bad_input;
 mod kit;
 mod paths;
 mod readme;
+mod restart;
 mod sdk;
 mod slice;

@@ -1,0 +1,70 @@
+//! What of the levels outlives the process? `limits.state_file` through a real `kill -9`, and a file torn in two.
+
+use std::time::Duration;
+
+use http::Method;
+use http_body_util::Full;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::kit::{Answer, Client, Shield, Simulator};
+
+const MODEL: &str = "openai/gpt-oss-20b";
+
+/// Requests that wait at most a second, all at once; their answers.
+async fn burst(client: Client, requests: usize) -> Vec<Answer> {
+    let mut asking = JoinSet::new();
+    for _ in 0..requests {
+        asking.spawn(async move {
+            let body = json!({"model": MODEL, "max_tokens": 10, "messages": [{"role": "user", "content": "[[sim completion=5 head_ms=5]]"}]});
+            let request = client.request(Method::POST, "/openai/v1/chat/completions").header("content-type", "application/json");
+            let request = request.header("x-shield-max-wait-ms", "1000");
+            client.send(request.body(Full::from(body.to_string())).expect("a valid request")).await
+        });
+    }
+    asking.join_all().await
+}
+
+fn served(answers: &[Answer]) -> usize {
+    assert!(answers.iter().all(|answer| matches!(answer.status.as_u16(), 200 | 429)), "served or told at once");
+    answers.iter().filter(|answer| answer.status == 200).count()
+}
+
+/// Without its levels a restarted shield would send a fresh burst, and Groq would refuse it.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_kill_9_there_is_no_refusal_and_no_fresh_burst() {
+    let table = format!("[limits.model.\"{MODEL}\"]\nrequests_per_minute = 60\n");
+    let simulator = Simulator::start(&format!("[limits]\nplan = \"none\"\n{table}"));
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let state = directory.path().join("levels");
+    let config = format!("[limits]\nplan = \"none\"\nstate_file = {state:?}\n{table}");
+
+    let mut first = Shield::before(simulator.process.address(), &config);
+    let sent = served(&burst(first.process.client(), 70).await);
+    assert!((50..=62).contains(&sent), "nearly the whole limit at once: {sent}");
+    // Levels are written once a second.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    first.process.signal(Signal::SIGKILL);
+    first.process.ended(Duration::from_secs(5)).await;
+
+    let second = Shield::before(simulator.process.address(), &config);
+    let again = served(&burst(second.process.client(), 70).await);
+    assert!(again <= 10, "a request a second comes back, no fresh burst: {again}");
+
+    let log = simulator.log().await;
+    assert!(log.iter().all(|request: &Value| request["status"] == 200), "the simulator refused: {log:#?}");
+    assert_eq!(log.len(), sent + again);
+}
+
+#[tokio::test]
+async fn a_torn_state_file_is_told_and_does_no_harm() {
+    let simulator = Simulator::generous();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let state = directory.path().join("levels");
+    std::fs::write(&state, "{\"version\": 1, \"lanes\": [{\"organ").expect("it can be written");
+    let shield = Shield::before(simulator.process.address(), &format!("[limits]\nplan = \"none\"\nstate_file = {state:?}\n"));
+    assert_eq!(served(&burst(shield.process.client(), 3).await), 3);
+    let log = shield.process.log();
+    assert!(log.contains("levels"), "the log says what became of the file:\n{log}");
+}
