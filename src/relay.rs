@@ -4,12 +4,13 @@
 use std::{
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, header, response::Parts};
 use http_body::{Frame, SizeHint};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     groq::Usage,
@@ -107,10 +108,11 @@ async fn collect(mut body: Inflow) -> Result<Collected, Why> {
     Ok(Collected::All(all.freeze()))
 }
 
-/// At most `limit` bytes of an error's body; what is cut or slow after that is not worth waiting for.
-pub async fn error_body(mut body: Inflow, limit: usize) -> Bytes {
+/// At most `limit` bytes of an error's body, as far as it comes within `time`: more of it is not worth waiting for.
+pub async fn error_body(mut body: Inflow, limit: usize, time: Duration) -> Bytes {
     let mut all = BytesMut::new();
-    while let Some(Ok(piece)) = body.data().await {
+    let due = Instant::now() + time;
+    while let Ok(Some(Ok(piece))) = timeout_at(due, body.data()).await {
         all.extend_from_slice(&piece);
         if all.len() > limit {
             break;

@@ -158,7 +158,7 @@ impl Upstream {
     ) -> Result<Answer, Failure> {
         let mut request = self.request(method, path, headers, body);
         loop {
-            let wire = self.connect().await?;
+            let (wire, used_before) = self.connect().await?;
             sending();
             match timeout(self.response_timeout, wire.exchange(request)).await {
                 Err(_) => return Err(Failure::after_sending(Why::Timeout)),
@@ -167,7 +167,8 @@ impl Upstream {
                     return Ok(Answer { head, body });
                 }
                 // An idle connection that had closed: nothing went out, a new one takes it.
-                Ok(Err((_, Some(unsent)))) => request = unsent,
+                Ok(Err((_, Some(unsent)))) if used_before => request = unsent,
+                Ok(Err((_, Some(_)))) => return Err(Failure::before_sending(Why::Closed)),
                 Ok(Err((error, None))) => return Err(Failure::after_sending(Why::from(&error))),
             }
         }
@@ -181,12 +182,14 @@ impl Upstream {
         }
     }
 
-    async fn connect(&self) -> Result<Box<Wire>, Failure> {
+    /// A connection, and whether it was used before.
+    async fn connect(&self) -> Result<(Box<Wire>, bool), Failure> {
         if let Some(wire) = self.pool.take() {
-            return Ok(wire);
+            return Ok((wire, true));
         }
         let io = self.target.dial().await.map_err(Failure::before_sending)?;
-        Wire::new(io).await.map_err(|_| Failure::before_sending(Why::Closed))
+        let wire = Wire::new(io).await.map_err(|_| Failure::before_sending(Why::Closed))?;
+        Ok((wire, false))
     }
 
     fn request(&self, method: &Method, path: &PathAndQuery, headers: &HeaderMap, body: &Bytes) -> Request<Full<Bytes>> {

@@ -1,7 +1,7 @@
 //! What did one attempt come to? An answer that has begun well, an error of Groq's, or nothing whole; and what each
 //! means for the charge, the breaker, the retry and the app.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::{StatusCode, response::Parts};
 use tokio::time::Instant;
@@ -20,6 +20,8 @@ use crate::{
 
 /// Of an error's body no more is read, bytes.
 const LARGEST_ERROR: usize = 1 << 20;
+/// An error's body that drips in more slowly is taken as far as it has come.
+const LONGEST_ERROR: Duration = Duration::from_secs(10);
 
 /// How one attempt ended.
 pub(super) enum Outcome {
@@ -52,7 +54,7 @@ impl Shield {
         let state = RateState::of(&answer.head.headers);
         let status = answer.head.status;
         if status.is_client_error() || status.is_server_error() {
-            let body = relay::error_body(answer.body, LARGEST_ERROR).await;
+            let body = relay::error_body(answer.body, LARGEST_ERROR, LONGEST_ERROR).await;
             let error = Box::new(UpstreamError::new(status, answer.head.headers, &body, SystemTime::now()));
             let text = matches!(status.as_u16(), 400 | 413 | 429).then(|| RefusalText::parse(&error.message)).flatten();
             if status != StatusCode::TOO_MANY_REQUESTS

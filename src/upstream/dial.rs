@@ -161,7 +161,8 @@ fn unreachable(error: &io::Error) -> Why {
 fn handshake(error: &io::Error) -> Why {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(error) => Why::Tls(error.to_string()),
-        None => Why::Tls("the handshake was cut off".into()),
+        // Nobody's certificate is at fault: another attempt may go through.
+        None => Why::Unreachable("the TLS handshake was cut off".into()),
     }
 }
 
