@@ -1,6 +1,7 @@
 //! What does the app see of it? The answer's or the rejection's head, stamped; the record goes on with the body.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Response, Version, response::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, response::Parts};
+use hyper::ext::ReasonPhrase;
 
 use crate::{
     error::Rejection,
@@ -39,7 +40,19 @@ pub(super) fn reject(rejection: Rejection, mut record: Box<Record>) -> Response<
     record.error = Some(rejection.summary());
     let (mut head, body) = rejection.into_response().into_parts();
     stamp(&mut head.headers, &mut record);
+    if head.status.canonical_reason().is_none() {
+        head.extensions.insert(ReasonPhrase::from_static(reason(head.status)));
+    }
     Response::from_parts(head, Body::failure(body, record))
+}
+
+/// Groq's words for the statuses of its own.
+fn reason(status: StatusCode) -> &'static [u8] {
+    match status.as_u16() {
+        498 => b"Flex Tier Capacity Exceeded",
+        499 => b"Request Cancelled",
+        _ => b"Error",
+    }
 }
 
 /// What is added to every answer.
