@@ -24,14 +24,15 @@ use tokio::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::faithful::{Answer, Exchange, Faithful, Phase, State};
+use super::{
+    faithful::{Answer, Exchange, Faithful, Phase, State},
+    head,
+};
 use crate::{
     error::Rejection,
     proxy::{self, Shield},
 };
 
-/// Bytes of a head at most.
-const LARGEST_HEAD: usize = 64 << 10;
 /// A connection without a request is kept so long: longer than any client in use keeps its own (OkHttp: 300 s),
 /// so that it is the client who closes and no request meets a closing connection.
 const LONGEST_IDLE: Duration = Duration::from_secs(330);
@@ -84,7 +85,7 @@ where
         answer(handle(request, exchange.fault()), &refuse, exchange.clone())
     });
     let mut http = http1::Builder::new()
-        .max_buf_size(LARGEST_HEAD)
+        .max_buf_size(head::LARGEST)
         .header_read_timeout(None)
         .serve_connection(TokioIo::new(Faithful::new(io, exchange.clone())), service);
 

@@ -5,6 +5,9 @@
 
 use memchr::memchr;
 
+/// Bytes of a head at most. hyper's own bound is on a buffer that may take twice as much before it says no.
+pub(super) const LARGEST: usize = 64 << 10;
+
 /// How a request's end is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
@@ -23,6 +26,8 @@ pub(super) struct Scanner {
 
 #[derive(Debug, Default)]
 struct Head {
+    /// Its bytes so far, line feeds apart.
+    bytes: usize,
     started: bool,
     host: bool,
     length: Option<u64>,
@@ -68,6 +73,10 @@ impl Scanner {
 impl Head {
     /// Takes one line without its line feed; true at the empty line that ends the head.
     fn line(&mut self, line: &[u8]) -> bool {
+        self.bytes += line.len();
+        if self.bytes > LARGEST {
+            self.fault("its head is larger than 64 KiB");
+        }
         let line = line.strip_suffix(b"\r").unwrap_or_else(|| {
             self.fault("a line of its head ends in a bare line feed");
             line
