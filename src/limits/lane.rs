@@ -122,6 +122,8 @@ pub struct Lane {
     line: Line,
     calibration: Calibration,
     knowledge: Knowledge,
+    /// Until when those in line wait for probes, where the first of these failed.
+    probing_until: Option<Ns>,
     /// Somebody waits against a forecast made by guess.
     guessed: bool,
     /// Who leaves when, the earliest on top; some have left before.
@@ -145,6 +147,7 @@ impl Lane {
             line: Line::default(),
             calibration: Calibration::default(),
             knowledge: Knowledge::Unknown,
+            probing_until: None,
             guessed: false,
             deadlines: BinaryHeap::new(),
             left: HashMap::new(),
@@ -472,7 +475,7 @@ impl Lane {
         self.in_flight += 1;
         let probe = self.knowledge == Knowledge::Unknown;
         if probe {
-            self.knowledge = Knowledge::Probing { until: now + PROBE };
+            self.knowledge = Knowledge::Probing { until: self.probing_until.take().unwrap_or(now + PROBE) };
         }
         Charge {
             taken,
@@ -588,8 +591,12 @@ impl Lane {
 
     /// A probe that ended without an answer's head makes way for the next.
     fn end_probe(&mut self, charge: &Charge) {
-        if charge.probe && matches!(self.knowledge, Knowledge::Probing { .. }) {
+        if let Knowledge::Probing { until } = self.knowledge
+            && charge.probe
+        {
             self.knowledge = Knowledge::Unknown;
+            // Who waits goes on waiting for the next, but not for longer in all.
+            self.probing_until = Some(until).filter(|_| !self.line.is_empty());
         }
     }
 
