@@ -1,4 +1,6 @@
 //! How does a request's body come in whole? Bounded per request, in time between reads, and over all requests together.
+//!
+//! When memory grows short, first no new body is begun, then those that nobody waits for are refused, then all.
 
 use std::{
     pin::pin,
@@ -12,9 +14,12 @@ use std::{
 use bytes::Bytes;
 use http_body::Body;
 use http_body_util::BodyExt;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout, timeout_at},
+};
 
-use crate::error::Rejection;
+use crate::{config::Class, error::Rejection};
 
 /// An announced length is believed up to here; beyond it, the buffer grows with what comes. As many connections as
 /// there may be by default, each of which announces much and sends nothing, do not take all the room.
@@ -25,6 +30,8 @@ const SLOWEST: u64 = 1 << 10;
 const PAUSES: u32 = 4;
 /// When a client may try again that found no room for its body.
 const COME_AGAIN: Duration = Duration::from_secs(1);
+/// So long a body is not begun while room is short, in the hope that some comes back.
+const LONGEST_HOLD: Duration = Duration::from_secs(1);
 
 /// The bytes of all bodies in flight, and how many they may be.
 #[derive(Debug)]
@@ -34,6 +41,33 @@ pub struct Bodies(Arc<Room>);
 struct Room {
     limit: AtomicU64,
     held: AtomicU64,
+    /// Told when room is no longer short.
+    eased: Notify,
+}
+
+impl Room {
+    /// Whether less than a quarter is left.
+    fn is_short(&self) -> bool {
+        let limit = self.limit.load(Relaxed);
+        self.held.load(Relaxed) > limit - limit / 4
+    }
+
+    /// Waits, for a while, until room is not short; batch is refused when it still is.
+    async fn begin(&self, class: Class) -> Result<(), Rejection> {
+        let eased = async {
+            loop {
+                let mut eased = pin!(self.eased.notified());
+                // Registered before the look, so that no change is missed.
+                eased.as_mut().enable();
+                if !self.is_short() {
+                    return;
+                }
+                eased.await;
+            }
+        };
+        let eased = timeout(LONGEST_HOLD, eased).await.is_ok();
+        if eased || class == Class::Interactive { Ok(()) } else { Err(Rejection::Overloaded { retry_after: COME_AGAIN }) }
+    }
 }
 
 /// Room that a body takes; given back when dropped.
@@ -46,7 +80,7 @@ pub struct Held {
 impl Bodies {
     /// Room for so many bytes.
     pub fn new(limit: u64) -> Self {
-        Self(Arc::new(Room { limit: AtomicU64::new(limit), held: AtomicU64::new(0) }))
+        Self(Arc::new(Room { limit: AtomicU64::new(limit), held: AtomicU64::new(0), eased: Notify::new() }))
     }
 
     /// Another limit; what is held stays.
@@ -77,7 +111,11 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
+        let was_short = self.room.is_short();
         self.room.held.fetch_sub(self.bytes, Relaxed);
+        if was_short && !self.room.is_short() {
+            self.room.eased.notify_waiters();
+        }
     }
 }
 
@@ -85,9 +123,16 @@ impl Drop for Held {
 ///
 /// # Errors
 /// [`Rejection::BodyTooLarge`] as soon as it is announced or seen to be over `max_body` bytes,
-/// [`Rejection::RequestTimeout`] when nothing comes for `body_timeout`, or for four of them less than 1 KiB a second, [`Rejection::Overloaded`] when there is
-/// no room, [`Rejection::Malformed`] when it cannot be read to its end.
-pub async fn collect<B>(body: B, max_body: u64, body_timeout: Duration, bodies: &Bodies) -> Result<(Bytes, Held), Rejection>
+/// [`Rejection::RequestTimeout`] when nothing comes for `body_timeout`, or for four of them less than 1 KiB a second,
+/// [`Rejection::Overloaded`] when there is no room (for [`Class::Batch`], when room stays short), [`Rejection::Malformed`]
+/// when it cannot be read to its end.
+pub async fn collect<B>(
+    body: B,
+    class: Class,
+    max_body: u64,
+    body_timeout: Duration,
+    bodies: &Bodies,
+) -> Result<(Bytes, Held), Rejection>
 where
     B: Body<Data = Bytes>,
 {
@@ -96,6 +141,9 @@ where
     let announced = body.size_hint().lower();
     if announced > max_body {
         return Err(Rejection::BodyTooLarge { limit: max_body });
+    }
+    if !body.is_end_stream() && bodies.0.is_short() {
+        bodies.0.begin(class).await?;
     }
     let started = Instant::now();
     let mut whole = Vec::new();
@@ -149,7 +197,7 @@ mod tests {
                 sleep(LIMIT / 2).await;
             }
         };
-        let (got, ()) = tokio::join!(collect(body, 100, LIMIT, &bodies), sending);
+        let (got, ()) = tokio::join!(collect(body, Class::Interactive, 100, LIMIT, &bodies), sending);
         let (bytes, held) = got.expect("it is small and quick enough");
         assert_eq!(bytes, "one two three");
         assert!(bodies.held() >= 13);
@@ -160,18 +208,48 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn too_large_too_many_too_slow() {
         let bodies = Bodies::new(10);
-        let large = collect(Full::new(Bytes::from_static(b"12345")), 4, LIMIT, &bodies).await;
+        let large = collect(Full::new(Bytes::from_static(b"12345")), Class::Interactive, 4, LIMIT, &bodies).await;
         assert!(matches!(large, Err(Rejection::BodyTooLarge { limit: 4 })), "{large:?}");
 
-        let first = collect(Full::new(Bytes::from_static(b"123456")), 100, LIMIT, &bodies).await.expect("there is room");
-        let second = collect(Full::new(Bytes::from_static(b"123456")), 100, LIMIT, &bodies).await;
+        let first = collect(Full::new(Bytes::from_static(b"123456")), Class::Interactive, 100, LIMIT, &bodies)
+            .await
+            .expect("there is room");
+        let second = collect(Full::new(Bytes::from_static(b"123456")), Class::Interactive, 100, LIMIT, &bodies).await;
         assert!(matches!(second, Err(Rejection::Overloaded { .. })), "{second:?}");
         assert_eq!(bodies.held(), 6);
         drop(first);
 
         let (_send, silent) = channel();
-        let slow = collect(silent, 100, LIMIT, &bodies).await;
+        let slow = collect(silent, Class::Interactive, 100, LIMIT, &bodies).await;
         assert!(matches!(slow, Err(Rejection::RequestTimeout("body"))), "{slow:?}");
+        assert_eq!(bodies.held(), 0);
+    }
+
+    /// The order of overload: no new body is begun, batch is refused, all are refused; room that comes back is used at once.
+    #[tokio::test(start_paused = true)]
+    async fn when_room_is_short_new_bodies_wait_then_batch_is_refused_then_all() {
+        let bodies = Bodies::new(100);
+        let piece = |size: usize| Full::new(Bytes::from(vec![b'x'; size]));
+        let ask = |class, size| collect(piece(size), class, 100, LIMIT, &bodies);
+        let most = ask(Class::Batch, 80).await.expect("there is room");
+
+        let started = Instant::now();
+        let batch = ask(Class::Batch, 10).await;
+        assert!(matches!(batch, Err(Rejection::Overloaded { .. })), "{batch:?}");
+        assert_eq!(started.elapsed(), LONGEST_HOLD, "it was not begun in the meantime");
+        let small = ask(Class::Interactive, 10).await.expect("there is room for it");
+        let large = ask(Class::Interactive, 30).await;
+        assert!(matches!(large, Err(Rejection::Overloaded { .. })), "{large:?}");
+
+        let started = Instant::now();
+        let ease = async {
+            sleep(LONGEST_HOLD / 2).await;
+            drop(most);
+        };
+        let (waited, ()) = tokio::join!(ask(Class::Batch, 50), ease);
+        waited.expect("room came back");
+        assert_eq!(started.elapsed(), LONGEST_HOLD / 2);
+        drop(small);
         assert_eq!(bodies.held(), 0);
     }
 
@@ -186,7 +264,7 @@ mod tests {
                 sleep(Duration::from_secs(1)).await;
             }
         };
-        let (got, ()) = tokio::join!(collect(body, 1 << 20, LIMIT, &bodies), drip);
+        let (got, ()) = tokio::join!(collect(body, Class::Interactive, 1 << 20, LIMIT, &bodies), drip);
         assert!(matches!(got, Err(Rejection::RequestTimeout("body"))), "{got:?}");
         assert!(started.elapsed() < 5 * LIMIT);
     }

@@ -43,7 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("error", &["groq"]),
     ("groq", &[]),
     ("headers", &[]),
-    ("intake", &["error"]),
+    ("intake", &["config", "error"]),
     ("sim", &[]),
 ];
 

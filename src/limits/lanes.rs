@@ -19,7 +19,7 @@ use super::{
     saved::{self, Saved},
     turn::Inside,
 };
-use crate::config;
+use crate::config::{self, Class};
 
 /// Lane clocks start here, so that levels from before the start have room: 100 days.
 const ORIGIN: Ns = 8_640_000_000_000_000;
@@ -81,10 +81,13 @@ pub(super) struct Common {
 }
 
 impl Common {
-    /// Whether one more may wait, holding so many bytes.
-    pub(super) fn has_room(&self, bytes: u64) -> bool {
-        self.waiting.load(Relaxed) < self.max_waiting.load(Relaxed)
-            && self.bytes.load(Relaxed).saturating_add(bytes) <= self.max_bytes.load(Relaxed)
+    /// Whether one more of this class may wait, holding so many bytes. The last quarter is not batch's.
+    pub(super) fn has_room(&self, class: Class, bytes: u64) -> bool {
+        let (mut count, mut most) = (self.max_waiting.load(Relaxed), self.max_bytes.load(Relaxed));
+        if class == Class::Batch {
+            (count, most) = (count - count / 4, most - most / 4);
+        }
+        self.waiting.load(Relaxed) < count && self.bytes.load(Relaxed).saturating_add(bytes) <= most
     }
 }
 

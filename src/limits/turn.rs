@@ -59,7 +59,8 @@ impl SharedLane {
     pub(super) fn submit(self: &Arc<Self>, ask: &Ask, deadline: Instant, place: Option<Ticket>) -> Result<Turn, Refusal> {
         let common = &self.common;
         let deadline = common.clock.at(deadline);
-        let room = common.has_room(ask.bytes);
+        // Who was in line already and was refused by Groq is not one more.
+        let room = place.is_some() || common.has_room(ask.class, ask.bytes);
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let now = common.clock.now();
         let id = match inside.lane.submit(ask, now, deadline, place, room) {

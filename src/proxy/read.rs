@@ -61,7 +61,8 @@ impl Shield {
         record.app = identity.app.clone();
         record.class = identity.class;
 
-        let (body, held) = intake::collect(body, settings.server.max_body, settings.server.body_timeout, &self.bodies).await?;
+        let (most, pause) = (settings.server.max_body, settings.server.body_timeout);
+        let (body, held) = intake::collect(body, identity.class, most, pause, &self.bodies).await?;
         let facts = Facts::of(endpoint, &headers, &body)?;
         record.model = facts.model.clone();
         let ask = Ask {
