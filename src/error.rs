@@ -389,3 +389,32 @@ fn spread(after: Duration) -> Duration {
 fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hundred_clients_told_the_same_wait_are_spread_upward() {
+        for stated in [0, 1, 10, 50] {
+            let stated = Duration::from_secs(stated);
+            let told: Vec<_> = (0..100)
+                .map(|_| {
+                    let response = Rejection::Overloaded { retry_after: stated }.into_response();
+                    let number =
+                        |name: &str| response.headers()[name].to_str().expect("text").parse::<u64>().expect("an integer");
+                    let (seconds, ms) = (number("retry-after"), number("retry-after-ms"));
+                    assert_eq!(seconds, ms.div_ceil(1000), "one wait in both headers");
+                    assert!(
+                        u128::from(ms) >= stated.as_millis() && seconds <= 60,
+                        "upward, and no longer than clients wait: {ms} ms"
+                    );
+                    ms
+                })
+                .collect();
+            let first = told.iter().min().expect("a hundred");
+            let within_a_second = told.iter().filter(|ms| **ms < first + 1000).count();
+            assert!(within_a_second < 80, "{within_a_second} of 100 come back within a second of the first");
+        }
+    }
+}
