@@ -1,0 +1,140 @@
+//! What holds for any bytes in each reader of others' bytes. The fuzz targets run these, and the test
+//! `tests/contract/corpus.rs` runs them on `fuzz/corpus`.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use groq_shield::{
+    call::Facts,
+    config::Source,
+    error::{Rejection, UpstreamError, stream_error},
+    estimate::audio,
+    groq::{Endpoint, RateState, RefusalText, SseTail, parse_duration, retry_after, stated_wait},
+};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde_json::Value;
+
+/// One check.
+pub(crate) type Check = fn(&[u8]);
+
+/// The names of the targets and of their folders in the corpus.
+pub(crate) const ALL: [(&str, Check); 5] =
+    [("refusal", refusal), ("sse", sse), ("multipart", multipart), ("configuration", configuration), ("audio", sound)];
+
+/// The documented object: strings where strings are due.
+fn assert_object(body: &[u8]) {
+    let body: Value = serde_json::from_slice(body).expect("JSON");
+    let error = &body["error"];
+    assert!(error["message"].is_string() && error["type"].is_string(), "{body}");
+    assert!(error.get("code").is_none_or(|code| code.is_string() || code.is_null()), "{body}");
+}
+
+/// A refusal's text, a duration, a header's wait, an error's body: each reads it or passes; the app gets the object.
+pub(crate) fn refusal(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Some(refusal) = RefusalText::parse(&text) {
+        let _ = (refusal.hopeless(), refusal.dimension_or_derived());
+    }
+    let _ = (parse_duration(&text), stated_wait(&text));
+    let mut headers = HeaderMap::new();
+    if let Ok(value) = HeaderValue::from_bytes(bytes) {
+        let names = [
+            "retry-after",
+            "retry-after-ms",
+            "x-ratelimit-limit-tokens",
+            "x-ratelimit-remaining-tokens",
+            "x-ratelimit-reset-tokens",
+        ];
+        for name in names {
+            headers.insert(name, value.clone());
+        }
+    }
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    let _ = (retry_after(&headers, now), RateState::of(&headers));
+    let quoted = serde_json::json!({"error": {"message": text, "type": "tokens", "code": 429}}).to_string();
+    for body in [bytes, quoted.as_bytes()] {
+        for status in [400, 403, 413, 429, 498, 502, 522] {
+            let status = StatusCode::from_u16(status).expect("a status");
+            let error = UpstreamError::new(status, headers.clone(), body, now);
+            let answer = Rejection::Upstream(Box::new(error)).into_response();
+            assert_object(answer.body());
+            let wait = |name| {
+                answer.headers().get(name).map(|v: &HeaderValue| v.to_str().expect("text").parse::<u64>().expect("an integer"))
+            };
+            let (seconds, ms) = (wait("retry-after"), wait("retry-after-ms"));
+            assert_eq!(seconds, ms.map(|ms| ms.div_ceil(1000)));
+        }
+    }
+}
+
+/// A stream tells the same however it is cut up, and an error in it becomes the documented object.
+pub(crate) fn sse(bytes: &[u8]) {
+    let told = |size: usize| {
+        let mut tail = SseTail::default();
+        for piece in bytes.chunks(size) {
+            assert!(tail.feed(piece) <= piece.len());
+        }
+        if let Some(error) = tail.error() {
+            let frame = stream_error(&error.data);
+            assert_object(frame.strip_prefix(b"data: ").expect("one frame"));
+        }
+        (tail.ended(), tail.events(), tail.completion_tokens(), format!("{:?} {:?}", tail.usage(), tail.error()))
+    };
+    let whole = told(bytes.len().max(1));
+    for size in [1, 7, 64] {
+        assert_eq!(told(size), whole, "in pieces of {size}");
+    }
+}
+
+/// A form, its boundary `b`: read or passed, and the model is no longer than a name.
+pub(crate) fn multipart(bytes: &[u8]) {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("multipart/form-data; boundary=b"));
+    let body = Bytes::copy_from_slice(bytes);
+    for endpoint in [Endpoint::Transcription, Endpoint::Translation, Endpoint::Files] {
+        if let Ok(facts) = Facts::of(endpoint, &headers, &body) {
+            assert!(facts.model.len() <= 200, "{}", facts.model);
+        }
+    }
+    // The same bytes as JSON: read, or refused with words.
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    for endpoint in [Endpoint::Chat, Endpoint::Responses, Endpoint::Embeddings, Endpoint::Speech] {
+        if let Err(rejection) = Facts::of(endpoint, &headers, &body) {
+            assert_object(rejection.into_response().body());
+        }
+    }
+}
+
+/// A configuration is read or refused with its faults; what was read reads back the same.
+pub(crate) fn configuration(bytes: &[u8]) {
+    let file = scratch();
+    let load = |content: &[u8]| {
+        std::fs::write(&file, content).expect("a scratch file can be written");
+        Source { config: Some(file.clone()), ..Source::default() }.load()
+    };
+    let loaded = load(bytes);
+    let effective = loaded.effective.clone();
+    match loaded.settings() {
+        Err(faults) => assert!(!faults.to_string().is_empty()),
+        // Secrets are shown by their beginnings.
+        Ok(_) if effective.contains('…') => {}
+        Ok(settings) => {
+            let again = load(effective.as_bytes()).settings().unwrap_or_else(|faults| panic!("{faults}\n{effective}"));
+            assert_eq!(format!("{:?}", again.queue), format!("{:?}", settings.queue), "{effective}");
+        }
+    }
+    let _ = std::fs::remove_file(file);
+}
+
+/// A file of this thread's own.
+fn scratch() -> PathBuf {
+    std::env::temp_dir().join(format!("groq-shield-fuzz-{}-{:?}.toml", std::process::id(), std::thread::current().id()))
+}
+
+/// Audio of some length, whatever its headers say.
+pub(crate) fn sound(bytes: &[u8]) {
+    let _ = audio::seconds(bytes);
+}

@@ -1,0 +1,9 @@
+//! Audio containers' headers. `cargo fuzz run audio`
+
+#![no_main]
+
+#[path = "../checks.rs"]
+#[expect(dead_code, reason = "each target runs one of them")]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| checks::sound(bytes));

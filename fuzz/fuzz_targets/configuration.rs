@@ -1,0 +1,9 @@
+//! Configuration files. `cargo fuzz run configuration`
+
+#![no_main]
+
+#[path = "../checks.rs"]
+#[expect(dead_code, reason = "each target runs one of them")]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| checks::configuration(bytes));

@@ -1,0 +1,9 @@
+//! A stream's tail, whole and in pieces. `cargo fuzz run sse`
+
+#![no_main]
+
+#[path = "../checks.rs"]
+#[expect(dead_code, reason = "each target runs one of them")]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| checks::sse(bytes));
