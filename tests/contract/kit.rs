@@ -1,0 +1,252 @@
+//! A shield in this process, before an upstream that does with every request what its script says.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use groq_shield::{
+    config::{Plan, Settings},
+    proxy::Shield,
+    server::{self, Listeners, Running},
+};
+use rustls::{ServerConfig, crypto::aws_lc_rs};
+use rustls_pki_types::PrivateKeyDer;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+    time::sleep,
+};
+use tokio_rustls::TlsAcceptor;
+
+/// What the upstream does with a request, one step after the other; then it closes.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    Write(String),
+    Pause(Duration),
+    /// Goes without a good-bye.
+    Reset,
+    /// Says nothing for as long as anybody waits.
+    Hold,
+}
+
+/// What the upstream is.
+#[derive(Clone, Debug)]
+pub(crate) enum Kind {
+    /// Its name is nobody's.
+    NoName,
+    /// Nobody listens.
+    NoPort,
+    /// Plain HTTP: reads a request, then plays the script for the n-th (the last one again and again).
+    Plain(Vec<Vec<Step>>),
+    /// Plays the script before it has read anything.
+    Early(Vec<Step>),
+    /// HTTP over TLS, by this certificate.
+    Tls(Certificate, Vec<Step>),
+    /// The shield comes with TLS, and a plain script answers.
+    PlainOnTls(Vec<Step>),
+    /// The shield comes without TLS.
+    TlsOnPlain,
+}
+
+/// Which certificate an upstream shows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Certificate {
+    Good,
+    WrongName,
+    Expired,
+    /// Signed by nobody that the shield trusts.
+    Untrusted,
+}
+
+/// The requests that reached the upstream.
+pub(crate) type Log = Arc<Mutex<Vec<String>>>;
+
+/// A running upstream, and what the shield must be told of it.
+pub(crate) struct Upstream {
+    pub(crate) url: String,
+    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) log: Log,
+    _folder: Option<tempfile::TempDir>,
+}
+
+impl Upstream {
+    pub(crate) async fn start(kind: &Kind) -> Self {
+        let log = Log::default();
+        if let Kind::NoName = kind {
+            return Self { url: "http://groq-shield-test.invalid".into(), ca_file: None, log, _folder: None };
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let scheme = if matches!(kind, Kind::Tls(..) | Kind::PlainOnTls(_)) { "https" } else { "http" };
+        let url = format!("{scheme}://{address}");
+        let mut upstream = Self { url, ca_file: None, log: log.clone(), _folder: None };
+        let acceptor = match kind {
+            Kind::Tls(certificate, _) => Some(upstream.certify(*certificate)),
+            Kind::TlsOnPlain => Some(upstream.certify(Certificate::Good)),
+            _ => None,
+        };
+        match kind.clone() {
+            Kind::NoName => unreachable!("returned above"),
+            Kind::NoPort => drop(listener),
+            Kind::Plain(scripts) => {
+                accept(listener, move |socket, n| plain(socket, scripts[n.min(scripts.len() - 1)].clone(), log.clone()))
+            }
+            Kind::PlainOnTls(script) | Kind::Early(script) => {
+                accept(listener, move |socket, _| early(socket, script.clone()));
+            }
+            Kind::Tls(_, script) => {
+                let acceptor = acceptor.expect("made above");
+                accept(listener, move |socket, _| over_tls(acceptor.clone(), socket, script.clone(), log.clone()));
+            }
+            Kind::TlsOnPlain => {
+                let acceptor = acceptor.expect("made above");
+                accept(listener, move |socket, _| over_tls(acceptor.clone(), socket, Vec::new(), log.clone()));
+            }
+        }
+        upstream
+    }
+
+    /// A certificate, and the file by which the shield trusts it.
+    fn certify(&mut self, kind: Certificate) -> TlsAcceptor {
+        let name = if kind == Certificate::WrongName { "elsewhere.example" } else { "127.0.0.1" };
+        let mut params = rcgen::CertificateParams::new([name.to_owned()]).expect("a name");
+        if kind == Certificate::Expired {
+            params.not_before = rcgen::date_time_ymd(2001, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2002, 1, 1);
+        }
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let certificate = params.self_signed(&key).expect("a certificate");
+        if kind != Certificate::Untrusted {
+            let folder = tempfile::tempdir().expect("a folder");
+            let file = folder.path().join("ca.pem");
+            std::fs::write(&file, certificate.pem()).expect("it is written");
+            self.ca_file = Some(file);
+            self._folder = Some(folder);
+        }
+        let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("the provider's own")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .expect("they belong together");
+        TlsAcceptor::from(Arc::new(config))
+    }
+
+    /// How many requests it has seen.
+    pub(crate) fn seen(&self) -> usize {
+        self.log.lock().expect("no panic with it").len()
+    }
+
+    /// Settings for a shield before it: free ports, quick retries, no limits, nothing of the breaker's.
+    pub(crate) fn settings(&self) -> Settings {
+        let mut settings = Settings::default();
+        settings.server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        settings.admin.listen = settings.server.listen;
+        settings.server.threads = Some(1);
+        settings.server.drain_timeout = Duration::from_millis(300);
+        settings.upstream.base_url = self.url.parse().expect("a URL");
+        settings.upstream.ca_file = self.ca_file.clone();
+        settings.limits.plan = Plan::None;
+        settings.retry.attempts = 2;
+        settings.retry.base_delay = Duration::from_millis(2);
+        settings.retry.max_delay = Duration::from_millis(4);
+        settings.breaker.failures = 1000;
+        settings
+    }
+}
+
+/// A shield by these settings.
+pub(crate) fn start(settings: Settings) -> Running {
+    let listeners = Listeners::open(&settings).expect("free ports");
+    server::start(Shield::new(settings).expect("nothing to fail on"), listeners).expect("it starts")
+}
+
+fn accept<F>(listener: TcpListener, serve: impl Fn(TcpStream, usize) -> F + Send + 'static)
+where
+    F: Future<Output = std::io::Result<()>> + Send + 'static,
+{
+    tokio::spawn(async move {
+        let mut count = 0;
+        while let Ok((socket, _)) = listener.accept().await {
+            let serving = serve(socket, count);
+            // Its errors are the shield's leaving.
+            tokio::spawn(async { drop(serving.await) });
+            count += 1;
+        }
+    });
+}
+
+async fn plain(socket: TcpStream, script: Vec<Step>, log: Log) -> std::io::Result<()> {
+    let mut socket = BufReader::new(socket);
+    let request = read_request(&mut socket).await?;
+    log.lock().expect("no panic with it").push(request);
+    early(socket.into_inner(), script).await
+}
+
+async fn early(mut socket: TcpStream, script: Vec<Step>) -> std::io::Result<()> {
+    for step in script {
+        if let Step::Reset = step {
+            return socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+        }
+        play(&mut socket, step).await?;
+    }
+    socket.shutdown().await
+}
+
+async fn over_tls(acceptor: TlsAcceptor, socket: TcpStream, script: Vec<Step>, log: Log) -> std::io::Result<()> {
+    let mut socket = BufReader::new(acceptor.accept(socket).await?);
+    let request = read_request(&mut socket).await?;
+    log.lock().expect("no panic with it").push(request);
+    for step in script {
+        play(&mut socket, step).await?;
+    }
+    socket.shutdown().await
+}
+
+async fn play(io: &mut (impl AsyncRead + AsyncWrite + Unpin), step: Step) -> std::io::Result<()> {
+    match step {
+        Step::Write(text) => {
+            io.write_all(text.as_bytes()).await?;
+            io.flush().await
+        }
+        Step::Pause(time) => {
+            sleep(time).await;
+            Ok(())
+        }
+        Step::Hold | Step::Reset => io.read_to_end(&mut Vec::new()).await.map(drop),
+    }
+}
+
+/// One request's head and body.
+async fn read_request(io: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> std::io::Result<String> {
+    use tokio::io::AsyncBufReadExt;
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if io.read_line(&mut head).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
+    let mut body = vec![0; length];
+    io.read_exact(&mut body).await?;
+    Ok(head + &String::from_utf8_lossy(&body))
+}
+
+/// A whole answer, and the connection's end.
+pub(crate) fn answer(status: &str, headers: &str, body: &str) -> Vec<Step> {
+    vec![Step::Write(format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n{body}", body.len()))]
+}
+
+/// A JSON answer.
+pub(crate) fn json(status: &str, body: &str) -> Vec<Step> {
+    answer(status, "content-type: application/json\r\n", body)
+}
+
+/// A good answer to a chat call.
+pub(crate) fn good() -> Vec<Step> {
+    json("200 OK", r#"{"id":"x","choices":[],"usage":{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15}}"#)
+}

@@ -1,0 +1,12 @@
+//! CONTRACT: every failure over real sockets, as its table has it; what is promised when everything fails at once.
+
+#[path = "../../fuzz/checks.rs"]
+mod checks;
+mod client;
+mod corpus;
+mod kit;
+mod ours;
+mod overload;
+mod promises;
+mod streams;
+mod table;

@@ -1,0 +1,185 @@
+//! PROMISES under fire: a dead upstream, memory that runs short, more clients than anybody can serve.
+
+use std::{sync::Arc, time::Duration};
+
+use groq_shield::{
+    config::{self, Class, ModelLimits},
+    limits::{Ask, Limits, Pool, Refusal},
+    proxy::Shield,
+    server::{self, Listeners},
+};
+use tokio::{
+    io::AsyncWriteExt,
+    net::TcpStream,
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    client::{KEY, LONG, ask, request},
+    kit::{Kind, Step, Upstream, start},
+};
+
+const CHAT: &str = "/openai/v1/chat/completions";
+
+/// A chat call of so many bytes.
+fn chat_of(bytes: usize, headers: &str) -> String {
+    let frame = r#"{"model":"m","messages":[{"role":"user","content":""}]}"#;
+    let body = frame.replace(r#""""#, &format!("\"{}\"", "x".repeat(bytes - frame.len())));
+    request("POST", CHAT, &format!("{KEY}content-type: application/json\r\n{headers}"), &body)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn never_hangs_and_never_grows_before_a_dead_upstream() {
+    dead_upstream(500).await;
+}
+
+/// `cargo test --test contract -- --ignored ten_thousand --nocapture`; takes 40 000 descriptors (`ulimit -n`).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes 40 000 descriptors"]
+async fn ten_thousand_before_a_dead_upstream_take_bounded_memory() {
+    dead_upstream(10_000).await;
+}
+
+/// So many clients at once before an upstream that takes every request and never says a word: each is told, by its time
+/// limits, and afterwards nothing of them is left.
+async fn dead_upstream(count: usize) {
+    const BODY: usize = 20_000;
+    let upstream = Upstream::start(&Kind::Plain(vec![vec![Step::Hold]])).await;
+    let mut settings = upstream.settings();
+    settings.server.max_connections = count + 1;
+    settings.upstream.response_timeout = Duration::from_secs(1);
+    settings.queue.max_wait = Duration::from_secs(4);
+    settings.breaker = config::Breaker::default();
+    let cap = settings.queue.max_bytes;
+    let listeners = Listeners::open(&settings).expect("free ports");
+    let shield = Shield::new(settings).expect("nothing to fail on");
+    let running = server::start(shield.clone(), listeners).expect("it starts");
+    let (app, before) = (running.app, resident());
+    let bytes = Arc::new(chat_of(BODY, ""));
+    let mut clients = JoinSet::new();
+    for _ in 0..count {
+        let bytes = bytes.clone();
+        clients.spawn(async move { ask(app, bytes.as_bytes()).await });
+    }
+    let mut codes = std::collections::BTreeMap::<String, usize>::new();
+    while let Some(answer) = timeout(2 * LONG, clients.join_next()).await.expect("nobody hangs") {
+        let answer = answer.expect("it is answered");
+        assert_eq!(answer.faults(), [""; 0], "{answer:?}");
+        *codes.entry(format!("{} {}", answer.status, answer.header("x-shield-error"))).or_default() += 1;
+    }
+    let grown = resident().saturating_sub(before);
+    println!("{codes:?}, {} MiB more, {} requests reached the upstream", grown >> 20, upstream.seen());
+    assert!(
+        codes
+            .keys()
+            .all(|code| ["502 upstream_timeout", "503 upstream_unavailable", "503 shield_overloaded"].contains(&code.as_str())),
+        "{codes:?}"
+    );
+    // The clients, their copies of what they sent and the upstream's log of it are in this process, too.
+    assert!(grown < cap + (count * (4 * BODY + (64 << 10))) as u64, "{} MiB", grown >> 20);
+    let left = || {
+        (
+            shield.bodies.held(),
+            shield.limits.waiting(),
+            shield.limits.snapshot().iter().map(|lane| lane.in_flight).sum::<usize>(),
+            shield.connections.len(),
+        )
+    };
+    let deadline = Instant::now() + LONG;
+    while left() != (0, 0, 0, 0) {
+        assert!(Instant::now() < deadline, "bytes, waiting, in flight, connections left: {:?}", left());
+        sleep(Duration::from_millis(10)).await;
+    }
+    running.end();
+}
+
+/// TRUST's order: stop reading new bodies, refuse batch, refuse all with 503 and `retry-after`, refuse connections
+/// (`beyond_max_connections_clients_wait_for_a_place`).
+#[tokio::test]
+async fn in_overload_batch_is_refused_first_then_all() {
+    let upstream = Upstream::start(&Kind::Plain(vec![vec![Step::Hold]])).await;
+    let mut settings = upstream.settings();
+    settings.queue.max_bytes = 1_000_000;
+    let shield = start(settings);
+    let mut running = Vec::new();
+    let mut send = async |bytes: usize| {
+        let mut socket = TcpStream::connect(shield.app).await.expect("it listens");
+        socket.write_all(chat_of(bytes, "").as_bytes()).await.expect("it is taken");
+        running.push(socket);
+        let deadline = Instant::now() + LONG;
+        while upstream.seen() < running.len() {
+            assert!(Instant::now() < deadline, "{} of {} reached the upstream", upstream.seen(), running.len());
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    for _ in 0..13 {
+        send(60_000).await;
+    }
+    let batch = ask(shield.app, chat_of(1000, "x-shield-class: batch\r\n").as_bytes()).await;
+    assert_eq!((batch.status, batch.header("x-shield-error")), (503, "shield_overloaded"), "{batch:?}");
+    assert_eq!(batch.faults(), [""; 0]);
+    for _ in 0..3 {
+        send(60_000).await;
+    }
+    let all = ask(shield.app, chat_of(60_000, "").as_bytes()).await;
+    assert_eq!((all.status, all.header("x-shield-error")), (503, "shield_overloaded"), "{all:?}");
+    assert!(all.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1), "{all:?}");
+    assert_eq!(upstream.seen(), 16);
+    shield.end();
+}
+
+/// The last quarter of the line is not batch's.
+#[tokio::test(start_paused = true)]
+async fn in_a_long_line_batch_is_refused_first() {
+    let mut limits = config::Limits { plan: config::Plan::None, ..Default::default() };
+    limits.models.insert("m".into(), ModelLimits { requests_per_minute: Some(3), ..Default::default() });
+    let limits = Limits::new(&limits, &config::Queue { max_waiting: 8, ..Default::default() });
+    let ask = |class| Ask {
+        organisation: "o".into(),
+        model: "m".into(),
+        tier: "on_demand".into(),
+        app: "a".into(),
+        weight: 1.0,
+        class,
+        pool: Pool::Tokens { prompt: 10, ceiling: Some(10) },
+        bytes: 100,
+        fingerprint: 0,
+        client_retry: false,
+    };
+    let deadline = Instant::now() + Duration::from_secs(3600);
+    let join = async |class| {
+        let (limits, ask) = (limits.clone(), ask(class));
+        let mut waiter = Box::pin(async move { limits.reserve(&ask, deadline, None).await });
+        match timeout(Duration::from_millis(1), &mut waiter).await {
+            Ok(Err(refusal)) => Err(refusal),
+            Ok(Ok(_)) => panic!("the line is served too quickly for this test"),
+            Err(_) => Ok(waiter),
+        }
+    };
+    // Whoever is first goes, and its place is not settled: the next ones wait for it, or for the limit.
+    let _first = limits.reserve(&ask(Class::Interactive), deadline, None).await.expect("it is the first");
+    let mut line = Vec::new();
+    let mut refused = None;
+    while refused.is_none() {
+        match join(Class::Batch).await {
+            Ok(waiter) => line.push(waiter),
+            Err(refusal) => refused = Some(refusal),
+        }
+    }
+    assert!(matches!(refused, Some(Refusal::Full { .. })), "{refused:?}");
+    assert_eq!(limits.waiting(), 6);
+    for _ in 0..2 {
+        line.push(join(Class::Interactive).await.expect("there is room for those that somebody waits for"));
+    }
+    assert!(matches!(join(Class::Interactive).await, Err(Refusal::Full { .. })));
+    drop(line);
+    assert_eq!(limits.waiting(), 0);
+}
+
+/// Bytes of this process in memory, its clients' side included.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("this runs on Linux");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it is told");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+}
