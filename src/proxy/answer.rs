@@ -1,6 +1,6 @@
 //! What does the app see of it? The answer's or the rejection's head, stamped; the record goes on with the body.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, response::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header, response::Parts};
 use hyper::ext::ReasonPhrase;
 
 use crate::{
@@ -18,6 +18,10 @@ const FITTED: HeaderName = HeaderName::from_static("x-shield-fitted");
 /// An answer that has begun well: the upstream's, and what the shield has to add.
 pub(super) fn deliver(mut head: Parts, opened: Opened, mut carried: Carried, fitted: Option<(u64, u64)>) -> Response<Body> {
     headers::from_upstream(&mut head.headers);
+    if let Opened::Stream(_) = opened {
+        // A stream that breaks gets a frame that no length announced has room for.
+        head.headers.remove(header::CONTENT_LENGTH);
+    }
     head.version = Version::HTTP_11;
     carried.record.status = head.status.as_u16();
     carried.record.source = Source::Upstream;
