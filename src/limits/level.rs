@@ -218,7 +218,7 @@ impl Level {
     pub fn peek(&self, asked: u64, now: Ns) -> Fit {
         let Some(bucket) = self.bucket.as_ref().filter(|_| asked > 0) else { return Fit::Now };
         let fit = match &self.window {
-            Some(window) => window.fit(asked, now),
+            Some(window) => window.fit(asked, self.boost as u64, now),
             None => bucket.peek(asked, self.reserve(asked), now),
         };
         match &self.share {
@@ -231,7 +231,7 @@ impl Level {
     pub fn fits_from(&self, asked: u64, before: u64) -> Ns {
         let Some(bucket) = self.bucket.as_ref().filter(|_| asked > 0) else { return 0 };
         if let Some(window) = &self.window {
-            return match window.fit((asked + before).min(bucket.limit()), self.then) {
+            return match window.fit((asked + before).min(bucket.limit()), self.boost as u64, self.then) {
                 Fit::At(at) => at,
                 Fit::Now | Fit::Never => 0,
             };
