@@ -1,12 +1,13 @@
 //! What is asked? Endpoint, organisation, app, model, what it may cost, how patient its client is: read once, from head and body.
 
 use std::{
-    hash::{DefaultHasher, Hasher},
-    sync::Arc,
+    hash::{BuildHasher as _, Hasher as _},
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use http::{HeaderMap, header};
 
 use crate::{
@@ -124,10 +125,12 @@ fn bounded(model: &str) -> Arc<str> {
 }
 
 fn fingerprint(body: &[u8]) -> u64 {
-    let mut digest = DefaultHasher::new();
+    // Not SipHash: it took 5 instructions a byte, a third of a 16 KiB request. The seed is this process's own.
+    static DIGEST: LazyLock<RandomState> = LazyLock::new(RandomState::default);
+    let mut digest = DIGEST.build_hasher();
     digest.write_usize(body.len());
     digest.write(&body[..body.len().min(DIGESTED)]);
-    digest.write(&body[body.len().saturating_sub(DIGESTED)..]);
+    digest.write(&body[body.len().saturating_sub(DIGESTED).max(DIGESTED.min(body.len()))..]);
     digest.finish()
 }
 

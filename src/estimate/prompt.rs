@@ -49,7 +49,7 @@ impl Prompt {
 
     /// Counts a part by its bytes as they are.
     pub fn raw(&mut self, part: Part, json: &str) {
-        self.add(json);
+        self.add(part, json);
         self.messages += u64::from(part == Part::Messages);
     }
 
@@ -67,13 +67,16 @@ impl Prompt {
         self.characters
     }
 
-    fn add(&mut self, text: &str) {
+    fn add(&mut self, part: Part, text: &str) {
         if is_data_url(text) {
             self.files += 1;
             return;
         }
         self.text += text::millitokens(text);
-        self.characters += text.chars().count() as u64;
+        // Only speech is measured by characters.
+        if part == Part::Input {
+            self.characters += text.chars().count() as u64;
+        }
     }
 }
 
@@ -122,7 +125,7 @@ impl<'de> Visitor<'de> for Reading<'_> {
         if self.top && self.part == Part::Messages {
             self.prompt.messages += 1;
         }
-        self.prompt.add(text);
+        self.prompt.add(self.part, text);
         Ok(())
     }
 
