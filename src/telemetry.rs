@@ -82,7 +82,7 @@ pub struct Record {
     telemetry: Arc<Telemetry>,
     /// When the head had been read.
     pub started: Instant,
-    /// `x-request-id`: the client's own, or made here.
+    /// `x-request-id` as made here, where the upstream gave none.
     pub id: String,
     /// The path that was asked for (no query).
     pub path: String,
@@ -117,6 +117,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// The `x-request-id` that the app has seen.
+    fn request_id(&self) -> &str {
+        if self.id.is_empty() { self.upstream_id.as_deref().unwrap_or_default() } else { &self.id }
+    }
+
     /// Starts the record of a request that has just been read.
     pub fn new(telemetry: &Arc<Telemetry>, path: &str, now: Instant) -> Self {
         Self {

@@ -20,7 +20,7 @@ pub(super) fn write(record: &Record) {
     }
     tracing::info!(
         target: "groq_shield::access",
-        id = &*clean(&record.id, NAME),
+        id = &*clean(record.request_id(), NAME),
         app = &*clean(&record.app, NAME),
         class = record.class_name(),
         model = &*clean(&record.model, NAME),
