@@ -14,13 +14,17 @@ mod alarm;
 pub mod books;
 pub mod bucket;
 pub mod calibrate;
+pub mod exchange;
 pub mod forecast;
 pub mod lane;
 mod lanes;
 pub mod level;
 pub mod line;
+#[cfg(feature = "redis")]
+mod redis;
 mod reservation;
 mod saved;
+mod store;
 pub mod tables;
 mod turn;
 pub mod window;
@@ -138,7 +142,13 @@ pub struct Limits(Arc<Shared>);
 impl Limits {
     /// Lanes by these tables. Levels that `limits.state_file` holds from an earlier process are taken up.
     pub fn new(limits: &config::Limits, queue: &config::Queue) -> Self {
-        Self(Shared::new(limits, queue))
+        Self::shared(limits, queue, &config::Store::default())
+    }
+
+    /// The same with levels kept where `store` says. Until it answers, and whenever it does not, this replica goes on
+    /// alone with every limit divided by the number of replicas.
+    pub fn shared(limits: &config::Limits, queue: &config::Queue, store: &config::Store) -> Self {
+        Self(Shared::new(limits, queue, store))
     }
 
     /// New tables and bounds: levels, used amounts and places in line stay.
@@ -175,6 +185,11 @@ impl Limits {
     /// Levels, line and forecasts of every lane.
     pub fn snapshot(&self) -> Vec<LaneSnapshot> {
         self.0.snapshot()
+    }
+
+    /// The store that replicas share. `None`: levels are kept in this process.
+    pub fn store(&self) -> Option<StoreSnapshot> {
+        self.0.store()
     }
 
     /// How many wait, in all lanes.
@@ -231,6 +246,17 @@ pub struct DimensionSnapshot {
     pub full_in: Duration,
     /// The upstream counts windows, not a bucket.
     pub window: bool,
+}
+
+/// The store that replicas share, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreSnapshot {
+    /// It is out of reach: every limit is divided by `replicas`.
+    pub degraded: bool,
+    /// How many replicas there are, as last heard.
+    pub replicas: u32,
+    /// Transactions sent since the start.
+    pub calls: u64,
 }
 
 /// Who waits in a lane, per app and class.

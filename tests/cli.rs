@@ -263,13 +263,3 @@ fn the_file_is_read_again_when_it_changes_and_on_sighup() {
     running.signal(Signal::SIGTERM);
     assert_eq!(running.ended().code(), Some(0));
 }
-
-#[test]
-fn what_is_not_in_effect_yet_is_said() {
-    let folder = folder();
-    write(folder.path(), "[store]\ntimeout = \"1s\"\n");
-    let (_, out, _) = ran(&mut shield(folder.path(), &["check"]));
-    assert!(out.contains("# note: store is not in effect yet\n"), "{out}");
-    let running = Running::new(&mut shield(folder.path(), &SERVE));
-    running.line("store is not in effect yet");
-}

@@ -56,6 +56,8 @@ struct Store {
     /// `local` or `redis`
     kind: &'static str,
     degraded: bool,
+    /// How many share it, as last heard; `null` where it is local.
+    replicas: Option<u32>,
 }
 
 /// Since the start.
@@ -142,6 +144,7 @@ impl Desk {
         let configuration = shield.telemetry.configuration();
         let total = shield.telemetry.since_start();
         let lanes = shield.limits.snapshot();
+        let store = shield.limits.store();
         let open_breakers = shield.breakers.open(Instant::now());
         let slices = self.trend.lock().unwrap_or_else(PoisonError::into_inner).slices(&shield.telemetry);
         let status = Status {
@@ -166,7 +169,8 @@ impl Desk {
                     StoreKind::Local => "local",
                     StoreKind::Redis => "redis",
                 },
-                degraded: false,
+                degraded: store.is_some_and(|store| store.degraded),
+                replicas: store.map(|store| store.replicas),
             },
             totals: Totals {
                 requests: total.requests,

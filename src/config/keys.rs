@@ -4,9 +4,6 @@ use std::path::PathBuf;
 
 use super::{App, Class, LogFormat, ModelLimits, Organisation, Plan, Settings, StoreKind, Tls, rule::Rule, value::Setting};
 
-/// Keys whose feature is not in effect yet: `check` and the start log say so where one is set.
-pub(super) const NOT_IN_EFFECT: &[&str] = &["store"];
-
 /// One key of a `T`.
 pub(super) struct Key<T> {
     /// Its name inside its table; `tls.cert` is `cert` of a table inside.

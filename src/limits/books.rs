@@ -1,23 +1,16 @@
 //! Where are a lane's levels kept? All dimensions of one organisation × model × tier, taken all or none.
 //!
-//! This is the seam for levels that replicas share. [`Books`] answers at once, from this process. A shared variant
-//! keeps the same four steps with a round trip behind `take`:
-//!
-//! * `fit` stays local: the last `tat[]` and corrections that the store returned. It is only a guess then, good enough
-//!   to keep doubtful requests at home.
-//! * `take` becomes the store's transaction: per dimension (asked, reserve, limit) in ns, all or none, and the store
-//!   returns either the wait, or the send position `n` and `tat[]`, `corrections[]` for the marks. While it is under way
-//!   the lane must not pump (one head at a time); its answer is an event that grants the head or re-arms the wake-up.
-//!   A head that left meanwhile gives the charge back with its next settle.
-//! * `settle` and `observe` are deltas (ns per dimension; position, mark, truth) that may ride on the next `take` or go
-//!   alone after 50 ms. They commute with other replicas' because positions come from the store and corrections are sums.
-//! * Store gone: these local books with every limit divided by the last known number of replicas.
+//! [`Books`] answers at once, from this process. Where replicas share levels, the store charges ([`Books::reserved`] takes
+//! note), and these books are a forecast: the store's last word and what it has not been told. Without the store they
+//! decide alone, with every limit divided by the number of replicas.
 
 use super::{
     bucket::{Fit, Ns},
     level::{Level, Mark},
 };
 use crate::groq::{Dimension, Unit};
+
+mod shared;
 
 /// Dimensions of one lane at most: the eight that are known and two that refusals may teach.
 pub const SLOTS: usize = 10;
@@ -59,6 +52,8 @@ pub struct Taken {
     pub sent_at: Ns,
     /// Counts takings, in this process.
     serial: u64,
+    /// The place that the store gave it; 0: taken in this process alone.
+    reserved: u64,
     /// Which slots were charged, one bit each.
     slots: u16,
     marks: [Mark; SLOTS],
@@ -71,6 +66,12 @@ pub struct Books {
     /// The newest send position.
     position: u64,
     serial: u64,
+    /// Between so many replicas levels are shared.
+    replicas: Option<u32>,
+    /// The store is there.
+    joined: bool,
+    /// Positions up to here are of another record in the store, or of none.
+    forgotten: u64,
 }
 
 impl Books {
@@ -95,7 +96,13 @@ impl Books {
     }
 
     /// Adds a dimension; `None` when a lane has as many as it can keep.
-    pub fn add(&mut self, level: Level) -> Option<usize> {
+    pub fn add(&mut self, mut level: Level, now: Ns) -> Option<usize> {
+        if let Some(replicas) = self.replicas {
+            level.link(replicas, now);
+            if self.joined {
+                level.join(now);
+            }
+        }
         (self.levels.len() < SLOTS).then(|| {
             self.levels.push(level);
             self.levels.len() - 1
@@ -140,22 +147,36 @@ impl Books {
             level.charge(self.serial, level.asked(&amount), now);
             slots |= 1 << slot;
         }
-        Taken { amount, position: 0, sent_at: now, serial: self.serial, slots, marks: [Mark::default(); SLOTS] }
+        Taken { amount, position: 0, sent_at: now, serial: self.serial, reserved: 0, slots, marks: [Mark::default(); SLOTS] }
     }
 
     /// It goes out now: it gets its position, and every dimension's mark.
     pub fn sent(&mut self, taken: &mut Taken, now: Ns) {
-        self.position += 1;
-        taken.position = self.position;
         taken.sent_at = now;
+        if taken.reserved == 0 {
+            self.position += 1;
+        }
+        taken.position = if taken.reserved == 0 { self.position } else { taken.reserved };
         for (slot, level) in self.levels.iter_mut().enumerate().filter(|(slot, _)| taken.slots & (1 << slot) != 0) {
-            taken.marks[slot] = level.sent(taken.serial, taken.position, level.asked(&taken.amount), now);
+            let asked = level.asked(&taken.amount);
+            if taken.reserved == 0 {
+                level.no_longer_unsent(asked);
+            }
+            let mark = level.sent(taken.serial, taken.position, asked, now);
+            // The store's mark counts what all replicas had taken before.
+            if taken.reserved == 0 {
+                taken.marks[slot] = mark;
+            }
         }
     }
 
     /// Groq says what it had used of this slot when it saw `taken`; `counted`: that request included. One way to Groq
     /// takes `delay`. The correction, ns, unless a newer position has been heard of.
     pub fn observe(&mut self, taken: &mut Taken, slot: usize, used: u64, counted: bool, delay: Ns, now: Ns) -> Option<i64> {
+        // Positions of this process alone say nothing in the order that replicas share.
+        if self.is_joined() && taken.reserved <= self.forgotten {
+            return None;
+        }
         let at = taken.sent_at.saturating_add(delay);
         let charged = taken.slots & (1 << slot) != 0;
         let level = &mut self.levels[slot];
@@ -171,7 +192,7 @@ impl Books {
         for (_, level) in self.levels.iter_mut().enumerate().filter(|(slot, _)| taken.slots & (1 << slot) != 0) {
             let unit = level.dimension.unit;
             let asked = level.asked(&taken.amount);
-            if taken.position == 0 {
+            if taken.position == 0 && taken.reserved == 0 {
                 level.no_longer_unsent(asked);
             }
             level.settle(taken.serial, asked, used.of(unit), now);

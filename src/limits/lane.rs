@@ -27,6 +27,7 @@ use crate::{
 };
 
 mod learn;
+mod shared;
 mod view;
 
 const MILLISECOND: Ns = 1_000_000;
@@ -119,6 +120,8 @@ pub struct Lane {
     /// The plan whose table is in force; `None`: none fits what headers say.
     plan: Option<Plan>,
     books: Books,
+    /// To the store, where replicas share levels.
+    link: Option<shared::Link>,
     line: Line,
     calibration: Calibration,
     knowledge: Knowledge,
@@ -144,6 +147,7 @@ impl Lane {
     pub fn new(model: Arc<str>, tables: Arc<Tables>, now: Ns) -> Self {
         let mut lane = Self {
             books: Books::default(),
+            link: None,
             line: Line::default(),
             calibration: Calibration::default(),
             knowledge: Knowledge::Unknown,
@@ -179,8 +183,9 @@ impl Lane {
             return Verdict::No(refusal);
         }
         let open = self.line.is_empty() && self.paused_until <= now && self.is_open(now);
-        if open && self.books.fit(&waiter.amount, now).0 == Fit::Now {
-            return Verdict::Go(Box::new(self.grant(waiter, None, now)));
+        let fits = open && self.books.fit(&waiter.amount, now).0 == Fit::Now;
+        if fits && !self.asks_store() {
+            return Verdict::Go(Box::new(self.grant(waiter, None, None, now)));
         }
         let forecast = self.forecast(&asker, now);
         if let Some(refusal) = self.not_in_time(forecast, now, now, deadline) {
@@ -190,7 +195,8 @@ impl Lane {
             }
             self.guessed = true;
         }
-        if !room {
+        // Asking the store is not waiting yet.
+        if !room && !fits {
             return Verdict::No(Refusal::Full { retry_after: forecast.wait.max(Duration::from_secs(1)) });
         }
         let id = self.line.push(waiter);
@@ -208,7 +214,7 @@ impl Lane {
         }
         let mut bound = self.blocked.take().and_then(|(slot, _)| slot);
         self.wake = None;
-        while let Some(head) = self.line.head() {
+        while let Some(head) = self.booked().or_else(|| self.line.head()) {
             if self.paused_until > now {
                 self.block(None, self.paused_until);
                 break;
@@ -225,11 +231,20 @@ impl Lane {
                 events.push(Event::No(head, refusal));
                 continue;
             }
-            match self.books.fit(&waiter.amount, now) {
+            let booked = self.due(head);
+            if booked.is_none() && self.asks_store() {
+                self.ask(head, now);
+                break;
+            }
+            match booked.unwrap_or_else(|| self.books.fit(&waiter.amount, now)) {
                 (Fit::Now, _) => self.go(head, bound, now, events),
                 (Fit::At(at), slot) => {
                     self.block(slot, at);
                     bound = slot;
+                    // What is left belongs to the one that is booked.
+                    if booked.is_some() {
+                        break;
+                    }
                     match self.passing(head, at, now) {
                         Some(small) => self.go(small, bound, now, events),
                         None => break,
@@ -243,7 +258,7 @@ impl Lane {
             }
         }
         let deadline = self.deadlines.peek().map(|&Reverse((at, _))| at);
-        self.wake = self.wake.into_iter().chain(deadline).min();
+        self.wake = self.wake.into_iter().chain(deadline).chain(self.tell_at()).min();
     }
 
     /// When to pump again at the latest. `None`: nobody waits.
@@ -281,6 +296,7 @@ impl Lane {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.used_at = now;
         self.books.settle(charge.taken, used, now);
+        self.owe(now);
     }
 
     /// An answer's head: its headers correct the levels. The caller pumps.
@@ -290,6 +306,7 @@ impl Lane {
         self.knowledge = Knowledge::Known;
         self.pauses = 0;
         self.learn_headers(charge, state, true, now);
+        self.owe(now);
     }
 
     /// Groq refused: the text (or the headers) corrects the levels and everything comes back. The place to ask again
@@ -460,16 +477,19 @@ impl Lane {
     }
 
     fn go(&mut self, id: Id, bound: Option<usize>, now: Ns, events: &mut Vec<Event>) {
+        let booking = self.take_booking(id);
         if let Some(waiter) = self.leave(id) {
-            events.push(Event::Go(id, self.grant(waiter, bound, now)));
+            let taken = booking.map(|booked| booked.taken);
+            events.push(Event::Go(id, self.grant(waiter, taken, bound, now)));
         }
     }
 
-    fn grant(&mut self, waiter: Waiter, bound: Option<usize>, now: Ns) -> Charge {
+    /// `taken`: the store has charged it.
+    fn grant(&mut self, waiter: Waiter, taken: Option<Taken>, bound: Option<usize>, now: Ns) -> Charge {
         let expected = Amount { output: waiter.expected, ..waiter.amount };
         let (slot, price) = self.price(&expected, now);
         let cost = self.books.levels().get(slot).map_or(0.0, |level| level.asked(&expected) as f32 * price);
-        let taken = self.books.take(waiter.amount, now);
+        let taken = taken.unwrap_or_else(|| self.books.take(waiter.amount, now));
         self.line.serve(waiter.app, waiter.size, f64::from(cost), now);
         self.line.running(waiter.app, true);
         self.in_flight += 1;
@@ -508,6 +528,7 @@ impl Lane {
 
     /// Out of the line, whatever the reason.
     fn leave(&mut self, id: Id) -> Option<Waiter> {
+        self.give_up(id);
         let waiter = self.line.remove(id)?;
         // Most never reach their deadlines: what they leave behind stays less than the line itself.
         if self.deadlines.len() > 2 * self.line.len() + 64 {
@@ -529,6 +550,7 @@ impl Lane {
         {
             // At its deadline a request may still go if it is its turn.
             if self.paused_until <= now
+                && !self.asks_store()
                 && self.line.head() == Some(id)
                 && self.line.get(id).is_some_and(|waiter| self.books.fit(&waiter.amount, now).0 == Fit::Now)
                 && self.is_open(now)

@@ -12,14 +12,15 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Ask, LaneSnapshot, Tables,
+    Ask, LaneSnapshot, StoreSnapshot, Tables,
     alarm::{Alarm, Duty},
     bucket::Ns,
     lane::Lane,
     saved::{self, Saved},
+    store::{self, Store},
     turn::Inside,
 };
-use crate::config::{self, Class};
+use crate::config::{self, Class, StoreKind};
 
 /// Lane clocks start here, so that levels from before the start have room: 100 days.
 const ORIGIN: Ns = 8_640_000_000_000_000;
@@ -76,6 +77,8 @@ pub(super) struct Common {
     pub(super) bytes: AtomicU64,
     /// Whether a level has changed since the last save.
     pub(super) changed: AtomicBool,
+    /// Where replicas share levels.
+    pub(super) store: Option<Store>,
     max_waiting: AtomicUsize,
     max_bytes: AtomicU64,
 }
@@ -120,18 +123,26 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(limits: &config::Limits, queue: &config::Queue) -> Arc<Self> {
+    pub(super) fn new(limits: &config::Limits, queue: &config::Queue, store: &config::Store) -> Arc<Self> {
+        let (link, calls) = match store.kind {
+            StoreKind::Local => (None, None),
+            StoreKind::Redis => {
+                let (link, calls) = Store::new();
+                (Some(link), Some(calls))
+            }
+        };
         let common = Common {
             clock: Clock(Instant::now()),
             alarm: Arc::default(),
             waiting: AtomicUsize::new(0),
             bytes: AtomicU64::new(0),
             changed: AtomicBool::new(false),
+            store: link,
             max_waiting: AtomicUsize::new(queue.max_waiting),
             max_bytes: AtomicU64::new(queue.max_bytes),
         };
         let remembered = limits.state_file.as_deref().map(saved::load).unwrap_or_default();
-        Arc::new(Self {
+        let lanes = Arc::new(Self {
             common: Arc::new(common),
             tables: RwLock::new(Arc::new(Tables(limits.clone()))),
             lanes: RwLock::default(),
@@ -139,7 +150,21 @@ impl Shared {
             numbers: AtomicU64::new(0),
             saving: Mutex::new(()),
             warned: AtomicBool::new(false),
-        })
+        });
+        if let Some((link, calls)) = lanes.common.store.as_ref().zip(calls)
+            && let Err(error) = store::start(store, Arc::downgrade(&lanes), calls, link.reach.clone())
+        {
+            tracing::error!(%error, "nothing is shared: the store's thread cannot start");
+        }
+        lanes
+    }
+
+    pub(super) fn clock(&self) -> Clock {
+        self.common.clock
+    }
+
+    pub(super) fn store(&self) -> Option<StoreSnapshot> {
+        self.common.store.as_ref().map(Store::snapshot)
     }
 
     pub(super) fn reconfigure(&self, limits: &config::Limits, queue: &config::Queue) {
@@ -174,6 +199,9 @@ impl Shared {
             let mut lane = Lane::new(key.model.clone(), tables, now);
             if let Some(saved) = self.remembered().remove(&key) {
                 saved.restore(&mut lane, now);
+            }
+            if let Some(store) = &self.common.store {
+                lane.link(store.reach.up.load(Relaxed), store.reach.replicas.load(Relaxed), now);
             }
             SharedLane::new(key.clone(), self.numbers.fetch_add(1, Relaxed), self.common.clone(), lane)
         };
@@ -265,7 +293,7 @@ impl Shared {
         }
     }
 
-    fn all(&self) -> Vec<Arc<SharedLane>> {
+    pub(super) fn all(&self) -> Vec<Arc<SharedLane>> {
         self.lanes.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 

@@ -7,9 +7,12 @@ use super::{
     Source,
     books::Amount,
     bucket::{Bucket, Fit, Ns},
+    exchange::Sighting,
     window::Window,
 };
 use crate::groq::{Dimension, Snapshot, Unit};
+
+mod shared;
 
 const SECOND: f64 = 1e9;
 /// The boost after an own refusal halves in this time.
@@ -43,6 +46,8 @@ pub struct Level {
     /// What others are always left: our own use alone, against the rest of the limit.
     share: Option<Bucket>,
     headroom: f64,
+    /// The store's side, where replicas share the level.
+    far: Option<Box<shared::Far>>,
     /// The upstream counts windows: this log decides instead of the bucket, which is kept up all the same.
     window: Option<Box<Window>>,
     contradictions: u8,
@@ -100,8 +105,12 @@ impl Terms {
 /// A dimension as it stood when a request was sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mark {
-    tat: Ns,
-    corrections: i64,
+    /// When it would have been full again.
+    pub tat: Ns,
+    /// Sum of all corrections, ns.
+    pub corrections: i64,
+    /// Sum of the store's corrections and settlements, ns.
+    pub adjusted: i64,
 }
 
 /// The end of an older limit: positions up to `position` were marked under it.
@@ -121,6 +130,7 @@ impl Level {
             bucket: None,
             share: None,
             headroom,
+            far: None,
             window: None,
             contradictions: 0,
             agreements: 0,
@@ -187,9 +197,11 @@ impl Level {
         if self.drift > 0.0
             && let Some(bucket) = &mut self.bucket
         {
-            let tat = bucket.tat().max(self.then).saturating_add((self.drift * passed as f64) as Ns);
+            let taken = (self.drift * passed as f64) as Ns;
+            let tat = bucket.tat().max(self.then).saturating_add(taken);
             bucket.set_tat(tat, now);
             self.drift = vanish(self.drift * fade(passed, DRIFT_HALF));
+            self.owe(taken as i64);
         }
         if self.boost > 0.0 {
             self.boost = vanish(self.boost * fade(passed, BOOST_HALF));
@@ -245,6 +257,15 @@ impl Level {
 
     /// Takes `asked` under this serial; it counts as not sent yet.
     pub fn charge(&mut self, serial: u64, asked: u64, now: Ns) {
+        self.spend(serial, asked, now);
+        if let Some(bucket) = &mut self.bucket {
+            bucket.charge(asked, now);
+            self.unsent = self.unsent.saturating_add(bucket.span(asked));
+        }
+    }
+
+    /// Everything about a charge but the bucket itself.
+    fn spend(&mut self, serial: u64, asked: u64, now: Ns) {
         if asked == 0 {
             return;
         }
@@ -253,10 +274,6 @@ impl Level {
         }
         self.typical += if self.typical == 0.0 { 1.0 } else { TYPICAL_GAIN } * (asked as f64 - self.typical);
         self.spending += asked as f64;
-        if let Some(bucket) = &mut self.bucket {
-            bucket.charge(asked, now);
-            self.unsent = self.unsent.saturating_add(bucket.span(asked));
-        }
         if let Some(share) = &mut self.share {
             share.charge(asked, now);
         }
@@ -264,7 +281,6 @@ impl Level {
 
     /// It goes out at this position; how the level stands then.
     pub fn sent(&mut self, serial: u64, position: u64, asked: u64, now: Ns) -> Mark {
-        self.no_longer_unsent(asked);
         self.forget_sent(now);
         // They went out so shortly before that they may arrive later.
         self.doubt(position, position, self.on_its_way);
@@ -305,7 +321,7 @@ impl Level {
     /// How it stands for a request that is sent now and counted in it.
     pub fn mark(&self) -> Mark {
         let tat = self.bucket.as_ref().map_or(0, Bucket::tat);
-        Mark { tat: tat.saturating_sub(self.unsent), corrections: self.corrections }
+        Mark { tat: tat.saturating_sub(self.unsent), corrections: self.corrections, adjusted: 0 }
     }
 
     /// The truth replaces what was asked for.
@@ -314,6 +330,9 @@ impl Level {
             window.settle(serial, used);
         }
         self.spending = (self.spending + used as f64 - asked as f64).max(0.0);
+        if let Some(bucket) = &self.bucket {
+            self.owe(bucket.span(used) as i64 - bucket.span(asked) as i64);
+        }
         self.forget_sent(now);
         if let (Some(bucket), Some(&(first, ..)), Some(&(last, ..))) = (&self.bucket, self.recent.front(), self.recent.back()) {
             // Groq gave it back before the answer came, perhaps before these arrived.
@@ -350,6 +369,7 @@ impl Level {
         self.doubts.retain(|&(_, last, _)| last > position);
         bucket.correct(error, now);
         self.corrections = self.corrections.wrapping_add(error);
+        self.sight(Sighting { position, mark, at, truth: expected.saturating_add_signed(error) });
         // What was taken before our first request does not say how fast others take.
         if !first {
             self.foreign = (self.foreign + error as f64 / MEMORY).clamp(0.0, 0.9);
@@ -401,7 +421,7 @@ impl Level {
         let Scale { unit, corrections, .. } = self.before;
         let tat = mark.tat.saturating_add_signed(corrections.wrapping_sub(mark.corrections));
         let used = tat.saturating_sub(at).checked_div(unit).unwrap_or(0);
-        Mark { tat: at.saturating_add(bucket.span(used)), corrections }
+        Mark { tat: at.saturating_add(bucket.span(used)), corrections, adjusted: mark.adjusted }
     }
 
     /// A refusal of our own: more is kept back, and where no header shows this dimension, the strangers' share is learnt
@@ -455,7 +475,8 @@ impl Level {
     /// Leaves this share of the limit to others.
     pub fn leave(&mut self, headroom: f64, now: Ns) {
         self.headroom = headroom;
-        let ours = self.limit().filter(|_| headroom > 0.0).map(|limit| ((limit as f64 * (1.0 - headroom)) as u64).max(1));
+        let part = self.own_part();
+        let ours = self.limit().filter(|_| part < 1.0).map(|limit| ((limit as f64 * part) as u64).max(1));
         let kept = self.share.take().zip(ours).and_then(|(share, ours)| share.requota(ours, now));
         self.share = kept.or_else(|| ours.and_then(|ours| Bucket::new(ours, self.dimension.period)));
     }

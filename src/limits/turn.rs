@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::{
     Ask, Refusal,
     bucket::Ns,
+    exchange::{Answer, State},
     lane::{Charge, Event, Lane, Verdict},
     lanes::{LaneKey, SharedLane},
     line::{Id, Ticket},
@@ -66,6 +67,10 @@ impl SharedLane {
         let id = match inside.lane.submit(ask, now, deadline, place, room) {
             Verdict::Go(charge) => {
                 common.changed.store(true, Relaxed);
+                if inside.lane.is_linked() {
+                    self.pump(inside, now);
+                    common.alarm.start(common.clock);
+                }
                 return Ok(Turn::Now(charge));
             }
             Verdict::No(refusal) => return Err(refusal),
@@ -96,7 +101,7 @@ impl SharedLane {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = change(&mut inside.lane);
         self.common.changed.store(true, Relaxed);
-        if inside.lane.waiting() > 0 {
+        if inside.lane.waiting() > 0 || inside.lane.is_linked() {
             let now = self.common.clock.now();
             self.pump(inside, now);
         }
@@ -117,6 +122,35 @@ impl SharedLane {
             inside.armed = None;
         }
         self.pump(inside, now);
+    }
+
+    /// The store's answer to this transaction.
+    pub(super) fn answered(self: &Arc<Self>, serial: u64, answer: &Answer) {
+        self.change(|lane| lane.answered(serial, answer, self.common.clock.now()));
+    }
+
+    /// The store does not answer this transaction.
+    pub(super) fn unanswered(self: &Arc<Self>, serial: u64, replicas: u32) {
+        self.change(|lane| {
+            if lane.waits_for(serial) {
+                lane.lost(replicas, self.common.clock.now());
+            }
+        });
+    }
+
+    /// The store is lost.
+    pub(super) fn lost(self: &Arc<Self>, replicas: u32) {
+        self.change(|lane| lane.lost(replicas, self.common.clock.now()));
+    }
+
+    /// The store can be reached.
+    pub(super) fn reached(self: &Arc<Self>) {
+        self.change(Lane::reached);
+    }
+
+    /// News from the store.
+    pub(super) fn hear(self: &Arc<Self>, state: &State) {
+        self.change(|lane| lane.hear(state, self.common.clock.now()));
     }
 
     fn pump(self: &Arc<Self>, mut inside: std::sync::MutexGuard<'_, Inside>, now: Ns) {
@@ -140,7 +174,11 @@ impl SharedLane {
             self.common.alarm.set(self, inside.armed, wake);
             inside.armed = wake;
         }
+        let transaction = inside.lane.transaction(now);
         drop(inside);
+        if let Some((store, transaction)) = self.common.store.as_ref().zip(transaction) {
+            store.send(self, transaction);
+        }
         woken.into_iter().for_each(Waker::wake);
     }
 }

@@ -62,7 +62,7 @@ impl Shield {
         let stop = Arc::<Stop>::default();
         Arc::new(Self {
             identities: ArcSwap::from_pointee(IdentityIndex::new(&settings, |name| std::env::var(name).ok())),
-            limits: Limits::new(&settings.limits, &settings.queue),
+            limits: Limits::shared(&settings.limits, &settings.queue, &settings.store),
             breakers: Breakers::default(),
             budget: Budget::new(Instant::now()),
             upstream,

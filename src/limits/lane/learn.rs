@@ -39,7 +39,8 @@ impl Lane {
                     self.agree(slot, terms, now);
                 }
                 None if configured.is_some() || plan.is_some() => {
-                    self.books.add(Level::new(dimension, Terms { configured, plan, stated: None }, self.tables.0.headroom, now));
+                    let terms = Terms { configured, plan, stated: None };
+                    self.books.add(Level::new(dimension, terms, self.tables.0.headroom, now), now);
                 }
                 None => {}
             }
@@ -59,7 +60,7 @@ impl Lane {
         let headroom = self.tables.0.headroom;
         let slot = match self.books.slot(&dimension.code) {
             Some(slot) => slot,
-            None => self.books.add(Level::new(dimension.clone(), Terms::default(), headroom, now))?,
+            None => self.books.add(Level::new(dimension.clone(), Terms::default(), headroom, now), now)?,
         };
         let before = self.books.levels()[slot].terms();
         // A refusal repeats what headers show: the dimension stays a visible one.

@@ -1,0 +1,105 @@
+//! What do a lane's books tell the store that replicas share, and take from it?
+
+use super::{Amount, Books, SLOTS, Taken};
+use crate::limits::{
+    bucket::{Fit, Ns},
+    exchange::{Cell, State},
+    level::Mark,
+};
+
+impl Books {
+    /// From now on levels are shared between so many replicas; alone until the store has answered.
+    pub fn link(&mut self, replicas: u32, now: Ns) {
+        self.replicas = Some(replicas);
+        for level in &mut self.levels {
+            level.link(replicas, now);
+        }
+    }
+
+    /// Whether the store decides.
+    pub fn is_joined(&self) -> bool {
+        self.joined
+    }
+
+    /// The store is lost.
+    pub fn part(&mut self, replicas: u32, now: Ns) {
+        (self.joined, self.replicas) = (false, Some(replicas));
+        for level in &mut self.levels {
+            level.part(replicas, now);
+        }
+    }
+
+    /// The store is back, or there for the first time, with this state.
+    pub fn join(&mut self, state: &State, now: Ns) {
+        for level in &mut self.levels {
+            level.join(now);
+        }
+        self.joined = true;
+        self.forget(state.position);
+    }
+
+    /// Positions up to this one belong to another record.
+    pub fn forget(&mut self, position: u64) {
+        self.forgotten = position;
+    }
+
+    /// The store's word, in answer to what it was told or as news.
+    pub fn hear(&mut self, state: &State, mine: bool, now: Ns) {
+        self.position = self.position.max(state.position);
+        for (code, standing) in &state.standings {
+            if let Some(slot) = self.slot(code) {
+                self.levels[slot].hear(*standing, mine, now);
+            }
+        }
+    }
+
+    /// Every dimension's part of a transaction.
+    pub fn cells(&mut self, hello: bool, head: Option<&Amount>) -> Vec<Cell> {
+        self.levels.iter_mut().filter_map(|level| level.cell(hello, head)).collect()
+    }
+
+    /// A lost transaction was never applied.
+    pub fn untold(&mut self, cells: &[Cell]) {
+        for cell in cells {
+            if let Some(slot) = self.slot(&cell.code) {
+                self.levels[slot].untold(cell);
+            }
+        }
+    }
+
+    /// Whether there is something to tell, and whether it changes what others may take.
+    pub fn owes(&self) -> (bool, bool) {
+        let each = self.levels.iter().map(super::Level::owes);
+        each.fold((false, false), |(any, spans), level| (any | level.0, spans | level.1))
+    }
+
+    /// The store has charged this at the state heard last.
+    pub fn reserved(&mut self, amount: Amount, now: Ns) -> Taken {
+        self.serial += 1;
+        let (mut slots, mut marks) = (0, [Mark::default(); SLOTS]);
+        for (slot, level) in self.levels.iter_mut().enumerate() {
+            marks[slot] = level.charged(self.serial, level.asked(&amount), now);
+            slots |= 1 << slot;
+        }
+        Taken { amount, position: 0, sent_at: now, serial: self.serial, reserved: self.position, slots, marks }
+    }
+
+    /// A head that the store has charged leaves before its time.
+    pub fn give_up(&mut self, amount: &Amount) {
+        for level in &mut self.levels {
+            level.give_up(level.asked(amount));
+        }
+    }
+
+    /// When a head that the store has charged may go, and the slot that makes it wait.
+    pub fn due(&self, taken: &Taken) -> (Ns, Option<usize>) {
+        let dues = self.levels.iter().enumerate().filter(|(slot, _)| taken.slots & (1 << slot) != 0);
+        let dues = dues.map(|(slot, level)| (level.due(level.asked(&taken.amount), &taken.marks[slot]), Some(slot)));
+        dues.max().unwrap_or_default()
+    }
+
+    /// When there is room in what the store knows nothing of.
+    pub fn fit_own(&self, amount: &Amount, now: Ns) -> Fit {
+        self.levels.iter().map(|level| level.peek_own(level.asked(amount), now)).max().unwrap_or(Fit::Now)
+    }
+}

@@ -1,0 +1,93 @@
+//! What do a lane and the store that replicas share tell each other? Plain data, in the lane's own time.
+
+use super::{bucket::Ns, level::Mark};
+
+/// What a lane tells the store, and asks of it, in one step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Transaction {
+    /// Grows from one to the next. The store applies none below one it has seen.
+    pub serial: u64,
+    /// Which incarnation of the lane's record this lane knows; 0: none.
+    pub born: i64,
+    /// The newest position that this lane knows.
+    pub position: u64,
+    /// Nothing is told and nothing asked: only how the levels stand.
+    pub hello: bool,
+    /// How long the request at the head of the line can wait; `None`: nobody asks.
+    pub patience: Option<Ns>,
+    /// Every dimension that has a limit.
+    pub cells: Vec<Cell>,
+}
+
+/// One dimension's part of a transaction.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cell {
+    /// The dimension's code.
+    pub code: Box<str>,
+    /// Time in which an empty one fills, ns.
+    pub whole: Ns,
+    /// When it is full again, as far as this lane knows.
+    pub known: Ns,
+    /// Settlements since the last transaction, ns: given back below zero.
+    pub settled: i64,
+    /// Reservations given up before their time came, ns, below zero.
+    pub given_up: i64,
+    /// The newest word of Groq's.
+    pub sighting: Option<Sighting>,
+    /// What the head takes, ns; 0: nothing.
+    pub asked: Ns,
+    /// What it must leave untouched, ns.
+    pub reserve: i64,
+}
+
+/// What an answer's head said of a dimension.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sighting {
+    /// The request's place in the order of sending.
+    pub position: u64,
+    /// How the books stood when it was sent.
+    pub mark: Mark,
+    /// When Groq saw it.
+    pub at: Ns,
+    /// When the level would have been full again, then.
+    pub truth: Ns,
+}
+
+/// The store's answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The last transaction of this replica that was applied before this one, and whether it charged a head.
+    pub before: (u64, bool),
+    /// Whether the head is charged.
+    pub granted: bool,
+    /// When the head may go, from the store's now, ns; for one that is not charged: the earliest time.
+    pub wait: Ns,
+    /// How everything stands after it.
+    pub state: State,
+}
+
+/// How a lane's levels stand in the store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// Which incarnation of the record.
+    pub born: i64,
+    /// Counts its changes.
+    pub version: u64,
+    /// The newest position: the granted head's.
+    pub position: u64,
+    /// Every dimension, by code.
+    pub standings: Vec<(Box<str>, Standing)>,
+}
+
+/// How one dimension stands in the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Standing {
+    /// When it is full again.
+    pub tat: Ns,
+    /// Sum of what headers taught, ns.
+    pub corrections: i64,
+    /// Sum of that and of settlements, ns: by so much later may a head go that was charged before.
+    pub adjusted: i64,
+    /// The newest position that has corrected it.
+    pub newest: u64,
+}

@@ -1,0 +1,179 @@
+//! What does a level that replicas share owe the store, and how does it stand without one?
+//!
+//! With the store the bucket is a forecast: the last word of the store and what this replica has to tell it. Without it
+//! the level goes on alone: the bucket with its observer as ever, beside a share of limit ÷ replicas that starts as full
+//! as the bucket is. Back with the store, what the share has grown beyond its part of the old level is owed.
+
+use super::{Level, Mark};
+use crate::limits::{
+    books::Amount,
+    bucket::{Bucket, Fit, Ns},
+    exchange::{Cell, Sighting, Standing},
+};
+
+/// Reserves below this are no condition at all.
+const NO_CONDITION: i64 = -(1 << 60);
+
+/// The store's side of a level.
+#[derive(Debug, Default)]
+pub(super) struct Far {
+    /// Settlements that the store has not been told, ns.
+    settled: i64,
+    /// The same of reservations given up.
+    given_up: i64,
+    /// What is being told now: settlements, and everything.
+    told: (i64, i64),
+    pub(super) sighting: Option<Sighting>,
+    /// The store's last word.
+    standing: Standing,
+    /// Without the store: when the level was full again as it was lost.
+    parted: Option<Ns>,
+    /// The limit is divided by so many meanwhile.
+    replicas: u32,
+}
+
+impl Level {
+    /// From now on it is shared; alone until the store has answered.
+    pub fn link(&mut self, replicas: u32, now: Ns) {
+        if self.far.is_none() {
+            self.far = Some(Box::default());
+            self.part(replicas, now);
+        }
+    }
+
+    /// The part of the limit that others leave to this replica.
+    pub(super) fn own_part(&self) -> f64 {
+        match &self.far {
+            Some(far) if far.parted.is_some() => (1.0 - self.headroom) / f64::from(far.replicas.max(1)),
+            _ => 1.0 - self.headroom,
+        }
+    }
+
+    /// A settlement or a stranger's use, ns.
+    pub(super) fn owe(&mut self, span: i64) {
+        if let Some(far) = self.far.as_mut().filter(|far| far.parted.is_none()) {
+            far.settled = far.settled.saturating_add(span);
+        }
+    }
+
+    /// Groq's word, for the store.
+    pub(super) fn sight(&mut self, sighting: Sighting) {
+        if let Some(far) = self.far.as_mut().filter(|far| far.parted.is_none())
+            && far.sighting.is_none_or(|before| before.position < sighting.position)
+        {
+            far.sighting = Some(sighting);
+        }
+    }
+
+    /// Whether the store has to be told something; and whether that changes what others may take.
+    pub fn owes(&self) -> (bool, bool) {
+        self.far.as_ref().map_or((false, false), |far| {
+            let spans = far.settled != 0 || far.given_up != 0;
+            (spans || far.sighting.is_some(), spans)
+        })
+    }
+
+    /// Its part of a transaction. `None` without a limit. A hello tells nothing.
+    pub fn cell(&mut self, hello: bool, head: Option<&Amount>) -> Option<Cell> {
+        let asked = head.map_or(0, |amount| self.asked(amount));
+        let reserve = if self.window.is_some() { None } else { Some(self.reserve(asked)) };
+        let (bucket, far) = (self.bucket.as_ref()?, self.far.as_mut()?);
+        let owed = far.settled.saturating_add(far.given_up);
+        let mut cell = Cell {
+            code: self.dimension.code.as_ref().into(),
+            whole: bucket.span(bucket.limit()),
+            known: far.parted.unwrap_or(bucket.tat()).saturating_add_signed(owed.saturating_neg()),
+            settled: 0,
+            given_up: 0,
+            sighting: None,
+            asked: bucket.span(asked),
+            reserve: reserve.map_or(NO_CONDITION, |reserve| bucket.span(reserve) as i64),
+        };
+        if !hello {
+            (cell.settled, cell.given_up, cell.sighting) = (far.settled, far.given_up, far.sighting.take());
+            far.told = (far.settled, owed);
+            (far.settled, far.given_up) = (0, 0);
+        }
+        Some(cell)
+    }
+
+    /// A transaction that was lost was never applied: everything is owed again.
+    pub fn untold(&mut self, cell: &Cell) {
+        if let Some(far) = &mut self.far {
+            far.settled = far.settled.saturating_add(cell.settled);
+            far.given_up = far.given_up.saturating_add(cell.given_up);
+        }
+    }
+
+    /// The store's word. `mine`: an answer to what was told; else news of another replica's doing.
+    pub fn hear(&mut self, standing: Standing, mine: bool, now: Ns) {
+        let (Some(bucket), Some(far)) = (&mut self.bucket, &mut self.far) else { return };
+        far.standing = standing;
+        if mine {
+            far.told = (0, 0);
+        }
+        if far.parted.is_none() {
+            let owed = far.settled.saturating_add(far.given_up).saturating_add(far.told.1);
+            bucket.set_tat(standing.tat.saturating_add_signed(owed), now);
+            self.corrections = standing.corrections;
+            self.newest = standing.newest;
+        }
+    }
+
+    /// The store has charged `asked`.
+    pub fn charged(&mut self, serial: u64, asked: u64, now: Ns) -> Mark {
+        self.spend(serial, asked, now);
+        let standing = self.far.as_ref().map(|far| far.standing).unwrap_or_default();
+        Mark { tat: standing.tat, corrections: standing.corrections, adjusted: standing.adjusted }
+    }
+
+    /// A reservation of the store's is not used: before its time, so nobody that came before gains from it.
+    pub fn give_up(&mut self, asked: u64) {
+        let Some(bucket) = &mut self.bucket else { return };
+        bucket.refund(asked);
+        if let Some(far) = &mut self.far {
+            far.given_up = far.given_up.saturating_sub(i64::try_from(bucket.span(asked)).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// When a head may go that the store has charged when the level stood so.
+    pub fn due(&self, asked: u64, mark: &Mark) -> Ns {
+        let (Some(bucket), Some(far)) = (self.bucket.as_ref().filter(|_| asked > 0), &self.far) else { return 0 };
+        if self.window.is_some() {
+            return 0;
+        }
+        let since = far.standing.adjusted.wrapping_sub(mark.adjusted).saturating_add(far.settled).saturating_add(far.told.0);
+        let tat = mark.tat.saturating_add_signed(since).saturating_add(bucket.span(self.reserve(asked)));
+        tat.saturating_sub(bucket.span(bucket.limit()))
+    }
+
+    /// When what the store does not know of has room: the part of our own, and windows.
+    pub fn peek_own(&self, asked: u64, now: Ns) -> Fit {
+        let share = self.share.as_ref().map_or(Fit::Now, |share| share.peek(asked.min(share.limit()), 0, now));
+        self.window.as_ref().filter(|_| asked > 0).map_or(share, |window| share.max(window.fit(asked, now)))
+    }
+
+    /// The store is lost: limit ÷ replicas from here.
+    pub fn part(&mut self, replicas: u32, now: Ns) {
+        let Some(far) = self.far.as_mut().filter(|far| far.parted.is_none()) else { return };
+        let tat = self.bucket.as_ref().map_or(now, Bucket::tat);
+        (far.parted, far.replicas, far.told) = (Some(tat), replicas, (0, 0));
+        self.share = None;
+        self.leave(self.headroom, now);
+        if let Some(share) = &mut self.share {
+            share.set_tat(tat, now);
+        }
+    }
+
+    /// The store is back: what was used meanwhile is owed, every replica its part.
+    pub fn join(&mut self, now: Ns) {
+        let Some(parted) = self.far.as_mut().and_then(|far| far.parted.take()) else { return };
+        if let (Some(bucket), Some(share)) = (&self.bucket, &self.share) {
+            let left = |tat: Ns| tat.saturating_sub(now) as f64;
+            let part = bucket.span(1) as f64 / share.span(1) as f64;
+            self.owe(((left(share.tat()) - left(parted)) * part) as i64);
+        }
+        self.share = None;
+        self.leave(self.headroom, now);
+    }
+}

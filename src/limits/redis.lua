@@ -1,0 +1,70 @@
+-- One lane's levels, shared by replicas: settle, observe, reserve in one step, by the server's clock.
+--
+-- KEYS[1] the lane (a hash), KEYS[2] what this replica had applied last, both with the lane's hash tag.
+-- ARGV[1] the transaction as JSON, ARGV[2] the channel for news. Times and spans are microseconds; doubles hold them exactly.
+-- Everything is read and computed before the first write, so a failure leaves nothing half done.
+local request = cjson.decode(ARGV[1])
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local function text(number) return string.format('%.0f', number) end
+
+-- A transaction that its replica has given up, and that was held up on the way, must not be applied any more.
+local fence, applied, held = string.match(redis.call('GET', KEYS[2]) or '0 0 0', '^(%d+) (%d+) (%d)$')
+if request.serial <= tonumber(fence) then return redis.error_reply('STALE a later transaction was applied') end
+
+local head = redis.call('HMGET', KEYS[1], 'born', 'version', 'position')
+local born, version, position = tonumber(head[1]), tonumber(head[2] or 0), tonumber(head[3] or 0)
+if not born then born = now end
+-- The hash is not the one this replica knows (expired, flushed, restarted empty): what it knows counts as well.
+local stranger = request.born ~= born
+if stranger then position = math.max(position, request.position) end
+
+local levels, news, longest, wait = {}, stranger, 0, 0
+for i, cell in ipairs(request.cells) do
+  local kept = redis.call('HMGET', KEYS[1], 't:' .. cell.k, 'c:' .. cell.k, 'a:' .. cell.k, 'n:' .. cell.k)
+  -- tat: when it is full again. corrections: sum of what headers taught. adjusted: of that and of settlements.
+  local level = { tat = tonumber(kept[1] or 0), corrections = tonumber(kept[2] or 0), adjusted = tonumber(kept[3] or 0), newest = tonumber(kept[4] or 0) }
+  if stranger then level.tat = math.max(level.tat, cell.t) end
+  if cell.d > 0 then level.tat = math.max(level.tat, now) end
+  level.tat = level.tat + cell.d + cell.b
+  level.adjusted = level.adjusted + cell.d
+  if cell.n and cell.n > level.newest then
+    level.tat = math.max(level.tat, cell.a)
+    local wrong = cell.u - math.max(cell.m + level.corrections - cell.x, cell.a)
+    level.tat, level.corrections, level.adjusted = level.tat + wrong, level.corrections + wrong, level.adjusted + wrong
+    level.newest, news = cell.n, true
+  end
+  news = news or cell.d ~= 0 or cell.b ~= 0
+  if cell.q > 0 then wait = math.max(wait, math.max(level.tat, now) + cell.q + cell.r - cell.cap - now) end
+  levels[i] = level
+end
+
+-- All dimensions or none. Who must wait is charged now and told when to go, so that nobody passes it meanwhile.
+local granted = request.patience and wait <= request.patience
+if granted then
+  position = position + 1
+  for i, cell in ipairs(request.cells) do
+    if cell.q > 0 then levels[i].tat = math.max(levels[i].tat, now) + cell.q end
+  end
+end
+
+version = version + 1
+local fields = { 'born', text(born), 'version', text(version), 'position', text(position) }
+local reply = { text(now), text(born), text(version), text(position), applied, held, granted and '1' or '0', text(wait) }
+for i, cell in ipairs(request.cells) do
+  local level = levels[i]
+  for name, value in pairs({ t = level.tat, c = level.corrections, a = level.adjusted, n = level.newest }) do
+    fields[#fields + 1] = name .. ':' .. cell.k
+    fields[#fields + 1] = text(value)
+  end
+  for _, value in ipairs({ cell.k, text(level.tat), text(level.corrections), text(level.adjusted), text(level.newest) }) do
+    reply[#reply + 1] = value
+  end
+  longest = math.max(longest, level.tat - now)
+end
+redis.call('HSET', KEYS[1], unpack(fields))
+redis.call('PEXPIRE', KEYS[1], text(longest / 1000 + 600000))
+if not request.hello then applied, held = text(request.serial), granted and '1' or '0' end
+redis.call('SET', KEYS[2], text(request.serial) .. ' ' .. applied .. ' ' .. held, 'PX', '3600000')
+if news then redis.call('PUBLISH', ARGV[2], KEYS[1] .. ' ' .. cjson.encode(reply)) end
+return reply

@@ -1,0 +1,354 @@
+//! How is Redis (or Valkey) the store that replicas share? One connection on a thread of its own: transactions run as one
+//! script, replicas announce themselves, news of settlements is heard. The one core file with a network.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use redis::{
+    AsyncConnectionConfig, Client, ErrorKind, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisError, RedisResult,
+    Script, Value,
+    aio::{ConnectionLike, MultiplexedConnection},
+    cluster::ClusterClientBuilder,
+    cluster_async::ClusterConnection,
+    cmd, from_redis_value,
+};
+use sha2::{Digest, Sha256};
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    time::{Instant, sleep, timeout},
+};
+
+use self::wire::{Offset, Reply};
+use super::{
+    exchange::{Answer, Transaction},
+    lanes::{Clock, LaneKey, Shared, SharedLane},
+    store::{Call, Reach},
+};
+use crate::config;
+
+mod wire;
+
+/// A replica announces itself this often.
+const BEAT: Duration = Duration::from_secs(1);
+/// A store that is out of reach is looked for this often.
+const LOOK: Duration = Duration::from_millis(500);
+/// For name, TCP, TLS and greeting together. No request waits for it.
+const CONNECT: Duration = Duration::from_secs(2);
+/// So long a replica counts that has gone silent: a store that restarts empty hears of all of them again meanwhile.
+const SILENT: Duration = Duration::from_secs(5);
+
+/// Announces a replica: the time, and how many there are.
+const ANNOUNCE: &str = "
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[2]))
+redis.call('PEXPIRE', KEYS[1], 60000)
+return { string.format('%.0f', now), redis.call('ZCARD', KEYS[1]) }";
+
+/// Starts the thread. It ends when the lanes are gone.
+pub(super) fn start(
+    store: &config::Store,
+    lanes: Weak<Shared>,
+    calls: UnboundedReceiver<Call>,
+    reach: Arc<Reach>,
+) -> io::Result<()> {
+    let Some(clock) = lanes.upgrade().map(|lanes| lanes.clock()) else { return Ok(()) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (news, heard) = unbounded_channel();
+    let keeper = Arc::new(Keeper {
+        url: store.url.clone().unwrap_or_default(),
+        prefix: store.prefix.clone(),
+        time_limit: store.timeout,
+        name: format!("{:016x}", fastrand::u64(..)),
+        script: Script::new(include_str!("redis.lua")),
+        announce: Script::new(ANNOUNCE),
+        connection: Mutex::new(None),
+        generation: AtomicU64::new(0),
+        offset: Mutex::new(Offset::default()),
+        counted: Mutex::new((1, Instant::now())),
+        known: Mutex::default(),
+        lanes,
+        clock,
+        reach,
+        news,
+    });
+    let body = move || runtime.block_on(keeper.keep(calls, heard));
+    std::thread::Builder::new().name("store".into()).spawn(body).map(drop)
+}
+
+/// A connection to one Redis or to a cluster of them.
+#[derive(Clone)]
+enum Connection {
+    One(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+/// The thread's state.
+struct Keeper {
+    url: String,
+    prefix: String,
+    time_limit: Duration,
+    /// This replica's.
+    name: String,
+    script: Script,
+    announce: Script,
+    connection: Mutex<Option<Connection>>,
+    /// Counts losses: a failure is told once.
+    generation: AtomicU64,
+    offset: Mutex<Offset>,
+    /// The most replicas heard of lately, and when.
+    counted: Mutex<(u32, Instant)>,
+    /// Lanes by key, for news.
+    known: Mutex<HashMap<String, Weak<SharedLane>>>,
+    lanes: Weak<Shared>,
+    clock: Clock,
+    reach: Arc<Reach>,
+    news: UnboundedSender<PushInfo>,
+}
+
+impl Keeper {
+    async fn keep(self: Arc<Self>, mut calls: UnboundedReceiver<Call>, mut heard: UnboundedReceiver<PushInfo>) {
+        let beating = tokio::spawn(self.clone().beat());
+        loop {
+            tokio::select! {
+                call = calls.recv() => match call {
+                    Some(call) => drop(tokio::spawn(self.clone().call(call))),
+                    None => break,
+                },
+                Some(push) = heard.recv() => self.hear(&push),
+            }
+        }
+        beating.abort();
+        self.leave().await;
+    }
+
+    /// Announces this replica, and finds the store again when it was lost.
+    async fn beat(self: Arc<Self>) {
+        let mut said = false;
+        loop {
+            let generation = self.generation.load(Relaxed);
+            match timeout(CONNECT + self.time_limit, self.reached()).await.unwrap_or_else(|_| Err(too_late())) {
+                Ok(()) => {
+                    if !self.reach.up.swap(true, Relaxed) {
+                        tracing::info!(replicas = self.reach.replicas.load(Relaxed), "the store answers: limits are shared");
+                        self.each(|lane| lane.reached());
+                        said = false;
+                    }
+                }
+                Err(why) => {
+                    if !self.lost(generation, &why) && !said {
+                        tracing::warn!(error = %why, "the store is out of reach");
+                        said = true;
+                    }
+                }
+            }
+            sleep(if self.reach.up.load(Relaxed) { BEAT } else { LOOK }).await;
+        }
+    }
+
+    /// Connects if need be, and announces this replica.
+    async fn reached(&self) -> RedisResult<()> {
+        let connection = self.connection().clone();
+        let mut connection = match connection {
+            Some(connection) => connection,
+            None => self.connect().await?,
+        };
+        let sent = self.clock.now();
+        let mut announce = self.announce.key(format!("{}:replicas", self.prefix));
+        let announce = announce.arg(&self.name).arg(SILENT.as_micros() as u64);
+        let (now, replicas): (i64, u32) = timeout(self.time_limit, async {
+            match &mut connection {
+                Connection::One(one) => announce.invoke_async(one).await,
+                Connection::Cluster(all) => announce.invoke_async(all).await,
+            }
+        })
+        .await
+        .unwrap_or_else(|_| Err(too_late()))?;
+        self.offset().learn(now, sent, self.clock.now());
+        self.count(replicas);
+        *self.connection() = Some(connection);
+        Ok(())
+    }
+
+    async fn connect(&self) -> RedisResult<Connection> {
+        let info = self.url.as_str().into_connection_info()?;
+        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        let info = info.set_redis_settings(settings);
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT))
+            .set_response_timeout(Some(self.time_limit))
+            .set_push_sender(self.news.clone());
+        let mut one = Client::open(info.clone())?.get_multiplexed_async_connection_with_config(&config).await?;
+        let about: String = cmd("INFO").arg("cluster").query_async(&mut one).await?;
+        if !about.contains("cluster_enabled:1") {
+            one.subscribe(self.channel()).await?;
+            return Ok(Connection::One(one));
+        }
+        let cluster = ClusterClientBuilder::new([info])
+            .use_protocol(ProtocolVersion::RESP3)
+            .connection_timeout(CONNECT)
+            .response_timeout(self.time_limit)
+            .retries(1)
+            .push_sender(self.news.clone())
+            .build()?;
+        let mut all = cluster.get_async_connection().await?;
+        all.subscribe(self.channel()).await?;
+        Ok(Connection::Cluster(all))
+    }
+
+    /// Runs a lane's transaction and tells it the end.
+    async fn call(self: Arc<Self>, call: Call) {
+        let generation = self.generation.load(Relaxed);
+        let Call { lane, transaction } = call;
+        let key = self.key(&lane.key);
+        self.know(&key, &lane);
+        let connection = self.connection().clone();
+        let outcome = match connection {
+            Some(connection) => timeout(self.time_limit, self.transact(connection, &key, &transaction)).await,
+            None => Ok(Err(RedisError::from(io::Error::from(io::ErrorKind::NotConnected)))),
+        };
+        match outcome.unwrap_or_else(|_| Err(too_late())) {
+            Ok(answer) => lane.answered(transaction.serial, &answer),
+            Err(why) => {
+                self.lost(generation, &why);
+                lane.unanswered(transaction.serial, self.reach.replicas.load(Relaxed));
+            }
+        }
+    }
+
+    async fn transact(&self, mut connection: Connection, key: &str, transaction: &Transaction) -> RedisResult<Answer> {
+        self.reach.calls.fetch_add(1, Relaxed);
+        let request = self.offset().request(transaction);
+        let mut script = self.script.key(key);
+        let script = script.key(format!("{key}:{}", self.name)).arg(request).arg(self.channel());
+        let sent = self.clock.now();
+        let reply: Value = match &mut connection {
+            Connection::One(one) => run(script, one).await?,
+            Connection::Cluster(all) => run(script, all).await?,
+        };
+        let reply = Reply::parse(from_redis_value(reply)?).ok_or_else(not_understood)?;
+        let mut offset = self.offset();
+        offset.learn(reply.now, sent, self.clock.now());
+        offset.answer(reply).ok_or_else(not_understood)
+    }
+
+    /// The store is lost, unless that is known. Whether this was news.
+    fn lost(&self, generation: u64, why: &RedisError) -> bool {
+        if self.generation.compare_exchange(generation, generation + 1, Relaxed, Relaxed).is_err() {
+            return false;
+        }
+        *self.connection() = None;
+        if !self.reach.up.swap(false, Relaxed) {
+            return false;
+        }
+        let replicas = self.reach.replicas.load(Relaxed);
+        tracing::warn!(error = %why, replicas, "the store is lost: every limit is divided by the number of replicas");
+        self.each(|lane| lane.lost(replicas));
+        true
+    }
+
+    fn hear(&self, push: &PushInfo) {
+        match push.kind {
+            PushKind::Disconnection => {
+                self.lost(self.generation.load(Relaxed), &RedisError::from(io::Error::from(io::ErrorKind::ConnectionReset)));
+            }
+            PushKind::Message => {
+                let Some(text) = push.data.get(1).and_then(|value| from_redis_value::<String>(value.clone()).ok()) else { return };
+                let Some((key, reply)) = text.split_once(' ') else { return };
+                let lane = self.known().get(key).and_then(Weak::upgrade);
+                let reply = serde_json::from_str(reply).ok().and_then(Reply::parse);
+                if let Some((lane, answer)) = lane.zip(reply.and_then(|reply| self.offset().answer(reply))) {
+                    lane.hear(&answer.state);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The replicas that count: the most that were heard of within the time that one may be silent.
+    fn count(&self, replicas: u32) {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        if replicas >= counted.0 || counted.1.elapsed() > 2 * SILENT {
+            *counted = (replicas.max(1), Instant::now());
+            self.reach.replicas.store(counted.0, Relaxed);
+        }
+    }
+
+    /// In order at exit: the others need not wait until this one is missed.
+    async fn leave(&self) {
+        let connection = self.connection().take();
+        let mut leave = cmd("ZREM");
+        leave.arg(format!("{}:replicas", self.prefix)).arg(&self.name);
+        let left = async {
+            match connection {
+                Some(Connection::One(mut one)) => leave.query_async(&mut one).await,
+                Some(Connection::Cluster(mut all)) => leave.query_async(&mut all).await,
+                None => Ok(()),
+            }
+        };
+        if let Ok(Err(why)) = timeout(self.time_limit, left).await {
+            tracing::debug!(error = %why, "the store was not told that this replica leaves");
+        }
+    }
+
+    /// A lane's key: its name's digest, so that no organisation is readable, as the hash tag.
+    fn key(&self, lane: &LaneKey) -> String {
+        let mut digest = Sha256::new();
+        for part in [&lane.organisation, &lane.model, &lane.tier] {
+            digest.update((part.len() as u64).to_be_bytes());
+            digest.update(part.as_bytes());
+        }
+        let digest: String = digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        format!("{}:{{{digest}}}", self.prefix)
+    }
+
+    fn channel(&self) -> String {
+        format!("{}:news", self.prefix)
+    }
+
+    fn know(&self, key: &str, lane: &Arc<SharedLane>) {
+        let mut known = self.known();
+        if known.get(key).is_none_or(|before| before.as_ptr() != Arc::as_ptr(lane)) {
+            known.retain(|_, lane| lane.strong_count() > 0);
+            known.insert(key.into(), Arc::downgrade(lane));
+        }
+    }
+
+    fn each(&self, tell: impl Fn(&Arc<SharedLane>)) {
+        if let Some(lanes) = self.lanes.upgrade() {
+            lanes.all().iter().for_each(tell);
+        }
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Option<Connection>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn offset(&self) -> MutexGuard<'_, Offset> {
+        self.offset.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<String, Weak<SharedLane>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn run(script: &redis::ScriptInvocation<'_>, connection: &mut impl ConnectionLike) -> RedisResult<Value> {
+    script.invoke_async(connection).await
+}
+
+fn too_late() -> RedisError {
+    RedisError::from(io::Error::new(io::ErrorKind::TimedOut, "no answer within store.timeout"))
+}
+
+fn not_understood() -> RedisError {
+    RedisError::from((ErrorKind::UnexpectedReturnType, "an answer that is not the script's"))
+}

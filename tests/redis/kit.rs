@@ -1,0 +1,185 @@
+//! A redis-server of a test's own, replicas on it, and an upstream that is an exact bucket.
+
+use std::{
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use groq_shield::{
+    config::{self, Class, ModelLimits, Plan, StoreKind},
+    groq::{RateState, Snapshot},
+    limits::{Ask, Limits, Pool},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::time::Instant;
+
+/// A redis-server; killed when dropped.
+pub struct Redis {
+    process: Child,
+    port: u16,
+    folder: tempfile::TempDir,
+    arguments: Vec<String>,
+}
+
+impl Redis {
+    /// One with these arguments on a free port, listening.
+    pub fn start(arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let arguments: Vec<String> = arguments.iter().map(|&argument| argument.into()).collect();
+        for _ in 0..5 {
+            let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
+            let mut process = spawn(port, &folder, &arguments);
+            if listens(&mut process, port) {
+                return Self { process, port, folder, arguments };
+            }
+        }
+        panic!("redis-server does not listen");
+    }
+
+    /// Again on the same port, empty.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.process = spawn(self.port, &self.folder, &self.arguments);
+        assert!(listens(&mut self.process, self.port), "redis-server does not come back");
+    }
+
+    pub fn kill(&mut self) {
+        self.process.kill().expect("killed");
+        self.process.wait().expect("ended");
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.process.id()).expect("a process id")), signal).expect("signalled");
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// A command as an operator would give it.
+    pub fn say(&self, words: &[&str]) -> redis::Value {
+        let client = redis::Client::open(self.url()).expect("a URL");
+        let mut connection = client.get_connection().expect("a connection");
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]).query(&mut connection).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        // A stopped one is killed as well.
+        if self.process.kill().is_ok() {
+            self.process.wait().expect("ended");
+        }
+    }
+}
+
+fn spawn(port: u16, folder: &tempfile::TempDir, arguments: &[String]) -> Child {
+    Command::new("redis-server")
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir"])
+        .arg(folder.path())
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("redis-server starts: install Debian's package redis-server")
+}
+
+fn listens(process: &mut Child, port: u16) -> bool {
+    for _ in 0..400 {
+        if process.try_wait().expect("its state").is_some() {
+            return false;
+        }
+        if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(25));
+    }
+    false
+}
+
+/// A replica on this store, by these limits.
+pub fn replica(url: &str, model: ModelLimits, timeout: Duration) -> Limits {
+    let limits = config::Limits { plan: Plan::None, default: model, ..config::Limits::default() };
+    let store = config::Store { kind: StoreKind::Redis, url: Some(url.into()), prefix: "test".into(), timeout };
+    Limits::shared(&limits, &config::Queue::default(), &store)
+}
+
+/// The store's time limit where a test is not about it: long enough for a busy machine.
+pub const PATIENT: Duration = Duration::from_secs(2);
+
+/// Waits until a replica is, or is not, with its store.
+pub async fn until(degraded: bool, replicas: &[Limits]) {
+    let at = Instant::now();
+    while replicas.iter().any(|replica| replica.store().expect("a store").degraded != degraded) {
+        assert!(at.elapsed() < Duration::from_secs(20), "degraded is still {}", !degraded);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+pub fn ask(app: &str, prompt: u64, ceiling: u64) -> Ask {
+    Ask {
+        organisation: "o".into(),
+        model: "m".into(),
+        tier: "t".into(),
+        app: app.into(),
+        weight: 1.0,
+        class: Class::Interactive,
+        pool: Pool::Tokens { prompt, ceiling: Some(ceiling) },
+        bytes: 0,
+        fingerprint: 0,
+        client_retry: false,
+    }
+}
+
+/// Groq's law for tokens: an exact bucket that holds prompt and ceiling until the end.
+pub struct Upstream {
+    limit: f64,
+    rate: f64,
+    level: Mutex<(f64, Instant)>,
+}
+
+impl Upstream {
+    /// A full one.
+    pub fn new(limit: u64) -> Arc<Self> {
+        Arc::new(Self { limit: limit as f64, rate: limit as f64 / 60.0, level: Mutex::new((limit as f64, Instant::now())) })
+    }
+
+    /// Takes `asked`; the headers, or a refusal.
+    pub fn take(&self, asked: u64) -> Result<RateState, ()> {
+        let level = self.add(0.0);
+        if level < asked as f64 {
+            return Err(());
+        }
+        let left = self.add(-(asked as f64));
+        let reset = Some(Duration::from_secs_f64((self.limit - left) / self.rate));
+        let shown = Snapshot { limit: self.limit as u64, remaining: left as u64, reset };
+        Ok(RateState { tokens: Some(shown), ..RateState::default() })
+    }
+
+    pub fn give_back(&self, unused: u64) {
+        self.add(unused as f64);
+    }
+
+    fn add(&self, units: f64) -> f64 {
+        let mut level = self.level.lock().expect("the level");
+        let now = Instant::now();
+        level.0 = (level.0 + now.duration_since(level.1).as_secs_f64() * self.rate + units).min(self.limit);
+        level.1 = now;
+        level.0
+    }
+}
+
+/// Tokens a minute and nothing else.
+pub fn tokens(limit: u64) -> ModelLimits {
+    ModelLimits { tokens_per_minute: Some(limit), ..ModelLimits::default() }
+}

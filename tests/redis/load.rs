@@ -1,0 +1,89 @@
+//! Three times what the limit holds, on several replicas before one upstream.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use groq_shield::limits::{Limits, Spent};
+use tokio::time::{Instant, sleep};
+
+use crate::kit::{Upstream, ask};
+
+/// Prompt, ceiling, and what of it is really used.
+const PROMPT: u64 = 100;
+const CEILING: u64 = 900;
+const COMPLETION: u64 = 300;
+/// From sending to the end.
+const GENERATION: Duration = Duration::from_millis(60);
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub sent: AtomicU64,
+    pub refused: AtomicU64,
+    /// Tokens really used.
+    pub used: AtomicU64,
+    /// The longest time from asking to an answer of the limits', when they said no or yes, ms.
+    pub longest: AtomicU64,
+}
+
+impl Tally {
+    pub fn per_thousand(&self) -> f64 {
+        1000.0 * self.refused.load(Relaxed) as f64 / self.sent.load(Relaxed).max(1) as f64
+    }
+}
+
+/// Clients on every replica that always want more, until `end`. The tokens used after `from` are counted.
+pub async fn flood(replicas: &[Limits], upstream: &Arc<Upstream>, clients: usize, from: Instant, end: Instant) -> Arc<Tally> {
+    let tally = Arc::<Tally>::default();
+    let mut tasks = tokio::task::JoinSet::new();
+    for (number, limits) in replicas.iter().enumerate() {
+        for client in 0..clients {
+            let (limits, upstream, tally) = (limits.clone(), upstream.clone(), tally.clone());
+            tasks.spawn(async move {
+                let app = format!("app{}", client % 2);
+                // Not all at the same moment.
+                sleep(Duration::from_millis((7 * client + number) as u64 % 50)).await;
+                while Instant::now() < end {
+                    once(&limits, &upstream, &tally, &app, from, end).await;
+                }
+            });
+        }
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.expect("a client");
+    }
+    tally
+}
+
+async fn once(limits: &Limits, upstream: &Upstream, tally: &Tally, app: &str, from: Instant, end: Instant) {
+    let asked = Instant::now();
+    let reserved = limits.reserve(&ask(app, PROMPT, CEILING), end, None).await;
+    tally.longest.fetch_max(asked.elapsed().as_millis() as u64, Relaxed);
+    let Ok(mut reservation) = reserved else {
+        sleep(Duration::from_millis(20)).await;
+        return;
+    };
+    reservation.sent(Instant::now());
+    tally.sent.fetch_add(1, Relaxed);
+    match upstream.take(PROMPT + CEILING) {
+        Ok(state) => {
+            reservation.observe(&state, Instant::now());
+            sleep(GENERATION).await;
+            upstream.give_back(CEILING - COMPLETION);
+            let used = Spent::Tokens { prompt: PROMPT, completion: COMPLETION, prompt_total: PROMPT };
+            reservation.settle(used, Instant::now());
+            if Instant::now() >= from {
+                tally.used.fetch_add(PROMPT + COMPLETION, Relaxed);
+            }
+        }
+        Err(()) => {
+            tally.refused.fetch_add(1, Relaxed);
+            drop(reservation.refused(None, &groq_shield::groq::RateState::default(), Some(Duration::from_secs(1)), Instant::now()));
+        }
+    }
+}

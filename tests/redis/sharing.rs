@@ -1,0 +1,65 @@
+//! With Redis: one limit, whoever of the replicas takes from it.
+
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+
+use groq_shield::limits::{Refusal, Spent};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    kit::{PATIENT, Redis, Upstream, ask, replica, tokens, until},
+    load::flood,
+};
+
+const LIMIT: u64 = 600_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_replica_took_another_cannot() {
+    let redis = Redis::start(&[]);
+    let [one, two] = [(); 2].map(|()| replica(&redis.url(), tokens(1000), PATIENT));
+    until(false, &[one.clone(), two.clone()]).await;
+    let soon = || Instant::now() + Duration::from_secs(5);
+    let mut held = one.reserve(&ask("a", 1, 890), soon(), None).await.expect("a full level");
+    held.sent(Instant::now());
+    // The second one has not asked Groq yet: its books alone would let it go.
+    let refused = two.reserve(&ask("a", 1, 890), soon(), None).await;
+    assert!(matches!(refused, Err(Refusal::NotInTime { .. })), "{refused:?}");
+    let again = ask("a", 1, 890);
+    let waits = two.reserve(&again, Instant::now() + Duration::from_secs(50), None);
+    let gives = async {
+        sleep(Duration::from_millis(300)).await;
+        held.settle(Spent::Nothing, Instant::now());
+    };
+    let (granted, ()) = tokio::join!(tokio::time::timeout(Duration::from_secs(10), waits), gives);
+    let granted = granted.expect("what the first gave back is the second's at once").expect("granted");
+    assert!(granted.waited() >= Duration::from_millis(250), "{:?}", granted.waited());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_replicas_under_three_times_the_load() {
+    loaded(2, 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn eight_replicas_under_three_times_the_load() {
+    loaded(8, 6).await;
+}
+
+/// No refusal, and nothing of the limit left over.
+async fn loaded(count: usize, clients: usize) {
+    let redis = Redis::start(&[]);
+    let replicas: Vec<_> = (0..count).map(|_| replica(&redis.url(), tokens(LIMIT), PATIENT)).collect();
+    until(false, &replicas).await;
+    let upstream = Upstream::new(LIMIT);
+    upstream.take(LIMIT * 9 / 10).expect("it is full");
+    let start = Instant::now();
+    let (from, end) = (start + Duration::from_secs(4), start + Duration::from_secs(12));
+    let tally = flood(&replicas, &upstream, clients, from, end).await;
+    let possible = 8 * LIMIT / 60;
+    let used = tally.used.load(Relaxed) as f64 / possible as f64;
+    let calls: u64 = replicas.iter().map(|replica| replica.store().expect("a store").calls).sum();
+    let sent = tally.sent.load(Relaxed);
+    println!("{count} replicas: {:.1} % used, {tally:?}, {:.2} calls a request", 100.0 * used, calls as f64 / sent as f64);
+    assert_eq!(tally.refused.load(Relaxed), 0, "refused");
+    assert!(used > 0.9, "{used}");
+    assert!(calls <= 2 * sent + 10 * count as u64, "{calls} calls for {sent} requests");
+}
