@@ -35,12 +35,17 @@ impl Books {
             level.join(now);
         }
         self.joined = true;
-        self.forget(state.position);
+        self.forgotten = state.position;
     }
 
-    /// Positions up to this one belong to another record.
-    pub fn forget(&mut self, position: u64) {
+    /// The store's record has begun anew: positions up to this one belong to another.
+    pub fn renew(&mut self, state: &State, position: u64) {
         self.forgotten = position;
+        for (code, standing) in &state.standings {
+            if let Some(slot) = self.slot(code) {
+                self.levels[slot].renew(*standing);
+            }
+        }
     }
 
     /// The store's word, in answer to what it was told or as news.

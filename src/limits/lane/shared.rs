@@ -110,6 +110,9 @@ impl Lane {
         let same = link.born == answer.state.born;
         (link.born, link.version, link.known) = (answer.state.born, answer.state.version, true);
         let lost = link.uncertain.take();
+        if !same {
+            self.books.renew(&answer.state, answer.state.position.saturating_sub(u64::from(answer.granted)));
+        }
         self.books.hear(&answer.state, true, now);
         if let Some(lost) = lost {
             match lost.head {
@@ -123,8 +126,6 @@ impl Lane {
             self.books.join(&answer.state, now);
             self.books.hear(&answer.state, true, now);
             self.tell(0, now);
-        } else if !same {
-            self.books.forget(answer.state.position - u64::from(answer.granted));
         }
         if let Some((id, ticket, amount)) = under_way.head {
             let waits = self.line.get(id).is_some_and(|waiter| waiter.ticket == ticket);

@@ -26,6 +26,8 @@ pub(super) struct Far {
     pub(super) sighting: Option<Sighting>,
     /// The store's last word.
     standing: Standing,
+    /// What its sums of settlements lack since its record began anew, ns.
+    before: i64,
     /// Without the store: when the level was full again as it was lost.
     parted: Option<Ns>,
     /// The limit is divided by so many meanwhile.
@@ -105,6 +107,13 @@ impl Level {
         }
     }
 
+    /// The store's record has begun anew, like this: what was booked under the old one keeps its time.
+    pub fn renew(&mut self, standing: Standing) {
+        if let Some(far) = &mut self.far {
+            far.before = far.before.wrapping_add(far.standing.adjusted).wrapping_sub(standing.adjusted);
+        }
+    }
+
     /// The store's word. `mine`: an answer to what was told; else news of another replica's doing.
     pub fn hear(&mut self, standing: Standing, mine: bool, now: Ns) {
         let (Some(bucket), Some(far)) = (&mut self.bucket, &mut self.far) else { return };
@@ -123,8 +132,10 @@ impl Level {
     /// The store has charged `asked`.
     pub fn charged(&mut self, serial: u64, asked: u64, now: Ns) -> Mark {
         self.spend(serial, asked, now);
-        let standing = self.far.as_ref().map(|far| far.standing).unwrap_or_default();
-        Mark { tat: standing.tat, corrections: standing.corrections, adjusted: standing.adjusted }
+        self.far.as_ref().map_or_else(Mark::default, |far| {
+            let Standing { tat, corrections, adjusted, .. } = far.standing;
+            Mark { tat, corrections, adjusted: adjusted.wrapping_add(far.before) }
+        })
     }
 
     /// A reservation of the store's is not used: before its time, so nobody that came before gains from it.
@@ -142,7 +153,8 @@ impl Level {
         if self.window.is_some() {
             return 0;
         }
-        let since = far.standing.adjusted.wrapping_sub(mark.adjusted).saturating_add(far.settled).saturating_add(far.told.0);
+        let adjusted = far.standing.adjusted.wrapping_add(far.before).wrapping_sub(mark.adjusted);
+        let since = adjusted.saturating_add(far.settled).saturating_add(far.told.0);
         let tat = mark.tat.saturating_add_signed(since).saturating_add(bucket.span(self.reserve(asked)));
         tat.saturating_sub(bucket.span(bucket.limit()))
     }
