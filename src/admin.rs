@@ -166,7 +166,6 @@ impl Desk {
             open_breakers: self.shield.breakers.open(Instant::now()).into_iter().map(|(_, model, _)| model).collect(),
             connections: self.shield.connections.len(),
             store_degraded: self.shield.limits.store().is_some_and(|store| store.degraded),
-            ..Gauges::default()
         };
         text(format.content_type(), self.shield.telemetry.metrics(gauges, format))
     }

@@ -321,9 +321,7 @@ mod tests {
     fn notes_name_what_is_missing() {
         let text = "[server]\nlisten = \"0.0.0.0:8787\"\n[upstream]\napi_key_env = \"THE_KEY\"\n";
         let notes = loaded(text, &[], Source::default()).notes.join("\n");
-        for part in
-            ["state_file is not set", "THE_KEY is named", "everybody who reaches 0.0.0.0:8787"]
-        {
+        for part in ["state_file is not set", "THE_KEY is named", "everybody who reaches 0.0.0.0:8787"] {
             assert!(notes.contains(part), "{part}\n{notes}");
         }
     }

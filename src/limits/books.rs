@@ -56,7 +56,7 @@ pub struct Taken {
     reserved: u64,
     /// Which slots were charged, one bit each.
     slots: u16,
-    marks: [Mark; SLOTS],
+    marks: Box<[Mark; SLOTS]>,
 }
 
 /// The levels of one lane, in this process.
@@ -147,7 +147,15 @@ impl Books {
             level.charge(self.serial, level.asked(&amount), now);
             slots |= 1 << slot;
         }
-        Taken { amount, position: 0, sent_at: now, serial: self.serial, reserved: 0, slots, marks: [Mark::default(); SLOTS] }
+        Taken {
+            amount,
+            position: 0,
+            sent_at: now,
+            serial: self.serial,
+            reserved: 0,
+            slots,
+            marks: Box::new([Mark::default(); SLOTS]),
+        }
     }
 
     /// It goes out now: it gets its position, and every dimension's mark.

@@ -261,7 +261,9 @@ impl Keeper {
                 self.lost(self.generation.load(Relaxed), &RedisError::from(io::Error::from(io::ErrorKind::ConnectionReset)));
             }
             PushKind::Message => {
-                let Some(text) = push.data.get(1).and_then(|value| from_redis_value::<String>(value.clone()).ok()) else { return };
+                let Some(text) = push.data.get(1).and_then(|value| from_redis_value::<String>(value.clone()).ok()) else {
+                    return;
+                };
                 let Some((key, reply)) = text.split_once(' ') else { return };
                 let lane = self.known().get(key).and_then(Weak::upgrade);
                 let reply = serde_json::from_str(reply).ok().and_then(Reply::parse);

@@ -19,7 +19,7 @@ use nix::{
 use tokio::time::Instant;
 
 /// A redis-server; killed when dropped.
-pub struct Redis {
+pub(crate) struct Redis {
     process: Child,
     port: u16,
     folder: tempfile::TempDir,
@@ -28,13 +28,13 @@ pub struct Redis {
 
 impl Redis {
     /// One with these arguments on a free port, listening.
-    pub fn start(arguments: &[&str]) -> Self {
+    pub(crate) async fn start(arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let arguments: Vec<String> = arguments.iter().map(|&argument| argument.into()).collect();
         for _ in 0..5 {
             let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
             let mut process = spawn(port, &folder, &arguments);
-            if listens(&mut process, port) {
+            if listens(&mut process, port).await {
                 return Self { process, port, folder, arguments };
             }
         }
@@ -42,31 +42,31 @@ impl Redis {
     }
 
     /// Again on the same port, empty.
-    pub fn restart(&mut self) {
+    pub(crate) async fn restart(&mut self) {
         self.kill();
         self.process = spawn(self.port, &self.folder, &self.arguments);
-        assert!(listens(&mut self.process, self.port), "redis-server does not come back");
+        assert!(listens(&mut self.process, self.port).await, "redis-server does not come back");
     }
 
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.process.kill().expect("killed");
         self.process.wait().expect("ended");
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.process.id()).expect("a process id")), signal).expect("signalled");
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
     /// A command as an operator would give it.
-    pub fn say(&self, words: &[&str]) -> redis::Value {
+    pub(crate) fn say(&self, words: &[&str]) -> redis::Value {
         let client = redis::Client::open(self.url()).expect("a URL");
         let mut connection = client.get_connection().expect("a connection");
         let mut command = redis::cmd(words[0]);
@@ -94,7 +94,7 @@ fn spawn(port: u16, folder: &tempfile::TempDir, arguments: &[String]) -> Child {
         .expect("redis-server starts: install Debian's package redis-server")
 }
 
-fn listens(process: &mut Child, port: u16) -> bool {
+async fn listens(process: &mut Child, port: u16) -> bool {
     for _ in 0..400 {
         if process.try_wait().expect("its state").is_some() {
             return false;
@@ -102,23 +102,23 @@ fn listens(process: &mut Child, port: u16) -> bool {
         if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
             return true;
         }
-        std::thread::sleep(Duration::from_millis(25));
+        tokio::time::sleep(Duration::from_millis(25)).await;
     }
     false
 }
 
 /// A replica on this store, by these limits.
-pub fn replica(url: &str, model: ModelLimits, timeout: Duration) -> Limits {
+pub(crate) fn replica(url: &str, model: ModelLimits, timeout: Duration) -> Limits {
     let limits = config::Limits { plan: Plan::None, default: model, ..config::Limits::default() };
     let store = config::Store { kind: StoreKind::Redis, url: Some(url.into()), prefix: "test".into(), timeout };
     Limits::shared(&limits, &config::Queue::default(), &store)
 }
 
 /// The store's time limit where a test is not about it: long enough for a busy machine.
-pub const PATIENT: Duration = Duration::from_secs(2);
+pub(crate) const PATIENT: Duration = Duration::from_secs(2);
 
 /// Waits until a replica is, or is not, with its store.
-pub async fn until(degraded: bool, replicas: &[Limits]) {
+pub(crate) async fn until(degraded: bool, replicas: &[Limits]) {
     let at = Instant::now();
     while replicas.iter().any(|replica| replica.store().expect("a store").degraded != degraded) {
         assert!(at.elapsed() < Duration::from_secs(20), "degraded is still {}", !degraded);
@@ -126,7 +126,7 @@ pub async fn until(degraded: bool, replicas: &[Limits]) {
     }
 }
 
-pub fn ask(app: &str, prompt: u64, ceiling: u64) -> Ask {
+pub(crate) fn ask(app: &str, prompt: u64, ceiling: u64) -> Ask {
     Ask {
         organisation: "o".into(),
         model: "m".into(),
@@ -142,7 +142,7 @@ pub fn ask(app: &str, prompt: u64, ceiling: u64) -> Ask {
 }
 
 /// Groq's law for tokens: an exact bucket that holds prompt and ceiling until the end.
-pub struct Upstream {
+pub(crate) struct Upstream {
     limit: f64,
     rate: f64,
     level: Mutex<(f64, Instant)>,
@@ -150,12 +150,12 @@ pub struct Upstream {
 
 impl Upstream {
     /// A full one.
-    pub fn new(limit: u64) -> Arc<Self> {
+    pub(crate) fn new(limit: u64) -> Arc<Self> {
         Arc::new(Self { limit: limit as f64, rate: limit as f64 / 60.0, level: Mutex::new((limit as f64, Instant::now())) })
     }
 
     /// Takes `asked`; the headers, or a refusal.
-    pub fn take(&self, asked: u64) -> Result<RateState, ()> {
+    pub(crate) fn take(&self, asked: u64) -> Result<RateState, ()> {
         let level = self.add(0.0);
         if level < asked as f64 {
             return Err(());
@@ -166,7 +166,7 @@ impl Upstream {
         Ok(RateState { tokens: Some(shown), ..RateState::default() })
     }
 
-    pub fn give_back(&self, unused: u64) {
+    pub(crate) fn give_back(&self, unused: u64) {
         self.add(unused as f64);
     }
 
@@ -180,6 +180,6 @@ impl Upstream {
 }
 
 /// Tokens a minute and nothing else.
-pub fn tokens(limit: u64) -> ModelLimits {
+pub(crate) fn tokens(limit: u64) -> ModelLimits {
     ModelLimits { tokens_per_minute: Some(limit), ..ModelLimits::default() }
 }

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use groq_shield::limits::{Limits, Spent};
+use groq_shield::{
+    groq::RateState,
+    limits::{Limits, Spent},
+};
 use tokio::time::{Instant, sleep};
 
 use crate::kit::{Upstream, ask};
@@ -22,23 +25,29 @@ const GENERATION: Duration = Duration::from_millis(60);
 
 /// What came of it.
 #[derive(Debug, Default)]
-pub struct Tally {
-    pub sent: AtomicU64,
-    pub refused: AtomicU64,
+pub(crate) struct Tally {
+    pub(crate) sent: AtomicU64,
+    pub(crate) refused: AtomicU64,
     /// Tokens really used.
-    pub used: AtomicU64,
+    pub(crate) used: AtomicU64,
     /// The longest time from asking to an answer of the limits', when they said no or yes, ms.
-    pub longest: AtomicU64,
+    pub(crate) longest: AtomicU64,
 }
 
 impl Tally {
-    pub fn per_thousand(&self) -> f64 {
+    pub(crate) fn per_thousand(&self) -> f64 {
         1000.0 * self.refused.load(Relaxed) as f64 / self.sent.load(Relaxed).max(1) as f64
     }
 }
 
 /// Clients on every replica that always want more, until `end`. The tokens used after `from` are counted.
-pub async fn flood(replicas: &[Limits], upstream: &Arc<Upstream>, clients: usize, from: Instant, end: Instant) -> Arc<Tally> {
+pub(crate) async fn flood(
+    replicas: &[Limits],
+    upstream: &Arc<Upstream>,
+    clients: usize,
+    from: Instant,
+    end: Instant,
+) -> Arc<Tally> {
     let tally = Arc::<Tally>::default();
     let mut tasks = tokio::task::JoinSet::new();
     for (number, limits) in replicas.iter().enumerate() {
@@ -83,7 +92,7 @@ async fn once(limits: &Limits, upstream: &Upstream, tally: &Tally, app: &str, fr
         }
         Err(()) => {
             tally.refused.fetch_add(1, Relaxed);
-            drop(reservation.refused(None, &groq_shield::groq::RateState::default(), Some(Duration::from_secs(1)), Instant::now()));
+            reservation.refused(None, &RateState::default(), Some(Duration::from_secs(1)), Instant::now());
         }
     }
 }

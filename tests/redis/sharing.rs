@@ -2,7 +2,10 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use groq_shield::limits::{Refusal, Spent};
+use groq_shield::{
+    groq::RateState,
+    limits::{Refusal, Spent},
+};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -14,7 +17,7 @@ const LIMIT: u64 = 600_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_replica_took_another_cannot() {
-    let redis = Redis::start(&[]);
+    let redis = Redis::start(&[]).await;
     let [one, two] = [(); 2].map(|()| replica(&redis.url(), tokens(1000), PATIENT));
     until(false, &[one.clone(), two.clone()]).await;
     let soon = || Instant::now() + Duration::from_secs(5);
@@ -46,7 +49,7 @@ async fn eight_replicas_under_three_times_the_load() {
 
 /// No refusal, and nothing of the limit left over.
 async fn loaded(count: usize, clients: usize) {
-    let redis = Redis::start(&[]);
+    let redis = Redis::start(&[]).await;
     let replicas: Vec<_> = (0..count).map(|_| replica(&redis.url(), tokens(LIMIT), PATIENT)).collect();
     until(false, &replicas).await;
     let upstream = Upstream::new(LIMIT);
@@ -62,4 +65,25 @@ async fn loaded(count: usize, clients: usize) {
     assert_eq!(tally.refused.load(Relaxed), 0, "refused");
     assert!(used > 0.9, "{used}");
     assert!(calls <= 2 * sent + 10 * count as u64, "{calls} calls for {sent} requests");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scripts_and_levels_that_the_store_forgot_are_told_again() {
+    let redis = Redis::start(&[]).await;
+    let replicas = [(); 2].map(|()| replica(&redis.url(), tokens(1000), PATIENT));
+    until(false, &replicas).await;
+    let soon = || Instant::now() + Duration::from_secs(5);
+    let mut held = replicas[0].reserve(&ask("a", 1, 890), soon(), None).await.expect("a full level");
+    held.sent(Instant::now());
+    held.observe(&RateState::default(), Instant::now());
+    redis.say(&["FLUSHALL"]);
+    redis.say(&["SCRIPT", "FLUSH"]);
+    // What the first replica knows is in the store again with its next word.
+    let own = replicas[0].reserve(&ask("a", 1, 890), soon(), None).await;
+    assert!(matches!(own, Err(Refusal::NotInTime { .. })), "{own:?}");
+    held.settle(Spent::Tokens { prompt: 1, completion: 880, prompt_total: 1 }, Instant::now());
+    sleep(Duration::from_millis(500)).await;
+    let other = replicas[1].reserve(&ask("a", 1, 890), soon(), None).await;
+    assert!(matches!(other, Err(Refusal::NotInTime { .. })), "{other:?}");
+    assert!(replicas.iter().all(|replica| !replica.store().expect("a store").degraded));
 }

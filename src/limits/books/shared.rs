@@ -81,7 +81,7 @@ impl Books {
     /// The store has charged this at the state heard last.
     pub fn reserved(&mut self, amount: Amount, now: Ns) -> Taken {
         self.serial += 1;
-        let (mut slots, mut marks) = (0, [Mark::default(); SLOTS]);
+        let (mut slots, mut marks) = (0, Box::new([Mark::default(); SLOTS]));
         for (slot, level) in self.levels.iter_mut().enumerate() {
             marks[slot] = level.charged(self.serial, level.asked(&amount), now);
             slots |= 1 << slot;

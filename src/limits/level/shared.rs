@@ -111,6 +111,8 @@ impl Level {
     pub fn renew(&mut self, standing: Standing) {
         if let Some(far) = &mut self.far {
             far.before = far.before.wrapping_add(far.standing.adjusted).wrapping_sub(standing.adjusted);
+            // Its mark is of the old record.
+            far.sighting = None;
         }
     }
 
@@ -169,7 +171,7 @@ impl Level {
     pub fn part(&mut self, replicas: u32, now: Ns) {
         let Some(far) = self.far.as_mut().filter(|far| far.parted.is_none()) else { return };
         let tat = self.bucket.as_ref().map_or(now, Bucket::tat);
-        (far.parted, far.replicas, far.told) = (Some(tat), replicas, (0, 0));
+        (far.parted, far.replicas, far.told, far.sighting) = (Some(tat), replicas, (0, 0), None);
         self.share = None;
         self.leave(self.headroom, now);
         if let Some(share) = &mut self.share {
