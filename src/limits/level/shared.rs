@@ -164,7 +164,8 @@ impl Level {
     /// When what the store does not know of has room: the part of our own, and windows.
     pub fn peek_own(&self, asked: u64, now: Ns) -> Fit {
         let share = self.share.as_ref().map_or(Fit::Now, |share| share.peek(asked.min(share.limit()), 0, now));
-        self.window.as_ref().filter(|_| asked > 0).map_or(share, |window| share.max(window.fit(asked, now)))
+        let window = self.window.as_ref().filter(|_| asked > 0);
+        window.map_or(share, |window| share.max(window.fit(asked, self.boost as u64, now)))
     }
 
     /// The store is lost: limit ÷ replicas from here.
