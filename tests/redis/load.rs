@@ -32,6 +32,8 @@ pub(crate) struct Tally {
     pub(crate) used: AtomicU64,
     /// The longest time from asking to an answer of the limits', when they said no or yes, ms.
     pub(crate) longest: AtomicU64,
+    /// Requests of each of the two apps that were sent.
+    pub(crate) apps: [AtomicU64; 2],
 }
 
 impl Tally {
@@ -54,11 +56,10 @@ pub(crate) async fn flood(
         for client in 0..clients {
             let (limits, upstream, tally) = (limits.clone(), upstream.clone(), tally.clone());
             tasks.spawn(async move {
-                let app = format!("app{}", client % 2);
                 // Not all at the same moment.
                 sleep(Duration::from_millis((7 * client + number) as u64 % 50)).await;
                 while Instant::now() < end {
-                    once(&limits, &upstream, &tally, &app, from, end).await;
+                    once(&limits, &upstream, &tally, client % 2, from, end).await;
                 }
             });
         }
@@ -69,9 +70,9 @@ pub(crate) async fn flood(
     tally
 }
 
-async fn once(limits: &Limits, upstream: &Upstream, tally: &Tally, app: &str, from: Instant, end: Instant) {
+async fn once(limits: &Limits, upstream: &Upstream, tally: &Tally, app: usize, from: Instant, end: Instant) {
     let asked = Instant::now();
-    let reserved = limits.reserve(&ask(app, PROMPT, CEILING), end, None).await;
+    let reserved = limits.reserve(&ask(&format!("app{app}"), PROMPT, CEILING), end, None).await;
     tally.longest.fetch_max(asked.elapsed().as_millis() as u64, Relaxed);
     let Ok(mut reservation) = reserved else {
         sleep(Duration::from_millis(20)).await;
@@ -79,6 +80,7 @@ async fn once(limits: &Limits, upstream: &Upstream, tally: &Tally, app: &str, fr
     };
     reservation.sent(Instant::now());
     tally.sent.fetch_add(1, Relaxed);
+    tally.apps[app].fetch_add(1, Relaxed);
     match upstream.take(PROMPT + CEILING) {
         Ok(state) => {
             reservation.observe(&state, Instant::now());

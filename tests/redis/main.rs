@@ -2,7 +2,11 @@
 //! the tests start on ports of their own.
 #![cfg(feature = "redis")]
 
+mod cluster;
+mod figures;
 mod kit;
 mod load;
+mod network;
 mod outages;
+mod script;
 mod sharing;
