@@ -1,0 +1,196 @@
+//! Which status, type, code and words does each failure get? The failure table of the contract.
+
+use std::{borrow::Cow, time::Duration};
+
+use http::StatusCode;
+
+use super::{INVALID, Rejection, SERVER};
+use crate::groq::Dimension;
+
+/// One row of the failure table.
+pub(super) struct Row {
+    pub(super) status: StatusCode,
+    pub(super) kind: Cow<'static, str>,
+    pub(super) code: Option<Cow<'static, str>>,
+    pub(super) message: Cow<'static, str>,
+    pub(super) retry_after: Option<Duration>,
+    pub(super) close: bool,
+}
+
+impl Rejection {
+    /// The failure table of the contract. Exhaustive on purpose: a new failure does not compile without its row.
+    pub(super) fn row(&self) -> Row {
+        let row = |status, kind: &'static str, code: &'static str, message: String| Row {
+            status,
+            kind: kind.into(),
+            code: Some(code.into()),
+            message: message.into(),
+            retry_after: None,
+            close: false,
+        };
+        let after = |retry_after: Duration, row: Row| Row { retry_after: Some(retry_after), ..row };
+        let close = |row: Row| Row { close: true, ..row };
+        use StatusCode as S;
+        match self {
+            Self::Malformed(why) => close(row(
+                S::BAD_REQUEST,
+                INVALID,
+                "malformed_request",
+                format!("The request is not valid HTTP/1.1: {why}. Send one well-formed request."),
+            )),
+            Self::RequestTimeout(what) => close(row(
+                S::BAD_REQUEST,
+                INVALID,
+                "request_timeout",
+                format!("The request's {what} did not arrive in time. Send it without pauses."),
+            )),
+            Self::InvalidJson(why) => row(
+                S::BAD_REQUEST,
+                INVALID,
+                "invalid_json",
+                format!("The request body is not valid JSON: {why}. Send a JSON object."),
+            ),
+            Self::BodyTooLarge { limit } => close(row(
+                S::PAYLOAD_TOO_LARGE,
+                INVALID,
+                "request_too_large",
+                format!("The request body is larger than {limit} bytes. Send less, or raise server.max_body."),
+            )),
+            Self::NoKey => row(
+                S::UNAUTHORIZED,
+                INVALID,
+                "invalid_api_key",
+                "No API key. Send it as `Authorization: Bearer …`, or let the shield hold it (upstream.api_key_env).".into(),
+            ),
+            Self::UnknownToken => row(
+                S::UNAUTHORIZED,
+                INVALID,
+                "invalid_api_key",
+                "This app token is not known to the shield. Send one that is listed under [[app]].".into(),
+            ),
+            Self::Destination(what) => close(row(
+                S::FORBIDDEN,
+                INVALID,
+                "destination_not_allowed",
+                format!("{what} The shield serves its own upstream only; use it as the base URL."),
+            )),
+            Self::NeverFits { dimension, limit, asked, parts } => {
+                let sum = parts.map_or_else(String::new, |(prompt, ceiling)| {
+                    format!(" (about {prompt} of prompt + {ceiling} of max_completion_tokens)")
+                });
+                let remedy = match parts {
+                    Some(_) => "Lower max_completion_tokens or shorten the prompt",
+                    None => "Send less at once",
+                };
+                row(
+                    S::PAYLOAD_TOO_LARGE,
+                    dimension.unit.error_type(),
+                    "rate_limit_exceeded",
+                    format!("Request too large for {}: Limit {limit}, Requested {asked}{sum}. {remedy}.", dimension.words()),
+                )
+            }
+            Self::NotInTime { dimension, wait, retry_after } => after(
+                *retry_after,
+                row(
+                    S::TOO_MANY_REQUESTS,
+                    dimension.unit.error_type(),
+                    "rate_limit_exceeded",
+                    format!(
+                        "The limit of {} is used up: this request could be sent in {}, later than its client waits. \
+                         Try again in {}, or wait longer (client timeout, queue.max_wait).",
+                        dimension.words(),
+                        seconds(*wait),
+                        seconds(*retry_after)
+                    ),
+                ),
+            ),
+            Self::Refused { dimension, retry_after } => {
+                let words = dimension.as_ref().map_or_else(|| "requests".into(), Dimension::words);
+                after(
+                    *retry_after,
+                    row(
+                        S::TOO_MANY_REQUESTS,
+                        dimension.as_ref().map_or("requests", |d| d.unit.error_type()),
+                        "rate_limit_exceeded",
+                        format!("Groq refused this request on {words}. Try again in {}.", seconds(*retry_after)),
+                    ),
+                )
+            }
+            Self::Overloaded { retry_after } => after(
+                *retry_after,
+                row(
+                    S::SERVICE_UNAVAILABLE,
+                    SERVER,
+                    "shield_overloaded",
+                    "The shield's line is full. Send fewer requests at once, or raise queue.max_waiting and queue.max_bytes.".into(),
+                ),
+            ),
+            Self::ShuttingDown => after(
+                Duration::from_secs(1),
+                close(row(
+                    S::SERVICE_UNAVAILABLE,
+                    SERVER,
+                    "shutting_down",
+                    "The shield is shutting down. Send the request again in a moment.".into(),
+                )),
+            ),
+            Self::BreakerOpen { retry_after } => after(
+                *retry_after,
+                row(
+                    S::SERVICE_UNAVAILABLE,
+                    SERVER,
+                    "upstream_unavailable",
+                    format!("Groq has failed several times in a row for this model. Try again in {}.", seconds(*retry_after)),
+                ),
+            ),
+            Self::Unreachable(why) => row(
+                S::BAD_GATEWAY,
+                SERVER,
+                "upstream_unreachable",
+                format!("Groq cannot be reached: {why}. Check the network and upstream.base_url."),
+            ),
+            Self::UpstreamTls(why) => row(
+                S::BAD_GATEWAY,
+                SERVER,
+                "upstream_tls",
+                format!("No trusted TLS connection to Groq: {why}. Check upstream.base_url and upstream.ca_file."),
+            ),
+            Self::UpstreamClosed => row(
+                S::BAD_GATEWAY,
+                SERVER,
+                "upstream_closed",
+                "Groq closed the connection before its answer was complete. Send the request again.".into(),
+            ),
+            Self::UpstreamTimeout => row(
+                S::BAD_GATEWAY,
+                SERVER,
+                "upstream_timeout",
+                "Groq did not answer in time. Send the request again, or raise upstream.response_timeout or upstream.idle_timeout.".into(),
+            ),
+            Self::UpstreamInvalid(why) => row(
+                S::BAD_GATEWAY,
+                SERVER,
+                "upstream_invalid",
+                format!("Groq's answer cannot be used: {why}. Send the request again."),
+            ),
+            Self::Upstream(error) => Row {
+                status: error.status,
+                kind: error.kind.clone(),
+                code: error.code.clone(),
+                message: error.message.clone(),
+                retry_after: error.retry_after,
+                close: false,
+            },
+            Self::Internal => row(
+                S::INTERNAL_SERVER_ERROR,
+                SERVER,
+                "shield_internal",
+                "The shield failed on this request; others are not affected. Please report it with the shield's log.".into(),
+            ),
+        }
+    }
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}
