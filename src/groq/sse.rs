@@ -80,7 +80,8 @@ impl SseTail {
             self.line = 0;
             line_start = at;
             if blank {
-                self.event(&piece[event_start..at]);
+                // Without the blank line: whether its LF is there yet depends on how the stream was cut up.
+                self.event(&piece[event_start..end]);
                 event_start = at;
                 passed = at;
             }
@@ -120,7 +121,7 @@ impl SseTail {
         self.deltas
     }
 
-    /// The last piece of an event, its blank line included.
+    /// The last piece of an event, without its blank line.
     fn event(&mut self, last_piece: &[u8]) {
         if self.partial.len == 0 && last_piece.len() <= EXCERPT {
             self.judge(last_piece);
