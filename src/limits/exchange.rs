@@ -90,4 +90,6 @@ pub struct Standing {
     pub adjusted: i64,
     /// The newest position that has corrected it.
     pub newest: u64,
+    /// What was taken and given back shortly before, ns, fading.
+    pub recent: Ns,
 }

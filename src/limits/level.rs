@@ -111,6 +111,8 @@ pub struct Mark {
     pub corrections: i64,
     /// Sum of the store's corrections and settlements, ns.
     pub adjusted: i64,
+    /// What all replicas had taken and given back shortly before, ns: Groq may have seen it later.
+    pub recent: Ns,
 }
 
 /// The end of an older limit: positions up to `position` were marked under it.
@@ -321,7 +323,7 @@ impl Level {
     /// How it stands for a request that is sent now and counted in it.
     pub fn mark(&self) -> Mark {
         let tat = self.bucket.as_ref().map_or(0, Bucket::tat);
-        Mark { tat: tat.saturating_sub(self.unsent), corrections: self.corrections, adjusted: 0 }
+        Mark { tat: tat.saturating_sub(self.unsent), corrections: self.corrections, adjusted: 0, recent: 0 }
     }
 
     /// The truth replaces what was asked for.
@@ -364,12 +366,12 @@ impl Level {
         let error = (i128::from(truth) - i128::from(expected)).clamp(i64::MIN.into(), i64::MAX.into()) as i64;
         // Less in use than expected may be what was overtaken on its way, or a refund that both have seen.
         let doubts = self.doubts.iter().filter(|&&(first, last, _)| (first..=last).contains(&position));
-        let doubtful = doubts.fold(0, |sum: Ns, &(.., span)| sum.saturating_add(span));
+        let doubtful = doubts.fold(mark.recent, |sum: Ns, &(.., span)| sum.saturating_add(span));
         let error = if error < 0 { error.saturating_add_unsigned(doubtful).min(0) } else { error };
         self.doubts.retain(|&(_, last, _)| last > position);
         bucket.correct(error, now);
         self.corrections = self.corrections.wrapping_add(error);
-        self.sight(Sighting { position, mark, at, truth: expected.saturating_add_signed(error) });
+        self.sight(Sighting { position, mark, at, truth });
         // What was taken before our first request does not say how fast others take.
         if !first {
             self.foreign = (self.foreign + error as f64 / MEMORY).clamp(0.0, 0.9);
@@ -421,7 +423,7 @@ impl Level {
         let Scale { unit, corrections, .. } = self.before;
         let tat = mark.tat.saturating_add_signed(corrections.wrapping_sub(mark.corrections));
         let used = tat.saturating_sub(at).checked_div(unit).unwrap_or(0);
-        Mark { tat: at.saturating_add(bucket.span(used)), corrections, adjusted: mark.adjusted }
+        Mark { tat: at.saturating_add(bucket.span(used)), corrections, ..mark }
     }
 
     /// A refusal of our own: more is kept back, and where no header shows this dimension, the strangers' share is learnt

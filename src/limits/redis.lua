@@ -6,6 +6,8 @@
 local request = cjson.decode(ARGV[1])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
+-- What is taken or given back within this of a request's sending, Groq may or may not have seen before it.
+local jitter = 300000
 local function text(number) return string.format('%.0f', number) end
 
 -- A transaction that its replica has given up, and that was held up on the way, must not be applied any more.
@@ -21,16 +23,21 @@ if stranger then position = math.max(position, request.position) end
 
 local levels, news, longest, wait = {}, stranger, 0, 0
 for i, cell in ipairs(request.cells) do
-  local kept = redis.call('HMGET', KEYS[1], 't:' .. cell.k, 'c:' .. cell.k, 'a:' .. cell.k, 'n:' .. cell.k)
+  local kept = redis.call('HMGET', KEYS[1], 't:' .. cell.k, 'c:' .. cell.k, 'a:' .. cell.k, 'n:' .. cell.k, 'r:' .. cell.k, 'w:' .. cell.k)
   -- tat: when it is full again. corrections: sum of what headers taught. adjusted: of that and of settlements.
+  -- recent: what was taken or given back lately, fading.
   local level = { tat = tonumber(kept[1] or 0), corrections = tonumber(kept[2] or 0), adjusted = tonumber(kept[3] or 0), newest = tonumber(kept[4] or 0) }
+  level.recent = tonumber(kept[5] or 0) * math.exp(math.min(0, tonumber(kept[6] or 0) - now) / jitter)
   if stranger then level.tat = math.max(level.tat, cell.t) end
   if cell.d > 0 then level.tat = math.max(level.tat, now) end
   level.tat = level.tat + cell.d + cell.b
   level.adjusted = level.adjusted + cell.d
+  level.recent = level.recent + math.max(0, -cell.d)
   if cell.n and cell.n > level.newest then
     level.tat = math.max(level.tat, cell.a)
     local wrong = cell.u - math.max(cell.m + level.corrections - cell.x, cell.a)
+    -- Less in use than expected may be what Groq had not seen yet, or a refund that both have seen.
+    if wrong < 0 then wrong = math.min(0, wrong + cell.o) end
     level.tat, level.corrections, level.adjusted = level.tat + wrong, level.corrections + wrong, level.adjusted + wrong
     level.newest, news = cell.n, true
   end
@@ -44,7 +51,10 @@ local granted = request.patience and wait <= request.patience
 if granted then
   position = position + 1
   for i, cell in ipairs(request.cells) do
-    if cell.q > 0 then levels[i].tat = math.max(levels[i].tat, now) + cell.q end
+    if cell.q > 0 then
+      levels[i].tat = math.max(levels[i].tat, now) + cell.q
+      levels[i].taken = cell.q
+    end
   end
 end
 
@@ -53,11 +63,12 @@ local fields = { 'born', text(born), 'version', text(version), 'position', text(
 local reply = { text(now), text(born), text(version), text(position), applied, held, granted and '1' or '0', text(wait) }
 for i, cell in ipairs(request.cells) do
   local level = levels[i]
-  for name, value in pairs({ t = level.tat, c = level.corrections, a = level.adjusted, n = level.newest }) do
+  local recent = level.recent + (level.taken or 0)
+  for name, value in pairs({ t = level.tat, c = level.corrections, a = level.adjusted, n = level.newest, r = recent, w = now }) do
     fields[#fields + 1] = name .. ':' .. cell.k
     fields[#fields + 1] = text(value)
   end
-  for _, value in ipairs({ cell.k, text(level.tat), text(level.corrections), text(level.adjusted), text(level.newest) }) do
+  for _, value in ipairs({ cell.k, text(level.tat), text(level.corrections), text(level.adjusted), text(level.newest), text(level.recent) }) do
     reply[#reply + 1] = value
   end
   longest = math.max(longest, level.tat - now)

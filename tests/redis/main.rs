@@ -2,11 +2,20 @@
 //! the tests start on ports of their own.
 #![cfg(feature = "redis")]
 
+#[expect(dead_code, reason = "the kit of tests/wire, of which these tests need a part")]
+#[path = "../wire/kit/client.rs"]
+mod client;
 mod cluster;
 mod figures;
 mod kit;
 mod load;
 mod network;
 mod outages;
+#[expect(dead_code, reason = "the kit of tests/wire, of which these tests need a part")]
+#[path = "../wire/kit/process.rs"]
+mod process;
+mod processes;
 mod script;
 mod sharing;
+
+use client::{Answer, Client};

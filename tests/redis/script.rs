@@ -23,6 +23,8 @@ struct Step {
     given_up: i64,
     /// Behind the newest position by so many, and how far the truth is off.
     sighting: Option<(i64, i64)>,
+    /// So much less may be a doubt.
+    doubt: i64,
     asked: Option<(i64, i64)>,
     /// It comes too late: a later one of the same replica was applied before.
     late: bool,
@@ -35,13 +37,14 @@ fn step() -> impl Strategy<Value = Step> {
     let asked = prop::option::weighted(0.8, (1..20_000_000i64, prop_oneof![Just(0i64), Just(200_000_000)]));
     let settled = prop_oneof![3 => Just(0i64), 2 => -5_000_000..0i64, 1 => 0..2_000_000i64];
     let given_up = prop_oneof![9 => Just(0i64), 1 => -5_000_000..0i64];
-    let rest = (prop::bool::weighted(0.05), prop::bool::weighted(0.03));
+    let rest = (prop::bool::weighted(0.05), prop::bool::weighted(0.03), prop_oneof![Just(0i64), 0..9_000_000i64]);
     (0..REPLICAS, settled, given_up, sighting, asked, rest).prop_map(
-        |(replica, settled, given_up, sighting, asked, (late, flushed))| Step {
+        |(replica, settled, given_up, sighting, asked, (late, flushed, doubt))| Step {
             replica,
             settled,
             given_up,
             sighting,
+            doubt,
             asked,
             late,
             flushed,
@@ -96,7 +99,7 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
         });
         if let Some((position, truth, mark, corrections)) = sight {
             (cell["n"], cell["u"], cell["a"]) = (position.into(), truth.into(), at.into());
-            (cell["m"], cell["x"]) = (mark.into(), corrections.into());
+            (cell["m"], cell["x"], cell["o"]) = (mark.into(), corrections.into(), step.doubt.into());
         }
         let mut request = json!({
             "serial": serial, "born": replica.law.born, "position": replica.law.position, "hello": false, "cells": [cell],
@@ -125,6 +128,7 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
         if let Some((position, truth, mark, corrections)) = sight.filter(|&(position, ..)| position > next.newest) {
             next.tat = next.tat.max(at);
             let wrong = truth - (mark + next.corrections - corrections).max(at);
+            let wrong = if wrong < 0 { (wrong + step.doubt).min(0) } else { wrong };
             (next.tat, next.corrections, next.adjusted) = (next.tat + wrong, next.corrections + wrong, next.adjusted + wrong);
             next.newest = position;
         }

@@ -135,8 +135,8 @@ impl Level {
     pub fn charged(&mut self, serial: u64, asked: u64, now: Ns) -> Mark {
         self.spend(serial, asked, now);
         self.far.as_ref().map_or_else(Mark::default, |far| {
-            let Standing { tat, corrections, adjusted, .. } = far.standing;
-            Mark { tat, corrections, adjusted: adjusted.wrapping_add(far.before) }
+            let Standing { tat, corrections, adjusted, recent, .. } = far.standing;
+            Mark { tat, corrections, adjusted: adjusted.wrapping_add(far.before), recent }
         })
     }
 

@@ -10,7 +10,7 @@ use crate::limits::{
 /// Numbers before the dimensions in a reply.
 const HEAD: usize = 8;
 /// Values of one dimension in a reply.
-const EACH: usize = 5;
+const EACH: usize = 6;
 /// The longest span that is believed, µs: 200 years.
 const LONGEST: i64 = 200 * 366 * 86_400_000_000;
 
@@ -91,6 +91,7 @@ impl Offset {
             wire["u"] = self.there(sighting.truth).into();
             wire["a"] = self.there(sighting.at).into();
             wire["m"] = self.there(sighting.mark.tat).into();
+            wire["o"] = (sighting.mark.recent / 1000).into();
             wire["x"] = (sighting.mark.corrections / 1000).into();
         }
         wire
@@ -99,12 +100,13 @@ impl Offset {
     /// A reply as a lane reads it; `None` for numbers that cannot be.
     pub(super) fn answer(&self, reply: Reply) -> Option<Answer> {
         let [_, born, version, position, applied, held, granted, wait] = reply.head;
-        let standing = |[tat, corrections, adjusted, newest]: [i64; EACH - 1]| {
+        let standing = |[tat, corrections, adjusted, newest, recent]: [i64; EACH - 1]| {
             Some(Standing {
                 tat: self.here(tat)?,
                 corrections: span(corrections)?,
                 adjusted: span(adjusted)?,
                 newest: newest.try_into().ok()?,
+                recent: span(recent)?.try_into().ok()?,
             })
         };
         let standings = reply.levels.into_iter().map(|(code, level)| Some((code, standing(level)?)));
