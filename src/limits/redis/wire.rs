@@ -146,3 +146,51 @@ fn up(span: i64) -> i64 {
 fn span(micros: i64) -> Option<i64> {
     (micros.abs() <= LONGEST).then(|| micros * 1000)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
+
+        #[test]
+        fn no_reply_is_too_odd(words in prop::collection::vec(prop_oneof![any::<i64>().prop_map(|n| n.to_string()), ".*"], 0..24),
+                               now in any::<i64>()) {
+            let mut offset = Offset::default();
+            offset.learn(now / 4, 8_640_000_000_000_000, 8_640_000_000_200_000);
+            if let Some(answer) = Reply::parse(words).and_then(|reply| offset.answer(reply)) {
+                prop_assert!(answer.state.standings.iter().all(|(_, level)| level.tat <= LONGEST as Ns * 1000));
+            }
+        }
+
+        #[test]
+        fn times_there_and_back_are_the_same(by in 0..2_000_000_000_000_000i64, at in 8_640_000_000_000..8_700_000_000_000u64) {
+            let mut offset = Offset::default();
+            offset.learn(8_640_000_000_000 + by, 8_640_000_000_000_000, 8_640_000_000_000_000);
+            prop_assert_eq!(offset.here(offset.there(at * 1000)), Some(at * 1000));
+        }
+    }
+
+    #[test]
+    fn the_shortest_round_trip_tells_the_time_until_the_clock_jumps() {
+        const START: Ns = 8_640_000_000_000_000;
+        let mut offset = Offset::default();
+        let mut learn = |now: i64, sent: Ns, received: Ns| {
+            offset.learn(now, START + sent * 1000, START + received * 1000);
+            offset.by
+        };
+        let base = 8_640_000_000_000;
+        assert_eq!(learn(base + 100, 0, 200), 0);
+        assert_eq!(learn(base + 1900, 1000, 2000), 0, "a longer trip knows less");
+        assert_eq!(learn(base + 3010, 3000, 3010), 5, "a shorter one more");
+        assert_eq!(learn(base + 9_000_000, 4000, 5000), 8_995_500, "another server's clock");
+    }
+
+    #[test]
+    fn spans_are_rounded_against_us() {
+        assert_eq!([up(1), up(1000), up(-1), up(-1999), up(0)], [1, 1, 0, -1, 0]);
+    }
+}
