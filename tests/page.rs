@@ -14,11 +14,13 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
     process::Command,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 /// What a browser may take, start included, on a slow machine.
 const BROWSER: Duration = Duration::from_secs(90);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(50);
 
 async fn operated() -> (Arc<Shield>, SocketAddr) {
     let mut settings = Settings::default();
@@ -50,7 +52,7 @@ fn crowd(shield: &Arc<Shield>, app: &str) {
             };
             let mut reservation = limits.reserve(&ask, Instant::now() + 5 * BROWSER, None).await.expect("patient");
             reservation.sent(Instant::now());
-            tokio::time::sleep(5 * BROWSER).await;
+            sleep(5 * BROWSER).await;
         });
     }
 }
@@ -93,6 +95,13 @@ async fn the_page_shows_the_state_and_takes_names_for_text() {
     (record.model, record.status) = ("m".into(), 200);
     drop(record);
     crowd(&shield, "<b>app</b>");
+    // The first request of a lane is its probe; the others wait for its answer before they wait for a limit.
+    let blocked = async {
+        while shield.limits.snapshot().iter().all(|lane| lane.blocked_by.is_none()) {
+            sleep(PAUSE).await
+        }
+    };
+    timeout(BROWSER, blocked).await.expect("the line waits for RPM");
     shield.telemetry.reload_refused("line 3: unknown key <img src=x onerror=alert(1)>");
     let (page, console) = rendered(&format!("http://{address}/"), None).await;
     assert_eq!(console, "", "{page}");
