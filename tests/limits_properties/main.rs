@@ -15,6 +15,9 @@ use groq_shield::{
 };
 use proptest::prelude::*;
 
+mod network;
+mod starvation;
+
 const START: Ns = 8_640_000_000_000_000;
 const MS: Ns = 1_000_000;
 const SECOND: Ns = 1_000_000_000;
