@@ -12,7 +12,7 @@ use groq_shield::{
 };
 use proptest::prelude::*;
 
-use super::{Exact, MS, Ns, SECOND, START, ask, limits, warm};
+use super::{MS, Ns, SECOND, START, ask, history::Exact, limits, warm};
 
 /// A request, and its ways: there, back with the head, back with the end.
 #[derive(Clone, Debug)]
