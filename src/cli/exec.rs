@@ -12,7 +12,7 @@ use nix::{
     unistd::Pid,
 };
 use tokio::{
-    process::{Child, Command},
+    process::Command,
     signal::unix::{SignalKind, signal},
 };
 
@@ -75,8 +75,8 @@ async fn shielded(words: &[OsString], running: Running, reload: impl Fn()) -> io
     let (program, rest) = words.split_first().expect("the command line requires one");
     let mut command = Command::new(program);
     command.args(rest).envs(environment(running.app.port()));
-    let code = match command.spawn() {
-        Ok(child) => code(attended(child, &reload).await?),
+    let code = match attended(&mut command, &reload).await? {
+        Ok(status) => code(status),
         Err(why) => {
             failed(&format!("{} cannot be run: {why}", program.display()));
             if why.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_RUNNABLE }
@@ -86,19 +86,23 @@ async fn shielded(words: &[OsString], running: Running, reload: impl Fn()) -> io
     Ok(code)
 }
 
-/// Waits for the command's end and passes signals on to it.
-async fn attended(mut child: Child, reload: &impl Fn()) -> io::Result<ExitStatus> {
+/// Runs the command to its end and passes signals on to it: it listens before there is a command to signal.
+async fn attended(command: &mut Command, reload: &impl Fn()) -> io::Result<io::Result<ExitStatus>> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut quit = signal(SignalKind::quit())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut user = signal(SignalKind::user_defined1())?;
     let mut user_2 = signal(SignalKind::user_defined2())?;
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(why) => return Ok(Err(why)),
+    };
     // A terminal's Ctrl-C goes to the whole group of processes: the command has it already.
     let terminal = io::stdin().is_terminal();
     loop {
         let (signal, has_it) = tokio::select! {
-            status = child.wait() => return status,
+            status = child.wait() => return status.map(Ok),
             _ = hangup.recv() => { reload(); (Signal::SIGHUP, false) }
             _ = interrupt.recv() => (Signal::SIGINT, terminal),
             _ = quit.recv() => (Signal::SIGQUIT, terminal),
