@@ -246,10 +246,14 @@ pub struct Store {
     pub kind: StoreKind,
     /// `redis://` or `rediss://`
     pub url: Option<String>,
+    /// Trusted roots of its certificate, PEM, in the place of Mozilla's.
+    pub ca_file: Option<PathBuf>,
     /// First part of every key.
     pub prefix: String,
     /// No request waits longer on the store.
     pub timeout: Duration,
+    /// Replicas to reckon with until it has told how many there are.
+    pub replicas: u32,
 }
 
 /// How log lines look.
@@ -345,7 +349,14 @@ impl Default for Breaker {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { kind: StoreKind::Local, url: None, prefix: "groq-shield".into(), timeout: Duration::from_millis(250) }
+        Self {
+            kind: StoreKind::Local,
+            url: None,
+            ca_file: None,
+            prefix: "groq-shield".into(),
+            timeout: Duration::from_millis(250),
+            replicas: 1,
+        }
     }
 }
 

@@ -115,6 +115,7 @@ impl Running {
         if let Err(error) = self.shield.limits.save_now() {
             tracing::warn!(%error, "the levels cannot be saved to limits.state_file");
         }
+        self.shield.limits.leave();
     }
 
     /// Drains and waits for the end of it.

@@ -56,6 +56,8 @@ struct Store {
     /// `local` or `redis`
     kind: &'static str,
     degraded: bool,
+    /// Why it is out of reach, as last heard; `null` where it is not.
+    why: Option<String>,
     /// How many share it, as last heard; `null` where it is local.
     replicas: Option<u32>,
 }
@@ -169,7 +171,8 @@ impl Desk {
                     StoreKind::Local => "local",
                     StoreKind::Redis => "redis",
                 },
-                degraded: store.is_some_and(|store| store.degraded),
+                degraded: store.as_ref().is_some_and(|store| store.degraded),
+                why: store.as_ref().and_then(|store| store.why.as_deref().map(Into::into)),
                 replicas: store.map(|store| store.replicas),
             },
             totals: Totals {

@@ -88,6 +88,8 @@ struct Refused {
 struct Store {
     kind: String,
     degraded: bool,
+    #[serde(default)]
+    why: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -164,6 +166,9 @@ fn write_table(report: &Report, out: &mut String) -> std::fmt::Result {
         "{} requests, {} failed, {} refused here, {} refused by Groq, {} sent again",
         totals.requests, totals.failed, totals.refused_by_shield, totals.refused_by_groq, totals.resends
     )?;
+    if let Some(why) = &store.why {
+        writeln!(out, "the store is out of reach, each replica keeps to its share of every limit: {why}")?;
+    }
     if let Some(refused) = &report.config.error {
         writeln!(out, "the configuration was changed and has faults, the one before is in force:")?;
         for line in refused.message.lines() {

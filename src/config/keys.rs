@@ -338,11 +338,25 @@ const STORE: &[Key<Draft>] = &[
         "url",
         Rule::Url(&["redis", "rediss"]),
         |d| &mut d.settings.store.url,
-        "redis:// or rediss:// (TLS); needed for redis.",
+        "redis:// or rediss:// (TLS), with user:password@ before the host where it asks for them; needed for redis.",
         "\"redis://localhost:6379\"",
+    ),
+    key(
+        "ca_file",
+        Rule::Path,
+        |d| &mut d.settings.store.ca_file,
+        "Trusted root certificates of a rediss:// with a private authority, PEM; unset: Mozilla's.",
+        "\"/etc/ssl/internal-ca.pem\"",
     ),
     key("prefix", Rule::Name, |d| &mut d.settings.store.prefix, "First part of every key in it.", ""),
     key("timeout", Rule::Time(1), |d| &mut d.settings.store.timeout, "No request waits longer on it.", ""),
+    key(
+        "replicas",
+        Rule::Count(1, 1000, ""),
+        |d| &mut d.settings.store.replicas,
+        "How many replicas to reckon with until it has told how many there are.",
+        "",
+    ),
 ];
 
 const LOG: &[Key<Draft>] = &[

@@ -205,6 +205,7 @@ fn files(reading: &mut Reading) {
         ("server.tls.cert", reading.draft.cert.clone()),
         ("server.tls.key", reading.draft.key.clone()),
         ("upstream.ca_file", reading.draft.settings.upstream.ca_file.clone()),
+        ("store.ca_file", reading.draft.settings.store.ca_file.clone()),
     ];
     for (key, path) in named {
         let Some(path) = path else { continue };

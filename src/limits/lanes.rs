@@ -119,6 +119,8 @@ pub(super) struct Shared {
     remembered: Mutex<HashMap<LaneKey, Saved>>,
     numbers: AtomicU64,
     saving: Mutex<()>,
+    /// So long the store may take at the end.
+    patience: Duration,
     warned: AtomicBool,
 }
 
@@ -127,7 +129,7 @@ impl Shared {
         let (link, calls) = match store.kind {
             StoreKind::Local => (None, None),
             StoreKind::Redis => {
-                let (link, calls) = Store::new();
+                let (link, calls) = Store::new(store.replicas);
                 (Some(link), Some(calls))
             }
         };
@@ -149,6 +151,7 @@ impl Shared {
             remembered: Mutex::new(remembered),
             numbers: AtomicU64::new(0),
             saving: Mutex::new(()),
+            patience: 2 * store.timeout + Duration::from_millis(100),
             warned: AtomicBool::new(false),
         });
         if let Some((link, calls)) = lanes.common.store.as_ref().zip(calls)
@@ -259,6 +262,15 @@ impl Shared {
             self.all().iter().map(|shared| (shared.key.clone(), shared.with(|lane, now| Saved::of(lane, now)))).collect();
         saved.extend(self.remembered().iter().map(|(key, saved)| (key.clone(), saved.clone())));
         saved::store(path, saved, clean)
+    }
+
+    /// Tells the store what it does not know yet, and that this replica leaves.
+    pub(super) fn leave(&self) {
+        let Some(store) = &self.common.store else { return };
+        for lane in self.all() {
+            lane.change(|inside| inside.hurry(self.common.clock.now()));
+        }
+        store.end(self.patience);
     }
 
     /// Drops lanes that are full again, unused for a while, and have learnt nothing.

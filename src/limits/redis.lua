@@ -33,7 +33,8 @@ for i, cell in ipairs(request.cells) do
   level.tat = level.tat + cell.d + cell.b
   level.adjusted = level.adjusted + cell.d
   level.recent = level.recent + math.max(0, -cell.d)
-  if cell.n and cell.n > level.newest then
+  -- What is seen is measured by sums that a new record does not have.
+  if cell.n and not stranger and cell.n > level.newest then
     level.tat = math.max(level.tat, cell.a)
     local wrong = cell.u - math.max(cell.m + level.corrections - cell.x, cell.a)
     -- Less in use than expected may be what Groq had not seen yet, or a refund that both have seen.

@@ -2,23 +2,26 @@
 //! script, replicas announce themselves, news of settlements is heard. The one core file with a network.
 
 use std::{
-    collections::HashMap,
-    io,
+    collections::{HashMap, HashSet},
+    fs, io,
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc,
     },
     time::Duration,
 };
 
 use redis::{
     AsyncConnectionConfig, Client, ErrorKind, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisError, RedisResult,
-    Script, Value,
+    Script, TlsCertificates, Value,
     aio::{ConnectionLike, MultiplexedConnection},
     cluster::ClusterClientBuilder,
     cluster_async::ClusterConnection,
     cmd, from_redis_value,
 };
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use sha2::{Digest, Sha256};
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
@@ -29,7 +32,7 @@ use self::wire::{Offset, Reply};
 use super::{
     exchange::{Answer, Transaction},
     lanes::{Clock, LaneKey, Shared, SharedLane},
-    store::{Call, Reach},
+    store::{Call, Reach, Word},
 };
 use crate::config;
 
@@ -57,7 +60,7 @@ return { string.format('%.0f', now), redis.call('ZCARD', KEYS[1]) }";
 pub(super) fn start(
     store: &config::Store,
     lanes: Weak<Shared>,
-    calls: UnboundedReceiver<Call>,
+    calls: UnboundedReceiver<Word>,
     reach: Arc<Reach>,
 ) -> io::Result<()> {
     let Some(clock) = lanes.upgrade().map(|lanes| lanes.clock()) else { return Ok(()) };
@@ -65,6 +68,7 @@ pub(super) fn start(
     let (news, heard) = unbounded_channel();
     let keeper = Arc::new(Keeper {
         url: store.url.clone().unwrap_or_default(),
+        ca_file: store.ca_file.clone(),
         prefix: store.prefix.clone(),
         time_limit: store.timeout,
         name: format!("{:016x}", fastrand::u64(..)),
@@ -73,7 +77,8 @@ pub(super) fn start(
         connection: Mutex::new(None),
         generation: AtomicU64::new(0),
         offset: Mutex::new(Offset::default()),
-        counted: Mutex::new((1, Instant::now())),
+        counted: Mutex::new((store.replicas, Instant::now())),
+        apart: Mutex::default(),
         known: Mutex::default(),
         lanes,
         clock,
@@ -94,6 +99,7 @@ enum Connection {
 /// The thread's state.
 struct Keeper {
     url: String,
+    ca_file: Option<PathBuf>,
     prefix: String,
     time_limit: Duration,
     /// This replica's.
@@ -106,6 +112,8 @@ struct Keeper {
     offset: Mutex<Offset>,
     /// The most replicas heard of lately, and when.
     counted: Mutex<(u32, Instant)>,
+    /// Of a cluster: keys whose node does not answer.
+    apart: Mutex<HashSet<String>>,
     /// Lanes by key, for news.
     known: Mutex<HashMap<String, Weak<SharedLane>>>,
     lanes: Weak<Shared>,
@@ -115,24 +123,45 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn keep(self: Arc<Self>, mut calls: UnboundedReceiver<Call>, mut heard: UnboundedReceiver<PushInfo>) {
+    async fn keep(self: Arc<Self>, mut calls: UnboundedReceiver<Word>, mut heard: UnboundedReceiver<PushInfo>) {
         let beating = tokio::spawn(self.clone().beat());
         loop {
             tokio::select! {
-                call = calls.recv() => match call {
-                    Some(call) => drop(tokio::spawn(self.clone().call(call))),
+                word = calls.recv() => match word {
+                    Some(Word::Call(call)) => drop(tokio::spawn(self.clone().call(call))),
+                    Some(Word::End(done)) => {
+                        beating.abort();
+                        tokio::spawn(self.clone().end(done));
+                    }
                     None => break,
                 },
                 Some(push) = heard.recv() => self.hear(&push),
             }
         }
-        beating.abort();
+        if !beating.is_finished() {
+            beating.abort();
+            self.leave().await;
+        }
+    }
+
+    /// Waits for what is being told, within the time limit, and leaves.
+    async fn end(self: Arc<Self>, done: mpsc::Sender<()>) {
+        let told = async {
+            while !self.lanes.upgrade().is_none_or(|lanes| lanes.all().iter().all(|lane| lane.with(|lane, _| lane.is_told()))) {
+                sleep(Duration::from_millis(2)).await;
+            }
+        };
+        if self.reach.up.load(Relaxed) && timeout(self.time_limit, told).await.is_err() {
+            tracing::warn!("the store was not told of every settlement before the end");
+        }
         self.leave().await;
+        // Who waits may have given up.
+        let _ = done.send(());
     }
 
     /// Announces this replica, and finds the store again when it was lost.
     async fn beat(self: Arc<Self>) {
-        let mut said = false;
+        let mut said = None;
         loop {
             let generation = self.generation.load(Relaxed);
             match timeout(CONNECT + self.time_limit, self.reached()).await.unwrap_or_else(|_| Err(too_late())) {
@@ -140,14 +169,15 @@ impl Keeper {
                     if !self.reach.up.swap(true, Relaxed) {
                         tracing::info!(replicas = self.reach.replicas.load(Relaxed), "the store answers: limits are shared");
                         self.each(|lane| lane.reached());
-                        said = false;
+                        said = None;
                     }
                 }
                 Err(why) => {
-                    if !self.lost(generation, &why) && !said {
+                    let words = Some(self.because(&why));
+                    if !self.lost(generation, &why) && said != words {
                         tracing::warn!(error = %why, "the store is out of reach");
-                        said = true;
                     }
+                    said = words;
                 }
             }
             sleep(if self.reach.up.load(Relaxed) { BEAT } else { LOOK }).await;
@@ -162,18 +192,27 @@ impl Keeper {
             None => self.connect().await?,
         };
         let sent = self.clock.now();
-        let mut announce = self.announce.key(format!("{}:replicas", self.prefix));
+        let key = format!("{}:replicas", self.prefix);
+        let mut announce = self.announce.key(&key);
         let announce = announce.arg(&self.name).arg(SILENT.as_micros() as u64);
-        let (now, replicas): (i64, u32) = timeout(self.time_limit, async {
+        let announced = timeout(self.time_limit, async {
             match &mut connection {
                 Connection::One(one) => announce.invoke_async(one).await,
                 Connection::Cluster(all) => announce.invoke_async(all).await,
             }
-        })
-        .await
-        .unwrap_or_else(|_| Err(too_late()))?;
-        self.offset().learn(now, sent, self.clock.now());
-        self.count(replicas);
+        });
+        let announced: RedisResult<(i64, u32)> = announced.await.unwrap_or_else(|_| Err(too_late()));
+        match (announced, &connection) {
+            (Ok((now, replicas)), _) => {
+                self.offset().learn(now, sent, self.clock.now());
+                self.count(replicas);
+                let known = self.known();
+                self.keep_apart(|kept| *kept != key && known.get(kept).is_some_and(|lane| lane.strong_count() > 0));
+            }
+            // That node's lanes will find out by themselves; the other nodes' need not suffer.
+            (Err(why), Connection::Cluster(_)) => drop(self.alone(&key, &why)),
+            (Err(why), Connection::One(_)) => return Err(why),
+        }
         *self.connection() = Some(connection);
         Ok(())
     }
@@ -182,26 +221,46 @@ impl Keeper {
         let info = self.url.as_str().into_connection_info()?;
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let info = info.set_redis_settings(settings);
+        let certificates = self.certificates()?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT))
             .set_response_timeout(Some(self.time_limit))
             .set_push_sender(self.news.clone());
-        let mut one = Client::open(info.clone())?.get_multiplexed_async_connection_with_config(&config).await?;
+        let client = match certificates.clone() {
+            Some(certificates) => Client::build_with_tls(info.clone(), certificates)?,
+            None => Client::open(info.clone())?,
+        };
+        let mut one = client.get_multiplexed_async_connection_with_config(&config).await?;
         let about: String = cmd("INFO").arg("cluster").query_async(&mut one).await?;
         if !about.contains("cluster_enabled:1") {
             one.subscribe(self.channel()).await?;
             return Ok(Connection::One(one));
         }
-        let cluster = ClusterClientBuilder::new([info])
+        let mut cluster = ClusterClientBuilder::new([info])
             .use_protocol(ProtocolVersion::RESP3)
             .connection_timeout(CONNECT)
             .response_timeout(self.time_limit)
             .retries(1)
-            .push_sender(self.news.clone())
-            .build()?;
-        let mut all = cluster.get_async_connection().await?;
+            .push_sender(self.news.clone());
+        if let Some(certificates) = certificates {
+            cluster = cluster.certs(certificates);
+        }
+        let mut all = cluster.build()?.get_async_connection().await?;
         all.subscribe(self.channel()).await?;
         Ok(Connection::Cluster(all))
+    }
+
+    /// The roots of a private authority, where there is one.
+    fn certificates(&self) -> RedisResult<Option<TlsCertificates>> {
+        let Some(file) = self.ca_file.as_ref().filter(|_| self.url.starts_with("rediss:")) else { return Ok(None) };
+        let unusable = |why: String| io::Error::other(format!("store.ca_file {}: {why}", file.display()));
+        let root_cert = fs::read(file).map_err(|why| unusable(why.to_string()))?;
+        match CertificateDer::pem_slice_iter(&root_cert).next() {
+            Some(Ok(_)) => {}
+            Some(Err(why)) => return Err(unusable(why.to_string()).into()),
+            None => return Err(unusable("no certificate in it".into()).into()),
+        }
+        Ok(Some(TlsCertificates { client_tls: None, root_cert: Some(root_cert) }))
     }
 
     /// Runs a lane's transaction and tells it the end.
@@ -211,15 +270,31 @@ impl Keeper {
         let key = self.key(&lane.key);
         self.know(&key, &lane);
         let connection = self.connection().clone();
+        let of_cluster = matches!(connection, Some(Connection::Cluster(_)));
         let outcome = match connection {
             Some(connection) => timeout(self.time_limit, self.transact(connection, &key, &transaction)).await,
             None => Ok(Err(RedisError::from(io::Error::from(io::ErrorKind::NotConnected)))),
         };
         match outcome.unwrap_or_else(|_| Err(too_late())) {
-            Ok(answer) => lane.answered(transaction.serial, &answer),
+            Ok(answer) => {
+                if of_cluster {
+                    self.keep_apart(|kept| *kept != key);
+                }
+                lane.answered(transaction.serial, &answer);
+            }
             Err(why) => {
-                self.lost(generation, &why);
+                if of_cluster {
+                    if self.alone(&key, &why) {
+                        tracing::warn!(error = %why, "a node of the store is lost: its limits are divided by the number of replicas");
+                    }
+                } else {
+                    self.lost(generation, &why);
+                }
                 lane.unanswered(transaction.serial, self.reach.replicas.load(Relaxed));
+                if of_cluster {
+                    sleep(LOOK).await;
+                    lane.reached();
+                }
             }
         }
     }
@@ -246,6 +321,8 @@ impl Keeper {
             return false;
         }
         *self.connection() = None;
+        self.keep_apart(|_| false);
+        self.because(why);
         if !self.reach.up.swap(false, Relaxed) {
             return false;
         }
@@ -255,8 +332,33 @@ impl Keeper {
         true
     }
 
+    /// A cluster's node does not answer for this key. Whether this is news.
+    fn alone(&self, key: &str, why: &RedisError) -> bool {
+        self.because(why);
+        let mut apart = self.apart();
+        let new = apart.insert(key.into());
+        self.reach.apart.store(apart.len(), Relaxed);
+        new
+    }
+
+    /// Only these keys' nodes do not answer.
+    fn keep_apart(&self, keep: impl Fn(&String) -> bool) {
+        let mut apart = self.apart();
+        apart.retain(keep);
+        self.reach.apart.store(apart.len(), Relaxed);
+    }
+
+    /// Takes note of it, for people.
+    fn because(&self, why: &RedisError) -> Arc<str> {
+        let why: Arc<str> = why.to_string().into();
+        *self.reach.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.clone());
+        why
+    }
+
     fn hear(&self, push: &PushInfo) {
         match push.kind {
+            // One node of many; who talks to it will be told.
+            PushKind::Disconnection if matches!(*self.connection(), Some(Connection::Cluster(_))) => {}
             PushKind::Disconnection => {
                 self.lost(self.generation.load(Relaxed), &RedisError::from(io::Error::from(io::ErrorKind::ConnectionReset)));
             }
@@ -332,6 +434,10 @@ impl Keeper {
 
     fn connection(&self) -> MutexGuard<'_, Option<Connection>> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apart(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.apart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn offset(&self) -> MutexGuard<'_, Offset> {

@@ -3,12 +3,14 @@
 use std::{
     io,
     sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        mpsc,
     },
+    time::Duration,
 };
 
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::SendError, unbounded_channel};
 
 use super::{
     StoreSnapshot,
@@ -20,8 +22,17 @@ use crate::config;
 /// The lanes' end.
 #[derive(Debug)]
 pub(super) struct Store {
-    calls: UnboundedSender<Call>,
+    words: UnboundedSender<Word>,
     pub(super) reach: Arc<Reach>,
+}
+
+/// What the thread hears.
+#[derive(Debug)]
+pub(super) enum Word {
+    /// A lane has something to tell or to ask.
+    Call(Call),
+    /// This replica ends. Answered when the store knows everything, or has had time to.
+    End(mpsc::Sender<()>),
 }
 
 /// One lane's transaction.
@@ -36,6 +47,10 @@ pub(super) struct Call {
 pub(super) struct Reach {
     /// It answers.
     pub(super) up: AtomicBool,
+    /// So many lanes' part of it does not.
+    pub(super) apart: AtomicUsize,
+    /// Why it did not, the last time.
+    pub(super) why: Mutex<Option<Arc<str>>>,
     /// How many replicas announced themselves, as last heard.
     pub(super) replicas: AtomicU32,
     /// Transactions sent.
@@ -43,24 +58,35 @@ pub(super) struct Reach {
 }
 
 impl Store {
-    /// A store whose thread is not started yet, and the thread's end.
-    pub(super) fn new() -> (Self, UnboundedReceiver<Call>) {
-        let (calls, received) = unbounded_channel();
-        let reach = Reach { replicas: AtomicU32::new(1), ..Reach::default() };
-        (Self { calls, reach: Arc::new(reach) }, received)
+    /// A store whose thread is not started yet, and the thread's end. So many replicas are reckoned with until it tells.
+    pub(super) fn new(replicas: u32) -> (Self, UnboundedReceiver<Word>) {
+        let (words, received) = unbounded_channel();
+        let reach = Reach { replicas: AtomicU32::new(replicas), ..Reach::default() };
+        (Self { words, reach: Arc::new(reach) }, received)
     }
 
     /// Sends a lane's transaction. It is answered, or lost within the store's time limit.
     pub(super) fn send(&self, lane: &Arc<SharedLane>, transaction: Transaction) {
         let call = Call { lane: lane.clone(), transaction };
-        if let Err(unsent) = self.calls.send(call) {
-            unsent.0.lane.lost(self.reach.replicas.load(Relaxed));
+        if let Err(SendError(Word::Call(unsent))) = self.words.send(Word::Call(call)) {
+            unsent.lane.lost(self.reach.replicas.load(Relaxed));
+        }
+    }
+
+    /// Blocks until the thread has left the store, at most so long.
+    pub(super) fn end(&self, patience: Duration) {
+        let (done, ended) = mpsc::channel();
+        if self.words.send(Word::End(done)).is_ok() && ended.recv_timeout(patience).is_err() {
+            tracing::debug!("the store was left without a word");
         }
     }
 
     pub(super) fn snapshot(&self) -> StoreSnapshot {
+        let degraded = !self.reach.up.load(Relaxed) || self.reach.apart.load(Relaxed) > 0;
+        let why = self.reach.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
         StoreSnapshot {
-            degraded: !self.reach.up.load(Relaxed),
+            degraded,
+            why: why.filter(|_| degraded),
             replicas: self.reach.replicas.load(Relaxed),
             calls: self.reach.calls.load(Relaxed),
         }
@@ -72,13 +98,13 @@ impl Store {
 pub(super) fn start(
     store: &config::Store,
     lanes: Weak<Shared>,
-    calls: UnboundedReceiver<Call>,
+    calls: UnboundedReceiver<Word>,
     reach: Arc<Reach>,
 ) -> io::Result<()> {
     super::redis::start(store, lanes, calls, reach)
 }
 
 #[cfg(not(feature = "redis"))]
-pub(super) fn start(_: &config::Store, _: Weak<Shared>, _: UnboundedReceiver<Call>, _: Arc<Reach>) -> io::Result<()> {
+pub(super) fn start(_: &config::Store, _: Weak<Shared>, _: UnboundedReceiver<Word>, _: Arc<Reach>) -> io::Result<()> {
     Err(io::Error::other("this groq-shield is built without Redis"))
 }

@@ -32,7 +32,7 @@ impl Redis {
         let folder = tempfile::tempdir().expect("a folder");
         let arguments: Vec<String> = arguments.iter().map(|&argument| argument.into()).collect();
         for _ in 0..5 {
-            let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
+            let port = free_port();
             let mut process = spawn(port, &folder, &arguments);
             if listens(&mut process, port).await {
                 return Self { process, port, folder, arguments };
@@ -74,6 +74,13 @@ impl Redis {
     }
 }
 
+impl Redis {
+    /// A command's answer as text.
+    pub(crate) fn told(&self, words: &[&str]) -> String {
+        redis::from_redis_value(self.say(words)).expect("text")
+    }
+}
+
 impl Drop for Redis {
     fn drop(&mut self) {
         // A stopped one is killed as well.
@@ -94,6 +101,11 @@ fn spawn(port: u16, folder: &tempfile::TempDir, arguments: &[String]) -> Child {
         .expect("redis-server starts: install Debian's package redis-server")
 }
 
+/// A port that nobody listens on.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
+}
+
 async fn listens(process: &mut Child, port: u16) -> bool {
     for _ in 0..400 {
         if process.try_wait().expect("its state").is_some() {
@@ -109,8 +121,15 @@ async fn listens(process: &mut Child, port: u16) -> bool {
 
 /// A replica on this store, by these limits.
 pub(crate) fn replica(url: &str, model: ModelLimits, timeout: Duration) -> Limits {
+    replica_of(store(url, timeout), model)
+}
+
+pub(crate) fn store(url: &str, timeout: Duration) -> config::Store {
+    config::Store { kind: StoreKind::Redis, url: Some(url.into()), prefix: "test".into(), timeout, ..config::Store::default() }
+}
+
+pub(crate) fn replica_of(store: config::Store, model: ModelLimits) -> Limits {
     let limits = config::Limits { plan: Plan::None, default: model, ..config::Limits::default() };
-    let store = config::Store { kind: StoreKind::Redis, url: Some(url.into()), prefix: "test".into(), timeout };
     Limits::shared(&limits, &config::Queue::default(), &store)
 }
 
@@ -164,6 +183,11 @@ impl Upstream {
         let reset = Some(Duration::from_secs_f64((self.limit - left) / self.rate));
         let shown = Snapshot { limit: self.limit as u64, remaining: left as u64, reset };
         Ok(RateState { tokens: Some(shown), ..RateState::default() })
+    }
+
+    /// In use now.
+    pub(crate) fn used(&self) -> f64 {
+        self.limit - self.add(0.0)
     }
 
     pub(crate) fn give_back(&self, unused: u64) {

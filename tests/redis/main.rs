@@ -16,6 +16,7 @@ mod outages;
 mod process;
 mod processes;
 mod script;
+mod secure;
 mod sharing;
 
 use client::{Answer, Client};

@@ -1,39 +1,225 @@
-//! Without Redis: neither open nor closed, and back when it is back.
+//! Everything that can befall Redis, under load: neither open nor closed, and back when it is back.
+//!
+//! `cargo test --test redis -- --ignored --nocapture every_outage` does the same with two and eight processes, for longer.
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
+use groq_shield::{groq::RateState, limits::Limits};
 use nix::sys::signal::Signal;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use crate::{
     kit::{PATIENT, Redis, Upstream, ask, replica, tokens, until},
-    load::flood,
+    load::{Tally, flood},
+    network::{Network, Weather},
 };
 
-const LIMIT: u64 = 600_000;
+const LIMIT: u64 = 1_200_000;
+/// The store's time limit: longer than a busy machine is busy.
+pub(crate) const TIMEOUT: Duration = Duration::from_millis(500);
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_under_load_and_back_empty() {
-    let mut redis = Redis::start(&[]).await;
-    let replicas = [(); 2].map(|()| replica(&redis.url(), tokens(LIMIT), PATIENT));
+/// What befalls Redis.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Outage {
+    /// The process is killed, and comes back empty.
+    Killed,
+    /// The process is stopped, and goes on.
+    Paused,
+    /// Keys and scripts are deleted.
+    Flushed,
+    /// The network loses everything without a word.
+    Cut,
+    /// The network closes everything.
+    Closed,
+    /// It takes no writes, being a replica of another; and loses everything by that.
+    ReadOnly,
+    /// It answers what nobody asked.
+    Rubbish,
+    /// Its answers take longer than anybody waits.
+    Slow,
+    /// It is gone, and its replica takes its place: read-only at first.
+    FailedOver,
+}
+
+impl Outage {
+    pub(crate) const EVERY: [Self; 9] = [
+        Self::Killed,
+        Self::Paused,
+        Self::Flushed,
+        Self::Cut,
+        Self::Closed,
+        Self::ReadOnly,
+        Self::Rubbish,
+        Self::Slow,
+        Self::FailedOver,
+    ];
+
+    /// Whether replicas have to do without it.
+    pub(crate) fn degrades(self) -> bool {
+        self != Self::Flushed
+    }
+}
+
+/// A Redis behind a network, and another one beside it.
+pub(crate) struct Scene {
+    redis: Redis,
+    beside: Redis,
+    network: Network,
+}
+
+impl Scene {
+    pub(crate) async fn of(outage: Outage) -> Self {
+        let (redis, beside) = (Redis::start(&[]).await, Redis::start(&[]).await);
+        if outage == Outage::FailedOver {
+            beside.say(&["REPLICAOF", "127.0.0.1", &redis.port().to_string()]);
+            let start = Instant::now();
+            while !beside.told(&["INFO", "replication"]).contains("master_link_status:up") {
+                assert!(start.elapsed() < Duration::from_secs(20), "the replica does not follow");
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+        let network = Network::before(redis.port()).await;
+        Self { redis, beside, network }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        self.network.url()
+    }
+
+    pub(crate) async fn strike(&mut self, outage: Outage) {
+        match outage {
+            Outage::Killed => self.redis.kill(),
+            Outage::Paused => self.redis.signal(Signal::SIGSTOP),
+            Outage::Flushed => {
+                self.redis.say(&["FLUSHALL"]);
+                self.redis.say(&["SCRIPT", "FLUSH"]);
+            }
+            Outage::Cut => self.network.turn(Weather::Hole),
+            Outage::Closed => self.network.turn(Weather::Closed),
+            Outage::ReadOnly => {
+                self.redis.say(&["REPLICAOF", "127.0.0.1", &self.beside.port().to_string()]);
+            }
+            Outage::Rubbish => self.network.turn(Weather::Rubbish),
+            Outage::Slow => self.network.turn(Weather::Slow(2 * TIMEOUT)),
+            Outage::FailedOver => {
+                self.network.lead_to(self.beside.port());
+                self.redis.kill();
+            }
+        }
+    }
+
+    pub(crate) async fn heal(&mut self, outage: Outage) {
+        match outage {
+            Outage::Killed => self.redis.restart().await,
+            Outage::Paused => self.redis.signal(Signal::SIGCONT),
+            Outage::Flushed => {}
+            Outage::Cut | Outage::Closed | Outage::Rubbish | Outage::Slow => self.network.turn(Weather::Fair),
+            Outage::ReadOnly => {
+                self.redis.say(&["REPLICAOF", "NO", "ONE"]);
+            }
+            Outage::FailedOver => {
+                self.beside.say(&["REPLICAOF", "NO", "ONE"]);
+            }
+        }
+    }
+
+    /// Tokens in use of the fullest lane, by this store.
+    pub(crate) fn used(&self, outage: Outage, limit: u64) -> f64 {
+        const FULLEST: &str = "
+            local time, fullest = redis.call('TIME'), 0
+            for _, key in ipairs(redis.call('KEYS', '*{*}')) do
+                fullest = math.max(fullest, tonumber(redis.call('HGET', key, 't:TPM') or 0))
+            end
+            return string.format('%.0f', math.max(0, fullest - time[1] * 1000000 - time[2]))";
+        let redis = if outage == Outage::FailedOver { &self.beside } else { &self.redis };
+        let micros: f64 = redis.told(&["EVAL", FULLEST, "0"]).parse().expect("a number");
+        micros / 60e6 * limit as f64
+    }
+}
+
+/// What came of it.
+#[derive(Debug)]
+struct Outcome {
+    outage: Outage,
+    used: f64,
+    sent: u64,
+    refused: u64,
+    /// From the outage's begin until every replica knew, and from its end until every replica was back.
+    lost: Duration,
+    back: Duration,
+    /// The longest way to a grant on a lane that holds nobody back.
+    longest: Duration,
+    /// In use on the way back, by the store and in truth.
+    charged: (f64, f64),
+}
+
+async fn under_load(outage: Outage, count: usize) -> Outcome {
+    let mut scene = Scene::of(outage).await;
+    let replicas: Vec<_> = (0..count).map(|_| replica(&scene.url(), tokens(LIMIT), TIMEOUT)).collect();
     until(false, &replicas).await;
     let upstream = Upstream::new(LIMIT);
     upstream.take(LIMIT * 9 / 10).expect("it is full");
     let start = Instant::now();
-    let (from, end) = (start + Duration::from_secs(3), start + Duration::from_secs(14));
-    let outage = async {
+    let (from, end) = (start + Duration::from_secs(2), start + Duration::from_secs(16));
+    let course = async {
         sleep(Duration::from_secs(4)).await;
-        redis.kill();
-        until(true, &replicas).await;
+        scene.strike(outage).await;
+        let struck = Instant::now();
+        if outage.degrades() {
+            until(true, &replicas).await;
+        }
+        let lost = struck.elapsed();
         sleep(Duration::from_secs(4)).await;
-        redis.restart().await;
+        scene.heal(outage).await;
+        let healed = Instant::now();
         until(false, &replicas).await;
+        let back = healed.elapsed();
+        // The lanes have told what they used meanwhile.
+        sleep(Duration::from_millis(500)).await;
+        (lost, back, (scene.used(outage, LIMIT), upstream.used()))
     };
-    let (tally, ()) = tokio::join!(flood(&replicas, &upstream, 20, from, end), outage);
-    let used = tally.used.load(Relaxed) as f64 / (11 * LIMIT / 60) as f64;
-    println!("killed and back: {:.1} % used, {tally:?}", 100.0 * used);
-    assert!(tally.per_thousand() <= 2.0, "{tally:?}");
-    assert!(used > 0.85, "{used}");
+    let load = flood(&replicas, &upstream, 40 / count, from, end);
+    let (tally, (lost, back, charged), longest) = tokio::join!(load, course, unhindered(&replicas[0], end));
+    let Tally { used, sent, refused, .. } = &*tally;
+    let used = used.load(Relaxed) as f64 / ((end - from).as_secs() * LIMIT / 60) as f64;
+    Outcome { outage, used, sent: sent.load(Relaxed), refused: refused.load(Relaxed), lost, back, longest, charged }
+}
+
+/// Requests on a lane of their own that has room for them, until `end`; the longest way to a grant.
+async fn unhindered(limits: &Limits, end: Instant) -> Duration {
+    let mut longest = Duration::ZERO;
+    while Instant::now() < end {
+        let asked = Instant::now();
+        let request = groq_shield::limits::Ask { model: "unhindered".into(), ..ask("a", 10, 10) };
+        let mut granted = limits.reserve(&request, asked + Duration::from_secs(20), None).await.expect("room");
+        longest = longest.max(asked.elapsed());
+        granted.sent(Instant::now());
+        granted.observe(&RateState::default(), Instant::now());
+        sleep(Duration::from_millis(50)).await;
+    }
+    longest
+}
+
+/// Nine Redises at once, two replicas at each.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_befalls_it_the_limit_is_kept_and_used() {
+    let mut scenes = JoinSet::new();
+    for outage in Outage::EVERY {
+        scenes.spawn(under_load(outage, 2));
+    }
+    for outcome in scenes.join_all().await {
+        println!("{outcome:?}");
+        let Outcome { outage, used, sent, refused, lost, back, longest, charged: (charged, truth) } = outcome;
+        assert!(refused <= 1 + sent / 1000, "{outage:?}: {refused} of {sent} were refused");
+        assert!(used > 0.9, "{outage:?}: {used} of the limit was used");
+        assert!(longest < TIMEOUT + Duration::from_secs(2), "{outage:?}: a request waited {longest:?} for Redis");
+        assert!(lost < Duration::from_secs(10), "{outage:?}: known after {lost:?}");
+        assert!(back < Duration::from_secs(10), "{outage:?}: back after {back:?}");
+        assert!(charged >= truth - 0.05 * LIMIT as f64, "{outage:?}: {charged} of {truth} are charged");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -43,41 +229,4 @@ async fn never_there_is_no_reason_to_stand_still() {
     let granted = alone.reserve(&ask("a", 10, 10), Instant::now() + Duration::from_secs(5), None).await.expect("granted");
     assert!(granted.waited() < Duration::from_secs(1), "{:?}", granted.waited());
     assert!(alone.store().expect("a store").degraded);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn paused_under_load() {
-    let redis = Redis::start(&[]).await;
-    let replicas = [(); 2].map(|()| replica(&redis.url(), tokens(LIMIT), Duration::from_millis(500)));
-    until(false, &replicas).await;
-    let upstream = Upstream::new(LIMIT);
-    upstream.take(LIMIT * 9 / 10).expect("it is full");
-    let start = Instant::now();
-    let (from, end) = (start + Duration::from_secs(3), start + Duration::from_secs(12));
-    let outage = async {
-        sleep(Duration::from_secs(4)).await;
-        redis.signal(Signal::SIGSTOP);
-        until(true, &replicas).await;
-        sleep(Duration::from_secs(3)).await;
-        redis.signal(Signal::SIGCONT);
-        until(false, &replicas).await;
-    };
-    let (tally, ()) = tokio::join!(flood(&replicas, &upstream, 20, from, end), outage);
-    let used = tally.used.load(Relaxed) as f64 / (9 * LIMIT / 60) as f64;
-    println!("paused: {:.1} % used, {tally:?}", 100.0 * used);
-    assert!(tally.per_thousand() <= 2.0, "{tally:?}");
-    assert!(used > 0.85, "{used}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_takes_no_writes_is_no_store() {
-    let (first, second) = (Redis::start(&[]).await, Redis::start(&[]).await);
-    let replica = replica(&second.url(), tokens(LIMIT), PATIENT);
-    until(false, std::slice::from_ref(&replica)).await;
-    second.say(&["REPLICAOF", "127.0.0.1", &first.port().to_string()]);
-    until(true, std::slice::from_ref(&replica)).await;
-    let granted = replica.reserve(&ask("a", 10, 10), Instant::now() + Duration::from_secs(5), None).await;
-    assert!(granted.is_ok(), "{granted:?}");
-    second.say(&["REPLICAOF", "NO", "ONE"]);
-    until(false, std::slice::from_ref(&replica)).await;
 }

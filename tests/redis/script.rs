@@ -125,7 +125,8 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
         }
         next.tat += step.settled + step.given_up;
         next.adjusted += step.settled;
-        if let Some((position, truth, mark, corrections)) = sight.filter(|&(position, ..)| position > next.newest) {
+        let sight = sight.filter(|&(position, ..)| replica.law.born == next.born && position > next.newest);
+        if let Some((position, truth, mark, corrections)) = sight {
             next.tat = next.tat.max(at);
             let wrong = truth - (mark + next.corrections - corrections).max(at);
             let wrong = if wrong < 0 { (wrong + step.doubt).min(0) } else { wrong };

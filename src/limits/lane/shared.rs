@@ -179,6 +179,18 @@ impl Lane {
         }
     }
 
+    /// What there is to tell is told now. The caller pumps.
+    pub fn hurry(&mut self, now: Ns) {
+        if self.books.owes().0 {
+            self.tell(0, now);
+        }
+    }
+
+    /// Whether the store knows everything, or cannot be told.
+    pub fn is_told(&self) -> bool {
+        self.link.as_ref().is_none_or(|link| !link.up || (link.under_way.is_none() && link.tell_at.is_none()))
+    }
+
     /// Asks for the head of the line, or finds out why not yet.
     pub(super) fn ask(&mut self, head: Id, now: Ns) {
         let Some(waiter) = self.line.get(head) else { return };

@@ -1,0 +1,168 @@
+//! Redis behind TLS with a private authority, and a user of its own: let in with the right words, told what is wrong without.
+
+use std::{path::PathBuf, time::Duration};
+
+use groq_shield::{config, limits::Limits};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    kit::{PATIENT, Redis, ask, free_port, replica_of, store, tokens, until},
+    process::{Shield, Simulator},
+};
+
+/// What README names as the rights that the shield needs, and nothing else.
+const RIGHTS: &str = "~test:* &test:news resetchannels &test:news +evalsha +script|load +info +subscribe +time \
+                      +get +set +hmget +hset +pexpire +publish +zadd +zrem +zremrangebyscore +zcard";
+
+/// A Redis with a TLS port, whose certificate is signed by an authority of its own.
+struct Secure {
+    redis: Redis,
+    port: u16,
+    folder: tempfile::TempDir,
+}
+
+impl Secure {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut authority = CertificateParams::new(Vec::new()).expect("an authority");
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key")).expect("signed");
+        let key = KeyPair::generate().expect("a key");
+        let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+        let certificate = CertificateParams::new(names).expect("names").signed_by(&key, &authority).expect("signed");
+        let files = [("ca.pem", authority.pem()), ("redis.pem", certificate.pem()), ("redis.key", key.serialize_pem())];
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).expect("written");
+        }
+        let file = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+        let (port, [ca, cert, key]) = (free_port(), ["ca.pem", "redis.pem", "redis.key"].map(file));
+        let redis = Redis::start(&[
+            "--tls-port",
+            &port.to_string(),
+            "--tls-cert-file",
+            &cert,
+            "--tls-key-file",
+            &key,
+            "--tls-ca-cert-file",
+            &ca,
+            "--tls-auth-clients",
+            "no",
+        ])
+        .await;
+        let secure = Self { redis, port, folder };
+        secure.user("p@ss/word", RIGHTS);
+        secure
+    }
+
+    fn user(&self, password: &str, rights: &str) {
+        let password = format!(">{password}");
+        let mut words = vec!["ACL", "SETUSER", "shield", "reset", "on", &password];
+        words.extend(rights.split_whitespace());
+        self.redis.say(&words);
+    }
+
+    fn url(&self, password: &str) -> String {
+        format!("rediss://shield:{password}@127.0.0.1:{}", self.port)
+    }
+
+    fn ca(&self) -> PathBuf {
+        self.folder.path().join("ca.pem")
+    }
+
+    fn store(&self, password: &str, ca: Option<PathBuf>) -> config::Store {
+        config::Store { ca_file: ca, ..store(&self.url(password), PATIENT) }
+    }
+}
+
+const RIGHT: &str = "p%40ss%2Fword";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_with_a_private_authority_and_a_user_of_few_rights() {
+    let redis = Secure::start().await;
+    let replicas = [(); 2].map(|()| replica_of(redis.store(RIGHT, Some(redis.ca())), tokens(1000)));
+    until(false, &replicas).await;
+    let soon = || Instant::now() + Duration::from_secs(5);
+    let mut held = replicas[0].reserve(&ask("a", 1, 890), soon(), None).await.expect("a full level");
+    held.sent(Instant::now());
+    let other = replicas[1].reserve(&ask("a", 1, 890), soon(), None).await;
+    assert!(other.is_err(), "the level is shared: {other:?}");
+    let [one, two] = replicas;
+    drop(held);
+    one.leave();
+    // That it left is known at once to who comes next.
+    let redis::Value::Int(left) = redis.redis.say(&["ZCARD", "test:replicas"]) else { panic!("a number") };
+    assert_eq!((left, two.store().expect("a store").degraded), (1, false));
+}
+
+/// Until it says why it cannot be reached.
+async fn why(replica: &Limits) -> String {
+    let start = Instant::now();
+    loop {
+        let store = replica.store().expect("a store");
+        assert!(store.degraded, "it is reached");
+        if let Some(why) = store.why {
+            return why.as_ref().into();
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "no word of it");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_is_said_and_no_secret_is() {
+    let redis = Secure::start().await;
+    let nowhere = redis.folder.path().join("nowhere.pem");
+    let empty = redis.folder.path().join("empty.pem");
+    std::fs::write(&empty, "nothing").expect("written");
+    for (password, ca, word) in [
+        ("hunter2", Some(redis.ca()), "WRONGPASS"),
+        (RIGHT, None, "certificate"),
+        (RIGHT, Some(nowhere), "store.ca_file"),
+        (RIGHT, Some(empty), "store.ca_file"),
+    ] {
+        let replica = replica_of(redis.store(password, ca), tokens(1000));
+        let said = why(&replica).await;
+        assert!(said.contains(word), "{word} is not in: {said}");
+        assert!(!said.contains("hunter2") && !said.contains("word@"), "{said}");
+        // It goes on alone meanwhile.
+        let granted = replica.reserve(&ask("a", 1, 10), Instant::now() + Duration::from_secs(5), None).await;
+        assert!(granted.is_ok(), "{granted:?}");
+    }
+    redis.user("p@ss/word", "~other:* +@all");
+    let replica = replica_of(redis.store(RIGHT, Some(redis.ca())), tokens(1000));
+    let said = why(&replica).await;
+    assert!(said.contains("permissions"), "{said}");
+    // Given the rights, it comes by itself.
+    redis.user("p@ss/word", RIGHTS);
+    until(false, std::slice::from_ref(&replica)).await;
+    assert_eq!(replica.store().and_then(|store| store.why), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_binary_says_in_log_and_status_what_is_wrong() {
+    let redis = Secure::start().await;
+    let simulator = Simulator::generous();
+    let url = redis.url("hunter2");
+    let config = format!("[store]\nkind = \"redis\"\nprefix = \"test\"\nca_file = {:?}\n", redis.ca());
+    let shield = Shield::with(simulator.process.address(), &config, &[("GROQ_SHIELD_STORE_URL", &url)]);
+    let status = async || crate::client::Client::new(shield.process.admin()).plain("/status", None).await.json();
+    let start = Instant::now();
+    let said = loop {
+        if let Some(why) = status().await["store"]["why"].as_str() {
+            break why.to_owned();
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "{}", shield.process.log());
+        sleep(Duration::from_millis(50)).await;
+    };
+    assert!(said.contains("WRONGPASS"), "{said}");
+    let log = shield.process.log();
+    assert!(log.contains("the store is out of reach") && log.contains("WRONGPASS"), "{log}");
+    assert!(!log.contains("hunter2"), "{log}");
+    redis.user("hunter2", RIGHTS);
+    while status().await["store"]["degraded"] != false {
+        assert!(start.elapsed() < Duration::from_secs(30), "{}", shield.process.log());
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert!(status().await["store"]["why"].is_null());
+}
