@@ -210,6 +210,12 @@ impl Limits {
     pub fn save_now(&self) -> std::io::Result<()> {
         self.0.save(true)
     }
+
+    /// Tells the store that replicas share what it has not been told yet, and that this one leaves. Blocks for twice the
+    /// store's time limit at most; the last thing before the end.
+    pub fn leave(&self) {
+        self.0.leave();
+    }
 }
 
 /// Where a limit's number comes from.
@@ -249,10 +255,12 @@ pub struct DimensionSnapshot {
 }
 
 /// The store that replicas share, for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreSnapshot {
     /// It is out of reach: every limit is divided by `replicas`.
     pub degraded: bool,
+    /// Why, as last heard.
+    pub why: Option<Arc<str>>,
     /// How many replicas there are, as last heard.
     pub replicas: u32,
     /// Transactions sent since the start.
