@@ -28,6 +28,8 @@ pub struct Cell {
     pub whole: Ns,
     /// When it is full again, as far as this lane knows.
     pub known: Ns,
+    /// It is so at the earliest, whatever the store knows: this lane comes back from a time without it.
+    pub claimed: bool,
     /// Settlements since the last transaction, ns: given back below zero.
     pub settled: i64,
     /// Reservations given up before their time came, ns, below zero.

@@ -234,6 +234,9 @@ impl Lane {
             let booked = self.due(head);
             if booked.is_none() && self.asks_store() {
                 self.ask(head, now);
+                if self.turn_denied_away(now, events) {
+                    continue;
+                }
                 break;
             }
             match booked.unwrap_or_else(|| self.books.fit(&waiter.amount, now)) {

@@ -29,6 +29,11 @@ for i, cell in ipairs(request.cells) do
   local level = { tat = tonumber(kept[1] or 0), corrections = tonumber(kept[2] or 0), adjusted = tonumber(kept[3] or 0), newest = tonumber(kept[4] or 0) }
   level.recent = tonumber(kept[5] or 0) * math.exp(math.min(0, tonumber(kept[6] or 0) - now) / jitter)
   if stranger then level.tat = math.max(level.tat, cell.t) end
+  -- Back from a time without the store, with what Groq's headers have shown meanwhile.
+  if cell.j then
+    local raised = math.max(level.tat, cell.t) - level.tat
+    level.tat, level.adjusted, news = level.tat + raised, level.adjusted + raised, true
+  end
   if cell.d > 0 then level.tat = math.max(level.tat, now) end
   level.tat = level.tat + cell.d + cell.b
   level.adjusted = level.adjusted + cell.d

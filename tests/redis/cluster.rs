@@ -1,19 +1,25 @@
-//! A Redis Cluster of three nodes: every lane is one hash slot's, wherever that is.
+//! A Redis Cluster of three nodes: every lane is one hash slot's, wherever that is. A lost node is its own lanes' loss.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use groq_shield::limits::{Ask, Refusal};
+use groq_shield::limits::{Ask, Limits, Refusal};
+use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
-use crate::kit::{PATIENT, Redis, ask, replica, tokens, until};
+use crate::{
+    kit::{PATIENT, Redis, Upstream, ask, free_port, replica, tokens, until},
+    load::flood,
+};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_nodes_are_one_store() {
+const LIMIT: u64 = 600_000;
+const TIMEOUT: Duration = Duration::from_millis(500);
+
+async fn cluster() -> Vec<Redis> {
     let mut nodes = Vec::new();
     for _ in 0..3 {
-        let bus = std::net::TcpListener::bind("127.0.0.1:0").and_then(|bus| bus.local_addr()).expect("a port").port();
-        let node = Redis::start(&["--cluster-enabled", "yes", "--cluster-port", &bus.to_string()]).await;
-        nodes.push((node, bus));
+        let bus = free_port();
+        let options = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no", "--cluster-port", &bus.to_string()];
+        nodes.push((Redis::start(&options).await, bus));
     }
     let slots = [("0", "5460"), ("5461", "10922"), ("10923", "16383")];
     for ((node, _), (first, last)) in nodes.iter().zip(slots) {
@@ -23,8 +29,7 @@ async fn three_nodes_are_one_store() {
         nodes[0].0.say(&["CLUSTER", "MEET", "127.0.0.1", &node.port().to_string(), &bus.to_string()]);
     }
     let agreed = |node: &Redis| {
-        let redis::Value::BulkString(told) = node.say(&["CLUSTER", "INFO"]) else { return false };
-        let told = String::from_utf8_lossy(&told).into_owned();
+        let told = node.told(&["CLUSTER", "INFO"]);
         told.contains("cluster_state:ok") && told.contains("cluster_known_nodes:3")
     };
     let start = Instant::now();
@@ -32,11 +37,21 @@ async fn three_nodes_are_one_store() {
         assert!(start.elapsed() < Duration::from_secs(30), "the nodes do not find each other");
         sleep(Duration::from_millis(100)).await;
     }
-    let replicas = [(); 2].map(|()| replica(&nodes[0].0.url(), tokens(1000), PATIENT));
+    nodes.into_iter().map(|(node, _)| node).collect()
+}
+
+fn of(model: &str, ceiling: u64) -> Ask {
+    Ask { model: model.into(), ..ask("a", 1, ceiling) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_are_one_store() {
+    let nodes = cluster().await;
+    let replicas = [(); 2].map(|()| replica(&nodes[0].url(), tokens(1000), PATIENT));
     until(false, &replicas).await;
     // As many lanes as it takes to meet every node.
     for model in 0..12 {
-        let ask = Ask { model: format!("model{model}").into(), ..ask("a", 1, 890) };
+        let ask = of(&format!("model{model}"), 890);
         let soon = Instant::now() + Duration::from_secs(5);
         let mut held = replicas[model % 2].reserve(&ask, soon, None).await.expect("a full level");
         held.sent(Instant::now());
@@ -44,8 +59,71 @@ async fn three_nodes_are_one_store() {
         assert!(matches!(other, Err(Refusal::NotInTime { .. })), "{other:?}");
     }
     assert!(replicas.iter().all(|replica| !replica.store().expect("a store").degraded));
-    for (node, _) in &nodes {
-        let redis::Value::Int(keys) = node.say(&["DBSIZE"]) else { panic!("a number") };
-        assert!(keys > 0, "a node without a lane");
+    for node in &nodes {
+        assert!(keys(node) > 0, "a node without a lane");
     }
+}
+
+fn keys(node: &Redis) -> i64 {
+    redis::from_redis_value(node.say(&["DBSIZE"])).expect("a number")
+}
+
+/// A model of each node's.
+async fn models(nodes: &[Redis], replica: &Limits) -> [&'static str; 3] {
+    const NAMES: [&str; 24] = [
+        "m0", "m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "m9", "m10", "m11", "m12", "m13", "m14", "m15", "m16", "m17",
+        "m18", "m19", "m20", "m21", "m22", "m23",
+    ];
+    let mut found = [None; 3];
+    for name in NAMES {
+        let before: Vec<i64> = nodes.iter().map(keys).collect();
+        let soon = Instant::now() + Duration::from_secs(5);
+        drop(replica.reserve(&of(name, 1), soon, None).await.expect("a full level"));
+        let grown = nodes.iter().zip(before).position(|(node, before)| keys(node) > before).expect("a key somewhere");
+        found[grown] = found[grown].or(Some(name));
+    }
+    found.map(|name| name.expect("a model for every node"))
+}
+
+/// Two replicas, three lanes under load, one on each node; the second node is lost for a while.
+async fn a_node_is_lost(lose: impl Fn(&mut Redis), bring_back: impl AsyncFn(&mut Redis)) {
+    let mut nodes = cluster().await;
+    let replicas = [(); 2].map(|()| replica(&nodes[0].url(), tokens(LIMIT), TIMEOUT));
+    until(false, &replicas).await;
+    let models = models(&nodes, &replicas[0]).await;
+    let upstreams = [(); 3].map(|()| Upstream::new(LIMIT));
+    for upstream in &upstreams {
+        upstream.take(LIMIT * 9 / 10).expect("it is full");
+    }
+    let start = Instant::now();
+    let (from, end) = (start + Duration::from_secs(3), start + Duration::from_secs(15));
+    let load = |lane: usize| flood(&replicas, models[lane], &upstreams[lane], 10, from, end);
+    let events = async {
+        sleep(Duration::from_secs(5)).await;
+        lose(&mut nodes[1]);
+        until(true, &replicas).await;
+        sleep(Duration::from_secs(4)).await;
+        // The others' lanes are shared as before: what one replica took, the other cannot. Lanes of their own, to tell.
+        bring_back(&mut nodes[1]).await;
+        let back = Instant::now();
+        until(false, &replicas).await;
+        back.elapsed()
+    };
+    let (first, lost, third, back) = tokio::join!(load(0), load(1), load(2), events);
+    for (tally, its) in [(&first, false), (&lost, true), (&third, false)] {
+        let used = tally.used.load(Relaxed) as f64 / (12 * LIMIT / 60) as f64;
+        println!("{}: {:.1} % used, {tally:?}, back after {back:?}", if its { "lost" } else { "there" }, 100.0 * used);
+        assert!(tally.refused.load(Relaxed) <= u64::from(its), "{tally:?}");
+        assert!(used > 0.9, "{used} used");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_node_is_its_own_lanes_loss() {
+    a_node_is_lost(Redis::kill, async |node| node.restart().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_node_is_its_own_lanes_loss() {
+    a_node_is_lost(|node| node.signal(Signal::SIGSTOP), async |node| node.signal(Signal::SIGCONT)).await;
 }

@@ -61,7 +61,7 @@ async fn loaded(count: usize, store: Store) {
             redis.kill();
         }
     };
-    let (tally, ()) = tokio::join!(flood(&replicas, &upstream, 40 / count, from, end), outage);
+    let (tally, ()) = tokio::join!(flood(&replicas, "m", &upstream, 40 / count, from, end), outage);
     let used = 100.0 * tally.used.load(Relaxed) as f64 / (MEASURED * LIMIT / 60) as f64;
     let calls: u64 = replicas.iter().filter_map(Limits::store).map(|store| store.calls).sum();
     let sent = tally.sent.load(Relaxed);

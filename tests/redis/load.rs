@@ -10,7 +10,7 @@ use std::{
 
 use groq_shield::{
     groq::RateState,
-    limits::{Limits, Spent},
+    limits::{Ask, Limits, Spent},
 };
 use tokio::time::{Instant, sleep};
 
@@ -45,6 +45,7 @@ impl Tally {
 /// Clients on every replica that always want more, until `end`. The tokens used after `from` are counted.
 pub(crate) async fn flood(
     replicas: &[Limits],
+    model: &'static str,
     upstream: &Arc<Upstream>,
     clients: usize,
     from: Instant,
@@ -59,7 +60,7 @@ pub(crate) async fn flood(
                 // Not all at the same moment.
                 sleep(Duration::from_millis((7 * client + number) as u64 % 50)).await;
                 while Instant::now() < end {
-                    once(&limits, &upstream, &tally, client % 2, from, end).await;
+                    once(&limits, model, &upstream, &tally, client % 2, from, end).await;
                 }
             });
         }
@@ -70,9 +71,10 @@ pub(crate) async fn flood(
     tally
 }
 
-async fn once(limits: &Limits, upstream: &Upstream, tally: &Tally, app: usize, from: Instant, end: Instant) {
+async fn once(limits: &Limits, model: &str, upstream: &Upstream, tally: &Tally, app: usize, from: Instant, end: Instant) {
     let asked = Instant::now();
-    let reserved = limits.reserve(&ask(&format!("app{app}"), PROMPT, CEILING), end, None).await;
+    let ask = Ask { model: model.into(), ..ask(&format!("app{app}"), PROMPT, CEILING) };
+    let reserved = limits.reserve(&ask, end, None).await;
     tally.longest.fetch_max(asked.elapsed().as_millis() as u64, Relaxed);
     let Ok(mut reservation) = reserved else {
         sleep(Duration::from_millis(20)).await;

@@ -21,6 +21,8 @@ struct Step {
     replica: usize,
     settled: i64,
     given_up: i64,
+    /// Back from a time without the store, it claims this much more than it last heard.
+    claimed: Option<i64>,
     /// Behind the newest position by so many, and how far the truth is off.
     sighting: Option<(i64, i64)>,
     /// So much less may be a doubt.
@@ -37,12 +39,14 @@ fn step() -> impl Strategy<Value = Step> {
     let asked = prop::option::weighted(0.8, (1..20_000_000i64, prop_oneof![Just(0i64), Just(200_000_000)]));
     let settled = prop_oneof![3 => Just(0i64), 2 => -5_000_000..0i64, 1 => 0..2_000_000i64];
     let given_up = prop_oneof![9 => Just(0i64), 1 => -5_000_000..0i64];
-    let rest = (prop::bool::weighted(0.05), prop::bool::weighted(0.03), prop_oneof![Just(0i64), 0..9_000_000i64]);
+    let claimed = prop::option::weighted(0.1, 0..20_000_000i64);
+    let rest = (prop::bool::weighted(0.05), prop::bool::weighted(0.03), prop_oneof![Just(0i64), 0..9_000_000i64], claimed);
     (0..REPLICAS, settled, given_up, sighting, asked, rest).prop_map(
-        |(replica, settled, given_up, sighting, asked, (late, flushed, doubt))| Step {
+        |(replica, settled, given_up, sighting, asked, (late, flushed, doubt, claimed))| Step {
             replica,
             settled,
             given_up,
+            claimed,
             sighting,
             doubt,
             asked,
@@ -94,7 +98,7 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
         });
         let at = replica.law.tat - CAP;
         let mut cell = json!({
-            "k": "TPM", "cap": CAP, "t": replica.law.tat, "d": step.settled, "b": step.given_up,
+            "k": "TPM", "cap": CAP, "t": replica.law.tat + step.claimed.unwrap_or(0), "j": step.claimed.is_some(), "d": step.settled, "b": step.given_up,
             "q": step.asked.map_or(0, |(asked, _)| asked), "r": RESERVE,
         });
         if let Some((position, truth, mark, corrections)) = sight {
@@ -118,7 +122,11 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
         let mut next = law.take().unwrap_or(Law { born: number(1), ..Law::default() });
         if replica.law.born != next.born {
             next.position = next.position.max(replica.law.position);
-            next.tat = next.tat.max(replica.law.tat);
+            next.tat = next.tat.max(replica.law.tat + step.claimed.unwrap_or(0));
+        }
+        if let Some(more) = step.claimed {
+            let raised = (replica.law.tat + more - next.tat).max(0);
+            (next.tat, next.adjusted) = (next.tat + raised, next.adjusted + raised);
         }
         if step.settled > 0 {
             next.tat = next.tat.max(now);
@@ -182,7 +190,7 @@ fn what_all_replicas_are_granted_never_exceeds_the_limit() {
     with_redis(|connection| {
         let (connection, number) = (std::cell::RefCell::new(connection), std::cell::Cell::new(0));
         let mut runner = proptest::test_runner::TestRunner::new(config(150));
-        let only_asking = step().prop_map(|step| Step { settled: 0, given_up: 0, sighting: None, ..step });
+        let only_asking = step().prop_map(|step| Step { settled: 0, given_up: 0, claimed: None, sighting: None, ..step });
         let outcome = runner.run(&prop::collection::vec(only_asking, 1..40), |steps| {
             number.set(number.get() + 1);
             let mut granted = drive(&mut connection.borrow_mut(), &format!("{{sum{}}}", number.get()), &steps)?;

@@ -27,7 +27,7 @@ async fn what_one_replica_took_another_cannot() {
     let refused = two.reserve(&ask("a", 1, 890), soon(), None).await;
     assert!(matches!(refused, Err(Refusal::NotInTime { .. })), "{refused:?}");
     let again = ask("a", 1, 890);
-    let waits = two.reserve(&again, Instant::now() + Duration::from_secs(50), None);
+    let waits = two.reserve(&again, Instant::now() + Duration::from_secs(100), None);
     let gives = async {
         sleep(Duration::from_millis(300)).await;
         held.settle(Spent::Nothing, Instant::now());
@@ -56,7 +56,7 @@ async fn loaded(count: usize, clients: usize) {
     upstream.take(LIMIT * 9 / 10).expect("it is full");
     let start = Instant::now();
     let (from, end) = (start + Duration::from_secs(4), start + Duration::from_secs(12));
-    let tally = flood(&replicas, &upstream, clients, from, end).await;
+    let tally = flood(&replicas, "m", &upstream, clients, from, end).await;
     let possible = 8 * LIMIT / 60;
     let used = tally.used.load(Relaxed) as f64 / possible as f64;
     let calls: u64 = replicas.iter().map(|replica| replica.store().expect("a store").calls).sum();

@@ -4,7 +4,7 @@
 //! A head that must wait is *booked*: charged now, sent when its level is there. Nobody passes it meanwhile, whatever
 //! replica asks, and nobody asks again: what others settle is published, and moves the time of every booking.
 
-use super::{Lane, MILLISECOND, SECOND};
+use super::{Event, Lane, MILLISECOND, SECOND};
 use crate::limits::{
     books::{Amount, Taken},
     bucket::{Fit, Ns},
@@ -34,6 +34,8 @@ pub(super) struct Link {
     uncertain: Option<UnderWay>,
     pub(super) booked: Option<Booked>,
     wanted: Option<Id>,
+    /// It cannot go in time, by the store's word.
+    denied: Option<Id>,
     ask_from: Ns,
     /// When the store is to be told.
     tell_at: Option<Ns>,
@@ -61,9 +63,20 @@ impl Lane {
         self.books.link(replicas, now);
         // Above every serial of an earlier lane of this name; microseconds, which the store's numbers hold exactly.
         let (serial, born, version) = (now / 1000, 0, 0);
-        let (under_way, uncertain, booked, wanted, tell_at) = (None, None, None, None, None);
-        let link = Link { up, known: false, serial, born, version, under_way, uncertain, booked, wanted, ask_from: 0, tell_at };
-        self.link = Some(link);
+        self.link = Some(Link {
+            up,
+            known: false,
+            serial,
+            born,
+            version,
+            under_way: None,
+            uncertain: None,
+            booked: None,
+            wanted: None,
+            denied: None,
+            ask_from: 0,
+            tell_at: None,
+        });
     }
 
     /// Whether its levels are shared.
@@ -138,7 +151,10 @@ impl Lane {
                     self.books.give_up(&amount);
                     self.tell(0, now);
                 }
-                (false, _, Some(link)) => link.ask_from = now + AGAIN,
+                (false, waits, Some(link)) => {
+                    link.ask_from = now + AGAIN;
+                    link.denied = Some(id).filter(|_| waits);
+                }
                 _ => {}
             }
         }
@@ -211,10 +227,25 @@ impl Lane {
         if earliest > now {
             self.block(slot, earliest);
         } else if at > deadline {
+            link.denied = Some(head);
             self.block(slot, at);
         } else {
             link.wanted = Some(head);
         }
+    }
+
+    /// Who was denied by the store and cannot make it is told at once: these books did not know when it came.
+    pub(super) fn turn_denied_away(&mut self, now: Ns, events: &mut Vec<Event>) -> bool {
+        let Some(id) = self.link.as_mut().and_then(|link| link.denied.take()) else { return false };
+        let late = self.line.get(id).and_then(|waiter| {
+            let forecast = self.forecast(&self.asker(waiter), now);
+            self.not_in_time(forecast, waiter.since, now, waiter.deadline)
+        });
+        late.is_some_and(|refusal| {
+            self.leave(id);
+            events.push(Event::No(id, refusal));
+            true
+        })
     }
 
     /// When a booked head may go, and what makes it wait.

@@ -28,6 +28,8 @@ pub(super) struct Far {
     standing: Standing,
     /// What its sums of settlements lack since its record began anew, ns.
     before: i64,
+    /// Back with the store, which is to hear of it: when the level is full again at the earliest, by Groq's headers.
+    claim: Option<Ns>,
     /// Without the store: when the level was full again as it was lost.
     parted: Option<Ns>,
     /// The limit is divided by so many meanwhile.
@@ -71,7 +73,7 @@ impl Level {
     pub fn owes(&self) -> (bool, bool) {
         self.far.as_ref().map_or((false, false), |far| {
             let spans = far.settled != 0 || far.given_up != 0;
-            (spans || far.sighting.is_some(), spans)
+            (spans || far.claim.is_some() || far.sighting.is_some(), spans)
         })
     }
 
@@ -87,11 +89,15 @@ impl Level {
             known: far.parted.unwrap_or(bucket.tat()).saturating_add_signed(owed.saturating_neg()),
             settled: 0,
             given_up: 0,
+            claimed: false,
             sighting: None,
             asked: bucket.span(asked),
             reserve: reserve.map_or(NO_CONDITION, |reserve| bucket.span(reserve) as i64),
         };
         if !hello {
+            if let Some(claim) = far.claim.take() {
+                (cell.known, cell.claimed) = (claim, true);
+            }
             (cell.settled, cell.given_up, cell.sighting) = (far.settled, far.given_up, far.sighting.take());
             far.told = (far.settled, owed);
             (far.settled, far.given_up) = (0, 0);
@@ -125,7 +131,7 @@ impl Level {
         }
         if far.parted.is_none() {
             let owed = far.settled.saturating_add(far.given_up).saturating_add(far.told.1);
-            bucket.set_tat(standing.tat.saturating_add_signed(owed), now);
+            bucket.set_tat(standing.tat.max(far.claim.unwrap_or(0)).saturating_add_signed(owed), now);
             self.corrections = standing.corrections;
             self.newest = standing.newest;
         }
@@ -172,7 +178,7 @@ impl Level {
     pub fn part(&mut self, replicas: u32, now: Ns) {
         let Some(far) = self.far.as_mut().filter(|far| far.parted.is_none()) else { return };
         let tat = self.bucket.as_ref().map_or(now, Bucket::tat);
-        (far.parted, far.replicas, far.told, far.sighting) = (Some(tat), replicas, (0, 0), None);
+        (far.parted, far.claim, far.replicas, far.told, far.sighting) = (Some(tat), None, replicas, (0, 0), None);
         self.share = None;
         self.leave(self.headroom, now);
         if let Some(share) = &mut self.share {
@@ -180,13 +186,20 @@ impl Level {
         }
     }
 
-    /// The store is back: what was used meanwhile is owed, every replica its part.
+    /// The store is back: what was used meanwhile is owed. Where Groq's headers have shown what all replicas used, the
+    /// store hears of that; elsewhere every replica owes its own part.
     pub fn join(&mut self, now: Ns) {
-        let Some(parted) = self.far.as_mut().and_then(|far| far.parted.take()) else { return };
+        let visible = self.is_visible();
+        let Some(far) = self.far.as_deref_mut() else { return };
+        let Some(parted) = far.parted.take() else { return };
         if let (Some(bucket), Some(share)) = (&self.bucket, &self.share) {
-            let left = |tat: Ns| tat.saturating_sub(now) as f64;
-            let part = bucket.span(1) as f64 / share.span(1) as f64;
-            self.owe(((left(share.tat()) - left(parted)) * part) as i64);
+            if visible {
+                far.claim = Some(bucket.tat());
+            } else {
+                let left = |tat: Ns| tat.saturating_sub(now) as f64;
+                let part = bucket.span(1) as f64 / share.span(1) as f64;
+                far.settled = far.settled.saturating_add(((left(share.tat()) - left(parted)) * part) as i64);
+            }
         }
         self.share = None;
         self.leave(self.headroom, now);

@@ -86,6 +86,9 @@ impl Offset {
             "q": cell.asked.div_ceil(1000),
             "r": up(cell.reserve),
         });
+        if cell.claimed {
+            wire["j"] = true.into();
+        }
         if let Some(sighting) = &cell.sighting {
             wire["n"] = sighting.position.into();
             wire["u"] = self.there(sighting.truth).into();
