@@ -131,6 +131,22 @@ fn life(bench: &mut Criterion) {
             lane.settle(*charge, Spent::Tokens { prompt: 200, completion: 10, prompt_total: 200 }, now);
         });
     });
+    bench.bench_function("core: settle alone", |bench| {
+        let mut lane = lane(0);
+        let mut now = START;
+        bench.iter_custom(|count| {
+            let mut spent = Duration::ZERO;
+            for _ in 0..count {
+                now += 1_000_000_000;
+                let Verdict::Go(mut charge) = lane.submit(&ask, now, now, None, true) else { panic!("it fits") };
+                lane.sent(&mut charge, now);
+                let begun = Instant::now();
+                lane.settle(*charge, black_box(Spent::Tokens { prompt: 200, completion: 10, prompt_total: 200 }), now);
+                spent += begun.elapsed();
+            }
+            spent
+        });
+    });
     bench.bench_function("handle: reserve, sent, settle, nobody waiting", |bench| {
         let limits = Limits::new(&limits(), &config::Queue::default());
         let mut context = Context::from_waker(std::task::Waker::noop());

@@ -1,17 +1,28 @@
 //! How long does it take to read what goes over the wire? Calls, headers, refusals, error bodies, streams.
 
-use std::{hint::black_box, time::SystemTime};
+use std::{
+    hint::black_box,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use groq_shield::{
     call::Facts,
-    error::UpstreamError,
+    config,
+    error::{Rejection, UpstreamError},
     groq::{Endpoint, RateState, RefusalText, SseTail},
+    relay::{self, Body, Expected, Opened},
+    upstream::{Io, Upstream},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, uri::PathAndQuery};
+use http_body_util::BodyExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
 const REFUSAL: &str = "Rate limit reached for model `llama3-70b-8192` in organization `org_x` service tier `on_demand` on tokens per minute (TPM): Limit 15000, Used 11972, Requested 4351. Please try again in 5.289s. Visit https://console.groq.com/docs/rate-limits for more information.";
+
+const STREAM: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+const EVENT: &str = "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"model\":\"m\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"}}]}\n\n";
 
 /// A chat call with so many bytes of text and of an image.
 fn chat(text: usize, image: usize) -> Bytes {
@@ -45,18 +56,56 @@ fn answers(c: &mut Criterion) {
     c.bench_function("headers", |b| b.iter(|| RateState::of(black_box(&headers))));
     c.bench_function("refusal", |b| b.iter(|| RefusalText::parse(black_box(REFUSAL))));
     let body: Bytes = serde_json::json!({"error": {"message": REFUSAL, "type": "tokens"}}).to_string().into();
-    c.bench_function("error object", |b| {
+    c.bench_function("error object, Groq's", |b| {
         b.iter(|| UpstreamError::new(StatusCode::TOO_MANY_REQUESTS, headers.clone(), black_box(&body), SystemTime::UNIX_EPOCH));
+    });
+    let overloaded = Rejection::Overloaded { retry_after: Duration::from_secs(3) };
+    c.bench_function("error object, ours", |b| b.iter(|| black_box(&overloaded).clone().into_response()));
+}
+
+/// An upstream in memory that answers each request with a stream, one write for each of its 51 events.
+fn upstream() -> Upstream {
+    Upstream::over(&config::Upstream::default(), || {
+        let (ours, mut theirs) = duplex(1 << 16);
+        tokio::spawn(async move {
+            let mut request = vec![0; 1 << 12];
+            while theirs.read(&mut request).await.is_ok_and(|read| read > 0) {
+                theirs.write_all(STREAM.as_bytes()).await.expect("room");
+                for event in std::iter::repeat_n(EVENT, 50).chain(["data: [DONE]\n\n"]) {
+                    theirs.write_all(format!("{:x}\r\n{event}\r\n", event.len()).as_bytes()).await.expect("room");
+                    tokio::task::yield_now().await;
+                }
+                theirs.write_all(b"0\r\n\r\n").await.expect("room");
+            }
+        });
+        Ok(Io::Memory(ours))
+    })
+}
+
+/// One whole stream; the bytes that came through.
+async fn relayed(upstream: &Upstream) -> usize {
+    let path = PathAndQuery::from_static("/openai/v1/chat/completions");
+    let answer = upstream.send(&Method::POST, &path, &HeaderMap::new(), &Bytes::from_static(b"{}"), || {}).await;
+    let answer = answer.expect("an answer");
+    let opened = relay::open(&answer.head, answer.body, Expected::Json, true).await.expect("a stream");
+    let Opened::Stream(stream) = opened else { panic!("a stream") };
+    Body::Stream(stream).collect().await.expect("its end").to_bytes().len()
+}
+
+fn relays(c: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let upstream = runtime.block_on(async { upstream() });
+    c.bench_function("relay, a stream of 51 events from an upstream in memory", |b| {
+        b.iter(|| runtime.block_on(relayed(black_box(&upstream))));
     });
 }
 
 fn streams(c: &mut Criterion) {
-    let chunk = "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"model\":\"m\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"}}]}\n\n";
     let mut group = c.benchmark_group("stream");
-    group.throughput(Throughput::Bytes(chunk.len() as u64));
+    group.throughput(Throughput::Bytes(EVENT.len() as u64));
     let mut tail = SseTail::default();
-    group.bench_function("one event", |b| b.iter(|| tail.feed(black_box(chunk.as_bytes()))));
+    group.bench_function("one event", |b| b.iter(|| tail.feed(black_box(EVENT.as_bytes()))));
 }
 
-criterion_group!(benches, calls, answers, streams);
+criterion_group!(benches, calls, answers, streams, relays);
 criterion_main!(benches);

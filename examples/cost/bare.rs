@@ -1,0 +1,62 @@
+//! What does a proxy cost that decides nothing? hyper's server and hyper-util's pooling client on one thread, and a
+//! header or two: the yardstick.
+
+use std::{convert::Infallible, io, net::SocketAddr};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode, Uri, Version, header, uri::Authority};
+use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioIo},
+};
+use tokio::net::TcpListener;
+
+const HOP_BY_HOP: [&str; 7] = ["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
+
+/// Serves until it is killed.
+pub(crate) async fn run(listen: SocketAddr, upstream: SocketAddr) -> io::Result<()> {
+    let listener = TcpListener::bind(listen).await?;
+    let authority: Authority = upstream.to_string().parse().map_err(io::Error::other)?;
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    let client: Client<_, Incoming> = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(1024).build(connector);
+    loop {
+        let (socket, _) = listener.accept().await?;
+        socket.set_nodelay(true)?;
+        let (client, authority) = (client.clone(), authority.clone());
+        let service = service_fn(move |request| pass(request, client.clone(), authority.clone()));
+        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(socket), service));
+    }
+}
+
+async fn pass(
+    mut request: Request<Incoming>,
+    client: Client<HttpConnector, Incoming>,
+    authority: Authority,
+) -> Result<Response<BoxBody<Bytes, hyper::Error>>, Infallible> {
+    let mut uri = std::mem::take(request.uri_mut()).into_parts();
+    (uri.scheme, uri.authority) = (Some(http::uri::Scheme::HTTP), Some(authority));
+    *request.uri_mut() = Uri::from_parts(uri).expect("scheme, authority and path");
+    *request.version_mut() = Version::HTTP_11;
+    strip(request.headers_mut());
+    request.headers_mut().remove(header::HOST);
+    Ok(match client.request(request).await {
+        Ok(mut answer) => {
+            strip(answer.headers_mut());
+            answer.map(|body| body.boxed())
+        }
+        Err(why) => {
+            let mut answer = Response::new(Full::from(why.to_string()).map_err(|never| match never {}).boxed());
+            *answer.status_mut() = StatusCode::BAD_GATEWAY;
+            answer
+        }
+    })
+}
+
+fn strip(headers: &mut HeaderMap) {
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+}

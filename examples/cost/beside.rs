@@ -1,0 +1,69 @@
+//! What stands beside the shield, where it is installed: nginx as a proxy, oha for an open loop.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{
+    load::{KEY, PATH},
+    process::{Running, THEIRS, free},
+    table::Cell,
+};
+
+/// A program of this name, on PATH or where Debian puts daemons.
+fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = std::env::split_paths(&path).chain(["/usr/sbin".into()]);
+    places.map(|place| place.join(name)).find(|file| file.is_file())
+}
+
+/// nginx before `upstream`, one worker, no log; `None` where it is not installed.
+pub(crate) fn nginx(upstream: SocketAddr) -> io::Result<Option<(Running, TempDir)>> {
+    let Some(program) = program("nginx") else { return Ok(None) };
+    let (listen, home) = (free()?, TempDir::new()?);
+    let place = home.path().display();
+    let configuration = format!(
+        "daemon off; master_process off; pid {place}/pid; error_log {place}/error.log warn;
+events {{ worker_connections 8192; }}
+http {{
+  access_log off;
+  client_body_temp_path {place}/1; proxy_temp_path {place}/2; fastcgi_temp_path {place}/3; uwsgi_temp_path {place}/4; scgi_temp_path {place}/5;
+  client_body_buffer_size 256k; client_max_body_size 20m;
+  keepalive_timeout 75s; keepalive_requests 100000000; tcp_nodelay on;
+  upstream stub {{ server {upstream}; keepalive 512; keepalive_requests 100000000; }}
+  proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host api.groq.com; proxy_buffering off;
+  server {{ listen {listen} backlog=4096; location / {{ proxy_pass http://stub; }} }}
+}}
+"
+    );
+    let file = home.path().join("nginx.conf");
+    fs::write(&file, configuration)?;
+    let mut command = Command::new(program);
+    command.arg("-c").arg(file).arg("-e").arg(home.path().join("error.log"));
+    Ok(Some((Running::start(THEIRS, &command, listen)?, home)))
+}
+
+/// A thousand requests a second for so long, latency counted from when each was due; `None` without `oha`.
+pub(crate) fn open_loop(to: SocketAddr, call: &str, seconds: u64) -> io::Result<Option<Cell>> {
+    let Some(oha) = program("oha") else { return Ok(None) };
+    let mut command = Command::new(oha);
+    command.args(["-z", &format!("{seconds}s"), "-q", "1000", "-c", "64", "--latency-correction", "--no-tui"]);
+    command.args(["--output-format", "json", "-m", "POST", "-d", call, "-T", "application/json"]);
+    command.args(["-H", &format!("authorization: Bearer {KEY}"), &format!("http://{to}{PATH}")]);
+    let output = command.stdin(Stdio::null()).output()?;
+    let report: Value = serde_json::from_slice(&output.stdout)
+        .map_err(|why| io::Error::other(format!("oha: {why}: {}", String::from_utf8_lossy(&output.stderr))))?;
+    let quantile = |name| report["latencyPercentiles"][name].as_f64().map(|seconds| seconds * 1e3);
+    let (Some(p50), Some(p99)) = (quantile("p50"), quantile("p99")) else {
+        return Err(io::Error::other("oha's report has no p50 and p99"));
+    };
+    let codes = report["statusCodeDistribution"].as_object().into_iter().flatten();
+    let failed = codes.filter(|(code, _)| *code != "200").filter_map(|(_, count)| count.as_u64()).sum::<u64>() as usize;
+    Ok(Some(Cell { rate: report["summary"]["requestsPerSec"].as_f64().unwrap_or(0.0), cpu: 0.0, p50, p99, failed }))
+}

@@ -1,0 +1,83 @@
+//! What does a request cost? The shield's release binary beside a bare hyper proxy and nginx, on one core, in turns.
+//!
+//! `cargo build --release && cargo run --release --example cost` prints the table of `docs/performance.md`: Linux, two
+//! cores, a few minutes. `-- scale` is the cost against load. All of it stays on
+//! this machine's loopback, and nothing is left running.
+
+use std::{io, net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use tokio::task::LocalSet;
+
+mod bare;
+mod beside;
+mod instructions;
+mod load;
+mod memory;
+mod process;
+mod rig;
+mod scale;
+mod start;
+mod stub;
+mod table;
+mod wire;
+
+// The shield's own, for bare hyper too: like with like.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Parser)]
+struct Arguments {
+    /// The binary to measure
+    #[arg(long, global = true, default_value = "target/release/groq-shield")]
+    shield: PathBuf,
+    #[command(subcommand)]
+    what: Option<What>,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// The whole table beside bare hyper and nginx; what is done without a name
+    Table(table::Options),
+    /// CPU a request and memory against connections, waiting requests and lanes
+    Scale,
+    /// The upstream alone
+    #[command(hide = true)]
+    Stub { listen: SocketAddr },
+    /// The bare proxy alone
+    #[command(hide = true)]
+    Bare { listen: SocketAddr, upstream: SocketAddr },
+}
+
+fn main() -> ExitCode {
+    let Arguments { shield, what } = Arguments::parse();
+    match run(&shield, what.unwrap_or_else(|| What::Table(table::Options::default()))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("cost: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(shield: &std::path::Path, what: What) -> io::Result<()> {
+    let measured = || {
+        shield.canonicalize().map_err(|why| {
+            io::Error::other(format!("{}: {why}; first `cargo build --release`, or --shield FILE", shield.display()))
+        })
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let on_one_thread = |role: std::pin::Pin<Box<dyn Future<Output = io::Result<()>>>>| LocalSet::new().block_on(&runtime, role);
+    match what {
+        What::Table(options) => {
+            let shield = measured()?;
+            on_one_thread(Box::pin(async move { table::run(&shield, &options).await }))
+        }
+        What::Scale => {
+            let shield = measured()?;
+            on_one_thread(Box::pin(async move { scale::run(&shield).await }))
+        }
+        What::Stub { listen } => on_one_thread(Box::pin(stub::run(listen))),
+        What::Bare { listen, upstream } => on_one_thread(Box::pin(bare::run(listen, upstream))),
+    }
+}

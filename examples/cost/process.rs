@@ -1,0 +1,135 @@
+//! What does a process take? Started on one core, asked what it has used, ended with us.
+
+use std::{
+    fs, io,
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// Where load and upstream run.
+pub(crate) const OURS: usize = 0;
+/// Where what is measured runs, one at a time.
+pub(crate) const THEIRS: usize = 1;
+
+/// For ten thousand connections and what goes with them.
+const DESCRIPTORS: &str = "--nofile=20000";
+/// A process is given so long to listen.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A process of this run. It ends with this value.
+pub(crate) struct Running {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    child: Child,
+}
+
+impl Running {
+    /// Starts `command` on a core and waits until it accepts.
+    pub(crate) fn start(core: usize, command: &Command, address: SocketAddr) -> io::Result<Self> {
+        let mut pinned = Command::new("taskset");
+        pinned.arg("-c").arg(core.to_string()).arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            pinned.env(name, value.unwrap_or_default());
+        }
+        // A configuration that lies about must not be read.
+        let child = pinned.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = child.map_err(|why| io::Error::other(format!("taskset (of util-linux) cannot be run: {why}")))?;
+        let mut running = Self { address, child };
+        let begun = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            let ended = running.child.try_wait()?;
+            if ended.is_some() || begun.elapsed() > PATIENCE {
+                let program = command.get_program().display();
+                return Err(io::Error::other(format!("{program} does not listen on {address} ({ended:?})")));
+            }
+            pause(Duration::from_millis(1));
+        }
+        Ok(running)
+    }
+
+    /// Starts this program in a role, on a free address.
+    pub(crate) fn start_role(core: usize, role: impl FnOnce(SocketAddr) -> io::Result<Command>) -> io::Result<Self> {
+        let listen = free()?;
+        Self::start(core, &role(listen)?, listen)
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// CPU time so far, of all threads.
+    pub(crate) fn cpu(&self) -> io::Result<Duration> {
+        let mut nanos = 0;
+        for thread in fs::read_dir(format!("/proc/{}/task", self.id()))? {
+            let stat = fs::read_to_string(thread?.path().join("schedstat"))?;
+            nanos += stat.split(' ').next().and_then(|used| used.parse::<u64>().ok()).unwrap_or(0);
+        }
+        Ok(Duration::from_nanos(nanos))
+    }
+
+    /// Memory that is its own, and its share of what it shares, bytes.
+    pub(crate) fn memory(&self) -> io::Result<f64> {
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.id()))?;
+        let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse::<f64>().ok());
+        pss.map(|kilobytes| kilobytes * 1024.0).ok_or_else(|| io::Error::other("no Pss in smaps_rollup"))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An address that is free at the moment.
+pub(crate) fn free() -> io::Result<SocketAddr> {
+    TcpListener::bind(("127.0.0.1", 0))?.local_addr()
+}
+
+/// This process on its core, and with it all that it starts; with descriptors for ten thousand connections.
+pub(crate) fn settle() -> io::Result<()> {
+    let id = std::process::id().to_string();
+    for (program, arguments) in [("taskset", ["-cp", &OURS.to_string(), &id]), ("prlimit", ["--pid", &id, DESCRIPTORS])] {
+        let status = Command::new(program).args(arguments).stdout(Stdio::null()).status();
+        if !status.is_ok_and(|status| status.success()) {
+            return Err(io::Error::other(format!("{program} {} failed (it is part of util-linux)", arguments.join(" "))));
+        }
+    }
+    Ok(())
+}
+
+/// Nothing happens here for so long.
+#[expect(clippy::disallowed_methods, reason = "this process has one thread, and nothing to do meanwhile")]
+pub(crate) fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
+/// This program in another role, behind or beside the shield.
+pub(crate) fn ourselves(role: &[&str]) -> io::Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(role);
+    Ok(command)
+}
+
+/// The shield's command on a core of its own: one thread, nothing on disk; `more` are variables beside.
+pub(crate) fn shield(
+    program: &Path,
+    listen: SocketAddr,
+    admin: SocketAddr,
+    upstream: SocketAddr,
+    more: &[(&str, &str)],
+) -> Command {
+    let mut command = Command::new(program);
+    command.args(["serve", "--listen", &listen.to_string(), "--admin", &admin.to_string()]);
+    command.args(["--upstream", &format!("http://{upstream}")]);
+    command.env("GROQ_SHIELD_SERVER_THREADS", "1").env("GROQ_SHIELD_LOG_LEVEL", "warn");
+    command.envs(more.iter().copied());
+    command
+}

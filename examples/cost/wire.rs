@@ -1,0 +1,67 @@
+//! How do load and stub read HTTP at next to no price? One message, whole or not yet; no more than the two need.
+
+use std::io;
+
+use memchr::memmem;
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
+
+/// What ends a chunked body.
+const LAST_CHUNK: &[u8] = b"\r\n0\r\n\r\n";
+
+/// One end of a connection whose messages come one at a time.
+pub(crate) struct Wire {
+    /// The socket.
+    pub(crate) stream: TcpStream,
+    buffer: Vec<u8>,
+    /// Where the body begins and how long it is (`None`: in chunks), once the head is there.
+    head: Option<(usize, Option<usize>)>,
+}
+
+impl Wire {
+    /// An open connection.
+    pub(crate) fn new(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, buffer: Vec::new(), head: None })
+    }
+
+    /// The next message, `None` once the other side has closed. It is forgotten with the next call.
+    pub(crate) async fn next(&mut self) -> io::Result<Option<&[u8]>> {
+        self.buffer.clear();
+        self.head = None;
+        while !self.is_whole() {
+            self.buffer.reserve(4096);
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                return Ok(None);
+            }
+        }
+        Ok(Some(&self.buffer))
+    }
+
+    fn is_whole(&mut self) -> bool {
+        let head = match self.head {
+            Some(head) => head,
+            None => match memmem::find(&self.buffer, b"\r\n\r\n") {
+                Some(end) => *self.head.insert((end + 4, length(&self.buffer[..end]))),
+                None => return false,
+            },
+        };
+        match head {
+            (body, Some(length)) => self.buffer.len() >= body + length,
+            (body, None) => self.buffer[body..].ends_with(LAST_CHUNK),
+        }
+    }
+}
+
+/// The length of the body that this head announces, `None` for chunks.
+fn length(head: &[u8]) -> Option<usize> {
+    let lines = head.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok()?.split_once(':'));
+    let mut length = Some(0);
+    for (name, value) in lines {
+        if name.eq_ignore_ascii_case("content-length") {
+            length = value.trim().parse().ok();
+        } else if name.eq_ignore_ascii_case("transfer-encoding") {
+            return None;
+        }
+    }
+    length
+}
