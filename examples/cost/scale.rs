@@ -29,7 +29,7 @@ struct Row {
 
 /// Prints the table.
 pub(crate) async fn run(program: &Path) -> io::Result<()> {
-    settle()?;
+    let _settled = settle()?;
     let stub = Running::start_role(OURS, |listen| ourselves(&["stub", &listen.to_string()]))?;
     println!("| load | CPU a request, µs | against the first | memory, MB | failed |\n|---|---|---|---|---|");
     for (name, bare) in [("shield", false), ("bare hyper", true)] {

@@ -107,7 +107,7 @@ pub(crate) async fn run(program: &Path, options: &Options) -> io::Result<()> {
     // Before everything is pinned to one core.
     let ready = start::ready(program)?;
     let (size, image) = start::sizes(program)?;
-    settle()?;
+    let _settled = settle()?;
     let cells = match &options.rig {
         Some(rig) => rig::cells(rig, program, options)?,
         None => cells(program, options).await?,
