@@ -20,10 +20,13 @@ const BEFORE: usize = 50;
 /// Counted, on each.
 const COUNTED: usize = 125;
 
-/// A count.
+/// A count, and callgrind's file about it.
 pub(crate) struct Counted {
     /// Instructions a request, outside the kernel.
     pub(crate) each: f64,
+    /// callgrind's output.
+    pub(crate) profile: PathBuf,
+    _home: TempDir,
 }
 
 /// Whether it can be counted here.
@@ -55,7 +58,7 @@ async fn count(proxy: &Command, address: std::net::SocketAddr, make: &Make) -> i
     }
     let dumped = dumped(home.path())?;
     let each = total(&dumped)? as f64 / tally.requests as f64;
-    Ok(Counted { each })
+    Ok(Counted { each, profile: dumped, _home: home })
 }
 
 /// The shield, and bare hyper.

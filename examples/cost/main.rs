@@ -1,7 +1,7 @@
 //! What does a request cost? The shield's release binary beside a bare hyper proxy and nginx, on one core, in turns.
 //!
 //! `cargo build --release && cargo run --release --example cost` prints the table of `docs/performance.md`: Linux, two
-//! cores, a few minutes. `-- scale` is the cost against load. All of it stays on
+//! cores, a few minutes. `-- scale` is the cost against load, `-- parts` where the instructions go. All of it stays on
 //! this machine's loopback, and nothing is left running.
 
 use std::{io, net::SocketAddr, path::PathBuf, process::ExitCode};
@@ -14,6 +14,7 @@ mod beside;
 mod instructions;
 mod load;
 mod memory;
+mod parts;
 mod process;
 mod rig;
 mod scale;
@@ -41,6 +42,8 @@ enum What {
     Table(table::Options),
     /// CPU a request and memory against connections, waiting requests and lanes
     Scale,
+    /// Instructions a request, part by part: `cargo build --profile symbols`, and this with the same profile
+    Parts(parts::Options),
     /// The upstream alone
     #[command(hide = true)]
     Stub { listen: SocketAddr },
@@ -76,6 +79,10 @@ fn run(shield: &std::path::Path, what: What) -> io::Result<()> {
         What::Scale => {
             let shield = measured()?;
             on_one_thread(Box::pin(async move { scale::run(&shield).await }))
+        }
+        What::Parts(options) => {
+            let shield = measured()?;
+            on_one_thread(Box::pin(async move { parts::run(&shield, &options).await }))
         }
         What::Stub { listen } => on_one_thread(Box::pin(stub::run(listen))),
         What::Bare { listen, upstream } => on_one_thread(Box::pin(bare::run(listen, upstream))),

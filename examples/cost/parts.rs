@@ -1,0 +1,252 @@
+//! Where do a request's instructions go, part by part? callgrind counts each of them at its address, `addr2line` knows whose
+//! code was inlined there.
+//!
+//! An instruction belongs to the innermost code that is ours, hyper's or tokio's: what either asks of the standard
+//! library, the allocator, a map of headers or a JSON parser is its own price, however far down.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    fs,
+    io::{self, Write as _},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use super::{instructions, memory};
+
+/// Our files by what they do for a request; the first that fits counts.
+const OURS: &[(&str, &str)] = &[
+    ("src/call/identity", "ours: whose key it is"),
+    ("src/call", "ours: reading the call, and the estimate of its tokens"),
+    ("src/estimate", "ours: reading the call, and the estimate of its tokens"),
+    ("src/groq/path", "ours: reading the call, and the estimate of its tokens"),
+    ("src/intake", "ours: taking the body in"),
+    ("src/limits", "ours: reservation and settlement"),
+    ("src/breaker", "ours: breaker and retries"),
+    ("src/retry", "ours: breaker and retries"),
+    ("src/groq/usage", "ours: the answer's usage"),
+    ("src/groq/sse", "ours: the answer's usage"),
+    ("src/groq", "ours: the answer's rate headers"),
+    ("src/upstream", "ours: connections to the upstream, and its request"),
+    ("src/headers", "ours: headers made over"),
+    ("src/relay", "ours: relay of the answer"),
+    ("src/server", "ours: the client's connection, its framing and clock"),
+    ("src/telemetry", "ours: metrics"),
+    ("src/", "ours: the story of the request"),
+    ("examples/", "the bare proxy's own"),
+];
+
+/// Who else answers for instructions of his own.
+const OTHERS: &[(&str, &str)] = &[
+    ("httparse-", "hyper and its parser"),
+    ("hyper-", "hyper and its parser"),
+    ("tokio-", "tokio and mio"),
+    ("mio-", "tokio and mio"),
+];
+
+const NOBODY: &str = "not found";
+/// More than this without an owner: the binary has no lines.
+const MOST_LOST: f64 = 0.3;
+
+/// How finely.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Ours file by file
+    #[arg(long)]
+    files: bool,
+}
+
+/// Prints the table.
+pub(crate) async fn run(program: &Path, options: &Options) -> io::Result<()> {
+    let _settled = super::process::settle()?;
+    let (shield, bare) = instructions::both(program, &memory::usual()).await?;
+    let shares = [(program, &shield), (&std::env::current_exe()?, &bare)]
+        .map(|(program, counted)| Ok((counted.each, parts(program, &fs::read_to_string(&counted.profile)?, options)?)))
+        .into_iter()
+        .collect::<io::Result<Vec<(f64, BTreeMap<String, f64>)>>>()?;
+    println!("| part | shield | share | bare hyper |\n|---|---|---|---|");
+    let names: BTreeSet<&str> = shares.iter().flat_map(|(_, parts)| parts.keys().map(String::as_str)).collect();
+    let of = |which: usize, name: &str| {
+        let (each, parts) = &shares[which];
+        each * parts.get(name).copied().unwrap_or(0.0)
+    };
+    let line = |name: &str, ours: f64, bare: f64| {
+        println!("| {name} | {ours:.0} | {:.1} % | {bare:.0} |", 100.0 * ours / shield.each);
+    };
+    let mut names: Vec<&str> = names.into_iter().collect();
+    names.sort_by(|a, b| of(0, b).total_cmp(&of(0, a)));
+    for name in &names {
+        line(name, of(0, name), of(1, name));
+    }
+    let ours = names.iter().filter(|name| name.starts_with("ours")).map(|name| of(0, name)).sum();
+    line("**all that is ours**", ours, 0.0);
+    line("**all**", shield.each, bare.each);
+    Ok(())
+}
+
+/// Each part's share of what was counted.
+fn parts(program: &Path, profile: &str, options: &Options) -> io::Result<BTreeMap<String, f64>> {
+    let profile = Profile::read(profile, &program.to_string_lossy());
+    let owners = owners(program, profile.addresses(), options)?;
+    let owner = |site: &Site| site.address.and_then(|address| owners.get(&address).cloned());
+    let mut callers: HashMap<u32, Vec<(&Site, f64)>> = HashMap::new();
+    for (site, callee, inclusive) in &profile.calls {
+        callers.entry(*callee).or_default().push((site, *inclusive));
+    }
+    let mut parts = BTreeMap::new();
+    let mut ownerless: HashMap<u32, f64> = HashMap::new();
+    for (site, cost) in &profile.costs {
+        match owner(site) {
+            Some(part) => *parts.entry(part).or_default() += cost,
+            None => *ownerless.entry(site.function).or_default() += cost,
+        }
+    }
+    for (function, cost) in ownerless {
+        share(function, cost, &callers, &owner, &mut HashSet::new(), &mut parts);
+    }
+    let total: f64 = parts.values().sum();
+    if parts.get(NOBODY).is_some_and(|lost| *lost > MOST_LOST * total) {
+        let why = format!("{} has no lines: `cargo build --profile symbols`, and this with the same profile", program.display());
+        return Err(io::Error::other(why));
+    }
+    Ok(parts.into_iter().map(|(part, cost)| (part, cost / total)).collect())
+}
+
+/// Charges the cost of code that anybody uses to those who called it, by what they called it for.
+fn share<'a>(
+    function: u32,
+    cost: f64,
+    callers: &HashMap<u32, Vec<(&'a Site, f64)>>,
+    owner: &dyn Fn(&Site) -> Option<String>,
+    above: &mut HashSet<u32>,
+    parts: &mut BTreeMap<String, f64>,
+) {
+    let known: &[(&Site, f64)] = callers.get(&function).map_or(&[], Vec::as_slice);
+    let known: Vec<_> = known.iter().filter(|(site, _)| !above.contains(&site.function) && site.function != function).collect();
+    let total: f64 = known.iter().map(|(_, inclusive)| inclusive).sum();
+    if total == 0.0 || cost < 1.0 {
+        *parts.entry(NOBODY.to_owned()).or_default() += cost;
+        return;
+    }
+    above.insert(function);
+    for (site, inclusive) in known {
+        let theirs = cost * inclusive / total;
+        match owner(site) {
+            Some(part) => *parts.entry(part).or_default() += theirs,
+            None => share(site.function, theirs, callers, owner, above, parts),
+        }
+    }
+    above.remove(&function);
+}
+
+/// A place in the code.
+struct Site {
+    function: u32,
+    /// `None` in another object than the program.
+    address: Option<u64>,
+}
+
+/// What callgrind wrote with `--dump-instr=yes`.
+#[derive(Default)]
+struct Profile {
+    costs: Vec<(Site, f64)>,
+    /// From where, which function, what it took in all.
+    calls: Vec<(Site, u32, f64)>,
+}
+
+impl Profile {
+    fn read(text: &str, program: &str) -> Self {
+        let mut profile = Self::default();
+        let (mut function, mut callee, mut is_call) = (0, 0, false);
+        let (mut inside, mut programs) = (false, HashMap::<u32, bool>::new());
+        let mut address = 0;
+        for line in text.lines() {
+            if let Some((key, value)) = line.split_once('=') {
+                let (id, name) = named(value);
+                match key {
+                    "ob" => inside = *programs.entry(id).or_insert(name == program),
+                    "cob" => drop(programs.entry(id).or_insert(name == program)),
+                    "fn" => function = id,
+                    "cfn" => callee = id,
+                    "calls" => is_call = true,
+                    _ => {}
+                }
+                continue;
+            }
+            let mut columns = line.split(' ');
+            let (Some(position), Some(_line), Some(Ok(cost))) = (columns.next(), columns.next(), columns.next().map(str::parse))
+            else {
+                continue;
+            };
+            let Some(position) = moved(address, position) else { continue };
+            address = position;
+            let site = Site { function, address: inside.then_some(address) };
+            if std::mem::take(&mut is_call) {
+                profile.calls.push((site, callee, cost));
+            } else {
+                profile.costs.push((site, cost));
+            }
+        }
+        profile
+    }
+
+    fn addresses(&self) -> BTreeSet<u64> {
+        let costs = self.costs.iter().map(|(site, _)| site);
+        costs.chain(self.calls.iter().map(|(site, ..)| site)).filter_map(|site| site.address).collect()
+    }
+}
+
+/// `(3) name`, or `(3)` once the name is known.
+fn named(value: &str) -> (u32, &str) {
+    let (id, name) = value.split_once(')').unwrap_or((value, ""));
+    (id.trim_start_matches('(').parse().unwrap_or(0), name.trim())
+}
+
+/// An address, in full or by its distance from the one before.
+fn moved(from: u64, position: &str) -> Option<u64> {
+    match position.split_at_checked(1)? {
+        ("*", _) => Some(from),
+        ("+", by) => Some(from + by.parse::<u64>().ok()?),
+        ("-", by) => from.checked_sub(by.parse().ok()?),
+        _ => u64::from_str_radix(position.strip_prefix("0x")?, 16).ok(),
+    }
+}
+
+/// Whose code stands at each address, innermost first; addresses of nobody's are left out.
+fn owners(program: &Path, addresses: BTreeSet<u64>, options: &Options) -> io::Result<HashMap<u64, String>> {
+    let mut command = Command::new("addr2line");
+    command.args(["-a", "-i", "-e"]).arg(program);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let mut asked = child.stdin.take().expect("it is piped");
+    let asking = std::thread::spawn(move || addresses.iter().try_for_each(|address| writeln!(asked, "{address:#x}")));
+    let answer = child.wait_with_output()?;
+    asking.join().map_err(|_| io::Error::other("addr2line was not asked"))??;
+    let (mut owners, mut address) = (HashMap::new(), None);
+    for line in String::from_utf8_lossy(&answer.stdout).lines() {
+        if let Some(hexadecimal) = line.strip_prefix("0x") {
+            address = u64::from_str_radix(hexadecimal, 16).ok();
+        } else if let (Some(address), Some(owner)) = (address, owner(line, options)) {
+            owners.entry(address).or_insert(owner);
+        }
+    }
+    Ok(owners)
+}
+
+/// Whose file it is.
+fn owner(file: &str, options: &Options) -> Option<String> {
+    let found = |parts: &[(&str, &str)], path: &str| {
+        parts.iter().find(|(begin, _)| path.starts_with(begin)).map(|(_, part)| (*part).to_owned())
+    };
+    if let Some((_, path)) = file.split_once("/registry/src/") {
+        return found(OTHERS, path.split_once('/')?.1);
+    }
+    let path = file.strip_prefix(env!("CARGO_MANIFEST_DIR"))?.trim_start_matches('/').split(':').next()?;
+    // Where the allocator stands: asked by somebody.
+    if path.ends_with("main.rs") {
+        return None;
+    }
+    if options.files && path.starts_with("src/") {
+        return Some(format!("ours: {path}"));
+    }
+    found(OURS, path)
+}
