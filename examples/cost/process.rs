@@ -32,14 +32,18 @@ pub(crate) struct Running {
 impl Running {
     /// Starts `command` on a core and waits until it accepts.
     pub(crate) fn start(core: usize, command: &Command, address: SocketAddr) -> io::Result<Self> {
-        let mut pinned = Command::new("taskset");
-        pinned.arg("-c").arg(core.to_string()).arg(command.get_program()).args(command.get_args());
+        // It must not outlive a run that is killed.
+        let mut pinned = Command::new("setpriv");
+        pinned
+            .args(["--pdeathsig", "KILL", "taskset", "-c", &core.to_string()])
+            .arg(command.get_program())
+            .args(command.get_args());
         for (name, value) in command.get_envs() {
             pinned.env(name, value.unwrap_or_default());
         }
         // A configuration that lies about must not be read.
         let child = pinned.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let child = child.map_err(|why| io::Error::other(format!("taskset (of util-linux) cannot be run: {why}")))?;
+        let child = child.map_err(|why| io::Error::other(format!("setpriv (of util-linux) cannot be run: {why}")))?;
         let mut running = Self { address, child };
         let begun = Instant::now();
         while TcpStream::connect(address).is_err() {
