@@ -21,7 +21,7 @@ mod lanes;
 pub mod level;
 pub mod line;
 #[cfg(feature = "redis")]
-mod redis;
+pub mod redis;
 mod reservation;
 mod saved;
 mod store;

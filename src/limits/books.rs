@@ -174,6 +174,8 @@ impl Books {
             // The store's mark counts what all replicas had taken before.
             if taken.reserved == 0 {
                 taken.marks[slot] = mark;
+            } else {
+                level.remark(&mut taken.marks[slot]);
             }
         }
     }

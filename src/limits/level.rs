@@ -478,7 +478,7 @@ impl Level {
     pub fn leave(&mut self, headroom: f64, now: Ns) {
         self.headroom = headroom;
         let part = self.own_part();
-        let ours = self.limit().filter(|_| part < 1.0).map(|limit| ((limit as f64 * part) as u64).max(1));
+        let ours = self.limit().filter(|_| part < 1.0 || self.is_parted()).map(|limit| ((limit as f64 * part) as u64).max(1));
         let kept = self.share.take().zip(ours).and_then(|(share, ours)| share.requota(ours, now));
         self.share = kept.or_else(|| ours.and_then(|ours| Bucket::new(ours, self.dimension.period)));
     }

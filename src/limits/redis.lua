@@ -23,28 +23,36 @@ if stranger then position = math.max(position, request.position) end
 
 local levels, news, longest, wait = {}, stranger, 0, 0
 for i, cell in ipairs(request.cells) do
-  local kept = redis.call('HMGET', KEYS[1], 't:' .. cell.k, 'c:' .. cell.k, 'a:' .. cell.k, 'n:' .. cell.k, 'r:' .. cell.k, 'w:' .. cell.k)
+  local kept = redis.call('HMGET', KEYS[1], 't:' .. cell.k, 'c:' .. cell.k, 'a:' .. cell.k, 'n:' .. cell.k, 'r:' .. cell.k, 'w:' .. cell.k, 'g:' .. cell.k)
   -- tat: when it is full again. corrections: sum of what headers taught. adjusted: of that and of settlements.
-  -- recent: what was taken or given back lately, fading.
+  -- recent: what was taken or given back lately; given: what headers gave back lately; both fading.
   local level = { tat = tonumber(kept[1] or 0), corrections = tonumber(kept[2] or 0), adjusted = tonumber(kept[3] or 0), newest = tonumber(kept[4] or 0) }
-  level.recent = tonumber(kept[5] or 0) * math.exp(math.min(0, tonumber(kept[6] or 0) - now) / jitter)
+  local faded = math.exp(math.min(0, tonumber(kept[6] or 0) - now) / jitter)
+  level.recent, level.given = tonumber(kept[5] or 0) * faded, tonumber(kept[7] or 0) * faded
   if stranger then level.tat = math.max(level.tat, cell.t) end
+  level.tat = level.tat + cell.b
   -- Back from a time without the store, with what Groq's headers have shown meanwhile.
   if cell.j then
     local raised = math.max(level.tat, cell.t) - level.tat
     level.tat, level.adjusted, news = level.tat + raised, level.adjusted + raised, true
   end
   if cell.d > 0 then level.tat = math.max(level.tat, now) end
-  level.tat = level.tat + cell.d + cell.b
-  level.adjusted = level.adjusted + cell.d
+  -- Another replica's header may have shown what is told only now to have come back: not twice.
+  local shown = math.floor(math.min(math.max(0, -cell.d), level.given))
+  level.given = level.given - shown
+  level.tat = level.tat + cell.d + shown
+  level.adjusted = level.adjusted + cell.d + shown
   level.recent = level.recent + math.max(0, -cell.d)
   -- What is seen is measured by sums that a new record does not have.
   if cell.n and not stranger and cell.n > level.newest then
     level.tat = math.max(level.tat, cell.a)
     local wrong = cell.u - math.max(cell.m + level.corrections - cell.x, cell.a)
-    -- Less in use than expected may be what Groq had not seen yet, or a refund that both have seen.
-    if wrong < 0 then wrong = math.min(0, wrong + cell.o) end
+    -- Less in use than expected may be what Groq had not seen yet, or a refund that both have seen: the lane had not
+    -- heard of what has come back here since it last heard of anything.
+    local back = math.max(0, level.corrections - cell.x - level.adjusted + cell.v)
+    if wrong < 0 then wrong = math.min(0, wrong + cell.o + back) end
     level.tat, level.corrections, level.adjusted = level.tat + wrong, level.corrections + wrong, level.adjusted + wrong
+    level.given = level.given + math.max(0, -wrong)
     level.newest, news = cell.n, true
   end
   news = news or cell.d ~= 0 or cell.b ~= 0
@@ -70,7 +78,7 @@ local reply = { text(now), text(born), text(version), text(position), applied, h
 for i, cell in ipairs(request.cells) do
   local level = levels[i]
   local recent = level.recent + (level.taken or 0)
-  for name, value in pairs({ t = level.tat, c = level.corrections, a = level.adjusted, n = level.newest, r = recent, w = now }) do
+  for name, value in pairs({ t = level.tat, c = level.corrections, a = level.adjusted, n = level.newest, r = recent, g = level.given, w = now }) do
     fields[#fields + 1] = name .. ':' .. cell.k
     fields[#fields + 1] = text(value)
   end

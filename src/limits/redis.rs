@@ -36,7 +36,10 @@ use super::{
 };
 use crate::config;
 
-mod wire;
+pub mod wire;
+
+/// One transaction, in Redis' Lua: all of it or nothing.
+pub const SCRIPT: &str = include_str!("redis.lua");
 
 /// A replica announces itself this often.
 const BEAT: Duration = Duration::from_secs(1);
@@ -72,7 +75,7 @@ pub(super) fn start(
         prefix: store.prefix.clone(),
         time_limit: store.timeout,
         name: format!("{:016x}", fastrand::u64(..)),
-        script: Script::new(include_str!("redis.lua")),
+        script: Script::new(SCRIPT),
         announce: Script::new(ANNOUNCE),
         connection: Mutex::new(None),
         generation: AtomicU64::new(0),

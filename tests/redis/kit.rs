@@ -10,7 +10,7 @@ use std::{
 use groq_shield::{
     config::{self, Class, ModelLimits, Plan, StoreKind},
     groq::{RateState, Snapshot},
-    limits::{Ask, Limits, Pool},
+    limits::{Ask, Limits, Pool, Tables},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -201,6 +201,12 @@ impl Upstream {
         level.1 = now;
         level.0
     }
+}
+
+/// These limits as a lane's tables.
+pub(crate) fn tables(requests: Option<u64>, tokens: u64) -> Arc<Tables> {
+    let model = ModelLimits { requests_per_minute: requests, tokens_per_minute: Some(tokens), ..ModelLimits::default() };
+    Arc::new(Tables(config::Limits { plan: Plan::None, default: model, ..config::Limits::default() }))
 }
 
 /// Tokens a minute and nothing else.

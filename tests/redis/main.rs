@@ -16,7 +16,9 @@ mod outages;
 mod process;
 mod processes;
 mod script;
+mod seam;
 mod secure;
 mod sharing;
+mod world;
 
 use client::{Answer, Client};

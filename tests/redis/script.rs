@@ -7,9 +7,10 @@ use proptest::prelude::*;
 use redis::{Connection, RedisResult};
 use serde_json::{Value, json};
 
+use groq_shield::limits::redis::SCRIPT;
+
 use crate::kit::Redis;
 
-const SCRIPT: &str = include_str!("../../src/limits/redis.lua");
 /// Time in which an empty bucket fills, µs; and what a request leaves untouched.
 const CAP: i64 = 60_000_000;
 const RESERVE: i64 = 3_000_000;
@@ -65,6 +66,9 @@ struct Law {
     corrections: i64,
     adjusted: i64,
     newest: i64,
+    /// What headers gave back lately, and when it was so much, µs.
+    given: i64,
+    at: i64,
 }
 
 /// What one replica knows.
@@ -104,6 +108,7 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
         if let Some((position, truth, mark, corrections)) = sight {
             (cell["n"], cell["u"], cell["a"]) = (position.into(), truth.into(), at.into());
             (cell["m"], cell["x"], cell["o"]) = (mark.into(), corrections.into(), step.doubt.into());
+            cell["v"] = replica.law.adjusted.into();
         }
         let mut request = json!({
             "serial": serial, "born": replica.law.born, "position": replica.law.position, "hello": false, "cells": [cell],
@@ -124,6 +129,7 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
             next.position = next.position.max(replica.law.position);
             next.tat = next.tat.max(replica.law.tat + step.claimed.unwrap_or(0));
         }
+        next.tat += step.given_up;
         if let Some(more) = step.claimed {
             let raised = (replica.law.tat + more - next.tat).max(0);
             (next.tat, next.adjusted) = (next.tat + raised, next.adjusted + raised);
@@ -131,16 +137,22 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
         if step.settled > 0 {
             next.tat = next.tat.max(now);
         }
-        next.tat += step.settled + step.given_up;
-        next.adjusted += step.settled;
+        let given = next.given as f64 * ((next.at - now).min(0) as f64 / 300_000.0).exp();
+        let shown = given.min(step.settled.min(0).abs() as f64).floor();
+        let mut given = given - shown;
+        next.tat += step.settled + shown as i64;
+        next.adjusted += step.settled + shown as i64;
         let sight = sight.filter(|&(position, ..)| replica.law.born == next.born && position > next.newest);
         if let Some((position, truth, mark, corrections)) = sight {
             next.tat = next.tat.max(at);
             let wrong = truth - (mark + next.corrections - corrections).max(at);
-            let wrong = if wrong < 0 { (wrong + step.doubt).min(0) } else { wrong };
+            let back = (next.corrections - corrections - next.adjusted + replica.law.adjusted).max(0);
+            let wrong = if wrong < 0 { (wrong + step.doubt + back).min(0) } else { wrong };
             (next.tat, next.corrections, next.adjusted) = (next.tat + wrong, next.corrections + wrong, next.adjusted + wrong);
             next.newest = position;
+            given += wrong.min(0).abs() as f64;
         }
+        (next.given, next.at) = (format!("{given:.0}").parse().expect("a number"), now);
         if let Some((asked, patience)) = step.asked {
             let wait = (next.tat.max(now) + asked + RESERVE - CAP - now).max(0);
             prop_assert_eq!(number(7), wait);
@@ -152,7 +164,7 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
             }
         }
         let told = [number(1), number(3), number(9), number(10), number(11), number(12)];
-        let Law { born, position, tat, corrections, adjusted, newest } = next;
+        let Law { born, position, tat, corrections, adjusted, newest, .. } = next;
         prop_assert_eq!(told, [born, position, tat, corrections, adjusted, newest]);
         *replica = Known { serial, law: next.clone() };
         law = Some(next);
@@ -160,15 +172,15 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
     Ok(granted)
 }
 
-fn with_redis(test: impl FnOnce(&mut Connection)) {
+pub(crate) fn with_redis(test: impl FnOnce(&mut Connection)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let redis = runtime.block_on(Redis::start(&[]));
     let client = redis::Client::open(redis.url()).expect("a URL");
     test(&mut client.get_connection().expect("a connection"));
 }
 
-fn config(cases: u32) -> ProptestConfig {
-    ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) }
+pub(crate) fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig { failure_persistence: None, max_shrink_iters: 800, ..ProptestConfig::with_cases(cases) }
 }
 
 #[test]

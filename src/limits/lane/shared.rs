@@ -127,6 +127,11 @@ impl Lane {
             self.books.renew(&answer.state, answer.state.position.saturating_sub(u64::from(answer.granted)));
         }
         self.books.hear(&answer.state, true, now);
+        // What was done without the store is owed before what was lost on the way to it.
+        if !self.books.is_joined() {
+            self.books.join(&answer.state, now);
+            self.tell(0, now);
+        }
         if let Some(lost) = lost {
             match lost.head {
                 _ if answer.before.0 != lost.transaction.serial => self.books.untold(&lost.transaction.cells),
@@ -135,11 +140,7 @@ impl Lane {
                 _ => {}
             }
         }
-        if !self.books.is_joined() {
-            self.books.join(&answer.state, now);
-            self.books.hear(&answer.state, true, now);
-            self.tell(0, now);
-        }
+        self.books.hear(&answer.state, true, now);
         if let Some((id, ticket, amount)) = under_way.head {
             let waits = self.line.get(id).is_some_and(|waiter| waiter.ticket == ticket);
             match (answer.granted, waits, &mut self.link) {

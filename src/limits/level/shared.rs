@@ -36,6 +36,14 @@ pub(super) struct Far {
     replicas: u32,
 }
 
+impl Far {
+    /// By how much settlements and corrections have moved the level since it stood so, ns.
+    fn since(&self, mark: &Mark) -> i64 {
+        let adjusted = self.standing.adjusted.wrapping_add(self.before).wrapping_sub(mark.adjusted);
+        adjusted.saturating_add(self.settled).saturating_add(self.told.0)
+    }
+}
+
 impl Level {
     /// From now on it is shared; alone until the store has answered.
     pub fn link(&mut self, replicas: u32, now: Ns) {
@@ -43,6 +51,11 @@ impl Level {
             self.far = Some(Box::default());
             self.part(replicas, now);
         }
+    }
+
+    /// Whether it does without the store.
+    pub(super) fn is_parted(&self) -> bool {
+        self.far.as_ref().is_some_and(|far| far.parted.is_some())
     }
 
     /// The part of the limit that others leave to this replica.
@@ -65,7 +78,9 @@ impl Level {
         if let Some(far) = self.far.as_mut().filter(|far| far.parted.is_none())
             && far.sighting.is_none_or(|before| before.position < sighting.position)
         {
-            far.sighting = Some(sighting);
+            // In the sums of the store's record.
+            let adjusted = sighting.mark.adjusted.wrapping_sub(far.before);
+            far.sighting = Some(Sighting { mark: Mark { adjusted, ..sighting.mark }, ..sighting });
         }
     }
 
@@ -107,7 +122,8 @@ impl Level {
 
     /// A transaction that was lost was never applied: everything is owed again.
     pub fn untold(&mut self, cell: &Cell) {
-        if let Some(far) = &mut self.far {
+        // What is claimed counts it already.
+        if let Some(far) = self.far.as_mut().filter(|far| far.claim.is_none()) {
             far.settled = far.settled.saturating_add(cell.settled);
             far.given_up = far.given_up.saturating_add(cell.given_up);
         }
@@ -146,6 +162,16 @@ impl Level {
         })
     }
 
+    /// What the store has charged goes out now: Groq has seen what was given back since.
+    pub fn remark(&self, mark: &mut Mark) {
+        if let Some(far) = &self.far {
+            mark.tat = mark.tat.saturating_add_signed(far.since(mark));
+            mark.corrections = far.standing.corrections;
+            mark.adjusted = far.standing.adjusted.wrapping_add(far.before);
+            mark.recent = mark.recent.max(far.standing.recent);
+        }
+    }
+
     /// A reservation of the store's is not used: before its time, so nobody that came before gains from it.
     pub fn give_up(&mut self, asked: u64) {
         let Some(bucket) = &mut self.bucket else { return };
@@ -161,9 +187,7 @@ impl Level {
         if self.window.is_some() {
             return 0;
         }
-        let adjusted = far.standing.adjusted.wrapping_add(far.before).wrapping_sub(mark.adjusted);
-        let since = adjusted.saturating_add(far.settled).saturating_add(far.told.0);
-        let tat = mark.tat.saturating_add_signed(since).saturating_add(bucket.span(self.reserve(asked)));
+        let tat = mark.tat.saturating_add_signed(far.since(mark)).saturating_add(bucket.span(self.reserve(asked)));
         tat.saturating_sub(bucket.span(bucket.limit()))
     }
 

@@ -16,7 +16,7 @@ const LONGEST: i64 = 200 * 366 * 86_400_000_000;
 
 /// What to add to our microseconds for the server's, and how exact that is.
 #[derive(Debug, Default)]
-pub(super) struct Offset {
+pub struct Offset {
     by: i64,
     /// Half of a round trip, µs; `None`: nothing known yet.
     exact_to: Option<i64>,
@@ -25,15 +25,16 @@ pub(super) struct Offset {
 
 /// The script's reply, in its own numbers.
 #[derive(Debug)]
-pub(super) struct Reply {
-    pub(super) now: i64,
+pub struct Reply {
+    /// The server's clock, µs.
+    pub now: i64,
     head: [i64; HEAD],
     levels: Vec<(Box<str>, [i64; EACH - 1])>,
 }
 
 impl Reply {
     /// `None` for anything that the script does not say.
-    pub(super) fn parse(words: Vec<String>) -> Option<Self> {
+    pub fn parse(words: Vec<String>) -> Option<Self> {
         let (head, levels) = words.split_at_checked(HEAD)?;
         let number = |word: &String| word.parse::<i64>().ok().filter(|n| n.abs() <= 100 * LONGEST);
         let head: Vec<i64> = head.iter().map(number).collect::<Option<_>>()?;
@@ -50,7 +51,7 @@ impl Reply {
 
 impl Offset {
     /// The server said `now` between these two of ours.
-    pub(super) fn learn(&mut self, now: i64, sent: Ns, received: Ns) {
+    pub fn learn(&mut self, now: i64, sent: Ns, received: Ns) {
         let (sent, received) = (micros(sent), micros(received));
         let (by, half) = (now - (sent + received) / 2, (received - sent) / 2);
         // Clocks drift apart by less than a thousandth: an older measure is worth less with time.
@@ -61,7 +62,7 @@ impl Offset {
     }
 
     /// A transaction as the script reads it.
-    pub(super) fn request(&self, transaction: &Transaction) -> String {
+    pub fn request(&self, transaction: &Transaction) -> String {
         let cells: Vec<Value> = transaction.cells.iter().map(|cell| self.cell(cell)).collect();
         let mut request = json!({
             "serial": transaction.serial,
@@ -95,13 +96,14 @@ impl Offset {
             wire["a"] = self.there(sighting.at).into();
             wire["m"] = self.there(sighting.mark.tat).into();
             wire["o"] = (sighting.mark.recent / 1000).into();
+            wire["v"] = (sighting.mark.adjusted / 1000).into();
             wire["x"] = (sighting.mark.corrections / 1000).into();
         }
         wire
     }
 
     /// A reply as a lane reads it; `None` for numbers that cannot be.
-    pub(super) fn answer(&self, reply: Reply) -> Option<Answer> {
+    pub fn answer(&self, reply: Reply) -> Option<Answer> {
         let [_, born, version, position, applied, held, granted, wait] = reply.head;
         let standing = |[tat, corrections, adjusted, newest, recent]: [i64; EACH - 1]| {
             Some(Standing {
