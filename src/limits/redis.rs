@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs, io,
+    io,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -14,21 +14,21 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisError, RedisResult,
-    Script, TlsCertificates, Value,
+    ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Script, Value,
     aio::{ConnectionLike, MultiplexedConnection},
-    cluster::ClusterClientBuilder,
     cluster_async::ClusterConnection,
     cmd, from_redis_value,
 };
-use rustls_pki_types::{CertificateDer, pem::PemObject};
 use sha2::{Digest, Sha256};
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     time::{Instant, sleep, timeout},
 };
 
-use self::wire::{Offset, Reply};
+use self::{
+    connect::CONNECT,
+    wire::{Offset, Reply},
+};
 use super::{
     exchange::{Answer, Transaction},
     lanes::{Clock, LaneKey, Shared, SharedLane},
@@ -36,6 +36,7 @@ use super::{
 };
 use crate::config;
 
+mod connect;
 pub mod wire;
 
 /// One transaction, in Redis' Lua: all of it or nothing.
@@ -45,8 +46,6 @@ pub const SCRIPT: &str = include_str!("redis.lua");
 const BEAT: Duration = Duration::from_secs(1);
 /// A store that is out of reach is looked for this often.
 const LOOK: Duration = Duration::from_millis(500);
-/// For name, TCP, TLS and greeting together. No request waits for it.
-const CONNECT: Duration = Duration::from_secs(2);
 /// So long a replica counts that has gone silent: a store that restarts empty hears of all of them again meanwhile.
 const SILENT: Duration = Duration::from_secs(5);
 
@@ -218,52 +217,6 @@ impl Keeper {
         }
         *self.connection() = Some(connection);
         Ok(())
-    }
-
-    async fn connect(&self) -> RedisResult<Connection> {
-        let info = self.url.as_str().into_connection_info()?;
-        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        let info = info.set_redis_settings(settings);
-        let certificates = self.certificates()?;
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT))
-            .set_response_timeout(Some(self.time_limit))
-            .set_push_sender(self.news.clone());
-        let client = match certificates.clone() {
-            Some(certificates) => Client::build_with_tls(info.clone(), certificates)?,
-            None => Client::open(info.clone())?,
-        };
-        let mut one = client.get_multiplexed_async_connection_with_config(&config).await?;
-        let about: String = cmd("INFO").arg("cluster").query_async(&mut one).await?;
-        if !about.contains("cluster_enabled:1") {
-            one.subscribe(self.channel()).await?;
-            return Ok(Connection::One(one));
-        }
-        let mut cluster = ClusterClientBuilder::new([info])
-            .use_protocol(ProtocolVersion::RESP3)
-            .connection_timeout(CONNECT)
-            .response_timeout(self.time_limit)
-            .retries(1)
-            .push_sender(self.news.clone());
-        if let Some(certificates) = certificates {
-            cluster = cluster.certs(certificates);
-        }
-        let mut all = cluster.build()?.get_async_connection().await?;
-        all.subscribe(self.channel()).await?;
-        Ok(Connection::Cluster(all))
-    }
-
-    /// The roots of a private authority, where there is one.
-    fn certificates(&self) -> RedisResult<Option<TlsCertificates>> {
-        let Some(file) = self.ca_file.as_ref().filter(|_| self.url.starts_with("rediss:")) else { return Ok(None) };
-        let unusable = |why: String| io::Error::other(format!("store.ca_file {}: {why}", file.display()));
-        let root_cert = fs::read(file).map_err(|why| unusable(why.to_string()))?;
-        match CertificateDer::pem_slice_iter(&root_cert).next() {
-            Some(Ok(_)) => {}
-            Some(Err(why)) => return Err(unusable(why.to_string()).into()),
-            None => return Err(unusable("no certificate in it".into()).into()),
-        }
-        Ok(Some(TlsCertificates { client_tls: None, root_cert: Some(root_cert) }))
     }
 
     /// Runs a lane's transaction and tells it the end.

@@ -51,16 +51,29 @@ pub(crate) async fn flood(
     from: Instant,
     end: Instant,
 ) -> Arc<Tally> {
+    let all: Vec<_> = replicas.iter().map(|replica| (replica, &[0, 1][..])).collect();
+    flood_of(&all, model, upstream, clients, from, end).await
+}
+
+/// The same where every replica has its own apps.
+pub(crate) async fn flood_of(
+    replicas: &[(&Limits, &'static [usize])],
+    model: &'static str,
+    upstream: &Arc<Upstream>,
+    clients: usize,
+    from: Instant,
+    end: Instant,
+) -> Arc<Tally> {
     let tally = Arc::<Tally>::default();
     let mut tasks = tokio::task::JoinSet::new();
-    for (number, limits) in replicas.iter().enumerate() {
+    for (number, &(limits, apps)) in replicas.iter().enumerate() {
         for client in 0..clients {
             let (limits, upstream, tally) = (limits.clone(), upstream.clone(), tally.clone());
             tasks.spawn(async move {
                 // Not all at the same moment.
                 sleep(Duration::from_millis((7 * client + number) as u64 % 50)).await;
                 while Instant::now() < end {
-                    once(&limits, model, &upstream, &tally, client % 2, from, end).await;
+                    once(&limits, model, &upstream, &tally, apps[client % apps.len()], from, end).await;
                 }
             });
         }

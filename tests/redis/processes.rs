@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::{
     task::JoinSet,
@@ -9,6 +10,7 @@ use tokio::{
 };
 
 use crate::{
+    kit::Redis,
     outages::{Outage, Scene, TIMEOUT},
     process::{Process, Shield, Simulator},
 };
@@ -71,16 +73,16 @@ async fn status(process: &Process) -> Value {
 async fn counted(simulator: &Simulator) -> [f64; 3] {
     let stats = simulator.process.client().plain("/_sim/stats", None).await.json();
     let lanes = stats["lanes"].as_array().expect("lanes");
-    let lane = lanes.iter().find(|lane| lane["model"] == MODEL).expect("it was used");
+    let Some(lane) = lanes.iter().find(|lane| lane["model"] == MODEL) else { return [0.0; 3] };
     let refused: f64 = lane["refused"].as_object().expect("a map").values().filter_map(Value::as_f64).sum();
     let (admitted, spent) = (&lane["admitted"], &lane["levels"]["TPM"]["spent"]);
     [admitted.as_f64().expect("a number") + refused, refused, spent.as_f64().expect("a number")]
 }
 
 /// Takes most of a full level, as a stranger.
-async fn drain(simulator: &Simulator) {
+async fn drain(simulator: &Simulator, pieces: usize) {
     let content = "word ".repeat(80_000);
-    for _ in 0..4 {
+    for _ in 0..pieces {
         let body = json!({"model": MODEL, "max_completion_tokens": 1, "messages": [{"role": "user", "content": content}]});
         let answer = simulator.process.client().plain("/openai/v1/chat/completions", Some(&body)).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
@@ -140,7 +142,7 @@ async fn under_load(count: usize, outage: Option<Outage>, course: &Course) -> Ou
     let simulator = Simulator::start(LIMITS);
     let shields = shields(count, &simulator, &scene.url());
     until(false, &shields).await;
-    drain(&simulator).await;
+    drain(&simulator, 4).await;
     let whole = course.warm + course.before + course.without + course.after;
     let (start, end) = (Instant::now(), Instant::now() + Duration::from_secs(whole));
     let mut floods: Vec<_> = shields.iter().map(|shield| flood(&shield.process, CLIENTS / count, end)).collect();
@@ -192,6 +194,84 @@ async fn two_processes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn eight_processes_and_redis_is_killed() {
     check("eight", &under_load(8, Some(Outage::Killed), &SHORT).await, 5.0, 0.8);
+}
+
+/// What it held and Groq has given up is the other one's as soon as Groq's headers say so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_replica_gives_back_what_it_held() {
+    let redis = Redis::start(&[]).await;
+    let simulator = Simulator::start(LIMITS);
+    let shields = shields(2, &simulator, &redis.url());
+    until(false, &shields).await;
+    let holding: JoinSet<()> =
+        (0..10)
+            .map(|_| {
+                let client = shields[0].process.client();
+                async move {
+                    drop(client.post("/openai/v1/chat/completions", &body(MODEL, 9000, "completion=10 head_ms=60000")).await)
+                }
+            })
+            .collect();
+    let start = Instant::now();
+    while counted(&simulator).await[0] < 10.0 {
+        assert!(start.elapsed() < Duration::from_secs(20), "they are not sent");
+        sleep(Duration::from_millis(100)).await;
+    }
+    drain(&simulator, 3).await;
+    let end = Instant::now() + Duration::from_secs(24);
+    let mut flood = flood(&shields[1].process, CLIENTS, end);
+    sleep(Duration::from_secs(6)).await;
+    let held = level(&simulator).await;
+    shields[0].process.signal(Signal::SIGKILL);
+    drop(holding);
+    let killed = Instant::now();
+    sleep(Duration::from_millis(200)).await;
+    let fallen = level(&simulator).await;
+    while level(&simulator).await < held - 20_000.0 {
+        assert!(killed.elapsed() < Duration::from_secs(20), "{} of {held} are used", level(&simulator).await);
+        sleep(Duration::from_millis(100)).await;
+    }
+    println!("{held} in use, {fallen} without the killed one, used again after {:?}", killed.elapsed());
+    flood.abort_all();
+    while flood.join_next().await.is_some() {}
+    let [sent, refused, _] = counted(&simulator).await;
+    assert!(fallen < held - 60_000.0, "the killed one held something: {fallen} of {held}");
+    assert!(refused <= 1.0, "{refused} of {sent} were refused");
+}
+
+/// Tokens in use, in truth.
+async fn level(simulator: &Simulator) -> f64 {
+    let stats = simulator.process.client().plain("/_sim/stats", None).await.json();
+    let lanes = stats["lanes"].as_array().expect("lanes");
+    let lane = lanes.iter().find(|lane| lane["model"] == MODEL).expect("it was used");
+    lane["levels"]["TPM"]["used"].as_f64().expect("a number")
+}
+
+/// As in `deploy/compose.redis.yaml`: two shields and a Redis. One is stopped while it still has an answer to give; what that did
+/// not use is the other one's at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drained_replica_leaves_nothing_untold() {
+    let redis = Redis::start(&[]).await;
+    let simulator = Simulator::start(LIMITS);
+    let deployed = include_str!("../../deploy/compose.redis.toml").replace("redis://redis:6379", &redis.url());
+    let environment = [("GROQ_API_KEY", "gsk_groq"), ("APP_TOKEN", "gsk_test")];
+    let shield = || Shield::with(simulator.process.address(), &format!("{deployed}\n{LIMITS}"), &environment);
+    let mut shields = [(); 2].map(|()| shield());
+    until(false, &shields).await;
+    let first = shields[0].process.client();
+    let answer = tokio::spawn(async move {
+        let body = body(MODEL, 400_000, "completion=10 head_ms=1500");
+        first.post("/openai/v1/chat/completions", &body).await
+    });
+    sleep(Duration::from_millis(500)).await;
+    shields[0].process.signal(Signal::SIGTERM);
+    assert_eq!(answer.await.expect("an answer").status, 200);
+    assert!(shields[0].process.ended(Duration::from_secs(20)).await.success());
+    let body = body(MODEL, 400_000, "completion=10 head_ms=1");
+    let answer = shields[1].process.client().post("/openai/v1/chat/completions", &body).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let waited: u64 = answer.headers["x-shield-wait-ms"].to_str().expect("text").parse().expect("a number");
+    assert!(waited < 5000, "{waited} ms");
 }
 
 /// `cargo test --test redis -- --ignored --nocapture every_outage`

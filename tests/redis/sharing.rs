@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     kit::{PATIENT, Redis, Upstream, ask, replica, tokens, until},
-    load::flood,
+    load::{flood, flood_of},
 };
 
 const LIMIT: u64 = 600_000;
@@ -69,6 +69,26 @@ async fn loaded(count: usize, clients: usize) {
     let [one, two] = [0, 1].map(|app| tally.apps[app].load(Relaxed));
     assert!(one.abs_diff(two) <= 5 * count as u64, "{one} and {two}");
     assert!(calls <= 2 * sent + 10 * count as u64, "{calls} calls for {sent} requests");
+}
+
+/// Replicas take turns, request by request: an app that asks through one of two gets half of the turns if the other replica
+/// has other apps, and shares its own replica's half fairly if that one has them too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_on_one_replica_of_two_has_its_part_of_that_ones_turns() {
+    for (apps, least) in [([&[0][..], &[1][..]], 0.45), ([&[0][..], &[0, 1][..]], 0.2)] {
+        let redis = Redis::start(&[]).await;
+        let replicas = [(); 2].map(|()| replica(&redis.url(), tokens(LIMIT), PATIENT));
+        until(false, &replicas).await;
+        let upstream = Upstream::new(LIMIT);
+        upstream.take(LIMIT * 9 / 10).expect("it is full");
+        let (from, end) = (Instant::now() + Duration::from_secs(1), Instant::now() + Duration::from_secs(7));
+        let both = [(&replicas[0], apps[0]), (&replicas[1], apps[1])];
+        let tally = flood_of(&both, "m", &upstream, 20, from, end).await;
+        let [one, two] = [0, 1].map(|app| tally.apps[app].load(Relaxed) as f64);
+        println!("{apps:?}: {one} and {two}");
+        assert!(two / (one + two) >= least, "{one} and {two}");
+        assert_eq!(tally.refused.load(Relaxed), 0, "refused");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
