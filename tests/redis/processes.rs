@@ -225,17 +225,19 @@ async fn a_killed_replica_gives_back_what_it_held() {
     shields[0].process.signal(Signal::SIGKILL);
     drop(holding);
     let killed = Instant::now();
-    sleep(Duration::from_millis(200)).await;
-    let fallen = level(&simulator).await;
+    // Ten of 9000 tokens that nobody waits for any more.
+    while simulator.process.client().plain("/_sim/stats", None).await.json()["dropped"] != 10 {
+        assert!(killed.elapsed() < Duration::from_secs(20), "Groq does not notice");
+        sleep(Duration::from_millis(20)).await;
+    }
     while level(&simulator).await < held - 20_000.0 {
         assert!(killed.elapsed() < Duration::from_secs(20), "{} of {held} are used", level(&simulator).await);
         sleep(Duration::from_millis(100)).await;
     }
-    println!("{held} in use, {fallen} without the killed one, used again after {:?}", killed.elapsed());
+    println!("{held} in use again after {:?}", killed.elapsed());
     flood.abort_all();
     while flood.join_next().await.is_some() {}
     let [sent, refused, _] = counted(&simulator).await;
-    assert!(fallen < held - 60_000.0, "the killed one held something: {fallen} of {held}");
     assert!(refused <= 1.0, "{refused} of {sent} were refused");
 }
 
