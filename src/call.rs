@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, header};
 
 use crate::{
     config::Queue,
@@ -40,6 +40,12 @@ pub struct Facts {
     /// Whether it asks for an answer that is not JSON (`response_format` of a transcription).
     pub wants_text: bool,
 }
+
+// Made once: a name as text would be parsed for each request.
+static RETRY_COUNT: HeaderName = HeaderName::from_static("x-stainless-retry-count");
+static READ_TIMEOUT: HeaderName = HeaderName::from_static("x-stainless-read-timeout");
+static TIMEOUT: HeaderName = HeaderName::from_static("x-stainless-timeout");
+static MAX_WAIT: HeaderName = HeaderName::from_static("x-shield-max-wait-ms");
 
 /// No model's name is longer; more of one is not kept, bytes.
 const LONGEST_MODEL: usize = 200;
@@ -148,7 +154,7 @@ pub fn with_ceiling(endpoint: Endpoint, body: &Bytes, to: u64) -> Bytes {
 
 /// Whether the SDK sends this for the second time.
 pub fn is_client_retry(headers: &HeaderMap) -> bool {
-    number(headers, "x-stainless-retry-count").is_some_and(|count| count >= 1.0)
+    number(headers, &RETRY_COUNT).is_some_and(|count| count >= 1.0)
 }
 
 /// However little a client says that it waits, less its answer's usual time, it gets this much.
@@ -158,8 +164,8 @@ const LEAST_PATIENCE: Duration = Duration::from_millis(500);
 /// announced timeout less the `usual` time to an answer's head. What does not parse is as if it were not there.
 pub fn patience(headers: &HeaderMap, queue: &Queue, usual: Duration) -> Duration {
     let seconds = |number: f64| Duration::try_from_secs_f64(number).ok();
-    let asked = number(headers, "x-shield-max-wait-ms").and_then(|ms| seconds(ms / 1000.0));
-    let announced = ["x-stainless-read-timeout", "x-stainless-timeout"]
+    let asked = number(headers, &MAX_WAIT).and_then(|ms| seconds(ms / 1000.0));
+    let announced = [&READ_TIMEOUT, &TIMEOUT]
         .into_iter()
         .filter_map(|name| number(headers, name).filter(|timeout| *timeout > 0.0).and_then(seconds))
         .min()
@@ -167,7 +173,7 @@ pub fn patience(headers: &HeaderMap, queue: &Queue, usual: Duration) -> Duration
     [asked, announced].into_iter().flatten().fold(queue.max_wait, Duration::min)
 }
 
-fn number(headers: &HeaderMap, name: &str) -> Option<f64> {
+fn number(headers: &HeaderMap, name: &HeaderName) -> Option<f64> {
     let number: f64 = headers.get(name)?.to_str().ok()?.trim().parse().ok()?;
     (number.is_finite() && number >= 0.0).then_some(number)
 }

@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use http::{HeaderMap, HeaderName};
+use http::HeaderMap;
 
 mod duration;
 mod path;
@@ -124,38 +124,40 @@ pub struct RateState {
 impl RateState {
     /// Reads the headers; what is absent or unparsable is `None`.
     pub fn of(headers: &HeaderMap) -> Self {
-        let snapshot = |[limit, remaining, reset]: &[HeaderName; 3]| {
-            let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
-            let limit = text(limit).and_then(count).filter(|limit| *limit > 0)?;
-            let remaining = text(remaining).and_then(count)?.min(limit);
-            Some(Snapshot { limit, remaining, reset: text(reset).and_then(parse_duration) })
-        };
-        Self { requests: snapshot(&REQUESTS), tokens: snapshot(&TOKENS), audio: snapshot(&AUDIO) }
+        // One look at each header: nine look-ups took three times as long.
+        let mut texts: [[Option<&str>; 3]; 3] = [[None; 3]; 3];
+        for (name, value) in headers {
+            let (unit, which) = match name.as_str() {
+                "x-ratelimit-limit-requests" => (0, 0),
+                "x-ratelimit-remaining-requests" => (0, 1),
+                "x-ratelimit-reset-requests" => (0, 2),
+                "x-ratelimit-limit-tokens" => (1, 0),
+                "x-ratelimit-remaining-tokens" => (1, 1),
+                "x-ratelimit-reset-tokens" => (1, 2),
+                "x-ratelimit-limit-audio-seconds" => (2, 0),
+                "x-ratelimit-remaining-audio-seconds" => (2, 1),
+                "x-ratelimit-reset-audio-seconds" => (2, 2),
+                _ => continue,
+            };
+            texts[unit][which] = texts[unit][which].or(value.to_str().ok().map(str::trim));
+        }
+        let [requests, tokens, audio] = texts.map(|[limit, remaining, reset]| {
+            let limit = limit.and_then(count).filter(|limit| *limit > 0)?;
+            let remaining = remaining.and_then(count)?.min(limit);
+            Some(Snapshot { limit, remaining, reset: reset.and_then(parse_duration) })
+        });
+        Self { requests, tokens, audio }
     }
 }
 
-/// Limit, remaining, reset. Made once: a name as text would be parsed for each answer.
-static REQUESTS: [HeaderName; 3] = [
-    HeaderName::from_static("x-ratelimit-limit-requests"),
-    HeaderName::from_static("x-ratelimit-remaining-requests"),
-    HeaderName::from_static("x-ratelimit-reset-requests"),
-];
-static TOKENS: [HeaderName; 3] = [
-    HeaderName::from_static("x-ratelimit-limit-tokens"),
-    HeaderName::from_static("x-ratelimit-remaining-tokens"),
-    HeaderName::from_static("x-ratelimit-reset-tokens"),
-];
-static AUDIO: [HeaderName; 3] = [
-    HeaderName::from_static("x-ratelimit-limit-audio-seconds"),
-    HeaderName::from_static("x-ratelimit-remaining-audio-seconds"),
-    HeaderName::from_static("x-ratelimit-reset-audio-seconds"),
-];
-
 /// A whole number, or the whole part of a decimal one; less than nothing is nothing.
 fn count(text: &str) -> Option<u64> {
+    let plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if plain(text) {
+        return Some(text.parse().unwrap_or(u64::MAX));
+    }
     let (number, below_zero) = text.strip_prefix('-').map_or((text, false), |rest| (rest, true));
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
-    let plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     (plain(whole) && plain(fraction)).then(|| if below_zero { 0 } else { whole.parse().unwrap_or(u64::MAX) })
 }
 

@@ -2,30 +2,11 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-/// Headers that describe one connection only. `proxy-connection` and `keep-alive` are not in the standard, but in use.
-const HOP_BY_HOP: [HeaderName; 9] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    HeaderName::from_static("proxy-connection"),
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
-
-const OURS: &str = "x-shield-";
-
 /// Makes an app's headers the upstream's. `read_answer`: the shield reads what comes back, so it must come as it is.
 ///
-/// The length goes too: the body is whole by now and says its own.
+/// The length goes too: the body is whole by now and says its own. `host` is replaced when the request is sent.
 pub fn to_upstream(headers: &mut HeaderMap, read_answer: bool) {
-    remove_hop_by_hop(headers);
-    remove_ours(headers);
-    for name in [header::HOST, header::CONTENT_LENGTH, header::EXPECT] {
-        headers.remove(name);
-    }
+    remove(headers, |name| ends_here(name) || *name == header::CONTENT_LENGTH || *name == header::EXPECT);
     if read_answer {
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
@@ -33,25 +14,26 @@ pub fn to_upstream(headers: &mut HeaderMap, read_answer: bool) {
 
 /// Makes the upstream's headers the app's. Nobody but us may say `x-shield-…`.
 pub fn from_upstream(headers: &mut HeaderMap) {
-    remove_hop_by_hop(headers);
-    remove_ours(headers);
+    remove(headers, ends_here);
 }
 
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    let nominated: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|b| *b == b','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-        .collect();
-    for name in HOP_BY_HOP.iter().chain(&nominated) {
-        headers.remove(name);
+/// Whether a header describes one connection only, or is ours. `proxy-connection` and `keep-alive` are not in the standard, but in use.
+fn ends_here(name: &HeaderName) -> bool {
+    match name.as_str() {
+        "connection" | "keep-alive" | "proxy-authenticate" | "proxy-authorization" | "proxy-connection" | "te" | "trailer"
+        | "transfer-encoding" | "upgrade" => true,
+        name => name.starts_with("x-shield-"),
     }
 }
 
-fn remove_ours(headers: &mut HeaderMap) {
-    let ours: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect();
-    for name in ours {
+/// Removes these, and those that `connection` names. One look at each: a look-up of every name that may be there took longer.
+fn remove(headers: &mut HeaderMap, ends: impl Fn(&HeaderName) -> bool) {
+    let mut ending: Vec<HeaderName> = headers.keys().filter(|name| ends(name)).cloned().collect();
+    if ending.contains(&header::CONNECTION) {
+        let nominated = headers.get_all(header::CONNECTION).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+        ending.extend(nominated.filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok()));
+    }
+    for name in ending {
         headers.remove(name);
     }
 }

@@ -1,8 +1,9 @@
 //! Who asks, and for whom? The organisation by its key, the app by its token or its word; and the key that goes to Groq.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, Method, header};
+use foldhash::HashMap;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
@@ -12,6 +13,9 @@ use crate::{
 };
 
 type Digest = [u8; 32];
+
+static APP: HeaderName = HeaderName::from_static("x-shield-app");
+static CLASS: HeaderName = HeaderName::from_static("x-shield-class");
 
 /// An app's name from a header is no longer than this, bytes.
 const LONGEST_APP: usize = 64;
@@ -52,7 +56,7 @@ impl IdentityIndex {
     /// The index of these settings; `env` reads a variable. A variable that is not set names no key.
     pub fn new(settings: &Settings, env: impl Fn(&str) -> Option<String>) -> Self {
         let value = |name: &str| env(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
-        let mut organisations = HashMap::new();
+        let mut organisations = HashMap::default();
         for organisation in &settings.organisations {
             let name: Arc<str> = Arc::from(organisation.name.as_str());
             let from_env = organisation.api_key_env.iter().filter_map(|name| value(name)).map(|key| digest(key.as_bytes()));
@@ -104,10 +108,10 @@ impl IdentityIndex {
             (None, Some(key)) => self.organisation(key),
             (None, None) => Arc::from("none"),
         };
-        let named = name(headers, "x-shield-app");
+        let named = name(headers, &APP);
         // An app with a token is known by it alone: nobody else may take its name.
         let app = app.or_else(|| self.apps.iter().find(|app| app.token.is_none() && Some(app.name.as_ref()) == named.as_deref()));
-        let class = match headers.get("x-shield-class").map(HeaderValue::as_bytes) {
+        let class = match headers.get(&CLASS).map(HeaderValue::as_bytes) {
             Some(class) if class.eq_ignore_ascii_case(b"batch") => Class::Batch,
             Some(class) if class.eq_ignore_ascii_case(b"interactive") => Class::Interactive,
             _ => app.map(|app| app.class).unwrap_or_default(),
@@ -163,7 +167,7 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 /// A name that a client chose: bounded, and of letters that harm no log and no label.
-fn name(headers: &HeaderMap, header: &str) -> Option<String> {
+fn name(headers: &HeaderMap, header: &HeaderName) -> Option<String> {
     let value = headers.get(header)?.as_bytes().trim_ascii();
     let plain = |b: &u8| if b.is_ascii_alphanumeric() || b"-_.:/@+".contains(b) { char::from(*b) } else { '_' };
     let name: String = value.iter().take(LONGEST_APP).map(plain).collect();

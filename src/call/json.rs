@@ -1,12 +1,12 @@
 //! What does a JSON body ask for? One pass over the bytes; of what does not matter here only the syntax is seen.
 
-use std::{fmt, ops::Range};
+use std::{borrow::Cow, fmt, ops::Range};
 
 use serde::{
     Deserializer,
     de::{IgnoredAny, MapAccess, Visitor},
 };
-use serde_json::value::RawValue;
+use serde_json::{de::Read, value::RawValue};
 
 use crate::{
     estimate::{Part, Prompt},
@@ -43,9 +43,17 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Members, serde_jso
 }
 
 fn pass(endpoint: Endpoint, body: &[u8], walk: bool) -> Result<Members, serde_json::Error> {
-    let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let members = deserializer.deserialize_map(Reading { endpoint, body, walk })?;
-    deserializer.end().map(|()| members)
+    let reading = Reading { endpoint, body, walk };
+    // Of text that is UTF-8 throughout, each string need not be looked at again.
+    match std::str::from_utf8(body) {
+        Ok(text) => whole(serde_json::Deserializer::from_str(text), reading),
+        Err(_) => whole(serde_json::Deserializer::from_slice(body), reading),
+    }
+}
+
+fn whole<'de, R: Read<'de>>(mut json: serde_json::Deserializer<R>, reading: Reading<'de>) -> Result<Members, serde_json::Error> {
+    let members = json.deserialize_map(reading)?;
+    json.end().map(|()| members)
 }
 
 struct Reading<'b> {
@@ -93,7 +101,7 @@ impl<'de> Visitor<'de> for Reading<'de> {
         let mut members = Members::default();
         let mut ceilings: [Option<&RawValue>; 2] = [None, None];
         while let Some(name) = map.next_key::<Name>()? {
-            let name = name.0.as_str();
+            let name = name.0.as_ref();
             if let Some(part) = self.part(name) {
                 if self.walk {
                     map.next_value_seed(members.prompt.reading(part))?;
@@ -132,19 +140,22 @@ fn text(raw: &RawValue) -> String {
     serde_json::from_str(raw.get()).unwrap_or_default()
 }
 
-/// A member's name, kept only where it is as short as those that matter.
-struct Name(String);
+/// A member's name; one with escapes is kept only where it is as short as those that matter.
+struct Name<'de>(Cow<'de, str>);
 
-impl<'de> serde::Deserialize<'de> for Name {
+impl<'de> serde::Deserialize<'de> for Name<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Short;
-        impl Visitor<'_> for Short {
-            type Value = Name;
+        impl<'de> Visitor<'de> for Short {
+            type Value = Name<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a name")
             }
-            fn visit_str<E>(self, name: &str) -> Result<Name, E> {
-                Ok(Name(if name.len() <= 32 { name.to_owned() } else { String::new() }))
+            fn visit_borrowed_str<E>(self, name: &'de str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Borrowed(name)))
+            }
+            fn visit_str<E>(self, name: &str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Owned(if name.len() <= 32 { name.to_owned() } else { String::new() })))
             }
         }
         deserializer.deserialize_str(Short)

@@ -4,129 +4,108 @@
 //! runs were fitted to `o200k` counts of eighty texts in ten languages, code and JSON, and those of words and punctuation
 //! (and of Chinese) then raised by a tenth: too high an estimate comes back at settlement, too low a one is refused.
 
-/// What a run is made of.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Letter,
-    Digit,
-    Punctuation,
-    Space,
-    Newline,
-    Cyrillic,
-    Arabic,
-    Indic,
-    Thai,
-    Han,
-    Kana,
-    Hangul,
-    Other,
-}
-
-/// A text is looked at whole up to here, bytes. Of a longer one, windows spread evenly over it stand for the rest.
-const WHOLE: usize = 4 << 10;
-const WINDOWS: usize = 16;
+/// A text is looked at whole up to here, bytes. Of a longer one a sixteenth stands for the rest, at least this much and
+/// at most [`MOST`]: looking at all of a prompt took as long as everything else that the shield does with it.
+const WHOLE: usize = 256;
+const MOST: usize = 4 << 10;
+/// What is looked at in one go, bytes. So many before them tell what they go on with; six would do.
+const BLOCK: usize = 64;
+const BEFORE: usize = 17;
 
 /// Thousandths of tokens in `text`.
 pub(super) fn millitokens(text: &str) -> u64 {
-    if text.len() <= WHOLE {
-        return runs(text);
+    let bytes = text.as_bytes();
+    if bytes.len() <= WHOLE {
+        return (0..bytes.len()).step_by(BLOCK).map(|from| block(bytes, from)).sum();
     }
-    let boundary = |at: usize| (at..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
-    let (mut price, mut seen) = (0, 0);
-    for window in 0..WINDOWS {
-        let from = (text.len() - WHOLE / WINDOWS) / (WINDOWS - 1) * window;
-        let part = &text[boundary(from)..boundary(from + WHOLE / WINDOWS)];
-        price += runs(part);
-        seen += part.len();
-    }
+    let blocks = (bytes.len() / 16).clamp(WHOLE, MOST) / BLOCK;
+    let last = bytes.len() - BLOCK;
+    let price: u64 = (0..blocks).map(|n| block(bytes, last * n / (blocks - 1))).sum();
     // 2^64 thousandths are more than any body holds.
-    (u128::from(price) * text.len() as u128 / seen.max(1) as u128) as u64
+    (u128::from(price) * bytes.len() as u128 / (blocks * BLOCK) as u128) as u64
 }
 
-fn runs(text: &str) -> u64 {
-    let mut total = 0;
-    let mut run = Run { kind: Kind::Space, length: 0, accents: 0, capitals: 0 };
-    let mut before_lower = false;
-    for c in text.chars() {
-        let kind = kind(c);
-        let capital = c.is_ascii_uppercase();
-        // camelCase is two words.
-        if kind != run.kind || (capital && before_lower) {
-            total += run.price();
-            run = Run { kind, length: 0, accents: 0, capitals: 0 };
-        }
-        run.length += 1;
-        run.accents += u64::from(!c.is_ascii());
-        run.capitals += u64::from(capital);
-        before_lower = c.is_ascii_lowercase();
+const SMALL: u8 = 1;
+const CAPITAL: u8 = 2;
+const DIGIT: u8 = 4;
+const PUNCTUATION: u8 = 8;
+const SPACE: u8 = 16;
+const NEWLINE: u8 = 32;
+/// Of a character of several bytes, or none.
+const OTHER: u8 = 0;
+
+/// The price of [`BLOCK`] bytes. Loops without a branch, which the compiler turns into vectors: a seventh of the time.
+fn block(text: &[u8], from: usize) -> u64 {
+    // Each row tells of the one before it, and begins so much later as that takes.
+    let mut bytes = [0xff; BEFORE + BLOCK];
+    let known = &text[from.saturating_sub(BEFORE)..text.len().min(from + BLOCK)];
+    bytes[BEFORE.saturating_sub(from)..][..known.len()].copy_from_slice(known);
+
+    let mut kinds = [OTHER; BLOCK + 16];
+    for (at, to) in kinds.iter_mut().enumerate() {
+        *to = kind(bytes[at], bytes[at + 1]);
     }
-    total + run.price()
-}
-
-struct Run {
-    kind: Kind,
-    length: u64,
-    accents: u64,
-    capitals: u64,
-}
-
-impl Run {
-    /// Thousandths of tokens.
-    fn price(&self) -> u64 {
-        let length = self.length;
-        let more = length.saturating_sub(1);
-        match self.kind {
-            _ if length == 0 => 0,
-            Kind::Letter => {
-                let shouted = if self.capitals == length { 140 * more } else { 0 };
-                820 + 370 * length.saturating_sub(6) + 710 * self.accents + shouted
-            }
-            Kind::Digit => 1150 * length.div_ceil(3),
-            Kind::Punctuation => 900 + 200 * more,
+    // All ones where a byte goes on with what the one before began: small letters with capitals, but not the other way round.
+    let mut joined = [0; BLOCK + 8];
+    for (at, to) in joined.iter_mut().enumerate() {
+        let same = kinds[at + 8] & (kinds[at + 7] | kinds[at + 7] >> 1 & SMALL);
+        *to = if same == 0 { 0 } else { 0xff };
+    }
+    let mut prices = [0; BLOCK];
+    for (at, price) in prices.iter_mut().enumerate() {
+        let joined = |before: usize| joined[8 + at - before];
+        let (second, third) = (joined(0), joined(0) & joined(1));
+        let fourth = third & joined(2);
+        let seventh = fourth & joined(3) & joined(4) & joined(5);
+        let of = |kind: u8, price: u8| if kinds[16 + at] & kind == 0 { 0 } else { price };
+        *price = (of(SMALL | CAPITAL, 82) & !second)
+            | (of(DIGIT, 115) & !second)
+            | (of(PUNCTUATION, 90) & !second)
+            | (of(NEWLINE, 100) & !second)
             // The space before a word is part of its token.
-            Kind::Space => 900 * u64::from(length > 1),
-            Kind::Newline => 1000,
-            Kind::Cyrillic => 270 * length,
-            Kind::Arabic => 380 * length,
-            Kind::Indic => 390 * length,
-            Kind::Thai => 430 * length,
-            Kind::Han => 790 * length,
-            Kind::Kana => 750 * length,
-            Kind::Hangul => 760 * length,
-            Kind::Other => 2300 * length,
-        }
+            | (of(SPACE, 90) & second & !third)
+            // Numbers are cut into threes.
+            | (of(DIGIT, 115) & fourth & !joined(3))
+            | (of(DIGIT, 38) & seventh)
+            | (of(PUNCTUATION, 20) & second);
+        *price += (of(SMALL | CAPITAL, 37) & seventh) + (of(CAPITAL, 14) & second);
     }
+    let mut price: u64 = prices.chunks_exact(16).map(|row| row.iter().map(|price| u32::from(*price)).sum::<u32>()).map(|sum| u64::from(sum) * 10).sum();
+    if !bytes.is_ascii() {
+        price += bytes[BEFORE - 1..].windows(2).map(|pair| wide(pair[0], pair[1])).sum::<u64>();
+    }
+    price
 }
 
-fn kind(c: char) -> Kind {
-    // Most text is ASCII: one look-up.
-    static ASCII: [Kind; 128] = {
-        let mut kinds = [Kind::Other; 128];
-        let mut byte = 0;
-        while byte < 128 {
-            kinds[byte as usize] = slow_kind(byte as u8 as char);
-            byte += 1;
-        }
-        kinds
-    };
-    if c.is_ascii() { ASCII[c as usize] } else { slow_kind(c) }
+#[inline(always)]
+fn kind(before: u8, byte: u8) -> u8 {
+    let accent = |byte: u8| byte.wrapping_sub(0xc3) < 6;
+    // U+00C0 to U+023F, both bytes.
+    let accented = accent(byte) | (accent(before) & (byte >= 0x80));
+    let letter = (byte | 0x20).wrapping_sub(b'a') < 26;
+    let small = accented | (letter & (byte & 0x20 != 0));
+    let mut kind = if byte < 0x80 { PUNCTUATION } else { OTHER };
+    kind = if letter { CAPITAL } else { kind };
+    kind = if small { SMALL } else { kind };
+    kind = if byte.wrapping_sub(b'0') < 10 { DIGIT } else { kind };
+    kind = if (byte == b' ') | (byte == b'\t') { SPACE } else { kind };
+    if (byte == b'\n') | (byte == b'\r') { NEWLINE } else { kind }
 }
 
-const fn slow_kind(c: char) -> Kind {
-    match c {
-        'a'..='z' | 'A'..='Z' | '\u{c0}'..='\u{24f}' => Kind::Letter,
-        '0'..='9' => Kind::Digit,
-        ' ' | '\t' => Kind::Space,
-        '\n' | '\r' => Kind::Newline,
-        '\0'..='\u{7f}' => Kind::Punctuation,
-        '\u{370}'..='\u{52f}' => Kind::Cyrillic,
-        '\u{590}'..='\u{77f}' => Kind::Arabic,
-        '\u{900}'..='\u{dff}' => Kind::Indic,
-        '\u{e00}'..='\u{eff}' => Kind::Thai,
-        '\u{3000}'..='\u{30ff}' => Kind::Kana,
-        '\u{3400}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' => Kind::Han,
-        '\u{1100}'..='\u{11ff}' | '\u{ac00}'..='\u{d7af}' => Kind::Hangul,
-        _ => Kind::Other,
+/// Thousandths of a token of a character of several bytes, told by its first two.
+fn wide(before: u8, byte: u8) -> u64 {
+    match (before, byte) {
+        (_, 0xc3..=0xc8) => 710,
+        (0xc3..=0xc8, _) => 0,
+        (0xcd, 0xb0..=0xbf) | (0xce..=0xd4, 0x80..=0xbf) => 270,
+        (0xd6, 0x90..=0xbf) | (0xd7..=0xdd, 0x80..=0xbf) => 380,
+        (0xe0, 0xa4..=0xb7) => 390,
+        (0xe0, 0xb8..=0xbb) => 430,
+        (0xe3, 0x80..=0x83) => 750,
+        (0xe3, 0x90..=0xbf) | (0xe4..=0xe9, 0x80..=0xbf) | (0xef, 0xa4..=0xab) => 790,
+        (0xe1, 0x84..=0x87) | (0xea, 0xb0..=0xbf) | (0xeb..=0xec, 0x80..=0xbf) | (0xed, 0x80..=0x9e) => 760,
+        (0xc2..=0xf4, 0x80..=0xbf) => 2300,
+        _ => 0,
     }
 }
 
@@ -171,6 +150,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn blocks_cost_what_the_whole_does(text in "([a-zA-Z]{1,9}[ .,]|[0-9]{1,5} |漢字|über|\\n){1,60}", at in 0..64usize) {
+            // The same text elsewhere in its blocks.
+            let whole = millitokens(&text);
+            let moved = millitokens(&("\n".repeat(at + 1) + &text));
+            if text.len() + at < WHOLE && !text.starts_with('\n') {
+                prop_assert_eq!(moved, whole + 1000);
+            }
+        }
+
         #[test]
         fn never_panics_and_never_nothing(text in "\\PC+") {
             let _ = millitokens(&text);

@@ -2,7 +2,7 @@
 
 use memchr::memmem;
 use serde::{Deserialize, de::IgnoredAny};
-use serde_json::{Value, value::RawValue};
+use serde_json::Value;
 
 /// What an answer says that it used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,14 +17,20 @@ pub struct Usage {
 
 /// The members of an answer that tell its cost; chat's, embeddings' and responses'.
 #[derive(Deserialize)]
-struct Answer<'a> {
-    #[serde(borrow, default)]
-    usage: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    x_groq: Option<&'a RawValue>,
+struct Answer {
+    #[serde(default)]
+    usage: Option<Counts>,
+    #[serde(default)]
+    x_groq: Option<Groq>,
 }
 
-/// `usage` as it usually is; what is not so is read as any value.
+#[derive(Deserialize)]
+struct Groq {
+    #[serde(default)]
+    usage: Option<Counts>,
+}
+
+/// `usage` as it usually is.
 #[derive(Deserialize)]
 struct Counts {
     #[serde(default, alias = "input_tokens")]
@@ -50,13 +56,15 @@ impl Usage {
     /// # Errors
     /// Where `body` is not one JSON value.
     pub fn of_answer(body: &[u8]) -> Result<Option<Self>, serde_json::Error> {
-        match serde_json::from_slice::<Answer>(body) {
-            Ok(answer) => Ok(answer.usage.and_then(Self::of_raw).or_else(|| {
-                let x_groq: Value = serde_json::from_str(answer.x_groq?.get()).ok()?;
-                Self::of_value(&x_groq["usage"])
-            })),
-            // JSON, but not an object, or with a member twice.
-            Err(error) if error.is_data() => serde_json::from_slice::<IgnoredAny>(body).map(|_| None),
+        // Of text that is UTF-8 throughout, each string need not be looked at again.
+        let answer = match std::str::from_utf8(body) {
+            Ok(text) => serde_json::from_str::<Answer>(text),
+            Err(_) => serde_json::from_slice(body),
+        };
+        match answer {
+            Ok(Answer { usage, x_groq }) => Ok(usage.and_then(Self::of_counts).or_else(|| Self::of_counts(x_groq?.usage?))),
+            // JSON, but no object, or its usage is not as it usually is.
+            Err(error) if error.is_data() => serde_json::from_slice::<IgnoredAny>(body).map(|_| Self::scan(body)),
             Err(error) => Err(error),
         }
     }
@@ -74,25 +82,20 @@ impl Usage {
         })
     }
 
-    fn of_raw(usage: &RawValue) -> Option<Self> {
-        match serde_json::from_str(usage.get()) {
-            Ok(Counts { prompt_tokens, completion_tokens, prompt_tokens_details }) => {
-                let cached = prompt_tokens_details.and_then(|details| details.cached_tokens);
-                Self::of_counts(prompt_tokens, completion_tokens, cached)
-            }
-            Err(_) => Self::of_value(&serde_json::from_str(usage.get()).ok()?),
-        }
-    }
-
     /// Chat says prompt and completion, responses say input and output.
     fn of_value(usage: &Value) -> Option<Self> {
         let count = |names: [&str; 2]| names.iter().find_map(|name| usage.get(name)?.as_u64());
         let cached = |name| usage.get(name)?.get("cached_tokens")?.as_u64();
         let cached = cached("prompt_tokens_details").or_else(|| cached("input_tokens_details"));
-        Self::of_counts(count(["prompt_tokens", "input_tokens"]), count(["completion_tokens", "output_tokens"]), cached)
+        Self::of(count(["prompt_tokens", "input_tokens"]), count(["completion_tokens", "output_tokens"]), cached)
     }
 
-    fn of_counts(prompt: Option<u64>, completion: Option<u64>, cached: Option<u64>) -> Option<Self> {
+    fn of_counts(counts: Counts) -> Option<Self> {
+        let cached = counts.prompt_tokens_details.and_then(|details| details.cached_tokens);
+        Self::of(counts.prompt_tokens, counts.completion_tokens, cached)
+    }
+
+    fn of(prompt: Option<u64>, completion: Option<u64>, cached: Option<u64>) -> Option<Self> {
         (prompt.is_some() || completion.is_some()).then(|| {
             let prompt = prompt.unwrap_or(0);
             Self { prompt, completion: completion.unwrap_or(0), cached: cached.unwrap_or(0).min(prompt) }

@@ -114,7 +114,7 @@ impl SharedLane {
 pub(super) struct Shared {
     common: Arc<Common>,
     tables: RwLock<Arc<Tables>>,
-    lanes: RwLock<HashMap<LaneKey, Arc<SharedLane>>>,
+    lanes: RwLock<foldhash::HashMap<LaneKey, Arc<SharedLane>>>,
     /// Levels of lanes that are not there: from an earlier process, or dropped.
     remembered: Mutex<HashMap<LaneKey, Saved>>,
     numbers: AtomicU64,
@@ -285,7 +285,7 @@ impl Shared {
     }
 
     /// Makes room: the tenth of the unused lanes that was used longest ago. What they learnt is remembered.
-    fn evict(&self, lanes: &mut HashMap<LaneKey, Arc<SharedLane>>) {
+    fn evict(&self, lanes: &mut foldhash::HashMap<LaneKey, Arc<SharedLane>>) {
         let unused = lanes.iter().filter(|(_, shared)| Arc::strong_count(shared) == 1);
         let mut unused: Vec<(bool, Ns, LaneKey)> = unused
             .filter_map(|(key, shared)| {

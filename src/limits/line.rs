@@ -5,7 +5,7 @@
 //! becomes active starts at the smallest active one's, so idle time earns no credit.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
@@ -178,7 +178,7 @@ pub struct Line {
     free: Vec<Id>,
     apps: Vec<Option<App>>,
     free_apps: Vec<AppId>,
-    names: [HashMap<Arc<str>, AppId>; 2],
+    names: [foldhash::HashMap<Arc<str>, AppId>; 2],
     urgencies: [Urgency; 2],
     served_start: Start,
     /// Head of every size class of every app, smallest first: who may pass a blocked head.

@@ -1,7 +1,7 @@
 //! What is asked? The head is judged first, then the body is read, once; every attempt replays it for free.
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, Method, Request, uri::PathAndQuery};
 use tokio::time::Instant;
 
 use super::Shield;
@@ -16,6 +16,8 @@ use crate::{
     relay::Expected,
     telemetry::Record,
 };
+
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// One request, read.
 pub(super) struct Call {
@@ -56,7 +58,7 @@ impl Shield {
         let endpoint = Endpoint::of(&head.method, path.path());
         record.endpoint = endpoint.label();
         let mut headers = head.headers;
-        record.traceparent = headers.get("traceparent").and_then(|t| t.to_str().ok()).map(str::to_owned);
+        record.traceparent = headers.get(&TRACEPARENT).and_then(|t| t.to_str().ok()).map(str::to_owned);
         let identity = self.identities.load().resolve(&head.method, &headers)?;
         record.app = identity.app.clone();
         record.class = identity.class;

@@ -2,7 +2,7 @@
 //! scrape sums them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -12,6 +12,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use foldhash::HashMap;
 
 use super::{Outcome, Record, Source, histogram::Histogram};
 
@@ -37,7 +38,7 @@ struct Names {
 
 impl Names {
     fn new(bound: usize) -> Self {
-        Self { bound, ids: ArcSwap::from_pointee(HashMap::from([(OTHER.into(), 0)])) }
+        Self { bound, ids: ArcSwap::from_pointee(HashMap::from_iter([(OTHER.into(), 0)])) }
     }
 
     fn id(&self, name: &str) -> Id {
