@@ -147,7 +147,7 @@ impl Desk {
         }
         match path {
             "/livez" => text("text/plain; charset=utf-8", "ok\n"),
-            "/readyz" if self.shield.draining.is_cancelled() => {
+            "/readyz" if self.shield.stop.draining.is_given() => {
                 let draining = "The shield is draining: it takes no new connections.";
                 refusal(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", draining)
             }

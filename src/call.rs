@@ -65,8 +65,8 @@ impl Facts {
     /// [`Rejection::InvalidJson`] where JSON is due and does not parse.
     pub fn of(endpoint: Endpoint, headers: &HeaderMap, body: &Bytes) -> Result<Self, Rejection> {
         let mut facts = Self {
-            model: Arc::from(""),
-            tier: Arc::from("on_demand"),
+            model: Arc::default(),
+            tier: tier(""),
             pool: Pool::Free,
             fingerprint: fingerprint(body),
             stream: false,
@@ -87,7 +87,7 @@ impl Facts {
     fn read_json(&mut self, endpoint: Endpoint, body: &[u8]) -> Result<(), Rejection> {
         let members = json::read(endpoint, body).map_err(|why| Rejection::InvalidJson(why.to_string()))?;
         self.model = bounded(&members.model);
-        self.tier = Arc::from(tier(&members.tier));
+        self.tier = tier(&members.tier);
         self.stream = members.stream;
         self.pool = match endpoint {
             _ if self.model.is_empty() || !endpoint.spends() => Pool::Free,
@@ -106,7 +106,7 @@ impl Facts {
         let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let Some(form) = form::read(content_type, body) else { return };
         self.model = bounded(form.text("model"));
-        self.tier = Arc::from(tier(form.text("service_tier")));
+        self.tier = tier(form.text("service_tier"));
         self.stream = form.text("stream").eq_ignore_ascii_case("true");
         self.wants_text = matches!(form.text("response_format"), "text" | "srt" | "vtt");
         if !self.model.is_empty() {
@@ -117,12 +117,14 @@ impl Facts {
 }
 
 /// The tiers have limits of their own; a name that is none of Groq's must not make a lane.
-fn tier(name: &str) -> &'static str {
-    match name {
-        "flex" => "flex",
-        "performance" => "performance",
-        _ => "on_demand",
-    }
+fn tier(name: &str) -> Arc<str> {
+    static TIERS: LazyLock<[Arc<str>; 3]> = LazyLock::new(|| ["on_demand", "flex", "performance"].map(Arc::from));
+    TIERS[match name {
+        "flex" => 1,
+        "performance" => 2,
+        _ => 0,
+    }]
+    .clone()
 }
 
 fn bounded(model: &str) -> Arc<str> {

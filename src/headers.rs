@@ -4,9 +4,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// Makes an app's headers the upstream's. `read_answer`: the shield reads what comes back, so it must come as it is.
 ///
-/// The length goes too: the body is whole by now and says its own. `host` is replaced when the request is sent.
-pub fn to_upstream(headers: &mut HeaderMap, read_answer: bool) {
-    remove(headers, |name| ends_here(name) || *name == header::CONTENT_LENGTH || *name == header::EXPECT);
+/// A length that is not the body's, whole by now, goes too. `host` is replaced when the request is sent.
+pub fn to_upstream(headers: &mut HeaderMap, read_answer: bool, length: usize) {
+    let true_length = headers.get(header::CONTENT_LENGTH).is_some_and(|value| value == itoa::Buffer::new().format(length));
+    remove(headers, |name| ends_here(name) || *name == header::EXPECT || (*name == header::CONTENT_LENGTH && !true_length));
     if read_answer {
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
@@ -79,8 +80,9 @@ mod tests {
             ("cookie", "b=2"),
             ("user-agent", "curl/8"),
         ]);
-        to_upstream(&mut headers, true);
+        to_upstream(&mut headers, true, 11);
         let expected = map(&[
+            ("host", "127.0.0.1:8787"),
             ("accept-encoding", "identity"),
             ("authorization", "Bearer k"),
             ("x-stainless-retry-count", "0"),
@@ -92,12 +94,24 @@ mod tests {
     }
 
     #[test]
+    fn a_length_goes_on_only_if_it_is_the_bodys() {
+        for (length, stays) in [(12, true), (11, false), (0, false)] {
+            let mut headers = map(&[("content-length", "12")]);
+            to_upstream(&mut headers, false, length);
+            assert_eq!(headers.contains_key("content-length"), stays, "{length}");
+        }
+        let mut odd = map(&[("content-length", "012")]);
+        to_upstream(&mut odd, false, 12);
+        assert!(odd.is_empty());
+    }
+
+    #[test]
     fn an_answer_that_nobody_reads_may_come_encoded() {
         let mut headers = map(&[("accept-encoding", "gzip")]);
-        to_upstream(&mut headers, false);
+        to_upstream(&mut headers, false, 0);
         assert_eq!(headers, map(&[("accept-encoding", "gzip")]));
         let mut none = HeaderMap::new();
-        to_upstream(&mut none, false);
+        to_upstream(&mut none, false, 0);
         assert!(none.is_empty());
     }
 

@@ -147,9 +147,8 @@ where
     }
     let started = Instant::now();
     let mut whole = Vec::new();
+    let mut due = started + body_timeout;
     while !body.is_end_stream() {
-        let due = started + PAUSES * body_timeout + Duration::from_secs(whole.len() as u64 / SLOWEST);
-        let due = due.min(Instant::now() + body_timeout);
         let Some(frame) = timeout_at(due, body.frame()).await.map_err(|_| Rejection::RequestTimeout("body"))? else { break };
         let frame = frame.map_err(|_| Rejection::Malformed("its body has a bad chunk or ends too early"))?;
         // Trailers end a chunked body and are not forwarded.
@@ -168,6 +167,8 @@ where
             whole.reserve_exact(capacity - whole.len());
         }
         whole.extend_from_slice(&data);
+        due = started + PAUSES * body_timeout + Duration::from_secs(whole.len() as u64 / SLOWEST);
+        due = due.min(Instant::now() + body_timeout);
     }
     Ok((whole.into(), held))
 }

@@ -158,12 +158,12 @@ impl Limits {
 
     /// The ceiling that `ask` would have to be lowered to, where its ceiling alone is what can never fit.
     pub fn fitting_ceiling(&self, ask: &Ask) -> Option<u64> {
-        self.0.lane(ask).with(|lane, now| lane.fitting_ceiling(ask, now))
+        self.0.lane(ask).now(|lane, now| lane.fitting_ceiling(ask, now))
     }
 
     /// The lane's usual time from sending to an answer's head; zero before the first one.
     pub fn usual_time_to_head(&self, ask: &Ask) -> Duration {
-        self.0.find(ask).map_or(Duration::ZERO, |lane| lane.with(|lane, _| lane.usual_time_to_head()))
+        self.0.find(ask).map_or(Duration::ZERO, |lane| lane.with(|lane| lane.usual_time_to_head()))
     }
 
     /// Waits for its fair turn, at most until `deadline`. Dropping the future leaves the line.

@@ -24,7 +24,7 @@ mod pass;
 mod stream;
 mod waiting;
 
-pub use ending::{Ending, Stop};
+pub use ending::{Ending, Signal, Stop};
 use pass::Pass;
 use stream::Stream;
 pub use waiting::{Waiting, opened_early};
@@ -124,7 +124,7 @@ pub async fn error_body(mut body: Inflow, limit: usize, time: Duration) -> Bytes
 /// The media type alone.
 fn media_type(headers: &HeaderMap) -> &str {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    value.split(';').next().unwrap_or_default().trim()
+    if value == "application/json" { value } else { value.split(';').next().unwrap_or_default().trim() }
 }
 
 /// What an answer carries to its real end, whoever ends it.

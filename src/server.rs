@@ -89,7 +89,7 @@ pub fn start(shield: Arc<Shield>, listeners: Listeners) -> io::Result<Running> {
 impl Running {
     /// Stops accepting; running requests finish within `drain_timeout`.
     pub fn drain(&self) {
-        self.shield.draining.cancel();
+        self.shield.stop.draining.give();
     }
 
     /// Reads the certificate and its key again; a bad file keeps the old ones.
@@ -155,7 +155,7 @@ pub fn run(shield: Arc<Shield>, listeners: Listeners, mut reload: impl FnMut()) 
                 }
                 () = running.over.cancelled() => return io::Result::Ok(()),
             }
-            if running.shield.draining.is_cancelled() {
+            if running.shield.stop.draining.is_given() {
                 tracing::warn!("second signal: ending at once");
                 running.end();
                 return Ok(());
@@ -272,12 +272,12 @@ impl Door {
         let drain_timeout = shield.settings.load().server.drain_timeout;
         if let Err(error) = accept(listener, &shield, hands).await {
             tracing::error!(%error, "the listener cannot be used");
-            shield.draining.cancel();
+            shield.stop.draining.give();
         }
         shield.connections.close();
         if timeout(drain_timeout, shield.connections.wait()).await.is_err() {
             tracing::warn!(connections = shield.connections.len(), "drain_timeout is over: ending streams");
-            shield.ending.cancel();
+            shield.stop.ending.give();
             if timeout(LAST_WORDS, shield.connections.wait()).await.is_err() {
                 tracing::warn!(connections = shield.connections.len(), "connections cut");
             }
@@ -307,7 +307,7 @@ async fn accept(listener: std::net::TcpListener, shield: &Shield, hands: Vec<mps
         let next = tokio::select! {
             biased;
             next = next() => next,
-            () = shield.draining.cancelled() => break,
+            () = shield.stop.draining.given() => break,
         };
         match next {
             Ok((socket, place)) => deal(socket, place),

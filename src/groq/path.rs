@@ -125,7 +125,8 @@ pub fn map_path(path_and_query: &str) -> Cow<'_, str> {
     } else if path_now.strip_prefix('/').is_none_or(|rest| Endpoint::known(rest) == Endpoint::Other) {
         return if path_now.len() == path.len() { Cow::Borrowed(path_and_query) } else { Cow::Owned([path_now, query].concat()) };
     }
-    Cow::Owned([ROOT, path_now, query].concat())
+    let is_the_same = path.len() == ROOT.len() + path_now.len() && path.starts_with(ROOT);
+    if is_the_same { Cow::Borrowed(path_and_query) } else { Cow::Owned([ROOT, path_now, query].concat()) }
 }
 
 fn is_fine_tuning(path: &str) -> bool {

@@ -216,7 +216,7 @@ impl Shared {
         lanes.sort_by(|a, b| a.key.cmp(&b.key));
         lanes
             .iter()
-            .map(|shared| shared.with(|lane, now| lane.snapshot(&shared.key.organisation, &shared.key.tier, now)))
+            .map(|shared| shared.now(|lane, now| lane.snapshot(&shared.key.organisation, &shared.key.tier, now)))
             .collect()
     }
 
@@ -259,7 +259,7 @@ impl Shared {
         }
         let _one_writer = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let mut saved: Vec<(LaneKey, Saved)> =
-            self.all().iter().map(|shared| (shared.key.clone(), shared.with(|lane, now| Saved::of(lane, now)))).collect();
+            self.all().iter().map(|shared| (shared.key.clone(), shared.now(|lane, now| Saved::of(lane, now)))).collect();
         saved.extend(self.remembered().iter().map(|(key, saved)| (key.clone(), saved.clone())));
         saved::store(path, saved, clean)
     }
@@ -280,7 +280,7 @@ impl Shared {
             let idle =
                 |lane: &mut Lane, now: Ns| now.saturating_sub(lane.used_at()) > IDLE && !lane.has_learnt() && lane.is_idle(now);
             // Somebody who has just found it holds it.
-            Arc::strong_count(shared) > 1 || !shared.with(idle)
+            Arc::strong_count(shared) > 1 || !shared.now(idle)
         });
     }
 
@@ -289,7 +289,7 @@ impl Shared {
         let unused = lanes.iter().filter(|(_, shared)| Arc::strong_count(shared) == 1);
         let mut unused: Vec<(bool, Ns, LaneKey)> = unused
             .filter_map(|(key, shared)| {
-                shared.with(|lane, _| lane.is_unused().then(|| (lane.has_learnt(), lane.used_at(), key.clone())))
+                shared.with(|lane| lane.is_unused().then(|| (lane.has_learnt(), lane.used_at(), key.clone())))
             })
             .collect();
         unused.sort();
@@ -300,7 +300,7 @@ impl Shared {
                 && learnt
                 && remembered.len() < 10 * MOST_LANES
             {
-                remembered.insert(key, shared.with(|lane, now| Saved::of(lane, now)));
+                remembered.insert(key, shared.now(|lane, now| Saved::of(lane, now)));
             }
         }
     }

@@ -18,7 +18,7 @@ pub struct Reservation {
 
 impl Reservation {
     pub(super) fn new(lane: Arc<SharedLane>, charge: Charge) -> Self {
-        let bound_by = charge.bound.and_then(|slot| lane.with(|lane, _| lane.dimension(slot).cloned()));
+        let bound_by = charge.bound.and_then(|slot| lane.with(|lane| lane.dimension(slot).cloned()));
         Self { waited: Duration::from_nanos(charge.waited), bound_by, held: Some((lane, charge)) }
     }
 
@@ -41,7 +41,7 @@ impl Reservation {
     pub fn sent(&mut self, now: Instant) {
         if let Some((lane, charge)) = &mut self.held {
             let now = lane.at(now);
-            lane.with(|lane, _| lane.sent(charge, now));
+            lane.with(|lane| lane.sent(charge, now));
         }
     }
 
@@ -81,7 +81,9 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let sent = self.held.as_ref().is_some_and(|(_, charge)| charge.is_sent());
-        self.end(if sent { Spent::Charge } else { Spent::Nothing }, Instant::now());
+        if let Some((_, charge)) = &self.held {
+            let spent = if charge.is_sent() { Spent::Charge } else { Spent::Nothing };
+            self.end(spent, Instant::now());
+        }
     }
 }

@@ -109,9 +109,13 @@ impl SharedLane {
     }
 
     /// Reads the lane, or changes what nobody waits for.
-    pub(super) fn with<T>(&self, read: impl FnOnce(&mut Lane, Ns) -> T) -> T {
-        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        read(&mut inside.lane, self.common.clock.now())
+    pub(super) fn with<T>(&self, read: impl FnOnce(&mut Lane) -> T) -> T {
+        read(&mut self.inside.lock().unwrap_or_else(PoisonError::into_inner).lane)
+    }
+
+    /// The same as of now.
+    pub(super) fn now<T>(&self, read: impl FnOnce(&mut Lane, Ns) -> T) -> T {
+        self.with(|lane| read(lane, self.common.clock.now()))
     }
 
     /// Its wake-up has come; the alarm has taken it off.

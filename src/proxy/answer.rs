@@ -59,10 +59,19 @@ fn reason(status: StatusCode) -> &'static [u8] {
     }
 }
 
+/// A number as a header; the usual ones need no memory.
+fn number(number: u64) -> HeaderValue {
+    match number {
+        0 => HeaderValue::from_static("0"),
+        1 => HeaderValue::from_static("1"),
+        _ => HeaderValue::from(number),
+    }
+}
+
 /// What is added to every answer.
 fn stamp(headers: &mut HeaderMap, record: &mut Record) {
-    headers.insert(WAIT, HeaderValue::from(record.wait.as_millis() as u64));
-    headers.insert(ATTEMPTS, HeaderValue::from(record.attempts));
+    headers.insert(WAIT, number(record.wait.as_millis() as u64));
+    headers.insert(ATTEMPTS, number(record.attempts.into()));
     if !headers.contains_key(REQUEST_ID) {
         record.id = format!("req_shield_{:032x}", fastrand::u128(..));
         headers.insert(REQUEST_ID, HeaderValue::from_str(&record.id).expect("letters and digits"));

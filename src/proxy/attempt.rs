@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{StatusCode, response::Parts};
+use http::{HeaderName, StatusCode, response::Parts};
 use tokio::time::Instant;
 
 use super::{Shield, read::Call};
@@ -17,6 +17,8 @@ use crate::{
     telemetry::{self, Record},
     upstream::{Failure, Why},
 };
+
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Of an error's body no more is read, bytes.
 const LARGEST_ERROR: usize = 1 << 20;
@@ -37,11 +39,12 @@ impl Shield {
     /// Sends `call` once and reads as much of the answer as must be known before anything goes out.
     pub(super) async fn attempt(&self, call: &Call, mut reservation: Option<&mut Reservation>, record: &mut Record) -> Outcome {
         record.attempts += 1;
-        let mut sent_at = Instant::now();
+        let mut sent_at = None;
         let sending = || {
-            sent_at = Instant::now();
+            let now = Instant::now();
+            sent_at = Some(now);
             if let Some(reservation) = &mut reservation {
-                reservation.sent(sent_at);
+                reservation.sent(now);
             }
         };
         let answer = match self.upstream.send(&call.method, &call.path, &call.headers, &call.body, sending).await {
@@ -49,8 +52,8 @@ impl Shield {
             Err(failure) => return Outcome::Failed(failure),
         };
         let now = Instant::now();
-        record.time_to_head = Some(now - sent_at);
-        record.upstream_id = answer.head.headers.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
+        record.time_to_head = sent_at.map(|sent_at| now - sent_at);
+        record.upstream_id = answer.head.headers.get(&REQUEST_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
         let state = RateState::of(&answer.head.headers);
         let status = answer.head.status;
         if status.is_client_error() || status.is_server_error() {

@@ -1,7 +1,7 @@
 //! What is asked? The head is judged first, then the body is read, once; every attempt replays it for free.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, Request, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, Method, Request, header, uri::PathAndQuery};
 use tokio::time::Instant;
 
 use super::Shield;
@@ -80,7 +80,7 @@ impl Shield {
             client_retry: call::is_client_retry(&headers),
         };
         let patience = call::patience(&headers, &settings.queue, self.limits.usual_time_to_head(&ask));
-        headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio());
+        headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio(), body.len());
         identity.authorise(&mut headers);
         let lane = (identity.organisation, facts.model.clone());
         let deadline = Instant::now() + patience;
@@ -143,6 +143,7 @@ impl Call {
             let from = ceiling.replace(to).unwrap_or(to);
             self.fitted = Some((from, to));
             self.body = call::with_ceiling(self.endpoint, &self.body, to);
+            self.headers.remove(header::CONTENT_LENGTH);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{io, pin::pin, sync::Arc};
 
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use super::read::Call;
 use crate::{
@@ -38,11 +38,8 @@ pub struct Shield {
     pub telemetry: Arc<Telemetry>,
     /// Bytes of bodies in flight.
     pub bodies: Bodies,
-    /// Cancelled on SIGTERM: no new connections.
-    pub draining: CancellationToken,
-    /// Cancelled when `drain_timeout` is over: running streams end in an error frame.
-    pub ending: CancellationToken,
-    pub(super) stop: Arc<Stop>,
+    /// What SIGTERM begins: no new connections; and when `drain_timeout` is over, running streams end in an error frame.
+    pub stop: Arc<Stop>,
     /// Every running connection.
     pub connections: TaskTracker,
 }
@@ -59,7 +56,6 @@ impl Shield {
 
     /// A shield before this upstream.
     pub fn over(settings: Settings, upstream: Upstream) -> Arc<Self> {
-        let stop = Arc::<Stop>::default();
         Arc::new(Self {
             identities: ArcSwap::from_pointee(IdentityIndex::new(&settings, |name| std::env::var(name).ok())),
             limits: Limits::shared(&settings.limits, &settings.queue, &settings.store),
@@ -68,9 +64,7 @@ impl Shield {
             upstream,
             telemetry: Arc::default(),
             bodies: Bodies::new(settings.queue.max_bytes),
-            draining: stop.draining.clone(),
-            ending: stop.ending.clone(),
-            stop,
+            stop: Arc::default(),
             connections: TaskTracker::new(),
             settings: ArcSwap::from_pointee(settings),
         })

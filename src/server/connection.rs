@@ -22,8 +22,6 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use tokio_util::sync::CancellationToken;
-
 use super::{
     faithful::{Answer, Exchange, Faithful, Phase, State},
     head,
@@ -31,6 +29,7 @@ use super::{
 use crate::{
     error::Rejection,
     proxy::{self, Shield},
+    relay::Signal,
 };
 
 /// A connection without a request is kept so long: longer than any client in use keeps its own (OkHttp: 300 s),
@@ -79,7 +78,6 @@ where
 {
     let exchange = Exchange::new();
     // A token of its own: waiting on the shared one would make every connection contend for its lock.
-    let draining = shield.draining.child_token();
     let service = service_fn(|request| {
         exchange.begin();
         answer(handle(request, exchange.fault()), &refuse, exchange.clone())
@@ -92,7 +90,7 @@ where
     let ended = tokio::select! {
         biased;
         ended = run(&mut http, &exchange, shield) => ended,
-        () = last_call(&draining, &exchange) => {
+        () = last_call(&shield.stop.draining, &exchange) => {
             Pin::new(&mut http).graceful_shutdown();
             tokio::select! {
                 biased;
@@ -112,7 +110,7 @@ where
     tokio::select! {
         // A client that is gone, or stays for too long, has had its answer.
         _ = timeout(LINGER, part(io, last, unread)) => {}
-        () = shield.ending.cancelled() => {}
+        () = shield.stop.ending.given() => {}
     }
 }
 
@@ -136,20 +134,23 @@ where
             return Poll::Ready(End::Http(ended));
         }
         let now = exchange.state();
+        let Some(limit) = limit(now) else {
+            state = now;
+            return Poll::Pending;
+        };
         if now != state {
             (state, since) = (now, Instant::now());
         }
         // The clock is set back for a shorter limit only, and forward when it rings: a quick request never touches it.
-        let due = limit(state).map(|limit| since + limit);
-        if let Some(due) = due.filter(|due| *due < clock.deadline()) {
+        let due = since + limit;
+        if due < clock.deadline() {
             clock.as_mut().reset(due);
         }
         while clock.as_mut().poll(cx).is_ready() {
-            match due {
-                Some(due) if due <= clock.deadline() => return Poll::Ready(End::Late),
-                Some(due) => clock.as_mut().reset(due),
-                None => clock.as_mut().reset(Instant::now() + LONGEST_IDLE),
+            if due <= clock.deadline() {
+                return Poll::Ready(End::Late);
             }
+            clock.as_mut().reset(due);
         }
         Poll::Pending
     })
@@ -157,15 +158,15 @@ where
 }
 
 /// Tells the client to go with its next answer, and waits a moment for a request that is on its way.
-async fn last_call(draining: &CancellationToken, exchange: &Exchange) {
-    draining.cancelled().await;
+async fn last_call(draining: &Signal, exchange: &Exchange) {
+    draining.given().await;
     exchange.make_last();
     sleep(LAST_CALL).await;
 }
 
 /// The end of what did not finish in time.
 async fn cut(shield: &Shield) {
-    shield.ending.cancelled().await;
+    shield.stop.ending.given().await;
     sleep(LAST_FRAME).await;
 }
 

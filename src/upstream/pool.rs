@@ -26,7 +26,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::{Why, dial::Io};
 
 /// Groq's edge closes idle connections after some minutes; well before that a new one is cheaper than a lost request.
-const LONGEST_IDLE: Duration = Duration::from_secs(55);
+const MOST_SWEEPS: u32 = 3;
 const IDLE_PER_CORE: usize = 1024;
 const SHARDS: usize = 16;
 
@@ -35,15 +35,16 @@ pub(super) struct Wire {
     send: SendRequest<Full<Bytes>>,
     /// `None` once it has ended.
     driver: Option<Connection<TokioIo<Io>, Full<Bytes>>>,
-    idle_since: Instant,
+    /// How many sweeps it has seen idle: an age that costs no look at the clock.
+    sweeps: u32,
 }
 
 type Unsent = Option<Request<Full<Bytes>>>;
 
 impl Wire {
     pub(super) async fn new(io: Io) -> hyper::Result<Box<Self>> {
-        let (send, driver) = http1::Builder::new().max_headers(200).handshake(TokioIo::new(io)).await?;
-        Ok(Box::new(Self { send, driver: Some(driver), idle_since: Instant::now() }))
+        let (send, driver) = http1::handshake(TokioIo::new(io)).await?;
+        Ok(Box::new(Self { send, driver: Some(driver), sweeps: 0 }))
     }
 
     /// Sends `request` and waits for the head. A request that never left comes back.
@@ -104,27 +105,28 @@ impl Pool {
     /// A connection that is still open.
     pub(super) fn take(&self) -> Option<Box<Wire>> {
         let mut cx = Context::from_waker(Waker::noop());
-        let now = Instant::now();
         loop {
             let mut wire = self.shard().lock().expect("no panic while a shard is held").pop()?;
-            if now.saturating_duration_since(wire.idle_since) < LONGEST_IDLE && wire.is_usable(&mut cx) {
+            if wire.is_usable(&mut cx) {
                 return Some(wire);
             }
         }
     }
 
-    /// Closes what has been idle for too long, or was closed by the other side.
+    /// Closes what was idle at the last sweeps too, or was closed by the other side. Called every so often.
     pub(super) fn sweep(&self) {
         let mut cx = Context::from_waker(Waker::noop());
-        let now = Instant::now();
         for shard in &self.shards {
             let mut shard = shard.lock().expect("no panic while a shard is held");
-            shard.retain_mut(|wire| now.saturating_duration_since(wire.idle_since) < LONGEST_IDLE && wire.is_usable(&mut cx));
+            shard.retain_mut(|wire| {
+                wire.sweeps += 1;
+                wire.sweeps <= MOST_SWEEPS && wire.is_usable(&mut cx)
+            });
         }
     }
 
     fn give(&self, mut wire: Box<Wire>) {
-        wire.idle_since = Instant::now();
+        wire.sweeps = 0;
         let mut shard = self.shard().lock().expect("no panic while a shard is held");
         if shard.len() < IDLE_PER_CORE {
             shard.push(wire);
@@ -145,7 +147,8 @@ pub struct Inflow {
     wire: Option<Box<Wire>>,
     pool: Arc<Pool>,
     idle_timeout: Duration,
-    last: Instant,
+    /// Since when nothing has come.
+    silent_since: Option<Instant>,
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
@@ -157,7 +160,7 @@ impl fmt::Debug for Inflow {
 
 impl Inflow {
     pub(super) fn new(incoming: Incoming, wire: Box<Wire>, pool: Arc<Pool>, idle_timeout: Duration) -> Self {
-        let mut inflow = Self { incoming, wire: Some(wire), pool, idle_timeout, last: Instant::now(), alarm: None };
+        let mut inflow = Self { incoming, wire: Some(wire), pool, idle_timeout, silent_since: None, alarm: None };
         if inflow.incoming.is_end_stream() {
             inflow.release(&mut Context::from_waker(Waker::noop()));
         }
@@ -186,7 +189,7 @@ impl Inflow {
             }
             match frame {
                 Poll::Ready(Some(Ok(frame))) => {
-                    self.last = Instant::now();
+                    self.silent_since = None;
                     // Trailers are not passed on: no client of Groq reads them.
                     if let Ok(data) = frame.into_data() {
                         return Poll::Ready(Some(Ok(data)));
@@ -209,7 +212,7 @@ impl Inflow {
 
     /// Ready when the upstream has been silent for `idle_timeout`. The timer is touched only when it fires.
     fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let due = self.last + self.idle_timeout;
+        let due = *self.silent_since.get_or_insert_with(Instant::now) + self.idle_timeout;
         let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(due)));
         while alarm.as_mut().poll(cx).is_ready() {
             if alarm.deadline() >= due {
