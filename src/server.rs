@@ -253,7 +253,8 @@ impl Worker {
                     Some(certificate) => {
                         let header_timeout = shield.settings.load().server.header_timeout;
                         match timeout(header_timeout, certificate.accept(socket)).await {
-                            Ok(Ok(socket)) => connection::serve(socket, shield).await,
+                            // On the heap: connections without TLS need no room for it.
+                            Ok(Ok(socket)) => Box::pin(connection::serve(socket, shield)).await,
                             Ok(Err(error)) => tracing::debug!(%error, "no TLS with a client"),
                             Err(_) => tracing::debug!("a client did not finish its TLS handshake in time"),
                         }

@@ -187,7 +187,8 @@ impl Upstream {
         if let Some(wire) = self.pool.take() {
             return Ok((wire, true));
         }
-        let io = self.target.dial().await.map_err(Failure::before_sending)?;
+        // Seldom, and large: every request would carry room for it.
+        let io = Box::pin(self.target.dial()).await.map_err(Failure::before_sending)?;
         let wire = Wire::new(io).await.map_err(|_| Failure::before_sending(Why::Closed))?;
         Ok((wire, false))
     }

@@ -80,7 +80,8 @@ where
     // A token of its own: waiting on the shared one would make every connection contend for its lock.
     let service = service_fn(|request| {
         exchange.begin();
-        answer(handle(request, exchange.fault()), &refuse, exchange.clone())
+        // On the heap, so that it goes with its request: hyper keeps room for a future of this type as long as the connection.
+        answer(Box::pin(handle(request, exchange.fault())), &refuse, exchange.clone())
     });
     let mut http = http1::Builder::new()
         .max_buf_size(head::LARGEST)
@@ -109,7 +110,8 @@ where
     };
     tokio::select! {
         // A client that is gone, or stays for too long, has had its answer.
-        _ = timeout(LINGER, part(io, last, unread)) => {}
+        // On the heap: a connection's task is as large as the largest of its steps for all its life.
+        _ = timeout(LINGER, Box::pin(part(io, last, unread))) => {}
         () = shield.stop.ending.given() => {}
     }
 }
@@ -172,7 +174,7 @@ async fn cut(shield: &Shield) {
 
 /// One request: whatever happens in it, there is one answer.
 async fn answer<B>(
-    handled: impl Future<Output = Response<B>>,
+    handled: Pin<Box<impl Future<Output = Response<B>>>>,
     refuse: &impl Fn(Rejection) -> Response<B>,
     exchange: Arc<Exchange>,
 ) -> Result<Response<Answer<B>>, Infallible> {
@@ -187,8 +189,7 @@ async fn answer<B>(
 }
 
 /// The future's output, or its panic.
-async fn unwound<F: Future>(future: F) -> Result<F::Output, Box<dyn Any + Send>> {
-    let mut future = pin!(future);
+async fn unwound<F: Future>(mut future: Pin<Box<F>>) -> Result<F::Output, Box<dyn Any + Send>> {
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
         Ok(polled) => polled.map(Ok),
         Err(panic) => Poll::Ready(Err(panic)),
