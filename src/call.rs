@@ -50,7 +50,7 @@ static MAX_WAIT: HeaderName = HeaderName::from_static("x-shield-max-wait-ms");
 /// No model's name is longer; more of one is not kept, bytes.
 const LONGEST_MODEL: usize = 200;
 /// Of a body's beginning and of its end so much is digested.
-const DIGESTED: usize = 64 << 10;
+const DIGESTED: usize = 4 << 10;
 /// Audio behind a `url` has no length that we can see: taken for so many seconds, until the headers tell.
 const SECONDS_BEHIND_URL: u64 = 300;
 /// Groq bills no less, seconds.

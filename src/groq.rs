@@ -139,7 +139,7 @@ impl RateState {
                 "x-ratelimit-reset-audio-seconds" => (2, 2),
                 _ => continue,
             };
-            texts[unit][which] = texts[unit][which].or(value.to_str().ok().map(str::trim));
+            texts[unit][which] = texts[unit][which].or(value.to_str().ok());
         }
         let [requests, tokens, audio] = texts.map(|[limit, remaining, reset]| {
             let limit = limit.and_then(count).filter(|limit| *limit > 0)?;
@@ -152,6 +152,7 @@ impl RateState {
 
 /// A whole number, or the whole part of a decimal one; less than nothing is nothing.
 fn count(text: &str) -> Option<u64> {
+    let text = text.trim();
     let plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     if plain(text) {
         return Some(text.parse().unwrap_or(u64::MAX));

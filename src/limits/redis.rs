@@ -149,7 +149,7 @@ impl Keeper {
     /// Waits for what is being told, within the time limit, and leaves.
     async fn end(self: Arc<Self>, done: mpsc::Sender<()>) {
         let told = async {
-            while !self.lanes.upgrade().is_none_or(|lanes| lanes.all().iter().all(|lane| lane.with(|lane, _| lane.is_told()))) {
+            while !self.lanes.upgrade().is_none_or(|lanes| lanes.all().iter().all(|lane| lane.with(|lane| lane.is_told()))) {
                 sleep(Duration::from_millis(2)).await;
             }
         };
