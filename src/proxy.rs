@@ -4,7 +4,10 @@ use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use bytes::Bytes;
 use http::{Request, Response, response::Parts};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::yield_now,
+    time::{Instant, sleep},
+};
 
 use crate::{
     config::Settings,
@@ -51,7 +54,7 @@ pub fn refuse(shield: &Shield, rejection: Rejection) -> Response<Body> {
 }
 
 /// The answer to a call that has been read.
-async fn answer(shield: Arc<Shield>, settings: Arc<Settings>, mut call: Call, mut record: Box<Record>) -> Response<Body> {
+async fn answer(shield: Arc<Shield>, settings: Arc<Settings>, mut call: Box<Call>, mut record: Box<Record>) -> Response<Body> {
     let mut ending = Ending::new(&shield.stop);
     let story = {
         let mut story = pin!(forward(&shield, &settings, &mut call, &mut record));
@@ -61,6 +64,8 @@ async fn answer(shield: Arc<Shield>, settings: Arc<Settings>, mut call: Call, mu
         })
         .await
     };
+    // As before sending: this round's answers go out together.
+    yield_now().await;
     match story {
         Ok((head, opened, reservation)) => deliver(head, opened, Carried { reservation, record, ending }, call.fitted),
         Err(rejection) => reject(rejection, record),
@@ -76,11 +81,14 @@ async fn forward(
 ) -> Result<(Parts, Opened, Option<Reservation>), Rejection> {
     shield.budget.request(Instant::now());
     shield.fit(settings, call);
+    if shield.limits.waiting() > 0 {
+        call.settle_down();
+    }
     let mut attempts = Attempts::new(settings.retry.clone(), call.deadline);
     let mut place = None;
     loop {
         let (pass, mut reservation) = shield.admit(settings, call, place.take(), record).await?;
-        let outcome = shield.attempt(call, reservation.as_mut(), record).await;
+        let outcome = Box::pin(shield.attempt(call, reservation.as_mut(), record)).await;
         pass.record(outcome.health());
         shield.telemetry.attempt(outcome.label());
         match attempts.next(outcome.class(), &shield.budget, fastrand::f64(), Instant::now()) {

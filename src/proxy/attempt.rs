@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderName, StatusCode, response::Parts};
-use tokio::time::Instant;
+use tokio::{task::yield_now, time::Instant};
 
 use super::{Shield, read::Call};
 use crate::{
@@ -39,6 +39,9 @@ impl Shield {
     /// Sends `call` once and reads as much of the answer as must be known before anything goes out.
     pub(super) async fn attempt(&self, call: &Call, mut reservation: Option<&mut Reservation>, record: &mut Record) -> Outcome {
         record.attempts += 1;
+        // The others of this round get as far first, and then all go out together: a burst wakes its peer once, where one by
+        // one woke it for each. It bought a fifth of the CPU of a request.
+        yield_now().await;
         let mut sent_at = None;
         let sending = || {
             let now = Instant::now();

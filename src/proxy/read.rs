@@ -1,7 +1,7 @@
 //! What is asked? The head is judged first, then the body is read, once; every attempt replays it for free.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, Request, header, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header, uri::PathAndQuery};
 use tokio::time::Instant;
 
 use super::Shield;
@@ -45,7 +45,7 @@ impl Shield {
         ambiguous: Option<&'static str>,
         settings: &Settings,
         record: &mut Record,
-    ) -> Result<Call, Rejection>
+    ) -> Result<Box<Call>, Rejection>
     where
         B: http_body::Body<Data = Bytes>,
     {
@@ -84,7 +84,8 @@ impl Shield {
         identity.authorise(&mut headers);
         let lane = (identity.organisation, facts.model.clone());
         let deadline = Instant::now() + patience;
-        Ok(Call { method: head.method, path, headers, body, ask, lane, deadline, fitted: None, endpoint, facts, _held: held })
+        let call = Call { method: head.method, path, headers, body, ask, lane, deadline, fitted: None, endpoint, facts, _held: held };
+        Ok(Box::new(call))
     }
 
     /// The absolute form is served for the upstream's own authority; CONNECT never is.
@@ -110,7 +111,23 @@ fn mapped(uri: &http::Uri) -> Result<PathAndQuery, Rejection> {
     }
 }
 
+/// A body over so many bytes is most of the buffer that it came in.
+const SMALL: usize = 8 << 10;
+
 impl Call {
+    /// Leaves the buffer that it came in for memory of its own, of just its size: who may wait long holds 8 KB less.
+    pub(super) fn settle_down(&mut self) {
+        if self.body.len() <= SMALL {
+            self.body = Bytes::copy_from_slice(&self.body);
+        }
+        for value in self.headers.values_mut() {
+            let mut own = HeaderValue::from_bytes(value.as_bytes()).expect("it was one");
+            own.set_sensitive(value.is_sensitive());
+            *value = own;
+        }
+        self.path = self.path.as_str().parse().expect("it was one");
+    }
+
     /// Whether it draws on a model's limits.
     pub(super) fn draws(&self) -> bool {
         self.ask.pool != Pool::Free && !self.ask.model.is_empty()
