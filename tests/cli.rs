@@ -194,7 +194,7 @@ fn exec_passes_the_environment_and_the_exit_code() {
 fn exec_passes_signals_on() {
     let folder = folder();
     for (signal, name) in [(Signal::SIGINT, "INT"), (Signal::SIGTERM, "TERM"), (Signal::SIGHUP, "HUP")] {
-        let script = format!("trap 'echo caught; exit 3' {name}; sleep 1; echo waiting; while :; do sleep 0.05; done");
+        let script = format!("trap 'echo caught; exit 3' {name}; echo waiting; while :; do sleep 0.05; done");
         let running = Running::new(&mut shield(folder.path(), &["exec", "--", "sh", "-c", &script]));
         running.line("waiting");
         running.signal(signal);
