@@ -25,7 +25,7 @@ use crate::config::{self, Class, StoreKind};
 /// Lane clocks start here, so that levels from before the start have room: 100 days.
 const ORIGIN: Ns = 8_640_000_000_000_000;
 /// Lanes at once, as long as some are unused: models are the clients' to name.
-const MOST_LANES: usize = 1000;
+const MOST_LANES: usize = 10_000;
 /// A full, unused lane that Groq has taught nothing is dropped after so long, ns.
 const IDLE: Ns = 60_000_000_000;
 /// Idle lanes are looked for this often.
