@@ -84,7 +84,8 @@ impl Shield {
         identity.authorise(&mut headers);
         let lane = (identity.organisation, facts.model.clone());
         let deadline = Instant::now() + patience;
-        let call = Call { method: head.method, path, headers, body, ask, lane, deadline, fitted: None, endpoint, facts, _held: held };
+        let call =
+            Call { method: head.method, path, headers, body, ask, lane, deadline, fitted: None, endpoint, facts, _held: held };
         Ok(Box::new(call))
     }
 
