@@ -65,7 +65,9 @@ async fn answer(shield: Arc<Shield>, settings: Arc<Settings>, mut call: Box<Call
         .await
     };
     // As before sending: this round's answers go out together.
-    yield_now().await;
+    if !call.streams() {
+        yield_now().await;
+    }
     match story {
         Ok((head, opened, reservation)) => deliver(head, opened, Carried { reservation, record, ending }, call.fitted),
         Err(rejection) => reject(rejection, record),

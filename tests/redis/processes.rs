@@ -276,15 +276,24 @@ async fn a_drained_replica_leaves_nothing_untold() {
     assert!(waited < 5000, "{waited} ms");
 }
 
-/// `cargo test --test redis -- --ignored --nocapture every_outage`
+/// `cargo test --test redis -- --ignored --nocapture every_outage_with_two`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes twenty minutes; the tests of every day do the same with replicas in one process"]
-async fn every_outage_with_two_and_eight_processes() {
-    for count in [2, 8] {
-        let refused = if count == 2 { 1.0 } else { 5.0 };
-        check(&format!("{count}"), &under_load(count, None, &LONG).await, 0.0, 0.97);
-        for outage in Outage::EVERY {
-            check(&format!("{count}, {outage:?}"), &under_load(count, Some(outage), &LONG).await, refused, 0.9);
-        }
+#[ignore = "takes ten minutes; the tests of every day do the same with replicas in one process"]
+async fn every_outage_with_two_processes() {
+    every_outage(2, 1.0).await;
+}
+
+/// `cargo test --test redis -- --ignored --nocapture every_outage_with_eight`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes ten minutes; the tests of every day do the same with replicas in one process"]
+async fn every_outage_with_eight_processes() {
+    every_outage(8, 5.0).await;
+}
+
+/// `refused`: per 1000 at most.
+async fn every_outage(count: usize, refused: f64) {
+    check(&format!("{count}"), &under_load(count, None, &LONG).await, 0.0, 0.97);
+    for outage in Outage::EVERY {
+        check(&format!("{count}, {outage:?}"), &under_load(count, Some(outage), &LONG).await, refused, 0.9);
     }
 }
