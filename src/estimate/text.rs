@@ -5,7 +5,7 @@
 //! (and of Chinese) then raised by a tenth: too high an estimate comes back at settlement, too low a one is refused.
 
 /// A text is looked at whole up to here, bytes. Of a longer one a part stands for the rest, one byte in 32, at least this much and
-/// at most [`MOST`]: looking at all of a prompt took as long as everything else that the shield does with it.
+/// at most [`MOST`]: looking at all of a prompt took a third of all the instructions that the shield spent on its request.
 const WHOLE: usize = 256;
 const MOST: usize = 4 << 10;
 /// What is looked at in one go, bytes. So many before them tell what they go on with; six would do.
@@ -34,7 +34,7 @@ const NEWLINE: u8 = 32;
 /// Of a character of several bytes, or NUL: none.
 const OTHER: u8 = 0;
 
-/// The price of [`BLOCK`] bytes. Loops without a branch, which the compiler turns into vectors: a seventh of the time.
+/// The price of [`BLOCK`] bytes. Loops without a branch, which the compiler turns into vectors.
 fn block(text: &[u8], from: usize) -> u64 {
     // Each row tells of the one before it, and begins so much later as that takes.
     let mut bytes = [0; BEFORE + BLOCK];
@@ -155,13 +155,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn blocks_cost_what_the_whole_does(text in "([a-zA-Z]{1,9}[ .,]|[0-9]{1,5} |漢字|über|\\n){1,60}", at in 0..64usize) {
+        fn blocks_cost_what_the_whole_does(text in "([a-zA-Z]{1,9}[ .,]|[0-9]{1,5} |漢字|über|\\n){1,18}", at in 0..64usize) {
             // The same text elsewhere in its blocks.
             let whole = millitokens(&text);
             let moved = millitokens(&("\n".repeat(at + 1) + &text));
-            if text.len() + at < WHOLE && !text.starts_with('\n') {
-                prop_assert_eq!(moved, whole + 1000);
-            }
+            prop_assume!(!text.starts_with('\n'));
+            prop_assert_eq!(moved, whole + 1000);
         }
 
         #[test]

@@ -43,7 +43,7 @@ type Unsent = Option<Request<Full<Bytes>>>;
 
 impl Wire {
     pub(super) async fn new(io: Io) -> hyper::Result<Box<Self>> {
-        let (send, driver) = http1::handshake(TokioIo::new(io)).await?;
+        let (send, driver) = http1::Builder::new().max_headers(200).handshake(TokioIo::new(io)).await?;
         Ok(Box::new(Self { send, driver: Some(driver), sweeps: 0 }))
     }
 
