@@ -12,6 +12,8 @@ use crate::groq::{Dimension, Unit};
 
 mod shared;
 
+pub use self::shared::Booking;
+
 /// Dimensions of one lane at most: the eight that are known and two that refusals may teach.
 pub const SLOTS: usize = 10;
 
@@ -53,10 +55,19 @@ pub struct Taken {
     /// Counts takings, in this process.
     serial: u64,
     /// The place that the store gave it; 0: taken in this process alone.
-    reserved: u64,
+    pub(super) reserved: Place,
     /// Which slots were charged, one bit each.
     slots: u16,
     marks: Box<[Mark; SLOTS]>,
+}
+
+/// A reservation's place in the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// In the order of reservations.
+    pub position: u64,
+    /// The record's version that told of it.
+    pub version: u64,
 }
 
 /// The levels of one lane, in this process.
@@ -152,7 +163,7 @@ impl Books {
             position: 0,
             sent_at: now,
             serial: self.serial,
-            reserved: 0,
+            reserved: Place::default(),
             slots,
             marks: Box::new([Mark::default(); SLOTS]),
         }
@@ -161,21 +172,21 @@ impl Books {
     /// It goes out now: it gets its position, and every dimension's mark.
     pub fn sent(&mut self, taken: &mut Taken, now: Ns) {
         taken.sent_at = now;
-        if taken.reserved == 0 {
+        if taken.reserved.position == 0 {
             self.position += 1;
         }
-        taken.position = if taken.reserved == 0 { self.position } else { taken.reserved };
+        taken.position = if taken.reserved.position == 0 { self.position } else { taken.reserved.position };
         for (slot, level) in self.levels.iter_mut().enumerate().filter(|(slot, _)| taken.slots & (1 << slot) != 0) {
             let asked = level.asked(&taken.amount);
-            if taken.reserved == 0 {
+            if taken.reserved.position == 0 {
                 level.no_longer_unsent(asked);
             }
             let mark = level.sent(taken.serial, taken.position, asked, now);
             // The store's mark counts what all replicas had taken before.
-            if taken.reserved == 0 {
+            if taken.reserved.position == 0 {
                 taken.marks[slot] = mark;
             } else {
-                level.remark(&mut taken.marks[slot]);
+                level.set_out(asked, taken.reserved, &mut taken.marks[slot], now);
             }
         }
     }
@@ -184,7 +195,7 @@ impl Books {
     /// takes `delay`. The correction, ns, unless a newer position has been heard of.
     pub fn observe(&mut self, taken: &mut Taken, slot: usize, used: u64, counted: bool, delay: Ns, now: Ns) -> Option<i64> {
         // Positions of this process alone say nothing in the order that replicas share.
-        if self.is_joined() && taken.reserved <= self.forgotten {
+        if self.is_joined() && taken.reserved.position <= self.forgotten {
             return None;
         }
         let at = taken.sent_at.saturating_add(delay);
@@ -202,7 +213,7 @@ impl Books {
         for (_, level) in self.levels.iter_mut().enumerate().filter(|(slot, _)| taken.slots & (1 << slot) != 0) {
             let unit = level.dimension.unit;
             let asked = level.asked(&taken.amount);
-            if taken.position == 0 && taken.reserved == 0 {
+            if taken.position == 0 && taken.reserved.position == 0 {
                 level.no_longer_unsent(asked);
             }
             level.settle(taken.serial, asked, used.of(unit), now);

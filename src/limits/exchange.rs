@@ -13,6 +13,8 @@ pub struct Transaction {
     pub position: u64,
     /// Nothing is told and nothing asked: only how the levels stand.
     pub hello: bool,
+    /// The reservation that is given up, where one is: its position.
+    pub gone: u64,
     /// How long the request at the head of the line can wait; `None`: nobody asks.
     pub patience: Option<Ns>,
     /// Every dimension that has a limit.
@@ -38,8 +40,8 @@ pub struct Cell {
     pub sighting: Option<Sighting>,
     /// What the head takes, ns; 0: nothing.
     pub asked: Ns,
-    /// What it must leave untouched, ns.
-    pub reserve: i64,
+    /// What it must leave untouched, ns; `None`: there need not be room for it.
+    pub reserve: Option<Ns>,
 }
 
 /// What an answer's head said of a dimension.
@@ -82,7 +84,7 @@ pub struct State {
 }
 
 /// How one dimension stands in the store.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Standing {
     /// When it is full again.
     pub tat: Ns,
@@ -94,4 +96,19 @@ pub struct Standing {
     pub newest: u64,
     /// What was taken and given back shortly before, ns, fading.
     pub recent: Ns,
+    /// For a head that is charged: when the level would be full again with it and what it leaves untouched.
+    pub room: Ns,
+    /// The last reservations that were given up before their time.
+    pub gone: Vec<Gone>,
+}
+
+/// A reservation that was given up: those that came after it gain its span.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gone {
+    /// The record's version that told of it.
+    pub version: u64,
+    /// The reservation's.
+    pub position: u64,
+    /// What it had taken, ns.
+    pub span: Ns,
 }

@@ -282,6 +282,7 @@ impl Lane {
         let now = self.advance(now);
         if !charge.is_sent() {
             self.books.sent(&mut charge.taken, now);
+            self.owe(now);
         }
     }
 
@@ -482,7 +483,7 @@ impl Lane {
     fn go(&mut self, id: Id, bound: Option<usize>, now: Ns, events: &mut Vec<Event>) {
         let booking = self.take_booking(id);
         if let Some(waiter) = self.leave(id) {
-            let taken = booking.map(|booked| booked.taken);
+            let taken = booking.map(|booked| booked.booking.taken);
             events.push(Event::Go(id, self.grant(waiter, taken, bound, now)));
         }
     }

@@ -9,6 +9,12 @@ local now = time[1] * 1000000 + time[2]
 -- What is taken or given back within this of a request's sending, Groq may or may not have seen before it.
 local jitter = 300000
 local function text(number) return string.format('%.0f', number) end
+local function remember(list, word)
+  local words = {}
+  for each in string.gmatch(list, '%S+') do words[#words + 1] = each end
+  words[#words + 1] = word
+  return table.concat(words, ' ', math.max(1, #words - 15))
+end
 
 -- A transaction that its replica has given up, and that was held up on the way, must not be applied any more.
 local fence, applied, held = string.match(redis.call('GET', KEYS[2]) or '0 0 0', '^(%d+) (%d+) (%d)$')
@@ -23,14 +29,17 @@ if stranger then position = math.max(position, request.position) end
 
 local levels, news, longest, wait = {}, stranger, 0, 0
 for i, cell in ipairs(request.cells) do
-  local kept = redis.call('HMGET', KEYS[1], 't:' .. cell.k, 'c:' .. cell.k, 'a:' .. cell.k, 'n:' .. cell.k, 'r:' .. cell.k, 'w:' .. cell.k, 'g:' .. cell.k)
+  local kept = redis.call('HMGET', KEYS[1], 't:' .. cell.k, 'c:' .. cell.k, 'a:' .. cell.k, 'n:' .. cell.k, 'r:' .. cell.k, 'w:' .. cell.k, 'g:' .. cell.k, 'b:' .. cell.k, 'h:' .. cell.k)
   -- tat: when it is full again. corrections: sum of what headers taught. adjusted: of that and of settlements.
   -- recent: what was taken or given back lately; given: what headers gave back lately; both fading.
+  -- gone: the last reservations given up before their time, as version:position:span.
+  -- reach: until when the level has room for the last reservation, less what was adjusted.
   local level = { tat = tonumber(kept[1] or 0), corrections = tonumber(kept[2] or 0), adjusted = tonumber(kept[3] or 0), newest = tonumber(kept[4] or 0) }
   local faded = math.exp(math.min(0, tonumber(kept[6] or 0) - now) / jitter)
   level.recent, level.given = tonumber(kept[5] or 0) * faded, tonumber(kept[7] or 0) * faded
   if stranger then level.tat = math.max(level.tat, cell.t) end
-  level.tat = level.tat + cell.b
+  level.tat, level.gone, level.reach = level.tat + cell.b, kept[8] or '', tonumber(kept[9] or -2^52) + cell.b
+  if cell.b < 0 then level.gone = remember(level.gone, text(version + 1) .. ':' .. text(request.gone) .. ':' .. text(-cell.b)) end
   -- Back from a time without the store, with what Groq's headers have shown meanwhile.
   if cell.j then
     local raised = math.max(level.tat, cell.t) - level.tat
@@ -56,7 +65,11 @@ for i, cell in ipairs(request.cells) do
     level.newest, news = cell.n, true
   end
   news = news or cell.d ~= 0 or cell.b ~= 0
-  if cell.q > 0 then wait = math.max(wait, math.max(level.tat, now) + cell.q + cell.r - cell.cap - now) end
+  if cell.q > 0 and cell.r then
+    -- Whoever came before goes before, whatever it leaves untouched itself.
+    level.room = math.max(math.max(level.tat, now) + cell.q + cell.r, level.reach + level.adjusted)
+    wait = math.max(wait, level.room - cell.cap - now)
+  end
   levels[i] = level
 end
 
@@ -68,6 +81,7 @@ if granted then
     if cell.q > 0 then
       levels[i].tat = math.max(levels[i].tat, now) + cell.q
       levels[i].taken = cell.q
+      if levels[i].room then levels[i].reach = levels[i].room - levels[i].adjusted end
     end
   end
 end
@@ -78,11 +92,12 @@ local reply = { text(now), text(born), text(version), text(position), applied, h
 for i, cell in ipairs(request.cells) do
   local level = levels[i]
   local recent = level.recent + (level.taken or 0)
-  for name, value in pairs({ t = level.tat, c = level.corrections, a = level.adjusted, n = level.newest, r = recent, g = level.given, w = now }) do
+  for name, value in pairs({ t = level.tat, c = level.corrections, a = level.adjusted, n = level.newest, r = recent, g = level.given, h = level.reach, w = now }) do
     fields[#fields + 1] = name .. ':' .. cell.k
     fields[#fields + 1] = text(value)
   end
-  for _, value in ipairs({ cell.k, text(level.tat), text(level.corrections), text(level.adjusted), text(level.newest), text(level.recent) }) do
+  fields[#fields + 1], fields[#fields + 2] = 'b:' .. cell.k, level.gone
+  for _, value in ipairs({ cell.k, text(level.tat), text(level.corrections), text(level.adjusted), text(level.newest), text(level.recent), text(granted and level.room or 0), level.gone }) do
     reply[#reply + 1] = value
   end
   longest = math.max(longest, level.tat - now)

@@ -69,6 +69,11 @@ struct Law {
     /// What headers gave back lately, and when it was so much, µs.
     given: i64,
     at: i64,
+    /// Room for the last reservation, less what was adjusted.
+    reach: Option<i64>,
+    /// Reservations given up, with the version that told of it.
+    gone: Vec<String>,
+    version: i64,
 }
 
 /// What one replica knows.
@@ -111,7 +116,7 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
             cell["v"] = replica.law.adjusted.into();
         }
         let mut request = json!({
-            "serial": serial, "born": replica.law.born, "position": replica.law.position, "hello": false, "cells": [cell],
+            "serial": serial, "born": replica.law.born, "position": replica.law.position, "hello": false, "gone": replica.law.position, "cells": [cell],
         });
         if let Some((_, patience)) = step.asked {
             request["patience"] = patience.into();
@@ -130,6 +135,11 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
             next.tat = next.tat.max(replica.law.tat + step.claimed.unwrap_or(0));
         }
         next.tat += step.given_up;
+        next.reach = next.reach.map(|reach| reach + step.given_up);
+        next.version += 1;
+        if step.given_up < 0 {
+            next.gone.push(format!("{}:{}:{}", next.version, replica.law.position, -step.given_up));
+        }
         if let Some(more) = step.claimed {
             let raised = (replica.law.tat + more - next.tat).max(0);
             (next.tat, next.adjusted) = (next.tat + raised, next.adjusted + raised);
@@ -154,18 +164,25 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
         }
         (next.given, next.at) = (format!("{given:.0}").parse().expect("a number"), now);
         if let Some((asked, patience)) = step.asked {
-            let wait = (next.tat.max(now) + asked + RESERVE - CAP - now).max(0);
+            // Whoever came before goes before.
+            let room = next.reach.map_or(i64::MIN, |reach| reach + next.adjusted);
+            let room = room.max(next.tat.max(now) + asked + RESERVE);
+            let wait = (room - CAP - now).max(0);
             prop_assert_eq!(number(7), wait);
             prop_assert_eq!(number(6) == 1, wait <= patience, "granted");
             if wait <= patience {
                 next.position += 1;
                 next.tat = next.tat.max(now) + asked;
+                next.reach = Some(room - next.adjusted);
+                prop_assert_eq!(number(14), room);
                 granted.push((now + wait, asked));
             }
         }
         let told = [number(1), number(3), number(9), number(10), number(11), number(12)];
         let Law { born, position, tat, corrections, adjusted, newest, .. } = next;
         prop_assert_eq!(told, [born, position, tat, corrections, adjusted, newest]);
+        prop_assert_eq!(number(2), next.version);
+        prop_assert_eq!(&reply[15], &next.gone[next.gone.len().saturating_sub(16)..].join(" "));
         *replica = Known { serial, law: next.clone() };
         law = Some(next);
     }

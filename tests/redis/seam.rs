@@ -64,14 +64,18 @@ fn keeps(store: &mut Store<'_>, history: &History, lossy: bool) -> Result<Outcom
     if lossy {
         return Ok(outcome);
     }
-    // Headers correct the books by what is expected of a request, and what comes back to a level that is full by then is lost
-    // upstream: the reserve covers what is off. What headers have given back is not given back again: rather too little.
     let (books, truth) = outcome.used;
-    let each = 2 * history.jobs.len() as u64;
-    let (less, more) =
-        if history.headers { (history.tokens / 4, history.tokens / 2) } else { (history.tokens / 50, history.tokens / 50) };
-    prop_assert!(books + each + less >= truth, "{} in use by the books, {} in truth", books, truth);
-    prop_assert!(books <= truth + each + more, "{} in use by the books, {} in truth", books, truth);
+    let rounding = 2 * history.jobs.len() as u64;
+    // What Groq has not heard of yet is doubted where it gives back, never where it takes: rather too much in use, until
+    // the next header. What was reserved beyond the truth may be lost upstream, where the level is full by then.
+    let (less, more) = if history.headers { (5, 50) } else { (2, 2) };
+    prop_assert!(
+        books + rounding + outcome.beyond + history.tokens * less / 100 >= truth,
+        "{} in use by the books, {} in truth",
+        books,
+        truth
+    );
+    prop_assert!(books <= truth + rounding + history.tokens * more / 100, "{} in use by the books, {} in truth", books, truth);
     Ok(outcome)
 }
 

@@ -7,6 +7,7 @@ use groq_shield::{
     groq::{RateState, Snapshot},
     limits::{
         Ask, Spent,
+        books::Amount,
         bucket::Ns,
         exchange::Transaction,
         lane::{Charge, Event, Lane, Verdict},
@@ -68,6 +69,8 @@ pub(crate) struct Outcome {
     pub(crate) last: Ns,
     /// In use when all is over, by the books and in truth.
     pub(crate) used: (u64, u64),
+    /// Reserved beyond what the upstream holds for the same requests.
+    pub(crate) beyond: u64,
 }
 
 enum Step {
@@ -269,7 +272,7 @@ impl<'a> World<'a> {
     /// Who is let in is charged in every dimension, who is not in none.
     fn all_or_none(&mut self, transaction: &Transaction, words: &[String]) {
         let now = server(self.now) as u64;
-        for (cell, told) in transaction.cells.iter().zip(words[8..].chunks(6)) {
+        for (cell, told) in transaction.cells.iter().zip(words[8..].chunks(8)) {
             let tat: i64 = told[1].parse().expect("a number");
             let tat = tat.max(0) as u64;
             let before = self.told.insert(told[0].clone(), tat);
@@ -372,6 +375,8 @@ impl<'a> World<'a> {
         self.replicas[number].lane.sent(&mut charge, now);
         self.outcome.sends += 1;
         self.outcome.last = now;
+        let Amount { input, output, .. } = charge.amount();
+        self.outcome.beyond += u64::from(input) + u64::from(output) - job.prompt - job.ceiling;
         let ok =
             self.requests.as_mut().is_none_or(|exact| exact.admit(1, now)) && self.tokens.admit(job.prompt + job.ceiling, now);
         let remaining = self.plan.tokens.saturating_sub(self.tokens.units());

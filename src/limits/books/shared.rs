@@ -1,11 +1,19 @@
 //! What do a lane's books tell the store that replicas share, and take from it?
 
-use super::{Amount, Books, SLOTS, Taken};
+use super::{Amount, Books, Place, SLOTS, Taken};
 use crate::limits::{
     bucket::{Fit, Ns},
     exchange::{Cell, State},
     level::Mark,
 };
+
+/// What the store has charged for a head.
+#[derive(Debug)]
+pub struct Booking {
+    pub(in crate::limits) taken: Taken,
+    /// When each level would be full again with it and what it leaves untouched.
+    rooms: [Ns; SLOTS],
+}
 
 impl Books {
     /// From now on levels are shared between so many replicas; alone until the store has answered.
@@ -43,7 +51,7 @@ impl Books {
         self.forgotten = position;
         for (code, standing) in &state.standings {
             if let Some(slot) = self.slot(code) {
-                self.levels[slot].renew(*standing);
+                self.levels[slot].renew(standing);
             }
         }
     }
@@ -53,7 +61,7 @@ impl Books {
         self.position = self.position.max(state.position);
         for (code, standing) in &state.standings {
             if let Some(slot) = self.slot(code) {
-                self.levels[slot].hear(*standing, mine, now);
+                self.levels[slot].hear(standing, mine, now);
             }
         }
     }
@@ -78,15 +86,17 @@ impl Books {
         each.fold((false, false), |(any, spans), level| (any | level.0, spans | level.1))
     }
 
-    /// The store has charged this at the state heard last.
-    pub fn reserved(&mut self, amount: Amount, now: Ns) -> Taken {
+    /// The store has charged this; its record is at this version now.
+    pub fn reserved(&mut self, amount: Amount, version: u64, now: Ns) -> Booking {
         self.serial += 1;
-        let (mut slots, mut marks) = (0, Box::new([Mark::default(); SLOTS]));
+        let (mut slots, mut marks, mut rooms) = (0, Box::new([Mark::default(); SLOTS]), [0; SLOTS]);
         for (slot, level) in self.levels.iter_mut().enumerate() {
-            marks[slot] = level.charged(self.serial, level.asked(&amount), now);
+            (marks[slot], rooms[slot]) = level.charged(self.serial, level.asked(&amount), now);
             slots |= 1 << slot;
         }
-        Taken { amount, position: 0, sent_at: now, serial: self.serial, reserved: self.position, slots, marks }
+        let reserved = Place { position: self.position, version };
+        let taken = Taken { amount, position: 0, sent_at: now, serial: self.serial, reserved, slots, marks };
+        Booking { taken, rooms }
     }
 
     /// A head that the store has charged leaves before its time.
@@ -97,9 +107,9 @@ impl Books {
     }
 
     /// When a head that the store has charged may go, and the slot that makes it wait.
-    pub fn due(&self, taken: &Taken) -> (Ns, Option<usize>) {
+    pub fn due(&self, Booking { taken, rooms }: &Booking) -> (Ns, Option<usize>) {
         let dues = self.levels.iter().enumerate().filter(|(slot, _)| taken.slots & (1 << slot) != 0);
-        let dues = dues.map(|(slot, level)| (level.due(level.asked(&taken.amount), &taken.marks[slot]), Some(slot)));
+        let dues = dues.map(|(slot, level)| (level.due(rooms[slot], taken.reserved, &taken.marks[slot]), Some(slot)));
         dues.max().unwrap_or_default()
     }
 

@@ -6,7 +6,7 @@
 
 use super::{Event, Lane, MILLISECOND, SECOND};
 use crate::limits::{
-    books::{Amount, Taken},
+    books::{Amount, Booking},
     bucket::{Fit, Ns},
     exchange::{Answer, State, Transaction},
     line::{Id, Ticket},
@@ -18,6 +18,9 @@ const RIDE: Ns = 50 * MILLISECOND;
 const WORD: Ns = SECOND;
 /// A head that the store would not book asks again after so long.
 const AGAIN: Ns = 20 * MILLISECOND;
+
+/// A position that none comes after: doubles hold it exactly.
+const NO_PLACE: u64 = 1 << 53;
 
 /// A lane's link to the store.
 #[derive(Debug)]
@@ -33,6 +36,8 @@ pub(super) struct Link {
     /// Lost on the way there or back.
     uncertain: Option<UnderWay>,
     pub(super) booked: Option<Booked>,
+    /// The reservation that is given up and not told of.
+    gone: u64,
     wanted: Option<Id>,
     /// It cannot go in time, by the store's word.
     denied: Option<Id>,
@@ -52,7 +57,7 @@ struct UnderWay {
 #[derive(Debug)]
 pub(super) struct Booked {
     pub(super) id: Id,
-    pub(super) taken: Taken,
+    pub(super) booking: Booking,
     /// The store said at once.
     at_once: bool,
 }
@@ -72,6 +77,7 @@ impl Lane {
             under_way: None,
             uncertain: None,
             booked: None,
+            gone: 0,
             wanted: None,
             denied: None,
             ask_from: 0,
@@ -107,6 +113,7 @@ impl Lane {
             born: link.born,
             position: self.books.position(),
             hello,
+            gone: if hello { 0 } else { std::mem::take(&mut link.gone) },
             patience: head.map(|(_, waiter)| waiter.deadline.saturating_sub(now)),
             cells: self.books.cells(hello, head.map(|(_, waiter)| &waiter.amount)),
         };
@@ -134,9 +141,15 @@ impl Lane {
         }
         if let Some(lost) = lost {
             match lost.head {
-                _ if answer.before.0 != lost.transaction.serial => self.books.untold(&lost.transaction.cells),
+                _ if answer.before.0 != lost.transaction.serial => {
+                    self.books.untold(&lost.transaction.cells);
+                    self.gone(lost.transaction.gone);
+                }
                 // It went on alone.
-                Some((.., amount)) if answer.before.1 => self.books.give_up(&amount),
+                Some((.., amount)) if answer.before.1 => {
+                    self.books.give_up(&amount);
+                    self.gone(NO_PLACE);
+                }
                 _ => {}
             }
         }
@@ -145,11 +158,12 @@ impl Lane {
             let waits = self.line.get(id).is_some_and(|waiter| waiter.ticket == ticket);
             match (answer.granted, waits, &mut self.link) {
                 (true, true, Some(link)) => {
-                    let taken = self.books.reserved(amount, now);
-                    link.booked = Some(Booked { id, taken, at_once: answer.wait == 0 });
+                    let booking = self.books.reserved(amount, answer.state.version, now);
+                    link.booked = Some(Booked { id, booking, at_once: answer.wait == 0 });
                 }
                 (true, false, _) => {
                     self.books.give_up(&amount);
+                    self.gone(answer.state.position);
                     self.tell(0, now);
                 }
                 (false, waits, Some(link)) => {
@@ -255,7 +269,7 @@ impl Lane {
         if booked.at_once {
             return Some((Fit::Now, None));
         }
-        let (at, slot) = self.books.due(&booked.taken);
+        let (at, slot) = self.books.due(&booked.booking);
         Some(if at <= self.clock { (Fit::Now, slot) } else { (Fit::At(at), slot) })
     }
 
@@ -272,8 +286,16 @@ impl Lane {
     /// It leaves the line: its booking is given up.
     pub(super) fn give_up(&mut self, head: Id) {
         if let Some(booked) = self.take_booking(head) {
-            self.books.give_up(&booked.taken.amount);
+            self.books.give_up(&booked.booking.taken.amount);
+            self.gone(booked.booking.taken.reserved.position);
             self.tell(0, self.clock);
+        }
+    }
+
+    /// Of several, those after the last gain.
+    fn gone(&mut self, position: u64) {
+        if let Some(link) = &mut self.link {
+            link.gone = link.gone.max(position);
         }
     }
 

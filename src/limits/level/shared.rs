@@ -4,15 +4,12 @@
 //! the level goes on alone: the bucket with its observer as ever, beside a share of limit ÷ replicas that starts as full
 //! as the bucket is. Back with the store, what the share has grown beyond its part of the old level is owed.
 
-use super::{Level, Mark};
+use super::{JITTER, Level, Mark};
 use crate::limits::{
-    books::Amount,
+    books::{Amount, Place},
     bucket::{Bucket, Fit, Ns},
     exchange::{Cell, Sighting, Standing},
 };
-
-/// Reserves below this are no condition at all.
-const NO_CONDITION: i64 = -(1 << 60);
 
 /// The store's side of a level.
 #[derive(Debug, Default)]
@@ -37,10 +34,13 @@ pub(super) struct Far {
 }
 
 impl Far {
-    /// By how much settlements and corrections have moved the level since it stood so, ns.
-    fn since(&self, mark: &Mark) -> i64 {
+    /// By how much settlements, corrections and reservations given up have moved the level for this place since it stood
+    /// so, ns.
+    fn since(&self, mark: &Mark, place: Place) -> i64 {
         let adjusted = self.standing.adjusted.wrapping_add(self.before).wrapping_sub(mark.adjusted);
-        adjusted.saturating_add(self.settled).saturating_add(self.told.0)
+        let gone = self.standing.gone.iter().filter(|gone| gone.version > place.version && gone.position < place.position);
+        let gained: i64 = gone.map(|gone| gone.span as i64).sum();
+        adjusted.saturating_add(self.settled).saturating_add(self.told.0).saturating_sub(gained)
     }
 }
 
@@ -107,7 +107,7 @@ impl Level {
             claimed: false,
             sighting: None,
             asked: bucket.span(asked),
-            reserve: reserve.map_or(NO_CONDITION, |reserve| bucket.span(reserve) as i64),
+            reserve: reserve.map(|reserve| bucket.span(reserve)),
         };
         if !hello {
             if let Some(claim) = far.claim.take() {
@@ -130,7 +130,7 @@ impl Level {
     }
 
     /// The store's record has begun anew, like this: what was booked under the old one keeps its time.
-    pub fn renew(&mut self, standing: Standing) {
+    pub fn renew(&mut self, standing: &Standing) {
         if let Some(far) = &mut self.far {
             far.before = far.before.wrapping_add(far.standing.adjusted).wrapping_sub(standing.adjusted);
             // Its mark is of the old record.
@@ -139,9 +139,9 @@ impl Level {
     }
 
     /// The store's word. `mine`: an answer to what was told; else news of another replica's doing.
-    pub fn hear(&mut self, standing: Standing, mine: bool, now: Ns) {
+    pub fn hear(&mut self, standing: &Standing, mine: bool, now: Ns) {
         let (Some(bucket), Some(far)) = (&mut self.bucket, &mut self.far) else { return };
-        far.standing = standing;
+        far.standing.clone_from(standing);
         if mine {
             far.told = (0, 0);
         }
@@ -153,22 +153,32 @@ impl Level {
         }
     }
 
-    /// The store has charged `asked`.
-    pub fn charged(&mut self, serial: u64, asked: u64, now: Ns) -> Mark {
+    /// The store has charged `asked`: how it stands, and when it would be full again with what is left untouched.
+    pub fn charged(&mut self, serial: u64, asked: u64, now: Ns) -> (Mark, Ns) {
         self.spend(serial, asked, now);
-        self.far.as_ref().map_or_else(Mark::default, |far| {
-            let Standing { tat, corrections, adjusted, recent, .. } = far.standing;
-            Mark { tat, corrections, adjusted: adjusted.wrapping_add(far.before), recent }
+        self.far.as_ref().map_or_else(Default::default, |far| {
+            let &Standing { tat, corrections, adjusted, recent, room, .. } = &far.standing;
+            (Mark { tat, corrections, adjusted: adjusted.wrapping_add(far.before), recent }, room)
         })
     }
 
-    /// What the store has charged goes out now: Groq has seen what was given back since.
-    pub fn remark(&self, mark: &mut Mark) {
+    /// What the store has charged goes out now: Groq has seen what was given back since, and counts it from now. Where the
+    /// level had room before the others had, what has come back since it was charged is owed.
+    pub fn set_out(&mut self, asked: u64, place: Place, mark: &mut Mark, now: Ns) {
         if let Some(far) = &self.far {
-            mark.tat = mark.tat.saturating_add_signed(far.since(mark));
+            mark.tat = mark.tat.saturating_add_signed(far.since(mark, place));
             mark.corrections = far.standing.corrections;
             mark.adjusted = far.standing.adjusted.wrapping_add(far.before);
             mark.recent = mark.recent.max(far.standing.recent);
+        }
+        let Some(bucket) = self.bucket.as_mut().filter(|_| asked > 0) else { return };
+        let drained = now.saturating_add(bucket.span(asked)).saturating_sub(mark.tat);
+        if drained > JITTER {
+            let drained = drained.min(bucket.span(asked));
+            mark.tat = mark.tat.saturating_add(drained);
+            mark.adjusted = mark.adjusted.saturating_add(drained as i64);
+            bucket.set_tat(bucket.tat().max(now).saturating_add(drained), now);
+            self.owe(drained as i64);
         }
     }
 
@@ -181,14 +191,13 @@ impl Level {
         }
     }
 
-    /// When a head may go that the store has charged when the level stood so.
-    pub fn due(&self, asked: u64, mark: &Mark) -> Ns {
-        let (Some(bucket), Some(far)) = (self.bucket.as_ref().filter(|_| asked > 0), &self.far) else { return 0 };
+    /// When a head may go that the store has charged when the level stood so, with its room until then.
+    pub fn due(&self, room: Ns, place: Place, mark: &Mark) -> Ns {
+        let (Some(bucket), Some(far)) = (self.bucket.as_ref().filter(|_| room > 0), &self.far) else { return 0 };
         if self.window.is_some() {
             return 0;
         }
-        let tat = mark.tat.saturating_add_signed(far.since(mark)).saturating_add(bucket.span(self.reserve(asked)));
-        tat.saturating_sub(bucket.span(bucket.limit()))
+        room.saturating_add_signed(far.since(mark, place)).saturating_sub(bucket.span(bucket.limit()))
     }
 
     /// When what the store does not know of has room: the part of our own, and windows.

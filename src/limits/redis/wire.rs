@@ -4,13 +4,13 @@ use serde_json::{Value, json};
 
 use crate::limits::{
     bucket::Ns,
-    exchange::{Answer, Cell, Standing, State, Transaction},
+    exchange::{Answer, Cell, Gone, Standing, State, Transaction},
 };
 
 /// Numbers before the dimensions in a reply.
 const HEAD: usize = 8;
 /// Values of one dimension in a reply.
-const EACH: usize = 6;
+const EACH: usize = 8;
 /// The longest span that is believed, µs: 200 years.
 const LONGEST: i64 = 200 * 366 * 86_400_000_000;
 
@@ -29,7 +29,7 @@ pub struct Reply {
     /// The server's clock, µs.
     pub now: i64,
     head: [i64; HEAD],
-    levels: Vec<(Box<str>, [i64; EACH - 1])>,
+    levels: Vec<(Box<str>, [i64; EACH - 2], Vec<Gone>)>,
 }
 
 impl Reply {
@@ -40,9 +40,10 @@ impl Reply {
         let head: Vec<i64> = head.iter().map(number).collect::<Option<_>>()?;
         let head: [i64; HEAD] = head.try_into().ok()?;
         let level = |words: &[String]| {
-            let (code, numbers) = words.split_first()?;
+            let [code, numbers @ .., gone] = words else { return None };
             let numbers: Vec<i64> = numbers.iter().map(number).collect::<Option<_>>()?;
-            Some((code.as_str().into(), numbers.try_into().ok()?))
+            let gone = gone.split_whitespace().map(self::gone).collect::<Option<_>>()?;
+            Some((code.as_str().into(), numbers.try_into().ok()?, gone))
         };
         let levels = levels.chunks(EACH).map(level).collect::<Option<_>>()?;
         Some(Self { now: head[0], head, levels })
@@ -69,6 +70,7 @@ impl Offset {
             "born": transaction.born,
             "position": transaction.position,
             "hello": transaction.hello,
+            "gone": transaction.gone,
             "cells": cells,
         });
         if let Some(patience) = transaction.patience {
@@ -85,8 +87,10 @@ impl Offset {
             "d": up(cell.settled),
             "b": up(cell.given_up),
             "q": cell.asked.div_ceil(1000),
-            "r": up(cell.reserve),
         });
+        if let Some(reserve) = cell.reserve {
+            wire["r"] = reserve.div_ceil(1000).into();
+        }
         if cell.claimed {
             wire["j"] = true.into();
         }
@@ -105,16 +109,18 @@ impl Offset {
     /// A reply as a lane reads it; `None` for numbers that cannot be.
     pub fn answer(&self, reply: Reply) -> Option<Answer> {
         let [_, born, version, position, applied, held, granted, wait] = reply.head;
-        let standing = |[tat, corrections, adjusted, newest, recent]: [i64; EACH - 1]| {
+        let standing = |[tat, corrections, adjusted, newest, recent, room]: [i64; EACH - 2], gone| {
             Some(Standing {
                 tat: self.here(tat)?,
                 corrections: span(corrections)?,
                 adjusted: span(adjusted)?,
                 newest: newest.try_into().ok()?,
                 recent: span(recent)?.try_into().ok()?,
+                room: self.here(room)?,
+                gone,
             })
         };
-        let standings = reply.levels.into_iter().map(|(code, level)| Some((code, standing(level)?)));
+        let standings = reply.levels.into_iter().map(|(code, level, gone)| Some((code, standing(level, gone)?)));
         Some(Answer {
             before: (applied.try_into().ok()?, held == 1),
             granted: granted == 1,
@@ -146,6 +152,14 @@ fn micros(at: Ns) -> i64 {
 /// Rounded up: never faster than the upstream.
 fn up(span: i64) -> i64 {
     -(span.saturating_neg().div_euclid(1000))
+}
+
+/// A reservation given up, as version:position:span.
+fn gone(word: &str) -> Option<Gone> {
+    let mut parts = word.splitn(3, ':').map(|part| part.parse::<i64>().ok());
+    let mut next = || parts.next().flatten();
+    let (version, position, micros) = (next()?, next()?, next()?);
+    Some(Gone { version: version.try_into().ok()?, position: position.try_into().ok()?, span: span(micros)?.try_into().ok()? })
 }
 
 fn span(micros: i64) -> Option<i64> {
