@@ -7,7 +7,7 @@ use crate::{
     config::Class,
     groq::Dimension,
     limits::{
-        Ask, DimensionSnapshot, LaneSnapshot, WaitingSnapshot,
+        DimensionSnapshot, LaneSnapshot, WaitingSnapshot,
         bucket::Ns,
         forecast::{Asker, forecast},
         level::Level,
@@ -77,29 +77,6 @@ impl Lane {
     /// When it was last used.
     pub fn used_at(&self) -> Ns {
         self.used_at
-    }
-
-    /// The ceiling that a request's own would have to be lowered to, where its ceiling alone is what can never fit.
-    pub fn fitting_ceiling(&self, ask: &Ask, now: Ns) -> Option<u64> {
-        let (amount, _, given) = self.amount(ask.pool);
-        if !given {
-            return None;
-        }
-        let room = self
-            .books
-            .levels()
-            .iter()
-            .filter(|level| level.is_certain(now))
-            .filter_map(|level| {
-                use crate::groq::Unit;
-                match level.dimension.unit {
-                    Unit::Tokens => Some(level.limit()?.saturating_sub(amount.input.into())),
-                    Unit::OutputTokens => level.limit(),
-                    _ => None,
-                }
-            })
-            .min()?;
-        (room > 0 && room < amount.output.into()).then_some(room)
     }
 
     /// The lane's usual time from sending to an answer's head.

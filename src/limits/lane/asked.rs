@@ -1,0 +1,112 @@
+//! What does a request ask of the levels, and can it ever fit?
+
+use super::Lane;
+use crate::{
+    groq::Unit,
+    limits::{
+        Ask, Pool, Refusal,
+        books::Amount,
+        bucket::Ns,
+        forecast::Asker,
+        line::{AppId, Ticket, Waiter},
+    },
+};
+
+/// Completion tokens assumed where neither the client nor Groq nor the operator says.
+const ASSUMED: u32 = 2048;
+/// Estimates are taken for so much too high before a request is called impossible, until answers have taught better.
+const LEAST: f32 = 0.8;
+
+impl Lane {
+    /// The ceiling that a request's own would have to be lowered to, where its ceiling alone is what can never fit.
+    pub fn fitting_ceiling(&self, ask: &Ask, now: Ns) -> Option<u64> {
+        let (amount, _, given) = self.amount(ask.pool);
+        if !given {
+            return None;
+        }
+        let room = self
+            .books
+            .levels()
+            .iter()
+            .filter(|level| level.is_certain(now))
+            .filter_map(|level| match level.dimension.unit {
+                Unit::Tokens => Some(level.limit()?.saturating_sub(amount.input.into())),
+                Unit::OutputTokens => level.limit(),
+                _ => None,
+            })
+            .min()?;
+        (room > 0 && room < amount.output.into()).then_some(room)
+    }
+
+    /// What a request asks, as a waiter would hold it.
+    pub(super) fn read(&mut self, ask: &Ask, app: AppId, now: Ns, deadline: Ns, place: Option<Ticket>) -> (Waiter, Asker) {
+        let (amount, estimated, ceiling_given) = self.amount(ask.pool);
+        let ticket = place.or_else(|| self.take_back(ask, now));
+        let size = self.size(&amount);
+        let usual = self.line.app_of(app).and_then(|app| app.completion.mean()).or(self.calibration.completion.mean());
+        let expected = usual.map_or(amount.output, |usual| (usual as u32).min(amount.output));
+        let waiter = Waiter {
+            app,
+            size,
+            amount,
+            expected,
+            estimated,
+            ceiling_given,
+            ticket: ticket.unwrap_or_else(|| self.line.ticket()),
+            since: now,
+            deadline,
+            slack: None,
+            fingerprint: ask.fingerprint,
+        };
+        let asker = Asker { app, class: ask.class, size, amount, ticket };
+        (waiter, asker)
+    }
+
+    /// What a pool means in units: pessimistic for the prompt, the whole ceiling for the completion.
+    fn amount(&self, pool: Pool) -> (Amount, u32, bool) {
+        let cut = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        match pool {
+            Pool::Tokens { prompt, ceiling } => {
+                let input = if prompt == 0 { 0 } else { (prompt as f32 * self.calibration.prompt.high()).ceil() as u64 + 4 };
+                let output = ceiling.map_or_else(|| self.assumed(), cut);
+                (Amount { requests: 1, input: cut(input), output, seconds: 0 }, cut(prompt), ceiling.is_some())
+            }
+            Pool::Audio { seconds } => (Amount { requests: 1, seconds: cut(seconds), ..Amount::default() }, 0, true),
+            Pool::Free => (Amount::default(), 0, true),
+        }
+    }
+
+    /// Completion tokens that are reserved for a request that names no ceiling.
+    fn assumed(&self) -> u32 {
+        let configured = self.tables.assumed(&self.model).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        configured.or(self.calibration.assumed).unwrap_or_else(|| {
+            let usual = self.calibration.completion.high().unwrap_or(0.0) as u32;
+            usual.max(ASSUMED)
+        })
+    }
+
+    /// Size class: by the share of the tightest limit it asks for.
+    fn size(&self, amount: &Amount) -> u8 {
+        let share = self
+            .books
+            .levels()
+            .iter()
+            .filter(|level| level.dimension.unit != Unit::Requests)
+            .filter_map(|level| Some(level.asked(amount) as f64 / level.limit()? as f64))
+            .fold(0.0, f64::max);
+        [1.0 / 32.0, 1.0 / 8.0, 0.5].iter().filter(|&&bound| share > bound).count() as u8
+    }
+
+    /// Its certain sum is over a certain limit.
+    pub(super) fn never(&self, waiter: &Waiter, now: Ns) -> Option<Refusal> {
+        let least = self.calibration.prompt.low().min(LEAST);
+        let input = (waiter.estimated as f32 * least) as u32;
+        let output = if waiter.ceiling_given { waiter.amount.output } else { 0 };
+        let (dimension, limit, _) = self.books.never(&Amount { input, output, ..waiter.amount }, now)?;
+        // What people are told is the estimate itself, not its lower bound.
+        let prompt = if input == 0 { 0 } else { u64::from(waiter.estimated) };
+        let told = Amount { input: waiter.estimated, output, ..waiter.amount };
+        let parts = (dimension.unit == Unit::Tokens).then_some((prompt, u64::from(output)));
+        Some(Refusal::Never { dimension: dimension.clone(), limit, asked: told.of(dimension.unit).max(limit + 1), parts })
+    }
+}

@@ -1,0 +1,168 @@
+//! What does a granted request hold, and how does it end?
+
+use std::time::Duration;
+
+use super::{
+    Lane, SECOND, nanos,
+    probe::{Knowledge, PROBE},
+};
+use crate::{
+    groq::{RateState, RefusalText},
+    limits::{
+        Spent,
+        books::{Amount, Taken},
+        bucket::Ns,
+        line::{AppId, Ticket, Waiter},
+    },
+};
+
+/// What a granted request holds.
+#[derive(Clone, Debug)]
+pub struct Charge {
+    pub(super) taken: Taken,
+    pub(super) app: AppId,
+    size: u8,
+    pub(super) probe: bool,
+    pub(super) ceiling_given: bool,
+    /// Prompt tokens before the lane's own correction.
+    pub(super) estimated: u32,
+    /// Cost at the time of granting, and what settles it: the slot and the price of one unit.
+    cost: f32,
+    price: (u8, f32),
+    ticket: Ticket,
+    /// How long it waited, ns.
+    pub waited: Ns,
+    /// The slot that made it wait.
+    pub bound: Option<u8>,
+}
+
+impl Charge {
+    /// Whether it has been sent.
+    pub fn is_sent(&self) -> bool {
+        self.taken.position > 0
+    }
+
+    /// What it took.
+    pub fn amount(&self) -> Amount {
+        self.taken.amount
+    }
+}
+
+impl Lane {
+    /// Right before the first byte goes out.
+    pub fn sent(&mut self, charge: &mut Charge, now: Ns) {
+        let now = self.advance(now);
+        if !charge.is_sent() {
+            self.books.sent(&mut charge.taken, now);
+            self.owe(now);
+        }
+    }
+
+    /// The request has ended and this is the truth. The caller pumps.
+    pub fn settle(&mut self, charge: Charge, spent: Spent, now: Ns) {
+        let now = self.advance(now);
+        self.learn_usage(&charge, spent);
+        let used = used(&charge, spent);
+        let unit = self.books.levels().get(usize::from(charge.price.0)).map(|level| level.dimension.unit);
+        let cost =
+            if spent == Spent::Nothing { 0.0 } else { unit.map_or(charge.cost, |unit| used.of(unit) as f32 * charge.price.1) };
+        self.line.serve(charge.app, charge.size, f64::from(cost - charge.cost), now);
+        self.line.running(charge.app, false);
+        self.end_probe(&charge);
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.used_at = now;
+        self.books.settle(charge.taken, used, now);
+        self.owe(now);
+    }
+
+    /// An answer's head: its headers correct the levels. The caller pumps.
+    pub fn observe(&mut self, charge: &mut Charge, state: &RateState, now: Ns) {
+        let now = self.advance(now);
+        self.calibration.head(now.saturating_sub(charge.taken.sent_at));
+        self.knowledge = Knowledge::Known;
+        self.pauses = 0;
+        self.learn_headers(charge, state, true, now);
+        self.owe(now);
+    }
+
+    /// Groq refused: the text (or the headers) corrects the levels and everything comes back. The place to ask again
+    /// with. The caller pumps.
+    pub fn refused(
+        &mut self,
+        mut charge: Charge,
+        text: Option<&RefusalText>,
+        state: &RateState,
+        retry_after: Option<Duration>,
+        now: Ns,
+    ) -> Ticket {
+        let now = self.advance(now);
+        self.refusals += 1;
+        if !self.learn_refusal(&mut charge, text, state, now) {
+            // Nothing said which level is low: the whole lane comes to rest.
+            self.pauses = (self.pauses + 1).min(6);
+            let rest = retry_after.map_or(SECOND << (self.pauses - 1), nanos).min(60 * SECOND);
+            self.paused_until = self.paused_until.max(now + rest);
+        }
+        self.knowledge = Knowledge::Known;
+        let ticket = charge.ticket;
+        self.settle(charge, Spent::Nothing, now);
+        ticket
+    }
+
+    /// `taken`: the store has charged it.
+    pub(super) fn grant(&mut self, waiter: Waiter, taken: Option<Taken>, bound: Option<usize>, now: Ns) -> Charge {
+        let expected = Amount { output: waiter.expected, ..waiter.amount };
+        let (slot, price) = self.price(&expected, now);
+        let cost = self.books.levels().get(slot).map_or(0.0, |level| level.asked(&expected) as f32 * price);
+        let taken = taken.unwrap_or_else(|| self.books.take(waiter.amount, now));
+        self.line.serve(waiter.app, waiter.size, f64::from(cost), now);
+        self.line.running(waiter.app, true);
+        self.in_flight += 1;
+        let probe = self.knowledge == Knowledge::Unknown;
+        if probe {
+            self.knowledge = Knowledge::Probing { until: self.probing_until.take().unwrap_or(now + PROBE) };
+        }
+        Charge {
+            taken,
+            app: waiter.app,
+            size: waiter.size,
+            probe,
+            ceiling_given: waiter.ceiling_given,
+            estimated: waiter.estimated,
+            cost,
+            price: (slot as u8, price),
+            ticket: waiter.ticket,
+            waited: now.saturating_sub(waiter.since),
+            bound: bound.map(|slot| slot as u8),
+        }
+    }
+
+    /// The dimension in which this costs most, as a share of what is there and comes within a minute; one unit's price.
+    fn price(&self, amount: &Amount, now: Ns) -> (usize, f32) {
+        let mut dearest = (0, 0.0, 0.0);
+        for (slot, level) in self.books.levels().iter().enumerate() {
+            let Some(bucket) = level.bucket() else { continue };
+            let price = 1.0 / (bucket.level(now).max(0.0) + 60.0 * bucket.rate());
+            let cost = level.asked(amount) as f64 * price;
+            if cost > dearest.1 {
+                dearest = (slot, cost, price);
+            }
+        }
+        (dearest.0, dearest.2 as f32)
+    }
+}
+
+/// What a request used, by unit.
+fn used(charge: &Charge, spent: Spent) -> Amount {
+    let cut = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    let asked = charge.taken.amount;
+    match spent {
+        Spent::Nothing => Amount::default(),
+        Spent::Request => Amount { requests: asked.requests, ..Amount::default() },
+        // Audio is billed by the second, whatever the answer says of tokens.
+        Spent::Tokens { .. } | Spent::Partial { .. } if asked.seconds > 0 => asked,
+        Spent::Tokens { prompt, completion, .. } => Amount { input: cut(prompt), output: cut(completion), ..asked },
+        Spent::Partial { completion } => Amount { output: cut(completion), ..asked },
+        Spent::Charge => asked,
+    }
+}
