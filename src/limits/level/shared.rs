@@ -4,7 +4,10 @@
 //! the level goes on alone: the bucket with its observer as ever, beside a share of limit ÷ replicas that starts as full
 //! as the bucket is. Back with the store, what the share has grown beyond its part of the old level is owed.
 
-use super::{JITTER, Level, Mark};
+use super::{
+    Level,
+    sent::{JITTER, Mark},
+};
 use crate::limits::{
     books::{Amount, Place},
     bucket::{Bucket, Fit, Ns},
