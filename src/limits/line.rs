@@ -4,13 +4,14 @@
 //! Every queue has a virtual start: what it has been served, over its weight. The smallest is next. A queue that
 //! becomes active starts at the smallest active one's, so idle time earns no credit.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
-use super::{books::Amount, bucket::Ns, calibrate::Usual};
+pub use self::{app::App, backlog::Backlog};
+use super::{books::Amount, bucket::Ns};
 use crate::config::Class;
+
+mod app;
+mod backlog;
 
 /// Virtual time: served cost over weight; 2³² is one cost of 1.
 pub type Start = u64;
@@ -18,14 +19,6 @@ pub type Start = u64;
 const ONE: f64 = 4_294_967_296.0;
 /// Batch's share of a lane while interactive requests wait: the bound on its starvation.
 pub const BATCH_SHARE: f64 = 0.05;
-/// Size classes per app.
-pub const SIZES: usize = 4;
-/// Apps without a waiter are forgotten beyond so many.
-const IDLE_APPS: usize = 256;
-/// Beyond so many apps at once, all further ones share one place: names are the clients' to choose.
-const MOST_APPS: usize = 2048;
-/// Measured rates forget with this time constant, seconds.
-const RATE_MEMORY: f64 = 30.0;
 
 /// A waiter's number while it waits. Numbers are used again.
 pub type Id = u32;
@@ -59,106 +52,6 @@ pub struct Waiter {
     pub estimated: u32,
     /// Whether its client named a ceiling.
     pub ceiling_given: bool,
-}
-
-/// Sums over waiters, by unit, in expected use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Backlog {
-    /// Waiters.
-    pub count: u32,
-    /// Sum of requests.
-    pub requests: u64,
-    /// Sum of prompt tokens.
-    pub input: u64,
-    /// Sum of expected completion tokens.
-    pub output: u64,
-    /// Sum of seconds.
-    pub seconds: u64,
-}
-
-impl Backlog {
-    fn add(&mut self, waiter: &Waiter) {
-        self.count += 1;
-        self.requests += u64::from(waiter.amount.requests);
-        self.input += u64::from(waiter.amount.input);
-        self.output += u64::from(waiter.expected);
-        self.seconds += u64::from(waiter.amount.seconds);
-    }
-
-    fn take(&mut self, waiter: &Waiter) {
-        self.count -= 1;
-        self.requests -= u64::from(waiter.amount.requests);
-        self.input -= u64::from(waiter.amount.input);
-        self.output -= u64::from(waiter.expected);
-        self.seconds -= u64::from(waiter.amount.seconds);
-    }
-
-    /// The sum that a dimension of this unit counts.
-    pub fn of(&self, unit: crate::groq::Unit) -> u64 {
-        use crate::groq::Unit;
-        match unit {
-            Unit::Requests => self.requests,
-            Unit::Tokens => self.input + self.output,
-            Unit::InputTokens => self.input,
-            Unit::OutputTokens => self.output,
-            Unit::AudioSeconds => self.seconds,
-        }
-    }
-}
-
-/// One size class of one app.
-#[derive(Debug, Default)]
-struct Queue {
-    start: Start,
-    fifo: BTreeMap<Ticket, Id>,
-    backlog: Backlog,
-}
-
-/// One app in one urgency.
-#[derive(Debug)]
-pub struct App {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Its urgency.
-    pub class: Class,
-    /// Its weight.
-    pub weight: f64,
-    /// What it has in line.
-    pub backlog: Backlog,
-    start: Start,
-    queues: [Queue; SIZES],
-    served: f64,
-    served_at: Ns,
-    /// Served and not settled: its number must not be used again.
-    running: u32,
-    /// Completion tokens of its requests.
-    pub completion: Usual,
-}
-
-impl App {
-    /// Cost per second of late.
-    pub fn rate(&self, now: Ns) -> f64 {
-        self.served * (-(now.saturating_sub(self.served_at) as f64) / (RATE_MEMORY * 1e9)).exp() / RATE_MEMORY
-    }
-
-    /// How many of its size class wait before this ticket.
-    pub fn before(&self, size: u8, ticket: Ticket) -> usize {
-        self.queues[usize::from(size)].fifo.range(..ticket).count()
-    }
-
-    /// What one of its size classes has in line.
-    pub fn size_backlog(&self, size: u8) -> &Backlog {
-        &self.queues[usize::from(size)].backlog
-    }
-
-    /// Its size classes with somebody in line.
-    pub fn active_sizes(&self) -> usize {
-        self.queues.iter().filter(|queue| !queue.fifo.is_empty()).count()
-    }
-
-    fn next_size(&self) -> Option<usize> {
-        (0..SIZES).filter(|&size| !self.queues[size].fifo.is_empty()).min_by_key(|&size| self.queues[size].start)
-    }
 }
 
 /// Interactive or batch.
@@ -213,61 +106,6 @@ impl Line {
     pub fn ticket(&mut self) -> Ticket {
         self.tickets += 1;
         self.tickets
-    }
-
-    /// The app's number; it is taken up if it was unknown.
-    pub fn app(&mut self, name: &Arc<str>, class: Class, weight: f64, now: Ns) -> AppId {
-        let weight = if weight.is_finite() { weight.clamp(1e-3, 1e3) } else { 1.0 };
-        if let Some(&id) = self.names[class as usize].get(name) {
-            if let Some(app) = &mut self.apps[id as usize] {
-                app.weight = weight;
-            }
-            return id;
-        }
-        if self.known_apps() >= self.forget_at.max(IDLE_APPS) {
-            self.forget_idle(now);
-            self.forget_at = 2 * self.known_apps();
-        }
-        let everyone_else = Arc::from("other");
-        let name = if self.known_apps() < MOST_APPS || *name == everyone_else {
-            name
-        } else {
-            return self.app(&everyone_else, class, 1.0, now);
-        };
-        let app = App {
-            name: name.clone(),
-            class,
-            weight,
-            backlog: Backlog::default(),
-            start: 0,
-            queues: Default::default(),
-            served: 0.0,
-            served_at: now,
-            running: 0,
-            completion: Usual::default(),
-        };
-        let id = match self.free_apps.pop() {
-            Some(id) => {
-                self.apps[id as usize] = Some(app);
-                id
-            }
-            None => {
-                self.apps.push(Some(app));
-                (self.apps.len() - 1) as AppId
-            }
-        };
-        self.names[class as usize].insert(name.clone(), id);
-        id
-    }
-
-    /// The app with this number.
-    pub fn app_of(&self, id: AppId) -> Option<&App> {
-        self.apps.get(id as usize)?.as_ref()
-    }
-
-    /// Every app that is known.
-    pub fn apps(&self) -> impl Iterator<Item = &App> {
-        self.apps.iter().flatten()
     }
 
     /// Who waits, in no order.
@@ -389,20 +227,7 @@ impl Line {
             self.served_start = self.served_start.max(urgency.start);
         }
         urgency.start = advance(urgency.start, cost / share);
-        let fade = (-(now.saturating_sub(app.served_at) as f64) / (RATE_MEMORY * 1e9)).exp();
-        app.served = (app.served * fade + cost).max(0.0);
-        app.served_at = now;
-    }
-
-    /// One of the app's requests runs, or has ended.
-    pub fn running(&mut self, app_id: AppId, more: bool) -> Option<&mut App> {
-        let app = self.apps.get_mut(app_id as usize)?.as_mut()?;
-        app.running = if more { app.running + 1 } else { app.running.saturating_sub(1) };
-        Some(app)
-    }
-
-    fn known_apps(&self) -> usize {
-        self.names[0].len() + self.names[1].len()
+        app.count_served(cost, now);
     }
 
     fn class_of(&self, app: AppId) -> Class {
@@ -417,22 +242,6 @@ impl Line {
         let floor = if other.backlog.count > 0 { other.start } else { self.served_start };
         let urgency = &mut self.urgencies[class as usize];
         urgency.start = urgency.start.max(floor);
-    }
-
-    /// Forgets apps that have nothing in line and whose late use is over.
-    fn forget_idle(&mut self, now: Ns) {
-        for id in 0..self.apps.len() {
-            if let Some(app) = &self.apps[id]
-                && app.backlog.count == 0
-                && app.running == 0
-                && app.start <= self.urgencies[app.class as usize].served_start
-                && app.rate(now) < 1e-4
-            {
-                self.names[app.class as usize].remove(&app.name);
-                self.apps[id] = None;
-                self.free_apps.push(id as AppId);
-            }
-        }
     }
 }
 

@@ -1,0 +1,165 @@
+//! Which apps does a line know, what has each in line, and what was it served?
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{AppId, Backlog, Id, Line, Start, Ticket};
+use crate::{
+    config::Class,
+    limits::{bucket::Ns, calibrate::Usual},
+};
+
+/// Size classes per app.
+const SIZES: usize = 4;
+/// Apps without a waiter are forgotten beyond so many.
+const IDLE_APPS: usize = 256;
+/// Beyond so many apps at once, all further ones share one place: names are the clients' to choose.
+const MOST_APPS: usize = 2048;
+/// Measured rates forget with this time constant, seconds.
+const RATE_MEMORY: f64 = 30.0;
+
+/// One app in one urgency.
+#[derive(Debug)]
+pub struct App {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its urgency.
+    pub class: Class,
+    /// Its weight.
+    pub weight: f64,
+    /// What it has in line.
+    pub backlog: Backlog,
+    pub(super) start: Start,
+    pub(super) queues: [Queue; SIZES],
+    served: f64,
+    served_at: Ns,
+    /// Served and not settled: its number must not be used again.
+    running: u32,
+    /// Completion tokens of its requests.
+    pub completion: Usual,
+}
+
+/// One size class of one app.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    pub(super) start: Start,
+    pub(super) fifo: BTreeMap<Ticket, Id>,
+    pub(super) backlog: Backlog,
+}
+
+impl App {
+    /// Cost per second of late.
+    pub fn rate(&self, now: Ns) -> f64 {
+        self.served * (-(now.saturating_sub(self.served_at) as f64) / (RATE_MEMORY * 1e9)).exp() / RATE_MEMORY
+    }
+
+    /// How many of its size class wait before this ticket.
+    pub fn before(&self, size: u8, ticket: Ticket) -> usize {
+        self.queues[usize::from(size)].fifo.range(..ticket).count()
+    }
+
+    /// What one of its size classes has in line.
+    pub fn size_backlog(&self, size: u8) -> &Backlog {
+        &self.queues[usize::from(size)].backlog
+    }
+
+    /// Its size classes with somebody in line.
+    pub fn active_sizes(&self) -> usize {
+        self.queues.iter().filter(|queue| !queue.fifo.is_empty()).count()
+    }
+
+    /// It was served so much; a negative cost takes it back.
+    pub(super) fn count_served(&mut self, cost: f64, now: Ns) {
+        let fade = (-(now.saturating_sub(self.served_at) as f64) / (RATE_MEMORY * 1e9)).exp();
+        self.served = (self.served * fade + cost).max(0.0);
+        self.served_at = now;
+    }
+
+    /// The size class whose turn it is.
+    pub(super) fn next_size(&self) -> Option<usize> {
+        (0..SIZES).filter(|&size| !self.queues[size].fifo.is_empty()).min_by_key(|&size| self.queues[size].start)
+    }
+}
+
+impl Line {
+    /// The app's number; it is taken up if it was unknown.
+    pub fn app(&mut self, name: &Arc<str>, class: Class, weight: f64, now: Ns) -> AppId {
+        let weight = if weight.is_finite() { weight.clamp(1e-3, 1e3) } else { 1.0 };
+        if let Some(&id) = self.names[class as usize].get(name) {
+            if let Some(app) = &mut self.apps[id as usize] {
+                app.weight = weight;
+            }
+            return id;
+        }
+        if self.known_apps() >= self.forget_at.max(IDLE_APPS) {
+            self.forget_idle(now);
+            self.forget_at = 2 * self.known_apps();
+        }
+        let everyone_else = Arc::from("other");
+        let name = if self.known_apps() < MOST_APPS || *name == everyone_else {
+            name
+        } else {
+            return self.app(&everyone_else, class, 1.0, now);
+        };
+        let app = App {
+            name: name.clone(),
+            class,
+            weight,
+            backlog: Backlog::default(),
+            start: 0,
+            queues: Default::default(),
+            served: 0.0,
+            served_at: now,
+            running: 0,
+            completion: Usual::default(),
+        };
+        let id = match self.free_apps.pop() {
+            Some(id) => {
+                self.apps[id as usize] = Some(app);
+                id
+            }
+            None => {
+                self.apps.push(Some(app));
+                (self.apps.len() - 1) as AppId
+            }
+        };
+        self.names[class as usize].insert(name.clone(), id);
+        id
+    }
+
+    /// The app with this number.
+    pub fn app_of(&self, id: AppId) -> Option<&App> {
+        self.apps.get(id as usize)?.as_ref()
+    }
+
+    /// Every app that is known.
+    pub fn apps(&self) -> impl Iterator<Item = &App> {
+        self.apps.iter().flatten()
+    }
+
+    /// One of the app's requests runs, or has ended.
+    pub fn running(&mut self, app_id: AppId, more: bool) -> Option<&mut App> {
+        let app = self.apps.get_mut(app_id as usize)?.as_mut()?;
+        app.running = if more { app.running + 1 } else { app.running.saturating_sub(1) };
+        Some(app)
+    }
+
+    fn known_apps(&self) -> usize {
+        self.names[0].len() + self.names[1].len()
+    }
+
+    /// Forgets apps that have nothing in line and whose late use is over.
+    fn forget_idle(&mut self, now: Ns) {
+        for id in 0..self.apps.len() {
+            if let Some(app) = &self.apps[id]
+                && app.backlog.count == 0
+                && app.running == 0
+                && app.start <= self.urgencies[app.class as usize].served_start
+                && app.rate(now) < 1e-4
+            {
+                self.names[app.class as usize].remove(&app.name);
+                self.apps[id] = None;
+                self.free_apps.push(id as AppId);
+            }
+        }
+    }
+}
