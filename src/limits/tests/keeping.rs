@@ -1,0 +1,91 @@
+//! What is kept, and what is not: levels beyond the process, lanes beyond their use?
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{ask, in_a_minute, limits, per_minute, warm};
+use crate::{
+    config,
+    groq::{RateState, Snapshot},
+    limits::{Ask, Limits, Spent},
+};
+
+#[tokio::test(start_paused = true)]
+async fn levels_outlive_the_process() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let state_file = Some(dir.path().join("levels"));
+    let config = config::Limits { state_file, ..limits(per_minute(30, 8000)) };
+    let before = Limits::new(&config, &config::Queue::default());
+    warm(&before).await;
+    let mut held = Vec::new();
+    for _ in 0..20 {
+        let mut one = before.reserve(&ask("app", 1, 100), in_a_minute(), None).await.expect("fits");
+        one.sent(Instant::now());
+        held.push(one);
+    }
+    // Killed with everything in flight: all of it counts as charged.
+    before.save_now().expect("saved");
+    let after = Limits::new(&config, &config::Queue::default());
+    let mut probe = after.reserve(&ask("app", 1, 100), in_a_minute(), None).await.expect("the probe");
+    probe.sent(Instant::now());
+    probe.observe(&RateState::default(), Instant::now());
+    probe.settle(Spent::Nothing, Instant::now());
+    let level = |limits: &Limits, n: usize| limits.snapshot()[0].dimensions[n].level;
+    assert!((level(&after, 0) - level(&before, 0)).abs() < 1.1, "{} and {}", level(&after, 0), level(&before, 0));
+    assert!((level(&after, 1) - level(&before, 1)).abs() < 200.0, "{} and {}", level(&after, 1), level(&before, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_torn_state_file_counts_as_none() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("levels");
+    let config = config::Limits { state_file: Some(path.clone()), ..limits(per_minute(30, 8000)) };
+    for torn in
+        ["", "{\"format\":\"groq-shield levels 1\",\"clean\":tr", "[1,2,3]", "{\"format\":\"other\",\"clean\":true,\"lanes\":[]}"]
+    {
+        std::fs::write(&path, torn).expect("written");
+        let limits = Limits::new(&config, &config::Queue::default());
+        warm(&limits).await;
+        limits.save_now().expect("and written anew");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn run_saves_what_has_changed_and_wakes_the_line() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("levels");
+    let config = config::Limits { state_file: Some(path.clone()), ..limits(per_minute(1, 8000)) };
+    let limits = Limits::new(&config, &config::Queue::default());
+    let running = tokio::spawn({
+        let limits = limits.clone();
+        async move { limits.run().await }
+    });
+    sleep(Duration::from_secs(3)).await;
+    assert!(!path.exists(), "nothing to save yet");
+    warm(&limits).await;
+    for n in 0..2 {
+        let deadline = Instant::now() + Duration::from_secs(100);
+        let mut one = limits.reserve(&ask("app", 1, 1), deadline, None).await.expect("in time");
+        assert_eq!(one.waited().as_secs(), 60 * n);
+        one.sent(Instant::now());
+        one.settle(Spent::Charge, Instant::now());
+    }
+    sleep(Duration::from_secs(2)).await;
+    assert!(path.exists());
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn models_beyond_ten_thousand_do_not_stay() {
+    let limits = Limits::new(&config::Limits::default(), &config::Queue::default());
+    for n in 0..20_000 {
+        let ask = Ask { model: format!("m{n}").into(), ..ask("app", 10, 10) };
+        let mut one = limits.reserve(&ask, in_a_minute(), None).await.expect("nothing is known");
+        one.sent(Instant::now());
+        let shown = Snapshot { limit: 8000, remaining: 7980, reset: None };
+        one.observe(&RateState { tokens: Some(shown), ..RateState::default() }, Instant::now());
+        one.settle(Spent::Request, Instant::now());
+    }
+    assert!(limits.snapshot().len() <= 10_000);
+}

@@ -1,0 +1,117 @@
+//! What does a lane make of a cold start, of headers and of refusals?
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{ask, in_a_minute, per_minute, shield, warm};
+use crate::{
+    config::{self, ModelLimits},
+    groq::{Dimension, RateState, RefusalText, Snapshot, Unit},
+    limits::{Ask, Limits, Source, Spent},
+};
+
+#[tokio::test(start_paused = true)]
+async fn a_cold_start_sends_one_probe_and_learns_from_it() {
+    let limits = shield(ModelLimits::default());
+    let mut probe = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("the probe");
+    probe.sent(Instant::now());
+    let second = tokio::spawn({
+        let limits = limits.clone();
+        async move { limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.map(|r| r.waited()) }
+    });
+    sleep(Duration::from_millis(300)).await;
+    assert!(!second.is_finished());
+    let shown = Snapshot { limit: 8000, remaining: 100, reset: Some(Duration::from_millis(59_250)) };
+    probe.observe(&RateState { tokens: Some(shown), ..RateState::default() }, Instant::now());
+    probe.settle(Spent::Tokens { prompt: 10, completion: 10, prompt_total: 10 }, Instant::now());
+    let waited = second.await.expect("it ran").expect("in time");
+    assert!(waited > Duration::from_secs(2), "it waits for tokens now: {waited:?}");
+    let lane = &limits.snapshot()[0];
+    assert_eq!(lane.dimensions[0].limit, 8000);
+    assert_eq!(lane.dimensions[0].source, Source::Headers);
+}
+
+/// A cold start under a burst: the free plan's table is a guess until the probe's head says otherwise.
+#[tokio::test(start_paused = true)]
+async fn nobody_is_refused_by_a_guess_and_everybody_by_what_is_known() {
+    let limits = shield(ModelLimits { requests_per_minute: Some(30), ..ModelLimits::default() });
+    let mut probe = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("the probe");
+    probe.sent(Instant::now());
+    let mut burst = tokio::task::JoinSet::new();
+    for _ in 0..89 {
+        let limits = limits.clone();
+        burst.spawn(async move { (limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.is_ok(), Instant::now()) });
+    }
+    sleep(Duration::from_millis(300)).await;
+    assert!(burst.try_join_next().is_none(), "all wait for the probe");
+    let start = Instant::now();
+    probe.observe(&RateState::default(), Instant::now());
+    probe.settle(Spent::Tokens { prompt: 10, completion: 10, prompt_total: 10 }, Instant::now());
+    let ended = burst.join_all().await;
+    let refused: Vec<_> = ended.iter().filter(|(served, _)| !served).map(|(_, at)| at.duration_since(start)).collect();
+    assert!((30..45).contains(&refused.len()), "{} refused", refused.len());
+    assert!(refused.iter().all(|after| *after < Duration::from_secs(1)), "{refused:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_probe_makes_way() {
+    let limits = shield(ModelLimits::default());
+    let _lost = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("the probe");
+    let second = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("after two seconds");
+    assert_eq!(second.waited(), Duration::from_secs(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_teaches_a_hidden_limit() {
+    let limits = shield(ModelLimits::default());
+    warm(&limits).await;
+    let mut sent = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("nothing is known");
+    sent.sent(Instant::now());
+    let text = RefusalText {
+        dimension: Some(Dimension::RPM),
+        code: Some("RPM".into()),
+        unit: Some(Unit::Requests),
+        limit: 30,
+        used: Some(30),
+        requested: 1,
+        wait: Some(Duration::from_secs(2)),
+    };
+    let place = sent.refused(Some(&text), &RateState::default(), None, Instant::now());
+    let again = limits.reserve(&ask("app", 10, 100), in_a_minute(), Some(place)).await.expect("in time");
+    // The wait of the text, and the standing reserve of two requests, two seconds each.
+    let waited = again.waited().as_secs_f64();
+    assert!((5.9..=6.1).contains(&waited), "{waited}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_without_words_rests_the_lane() {
+    let limits = shield(per_minute(1000, 100_000));
+    warm(&limits).await;
+    let mut sent = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("fits");
+    sent.sent(Instant::now());
+    let place = sent.refused(None, &RateState::default(), Some(Duration::from_secs(7)), Instant::now());
+    let (mine, theirs) = (ask("app", 10, 100), ask("other", 10, 100));
+    let again = limits.reserve(&mine, in_a_minute(), Some(place));
+    let (again, other) = tokio::join!(again, limits.reserve(&theirs, in_a_minute(), None));
+    assert_eq!(again.expect("in time").waited(), Duration::from_secs(7));
+    assert_eq!(other.expect("in time").waited(), Duration::from_secs(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_plan_follows_the_headers() {
+    let limits = Limits::new(&config::Limits::default(), &config::Queue::default());
+    let ask = Ask { model: "openai/gpt-oss-20b".into(), ..ask("app", 10, 10) };
+    let answered = async |tokens: u64| {
+        let mut one = limits.reserve(&ask, in_a_minute(), None).await.expect("fits");
+        one.sent(Instant::now());
+        let shown = Snapshot { limit: tokens, remaining: tokens - 20, reset: None };
+        one.observe(&RateState { tokens: Some(shown), ..RateState::default() }, Instant::now());
+        one.settle(Spent::Charge, Instant::now());
+        limits.snapshot()[0].dimensions.iter().map(|d| (d.dimension.code.to_string(), d.limit)).collect::<Vec<_>>()
+    };
+    let row = |rows: &[(&str, u64)]| rows.iter().map(|&(code, limit)| (code.to_owned(), limit)).collect::<Vec<_>>();
+    assert_eq!(answered(8000).await, row(&[("RPM", 30), ("RPD", 1000), ("TPM", 8000), ("TPD", 200_000)]));
+    assert_eq!(answered(250_000).await, row(&[("RPM", 1000), ("TPM", 250_000)]));
+    assert_eq!(answered(60_000).await, row(&[("TPM", 60_000)]), "hidden limits of no plan are forgotten");
+}
