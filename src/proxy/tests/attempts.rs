@@ -1,0 +1,189 @@
+//! When is a request sent again, when not, and what is its client told?
+
+use std::time::Duration;
+
+use http::StatusCode;
+use tokio::time::{Instant, sleep};
+
+use super::{GOOD, Step, answer, ask, chat, code, good, shield, whole};
+use crate::{
+    config::{self, Settings},
+    proxy::handle,
+};
+
+/// These limits alone.
+fn limited(limits: config::ModelLimits) -> Settings {
+    let mut settings = Settings::default();
+    settings.limits.plan = config::Plan::None;
+    settings.limits.models.insert("m".into(), limits);
+    settings
+}
+
+fn with(headers: &[(&str, &str)], status: &str, body: &str) -> Vec<Step> {
+    let mut head = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n", body.len());
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    vec![Step::Write(format!("{head}\r\n{body}"))]
+}
+
+fn refusal(wait: &str) -> Vec<Step> {
+    let text = format!(
+        "Rate limit reached for model `m` in organization `org_01abc` on requests per minute (RPM): Limit 30, Used 30, Requested 1. Please try again in {wait}."
+    );
+    let body = format!(r#"{{"error":{{"message":"{text}","type":"requests","code":"rate_limit_exceeded"}}}}"#);
+    with(&[], "429 Too Many Requests", &body)
+}
+
+#[tokio::test(start_paused = true)]
+async fn transient_failures_are_retried() {
+    let html = answer("502 Bad Gateway", "text/html", "<html>api.groq.com | 502: Bad gateway</html>");
+    let cut = vec![Step::Write("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{\"id\"".into())];
+    let (shield, seen) = shield(Settings::default(), vec![html, vec![], cut, good()]);
+    let (status, headers, body) = ask(&shield, false).await;
+    assert_eq!((status, body.as_str()), (StatusCode::OK, GOOD));
+    assert_eq!(headers["x-shield-attempts"], "4");
+    assert_eq!(seen.lock().expect("unpoisoned").len(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_retries_do_not_cure_is_the_documented_object() {
+    for (script, status, expected) in [
+        (answer("502 Bad Gateway", "text/html", "<html>Bad gateway</html>"), 502, "upstream_error"),
+        (answer("200 OK", "application/json", "{\"id\":"), 502, "upstream_invalid"),
+        (answer("200 OK", "text/html", "<html></html>"), 502, "upstream_invalid"),
+        (answer("200 OK", "application/json", ""), 502, "upstream_invalid"),
+        (vec![], 502, "upstream_closed"),
+        (vec![Step::Write("SSH-2.0-OpenSSH\r\n".into())], 502, "upstream_invalid"),
+    ] {
+        let settings = Settings { breaker: config::Breaker { failures: 100, ..Default::default() }, ..Default::default() };
+        let (shield, _) = shield(settings, vec![script]);
+        let (got, headers, body) = ask(&shield, false).await;
+        assert_eq!((got.as_u16(), code(&body).as_str()), (status, expected));
+        assert_eq!(headers["x-should-retry"], "false");
+        assert_eq!(headers["x-shield-attempts"], "4");
+        assert_eq!(headers["content-type"], "application/json");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn patience_ends_at_dispatch() {
+    let settings =
+        Settings { queue: config::Queue { max_wait: Duration::from_secs(5), ..Default::default() }, ..Default::default() };
+    let (shield, _) = shield(settings, vec![[vec![Step::Pause(15)], good()].concat()]);
+    assert_eq!(ask(&shield, false).await.0, StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_breaker_is_told_at_once_and_one_probe_closes_it() {
+    let failing =
+        answer("500 Internal Server Error", "application/json", r#"{"error":{"message":"m","type":"internal_server_error"}}"#);
+    let mut scripts = vec![failing; 8];
+    scripts.push(good());
+    let (shield, seen) = shield(Settings::default(), scripts);
+    let impatient = || {
+        let mut request = chat(false);
+        request.headers_mut().insert("x-shield-max-wait-ms", "1000".parse().expect("a header"));
+        request
+    };
+    let mut codes = Vec::new();
+    for _ in 0..20 {
+        let (status, _, body) = whole(handle(&shield, impatient(), None).await).await;
+        codes.push((status.as_u16(), code(&body)));
+    }
+    assert!(codes.contains(&(503, "upstream_unavailable".into())), "{codes:?}");
+    assert!(seen.lock().expect("unpoisoned").len() < 10, "a dead upstream is left alone");
+    sleep(Duration::from_secs(30)).await;
+    while seen.lock().expect("unpoisoned").len() < 9 {
+        ask(&shield, false).await;
+    }
+    assert_eq!(ask(&shield, false).await.0, StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stated_wait_is_a_floor_in_all_its_forms() {
+    let busy = r#"{"error":{"message":"Busy.","type":"internal_server_error"}}"#;
+    let stated = r#"{"error":{"message":"Busy. Please try again in 1m2.5s.","type":"internal_server_error"}}"#;
+    let date = httpdate::fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(30));
+    for (headers, body, floor) in [
+        (vec![("retry-after", "7")], busy, 7.0),
+        (vec![("retry-after", "1.5")], busy, 1.5),
+        (vec![("retry-after-ms", "2500"), ("retry-after", "9")], busy, 2.5),
+        // The date is read against the wall clock, which goes on while this test runs.
+        (vec![("retry-after", date.as_str())], busy, 20.0),
+        (vec![], stated, 62.5),
+    ] {
+        let mut settings = Settings::default();
+        settings.queue.max_wait = Duration::from_secs(100);
+        let (shield, seen) = shield(settings, vec![with(&headers, "503 Service Unavailable", body), good()]);
+        let start = Instant::now();
+        assert_eq!(ask(&shield, false).await.0, StatusCode::OK, "{headers:?}");
+        let waited = start.elapsed().as_secs_f64();
+        let most = if floor == 20.0 { 30.0 } else { floor };
+        assert!((floor..=most + 0.251).contains(&waited), "{headers:?}: {waited} s");
+        assert_eq!(seen.lock().expect("unpoisoned").len(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_attempt_begins_after_the_clients_patience() {
+    let busy = with(&[("retry-after", "20")], "503 Service Unavailable", r#"{"error":{"message":"m","type":"t"}}"#);
+    let (shield, seen) = shield(Settings::default(), vec![busy]);
+    let start = Instant::now();
+    let (status, headers, _) = ask(&shield, false).await;
+    assert_eq!((status.as_u16(), seen.lock().expect("unpoisoned").len()), (503, 3), "at 0, 20 and 40 s of 50");
+    assert!(start.elapsed() < Duration::from_secs(42));
+    let after: u64 = headers["retry-after"].to_str().expect("text").parse().expect("an integer");
+    assert!((20..=60).contains(&after) && headers["x-should-retry"] == "true", "{headers:?}");
+}
+
+/// Groq charges a request for each answer, failures too.
+#[tokio::test(start_paused = true)]
+async fn each_attempt_takes_its_own_place_under_the_limits() {
+    let failing = with(&[], "500 Internal Server Error", r#"{"error":{"message":"m","type":"t"}}"#);
+    let limits = config::ModelLimits { requests_per_minute: Some(60), ..Default::default() };
+    let (shield, _) = shield(limited(limits), vec![failing.clone(), failing, good()]);
+    let (status, headers, _) = ask(&shield, false).await;
+    assert_eq!((status, headers["x-shield-attempts"].as_bytes()), (StatusCode::OK, &b"3"[..]));
+    let lanes = shield.limits.snapshot();
+    let dimension = lanes[0].dimensions.iter().find(|d| d.dimension.code == "RPM").expect("configured");
+    // Back-off lets a little of it refill.
+    assert!((57.0..59.0).contains(&dimension.level), "three of 60 were taken: {}", dimension.level);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_goes_to_the_front_of_its_line() {
+    let limits = config::ModelLimits { requests_per_minute: Some(30), ..Default::default() };
+    let (shield, seen) = shield(limited(limits), vec![good(), refusal("6s"), good()]);
+    ask(&shield, false).await;
+    let numbered = |n: usize| {
+        let mut request = chat(false);
+        request.headers_mut().insert("x-number", n.to_string().parse().expect("a header"));
+        let shield = shield.clone();
+        tokio::spawn(async move { whole(handle(&shield, request, None).await).await })
+    };
+    let refused = numbered(1);
+    while seen.lock().expect("unpoisoned").len() < 2 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    sleep(Duration::from_millis(1)).await;
+    let later: Vec<_> = (2..5).map(numbered).collect();
+    let (status, headers, body) = refused.await.expect("it ran");
+    assert_eq!((status, headers["x-shield-attempts"].as_bytes()), (StatusCode::OK, &b"2"[..]), "no refusal is seen: {body}");
+    for request in later {
+        assert_eq!(request.await.expect("it ran").0, StatusCode::OK);
+    }
+    let seen = seen.lock().expect("unpoisoned");
+    let order: Vec<_> = seen[1..].iter().filter_map(|r| r.lines().find_map(|line| line.strip_prefix("x-number: "))).collect();
+    assert_eq!(order[..2], ["1", "1"], "it came before those that came after it: {order:?}");
+    assert_eq!(order.len(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_beyond_patience_reaches_the_app() {
+    let (shield, seen) = shield(limited(config::ModelLimits::default()), vec![refusal("2m0s")]);
+    let (status, headers, body) = ask(&shield, false).await;
+    assert_eq!((status.as_u16(), code(&body).as_str()), (429, "rate_limit_exceeded"), "{body}");
+    assert!(headers.contains_key("retry-after") && headers.contains_key("retry-after-ms"), "{headers:?}");
+    assert!(!body.contains("org_01") && seen.lock().expect("unpoisoned").len() == 1, "{body}");
+}

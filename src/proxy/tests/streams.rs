@@ -1,0 +1,127 @@
+//! What becomes of a stream: whole, cut, stalled, failed, waiting, drained?
+
+use std::time::Duration;
+
+use http::StatusCode;
+use tokio::time::{Instant, sleep};
+
+use super::{FIRST, Step, ask, chat, code, shield, stream, whole};
+use crate::{
+    config::{self, Settings},
+    proxy::handle,
+};
+
+const SECOND: &str = "data: {\"id\":\"c\",\"choices\":[{\"delta\":{\"content\":\"b\"}}]}\n\n";
+const DONE: &str = "data: [DONE]\n\n";
+
+#[tokio::test(start_paused = true)]
+async fn a_good_stream_passes_untouched_however_it_is_cut_up() {
+    let text = [FIRST, SECOND, DONE].concat();
+    for size in [1, 7, 30, 1000] {
+        let pieces: Vec<&str> = text.as_bytes().chunks(size).map(|c| std::str::from_utf8(c).expect("ASCII")).collect();
+        let (shield, _) = shield(Settings::default(), vec![stream(&pieces, true)]);
+        let (status, _, body) = ask(&shield, true).await;
+        assert_eq!((status, body.as_str()), (StatusCode::OK, text.as_str()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_stream_ends_in_an_error_frame() {
+    for (pieces, whole, passed) in [
+        (vec![FIRST, "data: {\"half"], false, FIRST.to_owned()),
+        (vec![FIRST, SECOND], true, [FIRST, SECOND].concat()),
+        (vec![FIRST, SECOND], false, [FIRST, SECOND].concat()),
+    ] {
+        let (shield, seen) = shield(Settings::default(), vec![stream(&pieces, whole)]);
+        let (status, _, body) = ask(&shield, true).await;
+        assert_eq!(status, StatusCode::OK);
+        let frame = body.strip_prefix(&passed).expect("the whole events came first");
+        assert_eq!(code(frame), "upstream_closed");
+        assert!(frame.contains("\"status_code\":502"), "{frame}");
+        assert_eq!(seen.lock().expect("unpoisoned").len(), 1, "never sent twice what was delivered");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_broken_before_its_first_event_is_retried_whole() {
+    let broken = stream(&["data: {\"half"], false);
+    let (shield, seen) = shield(Settings::default(), vec![broken, stream(&[FIRST, DONE], true)]);
+    let (_, headers, body) = ask(&shield, true).await;
+    assert_eq!(body, [FIRST, DONE].concat());
+    assert_eq!(headers["x-shield-attempts"], "2");
+    assert_eq!(seen.lock().expect("unpoisoned").len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_error_in_a_stream_becomes_a_frame_that_clients_raise_on() {
+    for event in [
+        "data: {\"id\":\"c\",\"choices\":[],\"x_groq\":{\"id\":\"r\",\"error\":\"over capacity\"}}\n\n",
+        "event: error\ndata: {\"message\":\"over capacity\"}\n\n",
+        "data: {\"error\":{\"message\":\"over capacity\",\"status_code\":400}}\n\n",
+    ] {
+        let (shield, _) = shield(Settings::default(), vec![stream(&[FIRST, event], true)]);
+        let (_, _, body) = ask(&shield, true).await;
+        let frame = body.strip_prefix(FIRST).expect("the good event came first");
+        code(frame);
+        assert!(frame.starts_with("data: {\"error\":{") && frame.contains("over capacity"), "{frame}");
+        assert!(frame.contains("\"status_code\":"), "{frame}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn long_gaps_are_no_stall_and_silence_is() {
+    let mut steps = stream(&[FIRST], false);
+    steps.push(Step::Pause(119));
+    steps.extend(stream(&[SECOND], false).split_off(1));
+    steps.push(Step::Pause(119));
+    steps.extend(stream(&[DONE], true).split_off(1));
+    let (healthy, _) = shield(Settings::default(), vec![steps]);
+    assert_eq!(ask(&healthy, true).await.2, [FIRST, SECOND, DONE].concat());
+
+    let mut steps = stream(&[FIRST], false);
+    steps.push(Step::Pause(3600));
+    let (stalled, _) = shield(Settings::default(), vec![steps]);
+    let body = ask(&stalled, true).await.2;
+    assert_eq!(code(body.strip_prefix(FIRST).expect("the first event")), "upstream_timeout");
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_time_to_drain_is_over_streams_end_properly() {
+    let (shield, _) = shield(Settings::default(), vec![[stream(&[FIRST], false), vec![Step::Pause(3600)]].concat()]);
+    let response = handle(&shield, chat(true), None).await;
+    let start = Instant::now();
+    shield.stop.draining.give();
+    let ending = shield.stop.ending.clone();
+    tokio::spawn(async move {
+        sleep(Duration::from_secs(25)).await;
+        ending.give();
+    });
+    let body = whole(response).await.2;
+    assert_eq!(start.elapsed(), Duration::from_secs(25));
+    assert_eq!(code(body.strip_prefix(FIRST).expect("the first event")), "shutting_down");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiting_stream_is_kept_alive_if_asked_for() {
+    let settings = Settings {
+        queue: config::Queue { stream_keepalive: Some(Duration::from_secs(5)), ..Default::default() },
+        ..Default::default()
+    };
+    let (shield, _) = shield(settings, vec![[vec![Step::Pause(12)], stream(&[FIRST, DONE], true)].concat()]);
+    let (status, headers, body) = ask(&shield, true).await;
+    assert_eq!((status, headers["content-type"].as_bytes()), (StatusCode::OK, &b"text/event-stream"[..]));
+    assert_eq!(body, [": waiting\n\n", ": waiting\n\n", FIRST, DONE].concat());
+}
+
+/// What fails after its stream was opened early ends in a frame.
+#[tokio::test(start_paused = true)]
+async fn a_waiting_stream_that_fails_ends_in_a_frame() {
+    let mut settings = Settings::default();
+    settings.queue.stream_keepalive = Some(Duration::from_secs(5));
+    settings.retry.attempts = 1;
+    let (shield, _) = shield(settings, vec![vec![Step::Pause(12)]]);
+    let (status, _, body) = ask(&shield, true).await;
+    let frame = body.strip_prefix(": waiting\n\n: waiting\n\n").unwrap_or_else(|| panic!("{body}"));
+    assert_eq!((status, code(frame).as_str()), (StatusCode::OK, "upstream_closed"));
+    assert!(frame.contains("\"status_code\":502"), "{frame}");
+}
