@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 
 use http::Uri;
 
+mod draft;
 mod effective;
 pub mod example;
 mod faults;

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use super::{
     Settings,
+    draft::Draft,
     faults::{Origin, line_of, quoted},
-    keys::{APP, Draft, Key, MODEL, ORGANISATION, TABLES},
+    keys::{APP, Key, MODEL, ORGANISATION, TABLES},
 };
 
 /// One key as it is in effect.

@@ -1,8 +1,10 @@
 //! What does the file with every key look like? `config/groq-shield.toml` and the README's table, from the list of keys.
 
 use super::{
-    Settings, effective,
-    keys::{self, APP, Draft, Key, MODEL, ORGANISATION, TABLES},
+    Settings,
+    draft::{self, Draft},
+    effective,
+    keys::{APP, Key, MODEL, ORGANISATION, TABLES},
 };
 
 const HEAD: &str = "\
@@ -33,14 +35,14 @@ pub fn file() -> String {
             "upstream" => {
                 out.push_str("\n# Keys that share one set of limits. An unlisted key is an organisation of its own. Live.\n");
                 out.push_str("# for example [[organisation]]\n");
-                lines(ORGANISATION, &mut keys::organisation(), false, &mut out);
+                lines(ORGANISATION, &mut draft::organisation(), false, &mut out);
             }
             "breaker" => {
                 out.push_str(
                     "\n# An app with a share of its own. With any token listed, a request without a known one gets 401. Live.\n",
                 );
                 out.push_str("# for example [[app]]\n");
-                lines(APP, &mut keys::app(), false, &mut out);
+                lines(APP, &mut draft::app(), false, &mut out);
             }
             _ => {}
         }
@@ -68,8 +70,8 @@ pub fn table() -> String {
         rows(table.name, table.keys, &mut draft, &mut out);
         match table.name {
             "limits" => rows("limits.default", MODEL, &mut Default::default(), &mut out),
-            "upstream" => rows("organisation", ORGANISATION, &mut keys::organisation(), &mut out),
-            "breaker" => rows("app", APP, &mut keys::app(), &mut out),
+            "upstream" => rows("organisation", ORGANISATION, &mut draft::organisation(), &mut out),
+            "breaker" => rows("app", APP, &mut draft::app(), &mut out),
             _ => {}
         }
     }
@@ -127,8 +129,7 @@ mod tests {
             let model = entry.path.starts_with("limits.model");
             assert!(model || reading.origins.contains_key(&entry.path), "{} is not in the file", entry.path);
         }
-        let written =
-            keys::TABLES.iter().map(|table| table.keys.len()).sum::<usize>() + MODEL.len() + ORGANISATION.len() + APP.len();
+        let written = TABLES.iter().map(|table| table.keys.len()).sum::<usize>() + MODEL.len() + ORGANISATION.len() + APP.len();
         assert_eq!(reading.origins.len(), written);
     }
 

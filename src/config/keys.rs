@@ -1,8 +1,6 @@
 //! Which keys are there? The one list that reading, `check`, the example file and the README's table follow.
 
-use std::path::PathBuf;
-
-use super::{App, Class, LogFormat, ModelLimits, Organisation, Plan, Settings, StoreKind, Tls, rule::Rule, value::Setting};
+use super::{App, Class, LogFormat, ModelLimits, Organisation, Plan, StoreKind, draft::Draft, rule::Rule, value::Setting};
 
 /// One key of a `T`.
 pub(super) struct Key<T> {
@@ -28,29 +26,6 @@ pub(super) struct Table {
     pub(super) live: bool,
     /// Its keys.
     pub(super) keys: &'static [Key<Draft>],
-}
-
-/// Settings while they are read: what must be there in pairs may be there by halves.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Draft {
-    pub(super) settings: Settings,
-    pub(super) cert: Option<PathBuf>,
-    pub(super) key: Option<PathBuf>,
-}
-
-impl From<&Settings> for Draft {
-    fn from(settings: &Settings) -> Self {
-        let tls = settings.server.tls.as_ref();
-        Self { cert: tls.map(|tls| tls.cert.clone()), key: tls.map(|tls| tls.key.clone()), settings: settings.clone() }
-    }
-}
-
-impl Draft {
-    /// The settings, with the pairs that are whole.
-    pub(super) fn finish(mut self) -> Settings {
-        self.settings.server.tls = self.cert.zip(self.key).map(|(cert, key)| Tls { cert, key });
-        self.settings
-    }
 }
 
 const fn key<T>(
@@ -376,16 +351,6 @@ const LOG: &[Key<Draft>] = &[
         "\"http://localhost:4318\"",
     ),
 ];
-
-/// An organisation before its keys are read.
-pub(super) fn organisation() -> Organisation {
-    Organisation { name: String::new(), api_key_env: Vec::new(), api_key_sha256: Vec::new() }
-}
-
-/// An app before its keys are read.
-pub(super) fn app() -> App {
-    App { name: String::new(), token_env: None, token_sha256: None, weight: 1.0, class: Class::default() }
-}
 
 /// The environment variable of a key of a table that stands once: `GROQ_SHIELD_QUEUE_MAX_WAIT`.
 pub(super) fn variable(table: &str, key: &str) -> String {

@@ -9,8 +9,9 @@ use toml::{
 
 use super::{
     ModelLimits, StoreKind,
+    draft::{self, Draft},
     faults::{Fault, Origin, line_of, near, quoted},
-    keys::{self, APP, Draft, Key, MODEL, ORGANISATION, TABLES, Table},
+    keys::{self, APP, Key, MODEL, ORGANISATION, TABLES, Table},
     rule::{Given, Rule},
 };
 
@@ -106,7 +107,7 @@ impl Reading {
 
     fn organisations(&mut self, value: &Spanned<DeValue<'_>>) {
         for (index, (entries, span)) in self.items("organisation", value).into_iter().enumerate() {
-            let (path, mut organisation) = (format!("organisation[{index}]"), keys::organisation());
+            let (path, mut organisation) = (format!("organisation[{index}]"), draft::organisation());
             self.fill(ORGANISATION, "", &[], entries, &mut organisation, &path);
             self.named(&organisation.name, entries, &path, &span);
             if !entries.contains_key("api_key_env") && !entries.contains_key("api_key_sha256") {
@@ -119,7 +120,7 @@ impl Reading {
 
     fn apps(&mut self, value: &Spanned<DeValue<'_>>) {
         for (index, (entries, span)) in self.items("app", value).into_iter().enumerate() {
-            let (path, mut app) = (format!("app[{index}]"), keys::app());
+            let (path, mut app) = (format!("app[{index}]"), draft::app());
             self.fill(APP, "", &[], entries, &mut app, &path);
             self.named(&app.name, entries, &path, &span);
             self.draft.settings.apps.push(app);

@@ -7,9 +7,11 @@ use std::{
 };
 
 use super::{
-    Settings, effective,
+    Settings,
+    draft::Draft,
+    effective,
     faults::{Faults, Origin, near},
-    keys::{Draft, Key, MODEL, TABLES, Table, variable},
+    keys::{Key, MODEL, TABLES, Table, variable},
     notes,
     read::Reading,
 };
