@@ -34,6 +34,22 @@ where
     (upstream, count)
 }
 
+/// An upstream that writes these bytes once and waits for the connection's end, and how many have ended.
+fn upstream_left(bytes: &'static [u8]) -> (Upstream, Arc<AtomicUsize>) {
+    let gone = Arc::new(AtomicUsize::new(0));
+    let counted = gone.clone();
+    let (upstream, _) = upstream(move |_, mut io| {
+        let counted = counted.clone();
+        async move {
+            read_request(&mut io).await;
+            io.write_all(bytes).await.expect("the client reads");
+            assert!(read_request(&mut io).await.is_empty());
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    (upstream, gone)
+}
+
 /// Reads one request's head (and, here, its body: all of it comes in one write).
 async fn read_request(io: &mut DuplexStream) -> Vec<u8> {
     let mut buffer = vec![0; 4096];
@@ -100,17 +116,7 @@ async fn an_idle_connection_that_closed_costs_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn idle_connections_do_not_stay_for_ever() {
-    let gone = Arc::new(AtomicUsize::new(0));
-    let counted = gone.clone();
-    let (upstream, _) = upstream(move |_, mut io| {
-        let counted = counted.clone();
-        async move {
-            read_request(&mut io).await;
-            io.write_all(OK).await.expect("the client reads");
-            assert!(read_request(&mut io).await.is_empty());
-            counted.fetch_add(1, Ordering::Relaxed);
-        }
-    });
+    let (upstream, gone) = upstream_left(OK);
     body(send(&upstream).await.expect("an answer")).await.expect("whole");
     tokio::select! {
         () = upstream.keep_tidy() => {}
@@ -175,17 +181,7 @@ async fn cuts_and_nonsense_have_their_names() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_dropped_ends_its_upstream_request() {
-    let gone = Arc::new(AtomicUsize::new(0));
-    let counted = gone.clone();
-    let (upstream, _) = upstream(move |_, mut io| {
-        let counted = counted.clone();
-        async move {
-            read_request(&mut io).await;
-            io.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n").await.expect("the client reads");
-            assert!(read_request(&mut io).await.is_empty());
-            counted.fetch_add(1, Ordering::Relaxed);
-        }
-    });
+    let (upstream, gone) = upstream_left(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n");
     drop(send(&upstream).await.expect("a head"));
     sleep(Duration::from_millis(1)).await;
     assert_eq!(gone.load(Ordering::Relaxed), 1);
