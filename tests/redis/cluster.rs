@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     kit::{PATIENT, Redis, Upstream, ask, free_port, replica, tokens, until},
-    load::flood,
+    load::{flood, with_both},
 };
 
 const LIMIT: u64 = 600_000;
@@ -97,7 +97,7 @@ async fn a_node_is_lost(lose: impl Fn(&mut Redis), bring_back: impl AsyncFn(&mut
     }
     let start = Instant::now();
     let (from, end) = (start + Duration::from_secs(3), start + Duration::from_secs(15));
-    let load = |lane: usize| flood(&replicas, models[lane], &upstreams[lane], 10, from, end);
+    let load = |lane: usize| flood(with_both(&replicas), models[lane], &upstreams[lane], 10, from, end);
     let events = async {
         sleep(Duration::from_secs(5)).await;
         lose(&mut nodes[1]);

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     kit::{PATIENT, Redis, Upstream, ask, replica, tokens, until},
-    load::flood,
+    load::{flood, with_both},
 };
 
 const LIMIT: u64 = 3_000_000;
@@ -61,7 +61,7 @@ async fn loaded(count: usize, store: Store) {
             redis.kill();
         }
     };
-    let (tally, ()) = tokio::join!(flood(&replicas, "m", &upstream, 40 / count, from, end), outage);
+    let (tally, ()) = tokio::join!(flood(with_both(&replicas), "m", &upstream, 40 / count, from, end), outage);
     let used = 100.0 * tally.used.load(Relaxed) as f64 / (MEASURED * LIMIT / 60) as f64;
     let calls: u64 = replicas.iter().filter_map(Limits::store).map(|store| store.calls).sum();
     let sent = tally.sent.load(Relaxed);

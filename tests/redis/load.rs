@@ -42,22 +42,14 @@ impl Tally {
     }
 }
 
-/// Clients on every replica that always want more, until `end`. The tokens used after `from` are counted.
-pub(crate) async fn flood(
-    replicas: &[Limits],
-    model: &'static str,
-    upstream: &Arc<Upstream>,
-    clients: usize,
-    from: Instant,
-    end: Instant,
-) -> Arc<Tally> {
-    let all: Vec<_> = replicas.iter().map(|replica| (replica, &[0, 1][..])).collect();
-    flood_of(&all, model, upstream, clients, from, end).await
+/// Every replica, each with both apps.
+pub(crate) fn with_both(replicas: &[Limits]) -> Vec<(&Limits, &'static [usize])> {
+    replicas.iter().map(|replica| (replica, &[0, 1][..])).collect()
 }
 
-/// The same where every replica has its own apps.
-pub(crate) async fn flood_of(
-    replicas: &[(&Limits, &'static [usize])],
+/// Clients of these apps on every replica that always want more, until `end`. The tokens used after `from` are counted.
+pub(crate) async fn flood(
+    replicas: Vec<(&Limits, &'static [usize])>,
     model: &'static str,
     upstream: &Arc<Upstream>,
     clients: usize,
@@ -66,7 +58,7 @@ pub(crate) async fn flood_of(
 ) -> Arc<Tally> {
     let tally = Arc::<Tally>::default();
     let mut tasks = tokio::task::JoinSet::new();
-    for (number, &(limits, apps)) in replicas.iter().enumerate() {
+    for (number, (limits, apps)) in replicas.into_iter().enumerate() {
         for client in 0..clients {
             let (limits, upstream, tally) = (limits.clone(), upstream.clone(), tally.clone());
             tasks.spawn(async move {

@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::{
     kit::{PATIENT, Redis, Upstream, ask, replica, tokens, until},
-    load::{Tally, flood},
+    load::{Tally, flood, with_both},
     network::{Network, Weather},
 };
 
@@ -181,7 +181,7 @@ async fn under_load(outage: Outage, count: usize) -> Outcome {
         sleep(Duration::from_millis(500)).await;
         (lost, back, (scene.used(outage, LIMIT), upstream.used()))
     };
-    let load = flood(&replicas, "m", &upstream, 40 / count, from, end);
+    let load = flood(with_both(&replicas), "m", &upstream, 40 / count, from, end);
     let (tally, (lost, back, charged), longest) = tokio::join!(load, course, unhindered(&replicas[0], end));
     let Tally { used, sent, refused, .. } = &*tally;
     let used = used.load(Relaxed) as f64 / ((end - from).as_secs() * LIMIT / 60) as f64;

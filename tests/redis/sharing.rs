@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     kit::{PATIENT, Redis, Upstream, ask, replica, tokens, until},
-    load::{flood, flood_of},
+    load::{flood, with_both},
 };
 
 const LIMIT: u64 = 600_000;
@@ -56,7 +56,7 @@ async fn loaded(count: usize, clients: usize) {
     upstream.take(LIMIT * 9 / 10).expect("it is full");
     let start = Instant::now();
     let (from, end) = (start + Duration::from_secs(4), start + Duration::from_secs(12));
-    let tally = flood(&replicas, "m", &upstream, clients, from, end).await;
+    let tally = flood(with_both(&replicas), "m", &upstream, clients, from, end).await;
     let possible = 8 * LIMIT / 60;
     let used = tally.used.load(Relaxed) as f64 / possible as f64;
     let calls: u64 = replicas.iter().map(|replica| replica.store().expect("a store").calls).sum();
@@ -82,8 +82,8 @@ async fn an_app_on_one_replica_of_two_has_its_part_of_that_ones_turns() {
         let upstream = Upstream::new(LIMIT);
         upstream.take(LIMIT * 9 / 10).expect("it is full");
         let (from, end) = (Instant::now() + Duration::from_secs(1), Instant::now() + Duration::from_secs(7));
-        let both = [(&replicas[0], apps[0]), (&replicas[1], apps[1])];
-        let tally = flood_of(&both, "m", &upstream, 20, from, end).await;
+        let both = replicas.iter().zip(apps).collect();
+        let tally = flood(both, "m", &upstream, 20, from, end).await;
         let [one, two] = [0, 1].map(|app| tally.apps[app].load(Relaxed) as f64);
         println!("{apps:?}: {one} and {two}");
         assert!(two / (one + two) >= least, "{one} and {two}");
