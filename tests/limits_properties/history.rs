@@ -13,7 +13,7 @@ use groq_shield::{
 };
 use proptest::prelude::*;
 
-use super::{MS, SECOND, START, ask};
+use crate::start::{MS, SECOND, START, ask};
 
 /// An upstream's law for one dimension, exact: units × period, so that nothing is rounded.
 pub(crate) struct Exact {

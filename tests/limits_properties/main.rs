@@ -1,13 +1,13 @@
 //! What must hold of a lane whatever happens? The invariants, on thousands of generated histories, against an upstream
 //! that is an exact bucket in integers. No clock, no task: the lane's core is stepped by hand.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use groq_shield::{
-    config::{self, Class, ModelLimits, Plan},
+    config::{Class, ModelLimits},
     groq::{RateState, RefusalText, Snapshot},
     limits::{
-        Ask, Pool, Refusal, Spent, Tables,
+        Ask, Refusal, Spent,
         bucket::{Fit, Ns},
         lane::{Charge, Event, Lane, Verdict},
     },
@@ -16,48 +16,11 @@ use proptest::prelude::*;
 
 mod history;
 mod network;
+mod start;
 mod starvation;
 
 use history::{Exact, Job, Outcome, job, run, run_before};
-
-const START: Ns = 8_640_000_000_000_000;
-const MS: Ns = 1_000_000;
-const SECOND: Ns = 1_000_000_000;
-
-fn tables(model: ModelLimits) -> Arc<Tables> {
-    Arc::new(Tables(config::Limits { plan: Plan::None, default: model, ..config::Limits::default() }))
-}
-
-fn limits(requests: Option<u64>, tokens: u64) -> ModelLimits {
-    ModelLimits { requests_per_minute: requests, tokens_per_minute: Some(tokens), ..ModelLimits::default() }
-}
-
-fn ask(app: u8, prompt: u64, ceiling: u64) -> Ask {
-    Ask {
-        organisation: "o".into(),
-        model: "m".into(),
-        tier: "t".into(),
-        app: format!("app{app}").into(),
-        weight: 1.0,
-        class: Class::Interactive,
-        pool: Pool::Tokens { prompt, ceiling: Some(ceiling) },
-        bytes: 0,
-        fingerprint: 0,
-        client_retry: false,
-    }
-}
-
-/// A lane past its cold start.
-fn warm(model: ModelLimits) -> Lane {
-    let mut lane = Lane::new("m".into(), tables(model), START);
-    let Verdict::Go(mut charge) = lane.submit(&ask(0, 1, 1), START, START + SECOND, None, true) else {
-        panic!("an unused lane lets the first go")
-    };
-    lane.sent(&mut charge, START);
-    lane.observe(&mut charge, &RateState::default(), START);
-    lane.settle(*charge, Spent::Nothing, START);
-    lane
-}
+use start::{MS, SECOND, START, ask, limits, tables, warm};
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(600) })]

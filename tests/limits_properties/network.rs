@@ -6,13 +6,17 @@ use groq_shield::{
     groq::{RateState, Snapshot},
     limits::{
         Spent,
+        bucket::Ns,
         lane::{Charge, Event, Lane, Verdict},
         line::Id,
     },
 };
 use proptest::prelude::*;
 
-use super::{MS, Ns, SECOND, START, ask, history::Exact, limits, warm};
+use crate::{
+    history::Exact,
+    start::{MS, SECOND, START, ask, limits, warm},
+};
 
 /// A request, and its ways: there, back with the head, back with the end.
 #[derive(Clone, Debug)]

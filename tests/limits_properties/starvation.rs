@@ -9,7 +9,7 @@ use groq_shield::limits::{
 };
 use proptest::prelude::*;
 
-use super::{MS, SECOND, START, ask, limits, warm};
+use crate::start::{MS, SECOND, START, ask, limits, warm};
 
 /// A head's own time may grow by this share, and a little.
 const SLACK: (f64, u64) = (0.25, 50 * MS);

@@ -8,15 +8,17 @@ use std::{
 };
 
 use groq_shield::{
-    config::{self, Class, ModelLimits, Plan, StoreKind},
+    config::{self, ModelLimits, Plan, StoreKind},
     groq::{RateState, Snapshot},
-    limits::{Ask, Limits, Pool, Tables},
+    limits::{Ask, Limits},
 };
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use tokio::time::Instant;
+
+use crate::start;
 
 /// A redis-server; killed when dropped.
 pub(crate) struct Redis {
@@ -146,18 +148,7 @@ pub(crate) async fn until(degraded: bool, replicas: &[Limits]) {
 }
 
 pub(crate) fn ask(app: &str, prompt: u64, ceiling: u64) -> Ask {
-    Ask {
-        organisation: "o".into(),
-        model: "m".into(),
-        tier: "t".into(),
-        app: app.into(),
-        weight: 1.0,
-        class: Class::Interactive,
-        pool: Pool::Tokens { prompt, ceiling: Some(ceiling) },
-        bytes: 0,
-        fingerprint: 0,
-        client_retry: false,
-    }
+    Ask { app: app.into(), ..start::ask(0, prompt, ceiling) }
 }
 
 /// Groq's law for tokens: an exact bucket that holds prompt and ceiling until the end.
@@ -201,12 +192,6 @@ impl Upstream {
         level.1 = now;
         level.0
     }
-}
-
-/// These limits as a lane's tables.
-pub(crate) fn tables(requests: Option<u64>, tokens: u64) -> Arc<Tables> {
-    let model = ModelLimits { requests_per_minute: requests, tokens_per_minute: Some(tokens), ..ModelLimits::default() };
-    Arc::new(Tables(config::Limits { plan: Plan::None, default: model, ..config::Limits::default() }))
 }
 
 /// Tokens a minute and nothing else.

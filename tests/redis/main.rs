@@ -7,6 +7,9 @@
 mod client;
 mod cluster;
 mod figures;
+#[expect(dead_code, reason = "the histories of tests/limits_properties, of which these tests need a part")]
+#[path = "../limits_properties/history.rs"]
+mod history;
 mod kit;
 mod load;
 mod network;
@@ -19,6 +22,8 @@ mod script;
 mod seam;
 mod secure;
 mod sharing;
+#[path = "../limits_properties/start.rs"]
+mod start;
 mod world;
 
 use client::{Answer, Client};

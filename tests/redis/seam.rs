@@ -7,8 +7,9 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use redis::Connection;
 
 use crate::{
+    history::{Job, job},
     script::{config, with_redis},
-    world::{Job, Levels, Outcome, Plan, World, job},
+    world::{Levels, Outcome, Plan, World},
 };
 
 /// A generated history.

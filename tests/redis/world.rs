@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use groq_shield::{
     groq::{RateState, Snapshot},
     limits::{
-        Ask, Spent,
+        Spent,
         books::Amount,
         bucket::Ns,
         exchange::Transaction,
@@ -20,17 +20,11 @@ use groq_shield::{
 };
 use redis::Connection;
 
-use self::history::Exact;
-pub(crate) use self::history::{Job, job};
-use crate::kit::tables;
+use crate::{
+    history::{Exact, Job},
+    start::{MS, SECOND, START, ask, limits, warm},
+};
 
-#[expect(dead_code, reason = "the histories of tests/limits_properties, of which these tests need a part")]
-#[path = "../limits_properties/history.rs"]
-mod history;
-
-pub(crate) const START: Ns = 8_640_000_000_000_000;
-pub(crate) const MS: Ns = 1_000_000;
-pub(crate) const SECOND: Ns = 1_000_000_000;
 /// Words and news take less.
 const LONGEST: Ns = 40 * MS;
 /// A lane without its store looks for it after so long.
@@ -109,9 +103,8 @@ pub(crate) struct World<'a> {
 
 impl<'a> World<'a> {
     pub(crate) fn new(plan: Plan<'a>, levels: Levels<'a>) -> Self {
-        let lane = || warm(&plan);
         let replicas = (0..plan.replicas).map(|_| {
-            let mut lane = lane();
+            let mut lane = warm(limits(plan.requests, plan.tokens));
             if matches!(levels, Levels::Shared(..)) {
                 lane.link(true, plan.replicas as u32, START);
             }
@@ -399,22 +392,6 @@ impl<'a> World<'a> {
     }
 }
 
-fn ask(app: u8, prompt: u64, ceiling: u64) -> Ask {
-    crate::kit::ask(&format!("app{app}"), prompt, ceiling)
-}
-
 fn server(now: Ns) -> i64 {
     (now / 1000) as i64 + AHEAD
-}
-
-/// A lane past its cold start.
-fn warm(plan: &Plan<'_>) -> Lane {
-    let mut lane = Lane::new("m".into(), tables(plan.requests, plan.tokens), START);
-    let Verdict::Go(mut charge) = lane.submit(&ask(0, 1, 1), START, START + SECOND, None, true) else {
-        panic!("an unused lane lets the first go")
-    };
-    lane.sent(&mut charge, START);
-    lane.observe(&mut charge, &RateState::default(), START);
-    lane.settle(*charge, Spent::Nothing, START);
-    lane
 }
