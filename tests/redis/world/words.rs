@@ -1,0 +1,102 @@
+//! What becomes of words between a replica and its store? They arrive, are carried out by the real script, or get lost.
+
+use groq_shield::limits::{
+    bucket::Ns,
+    exchange::Transaction,
+    redis::{SCRIPT, wire::Reply},
+};
+
+use super::{Levels, Replica, Step, Word, World};
+use crate::start::MS;
+
+/// A lane without its store looks for it after so long.
+const LOOK: Ns = 500 * MS;
+/// How far the server's clock is ahead of the lanes', µs.
+const AHEAD: i64 = 1_700_000_000_123_457;
+
+impl World<'_> {
+    /// A word arrives.
+    pub(super) fn carry(&mut self, number: usize) {
+        let (word, sent) = self.replicas[number].word.take().expect("it was an option");
+        match word {
+            Word::There(transaction) => {
+                let Some((reply, news)) = self.execute(number, &transaction) else { return self.lost(number) };
+                self.replicas[number].word = Some((Word::Back(transaction.serial, reply), sent));
+                let others = (0..self.replicas.len()).filter(|&other| other != number);
+                if let Some(words) = news {
+                    for other in others {
+                        self.replicas[other].news.extend(Reply::parse(words.clone()).map(|reply| (reply, self.now)));
+                    }
+                }
+            }
+            Word::Back(serial, reply) => {
+                let Replica { lane, offset, .. } = &mut self.replicas[number];
+                offset.learn(reply.now, sent, self.now);
+                let answer = offset.answer(reply).expect("the script's words");
+                lane.answered(serial, &answer, self.now);
+                self.pump(number);
+            }
+        }
+    }
+
+    /// A word gets lost, there or back.
+    pub(super) fn lose(&mut self, number: usize) {
+        self.replicas[number].word = None;
+        self.lost(number);
+    }
+
+    fn lost(&mut self, number: usize) {
+        let replicas = self.plan.replicas as u32;
+        self.replicas[number].lane.lost(replicas, self.now);
+        self.plan_at(self.now + LOOK, Step::Look(number));
+        self.pump(number);
+    }
+
+    /// The script, at this world's time.
+    fn execute(&mut self, number: usize, transaction: &Transaction) -> Option<(Reply, Option<Vec<String>>)> {
+        let Levels::Shared(connection, key) = &mut self.levels else { unreachable!("nobody asks a store that is not there") };
+        let time = server(self.now);
+        let script = format!(
+            "local published, real = false, redis
+            local redis = setmetatable({{ call = function(name, ...)
+                if name == 'TIME' then return {{ ARGV[3], ARGV[4] }} end
+                if name == 'PUBLISH' then published = select(2, ...) return 0 end
+                return real.call(name, ...)
+            end }}, {{ __index = real }})
+            local function script()
+            {SCRIPT}
+            end
+            local reply = script()
+            if reply.err then return reply end
+            return {{ reply, published }}"
+        );
+        let request = self.replicas[number].offset.request(transaction);
+        let script = redis::Script::new(&script);
+        let mut call = script.key(&*key);
+        call.key(format!("{key}:{number}")).arg(request).arg("news").arg(time / 1_000_000).arg(time % 1_000_000);
+        let (words, news): (Vec<String>, Option<String>) = call.invoke(connection).ok()?;
+        let news = news.map(|news| serde_json::from_str(news.split_once(' ').expect("a key").1).expect("the reply again"));
+        self.all_or_none(transaction, &words);
+        Some((Reply::parse(words).expect("the script's words"), news))
+    }
+
+    /// Who is let in is charged in every dimension, who is not in none.
+    fn all_or_none(&mut self, transaction: &Transaction, words: &[String]) {
+        let now = server(self.now) as u64;
+        for (cell, told) in transaction.cells.iter().zip(words[8..].chunks(8)) {
+            let tat: i64 = told[1].parse().expect("a number");
+            let tat = tat.max(0) as u64;
+            let before = self.told.insert(told[0].clone(), tat);
+            let quiet = (cell.settled, cell.given_up, cell.sighting, cell.claimed) == (0, 0, None, false);
+            if let Some(before) = before.filter(|_| quiet && transaction.born != 0) {
+                let charged =
+                    if words[6] == "1" && cell.asked > 0 { before.max(now) + cell.asked.div_ceil(1000) } else { before };
+                assert_eq!(tat, charged, "{}: {words:?}", cell.code);
+            }
+        }
+    }
+}
+
+pub(super) fn server(now: Ns) -> i64 {
+    (now / 1000) as i64 + AHEAD
+}
