@@ -175,11 +175,11 @@ impl Limits {
             return Ok(Reservation::free());
         }
         let lane = self.0.lane(ask);
-        match lane.submit(ask, deadline, place.map(|place| place.0)) {
-            Ok(Turn::Now(charge)) => Ok(Reservation::new(lane, *charge)),
-            Ok(Turn::Later(waiting)) => waiting.await.map(|charge| Reservation::new(lane, charge)),
-            Err(refusal) => Err(refusal),
-        }
+        let waiting = match lane.submit(ask, deadline, place.map(|place| place.0))? {
+            Turn::Now(charge) => return Ok(Reservation::new(lane, charge)),
+            Turn::Later(waiting) => waiting,
+        };
+        waiting.await.map(|charge| Reservation::new(lane, Box::new(charge)))
     }
 
     /// Levels, line and forecasts of every lane.

@@ -3,7 +3,7 @@
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use bytes::Bytes;
-use http::{Request, Response, response::Parts};
+use http::{Request, Response};
 use tokio::{
     task::yield_now,
     time::{Instant, sleep},
@@ -30,21 +30,48 @@ pub use shield::Shield;
 /// Answers one request, whatever happens.
 ///
 /// `ambiguous`: the head's bytes could be read as more than one request; seen by the connection, since hyper hides it.
-pub async fn handle<B>(shield: &Arc<Shield>, request: Request<B>, ambiguous: Option<&'static str>) -> Response<Body>
+pub fn handle<B>(
+    shield: &Arc<Shield>,
+    request: Request<B>,
+    ambiguous: Option<&'static str>,
+) -> impl Future<Output = Response<Body>> + use<B>
+where
+    B: http_body::Body<Data = Bytes>,
+{
+    // On the heap until it is read: a request that waits in line keeps no room for it, 1.5 KB.
+    let read = Box::pin(read(shield.clone(), request, ambiguous));
+    async {
+        let asked = match read.await {
+            Ok(asked) => asked,
+            Err(answer) => return *answer,
+        };
+        let keepalive = asked.settings.queue.stream_keepalive.filter(|_| asked.call.streams());
+        let answer = answer(asked);
+        match keepalive {
+            None => answer.await,
+            Some(period) => relay::opened_early(Box::pin(answer), period).await,
+        }
+    }
+}
+
+/// A request that has been read, and what it is answered by.
+struct Asked {
+    shield: Arc<Shield>,
+    settings: Arc<Settings>,
+    call: Box<Call>,
+    record: Box<Record>,
+}
+
+/// Reads a request to its end; if that cannot be, its answer.
+async fn read<B>(shield: Arc<Shield>, request: Request<B>, ambiguous: Option<&'static str>) -> Result<Asked, Box<Response<Body>>>
 where
     B: http_body::Body<Data = Bytes>,
 {
     let mut record = Box::new(Record::new(&shield.telemetry, request.uri().path(), Instant::now()));
     let settings = shield.settings.load_full();
-    let call = match shield.read(request, ambiguous, &settings, &mut record).await {
-        Ok(call) => call,
-        Err(rejection) => return reject(rejection, record),
-    };
-    let keepalive = settings.queue.stream_keepalive.filter(|_| call.streams());
-    let answer = answer(shield.clone(), settings, call, record);
-    match keepalive {
-        None => answer.await,
-        Some(period) => relay::opened_early(Box::pin(answer), period).await,
+    match shield.read(request, ambiguous, &settings, &mut record).await {
+        Ok(call) => Ok(Asked { shield, settings, call, record }),
+        Err(rejection) => Err(Box::new(reject(rejection, record))),
     }
 }
 
@@ -54,7 +81,7 @@ pub fn refuse(shield: &Shield, rejection: Rejection) -> Response<Body> {
 }
 
 /// The answer to a call that has been read.
-async fn answer(shield: Arc<Shield>, settings: Arc<Settings>, mut call: Box<Call>, mut record: Box<Record>) -> Response<Body> {
+async fn answer(Asked { shield, settings, mut call, mut record }: Asked) -> Response<Body> {
     let mut ending = Ending::new(&shield.stop);
     let story = {
         let mut story = pin!(forward(&shield, &settings, &mut call, &mut record));
@@ -69,7 +96,7 @@ async fn answer(shield: Arc<Shield>, settings: Arc<Settings>, mut call: Box<Call
         yield_now().await;
     }
     match story {
-        Ok((head, opened, reservation)) => deliver(head, opened, Carried { reservation, record, ending }, call.fitted),
+        Ok((answer, reservation)) => deliver(*answer, Carried { reservation, record, ending }, call.fitted),
         Err(rejection) => reject(rejection, record),
     }
 }
@@ -80,7 +107,7 @@ async fn forward(
     settings: &Settings,
     call: &mut Call,
     record: &mut Record,
-) -> Result<(Parts, Opened, Option<Reservation>), Rejection> {
+) -> Result<(Box<Response<Opened>>, Option<Reservation>), Rejection> {
     shield.budget.request(Instant::now());
     shield.fit(settings, call);
     if shield.limits.waiting() > 0 {
@@ -89,22 +116,29 @@ async fn forward(
     let mut attempts = Attempts::new(settings.retry.clone(), call.deadline);
     let mut place = None;
     loop {
-        let (pass, mut reservation) = shield.admit(settings, call, place.take(), record).await?;
-        let outcome = Box::pin(shield.attempt(call, reservation.as_mut(), record)).await;
-        pass.record(outcome.health());
-        shield.telemetry.attempt(outcome.label());
-        match attempts.next(outcome.class(), &shield.budget, fastrand::f64(), Instant::now()) {
-            Verdict::Deliver => return outcome.deliver(reservation),
-            Verdict::Requeue => place = outcome.refused(reservation, shield, call)?,
-            Verdict::Again(after) => {
-                outcome.settle(reservation);
-                sleep(after).await;
+        // In a block of their own: who waits keeps no room for an outcome.
+        let after = {
+            let (pass, mut reservation) = shield.admit(settings, call, place.take(), record).await?;
+            let outcome = Box::pin(shield.attempt(call, reservation.as_mut(), record)).await;
+            pass.record(outcome.health());
+            shield.telemetry.attempt(outcome.label());
+            match attempts.next(outcome.class(), &shield.budget, fastrand::f64(), Instant::now()) {
+                Verdict::Deliver => return outcome.deliver(reservation),
+                Verdict::Requeue => {
+                    place = outcome.refused(reservation, shield, call)?;
+                    continue;
+                }
+                Verdict::Again(after) => {
+                    outcome.settle(reservation);
+                    after
+                }
+                Verdict::GiveUp => {
+                    outcome.settle(reservation);
+                    return Err(outcome.into_rejection());
+                }
             }
-            Verdict::GiveUp => {
-                outcome.settle(reservation);
-                return Err(outcome.into_rejection());
-            }
-        }
+        };
+        sleep(after).await;
     }
 }
 

@@ -1,8 +1,8 @@
 //! What does a request cost? The shield's release binary beside a bare hyper proxy and nginx, on one core, in turns.
 //!
 //! `cargo build --release && cargo run --release --example cost` prints the table of `docs/performance.md`: Linux, two
-//! cores, a few minutes. `-- scale` is the cost against load, `-- parts` where the instructions go. All of it stays on
-//! this machine's loopback, and nothing is left running.
+//! cores, a few minutes. `-- memory` prints its rows on memory alone, `-- scale` the cost against load, `-- parts` where
+//! the instructions go. All of it stays on this machine's loopback, and nothing is left running.
 
 use std::{io, net::SocketAddr, path::PathBuf, process::ExitCode};
 
@@ -40,6 +40,8 @@ struct Arguments {
 enum What {
     /// The whole table beside bare hyper and nginx; what is done without a name
     Table(table::Options),
+    /// The table's rows on memory alone
+    Memory,
     /// CPU a request and memory against connections, waiting requests and lanes
     Scale,
     /// Instructions a request, part by part: `cargo build --profile symbols`, and this with the same profile
@@ -75,6 +77,10 @@ fn run(shield: &std::path::Path, what: What) -> io::Result<()> {
         What::Table(options) => {
             let shield = measured()?;
             on_one_thread(Box::pin(async move { table::run(&shield, &options).await }))
+        }
+        What::Memory => {
+            let shield = measured()?;
+            on_one_thread(Box::pin(async move { table::memory(&shield).await }))
         }
         What::Scale => {
             let shield = measured()?;

@@ -183,6 +183,15 @@ async fn cells(program: &Path, options: &Options) -> io::Result<Cells> {
     Ok(cells)
 }
 
+/// Memory alone.
+pub(crate) async fn memory(program: &Path) -> io::Result<()> {
+    let _settled = settle()?;
+    let mut rows = Rows::default();
+    memories(program, &mut rows).await?;
+    rows.print();
+    Ok(())
+}
+
 async fn memories(program: &Path, rows: &mut Rows) -> io::Result<()> {
     eprintln!("memory");
     rows.figure("memory idle, MB", start::idle(program)? / 1e6, None, Target::most(12.0, 8.0));

@@ -11,13 +11,13 @@ use crate::groq::{Dimension, RateState, RefusalText};
 #[derive(Debug)]
 pub struct Reservation {
     /// `None`: nothing was taken, or it is settled.
-    held: Option<(Arc<SharedLane>, Charge)>,
+    held: Option<(Arc<SharedLane>, Box<Charge>)>,
     waited: Duration,
     bound_by: Option<Dimension>,
 }
 
 impl Reservation {
-    pub(super) fn new(lane: Arc<SharedLane>, charge: Charge) -> Self {
+    pub(super) fn new(lane: Arc<SharedLane>, charge: Box<Charge>) -> Self {
         let bound_by = charge.bound.and_then(|slot| lane.with(|lane| lane.dimension(slot).cloned()));
         Self { waited: Duration::from_nanos(charge.waited), bound_by, held: Some((lane, charge)) }
     }
@@ -63,7 +63,7 @@ impl Reservation {
     ) -> Place {
         let Some((lane, charge)) = self.held.take() else { return Place(0) };
         let now = lane.at(now);
-        Place(lane.change(|lane| lane.refused(charge, text, state, retry_after, now)))
+        Place(lane.change(|lane| lane.refused(*charge, text, state, retry_after, now)))
     }
 
     /// The truth is known.
@@ -74,7 +74,7 @@ impl Reservation {
     fn end(&mut self, spent: Spent, now: Instant) {
         if let Some((lane, charge)) = self.held.take() {
             let now = lane.at(now);
-            lane.change(|lane| lane.settle(charge, spent, now));
+            lane.change(|lane| lane.settle(*charge, spent, now));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What does the app see of it? The answer's or the rejection's head, stamped; the record goes on with the body.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header, response::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header};
 use hyper::ext::ReasonPhrase;
 
 use crate::{
@@ -16,7 +16,8 @@ const ATTEMPTS: HeaderName = HeaderName::from_static("x-shield-attempts");
 const FITTED: HeaderName = HeaderName::from_static("x-shield-fitted");
 
 /// An answer that has begun well: the upstream's, and what the shield has to add.
-pub(super) fn deliver(mut head: Parts, opened: Opened, mut carried: Carried, fitted: Option<(u64, u64)>) -> Response<Body> {
+pub(super) fn deliver(answer: Response<Opened>, mut carried: Carried, fitted: Option<(u64, u64)>) -> Response<Body> {
+    let (mut head, opened) = answer.into_parts();
     headers::from_upstream(&mut head.headers);
     if let Opened::Stream(_) = opened {
         // A stream that breaks gets a frame that no length announced has room for.

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderName, StatusCode, response::Parts};
+use http::{HeaderName, Response, StatusCode};
 use tokio::{task::yield_now, time::Instant};
 
 use super::{Shield, read::Call};
@@ -28,7 +28,7 @@ const LONGEST_ERROR: Duration = Duration::from_secs(10);
 /// How one attempt ended.
 pub(super) enum Outcome {
     /// To be delivered; nothing of it has gone out.
-    Opened(Parts, Opened),
+    Opened(Box<Response<Opened>>),
     /// A status of 400 or more, its body read.
     Error { error: Box<UpstreamError>, upstream_status: StatusCode, state: RateState, text: Option<RefusalText> },
     /// No whole answer.
@@ -77,7 +77,7 @@ impl Shield {
             reservation.observe(&state, now);
         }
         match relay::open(&answer.head, answer.body, call.expected(), call.stream_must_end()).await {
-            Ok(opened) => Outcome::Opened(answer.head, opened),
+            Ok(opened) => Outcome::Opened(Box::new(Response::from_parts(answer.head, opened))),
             Err(why) => Outcome::Failed(Failure::after_sending(why)),
         }
     }
@@ -136,9 +136,12 @@ impl Outcome {
     }
 
     /// The app's answer: the upstream's own, or its error.
-    pub(super) fn deliver(self, reservation: Option<Reservation>) -> Result<(Parts, Opened, Option<Reservation>), Rejection> {
+    pub(super) fn deliver(
+        self,
+        reservation: Option<Reservation>,
+    ) -> Result<(Box<Response<Opened>>, Option<Reservation>), Rejection> {
         match self {
-            Self::Opened(head, opened) => Ok((head, opened, reservation)),
+            Self::Opened(answer) => Ok((answer, reservation)),
             Self::Error { text: Some(ref text), ref state, .. } => {
                 if let Some(reservation) = reservation {
                     // The text teaches the levels; what can never fit leaves the line.

@@ -114,8 +114,16 @@ impl Shield {
 }
 
 impl Shield {
-    /// Waits while the breaker is open, where patience allows it to see the next probe; refuses at once where not.
     async fn pass<'a>(&'a self, settings: &'a Settings, call: &'a Call) -> Result<Pass<'a>, Rejection> {
+        if let Admission::Go(pass) = self.breakers.admit(&call.lane, &settings.breaker, Instant::now()) {
+            return Ok(pass);
+        }
+        // On the heap: seldom, and a request that waits in line keeps no room for it.
+        Box::pin(self.pass_later(settings, call)).await
+    }
+
+    /// Waits while the breaker is open, where patience allows it to see the next probe; refuses at once where not.
+    async fn pass_later<'a>(&'a self, settings: &'a Settings, call: &'a Call) -> Result<Pass<'a>, Rejection> {
         loop {
             let now = Instant::now();
             let (until, changed) = match self.breakers.admit(&call.lane, &settings.breaker, now) {

@@ -60,10 +60,7 @@ pub async fn serve<I>(io: I, shield: Arc<Shield>)
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
-    let handle = |request, fault| {
-        let shield = shield.clone();
-        async move { proxy::handle(&shield, request, fault).await }
-    };
+    let handle = |request, fault| proxy::handle(&shield, request, fault);
     serve_by(io, &shield, handle, |rejection| proxy::refuse(&shield, rejection)).await;
 }
 
