@@ -1,7 +1,6 @@
 //! Which lane does a request fall in? The lanes of this process: found, made, swept, saved.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -9,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use foldhash::{HashMap, HashSet};
 use tokio::time::Instant;
 
 use super::{
@@ -26,6 +26,8 @@ use crate::config::{self, Class, StoreKind};
 const ORIGIN: Ns = 8_640_000_000_000_000;
 /// Lanes at once, as long as some are unused: models are the clients' to name.
 const MOST_LANES: usize = 10_000;
+/// When there are too many, one in so many goes at once: looking at all of them is what costs.
+const SHARE: usize = 4;
 /// A full, unused lane that Groq has taught nothing is dropped after so long, ns.
 const IDLE: Ns = 60_000_000_000;
 /// Idle lanes are looked for this often.
@@ -114,7 +116,7 @@ impl SharedLane {
 pub(super) struct Shared {
     common: Arc<Common>,
     tables: RwLock<Arc<Tables>>,
-    lanes: RwLock<foldhash::HashMap<LaneKey, Arc<SharedLane>>>,
+    lanes: RwLock<HashMap<LaneKey, Arc<SharedLane>>>,
     /// Levels of lanes that are not there: from an earlier process, or dropped.
     remembered: Mutex<HashMap<LaneKey, Saved>>,
     numbers: AtomicU64,
@@ -284,23 +286,23 @@ impl Shared {
         });
     }
 
-    /// Makes room: the tenth of the unused lanes that was used longest ago. What they learnt is remembered.
-    fn evict(&self, lanes: &mut foldhash::HashMap<LaneKey, Arc<SharedLane>>) {
-        let unused = lanes.iter().filter(|(_, shared)| Arc::strong_count(shared) == 1);
-        let mut unused: Vec<(bool, Ns, LaneKey)> = unused
-            .filter_map(|(key, shared)| {
-                shared.with(|lane| lane.is_unused().then(|| (lane.has_learnt(), lane.used_at(), key.clone())))
-            })
+    /// Makes room: the unused lanes that were used longest ago, one in [`SHARE`]. What they learnt is remembered.
+    fn evict(&self, lanes: &mut HashMap<LaneKey, Arc<SharedLane>>) {
+        let unused = lanes.values().filter(|shared| Arc::strong_count(shared) == 1);
+        let mut unused: Vec<(bool, Ns, u64)> = unused
+            .filter_map(|shared| shared.with(|lane| lane.is_unused().then(|| (lane.has_learnt(), lane.used_at(), shared.number))))
             .collect();
-        unused.sort();
-        unused.truncate((lanes.len() / 10).max(1));
+        let many = (lanes.len() / SHARE).max(1);
+        if many < unused.len() {
+            unused.select_nth_unstable(many);
+            unused.truncate(many);
+        }
+        let going: HashSet<u64> = unused.into_iter().map(|(_, _, number)| number).collect();
         let mut remembered = self.remembered();
-        for (learnt, _, key) in unused {
-            if let Some(shared) = lanes.remove(&key)
-                && learnt
-                && remembered.len() < 10 * MOST_LANES
-            {
-                remembered.insert(key, shared.now(|lane, now| Saved::of(lane, now)));
+        for (key, shared) in lanes.extract_if(|_, shared| going.contains(&shared.number)) {
+            let saved = shared.now(|lane, now| lane.has_learnt().then(|| Saved::of(lane, now)));
+            if let Some(saved) = saved.filter(|_| remembered.len() < 10 * MOST_LANES) {
+                remembered.insert(key, saved);
             }
         }
     }

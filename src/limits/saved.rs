@@ -1,7 +1,7 @@
 //! How do levels outlive the process? A small JSON file, replaced whole; a torn or foreign one counts as none.
 
 use std::{
-    collections::HashMap,
+    borrow::Cow,
     fs, io,
     io::Write,
     path::Path,
@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use foldhash::{HashMap, HashMapExt as _};
 use serde::{Deserialize, Serialize};
 
 use super::{Source, bucket::Ns, lane::Lane, lanes::LaneKey};
@@ -48,7 +49,7 @@ pub(super) struct Saved {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct SavedLevel {
-    code: String,
+    code: Cow<'static, str>,
     unit: SavedUnit,
     period_ms: u64,
     /// What Groq stated, where it did.
@@ -77,7 +78,7 @@ impl Saved {
         let levels = lane.levels().iter().map(|level| {
             let terms = level.terms();
             SavedLevel {
-                code: level.dimension.code.to_string(),
+                code: level.dimension.code.clone(),
                 unit: level.dimension.unit.into(),
                 period_ms: u64::try_from(level.dimension.period.as_millis()).unwrap_or(u64::MAX),
                 stated: terms.stated.map(|(limit, _)| limit),
@@ -123,7 +124,7 @@ impl SavedLevel {
         ];
         sane.then(|| {
             known.into_iter().find(|known| known.code == self.code).unwrap_or_else(|| Dimension {
-                code: self.code.clone().into(),
+                code: self.code.clone(),
                 unit: self.unit.into(),
                 period: Duration::from_millis(self.period_ms),
             })
