@@ -79,7 +79,7 @@ impl Shield {
             fingerprint: facts.fingerprint,
             client_retry: call::is_client_retry(&headers),
         };
-        let patience = call::patience(&headers, &settings.queue, self.limits.usual_time_to_head(&ask));
+        let patience = call::patience(&headers, &settings.queue, || self.limits.usual_time_to_head(&ask));
         headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio(), body.len());
         identity.authorise(&mut headers);
         let lane = (identity.organisation, facts.model.clone());
