@@ -187,6 +187,7 @@ impl Books {
                 taken.marks[slot] = mark;
             } else {
                 level.set_out(asked, taken.reserved, &mut taken.marks[slot], now);
+                level.ended(asked - taken.lent(level));
             }
         }
     }
@@ -215,6 +216,9 @@ impl Books {
             let asked = level.asked(&taken.amount);
             if taken.position == 0 && taken.reserved.position == 0 {
                 level.no_longer_unsent(asked);
+            }
+            if taken.reserved.position > 0 {
+                level.ended(taken.lent(level));
             }
             level.settle(taken.serial, asked, used.of(unit), now);
         }

@@ -38,6 +38,9 @@ pub struct Cell {
     pub given_up: i64,
     /// The newest word of Groq's.
     pub sighting: Option<Sighting>,
+    /// What comes back should this replica fall silent: reservations that have not ended, without what Groq counts as
+    /// soon as they are sent, ns.
+    pub lent: Ns,
     /// What the head takes, ns; 0: nothing.
     pub asked: Ns,
     /// What it must leave untouched, ns; `None`: there need not be room for it.

@@ -17,7 +17,7 @@ local function remember(list, word)
 end
 
 -- A transaction that its replica has given up, and that was held up on the way, must not be applied any more.
-local fence, applied, held = string.match(redis.call('GET', KEYS[2]) or '0 0 0', '^(%d+) (%d+) (%d)$')
+local fence, applied, held, lent = string.match(redis.call('GET', KEYS[2]) or '0 0 0 ', '^(%d+) (%d+) (%d) (.*)$')
 if request.serial <= tonumber(fence) then return redis.error_reply('STALE a later transaction was applied') end
 
 local head = redis.call('HMGET', KEYS[1], 'born', 'version', 'position')
@@ -26,6 +26,10 @@ if not born then born = now end
 -- The hash is not the one this replica knows (expired, flushed, restarted empty): what it knows counts as well.
 local stranger = request.born ~= born
 if stranger then position = math.max(position, request.position) end
+
+-- What others have given back for this replica while it was silent is its own again: it lives.
+local returned = {}
+for code, span in string.gmatch(stranger and '' or lent, '!(%S-):(%d+)') do returned[code] = tonumber(span) end
 
 local levels, news, longest, wait = {}, stranger, 0, 0
 for i, cell in ipairs(request.cells) do
@@ -38,6 +42,8 @@ for i, cell in ipairs(request.cells) do
   local faded = math.exp(math.min(0, tonumber(kept[6] or 0) - now) / jitter)
   level.recent, level.given = tonumber(kept[5] or 0) * faded, tonumber(kept[7] or 0) * faded
   if stranger then level.tat = math.max(level.tat, cell.t) end
+  local again = returned[cell.k] or 0
+  level.tat, level.adjusted, news = level.tat + again, level.adjusted + again, news or again > 0
   level.tat, level.gone, level.reach = level.tat + cell.b, kept[8] or '', tonumber(kept[9] or -2^52) + cell.b
   if cell.b < 0 then level.gone = remember(level.gone, text(version + 1) .. ':' .. text(request.gone) .. ':' .. text(-cell.b)) end
   -- Back from a time without the store, with what Groq's headers have shown meanwhile.
@@ -87,6 +93,7 @@ if granted then
 end
 
 version = version + 1
+lent = {}
 local fields = { 'born', text(born), 'version', text(version), 'position', text(position) }
 local reply = { text(now), text(born), text(version), text(position), applied, held, granted and '1' or '0', text(wait) }
 for i, cell in ipairs(request.cells) do
@@ -101,10 +108,13 @@ for i, cell in ipairs(request.cells) do
     reply[#reply + 1] = value
   end
   longest = math.max(longest, level.tat - now)
+  -- What comes back should this replica fall silent.
+  local span = cell.l + (level.taken or 0)
+  if span > 0 then lent[#lent + 1] = cell.k .. ':' .. text(span) .. ':' .. text(level.corrections) end
 end
 redis.call('HSET', KEYS[1], unpack(fields))
 redis.call('PEXPIRE', KEYS[1], text(longest / 1000 + 600000))
 if not request.hello then applied, held = text(request.serial), granted and '1' or '0' end
-redis.call('SET', KEYS[2], text(request.serial) .. ' ' .. applied .. ' ' .. held, 'PX', '3600000')
+redis.call('SET', KEYS[2], text(request.serial) .. ' ' .. applied .. ' ' .. held .. ' ' .. table.concat(lent, ' '), 'PX', '3600000')
 if news then redis.call('PUBLISH', ARGV[2], KEYS[1] .. ' ' .. cjson.encode(reply)) end
 return reply

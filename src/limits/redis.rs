@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use self::{reach::ANNOUNCE, wire::Offset};
+use self::{reach::ANNOUNCE, silent::Silent, wire::Offset};
 use super::{
     lanes::{Clock, Shared, SharedLane},
     store::{Reach, Word},
@@ -29,10 +29,13 @@ use crate::config;
 mod calls;
 mod connect;
 mod reach;
+mod silent;
 pub mod wire;
 
 /// One transaction, in Redis' Lua: all of it or nothing.
 pub const SCRIPT: &str = include_str!("redis.lua");
+/// What a replica that has gone silent had reserved on one lane comes back.
+pub const GIVE_BACK: &str = include_str!("redis/silent.lua");
 
 /// Starts the thread. It ends when the lanes are gone.
 pub(super) fn start(
@@ -52,11 +55,13 @@ pub(super) fn start(
         name: format!("{:016x}", fastrand::u64(..)),
         script: Script::new(SCRIPT),
         announce: Script::new(ANNOUNCE),
+        give_back: Script::new(GIVE_BACK),
         connection: Mutex::new(None),
         generation: AtomicU64::new(0),
         offset: Mutex::new(Offset::default()),
         counted: Mutex::new((store.replicas, Instant::now())),
         apart: Mutex::default(),
+        silent: Mutex::default(),
         known: Mutex::default(),
         lanes,
         clock,
@@ -84,6 +89,7 @@ struct Keeper {
     name: String,
     script: Script,
     announce: Script,
+    give_back: Script,
     connection: Mutex<Option<Connection>>,
     /// Counts losses: a failure is told once.
     generation: AtomicU64,
@@ -92,6 +98,8 @@ struct Keeper {
     counted: Mutex<(u32, Instant)>,
     /// Of a cluster: keys whose node does not answer.
     apart: Mutex<HashSet<String>>,
+    /// Replicas that are not heard any more.
+    silent: Mutex<Vec<Silent>>,
     /// Lanes by key, for news.
     known: Mutex<HashMap<String, Weak<SharedLane>>>,
     lanes: Weak<Shared>,

@@ -241,6 +241,36 @@ async fn a_killed_replica_gives_back_what_it_held() {
     assert!(refused <= 1.0, "{refused} of {sent} were refused");
 }
 
+/// What no header shows comes back as well: the others notice that it is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_replica_had_reserved_comes_back() {
+    let redis = Redis::start(&[]).await;
+    let simulator = Simulator::start(LIMITS);
+    let daily = config(&redis.url()).replace("450000\n", "450000\ntokens_per_day = 400000\n");
+    let shield = || Shield::before(simulator.process.address(), &daily);
+    let shields = [(); 2].map(|()| shield());
+    until(false, &shields).await;
+    let ask = |shield: &Shield, wish: &str| {
+        let (client, body) = (shield.process.client(), body(MODEL, 60_000, wish));
+        async move { client.post("/openai/v1/chat/completions", &body).await.status.as_u16() }
+    };
+    let holding: JoinSet<u16> = (0..5).map(|_| ask(&shields[0], "completion=10 head_ms=60000")).collect();
+    let start = Instant::now();
+    while counted(&simulator).await[0] < 5.0 {
+        assert!(start.elapsed() < Duration::from_secs(20), "they are not sent");
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(ask(&shields[1], "completion=10").await, 429);
+    shields[0].process.signal(Signal::SIGKILL);
+    drop(holding);
+    let killed = Instant::now();
+    while ask(&shields[1], "completion=10").await != 200 {
+        assert!(killed.elapsed() < Duration::from_secs(30), "it stays reserved");
+        sleep(Duration::from_millis(100)).await;
+    }
+    println!("back {:?} after the kill", killed.elapsed());
+}
+
 /// Tokens in use, in truth.
 async fn level(simulator: &Simulator) -> f64 {
     let stats = simulator.process.client().plain("/_sim/stats", None).await.json();

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use redis::{Connection, RedisResult};
 use serde_json::{Value, json};
 
-use groq_shield::limits::redis::SCRIPT;
+use groq_shield::limits::redis::{GIVE_BACK, SCRIPT};
 
 use crate::kit::Redis;
 
@@ -108,7 +108,7 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
         let at = replica.law.tat - CAP;
         let mut cell = json!({
             "k": "TPM", "cap": CAP, "t": replica.law.tat + step.claimed.unwrap_or(0), "j": step.claimed.is_some(), "d": step.settled, "b": step.given_up,
-            "q": step.asked.map_or(0, |(asked, _)| asked), "r": RESERVE,
+            "q": step.asked.map_or(0, |(asked, _)| asked), "r": RESERVE, "l": 0,
         });
         if let Some((position, truth, mark, corrections)) = sight {
             (cell["n"], cell["u"], cell["a"]) = (position.into(), truth.into(), at.into());
@@ -236,5 +236,50 @@ fn what_all_replicas_are_granted_never_exceeds_the_limit() {
             Ok(())
         });
         outcome.unwrap_or_else(|error| panic!("{error}"));
+    });
+}
+
+/// One transaction of a replica that knows the record, and the level after it, µs until it is full. `of` is the cell's own.
+fn tell(connection: &mut Connection, born: &mut i64, replica: usize, serial: i64, of: Value) -> i64 {
+    let mut cell = json!({ "k": "TPM", "cap": CAP, "t": 0, "d": 0, "b": 0, "q": 0, "r": 0, "l": 0 });
+    cell.as_object_mut().expect("an object").extend(of.as_object().expect("an object").clone());
+    let request = json!({
+        "serial": serial, "born": *born, "position": 0, "hello": false, "gone": 0, "patience": CAP, "cells": [cell],
+    });
+    let reply = run(connection, "{silent}", replica, &request).expect("a reply");
+    *born = reply[1].parse().expect("a number");
+    reply[9].parse().expect("a number")
+}
+
+#[test]
+fn what_a_silent_replica_had_reserved_comes_back_once() {
+    with_redis(|connection| {
+        let mut born = 0;
+        let give_back = |connection: &mut Connection| -> u32 {
+            let script = redis::Script::new(GIVE_BACK);
+            script.key("{silent}").key("{silent}:0").arg("news").invoke(connection).expect("a number")
+        };
+        let tat = |connection: &mut Connection| -> i64 {
+            redis::cmd("HGET").arg("{silent}").arg("t:TPM").query(connection).expect("a number")
+        };
+        let reserved = tell(connection, &mut born, 0, 1, json!({ "q": 20_000_000 }));
+        assert_eq!([give_back(connection), give_back(connection)], [1, 0]);
+        assert_eq!(tat(connection), reserved - 20_000_000);
+        // It lives: it takes the same again, and settles as if nothing had been.
+        assert_eq!(tell(connection, &mut born, 0, 2, json!({ "d": -15_000_000 })), reserved - 15_000_000);
+        assert_eq!(give_back(connection), 0, "all has ended");
+
+        // Headers that another one saw have shown a part of it to be back.
+        let reserved = tell(connection, &mut born, 0, 3, json!({ "q": 30_000_000 }));
+        let seen =
+            json!({ "n": 9, "a": reserved - CAP, "u": reserved - 12_000_000, "m": reserved, "x": 0, "o": 0, "v": -15_000_000 });
+        assert_eq!(tell(connection, &mut born, 1, 1, seen), reserved - 12_000_000);
+        assert_eq!(give_back(connection), 1);
+        assert_eq!(tat(connection), reserved - 30_000_000);
+
+        // What was sent and what still waits, as the replica itself says.
+        let reserved = tell(connection, &mut born, 0, 4, json!({ "q": 10_000_000, "l": 4_000_000 }));
+        assert_eq!(give_back(connection), 1);
+        assert_eq!(tat(connection), reserved - 14_000_000);
     });
 }

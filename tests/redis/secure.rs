@@ -13,7 +13,7 @@ use crate::{
 
 /// What README names as the rights that the shield needs, and nothing else.
 const RIGHTS: &str = "~test:* &test:news resetchannels &test:news +evalsha +script|load +info +subscribe +time \
-                      +get +set +hmget +hset +pexpire +publish +zadd +zrem +zremrangebyscore +zcard";
+                      +get +set +hmget +hset +pexpire +publish +zadd +zrem +zrangebyscore +zremrangebyscore +zcard";
 
 /// A Redis with a TLS port, whose certificate is signed by an authority of its own.
 struct Secure {

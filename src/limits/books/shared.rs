@@ -4,7 +4,7 @@ use super::{Amount, Books, Place, SLOTS, Taken};
 use crate::limits::{
     bucket::{Fit, Ns},
     exchange::{Cell, State},
-    level::Mark,
+    level::{Level, Mark},
 };
 
 /// What the store has charged for a head.
@@ -13,6 +13,14 @@ pub struct Booking {
     pub(in crate::limits) taken: Taken,
     /// When each level would be full again with it and what it leaves untouched.
     rooms: [Ns; SLOTS],
+}
+
+impl Taken {
+    /// So much of it comes back should this replica fall silent: the prompt of what was sent is Groq's.
+    pub(super) fn lent(&self, level: &Level) -> u64 {
+        let sent = Amount { output: 0, ..self.amount };
+        level.asked(&self.amount) - if self.position > 0 { level.asked(&sent) } else { 0 }
+    }
 }
 
 impl Books {
@@ -82,7 +90,7 @@ impl Books {
 
     /// Whether there is something to tell, and whether it changes what others may take.
     pub fn owes(&self) -> (bool, bool) {
-        let each = self.levels.iter().map(super::Level::owes);
+        let each = self.levels.iter().map(Level::owes);
         each.fold((false, false), |(any, spans), level| (any | level.0, spans | level.1))
     }
 
@@ -99,7 +107,15 @@ impl Books {
         Booking { taken, rooms }
     }
 
-    /// A head that the store has charged leaves before its time.
+    /// A booked head leaves before its time.
+    pub fn cancel(&mut self, taken: &Taken) {
+        for level in &mut self.levels {
+            level.ended(level.asked(&taken.amount));
+        }
+        self.give_up(&taken.amount);
+    }
+
+    /// The store has charged a head that has gone already.
     pub fn give_up(&mut self, amount: &Amount) {
         for level in &mut self.levels {
             level.give_up(level.asked(amount));

@@ -286,7 +286,7 @@ impl Lane {
     /// It leaves the line: its booking is given up.
     pub(super) fn give_up(&mut self, head: Id) {
         if let Some(booked) = self.take_booking(head) {
-            self.books.give_up(&booked.booking.taken.amount);
+            self.books.cancel(&booked.booking.taken);
             self.gone(booked.booking.taken.reserved.position);
             self.tell(0, self.clock);
         }

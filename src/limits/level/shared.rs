@@ -30,6 +30,8 @@ pub(super) struct Far {
     before: i64,
     /// Back with the store, which is to hear of it: when the level is full again at the earliest, by Groq's headers.
     claim: Option<Ns>,
+    /// Reserved in the store and not ended, without what Groq counts as soon as it is sent, ns.
+    lent: Ns,
     /// Without the store: when the level was full again as it was lost.
     parted: Option<Ns>,
     /// The limit is divided by so many meanwhile.
@@ -109,6 +111,7 @@ impl Level {
             given_up: 0,
             claimed: false,
             sighting: None,
+            lent: far.lent,
             asked: bucket.span(asked),
             reserve: reserve.map(|reserve| bucket.span(reserve)),
         };
@@ -159,6 +162,9 @@ impl Level {
     /// The store has charged `asked`: how it stands, and when it would be full again with what is left untouched.
     pub fn charged(&mut self, serial: u64, asked: u64, now: Ns) -> (Mark, Ns) {
         self.spend(serial, asked, now);
+        if let (Some(bucket), Some(far)) = (&self.bucket, &mut self.far) {
+            far.lent = far.lent.saturating_add(bucket.span(asked));
+        }
         self.far.as_ref().map_or_else(Default::default, |far| {
             let &Standing { tat, corrections, adjusted, recent, room, .. } = &far.standing;
             (Mark { tat, corrections, adjusted: adjusted.wrapping_add(far.before), recent }, room)
@@ -182,6 +188,20 @@ impl Level {
             mark.adjusted = mark.adjusted.saturating_add(drained as i64);
             bucket.set_tat(bucket.tat().max(now).saturating_add(drained), now);
             self.owe(drained as i64);
+        }
+    }
+
+    /// So much of what was reserved in the store has ended, or will not come back.
+    pub fn ended(&mut self, units: u64) {
+        if let (Some(bucket), Some(far)) = (&self.bucket, &mut self.far) {
+            far.lent = far.lent.saturating_sub(bucket.span(units));
+        }
+    }
+
+    /// The limit has changed: what `unit` was, ns, is another span now.
+    pub(super) fn rescale_lent(&mut self, unit: Ns) {
+        if let (Some(bucket), Some(far)) = (&self.bucket, &mut self.far) {
+            far.lent = far.lent.checked_div(unit).unwrap_or(0).saturating_mul(bucket.span(1));
         }
     }
 

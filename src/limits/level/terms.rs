@@ -80,6 +80,7 @@ impl Level {
             (window, _) => *window = None,
         }
         self.bucket = kept.or_else(|| limit.and_then(|limit| Bucket::new(limit, self.dimension.period)));
+        self.rescale_lent(unit);
         self.last_refusal = None;
         (self.drift, self.boost) = (0.0, 0.0);
         self.leave(self.headroom, now);

@@ -117,7 +117,7 @@ impl Keeper {
     }
 }
 
-async fn run(script: &redis::ScriptInvocation<'_>, connection: &mut impl ConnectionLike) -> RedisResult<Value> {
+pub(super) async fn run(script: &redis::ScriptInvocation<'_>, connection: &mut impl ConnectionLike) -> RedisResult<Value> {
     script.invoke_async(connection).await
 }
 

@@ -17,14 +17,16 @@ pub(super) const LOOK: Duration = Duration::from_millis(500);
 /// So long a replica counts that has gone silent: a store that restarts empty hears of all of them again meanwhile.
 const SILENT: Duration = Duration::from_secs(5);
 
-/// Announces a replica: the time, and how many there are.
+/// Announces a replica: the time, how many there are, and who has been silent for that long, for a minute.
 pub(super) const ANNOUNCE: &str = "
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[2]))
+local function ago(span) return string.format('%.0f', now - span) end
+redis.call('ZADD', KEYS[1], ago(0), ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ago(60000000))
 redis.call('PEXPIRE', KEYS[1], 60000)
-return { string.format('%.0f', now), redis.call('ZCARD', KEYS[1]) }";
+local silent = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ago(ARGV[2]))
+return { ago(0), redis.call('ZCARD', KEYS[1]) - #silent, silent }";
 
 impl Keeper {
     /// Announces this replica, and finds the store again when it was lost.
@@ -38,6 +40,9 @@ impl Keeper {
                         tracing::info!(replicas = self.reach.replicas.load(Relaxed), "the store answers: limits are shared");
                         self.each(|lane| lane.reached());
                         said = None;
+                    }
+                    if !self.silent().is_empty() {
+                        tokio::spawn(self.clone().give_back());
                     }
                 }
                 Err(why) => {
@@ -69,11 +74,12 @@ impl Keeper {
                 Connection::Cluster(all) => announce.invoke_async(all).await,
             }
         });
-        let announced: RedisResult<(i64, u32)> = announced.await.unwrap_or_else(|_| Err(too_late()));
+        let announced: RedisResult<(i64, u32, Vec<String>)> = announced.await.unwrap_or_else(|_| Err(too_late()));
         match (announced, &connection) {
-            (Ok((now, replicas)), _) => {
+            (Ok((now, replicas, silent)), _) => {
                 self.offset().learn(now, sent, self.clock.now());
                 self.count(replicas);
+                self.note_silent(silent);
                 let known = self.known();
                 self.keep_apart(|kept| *kept != key && known.get(kept).is_some_and(|lane| lane.strong_count() > 0));
             }
@@ -92,6 +98,8 @@ impl Keeper {
         }
         *self.connection() = None;
         self.keep_apart(|_| false);
+        // It may have been the store that did not hear them.
+        self.silent().clear();
         self.because(why);
         if !self.reach.up.swap(false, Relaxed) {
             return false;

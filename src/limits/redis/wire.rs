@@ -86,6 +86,7 @@ impl Offset {
             "t": self.there(cell.known),
             "d": up(cell.settled),
             "b": up(cell.given_up),
+            "l": cell.lent / 1000,
             "q": cell.asked.div_ceil(1000),
         });
         if let Some(reserve) = cell.reserve {

@@ -98,6 +98,9 @@ impl World<'_> {
         let Replica { lane, word, .. } = &mut self.replicas[number];
         if let Some(transaction) = lane.transaction(self.now) {
             assert!(word.is_none(), "one at a time");
+            let idle = lane.in_flight() == 0 && lane.waiting() == 0;
+            let lent: u64 = transaction.cells.iter().map(|cell| cell.lent).sum();
+            assert!(lent == 0 || !idle, "{lent} ns would come back where nothing is under way");
             *word = Some((Word::There(transaction), self.now));
         }
         let replica = &self.replicas[number];
