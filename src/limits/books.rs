@@ -115,6 +115,8 @@ impl Books {
             }
         }
         (self.levels.len() < SLOTS).then(|| {
+            // Levels are large, and lanes may be thousands: no room for more than there are.
+            self.levels.reserve_exact(1);
             self.levels.push(level);
             self.levels.len() - 1
         })
