@@ -65,7 +65,7 @@ pub struct Lane {
     plan: Option<Plan>,
     books: Books,
     /// To the store, where replicas share levels.
-    link: Option<shared::Link>,
+    link: Option<Box<shared::Link>>,
     line: Line,
     calibration: Calibration,
     knowledge: Knowledge,

@@ -68,7 +68,7 @@ impl Lane {
         self.books.link(replicas, now);
         // Above every serial of an earlier lane of this name; microseconds, which the store's numbers hold exactly.
         let (serial, born, version) = (now / 1000, 0, 0);
-        self.link = Some(Link {
+        self.link = Some(Box::new(Link {
             up,
             known: false,
             serial,
@@ -82,7 +82,7 @@ impl Lane {
             denied: None,
             ask_from: 0,
             tell_at: None,
-        });
+        }));
     }
 
     /// Whether its levels are shared.
