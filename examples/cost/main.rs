@@ -21,6 +21,7 @@ mod scale;
 mod start;
 mod stub;
 mod table;
+mod train;
 mod wire;
 
 // The shield's own, for bare hyper too: like with like.
@@ -46,6 +47,9 @@ enum What {
     Scale,
     /// Instructions a request, part by part: `cargo build --profile symbols`, and this with the same profile
     Parts(parts::Options),
+    /// The table's loads without their figures, for `deploy/profiled.sh`
+    #[command(hide = true)]
+    Train,
     /// The upstream alone
     #[command(hide = true)]
     Stub { listen: SocketAddr },
@@ -85,6 +89,10 @@ fn run(shield: &std::path::Path, what: What) -> io::Result<()> {
         What::Scale => {
             let shield = measured()?;
             on_one_thread(Box::pin(async move { scale::run(&shield).await }))
+        }
+        What::Train => {
+            let shield = measured()?;
+            on_one_thread(Box::pin(async move { train::run(&shield).await }))
         }
         What::Parts(options) => {
             let shield = measured()?;

@@ -8,6 +8,10 @@ use std::{
     time::Duration,
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tokio::time::Instant;
 
 /// Where load and upstream run.
@@ -76,6 +80,13 @@ impl Running {
             nanos += stat.split(' ').next().and_then(|used| used.parse::<u64>().ok()).unwrap_or(0);
         }
         Ok(Duration::from_nanos(nanos))
+    }
+
+    /// Ends it as an operator would, and waits: what it writes at its end is written.
+    pub(crate) fn end(mut self) -> io::Result<()> {
+        kill(Pid::from_raw(self.id().cast_signed()), Signal::SIGTERM)?;
+        let status = self.child.wait()?;
+        if status.success() { Ok(()) } else { Err(io::Error::other(format!("it ended with {status}"))) }
     }
 
     /// Memory that is its own, and its share of what it shares, bytes.

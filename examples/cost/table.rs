@@ -99,7 +99,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 
 const OPEN: &str = "1k@1000/s";
 /// Name, bytes of the call, whether it streams, connections.
-const PROFILES: [(&str, usize, bool, usize); 4] =
+pub(crate) const PROFILES: [(&str, usize, bool, usize); 4] =
     [("1k@64", 1027, false, 64), ("1k@256", 1027, false, 256), ("16k@64", 16_389, false, 64), ("1k_stream@64", 1024, true, 64)];
 
 /// Measures all and prints the table.

@@ -1,0 +1,37 @@
+//! What does the shield do all day? The table's loads, a line and the access log, for a build that learns from them.
+
+use std::{io, path::Path, time::Duration};
+
+use super::{
+    load::{self, KEY, MODEL, always},
+    memory::{BRISK, Patient},
+    process::{OURS, Running, THEIRS, free, ourselves, settle, shield},
+    table::PROFILES,
+};
+
+/// How long each load runs.
+const EACH: Duration = Duration::from_secs(3);
+/// Connections that ask for more than their lane lets go.
+const TOO_MANY: usize = 32;
+
+/// Lets a binary that was built with `-Cprofile-generate` run, and end as SIGTERM ends it: then it writes what it has counted.
+pub(crate) async fn run(program: &Path) -> io::Result<()> {
+    let _settled = settle()?;
+    let stub = Running::start_role(OURS, |listen| ourselves(&["stub", &listen.to_string()]))?;
+    for level in ["warn", "info"] {
+        let (listen, admin) = (free()?, free()?);
+        let command = shield(program, listen, admin, stub.address, &[("GROQ_SHIELD_LOG_LEVEL", level)]);
+        let running = Running::start(THEIRS, &command, listen)?;
+        for (profile, size, stream, connections) in PROFILES {
+            eprintln!("{profile}, log level {level}");
+            let wires = load::connect(listen, connections).await?;
+            load::closed(wires, EACH, &always(load::request(KEY, &load::call(MODEL, size, stream)))).await?;
+        }
+        running.end()?;
+    }
+    eprintln!("a line");
+    let patient = Patient::start(program, stub.address)?;
+    let wires = load::connect(patient.running.address, TOO_MANY).await?;
+    load::closed(wires, EACH, &always(load::request(KEY, &load::call(BRISK, 1027, false)))).await?;
+    patient.running.end()
+}
