@@ -29,6 +29,8 @@ const SLOW: &str = "slow";
 pub(crate) const BRISK: &str = "brisk";
 /// Grants a second.
 pub(crate) const BRISK_RATE: usize = 1000;
+/// The allocator waits for a second before it gives memory back.
+const GIVEN_BACK: Duration = Duration::from_secs(2);
 /// The line is given so long to form.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -115,8 +117,16 @@ pub(crate) async fn of_connection(running: &Running) -> io::Result<f64> {
 /// Of a request of 1 KB that waits, beside its connection, bytes.
 pub(crate) async fn of_waiting(patient: &Patient) -> io::Result<f64> {
     let mut wires = used(&patient.running, MANY).await?;
-    let before = patient.running.memory()?;
+    let before = at_rest(&patient.running).await?;
     patient.line_up(&mut wires).await?;
-    let after = patient.running.memory()?;
+    let after = at_rest(&patient.running).await?;
     Ok((after - before) / MANY as f64)
+}
+
+/// Memory when a burst is over: what it left free goes back to the system after a second, with the next requests.
+async fn at_rest(running: &Running) -> io::Result<f64> {
+    sleep(GIVEN_BACK).await;
+    drop(used(running, AT_ONCE).await?);
+    sleep(Duration::from_millis(500)).await;
+    running.memory()
 }
