@@ -4,10 +4,7 @@ use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use bytes::Bytes;
 use http::{Request, Response};
-use tokio::{
-    task::yield_now,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 use crate::{
     config::Settings,
@@ -93,7 +90,7 @@ async fn answer(Asked { shield, settings, mut call, mut record }: Asked) -> Resp
     };
     // As before sending: this round's answers go out together.
     if !call.streams() {
-        yield_now().await;
+        shield.round_ends(&call).await;
     }
     match story {
         Ok((answer, reservation)) => deliver(*answer, Carried { reservation, record, ending }, call.fitted),

@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderName, Response, StatusCode};
-use tokio::{task::yield_now, time::Instant};
+use tokio::time::Instant;
 
 use super::{Shield, read::Call};
 use crate::{
@@ -42,7 +42,7 @@ impl Shield {
         // The others of this round get as far first, and then all go out together: a burst wakes its peer once, where one by
         // one woke it for each. It bought a fifth of the CPU of a request; streams do better one by one, by a tenth.
         if !call.streams() {
-            yield_now().await;
+            self.round_ends(call).await;
         }
         let mut sent_at = None;
         let sending = || {

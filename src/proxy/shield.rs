@@ -1,6 +1,6 @@
 //! What do requests share? Settings, levels, breakers, the way to Groq.
 
-use std::{io, pin::pin, sync::Arc};
+use std::{future::poll_fn, io, pin::pin, sync::Arc, task::Poll};
 
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
@@ -114,6 +114,20 @@ impl Shield {
 }
 
 impl Shield {
+    /// Lets those go on that the runtime has found ready together with this one, if there may be any. Not `yield_now`: that looks for
+    /// new events first, and where another wake-up has come already the task is polled once more for nothing.
+    pub(super) fn round_ends(&self, call: &Call) -> impl Future<Output = ()> + use<> {
+        let mut over = self.bodies.held() <= call.body.len() as u64;
+        poll_fn(move |cx| {
+            if over {
+                return Poll::Ready(());
+            }
+            over = true;
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+    }
+
     async fn pass<'a>(&'a self, settings: &'a Settings, call: &'a Call) -> Result<Pass<'a>, Rejection> {
         if let Admission::Go(pass) = self.breakers.admit(&call.lane, &settings.breaker, Instant::now()) {
             return Ok(pass);

@@ -43,7 +43,7 @@ type Unsent = Option<Request<Full<Bytes>>>;
 
 impl Wire {
     pub(super) async fn new(io: Io) -> hyper::Result<Box<Self>> {
-        let (send, driver) = http1::Builder::new().max_headers(200).handshake(TokioIo::new(io)).await?;
+        let (send, driver) = http1::handshake(TokioIo::new(io)).await?;
         Ok(Box::new(Self { send, driver: Some(driver), sweeps: 0 }))
     }
 
@@ -57,7 +57,8 @@ impl Wire {
         let driver = &mut self.driver;
         let answer = poll_fn(|cx| {
             drive(driver, cx);
-            answer.as_mut().poll(cx)
+            // The driver alone brings the answer, here: to be woken by the one for the other is one turn too many.
+            answer.as_mut().poll(&mut unwoken())
         })
         .await;
         match answer {
@@ -77,6 +78,11 @@ impl Wire {
         drive(&mut self.driver, cx);
         self.driver.is_some() && self.send.is_ready()
     }
+}
+
+/// For what only the driver moves, which is polled beside it.
+fn unwoken() -> Context<'static> {
+    Context::from_waker(Waker::noop())
 }
 
 /// Polls the driver. How the connection ended is told to whoever waits for its answer or body.
@@ -104,7 +110,7 @@ impl fmt::Debug for Pool {
 impl Pool {
     /// A connection that is still open.
     pub(super) fn take(&self) -> Option<Box<Wire>> {
-        let mut cx = Context::from_waker(Waker::noop());
+        let mut cx = unwoken();
         loop {
             let mut wire = self.shard().lock().expect("no panic while a shard is held").pop()?;
             if wire.is_usable(&mut cx) {
@@ -115,7 +121,7 @@ impl Pool {
 
     /// Closes what was idle at the last sweeps too, or was closed by the other side. Called every so often.
     pub(super) fn sweep(&self) {
-        let mut cx = Context::from_waker(Waker::noop());
+        let mut cx = unwoken();
         for shard in &self.shards {
             let mut shard = shard.lock().expect("no panic while a shard is held");
             shard.retain_mut(|wire| {
@@ -162,7 +168,7 @@ impl Inflow {
     pub(super) fn new(incoming: Incoming, wire: Box<Wire>, pool: Arc<Pool>, idle_timeout: Duration) -> Self {
         let mut inflow = Self { incoming, wire: Some(wire), pool, idle_timeout, silent_since: None, alarm: None };
         if inflow.incoming.is_end_stream() {
-            inflow.release(&mut Context::from_waker(Waker::noop()));
+            inflow.release();
         }
         inflow
     }
@@ -180,12 +186,12 @@ impl Inflow {
     /// The next bytes; `None` at the end of a body that came whole.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Why>>> {
         loop {
-            let mut frame = Pin::new(&mut self.incoming).poll_frame(cx);
+            let mut frame = Pin::new(&mut self.incoming).poll_frame(&mut unwoken());
             if frame.is_pending()
                 && let Some(wire) = &mut self.wire
             {
                 drive(&mut wire.driver, cx);
-                frame = Pin::new(&mut self.incoming).poll_frame(cx);
+                frame = Pin::new(&mut self.incoming).poll_frame(&mut unwoken());
             }
             match frame {
                 Poll::Ready(Some(Ok(frame))) => {
@@ -197,7 +203,7 @@ impl Inflow {
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(Why::from(&error)))),
                 Poll::Ready(None) => {
-                    self.release(cx);
+                    self.release();
                     return Poll::Ready(None);
                 }
                 Poll::Pending => return self.poll_alarm(cx).map(|()| Some(Err(Why::Timeout))),
@@ -223,9 +229,9 @@ impl Inflow {
         Poll::Pending
     }
 
-    fn release(&mut self, cx: &mut Context<'_>) {
+    fn release(&mut self) {
         if let Some(mut wire) = self.wire.take()
-            && wire.is_usable(cx)
+            && wire.is_usable(&mut unwoken())
         {
             self.pool.give(wire);
         }
