@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use foldhash::{HashMap, HashSet};
+use foldhash::HashMap;
 use tokio::time::Instant;
 
 use super::{
@@ -111,12 +111,20 @@ impl SharedLane {
     }
 }
 
+/// A lane in its place.
+#[derive(Debug)]
+struct Kept {
+    lane: Arc<SharedLane>,
+    /// How many lanes had been made when it was last asked for: an age without a clock, found without going to the lane.
+    used: AtomicU64,
+}
+
 /// All lanes.
 #[derive(Debug)]
 pub(super) struct Shared {
     common: Arc<Common>,
     tables: RwLock<Arc<Tables>>,
-    lanes: RwLock<HashMap<LaneKey, Arc<SharedLane>>>,
+    lanes: RwLock<HashMap<LaneKey, Kept>>,
     /// Levels of lanes that are not there: from an earlier process, or dropped.
     remembered: Mutex<HashMap<LaneKey, Saved>>,
     numbers: AtomicU64,
@@ -185,7 +193,14 @@ impl Shared {
 
     /// The lane of a request, if there is one.
     pub(super) fn find(&self, ask: &Ask) -> Option<Arc<SharedLane>> {
-        self.lanes.read().unwrap_or_else(PoisonError::into_inner).get(&LaneKey::of(ask)).cloned()
+        let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
+        let kept = lanes.get(&LaneKey::of(ask))?;
+        let made = self.numbers.load(Relaxed);
+        // Looked at first: as long as no lane is made, nobody writes to memory that all cores read.
+        if kept.used.load(Relaxed) != made {
+            kept.used.store(made, Relaxed);
+        }
+        Some(kept.lane.clone())
     }
 
     /// The lane of a request.
@@ -208,9 +223,10 @@ impl Shared {
             if let Some(store) = &self.common.store {
                 lane.link(store.reach.up.load(Relaxed), store.reach.replicas.load(Relaxed), now);
             }
-            SharedLane::new(key.clone(), self.numbers.fetch_add(1, Relaxed), self.common.clone(), lane)
+            let number = self.numbers.fetch_add(1, Relaxed);
+            Kept { lane: SharedLane::new(key.clone(), number, self.common.clone(), lane), used: AtomicU64::new(number + 1) }
         };
-        lanes.entry(key.clone()).or_insert_with(make).clone()
+        lanes.entry(key.clone()).or_insert_with(make).lane.clone()
     }
 
     pub(super) fn snapshot(&self) -> Vec<LaneSnapshot> {
@@ -278,7 +294,7 @@ impl Shared {
     /// Drops lanes that are full again, unused for a while, and have learnt nothing.
     fn sweep(&self) {
         let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
-        lanes.retain(|_, shared| {
+        lanes.retain(|_, Kept { lane: shared, .. }| {
             let idle =
                 |lane: &mut Lane, now: Ns| now.saturating_sub(lane.used_at()) > IDLE && !lane.has_learnt() && lane.is_idle(now);
             // Somebody who has just found it holds it.
@@ -286,29 +302,40 @@ impl Shared {
         });
     }
 
-    /// Makes room: the unused lanes that were used longest ago, one in [`SHARE`]. What they learnt is remembered.
-    fn evict(&self, lanes: &mut HashMap<LaneKey, Arc<SharedLane>>) {
-        let unused = lanes.values().filter(|shared| Arc::strong_count(shared) == 1);
-        let mut unused: Vec<(bool, Ns, u64)> = unused
-            .filter_map(|shared| shared.with(|lane| lane.is_unused().then(|| (lane.has_learnt(), lane.used_at(), shared.number))))
-            .collect();
+    /// Makes room: of the lanes that were asked for longest ago, one in [`SHARE`], those that are unused; or any, where all of these
+    /// are in use. What they have learnt, and what has been taken of them, is remembered.
+    fn evict(&self, lanes: &mut HashMap<LaneKey, Kept>) {
         let many = (lanes.len() / SHARE).max(1);
-        if many < unused.len() {
-            unused.select_nth_unstable(many);
-            unused.truncate(many);
+        let mut ages: Vec<u64> = lanes.values().map(|kept| kept.used.load(Relaxed)).collect();
+        let (_, &mut old, _) = ages.select_nth_unstable(many - 1);
+        let gone = self.forget(lanes, many, |kept| kept.used.load(Relaxed) <= old);
+        if gone == 0 {
+            self.forget(lanes, many, |_| true);
         }
-        let going: HashSet<u64> = unused.into_iter().map(|(_, _, number)| number).collect();
+    }
+
+    /// Drops `many` unused lanes of which `which` says so; how many there were.
+    fn forget(&self, lanes: &mut HashMap<LaneKey, Kept>, many: usize, which: impl Fn(&Kept) -> bool) -> usize {
         let mut remembered = self.remembered();
-        for (key, shared) in lanes.extract_if(|_, shared| going.contains(&shared.number)) {
-            let saved = shared.now(|lane, now| lane.has_learnt().then(|| Saved::of(lane, now)));
+        let mut gone = 0;
+        let going = lanes.extract_if(|_, kept| {
+            // Somebody who has just found it holds it.
+            let goes =
+                gone < many && which(kept) && Arc::strong_count(&kept.lane) == 1 && kept.lane.with(|lane| lane.is_unused());
+            gone += usize::from(goes);
+            goes
+        });
+        for (key, kept) in going {
+            let saved = kept.lane.now(|lane, now| (lane.has_learnt() || !lane.is_idle(now)).then(|| Saved::of(lane, now)));
             if let Some(saved) = saved.filter(|_| remembered.len() < 10 * MOST_LANES) {
                 remembered.insert(key, saved);
             }
         }
+        gone
     }
 
     pub(super) fn all(&self) -> Vec<Arc<SharedLane>> {
-        self.lanes.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.lanes.read().unwrap_or_else(PoisonError::into_inner).values().map(|kept| kept.lane.clone()).collect()
     }
 
     fn remembered(&self) -> std::sync::MutexGuard<'_, HashMap<LaneKey, Saved>> {

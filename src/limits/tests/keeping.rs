@@ -89,3 +89,29 @@ async fn models_beyond_ten_thousand_do_not_stay() {
     }
     assert!(limits.snapshot().len() <= 10_000);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_taken_of_a_lane_that_made_room_is_remembered() {
+    let limits = Limits::new(&limits(per_minute(1, 8000)), &config::Queue::default());
+    let take = async |ask: &Ask| {
+        let mut one = limits.reserve(ask, Instant::now() + Duration::from_secs(100), None).await.expect("in time");
+        one.sent(Instant::now());
+        let waited = one.waited().as_secs();
+        one.settle(Spent::Charge, Instant::now());
+        waited
+    };
+    warm(&limits).await;
+    let ours = ask("app", 1, 1);
+    assert_eq!(take(&ours).await, 0);
+    let is_there = || limits.snapshot().iter().any(|lane| *lane.model == *ours.model);
+    let mut others = 0;
+    while is_there() {
+        // Thousands at a time: a snapshot is of all of them.
+        for _ in 0..2000 {
+            take(&Ask { model: format!("m{others}").into(), ..ask("app", 10, 10) }).await;
+            others += 1;
+        }
+        assert!(others <= 20_000, "it stays although it was used longest ago");
+    }
+    assert_eq!(take(&ours).await, 60);
+}
