@@ -85,7 +85,8 @@ fn upstream() -> Upstream {
 /// One whole stream; the bytes that came through.
 async fn relayed(upstream: &Upstream) -> usize {
     let path = PathAndQuery::from_static("/openai/v1/chat/completions");
-    let answer = upstream.send(&Method::POST, &path, &HeaderMap::new(), &Bytes::from_static(b"{}"), || {}).await;
+    let answer =
+        upstream.send(&Method::POST, &path, &HeaderMap::new(), &Bytes::from_static(b"{}"), tokio::time::Instant::now).await;
     let answer = answer.expect("an answer");
     let opened = relay::open(&answer.head, answer.body, Expected::Json, true).await.expect("a stream");
     let Opened::Stream(stream) = opened else { panic!("a stream") };

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, response::Parts, uri::PathAndQuery};
 use http_body_util::Full;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::{config, error::Rejection};
 
@@ -19,7 +19,7 @@ mod pool;
 pub use dial::Io;
 use dial::Target;
 pub use pool::Inflow;
-use pool::{Pool, Wire};
+use pool::{NoHead, Pool, Wire};
 
 /// Idle connections are looked at this often.
 const SWEEP: Duration = Duration::from_secs(15);
@@ -147,29 +147,30 @@ impl Upstream {
         self.host.to_str().unwrap_or_default()
     }
 
-    /// Sends one request and waits for the answer's head. `sending` is called right before the first byte may go out.
+    /// Sends one request and waits for the answer's head. `sending` is called right before the first byte may go out; it says when
+    /// that is.
     pub async fn send(
         &self,
         method: &Method,
         path: &PathAndQuery,
         headers: &HeaderMap,
         body: &Bytes,
-        mut sending: impl FnMut(),
+        mut sending: impl FnMut() -> Instant,
     ) -> Result<Answer, Failure> {
         let mut request = self.request(method, path, headers, body);
         loop {
             let (wire, used_before) = self.connect().await?;
-            sending();
-            match timeout(self.response_timeout, wire.exchange(request)).await {
-                Err(_) => return Err(Failure::after_sending(Why::Timeout)),
-                Ok(Ok((head, incoming, wire))) => {
+            let due = sending() + self.response_timeout;
+            match wire.exchange(request, due).await {
+                Ok((head, incoming, wire)) => {
                     let body = Inflow::new(incoming, wire, self.pool.clone(), self.idle_timeout);
                     return Ok(Answer { head, body });
                 }
                 // An idle connection that had closed: nothing went out, a new one takes it.
-                Ok(Err((_, Some(unsent)))) if used_before => request = unsent,
-                Ok(Err((_, Some(_)))) => return Err(Failure::before_sending(Why::Closed)),
-                Ok(Err((error, None))) => return Err(Failure::after_sending(Why::from(&error))),
+                Err(NoHead::Unsent(unsent)) if used_before => request = *unsent,
+                Err(NoHead::Unsent(_)) => return Err(Failure::before_sending(Why::Closed)),
+                Err(NoHead::Late) => return Err(Failure::after_sending(Why::Timeout)),
+                Err(NoHead::Broken(error)) => return Err(Failure::after_sending(Why::from(&error))),
             }
         }
     }

@@ -51,6 +51,7 @@ impl Shield {
             if let Some(reservation) = &mut reservation {
                 reservation.sent(now);
             }
+            now
         };
         let answer = match self.upstream.send(&call.method, &call.path, &call.headers, &call.body, sending).await {
             Ok(answer) => answer,

@@ -35,47 +35,83 @@ pub(super) struct Wire {
     send: SendRequest<Full<Bytes>>,
     /// `None` once it has ended.
     driver: Option<Connection<TokioIo<Io>, Full<Bytes>>>,
+    /// Kept from request to request.
+    alarm: Alarm,
     /// How many sweeps it has seen idle: an age that costs no look at the clock.
     sweeps: u32,
 }
 
-type Unsent = Option<Request<Full<Bytes>>>;
+/// Why there is no head of an answer.
+pub(super) enum NoHead {
+    /// It did not come in time.
+    Late,
+    /// Nothing went out: the request comes back.
+    Unsent(Box<Request<Full<Bytes>>>),
+    /// The connection broke, or what came is not HTTP.
+    Broken(hyper::Error),
+}
+
+/// Rings at a time that lies later for each request than for the one before. It is set forward when it rings and not before: the
+/// timer wheel costs more than a look at it, and most answers are there first.
+#[derive(Default)]
+struct Alarm(Option<Pin<Box<Sleep>>>);
+
+impl Alarm {
+    fn poll(&mut self, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let clock = self.0.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        if due < clock.deadline() {
+            clock.as_mut().reset(due);
+        }
+        while clock.as_mut().poll(cx).is_ready() {
+            if clock.deadline() >= due {
+                return Poll::Ready(());
+            }
+            clock.as_mut().reset(due);
+        }
+        Poll::Pending
+    }
+
+    fn forget_whom_to_wake(&mut self) {
+        if let Some(clock) = &mut self.0 {
+            let _rung = clock.as_mut().poll(&mut unwoken());
+        }
+    }
+}
 
 impl Wire {
     pub(super) async fn new(io: Io) -> hyper::Result<Box<Self>> {
         let (send, driver) = http1::handshake(TokioIo::new(io)).await?;
-        Ok(Box::new(Self { send, driver: Some(driver), sweeps: 0 }))
+        Ok(Box::new(Self { send, driver: Some(driver), alarm: Alarm::default(), sweeps: 0 }))
     }
 
-    /// Sends `request` and waits for the head. A request that never left comes back.
+    /// Sends `request` and waits for the head, until it is `due`.
     pub(super) async fn exchange(
         mut self: Box<Self>,
         request: Request<Full<Bytes>>,
-    ) -> Result<(Parts, Incoming, Box<Self>), (hyper::Error, Unsent)> {
+        due: Instant,
+    ) -> Result<(Parts, Incoming, Box<Self>), NoHead> {
         let answer = self.send.try_send_request(request);
         tokio::pin!(answer);
-        let driver = &mut self.driver;
+        let (driver, alarm) = (&mut self.driver, &mut self.alarm);
         let answer = poll_fn(|cx| {
             drive(driver, cx);
             // The driver alone brings the answer, here: to be woken by the one for the other is one turn too many.
-            answer.as_mut().poll(&mut unwoken())
+            match answer.as_mut().poll(&mut unwoken()) {
+                Poll::Pending => alarm.poll(due, cx).map(|()| Err(NoHead::Late)),
+                Poll::Ready(answer) => Poll::Ready(answer.map_err(|mut error| match error.take_message() {
+                    Some(request) => NoHead::Unsent(Box::new(request)),
+                    None => NoHead::Broken(error.into_error()),
+                })),
+            }
         })
         .await;
-        match answer {
-            Ok(answer) => {
-                let (head, incoming) = answer.into_parts();
-                Ok((head, incoming, self))
-            }
-            Err(mut error) => {
-                let unsent = error.take_message();
-                Err((error.into_error(), unsent))
-            }
-        }
+        let (head, incoming) = answer?.into_parts();
+        Ok((head, incoming, self))
     }
 
-    /// Whether a request could be sent on it now.
-    fn is_usable(&mut self, cx: &mut Context<'_>) -> bool {
-        drive(&mut self.driver, cx);
+    /// Whether a request could be sent on it now. Until then it wakes nobody.
+    fn is_usable(&mut self) -> bool {
+        drive(&mut self.driver, &mut unwoken());
         self.driver.is_some() && self.send.is_ready()
     }
 }
@@ -110,10 +146,9 @@ impl fmt::Debug for Pool {
 impl Pool {
     /// A connection that is still open.
     pub(super) fn take(&self) -> Option<Box<Wire>> {
-        let mut cx = unwoken();
         loop {
             let mut wire = self.shard().lock().expect("no panic while a shard is held").pop()?;
-            if wire.is_usable(&mut cx) {
+            if wire.is_usable() {
                 return Some(wire);
             }
         }
@@ -121,12 +156,11 @@ impl Pool {
 
     /// Closes what was idle at the last sweeps too, or was closed by the other side. Called every so often.
     pub(super) fn sweep(&self) {
-        let mut cx = unwoken();
         for shard in &self.shards {
             let mut shard = shard.lock().expect("no panic while a shard is held");
             shard.retain_mut(|wire| {
                 wire.sweeps += 1;
-                wire.sweeps <= MOST_SWEEPS && wire.is_usable(&mut cx)
+                wire.sweeps <= MOST_SWEEPS && wire.is_usable()
             });
         }
     }
@@ -155,7 +189,6 @@ pub struct Inflow {
     idle_timeout: Duration,
     /// Since when nothing has come.
     silent_since: Option<Instant>,
-    alarm: Option<Pin<Box<Sleep>>>,
 }
 
 impl fmt::Debug for Inflow {
@@ -166,7 +199,7 @@ impl fmt::Debug for Inflow {
 
 impl Inflow {
     pub(super) fn new(incoming: Incoming, wire: Box<Wire>, pool: Arc<Pool>, idle_timeout: Duration) -> Self {
-        let mut inflow = Self { incoming, wire: Some(wire), pool, idle_timeout, silent_since: None, alarm: None };
+        let mut inflow = Self { incoming, wire: Some(wire), pool, idle_timeout, silent_since: None };
         if inflow.incoming.is_end_stream() {
             inflow.release();
         }
@@ -216,23 +249,22 @@ impl Inflow {
         poll_fn(|cx| self.poll_data(cx)).await
     }
 
-    /// Ready when the upstream has been silent for `idle_timeout`. The timer is touched only when it fires.
+    /// Ready when the upstream has been silent for `idle_timeout`.
     fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let due = *self.silent_since.get_or_insert_with(Instant::now) + self.idle_timeout;
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        while alarm.as_mut().poll(cx).is_ready() {
-            if alarm.deadline() >= due {
-                return Poll::Ready(());
-            }
-            alarm.as_mut().reset(due);
+        match &mut self.wire {
+            Some(wire) => wire.alarm.poll(due, cx),
+            // Given back: all has come.
+            None => Poll::Pending,
         }
-        Poll::Pending
     }
 
     fn release(&mut self) {
         if let Some(mut wire) = self.wire.take()
-            && wire.is_usable(&mut unwoken())
+            && wire.is_usable()
         {
+            // A waker keeps its task's memory, and that one may end long before the alarm rings.
+            wire.alarm.forget_whom_to_wake();
             self.pool.give(wire);
         }
     }

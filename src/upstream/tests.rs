@@ -60,7 +60,7 @@ async fn read_request(io: &mut DuplexStream) -> Vec<u8> {
 
 async fn send(upstream: &Upstream) -> Result<Answer, Failure> {
     let path = PathAndQuery::from_static("/openai/v1/x?y=z");
-    upstream.send(&Method::POST, &path, &HeaderMap::new(), &Bytes::from_static(b"{}"), || {}).await
+    upstream.send(&Method::POST, &path, &HeaderMap::new(), &Bytes::from_static(b"{}"), Instant::now).await
 }
 
 async fn body(mut answer: Answer) -> Result<Vec<u8>, Why> {
