@@ -99,6 +99,28 @@ async fn a_connection_is_used_again() {
     assert!(first.contains("host: api.groq.com\r\n") && first.ends_with("\r\n\r\n{}"), "{first}");
 }
 
+/// A connection keeps its alarm, which may ring for a request that is over: each request has its whole time all the same.
+#[tokio::test(start_paused = true)]
+async fn every_request_on_a_connection_has_its_own_time() {
+    let (upstream, connections) = upstream(|_, mut io| async move {
+        for answered_after in [1, 8, 8, 9] {
+            read_request(&mut io).await;
+            sleep(Duration::from_secs(answered_after)).await;
+            io.write_all(OK).await.expect("the client reads");
+        }
+        read_request(&mut io).await;
+        sleep(Duration::from_secs(60)).await;
+    });
+    for _ in 0..4 {
+        let answer = send(&upstream).await.expect("in time");
+        assert_eq!(body(answer).await.expect("whole"), b"ok");
+    }
+    let sent = Instant::now();
+    let failure = send(&upstream).await.expect_err("no answer");
+    assert_eq!((failure, sent.elapsed().as_secs()), (Failure::after_sending(Why::Timeout), 10));
+    assert_eq!(connections.load(Ordering::Relaxed), 1);
+}
+
 /// An idle connection that Groq's edge has closed must not cost a request.
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_that_closed_costs_nothing() {
