@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The release binary, guided by a profile of its own requests: a seventh less CPU a request than `cargo build --release`
+# The release binary, guided by a profile of its own requests: a tenth less CPU a request than `cargo build --release`
 # (docs/performance.md). From the repository's root, on the machine's own target; five to ten minutes:
 #   ./deploy/profiled.sh        # makes target/profiled/groq-shield
 # Needs two cores, util-linux, and llvm-profdata no older than rustc's LLVM: `rustup component add llvm-tools`, or
