@@ -29,6 +29,7 @@ pub mod estimate;
 pub mod groq;
 pub mod headers;
 pub mod intake;
+mod late;
 pub mod limits;
 pub mod proxy;
 pub mod relay;

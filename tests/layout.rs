@@ -6,11 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Left may use right, never back; `error`, `groq`, `config` and `headers` are the ground floor.
+/// Left may use right, never back; `error`, `groq`, `config`, `headers` and `late` are the ground floor.
 const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("cli", &["admin", "config", "error", "groq", "limits", "proxy", "server", "sim", "telemetry", "upstream"]),
-    ("server", &["admin", "config", "error", "proxy", "relay", "telemetry"]),
+    ("server", &["admin", "config", "error", "late", "proxy", "relay", "telemetry"]),
     ("admin", &["breaker", "config", "error", "groq", "limits", "proxy", "telemetry"]),
     (
         "proxy",
@@ -34,7 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("telemetry", &["breaker", "config", "error", "groq", "limits"]),
     ("call", &["config", "error", "estimate", "groq", "headers", "limits"]),
     ("limits", &["config", "groq"]),
-    ("upstream", &["config", "error", "groq", "headers", "retry"]),
+    ("upstream", &["config", "error", "groq", "headers", "late", "retry"]),
     ("estimate", &["groq"]),
     ("config", &["groq"]),
     // Their policies are plain types of the configuration.
@@ -43,6 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("error", &["groq"]),
     ("groq", &[]),
     ("headers", &[]),
+    ("late", &[]),
     ("intake", &["config", "error"]),
     ("sim", &[]),
 ];

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     error::Rejection,
+    late::poll_late,
     proxy::{self, Shield},
     relay::Signal,
 };
@@ -142,18 +143,7 @@ where
         if now != state {
             (state, since) = (now, Instant::now());
         }
-        // The clock is set back for a shorter limit only, and forward when it rings: a quick request never touches it.
-        let due = since + limit;
-        if due < clock.deadline() {
-            clock.as_mut().reset(due);
-        }
-        while clock.as_mut().poll(cx).is_ready() {
-            if due <= clock.deadline() {
-                return Poll::Ready(End::Late);
-            }
-            clock.as_mut().reset(due);
-        }
-        Poll::Pending
+        poll_late(clock.as_mut(), since + limit, cx).map(|()| End::Late)
     })
     .await
 }

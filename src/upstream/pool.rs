@@ -24,6 +24,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{Why, dial::Io};
+use crate::late::poll_late;
 
 /// Groq's edge closes idle connections after some minutes; well before that a new one is cheaper than a lost request.
 const MOST_SWEEPS: u32 = 3;
@@ -51,24 +52,14 @@ pub(super) enum NoHead {
     Broken(hyper::Error),
 }
 
-/// Rings at a time that lies later for each request than for the one before. It is set forward when it rings and not before: the
-/// timer wheel costs more than a look at it, and most answers are there first.
+/// One clock for all requests of a connection.
 #[derive(Default)]
 struct Alarm(Option<Pin<Box<Sleep>>>);
 
 impl Alarm {
     fn poll(&mut self, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let clock = self.0.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        if due < clock.deadline() {
-            clock.as_mut().reset(due);
-        }
-        while clock.as_mut().poll(cx).is_ready() {
-            if clock.deadline() >= due {
-                return Poll::Ready(());
-            }
-            clock.as_mut().reset(due);
-        }
-        Poll::Pending
+        poll_late(clock.as_mut(), due, cx)
     }
 
     fn forget_whom_to_wake(&mut self) {
