@@ -13,7 +13,7 @@ use groq_shield::{
     error::{Rejection, UpstreamError},
     groq::{Endpoint, RateState, RefusalText, SseTail},
     relay::{self, Body, Expected, Opened},
-    upstream::{Io, Upstream},
+    upstream::{Io, Outgoing, Upstream},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, uri::PathAndQuery};
 use http_body_util::BodyExt as _;
@@ -85,8 +85,8 @@ fn upstream() -> Upstream {
 /// One whole stream; the bytes that came through.
 async fn relayed(upstream: &Upstream) -> usize {
     let path = PathAndQuery::from_static("/openai/v1/chat/completions");
-    let answer =
-        upstream.send(&Method::POST, &path, &HeaderMap::new(), &Bytes::from_static(b"{}"), tokio::time::Instant::now).await;
+    let mut outgoing = Outgoing::new(Method::POST, path, HeaderMap::new(), Bytes::from_static(b"{}"));
+    let answer = upstream.send(&mut outgoing, tokio::time::Instant::now).await;
     let answer = answer.expect("an answer");
     let opened = relay::open(&answer.head, answer.body, Expected::Json, true).await.expect("a stream");
     let Opened::Stream(stream) = opened else { panic!("a stream") };

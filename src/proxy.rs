@@ -13,6 +13,7 @@ use crate::{
     relay::{self, Body, Carried, Ending, Opened},
     retry::{Attempts, Verdict},
     telemetry::Record,
+    upstream::Outgoing,
 };
 
 mod answer;
@@ -56,6 +57,7 @@ struct Asked {
     shield: Arc<Shield>,
     settings: Arc<Settings>,
     call: Box<Call>,
+    outgoing: Outgoing,
     record: Box<Record>,
 }
 
@@ -67,7 +69,7 @@ where
     let mut record = Box::new(Record::new(&shield.telemetry, request.uri().path(), Instant::now()));
     let settings = shield.settings.load_full();
     match shield.read(request, ambiguous, &settings, &mut record).await {
-        Ok(call) => Ok(Asked { shield, settings, call, record }),
+        Ok((call, outgoing)) => Ok(Asked { shield, settings, call, outgoing, record }),
         Err(rejection) => Err(Box::new(reject(rejection, record))),
     }
 }
@@ -78,10 +80,10 @@ pub fn refuse(shield: &Shield, rejection: Rejection) -> Response<Body> {
 }
 
 /// The answer to a call that has been read.
-async fn answer(Asked { shield, settings, mut call, mut record }: Asked) -> Response<Body> {
+async fn answer(Asked { shield, settings, mut call, mut outgoing, mut record }: Asked) -> Response<Body> {
     let mut ending = Ending::new(&shield.stop);
     let story = {
-        let mut story = pin!(forward(&shield, &settings, &mut call, &mut record));
+        let mut story = pin!(forward(&shield, &settings, &mut call, &mut outgoing, &mut record));
         poll_fn(|cx| match story.as_mut().poll(cx) {
             Poll::Pending if ending.poll_over(cx) => Poll::Ready(Err(Rejection::ShuttingDown)),
             other => other,
@@ -103,12 +105,13 @@ async fn forward(
     shield: &Shield,
     settings: &Settings,
     call: &mut Call,
+    outgoing: &mut Outgoing,
     record: &mut Record,
 ) -> Result<(Box<Response<Opened>>, Option<Reservation>), Rejection> {
     shield.budget.request(Instant::now());
-    shield.fit(settings, call);
+    shield.fit(settings, call, outgoing);
     if shield.limits.waiting() > 0 {
-        call.settle_down();
+        outgoing.settle_down();
     }
     let mut attempts = Attempts::new(settings.retry.clone(), call.deadline);
     let mut place = None;
@@ -116,7 +119,7 @@ async fn forward(
         // In a block of their own: who waits keeps no room for an outcome.
         let after = {
             let (pass, mut reservation) = shield.admit(settings, call, place.take(), record).await?;
-            let outcome = Box::pin(shield.attempt(call, reservation.as_mut(), record)).await;
+            let outcome = Box::pin(shield.attempt(call, outgoing, reservation.as_mut(), record)).await;
             pass.record(outcome.health());
             shield.telemetry.attempt(outcome.label());
             match attempts.next(outcome.class(), &shield.budget, fastrand::f64(), Instant::now()) {

@@ -6,7 +6,7 @@
 use std::{fmt, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, response::Parts, uri::PathAndQuery};
+use http::{HeaderValue, Request, Uri, header, response::Parts, uri::PathAndQuery};
 use http_body_util::Full;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use tokio::time::{Instant, sleep};
@@ -14,10 +14,12 @@ use tokio::time::{Instant, sleep};
 use crate::{config, error::Rejection};
 
 mod dial;
+mod outgoing;
 mod pool;
 
 pub use dial::Io;
 use dial::Target;
+pub use outgoing::Outgoing;
 pub use pool::Inflow;
 use pool::{NoHead, Pool, Wire};
 
@@ -149,15 +151,8 @@ impl Upstream {
 
     /// Sends one request and waits for the answer's head. `sending` is called right before the first byte may go out; it says when
     /// that is.
-    pub async fn send(
-        &self,
-        method: &Method,
-        path: &PathAndQuery,
-        headers: &HeaderMap,
-        body: &Bytes,
-        mut sending: impl FnMut() -> Instant,
-    ) -> Result<Answer, Failure> {
-        let mut request = self.request(method, path, headers, body);
+    pub async fn send(&self, outgoing: &mut Outgoing, mut sending: impl FnMut() -> Instant) -> Result<Answer, Failure> {
+        let mut request = self.request(outgoing);
         loop {
             let (wire, used_before) = self.connect().await?;
             let due = sending() + self.response_timeout;
@@ -194,11 +189,11 @@ impl Upstream {
         Ok((wire, false))
     }
 
-    fn request(&self, method: &Method, path: &PathAndQuery, headers: &HeaderMap, body: &Bytes) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(body.clone()));
-        *request.method_mut() = method.clone();
-        *request.uri_mut() = self.uri(path);
-        *request.headers_mut() = headers.clone();
+    fn request(&self, outgoing: &mut Outgoing) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(outgoing.body.clone()));
+        *request.method_mut() = outgoing.method.clone();
+        *request.uri_mut() = self.uri(&outgoing.path);
+        *request.headers_mut() = outgoing.headers();
         request.headers_mut().insert(header::HOST, self.host.clone());
         if let Some(auth) = self.forward_proxy.as_ref().and_then(Intercept::basic_auth) {
             request.headers_mut().insert(header::PROXY_AUTHORIZATION, auth.clone());

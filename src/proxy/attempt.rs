@@ -15,7 +15,7 @@ use crate::{
     relay::{self, Opened},
     retry::Class,
     telemetry::{self, Record},
-    upstream::{Failure, Why},
+    upstream::{Failure, Outgoing, Why},
 };
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -37,7 +37,13 @@ pub(super) enum Outcome {
 
 impl Shield {
     /// Sends `call` once and reads as much of the answer as must be known before anything goes out.
-    pub(super) async fn attempt(&self, call: &Call, mut reservation: Option<&mut Reservation>, record: &mut Record) -> Outcome {
+    pub(super) async fn attempt(
+        &self,
+        call: &Call,
+        outgoing: &mut Outgoing,
+        mut reservation: Option<&mut Reservation>,
+        record: &mut Record,
+    ) -> Outcome {
         record.attempts += 1;
         // The others of this round get as far first, and then all go out together: a burst wakes its peer once, where one by
         // one woke it for each. It bought a fifth of the CPU of a request; streams do better one by one, by a tenth.
@@ -53,7 +59,7 @@ impl Shield {
             }
             now
         };
-        let answer = match self.upstream.send(&call.method, &call.path, &call.headers, &call.body, sending).await {
+        let answer = match self.upstream.send(outgoing, sending).await {
             Ok(answer) => answer,
             Err(failure) => return Outcome::Failed(failure),
         };
@@ -77,7 +83,7 @@ impl Shield {
         if let Some(reservation) = &mut reservation {
             reservation.observe(&state, now);
         }
-        match relay::open(&answer.head, answer.body, call.expected(), call.stream_must_end()).await {
+        match relay::open(&answer.head, answer.body, call.expected(outgoing), call.stream_must_end()).await {
             Ok(opened) => Outcome::Opened(Box::new(Response::from_parts(answer.head, opened))),
             Err(why) => Outcome::Failed(Failure::after_sending(why)),
         }

@@ -1,7 +1,7 @@
 //! What is asked? The head is judged first, then the body is read, once; every attempt replays it for free.
 
-use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header, uri::PathAndQuery};
+use bytes::Bytes;
+use http::{HeaderName, Method, Request, uri::PathAndQuery};
 use tokio::time::Instant;
 
 use super::Shield;
@@ -15,16 +15,13 @@ use crate::{
     limits::{Ask, Pool},
     relay::Expected,
     telemetry::Record,
+    upstream::Outgoing,
 };
 
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// One request, read.
 pub(super) struct Call {
-    pub(super) method: Method,
-    pub(super) path: PathAndQuery,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
     pub(super) ask: Ask,
     pub(super) lane: Key,
     /// When its client's patience ends.
@@ -45,7 +42,7 @@ impl Shield {
         ambiguous: Option<&'static str>,
         settings: &Settings,
         record: &mut Record,
-    ) -> Result<Box<Call>, Rejection>
+    ) -> Result<(Box<Call>, Outgoing), Rejection>
     where
         B: http_body::Body<Data = Bytes>,
     {
@@ -84,9 +81,8 @@ impl Shield {
         identity.authorise(&mut headers);
         let lane = (identity.organisation, facts.model.clone());
         let deadline = Instant::now() + patience;
-        let call =
-            Call { method: head.method, path, headers, body, ask, lane, deadline, fitted: None, endpoint, facts, _held: held };
-        Ok(Box::new(call))
+        let call = Call { ask, lane, deadline, fitted: None, endpoint, facts, _held: held };
+        Ok((Box::new(call), Outgoing::new(head.method, path, headers, body)))
     }
 
     /// The absolute form is served for the upstream's own authority; CONNECT never is.
@@ -112,33 +108,7 @@ fn mapped(uri: &http::Uri) -> Result<PathAndQuery, Rejection> {
     }
 }
 
-/// A body over so many bytes is most of the buffer that it came in.
-const SMALL: usize = 8 << 10;
-
 impl Call {
-    /// Leaves the buffer that it came in for memory of its own, of just its size, and hyper's map, which has room for an
-    /// answer's headers: who may wait long holds 10 KB less.
-    pub(super) fn settle_down(&mut self) {
-        let body = if self.body.len() <= SMALL { self.body.len() } else { 0 };
-        let values: usize = self.headers.values().map(HeaderValue::len).sum();
-        let mut block = BytesMut::with_capacity(body + values + self.path.as_str().len());
-        let mut own = |bytes: &[u8]| {
-            block.extend_from_slice(bytes);
-            block.split().freeze()
-        };
-        if body > 0 {
-            self.body = own(&self.body);
-        }
-        let mut headers = HeaderMap::with_capacity(self.headers.len());
-        for (name, value) in &self.headers {
-            let mut kept = HeaderValue::from_maybe_shared(own(value.as_bytes())).expect("it was one");
-            kept.set_sensitive(value.is_sensitive());
-            headers.append(name, kept);
-        }
-        self.headers = headers;
-        self.path = PathAndQuery::from_maybe_shared(own(self.path.as_str().as_bytes())).expect("it was one");
-    }
-
     /// Whether it draws on a model's limits.
     pub(super) fn draws(&self) -> bool {
         self.ask.pool != Pool::Free && !self.ask.model.is_empty()
@@ -150,8 +120,8 @@ impl Call {
     }
 
     /// What its endpoint answers with.
-    pub(super) fn expected(&self) -> Expected {
-        if self.method == Method::HEAD || !self.endpoint.answers_json() {
+    pub(super) fn expected(&self, outgoing: &Outgoing) -> Expected {
+        if outgoing.is_head() || !self.endpoint.answers_json() {
             Expected::Any
         } else if self.facts.wants_text {
             Expected::Text
@@ -166,12 +136,11 @@ impl Call {
     }
 
     /// Goes with a lower ceiling.
-    pub(super) fn fit(&mut self, to: u64) {
+    pub(super) fn fit(&mut self, to: u64, outgoing: &mut Outgoing) {
         if let Pool::Tokens { ceiling, .. } = &mut self.ask.pool {
             let from = ceiling.replace(to).unwrap_or(to);
             self.fitted = Some((from, to));
-            self.body = call::with_ceiling(self.endpoint, &self.body, to);
-            self.headers.remove(header::CONTENT_LENGTH);
+            outgoing.replace_body(|body| call::with_ceiling(self.endpoint, body, to));
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     relay::Stop,
     retry::Budget,
     telemetry::{Record, Telemetry},
-    upstream::Upstream,
+    upstream::{Outgoing, Upstream},
 };
 
 /// Everything that requests share.
@@ -79,11 +79,11 @@ impl Shield {
     }
 
     /// Lowers the ceiling of a call that could never fit only because of it, where the operator allows that.
-    pub(super) fn fit(&self, settings: &Settings, call: &mut Call) {
+    pub(super) fn fit(&self, settings: &Settings, call: &mut Call, outgoing: &mut Outgoing) {
         if settings.limits.fit_ceiling
             && let Some(ceiling) = self.limits.fitting_ceiling(&call.ask)
         {
-            call.fit(ceiling);
+            call.fit(ceiling, outgoing);
         }
     }
 
@@ -117,7 +117,7 @@ impl Shield {
     /// Lets those go on that the runtime has found ready together with this one, if there may be any. Not `yield_now`: that looks for
     /// new events first, and where another wake-up has come already the task is polled once more for nothing.
     pub(super) fn round_ends(&self, call: &Call) -> impl Future<Output = ()> + use<> {
-        let mut over = self.bodies.held() <= call.body.len() as u64;
+        let mut over = self.bodies.held() <= call.ask.bytes;
         poll_fn(move |cx| {
             if over {
                 return Poll::Ready(());

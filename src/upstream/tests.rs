@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
+use http::{HeaderMap, Method};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
     time::{Instant, sleep},
@@ -60,7 +61,8 @@ async fn read_request(io: &mut DuplexStream) -> Vec<u8> {
 
 async fn send(upstream: &Upstream) -> Result<Answer, Failure> {
     let path = PathAndQuery::from_static("/openai/v1/x?y=z");
-    upstream.send(&Method::POST, &path, &HeaderMap::new(), &Bytes::from_static(b"{}"), Instant::now).await
+    let mut outgoing = Outgoing::new(Method::POST, path, HeaderMap::new(), Bytes::from_static(b"{}"));
+    upstream.send(&mut outgoing, Instant::now).await
 }
 
 async fn body(mut answer: Answer) -> Result<Vec<u8>, Why> {
