@@ -16,7 +16,7 @@ use crate::{
     groq::Usage,
     limits::{Reservation, Spent},
     telemetry::Record,
-    upstream::{Inflow, Why},
+    upstream::{Inflow, Why, next_piece},
 };
 
 mod ending;
@@ -209,8 +209,7 @@ impl http_body::Body for Body {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match self.get_mut() {
-            Self::Full { bytes, .. } if bytes.is_empty() => Poll::Ready(None),
-            Self::Full { bytes, .. } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Full { bytes, .. } => Poll::Ready(next_piece(bytes).map(|piece| Ok(Frame::data(piece)))),
             Self::Stream(stream) => stream.poll_data(cx).map(|data| data.map(|data| Ok(Frame::data(data)))),
             Self::Pass(pass) => pass.poll_data(cx).map(|data| data.map(|data| data.map(Frame::data))),
             Self::Waiting(waiting) => waiting.poll_data(cx).map(|data| data.map(|data| data.map(Frame::data))),

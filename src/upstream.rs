@@ -5,9 +5,7 @@
 
 use std::{fmt, io, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use http::{HeaderValue, Request, Uri, header, response::Parts, uri::PathAndQuery};
-use http_body_util::Full;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use tokio::time::{Instant, sleep};
 
@@ -19,7 +17,8 @@ mod pool;
 
 pub use dial::Io;
 use dial::Target;
-pub use outgoing::Outgoing;
+use outgoing::Pieces;
+pub use outgoing::{Outgoing, next_piece};
 pub use pool::Inflow;
 use pool::{NoHead, Pool, Wire};
 
@@ -189,8 +188,8 @@ impl Upstream {
         Ok((wire, false))
     }
 
-    fn request(&self, outgoing: &mut Outgoing) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(outgoing.body.clone()));
+    fn request(&self, outgoing: &mut Outgoing) -> Request<Pieces> {
+        let mut request = Request::new(outgoing.body());
         *request.method_mut() = outgoing.method.clone();
         *request.uri_mut() = self.uri(&outgoing.path);
         *request.headers_mut() = outgoing.headers();

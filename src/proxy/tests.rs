@@ -123,6 +123,22 @@ async fn an_answer_passes_byte_for_byte() {
     assert!(seen[0].contains("authorization: Bearer gsk_test\r\n"), "{}", seen[0]);
 }
 
+/// hyper joined all of it in one buffer, and kept that as long as the client's connection: 6.3 MB for an answer of 6 MB.
+#[tokio::test(start_paused = true)]
+async fn a_large_answer_goes_out_in_pieces() {
+    let large = format!("{{\"data\": \"{}\"}}", "x".repeat(1 << 20));
+    let (shield, _) = shield(Settings::default(), vec![answer("200 OK", "application/json", &large)]);
+    let mut body = handle(&shield, chat(false), None).await.into_body();
+    assert_eq!(http_body::Body::size_hint(&body).exact(), Some(large.len() as u64));
+    let mut all = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let piece = frame.expect("it is whole").into_data().expect("data");
+        assert!(piece.len() <= 64 << 10, "{}", piece.len());
+        all.extend_from_slice(&piece);
+    }
+    assert_eq!(all, large.as_bytes());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_client_that_leaves_takes_its_upstream_request_along() {
     let scripts = vec![[stream(&[FIRST], false), vec![Step::UntilClosed]].concat(), vec![Step::UntilClosed]];

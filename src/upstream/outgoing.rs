@@ -1,19 +1,56 @@
 //! What is sent? One request, as often as it takes.
 
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header, uri::PathAndQuery};
+use http_body::{Body, Frame, SizeHint};
 
 /// A map made for a second attempt has room for the answer's headers too, which hyper reads into it: Groq sends about twenty.
 const ROOM: usize = 24;
 /// A body over so many bytes is most of the buffer that it came in.
 const SMALL: usize = 8 << 10;
 
+/// Bytes in one piece of a known body. To TLS, and to clients, hyper joins what it sends in one buffer, which stays as large as it
+/// has been for as long as its connection: one body of 20 MB would cost as much until then.
+const PIECE: usize = 64 << 10;
+
+/// The next piece of a body that is all there.
+pub fn next_piece(rest: &mut Bytes) -> Option<Bytes> {
+    (!rest.is_empty()).then(|| rest.split_to(rest.len().min(PIECE)))
+}
+
+/// The body of an attempt.
+#[derive(Debug)]
+pub(super) struct Pieces(Bytes);
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(next_piece(&mut self.0).map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.len() as u64)
+    }
+}
+
 /// One request to the upstream.
 #[derive(Debug)]
 pub struct Outgoing {
     pub(super) method: Method,
     pub(super) path: PathAndQuery,
-    pub(super) body: Bytes,
+    body: Bytes,
     /// The map that they came in. It goes with the first attempt, comes back with the answer and then takes the client's next
     /// request: one map goes round, and none is made.
     headers: Option<HeaderMap>,
@@ -69,6 +106,11 @@ impl Outgoing {
         self.path = PathAndQuery::from_maybe_shared(own(self.path.as_str().as_bytes())).expect("it was one");
     }
 
+    /// The body of the next attempt.
+    pub(super) fn body(&self) -> Pieces {
+        Pieces(self.body.clone())
+    }
+
     /// The headers of the next attempt.
     pub(super) fn headers(&mut self) -> HeaderMap {
         if let Some(headers) = self.headers.take() {
@@ -112,6 +154,16 @@ mod tests {
                 assert!(headers[header::AUTHORIZATION].is_sensitive());
             }
         }
+    }
+
+    #[test]
+    fn a_large_body_goes_in_pieces_of_which_none_is_large() {
+        let all: Vec<u8> = (0..1 << 20).map(|at: u32| (at % 251) as u8).collect();
+        let mut rest = Bytes::from(all.clone());
+        let pieces: Vec<Bytes> = std::iter::from_fn(|| next_piece(&mut rest)).collect();
+        assert_eq!(pieces.len(), 16);
+        assert!(pieces.iter().all(|piece| piece.len() == PIECE));
+        assert_eq!(pieces.concat(), all);
     }
 
     #[test]

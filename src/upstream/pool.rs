@@ -15,7 +15,6 @@ use std::{
 use bytes::Bytes;
 use http::{Request, response::Parts};
 use http_body::Body as _;
-use http_body_util::Full;
 use hyper::{
     body::Incoming,
     client::conn::http1::{self, Connection, SendRequest},
@@ -23,7 +22,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{Why, dial::Io};
+use super::{Why, dial::Io, outgoing::Pieces};
 use crate::late::poll_late;
 
 /// Groq's edge closes idle connections after some minutes; well before that a new one is cheaper than a lost request.
@@ -33,9 +32,9 @@ const SHARDS: usize = 16;
 
 /// One connection to the upstream, with its driver.
 pub(super) struct Wire {
-    send: SendRequest<Full<Bytes>>,
+    send: SendRequest<Pieces>,
     /// `None` once it has ended.
-    driver: Option<Connection<TokioIo<Io>, Full<Bytes>>>,
+    driver: Option<Connection<TokioIo<Io>, Pieces>>,
     /// Kept from request to request.
     alarm: Alarm,
     /// How many sweeps it has seen idle: an age that costs no look at the clock.
@@ -47,7 +46,7 @@ pub(super) enum NoHead {
     /// It did not come in time.
     Late,
     /// Nothing went out: the request comes back.
-    Unsent(Box<Request<Full<Bytes>>>),
+    Unsent(Box<Request<Pieces>>),
     /// The connection broke, or what came is not HTTP.
     Broken(hyper::Error),
 }
@@ -78,7 +77,7 @@ impl Wire {
     /// Sends `request` and waits for the head, until it is `due`.
     pub(super) async fn exchange(
         mut self: Box<Self>,
-        request: Request<Full<Bytes>>,
+        request: Request<Pieces>,
         due: Instant,
     ) -> Result<(Parts, Incoming, Box<Self>), NoHead> {
         let answer = self.send.try_send_request(request);
@@ -113,7 +112,7 @@ fn unwoken() -> Context<'static> {
 }
 
 /// Polls the driver. How the connection ended is told to whoever waits for its answer or body.
-fn drive(driver: &mut Option<Connection<TokioIo<Io>, Full<Bytes>>>, cx: &mut Context<'_>) {
+fn drive(driver: &mut Option<Connection<TokioIo<Io>, Pieces>>, cx: &mut Context<'_>) {
     if let Some(connection) = driver
         && Pin::new(connection).poll(cx).is_ready()
     {
