@@ -27,6 +27,8 @@ use crate::late::poll_late;
 
 /// Groq's edge closes idle connections after some minutes; well before that a new one is cheaper than a lost request.
 const MOST_SWEEPS: u32 = 3;
+/// Bytes read at once, and the largest head of an answer. A connection that has read so much once keeps room for it.
+const LARGEST_READ: usize = 64 << 10;
 const IDLE_PER_CORE: usize = 1024;
 const SHARDS: usize = 16;
 
@@ -70,7 +72,7 @@ impl Alarm {
 
 impl Wire {
     pub(super) async fn new(io: Io) -> hyper::Result<Box<Self>> {
-        let (send, driver) = http1::handshake(TokioIo::new(io)).await?;
+        let (send, driver) = http1::Builder::new().max_buf_size(LARGEST_READ).handshake(TokioIo::new(io)).await?;
         Ok(Box::new(Self { send, driver: Some(driver), alarm: Alarm::default(), sweeps: 0 }))
     }
 
