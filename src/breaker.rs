@@ -84,13 +84,16 @@ pub enum Admission<'a> {
 
 impl Breakers {
     /// Whether an attempt may be made now. Of those that ask while it is open, one becomes the probe.
-    pub fn admit<'a>(&'a self, key: &'a Key, policy: &'a config::Breaker, now: Instant) -> Admission<'a> {
+    ///
+    /// `now` is asked for only where something has failed.
+    pub fn admit<'a>(&'a self, key: &'a Key, policy: &'a config::Breaker, now: impl FnOnce() -> Instant) -> Admission<'a> {
         let pass = |probe| Admission::Go(Pass { breakers: self, policy, key, probe, told: false });
         if self.troubled.load(Ordering::Relaxed) == 0 {
             return pass(false);
         }
         let mut lanes = self.lock();
         let Some(lane) = lanes.get_mut(key) else { return pass(false) };
+        let now = now();
         match lane.state {
             State::Closed { .. } => pass(false),
             State::Open { until } if until <= now => {
@@ -203,7 +206,7 @@ mod tests {
         }
 
         fn pass(&self) -> Option<Pass<'_>> {
-            match self.breakers.admit(&self.key, &POLICY, self.now) {
+            match self.breakers.admit(&self.key, &POLICY, || self.now) {
                 Admission::Go(pass) => Some(pass),
                 Admission::Wait { .. } => None,
             }
@@ -277,6 +280,6 @@ mod tests {
         let it = Setup::new();
         it.fail(3);
         let other: Key = ("org".into(), "other".into());
-        assert!(matches!(it.breakers.admit(&other, &POLICY, it.now), Admission::Go(_)));
+        assert!(matches!(it.breakers.admit(&other, &POLICY, || it.now), Admission::Go(_)));
     }
 }

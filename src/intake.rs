@@ -119,7 +119,7 @@ impl Drop for Held {
     }
 }
 
-/// The whole body. One that comes in one piece is not copied.
+/// The whole body, of a request whose head was there at `started`. One that comes in one piece is not copied.
 ///
 /// # Errors
 /// [`Rejection::BodyTooLarge`] as soon as it is announced or seen to be over `max_body` bytes,
@@ -128,6 +128,7 @@ impl Drop for Held {
 /// when it cannot be read to its end.
 pub async fn collect<B>(
     body: B,
+    mut started: Instant,
     class: Class,
     max_body: u64,
     body_timeout: Duration,
@@ -144,8 +145,8 @@ where
     }
     if !body.is_end_stream() && bodies.0.is_short() {
         bodies.0.begin(class).await?;
+        started = Instant::now();
     }
-    let started = Instant::now();
     let mut whole = Vec::new();
     let mut due = started + body_timeout;
     while !body.is_end_stream() {
@@ -198,7 +199,7 @@ mod tests {
                 sleep(LIMIT / 2).await;
             }
         };
-        let (got, ()) = tokio::join!(collect(body, Class::Interactive, 100, LIMIT, &bodies), sending);
+        let (got, ()) = tokio::join!(collect(body, Instant::now(), Class::Interactive, 100, LIMIT, &bodies), sending);
         let (bytes, held) = got.expect("it is small and quick enough");
         assert_eq!(bytes, "one two three");
         assert!(bodies.held() >= 13);
@@ -209,19 +210,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn too_large_too_many_too_slow() {
         let bodies = Bodies::new(10);
-        let large = collect(Full::new(Bytes::from_static(b"12345")), Class::Interactive, 4, LIMIT, &bodies).await;
+        let large = collect(Full::new(Bytes::from_static(b"12345")), Instant::now(), Class::Interactive, 4, LIMIT, &bodies).await;
         assert!(matches!(large, Err(Rejection::BodyTooLarge { limit: 4 })), "{large:?}");
 
-        let first = collect(Full::new(Bytes::from_static(b"123456")), Class::Interactive, 100, LIMIT, &bodies)
+        let first = collect(Full::new(Bytes::from_static(b"123456")), Instant::now(), Class::Interactive, 100, LIMIT, &bodies)
             .await
             .expect("there is room");
-        let second = collect(Full::new(Bytes::from_static(b"123456")), Class::Interactive, 100, LIMIT, &bodies).await;
+        let second =
+            collect(Full::new(Bytes::from_static(b"123456")), Instant::now(), Class::Interactive, 100, LIMIT, &bodies).await;
         assert!(matches!(second, Err(Rejection::Overloaded { .. })), "{second:?}");
         assert_eq!(bodies.held(), 6);
         drop(first);
 
         let (_send, silent) = channel();
-        let slow = collect(silent, Class::Interactive, 100, LIMIT, &bodies).await;
+        let slow = collect(silent, Instant::now(), Class::Interactive, 100, LIMIT, &bodies).await;
         assert!(matches!(slow, Err(Rejection::RequestTimeout("body"))), "{slow:?}");
         assert_eq!(bodies.held(), 0);
     }
@@ -231,7 +233,7 @@ mod tests {
     async fn when_room_is_short_new_bodies_wait_then_batch_is_refused_then_all() {
         let bodies = Bodies::new(100);
         let piece = |size: usize| Full::new(Bytes::from(vec![b'x'; size]));
-        let ask = |class, size| collect(piece(size), class, 100, LIMIT, &bodies);
+        let ask = |class, size| collect(piece(size), Instant::now(), class, 100, LIMIT, &bodies);
         let most = ask(Class::Batch, 80).await.expect("there is room");
 
         let started = Instant::now();
@@ -265,7 +267,7 @@ mod tests {
                 sleep(Duration::from_secs(1)).await;
             }
         };
-        let (got, ()) = tokio::join!(collect(body, Class::Interactive, 1 << 20, LIMIT, &bodies), drip);
+        let (got, ()) = tokio::join!(collect(body, Instant::now(), Class::Interactive, 1 << 20, LIMIT, &bodies), drip);
         assert!(matches!(got, Err(Rejection::RequestTimeout("body"))), "{got:?}");
         assert!(started.elapsed() < 5 * LIMIT);
     }

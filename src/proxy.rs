@@ -108,7 +108,7 @@ async fn forward(
     outgoing: &mut Outgoing,
     record: &mut Record,
 ) -> Result<(Box<Response<Opened>>, Option<Reservation>), Rejection> {
-    shield.budget.request(Instant::now());
+    shield.budget.request(call.read_at);
     shield.fit(settings, call, outgoing);
     if shield.limits.waiting() > 0 {
         outgoing.settle_down();
@@ -122,7 +122,7 @@ async fn forward(
             let outcome = shield.attempt(call, outgoing, reservation.as_mut(), record).await;
             pass.record(outcome.health());
             shield.telemetry.attempt(outcome.label());
-            match attempts.next(outcome.class(), &shield.budget, fastrand::f64(), Instant::now()) {
+            match attempts.next(outcome.class(), &shield.budget, fastrand::f64(), Instant::now) {
                 Verdict::Deliver => return outcome.deliver(reservation),
                 Verdict::Requeue => {
                     place = outcome.refused(reservation, shield, call)?;

@@ -65,14 +65,15 @@ impl Attempts {
         Self { policy, deadline, failed: 0 }
     }
 
-    /// Judges an attempt. `random` is uniform in 0..1; the budget is drawn on only by `Again`.
-    pub fn next(&mut self, class: Class, budget: &Budget, random: f64, now: Instant) -> Verdict {
+    /// Judges an attempt. `random` is uniform in 0..1; the budget is drawn on only by `Again`. `now` is asked for only where it matters.
+    pub fn next(&mut self, class: Class, budget: &Budget, random: f64, now: impl FnOnce() -> Instant) -> Verdict {
         let floor = match class {
             Class::Answered => return Verdict::Deliver,
             Class::Refused => return Verdict::Requeue,
             Class::Broken => return Verdict::GiveUp,
             Class::Transient { retry_after } => retry_after.unwrap_or_default(),
         };
+        let now = now();
         self.failed += 1;
         let delay = floor + self.bound().mul_f64(random);
         let in_time = now.checked_add(delay).is_some_and(|at| at < self.deadline);
@@ -201,22 +202,22 @@ mod tests {
     fn four_sends_at_most_by_default() {
         let (mut attempts, budget, now) = setup(50);
         for _ in 0..3 {
-            assert!(matches!(attempts.next(transient(None), &budget, 0.5, now), Verdict::Again(_)));
+            assert!(matches!(attempts.next(transient(None), &budget, 0.5, || now), Verdict::Again(_)));
         }
-        assert_eq!(attempts.next(transient(None), &budget, 0.5, now), Verdict::GiveUp);
+        assert_eq!(attempts.next(transient(None), &budget, 0.5, || now), Verdict::GiveUp);
     }
 
     #[test]
     fn retry_after_is_a_floor_and_jitter_comes_on_top() {
         let (mut attempts, budget, now) = setup(50);
-        assert_eq!(attempts.next(transient(Some(3)), &budget, 0.0, now), Verdict::Again(Duration::from_secs(3)));
-        assert_eq!(attempts.next(transient(Some(3)), &budget, 0.5, now), Verdict::Again(Duration::from_millis(3250)));
+        assert_eq!(attempts.next(transient(Some(3)), &budget, 0.0, || now), Verdict::Again(Duration::from_secs(3)));
+        assert_eq!(attempts.next(transient(Some(3)), &budget, 0.5, || now), Verdict::Again(Duration::from_millis(3250)));
     }
 
     #[test]
     fn never_past_the_clients_patience() {
         let (mut attempts, budget, now) = setup(2);
-        assert_eq!(attempts.next(transient(Some(2)), &budget, 0.0, now), Verdict::GiveUp);
+        assert_eq!(attempts.next(transient(Some(2)), &budget, 0.0, || now), Verdict::GiveUp);
         assert_eq!(budget.retries(now), 0, "a retry that is not made costs nothing");
     }
 
@@ -224,10 +225,10 @@ mod tests {
     fn refusals_and_answers_are_no_retries() {
         let (mut attempts, budget, now) = setup(50);
         for _ in 0..100 {
-            assert_eq!(attempts.next(Class::Refused, &budget, 0.5, now), Verdict::Requeue);
+            assert_eq!(attempts.next(Class::Refused, &budget, 0.5, || now), Verdict::Requeue);
         }
-        assert_eq!(attempts.next(Class::Answered, &budget, 0.5, now), Verdict::Deliver);
-        assert_eq!(attempts.next(Class::Broken, &budget, 0.5, now), Verdict::GiveUp);
+        assert_eq!(attempts.next(Class::Answered, &budget, 0.5, || now), Verdict::Deliver);
+        assert_eq!(attempts.next(Class::Broken, &budget, 0.5, || now), Verdict::GiveUp);
         assert_eq!(budget.retries(now), 0);
     }
 
@@ -248,7 +249,7 @@ mod tests {
             let now = Instant::now();
             let mut attempts = Attempts { policy: config::Retry::default(), deadline: now + Duration::from_secs(1000), failed: earlier };
             let floor_time = Duration::from_secs(floor.unwrap_or(0));
-            if let Verdict::Again(delay) = attempts.next(transient(floor), &Budget::new(now), random, now) {
+            if let Verdict::Again(delay) = attempts.next(transient(floor), &Budget::new(now), random, || now) {
                 prop_assert!(delay >= floor_time && delay <= floor_time + Duration::from_secs(8));
             } else {
                 prop_assert_eq!(earlier, 3);

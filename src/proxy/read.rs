@@ -24,6 +24,8 @@ static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub(super) struct Call {
     pub(super) ask: Ask,
     pub(super) lane: Key,
+    /// When all of it was there.
+    pub(super) read_at: Instant,
     /// When its client's patience ends.
     pub(super) deadline: Instant,
     /// The ceiling it came with and the one it goes with.
@@ -61,7 +63,7 @@ impl Shield {
         record.class = identity.class;
 
         let (most, pause) = (settings.server.max_body, settings.server.body_timeout);
-        let (body, held) = intake::collect(body, identity.class, most, pause, &self.bodies).await?;
+        let (body, held) = intake::collect(body, record.started, identity.class, most, pause, &self.bodies).await?;
         let facts = Facts::of(endpoint, &headers, &body)?;
         record.model = facts.model.clone();
         let ask = Ask {
@@ -80,8 +82,9 @@ impl Shield {
         headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio(), body.len());
         identity.authorise(&mut headers);
         let lane = (identity.organisation, facts.model.clone());
-        let deadline = Instant::now() + patience;
-        let call = Call { ask, lane, deadline, fitted: None, endpoint, facts, _held: held };
+        let read_at = Instant::now();
+        let deadline = read_at + patience;
+        let call = Call { ask, lane, read_at, deadline, fitted: None, endpoint, facts, _held: held };
         Ok((Box::new(call), Outgoing::new(head.method, path, headers, body)))
     }
 

@@ -129,7 +129,7 @@ impl Shield {
     }
 
     async fn pass<'a>(&'a self, settings: &'a Settings, call: &'a Call) -> Result<Pass<'a>, Rejection> {
-        if let Admission::Go(pass) = self.breakers.admit(&call.lane, &settings.breaker, Instant::now()) {
+        if let Admission::Go(pass) = self.breakers.admit(&call.lane, &settings.breaker, Instant::now) {
             return Ok(pass);
         }
         // On the heap: seldom, and a request that waits in line keeps no room for it.
@@ -140,14 +140,14 @@ impl Shield {
     async fn pass_later<'a>(&'a self, settings: &'a Settings, call: &'a Call) -> Result<Pass<'a>, Rejection> {
         loop {
             let now = Instant::now();
-            let (until, changed) = match self.breakers.admit(&call.lane, &settings.breaker, now) {
+            let (until, changed) = match self.breakers.admit(&call.lane, &settings.breaker, || now) {
                 Admission::Go(pass) => return Ok(pass),
                 Admission::Wait { until, changed } => (until, changed),
             };
             // Registered before the state is looked at again, so that no change is missed.
             let mut notified = pin!(changed.notified());
             notified.as_mut().enable();
-            if let Admission::Go(pass) = self.breakers.admit(&call.lane, &settings.breaker, now) {
+            if let Admission::Go(pass) = self.breakers.admit(&call.lane, &settings.breaker, || now) {
                 return Ok(pass);
             }
             if now >= call.deadline || until.is_some_and(|until| until >= call.deadline) {
