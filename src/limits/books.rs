@@ -174,22 +174,24 @@ impl Books {
     /// It goes out now: it gets its position, and every dimension's mark.
     pub fn sent(&mut self, taken: &mut Taken, now: Ns) {
         taken.sent_at = now;
-        if taken.reserved.position == 0 {
+        taken.position = if taken.is_reserved() {
+            taken.reserved.position
+        } else {
             self.position += 1;
-        }
-        taken.position = if taken.reserved.position == 0 { self.position } else { taken.reserved.position };
+            self.position
+        };
         for (slot, level) in self.levels.iter_mut().enumerate().filter(|(slot, _)| taken.slots & (1 << slot) != 0) {
             let asked = level.asked(&taken.amount);
-            if taken.reserved.position == 0 {
+            if !taken.is_reserved() {
                 level.no_longer_unsent(asked);
             }
             let mark = level.sent(taken.serial, taken.position, asked, now);
             // The store's mark counts what all replicas had taken before.
-            if taken.reserved.position == 0 {
-                taken.marks[slot] = mark;
-            } else {
+            if taken.is_reserved() {
                 level.set_out(asked, taken.reserved, &mut taken.marks[slot], now);
                 level.ended(asked - taken.lent(level));
+            } else {
+                taken.marks[slot] = mark;
             }
         }
     }
@@ -216,10 +218,10 @@ impl Books {
         for (_, level) in self.levels.iter_mut().enumerate().filter(|(slot, _)| taken.slots & (1 << slot) != 0) {
             let unit = level.dimension.unit;
             let asked = level.asked(&taken.amount);
-            if taken.position == 0 && taken.reserved.position == 0 {
+            if taken.position == 0 && !taken.is_reserved() {
                 level.no_longer_unsent(asked);
             }
-            if taken.reserved.position > 0 {
+            if taken.is_reserved() {
                 level.ended(taken.lent(level));
             }
             level.settle(taken.serial, asked, used.of(unit), now);

@@ -172,6 +172,7 @@ impl Shared {
         lanes
     }
 
+    #[cfg(feature = "redis")]
     pub(super) fn clock(&self) -> Clock {
         self.common.clock
     }

@@ -28,6 +28,7 @@ pub(super) struct Store {
 
 /// What the thread hears.
 #[derive(Debug)]
+#[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
 pub(super) enum Word {
     /// A lane has something to tell or to ask.
     Call(Call),
@@ -37,6 +38,7 @@ pub(super) enum Word {
 
 /// One lane's transaction.
 #[derive(Debug)]
+#[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
 pub(super) struct Call {
     pub(super) lane: Arc<SharedLane>,
     pub(super) transaction: Transaction,

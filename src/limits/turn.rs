@@ -9,10 +9,11 @@ use std::{
 
 use tokio::time::Instant;
 
+#[cfg(feature = "redis")]
+use super::exchange::{Answer, State};
 use super::{
     Ask, Refusal,
     bucket::Ns,
-    exchange::{Answer, State},
     lane::{Charge, Event, Lane, Verdict},
     lanes::{LaneKey, SharedLane},
     line::{Id, Ticket},
@@ -128,33 +129,9 @@ impl SharedLane {
         self.pump(inside, now);
     }
 
-    /// The store's answer to this transaction.
-    pub(super) fn answered(self: &Arc<Self>, serial: u64, answer: &Answer) {
-        self.change(|lane| lane.answered(serial, answer, self.common.clock.now()));
-    }
-
-    /// The store does not answer this transaction.
-    pub(super) fn unanswered(self: &Arc<Self>, serial: u64, replicas: u32) {
-        self.change(|lane| {
-            if lane.waits_for(serial) {
-                lane.lost(replicas, self.common.clock.now());
-            }
-        });
-    }
-
     /// The store is lost.
     pub(super) fn lost(self: &Arc<Self>, replicas: u32) {
         self.change(|lane| lane.lost(replicas, self.common.clock.now()));
-    }
-
-    /// The store can be reached.
-    pub(super) fn reached(self: &Arc<Self>) {
-        self.change(Lane::reached);
-    }
-
-    /// News from the store.
-    pub(super) fn hear(self: &Arc<Self>, state: &State) {
-        self.change(|lane| lane.hear(state, self.common.clock.now()));
     }
 
     fn pump(self: &Arc<Self>, mut inside: std::sync::MutexGuard<'_, Inside>, now: Ns) {
@@ -184,6 +161,34 @@ impl SharedLane {
             store.send(self, transaction);
         }
         woken.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// What the thread that talks to the store says.
+#[cfg(feature = "redis")]
+impl SharedLane {
+    /// The store's answer to this transaction.
+    pub(super) fn answered(self: &Arc<Self>, serial: u64, answer: &Answer) {
+        self.change(|lane| lane.answered(serial, answer, self.common.clock.now()));
+    }
+
+    /// The store does not answer this transaction.
+    pub(super) fn unanswered(self: &Arc<Self>, serial: u64, replicas: u32) {
+        self.change(|lane| {
+            if lane.waits_for(serial) {
+                lane.lost(replicas, self.common.clock.now());
+            }
+        });
+    }
+
+    /// The store can be reached.
+    pub(super) fn reached(self: &Arc<Self>) {
+        self.change(Lane::reached);
+    }
+
+    /// News from the store.
+    pub(super) fn hear(self: &Arc<Self>, state: &State) {
+        self.change(|lane| lane.hear(state, self.common.clock.now()));
     }
 }
 

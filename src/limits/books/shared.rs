@@ -16,6 +16,11 @@ pub struct Booking {
 }
 
 impl Taken {
+    /// Whether the store took it, and not this process alone.
+    pub(super) fn is_reserved(&self) -> bool {
+        self.reserved.position > 0
+    }
+
     /// So much of it comes back should this replica fall silent: the prompt of what was sent is Groq's.
     pub(super) fn lent(&self, level: &Level) -> u64 {
         let sent = Amount { output: 0, ..self.amount };
