@@ -261,3 +261,53 @@ impl Level {
         self.leave(self.headroom, now);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{groq::Dimension, limits::level::Terms};
+
+    const NOW: Ns = 1_000_000_000_000;
+
+    fn terms(limit: u64) -> Terms {
+        Terms { configured: Some(limit), ..Terms::default() }
+    }
+
+    /// What would come back should this replica fall silent, units.
+    fn lent(level: &mut Level) -> u64 {
+        let unit = level.bucket().expect("it has a limit").span(1);
+        level.cell(true, None).expect("it has a limit").lent / unit
+    }
+
+    /// In nanoseconds it would be another number of units under another limit, and the store would give back too much.
+    #[test]
+    fn what_is_lent_stays_the_same_number_of_units_under_another_limit() {
+        let mut level = Level::new(Dimension::TPM, terms(6000), 0.0, NOW);
+        level.link(2, NOW);
+        level.join(NOW);
+        level.charged(1, 100, NOW);
+        level.charged(2, 50, NOW);
+        assert_eq!(lent(&mut level), 150);
+        for limit in [12_000, 250, 6000] {
+            level.agree(terms(limit), 0, NOW);
+            assert_eq!(lent(&mut level), 150, "limit {limit}");
+        }
+        level.ended(100);
+        assert_eq!(lent(&mut level), 50);
+    }
+
+    #[test]
+    fn without_a_limit_nothing_is_lent() {
+        let mut level = Level::new(Dimension::TPM, terms(6000), 0.0, NOW);
+        level.link(2, NOW);
+        level.join(NOW);
+        level.charged(1, 100, NOW);
+        level.agree(Terms::default(), 0, NOW);
+        assert!(level.cell(true, None).is_none());
+        // A limit that comes back knows nothing of what was reserved before it.
+        level.agree(terms(6000), 0, NOW + Duration::from_secs(1).as_nanos() as Ns);
+        assert_eq!(lent(&mut level), 0);
+    }
+}
