@@ -119,7 +119,8 @@ async fn forward(
         // In a block of their own: who waits keeps no room for an outcome.
         let after = {
             let (pass, mut reservation) = shield.admit(settings, call, place.take(), record).await?;
-            let outcome = shield.attempt(call, outgoing, reservation.as_mut(), record).await;
+            // On the heap: who waits in line keeps no room for it, 1 KB.
+            let outcome = Box::pin(shield.attempt(call, outgoing, reservation.as_mut(), record)).await;
             pass.record(outcome.health());
             shield.telemetry.attempt(outcome.label());
             match attempts.next(outcome.class(), &shield.budget, fastrand::f64(), Instant::now) {
