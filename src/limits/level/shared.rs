@@ -275,6 +275,14 @@ mod tests {
         Terms { configured: Some(limit), ..Terms::default() }
     }
 
+    /// A level of 6000 a minute that two replicas share through the store.
+    fn joined() -> Level {
+        let mut level = Level::new(Dimension::TPM, terms(6000), 0.0, NOW);
+        level.link(2, NOW);
+        level.join(NOW);
+        level
+    }
+
     /// What would come back should this replica fall silent, units.
     fn lent(level: &mut Level) -> u64 {
         let unit = level.bucket().expect("it has a limit").span(1);
@@ -284,9 +292,7 @@ mod tests {
     /// In nanoseconds it would be another number of units under another limit, and the store would give back too much.
     #[test]
     fn what_is_lent_stays_the_same_number_of_units_under_another_limit() {
-        let mut level = Level::new(Dimension::TPM, terms(6000), 0.0, NOW);
-        level.link(2, NOW);
-        level.join(NOW);
+        let mut level = joined();
         level.charged(1, 100, NOW);
         level.charged(2, 50, NOW);
         assert_eq!(lent(&mut level), 150);
@@ -300,9 +306,7 @@ mod tests {
 
     #[test]
     fn without_a_limit_nothing_is_lent() {
-        let mut level = Level::new(Dimension::TPM, terms(6000), 0.0, NOW);
-        level.link(2, NOW);
-        level.join(NOW);
+        let mut level = joined();
         level.charged(1, 100, NOW);
         level.agree(Terms::default(), 0, NOW);
         assert!(level.cell(true, None).is_none());
