@@ -139,6 +139,20 @@ async fn a_large_answer_goes_out_in_pieces() {
     assert_eq!(all, large.as_bytes());
 }
 
+/// A connection keeps room for what it has read at once, so that is bounded, and with it an answer's head.
+#[tokio::test(start_paused = true)]
+async fn an_answer_whose_head_is_too_large_is_none() {
+    let head = |filling: usize| {
+        let filling = "x".repeat(filling);
+        vec![Step::Write(format!("HTTP/1.1 200 OK\r\nx-long: {filling}\r\ncontent-length: {}\r\n\r\n{GOOD}", GOOD.len()))]
+    };
+    let (within, _) = shield(Settings::default(), vec![head(60 << 10)]);
+    assert_eq!(ask(&within, false).await.0, StatusCode::OK);
+    let (beyond, _) = shield(Settings::default(), vec![head(130 << 10)]);
+    let (status, _, body) = ask(&beyond, false).await;
+    assert_eq!((status, code(&body).as_str()), (StatusCode::BAD_GATEWAY, "upstream_invalid"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_client_that_leaves_takes_its_upstream_request_along() {
     let scripts = vec![[stream(&[FIRST], false), vec![Step::UntilClosed]].concat(), vec![Step::UntilClosed]];

@@ -27,7 +27,8 @@ use crate::late::poll_late;
 
 /// Groq's edge closes idle connections after some minutes; well before that a new one is cheaper than a lost request.
 const MOST_SWEEPS: u32 = 3;
-/// Bytes read at once, and the largest head of an answer. A connection that has read so much once keeps room for it.
+/// Bytes read at once: a connection that has read so much once keeps room for it. The head of an answer may be as large, and is
+/// refused where it has not ended within twice as much.
 const LARGEST_READ: usize = 64 << 10;
 const IDLE_PER_CORE: usize = 1024;
 const SHARDS: usize = 16;
