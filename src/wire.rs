@@ -1,0 +1,93 @@
+//! How do bytes become messages, and messages bytes? HTTP/1.1 between us and one peer: `httparse` reads heads and chunk sizes,
+//! here is what stands around it.
+//!
+//! Why not hyper, which serves operators and the simulator: it keeps to itself what this proxy is for. It answers what it cannot
+//! read with an empty 400, it joins requests that a client sends ahead, and each message passes a dispatcher, a channel and a
+//! buffer of 8 KB. docs/performance.md has what this bought.
+
+use std::{
+    cell::RefCell,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf as _, Bytes, BytesMut, buf::Chain};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+mod body;
+mod head;
+
+pub(crate) use body::{Broken, Rest};
+pub(crate) use head::{LARGEST_HEAD, MOST_HEADERS, put_headers, put_status, read_headers};
+
+/// Bytes read at once. What came is copied from here to memory of just its size: so a connection keeps no buffer while nothing
+/// comes, and however large its largest message was.
+const READ_AT_ONCE: usize = 64 << 10;
+
+thread_local!(static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_AT_ONCE]));
+
+/// The bytes between us and one peer.
+#[derive(Debug)]
+pub(crate) struct Line<I> {
+    io: I,
+    /// What has come and was not taken yet.
+    came: BytesMut,
+}
+
+impl<I> Line<I> {
+    pub(crate) fn new(io: I) -> Self {
+        Self { io, came: BytesMut::new() }
+    }
+
+    /// What has come and was not taken yet.
+    pub(crate) fn came(&self) -> &[u8] {
+        &self.came
+    }
+
+    /// Takes the first `count` of them. Memory that nothing is left in goes with what was in it.
+    pub(crate) fn take(&mut self, count: usize) -> Bytes {
+        if count == self.came.len() { std::mem::take(&mut self.came).freeze() } else { self.came.split_to(count).freeze() }
+    }
+
+    /// Forgets the first `count` of them.
+    pub(crate) fn skip(&mut self, count: usize) {
+        drop(self.take(count));
+    }
+}
+
+impl<I: AsyncRead + Unpin> Line<I> {
+    /// Reads on: how many bytes more have come, 0 at the end.
+    pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut read = ReadBuf::new(scratch);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
+            if self.came.is_empty() {
+                self.came = BytesMut::from(read.filled());
+            } else {
+                self.came.extend_from_slice(read.filled());
+            }
+            Poll::Ready(Ok(read.filled().len()))
+        })
+    }
+}
+
+/// What is to be sent: what was put together, and then what is passed on without a copy.
+pub(crate) type Unsent = Chain<BytesMut, Bytes>;
+
+impl<I: AsyncWrite + Unpin> Line<I> {
+    /// Sends; ready when all of it is with the system.
+    pub(crate) fn poll_send(&mut self, unsent: &mut Unsent, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while unsent.has_remaining() {
+            if ready!(tokio_util::io::poll_write_buf(Pin::new(&mut self.io), cx, unsent))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+        }
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    /// Says that nothing more will be sent.
+    pub(crate) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
