@@ -15,10 +15,11 @@ use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
 
 use crate::{admin, proxy::Shield};
 
+mod answer;
 mod connection;
-mod faithful;
 mod head;
 mod listen;
+mod request;
 mod tls;
 
 pub use connection::serve as serve_connection;

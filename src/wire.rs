@@ -17,9 +17,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 mod body;
 mod head;
+mod maps;
 
 pub(crate) use body::{Broken, Rest};
 pub(crate) use head::{LARGEST_HEAD, MOST_HEADERS, put_headers, put_status, read_headers};
+pub(crate) use maps::{empty_map, give_map};
 
 /// Bytes read at once. What came is copied from here to memory of just its size: so a connection keeps no buffer while nothing
 /// comes, and however large its largest message was.
@@ -69,6 +71,16 @@ impl<I: AsyncRead + Unpin> Line<I> {
             }
             Poll::Ready(Ok(read.filled().len()))
         })
+    }
+
+    /// Reads to the end, and forgets it.
+    pub(crate) fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            self.came.clear();
+            if ready!(self.poll_more(cx))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 }
 

@@ -2,35 +2,34 @@
 
 use std::{
     any::Any,
-    convert::Infallible,
     future::{Future, poll_fn},
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, header::CONNECTION};
+use http::{Request, Response};
 use http_body::Body;
-use http_body_util::BodyExt;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    time::{Instant, sleep, timeout},
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, Sleep, sleep, timeout},
 };
 
 use super::{
-    faithful::{Answer, Exchange, Faithful, Phase, State},
-    head,
+    answer::{Answer, To},
+    head::Scanner,
+    request::{self, Head, Incoming, Shared},
 };
 use crate::{
     error::Rejection,
     late::poll_late,
     proxy::{self, Shield},
     relay::Signal,
+    wire::LARGEST_HEAD,
 };
 
 /// A connection without a request is kept so long: longer than any client in use keeps its own (OkHttp: 300 s),
@@ -44,17 +43,8 @@ const LAST_CALL: Duration = Duration::from_millis(250);
 const LAST_FRAME: Duration = Duration::from_millis(500);
 /// What a client may go on sending after it was answered, so that the answer is not lost in a reset.
 const LINGER: Duration = Duration::from_secs(10);
-
-/// An answer's body that broke.
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
-/// How serving ended.
-enum End {
-    /// hyper is done.
-    Http(hyper::Result<()>),
-    /// A time limit.
-    Late,
-}
+/// Bytes ahead of their turn that are kept; more wait in the socket.
+const MOST_AHEAD: usize = 64 << 10;
 
 /// Serves one client until it leaves, fails, is idle for too long, or the shield drains.
 pub async fn serve<I>(io: I, shield: Arc<Shield>)
@@ -70,88 +60,212 @@ where
 async fn serve_by<I, H, R, B>(io: I, shield: &Shield, handle: H, refuse: impl Fn(Rejection) -> Response<B>)
 where
     I: AsyncRead + AsyncWrite + Unpin,
-    H: Fn(Request<Incoming>, Option<&'static str>) -> R,
+    H: Fn(Request<Incoming<I>>, Option<&'static str>) -> R,
     R: Future<Output = Response<B>>,
-    B: Body<Data = Bytes, Error: Into<Failure>> + Unpin + 'static,
+    B: Body<Data = Bytes> + Unpin,
 {
-    let exchange = Exchange::new();
-    // A token of its own: waiting on the shared one would make every connection contend for its lock.
-    let service = service_fn(|request| {
-        exchange.begin();
-        // On the heap, so that it goes with its request: hyper keeps room for a future of this type as long as the connection.
-        answer(Box::pin(handle(request, exchange.fault())), &refuse, exchange.clone())
-    });
-    let mut http = http1::Builder::new()
-        .max_buf_size(head::LARGEST)
-        .header_read_timeout(None)
-        // Head and body in one buffer: a copy of a few hundred bytes costs the kernel less than a list of buffers.
-        .writev(false)
-        .serve_connection(TokioIo::new(Faithful::new(io, exchange.clone())), service);
-
-    let ended = tokio::select! {
-        biased;
-        ended = run(&mut http, &exchange, shield) => ended,
-        () = last_call(&shield.stop.draining, &exchange) => {
-            Pin::new(&mut http).graceful_shutdown();
-            tokio::select! {
-                biased;
-                ended = run(&mut http, &exchange, shield) => ended,
-                () = cut(shield) => return,
-            }
-        }
-    };
-    let (io, unread) = http.into_parts().io.into_inner().into_inner();
-    let last = match (exchange.state().phase, ended) {
-        (Phase::Head, End::Late) => Some(refuse(Rejection::RequestTimeout("head"))),
-        (Phase::Head, End::Http(ended)) => Some(refuse(Rejection::Malformed(reason(&ended)))),
-        // hyper met an error in its own answer or the client is gone: the cut itself tells.
-        (Phase::Answering | Phase::Answered, End::Late | End::Http(Err(_))) => return,
-        (Phase::Idle | Phase::Answering | Phase::Answered, _) => None,
-    };
+    let header_timeout = shield.settings.load().server.header_timeout;
+    let mut connection =
+        Connection { shared: Shared::new(io), clock: Box::pin(sleep(header_timeout)), header_timeout, used: false };
     tokio::select! {
-        // A client that is gone, or stays for too long, has had its answer.
-        // On the heap: a connection's task is as large as the largest of its steps for all its life.
-        _ = timeout(LINGER, Box::pin(part(io, last, unread))) => {}
-        () = shield.stop.ending.given() => {}
+        biased;
+        () = connection.talk(shield, handle, refuse) => {}
+        () = cut(shield) => {}
     }
 }
 
-/// Serves until hyper is done or a time limit is over.
-async fn run<H>(http: &mut H, exchange: &Exchange, shield: &Shield) -> End
-where
-    H: Future<Output = hyper::Result<()>> + Unpin,
-{
-    let header_timeout = shield.settings.load().server.header_timeout;
-    let limit = |state: State| match state.phase {
-        Phase::Idle if state.requests > 0 => Some(LONGEST_IDLE),
-        Phase::Idle | Phase::Head => Some(header_timeout),
-        // A running request has time limits of its own.
-        Phase::Answering | Phase::Answered => (state.blocked_at > 0).then_some(LONGEST_BLOCKED),
-    };
-    let mut clock = pin!(sleep(header_timeout));
-    let mut state = State::default();
-    let mut since = Instant::now();
-    poll_fn(move |cx| {
-        if let Poll::Ready(ended) = Pin::new(&mut *http).poll(cx) {
-            return Poll::Ready(End::Http(ended));
+/// What comes instead of a request.
+enum Nothing {
+    /// The client left, or has to go: there is nothing to say.
+    Left,
+    /// What is to be said of what came.
+    Bad(Rejection),
+}
+
+impl Nothing {
+    fn malformed(why: &'static str) -> Self {
+        Self::Bad(Rejection::Malformed(why))
+    }
+}
+
+/// The client is gone, or its answer is: there is nobody to tell.
+struct Gone;
+
+/// One client's connection.
+struct Connection<I> {
+    shared: Shared<I>,
+    clock: Pin<Box<Sleep>>,
+    header_timeout: Duration,
+    /// Whether there was a request.
+    used: bool,
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
+    /// Request by request, to the last one.
+    async fn talk<H, R, B>(&mut self, shield: &Shield, handle: H, refuse: impl Fn(Rejection) -> Response<B>)
+    where
+        H: Fn(Request<Incoming<I>>, Option<&'static str>) -> R,
+        R: Future<Output = Response<B>>,
+        B: Body<Data = Bytes> + Unpin,
+    {
+        let draining = &shield.stop.draining;
+        let mut leave = pin!(last_call(draining));
+        loop {
+            let head = match self.next(leave.as_mut()).await {
+                Ok(head) => head,
+                Err(Nothing::Left) => return self.part(false).await,
+                Err(Nothing::Bad(rejection)) => {
+                    if self.send(Answer::new(refuse(rejection), To::ANYBODY)).await.is_ok() {
+                        self.part(true).await;
+                    }
+                    return;
+                }
+            };
+            self.used = true;
+            let Head { request, rest, keep_alive, expects, fault } = head;
+            let to = To::new(request.method(), request.version());
+            let chunked = rest.exact_size().is_none();
+            let body = self.shared.body(rest, expects);
+            // On the heap, so that it goes with its request: a task keeps room for its largest step as long as it lives.
+            let handled = Box::pin(handle(request.map(|()| body), fault));
+            let Ok(answered) = self.unless_gone(unwound(handled)).await else { return };
+            let response = answered.unwrap_or_else(|panic| {
+                tracing::error!(panic = words(&*panic), "a request's handler panicked");
+                refuse(Rejection::Internal)
+            });
+            // Chunks that two servers count differently would hide a request: none follows them.
+            let unread = fault.is_some() || !self.shared.lock().rest.is_end();
+            let closes = !keep_alive || chunked || unread || draining.is_given();
+            let answer = Answer::new(response, To { closes, ..to });
+            let closes = answer.closes;
+            if self.send(answer).await.is_err() {
+                return;
+            }
+            if closes {
+                return self.part(unread).await;
+            }
         }
-        let now = exchange.state();
-        let Some(limit) = limit(now) else {
-            state = now;
-            return Poll::Pending;
+    }
+
+    /// The head of the next request.
+    async fn next(&mut self, mut leave: Pin<&mut impl Future<Output = ()>>) -> Result<Head, Nothing> {
+        let Self { shared, clock, header_timeout, used } = self;
+        let mut scanner = Scanner::default();
+        let (mut scanned, mut looked_at) = (0, 0);
+        // Since when nothing, or no more than a part of a head, has come.
+        let mut since = None;
+        let end = poll_fn(|cx| {
+            let mut inbound = shared.lock();
+            let line = &mut inbound.line;
+            loop {
+                let came = line.came();
+                if let Some(end) = scanner.feed(&came[scanned..]) {
+                    return Poll::Ready(Ok(scanned + end));
+                }
+                if came.len() > LARGEST_HEAD {
+                    return Poll::Ready(Err(Nothing::malformed(request::TOO_LARGE)));
+                }
+                // What cannot become a head is told at once. Not at every byte of one that drips in: that would be read as often.
+                if came.len() > 2 * looked_at {
+                    looked_at = came.len();
+                    Head::begins(came).map_err(Nothing::malformed)?;
+                }
+                let is_first = came.is_empty();
+                scanned = came.len();
+                match line.poll_more(cx) {
+                    Poll::Ready(Ok(0)) if !is_first => {
+                        return Poll::Ready(Err(Nothing::malformed("it ends within its head")));
+                    }
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Nothing::Left)),
+                    Poll::Ready(Ok(_)) if is_first => since = None,
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Pending => break,
+                }
+            }
+            let is_idle = line.came().is_empty();
+            if is_idle && leave.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(Nothing::Left));
+            }
+            let limit = if is_idle && *used { LONGEST_IDLE } else { *header_timeout };
+            let due = *since.get_or_insert_with(Instant::now) + limit;
+            ready!(poll_late(clock.as_mut(), due, cx));
+            Poll::Ready(Err(if is_idle { Nothing::Left } else { Nothing::Bad(Rejection::RequestTimeout("head")) }))
+        })
+        .await?;
+        let bytes = shared.lock().line.take(end);
+        Head::read(&bytes, scanner.finish()).map_err(Nothing::malformed)
+    }
+
+    /// What `asked` comes to, while the client waits for it.
+    async fn unless_gone<F: Future>(&self, asked: F) -> Result<F::Output, Gone> {
+        let mut asked = pin!(asked);
+        poll_fn(|cx| match asked.as_mut().poll(cx) {
+            Poll::Ready(answer) => Poll::Ready(Ok(answer)),
+            Poll::Pending => self.poll_gone(cx).map(Err),
+        })
+        .await
+    }
+
+    /// Reads ahead, so that a client that leaves is noticed while its request runs.
+    fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<Gone> {
+        let mut inbound = self.shared.lock();
+        // What is still to come of a body is read by who wants it.
+        while inbound.rest.is_end() && inbound.line.came().len() < MOST_AHEAD {
+            match ready!(inbound.line.poll_more(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(Gone),
+                Ok(_) => {}
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Sends all of an answer to a client that takes it.
+    async fn send<B>(&mut self, mut answer: Answer<B>) -> Result<(), Gone>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        // What was left, and since when.
+        let mut blocked: Option<(usize, Instant)> = None;
+        poll_fn(|cx| {
+            let sent = answer.poll(&self.shared, cx);
+            if let Poll::Ready(sent) = sent {
+                return Poll::Ready(sent.map_err(|_| Gone));
+            }
+            if let Poll::Ready(gone) = self.poll_gone(cx) {
+                return Poll::Ready(Err(gone));
+            }
+            let left = answer.unsent();
+            if left == 0 {
+                blocked = None;
+                return Poll::Pending;
+            }
+            let (_, since) = *match &mut blocked {
+                Some(at) if at.0 == left => at,
+                at => at.insert((left, Instant::now())),
+            };
+            poll_late(self.clock.as_mut(), since + LONGEST_BLOCKED, cx).map(|()| Err(Gone))
+        })
+        .await
+    }
+
+    /// Closes, so that the client can read its answer even if it goes on sending.
+    async fn part(&self, unread: bool) {
+        let unread = unread || !self.shared.lock().line.came().is_empty();
+        let close = async {
+            poll_fn(|cx| self.shared.lock().line.poll_close(cx)).await?;
+            if unread {
+                poll_fn(|cx| self.shared.lock().line.poll_rest(cx)).await?;
+            }
+            io::Result::Ok(())
         };
-        if now != state {
-            (state, since) = (now, Instant::now());
-        }
-        poll_late(clock.as_mut(), since + limit, cx).map(|()| End::Late)
-    })
-    .await
+        // A client that is gone, or stays for too long, has had its answer.
+        let _ = timeout(LINGER, close).await;
+    }
 }
 
 /// Tells the client to go with its next answer, and waits a moment for a request that is on its way.
-async fn last_call(draining: &Signal, exchange: &Exchange) {
+async fn last_call(draining: &Signal) {
     draining.given().await;
-    exchange.make_last();
     sleep(LAST_CALL).await;
 }
 
@@ -159,22 +273,6 @@ async fn last_call(draining: &Signal, exchange: &Exchange) {
 async fn cut(shield: &Shield) {
     shield.stop.ending.given().await;
     sleep(LAST_FRAME).await;
-}
-
-/// One request: whatever happens in it, there is one answer.
-async fn answer<B>(
-    handled: Pin<Box<impl Future<Output = Response<B>>>>,
-    refuse: &impl Fn(Rejection) -> Response<B>,
-    exchange: Arc<Exchange>,
-) -> Result<Response<Answer<B>>, Infallible> {
-    let mut response = unwound(handled).await.unwrap_or_else(|panic| {
-        tracing::error!(panic = words(&*panic), "a request's handler panicked");
-        refuse(Rejection::Internal)
-    });
-    if exchange.closes() {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    Ok(response.map(|body| Answer::new(body, exchange)))
 }
 
 /// The future's output, or its panic.
@@ -188,50 +286,6 @@ async fn unwound<F: Future>(mut future: Pin<Box<F>>) -> Result<F::Output, Box<dy
 
 fn words(panic: &(dyn Any + Send)) -> &str {
     panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
-}
-
-/// Says what hyper could not, and closes so that the client can read it.
-async fn part<I, B>(mut io: I, last: Option<Response<B>>, unread: bool) -> Result<(), Failure>
-where
-    I: AsyncRead + AsyncWrite + Unpin,
-    B: Body<Data = Bytes, Error: Into<Failure>>,
-{
-    if let Some(last) = last {
-        io.write_all(&written(last).await?).await?;
-    }
-    io.shutdown().await?;
-    if unread {
-        let mut sink = [0; 4096];
-        while io.read(&mut sink).await? > 0 {}
-    }
-    Ok(())
-}
-
-/// Why a head could not be read.
-fn reason(ended: &hyper::Result<()>) -> &'static str {
-    match ended {
-        Err(error) if error.is_parse_too_large() => "its head is larger than 64 KiB or has more than 100 headers",
-        Err(error) if error.is_parse() => "its request line or a header cannot be read",
-        Ok(()) | Err(_) => "it ends within its head",
-    }
-}
-
-/// An answer as it goes out, without hyper.
-async fn written<B>(answer: Response<B>) -> Result<Vec<u8>, Failure>
-where
-    B: Body<Data = Bytes, Error: Into<Failure>>,
-{
-    let (head, body) = answer.into_parts();
-    let status = head.status;
-    let mut bytes = format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or("")).into_bytes();
-    for (name, value) in &head.headers {
-        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            bytes.extend_from_slice(part);
-        }
-    }
-    bytes.extend_from_slice(b"\r\n");
-    bytes.extend_from_slice(&body.collect().await.map_err(Into::into)?.to_bytes());
-    Ok(bytes)
 }
 
 #[cfg(test)]

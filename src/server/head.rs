@@ -1,12 +1,11 @@
 //! Is a request's head one that every server reads the same way, and where does its request end?
 //!
-//! hyper has the last word on what is HTTP; this only looks for what hyper tidies away before a handler can see it:
+//! `httparse` has the last word on what is HTTP; this looks for what it takes and other servers may not:
 //! both Content-Length and Transfer-Encoding, a length twice, folded lines, bare line feeds, two hosts.
 
 use memchr::memchr;
 
-/// Bytes of a head at most. hyper's own bound is on a buffer that may take twice as much before it says no.
-pub(super) const LARGEST: usize = 64 << 10;
+use crate::wire::LARGEST_HEAD;
 
 /// How a request's end is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +73,7 @@ impl Head {
     /// Takes one line without its line feed; true at the empty line that ends the head.
     fn line(&mut self, line: &[u8]) -> bool {
         self.bytes += line.len();
-        if self.bytes > LARGEST {
+        if self.bytes > LARGEST_HEAD {
             self.fault("its head is larger than 64 KiB");
         }
         let line = line.strip_suffix(b"\r").unwrap_or_else(|| {
@@ -82,7 +81,7 @@ impl Head {
             line
         });
         let Some(first) = line.first() else {
-            // Empty lines before a request line are skipped, as hyper does.
+            // Empty lines before a request line are skipped, as `httparse` does.
             return self.started;
         };
         if !self.started {

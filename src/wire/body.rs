@@ -3,7 +3,6 @@
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use httparse::Status;
 use memchr::memchr;
 use tokio::io::AsyncRead;
 
@@ -11,6 +10,9 @@ use super::{LARGEST_HEAD, Line};
 
 /// Bytes of a line with a chunk's size, extensions included.
 const LONGEST_SIZE: usize = 16 << 10;
+
+/// Of a size; more would be over what can be counted.
+const MOST_DIGITS: usize = 15;
 
 /// What is still to come of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,14 +131,16 @@ impl Chunk {
             match *self {
                 Self::Data(0) => *self = Self::End,
                 Self::Data(_) | Self::Over => return Ok(()),
-                Self::Size => match httparse::parse_chunk_size(came) {
-                    Ok(Status::Complete((end, size))) => {
-                        line.skip(end);
-                        *self = if size == 0 { Self::Trailers(0) } else { Self::Data(size) };
+                Self::Size => {
+                    let end = memchr(b'\n', came);
+                    if end.unwrap_or(came.len()) > LONGEST_SIZE {
+                        return Err(Broken::BadChunk);
                     }
-                    Ok(Status::Partial) if came.len() < LONGEST_SIZE => return Ok(()),
-                    Ok(Status::Partial) | Err(_) => return Err(Broken::BadChunk),
-                },
+                    let Some(end) = end else { return Ok(()) };
+                    let size = size(&came[..end]).ok_or(Broken::BadChunk)?;
+                    line.skip(end + 1);
+                    *self = if size == 0 { Self::Trailers(0) } else { Self::Data(size) };
+                }
                 Self::End => match came {
                     [b'\r', b'\n', ..] => {
                         line.skip(2);
@@ -162,4 +166,16 @@ impl Chunk {
             }
         }
     }
+}
+
+/// The size that a chunk's first line tells, read strictly: whoever counts chunks differently sees another request.
+fn size(line: &[u8]) -> Option<u64> {
+    let line = line.strip_suffix(b"\r")?;
+    let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+    let extension = line[digits..].trim_ascii_start();
+    if digits == 0 || digits > MOST_DIGITS || !(extension.is_empty() || extension.starts_with(b";")) || extension.contains(&b'\r')
+    {
+        return None;
+    }
+    Some(line[..digits].iter().fold(0, |size, digit| size << 4 | u64::from(char::from(*digit).to_digit(16).unwrap_or_default())))
 }

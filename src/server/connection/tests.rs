@@ -2,11 +2,14 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use http_body_util::{Channel, Full, combinators::UnsyncBoxBody};
-use tokio::io::{DuplexStream, duplex};
+use http_body_util::{BodyExt as _, Channel, Full, combinators::UnsyncBoxBody};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
 use super::*;
 use crate::config::Settings;
+
+/// An answer's body that broke.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// A body that a test makes up.
 struct Made(UnsyncBoxBody<Bytes, Failure>);
@@ -49,7 +52,7 @@ fn shield() -> Arc<Shield> {
 }
 
 /// What the test's handler answers: `METHOD PATH BODY`, `/panic` panics, a fault is refused.
-async fn echo(request: Request<Incoming>, fault: Option<&'static str>) -> Response<Made> {
+async fn echo(request: Request<Incoming<DuplexStream>>, fault: Option<&'static str>) -> Response<Made> {
     if let Some(why) = fault {
         return Rejection::Malformed(why).into_response().map(Made::from);
     }
@@ -68,7 +71,7 @@ fn client(shield: &Arc<Shield>) -> DuplexStream {
 
 fn served<F, R>(shield: &Arc<Shield>, handle: F) -> DuplexStream
 where
-    F: Fn(Request<Incoming>, Option<&'static str>) -> R + Send + Sync + 'static,
+    F: Fn(Request<Incoming<DuplexStream>>, Option<&'static str>) -> R + Send + Sync + 'static,
     R: Future<Output = Response<Made>> + Send + 'static,
 {
     let (client, server) = duplex(1 << 16);
