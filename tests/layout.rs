@@ -6,11 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Left may use right, never back; `error`, `groq`, `config`, `headers` and `late` are the ground floor.
+/// Left may use right, never back; `error`, `groq`, `config`, `headers`, `late` and `wire` are the ground floor.
 const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("cli", &["admin", "config", "error", "groq", "limits", "proxy", "server", "sim", "telemetry", "upstream"]),
-    ("server", &["admin", "config", "error", "late", "proxy", "relay", "telemetry"]),
+    ("server", &["admin", "config", "error", "late", "proxy", "relay", "telemetry", "wire"]),
     ("admin", &["breaker", "config", "error", "groq", "limits", "proxy", "telemetry"]),
     (
         "proxy",
@@ -34,7 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("telemetry", &["breaker", "config", "error", "groq", "limits"]),
     ("call", &["config", "error", "estimate", "groq", "headers", "limits"]),
     ("limits", &["config", "groq"]),
-    ("upstream", &["config", "error", "groq", "headers", "late", "retry"]),
+    ("upstream", &["config", "error", "groq", "headers", "late", "retry", "wire"]),
     ("estimate", &["groq"]),
     ("config", &["groq"]),
     // Their policies are plain types of the configuration.
@@ -44,6 +44,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("groq", &[]),
     ("headers", &[]),
     ("late", &[]),
+    ("wire", &[]),
     ("intake", &["config", "error"]),
     ("sim", &[]),
 ];
