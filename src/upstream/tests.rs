@@ -14,6 +14,9 @@ use tokio::{
 
 use super::*;
 
+mod answers;
+mod sending;
+
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 /// An upstream whose connections run `serve`, and how many there were.
