@@ -5,22 +5,27 @@
 
 use std::{fmt, io, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Request, Uri, header, response::Parts, uri::PathAndQuery};
+use http::{Uri, response::Parts};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use tokio::time::{Instant, sleep};
 
 use crate::{config, error::Rejection};
 
+mod connection;
 mod dial;
+mod head;
+mod inflow;
 mod outgoing;
 mod pool;
 
+use connection::{Connection, NoHead};
 pub use dial::Io;
 use dial::Target;
-use outgoing::Pieces;
+use head::Head;
+pub use inflow::Inflow;
+use outgoing::Address;
 pub use outgoing::{Outgoing, next_piece};
-pub use pool::Inflow;
-use pool::{NoHead, Pool, Wire};
+use pool::Pool;
 
 /// Idle connections are looked at this often.
 const SWEEP: Duration = Duration::from_secs(15);
@@ -72,12 +77,6 @@ impl From<Why> for Rejection {
     }
 }
 
-impl From<&hyper::Error> for Why {
-    fn from(error: &hyper::Error) -> Self {
-        if error.is_parse() { Self::Invalid("it is not HTTP") } else { Self::Closed }
-    }
-}
-
 /// An answer whose head has come.
 #[derive(Debug)]
 pub struct Answer {
@@ -91,12 +90,10 @@ pub struct Answer {
 pub struct Upstream {
     target: Target,
     pool: Arc<Pool>,
-    host: HeaderValue,
-    prefix: String,
+    host: String,
+    address: Address,
     response_timeout: Duration,
     idle_timeout: Duration,
-    /// An HTTP proxy for a plain upstream: requests go to it in absolute form.
-    forward_proxy: Option<Intercept>,
 }
 
 fn is_loopback(url: &Uri) -> bool {
@@ -121,8 +118,9 @@ impl Upstream {
         }
         .intercept(&settings.base_url);
         let target = Target::new(settings, proxy.clone())?;
+        // A plain upstream is asked for in absolute form; to the other one the proxy makes a tunnel.
         let forward_proxy = proxy.filter(|_| !target.is_tls());
-        Ok(Self::to(target, forward_proxy, settings))
+        Ok(Self::to(target, forward_proxy.as_ref(), settings))
     }
 
     /// An upstream at the other end of connections made by `connect`: tests in virtual time.
@@ -130,41 +128,41 @@ impl Upstream {
         Self::to(Target::made_by(Box::new(connect), settings.connect_timeout), None, settings)
     }
 
-    fn to(target: Target, forward_proxy: Option<Intercept>, settings: &config::Upstream) -> Self {
+    fn to(target: Target, forward_proxy: Option<&Intercept>, settings: &config::Upstream) -> Self {
         let host = settings.base_url.authority().map_or("localhost", |authority| authority.as_str());
+        let prefix = settings.base_url.path().trim_end_matches('/');
+        let through_proxy = forward_proxy.map(Intercept::basic_auth);
         Self {
-            target,
             pool: Arc::default(),
-            host: HeaderValue::from_str(host).expect("an authority is a valid header"),
-            prefix: settings.base_url.path().trim_end_matches('/').to_owned(),
+            host: host.to_owned(),
+            address: Address::new(host, prefix, target.is_tls(), through_proxy),
+            target,
             response_timeout: settings.response_timeout,
             idle_timeout: settings.idle_timeout,
-            forward_proxy,
         }
     }
 
     /// The upstream's authority: the only one that a request in absolute form may name.
     pub fn authority(&self) -> &str {
-        self.host.to_str().unwrap_or_default()
+        &self.host
     }
 
     /// Sends one request and waits for the answer's head. `sending` is called right before the first byte may go out; it says when
     /// that is.
     pub async fn send(&self, outgoing: &mut Outgoing, mut sending: impl FnMut() -> Instant) -> Result<Answer, Failure> {
-        let mut request = self.request(outgoing);
+        let mut request = outgoing.encode(&self.address);
         loop {
-            let (wire, used_before) = self.connect().await?;
+            let (mut connection, used_before) = self.connect().await?;
             let due = sending() + self.response_timeout;
-            match wire.exchange(request, due).await {
-                Ok((head, incoming, wire)) => {
-                    let body = Inflow::new(incoming, wire, self.pool.clone(), self.idle_timeout);
-                    return Ok(Answer { head, body });
+            match connection.exchange(request, outgoing.is_head(), &mut outgoing.headers, due).await {
+                Ok(Head { parts, rest, stays }) => {
+                    let body = Inflow::new(rest, stays, connection, self.pool.clone(), self.idle_timeout);
+                    return Ok(Answer { head: parts, body });
                 }
                 // An idle connection that had closed: nothing went out, a new one takes it.
-                Err(NoHead::Unsent(unsent)) if used_before => request = *unsent,
+                Err(NoHead::Unsent(unsent)) if used_before => request = unsent,
                 Err(NoHead::Unsent(_)) => return Err(Failure::before_sending(Why::Closed)),
-                Err(NoHead::Late) => return Err(Failure::after_sending(Why::Timeout)),
-                Err(NoHead::Broken(error)) => return Err(Failure::after_sending(Why::from(&error))),
+                Err(NoHead::Failed(why)) => return Err(Failure::after_sending(why)),
             }
         }
     }
@@ -178,42 +176,13 @@ impl Upstream {
     }
 
     /// A connection, and whether it was used before.
-    async fn connect(&self) -> Result<(Box<Wire>, bool), Failure> {
-        if let Some(wire) = self.pool.take() {
-            return Ok((wire, true));
+    async fn connect(&self) -> Result<(Box<Connection>, bool), Failure> {
+        if let Some(connection) = self.pool.take() {
+            return Ok((connection, true));
         }
         // Seldom, and large: every request would carry room for it.
         let io = Box::pin(self.target.dial()).await.map_err(Failure::before_sending)?;
-        let wire = Wire::new(io).await.map_err(|_| Failure::before_sending(Why::Closed))?;
-        Ok((wire, false))
-    }
-
-    fn request(&self, outgoing: &mut Outgoing) -> Request<Pieces> {
-        let mut request = Request::new(outgoing.body());
-        *request.method_mut() = outgoing.method.clone();
-        *request.uri_mut() = self.uri(&outgoing.path);
-        *request.headers_mut() = outgoing.headers();
-        request.headers_mut().insert(header::HOST, self.host.clone());
-        if let Some(auth) = self.forward_proxy.as_ref().and_then(Intercept::basic_auth) {
-            request.headers_mut().insert(header::PROXY_AUTHORIZATION, auth.clone());
-        }
-        request
-    }
-
-    fn uri(&self, path: &PathAndQuery) -> Uri {
-        let mut parts = http::uri::Parts::default();
-        let path = if self.prefix.is_empty() {
-            path.clone()
-        } else {
-            let joined = format!("{}{path}", self.prefix);
-            joined.parse().expect("two paths make a path")
-        };
-        parts.path_and_query = Some(path);
-        if self.forward_proxy.is_some() {
-            parts.scheme = Some(http::uri::Scheme::HTTP);
-            parts.authority = Some(self.authority().parse().expect("checked by the configuration"));
-        }
-        Uri::from_parts(parts).expect("a path, or scheme, authority and path")
+        Ok((Connection::new(io), false))
     }
 }
 
