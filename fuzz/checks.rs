@@ -13,8 +13,9 @@ use groq_shield::{
     error::{Rejection, UpstreamError, stream_error},
     estimate::audio,
     groq::{Endpoint, RateState, RefusalText, SseTail, parse_duration, retry_after, stated_wait},
+    message::Headers,
 };
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::Value;
 
 /// One check.
@@ -39,7 +40,7 @@ pub(crate) fn refusal(bytes: &[u8]) {
         let _ = (refusal.hopeless(), refusal.dimension_or_derived());
     }
     let _ = (parse_duration(&text), stated_wait(&text));
-    let mut headers = HeaderMap::new();
+    let mut headers = Headers::new();
     if let Ok(value) = HeaderValue::from_bytes(bytes) {
         let names = [
             "retry-after",
@@ -49,7 +50,7 @@ pub(crate) fn refusal(bytes: &[u8]) {
             "x-ratelimit-reset-tokens",
         ];
         for name in names {
-            headers.insert(name, value.clone());
+            headers.insert(HeaderName::from_static(name), value.clone());
         }
     }
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
@@ -60,10 +61,8 @@ pub(crate) fn refusal(bytes: &[u8]) {
             let status = StatusCode::from_u16(status).expect("a status");
             let error = UpstreamError::new(status, headers.clone(), body, now);
             let answer = Rejection::Upstream(Box::new(error)).into_response();
-            assert_object(answer.body());
-            let wait = |name| {
-                answer.headers().get(name).map(|v: &HeaderValue| v.to_str().expect("text").parse::<u64>().expect("an integer"))
-            };
+            assert_object(&answer.body);
+            let wait = |name: &str| answer.head.headers.text(name).map(|value| value.parse::<u64>().expect("an integer"));
             let (seconds, ms) = (wait("retry-after"), wait("retry-after-ms"));
             assert_eq!(seconds, ms.map(|ms| ms.div_ceil(1000)));
         }
@@ -91,7 +90,7 @@ pub(crate) fn sse(bytes: &[u8]) {
 
 /// A form, its boundary `b`: read or passed, and the model is no longer than a name.
 pub(crate) fn multipart(bytes: &[u8]) {
-    let mut headers = HeaderMap::new();
+    let mut headers = Headers::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("multipart/form-data; boundary=b"));
     let body = Bytes::copy_from_slice(bytes);
     for endpoint in [Endpoint::Transcription, Endpoint::Translation, Endpoint::Files] {
@@ -103,7 +102,7 @@ pub(crate) fn multipart(bytes: &[u8]) {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     for endpoint in [Endpoint::Chat, Endpoint::Responses, Endpoint::Embeddings, Endpoint::Speech] {
         if let Err(rejection) = Facts::of(endpoint, &headers, &body) {
-            assert_object(rejection.into_response().body());
+            assert_object(&rejection.into_response().body);
         }
     }
 }

@@ -7,9 +7,12 @@
 use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 
-use crate::groq::Dimension;
+use crate::{
+    groq::Dimension,
+    message::{Head, Headers, Response},
+};
 
 mod frame;
 mod table;
@@ -148,7 +151,7 @@ impl Rejection {
         let row = self.row();
         let (mut headers, body) = match self {
             Self::Upstream(error) => (error.headers, error.body),
-            _ => (HeaderMap::new(), None),
+            _ => (Headers::new(), None),
         };
         let body = body.unwrap_or_else(|| object(&row, None));
         let after = row.retry_after.map(spread);
@@ -168,10 +171,7 @@ impl Rejection {
         if row.close {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        let mut response = Response::new(body);
-        *response.status_mut() = row.status;
-        *response.headers_mut() = headers;
-        response
+        Response { head: Head { status: row.status, reason: None, headers }, body }
     }
 
     /// The last frame of a stream that broke: every client tested raises on it.
@@ -217,8 +217,7 @@ mod tests {
             let told: Vec<_> = (0..100)
                 .map(|_| {
                     let response = Rejection::Overloaded { retry_after: stated }.into_response();
-                    let number =
-                        |name: &str| response.headers()[name].to_str().expect("text").parse::<u64>().expect("an integer");
+                    let number = |name: &str| response.head.headers.text(name).expect("text").parse::<u64>().expect("an integer");
                     let (seconds, ms) = (number("retry-after"), number("retry-after-ms"));
                     assert_eq!(seconds, ms.div_ceil(1000), "one wait in both headers");
                     assert!(

@@ -31,6 +31,7 @@ pub mod headers;
 pub mod intake;
 mod late;
 pub mod limits;
+pub mod message;
 pub mod proxy;
 pub mod relay;
 pub mod retry;

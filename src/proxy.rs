@@ -3,13 +3,13 @@
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use bytes::Bytes;
-use http::{Request, Response};
 use tokio::time::{Instant, sleep};
 
 use crate::{
     config::Settings,
     error::Rejection,
     limits::Reservation,
+    message::{Request, Response},
     relay::{self, Body, Carried, Ending, Opened},
     retry::{Attempts, Verdict},
     telemetry::Record,
@@ -27,7 +27,7 @@ pub use shield::Shield;
 
 /// Answers one request, whatever happens.
 ///
-/// `ambiguous`: the head's bytes could be read as more than one request; seen by the connection, since hyper hides it.
+/// `ambiguous`: the head's bytes could be read as more than one request; seen by the connection.
 pub fn handle<B>(
     shield: &Arc<Shield>,
     request: Request<B>,
@@ -66,7 +66,7 @@ async fn read<B>(shield: Arc<Shield>, request: Request<B>, ambiguous: Option<&'s
 where
     B: http_body::Body<Data = Bytes>,
 {
-    let mut record = Box::new(Record::new(&shield.telemetry, request.uri().path(), Instant::now()));
+    let mut record = Box::new(Record::new(&shield.telemetry, request.uri.path(), Instant::now()));
     let settings = shield.settings.load_full();
     match shield.read(request, ambiguous, &settings, &mut record).await {
         Ok((call, outgoing)) => Ok(Asked { shield, settings, call, outgoing, record }),

@@ -8,15 +8,16 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, header, response::Parts};
+use http::header;
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
     groq::Usage,
     limits::{Reservation, Spent},
+    message::{Head, Headers},
     telemetry::Record,
-    upstream::{Inflow, Why, next_piece},
+    upstream::{Inflow, Why},
 };
 
 mod ending;
@@ -57,8 +58,8 @@ pub enum Opened {
 ///
 /// # Errors
 /// The answer broke before a byte of it went out: sending again is safe for the app.
-pub async fn open(head: &Parts, body: Inflow, expected: Expected, must_end: bool) -> Result<Opened, Why> {
-    let encoded = head.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
+pub async fn open(head: &Head, body: Inflow, expected: Expected, must_end: bool) -> Result<Opened, Why> {
+    let encoded = head.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != b"identity");
     let media = media_type(&head.headers);
     if encoded || body.is_end() && expected != Expected::Json {
         return Ok(Opened::Pass(Box::new(Pass::new(Bytes::new(), body))));
@@ -122,8 +123,8 @@ pub async fn error_body(mut body: Inflow, limit: usize, time: Duration) -> Bytes
 }
 
 /// The media type alone.
-fn media_type(headers: &HeaderMap) -> &str {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+fn media_type(headers: &Headers) -> &str {
+    let value = headers.text(header::CONTENT_TYPE).unwrap_or_default();
     if value == "application/json" { value } else { value.split(';').next().unwrap_or_default().trim() }
 }
 
@@ -209,7 +210,7 @@ impl http_body::Body for Body {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match self.get_mut() {
-            Self::Full { bytes, .. } => Poll::Ready(next_piece(bytes).map(|piece| Ok(Frame::data(piece)))),
+            Self::Full { bytes, .. } => Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(std::mem::take(bytes))))),
             Self::Stream(stream) => stream.poll_data(cx).map(|data| data.map(|data| Ok(Frame::data(data)))),
             Self::Pass(pass) => pass.poll_data(cx).map(|data| data.map(|data| data.map(Frame::data))),
             Self::Waiting(waiting) => waiting.poll_data(cx).map(|data| data.map(|data| data.map(Frame::data))),

@@ -5,11 +5,11 @@
 
 use std::{fmt, io, sync::Arc, time::Duration};
 
-use http::{Uri, response::Parts};
+use http::Uri;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use tokio::time::{Instant, sleep};
 
-use crate::{config, error::Rejection};
+use crate::{config, error::Rejection, message};
 
 mod connection;
 mod dial;
@@ -24,7 +24,7 @@ use dial::Target;
 use head::Head;
 pub use inflow::Inflow;
 use outgoing::Address;
-pub use outgoing::{Outgoing, next_piece};
+pub use outgoing::Outgoing;
 use pool::Pool;
 
 /// Idle connections are looked at this often.
@@ -81,7 +81,7 @@ impl From<Why> for Rejection {
 #[derive(Debug)]
 pub struct Answer {
     /// Status and headers.
-    pub head: Parts,
+    pub head: message::Head,
     /// What is still to come.
     pub body: Inflow,
 }
@@ -154,10 +154,10 @@ impl Upstream {
         loop {
             let (mut connection, used_before) = self.connect().await?;
             let due = sending() + self.response_timeout;
-            match connection.exchange(request, outgoing.is_head(), &mut outgoing.headers, due).await {
-                Ok(Head { parts, rest, stays }) => {
+            match connection.exchange(request, outgoing.is_head(), due).await {
+                Ok(Head { message, rest, stays }) => {
                     let body = Inflow::new(rest, stays, connection, self.pool.clone(), self.idle_timeout);
-                    return Ok(Answer { head: parts, body });
+                    return Ok(Answer { head: message, body });
                 }
                 // An idle connection that had closed: nothing went out, a new one takes it.
                 Err(NoHead::Unsent(unsent)) if used_before => request = unsent,

@@ -16,12 +16,13 @@ use bytes::{Buf as _, Bytes, BytesMut, buf::Chain};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 mod body;
-mod head;
-mod maps;
 
 pub(crate) use body::{Broken, Rest};
-pub(crate) use head::{LARGEST_HEAD, MOST_HEADERS, put_headers, put_status, read_headers};
-pub(crate) use maps::{empty_map, give_map};
+
+/// Bytes of a head at most.
+pub(crate) const LARGEST_HEAD: usize = 64 << 10;
+/// Headers of a head at most.
+pub(crate) const MOST_HEADERS: usize = 100;
 
 /// Bytes read at once. What came is copied from here to memory of just its size: so a connection keeps no buffer while nothing
 /// comes, and however large its largest message was.

@@ -6,11 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Left may use right, never back; `error`, `groq`, `config`, `headers`, `late` and `wire` are the ground floor.
+/// Left may use right, never back; `error`, `groq`, `config`, `late`, `message` and `wire` are the ground floor.
 const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("cli", &["admin", "config", "error", "groq", "limits", "proxy", "server", "sim", "telemetry", "upstream"]),
-    ("server", &["admin", "config", "error", "late", "proxy", "relay", "telemetry", "wire"]),
+    ("server", &["admin", "config", "error", "late", "message", "proxy", "relay", "telemetry", "wire"]),
     ("admin", &["breaker", "config", "error", "groq", "limits", "proxy", "telemetry"]),
     (
         "proxy",
@@ -24,26 +24,28 @@ const ARROWS: &[(&str, &[&str])] = &[
             "headers",
             "intake",
             "limits",
+            "message",
             "relay",
             "retry",
             "telemetry",
             "upstream",
         ],
     ),
-    ("relay", &["error", "estimate", "groq", "limits", "telemetry", "upstream"]),
+    ("relay", &["error", "estimate", "groq", "limits", "message", "telemetry", "upstream"]),
     ("telemetry", &["breaker", "config", "error", "groq", "limits"]),
-    ("call", &["config", "error", "estimate", "groq", "headers", "limits"]),
+    ("call", &["config", "error", "estimate", "groq", "headers", "limits", "message"]),
     ("limits", &["config", "groq"]),
-    ("upstream", &["config", "error", "groq", "headers", "late", "retry", "wire"]),
+    ("upstream", &["config", "error", "groq", "headers", "late", "message", "retry", "wire"]),
     ("estimate", &["groq"]),
     ("config", &["groq"]),
     // Their policies are plain types of the configuration.
     ("retry", &["config"]),
     ("breaker", &["config"]),
-    ("error", &["groq"]),
-    ("groq", &[]),
-    ("headers", &[]),
+    ("error", &["groq", "message"]),
+    ("groq", &["message"]),
+    ("headers", &["message"]),
     ("late", &[]),
+    ("message", &[]),
     ("wire", &[]),
     ("intake", &["config", "error"]),
     ("sim", &[]),

@@ -21,11 +21,12 @@ use bytes::Bytes;
 use fastrand::Rng;
 use groq_shield::{
     config::{self, Plan, Settings},
+    message::{Request, Response},
     proxy::{Shield, handle},
     sim::{self, Sim, Stranger},
     upstream::{Io, Upstream},
 };
-use http::{Request, StatusCode};
+use http::{HeaderName, Method, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full};
 use serde_json::json;
 use tokio::{
@@ -209,16 +210,18 @@ async fn client(shield: Arc<Shield>, ends: Rc<Ends>, mut random: Rng, number: us
     let content = format!("[[sim completion={completion} head_ms={latency}]] {}", "word ".repeat(random.usize(1..300)));
     let body = json!({"model": "m", "stream": stream, "max_completion_tokens": completion + random.u64(0..800),
                       "messages": [{"role": "user", "content": content}]});
-    let request = Request::post("/openai/v1/chat/completions")
-        .header("authorization", "Bearer gsk_test")
-        .header("content-type", "application/json")
-        .header("x-shield-app", format!("app{}", number % 3))
-        .body(Full::new(Bytes::from(body.to_string())))
-        .expect("a request");
+    let app = format!("app{}", number % 3);
+    let headers = [("authorization", "Bearer gsk_test"), ("content-type", "application/json"), ("x-shield-app", &app)];
+    let headers = headers.map(|(name, value)| (HeaderName::from_static(name), value.parse().expect("a value")));
+    let request = Request {
+        method: Method::POST,
+        uri: Uri::from_static("/openai/v1/chat/completions"),
+        headers: headers.into_iter().collect(),
+        body: Full::new(Bytes::from(body.to_string())),
+    };
     let story = async {
-        let response = handle(&shield, request, None).await;
-        let (status, headers) = (response.status(), response.headers().clone());
-        (status, headers, response.into_body().collect().await.map(|body| body.to_bytes()))
+        let Response { head, body } = handle(&shield, request, None).await;
+        (head.status, head.headers, body.collect().await.map(|body| body.to_bytes()))
     };
     // Some leave after a time, some at the n-th time that they are looked at: at any await.
     let (after, polls) = match (leaving, random.u8(..100)) {

@@ -7,12 +7,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, header};
+use http::{StatusCode, header};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{INVALID, LONGEST_MESSAGE, SERVER};
-use crate::groq::{self, RefusalText};
+use crate::{
+    groq::{self, RefusalText},
+    message::Headers,
+};
 
 /// An error answer of the upstream's, made presentable.
 #[derive(Clone, Debug)]
@@ -28,7 +31,7 @@ pub struct UpstreamError {
     /// How long the upstream says to wait: its text's exact figure, or its `retry-after`. `None` where waiting cures nothing.
     pub retry_after: Option<Duration>,
     /// The upstream's end-to-end headers, without those that described its body.
-    pub headers: HeaderMap,
+    pub headers: Headers,
     /// The upstream's own object, masked; `None` where there was none to pass.
     pub body: Option<Bytes>,
     /// Whether the object is ours, because the upstream's answer carried none.
@@ -43,7 +46,7 @@ type Members<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 
 impl UpstreamError {
     /// Reads an error answer. `headers` are end-to-end ones already; `now` is what an HTTP date is held against.
-    pub fn new(status: StatusCode, mut headers: HeaderMap, body: &[u8], now: SystemTime) -> Self {
+    pub fn new(status: StatusCode, mut headers: Headers, body: &[u8], now: SystemTime) -> Self {
         let object = members(body);
         let message = object.as_ref().and_then(|object| text(object.get("message")));
         let refusal = message.as_deref().and_then(RefusalText::parse);
@@ -55,9 +58,7 @@ impl UpstreamError {
             _ if message.is_some() && (status.is_client_error() || status.is_server_error()) => status,
             _ => documented(status),
         };
-        for name in OF_THE_BODY {
-            headers.remove(name);
-        }
+        headers.retain(|name, _| !OF_THE_BODY.iter().any(|gone| name.eq_ignore_ascii_case(gone.as_str().as_bytes())));
         let mut error = Self {
             status: shown,
             kind: kind_by_status(shown, refusal.as_ref()),

@@ -1,11 +1,12 @@
 //! What does the app see of it? The answer's or the rejection's head, stamped; the record goes on with the body.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header};
-use hyper::ext::ReasonPhrase;
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode, header};
 
 use crate::{
     error::Rejection,
     headers,
+    message::{Headers, Response},
     relay::{Body, Carried, Opened},
     telemetry::{Record, Source},
 };
@@ -17,13 +18,12 @@ const FITTED: HeaderName = HeaderName::from_static("x-shield-fitted");
 
 /// An answer that has begun well: the upstream's, and what the shield has to add.
 pub(super) fn deliver(answer: Response<Opened>, mut carried: Carried, fitted: Option<(u64, u64)>) -> Response<Body> {
-    let (mut head, opened) = answer.into_parts();
+    let Response { mut head, body: opened } = answer;
     headers::from_upstream(&mut head.headers);
     if let Opened::Stream(_) = opened {
         // A stream that breaks gets a frame that no length announced has room for.
         head.headers.remove(header::CONTENT_LENGTH);
     }
-    head.version = Version::HTTP_11;
     carried.record.status = head.status.as_u16();
     carried.record.source = Source::Upstream;
     stamp(&mut head.headers, &mut carried.record);
@@ -31,7 +31,7 @@ pub(super) fn deliver(answer: Response<Opened>, mut carried: Carried, fitted: Op
         let value = HeaderValue::from_str(&format!("{from}>{to}"));
         head.headers.insert(FITTED, value.expect("two numbers are a header"));
     }
-    Response::from_parts(head, Body::new(opened, carried))
+    Response { head, body: Body::new(opened, carried) }
 }
 
 /// A failure as the documented object.
@@ -43,12 +43,12 @@ pub(super) fn reject(rejection: Rejection, mut record: Box<Record>) -> Response<
     };
     record.status = rejection.status().as_u16();
     record.error = Some(rejection.summary());
-    let (mut head, body) = rejection.into_response().into_parts();
+    let Response { mut head, body } = rejection.into_response();
     stamp(&mut head.headers, &mut record);
     if head.status.canonical_reason().is_none() {
-        head.extensions.insert(ReasonPhrase::from_static(reason(head.status)));
+        head.reason = Some(Bytes::from_static(reason(head.status)));
     }
-    Response::from_parts(head, Body::failure(body, record))
+    Response { head, body: Body::failure(body, record) }
 }
 
 /// Groq's words for the statuses of its own.
@@ -70,10 +70,10 @@ fn number(number: u64) -> HeaderValue {
 }
 
 /// What is added to every answer.
-fn stamp(headers: &mut HeaderMap, record: &mut Record) {
+fn stamp(headers: &mut Headers, record: &mut Record) {
     headers.insert(WAIT, number(record.wait.as_millis() as u64));
     headers.insert(ATTEMPTS, number(record.attempts.into()));
-    if !headers.contains_key(REQUEST_ID) {
+    if !headers.contains_key(&REQUEST_ID) {
         record.id = format!("req_shield_{:032x}", fastrand::u128(..));
         headers.insert(REQUEST_ID, HeaderValue::from_str(&record.id).expect("letters and digits"));
     }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderName, Response, StatusCode};
+use http::StatusCode;
 use tokio::time::Instant;
 
 use super::{Shield, read::Call};
@@ -12,13 +12,12 @@ use crate::{
     error::{Rejection, UpstreamError},
     groq::{RateState, RefusalText},
     limits::{Place, Reservation, Spent},
+    message::Response,
     relay::{self, Opened},
     retry::Class,
     telemetry::{self, Record},
     upstream::{Failure, Outgoing, Why},
 };
-
-static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Of an error's body no more is read, bytes.
 const LARGEST_ERROR: usize = 1 << 20;
@@ -65,7 +64,7 @@ impl Shield {
         };
         let now = Instant::now();
         record.time_to_head = sent_at.map(|sent_at| now - sent_at);
-        record.upstream_id = answer.head.headers.get(&REQUEST_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
+        record.upstream_id = answer.head.headers.text("x-request-id").map(str::to_owned);
         let state = RateState::of(&answer.head.headers);
         let status = answer.head.status;
         if status.is_client_error() || status.is_server_error() {
@@ -84,7 +83,7 @@ impl Shield {
             reservation.observe(&state, now);
         }
         match relay::open(&answer.head, answer.body, call.expected(outgoing), call.stream_must_end()).await {
-            Ok(opened) => Outcome::Opened(Box::new(Response::from_parts(answer.head, opened))),
+            Ok(opened) => Outcome::Opened(Box::new(Response { head: answer.head, body: opened })),
             Err(why) => Outcome::Failed(Failure::after_sending(why)),
         }
     }

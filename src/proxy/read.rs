@@ -1,7 +1,7 @@
 //! What is asked? The head is judged first, then the body is read, once; every attempt replays it for free.
 
 use bytes::Bytes;
-use http::{HeaderName, Method, Request, uri::PathAndQuery};
+use http::{Method, Uri, uri::PathAndQuery};
 use tokio::time::Instant;
 
 use super::Shield;
@@ -13,12 +13,11 @@ use crate::{
     groq::{Endpoint, map_path},
     headers, intake,
     limits::{Ask, Pool},
+    message::Request,
     relay::Expected,
     telemetry::Record,
     upstream::Outgoing,
 };
-
-static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// One request, read.
 pub(super) struct Call {
@@ -48,17 +47,16 @@ impl Shield {
     where
         B: http_body::Body<Data = Bytes>,
     {
-        let (head, body) = request.into_parts();
+        let Request { method, uri, mut headers, body } = request;
         if let Some(why) = ambiguous {
             return Err(Rejection::Malformed(why));
         }
-        self.check_destination(&head)?;
-        let path = mapped(&head.uri)?;
-        let endpoint = Endpoint::of(&head.method, path.path());
+        self.check_destination(&method, &uri)?;
+        let path = mapped(&uri)?;
+        let endpoint = Endpoint::of(&method, path.path());
         record.endpoint = endpoint.label();
-        let mut headers = head.headers;
-        record.traceparent = headers.get(&TRACEPARENT).and_then(|t| t.to_str().ok()).map(str::to_owned);
-        let identity = self.identities.load().resolve(&head.method, &headers)?;
+        record.traceparent = headers.text("traceparent").map(str::to_owned);
+        let identity = self.identities.load().resolve(&method, &headers)?;
         record.app = identity.app.clone();
         record.class = identity.class;
 
@@ -79,21 +77,21 @@ impl Shield {
             client_retry: call::is_client_retry(&headers),
         };
         let patience = call::patience(&headers, &settings.queue, || self.limits.usual_time_to_head(&ask));
-        headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio(), body.len());
+        headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio());
         identity.authorise(&mut headers);
         let lane = (identity.organisation, facts.model.clone());
         let read_at = Instant::now();
         let deadline = read_at + patience;
         let call = Call { ask, lane, read_at, deadline, fitted: None, endpoint, facts, _held: held };
-        Ok((Box::new(call), Outgoing::new(head.method, path, headers, body)))
+        Ok((Box::new(call), Outgoing::new(method, path, headers, body)))
     }
 
     /// The absolute form is served for the upstream's own authority; CONNECT never is.
-    fn check_destination(&self, head: &http::request::Parts) -> Result<(), Rejection> {
-        if head.method == Method::CONNECT {
+    fn check_destination(&self, method: &Method, uri: &Uri) -> Result<(), Rejection> {
+        if method == Method::CONNECT {
             return Err(Rejection::Destination("CONNECT is not served.".into()));
         }
-        let Some(authority) = head.uri.authority() else { return Ok(()) };
+        let Some(authority) = uri.authority() else { return Ok(()) };
         let ours: http::uri::Authority = self.upstream.authority().parse().expect("checked by the configuration");
         let default_port = |port: Option<u16>| port.filter(|port| !matches!(port, 80 | 443));
         let same = authority.host().eq_ignore_ascii_case(ours.host())
@@ -103,7 +101,7 @@ impl Shield {
 }
 
 /// The path as Groq knows it.
-fn mapped(uri: &http::Uri) -> Result<PathAndQuery, Rejection> {
+fn mapped(uri: &Uri) -> Result<PathAndQuery, Rejection> {
     let Some(path) = uri.path_and_query() else { return Ok(PathAndQuery::from_static("/")) };
     match map_path(path.as_str()) {
         std::borrow::Cow::Borrowed(same) if same.len() == path.as_str().len() => Ok(path.clone()),

@@ -8,12 +8,15 @@ use std::{
 };
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use http::{Method, Response, Version, header};
+use http::{Method, StatusCode, Version};
 use http_body::Body;
 use tokio::io::AsyncWrite;
 
 use super::request::{Shared, unsent};
-use crate::wire::{Unsent, give_map, put_headers, put_status};
+use crate::{
+    message::{Head, Response},
+    wire::Unsent,
+};
 
 /// A piece of so many bytes is worth a write of its own, beside a copy.
 const LARGE: usize = 32 << 10;
@@ -69,8 +72,8 @@ where
 {
     /// Puts the head together.
     pub(super) fn new(response: Response<B>, to: To) -> Self {
-        let (head, body) = response.into_parts();
-        let bodiless = to.is_head || head.status.is_informational() || matches!(head.status.as_u16(), 204 | 304);
+        let Response { head: Head { status, reason, mut headers }, body } = response;
+        let bodiless = to.is_head || status.is_informational() || matches!(status.as_u16(), 204 | 304);
         let size = body.size_hint().exact();
         let framing = match size {
             _ if bodiless => Framing::Sized(0),
@@ -80,17 +83,28 @@ where
         };
         let closes = to.closes || framing == Framing::UntilClosed;
         let small = size.filter(|size| !bodiless && *size < LARGE as u64).unwrap_or(0) as usize;
-        let values: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-        let mut out = BytesMut::with_capacity(ROOM + values + small);
+        let mut out = BytesMut::with_capacity(ROOM + headers.size() + small);
         let version = if to.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" };
-        put_status(&mut out, version, head.status, &head.extensions);
-        // Of an answer without a body its length, if one is told, is the upstream's to say.
-        put_headers(&mut out, &head.headers, |name| !bodiless && *name == header::CONTENT_LENGTH || *name == header::CONNECTION);
+        put_status(&mut out, version, status, reason.as_deref());
+        let (mut is_dated, mut tells_length) = (false, false);
+        headers.retain(|name, _| {
+            let is = |word: &str| name.eq_ignore_ascii_case(word.as_bytes());
+            match name.len() {
+                4 if is("date") => is_dated = true,
+                10 if is("connection") => return false,
+                14 if is("content-length") => {
+                    tells_length = true;
+                    // Of an answer without a body its length, if one is told, is the upstream's to say.
+                    return bodiless;
+                }
+                _ => {}
+            }
+            true
+        });
+        headers.put(&mut out);
         match framing {
             _ if bodiless => {
-                if let Some(size) =
-                    size.filter(|size| to.is_head && *size > 0 && !head.headers.contains_key(header::CONTENT_LENGTH))
-                {
+                if let Some(size) = size.filter(|size| to.is_head && *size > 0 && !tells_length) {
                     put_length(&mut out, size);
                 }
             }
@@ -103,11 +117,10 @@ where
         } else if to.version == Version::HTTP_10 {
             out.put_slice(b"connection: keep-alive\r\n");
         }
-        if !head.headers.contains_key(header::DATE) {
+        if !is_dated {
             put_date(&mut out);
         }
         out.put_slice(b"\r\n");
-        give_map(head.headers);
         Self { unsent: unsent(out), body: (!bodiless).then_some(body), framing, closes }
     }
 
@@ -194,6 +207,13 @@ where
     }
 }
 
+fn put_status(out: &mut BytesMut, version: &str, status: StatusCode, reason: Option<&[u8]>) {
+    let reason = reason.unwrap_or_else(|| status.canonical_reason().unwrap_or_default().as_bytes());
+    for part in [version.as_bytes(), b" ", status.as_str().as_bytes(), b" ", reason, b"\r\n"] {
+        out.put_slice(part);
+    }
+}
+
 fn put_length(out: &mut BytesMut, length: u64) {
     out.put_slice(b"content-length: ");
     out.put_slice(itoa::Buffer::new().format(length).as_bytes());
@@ -220,4 +240,100 @@ fn put_date(out: &mut BytesMut) {
         }
         out.put_slice(text.as_bytes());
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, future::poll_fn};
+
+    use http_body::{Frame, SizeHint};
+    use http_body_util::{Channel, Full};
+    use tokio::io::{AsyncReadExt as _, duplex};
+
+    use super::*;
+
+    #[test]
+    fn a_reason_of_the_upstreams_own_is_said() {
+        for (status, reason, line) in [
+            (200, None, "HTTP/1.1 200 OK\r\n"),
+            (498, None, "HTTP/1.1 498 \r\n"),
+            (498, Some("Flex Tier"), "HTTP/1.1 498 Flex Tier\r\n"),
+            (200, Some("Fine"), "HTTP/1.1 200 Fine\r\n"),
+        ] {
+            let mut out = BytesMut::new();
+            let status = StatusCode::from_u16(status).expect("a status");
+            put_status(&mut out, "HTTP/1.1", status, reason.map(str::as_bytes));
+            assert_eq!(out, line);
+        }
+    }
+
+    fn answer<B: Body<Data = Bytes> + Unpin>(body: B, version: Version) -> Answer<B> {
+        Answer::new(Response { head: Head::default(), body }, To { is_head: false, version, closes: false })
+    }
+
+    /// What was sent of it, and the most that it ever put together in memory.
+    async fn sent<B: Body<Data = Bytes> + Unpin>(mut answer: Answer<B>) -> (Vec<u8>, usize) {
+        let (ours, mut theirs) = duplex(1 << 16);
+        let read = tokio::spawn(async move {
+            let mut all = Vec::new();
+            theirs.read_to_end(&mut all).await.map(|_| all)
+        });
+        let (shared, mut most) = (Shared::new(ours), 0);
+        let sent = poll_fn(|cx| {
+            let sent = answer.poll(&shared, cx);
+            most = most.max(answer.unsent.first_ref().capacity());
+            sent
+        });
+        sent.await.expect("it is whole");
+        drop(shared);
+        (read.await.expect("it ran").expect("it is open"), most)
+    }
+
+    /// A connection that has carried something large once must not hold as much for as long as it lives.
+    #[tokio::test]
+    async fn what_is_large_goes_out_without_a_copy() {
+        let large = Bytes::from(vec![b'x'; 1 << 20]);
+        for version in [Version::HTTP_10, Version::HTTP_11] {
+            let (all, most) = sent(answer(Full::new(large.clone()), version)).await;
+            assert!(all.ends_with(&large) && most < 8 << 10, "{most}");
+        }
+        let (mut send, body) = Channel::<Bytes, Infallible>::new(64);
+        for _ in 0..64 {
+            send.try_send(Frame::data(large.slice(..16 << 10))).unwrap_or_else(|_| panic!("there is room"));
+        }
+        drop(send);
+        let (all, most) = sent(answer(body, Version::HTTP_11)).await;
+        assert!(all.ends_with(b"0\r\n\r\n") && all.len() > 1 << 20 && most <= 256 << 10, "{most}");
+    }
+
+    /// Else its client could take it for the whole answer.
+    #[tokio::test]
+    async fn a_body_of_another_length_than_was_told_is_cut() {
+        struct Lying(Option<Bytes>);
+        impl Body for Lying {
+            type Data = Bytes;
+            type Error = Infallible;
+            fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+                Poll::Ready(self.0.take().map(|data| Ok(Frame::data(data))))
+            }
+            fn size_hint(&self) -> SizeHint {
+                SizeHint::with_exact(2)
+            }
+        }
+        for body in ["x", "xxx"] {
+            let mut answer = answer(Lying(Some(Bytes::from_static(body.as_bytes()))), Version::HTTP_11);
+            let shared = Shared::new(duplex(1 << 16).0);
+            let sent = poll_fn(|cx| Poll::Ready(answer.poll(&shared, cx))).await;
+            assert!(matches!(sent, Poll::Ready(Err(Cut))));
+        }
+    }
+
+    #[test]
+    fn sizes_of_chunks_are_hexadecimal() {
+        for size in [0, 1, 9, 10, 15, 16, 255, 256, 0xabcde, usize::MAX] {
+            let mut out = BytesMut::new();
+            put_size(&mut out, size);
+            assert_eq!(out, format!("{size:X}\r\n"));
+        }
+    }
 }

@@ -12,7 +12,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
 use http_body::Body;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -27,6 +26,7 @@ use super::{
 use crate::{
     error::Rejection,
     late::poll_late,
+    message::{Request, Response},
     proxy::{self, Shield},
     relay::Signal,
     wire::LARGEST_HEAD,
@@ -122,12 +122,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
                 }
             };
             self.used = true;
-            let Head { request, rest, keep_alive, expects, fault } = head;
-            let to = To::new(request.method(), request.version());
+            let Head { request, version, rest, keep_alive, expects, fault } = head;
+            let to = To::new(&request.method, version);
             let chunked = rest.exact_size().is_none();
             let body = self.shared.body(rest, expects);
             // On the heap, so that it goes with its request: a task keeps room for its largest step as long as it lives.
-            let handled = Box::pin(handle(request.map(|()| body), fault));
+            let handled = Box::pin(handle(request.with(body), fault));
             let Ok(answered) = self.unless_gone(unwound(handled)).await else { return };
             let response = answered.unwrap_or_else(|panic| {
                 tracing::error!(panic = words(&*panic), "a request's handler panicked");

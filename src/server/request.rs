@@ -8,12 +8,15 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, Request, Uri, Version, header};
+use http::{Method, Uri, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::head::Framing;
-use crate::wire::{Broken, Line, MOST_HEADERS, Rest, Unsent, empty_map, read_headers};
+use crate::{
+    message::{Found, Headers, Request},
+    wire::{Broken, Line, MOST_HEADERS, Rest, Unsent},
+};
 
 /// What is said to a client that asks before it sends its body.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -21,6 +24,7 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// A head that is HTTP.
 pub(super) struct Head {
     pub(super) request: Request<()>,
+    pub(super) version: Version,
     /// What follows it.
     pub(super) rest: Rest,
     /// Whether the client wants to go on with this connection.
@@ -54,25 +58,22 @@ impl Head {
         let (Some(method), Some(path), Some(minor)) = (parsed.method, parsed.path, parsed.version) else {
             return Err(UNREADABLE);
         };
-        let mut request = Request::new(());
-        *request.method_mut() = Method::from_bytes(method.as_bytes()).map_err(|_| UNREADABLE)?;
-        *request.uri_mut() = Uri::from_maybe_shared(bytes.slice_ref(path.as_bytes())).map_err(|_| UNREADABLE)?;
-        *request.version_mut() = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
-        *request.headers_mut() = empty_map();
-        read_headers(parsed.headers, bytes, request.headers_mut()).ok_or(UNREADABLE)?;
+        let method = Method::from_bytes(method.as_bytes()).map_err(|_| UNREADABLE)?;
+        let uri = Uri::from_maybe_shared(bytes.slice_ref(path.as_bytes())).map_err(|_| UNREADABLE)?;
+        let headers = Headers::of(bytes.clone(), Found::at(bytes, parsed.headers));
         let (rest, fault) = match framing {
             Ok(Framing::Chunked) if minor == 0 => return Err("HTTP/1.0 knows no chunks"),
             Ok(Framing::Chunked) => (Rest::CHUNKED, None),
             Ok(Framing::Sized(length)) => (Rest::Sized(length), None),
             Err(why) => (Rest::NOTHING, Some(why)),
         };
-        let headers = request.headers();
-        let keep_alive = if minor == 0 { says(headers, "keep-alive") } else { !says(headers, "close") };
+        let keep_alive = if minor == 0 { says(&headers, "keep-alive") } else { !says(&headers, "close") };
         let expects =
-            minor == 1 && headers.get(header::EXPECT).is_some_and(|e| e.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+            minor == 1 && !rest.is_end() && headers.get(header::EXPECT).is_some_and(|e| e.eq_ignore_ascii_case(b"100-continue"));
         // What follows is meant for somebody else.
-        let keep_alive = keep_alive && request.method() != Method::CONNECT;
-        Ok(Self { keep_alive, expects: expects && !rest.is_end(), request, rest, fault })
+        let keep_alive = keep_alive && method != Method::CONNECT;
+        let version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
+        Ok(Self { request: Request { method, uri, headers, body: () }, version, rest, keep_alive, expects, fault })
     }
 }
 
@@ -94,8 +95,8 @@ const UNREADABLE: &str = "its request line or a header cannot be read";
 pub(super) const TOO_LARGE: &str = "its head is larger than 64 KiB or has more than 100 headers";
 
 /// Whether `connection` says so.
-fn says(headers: &HeaderMap, word: &str) -> bool {
-    let mut words = headers.get_all(header::CONNECTION).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+fn says(headers: &Headers, word: &str) -> bool {
+    let mut words = headers.get_all("connection").flat_map(|value| value.split(|b| *b == b','));
     words.any(|said| said.trim_ascii().eq_ignore_ascii_case(word.as_bytes()))
 }
 

@@ -8,7 +8,6 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
-use http::HeaderMap;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
@@ -67,20 +66,14 @@ impl Connection {
         Box::new(Self { line: Line::new(io), unsent: None, alarm: Alarm::default(), sweeps: 0 })
     }
 
-    /// Sends `request` and waits for the head, whose headers `headers` takes, until it is `due`.
-    pub(super) async fn exchange(
-        &mut self,
-        request: Unsent,
-        is_head: bool,
-        headers: &mut HeaderMap,
-        due: Instant,
-    ) -> Result<Head, NoHead> {
+    /// Sends `request` and waits for the head until it is `due`.
+    pub(super) async fn exchange(&mut self, request: Unsent, is_head: bool, due: Instant) -> Result<Head, NoHead> {
         let whole = request.remaining();
         self.unsent = Some(request);
         let mut looked_at = 0;
         let why = poll_fn(|cx| {
             let sent = self.poll_sent(cx);
-            match self.poll_head(&mut looked_at, is_head, headers, cx) {
+            match self.poll_head(&mut looked_at, is_head, cx) {
                 // What came before the connection broke counts.
                 Poll::Pending if matches!(sent, Poll::Ready(Err(_))) => Poll::Ready(Err(Why::Closed)),
                 Poll::Pending => self.alarm.poll(due, cx).map(|()| Err(Why::Timeout)),
@@ -106,19 +99,13 @@ impl Connection {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_head(
-        &mut self,
-        looked_at: &mut usize,
-        is_head: bool,
-        headers: &mut HeaderMap,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Head, Why>> {
+    fn poll_head(&mut self, looked_at: &mut usize, is_head: bool, cx: &mut Context<'_>) -> Poll<Result<Head, Why>> {
         loop {
             match ready!(self.line.poll_more(cx)) {
                 Ok(0) | Err(_) => return Poll::Ready(Err(Why::Closed)),
                 Ok(_) => {}
             }
-            if let Some(head) = head::take(&mut self.line, looked_at, is_head, headers)? {
+            if let Some(head) = head::take(&mut self.line, looked_at, is_head)? {
                 return Poll::Ready(Ok(head));
             }
         }

@@ -3,13 +3,15 @@
 use std::mem::MaybeUninit;
 
 use bytes::Bytes;
-use http::{HeaderMap, Response, StatusCode, Version, header, response::Parts};
+use http::{StatusCode, header};
 use httparse::{ParserConfig, Status};
-use hyper::ext::ReasonPhrase;
 use memchr::memchr_iter;
 
 use super::Why;
-use crate::wire::{LARGEST_HEAD, Line, MOST_HEADERS, Rest, read_headers};
+use crate::{
+    message::{self, Found, Headers},
+    wire::{LARGEST_HEAD, Line, MOST_HEADERS, Rest},
+};
 
 /// Bytes of a head at most: twice what a client may send.
 const LARGEST: usize = 2 * LARGEST_HEAD;
@@ -20,7 +22,7 @@ const NOT_HTTP: Why = Why::Invalid("it is not HTTP");
 
 /// An answer's head.
 pub(super) struct Head {
-    pub(super) parts: Parts,
+    pub(super) message: message::Head,
     /// Its body.
     pub(super) rest: Rest,
     /// Whether another request may follow when the body is over.
@@ -29,99 +31,92 @@ pub(super) struct Head {
 
 /// Takes the answer's head off the line; `None` until all of it is there. Those that only announce another are passed over.
 ///
-/// `looked_at`: bytes on the line that this was called for before. `headers`: the map that takes the answer's.
-pub(super) fn take<I>(
-    line: &mut Line<I>,
-    looked_at: &mut usize,
-    is_head: bool,
-    headers: &mut HeaderMap,
-) -> Result<Option<Head>, Why> {
+/// `looked_at`: bytes on the line that this was called for before.
+pub(super) fn take<I>(line: &mut Line<I>, looked_at: &mut usize, is_head: bool) -> Result<Option<Head>, Why> {
     loop {
         let came = line.came();
-        let Some(end) = end(came, *looked_at) else {
-            let before = std::mem::replace(looked_at, came.len());
-            if came.len() >= LARGEST || before < LOOKED_AT && is_nonsense(came) {
-                return Err(NOT_HTTP);
-            }
-            return Ok(None);
+        let before = std::mem::replace(looked_at, came.len());
+        // Most heads come whole. Of one that drips in, each look at all of it is at more than the last.
+        if before > LOOKED_AT && !ends(came, before) {
+            return if came.len() < LARGEST { Ok(None) } else { Err(NOT_HTTP) };
+        }
+        let Some(read) = read(came)? else {
+            return if came.len() < LARGEST { Ok(None) } else { Err(NOT_HTTP) };
         };
-        *looked_at = 0;
-        let bytes = line.take(end);
-        if end > LARGEST {
+        if read.end > LARGEST {
             return Err(NOT_HTTP);
         }
-        if let Some(head) = read(&bytes, is_head, headers)? {
-            return Ok(Some(head));
+        *looked_at = 0;
+        let bytes = line.take(read.end);
+        match read.status {
+            StatusCode::SWITCHING_PROTOCOLS => return Err(NOT_HTTP),
+            status if status.is_informational() => {}
+            _ => return read.head(bytes, is_head).map(Some),
         }
     }
 }
 
-/// Where a head ends, of which so much is known not to hold its end. As everywhere, lines may end without CR.
-fn end(came: &[u8], known: usize) -> Option<usize> {
-    let start = known.saturating_sub(2);
-    let mut ends = memchr_iter(b'\n', &came[start..]).filter_map(|at| match came[start + at + 1..] {
-        [b'\n', ..] => Some(start + at + 2),
-        [b'\r', b'\n', ..] => Some(start + at + 3),
-        _ => None,
-    });
-    ends.next()
+/// Whether a head ends here, of which so much is known not to hold its end. As everywhere, lines may end without CR.
+fn ends(came: &[u8], known: usize) -> bool {
+    let start = known.saturating_sub(3);
+    memchr_iter(b'\n', &came[start..]).any(|at| matches!(came[start + at + 1..], [b'\n', ..] | [b'\r', b'\n', ..]))
 }
 
-fn is_nonsense(came: &[u8]) -> bool {
-    let mut found = [const { MaybeUninit::uninit() }; MOST_HEADERS];
-    let mut answer = httparse::Response::new(&mut []);
-    ParserConfig::default().parse_response_with_uninit_headers(&mut answer, came, &mut found).is_err()
+/// A head that is whole, before it is taken off the line.
+struct Read {
+    end: usize,
+    status: StatusCode,
+    is_1_1: bool,
+    reason: Option<Bytes>,
+    found: Found,
 }
 
-/// A whole head; `None` where another comes.
-fn read(bytes: &Bytes, is_head: bool, headers: &mut HeaderMap) -> Result<Option<Head>, Why> {
+/// `None` until it is whole.
+fn read(came: &[u8]) -> Result<Option<Read>, Why> {
     let mut found = [const { MaybeUninit::uninit() }; MOST_HEADERS];
     let mut answer = httparse::Response::new(&mut []);
-    match ParserConfig::default().parse_response_with_uninit_headers(&mut answer, bytes, &mut found) {
-        Ok(Status::Complete(_)) => {}
-        // Empty lines before it.
-        Ok(Status::Partial) if bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n')) => return Ok(None),
-        Ok(Status::Partial) | Err(_) => return Err(NOT_HTTP),
-    }
+    let end = match ParserConfig::default().parse_response_with_uninit_headers(&mut answer, came, &mut found) {
+        Ok(Status::Complete(end)) => end,
+        Ok(Status::Partial) => return Ok(None),
+        Err(_) => return Err(NOT_HTTP),
+    };
     let status = answer.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(NOT_HTTP)?;
-    if status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(NOT_HTTP);
+    let reason = answer.reason.filter(|reason| !reason.is_empty() && Some(*reason) != status.canonical_reason());
+    Ok(Some(Read {
+        end,
+        status,
+        is_1_1: answer.version == Some(1),
+        reason: reason.map(|reason| Bytes::copy_from_slice(reason.as_bytes())),
+        found: Found::at(came, answer.headers),
+    }))
+}
+
+impl Read {
+    fn head(self, bytes: Bytes, is_head: bool) -> Result<Head, Why> {
+        let headers = Headers::of(bytes, self.found);
+        let (rest, may_stay) = body(self.status, self.is_1_1, &headers, is_head)?;
+        let stays = may_stay && stays_open(self.is_1_1, &headers);
+        Ok(Head { message: message::Head { status: self.status, reason: self.reason, headers }, rest, stays })
     }
-    if status.is_informational() {
-        return Ok(None);
-    }
-    headers.clear();
-    read_headers(answer.headers, bytes, headers).ok_or(NOT_HTTP)?;
-    let (mut parts, ()) = Response::new(()).into_parts();
-    parts.status = status;
-    parts.version = if answer.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
-    parts.headers = std::mem::take(headers);
-    if let Some(reason) = answer.reason.filter(|reason| !reason.is_empty() && Some(*reason) != status.canonical_reason()) {
-        parts.extensions.insert(ReasonPhrase::try_from(bytes.slice_ref(reason.as_bytes())).map_err(|_| NOT_HTTP)?);
-    }
-    let (rest, may_stay) = body(&parts, is_head)?;
-    let stays = may_stay && stays_open(&parts);
-    Ok(Some(Head { parts, rest, stays }))
 }
 
 /// The body that this head announces, and whether what follows it can be another answer.
-fn body(head: &Parts, is_head: bool) -> Result<(Rest, bool), Why> {
-    if is_head || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+fn body(status: StatusCode, is_1_1: bool, headers: &Headers, is_head: bool) -> Result<(Rest, bool), Why> {
+    if is_head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         return Ok((Rest::NOTHING, true));
     }
-    if let Some(codings) = head.headers.get_all(header::TRANSFER_ENCODING).iter().next_back() {
-        if head.version == Version::HTTP_10 {
+    if let Some(codings) = headers.get_all("transfer-encoding").last() {
+        if !is_1_1 {
             return Err(NOT_HTTP);
         }
-        let last = codings.as_bytes().rsplit(|byte| *byte == b',').next().unwrap_or_default();
+        let last = codings.rsplit(|byte| *byte == b',').next().unwrap_or_default();
         if !last.trim_ascii().eq_ignore_ascii_case(b"chunked") {
             return Ok((Rest::UntilClosed, false));
         }
-        return Ok((Rest::CHUNKED, !head.headers.contains_key(header::CONTENT_LENGTH)));
+        return Ok((Rest::CHUNKED, !headers.contains_key(header::CONTENT_LENGTH)));
     }
     let mut length = None;
-    for told in head.headers.get_all(header::CONTENT_LENGTH).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-    {
+    for told in headers.get_all("content-length").flat_map(|value| value.split(|byte| *byte == b',')) {
         let told = number(told.trim_ascii()).ok_or(NOT_HTTP)?;
         if length.replace(told).is_some_and(|before| before != told) {
             return Err(NOT_HTTP);
@@ -137,10 +132,9 @@ fn number(digits: &[u8]) -> Option<u64> {
 }
 
 /// Whether the upstream means to keep the connection open.
-fn stays_open(head: &Parts) -> bool {
-    let values = head.headers.get_all(header::CONNECTION).iter();
-    let mut kept = head.version == Version::HTTP_11;
-    for word in values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii) {
+fn stays_open(is_1_1: bool, headers: &Headers) -> bool {
+    let mut kept = is_1_1;
+    for word in headers.get_all("connection").flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii) {
         if word.eq_ignore_ascii_case(b"close") {
             return false;
         }

@@ -6,13 +6,14 @@ use std::sync::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, uri::PathAndQuery};
+use http::{Method, uri::PathAndQuery};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
     time::{Instant, sleep},
 };
 
 use super::*;
+use crate::message::Headers;
 
 mod answers;
 mod sending;
@@ -65,7 +66,7 @@ async fn read_request(io: &mut DuplexStream) -> Vec<u8> {
 
 async fn send(upstream: &Upstream) -> Result<Answer, Failure> {
     let path = PathAndQuery::from_static("/openai/v1/x?y=z");
-    let mut outgoing = Outgoing::new(Method::POST, path, HeaderMap::new(), Bytes::from_static(b"{}"));
+    let mut outgoing = Outgoing::new(Method::POST, path, Headers::new(), Bytes::from_static(b"{}"));
     upstream.send(&mut outgoing, Instant::now).await
 }
 

@@ -48,7 +48,7 @@ async fn a_stream_broken_before_its_first_event_is_retried_whole() {
     let (shield, seen) = shield(Settings::default(), vec![broken, stream(&[FIRST, DONE], true)]);
     let (_, headers, body) = ask(&shield, true).await;
     assert_eq!(body, [FIRST, DONE].concat());
-    assert_eq!(headers["x-shield-attempts"], "2");
+    assert_eq!(headers.text("x-shield-attempts"), Some("2"));
     assert_eq!(seen.lock().expect("unpoisoned").len(), 2);
 }
 
@@ -109,7 +109,7 @@ async fn a_waiting_stream_is_kept_alive_if_asked_for() {
     };
     let (shield, _) = shield(settings, vec![[vec![Step::Pause(12)], stream(&[FIRST, DONE], true)].concat()]);
     let (status, headers, body) = ask(&shield, true).await;
-    assert_eq!((status, headers["content-type"].as_bytes()), (StatusCode::OK, &b"text/event-stream"[..]));
+    assert_eq!((status, headers.get("content-type")), (StatusCode::OK, Some(&b"text/event-stream"[..])));
     assert_eq!(body, [": waiting\n\n", ": waiting\n\n", FIRST, DONE].concat());
 }
 

@@ -6,7 +6,7 @@ use http_body_util::{BodyExt as _, Channel, Full, combinators::UnsyncBoxBody};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
 use super::*;
-use crate::config::Settings;
+use crate::{config::Settings, message::Head};
 
 /// An answer's body that broke.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -47,6 +47,10 @@ impl Body for Made {
     }
 }
 
+fn ok(body: Made) -> Response<Made> {
+    Response { head: Head::default(), body }
+}
+
 fn shield() -> Arc<Shield> {
     Shield::new(Settings::default()).expect("the defaults can be used")
 }
@@ -56,10 +60,10 @@ async fn echo(request: Request<Incoming<DuplexStream>>, fault: Option<&'static s
     if let Some(why) = fault {
         return Rejection::Malformed(why).into_response().map(Made::from);
     }
-    assert_ne!(request.uri().path(), "/panic", "asked for");
-    let line = format!("{} {} ", request.method(), request.uri().path());
-    match request.into_body().collect().await {
-        Ok(body) => Response::new(Made::from(Bytes::from([line.as_bytes(), &body.to_bytes()].concat()))),
+    assert_ne!(request.uri.path(), "/panic", "asked for");
+    let line = format!("{} {} ", request.method, request.uri.path());
+    match request.body.collect().await {
+        Ok(body) => ok(Made::from(Bytes::from([line.as_bytes(), &body.to_bytes()].concat()))),
         Err(_) => Rejection::Malformed("its body cannot be read").into_response().map(Made::from),
     }
 }
@@ -281,7 +285,7 @@ async fn a_stream_passes_untouched() {
                 send.send_data(Bytes::from_static(frame.as_bytes())).await.expect("it is read");
             }
         });
-        Response::new(body)
+        ok(body)
     });
     client.write_all(GOOD.as_bytes()).await.expect("it is open");
     assert!(next(&mut client).await.starts_with("HTTP/1.1 200 OK"));
@@ -309,7 +313,7 @@ async fn a_client_that_leaves_ends_its_request() {
             async move {
                 sleep(Duration::from_secs(3600)).await;
                 drop(guard);
-                Response::new(Made::from(Bytes::new()))
+                ok(Made::from(Bytes::new()))
             }
         });
         client.write_all(format!("{GOOD}{ahead}").as_bytes()).await.expect("it is open");
@@ -322,7 +326,7 @@ async fn a_client_that_leaves_ends_its_request() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_takes_nothing_is_cut_and_a_slow_one_is_not() {
-    let large = || Response::new(Made::from(Bytes::from(vec![b'x'; 1 << 20])));
+    let large = || ok(Made::from(Bytes::from(vec![b'x'; 1 << 20])));
     let mut slow = served(&shield(), move |_, _| async move { large() });
     slow.write_all(b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n").await.expect("it is open");
     let mut got = 0;
@@ -361,7 +365,7 @@ async fn draining_closes_idle_connections_and_lets_requests_finish() {
     assert!(next(&mut idle).await.ends_with("GET /good "));
     let mut running = served(&shield, |_, _| async {
         sleep(Duration::from_secs(10)).await;
-        Response::new(Made::from(Bytes::from_static(b"finished")))
+        ok(Made::from(Bytes::from_static(b"finished")))
     });
     running.write_all(GOOD.as_bytes()).await.expect("it is open");
     sleep(Duration::from_secs(1)).await;
