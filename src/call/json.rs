@@ -37,18 +37,35 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Members, serde_jso
     if body.trim_ascii_start().first() != Some(&b'{') {
         return serde_json::from_slice::<IgnoredAny>(body).map(|_| Members::default());
     }
+    // Of text that is UTF-8 throughout, each string need not be looked at again.
+    let utf8 = simdutf8::basic::from_utf8(body).ok();
+    let pass = |walk| {
+        let reading = Reading { endpoint, body, walk };
+        match utf8 {
+            Some(text) => whole(serde_json::Deserializer::from_str(text), reading),
+            None => whole(serde_json::Deserializer::from_slice(body), reading),
+        }
+    };
     // Text with half a surrogate pair, or nested deeper than our parser follows, is still JSON to Groq: then the prompt is
-    // measured by its bytes. The second error is that of the syntax.
-    pass(endpoint, body, true).or_else(|_| pass(endpoint, body, false))
+    // measured by its bytes. The last error is that of the syntax.
+    let first = if utf8.is_some() && !has_controls(body) { Walk::Plain } else { Walk::Strict };
+    pass(first).or_else(|_| pass(Walk::Strict)).or_else(|_| pass(Walk::No))
 }
 
-fn pass(endpoint: Endpoint, body: &[u8], walk: bool) -> Result<Members, serde_json::Error> {
-    let reading = Reading { endpoint, body, walk };
-    // Of text that is UTF-8 throughout, each string need not be looked at again.
-    match std::str::from_utf8(body) {
-        Ok(text) => whole(serde_json::Deserializer::from_str(text), reading),
-        Err(_) => whole(serde_json::Deserializer::from_slice(body), reading),
-    }
+/// How the prompt is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Walk {
+    /// Text by text; no byte is a control character.
+    Plain,
+    /// Text by text, whatever they are.
+    Strict,
+    /// Not at all.
+    No,
+}
+
+/// Whether a byte is a control character: between values no harm, within a string an error. A loop that becomes vectors.
+fn has_controls(body: &[u8]) -> bool {
+    body.chunks(256).any(|some| some.iter().fold(false, |found, byte| found | (*byte < b' ')))
 }
 
 fn whole<'de, R: Read<'de>>(mut json: serde_json::Deserializer<R>, reading: Reading<'de>) -> Result<Members, serde_json::Error> {
@@ -59,7 +76,7 @@ fn whole<'de, R: Read<'de>>(mut json: serde_json::Deserializer<R>, reading: Read
 struct Reading<'b> {
     endpoint: Endpoint,
     body: &'b [u8],
-    walk: bool,
+    walk: Walk,
 }
 
 impl Reading<'_> {
@@ -103,10 +120,9 @@ impl<'de> Visitor<'de> for Reading<'de> {
         while let Some(name) = map.next_key::<Name>()? {
             let name = name.0.as_ref();
             if let Some(part) = self.part(name) {
-                if self.walk {
-                    map.next_value_seed(members.prompt.reading(part))?;
-                } else {
-                    members.prompt.raw(part, map.next_value::<&RawValue>()?.get());
+                match self.walk {
+                    Walk::No => members.prompt.raw(part, map.next_value::<&RawValue>()?.get()),
+                    walk => map.next_value_seed(members.prompt.reading(part, walk == Walk::Plain))?,
                 }
             } else if let Some(at) = self.ceilings().iter().position(|ceiling| *ceiling == name) {
                 ceilings[at] = Some(map.next_value()?);

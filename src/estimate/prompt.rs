@@ -42,14 +42,14 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// Reads a part of it out of JSON.
-    pub fn reading(&mut self, part: Part) -> Reading<'_> {
-        Reading { prompt: self, part, top: true }
+    /// Reads a part of it out of JSON. `plain`: it is UTF-8, and no byte of it is a control character.
+    pub fn reading(&mut self, part: Part, plain: bool) -> Reading<'_> {
+        Reading { prompt: self, part, plain, top: true }
     }
 
     /// Counts a part by its bytes as they are.
     pub fn raw(&mut self, part: Part, json: &str) {
-        self.add(part, json);
+        self.add(part, json.as_bytes());
         self.messages += u64::from(part == Part::Messages);
     }
 
@@ -67,7 +67,7 @@ impl Prompt {
         self.characters
     }
 
-    fn add(&mut self, part: Part, text: &str) {
+    fn add(&mut self, part: Part, text: &[u8]) {
         if is_data_url(text) {
             self.files += 1;
             return;
@@ -75,14 +75,15 @@ impl Prompt {
         self.text += text::millitokens(text);
         // Only speech is measured by characters.
         if part == Part::Input {
-            self.characters += text.chars().count() as u64;
+            let goes_on = |byte: u8| byte & 0xc0 == 0x80;
+            self.characters += text.iter().filter(|byte| !goes_on(**byte)).count() as u64;
         }
     }
 }
 
 /// `data:image/png;base64,…`
-fn is_data_url(text: &str) -> bool {
-    let head = &text.as_bytes()[..text.len().min(100)];
+fn is_data_url(text: &[u8]) -> bool {
+    let head = &text[..text.len().min(100)];
     head.starts_with(b"data:") && head.windows(8).any(|window| window == b";base64,")
 }
 
@@ -90,13 +91,14 @@ fn is_data_url(text: &str) -> bool {
 pub struct Reading<'p> {
     prompt: &'p mut Prompt,
     part: Part,
+    plain: bool,
     /// Not inside a list or an object yet.
     top: bool,
 }
 
 impl Reading<'_> {
     fn inner(&mut self) -> Reading<'_> {
-        Reading { prompt: &mut *self.prompt, part: self.part, top: false }
+        Reading { prompt: &mut *self.prompt, part: self.part, plain: self.plain, top: false }
     }
 
     fn number(self) {
@@ -125,7 +127,7 @@ impl<'de> Visitor<'de> for Reading<'_> {
         if self.top && self.part == Part::Messages {
             self.prompt.messages += 1;
         }
-        self.prompt.add(self.part, text);
+        self.prompt.add(self.part, text.as_bytes());
         Ok(())
     }
 
@@ -164,7 +166,8 @@ impl<'de> Visitor<'de> for Reading<'_> {
     fn visit_map<A: MapAccess<'de>>(mut self, mut object: A) -> Result<(), A::Error> {
         while let Some(member) = object.next_key_seed(Name { prompt: &mut *self.prompt, part: self.part })? {
             match member {
-                Member::Read => object.next_value_seed(self.inner())?,
+                Member::Text if self.plain => object.next_value_seed(Text(self.inner()))?,
+                Member::Read | Member::Text => object.next_value_seed(self.inner())?,
                 Member::Unread => drop(object.next_value::<IgnoredAny>()?),
                 Member::File => {
                     object.next_value::<IgnoredAny>()?;
@@ -176,9 +179,48 @@ impl<'de> Visitor<'de> for Reading<'_> {
     }
 }
 
+/// A text, a list or nothing; of a text the bytes. serde_json looks at a string three times as fast where it need not look for
+/// control characters in it too: 1 us of a call of 16 KB.
+struct Text<'p>(Reading<'p>);
+
+impl<'de> DeserializeSeed<'de> for Text<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_option(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Text<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text, a list or null")
+    }
+
+    fn visit_none<E: Error>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_bytes(self)
+    }
+
+    fn visit_bytes<E: Error>(self, text: &[u8]) -> Result<(), E> {
+        self.0.prompt.add(self.0.part, text);
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<(), A::Error> {
+        self.0.visit_seq(list)
+    }
+}
+
 /// What becomes of a member, by its name.
 enum Member {
     Read,
+    /// Read, and most likely a long text.
+    Text,
     Unread,
     File,
 }
@@ -206,12 +248,13 @@ impl Visitor<'_> for Name<'_> {
     fn visit_str<E: Error>(self, name: &str) -> Result<Member, E> {
         if self.part == Part::Schema {
             // The name, its quotes, colon and comma.
-            self.prompt.text += text::millitokens(name) + 1500;
+            self.prompt.text += text::millitokens(name.as_bytes()) + 1500;
             return Ok(Member::Read);
         }
         Ok(match name {
             _ if UNREAD.contains(&name) => Member::Unread,
             _ if FILES.contains(&name) => Member::File,
+            "content" | "text" => Member::Text,
             _ => Member::Read,
         })
     }

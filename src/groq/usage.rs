@@ -57,7 +57,7 @@ impl Usage {
     /// Where `body` is not one JSON value.
     pub fn of_answer(body: &[u8]) -> Result<Option<Self>, serde_json::Error> {
         // Of text that is UTF-8 throughout, each string need not be looked at again.
-        let answer = match std::str::from_utf8(body) {
+        let answer = match simdutf8::basic::from_utf8(body) {
             Ok(text) => serde_json::from_str::<Answer>(text),
             Err(_) => serde_json::from_slice(body),
         };
