@@ -98,6 +98,42 @@ fn what_does_not_parse_is_refused() {
     assert!(matches!(refused, Err(Rejection::InvalidJson(_))));
 }
 
+/// A body with a control character anywhere is read strictly, one without is not: both say the same.
+#[test]
+fn the_quick_look_sees_what_the_strict_one_does() {
+    let content = [
+        r#""a plain text, and one that goes on for some more words than a block has: so that it is looked at in parts""#,
+        r#""with \"escapes\" \\ and \n \u00e9 \ud83e\udd80""#,
+        r#""""#,
+        "null",
+        r#"[{"type":"text","text":"a part"},{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}},"bare",["x"]]"#,
+        r#"{"unusual":"an object"}"#,
+        "5",
+        "true",
+        r#""data:image/png;base64,AAAA""#,
+        "[]",
+    ];
+    for content in content {
+        let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":{content}}},{{"content":{content}}}]}}"#);
+        assert_eq!(pool(&chat(&body)), pool(&chat(&(body.clone() + "\n"))), "{body}");
+        let body = format!(r#"{{"model":"m","instructions":"be brief","input":[{{"type":"text","text":{content}}}]}}"#);
+        let responses = |body: &str| pool(&facts(Endpoint::Responses, body));
+        assert_eq!(responses(&body), responses(&(body.clone() + "\n")), "{body}");
+    }
+}
+
+#[test]
+fn what_is_no_text_in_a_string_is_refused() {
+    for content in ["a\u{1}b", "a\nb", "\\n\tb", "\\x", "\\ud8", "a"] {
+        let end = if content == "a" { "" } else { "\"" };
+        let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{content}{end}}}]}}"#);
+        let refused = Facts::of(Endpoint::Chat, &Headers::new(), &Bytes::from(body.clone()));
+        assert!(matches!(refused, Err(Rejection::InvalidJson(_))), "{body:?}");
+    }
+    let not_utf8 = Bytes::from_static(b"{\"model\":\"m\",\"messages\":[{\"content\":\"\xff\"}]}");
+    assert!(matches!(Facts::of(Endpoint::Chat, &Headers::new(), &not_utf8), Err(Rejection::InvalidJson(_))));
+}
+
 #[test]
 fn what_only_groq_understands_passes() {
     let deep = format!(r#"{{"model":"m","messages":{}{}}}"#, "[".repeat(5000), "]".repeat(5000));
