@@ -9,21 +9,31 @@ use std::{
 use bytes::Bytes;
 use groq_shield::{
     call::Facts,
-    config::Source,
+    config::{Settings, Source},
     error::{Rejection, UpstreamError, stream_error},
     estimate::audio,
     groq::{Endpoint, RateState, RefusalText, SseTail, parse_duration, retry_after, stated_wait},
-    message::Headers,
+    message::{Headers, Request, Response},
+    proxy::{Shield, handle},
+    upstream::{Io, Upstream},
 };
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
 /// One check.
 pub(crate) type Check = fn(&[u8]);
 
 /// The names of the targets and of their folders in the corpus.
-pub(crate) const ALL: [(&str, Check); 5] =
-    [("refusal", refusal), ("sse", sse), ("multipart", multipart), ("configuration", configuration), ("audio", sound)];
+pub(crate) const ALL: [(&str, Check); 6] = [
+    ("answer", answer),
+    ("refusal", refusal),
+    ("sse", sse),
+    ("multipart", multipart),
+    ("configuration", configuration),
+    ("audio", sound),
+];
 
 /// The documented object: strings where strings are due.
 fn assert_object(body: &[u8]) {
@@ -31,6 +41,50 @@ fn assert_object(body: &[u8]) {
     let error = &body["error"];
     assert!(error["message"].is_string() && error["type"].is_string(), "{body}");
     assert!(error.get("code").is_none_or(|code| code.is_string() || code.is_null()), "{body}");
+}
+
+/// Whatever an upstream answers, in whatever pieces: the app gets the same whole answer, and where it fails the object.
+pub(crate) fn answer(bytes: &[u8]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
+    let seen = [bytes.len().max(1), 1, 7].map(|size| runtime.block_on(answered(bytes, size)));
+    assert!(seen.iter().all(|answer| *answer == seen[0]), "not the same in pieces: {seen:?}");
+}
+
+/// Status and body that the app sees where the upstream sends these bytes in pieces of this size, and closes.
+async fn answered(bytes: &[u8], size: usize) -> (u16, Vec<u8>) {
+    let mut settings = Settings::default();
+    settings.retry.attempts = 1;
+    let pieces: Vec<Vec<u8>> = bytes.chunks(size).map(<[u8]>::to_vec).collect();
+    let upstream = Upstream::over(&settings.upstream, move || {
+        let (ours, mut theirs) = duplex(1 << 20);
+        let pieces = pieces.clone();
+        tokio::spawn(async move {
+            let mut request = [0; 4096];
+            let _ = theirs.read(&mut request).await;
+            for piece in pieces {
+                // Who is refused takes no more.
+                let _ = theirs.write_all(&piece).await;
+                tokio::task::yield_now().await;
+            }
+        });
+        Ok(Io::Memory(ours))
+    });
+    let shield = Shield::over(settings, upstream);
+    let headers = [("authorization", "Bearer gsk_test"), ("content-type", "application/json")];
+    let headers = headers.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+    let request = Request {
+        method: Method::POST,
+        uri: Uri::from_static("/openai/v1/chat/completions"),
+        headers: Headers::from_iter(headers),
+        body: Full::new(Bytes::from_static(br#"{"model":"m","messages":[]}"#)),
+    };
+    let Response { head, body } = handle(&shield, request, None).await;
+    // A body that breaks ends its connection.
+    let body = body.collect().await.map_or_else(|_| b"cut".to_vec(), |body| body.to_bytes().to_vec());
+    if head.status.as_u16() >= 400 {
+        assert_object(&body);
+    }
+    (head.status.as_u16(), body)
 }
 
 /// A refusal's text, a duration, a header's wait, an error's body: each reads it or passes; the app gets the object.

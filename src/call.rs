@@ -49,8 +49,8 @@ const MAX_WAIT: &str = "x-shield-max-wait-ms";
 
 /// No model's name is longer; more of one is not kept, bytes.
 const LONGEST_MODEL: usize = 200;
-/// Of a body's beginning and of its end so much is digested.
-const DIGESTED: usize = 4 << 10;
+/// Of a body's beginning and of its end so much is digested: no more than a place in line hangs on it.
+const DIGESTED: usize = 1 << 10;
 /// Audio behind a `url` has no length that we can see: taken for so many seconds, until the headers tell.
 const SECONDS_BEHIND_URL: u64 = 300;
 /// Groq bills no less, seconds.

@@ -28,7 +28,9 @@ const OURS: &[(&str, &str)] = &[
     ("src/groq/sse", "ours: the answer's usage"),
     ("src/groq", "ours: the answer's rate headers"),
     ("src/upstream", "ours: connections to the upstream, and its request"),
-    ("src/headers", "ours: headers made over"),
+    ("src/headers", "ours: headers"),
+    ("src/message", "ours: headers"),
+    ("src/wire", "ours: bytes in and out, and where bodies end"),
     ("src/relay", "ours: relay of the answer"),
     ("src/server", "ours: the client's connection, its framing and clock"),
     ("src/telemetry", "ours: metrics"),
@@ -38,8 +40,8 @@ const OURS: &[(&str, &str)] = &[
 
 /// Who else answers for instructions of his own.
 const OTHERS: &[(&str, &str)] = &[
-    ("httparse-", "hyper and its parser"),
-    ("hyper-", "hyper and its parser"),
+    ("httparse-", "httparse"),
+    ("hyper-", "hyper"),
     ("tokio-", "tokio and mio"),
     ("mio-", "tokio and mio"),
 ];
