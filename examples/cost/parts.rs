@@ -39,12 +39,8 @@ const OURS: &[(&str, &str)] = &[
 ];
 
 /// Who else answers for instructions of his own.
-const OTHERS: &[(&str, &str)] = &[
-    ("httparse-", "httparse"),
-    ("hyper-", "hyper"),
-    ("tokio-", "tokio and mio"),
-    ("mio-", "tokio and mio"),
-];
+const OTHERS: &[(&str, &str)] =
+    &[("httparse-", "httparse"), ("hyper-", "hyper"), ("tokio-", "tokio and mio"), ("mio-", "tokio and mio")];
 
 const NOBODY: &str = "not found";
 /// More than this without an owner: the binary has no lines.
