@@ -103,6 +103,19 @@ pub struct Standing {
     pub room: Ns,
     /// The last reservations that were given up before their time.
     pub gone: Vec<Gone>,
+    /// Reservations that were to wait and may not have gone yet.
+    pub turns: Vec<Turn>,
+}
+
+/// A reservation that waits for its turn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Turn {
+    /// The reservation's.
+    pub position: u64,
+    /// When it goes.
+    pub due: Ns,
+    /// What it has taken, ns.
+    pub span: Ns,
 }
 
 /// A reservation that was given up: those that came after it gain its span.

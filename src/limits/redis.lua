@@ -20,8 +20,10 @@ end
 local fence, applied, held, lent = string.match(redis.call('GET', KEYS[2]) or '0 0 0 ', '^(%d+) (%d+) (%d) (.*)$')
 if request.serial <= tonumber(fence) then return redis.error_reply('STALE a later transaction was applied') end
 
-local head = redis.call('HMGET', KEYS[1], 'born', 'version', 'position')
+local head = redis.call('HMGET', KEYS[1], 'born', 'version', 'position', 'due')
 local born, version, position = tonumber(head[1]), tonumber(head[2] or 0), tonumber(head[3] or 0)
+-- When the last reservation goes, or went; and when by what is told now.
+local due, moved = tonumber(head[4] or 0), now
 if not born then born = now end
 -- The hash is not the one this replica knows (expired, flushed, restarted empty): what it knows counts as well.
 local stranger = request.born ~= born
@@ -33,14 +35,16 @@ for code, span in string.gmatch(stranger and '' or lent, '!(%S-):(%d+)') do retu
 
 local levels, news, longest, wait = {}, stranger, 0, 0
 for i, cell in ipairs(request.cells) do
-  local kept = redis.call('HMGET', KEYS[1], 't:' .. cell.k, 'c:' .. cell.k, 'a:' .. cell.k, 'n:' .. cell.k, 'r:' .. cell.k, 'w:' .. cell.k, 'g:' .. cell.k, 'b:' .. cell.k, 'h:' .. cell.k)
+  local kept = redis.call('HMGET', KEYS[1], 't:' .. cell.k, 'c:' .. cell.k, 'a:' .. cell.k, 'n:' .. cell.k, 'r:' .. cell.k, 'w:' .. cell.k, 'g:' .. cell.k, 'b:' .. cell.k, 'h:' .. cell.k, 'd:' .. cell.k)
   -- tat: when it is full again. corrections: sum of what headers taught. adjusted: of that and of settlements.
-  -- recent: what was taken or given back lately; given: what headers gave back lately; both fading.
+  -- recent: what was taken at once or given back lately; given: what headers gave back lately; both fading.
   -- gone: the last reservations given up before their time, as version:position:span.
+  -- turns: reservations that were to wait and have not gone, or only lately, as position:due:span.
   -- reach: until when the level has room for the last reservation, less what was adjusted.
   local level = { tat = tonumber(kept[1] or 0), corrections = tonumber(kept[2] or 0), adjusted = tonumber(kept[3] or 0), newest = tonumber(kept[4] or 0) }
   local faded = math.exp(math.min(0, tonumber(kept[6] or 0) - now) / jitter)
   level.recent, level.given = tonumber(kept[5] or 0) * faded, tonumber(kept[7] or 0) * faded
+  level.turns = kept[10] or ''
   if stranger then level.tat = math.max(level.tat, cell.t) end
   local again = returned[cell.k] or 0
   level.tat, level.adjusted, news = level.tat + again, level.adjusted + again, news or again > 0
@@ -71,6 +75,7 @@ for i, cell in ipairs(request.cells) do
     level.newest, news = cell.n, true
   end
   news = news or cell.d ~= 0 or cell.b ~= 0
+  moved = math.max(moved, level.reach + level.adjusted - cell.cap)
   if cell.q > 0 and cell.r then
     -- Whoever came before goes before, whatever it leaves untouched itself.
     level.room = math.max(math.max(level.tat, now) + cell.q + cell.r, level.reach + level.adjusted)
@@ -79,14 +84,29 @@ for i, cell in ipairs(request.cells) do
   levels[i] = level
 end
 
+-- What is told moves the turns that are to come; one that is given up is none.
+local by = due > now and moved - due or 0
+for _, level in ipairs(levels) do
+  local turns = {}
+  for place, at, span in string.gmatch(level.turns, '(%d+):(%d+):(%d+)') do
+    at = tonumber(at)
+    if at > now then at = math.max(now, at + by) end
+    if at + jitter > now and place ~= text(request.gone) then turns[#turns + 1] = place .. ':' .. text(at) .. ':' .. span end
+  end
+  level.turns = turns
+end
+due = due + by
+
 -- All dimensions or none. Who must wait is charged now and told when to go, so that nobody passes it meanwhile.
 local granted = request.patience and wait <= request.patience
 if granted then
   position = position + 1
+  due = math.max(due, now + wait)
   for i, cell in ipairs(request.cells) do
     if cell.q > 0 then
       levels[i].tat = math.max(levels[i].tat, now) + cell.q
       levels[i].taken = cell.q
+      if wait > 0 then table.insert(levels[i].turns, text(position) .. ':' .. text(now + wait) .. ':' .. text(cell.q)) end
       if levels[i].room then levels[i].reach = levels[i].room - levels[i].adjusted end
     end
   end
@@ -94,17 +114,21 @@ end
 
 version = version + 1
 lent = {}
-local fields = { 'born', text(born), 'version', text(version), 'position', text(position) }
+local fields = { 'born', text(born), 'version', text(version), 'position', text(position), 'due', text(due) }
 local reply = { text(now), text(born), text(version), text(position), applied, held, granted and '1' or '0', text(wait) }
 for i, cell in ipairs(request.cells) do
   local level = levels[i]
-  local recent = level.recent + (level.taken or 0)
+  local recent = level.recent + (wait == 0 and level.taken or 0)
+  local turns = table.concat(level.turns, ' ', math.max(1, #level.turns - 31))
   for name, value in pairs({ t = level.tat, c = level.corrections, a = level.adjusted, n = level.newest, r = recent, g = level.given, h = level.reach, w = now }) do
     fields[#fields + 1] = name .. ':' .. cell.k
     fields[#fields + 1] = text(value)
   end
-  fields[#fields + 1], fields[#fields + 2] = 'b:' .. cell.k, level.gone
-  for _, value in ipairs({ cell.k, text(level.tat), text(level.corrections), text(level.adjusted), text(level.newest), text(level.recent), text(granted and level.room or 0), level.gone }) do
+  for name, words in pairs({ b = level.gone, d = turns }) do
+    fields[#fields + 1] = name .. ':' .. cell.k
+    fields[#fields + 1] = words
+  end
+  for _, value in ipairs({ cell.k, text(level.tat), text(level.corrections), text(level.adjusted), text(level.newest), text(level.recent), text(granted and level.room or 0), level.gone, turns }) do
     reply[#reply + 1] = value
   end
   longest = math.max(longest, level.tat - now)

@@ -2,9 +2,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io::Write,
     process::{Command, Stdio},
-    sync::Mutex,
+    sync::{LazyLock, Mutex},
 };
 
+use tracing::{Dispatch, subscriber::NoSubscriber};
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::*;
@@ -231,6 +232,10 @@ fn logged(json: bool, work: impl FnOnce()) -> String {
             Ok(())
         }
     }
+    // While there is one subscriber only, tracing takes the word of whichever thread comes to a line first on whether anybody
+    // listens, for all threads. With a second one it asks all that there are.
+    static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
+    LazyLock::force(&SECOND);
     let lines = Lines::default();
     let to = lines.clone();
     tracing::subscriber::with_default(
@@ -239,6 +244,18 @@ fn logged(json: bool, work: impl FnOnce()) -> String {
     );
     let bytes = lines.0.lock().expect("no writer panics").clone();
     String::from_utf8(bytes).expect("text")
+}
+
+#[test]
+fn what_a_thread_without_a_log_says_first_is_logged_elsewhere() {
+    fn say() {
+        tracing::info!("said");
+    }
+    let text = logged(false, || {
+        std::thread::spawn(say).join().expect("it says so");
+        say();
+    });
+    assert_eq!(text.lines().count(), 1, "{text}");
 }
 
 #[test]

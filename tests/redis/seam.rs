@@ -120,6 +120,63 @@ fn lost_words_lose_nobody() {
     });
 }
 
+/// What becomes of a small world in which words and news arrive before time goes on.
+fn in_order(jobs: &[(u64, u64, f64, u64, Option<u64>)]) -> (usize, usize, usize) {
+    let jobs = jobs.iter().map(|&(gap_ms, ceiling, completion_share, latency_ms, leaves)| Job {
+        app: 0,
+        gap_ms,
+        prompt: 1,
+        ceiling,
+        completion_share,
+        latency_ms,
+        leaves,
+    });
+    let history = History { jobs: jobs.collect(), replicas: 2, tokens: 10_000, requests: None, headers: true, seed: 0 };
+    let mut outcome = None;
+    with_redis(|connection| {
+        outcome = Some(Store::Redis { connection, keys: 0 }.run(&history, false, &mut |_| 0));
+    });
+    let Outcome { sends, left, refused_by_groq, .. } = outcome.expect("it ran");
+    (sends, left, refused_by_groq)
+}
+
+/// Two replicas' turns come at the same instant, and whose was charged last goes first. Groq's word on it does not show the
+/// other one, which is not gone for good: what it takes is not let in again.
+#[test]
+fn whose_turn_overtakes_another_does_not_give_it_back() {
+    let job = |gap_ms, ceiling| (gap_ms, ceiling, 1.0, 60_000, None);
+    let outcome = in_order(&[
+        // Every other one is the second replica's. Its usual request is large and leaves much untouched, so when its third
+        // one goes there is room for the first replica's next as well.
+        job(0, 100),
+        job(1000, 3000),
+        job(1000, 100),
+        job(1000, 3000),
+        job(1000, 4000),
+        job(1000, 3000),
+        job(1000, 100),
+        (1000, 100, 1.0, 60_000, Some(10)),
+        // The first replica asks again right after, for more than there is.
+        job(18_500, 2000),
+    ]);
+    assert_eq!(outcome, (8, 1, 0));
+}
+
+/// The same where a replica's own request gives back so much that its turn comes before it has told the store, and the
+/// other one, whose turn was long before, hears of it.
+#[test]
+fn whose_own_request_hastens_its_turn_does_not_give_another_back() {
+    let outcome = in_order(&[
+        (0, 4500, 1.0, 60_000, None),
+        (1000, 5000, 0.8, 23_000, None),
+        (1000, 4500, 1.0, 60_000, None),
+        (1000, 100, 1.0, 60_000, None),
+        (3000, 100, 1.0, 60_000, Some(10)),
+        (19_000, 1500, 1.0, 60_000, None),
+    ]);
+    assert_eq!(outcome, (5, 1, 0));
+}
+
 /// A small world in every order: what each step's first choices can be, all of them, words lost included.
 fn every_order(lossy: bool, depth: usize) -> usize {
     // Two replicas, half a limit each time; who ends early gives most of it back.

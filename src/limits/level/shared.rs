@@ -14,6 +14,9 @@ use crate::limits::{
     exchange::{Cell, Sighting, Standing},
 };
 
+/// Replicas whose turns are less apart go in any order: clocks differ, and news takes its time.
+const ABREAST: Ns = 300_000_000;
+
 /// The store's side of a level.
 #[derive(Debug, Default)]
 pub(super) struct Far {
@@ -46,6 +49,12 @@ impl Far {
         let gone = self.standing.gone.iter().filter(|gone| gone.version > place.version && gone.position < place.position);
         let gained: i64 = gone.map(|gone| gone.span as i64).sum();
         adjusted.saturating_add(self.settled).saturating_add(self.told.0).saturating_sub(gained)
+    }
+
+    /// What was taken before this place and goes hardly before it, or after it, ns: Groq may not have seen it yet.
+    fn abreast(&self, place: Place, now: Ns) -> Ns {
+        let turns = self.standing.turns.iter().filter(|turn| turn.position < place.position && turn.due + ABREAST > now);
+        turns.fold(0, |sum, turn| sum.saturating_add(turn.span))
     }
 }
 
@@ -178,7 +187,7 @@ impl Level {
             mark.tat = mark.tat.saturating_add_signed(far.since(mark, place));
             mark.corrections = far.standing.corrections;
             mark.adjusted = far.standing.adjusted.wrapping_add(far.before);
-            mark.recent = mark.recent.max(far.standing.recent);
+            mark.recent = mark.recent.max(far.standing.recent).saturating_add(far.abreast(place, now));
         }
         let Some(bucket) = self.bucket.as_mut().filter(|_| asked > 0) else { return };
         let drained = now.saturating_add(bucket.span(asked)).saturating_sub(mark.tat);

@@ -11,13 +11,13 @@ local function text(number) return string.format('%.0f', number) end
 local version = text(head[2] + 1)
 local fields, marks, reply = { 'version', version }, {}, { text(time[1] * 1000000 + time[2]), head[1], version, head[3], '0', '0', '0', '0' }
 for code, span, corrections in string.gmatch(lent, '(%S-):(%d+):(-?%d+)') do
-  local kept = redis.call('HMGET', KEYS[1], 't:' .. code, 'c:' .. code, 'a:' .. code, 'n:' .. code, 'r:' .. code, 'b:' .. code)
+  local kept = redis.call('HMGET', KEYS[1], 't:' .. code, 'c:' .. code, 'a:' .. code, 'n:' .. code, 'r:' .. code, 'b:' .. code, 'd:' .. code)
   if kept[1] then
     -- What headers have shown since to have come back is back.
     local back = math.max(0, span - math.max(0, corrections - kept[2]))
     local tat, adjusted = text(kept[1] - back), text(kept[3] - back)
     for _, value in ipairs({ 't:' .. code, tat, 'a:' .. code, adjusted }) do fields[#fields + 1] = value end
-    for _, value in ipairs({ code, tat, kept[2], adjusted, kept[4], kept[5], '0', kept[6] }) do reply[#reply + 1] = value end
+    for _, value in ipairs({ code, tat, kept[2], adjusted, kept[4], kept[5], '0', kept[6], kept[7] or '' }) do reply[#reply + 1] = value end
     marks[#marks + 1] = '!' .. code .. ':' .. text(back)
   end
 end

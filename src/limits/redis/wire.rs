@@ -4,13 +4,13 @@ use serde_json::{Value, json};
 
 use crate::limits::{
     bucket::Ns,
-    exchange::{Answer, Cell, Gone, Standing, State, Transaction},
+    exchange::{Answer, Cell, Gone, Standing, State, Transaction, Turn},
 };
 
 /// Numbers before the dimensions in a reply.
 const HEAD: usize = 8;
 /// Values of one dimension in a reply.
-const EACH: usize = 8;
+const EACH: usize = 9;
 /// The longest span that is believed, µs: 200 years.
 const LONGEST: i64 = 200 * 366 * 86_400_000_000;
 
@@ -29,8 +29,11 @@ pub struct Reply {
     /// The server's clock, µs.
     pub now: i64,
     head: [i64; HEAD],
-    levels: Vec<(Box<str>, [i64; EACH - 2], Vec<Gone>)>,
+    levels: Vec<Level>,
 }
+
+/// A dimension's code, its numbers, what was given up and whose turns are to come.
+type Level = (Box<str>, [i64; EACH - 3], Vec<Gone>, Vec<[i64; 3]>);
 
 impl Reply {
     /// `None` for anything that the script does not say.
@@ -40,10 +43,11 @@ impl Reply {
         let head: Vec<i64> = head.iter().map(number).collect::<Option<_>>()?;
         let head: [i64; HEAD] = head.try_into().ok()?;
         let level = |words: &[String]| {
-            let [code, numbers @ .., gone] = words else { return None };
+            let [code, numbers @ .., gone, turns] = words else { return None };
             let numbers: Vec<i64> = numbers.iter().map(number).collect::<Option<_>>()?;
             let gone = gone.split_whitespace().map(self::gone).collect::<Option<_>>()?;
-            Some((code.as_str().into(), numbers.try_into().ok()?, gone))
+            let turns = turns.split_whitespace().map(three).collect::<Option<_>>()?;
+            Some((code.as_str().into(), numbers.try_into().ok()?, gone, turns))
         };
         let levels = levels.chunks(EACH).map(level).collect::<Option<_>>()?;
         Some(Self { now: head[0], head, levels })
@@ -110,7 +114,7 @@ impl Offset {
     /// A reply as a lane reads it; `None` for numbers that cannot be.
     pub fn answer(&self, reply: Reply) -> Option<Answer> {
         let [_, born, version, position, applied, held, granted, wait] = reply.head;
-        let standing = |[tat, corrections, adjusted, newest, recent, room]: [i64; EACH - 2], gone| {
+        let standing = |[tat, corrections, adjusted, newest, recent, room]: [i64; EACH - 3], gone, turns: Vec<_>| {
             Some(Standing {
                 tat: self.here(tat)?,
                 corrections: span(corrections)?,
@@ -119,9 +123,10 @@ impl Offset {
                 recent: span(recent)?.try_into().ok()?,
                 room: self.here(room)?,
                 gone,
+                turns: turns.into_iter().map(|turn| self.turn(turn)).collect::<Option<_>>()?,
             })
         };
-        let standings = reply.levels.into_iter().map(|(code, level, gone)| Some((code, standing(level, gone)?)));
+        let standings = reply.levels.into_iter().map(|(code, level, gone, turns)| Some((code, standing(level, gone, turns)?)));
         Some(Answer {
             before: (applied.try_into().ok()?, held == 1),
             granted: granted == 1,
@@ -133,6 +138,11 @@ impl Offset {
                 standings: standings.collect::<Option<_>>()?,
             },
         })
+    }
+
+    /// A reservation's turn, as position, due and span.
+    fn turn(&self, [position, due, micros]: [i64; 3]) -> Option<Turn> {
+        Some(Turn { position: position.try_into().ok()?, due: self.here(due)?, span: span(micros)?.try_into().ok()? })
     }
 
     fn there(&self, at: Ns) -> i64 {
@@ -157,10 +167,13 @@ fn up(span: i64) -> i64 {
 
 /// A reservation given up, as version:position:span.
 fn gone(word: &str) -> Option<Gone> {
-    let mut parts = word.splitn(3, ':').map(|part| part.parse::<i64>().ok());
-    let mut next = || parts.next().flatten();
-    let (version, position, micros) = (next()?, next()?, next()?);
+    let [version, position, micros] = three(word)?;
     Some(Gone { version: version.try_into().ok()?, position: position.try_into().ok()?, span: span(micros)?.try_into().ok()? })
+}
+
+fn three(word: &str) -> Option<[i64; 3]> {
+    let numbers: Vec<i64> = word.splitn(3, ':').map(|part| part.parse().ok()).collect::<Option<_>>()?;
+    numbers.try_into().ok()
 }
 
 fn span(micros: i64) -> Option<i64> {

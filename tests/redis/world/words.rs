@@ -83,7 +83,7 @@ impl World<'_> {
     /// Who is let in is charged in every dimension, who is not in none.
     fn all_or_none(&mut self, transaction: &Transaction, words: &[String]) {
         let now = server(self.now) as u64;
-        for (cell, told) in transaction.cells.iter().zip(words[8..].chunks(8)) {
+        for (cell, told) in transaction.cells.iter().zip(words[8..].chunks(9)) {
             let tat: i64 = told[1].parse().expect("a number");
             let tat = tat.max(0) as u64;
             let before = self.told.insert(told[0].clone(), tat);
