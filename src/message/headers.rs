@@ -52,8 +52,9 @@ struct Span {
     end: u32,
 }
 
-/// Lines that are usually added to a message.
+/// Lines that are usually added to a message, and their bytes.
 const ADDED: usize = 5;
+const ROOM: usize = 128;
 
 impl Span {
     fn len(self) -> usize {
@@ -121,8 +122,12 @@ impl Headers {
     /// Adds a line.
     pub fn append(&mut self, name: HeaderName, value: impl Into<HeaderValue>) {
         let value = value.into();
-        let start = (self.head.len() + self.added.len()) as u32;
         let name = name.as_str().as_bytes();
+        if self.added.capacity() == 0 {
+            // What is usually added: a vector that grows from nothing is made anew four times for it.
+            self.added.reserve((name.len() + value.len() + 4).max(ROOM));
+        }
+        let start = (self.head.len() + self.added.len()) as u32;
         for part in [name, b": ", value.as_bytes(), b"\r\n"] {
             self.added.extend_from_slice(part);
         }

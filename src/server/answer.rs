@@ -15,7 +15,7 @@ use tokio::io::AsyncWrite;
 use super::request::{Shared, unsent};
 use crate::{
     message::{Head, Response},
-    wire::Unsent,
+    wire::{Unsent, block},
 };
 
 /// A piece of so many bytes is worth a write of its own, beside a copy.
@@ -23,7 +23,7 @@ const LARGE: usize = 32 << 10;
 /// What has come is put together up to so many bytes.
 const GATHERED: usize = 64 << 10;
 /// Room for a head, beside its headers.
-const ROOM: usize = 512;
+const ROOM: usize = 256;
 
 /// How the client learns where the body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +83,7 @@ where
         };
         let closes = to.closes || framing == Framing::UntilClosed;
         let small = size.filter(|size| !bodiless && *size < LARGE as u64).unwrap_or(0) as usize;
-        let mut out = BytesMut::with_capacity(ROOM + headers.size() + small);
+        let mut out = block(ROOM + headers.size() + small);
         let version = if to.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" };
         put_status(&mut out, version, status, reason.as_deref());
         let (mut is_dated, mut tells_length) = (false, false);
