@@ -13,7 +13,8 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes, BytesMut, buf::Chain};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::poll_read_buf;
 
 mod body;
 
@@ -24,11 +25,13 @@ pub(crate) const LARGEST_HEAD: usize = 64 << 10;
 /// Headers of a head at most.
 pub(crate) const MOST_HEADERS: usize = 100;
 
-/// Bytes read at once. What came is copied from here to memory of about its size: so a connection keeps no buffer while nothing
-/// comes, and however large its largest message was.
+/// Bytes read at once, and read into memory that all connections of a thread share: none keeps a buffer while nothing comes, and
+/// however large its largest message was.
 const READ_AT_ONCE: usize = 64 << 10;
+/// What is as large is cut out of that memory; less is copied from there to memory of about its size, and holds no more than that.
+const CUT_OUT: usize = 8 << 10;
 
-thread_local!(static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_AT_ONCE]));
+thread_local!(static SCRATCH: RefCell<BytesMut> = RefCell::new(BytesMut::new()));
 
 /// Memory for so many bytes, for a short time. The allocator takes a longer way to sizes that are no power of two, 0.1 us each.
 pub(crate) fn block(bytes: usize) -> BytesMut {
@@ -72,13 +75,20 @@ impl<I: AsyncRead + Unpin> Line<I> {
     /// Reads on: how many bytes more have come, 0 at the end.
     pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         SCRATCH.with_borrow_mut(|scratch| {
-            let mut read = ReadBuf::new(scratch);
-            ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
-            if self.came.is_empty() {
-                self.came = block(read.filled().len());
+            if scratch.capacity() < READ_AT_ONCE / 2 {
+                *scratch = BytesMut::with_capacity(READ_AT_ONCE);
             }
-            self.came.extend_from_slice(read.filled());
-            Poll::Ready(Ok(read.filled().len()))
+            let count = ready!(poll_read_buf(Pin::new(&mut self.io), cx, scratch))?;
+            if self.came.is_empty() && count >= CUT_OUT {
+                self.came = scratch.split();
+                return Poll::Ready(Ok(count));
+            }
+            if self.came.is_empty() {
+                self.came = block(count);
+            }
+            self.came.extend_from_slice(scratch);
+            scratch.clear();
+            Poll::Ready(Ok(count))
         })
     }
 

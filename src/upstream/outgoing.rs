@@ -10,8 +10,8 @@ use crate::{
     wire::{Unsent, block},
 };
 
-/// A body over so many bytes is most of the buffer that it came in.
-const SMALL: usize = 8 << 10;
+/// A body over so many bytes is most of the memory that it came in.
+const SMALL: usize = 64 << 10;
 /// Bytes of a body that a copy beside its head is cheaper for than a second piece.
 const JOINED: usize = 4 << 10;
 /// Bytes of a TLS record: head and body share as many, or the head would go in one of its own.
