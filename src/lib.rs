@@ -15,7 +15,8 @@
 //! | relay | [`relay`] | the answer streams back; usage and truncation are seen in its tail |
 //! | reject | [`error`] | every failure as the documented object |
 //!
-//! [`groq`] knows Groq's wire, [`estimate`] tokens and audio seconds, [`headers`] what is forwarded,
+//! [`message`] is a request and an answer between these, `wire` both as bytes.
+//! [`groq`] knows Groq's words, [`estimate`] tokens and audio seconds, [`headers`] what is forwarded,
 //! [`config`] the TOML file, [`telemetry`] logs and metrics, [`admin`] the second listener,
 //! `sim` a Groq that never leaves the machine.
 
