@@ -58,6 +58,7 @@ pub(super) struct Answer<B> {
     /// `None` once all of it is in `unsent`: then it is over for whoever counts it.
     body: Option<B>,
     framing: Framing,
+    sent: u64,
     /// Whether the connection's end is the only one that the client can see.
     pub(super) closes: bool,
 }
@@ -121,7 +122,7 @@ where
             put_date(&mut out);
         }
         out.put_slice(b"\r\n");
-        Self { unsent: unsent(out), body: (!bodiless).then_some(body), framing, closes }
+        Self { unsent: unsent(out), body: (!bodiless).then_some(body), framing, sent: 0, closes }
     }
 
     /// Sends what has come; ready when all of it is with the system.
@@ -131,7 +132,10 @@ where
     {
         loop {
             let waits = self.gather(cx)?;
-            match shared.lock().line.poll_send(&mut self.unsent, cx) {
+            let before = self.unsent.remaining();
+            let sent = shared.lock().line.poll_send(&mut self.unsent, cx);
+            self.sent += (before - self.unsent.remaining()) as u64;
+            match sent {
                 Poll::Ready(Ok(())) if self.body.is_none() => return Poll::Ready(Ok(())),
                 Poll::Ready(Ok(())) if waits => return Poll::Pending,
                 Poll::Ready(Ok(())) => {}
@@ -141,9 +145,9 @@ where
         }
     }
 
-    /// Bytes that the client has not taken yet.
-    pub(super) fn unsent(&self) -> usize {
-        self.unsent.remaining()
+    /// Bytes that the system has taken, where it has not taken all that is there.
+    pub(super) fn blocked_at(&self) -> Option<u64> {
+        self.unsent.has_remaining().then_some(self.sent)
     }
 
     /// Takes what is there of the body; true when more has to come first.

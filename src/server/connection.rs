@@ -224,8 +224,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
     where
         B: Body<Data = Bytes> + Unpin,
     {
-        // What was left, and since when.
-        let mut blocked: Option<(usize, Instant)> = None;
+        // How far it has come, and since when no further.
+        let mut blocked: Option<(u64, Instant)> = None;
         poll_fn(|cx| {
             let sent = answer.poll(&self.shared, cx);
             if let Poll::Ready(sent) = sent {
@@ -234,14 +234,13 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
             if let Poll::Ready(gone) = self.poll_gone(cx) {
                 return Poll::Ready(Err(gone));
             }
-            let left = answer.unsent();
-            if left == 0 {
+            let Some(sent) = answer.blocked_at() else {
                 blocked = None;
                 return Poll::Pending;
-            }
+            };
             let (_, since) = *match &mut blocked {
-                Some(at) if at.0 == left => at,
-                at => at.insert((left, Instant::now())),
+                Some(at) if at.0 == sent => at,
+                at => at.insert((sent, Instant::now())),
             };
             poll_late(self.clock.as_mut(), since + LONGEST_BLOCKED, cx).map(|()| Err(Gone))
         })

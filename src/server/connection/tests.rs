@@ -482,3 +482,34 @@ async fn a_request_whose_head_has_begun_is_served_while_draining() {
     let answer = rest(&mut client).await;
     assert!(answer.contains("connection: close") && answer.ends_with("GET /good "), "{answer}");
 }
+
+/// What is left to send is as much each time, and yet its client takes it.
+#[tokio::test(start_paused = true)]
+async fn a_slow_client_of_equal_pieces_is_not_cut() {
+    const PIECE: usize = 1 << 16;
+    let mut client = served(&shield(), |_, _| async {
+        let (mut send, body) = Made::channel();
+        tokio::spawn(async move {
+            for _ in 0..10 {
+                send.send_data(vec![b'x'; PIECE].into()).await.expect("it is read");
+            }
+        });
+        ok(body)
+    });
+    client.write_all(b"GET / HTTP/1.0\r\n\r\n").await.expect("it is open");
+    let (mut got, mut some) = (0, vec![0; PIECE]);
+    loop {
+        sleep(LONGEST_BLOCKED / 2).await;
+        let mut piece = 0;
+        while piece < PIECE {
+            match client.read(&mut some[piece..]).await.expect("it is not cut") {
+                0 => {
+                    assert!(got + piece > 10 * PIECE, "{got}");
+                    return;
+                }
+                count => piece += count,
+            }
+        }
+        got += piece;
+    }
+}
