@@ -1,0 +1,113 @@
+//! Where requests and answers end, in either version of HTTP, whole and in pieces, read and unread.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn who_speaks_http_1_0_is_answered_in_it() {
+    let answer = told(b"GET /old HTTP/1.0\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.0 200 OK\r\n") && answer.contains("connection: close\r\n"), "{answer}");
+    assert!(answer.ends_with("GET /old "), "{answer}");
+    let shield = shield();
+    let mut client = client(&shield);
+    for _ in 0..2 {
+        client.write_all(b"GET /old HTTP/1.0\r\nconnection: Keep-Alive\r\n\r\n").await.expect("it is kept alive");
+        let answer = next(&mut client).await;
+        assert!(answer.contains("connection: keep-alive\r\n") && answer.contains("content-length: 9\r\n"), "{answer}");
+    }
+    // It knows no chunks: the end of a stream is the connection's.
+    let mut client = served(&shield, |_, _| async {
+        let (mut send, body) = Made::channel();
+        tokio::spawn(async move { send.send_data(Bytes::from_static(b"data: a\n\n")).await });
+        ok(body)
+    });
+    client.write_all(b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n").await.expect("it is open");
+    let answer = rest(&mut client).await;
+    assert!(!answer.contains("chunked") && answer.contains("connection: close") && answer.ends_with("\r\n\r\ndata: a\n\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_answer_to_head_has_a_length_and_no_body() {
+    let answers =
+        told(format!("HEAD /h HTTP/1.1\r\n\r\n{}", GOOD.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n")).as_bytes()).await;
+    let (head, rest) = answers.split_once("\r\n\r\n").expect("an answer");
+    assert!(head.contains("content-length: 8"), "{head}");
+    assert!(rest.starts_with("HTTP/1.1 200 OK\r\n") && rest.ends_with("GET /good "), "{rest}");
+}
+
+/// Who answers early does not read on: what follows is the rest of a body, and no request.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_nobody_reads_ends_the_connection_after_its_answer() {
+    let mut client = served(&shield(), |request, _| async move {
+        drop(request);
+        ok(Made::from(Bytes::from_static(b"early")))
+    });
+    let head = "POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 100000\r\n\r\n";
+    client.write_all(format!("{head}{GOOD}").as_bytes()).await.expect("it is open");
+    let answer = next(&mut client).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("connection: close"), "{answer}");
+    // It can go on for a while, so that a reset does not take the answer from it.
+    client.write_all(&[b'x'; 50_000]).await.expect("it is read and forgotten");
+    sleep(LINGER / 2).await;
+    client.write_all(b"x").await.expect("it is read and forgotten");
+    assert_eq!(rest(&mut client).await, "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_in_pieces_is_one_body() {
+    let shield = shield();
+    for head in ["content-length: 12", "transfer-encoding: chunked"] {
+        let mut client = client(&shield);
+        client.write_all(format!("POST /p HTTP/1.1\r\n{head}\r\n\r\n").as_bytes()).await.expect("it is open");
+        let body =
+            if head.starts_with('c') { "piece by one" } else { "5\r\npiece\r\n7;x=y\r\n by one\r\n0\r\ntrailer: x\r\n\r\n" };
+        for piece in body.as_bytes().chunks(5) {
+            sleep(Duration::from_secs(1)).await;
+            client.write_all(piece).await.expect("it is open");
+        }
+        assert!(next(&mut client).await.ends_with("POST /p piece by one"), "{head}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_head_has_begun_is_served_while_draining() {
+    let shield = shield();
+    let mut client = client(&shield);
+    client.write_all(b"GET /good HTTP/1.1\r\n").await.expect("it is open");
+    sleep(Duration::from_secs(1)).await;
+    shield.stop.draining.give();
+    sleep(10 * LAST_CALL).await;
+    client.write_all(b"\r\n").await.expect("it is open");
+    let answer = rest(&mut client).await;
+    assert!(answer.contains("connection: close") && answer.ends_with("GET /good "), "{answer}");
+}
+
+/// What is left to send is as much each time, and yet its client takes it.
+#[tokio::test(start_paused = true)]
+async fn a_slow_client_of_equal_pieces_is_not_cut() {
+    const PIECE: usize = 1 << 16;
+    let mut client = served(&shield(), |_, _| async {
+        let (mut send, body) = Made::channel();
+        tokio::spawn(async move {
+            for _ in 0..10 {
+                send.send_data(vec![b'x'; PIECE].into()).await.expect("it is read");
+            }
+        });
+        ok(body)
+    });
+    client.write_all(b"GET / HTTP/1.0\r\n\r\n").await.expect("it is open");
+    let (mut got, mut some) = (0, vec![0; PIECE]);
+    loop {
+        sleep(LONGEST_BLOCKED / 2).await;
+        let mut piece = 0;
+        while piece < PIECE {
+            match client.read(&mut some[piece..]).await.expect("it is not cut") {
+                0 => {
+                    assert!(got + piece > 10 * PIECE, "{got}");
+                    return;
+                }
+                count => piece += count,
+            }
+        }
+        got += piece;
+    }
+}
