@@ -205,19 +205,6 @@ async fn requests_sent_ahead_are_answered_one_by_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_byte_by_byte_is_one_request() {
-    let shield = shield();
-    let mut client = client(&shield);
-    for byte in b"POST /slow HTTP/1.1\r\ncontent-length: 3\r\n\r\nabc" {
-        client.write_all(&[*byte]).await.expect("it is open");
-        sleep(Duration::from_millis(100)).await;
-    }
-    assert!(next(&mut client).await.ends_with("POST /slow abc"));
-    client.write_all(GOOD.as_bytes()).await.expect("it is kept alive");
-    assert!(next(&mut client).await.ends_with("GET /good "));
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_chunked_request_is_the_last_of_its_connection() {
     let answer =
         told(format!("POST /c HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n{GOOD}").as_bytes()).await;
@@ -346,16 +333,6 @@ async fn a_client_that_takes_nothing_is_cut_and_a_slow_one_is_not() {
     stuck.write_all(GOOD.as_bytes()).await.expect("it is open");
     sleep(Duration::from_secs(125)).await;
     assert!(stuck.write_all(b"x").await.is_err(), "the connection is gone");
-}
-
-#[tokio::test(start_paused = true)]
-async fn expect_continue_is_answered() {
-    let shield = shield();
-    let mut client = client(&shield);
-    client.write_all(b"POST / HTTP/1.1\r\ncontent-length: 3\r\nexpect: 100-continue\r\n\r\n").await.expect("it is open");
-    assert_eq!(next(&mut client).await, "HTTP/1.1 100 Continue\r\n\r\n");
-    client.write_all(b"abc").await.expect("it is open");
-    assert!(next(&mut client).await.ends_with("POST / abc"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -111,3 +111,26 @@ async fn a_slow_client_of_equal_pieces_is_not_cut() {
         got += piece;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_request_byte_by_byte_is_one_request() {
+    let shield = shield();
+    let mut client = client(&shield);
+    for byte in b"POST /slow HTTP/1.1\r\ncontent-length: 3\r\n\r\nabc" {
+        client.write_all(&[*byte]).await.expect("it is open");
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!(next(&mut client).await.ends_with("POST /slow abc"));
+    client.write_all(GOOD.as_bytes()).await.expect("it is kept alive");
+    assert!(next(&mut client).await.ends_with("GET /good "));
+}
+
+#[tokio::test(start_paused = true)]
+async fn expect_continue_is_answered() {
+    let shield = shield();
+    let mut client = client(&shield);
+    client.write_all(b"POST / HTTP/1.1\r\ncontent-length: 3\r\nexpect: 100-continue\r\n\r\n").await.expect("it is open");
+    assert_eq!(next(&mut client).await, "HTTP/1.1 100 Continue\r\n\r\n");
+    client.write_all(b"abc").await.expect("it is open");
+    assert!(next(&mut client).await.ends_with("POST / abc"));
+}
