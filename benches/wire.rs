@@ -86,8 +86,8 @@ fn upstream() -> Upstream {
 /// One whole stream; the bytes that came through.
 async fn relayed(upstream: &Upstream) -> usize {
     let path = PathAndQuery::from_static("/openai/v1/chat/completions");
-    let mut outgoing = Outgoing::new(Method::POST, path, Headers::new(), Bytes::from_static(b"{}"));
-    let answer = upstream.send(&mut outgoing, tokio::time::Instant::now).await;
+    let outgoing = Outgoing::new(Method::POST, path, Headers::new(), Bytes::from_static(b"{}"));
+    let answer = upstream.send(&outgoing, tokio::time::Instant::now).await;
     let answer = answer.expect("an answer");
     let opened = relay::open(&answer.head, answer.body, Expected::Json, true).await.expect("a stream");
     let Opened::Stream(stream) = opened else { panic!("a stream") };

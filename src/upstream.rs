@@ -149,7 +149,7 @@ impl Upstream {
 
     /// Sends one request and waits for the answer's head. `sending` is called right before the first byte may go out; it says when
     /// that is.
-    pub async fn send(&self, outgoing: &mut Outgoing, mut sending: impl FnMut() -> Instant) -> Result<Answer, Failure> {
+    pub async fn send(&self, outgoing: &Outgoing, mut sending: impl FnMut() -> Instant) -> Result<Answer, Failure> {
         let mut request = outgoing.encode(&self.address);
         loop {
             let (mut connection, used_before) = self.connect().await?;

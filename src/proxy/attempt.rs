@@ -39,7 +39,7 @@ impl Shield {
     pub(super) async fn attempt(
         &self,
         call: &Call,
-        outgoing: &mut Outgoing,
+        outgoing: &Outgoing,
         mut reservation: Option<&mut Reservation>,
         record: &mut Record,
     ) -> Outcome {

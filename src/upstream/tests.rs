@@ -66,8 +66,8 @@ async fn read_request(io: &mut DuplexStream) -> Vec<u8> {
 
 async fn send(upstream: &Upstream) -> Result<Answer, Failure> {
     let path = PathAndQuery::from_static("/openai/v1/x?y=z");
-    let mut outgoing = Outgoing::new(Method::POST, path, Headers::new(), Bytes::from_static(b"{}"));
-    upstream.send(&mut outgoing, Instant::now).await
+    let outgoing = Outgoing::new(Method::POST, path, Headers::new(), Bytes::from_static(b"{}"));
+    upstream.send(&outgoing, Instant::now).await
 }
 
 async fn body(mut answer: Answer) -> Result<Vec<u8>, Why> {

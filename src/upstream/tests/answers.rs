@@ -33,8 +33,8 @@ fn answering(answers: &[&[&[u8]]]) -> (Upstream, Arc<std::sync::atomic::AtomicUs
 }
 
 async fn asked(upstream: &Upstream, method: Method) -> Answer {
-    let mut outgoing = Outgoing::new(method, PathAndQuery::from_static("/x"), Headers::new(), Bytes::new());
-    upstream.send(&mut outgoing, Instant::now).await.expect("an answer")
+    let outgoing = Outgoing::new(method, PathAndQuery::from_static("/x"), Headers::new(), Bytes::new());
+    upstream.send(&outgoing, Instant::now).await.expect("an answer")
 }
 
 /// The body, and how many connections two such requests take.

@@ -41,7 +41,7 @@ async fn a_body_of_any_size_goes_out_whole_in_every_attempt() {
             if attempt == 1 {
                 outgoing.settle_down();
             }
-            let answer = upstream.send(&mut outgoing, Instant::now).await.expect("an answer");
+            let answer = upstream.send(&outgoing, Instant::now).await.expect("an answer");
             assert_eq!(body(answer).await, Ok(b"ok".to_vec()));
         }
         assert_eq!(connections.load(Ordering::Relaxed), 1);
@@ -59,7 +59,7 @@ async fn an_answer_may_come_before_the_request_is_out() {
         sleep(Duration::from_secs(3600)).await;
     });
     for attempt in 1..=2 {
-        let answer = upstream.send(&mut outgoing(3_000_000), Instant::now).await.expect("an answer");
+        let answer = upstream.send(&outgoing(3_000_000), Instant::now).await.expect("an answer");
         assert_eq!(answer.head.status.as_u16(), 413);
         assert_eq!(body(answer).await, Ok(b"no".to_vec()));
         assert_eq!(connections.load(Ordering::Relaxed), attempt);
@@ -78,7 +78,7 @@ async fn a_request_goes_on_beside_its_answer() {
         }
     });
     for _ in 0..2 {
-        let answer = upstream.send(&mut outgoing(3_000_000), Instant::now).await.expect("an answer");
+        let answer = upstream.send(&outgoing(3_000_000), Instant::now).await.expect("an answer");
         assert_eq!(body(answer).await, Ok(b"ok".to_vec()));
     }
     assert_eq!(connections.load(Ordering::Relaxed), 1);
@@ -91,7 +91,7 @@ async fn an_upstream_that_answers_and_closes_is_heard() {
         io.read_exact(&mut [0; 1000]).await.expect("a request's beginning");
         io.write_all(b"HTTP/1.1 413 Too Large\r\nconnection: close\r\n\r\nno").await.expect("the client reads");
     });
-    let answer = upstream.send(&mut outgoing(3_000_000), Instant::now).await.expect("an answer");
+    let answer = upstream.send(&outgoing(3_000_000), Instant::now).await.expect("an answer");
     assert_eq!((answer.head.status.as_u16(), body(answer).await), (413, Ok(b"no".to_vec())));
 }
 
@@ -103,7 +103,7 @@ async fn only_what_went_out_may_have_been_read() {
     let (cut, _) = upstream(|_, mut io| async move {
         io.read_exact(&mut [0; 1000]).await.expect("a request's beginning");
     });
-    let failure = cut.send(&mut outgoing(3_000_000), Instant::now).await.expect_err("it is cut off");
+    let failure = cut.send(&outgoing(3_000_000), Instant::now).await.expect_err("it is cut off");
     assert_eq!(failure, Failure::after_sending(Why::Closed));
 }
 
@@ -115,7 +115,7 @@ async fn a_request_that_is_not_taken_is_a_timeout() {
         drop(io);
     });
     let start = Instant::now();
-    let failure = upstream.send(&mut outgoing(3_000_000), Instant::now).await.expect_err("it is not taken");
+    let failure = upstream.send(&outgoing(3_000_000), Instant::now).await.expect_err("it is not taken");
     assert_eq!((failure, start.elapsed()), (Failure::after_sending(Why::Timeout), Duration::from_secs(10)));
 }
 
@@ -137,7 +137,7 @@ async fn a_forward_proxy_is_told_whose_request_it_is() {
         io.write_all(OK).await.expect("the client reads");
         String::from_utf8_lossy(&request[..read]).into_owned()
     });
-    let answer = upstream.send(&mut outgoing(2), Instant::now).await.expect("an answer");
+    let answer = upstream.send(&outgoing(2), Instant::now).await.expect("an answer");
     assert_eq!(body(answer).await, Ok(b"ok".to_vec()));
     assert_eq!(
         served.await.expect("served"),
