@@ -1,7 +1,6 @@
 //! What does the second listener answer? Health, metrics, status and the page; it changes nothing, whoever asks.
 
 use std::{
-    convert::Infallible,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -10,11 +9,12 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
-use hyper::{server::conn::http1, service::service_fn};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
+    task::{JoinError, spawn_blocking},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
@@ -88,8 +88,16 @@ impl Desk {
         }
     }
 
-    async fn connection(&self, socket: TcpStream) {
-        let service = service_fn(|request| async move { Ok::<_, Infallible>(self.answer(&request)) });
+    async fn connection(self: &Arc<Self>, socket: TcpStream) {
+        let service = service_fn(|request: Request<Incoming>| {
+            let desk = self.clone();
+            async move {
+                // Of a hundred thousand lanes a page takes half a second, which is not the apps' to wait.
+                let is_long = matches!(request.uri().path(), "/metrics" | "/status");
+                let answer = move || desk.answer(&request);
+                if is_long { spawn_blocking(answer).await } else { Ok::<_, JoinError>(answer()) }
+            }
+        });
         let mut http = pin!(
             http1::Builder::new()
                 .timer(TokioTimer::new())

@@ -24,10 +24,10 @@ use crate::config::{self, Class, StoreKind};
 
 /// Lane clocks start here, so that levels from before the start have room: 100 days.
 const ORIGIN: Ns = 8_640_000_000_000_000;
-/// Lanes at once, as long as some are unused: models are the clients' to name.
-const MOST_LANES: usize = 10_000;
+/// Lanes at once, as long as some are unused, and as many are remembered: models are the clients' to name.
+const MOST_LANES: usize = 100_000;
 /// When there are too many, one in so many goes at once: looking at all of them is what costs.
-const SHARE: usize = 4;
+const SHARE: usize = 40;
 /// A full, unused lane that Groq has taught nothing is dropped after so long, ns.
 const IDLE: Ns = 60_000_000_000;
 /// Idle lanes are looked for this often.
@@ -328,7 +328,7 @@ impl Shared {
         });
         for (key, kept) in going {
             let saved = kept.lane.now(|lane, now| (lane.has_learnt() || !lane.is_idle(now)).then(|| Saved::of(lane, now)));
-            if let Some(saved) = saved.filter(|_| remembered.len() < 10 * MOST_LANES) {
+            if let Some(saved) = saved.filter(|_| remembered.len() < MOST_LANES) {
                 remembered.insert(key, saved);
             }
         }

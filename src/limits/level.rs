@@ -36,7 +36,7 @@ pub struct Level {
     terms: Terms,
     bucket: Option<Bucket>,
     /// What others are always left: our own use alone, against the rest of the limit.
-    share: Option<Bucket>,
+    share: Option<Box<Bucket>>,
     headroom: f64,
     /// The store's side, where replicas share the level.
     far: Option<Box<shared::Far>>,
@@ -87,9 +87,10 @@ impl Level {
             confirmed: now,
             corrections: 0,
             unsent: 0,
-            recent: VecDeque::new(),
+            // Lanes may be many: no room for more than one request at once needs.
+            recent: VecDeque::with_capacity(1),
             on_its_way: 0,
-            doubts: VecDeque::new(),
+            doubts: VecDeque::with_capacity(1),
             before: Scale::default(),
             newest: 0,
             refused_until: 0,
@@ -223,7 +224,7 @@ impl Level {
             // Groq gave it back before the answer came, perhaps before these arrived.
             self.doubt(first, last, bucket.span(asked.saturating_sub(used)));
         }
-        for bucket in self.bucket.iter_mut().chain(&mut self.share) {
+        for bucket in self.bucket.iter_mut().chain(self.share.as_deref_mut()) {
             match used.checked_sub(asked) {
                 Some(0) => {}
                 Some(more) => bucket.charge(more, now),

@@ -92,6 +92,6 @@ impl Level {
         let part = self.own_part();
         let ours = self.limit().filter(|_| part < 1.0 || self.is_parted()).map(|limit| ((limit as f64 * part) as u64).max(1));
         let kept = self.share.take().zip(ours).and_then(|(share, ours)| share.requota(ours, now));
-        self.share = kept.or_else(|| ours.and_then(|ours| Bucket::new(ours, self.dimension.period)));
+        self.share = kept.or_else(|| ours.and_then(|ours| Bucket::new(ours, self.dimension.period))).map(Box::new);
     }
 }

@@ -77,9 +77,9 @@ async fn run_saves_what_has_changed_and_wakes_the_line() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn models_beyond_ten_thousand_do_not_stay() {
+async fn models_beyond_a_hundred_thousand_do_not_stay() {
     let limits = Limits::new(&config::Limits::default(), &config::Queue::default());
-    for n in 0..20_000 {
+    for n in 0..110_000 {
         let ask = Ask { model: format!("m{n}").into(), ..ask("app", 10, 10) };
         let mut one = limits.reserve(&ask, in_a_minute(), None).await.expect("nothing is known");
         one.sent(Instant::now());
@@ -87,7 +87,7 @@ async fn models_beyond_ten_thousand_do_not_stay() {
         one.observe(&RateState { tokens: Some(shown), ..RateState::default() }, Instant::now());
         one.settle(Spent::Request, Instant::now());
     }
-    assert!(limits.snapshot().len() <= 10_000);
+    assert!(limits.snapshot().len() <= 100_000);
 }
 
 #[tokio::test(start_paused = true)]
@@ -107,11 +107,11 @@ async fn what_was_taken_of_a_lane_that_made_room_is_remembered() {
     let mut others = 0;
     while is_there() {
         // Thousands at a time: a snapshot is of all of them.
-        for _ in 0..2000 {
+        for _ in 0..20_000 {
             take(&Ask { model: format!("m{others}").into(), ..ask("app", 10, 10) }).await;
             others += 1;
         }
-        assert!(others <= 20_000, "it stays although it was used longest ago");
+        assert!(others <= 200_000, "it stays although it was used longest ago");
     }
     assert_eq!(take(&ours).await, 60);
 }
