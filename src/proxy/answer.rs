@@ -5,7 +5,6 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 
 use crate::{
     error::Rejection,
-    headers,
     message::{Headers, Response},
     relay::{Body, Carried, Opened},
     telemetry::{Record, Source},
@@ -19,7 +18,6 @@ const FITTED: HeaderName = HeaderName::from_static("x-shield-fitted");
 /// An answer that has begun well: the upstream's, and what the shield has to add.
 pub(super) fn deliver(answer: Response<Opened>, mut carried: Carried, fitted: Option<(u64, u64)>) -> Response<Body> {
     let Response { mut head, body: opened } = answer;
-    headers::from_upstream(&mut head.headers);
     if let Opened::Stream(_) = opened {
         // A stream that breaks gets a frame that no length announced has room for.
         head.headers.remove(header::CONTENT_LENGTH);
@@ -29,7 +27,7 @@ pub(super) fn deliver(answer: Response<Opened>, mut carried: Carried, fitted: Op
     stamp(&mut head.headers, &mut carried.record);
     if let Some((from, to)) = fitted {
         let value = HeaderValue::from_str(&format!("{from}>{to}"));
-        head.headers.insert(FITTED, value.expect("two numbers are a header"));
+        head.headers.append(FITTED, value.expect("two numbers are a header"));
     }
     Response { head, body: Body::new(opened, carried) }
 }
@@ -69,12 +67,12 @@ fn number(number: u64) -> HeaderValue {
     }
 }
 
-/// What is added to every answer.
+/// What is added to every answer. None of ours is there: those of the upstream's that look so have gone.
 fn stamp(headers: &mut Headers, record: &mut Record) {
-    headers.insert(WAIT, number(record.wait.as_millis() as u64));
-    headers.insert(ATTEMPTS, number(record.attempts.into()));
+    headers.append(WAIT, number(record.wait.as_millis() as u64));
+    headers.append(ATTEMPTS, number(record.attempts.into()));
     if !headers.contains_key(&REQUEST_ID) {
         record.id = format!("req_shield_{:032x}", fastrand::u128(..));
-        headers.insert(REQUEST_ID, HeaderValue::from_str(&record.id).expect("letters and digits"));
+        headers.append(REQUEST_ID, HeaderValue::from_str(&record.id).expect("letters and digits"));
     }
 }

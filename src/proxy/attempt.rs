@@ -11,6 +11,7 @@ use crate::{
     breaker::Health,
     error::{Rejection, UpstreamError},
     groq::{RateState, RefusalText},
+    headers,
     limits::{Place, Reservation, Spent},
     message::Response,
     relay::{self, Opened},
@@ -58,10 +59,12 @@ impl Shield {
             }
             now
         };
-        let answer = match self.upstream.send(outgoing, sending).await {
+        let mut answer = match self.upstream.send(outgoing, sending).await {
             Ok(answer) => answer,
             Err(failure) => return Outcome::Failed(failure),
         };
+        // Of every answer, before anybody reads it: an error's framing is as little the app's as any other's.
+        headers::from_upstream(&mut answer.head.headers);
         let now = Instant::now();
         record.time_to_head = sent_at.map(|sent_at| now - sent_at);
         record.upstream_id = answer.head.headers.text("x-request-id").map(str::to_owned);

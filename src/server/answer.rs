@@ -93,6 +93,7 @@ where
             match name.len() {
                 4 if is("date") => is_dated = true,
                 10 if is("connection") => return false,
+                17 if is("transfer-encoding") => return false,
                 14 if is("content-length") => {
                     tells_length = true;
                     // Of an answer without a body its length, if one is told, is the upstream's to say.
@@ -250,6 +251,7 @@ fn put_date(out: &mut BytesMut) {
 mod tests {
     use std::{convert::Infallible, future::poll_fn};
 
+    use http::{HeaderValue, header};
     use http_body::{Frame, SizeHint};
     use http_body_util::{Channel, Full};
     use tokio::io::{AsyncReadExt as _, duplex};
@@ -291,6 +293,18 @@ mod tests {
         sent.await.expect("it is whole");
         drop(shared);
         (read.await.expect("it ran").expect("it is open"), most)
+    }
+
+    /// Else a client could find two ends in it.
+    #[tokio::test]
+    async fn how_a_body_ends_is_told_once_and_by_the_connection() {
+        let told = [(header::TRANSFER_ENCODING, "chunked"), (header::CONTENT_LENGTH, "9"), (header::CONNECTION, "upgrade")];
+        let headers = told.into_iter().map(|(name, value)| (name, HeaderValue::from_static(value))).collect();
+        let head = Head { headers, ..Head::default() };
+        let to = To { is_head: false, version: Version::HTTP_11, closes: false };
+        let (all, _) = sent(Answer::new(Response { head, body: Full::new(Bytes::from_static(b"ab")) }, to)).await;
+        let all = String::from_utf8(all).expect("text");
+        assert!(all.starts_with("HTTP/1.1 200 OK\r\ncontent-length: 2\r\ndate: ") && all.ends_with("\r\n\r\nab"), "{all}");
     }
 
     /// A connection that has carried something large once must not hold as much for as long as it lives.

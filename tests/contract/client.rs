@@ -102,6 +102,8 @@ impl Answer {
         must(!self.reason.is_empty() && !self.reason.contains('<'), "a reason phrase");
         must(self.header("content-type") == "application/json", "content-type");
         must(self.header("content-length") == self.body.len().to_string(), "content-length");
+        let private = ["transfer-encoding", "keep-alive", "x-hop"].iter().find(|name| !self.header(name).is_empty());
+        must(private.is_none(), "no header of the upstream's own connection");
         must(is_text("message"), "message is a string");
         must(is_text("type"), "type is a string");
         must(error["code"].is_string() || error["code"].is_null(), "code is a string or absent");

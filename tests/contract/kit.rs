@@ -236,9 +236,19 @@ async fn read_request(io: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> std::i
     Ok(head + &String::from_utf8_lossy(&body))
 }
 
+/// Headers that no app may see: of the upstream's own connection, and what only the shield may say.
+const PRIVATE: &str = "connection: close, x-hop\r\nx-hop: 1\r\nkeep-alive: timeout=5\r\nx-shield-error: a-lie\r\n";
+
 /// A whole answer, and the connection's end.
 pub(crate) fn answer(status: &str, headers: &str, body: &str) -> Vec<Step> {
-    vec![Step::Write(format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n{body}", body.len()))]
+    let length = body.len();
+    vec![Step::Write(format!("HTTP/1.1 {status}\r\n{PRIVATE}content-length: {length}\r\n{headers}\r\n{body}"))]
+}
+
+/// The same by chunks: as Groq's front sends its pages.
+pub(crate) fn in_chunks(status: &str, headers: &str, body: &str) -> Vec<Step> {
+    let chunks = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    vec![Step::Write(format!("HTTP/1.1 {status}\r\n{PRIVATE}transfer-encoding: chunked\r\n{headers}\r\n{chunks}"))]
 }
 
 /// A JSON answer.

@@ -6,7 +6,7 @@ use groq_shield::config::Settings;
 
 use crate::{
     client::{Answer, KEY, ask, chat, chat_with, request},
-    kit::{Certificate, Kind, Step, Upstream, answer, good, json, start},
+    kit::{Certificate, Kind, Step, Upstream, answer, good, in_chunks, json, start},
 };
 
 /// One row.
@@ -118,6 +118,7 @@ fn edges() -> Vec<Row> {
         error("HTML 502", 502, page(502)),
         error("HTML 503", 503, page(503)),
         own("HTML 403", 403, page(403)),
+        error("HTML 502 in chunks", 502, in_chunks("502 X", "content-type: text/html; charset=UTF-8\r\n", PAGE)),
         Row {
             says: "1010",
             ..own("403 text 1010", 403, answer("403 Forbidden", "content-type: text/plain\r\n", "error code: 1010"))
@@ -280,6 +281,13 @@ fn own_errors() -> Vec<Row> {
                 ),
             )
         },
+        passed(
+            "400 in chunks",
+            400,
+            INVALID,
+            "",
+            in_chunks("400 Bad Request", "content-type: application/json\r\n", &object("No.", INVALID)),
+        ),
         Row {
             request: models,
             retry_after: Some(3),
