@@ -63,9 +63,10 @@ enum Walk {
     No,
 }
 
-/// Whether a byte is a control character: between values no harm, within a string an error. A loop that becomes vectors.
+/// Whether a byte is a control character: between values no harm, within a string an error. A loop that becomes vectors:
+/// of each of these the least byte.
 fn has_controls(body: &[u8]) -> bool {
-    body.chunks(256).any(|some| some.iter().fold(false, |found, byte| found | (*byte < b' ')))
+    body.chunks(256).any(|some| some.iter().fold(u8::MAX, |least, byte| least.min(*byte)) < b' ')
 }
 
 fn whole<'de, R: Read<'de>>(mut json: serde_json::Deserializer<R>, reading: Reading<'de>) -> Result<Members, serde_json::Error> {

@@ -16,10 +16,28 @@ pub struct Headers {
     /// Lines that were added, as they go out; their places are counted on from the end of `head`.
     added: Vec<u8>,
     lines: Vec<Line>,
+    lengths: Lengths,
+}
+
+/// Which lengths names have had, a bit each: most that are asked for are not there, and one look tells.
+#[derive(Clone, Copy, Default)]
+struct Lengths(u64);
+
+impl Lengths {
+    fn add(&mut self, name: usize) {
+        self.0 |= 1 << (name % 64);
+    }
+
+    fn may_have(self, name: &str) -> bool {
+        self.0 >> (name.len() % 64) & 1 == 1
+    }
 }
 
 /// Where `httparse` found lines.
-pub(crate) struct Found(Vec<Line>);
+pub(crate) struct Found {
+    lines: Vec<Line>,
+    lengths: Lengths,
+}
 
 impl Found {
     /// In these bytes, the first of which is the head's.
@@ -28,7 +46,9 @@ impl Found {
             let start = (part.as_ptr().addr() - head.as_ptr().addr()) as u32;
             Span { start, end: start + part.len() as u32 }
         };
+        let mut lengths = Lengths::default();
         let line = |header: &httparse::Header<'_>| {
+            lengths.add(header.name.len());
             let name = span(header.name.as_bytes());
             // A value that is empty is nowhere: it stands behind its colon.
             let nothing = Span { start: name.end + 1, end: name.end + 1 };
@@ -36,7 +56,7 @@ impl Found {
         };
         let mut lines = Vec::with_capacity(found.len() + ADDED);
         lines.extend(found.iter().map(line));
-        Self(lines)
+        Self { lines, lengths }
     }
 }
 
@@ -76,12 +96,12 @@ fn plain(value: &[u8]) -> Option<&str> {
 impl Headers {
     /// None.
     pub const fn new() -> Self {
-        Self { head: Bytes::new(), added: Vec::new(), lines: Vec::new() }
+        Self { head: Bytes::new(), added: Vec::new(), lines: Vec::new(), lengths: Lengths(0) }
     }
 
     /// Those that were found in this head.
     pub(crate) fn of(head: Bytes, found: Found) -> Self {
-        Self { head, added: Vec::new(), lines: found.0 }
+        Self { head, added: Vec::new(), lines: found.lines, lengths: found.lengths }
     }
 
     /// How many there are.
@@ -96,7 +116,9 @@ impl Headers {
 
     /// The first value under this name.
     pub fn get(&self, name: impl AsRef<str>) -> Option<&[u8]> {
-        self.lines.iter().find(|line| self.is(line, name.as_ref())).map(|line| self.part(line.value))
+        let name = name.as_ref();
+        let line = self.lengths.may_have(name).then(|| self.lines.iter().find(|line| self.is(line, name)))??;
+        Some(self.part(line.value))
     }
 
     /// The same, where it is plain text.
@@ -106,7 +128,8 @@ impl Headers {
 
     /// Every value under this name.
     pub fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        self.lines.iter().filter(|line| self.is(line, name)).map(|line| self.part(line.value))
+        let lines = if self.lengths.may_have(name) { &self.lines[..] } else { &[] };
+        lines.iter().filter(|line| self.is(line, name)).map(|line| self.part(line.value))
     }
 
     /// Whether there is one.
@@ -133,6 +156,7 @@ impl Headers {
         }
         let name = Span { start, end: start + name.len() as u32 };
         let value = Span { start: name.end + 2, end: name.end + 2 + value.len() as u32 };
+        self.lengths.add(name.len());
         self.lines.push(Line { name, value });
     }
 
@@ -144,13 +168,15 @@ impl Headers {
 
     /// Removes all under this name.
     pub fn remove(&mut self, name: impl AsRef<str>) {
-        let name = name.as_ref().as_bytes();
-        self.retain(|other, _| other.len() != name.len() || !other.eq_ignore_ascii_case(name));
+        let name = name.as_ref();
+        if self.contains_key(name) {
+            self.retain(|other, _| !other.eq_ignore_ascii_case(name.as_bytes()));
+        }
     }
 
     /// Removes all that `keep` does not want, told by name and value.
     pub fn retain(&mut self, mut keep: impl FnMut(&[u8], &[u8]) -> bool) {
-        let Self { head, added, lines } = self;
+        let Self { head, added, lines, .. } = self;
         lines.retain(|line| keep(line.name.of(head, added), line.value.of(head, added)));
     }
 
@@ -176,7 +202,7 @@ impl Headers {
 
     /// Leaves the head that they came in for this block, whose end they take.
     pub fn settle(&mut self, block: &mut BytesMut) {
-        let mut settled = Self { lines: Vec::with_capacity(self.lines.len()), ..Self::new() };
+        let mut settled = Self { lines: Vec::with_capacity(self.lines.len()), lengths: self.lengths, ..Self::new() };
         block.reserve(self.size());
         for line in &self.lines {
             let mut own = |part: &[u8], end: &[u8]| {
