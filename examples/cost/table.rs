@@ -92,7 +92,8 @@ impl Cells {
     }
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// The middle one; `None` of none.
+pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied()
 }
