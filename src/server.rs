@@ -251,19 +251,21 @@ impl Worker {
             tokio::spawn(async move {
                 match certificate {
                     None => connection::serve(socket, shield).await,
-                    Some(certificate) => {
-                        let header_timeout = shield.settings.load().server.header_timeout;
-                        match timeout(header_timeout, certificate.accept(socket)).await {
-                            // On the heap: connections without TLS need no room for it.
-                            Ok(Ok(socket)) => Box::pin(connection::serve(socket, shield)).await,
-                            Ok(Err(error)) => tracing::debug!(%error, "no TLS with a client"),
-                            Err(_) => tracing::debug!("a client did not finish its TLS handshake in time"),
-                        }
-                    }
+                    // On the heap: connections without TLS need no room for it.
+                    Some(certificate) => Box::pin(serve_tls(socket, certificate, shield)).await,
                 }
                 drop((place, tracked));
             });
         }
+    }
+}
+
+async fn serve_tls(socket: TcpStream, certificate: Arc<Certificate>, shield: Arc<Shield>) {
+    let header_timeout = shield.settings.load().server.header_timeout;
+    match Box::pin(timeout(header_timeout, certificate.accept(socket))).await {
+        Ok(Ok(socket)) => connection::serve(socket, shield).await,
+        Ok(Err(error)) => tracing::debug!(%error, "no TLS with a client"),
+        Err(_) => tracing::debug!("a client did not finish its TLS handshake in time"),
     }
 }
 

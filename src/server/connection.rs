@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http_body::Body;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{Instant, Sleep, sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     error::Rejection,
-    late::poll_late,
+    late::Clock,
     message::{Request, Response},
     proxy::{self, Shield},
     relay::Signal,
@@ -66,7 +66,7 @@ where
 {
     let header_timeout = shield.settings.load().server.header_timeout;
     let mut connection =
-        Connection { shared: Shared::new(io), clock: Box::pin(sleep(header_timeout)), header_timeout, used: false };
+        Connection { shared: Shared::new(io), clock: Clock::new(Instant::now() + header_timeout), header_timeout, used: false };
     tokio::select! {
         biased;
         () = connection.talk(shield, handle, refuse) => {}
@@ -88,13 +88,22 @@ impl Nothing {
     }
 }
 
+/// What a request says of the way that it is answered.
+struct Asked {
+    to: To,
+    /// No request follows it.
+    closes: bool,
+    /// Servers could disagree about it.
+    faulty: bool,
+}
+
 /// The client is gone, or its answer is: there is nobody to tell.
 struct Gone;
 
 /// One client's connection.
 struct Connection<I> {
     shared: Shared<I>,
-    clock: Pin<Box<Sleep>>,
+    clock: Clock,
     header_timeout: Duration,
     /// Whether there was a request.
     used: bool,
@@ -113,38 +122,44 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         loop {
             let head = match self.next(leave.as_mut()).await {
                 Ok(head) => head,
-                Err(Nothing::Left) => return self.part(false).await,
+                Err(Nothing::Left) => return Box::pin(self.part(false)).await,
                 Err(Nothing::Bad(rejection)) => {
-                    if self.send(Answer::new(refuse(rejection), To::ANYBODY)).await.is_ok() {
-                        self.part(true).await;
+                    if self.send(&mut Answer::new(refuse(rejection), To::ANYBODY)).await.is_ok() {
+                        Box::pin(self.part(true)).await;
                     }
                     return;
                 }
             };
-            self.used = true;
-            let Head { request, version, rest, keep_alive, expects, fault } = head;
-            let to = To::new(&request.method, version);
-            let chunked = rest.exact_size().is_none();
-            let body = self.shared.body(rest, expects);
-            // On the heap, so that it goes with its request: a task keeps room for its largest step as long as it lives.
-            let handled = Box::pin(handle(request.with(body), fault));
+            let (Asked { to, closes, faulty }, handled) = self.asked(head, &handle);
             let Ok(answered) = self.unless_gone(unwound(handled)).await else { return };
             let response = answered.unwrap_or_else(|panic| {
                 tracing::error!(panic = words(&*panic), "a request's handler panicked");
                 refuse(Rejection::Internal)
             });
-            // Chunks that two servers count differently would hide a request: none follows them.
-            let unread = fault.is_some() || !self.shared.lock().rest.is_end();
-            let closes = !keep_alive || chunked || unread || draining.is_given();
-            let answer = Answer::new(response, To { closes, ..to });
-            let closes = answer.closes;
-            if self.send(answer).await.is_err() {
+            let unread = faulty || !self.shared.lock().rest.is_end();
+            let mut answer = Answer::new(response, To { closes: closes || unread || draining.is_given(), ..to });
+            if self.send(&mut answer).await.is_err() {
                 return;
             }
-            if closes {
-                return self.part(unread).await;
+            if answer.closes {
+                return Box::pin(self.part(unread)).await;
             }
         }
+    }
+
+    /// Has a request handled.
+    fn asked<H, R>(&mut self, head: Head, handle: &H) -> (Asked, Pin<Box<R>>)
+    where
+        H: Fn(Request<Incoming<I>>, Option<&'static str>) -> R,
+    {
+        self.used = true;
+        let Head { request, version, rest, keep_alive, expects, fault } = head;
+        // Chunks that two servers count differently would hide a request: none follows them.
+        let closes = !keep_alive || rest.exact_size().is_none();
+        let asked = Asked { to: To::new(&request.method, version), closes, faulty: fault.is_some() };
+        let body = self.shared.body(rest, expects);
+        // On the heap, so that it goes with its request: a task keeps room for its largest step as long as it lives.
+        (asked, Box::pin(handle(request.with(body), fault)))
     }
 
     /// The head of the next request.
@@ -187,8 +202,14 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
                 return Poll::Ready(Err(Nothing::Left));
             }
             let limit = if is_idle && *used { LONGEST_IDLE } else { *header_timeout };
-            let due = *since.get_or_insert_with(Instant::now) + limit;
-            ready!(poll_late(clock.as_mut(), due, cx));
+            let (from, now) = match since {
+                Some(since) => (since, None),
+                None => {
+                    let now = *since.insert(Instant::now());
+                    (now, Some(now))
+                }
+            };
+            ready!(clock.poll(from + limit, now, cx));
             Poll::Ready(Err(if is_idle { Nothing::Left } else { Nothing::Bad(Rejection::RequestTimeout("head")) }))
         })
         .await?;
@@ -220,7 +241,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
     }
 
     /// Sends all of an answer to a client that takes it.
-    async fn send<B>(&mut self, mut answer: Answer<B>) -> Result<(), Gone>
+    async fn send<B>(&mut self, answer: &mut Answer<B>) -> Result<(), Gone>
     where
         B: Body<Data = Bytes> + Unpin,
     {
@@ -242,7 +263,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
                 Some(at) if at.0 == sent => at,
                 at => at.insert((sent, Instant::now())),
             };
-            poll_late(self.clock.as_mut(), since + LONGEST_BLOCKED, cx).map(|()| Err(Gone))
+            self.clock.poll(since + LONGEST_BLOCKED, None, cx).map(|()| Err(Gone))
         })
         .await
     }
