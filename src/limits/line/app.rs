@@ -84,7 +84,10 @@ impl Line {
     /// The app's number; it is taken up if it was unknown.
     pub fn app(&mut self, name: &Arc<str>, class: Class, weight: f64, now: Ns) -> AppId {
         let weight = if weight.is_finite() { weight.clamp(1e-3, 1e3) } else { 1.0 };
-        if let Some(&id) = self.names[class as usize].get(name) {
+        // Most lanes have one app: found without its map, which in a lane that rests has left the caches.
+        let is_first = self.apps.first().and_then(Option::as_ref).is_some_and(|app| app.class == class && app.name == *name);
+        let known = if is_first { Some(0) } else { self.names[class as usize].get(name).copied() };
+        if let Some(id) = known {
             if let Some(app) = &mut self.apps[id as usize] {
                 app.weight = weight;
             }
