@@ -26,8 +26,8 @@ struct Row {
     wires: Vec<Wire>,
     at_once: usize,
     make: Make,
-    /// Connections whose requests wait all the while.
-    _waiting: Vec<Wire>,
+    /// Connections that are idle, or whose requests wait, all the while.
+    _others: Vec<Wire>,
     /// CPU a request, µs, turn by turn.
     cpu: Vec<f64>,
     /// Bytes.
@@ -100,7 +100,7 @@ impl Subject {
 
 impl Row {
     fn new(load: String, subject: Subject, wires: Vec<Wire>, at_once: usize, make: Make) -> Self {
-        Self { load, subject, wires, at_once, make, _waiting: Vec::new(), cpu: Vec::new(), memory: 0.0, failed: 0 }
+        Self { load, subject, wires, at_once, make, _others: Vec::new(), cpu: Vec::new(), memory: 0.0, failed: 0 }
     }
 
     async fn turn(&mut self) -> io::Result<()> {
@@ -127,14 +127,16 @@ async fn measured(mut rows: Vec<Row>) -> io::Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// All in turn, so many at once.
+/// So many are open, some of them busy, or all in turn.
 async fn connections(sides: Sides<'_>) -> io::Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for count in [AT_ONCE, 1000, MANY] {
+    for (count, in_turn) in [(AT_ONCE, true), (1000, false), (MANY, false), (1000, true), (MANY, true)] {
         let subject = sides.start()?;
-        let wires = used(subject.running(), count).await?;
-        let load = format!("{}: {count} connections in turn, {AT_ONCE} at once", sides.name());
-        rows.push(Row::new(load, subject, wires, AT_ONCE, usual()));
+        let mut wires = used(subject.running(), count).await?;
+        let idle = if in_turn { Vec::new() } else { wires.split_off(AT_ONCE) };
+        let how = if in_turn { "in turn, 64 at once" } else { "open, 64 of them busy" };
+        let load = format!("{}: {count} connections {how}", sides.name());
+        rows.push(Row { _others: idle, ..Row::new(load, subject, wires, AT_ONCE, usual()) });
     }
     measured(rows).await
 }
@@ -158,7 +160,7 @@ async fn waiting_elsewhere(sides: Sides<'_>) -> io::Result<Vec<Row>> {
         let mut waiting = used(&patient.running, count).await?;
         patient.line_up(&mut waiting).await?;
         let load = format!("shield: {count} waiting in another lane");
-        rows.push(Row { _waiting: waiting, ..Row::new(load, Subject::Shield(patient), wires, AT_ONCE, usual()) });
+        rows.push(Row { _others: waiting, ..Row::new(load, Subject::Shield(patient), wires, AT_ONCE, usual()) });
     }
     measured(rows).await
 }

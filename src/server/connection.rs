@@ -89,6 +89,7 @@ impl Nothing {
 }
 
 /// What a request says of the way that it is answered.
+#[derive(Clone, Copy)]
 struct Asked {
     to: To,
     /// No request follows it.
@@ -120,24 +121,20 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         let draining = &shield.stop.draining;
         let mut leave = pin!(last_call(draining));
         loop {
-            let head = match self.next(leave.as_mut()).await {
-                Ok(head) => head,
-                Err(Nothing::Left) => return Box::pin(self.part(false)).await,
-                Err(Nothing::Bad(rejection)) => {
-                    if self.send(&mut Answer::new(refuse(rejection), To::ANYBODY)).await.is_ok() {
-                        Box::pin(self.part(true)).await;
-                    }
-                    return;
-                }
+            // What is moved on at once takes no room in the task, which keeps its largest step's as long as it lives.
+            let next = self.next(leave.as_mut()).await;
+            let (asked, handled) = match next.map(|head| self.asked(head, &handle)) {
+                Ok(asked) => asked,
+                Err(nothing) => return Box::pin(self.last_words(nothing, &refuse)).await,
             };
-            let (Asked { to, closes, faulty }, handled) = self.asked(head, &handle);
             let Ok(answered) = self.unless_gone(unwound(handled)).await else { return };
+            let unread = asked.faulty || !self.shared.lock().rest.is_end();
+            let closes = asked.closes || unread || draining.is_given();
             let response = answered.unwrap_or_else(|panic| {
                 tracing::error!(panic = words(&*panic), "a request's handler panicked");
                 refuse(Rejection::Internal)
             });
-            let unread = faulty || !self.shared.lock().rest.is_end();
-            let mut answer = Answer::new(response, To { closes: closes || unread || draining.is_given(), ..to });
+            let mut answer = Answer::new(response, To { closes, ..asked.to });
             if self.send(&mut answer).await.is_err() {
                 return;
             }
@@ -158,8 +155,23 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         let closes = !keep_alive || rest.exact_size().is_none();
         let asked = Asked { to: To::new(&request.method, version), closes, faulty: fault.is_some() };
         let body = self.shared.body(rest, expects);
-        // On the heap, so that it goes with its request: a task keeps room for its largest step as long as it lives.
+        // On the heap, so that it goes with its request.
         (asked, Box::pin(handle(request.with(body), fault)))
+    }
+
+    /// What is to be said where no request comes, and the end.
+    async fn last_words<B>(&mut self, nothing: Nothing, refuse: &impl Fn(Rejection) -> Response<B>)
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        match nothing {
+            Nothing::Left => self.part(false).await,
+            Nothing::Bad(rejection) => {
+                if self.send(&mut Answer::new(refuse(rejection), To::ANYBODY)).await.is_ok() {
+                    self.part(true).await;
+                }
+            }
+        }
     }
 
     /// The head of the next request.
