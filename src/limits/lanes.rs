@@ -294,13 +294,22 @@ impl Shared {
 
     /// Drops lanes that are full again, unused for a while, and have learnt nothing.
     fn sweep(&self) {
-        let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
-        lanes.retain(|_, Kept { lane: shared, .. }| {
+        let is_idle = |kept: &Kept| {
             let idle =
                 |lane: &mut Lane, now: Ns| now.saturating_sub(lane.used_at()) > IDLE && !lane.has_learnt() && lane.is_idle(now);
             // Somebody who has just found it holds it.
-            Arc::strong_count(shared) > 1 || !shared.now(idle)
-        });
+            Arc::strong_count(&kept.lane) == 1 && kept.lane.now(idle)
+        };
+        // Looked for while others find theirs: of many lanes it takes a while.
+        let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
+        let idle: Vec<LaneKey> = lanes.iter().filter(|(_, kept)| is_idle(kept)).map(|(key, _)| key.clone()).collect();
+        drop(lanes);
+        let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
+        for key in idle {
+            if lanes.get(&key).is_some_and(is_idle) {
+                lanes.remove(&key);
+            }
+        }
     }
 
     /// Makes room: of the lanes that were asked for longest ago, one in [`SHARE`], those that are unused; or any, where all of these
