@@ -77,6 +77,31 @@ async fn run_saves_what_has_changed_and_wakes_the_line() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lane_that_is_full_again_and_has_learnt_nothing_goes() {
+    let limits = Limits::new(&limits(per_minute(30, 8000)), &config::Queue::default());
+    let running = tokio::spawn({
+        let limits = limits.clone();
+        async move { limits.run().await }
+    });
+    let ask = |model: &str| Ask { model: model.into(), ..ask("app", 10, 10) };
+    let _held = limits.reserve(&ask("held"), in_a_minute(), None).await.expect("it goes");
+    for model in ["plain", "learnt"] {
+        let mut one = limits.reserve(&ask(model), in_a_minute(), None).await.expect("it goes");
+        one.sent(Instant::now());
+        let shown = Snapshot { limit: 8000, remaining: 7980, reset: None };
+        let tokens = (model == "learnt").then_some(shown);
+        one.observe(&RateState { tokens, ..RateState::default() }, Instant::now());
+        one.settle(Spent::Charge, Instant::now());
+    }
+    let there = || limits.snapshot().iter().map(|lane| lane.model.to_string()).collect::<Vec<_>>();
+    sleep(Duration::from_secs(55)).await;
+    assert_eq!(there(), ["held", "learnt", "plain"]);
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(there(), ["held", "learnt"]);
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn models_beyond_a_hundred_thousand_do_not_stay() {
     let limits = Limits::new(&config::Limits::default(), &config::Queue::default());
     for n in 0..110_000 {
