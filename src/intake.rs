@@ -144,7 +144,8 @@ where
         return Err(Rejection::BodyTooLarge { limit: max_body });
     }
     if !body.is_end_stream() && bodies.0.is_short() {
-        bodies.0.begin(class).await?;
+        // On the heap: seldom, and every other request would keep room for it.
+        Box::pin(bodies.0.begin(class)).await?;
         started = Instant::now();
     }
     let mut whole = Vec::new();

@@ -36,7 +36,7 @@ pub fn handle<B>(
 where
     B: http_body::Body<Data = Bytes>,
 {
-    // On the heap until it is read: a request that waits in line keeps no room for it, 1.5 KB.
+    // On the heap until it is read: a request that waits in line keeps no room for it, 1 KB.
     let read = Box::pin(read(shield.clone(), request, ambiguous));
     async {
         let asked = match read.await {
@@ -62,15 +62,25 @@ struct Asked {
 }
 
 /// Reads a request to its end; if that cannot be, its answer.
-async fn read<B>(shield: Arc<Shield>, request: Request<B>, ambiguous: Option<&'static str>) -> Result<Asked, Box<Response<Body>>>
+fn read<B>(
+    shield: Arc<Shield>,
+    request: Request<B>,
+    ambiguous: Option<&'static str>,
+) -> impl Future<Output = Result<Asked, Box<Response<Body>>>>
 where
     B: http_body::Body<Data = Bytes>,
 {
     let mut record = Box::new(Record::new(&shield.telemetry, request.uri.path(), Instant::now()));
     let settings = shield.settings.load_full();
-    match shield.read(request, ambiguous, &settings, &mut record).await {
-        Ok((call, outgoing)) => Ok(Asked { shield, settings, call, outgoing, record }),
-        Err(rejection) => Err(Box::new(reject(rejection, record))),
+    async move {
+        let read = match ambiguous {
+            Some(why) => Err(Rejection::Malformed(why)),
+            None => shield.read(request, &settings, &mut record).await,
+        };
+        match read {
+            Ok((call, outgoing)) => Ok(Asked { shield, settings, call, outgoing, record }),
+            Err(rejection) => Err(Box::new(reject(rejection, record))),
+        }
     }
 }
 
@@ -79,24 +89,26 @@ pub fn refuse(shield: &Shield, rejection: Rejection) -> Response<Body> {
     reject(rejection, Box::new(Record::new(&shield.telemetry, "", Instant::now())))
 }
 
-/// The answer to a call that has been read.
-async fn answer(Asked { shield, settings, mut call, mut outgoing, mut record }: Asked) -> Response<Body> {
+/// The answer to a call that has been read. Not an `async fn`, as `read` is none: those keep room for their arguments twice.
+fn answer(Asked { shield, settings, mut call, mut outgoing, mut record }: Asked) -> impl Future<Output = Response<Body>> {
     let mut ending = Ending::new(&shield.stop);
-    let story = {
-        let mut story = pin!(forward(&shield, &settings, &mut call, &mut outgoing, &mut record));
-        poll_fn(|cx| match story.as_mut().poll(cx) {
-            Poll::Pending if ending.poll_over(cx) => Poll::Ready(Err(Rejection::ShuttingDown)),
-            other => other,
-        })
-        .await
-    };
-    // As before sending: this round's answers go out together.
-    if !call.streams() {
-        shield.round_ends(&call).await;
-    }
-    match story {
-        Ok((answer, reservation)) => deliver(*answer, Carried { reservation, record, ending }, call.fitted),
-        Err(rejection) => reject(rejection, record),
+    async move {
+        let story = {
+            let mut story = pin!(forward(&shield, &settings, &mut call, &mut outgoing, &mut record));
+            poll_fn(|cx| match story.as_mut().poll(cx) {
+                Poll::Pending if ending.poll_over(cx) => Poll::Ready(Err(Rejection::ShuttingDown)),
+                other => other,
+            })
+            .await
+        };
+        // As before sending: this round's answers go out together.
+        if !call.streams() {
+            shield.round_ends(&call).await;
+        }
+        match story {
+            Ok((answer, reservation)) => deliver(*answer, Carried { reservation, record, ending }, call.fitted),
+            Err(rejection) => reject(rejection, record),
+        }
     }
 }
 

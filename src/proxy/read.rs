@@ -37,53 +37,51 @@ pub(super) struct Call {
 
 impl Shield {
     /// Reads a request to its end.
-    pub(super) async fn read<B>(
-        &self,
+    pub(super) fn read<'a, B>(
+        &'a self,
         request: Request<B>,
-        ambiguous: Option<&'static str>,
-        settings: &Settings,
-        record: &mut Record,
-    ) -> Result<(Box<Call>, Outgoing), Rejection>
+        settings: &'a Settings,
+        record: &'a mut Record,
+    ) -> impl Future<Output = Result<(Box<Call>, Outgoing), Rejection>>
     where
-        B: http_body::Body<Data = Bytes>,
+        B: http_body::Body<Data = Bytes> + 'a,
     {
         let Request { method, uri, mut headers, body } = request;
-        if let Some(why) = ambiguous {
-            return Err(Rejection::Malformed(why));
-        }
-        self.check_destination(&method, &uri)?;
-        let path = mapped(&uri)?;
-        let endpoint = Endpoint::of(&method, path.path());
-        record.endpoint = endpoint.label();
-        record.traceparent = headers.text("traceparent").map(str::to_owned);
-        let identity = self.identities.load().resolve(&method, &headers)?;
-        record.app = identity.app.clone();
-        record.class = identity.class;
+        async move {
+            self.check_destination(&method, &uri)?;
+            let path = mapped(&uri)?;
+            let endpoint = Endpoint::of(&method, path.path());
+            record.endpoint = endpoint.label();
+            record.traceparent = headers.text("traceparent").map(str::to_owned);
+            let identity = self.identities.load().resolve(&method, &headers)?;
+            record.app = identity.app.clone();
+            record.class = identity.class;
 
-        let (most, pause) = (settings.server.max_body, settings.server.body_timeout);
-        let (body, held) = intake::collect(body, record.started, identity.class, most, pause, &self.bodies).await?;
-        let facts = Facts::of(endpoint, &headers, &body)?;
-        record.model = facts.model.clone();
-        let ask = Ask {
-            organisation: identity.organisation.clone(),
-            model: facts.model.clone(),
-            tier: facts.tier.clone(),
-            app: identity.app.clone(),
-            weight: identity.weight,
-            class: identity.class,
-            pool: facts.pool,
-            bytes: body.len() as u64,
-            fingerprint: facts.fingerprint,
-            client_retry: call::is_client_retry(&headers),
-        };
-        let patience = call::patience(&headers, &settings.queue, || self.limits.usual_time_to_head(&ask));
-        headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio());
-        identity.authorise(&mut headers);
-        let lane = (identity.organisation, facts.model.clone());
-        let read_at = Instant::now();
-        let deadline = read_at + patience;
-        let call = Call { ask, lane, read_at, deadline, fitted: None, endpoint, facts, _held: held };
-        Ok((Box::new(call), Outgoing::new(method, path, headers, body)))
+            let (most, pause) = (settings.server.max_body, settings.server.body_timeout);
+            let (body, held) = intake::collect(body, record.started, identity.class, most, pause, &self.bodies).await?;
+            let facts = Facts::of(endpoint, &headers, &body)?;
+            record.model = facts.model.clone();
+            let ask = Ask {
+                organisation: identity.organisation.clone(),
+                model: facts.model.clone(),
+                tier: facts.tier.clone(),
+                app: identity.app.clone(),
+                weight: identity.weight,
+                class: identity.class,
+                pool: facts.pool,
+                bytes: body.len() as u64,
+                fingerprint: facts.fingerprint,
+                client_retry: call::is_client_retry(&headers),
+            };
+            let patience = call::patience(&headers, &settings.queue, || self.limits.usual_time_to_head(&ask));
+            headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio());
+            identity.authorise(&mut headers);
+            let lane = (identity.organisation, facts.model.clone());
+            let read_at = Instant::now();
+            let deadline = read_at + patience;
+            let call = Call { ask, lane, read_at, deadline, fitted: None, endpoint, facts, _held: held };
+            Ok((Box::new(call), Outgoing::new(method, path, headers, body)))
+        }
     }
 
     /// The absolute form is served for the upstream's own authority; CONNECT never is.
