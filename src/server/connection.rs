@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http_body::Body;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{Instant, sleep, timeout},
+    time::{Instant, Sleep, sleep, timeout},
 };
 
 use super::{
@@ -65,13 +65,29 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     let header_timeout = shield.settings.load().server.header_timeout;
-    let mut connection =
-        Connection { shared: Shared::new(io), clock: Clock::new(Instant::now() + header_timeout), header_timeout, used: false };
-    tokio::select! {
-        biased;
-        () = connection.talk(shield, handle, refuse) => {}
-        () = cut(shield) => {}
-    }
+    let clock = Clock::new(Instant::now() + header_timeout);
+    let mut connection = Connection { shared: Shared::new(io), clock, header_timeout, used: false, leave: None };
+    let mut talk = pin!(connection.talk(shield, handle, refuse));
+    let draining = &shield.stop.draining;
+    let mut given = pin!(draining.given());
+    let (mut listens, mut end) = (false, None);
+    poll_fn(|cx| {
+        if talk.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        // Every poll comes by here: until draining begins, what comes then is not even looked at.
+        if end.is_none() {
+            if listens && !draining.is_given() {
+                return Poll::Pending;
+            }
+            listens = true;
+            ready!(given.as_mut().poll(cx));
+            // It may have begun after those within have looked.
+            cx.waker().wake_by_ref();
+        }
+        end.get_or_insert_with(|| Box::pin(cut(shield))).as_mut().poll(cx)
+    })
+    .await;
 }
 
 /// What comes instead of a request.
@@ -108,6 +124,8 @@ struct Connection<I> {
     header_timeout: Duration,
     /// Whether there was a request.
     used: bool,
+    /// While draining: how long a request may still come.
+    leave: Option<Pin<Box<Sleep>>>,
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
@@ -119,10 +137,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         B: Body<Data = Bytes> + Unpin,
     {
         let draining = &shield.stop.draining;
-        let mut leave = pin!(last_call(draining));
         loop {
             // What is moved on at once takes no room in the task, which keeps its largest step's as long as it lives.
-            let next = self.next(leave.as_mut()).await;
+            let next = self.next(draining).await;
             let (asked, handled) = match next.map(|head| self.asked(head, &handle)) {
                 Ok(asked) => asked,
                 Err(nothing) => return Box::pin(self.last_words(nothing, &refuse)).await,
@@ -175,8 +192,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
     }
 
     /// The head of the next request.
-    async fn next(&mut self, mut leave: Pin<&mut impl Future<Output = ()>>) -> Result<Head, Nothing> {
-        let Self { shared, clock, header_timeout, used } = self;
+    async fn next(&mut self, draining: &Signal) -> Result<Head, Nothing> {
+        let Self { shared, clock, header_timeout, used, leave } = self;
         let mut scanner = Scanner::default();
         let (mut scanned, mut looked_at) = (0, 0);
         // Since when nothing, or no more than a part of a head, has come.
@@ -210,7 +227,10 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
                 }
             }
             let is_idle = line.came().is_empty();
-            if is_idle && leave.as_mut().poll(cx).is_ready() {
+            if is_idle
+                && draining.is_given()
+                && leave.get_or_insert_with(|| Box::pin(sleep(LAST_CALL))).as_mut().poll(cx).is_ready()
+            {
                 return Poll::Ready(Err(Nothing::Left));
             }
             let limit = if is_idle && *used { LONGEST_IDLE } else { *header_timeout };
@@ -293,12 +313,6 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         // A client that is gone, or stays for too long, has had its answer.
         let _ = timeout(LINGER, close).await;
     }
-}
-
-/// Tells the client to go with its next answer, and waits a moment for a request that is on its way.
-async fn last_call(draining: &Signal) {
-    draining.given().await;
-    sleep(LAST_CALL).await;
 }
 
 /// The end of what did not finish in time.

@@ -104,8 +104,8 @@ fn says(headers: &Headers, word: &str) -> bool {
 pub(super) struct Inbound<I> {
     pub(super) line: Line<I>,
     pub(super) rest: Rest,
-    /// What the client has to be told before it sends its body.
-    pub(super) unsaid: Unsent,
+    /// What the client has to be told before it sends its body. Seldom, so it takes no room here.
+    pub(super) unsaid: Option<Box<Unsent>>,
 }
 
 /// One side is the connection, the other its request's body. Both are in one task: nobody ever waits for this lock.
@@ -119,7 +119,7 @@ impl<I> Clone for Shared<I> {
 
 impl<I> Shared<I> {
     pub(super) fn new(io: I) -> Self {
-        Self(Arc::new(Mutex::new(Inbound { line: Line::new(io), rest: Rest::NOTHING, unsaid: unsent(BytesMut::new()) })))
+        Self(Arc::new(Mutex::new(Inbound { line: Line::new(io), rest: Rest::NOTHING, unsaid: None })))
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inbound<I>> {
@@ -136,7 +136,7 @@ impl<I> Shared<I> {
             }
             rest => {
                 inbound.rest = rest;
-                inbound.unsaid = unsent(if expects { BytesMut::from(CONTINUE) } else { BytesMut::new() });
+                inbound.unsaid = expects.then(|| Box::new(unsent(BytesMut::from(CONTINUE))));
                 Incoming::Coming(self.clone())
             }
         }
@@ -166,8 +166,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Body for Incoming<I> {
             Self::Coming(shared) => {
                 let mut inbound = shared.lock();
                 let Inbound { line, rest, unsaid } = &mut *inbound;
-                if ready!(line.poll_send(unsaid, cx)).is_err() {
-                    return Poll::Ready(Some(Err(Broken::Closed)));
+                if let Some(words) = unsaid {
+                    if ready!(line.poll_send(words, cx)).is_err() {
+                        return Poll::Ready(Some(Err(Broken::Closed)));
+                    }
+                    *unsaid = None;
                 }
                 ready!(rest.poll_data(line, cx)).map(|data| data.map(Frame::data))
             }
