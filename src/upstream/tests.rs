@@ -218,10 +218,7 @@ async fn what_is_dropped_ends_its_upstream_request() {
 
 #[tokio::test]
 async fn a_refused_connection_never_sent() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("bound");
-    drop(listener);
-    let base_url = format!("http://{address}").parse().expect("a URL");
+    let base_url = "http://127.0.0.1:1".parse().expect("a URL");
     let upstream = Upstream::new(&config::Upstream { base_url, ..Default::default() }).expect("no files");
     let failure = send(&upstream).await.expect_err("nobody listens");
     assert_eq!(failure, Failure { why: Why::Unreachable("connection refused".into()), sent: false });

@@ -75,8 +75,14 @@ pub(crate) struct Upstream {
 impl Upstream {
     pub(crate) async fn start(kind: &Kind) -> Self {
         let log = Log::default();
-        if let Kind::NoName = kind {
-            return Self { url: "http://groq-shield-test.invalid".into(), ca_file: None, log, _folder: None };
+        // Port 1 is never given to anybody who asks for a free one, as a port that was free a moment ago is.
+        let nowhere = match kind {
+            Kind::NoName => Some("http://groq-shield-test.invalid"),
+            Kind::NoPort => Some("http://127.0.0.1:1"),
+            _ => None,
+        };
+        if let Some(url) = nowhere {
+            return Self { url: url.into(), ca_file: None, log, _folder: None };
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
@@ -89,8 +95,7 @@ impl Upstream {
             _ => None,
         };
         match kind.clone() {
-            Kind::NoName => unreachable!("returned above"),
-            Kind::NoPort => drop(listener),
+            Kind::NoName | Kind::NoPort => unreachable!("returned above"),
             Kind::Plain(scripts) => {
                 accept(listener, move |socket, n| plain(socket, scripts[n.min(scripts.len() - 1)].clone(), log.clone()))
             }

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    kit::{PATIENT, Redis, Upstream, ask, free_port, replica, tokens, until},
+    kit::{PATIENT, Redis, Upstream, ask, replica, tokens, until},
     load::{flood, with_both},
 };
 
@@ -17,27 +17,30 @@ const TIMEOUT: Duration = Duration::from_millis(500);
 async fn cluster() -> Vec<Redis> {
     let mut nodes = Vec::new();
     for _ in 0..3 {
-        let bus = free_port();
-        let options = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no", "--cluster-port", &bus.to_string()];
-        nodes.push((Redis::start(&options).await, bus));
+        let options = |bus: u16| {
+            let bus = bus.to_string();
+            let options = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no", "--cluster-port", &bus];
+            options.map(str::to_owned).to_vec()
+        };
+        nodes.push(Redis::with_second(options).await);
     }
     let slots = [("0", "5460"), ("5461", "10922"), ("10923", "16383")];
-    for ((node, _), (first, last)) in nodes.iter().zip(slots) {
+    for (node, (first, last)) in nodes.iter().zip(slots) {
         node.say(&["CLUSTER", "ADDSLOTSRANGE", first, last]);
     }
-    for (node, bus) in &nodes[1..] {
-        nodes[0].0.say(&["CLUSTER", "MEET", "127.0.0.1", &node.port().to_string(), &bus.to_string()]);
+    for node in &nodes[1..] {
+        nodes[0].say(&["CLUSTER", "MEET", "127.0.0.1", &node.port().to_string(), &node.second_port().to_string()]);
     }
     let agreed = |node: &Redis| {
         let told = node.told(&["CLUSTER", "INFO"]);
         told.contains("cluster_state:ok") && told.contains("cluster_known_nodes:3")
     };
     let start = Instant::now();
-    while !nodes.iter().all(|(node, _)| agreed(node)) {
+    while !nodes.iter().all(agreed) {
         assert!(start.elapsed() < Duration::from_secs(30), "the nodes do not find each other");
         sleep(Duration::from_millis(100)).await;
     }
-    nodes.into_iter().map(|(node, _)| node).collect()
+    nodes
 }
 
 fn of(model: &str, ceiling: u64) -> Ask {

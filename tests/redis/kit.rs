@@ -3,7 +3,10 @@
 use std::{
     net::TcpListener,
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,30 +27,38 @@ use crate::start;
 pub(crate) struct Redis {
     process: Child,
     port: u16,
+    second: u16,
     folder: tempfile::TempDir,
     arguments: Vec<String>,
 }
 
 impl Redis {
-    /// One with these arguments on a free port, listening.
+    /// One with these arguments on a free port, serving.
     pub(crate) async fn start(arguments: &[&str]) -> Self {
+        Self::with_second(|_| arguments.iter().map(|&argument| argument.into()).collect()).await
+    }
+
+    /// One that listens on a second port too, as its arguments say.
+    pub(crate) async fn with_second(arguments: impl Fn(u16) -> Vec<String>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let arguments: Vec<String> = arguments.iter().map(|&argument| argument.into()).collect();
         for _ in 0..5 {
-            let port = free_port();
+            let (port, second) = (free_port(), free_port());
+            let arguments = arguments(second);
             let mut process = spawn(port, &folder, &arguments);
-            if listens(&mut process, port).await {
-                return Self { process, port, folder, arguments };
+            if serves(&mut process, port).await {
+                return Self { process, port, second, folder, arguments };
             }
+            drop(process.kill()); // It has ended, or answers nobody.
+            process.wait().expect("ended");
         }
-        panic!("redis-server does not listen");
+        panic!("redis-server does not serve");
     }
 
     /// Again on the same port, empty.
     pub(crate) async fn restart(&mut self) {
         self.kill();
         self.process = spawn(self.port, &self.folder, &self.arguments);
-        assert!(listens(&mut self.process, self.port).await, "redis-server does not come back");
+        assert!(serves(&mut self.process, self.port).await, "redis-server does not come back");
     }
 
     pub(crate) fn kill(&mut self) {
@@ -63,8 +74,12 @@ impl Redis {
         self.port
     }
 
+    pub(crate) fn second_port(&self) -> u16 {
+        self.second
+    }
+
     pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        url(self.port)
     }
 
     /// A command as an operator would give it.
@@ -103,17 +118,33 @@ fn spawn(port: u16, folder: &tempfile::TempDir, arguments: &[String]) -> Child {
         .expect("redis-server starts: install Debian's package redis-server")
 }
 
-/// A port that nobody listens on.
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
+fn url(port: u16) -> String {
+    format!("redis://127.0.0.1:{port}")
 }
 
-async fn listens(process: &mut Child, port: u16) -> bool {
+/// A port that nobody listens on, below those that the kernel gives to connections: one of those was taken, between the
+/// look and redis-server's start, by a connection of another test.
+fn free_port() -> u16 {
+    const FIRST: u16 = 10_000;
+    const PORTS: u16 = 20_000;
+    static TRIED: AtomicU16 = AtomicU16::new(0);
+    // Processes that run side by side begin apart.
+    let begin = (std::process::id() % 400) as u16 * 50;
+    let mut ports = (0..PORTS).map(|_| FIRST + (begin + TRIED.fetch_add(1, Ordering::Relaxed) % PORTS) % PORTS);
+    ports.find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("a free port")
+}
+
+/// Whether this very process answers: one whose second port is taken ends after its first has been seen to listen.
+async fn serves(process: &mut Child, port: u16) -> bool {
+    let its = format!("process_id:{}\r\n", process.id());
+    let client = redis::Client::open(url(port)).expect("a URL");
+    let told =
+        || client.get_connection().and_then(|mut connection| redis::cmd("INFO").arg("server").query::<String>(&mut connection));
     for _ in 0..400 {
         if process.try_wait().expect("its state").is_some() {
             return false;
         }
-        if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+        if told().is_ok_and(|told| told.contains(&its)) {
             return true;
         }
         tokio::time::sleep(Duration::from_millis(25)).await;

@@ -7,7 +7,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    kit::{PATIENT, Redis, ask, free_port, replica_of, store, tokens, until},
+    kit::{PATIENT, Redis, ask, replica_of, store, tokens, until},
     process::{Shield, Simulator},
 };
 
@@ -18,7 +18,6 @@ const RIGHTS: &str = "~test:* &test:news resetchannels &test:news +evalsha +scri
 /// A Redis with a TLS port, whose certificate is signed by an authority of its own.
 struct Secure {
     redis: Redis,
-    port: u16,
     folder: tempfile::TempDir,
 }
 
@@ -36,21 +35,14 @@ impl Secure {
             std::fs::write(folder.path().join(name), text).expect("written");
         }
         let file = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
-        let (port, [ca, cert, key]) = (free_port(), ["ca.pem", "redis.pem", "redis.key"].map(file));
-        let redis = Redis::start(&[
-            "--tls-port",
-            &port.to_string(),
-            "--tls-cert-file",
-            &cert,
-            "--tls-key-file",
-            &key,
-            "--tls-ca-cert-file",
-            &ca,
-            "--tls-auth-clients",
-            "no",
-        ])
-        .await;
-        let secure = Self { redis, port, folder };
+        let [ca, cert, key] = ["ca.pem", "redis.pem", "redis.key"].map(file);
+        let options = |port: u16| {
+            let files = ["--tls-cert-file", &cert, "--tls-key-file", &key, "--tls-ca-cert-file", &ca];
+            let rest = ["--tls-auth-clients", "no", "--tls-port", &port.to_string()].map(str::to_owned);
+            files.map(str::to_owned).into_iter().chain(rest).collect()
+        };
+        let redis = Redis::with_second(options).await;
+        let secure = Self { redis, folder };
         secure.user("p@ss/word", RIGHTS);
         secure
     }
@@ -63,7 +55,7 @@ impl Secure {
     }
 
     fn url(&self, password: &str) -> String {
-        format!("rediss://shield:{password}@127.0.0.1:{}", self.port)
+        format!("rediss://shield:{password}@127.0.0.1:{}", self.redis.second_port())
     }
 
     fn ca(&self) -> PathBuf {
