@@ -247,23 +247,19 @@ impl Worker {
                     continue;
                 }
             };
-            let (shield, certificate) = (self.shield.clone(), self.certificate.clone());
-            tokio::spawn(async move {
-                match certificate {
-                    None => connection::serve(socket, shield).await,
-                    // On the heap: connections without TLS need no room for it.
-                    Some(certificate) => Box::pin(serve_tls(socket, certificate, shield)).await,
-                }
-                drop((place, tracked));
-            });
+            let (shield, held) = (self.shield.clone(), (place, tracked));
+            match self.certificate.clone() {
+                None => tokio::spawn(connection::serve(socket, shield, held)),
+                Some(certificate) => tokio::spawn(serve_tls(socket, certificate, shield, held)),
+            };
         }
     }
 }
 
-async fn serve_tls(socket: TcpStream, certificate: Arc<Certificate>, shield: Arc<Shield>) {
+async fn serve_tls<T>(socket: TcpStream, certificate: Arc<Certificate>, shield: Arc<Shield>, held: T) {
     let header_timeout = shield.settings.load().server.header_timeout;
     match Box::pin(timeout(header_timeout, certificate.accept(socket))).await {
-        Ok(Ok(socket)) => connection::serve(socket, shield).await,
+        Ok(Ok(socket)) => connection::serve(socket, shield, held).await,
         Ok(Err(error)) => tracing::debug!(%error, "no TLS with a client"),
         Err(_) => tracing::debug!("a client did not finish its TLS handshake in time"),
     }

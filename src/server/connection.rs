@@ -17,6 +17,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::{Instant, Sleep, sleep, timeout},
 };
+use tokio_util::either::Either;
 
 use super::{
     answer::{Answer, To},
@@ -28,7 +29,7 @@ use crate::{
     late::Clock,
     message::{Request, Response},
     proxy::{self, Shield},
-    relay::Signal,
+    relay::Stop,
     wire::LARGEST_HEAD,
 };
 
@@ -46,48 +47,64 @@ const LINGER: Duration = Duration::from_secs(10);
 /// Bytes ahead of their turn that are kept; more wait in the socket.
 const MOST_AHEAD: usize = 64 << 10;
 
-/// Serves one client until it leaves, fails, is idle for too long, or the shield drains.
-pub async fn serve<I>(io: I, shield: Arc<Shield>)
+/// Serves one client until it leaves, fails, is idle for too long, or the shield drains. `held` is let go of then.
+pub fn serve<I, T>(io: I, shield: Arc<Shield>, held: T) -> impl Future<Output = ()>
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
-    let handle = |request, fault| proxy::handle(&shield, request, fault);
-    serve_by(io, &shield, handle, |rejection| proxy::refuse(&shield, rejection)).await;
+    serve_by(io, shield, held, proxy::handle, proxy::refuse)
 }
 
-/// Serves one client whose requests `handle` answers (its second argument says why servers could disagree about a
+/// Serves one client whose requests `handle` answers (its last argument says why servers could disagree about a
 /// request), and `refuse` what never becomes a request.
-async fn serve_by<I, H, R, B>(io: I, shield: &Shield, handle: H, refuse: impl Fn(Rejection) -> Response<B>)
+fn serve_by<I, T, H, R, B>(
+    io: I,
+    shield: Arc<Shield>,
+    held: T,
+    handle: H,
+    refuse: impl Fn(&Shield, Rejection) -> Response<B>,
+) -> impl Future<Output = ()>
 where
     I: AsyncRead + AsyncWrite + Unpin,
-    H: Fn(Request<Incoming<I>>, Option<&'static str>) -> R,
+    H: Fn(&Arc<Shield>, Request<Incoming<I>>, Option<&'static str>) -> R,
     R: Future<Output = Response<B>>,
     B: Body<Data = Bytes> + Unpin,
 {
-    let header_timeout = shield.settings.load().server.header_timeout;
-    let clock = Clock::new(Instant::now() + header_timeout);
-    let mut connection = Connection { shared: Shared::new(io), clock, header_timeout, used: false, leave: None };
-    let mut talk = pin!(connection.talk(shield, handle, refuse));
-    let draining = &shield.stop.draining;
-    let mut given = pin!(draining.given());
-    let (mut listens, mut end) = (false, None);
-    poll_fn(|cx| {
-        if talk.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        // Every poll comes by here: until draining begins, what comes then is not even looked at.
-        if end.is_none() {
+    // Made here: a future that is given something to make something of it keeps room for both.
+    let mut connection = Connection::new(io, shield);
+    async move {
+        let shield = connection.shield.clone();
+        let draining = &shield.stop.draining;
+        let mut end = Box::pin(end(&shield.stop));
+        let mut listens = false;
+        let mut talk = pin!(connection.talk(&handle, &refuse));
+        poll_fn(|cx| {
+            if talk.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            // Every poll comes by here: until draining begins, what comes then is not even looked at.
             if listens && !draining.is_given() {
                 return Poll::Pending;
             }
             listens = true;
-            ready!(given.as_mut().poll(cx));
-            // It may have begun after those within have looked.
-            cx.waker().wake_by_ref();
-        }
-        end.get_or_insert_with(|| Box::pin(cut(shield))).as_mut().poll(cx)
+            end.as_mut().poll(cx)
+        })
+        .await;
+        drop(held);
+    }
+}
+
+/// The end of what did not finish in time.
+async fn end(stop: &Stop) {
+    stop.draining.given().await;
+    // It may have begun after those within have looked.
+    poll_fn(|cx| {
+        cx.waker().wake_by_ref();
+        Poll::Ready(())
     })
     .await;
+    stop.ending.given().await;
+    sleep(LAST_FRAME).await;
 }
 
 /// What comes instead of a request.
@@ -104,159 +121,178 @@ impl Nothing {
     }
 }
 
-/// What a request says of the way that it is answered.
-#[derive(Clone, Copy)]
-struct Asked {
-    to: To,
-    /// No request follows it.
-    closes: bool,
-    /// Servers could disagree about it.
-    faulty: bool,
-}
-
 /// The client is gone, or its answer is: there is nobody to tell.
 struct Gone;
 
-/// One client's connection.
+/// One client's connection: what it keeps while nothing is asked, in few cache lines. Of ten thousand connections the
+/// next one to ask was last looked at long ago.
 struct Connection<I> {
+    shield: Arc<Shield>,
     shared: Shared<I>,
     clock: Clock,
     header_timeout: Duration,
+    /// Since when nothing, or no more than a part of a head, has come.
+    since: Option<Instant>,
+    /// What is known of the part of a head that has come.
+    partial: Option<Box<Partial>>,
     /// Whether there was a request.
     used: bool,
     /// While draining: how long a request may still come.
     leave: Option<Pin<Box<Sleep>>>,
 }
 
+/// A head that has not come to its end.
+#[derive(Default)]
+struct Partial {
+    scanner: Scanner,
+    scanned: usize,
+    looked_at: usize,
+}
+
+/// Whether another request can follow.
+enum Then {
+    Next,
+    Over,
+}
+
 impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
+    fn new(io: I, shield: Arc<Shield>) -> Self {
+        let header_timeout = shield.settings.load().server.header_timeout;
+        let clock = Clock::new(Instant::now() + header_timeout);
+        Self { shield, shared: Shared::new(io), clock, header_timeout, since: None, partial: None, used: false, leave: None }
+    }
+
     /// Request by request, to the last one.
-    async fn talk<H, R, B>(&mut self, shield: &Shield, handle: H, refuse: impl Fn(Rejection) -> Response<B>)
+    async fn talk<H, R, B>(&mut self, handle: &H, refuse: &impl Fn(&Shield, Rejection) -> Response<B>)
     where
-        H: Fn(Request<Incoming<I>>, Option<&'static str>) -> R,
+        H: Fn(&Arc<Shield>, Request<Incoming<I>>, Option<&'static str>) -> R,
         R: Future<Output = Response<B>>,
         B: Body<Data = Bytes> + Unpin,
     {
-        let draining = &shield.stop.draining;
         loop {
-            // What is moved on at once takes no room in the task, which keeps its largest step's as long as it lives.
-            let next = self.next(draining).await;
-            let (asked, handled) = match next.map(|head| self.asked(head, &handle)) {
-                Ok(asked) => asked,
-                Err(nothing) => return Box::pin(self.last_words(nothing, &refuse)).await,
+            // On the heap, so that it goes with its request.
+            let step = match poll_fn(|cx| self.poll_next(cx)).await {
+                Ok(head) => Either::Left(Box::pin(self.exchange(head, handle, refuse))),
+                Err(nothing) => Either::Right(Box::pin(self.last_words(nothing, refuse))),
             };
-            let Ok(answered) = self.unless_gone(unwound(handled)).await else { return };
-            let unread = asked.faulty || !self.shared.lock().rest.is_end();
-            let closes = asked.closes || unread || draining.is_given();
-            let response = answered.unwrap_or_else(|panic| {
-                tracing::error!(panic = words(&*panic), "a request's handler panicked");
-                refuse(Rejection::Internal)
-            });
-            let mut answer = Answer::new(response, To { closes, ..asked.to });
-            if self.send(&mut answer).await.is_err() {
+            if let Then::Over = step.await {
                 return;
-            }
-            if answer.closes {
-                return Box::pin(self.part(unread)).await;
             }
         }
     }
 
-    /// Has a request handled.
-    fn asked<H, R>(&mut self, head: Head, handle: &H) -> (Asked, Pin<Box<R>>)
+    /// One request and its answer.
+    fn exchange<H, R, B>(
+        &mut self,
+        head: Head,
+        handle: &H,
+        refuse: &impl Fn(&Shield, Rejection) -> Response<B>,
+    ) -> impl Future<Output = Then>
     where
-        H: Fn(Request<Incoming<I>>, Option<&'static str>) -> R,
+        H: Fn(&Arc<Shield>, Request<Incoming<I>>, Option<&'static str>) -> R,
+        R: Future<Output = Response<B>>,
+        B: Body<Data = Bytes> + Unpin,
     {
         self.used = true;
         let Head { request, version, rest, keep_alive, expects, fault } = head;
         // Chunks that two servers count differently would hide a request: none follows them.
         let closes = !keep_alive || rest.exact_size().is_none();
-        let asked = Asked { to: To::new(&request.method, version), closes, faulty: fault.is_some() };
+        let to = To::new(&request.method, version);
         let body = self.shared.body(rest, expects);
-        // On the heap, so that it goes with its request.
-        (asked, Box::pin(handle(request.with(body), fault)))
+        let is_faulty = fault.is_some();
+        let mut handled = Box::pin(handle(&self.shield, request.with(body), fault));
+        async move {
+            let answered = poll_fn(|cx| match unwound(handled.as_mut(), cx) {
+                Poll::Ready(answered) => Poll::Ready(Ok(answered)),
+                Poll::Pending => self.poll_gone(cx).map(Err),
+            });
+            let Ok(answered) = answered.await else { return Then::Over };
+            drop(handled);
+            let unread = is_faulty || !self.shared.lock().rest.is_end();
+            let closes = closes || unread || self.shield.stop.draining.is_given();
+            let response = answered.unwrap_or_else(|panic| {
+                tracing::error!(panic = words(&*panic), "a request's handler panicked");
+                refuse(&self.shield, Rejection::Internal)
+            });
+            let mut answer = Answer::new(response, To { closes, ..to });
+            if self.send(&mut answer).await.is_err() {
+                return Then::Over;
+            }
+            if answer.closes {
+                // Seldom: a request that waits keeps no room for it.
+                Box::pin(self.part(unread)).await;
+                return Then::Over;
+            }
+            Then::Next
+        }
     }
 
     /// What is to be said where no request comes, and the end.
-    async fn last_words<B>(&mut self, nothing: Nothing, refuse: &impl Fn(Rejection) -> Response<B>)
+    async fn last_words<B>(&mut self, nothing: Nothing, refuse: &impl Fn(&Shield, Rejection) -> Response<B>) -> Then
     where
         B: Body<Data = Bytes> + Unpin,
     {
         match nothing {
             Nothing::Left => self.part(false).await,
             Nothing::Bad(rejection) => {
-                if self.send(&mut Answer::new(refuse(rejection), To::ANYBODY)).await.is_ok() {
+                let response = refuse(&self.shield, rejection);
+                if self.send(&mut Answer::new(response, To::ANYBODY)).await.is_ok() {
                     self.part(true).await;
                 }
             }
         }
+        Then::Over
     }
 
     /// The head of the next request.
-    async fn next(&mut self, draining: &Signal) -> Result<Head, Nothing> {
-        let Self { shared, clock, header_timeout, used, leave } = self;
-        let mut scanner = Scanner::default();
-        let (mut scanned, mut looked_at) = (0, 0);
-        // Since when nothing, or no more than a part of a head, has come.
-        let mut since = None;
-        let end = poll_fn(|cx| {
-            let mut inbound = shared.lock();
-            let line = &mut inbound.line;
-            loop {
-                let came = line.came();
-                if let Some(end) = scanner.feed(&came[scanned..]) {
-                    return Poll::Ready(Ok(scanned + end));
-                }
-                if came.len() > LARGEST_HEAD {
-                    return Poll::Ready(Err(Nothing::malformed(request::TOO_LARGE)));
-                }
-                // What cannot become a head is told at once. Not at every byte of one that drips in: that would be read as often.
-                if came.len() > 2 * looked_at {
-                    looked_at = came.len();
-                    Head::begins(came).map_err(Nothing::malformed)?;
-                }
-                let is_first = came.is_empty();
-                scanned = came.len();
-                match line.poll_more(cx) {
-                    Poll::Ready(Ok(0)) if !is_first => {
-                        return Poll::Ready(Err(Nothing::malformed("it ends within its head")));
-                    }
-                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Nothing::Left)),
-                    Poll::Ready(Ok(_)) if is_first => since = None,
-                    Poll::Ready(Ok(_)) => {}
-                    Poll::Pending => break,
-                }
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, Nothing>> {
+        let mut inbound = self.shared.lock();
+        let line = &mut inbound.line;
+        let mut partial = self.partial.take().map_or_else(Partial::default, |partial| *partial);
+        loop {
+            let came = line.came();
+            if let Some(end) = partial.scanner.feed(&came[partial.scanned..]) {
+                self.since = None;
+                let bytes = line.take(partial.scanned + end);
+                return Poll::Ready(Head::read(&bytes, partial.scanner.finish()).map_err(Nothing::malformed));
             }
-            let is_idle = line.came().is_empty();
-            if is_idle
-                && draining.is_given()
-                && leave.get_or_insert_with(|| Box::pin(sleep(LAST_CALL))).as_mut().poll(cx).is_ready()
-            {
-                return Poll::Ready(Err(Nothing::Left));
+            if came.len() > LARGEST_HEAD {
+                return Poll::Ready(Err(Nothing::malformed(request::TOO_LARGE)));
             }
-            let limit = if is_idle && *used { LONGEST_IDLE } else { *header_timeout };
-            let (from, now) = match since {
-                Some(since) => (since, None),
-                None => {
-                    let now = *since.insert(Instant::now());
-                    (now, Some(now))
+            // What cannot become a head is told at once. Not at every byte of one that drips in: that would be read as often.
+            if came.len() > 2 * partial.looked_at {
+                partial.looked_at = came.len();
+                Head::begins(came).map_err(Nothing::malformed)?;
+            }
+            let is_first = came.is_empty();
+            partial.scanned = came.len();
+            match line.poll_more(cx) {
+                Poll::Ready(Ok(0)) if !is_first => {
+                    return Poll::Ready(Err(Nothing::malformed("it ends within its head")));
                 }
-            };
-            ready!(clock.poll(from + limit, now, cx));
-            Poll::Ready(Err(if is_idle { Nothing::Left } else { Nothing::Bad(Rejection::RequestTimeout("head")) }))
-        })
-        .await?;
-        let bytes = shared.lock().line.take(end);
-        Head::read(&bytes, scanner.finish()).map_err(Nothing::malformed)
-    }
-
-    /// What `asked` comes to, while the client waits for it.
-    async fn unless_gone<F: Future>(&self, asked: F) -> Result<F::Output, Gone> {
-        let mut asked = pin!(asked);
-        poll_fn(|cx| match asked.as_mut().poll(cx) {
-            Poll::Ready(answer) => Poll::Ready(Ok(answer)),
-            Poll::Pending => self.poll_gone(cx).map(Err),
-        })
-        .await
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Nothing::Left)),
+                Poll::Ready(Ok(_)) if is_first => self.since = None,
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => break,
+            }
+        }
+        let is_idle = line.came().is_empty();
+        if !is_idle {
+            self.partial = Some(Box::new(partial));
+        } else if self.shield.stop.draining.is_given() {
+            ready!(self.leave.get_or_insert_with(|| Box::pin(sleep(LAST_CALL))).as_mut().poll(cx));
+            return Poll::Ready(Err(Nothing::Left));
+        }
+        let limit = if is_idle && self.used { LONGEST_IDLE } else { self.header_timeout };
+        let (from, now) = match self.since {
+            Some(since) => (since, None),
+            None => {
+                let now = *self.since.insert(Instant::now());
+                (now, Some(now))
+            }
+        };
+        ready!(self.clock.poll(from + limit, now, cx));
+        Poll::Ready(Err(if is_idle { Nothing::Left } else { Nothing::Bad(Rejection::RequestTimeout("head")) }))
     }
 
     /// Reads ahead, so that a client that leaves is noticed while its request runs.
@@ -315,19 +351,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
     }
 }
 
-/// The end of what did not finish in time.
-async fn cut(shield: &Shield) {
-    shield.stop.ending.given().await;
-    sleep(LAST_FRAME).await;
-}
-
 /// The future's output, or its panic.
-async fn unwound<F: Future>(mut future: Pin<Box<F>>) -> Result<F::Output, Box<dyn Any + Send>> {
-    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+fn unwound<F: Future>(future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<Result<F::Output, Box<dyn Any + Send>>> {
+    match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
         Ok(polled) => polled.map(Ok),
         Err(panic) => Poll::Ready(Err(panic)),
-    })
-    .await
+    }
 }
 
 fn words(panic: &(dyn Any + Send)) -> &str {

@@ -23,7 +23,7 @@ async fn answers(bytes: &[u8], leaves: bool) -> Vec<u8> {
     let upstream = Upstream::over(&settings.upstream, || Err(io::Error::other("out of reach")));
     let shield: Arc<Shield> = Shield::over(settings, upstream);
     let (client, server) = duplex(1 << 12);
-    let serving = tokio::spawn(serve_connection(server, shield));
+    let serving = tokio::spawn(serve_connection(server, shield, ()));
     let (mut from, mut to) = tokio::io::split(client);
     let sending = async {
         // Once it has closed, it takes no more.

@@ -81,8 +81,9 @@ where
     R: Future<Output = Response<Made>> + Send + 'static,
 {
     let (client, server) = duplex(1 << 16);
-    let shield = shield.clone();
-    tokio::spawn(async move { serve_by(server, &shield, handle, |rejection| rejection.into_response().map(Made::from)).await });
+    let handle = move |_: &_, request, fault| handle(request, fault);
+    let refuse = |_: &_, rejection: Rejection| rejection.into_response().map(Made::from);
+    tokio::spawn(serve_by(server, shield.clone(), (), handle, refuse));
     client
 }
 
