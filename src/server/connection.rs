@@ -5,7 +5,7 @@ use std::{
     future::{Future, poll_fn},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -71,31 +71,52 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     // Made here: a future that is given something to make something of it keeps room for both.
+    let mut end = End::new(&shield.stop);
     let mut connection = Connection::new(io, shield);
     async move {
-        let shield = connection.shield.clone();
-        let draining = &shield.stop.draining;
-        let mut end = Box::pin(end(&shield.stop));
-        let mut listens = false;
-        let mut talk = pin!(connection.talk(&handle, &refuse));
-        poll_fn(|cx| {
-            if talk.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(());
-            }
-            // Every poll comes by here: until draining begins, what comes then is not even looked at.
-            if listens && !draining.is_given() {
-                return Poll::Pending;
-            }
-            listens = true;
-            end.as_mut().poll(cx)
-        })
-        .await;
+        loop {
+            let next = poll_fn(|cx| end.cuts(connection.poll_next(cx), cx));
+            // On the heap, so that it goes with its request.
+            let step = next.await.map(|next| match next {
+                Ok(head) => Either::Left(Box::pin(connection.exchange(head, &handle, &refuse))),
+                Err(nothing) => Either::Right(Box::pin(connection.last_words(nothing, &refuse))),
+            });
+            let Some(mut step) = step else { break };
+            let Some(Then::Next) = poll_fn(|cx| end.cuts(Pin::new(&mut step).poll(cx), cx)).await else { break };
+        }
         drop(held);
     }
 }
 
+/// When a connection is cut that did not finish in time.
+struct End {
+    stop: Arc<Stop>,
+    over: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Whether it would be told.
+    listens: bool,
+}
+
+impl End {
+    fn new(stop: &Arc<Stop>) -> Self {
+        Self { stop: stop.clone(), over: Box::pin(over(stop.clone())), listens: false }
+    }
+
+    /// What has come, or nothing when it is over.
+    fn cuts<T>(&mut self, came: Poll<T>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        if let Poll::Ready(came) = came {
+            return Poll::Ready(Some(came));
+        }
+        // Every poll comes by here: until draining begins, what comes then is not even looked at.
+        if self.listens && !self.stop.draining.is_given() {
+            return Poll::Pending;
+        }
+        self.listens = true;
+        self.over.as_mut().poll(cx).map(|()| None)
+    }
+}
+
 /// The end of what did not finish in time.
-async fn end(stop: &Stop) {
+async fn over(stop: Arc<Stop>) {
     stop.draining.given().await;
     // It may have begun after those within have looked.
     poll_fn(|cx| {
@@ -160,25 +181,6 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         let header_timeout = shield.settings.load().server.header_timeout;
         let clock = Clock::new(Instant::now() + header_timeout);
         Self { shield, shared: Shared::new(io), clock, header_timeout, since: None, partial: None, used: false, leave: None }
-    }
-
-    /// Request by request, to the last one.
-    async fn talk<H, R, B>(&mut self, handle: &H, refuse: &impl Fn(&Shield, Rejection) -> Response<B>)
-    where
-        H: Fn(&Arc<Shield>, Request<Incoming<I>>, Option<&'static str>) -> R,
-        R: Future<Output = Response<B>>,
-        B: Body<Data = Bytes> + Unpin,
-    {
-        loop {
-            // On the heap, so that it goes with its request.
-            let step = match poll_fn(|cx| self.poll_next(cx)).await {
-                Ok(head) => Either::Left(Box::pin(self.exchange(head, handle, refuse))),
-                Err(nothing) => Either::Right(Box::pin(self.last_words(nothing, refuse))),
-            };
-            if let Then::Over = step.await {
-                return;
-            }
-        }
     }
 
     /// One request and its answer.
