@@ -5,7 +5,7 @@ use std::{cell::Cell, io, net::SocketAddr, path::Path, rc::Rc, time::Duration};
 use super::{
     load::{self, KEY, Make, always},
     memory::{BRISK, MANY, Patient, used, usual},
-    process::{OURS, Running, THEIRS, ourselves, settle},
+    process::{OURS, Received, Running, THEIRS, ourselves, settle},
     table::median,
     wire::Wire,
 };
@@ -56,8 +56,12 @@ pub(crate) async fn run(program: &Path) -> io::Result<()> {
     println!("| load | CPU a request, µs | against the first | memory, MB | failed |\n|---|---|---|---|---|");
     let shield = Sides { program, upstream: stub.address, bare: false };
     for sides in [shield, Sides { bare: true, ..shield }] {
-        print(&connections(sides, false).await?);
-        print(&connections(sides, true).await?);
+        print(&connections(sides, How::Open).await?);
+        print(&connections(sides, How::InTurn).await?);
+        match Received::apart() {
+            Ok(_received) => print(&connections(sides, How::Apart).await?),
+            Err(why) => eprintln!("no rows without what receivers do: {why}"),
+        }
         print(&busy(sides).await?);
     }
     print(&waiting_elsewhere(shield).await?);
@@ -128,15 +132,31 @@ async fn measured(mut rows: Vec<Row>) -> io::Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// So many are open: some of them busy, or all in turn.
-async fn connections(sides: Sides<'_>, in_turn: bool) -> io::Result<Vec<Row>> {
+/// What is asked of many connections.
+#[derive(Clone, Copy, PartialEq)]
+enum How {
+    /// Some of them are busy, the others idle.
+    Open,
+    /// One after the other.
+    InTurn,
+    /// The same, but what the client's side of a socket does for an answer is not booked to who sends it: on loopback
+    /// the kernel does it within `send`.
+    Apart,
+}
+
+/// So many are open.
+async fn connections(sides: Sides<'_>, how: How) -> io::Result<Vec<Row>> {
     let mut rows = Vec::new();
     for count in [AT_ONCE, 1000, MANY] {
         let subject = sides.start()?;
         let mut wires = used(subject.running(), count).await?;
-        let idle = if in_turn { Vec::new() } else { wires.split_off(AT_ONCE) };
-        let how = if in_turn { "in turn, 64 at once" } else { "open, 64 of them busy" };
-        let load = format!("{}: {count} connections {how}", sides.name());
+        let idle = if how == How::Open { wires.split_off(AT_ONCE) } else { Vec::new() };
+        let told = match how {
+            How::Open => "open, 64 of them busy",
+            How::InTurn => "in turn, 64 at once",
+            How::Apart => "in turn, received on the other core",
+        };
+        let load = format!("{}: {count} connections {told}", sides.name());
         rows.push(Row { _others: idle, ..Row::new(load, subject, wires, AT_ONCE, usual()) });
     }
     measured(rows).await
