@@ -2,6 +2,8 @@
 
 use std::{cell::Cell, io, net::SocketAddr, path::Path, rc::Rc, time::Duration};
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use super::{
     load::{self, KEY, Make, always},
     memory::{BRISK, MANY, Patient, used, usual},
@@ -59,7 +61,11 @@ pub(crate) async fn run(program: &Path) -> io::Result<()> {
         print(&connections(sides, How::Open).await?);
         print(&connections(sides, How::InTurn).await?);
         match Received::apart() {
-            Ok(_received) => print(&connections(sides, How::Apart).await?),
+            // Whoever ends the run gets the machine back as it was.
+            Ok(_received) => tokio::select! {
+                rows = connections(sides, How::Apart) => print(&rows?),
+                end = ended() => return end,
+            },
             Err(why) => eprintln!("no rows without what receivers do: {why}"),
         }
         print(&busy(sides).await?);
@@ -68,6 +74,16 @@ pub(crate) async fn run(program: &Path) -> io::Result<()> {
     print(&waiting_here(shield).await?);
     print(&lanes(shield).await?);
     Ok(())
+}
+
+/// A signal to end.
+async fn ended() -> io::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Err(io::Error::other("ended by a signal"))
 }
 
 fn print(rows: &[Row]) {
