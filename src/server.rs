@@ -17,6 +17,7 @@ use crate::{admin, proxy::Shield};
 
 mod answer;
 mod connection;
+mod end;
 mod head;
 mod listen;
 mod request;

@@ -21,6 +21,7 @@ use tokio_util::either::Either;
 
 use super::{
     answer::{Answer, To},
+    end::End,
     head::Scanner,
     request::{self, Head, Incoming, Shared},
 };
@@ -29,7 +30,6 @@ use crate::{
     late::Clock,
     message::{Request, Response},
     proxy::{self, Shield},
-    relay::Stop,
     wire::LARGEST_HEAD,
 };
 
@@ -40,8 +40,6 @@ const LONGEST_IDLE: Duration = Duration::from_secs(330);
 const LONGEST_BLOCKED: Duration = Duration::from_secs(120);
 /// While draining, a request that is on its way on an idle connection may still arrive.
 const LAST_CALL: Duration = Duration::from_millis(250);
-/// After the end of `drain_timeout`, the time for a stream's error frame.
-const LAST_FRAME: Duration = Duration::from_millis(500);
 /// What a client may go on sending after it was answered, so that the answer is not lost in a reset.
 const LINGER: Duration = Duration::from_secs(10);
 /// Bytes ahead of their turn that are kept; more wait in the socket.
@@ -84,48 +82,9 @@ where
             let Some(mut step) = step else { break };
             let Some(Then::Next) = poll_fn(|cx| end.cuts(Pin::new(&mut step).poll(cx), cx)).await else { break };
         }
-        drop(held);
+        // Its place is free when its socket is.
+        drop((connection, held));
     }
-}
-
-/// When a connection is cut that did not finish in time.
-struct End {
-    stop: Arc<Stop>,
-    over: Pin<Box<dyn Future<Output = ()> + Send>>,
-    /// Whether it would be told.
-    listens: bool,
-}
-
-impl End {
-    fn new(stop: &Arc<Stop>) -> Self {
-        Self { stop: stop.clone(), over: Box::pin(over(stop.clone())), listens: false }
-    }
-
-    /// What has come, or nothing when it is over.
-    fn cuts<T>(&mut self, came: Poll<T>, cx: &mut Context<'_>) -> Poll<Option<T>> {
-        if let Poll::Ready(came) = came {
-            return Poll::Ready(Some(came));
-        }
-        // Every poll comes by here: until draining begins, what comes then is not even looked at.
-        if self.listens && !self.stop.draining.is_given() {
-            return Poll::Pending;
-        }
-        self.listens = true;
-        self.over.as_mut().poll(cx).map(|()| None)
-    }
-}
-
-/// The end of what did not finish in time.
-async fn over(stop: Arc<Stop>) {
-    stop.draining.given().await;
-    // It may have begun after those within have looked.
-    poll_fn(|cx| {
-        cx.waker().wake_by_ref();
-        Poll::Ready(())
-    })
-    .await;
-    stop.ending.given().await;
-    sleep(LAST_FRAME).await;
 }
 
 /// What comes instead of a request.

@@ -6,7 +6,7 @@ use http_body_util::{BodyExt as _, Channel, Full, combinators::UnsyncBoxBody};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
 use super::*;
-use crate::{config::Settings, message::Head};
+use crate::{config::Settings, message::Head, server::end::LAST_FRAME};
 
 mod framing;
 

@@ -1,0 +1,56 @@
+//! When is a connection cut that did not finish in time? Draining has begun, `drain_timeout` is over, and so is the time for last words.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::time::sleep;
+
+use crate::relay::Stop;
+
+/// After the end of `drain_timeout`, the time for a stream's error frame.
+pub(super) const LAST_FRAME: Duration = Duration::from_millis(500);
+
+/// When a connection is cut that did not finish in time.
+pub(super) struct End {
+    stop: Arc<Stop>,
+    over: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Whether it would be told.
+    listens: bool,
+}
+
+impl End {
+    pub(super) fn new(stop: &Arc<Stop>) -> Self {
+        Self { stop: stop.clone(), over: Box::pin(over(stop.clone())), listens: false }
+    }
+
+    /// What has come, or nothing when it is over.
+    pub(super) fn cuts<T>(&mut self, came: Poll<T>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        if let Poll::Ready(came) = came {
+            return Poll::Ready(Some(came));
+        }
+        // Every poll comes by here: until draining begins, what comes then is not even looked at.
+        if self.listens && !self.stop.draining.is_given() {
+            return Poll::Pending;
+        }
+        self.listens = true;
+        self.over.as_mut().poll(cx).map(|()| None)
+    }
+}
+
+/// The end of what did not finish in time.
+async fn over(stop: Arc<Stop>) {
+    stop.draining.given().await;
+    // It may have begun after those within have looked.
+    poll_fn(|cx| {
+        cx.waker().wake_by_ref();
+        Poll::Ready(())
+    })
+    .await;
+    stop.ending.given().await;
+    sleep(LAST_FRAME).await;
+}
