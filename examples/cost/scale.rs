@@ -155,8 +155,8 @@ enum How {
     Open,
     /// One after the other.
     InTurn,
-    /// The same, but what the client's side of a socket does for an answer is not booked to who sends it: on loopback
-    /// the kernel does it within `send`.
+    /// The same, but what a packet's receiver does for it is not booked to who sends it: on loopback the kernel does it
+    /// within `send`.
     Apart,
 }
 
