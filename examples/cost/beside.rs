@@ -17,7 +17,7 @@ use super::{
 };
 
 /// A program of this name, on PATH or where Debian puts daemons.
-fn program(name: &str) -> Option<PathBuf> {
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::env::split_paths(&path).chain(["/usr/sbin".into()]);
     places.map(|place| place.join(name)).find(|file| file.is_file())
@@ -30,13 +30,13 @@ pub(crate) fn nginx(upstream: SocketAddr) -> io::Result<Option<(Running, TempDir
     let place = home.path().display();
     let configuration = format!(
         "daemon off; master_process off; pid {place}/pid; error_log {place}/error.log warn;
-events {{ worker_connections 8192; }}
+events {{ worker_connections 16384; }}
 http {{
   access_log off;
   client_body_temp_path {place}/1; proxy_temp_path {place}/2; fastcgi_temp_path {place}/3; uwsgi_temp_path {place}/4; scgi_temp_path {place}/5;
   client_body_buffer_size 256k; client_max_body_size 20m;
   keepalive_timeout 75s; keepalive_requests 100000000; tcp_nodelay on;
-  upstream stub {{ server {upstream}; keepalive 512; keepalive_requests 100000000; }}
+  upstream stub {{ server {upstream}; keepalive 4096; keepalive_requests 100000000; }}
   proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host api.groq.com; proxy_buffering off;
   server {{ listen {listen} backlog=4096; location / {{ proxy_pass http://stub; }} }}
 }}

@@ -18,6 +18,7 @@ mod parts;
 mod process;
 mod rig;
 mod scale;
+mod sides;
 mod start;
 mod stub;
 mod table;
@@ -53,6 +54,9 @@ enum What {
     /// The upstream alone
     #[command(hide = true)]
     Stub { listen: SocketAddr },
+    /// A server that only answers
+    #[command(hide = true)]
+    OnlyAnswer { listen: SocketAddr },
     /// The bare proxy alone
     #[command(hide = true)]
     Bare { listen: SocketAddr, upstream: SocketAddr },
@@ -99,6 +103,7 @@ fn run(shield: &std::path::Path, what: What) -> io::Result<()> {
             on_one_thread(Box::pin(async move { parts::run(&shield, &options).await }))
         }
         What::Stub { listen } => on_one_thread(Box::pin(stub::run(listen))),
+        What::OnlyAnswer { listen } => on_one_thread(Box::pin(stub::only_answer(listen))),
         What::Bare { listen, upstream } => on_one_thread(Box::pin(bare::run(listen, upstream))),
     }
 }

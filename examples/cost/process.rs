@@ -21,8 +21,8 @@ pub(crate) const THEIRS: usize = 1;
 
 /// For ten thousand connections and what goes with them.
 const DESCRIPTORS: &str = "--nofile=20000";
-/// Which cores do for a packet on loopback what its receiver's machine would do; none: whichever sends it.
-const RECEIVERS: &str = "/sys/class/net/lo/queues/rx-0/rps_cpus";
+/// The kernel's counters of TCP.
+const COUNTERS: &str = "/proc/net/snmp";
 /// The kernel shares cores among sessions first.
 const AUTOGROUP: &str = "/proc/self/autogroup";
 /// A process is given so long to listen.
@@ -107,6 +107,16 @@ impl Drop for Running {
     }
 }
 
+/// TCP segments that this machine has sent.
+pub(crate) fn segments() -> io::Result<u64> {
+    let counters = fs::read_to_string(COUNTERS)?;
+    // A line of names, a line of values.
+    let mut lines = counters.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let sent = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "OutSegs");
+    sent.and_then(|(_, count)| count.parse().ok()).ok_or_else(|| io::Error::other(format!("no OutSegs in {COUNTERS}")))
+}
+
 /// An address that is free at the moment.
 pub(crate) fn free() -> io::Result<SocketAddr> {
     TcpListener::bind(("127.0.0.1", 0))?.local_addr()
@@ -143,28 +153,6 @@ pub(crate) fn settle() -> io::Result<Settled> {
     let share = before.and_then(|text| text.rsplit(' ').next().map(|nice| nice.trim().to_owned()));
     let raised = fs::write(AUTOGROUP, "-19").is_ok();
     Ok(Settled { share: share.filter(|_| raised) })
-}
-
-/// While it lives, what a packet's receiver does for it is done where load and upstream run.
-pub(crate) struct Received {
-    before: String,
-}
-
-impl Received {
-    /// Needs privileges.
-    pub(crate) fn apart() -> io::Result<Self> {
-        let before = fs::read_to_string(RECEIVERS)?;
-        fs::write(RECEIVERS, format!("{:x}", 1 << OURS))?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for Received {
-    fn drop(&mut self) {
-        if let Err(why) = fs::write(RECEIVERS, &self.before) {
-            eprintln!("{RECEIVERS} was {:?} and cannot be put back: {why}", self.before);
-        }
-    }
 }
 
 /// Nothing happens here for so long.

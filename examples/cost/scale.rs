@@ -1,13 +1,15 @@
 //! Does a request cost the same when there is more of everything? Connections, requests that wait, lanes.
 
-use std::{cell::Cell, io, net::SocketAddr, path::Path, rc::Rc, time::Duration};
+use std::{cell::Cell, io, path::Path, rc::Rc, time::Duration};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::spawn_local;
 
 use super::{
+    beside,
     load::{self, KEY, Make, always},
     memory::{BRISK, MANY, Patient, used, usual},
-    process::{OURS, Received, Running, THEIRS, ourselves, settle},
+    process::{OURS, Running, ourselves, segments, settle},
+    sides::{Sides, Subject, Who},
     table::median,
     wire::Wire,
 };
@@ -32,42 +34,31 @@ struct Row {
     _others: Vec<Wire>,
     /// CPU a request, µs, turn by turn.
     cpu: Vec<f64>,
+    /// TCP segments a request, of all sides, turn by turn.
+    segments: Vec<f64>,
     /// Bytes.
     memory: f64,
     failed: usize,
-}
-
-/// The shield with room for ten thousand connections, or bare hyper.
-enum Subject {
-    Shield(Patient),
-    Bare(Running),
-}
-
-/// What is measured, and what answers it.
-#[derive(Clone, Copy)]
-struct Sides<'p> {
-    program: &'p Path,
-    upstream: SocketAddr,
-    bare: bool,
 }
 
 /// Prints the table.
 pub(crate) async fn run(program: &Path) -> io::Result<()> {
     let _settled = settle()?;
     let stub = Running::start_role(OURS, |listen| ourselves(&["stub", &listen.to_string()]))?;
-    println!("| load | CPU a request, µs | against the first | memory, MB | failed |\n|---|---|---|---|---|");
-    let shield = Sides { program, upstream: stub.address, bare: false };
-    for sides in [shield, Sides { bare: true, ..shield }] {
+    println!(
+        "| load | CPU a request, µs | against the first | more than the first, µs | TCP segments a request | memory, MB | failed |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    let shield = Sides { program, upstream: stub.address, who: Who::Shield };
+    let mut all = vec![Who::Shield, Who::BareHyper, Who::Nginx, Who::OnlyAnswers];
+    if beside::program("nginx").is_none() {
+        eprintln!("nginx is not on PATH: no rows of it");
+        all.retain(|who| *who != Who::Nginx);
+    }
+    for who in all {
+        let sides = Sides { who, ..shield };
         print(&connections(sides, How::Open).await?);
         print(&connections(sides, How::InTurn).await?);
-        match Received::apart() {
-            // Whoever ends the run gets the machine back as it was.
-            Ok(_received) => tokio::select! {
-                rows = connections(sides, How::Apart) => print(&rows?),
-                end = ended() => return end,
-            },
-            Err(why) => eprintln!("no rows without what receivers do: {why}"),
-        }
         print(&busy(sides).await?);
     }
     print(&waiting_elsewhere(shield).await?);
@@ -76,59 +67,41 @@ pub(crate) async fn run(program: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A signal to end.
-async fn ended() -> io::Result<()> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Err(io::Error::other("ended by a signal"))
-}
-
 fn print(rows: &[Row]) {
     for row in rows {
-        let Row { load, memory, failed, cpu, .. } = row;
-        let ratios = cpu.iter().zip(&rows[0].cpu).map(|(cpu, first)| cpu / first).collect();
-        let (Some(cpu), Some(ratio)) = (median(cpu.clone()), median(ratios)) else { continue };
+        let Row { load, memory, failed, .. } = row;
+        let turns = || row.cpu.iter().zip(&rows[0].cpu);
+        let ratio = median(turns().map(|(cpu, first)| cpu / first).collect());
+        let more = median(turns().map(|(cpu, first)| cpu - first).collect());
+        let (Some(cpu), Some(ratio), Some(more)) = (median(row.cpu.clone()), ratio, more) else { continue };
+        let segments = median(row.segments.clone()).map_or("–".to_owned(), |segments| format!("{segments:.2}"));
         let verdict = if ratio > FLAT { ": not flat" } else { "" };
-        println!("| {load} | {cpu:.1} | {ratio:.2}{verdict} | {:.1} | {failed} |", memory / 1e6);
-    }
-}
-
-impl Sides<'_> {
-    fn start(self) -> io::Result<Subject> {
-        if !self.bare {
-            return Patient::start(self.program, self.upstream).map(Subject::Shield);
-        }
-        let role = |listen: SocketAddr| ourselves(&["bare", &listen.to_string(), &self.upstream.to_string()]);
-        Running::start_role(THEIRS, role).map(Subject::Bare)
-    }
-
-    fn name(self) -> &'static str {
-        if self.bare { "bare hyper" } else { "shield" }
-    }
-}
-
-impl Subject {
-    fn running(&self) -> &Running {
-        match self {
-            Self::Shield(patient) => &patient.running,
-            Self::Bare(running) => running,
-        }
+        println!("| {load} | {cpu:.1} | {ratio:.2}{verdict} | {more:.1} | {segments} | {:.1} | {failed} |", memory / 1e6);
     }
 }
 
 impl Row {
     fn new(load: String, subject: Subject, wires: Vec<Wire>, at_once: usize, make: Make) -> Self {
-        Self { load, subject, wires, at_once, make, _others: Vec::new(), cpu: Vec::new(), memory: 0.0, failed: 0 }
+        Self {
+            load,
+            subject,
+            wires,
+            at_once,
+            make,
+            _others: Vec::new(),
+            cpu: Vec::new(),
+            segments: Vec::new(),
+            memory: 0.0,
+            failed: 0,
+        }
     }
 
     async fn turn(&mut self) -> io::Result<()> {
         let running = self.subject.running();
-        let before = running.cpu()?;
+        let (before, sent) = (running.cpu()?, segments()?);
         let (tally, wires) = load::in_turn(std::mem::take(&mut self.wires), self.at_once, TURN, &self.make).await?;
         self.cpu.push((running.cpu()? - before).as_secs_f64() * 1e6 / tally.requests as f64);
+        self.segments.push((segments()? - sent) as f64 / tally.requests as f64);
         (self.wires, self.memory) = (wires, running.memory()?);
         self.failed += tally.failed;
         Ok(())
@@ -142,6 +115,7 @@ async fn measured(mut rows: Vec<Row>) -> io::Result<Vec<Row>> {
             row.turn().await?;
             if turn == 0 {
                 row.cpu.clear();
+                row.segments.clear();
             }
         }
     }
@@ -153,11 +127,9 @@ async fn measured(mut rows: Vec<Row>) -> io::Result<Vec<Row>> {
 enum How {
     /// Some of them are busy, the others idle.
     Open,
-    /// One after the other.
+    /// One after the other: when its turn comes, what the kernel and the process hold of it has left the caches, and its
+    /// client has acknowledged the last answer in a segment of its own.
     InTurn,
-    /// The same, but what a packet's receiver does for it is not booked to who sends it: on loopback the kernel does it
-    /// within `send`.
-    Apart,
 }
 
 /// So many are open.
@@ -170,7 +142,6 @@ async fn connections(sides: Sides<'_>, how: How) -> io::Result<Vec<Row>> {
         let told = match how {
             How::Open => "open, 64 of them busy",
             How::InTurn => "in turn, 64 at once",
-            How::Apart => "in turn, received on the other core",
         };
         let load = format!("{}: {count} connections {told}", sides.name());
         rows.push(Row { _others: idle, ..Row::new(load, subject, wires, AT_ONCE, usual()) });
@@ -202,18 +173,33 @@ async fn waiting_elsewhere(sides: Sides<'_>) -> io::Result<Vec<Row>> {
     measured(rows).await
 }
 
-/// A lane that lets go a thousand a second, with ever more who want it. One after the other: the lane of a row that has no turn would fill.
+/// A lane that lets go a thousand a second, with ever more who want it. All at the same time: the lane of a row that waits
+/// for its turn would fill, and a core that mostly sleeps finds its caches as others have left them.
 async fn waiting_here(sides: Sides<'_>) -> io::Result<Vec<Row>> {
     let make = always(load::request(KEY, &load::call(BRISK, 1027, false)));
-    let mut rows = Vec::new();
+    let mut lines = Vec::new();
     for count in [100, 1000, MANY] {
         let patient = Patient::start(sides.program, sides.upstream)?;
-        let wires = load::connect(patient.running.address, AT_ONCE).await?;
-        // What its bucket holds goes first.
-        let (_, mut wires) = load::closed(wires, 6 * TURN, &make).await?;
-        wires.extend(load::connect(patient.running.address, count - wires.len()).await?);
-        let load = format!("shield: {count} waiting in a lane of 1000 a second");
-        rows.extend(measured(vec![Row::new(load, Subject::Shield(patient), wires, count, make.clone())]).await?);
+        let (make, address) = (make.clone(), patient.running.address);
+        lines.push(spawn_local(async move {
+            // What its bucket holds goes first.
+            let (_, mut wires) = load::closed(load::connect(address, AT_ONCE).await?, 6 * TURN, &make).await?;
+            wires.extend(load::connect(address, count - wires.len()).await?);
+            let load = format!("shield: {count} waiting in a lane of 1000 a second");
+            io::Result::Ok(Row::new(load, Subject::Shield(patient), wires, count, make))
+        }));
+    }
+    let mut turns = Vec::new();
+    for line in lines {
+        turns.push(spawn_local(measured(vec![line.await??])));
+    }
+    let mut rows = Vec::new();
+    for turn in turns {
+        rows.extend(turn.await??);
+    }
+    for row in &mut rows {
+        // Nobody's own: the machine counts all.
+        row.segments.clear();
     }
     Ok(rows)
 }

@@ -1,12 +1,12 @@
 //! What stands behind the proxies? An upstream that answers every request at once, shaped like Groq, with limits that
 //! never bind; a call with `"stream":true` gets 51 events, one write each: the worst case, for a model leaves gaps.
 
-use std::{io, net::SocketAddr, rc::Rc};
+use std::{cell::RefCell, io, net::SocketAddr, rc::Rc};
 
 use memchr::memmem;
 use tokio::{
     io::AsyncWriteExt as _,
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     task::{spawn_local, yield_now},
 };
 
@@ -27,9 +27,7 @@ const EVENTS: usize = 51;
 /// Serves until it is killed.
 pub(crate) async fn run(listen: SocketAddr) -> io::Result<()> {
     let listener = TcpListener::bind(listen).await?;
-    let plain =
-        format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{HEADERS}\r\n{BODY}", BODY.len());
-    let (plain, events) = (Rc::<str>::from(plain), Rc::<[String]>::from(events()));
+    let (plain, events) = (plain(), Rc::<[String]>::from(events()));
     loop {
         let (socket, _) = listener.accept().await?;
         let (plain, events) = (plain.clone(), events.clone());
@@ -39,6 +37,38 @@ pub(crate) async fn run(listen: SocketAddr) -> io::Result<()> {
             io::Result::Ok(())
         });
     }
+}
+
+/// Says the same to whatever comes, and keeps nothing of a connection: what it takes more for many of them is the kernel's.
+pub(crate) async fn only_answer(listen: SocketAddr) -> io::Result<()> {
+    let listener = TcpListener::bind(listen).await?;
+    let (plain, room) = (plain(), Rc::new(RefCell::new(vec![0; 64 << 10])));
+    loop {
+        let (socket, _) = listener.accept().await?;
+        let (plain, room) = (plain.clone(), room.clone());
+        spawn_local(async move {
+            // Who left, or takes no answer, is none of ours to report.
+            let _ = echo(&socket, &plain, &room).await;
+        });
+    }
+}
+
+async fn echo(socket: &TcpStream, plain: &str, room: &RefCell<Vec<u8>>) -> io::Result<()> {
+    loop {
+        socket.readable().await?;
+        match socket.try_read(&mut room.borrow_mut()) {
+            Ok(0) => return Ok(()),
+            // On loopback a call of a few KB comes at once.
+            Ok(_) => drop(socket.try_write(plain.as_bytes())?),
+            Err(why) if why.kind() == io::ErrorKind::WouldBlock => {}
+            Err(why) => return Err(why),
+        }
+    }
+}
+
+/// The answer to a call without a stream.
+fn plain() -> Rc<str> {
+    format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{HEADERS}\r\n{BODY}", BODY.len()).into()
 }
 
 async fn answer(mut wire: Wire, plain: &str, events: &[String]) -> io::Result<()> {

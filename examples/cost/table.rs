@@ -176,7 +176,9 @@ async fn cells(program: &Path, options: &Options) -> io::Result<Cells> {
         for &(proxy, running) in proxies.iter().filter(|(proxy, _)| round > 0 && *proxy != Proxy::Logging) {
             match beside::open_loop(running.address, &load::call(MODEL, 1027, false), options.seconds.max(2))? {
                 Some(cell) => cells.add(OPEN, proxy, cell),
-                None if round == 1 && proxy == Proxy::Bare => eprintln!("oha is not on PATH: no open loop (cargo install oha)"),
+                None if round == 1 && proxy == Proxy::Bare => {
+                    eprintln!("oha is not on PATH: no open loop (cargo install --locked oha)")
+                }
                 None => {}
             }
         }

@@ -1,0 +1,73 @@
+//! Who is measured under a load, and what answers them?
+
+use std::{io, net::SocketAddr, path::Path, process::Command};
+
+use tempfile::TempDir;
+
+use super::{
+    beside,
+    memory::Patient,
+    process::{Running, THEIRS, ourselves},
+};
+
+/// Its process.
+pub(crate) enum Subject {
+    Shield(Patient),
+    Other { running: Running, _home: Option<TempDir> },
+}
+
+/// Who is measured.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Who {
+    /// With room for ten thousand connections.
+    Shield,
+    BareHyper,
+    Nginx,
+    /// No proxy: what it costs is the least that one side of one can.
+    OnlyAnswers,
+}
+
+/// What is measured, and what answers it.
+#[derive(Clone, Copy)]
+pub(crate) struct Sides<'p> {
+    pub(crate) program: &'p Path,
+    pub(crate) upstream: SocketAddr,
+    pub(crate) who: Who,
+}
+
+impl Sides<'_> {
+    pub(crate) fn start(self) -> io::Result<Subject> {
+        let upstream = self.upstream;
+        Ok(match self.who {
+            Who::Shield => Subject::Shield(Patient::start(self.program, upstream)?),
+            Who::BareHyper => other(|listen| ourselves(&["bare", &listen.to_string(), &upstream.to_string()]))?,
+            Who::OnlyAnswers => other(|listen| ourselves(&["only-answer", &listen.to_string()]))?,
+            Who::Nginx => {
+                let (running, home) = beside::nginx(upstream)?.ok_or(io::ErrorKind::NotFound)?;
+                Subject::Other { running, _home: Some(home) }
+            }
+        })
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self.who {
+            Who::Shield => "shield",
+            Who::BareHyper => "bare hyper",
+            Who::Nginx => "nginx",
+            Who::OnlyAnswers => "a server that only answers",
+        }
+    }
+}
+
+fn other(role: impl FnOnce(SocketAddr) -> io::Result<Command>) -> io::Result<Subject> {
+    Ok(Subject::Other { running: Running::start_role(THEIRS, role)?, _home: None })
+}
+
+impl Subject {
+    pub(crate) fn running(&self) -> &Running {
+        match self {
+            Self::Shield(patient) => &patient.running,
+            Self::Other { running, .. } => running,
+        }
+    }
+}
