@@ -4,14 +4,7 @@
 //! The state is one number, `tat`: the instant at which the bucket would be full again if nothing more were
 //! taken. Times are nanoseconds on the lane's clock, an argument of every call.
 
-use std::{
-    num::NonZeroU32,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{num::NonZeroU32, time::Duration};
 
 use governor::{
     Quota, RateLimiter,
@@ -39,10 +32,10 @@ pub enum Fit {
 }
 
 /// One limit's bucket.
+#[derive(Debug)]
 pub struct Bucket {
-    cell: Cell,
-    limiter: RateLimiter<NotKeyed, Cell, Cell, NoOpMiddleware<Nanos>>,
-    limit: u32,
+    tat: Ns,
+    limit: NonZeroU32,
     period: Ns,
     unit: Ns,
 }
@@ -55,16 +48,13 @@ impl Bucket {
         let period = Ns::try_from(period.as_nanos()).ok().filter(|&p| p > 0)?;
         // Rounded up: never faster than the upstream.
         let unit = period.div_ceil(u64::from(limit.get()));
-        let quota = Quota::with_period(Duration::from_nanos(unit))?.allow_burst(limit);
-        let cell = Cell::default();
-        let limiter = RateLimiter::new(quota, cell.clone(), cell.clone());
-        Some(Self { cell, limiter, limit: limit.get(), period, unit })
+        Some(Self { tat: 0, limit, period, unit })
     }
 
     /// The same used units under another limit: neither a fresh burst nor a lost one.
     pub fn requota(self, limit: u64, now: Ns) -> Option<Self> {
         let mut next = Self::new(limit, Duration::from_nanos(self.period))?;
-        let used = u128::from(self.tat().saturating_sub(now)) * u128::from(next.unit) / u128::from(self.unit);
+        let used = u128::from(self.tat.saturating_sub(now)) * u128::from(next.unit) / u128::from(self.unit);
         next.set_tat(now.saturating_add(Ns::try_from(used).unwrap_or(Ns::MAX)), now);
         Some(next)
     }
@@ -72,11 +62,13 @@ impl Bucket {
     /// Whether `asked` fits while `reserve` units stay untouched. Changes nothing.
     pub fn peek(&self, asked: u64, reserve: u64, now: Ns) -> Fit {
         // governor multiplies before it compares: what is over the limit must not reach it.
-        let Some(asked) = u32::try_from(asked).ok().filter(|&asked| asked <= self.limit) else { return Fit::Never };
+        let Some(asked) = u32::try_from(asked).ok().filter(|&asked| asked <= self.limit.get()) else { return Fit::Never };
         let Some(asked) = NonZeroU32::new(asked) else { return Fit::Now };
-        self.cell.0.now.store(now, Relaxed);
-        self.cell.0.reserve.store(self.span(reserve), Relaxed);
-        match self.limiter.check_n(asked) {
+        let Some(quota) = Quota::with_period(Duration::from_nanos(self.unit)) else { return Fit::Never };
+        let look = Look { now, tat: self.tat.saturating_add(self.span(reserve)) };
+        // Made for this look: what a lane keeps of a limit is a few numbers, and nothing beside it on the heap.
+        let limiter: RateLimiter<_, _, _, NoOpMiddleware<Nanos>> = RateLimiter::new(quota.allow_burst(self.limit), look, look);
+        match limiter.check_n(asked) {
             Ok(Ok(())) => Fit::Now,
             Ok(Err(until)) => Fit::At(until.earliest_possible().as_u64()),
             Err(_) => Fit::Never,
@@ -85,32 +77,32 @@ impl Bucket {
 
     /// Takes `amount` units, into debt if need be.
     pub fn charge(&mut self, amount: u64, now: Ns) {
-        self.set_tat(self.tat().max(now).saturating_add(self.span(amount)), now);
+        self.set_tat(self.tat.max(now).saturating_add(self.span(amount)), now);
     }
 
     /// Gives `amount` units back. More than the limit is never there at once: `charge` starts from now at the earliest.
     pub fn refund(&mut self, amount: u64) {
-        self.cell.0.tat.store(self.tat().saturating_sub(self.span(amount)), Relaxed);
+        self.tat = self.tat.saturating_sub(self.span(amount));
     }
 
     /// Moves the level by a correction: more used for a positive one.
     pub fn correct(&mut self, by: i64, now: Ns) {
-        self.set_tat(self.tat().saturating_add_signed(by), now);
+        self.set_tat(self.tat.saturating_add_signed(by), now);
     }
 
     /// Sets the instant of fullness.
     pub fn set_tat(&mut self, tat: Ns, now: Ns) {
-        self.cell.0.tat.store(tat.min(now.saturating_add(self.period.saturating_mul(DEEPEST_DEBT))), Relaxed);
+        self.tat = tat.min(now.saturating_add(self.period.saturating_mul(DEEPEST_DEBT)));
     }
 
     /// The instant at which it is full again; in the past for a full one.
     pub fn tat(&self) -> Ns {
-        self.cell.0.tat.load(Relaxed)
+        self.tat
     }
 
     /// The limit, units.
     pub fn limit(&self) -> u64 {
-        u64::from(self.limit)
+        self.limit.get().into()
     }
 
     /// Time in which it fills.
@@ -125,7 +117,7 @@ impl Bucket {
 
     /// What is left, units; below zero in debt.
     pub fn level(&self, now: Ns) -> f64 {
-        f64::from(self.limit) - self.tat().saturating_sub(now) as f64 / self.unit as f64
+        f64::from(self.limit.get()) - self.tat.saturating_sub(now) as f64 / self.unit as f64
     }
 
     /// Units that come back each second.
@@ -134,34 +126,22 @@ impl Bucket {
     }
 }
 
-impl std::fmt::Debug for Bucket {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Bucket").field("limit", &self.limit).field("period", &self.period).field("tat", &self.tat()).finish()
-    }
+/// What governor is shown: an instant, and the level as seen through the reserve. governor counts from the instant.
+#[derive(Clone, Copy)]
+struct Look {
+    now: Ns,
+    tat: Ns,
 }
 
-/// What governor reads: the clock that its caller has set, and the level as seen through the reserve. It is never
-/// contended, the lane's lock is held around every call; atomics only because governor shares it.
-#[derive(Clone, Default)]
-struct Cell(Arc<State>);
-
-#[derive(Default)]
-struct State {
-    now: AtomicU64,
-    tat: AtomicU64,
-    reserve: AtomicU64,
-}
-
-impl Clock for Cell {
+impl Clock for Look {
     type Instant = Nanos;
 
-    /// Zero while the limiter is built, as governor measures from there.
     fn now(&self) -> Nanos {
-        Nanos::new(self.0.now.load(Relaxed))
+        Nanos::new(self.now)
     }
 }
 
-impl StateStore for Cell {
+impl StateStore for Look {
     type Key = NotKeyed;
 
     fn measure_and_replace<T, F, E>(&self, _: &NotKeyed, f: F) -> Result<T, E>
@@ -169,8 +149,7 @@ impl StateStore for Cell {
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
         // The new state is dropped: a peek. Charging is plain arithmetic under the same lock, so it cannot fail after a peek.
-        let tat = self.0.tat.load(Relaxed).saturating_add(self.0.reserve.load(Relaxed));
-        f(Some(Nanos::new(tat))).map(|(outcome, _)| outcome)
+        f(Some(Nanos::new(self.tat.saturating_sub(self.now)))).map(|(outcome, _)| outcome)
     }
 }
 

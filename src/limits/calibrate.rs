@@ -17,19 +17,17 @@ pub struct Ratio {
     /// Weight of the next sample; grows instead of all bins shrinking.
     weight: f32,
     /// The quantiles that every request asks for.
-    low: f32,
-    high: f32,
+    low: Quantile,
+    high: Quantile,
 }
 
 impl Default for Ratio {
     /// Before the first sample: estimates are right, within a tenth.
     fn default() -> Self {
-        let mut ratio = Self { bins: [0.0; BINS], total: 0.0, weight: 1.0, low: 1.0, high: 1.0 };
+        let mut ratio = Self { bins: [0.0; BINS], total: 0.0, weight: 1.0, low: Quantile::of(0.01), high: Quantile::of(0.99) };
         for (of, count) in [(0.9, 2.0), (1.0, 6.0), (1.1, 2.0)] {
-            ratio.bins[bin(of)] += count;
-            ratio.total += count;
+            ratio.add(of, count);
         }
-        ratio.read();
         ratio
     }
 }
@@ -40,47 +38,80 @@ impl Ratio {
         if estimated == 0 || actual == 0 {
             return;
         }
-        self.bins[bin(actual as f32 / estimated as f32)] += self.weight;
-        self.total += self.weight;
+        self.add(actual as f32 / estimated as f32, self.weight);
         self.weight *= 1.0 + std::f32::consts::LN_2 / HALF_LIFE;
         if self.weight > 1e6 {
             for bin in &mut self.bins {
                 *bin /= self.weight;
             }
-            self.total /= self.weight;
+            self.total = self.bins.iter().sum();
             self.weight = 1.0;
+            for quantile in [&mut self.low, &mut self.high] {
+                // From the start: sums that were followed for so long have become inexact.
+                *quantile = Quantile::of(quantile.share);
+                quantile.follow(&self.bins, self.total);
+            }
         }
-        self.read();
     }
 
     /// A hundredth of answers lies below.
     pub fn low(&self) -> f32 {
-        self.low
+        self.low.end
     }
 
     /// A hundredth of answers lies above.
     pub fn high(&self) -> f32 {
-        self.high
+        self.high.end
     }
 
-    fn read(&mut self) {
-        (self.low, self.high) = (self.quantile(0.01), self.quantile(0.99));
-    }
-
-    /// The ratio under which this share of answers lies; the bin's upper end.
-    fn quantile(&self, share: f32) -> f32 {
-        let (mut left, mut last) = (self.total * share, 0);
-        for (bin, &count) in self.bins.iter().enumerate() {
-            if count > 0.0 {
-                last = bin;
-                left -= count;
-                if left <= 0.0 {
-                    break;
-                }
+    fn add(&mut self, ratio: f32, weight: f32) {
+        let at = bin(ratio);
+        self.bins[at] += weight;
+        self.total += weight;
+        for quantile in [&mut self.low, &mut self.high] {
+            if at < quantile.bin {
+                quantile.below += weight;
             }
+            quantile.follow(&self.bins, self.total);
         }
-        2f32.powf((last as f32 + 1.0) / 16.0 - 2.0)
     }
+}
+
+/// The bin in which a quantile lies. It is followed from sample to sample: most of a lane that rests has left the caches,
+/// and this looks at one bin.
+#[derive(Clone, Debug)]
+struct Quantile {
+    share: f32,
+    bin: usize,
+    /// What all bins before it hold.
+    below: f32,
+    /// The bin's upper end.
+    end: f32,
+}
+
+impl Quantile {
+    fn of(share: f32) -> Self {
+        Self { share, bin: 0, below: 0.0, end: upper_end(0) }
+    }
+
+    fn follow(&mut self, bins: &[f32; BINS], total: f32) {
+        let (wanted, before) = (total * self.share, self.bin);
+        while self.bin > 0 && self.below >= wanted {
+            self.bin -= 1;
+            self.below -= bins[self.bin];
+        }
+        while self.bin + 1 < BINS && self.below + bins[self.bin] < wanted {
+            self.below += bins[self.bin];
+            self.bin += 1;
+        }
+        if self.bin != before {
+            self.end = upper_end(self.bin);
+        }
+    }
+}
+
+fn upper_end(bin: usize) -> f32 {
+    2f32.powf((bin as f32 + 1.0) / 16.0 - 2.0)
 }
 
 fn bin(ratio: f32) -> usize {
@@ -152,29 +183,66 @@ impl Calibration {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
     fn quantiles_follow_the_samples() {
         let mut ratio = Ratio::default();
-        assert!((1.0..1.2).contains(&ratio.quantile(0.99)));
+        assert!((1.0..1.2).contains(&ratio.high()));
         for n in 0..2000u64 {
             ratio.learn(1000, 1200 + n % 100);
         }
-        assert!((1.25..1.4).contains(&ratio.quantile(0.99)), "{}", ratio.quantile(0.99));
-        assert!((1.15..1.4).contains(&ratio.quantile(0.01)), "{}", ratio.quantile(0.01));
+        assert!((1.25..1.4).contains(&ratio.high()), "{}", ratio.high());
+        assert!((1.15..1.4).contains(&ratio.low()), "{}", ratio.low());
         for _ in 0..100_000 {
             ratio.learn(1000, 700);
         }
-        assert!((0.65..0.75).contains(&ratio.quantile(0.99)), "{}", ratio.quantile(0.99));
+        assert!((0.65..0.75).contains(&ratio.high()), "{}", ratio.high());
+        assert!((0.65..0.75).contains(&ratio.low()), "{}", ratio.low());
     }
 
     #[test]
     fn nonsense_stays_within_the_bins() {
         let mut ratio = Ratio::default();
-        ratio.learn(1, u64::MAX);
-        ratio.learn(u64::MAX, 1);
+        for n in 0..2000u64 {
+            ratio.learn(1, u64::MAX - n);
+        }
+        assert!((3.9..=4.01).contains(&ratio.high()), "{}", ratio.high());
+        for n in 0..200_000u64 {
+            ratio.learn(u64::MAX - n, 1);
+        }
+        assert!((0.2..0.3).contains(&ratio.low()) && ratio.low() == ratio.high(), "{} {}", ratio.low(), ratio.high());
         ratio.learn(0, 5);
-        assert!(ratio.quantile(1.0) <= 4.01);
+        assert!(ratio.high() < 0.3);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
+
+        /// Followed from sample to sample, beside all bins added up anew.
+        #[test]
+        fn a_followed_quantile_is_the_one_that_is_added_up(
+            runs in prop::collection::vec((1u64..4000, 1u64..400, 1usize..4000), 1..8)
+        ) {
+            let mut ratio = Ratio::default();
+            let mut n = 0;
+            for (middle, spread, count) in runs {
+                for _ in 0..count {
+                    n += 1;
+                    ratio.learn(1000, middle + n * 7919 % spread);
+                }
+                for (share, told) in [(0.01, ratio.low()), (0.99, ratio.high())] {
+                    let reach = |within: f64| {
+                        let (mut sum, wanted) = (0.0, f64::from(ratio.total) * (share + within));
+                        ratio.bins.iter().position(|&bin| { sum += f64::from(bin); sum >= wanted }).unwrap_or(BINS - 1)
+                    };
+                    // A ten-thousandth is what adding up may be off by.
+                    let (least, most) = (upper_end(reach(-1e-4)), upper_end(reach(1e-4)));
+                    prop_assert!((least..=most).contains(&told), "{told} is not within {least} and {most}");
+                }
+            }
+        }
     }
 }
