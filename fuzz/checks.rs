@@ -45,9 +45,15 @@ fn assert_object(body: &[u8]) {
 
 /// Whatever an upstream answers, in whatever pieces: the app gets the same whole answer, and where it fails the object.
 pub(crate) fn answer(bytes: &[u8]) {
+    seen(bytes);
+}
+
+/// Status and body that the app sees, in whatever pieces the upstream sends these bytes.
+pub(crate) fn seen(bytes: &[u8]) -> (u16, Vec<u8>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
-    let seen = [bytes.len().max(1), 1, 7].map(|size| runtime.block_on(answered(bytes, size)));
-    assert!(seen.iter().all(|answer| *answer == seen[0]), "not the same in pieces: {seen:?}");
+    let [whole, ones, sevens] = [bytes.len().max(1), 1, 7].map(|size| runtime.block_on(answered(bytes, size)));
+    assert!(whole == ones && whole == sevens, "not the same in pieces: {whole:?} {ones:?} {sevens:?}");
+    whole
 }
 
 /// Status and body that the app sees where the upstream sends these bytes in pieces of this size, and closes.

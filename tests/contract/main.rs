@@ -1,5 +1,6 @@
 //! CONTRACT: every failure over real sockets, as its table has it; what is promised when everything fails at once.
 
+mod answers;
 #[path = "../../fuzz/checks.rs"]
 mod checks;
 mod client;
