@@ -1,5 +1,6 @@
 //! What stands behind the proxies? An upstream that answers every request at once, shaped like Groq, with limits that
-//! never bind; a call with `"stream":true` gets 51 events, one write each: the worst case, for a model leaves gaps.
+//! never bind; a call with `"stream":true` gets 51 events, one write each: the worst case, for a model leaves gaps. And a
+//! server of the same answer that is measured itself.
 
 use std::{cell::RefCell, io, net::SocketAddr, rc::Rc};
 
@@ -48,12 +49,12 @@ pub(crate) async fn only_answer(listen: SocketAddr) -> io::Result<()> {
         let (plain, room) = (plain.clone(), room.clone());
         spawn_local(async move {
             // Who left, or takes no answer, is none of ours to report.
-            let _ = echo(&socket, &plain, &room).await;
+            let _ = repeat(&socket, &plain, &room).await;
         });
     }
 }
 
-async fn echo(socket: &TcpStream, plain: &str, room: &RefCell<Vec<u8>>) -> io::Result<()> {
+async fn repeat(socket: &TcpStream, plain: &str, room: &RefCell<Vec<u8>>) -> io::Result<()> {
     loop {
         socket.readable().await?;
         match socket.try_read(&mut room.borrow_mut()) {
