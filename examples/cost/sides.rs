@@ -23,7 +23,7 @@ pub(crate) enum Who {
     Shield,
     BareHyper,
     Nginx,
-    /// No proxy: what it costs is the least that one side of one can.
+    /// No proxy: about the least that one side of one costs on this runtime.
     OnlyAnswers,
 }
 
