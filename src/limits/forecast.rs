@@ -60,7 +60,7 @@ pub fn forecast(books: &Books, line: &Line, asker: &Asker, now: Ns) -> Forecast 
         None => 1.0,
     };
     let views: [(&[&Backlog], f64, f64); 3] =
-        [(&everyone, 1.0, part), (&[&app.backlog], 1.0, own), (&[own_size], before, own / sizes as f64)];
+        [(&everyone, 1.0, part), (&[app.backlog()], 1.0, own), (&[own_size], before, own / sizes as f64)];
     views
         .iter()
         .map(|(ahead, scale, share)| view(books, ahead, *scale, *share, asker, now))
@@ -103,7 +103,7 @@ fn own_share(line: &Line, asker: &Asker, now: Ns) -> f64 {
     let Some(app) = line.app_of(asker.app) else { return 1.0 };
     let (mut weights, mut others) = (app.weight, 0.0);
     for other in line.apps().filter(|other| other.class == asker.class && !std::ptr::eq(*other, app)) {
-        if other.backlog.count > 0 {
+        if other.backlog().count > 0 {
             weights += other.weight;
         }
         others += other.rate(now);

@@ -55,13 +55,19 @@ pub struct Waiter {
 }
 
 /// Interactive or batch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Urgency {
     start: Start,
     /// Start of the last app that was served: where a newcomer begins when nobody waits.
     served_start: Start,
     active: BTreeSet<(Start, AppId)>,
     backlog: Backlog,
+}
+
+impl Default for Urgency {
+    fn default() -> Self {
+        Self { start: 0, served_start: 0, active: BTreeSet::new(), backlog: Backlog::NONE }
+    }
 }
 
 /// The waiters of one lane.
@@ -121,47 +127,38 @@ impl Line {
     /// Joins the line at its ticket's place.
     pub fn push(&mut self, mut waiter: Waiter) -> Id {
         let app = self.apps[waiter.app as usize].as_ref().expect("a waiter's app is known");
-        if app.queues[usize::from(waiter.size)].fifo.contains_key(&waiter.ticket) {
+        if app.queue(waiter.size).has(waiter.ticket) {
             waiter.ticket = self.ticket();
         }
-        let (app_id, size, ticket) = (waiter.app, usize::from(waiter.size), waiter.ticket);
+        let (app_id, size) = (waiter.app, usize::from(waiter.size));
         let class = self.class_of(app_id);
         self.lift_urgency(class);
         let urgency = &mut self.urgencies[class as usize];
         let app = self.apps[app_id as usize].as_mut().expect("a waiter's app is known");
-        if app.backlog.count == 0 {
+        if app.backlog().count == 0 {
             // Beside the one that was served last, not behind those that wait for their next: settling moves these.
             let floor = urgency.active.first().map_or(Start::MAX, |&(start, _)| start).min(urgency.served_start);
             app.start = app.start.max(floor);
             urgency.active.insert((app.start, app_id));
         }
-        if app.queues[size].fifo.is_empty() {
-            let floor = app.next_size().map_or(0, |next| app.queues[next].start);
-            app.queues[size].start = app.queues[size].start.max(floor);
+        let before = app.queue(waiter.size).first();
+        if before.is_none() {
+            let floor = app.next_size().map_or(0, |next| app.starts[next]);
+            app.starts[size] = app.starts[size].max(floor);
         }
-        app.backlog.add(&waiter);
+        let id = self.free.pop().unwrap_or(self.waiters.len() as Id);
+        app.join(&waiter, id);
         urgency.backlog.add(&waiter);
-        let queue = &mut app.queues[size];
-        queue.backlog.add(&waiter);
-        let key = reach(&waiter.amount);
-        let id = match self.free.pop() {
-            Some(id) => {
-                self.waiters[id as usize] = Some(waiter);
-                id
-            }
-            None => {
-                self.waiters.push(Some(waiter));
-                (self.waiters.len() - 1) as Id
-            }
-        };
-        let before = queue.fifo.first_key_value().map(|(&ticket, &id)| (ticket, id));
-        queue.fifo.insert(ticket, id);
-        if before.is_none_or(|(first, _)| ticket < first) {
+        if before.is_none_or(|(first, _)| waiter.ticket < first) {
             if let Some((_, old)) = before {
                 let old_key = reach(&self.waiters[old as usize].as_ref().expect("a head waits").amount);
                 self.heads.remove(&(old_key, old));
             }
-            self.heads.insert((key, id));
+            self.heads.insert((reach(&waiter.amount), id));
+        }
+        match self.waiters.get_mut(id as usize) {
+            Some(place) => *place = Some(waiter),
+            None => self.waiters.push(Some(waiter)),
         }
         id
     }
@@ -172,19 +169,16 @@ impl Line {
         self.free.push(id);
         let class = self.class_of(waiter.app);
         let app = self.apps[waiter.app as usize].as_mut().expect("a waiter's app is known");
-        let queue = &mut app.queues[usize::from(waiter.size)];
-        queue.fifo.remove(&waiter.ticket);
-        queue.backlog.take(&waiter);
+        app.part(&waiter);
         if self.heads.remove(&(reach(&waiter.amount), id))
-            && let Some((_, &next)) = queue.fifo.first_key_value()
+            && let Some((_, next)) = app.queue(waiter.size).first()
         {
             let key = reach(&self.waiters[next as usize].as_ref().expect("a head waits").amount);
             self.heads.insert((key, next));
         }
-        app.backlog.take(&waiter);
         let urgency = &mut self.urgencies[class as usize];
         urgency.backlog.take(&waiter);
-        if app.backlog.count == 0 {
+        if app.backlog().count == 0 {
             urgency.active.remove(&(app.start, waiter.app));
         }
         Some(waiter)
@@ -200,7 +194,7 @@ impl Line {
             .min_by_key(|urgency| urgency.start)?;
         let &(_, app) = urgency.active.first()?;
         let app = self.apps[app as usize].as_ref()?;
-        app.queues[app.next_size()?].fifo.first_key_value().map(|(_, &id)| id)
+        app.next()
     }
 
     /// Heads of the size classes of every app, the smallest first.
@@ -212,13 +206,13 @@ impl Line {
     pub fn serve(&mut self, app_id: AppId, size: u8, cost: f64, now: Ns) {
         let Some(app) = self.apps.get_mut(app_id as usize).and_then(Option::as_mut) else { return };
         let urgency = &mut self.urgencies[app.class as usize];
-        let active = app.backlog.count > 0 && urgency.active.remove(&(app.start, app_id));
+        let active = app.backlog().count > 0 && urgency.active.remove(&(app.start, app_id));
         if cost > 0.0 {
             urgency.served_start = urgency.served_start.max(app.start);
         }
         app.start = advance(app.start, cost / app.weight);
-        let queue = &mut app.queues[usize::from(size)];
-        queue.start = advance(queue.start, cost);
+        let of_size = &mut app.starts[usize::from(size)];
+        *of_size = advance(*of_size, cost);
         if active {
             urgency.active.insert((app.start, app_id));
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{AppId, Backlog, Id, Line, Start, Ticket};
+use super::{AppId, Backlog, Id, Line, Start, Ticket, Waiter};
 use crate::{
     config::Class,
     limits::{bucket::Ns, calibrate::Usual},
@@ -17,7 +17,7 @@ const MOST_APPS: usize = 2048;
 /// Measured rates forget with this time constant, seconds.
 const RATE_MEMORY: f64 = 30.0;
 
-/// One app in one urgency.
+/// One app in one urgency: two cache lines, as long as nobody of it waits.
 #[derive(Debug)]
 pub struct App {
     /// Its name.
@@ -26,24 +26,46 @@ pub struct App {
     pub class: Class,
     /// Its weight.
     pub weight: f64,
-    /// What it has in line.
-    pub backlog: Backlog,
     pub(super) start: Start,
-    pub(super) queues: [Queue; SIZES],
+    /// Of its size classes.
+    pub(super) starts: [Start; SIZES],
     served: f64,
     served_at: Ns,
     /// Served and not settled: its number must not be used again.
     running: u32,
     /// Completion tokens of its requests.
     pub completion: Usual,
+    queued: Option<Box<Queued>>,
 }
 
+/// What an app has in line.
+#[derive(Debug)]
+struct Queued {
+    backlog: Backlog,
+    sizes: [Queue; SIZES],
+}
+
+/// Nobody.
+const NOBODY: Queued =
+    Queued { backlog: Backlog::NONE, sizes: [const { Queue { fifo: BTreeMap::new(), backlog: Backlog::NONE } }; SIZES] };
+
 /// One size class of one app.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Queue {
-    pub(super) start: Start,
-    pub(super) fifo: BTreeMap<Ticket, Id>,
-    pub(super) backlog: Backlog,
+    fifo: BTreeMap<Ticket, Id>,
+    backlog: Backlog,
+}
+
+impl Queue {
+    /// Who is next.
+    pub(super) fn first(&self) -> Option<(Ticket, Id)> {
+        self.fifo.first_key_value().map(|(&ticket, &id)| (ticket, id))
+    }
+
+    /// Whether somebody has this place.
+    pub(super) fn has(&self, ticket: Ticket) -> bool {
+        self.fifo.contains_key(&ticket)
+    }
 }
 
 impl App {
@@ -52,19 +74,56 @@ impl App {
         self.served * (-(now.saturating_sub(self.served_at) as f64) / (RATE_MEMORY * 1e9)).exp() / RATE_MEMORY
     }
 
+    /// What it has in line.
+    pub fn backlog(&self) -> &Backlog {
+        &self.queued().backlog
+    }
+
     /// How many of its size class wait before this ticket.
     pub fn before(&self, size: u8, ticket: Ticket) -> usize {
-        self.queues[usize::from(size)].fifo.range(..ticket).count()
+        self.queue(size).fifo.range(..ticket).count()
     }
 
     /// What one of its size classes has in line.
     pub fn size_backlog(&self, size: u8) -> &Backlog {
-        &self.queues[usize::from(size)].backlog
+        &self.queue(size).backlog
     }
 
     /// Its size classes with somebody in line.
     pub fn active_sizes(&self) -> usize {
-        self.queues.iter().filter(|queue| !queue.fifo.is_empty()).count()
+        self.queued().sizes.iter().filter(|queue| queue.first().is_some()).count()
+    }
+
+    fn queued(&self) -> &Queued {
+        self.queued.as_deref().unwrap_or(const { &NOBODY })
+    }
+
+    /// Who of one of its size classes waits.
+    pub(super) fn queue(&self, size: u8) -> &Queue {
+        &self.queued().sizes[usize::from(size)]
+    }
+
+    /// This one waits, under its own ticket.
+    pub(super) fn join(&mut self, waiter: &Waiter, id: Id) {
+        let queued = self.queued.get_or_insert_with(|| Box::new(NOBODY));
+        let queue = &mut queued.sizes[usize::from(waiter.size)];
+        queue.fifo.insert(waiter.ticket, id);
+        for backlog in [&mut queue.backlog, &mut queued.backlog] {
+            backlog.add(waiter);
+        }
+    }
+
+    /// This one waits no longer.
+    pub(super) fn part(&mut self, waiter: &Waiter) {
+        let Some(queued) = &mut self.queued else { return };
+        let queue = &mut queued.sizes[usize::from(waiter.size)];
+        queue.fifo.remove(&waiter.ticket);
+        for backlog in [&mut queue.backlog, &mut queued.backlog] {
+            backlog.take(waiter);
+        }
+        if queued.backlog.count == 0 {
+            self.queued = None;
+        }
     }
 
     /// It was served so much; a negative cost takes it back.
@@ -74,9 +133,16 @@ impl App {
         self.served_at = now;
     }
 
+    /// Whose turn it is.
+    pub(super) fn next(&self) -> Option<Id> {
+        let (_, id) = self.queued().sizes[self.next_size()?].first()?;
+        Some(id)
+    }
+
     /// The size class whose turn it is.
     pub(super) fn next_size(&self) -> Option<usize> {
-        (0..SIZES).filter(|&size| !self.queues[size].fifo.is_empty()).min_by_key(|&size| self.queues[size].start)
+        let sizes = self.queued().sizes.iter().zip(self.starts).enumerate();
+        sizes.filter(|(_, (queue, _))| queue.first().is_some()).min_by_key(|&(_, (_, start))| start).map(|(size, _)| size)
     }
 }
 
@@ -107,13 +173,13 @@ impl Line {
             name: name.clone(),
             class,
             weight,
-            backlog: Backlog::default(),
             start: 0,
-            queues: Default::default(),
+            starts: [0; SIZES],
             served: 0.0,
             served_at: now,
             running: 0,
             completion: Usual::default(),
+            queued: None,
         };
         let id = match self.free_apps.pop() {
             Some(id) => {
@@ -158,7 +224,7 @@ impl Line {
     fn forget_idle(&mut self, now: Ns) {
         for id in 0..self.apps.len() {
             if let Some(app) = &self.apps[id]
-                && app.backlog.count == 0
+                && app.backlog().count == 0
                 && app.running == 0
                 && app.start <= self.urgencies[app.class as usize].served_start
                 && app.rate(now) < 1e-4

@@ -4,7 +4,7 @@ use super::Waiter;
 use crate::groq::Unit;
 
 /// Sums over waiters, by unit, in expected use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backlog {
     /// Waiters.
     pub count: u32,
@@ -19,6 +19,9 @@ pub struct Backlog {
 }
 
 impl Backlog {
+    /// Nobody's.
+    pub const NONE: Self = Self { count: 0, requests: 0, input: 0, output: 0, seconds: 0 };
+
     pub(super) fn add(&mut self, waiter: &Waiter) {
         self.count += 1;
         self.requests += u64::from(waiter.amount.requests);
