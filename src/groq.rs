@@ -76,6 +76,9 @@ impl Dimension {
     /// Seconds of audio per day.
     pub const ASPD: Self = Self::known("ASPD", Unit::AudioSeconds, DAY);
 
+    /// All of these.
+    pub const KNOWN: [Self; 8] = [Self::RPM, Self::RPD, Self::TPM, Self::TPD, Self::ITPM, Self::OTPM, Self::ASPH, Self::ASPD];
+
     const fn known(code: &'static str, unit: Unit, period: Duration) -> Self {
         Self { code: Cow::Borrowed(code), unit, period }
     }

@@ -93,28 +93,18 @@ fn is_code(code: &str) -> bool {
 }
 
 fn dimension(code: Option<&str>, unit: Option<Unit>, period: Option<Duration>, requested: u64) -> Option<Dimension> {
-    const KNOWN: [Dimension; 8] = [
-        Dimension::RPM,
-        Dimension::RPD,
-        Dimension::TPM,
-        Dimension::TPD,
-        Dimension::ITPM,
-        Dimension::OTPM,
-        Dimension::ASPH,
-        Dimension::ASPD,
-    ];
     let code = match code {
         Some("ASH") => Some("ASPH"),
         Some("ASD") => Some("ASPD"),
         other => other,
     };
-    if let Some(known) = KNOWN.into_iter().find(|known| Some(known.code.as_ref()) == code) {
+    if let Some(known) = Dimension::KNOWN.into_iter().find(|known| Some(known.code.as_ref()) == code) {
         return Some(known);
     }
     let period = period?;
     if code.is_none() {
         let unit = unit?;
-        let known = KNOWN.into_iter().find(|known| known.unit == unit && known.period == period);
+        let known = Dimension::KNOWN.into_iter().find(|known| known.unit == unit && known.period == period);
         return known.or_else(|| Some(Dimension { code: Cow::Owned(made_code(unit, period)), unit, period }));
     }
     // A unit never heard of: one at a time is a count of requests, more is most likely a kind of token.

@@ -4,6 +4,8 @@
 //! note), and these books are a forecast: the store's last word and what it has not been told. Without the store they
 //! decide alone, with every limit divided by the number of replicas.
 
+use smallvec::SmallVec;
+
 use super::{
     bucket::{Fit, Ns},
     level::{Level, Mark},
@@ -73,7 +75,8 @@ pub struct Place {
 /// The levels of one lane, in this process.
 #[derive(Debug, Default)]
 pub struct Books {
-    levels: Vec<Level>,
+    /// Headers show two of most models, which so need no place of their own.
+    levels: SmallVec<[Level; 2]>,
     /// The newest send position.
     position: u64,
     serial: u64,
@@ -233,7 +236,7 @@ impl Books {
         self.levels.iter().find_map(|level| {
             let asked = amount.of(level.dimension.unit);
             let limit = level.limit()?;
-            (asked > limit && level.is_certain(now)).then_some((&level.dimension, limit, asked))
+            (asked > limit && level.is_certain(now)).then_some((&*level.dimension, limit, asked))
         })
     }
 }

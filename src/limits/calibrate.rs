@@ -11,14 +11,15 @@ const HALF_LIFE: f32 = 500.0;
 
 /// Quantiles of actual ÷ estimated, over the newest thousand or so.
 #[derive(Clone, Debug)]
+#[repr(C)]
 pub struct Ratio {
-    bins: [f32; BINS],
     total: f32,
     /// Weight of the next sample; grows instead of all bins shrinking.
     weight: f32,
     /// The quantiles that every request asks for.
     low: Quantile,
     high: Quantile,
+    bins: [f32; BINS],
 }
 
 impl Default for Ratio {
@@ -66,7 +67,7 @@ impl Ratio {
 
     fn add(&mut self, ratio: f32, weight: f32) {
         let at = bin(ratio);
-        self.bins[at] += weight;
+        self.bins[usize::from(at)] += weight;
         self.total += weight;
         for quantile in [&mut self.low, &mut self.high] {
             if at < quantile.bin {
@@ -82,7 +83,7 @@ impl Ratio {
 #[derive(Clone, Debug)]
 struct Quantile {
     share: f32,
-    bin: usize,
+    bin: u8,
     /// What all bins before it hold.
     below: f32,
     /// The bin's upper end.
@@ -98,10 +99,10 @@ impl Quantile {
         let (wanted, before) = (total * self.share, self.bin);
         while self.bin > 0 && self.below >= wanted {
             self.bin -= 1;
-            self.below -= bins[self.bin];
+            self.below -= bins[usize::from(self.bin)];
         }
-        while self.bin + 1 < BINS && self.below + bins[self.bin] < wanted {
-            self.below += bins[self.bin];
+        while usize::from(self.bin) + 1 < BINS && self.below + bins[usize::from(self.bin)] < wanted {
+            self.below += bins[usize::from(self.bin)];
             self.bin += 1;
         }
         if self.bin != before {
@@ -110,12 +111,12 @@ impl Quantile {
     }
 }
 
-fn upper_end(bin: usize) -> f32 {
-    2f32.powf((bin as f32 + 1.0) / 16.0 - 2.0)
+fn upper_end(bin: u8) -> f32 {
+    2f32.powf((f32::from(bin) + 1.0) / 16.0 - 2.0)
 }
 
-fn bin(ratio: f32) -> usize {
-    (((ratio.log2() + 2.0) * 16.0).max(0.0) as usize).min(BINS - 1)
+fn bin(ratio: f32) -> u8 {
+    ((ratio.log2() + 2.0) * 16.0).clamp(0.0, BINS as f32 - 1.0) as u8
 }
 
 /// A mean and a mean deviation that follow the newest few dozen samples.
@@ -149,11 +150,10 @@ impl Usual {
     }
 }
 
-/// Everything that a lane learns beside its levels.
+/// Everything that a lane learns beside its levels. One bin of many is looked at: they stand last.
 #[derive(Clone, Debug, Default)]
+#[repr(C)]
 pub struct Calibration {
-    /// Prompt tokens, actual ÷ estimated.
-    pub prompt: Ratio,
     /// Completion tokens of a request.
     pub completion: Usual,
     /// Seconds from sending to an answer's head.
@@ -161,6 +161,8 @@ pub struct Calibration {
     soonest_head: Option<Ns>,
     /// What Groq counts for a request without a ceiling, as its refusals have said.
     pub assumed: Option<u32>,
+    /// Prompt tokens, actual ÷ estimated.
+    pub prompt: Ratio,
 }
 
 impl Calibration {
@@ -236,7 +238,7 @@ mod tests {
                 for (share, told) in [(0.01, ratio.low()), (0.99, ratio.high())] {
                     let reach = |within: f64| {
                         let (mut sum, wanted) = (0.0, f64::from(ratio.total) * (share + within));
-                        ratio.bins.iter().position(|&bin| { sum += f64::from(bin); sum >= wanted }).unwrap_or(BINS - 1)
+                        ratio.bins.iter().position(|&bin| { sum += f64::from(bin); sum >= wanted }).unwrap_or(BINS - 1) as u8
                     };
                     // A ten-thousandth is what adding up may be off by.
                     let (least, most) = (upper_end(reach(-1e-4)), upper_end(reach(1e-4)));

@@ -57,18 +57,27 @@ pub enum Event {
 }
 
 /// One organisation × model × tier.
+///
+/// Of a hundred thousand lanes the next one to be asked has left the caches: what every request looks at stands together,
+/// in one allocation with its levels and its first app.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Lane {
+    clock: Ns,
+    used_at: Ns,
+    paused_until: Ns,
+    knowledge: Knowledge,
+    in_flight: u32,
+    pauses: u32,
+    /// To the store, where replicas share levels.
+    link: Option<Box<shared::Link>>,
+    books: Books,
+    line: Line,
+    calibration: Calibration,
     model: Arc<str>,
     tables: Arc<Tables>,
     /// The plan whose table is in force; `None`: none fits what headers say.
     plan: Option<Plan>,
-    books: Books,
-    /// To the store, where replicas share levels.
-    link: Option<Box<shared::Link>>,
-    line: Line,
-    calibration: Calibration,
-    knowledge: Knowledge,
     /// Until when those in line wait for probes, where the first of these failed.
     probing_until: Option<Ns>,
     /// Somebody waits against a forecast made by guess.
@@ -76,14 +85,9 @@ pub struct Lane {
     /// Who leaves when, the earliest on top; some have left before.
     deadlines: BinaryHeap<Reverse<(Ns, Id)>>,
     left: HashMap<u64, (Ticket, Ns)>,
-    paused_until: Ns,
-    pauses: u32,
     blocked: Option<(Option<usize>, Ns)>,
     wake: Option<Ns>,
-    clock: Ns,
-    in_flight: u32,
     refusals: u64,
-    used_at: Ns,
 }
 
 impl Lane {

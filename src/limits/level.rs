@@ -1,7 +1,11 @@
 //! How full does one dimension stand, as Groq sees it? A bucket, and what keeps it true: the standing reserve,
 //! corrections from headers and refusals by send position, the strangers' drift.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use self::observe::Scale;
 pub use self::{sent::Mark, terms::Terms};
@@ -28,25 +32,25 @@ const MEMORY: f64 = 60.0 * SECOND;
 /// Weight of the newest request in the typical amount.
 const TYPICAL_GAIN: f64 = 0.02;
 
+/// For every level of every lane: so many copies would be in no cache.
+static KNOWN: LazyLock<[Arc<Dimension>; 8]> = LazyLock::new(|| Dimension::KNOWN.map(Arc::new));
+
 /// One dimension of a lane. Its slot in the lane never moves; a limit that is dropped leaves it without a bucket.
+///
+/// What only a refusal or another limit looks at stands last.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Level {
     /// Which.
-    pub dimension: Dimension,
+    pub dimension: Arc<Dimension>,
     terms: Terms,
     bucket: Option<Bucket>,
     /// What others are always left: our own use alone, against the rest of the limit.
     share: Option<Box<Bucket>>,
-    headroom: f64,
     /// The store's side, where replicas share the level.
     far: Option<Box<shared::Far>>,
     /// The upstream counts windows: this log decides instead of the bucket, which is kept up all the same.
     window: Option<Box<Window>>,
-    contradictions: u8,
-    agreements: u8,
-    confirmed: Ns,
-    /// Sum of all corrections, ns; wraps, only differences count.
-    corrections: i64,
     /// Charged and not on its way yet, ns: not part of what Groq can have seen.
     unsent: Ns,
     /// What went out of late: position, time, ns.
@@ -55,13 +59,11 @@ pub struct Level {
     on_its_way: Ns,
     /// What headers from the first position to the second may not show yet, or no longer, ns; the newest first.
     doubts: VecDeque<(u64, u64, Ns)>,
-    /// Marks from before the last change of the limit are in its units.
-    before: Scale,
+    /// Sum of all corrections, ns; wraps, only differences count.
+    corrections: i64,
     /// The newest send position that has corrected it.
     newest: u64,
-    /// Positions up to here are older than the last refusal that was learnt from.
-    refused_until: u64,
-    last_refusal: Option<Ns>,
+    confirmed: Ns,
     typical: f64,
     boost: f64,
     drift: f64,
@@ -69,13 +71,22 @@ pub struct Level {
     /// Units taken, fading: ours per minute.
     spending: f64,
     then: Ns,
+    contradictions: u8,
+    agreements: u8,
+    /// Marks from before the last change of the limit are in its units.
+    before: Scale,
+    /// Positions up to here are older than the last refusal that was learnt from.
+    refused_until: u64,
+    last_refusal: Option<Ns>,
+    headroom: f64,
 }
 
 impl Level {
     /// A full one. Without a limit it holds nobody back.
     pub fn new(dimension: Dimension, terms: Terms, headroom: f64, now: Ns) -> Self {
+        let known = KNOWN.iter().find(|known| ***known == dimension).cloned();
         let mut level = Self {
-            dimension,
+            dimension: known.unwrap_or_else(|| Arc::new(dimension)),
             terms: Terms::default(),
             bucket: None,
             share: None,

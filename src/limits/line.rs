@@ -4,14 +4,18 @@
 //! Every queue has a virtual start: what it has been served, over its weight. The smallest is next. A queue that
 //! becomes active starts at the smallest active one's, so idle time earns no credit.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
+use self::crowd::{Crowd, NOBODY};
 pub use self::{app::App, backlog::Backlog};
+use smallvec::SmallVec;
+
 use super::{books::Amount, bucket::Ns};
 use crate::config::Class;
 
 mod app;
 mod backlog;
+mod crowd;
 
 /// Virtual time: served cost over weight; 2³² is one cost of 1.
 pub type Start = u64;
@@ -55,34 +59,25 @@ pub struct Waiter {
 }
 
 /// Interactive or batch.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Urgency {
     start: Start,
     /// Start of the last app that was served: where a newcomer begins when nobody waits.
     served_start: Start,
-    active: BTreeSet<(Start, AppId)>,
-    backlog: Backlog,
 }
 
-impl Default for Urgency {
-    fn default() -> Self {
-        Self { start: 0, served_start: 0, active: BTreeSet::new(), backlog: Backlog::NONE }
-    }
-}
-
-/// The waiters of one lane.
+/// The waiters of one lane, and the apps whose they are. What a request looks at that does not wait stands first.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub struct Line {
-    waiters: Vec<Option<Waiter>>,
-    free: Vec<Id>,
-    apps: Vec<Option<App>>,
+    /// Most lanes have one, which so needs no place of its own.
+    apps: SmallVec<[Option<App>; 1]>,
+    crowd: Option<Box<Crowd>>,
+    tickets: Ticket,
+    served_start: Start,
+    urgencies: [Urgency; 2],
     free_apps: Vec<AppId>,
     names: [foldhash::HashMap<Arc<str>, AppId>; 2],
-    urgencies: [Urgency; 2],
-    served_start: Start,
-    /// Head of every size class of every app, smallest first: who may pass a blocked head.
-    heads: BTreeSet<(u64, Id)>,
-    tickets: Ticket,
     /// Idle apps are looked for when so many are known.
     forget_at: usize,
 }
@@ -90,22 +85,22 @@ pub struct Line {
 impl Line {
     /// How many wait.
     pub fn len(&self) -> usize {
-        (self.urgencies[0].backlog.count + self.urgencies[1].backlog.count) as usize
+        self.crowd().backlogs.iter().map(|backlog| backlog.count as usize).sum()
     }
 
     /// Nobody waits.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.crowd.is_none()
     }
 
     /// The waiter with this number.
     pub fn get(&self, id: Id) -> Option<&Waiter> {
-        self.waiters.get(id as usize)?.as_ref()
+        self.crowd().get(id)
     }
 
     /// The same, to be changed in what does not order the line.
     pub fn get_mut(&mut self, id: Id) -> Option<&mut Waiter> {
-        self.waiters.get_mut(id as usize)?.as_mut()
+        self.crowd.as_mut()?.get_mut(id)
     }
 
     /// A new ticket, behind all others.
@@ -116,105 +111,100 @@ impl Line {
 
     /// Who waits, in no order.
     pub fn waiters(&self) -> impl Iterator<Item = &Waiter> {
-        self.waiters.iter().flatten()
+        self.crowd().waiters()
     }
 
     /// What one urgency has in line.
     pub fn backlog(&self, class: Class) -> &Backlog {
-        &self.urgencies[class as usize].backlog
+        &self.crowd().backlogs[class as usize]
     }
 
     /// Joins the line at its ticket's place.
     pub fn push(&mut self, mut waiter: Waiter) -> Id {
         let app = self.apps[waiter.app as usize].as_ref().expect("a waiter's app is known");
+        let class = app.class as usize;
         if app.queue(waiter.size).has(waiter.ticket) {
             waiter.ticket = self.ticket();
         }
-        let (app_id, size) = (waiter.app, usize::from(waiter.size));
-        let class = self.class_of(app_id);
         self.lift_urgency(class);
-        let urgency = &mut self.urgencies[class as usize];
-        let app = self.apps[app_id as usize].as_mut().expect("a waiter's app is known");
+        let app = self.apps[waiter.app as usize].as_mut().expect("a waiter's app is known");
+        let crowd = self.crowd.get_or_insert_with(|| Box::new(NOBODY));
         if app.backlog().count == 0 {
             // Beside the one that was served last, not behind those that wait for their next: settling moves these.
-            let floor = urgency.active.first().map_or(Start::MAX, |&(start, _)| start).min(urgency.served_start);
-            app.start = app.start.max(floor);
-            urgency.active.insert((app.start, app_id));
+            let first = crowd.active[class].first().map_or(Start::MAX, |&(start, _)| start);
+            app.start = app.start.max(first.min(self.urgencies[class].served_start));
+            crowd.active[class].insert((app.start, waiter.app));
         }
         let before = app.queue(waiter.size).first();
         if before.is_none() {
             let floor = app.next_size().map_or(0, |next| app.starts[next]);
-            app.starts[size] = app.starts[size].max(floor);
+            let start = &mut app.starts[usize::from(waiter.size)];
+            *start = floor.max(*start);
         }
-        let id = self.free.pop().unwrap_or(self.waiters.len() as Id);
+        let (id, ticket) = (crowd.place(), waiter.ticket);
         app.join(&waiter, id);
-        urgency.backlog.add(&waiter);
-        if before.is_none_or(|(first, _)| waiter.ticket < first) {
+        crowd.backlogs[class].add(&waiter);
+        crowd.join(id, waiter);
+        if before.is_none_or(|(first, _)| ticket < first) {
             if let Some((_, old)) = before {
-                let old_key = reach(&self.waiters[old as usize].as_ref().expect("a head waits").amount);
-                self.heads.remove(&(old_key, old));
+                crowd.follow(old);
             }
-            self.heads.insert((reach(&waiter.amount), id));
-        }
-        match self.waiters.get_mut(id as usize) {
-            Some(place) => *place = Some(waiter),
-            None => self.waiters.push(Some(waiter)),
+            crowd.lead(id);
         }
         id
     }
 
     /// Leaves the line, for whatever reason.
     pub fn remove(&mut self, id: Id) -> Option<Waiter> {
-        let waiter = self.waiters.get_mut(id as usize)?.take()?;
-        self.free.push(id);
-        let class = self.class_of(waiter.app);
+        let crowd = self.crowd.as_mut()?;
+        let led = crowd.follow(id);
+        let waiter = crowd.part(id)?;
         let app = self.apps[waiter.app as usize].as_mut().expect("a waiter's app is known");
         app.part(&waiter);
-        if self.heads.remove(&(reach(&waiter.amount), id))
-            && let Some((_, next)) = app.queue(waiter.size).first()
-        {
-            let key = reach(&self.waiters[next as usize].as_ref().expect("a head waits").amount);
-            self.heads.insert((key, next));
+        let class = app.class as usize;
+        crowd.backlogs[class].take(&waiter);
+        if led && let Some((_, next)) = app.queue(waiter.size).first() {
+            crowd.lead(next);
         }
-        let urgency = &mut self.urgencies[class as usize];
-        urgency.backlog.take(&waiter);
         if app.backlog().count == 0 {
-            urgency.active.remove(&(app.start, waiter.app));
+            crowd.active[class].remove(&(app.start, waiter.app));
+        }
+        if crowd.heads.is_empty() {
+            self.crowd = None;
         }
         Some(waiter)
     }
 
     /// Whose turn it is.
     pub fn head(&self) -> Option<Id> {
-        let urgency = self
-            .urgencies
-            .iter()
-            .filter(|urgency| !urgency.active.is_empty())
-            // Ties go to interactive: it is first.
-            .min_by_key(|urgency| urgency.start)?;
-        let &(_, app) = urgency.active.first()?;
-        let app = self.apps[app as usize].as_ref()?;
-        app.next()
+        let active = self.crowd.as_ref()?.active.iter().zip(&self.urgencies);
+        // Ties go to interactive: it is first.
+        let (active, _) = active.filter(|(active, _)| !active.is_empty()).min_by_key(|(_, urgency)| urgency.start)?;
+        let &(_, app) = active.first()?;
+        self.app_of(app)?.next()
     }
 
     /// Heads of the size classes of every app, the smallest first.
     pub fn small_heads(&self) -> impl Iterator<Item = Id> {
-        self.heads.iter().map(|&(_, id)| id)
+        self.crowd().heads.iter().map(|&(_, id)| id)
     }
 
     /// The app was served so much; a negative cost takes it back.
     pub fn serve(&mut self, app_id: AppId, size: u8, cost: f64, now: Ns) {
         let Some(app) = self.apps.get_mut(app_id as usize).and_then(Option::as_mut) else { return };
-        let urgency = &mut self.urgencies[app.class as usize];
-        let active = app.backlog().count > 0 && urgency.active.remove(&(app.start, app_id));
+        let class = app.class as usize;
+        let urgency = &mut self.urgencies[class];
+        let before = app.start;
         if cost > 0.0 {
             urgency.served_start = urgency.served_start.max(app.start);
         }
         app.start = advance(app.start, cost / app.weight);
         let of_size = &mut app.starts[usize::from(size)];
         *of_size = advance(*of_size, cost);
-        if active {
-            urgency.active.insert((app.start, app_id));
+        if let Some(crowd) = &mut self.crowd
+            && crowd.active[class].remove(&(before, app_id))
+        {
+            crowd.active[class].insert((app.start, app_id));
         }
         let share = if app.class == Class::Batch { BATCH_SHARE } else { 1.0 };
         if cost > 0.0 {
@@ -224,24 +214,19 @@ impl Line {
         app.count_served(cost, now);
     }
 
-    fn class_of(&self, app: AppId) -> Class {
-        self.apps[app as usize].as_ref().expect("a waiter's app is known").class
-    }
-
-    fn lift_urgency(&mut self, class: Class) {
-        if self.urgencies[class as usize].backlog.count > 0 {
+    fn lift_urgency(&mut self, class: usize) {
+        let waits = |class: usize| self.crowd().backlogs[class].count > 0;
+        if waits(class) {
             return;
         }
-        let other = &self.urgencies[1 - class as usize];
-        let floor = if other.backlog.count > 0 { other.start } else { self.served_start };
-        let urgency = &mut self.urgencies[class as usize];
+        let floor = if waits(1 - class) { self.urgencies[1 - class].start } else { self.served_start };
+        let urgency = &mut self.urgencies[class];
         urgency.start = urgency.start.max(floor);
     }
-}
 
-/// How much of a lane a request occupies, for "smaller than".
-fn reach(amount: &Amount) -> u64 {
-    u64::from(amount.input) + u64::from(amount.output) + u64::from(amount.seconds)
+    fn crowd(&self) -> &Crowd {
+        self.crowd.as_deref().unwrap_or(const { &NOBODY })
+    }
 }
 
 fn advance(start: Start, cost: f64) -> Start {

@@ -112,18 +112,8 @@ impl SavedLevel {
     /// `None` for figures that no file of ours holds.
     fn dimension(&self) -> Option<Dimension> {
         let sane = self.used.is_finite() && self.spending.is_finite() && (1000..=31 * 86_400_000).contains(&self.period_ms);
-        let known = [
-            Dimension::RPM,
-            Dimension::RPD,
-            Dimension::TPM,
-            Dimension::TPD,
-            Dimension::ITPM,
-            Dimension::OTPM,
-            Dimension::ASPH,
-            Dimension::ASPD,
-        ];
         sane.then(|| {
-            known.into_iter().find(|known| known.code == self.code).unwrap_or_else(|| Dimension {
+            Dimension::KNOWN.into_iter().find(|known| known.code == self.code).unwrap_or_else(|| Dimension {
                 code: self.code.clone(),
                 unit: self.unit.into(),
                 period: Duration::from_millis(self.period_ms),

@@ -1,12 +1,12 @@
 //! How does a request wait? A lane shared between connections, and the future that ends when the lane says so.
 
 use std::{
-    collections::HashMap,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
     task::{Context, Poll, Waker},
 };
 
+use foldhash::{HashMap, HashMapExt as _};
 use tokio::time::Instant;
 
 #[cfg(feature = "redis")]
@@ -37,7 +37,6 @@ pub(super) struct Inside {
     outcomes: HashMap<u64, Result<Charge, Refusal>>,
     serial: u64,
     armed: Option<Ns>,
-    events: Vec<Event>,
 }
 
 #[derive(Debug)]
@@ -48,7 +47,7 @@ struct Sleeper {
 
 impl Inside {
     pub(super) fn new(lane: Lane) -> Self {
-        Self { lane, sleepers: Vec::new(), outcomes: HashMap::new(), serial: 0, armed: None, events: Vec::new() }
+        Self { lane, sleepers: Vec::new(), outcomes: HashMap::new(), serial: 0, armed: None }
     }
 }
 
@@ -102,7 +101,7 @@ impl SharedLane {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = change(&mut inside.lane);
         self.common.changed.store(true, Relaxed);
-        if inside.lane.waiting() > 0 || inside.lane.is_linked() {
+        if inside.lane.has_waiters() || inside.lane.is_linked() {
             let now = self.common.clock.now();
             self.pump(inside, now);
         }
@@ -135,13 +134,13 @@ impl SharedLane {
     }
 
     fn pump(self: &Arc<Self>, mut inside: std::sync::MutexGuard<'_, Inside>, now: Ns) {
-        let mut woken = Vec::new();
-        let Inside { lane, sleepers, outcomes, events, .. } = &mut *inside;
-        lane.pump(now, events);
+        let (mut events, mut woken) = (Vec::new(), Vec::new());
+        let Inside { lane, sleepers, outcomes, .. } = &mut *inside;
+        lane.pump(now, &mut events);
         if !events.is_empty() {
             self.common.changed.store(true, Relaxed);
         }
-        for event in events.drain(..) {
+        for event in events {
             let (id, outcome) = match event {
                 Event::Go(id, charge) => (id, Ok(charge)),
                 Event::No(id, refusal) => (id, Err(refusal)),

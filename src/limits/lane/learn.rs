@@ -184,7 +184,10 @@ impl Lane {
     /// A text's dimension; without a name the one with that limit, else the one that its own figures give.
     fn named(&self, text: &RefusalText) -> Option<Dimension> {
         let same = || self.books.levels().iter().find(|level| level.limit() == Some(text.limit));
-        text.dimension.clone().or_else(|| same().map(|level| level.dimension.clone())).or_else(|| text.dimension_or_derived())
+        text.dimension
+            .clone()
+            .or_else(|| same().map(|level| Dimension::clone(&level.dimension)))
+            .or_else(|| text.dimension_or_derived())
     }
 
     /// What Groq counts for a request without a ceiling.

@@ -35,7 +35,7 @@ impl Lane {
         let patience = Duration::from_nanos(deadline.saturating_sub(since));
         let over = forecast.wait.mul_f64(CAUTION).saturating_sub(patience).as_secs_f64().ceil();
         let slot = forecast.slot.or(self.blocked.and_then(|(slot, _)| slot)).unwrap_or(0);
-        let dimension = self.books.levels().get(slot).map_or(Dimension::RPM, |level| level.dimension.clone());
+        let dimension = self.books.levels().get(slot).map_or(Dimension::RPM, |level| Dimension::clone(&level.dimension));
         Refusal::NotInTime { dimension, wait: forecast.wait, retry_after: Duration::from_secs_f64(over.max(1.0)) }
     }
 

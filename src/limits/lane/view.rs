@@ -33,7 +33,7 @@ impl Lane {
         }
         let blocked_by = self.blocked.filter(|_| !self.line.is_empty()).and_then(|(slot, until)| {
             let level = self.books.levels().get(slot?)?;
-            Some((level.dimension.clone(), Duration::from_nanos(until.saturating_sub(now))))
+            Some((Dimension::clone(&level.dimension), Duration::from_nanos(until.saturating_sub(now))))
         });
         LaneSnapshot {
             organisation: organisation.clone(),
@@ -86,7 +86,12 @@ impl Lane {
 
     /// A dimension by its slot.
     pub fn dimension(&self, slot: u8) -> Option<&Dimension> {
-        self.books.levels().get(usize::from(slot)).map(|level| &level.dimension)
+        self.books.levels().get(usize::from(slot)).map(|level| &*level.dimension)
+    }
+
+    /// Whether anybody waits.
+    pub fn has_waiters(&self) -> bool {
+        !self.line.is_empty()
     }
 
     /// How many wait.
@@ -116,7 +121,7 @@ fn dimension(level: &Level, now: Ns) -> Option<DimensionSnapshot> {
     let losing = level.spending() - bucket.rate() * (1.0 - level.foreign());
     let exhausted_in = (losing > 0.0).then(|| Duration::try_from_secs_f64(left.max(0.0) / losing).ok()).flatten();
     Some(DimensionSnapshot {
-        dimension: level.dimension.clone(),
+        dimension: Dimension::clone(&level.dimension),
         limit: bucket.limit(),
         level: left,
         reserve: level.reserve(level.typical()),

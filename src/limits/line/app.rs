@@ -187,10 +187,6 @@ impl Line {
                 id
             }
             None => {
-                // Most lanes have one app: no room for more than there are, until there are some.
-                if self.apps.len() < 4 {
-                    self.apps.reserve_exact(1);
-                }
                 self.apps.push(Some(app));
                 (self.apps.len() - 1) as AppId
             }
