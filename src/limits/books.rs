@@ -4,7 +4,7 @@
 //! note), and these books are a forecast: the store's last word and what it has not been told. Without the store they
 //! decide alone, with every limit divided by the number of replicas.
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::{
     bucket::{Fit, Ns},
@@ -45,6 +45,9 @@ impl Amount {
     }
 }
 
+/// A mark for each of the slots, which are two in most lanes.
+type Marks = SmallVec<[Mark; 2]>;
+
 /// What was taken from the books, to be settled once.
 #[derive(Clone, Debug)]
 pub struct Taken {
@@ -60,7 +63,8 @@ pub struct Taken {
     pub(super) reserved: Place,
     /// Which slots were charged, one bit each.
     slots: u16,
-    marks: Box<[Mark; SLOTS]>,
+    /// How each slot stood that there was then.
+    marks: Marks,
 }
 
 /// A reservation's place in the store.
@@ -170,7 +174,7 @@ impl Books {
             serial: self.serial,
             reserved: Place::default(),
             slots,
-            marks: Box::new([Mark::default(); SLOTS]),
+            marks: smallvec![Mark::default(); self.levels.len()],
         }
     }
 
@@ -211,7 +215,7 @@ impl Books {
         let level = &mut self.levels[slot];
         let used = if charged && !counted { used.saturating_add(level.asked(&taken.amount)) } else { used };
         // A dimension that is younger than the request: from now on it is charged there as well.
-        let mark = if charged { taken.marks[slot] } else { level.mark() };
+        let mark = taken.marks.get(slot).filter(|_| charged).copied().unwrap_or_else(|| level.mark());
         taken.slots |= u16::from(counted) << slot;
         level.observe(taken.position, mark, used, at, now)
     }

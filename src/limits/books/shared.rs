@@ -1,10 +1,10 @@
 //! What do a lane's books tell the store that replicas share, and take from it?
 
-use super::{Amount, Books, Place, SLOTS, Taken};
+use super::{Amount, Books, Marks, Place, SLOTS, Taken};
 use crate::limits::{
     bucket::{Fit, Ns},
     exchange::{Cell, State},
-    level::{Level, Mark},
+    level::Level,
 };
 
 /// What the store has charged for a head.
@@ -102,9 +102,11 @@ impl Books {
     /// The store has charged this; its record is at this version now.
     pub fn reserved(&mut self, amount: Amount, version: u64, now: Ns) -> Booking {
         self.serial += 1;
-        let (mut slots, mut marks, mut rooms) = (0, Box::new([Mark::default(); SLOTS]), [0; SLOTS]);
+        let (mut slots, mut marks, mut rooms) = (0, Marks::new(), [0; SLOTS]);
         for (slot, level) in self.levels.iter_mut().enumerate() {
-            (marks[slot], rooms[slot]) = level.charged(self.serial, level.asked(&amount), now);
+            let (mark, room) = level.charged(self.serial, level.asked(&amount), now);
+            marks.push(mark);
+            rooms[slot] = room;
             slots |= 1 << slot;
         }
         let reserved = Place { position: self.position, version };
