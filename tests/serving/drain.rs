@@ -60,14 +60,10 @@ async fn a_shield_is_replaced_by_another_on_its_port_and_no_request_is_lost() {
     }
 }
 
-/// `a_socket_passed_on_is_served` runs this in a process of its own, with the sockets at 3 and 4.
-#[tokio::test]
-#[ignore = "the other half of a_socket_passed_on_is_served"]
-async fn child_with_sockets() {
-    let upstream = std::env::var("TEST_UPSTREAM").expect("run by its parent").parse().expect("an address");
-    let shield = start(settings(upstream));
-    let expected: SocketAddr = std::env::var("TEST_APP").expect("run by its parent").parse().expect("an address");
-    assert_eq!(shield.app, expected);
+/// The process that `a_socket_passed_on_is_served` starts, with the socket at descriptor 3.
+async fn serve_what_was_passed(upstream: &str, app: &str) {
+    let shield = start(settings(upstream.parse().expect("an address")));
+    assert_eq!(shield.app, app.parse().expect("an address"));
     let mut socket = TcpStream::connect(shield.app).await.expect("it listens");
     socket.write_all(request("passed").as_bytes()).await.expect("it is taken");
     one(&mut socket).await.expect("an answer");
@@ -75,6 +71,9 @@ async fn child_with_sockets() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_socket_passed_on_is_served() {
+    if let (Ok(upstream), Ok(app)) = (std::env::var("TEST_UPSTREAM"), std::env::var("TEST_APP")) {
+        return serve_what_was_passed(&upstream, &app).await;
+    }
     let (address, log) = upstream().await;
     let app = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let bound = app.local_addr().expect("it is bound");
@@ -82,7 +81,8 @@ async fn a_socket_passed_on_is_served() {
     let mut child = Command::new("sh");
     child.args(["-c", "exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"", "sh"]);
     child.arg(std::env::current_exe().expect("this test"));
-    child.args(["--exact", "drain::child_with_sockets", "--ignored", "--nocapture"]);
+    // This test again, which is told by its environment.
+    child.args(["--exact", "drain::a_socket_passed_on_is_served", "--nocapture"]);
     child.env("TEST_UPSTREAM", address.to_string()).env("TEST_APP", bound.to_string());
     child.stdin(std::os::fd::OwnedFd::from(app));
     let ended = tokio::task::spawn_blocking(move || child.output()).await.expect("no panic").expect("sh runs");
