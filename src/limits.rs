@@ -133,7 +133,7 @@ pub enum Spent {
 
 /// A place at the front of an app's line, kept after a refusal of Groq's.
 #[derive(Debug)]
-pub struct Place(line::Ticket);
+pub struct Place(lane::Again);
 
 /// The lanes of this process: a cheap handle, all clones share them.
 #[derive(Clone, Debug)]

@@ -137,9 +137,9 @@ async fn forward(
             shield.telemetry.attempt(outcome.label());
             match attempts.next(outcome.class(), &shield.budget, fastrand::f64(), Instant::now) {
                 Verdict::Deliver => return outcome.deliver(reservation),
-                Verdict::Requeue => {
-                    place = outcome.refused(reservation, shield, call)?;
-                    continue;
+                Verdict::Requeue(pause) => {
+                    place = outcome.refused(reservation, shield, call, pause.is_none())?;
+                    pause.unwrap_or_default()
                 }
                 Verdict::Again(after) => {
                     outcome.settle(reservation);
@@ -151,7 +151,9 @@ async fn forward(
                 }
             }
         };
-        sleep(after).await;
+        if !after.is_zero() {
+            sleep(after).await;
+        }
     }
 }
 

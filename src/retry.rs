@@ -43,8 +43,8 @@ impl Class {
 pub enum Verdict {
     /// The answer is the app's.
     Deliver,
-    /// Back to the front of the line.
-    Requeue,
+    /// Back to the front of the line after so long; `None`: its client's patience ends before.
+    Requeue(Option<Duration>),
     /// Send again after so long.
     Again(Duration),
     /// The failure is the app's.
@@ -57,25 +57,26 @@ pub struct Attempts {
     policy: config::Retry,
     deadline: Instant,
     failed: u32,
+    refused: u32,
 }
 
 impl Attempts {
     /// A request that may be sent until `deadline`.
     pub fn new(policy: config::Retry, deadline: Instant) -> Self {
-        Self { policy, deadline, failed: 0 }
+        Self { policy, deadline, failed: 0, refused: 0 }
     }
 
     /// Judges an attempt. `random` is uniform in 0..1; the budget is drawn on only by `Again`. `now` is asked for only where it matters.
     pub fn next(&mut self, class: Class, budget: &Budget, random: f64, now: impl FnOnce() -> Instant) -> Verdict {
         let floor = match class {
             Class::Answered => return Verdict::Deliver,
-            Class::Refused => return Verdict::Requeue,
+            Class::Refused => return Verdict::Requeue(self.pause(now)),
             Class::Broken => return Verdict::GiveUp,
             Class::Transient { retry_after } => retry_after.unwrap_or_default(),
         };
         let now = now();
         self.failed += 1;
-        let delay = floor + self.bound().mul_f64(random);
+        let delay = floor + self.bound(self.failed).mul_f64(random);
         let in_time = now.checked_add(delay).is_some_and(|at| at < self.deadline);
         if self.failed < self.policy.attempts && in_time && budget.draw(self.policy.budget, now) {
             Verdict::Again(delay)
@@ -84,9 +85,19 @@ impl Attempts {
         }
     }
 
-    /// The upper bound of the next back-off.
-    fn bound(&self) -> Duration {
-        let doubled = self.policy.base_delay.saturating_mul(1 << (self.failed - 1).min(20));
+    /// After a refusal: the first has told the limits when to come back. Who is refused again knows that they do not hold.
+    fn pause(&mut self, now: impl FnOnce() -> Instant) -> Option<Duration> {
+        self.refused += 1;
+        if self.refused == 1 {
+            return Some(Duration::ZERO);
+        }
+        let pause = self.bound(self.refused - 1);
+        now().checked_add(pause).is_some_and(|at| at < self.deadline).then_some(pause)
+    }
+
+    /// The upper bound of the back-off after so many.
+    fn bound(&self, times: u32) -> Duration {
+        let doubled = self.policy.base_delay.saturating_mul(1 << (times - 1).min(20));
         doubled.min(self.policy.max_delay)
     }
 }
@@ -222,10 +233,20 @@ mod tests {
     }
 
     #[test]
+    fn nobody_comes_back_after_a_refusal_past_the_clients_patience() {
+        let (mut attempts, budget, now) = setup(1);
+        let paused = [Some(0), Some(250), Some(500), None].map(|ms| Verdict::Requeue(ms.map(Duration::from_millis)));
+        assert_eq!([(); 4].map(|()| attempts.next(Class::Refused, &budget, 0.5, || now)), paused);
+    }
+
+    #[test]
     fn refusals_and_answers_are_no_retries() {
         let (mut attempts, budget, now) = setup(50);
-        for _ in 0..100 {
-            assert_eq!(attempts.next(Class::Refused, &budget, 0.5, || now), Verdict::Requeue);
+        let mut pause = || attempts.next(Class::Refused, &budget, 0.5, || now);
+        assert_eq!(pause(), Verdict::Requeue(Some(Duration::ZERO)), "the limits know when");
+        // What no limit explains comes ever more seldom.
+        for pauses in [250, 500, 1000, 2000, 4000, 8000, 8000] {
+            assert_eq!(pause(), Verdict::Requeue(Some(Duration::from_millis(pauses))));
         }
         assert_eq!(attempts.next(Class::Answered, &budget, 0.5, || now), Verdict::Deliver);
         assert_eq!(attempts.next(Class::Broken, &budget, 0.5, || now), Verdict::GiveUp);
@@ -247,7 +268,7 @@ mod tests {
         #[test]
         fn delay_is_between_floor_and_floor_plus_max(floor in proptest::option::of(0u64..100), random in 0.0..1.0f64, earlier in 0u32..3) {
             let now = Instant::now();
-            let mut attempts = Attempts { policy: config::Retry::default(), deadline: now + Duration::from_secs(1000), failed: earlier };
+            let mut attempts = Attempts { policy: config::Retry::default(), deadline: now + Duration::from_secs(1000), failed: earlier, refused: 0 };
             let floor_time = Duration::from_secs(floor.unwrap_or(0));
             if let Verdict::Again(delay) = attempts.next(transient(floor), &Budget::new(now), random, || now) {
                 prop_assert!(delay >= floor_time && delay <= floor_time + Duration::from_secs(8));

@@ -12,8 +12,8 @@ use groq_shield::{
     groq::RateState,
     limits::{
         Ask, Pool, Spent, Tables,
-        lane::{Charge, Event, Lane, Verdict},
-        line::{Id, Ticket},
+        lane::{Again, Charge, Event, Lane, Verdict},
+        line::Id,
     },
 };
 
@@ -70,7 +70,7 @@ impl Shield {
         }
     }
 
-    fn submit(&mut self, number: Number, job: &Job, place: Option<Ticket>, now: Ns) -> Vec<Decision> {
+    fn submit(&mut self, number: Number, job: &Job, again: Option<Again>, now: Ns) -> Vec<Decision> {
         let ask = Ask {
             organisation: "o".into(),
             model: "m".into(),
@@ -84,7 +84,7 @@ impl Shield {
             client_retry: false,
         };
         let mut decisions = Vec::new();
-        match self.lane.submit(&ask, START + now, START + job.deadline, place, true) {
+        match self.lane.submit(&ask, START + now, START + job.deadline, again, true) {
             Verdict::Go(charge) => self.send(number, *charge, now, &mut decisions),
             Verdict::Wait(id) => {
                 self.waiting.insert(id, number);
@@ -118,8 +118,8 @@ impl Front for Shield {
     fn refused(&mut self, number: Number, job: &Job, refused: &Refused, now: Ns) -> Vec<Decision> {
         let charge = self.charges.remove(&number).expect("it was sent");
         let after = Some(refused.retry_after);
-        let place = self.lane.refused(charge, Some(&refused.text), &refused.state, after, START + now);
-        self.submit(number, job, Some(place), now)
+        let again = self.lane.refused(charge, Some(&refused.text), &refused.state, after, START + now);
+        self.submit(number, job, Some(again), now)
     }
 
     fn wake(&mut self, now: Ns) -> Vec<Decision> {

@@ -33,6 +33,30 @@ pub struct Amount {
 }
 
 impl Amount {
+    /// Enough of everything for both.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            requests: self.requests.max(other.requests),
+            input: self.input.max(other.input),
+            output: self.output.max(other.output),
+            seconds: self.seconds.max(other.seconds),
+        }
+    }
+
+    /// The same, raised to so much of a unit.
+    pub fn raised(mut self, unit: Unit, to: u64) -> Self {
+        let to = u32::try_from(to).unwrap_or(u32::MAX);
+        let (part, to) = match unit {
+            Unit::Requests => (&mut self.requests, to),
+            Unit::Tokens => (&mut self.input, to.saturating_sub(self.output)),
+            Unit::InputTokens => (&mut self.input, to),
+            Unit::OutputTokens => (&mut self.output, to),
+            Unit::AudioSeconds => (&mut self.seconds, to),
+        };
+        *part = to.max(*part);
+        self
+    }
+
     /// The part that a dimension of this unit counts.
     pub fn of(&self, unit: Unit) -> u64 {
         match unit {

@@ -12,8 +12,8 @@ use std::{
     time::Duration,
 };
 
-pub use self::charge::Charge;
 use self::probe::Knowledge;
+pub use self::{asked::Again, charge::Charge};
 use super::{
     Ask, Refusal,
     books::Books,
@@ -119,14 +119,14 @@ impl Lane {
         lane
     }
 
-    /// Asks for a turn. `place`: it was here before. `room`: whether the line may grow.
+    /// Asks for a turn. `again`: it was here before. `room`: whether the line may grow.
     ///
     /// After [`Verdict::Wait`] the caller pumps.
-    pub fn submit(&mut self, ask: &Ask, now: Ns, deadline: Ns, place: Option<Ticket>, room: bool) -> Verdict {
+    pub fn submit(&mut self, ask: &Ask, now: Ns, deadline: Ns, again: Option<Again>, room: bool) -> Verdict {
         let now = self.advance(now);
         self.used_at = now;
         let app = self.line.app(&ask.app, ask.class, ask.weight, now);
-        let (waiter, asker) = self.read(ask, app, now, deadline, place);
+        let (waiter, asker) = self.read(ask, app, now, deadline, again);
         if let Some(refusal) = self.never(&waiter, now) {
             return Verdict::No(refusal);
         }

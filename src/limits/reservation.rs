@@ -53,17 +53,17 @@ impl Reservation {
         }
     }
 
-    /// Groq refused (429): the text corrects the levels, the charge comes back, the place in line is kept.
+    /// Groq refused (429): the text corrects the levels, the charge comes back, the place in line is kept, if there was one.
     pub fn refused(
         mut self,
         text: Option<&RefusalText>,
         state: &RateState,
         retry_after: Option<Duration>,
         now: Instant,
-    ) -> Place {
-        let Some((lane, charge)) = self.held.take() else { return Place(0) };
+    ) -> Option<Place> {
+        let (lane, charge) = self.held.take()?;
         let now = lane.at(now);
-        Place(lane.change(|lane| lane.refused(*charge, text, state, retry_after, now)))
+        Some(Place(lane.change(|lane| lane.refused(*charge, text, state, retry_after, now))))
     }
 
     /// The truth is known.

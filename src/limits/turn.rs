@@ -14,9 +14,9 @@ use super::exchange::{Answer, State};
 use super::{
     Ask, Refusal,
     bucket::Ns,
-    lane::{Charge, Event, Lane, Verdict},
+    lane::{Again, Charge, Event, Lane, Verdict},
     lanes::{LaneKey, SharedLane},
-    line::{Id, Ticket},
+    line::Id,
 };
 
 /// A lane's answer to a request.
@@ -57,14 +57,14 @@ impl SharedLane {
     }
 
     /// Asks for a turn.
-    pub(super) fn submit(self: &Arc<Self>, ask: &Ask, deadline: Instant, place: Option<Ticket>) -> Result<Turn, Refusal> {
+    pub(super) fn submit(self: &Arc<Self>, ask: &Ask, deadline: Instant, again: Option<Again>) -> Result<Turn, Refusal> {
         let common = &self.common;
         let deadline = common.clock.at(deadline);
         // Who was in line already and was refused by Groq is not one more.
-        let room = place.is_some() || common.has_room(ask.class, ask.bytes);
+        let room = again.is_some() || common.has_room(ask.class, ask.bytes);
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let now = common.clock.now();
-        let id = match inside.lane.submit(ask, now, deadline, place, room) {
+        let id = match inside.lane.submit(ask, now, deadline, again, room) {
             Verdict::Go(charge) => {
                 common.changed.store(true, Relaxed);
                 if inside.lane.is_linked() {

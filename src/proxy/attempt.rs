@@ -165,18 +165,20 @@ impl Outcome {
         }
     }
 
-    /// A refusal corrects the levels; the request goes back to the front of its app's line.
+    /// A refusal corrects the levels; the request goes back to the front of its app's line, unless it comes too late for that.
     pub(super) fn refused(
         self,
         reservation: Option<Reservation>,
         shield: &Shield,
         call: &Call,
+        late: bool,
     ) -> Result<Option<Place>, Rejection> {
         let Self::Error { ref error, ref state, ref text, .. } = self else { return Err(self.into_rejection()) };
         let dimension = text.as_ref().and_then(|text| text.dimension.as_ref());
         shield.telemetry.refused(&call.ask.model, dimension.map_or("unknown", |d| d.code.as_ref()));
-        match reservation {
-            Some(reservation) => Ok(Some(reservation.refused(text.as_ref(), state, error.retry_after, Instant::now()))),
+        let refused = |held: Reservation| held.refused(text.as_ref(), state, error.retry_after, Instant::now());
+        match reservation.and_then(refused).filter(|_| !late) {
+            Some(place) => Ok(Some(place)),
             // Nothing that the shield keeps levels of: the upstream's word is all there is.
             None => Err(self.into_rejection()),
         }

@@ -17,6 +17,15 @@ const ASSUMED: u32 = 2048;
 /// Estimates are taken for so much too high before a request is called impossible, until answers have taught better.
 const LEAST: f32 = 0.8;
 
+/// A request that Groq has refused asks again.
+#[derive(Clone, Copy, Debug)]
+pub struct Again {
+    /// Where it stood in line.
+    pub ticket: Ticket,
+    /// What Groq has said that it asks: a lower estimate would go before Groq lets it.
+    pub least: Amount,
+}
+
 impl Lane {
     /// The ceiling that a request's own would have to be lowered to, where its ceiling alone is what can never fit.
     pub fn fitting_ceiling(&self, ask: &Ask, now: Ns) -> Option<u64> {
@@ -39,9 +48,10 @@ impl Lane {
     }
 
     /// What a request asks, as a waiter would hold it.
-    pub(super) fn read(&mut self, ask: &Ask, app: AppId, now: Ns, deadline: Ns, place: Option<Ticket>) -> (Waiter, Asker) {
+    pub(super) fn read(&mut self, ask: &Ask, app: AppId, now: Ns, deadline: Ns, again: Option<Again>) -> (Waiter, Asker) {
         let (amount, estimated, ceiling_given) = self.amount(ask.pool);
-        let ticket = place.or_else(|| self.take_back(ask, now));
+        let amount = again.map_or(amount, |again| amount.max(again.least));
+        let ticket = again.map(|again| again.ticket).or_else(|| self.take_back(ask, now));
         let size = self.size(&amount);
         let usual = self.line.app_of(app).and_then(|app| app.completion.mean()).or(self.calibration.completion.mean());
         let expected = usual.map_or(amount.output, |usual| (usual as u32).min(amount.output));

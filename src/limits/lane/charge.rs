@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Lane, SECOND, nanos,
+    Again, Lane, SECOND, nanos,
     probe::{Knowledge, PROBE},
 };
 use crate::{
@@ -15,6 +15,9 @@ use crate::{
         line::{AppId, Ticket, Waiter},
     },
 };
+
+/// However long a refusal without a figure says to wait, the lane looks again after so long.
+const LONGEST_REST: Ns = 3600 * SECOND;
 
 /// What a granted request holds.
 #[derive(Clone, Debug)]
@@ -85,7 +88,7 @@ impl Lane {
         self.owe(now);
     }
 
-    /// Groq refused: the text (or the headers) corrects the levels and everything comes back. The place to ask again
+    /// Groq refused: the text (or the headers) corrects the levels and everything comes back. What to ask again
     /// with. The caller pumps.
     pub fn refused(
         &mut self,
@@ -94,19 +97,21 @@ impl Lane {
         state: &RateState,
         retry_after: Option<Duration>,
         now: Ns,
-    ) -> Ticket {
+    ) -> Again {
         let now = self.advance(now);
         self.refusals += 1;
+        let asked = charge.amount();
+        let least = text.and_then(|text| Some(asked.raised(self.named(text)?.unit, text.requested))).unwrap_or(asked);
         if !self.learn_refusal(&mut charge, text, state, now) {
             // Nothing said which level is low: the whole lane comes to rest.
             self.pauses = (self.pauses + 1).min(6);
-            let rest = retry_after.map_or(SECOND << (self.pauses - 1), nanos).min(60 * SECOND);
+            let rest = retry_after.map_or(0, nanos).max(SECOND << (self.pauses - 1)).min(LONGEST_REST);
             self.paused_until = self.paused_until.max(now + rest);
         }
         self.knowledge = Knowledge::Known;
-        let ticket = charge.ticket;
+        let again = Again { ticket: charge.ticket, least };
         self.settle(charge, Spent::Nothing, now);
-        ticket
+        again
     }
 
     /// `taken`: the store has charged it.

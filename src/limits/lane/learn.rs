@@ -182,7 +182,7 @@ impl Lane {
     }
 
     /// A text's dimension; without a name the one with that limit, else the one that its own figures give.
-    fn named(&self, text: &RefusalText) -> Option<Dimension> {
+    pub(super) fn named(&self, text: &RefusalText) -> Option<Dimension> {
         let same = || self.books.levels().iter().find(|level| level.limit() == Some(text.limit));
         text.dimension
             .clone()

@@ -78,10 +78,48 @@ async fn a_refusal_teaches_a_hidden_limit() {
         wait: Some(Duration::from_secs(2)),
     };
     let place = sent.refused(Some(&text), &RateState::default(), None, Instant::now());
-    let again = limits.reserve(&ask("app", 10, 100), in_a_minute(), Some(place)).await.expect("in time");
+    let again = limits.reserve(&ask("app", 10, 100), in_a_minute(), place).await.expect("in time");
     // The wait of the text, and the standing reserve of two requests, two seconds each.
     let waited = again.waited().as_secs_f64();
     assert!((5.9..=6.1).contains(&waited), "{waited}");
+}
+
+/// Groq counted more than was estimated: by the estimate it would go at once, and be refused again and again.
+#[tokio::test(start_paused = true)]
+async fn a_refused_request_asks_for_what_groq_says_that_it_asks() {
+    let limits = shield(per_minute(1000, 15_000));
+    warm(&limits).await;
+    let mut sent = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("fits");
+    sent.sent(Instant::now());
+    let text = RefusalText {
+        dimension: Some(Dimension::TPM),
+        code: Some("TPM".into()),
+        unit: Some(Unit::Tokens),
+        limit: 15_000,
+        used: Some(11_972),
+        requested: 4351,
+        wait: Some(Duration::from_millis(5289)),
+    };
+    let place = sent.refused(Some(&text), &RateState::default(), None, Instant::now());
+    let again = limits.reserve(&ask("app", 10, 100), in_a_minute(), place).await.expect("in time");
+    assert!(again.waited() >= Duration::from_millis(5288), "{:?}", again.waited());
+    // The estimate of the next one is its own.
+    drop(again);
+    let other = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("fits");
+    assert_eq!(other.waited(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_states_no_wait_rests_the_lane_all_the_same() {
+    let limits = shield(per_minute(1000, 100_000));
+    warm(&limits).await;
+    let mut place = None;
+    for rest in [1, 2, 4] {
+        let mut sent = limits.reserve(&ask("app", 10, 100), in_a_minute(), place).await.expect("in time");
+        assert_eq!(sent.waited().as_secs(), rest / 2);
+        sent.sent(Instant::now());
+        place = sent.refused(None, &RateState::default(), Some(Duration::ZERO), Instant::now());
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -92,7 +130,7 @@ async fn a_refusal_without_words_rests_the_lane() {
     sent.sent(Instant::now());
     let place = sent.refused(None, &RateState::default(), Some(Duration::from_secs(7)), Instant::now());
     let (mine, theirs) = (ask("app", 10, 100), ask("other", 10, 100));
-    let again = limits.reserve(&mine, in_a_minute(), Some(place));
+    let again = limits.reserve(&mine, in_a_minute(), place);
     let (again, other) = tokio::join!(again, limits.reserve(&theirs, in_a_minute(), None));
     assert_eq!(again.expect("in time").waited(), Duration::from_secs(7));
     assert_eq!(other.expect("in time").waited(), Duration::from_secs(7));

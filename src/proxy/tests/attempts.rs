@@ -151,6 +151,27 @@ async fn each_attempt_takes_its_own_place_under_the_limits() {
     assert!((57.0..59.0).contains(&dimension.level), "three of 60 were taken: {}", dimension.level);
 }
 
+/// Whatever it says, and however soon it says that one may come back.
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_always_refuses_is_not_asked_all_the_time() {
+    let text = |words: &str| {
+        let message = format!("Rate limit reached for model `m` in organization `org_01` on {words}");
+        format!(r#"{{"error":{{"message":"{message}","type":"tokens","code":"rate_limit_exceeded"}}}}"#)
+    };
+    let audio = "seconds of audio per hour (ASPH): Limit 7200, Used 7185, Requested 20. Please try again in 2.3s.";
+    let lie = "tokens per minute (TPM): Limit 100000, Used 10, Requested 10. Please try again in 0s.";
+    for body in [String::new(), "slow down".into(), text(audio), text(lie)] {
+        let (shield, seen) = shield(Settings::default(), vec![with(&[("retry-after", "0")], "429 Too Many Requests", &body)]);
+        let start = Instant::now();
+        let (status, headers, _) = ask(&shield, false).await;
+        let sends = seen.lock().expect("unpoisoned").len();
+        assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{body}");
+        assert!((1..=12).contains(&sends), "{sends} sends in 50 s of: {body}");
+        assert!(start.elapsed() <= Duration::from_secs(51), "{:?} of: {body}", start.elapsed());
+        assert!(headers.contains_key("retry-after"), "{headers:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_refusal_goes_to_the_front_of_its_line() {
     let limits = config::ModelLimits { requests_per_minute: Some(30), ..Default::default() };
