@@ -61,8 +61,10 @@ pub enum Opened {
 pub async fn open(head: &Head, body: Inflow, expected: Expected, must_end: bool) -> Result<Opened, Why> {
     let encoded = head.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != b"identity");
     let media = media_type(&head.headers);
-    if encoded || body.is_end() && expected != Expected::Json {
-        return Ok(Opened::Pass(Box::new(Pass::new(Bytes::new(), body))));
+    // Nothing, or a part: no more than that is to be read in it.
+    let partial = matches!(head.status.as_u16(), 204..=206 | 304);
+    if encoded || partial || body.is_end() && expected != Expected::Json {
+        return pass(body).await;
     }
     if media.eq_ignore_ascii_case("text/event-stream") {
         return Stream::open(body, must_end).await.map(|stream| Opened::Stream(Box::new(stream)));
@@ -72,16 +74,28 @@ pub async fn open(head: &Head, body: Inflow, expected: Expected, must_end: bool)
         Expected::Json => {}
         Expected::Text if media.eq_ignore_ascii_case("text/html") => return Err(Why::Invalid("it is a page")),
         _ if is_json && body.exact_size().is_some_and(|size| size <= LARGEST_HELD) => {}
-        _ => return Ok(Opened::Pass(Box::new(Pass::new(Bytes::new(), body)))),
+        _ => return pass(body).await,
     }
     match collect(body).await? {
         Collected::TooLarge(begun, rest) => Ok(Opened::Pass(Box::new(Pass::new(begun, rest)))),
-        Collected::All(bytes) if expected == Expected::Json || is_json => {
-            let usage = Usage::of_answer(&bytes).map_err(|_| Why::Invalid("it is not JSON"))?;
-            Ok(Opened::Whole(bytes, usage))
-        }
+        Collected::All(bytes) if expected == Expected::Json || is_json => match Usage::of_answer(&bytes) {
+            Ok(usage) => Ok(Opened::Whole(bytes, usage)),
+            // Whatever it calls itself: a file of many values, for one.
+            Err(_) if expected == Expected::Any => Ok(Opened::Whole(bytes, None)),
+            Err(_) => Err(Why::Invalid("it is not JSON")),
+        },
         Collected::All(bytes) => Ok(Opened::Whole(bytes, None)),
     }
+}
+
+/// Whatever it is, once it has begun.
+async fn pass(mut body: Inflow) -> Result<Opened, Why> {
+    let begun = body.data().await.transpose().map_err(cut_short)?.unwrap_or_default();
+    Ok(Opened::Pass(Box::new(Pass::new(begun, body))))
+}
+
+fn cut_short(why: Why) -> Why {
+    if why == Why::Closed { Why::Invalid("it was cut short") } else { why }
 }
 
 enum Collected {
@@ -91,7 +105,6 @@ enum Collected {
 
 /// The whole body, unless it turns out to be larger than is held.
 async fn collect(mut body: Inflow) -> Result<Collected, Why> {
-    let cut_short = |why| if why == Why::Closed { Why::Invalid("it was cut short") } else { why };
     let Some(first) = body.data().await.transpose().map_err(cut_short)? else { return Ok(Collected::All(Bytes::new())) };
     // The usual answer comes in one piece and is not copied.
     if body.is_end() {

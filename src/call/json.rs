@@ -4,9 +4,9 @@ use std::{borrow::Cow, fmt, ops::Range};
 
 use serde::{
     Deserializer,
-    de::{IgnoredAny, MapAccess, Visitor},
+    de::{Error as _, IgnoredAny, MapAccess, Visitor},
 };
-use serde_json::{de::Read, value::RawValue};
+use serde_json::value::RawValue;
 
 use crate::{
     estimate::{Part, Prompt},
@@ -34,21 +34,19 @@ pub(super) struct Ceiling {
 
 /// Reads a body. A member given twice counts as it came last, as Groq's parser has it.
 pub(super) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Members, serde_json::Error> {
-    if body.trim_ascii_start().first() != Some(&b'{') {
-        return serde_json::from_slice::<IgnoredAny>(body).map(|_| Members::default());
+    // Of text that is UTF-8 throughout, no string need be looked at again.
+    let text = simdutf8::basic::from_utf8(body).map_err(serde_json::Error::custom)?;
+    if !text.trim_ascii_start().starts_with('{') {
+        return serde_json::from_str::<IgnoredAny>(text).map(|_| Members::default());
     }
-    // Of text that is UTF-8 throughout, each string need not be looked at again.
-    let utf8 = simdutf8::basic::from_utf8(body).ok();
     let pass = |walk| {
-        let reading = Reading { endpoint, body, walk };
-        match utf8 {
-            Some(text) => whole(serde_json::Deserializer::from_str(text), reading),
-            None => whole(serde_json::Deserializer::from_slice(body), reading),
-        }
+        let mut json = serde_json::Deserializer::from_str(text);
+        let members = json.deserialize_map(Reading { endpoint, body, walk })?;
+        json.end().map(|()| members)
     };
     // Text with half a surrogate pair, or nested deeper than our parser follows, is still JSON to Groq: then the prompt is
     // measured by its bytes. The last error is that of the syntax.
-    let first = if utf8.is_some() && !has_controls(body) { Walk::Plain } else { Walk::Strict };
+    let first = if !has_controls(body) { Walk::Plain } else { Walk::Strict };
     pass(first).or_else(|_| pass(Walk::Strict)).or_else(|_| pass(Walk::No))
 }
 
@@ -74,11 +72,6 @@ fn has_controls(body: &[u8]) -> bool {
         }
         least.iter().chain(rest).fold(u8::MAX, |least, byte| least.min(*byte)) < b' '
     })
-}
-
-fn whole<'de, R: Read<'de>>(mut json: serde_json::Deserializer<R>, reading: Reading<'de>) -> Result<Members, serde_json::Error> {
-    let members = json.deserialize_map(reading)?;
-    json.end().map(|()| members)
 }
 
 struct Reading<'b> {

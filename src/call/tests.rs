@@ -130,8 +130,10 @@ fn what_is_no_text_in_a_string_is_refused() {
         let refused = Facts::of(Endpoint::Chat, &Headers::new(), &Bytes::from(body.clone()));
         assert!(matches!(refused, Err(Rejection::InvalidJson(_))), "{body:?}");
     }
-    let not_utf8 = Bytes::from_static(b"{\"model\":\"m\",\"messages\":[{\"content\":\"\xff\"}]}");
-    assert!(matches!(Facts::of(Endpoint::Chat, &Headers::new(), &not_utf8), Err(Rejection::InvalidJson(_))));
+    for not_utf8 in [&b"{\"model\":\"m\",\"messages\":[{\"content\":\"\xff\"}]}"[..], b"{\"a\":\"\xff\"}", b"[\"\xff\"]"] {
+        let facts = Facts::of(Endpoint::Chat, &Headers::new(), &Bytes::from_static(not_utf8));
+        assert!(matches!(facts, Err(Rejection::InvalidJson(_))));
+    }
 }
 
 #[test]

@@ -64,7 +64,7 @@ impl UpstreamError {
             kind: kind_by_status(shown, refusal.as_ref()),
             code: Some(CODE.into()),
             message: Cow::Borrowed(""),
-            retry_after: stated.filter(|_| !hopeless),
+            retry_after: stated.filter(|_| !hopeless && waiting_cures(status)),
             headers,
             body: None,
             rebuilt: true,
@@ -117,6 +117,11 @@ impl UpstreamError {
 
 /// What the model wrote: no organisation's id can be in it, so it is never masked.
 const MODELS_OWN: &str = "failed_generation";
+
+/// Whether the same request may be answered otherwise later.
+fn waiting_cures(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 409 | 425 | 429 | 498 | 500..)
+}
 
 /// Headers that describe a body which the app will not see as it was, and the wait that is stated anew.
 const OF_THE_BODY: [header::HeaderName; 11] = [

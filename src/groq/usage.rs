@@ -1,7 +1,10 @@
 //! What did an answer cost? `usage` and `x_groq.usage`, of whole answers and of a stream's last events.
 
 use memchr::memmem;
-use serde::{Deserialize, de::IgnoredAny};
+use serde::{
+    Deserialize,
+    de::{Error as _, IgnoredAny},
+};
 use serde_json::Value;
 
 /// What an answer says that it used.
@@ -57,14 +60,11 @@ impl Usage {
     /// Where `body` is not one JSON value.
     pub fn of_answer(body: &[u8]) -> Result<Option<Self>, serde_json::Error> {
         // Of text that is UTF-8 throughout, each string need not be looked at again.
-        let answer = match simdutf8::basic::from_utf8(body) {
-            Ok(text) => serde_json::from_str::<Answer>(text),
-            Err(_) => serde_json::from_slice(body),
-        };
-        match answer {
+        let text = simdutf8::basic::from_utf8(body).map_err(serde_json::Error::custom)?;
+        match serde_json::from_str::<Answer>(text) {
             Ok(Answer { usage, x_groq }) => Ok(usage.and_then(Self::of_counts).or_else(|| Self::of_counts(x_groq?.usage?))),
             // JSON, but no object, or its usage is not as it usually is.
-            Err(error) if error.is_data() => serde_json::from_slice::<IgnoredAny>(body).map(|_| Self::scan(body)),
+            Err(error) if error.is_data() => serde_json::from_str::<IgnoredAny>(text).map(|_| Self::scan(body)),
             Err(error) => Err(error),
         }
     }
@@ -141,6 +141,7 @@ mod tests {
         for body in ["", "{", r#"{"usage":{"prompt_tokens":1}"#, "<html>", "[1", "{} x", r#"{"usage":{},"usage":"#] {
             assert!(Usage::of_answer(body.as_bytes()).is_err(), "{body}");
         }
+        assert!(Usage::of_answer(b"{\"id\":\"\xff\"}").is_err());
     }
 
     #[test]

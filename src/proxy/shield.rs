@@ -1,6 +1,13 @@
 //! What do requests share? Settings, levels, breakers, the way to Groq.
 
-use std::{future::poll_fn, io, pin::pin, sync::Arc, task::Poll};
+use std::{
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
@@ -96,12 +103,12 @@ impl Shield {
         record: &mut Record,
     ) -> Result<(Pass<'a>, Option<Reservation>), Rejection> {
         if !call.draws() {
-            return Ok((self.pass(settings, call).await?, None));
+            return Ok((waits(pin!(self.pass(settings, call)), &mut record.wait).await?, None));
         }
         loop {
-            let pass = self.pass(settings, call).await?;
-            let reservation = self.limits.reserve(&call.ask, call.deadline, place.take()).await.map_err(Rejection::from)?;
-            record.wait += reservation.waited();
+            let pass = waits(pin!(self.pass(settings, call)), &mut record.wait).await?;
+            let turn = pin!(self.limits.reserve(&call.ask, call.deadline, place.take()));
+            let reservation = waits(turn, &mut record.wait).await.map_err(Rejection::from)?;
             if let Some(bound) = reservation.bound_by() {
                 record.bound = Some(bound.code.to_string());
             }
@@ -160,6 +167,25 @@ impl Shield {
             }
         }
     }
+}
+
+/// Adds to `wait` how long this waits, however it ends: refused, cut off, or left by its client.
+async fn waits<F: Future>(mut turn: Pin<&mut F>, wait: &mut Duration) -> F::Output {
+    struct Waits<'a>(Option<Instant>, &'a mut Duration);
+    impl Drop for Waits<'_> {
+        fn drop(&mut self) {
+            *self.1 += self.0.map_or(Duration::ZERO, |since| since.elapsed());
+        }
+    }
+    let mut waits = Waits(None, wait);
+    poll_fn(|cx| {
+        let polled = turn.as_mut().poll(cx);
+        if polled.is_pending() {
+            waits.0.get_or_insert_with(Instant::now);
+        }
+        polled
+    })
+    .await
 }
 
 impl From<Refusal> for Rejection {

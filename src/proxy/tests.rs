@@ -25,6 +25,7 @@ use crate::{
 
 mod attempts;
 mod streams;
+mod unread;
 
 /// What the upstream does with one request.
 #[derive(Clone)]
