@@ -140,6 +140,7 @@ where
     let mut body = pin!(body);
     let mut held = bodies.hold();
     let announced = body.size_hint().lower();
+    let exact = body.size_hint().exact().map(|exact| exact as usize);
     if announced > max_body {
         return Err(Rejection::BodyTooLarge { limit: max_body });
     }
@@ -164,7 +165,11 @@ where
             return Ok((data, held));
         }
         if needed > whole.capacity() {
-            let capacity = needed.max(2 * whole.capacity()).max(announced.min(BELIEVED) as usize);
+            let mut capacity = needed.max(2 * whole.capacity()).max(announced.min(BELIEVED) as usize);
+            if let Some(exact) = exact {
+                // Who has sent a quarter is believed: what is grown out of stays with the allocator for a while.
+                capacity = if 4 * needed >= exact { exact } else { capacity.min(exact) };
+            }
             held.grow_to(capacity)?;
             whole.reserve_exact(capacity - whole.len());
         }

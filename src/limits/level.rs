@@ -161,7 +161,9 @@ impl Level {
         let Some(limit) = self.limit() else { return 0 };
         let whole = limit as f64;
         let standing = match (self.dimension.unit, self.dimension.period >= Duration::from_secs(86_400)) {
-            (Unit::Requests, _) => (0.05 * whole).max(2.0),
+            // Seven minutes of a day: who finds it used up would wait for a twentieth for more than an hour.
+            (Unit::Requests, true) => (0.005 * whole).max(2.0),
+            (Unit::Requests, false) => (0.05 * whole).max(2.0),
             (_, true) => asked as f64,
             (_, false) => (6.0 * self.typical).clamp(0.05 * whole, 0.30 * whole),
         };

@@ -69,6 +69,7 @@ impl Lane {
             _ => source,
         };
         self.agree(slot, Terms { stated: Some((limit, source)), ..before }, now);
+        self.books.levels_mut()[slot].confirm(now);
         Some(slot)
     }
 
@@ -87,8 +88,9 @@ impl Lane {
             news |= before.flatten().map(|(limit, _)| limit) != Some(shown.limit);
             let used = shown.limit.saturating_sub(shown.remaining);
             self.books.observe(&mut charge.taken, slot, used, counted, self.calibration.one_way(), now);
-            if counted && self.books.levels_mut()[slot].judge(charge.taken.position, &shown, now) {
-                self.count_windows(now);
+            let turns = counted.then(|| self.books.levels_mut()[slot].judge(charge.taken.position, &shown, now)).flatten();
+            if let Some(windows) = turns.filter(|_| is_short(&dimension)) {
+                self.follow_law(windows, now);
             }
         }
         if news {
@@ -96,11 +98,13 @@ impl Lane {
         }
     }
 
-    /// One dimension counts windows: its short-lived hidden sisters will, too.
-    fn count_windows(&mut self, now: Ns) {
-        for level in self.books.levels_mut() {
-            if !level.is_visible() && level.dimension.period <= Dimension::ASPH.period {
+    /// A short-lived dimension counts windows, or no longer: its hidden sisters will do the same.
+    fn follow_law(&mut self, windows: bool, now: Ns) {
+        for level in self.books.levels_mut().iter_mut().filter(|level| !level.is_visible() && is_short(&level.dimension)) {
+            if windows {
                 level.count_windows(now);
+            } else {
+                level.count_bucket();
             }
         }
     }
@@ -229,4 +233,9 @@ impl Lane {
         let back = level.bucket().map_or(0.0, |bucket| bucket.rate() * passed);
         level.restore((used - back).max(0.0).ceil() as u64, now);
     }
+}
+
+/// Whether it fills within an hour.
+fn is_short(dimension: &Dimension) -> bool {
+    dimension.period <= Dimension::ASPH.period
 }

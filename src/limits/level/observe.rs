@@ -20,7 +20,6 @@ impl Level {
     /// Groq says that `used` units were taken at `at`, the request at this position included. Only a newer position
     /// than all before counts, so late answers, in any order, do no harm. The correction in ns.
     pub fn observe(&mut self, position: u64, mark: Mark, used: u64, at: Ns, now: Ns) -> Option<i64> {
-        self.confirmed = now;
         if position <= self.newest {
             return None;
         }

@@ -7,7 +7,7 @@ use crate::limits::{
 };
 
 /// A limit that Groq stated counts as certain for so long, ns.
-const TRUSTED_FOR: Ns = 600_000_000_000;
+const TRUSTED_FOR: Ns = 60_000_000_000;
 
 /// Who says what about one limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +51,11 @@ impl Level {
             Source::Plan => self.terms.plan.is_some_and(|(_, chosen)| chosen),
             Source::Headers | Source::Refusal => now.saturating_sub(self.confirmed) < TRUSTED_FOR,
         }
+    }
+
+    /// Groq has stated its limit, again or anew.
+    pub fn confirm(&mut self, now: Ns) {
+        self.confirmed = now;
     }
 
     /// Whether headers show this dimension.
