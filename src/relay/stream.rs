@@ -84,7 +84,7 @@ impl Stream {
                 // Bytes after the last event's `[DONE]` are nobody's; a break after it is none.
                 Poll::Ready(Some(Err(_)) | None) if self.tail.ended() => return Poll::Ready(Ok(None)),
                 Poll::Ready(Some(Err(why))) => return Poll::Ready(Err(why)),
-                Poll::Ready(None) if self.must_end => return Poll::Ready(Err(Why::Closed)),
+                Poll::Ready(None) if self.must_end => return Poll::Ready(self.last_event().map(Some)),
                 Poll::Ready(None) => {
                     let rest = std::mem::take(&mut self.held).freeze();
                     return Poll::Ready(Ok(Some(rest).filter(|rest| !rest.is_empty())));
@@ -101,6 +101,17 @@ impl Stream {
                 return Poll::Ready(Ok(Some(events.freeze())));
             }
         }
+    }
+
+    /// A whole body's end ends its last event, too, if that is one to end with.
+    fn last_event(&mut self) -> Result<Bytes, Why> {
+        const END: &[u8] = b"\n\n";
+        self.tail.feed(END);
+        if !self.tail.ended() {
+            return Err(Why::Closed);
+        }
+        self.held.extend_from_slice(END);
+        Ok(std::mem::take(&mut self.held).freeze())
     }
 
     /// An upstream error that not every client raises on becomes a frame that all of them do, and the stream's end.

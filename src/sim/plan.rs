@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 /// One model's limits; what is `None` is not limited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -52,12 +52,20 @@ struct File {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Table {
     plan: Option<String>,
     #[serde(default)]
     default: ModelLimits,
     #[serde(default)]
     model: BTreeMap<String, ModelLimits>,
+    /// The shield's alone, as the next two.
+    #[serde(rename = "headroom")]
+    _headroom: Option<IgnoredAny>,
+    #[serde(rename = "state_file")]
+    _state_file: Option<IgnoredAny>,
+    #[serde(rename = "fit_ceiling")]
+    _fit_ceiling: Option<IgnoredAny>,
 }
 
 type Row = (&'static str, [u64; 6]);
@@ -167,7 +175,11 @@ mod tests {
 
     #[test]
     fn an_unknown_limit_is_named_with_its_line() {
-        let error = Plan::parse("[limits.default]\nrequests_per_minuet = 60").expect_err("unknown key");
-        assert!(error.contains("line 2") && error.contains("requests_per_minuet"), "{error}");
+        for (text, name) in
+            [("[limits.default]\nrequests_per_minuet = 60", "requests_per_minuet"), ("[limits]\nplann = 'free'", "plann")]
+        {
+            let error = Plan::parse(text).expect_err("unknown key");
+            assert!(error.contains("line 2") && error.contains(name), "{error}");
+        }
     }
 }

@@ -26,11 +26,22 @@ async fn a_good_stream_passes_untouched_however_it_is_cut_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_whole_streams_end_ends_its_last_event() {
+    for done in ["data: [DONE]", "data: [DONE]\n"] {
+        let (shield, _) = shield(Settings::default(), vec![stream(&[FIRST, done], true)]);
+        let (_, _, body) = ask(&shield, true).await;
+        assert_eq!(body, [FIRST, done, "\n\n"].concat());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cut_stream_ends_in_an_error_frame() {
     for (pieces, whole, passed) in [
         (vec![FIRST, "data: {\"half"], false, FIRST.to_owned()),
         (vec![FIRST, SECOND], true, [FIRST, SECOND].concat()),
         (vec![FIRST, SECOND], false, [FIRST, SECOND].concat()),
+        (vec![FIRST, "data: {\"half"], true, FIRST.to_owned()),
+        (vec![FIRST, "data: [DONE]"], false, FIRST.to_owned()),
     ] {
         let (shield, seen) = shield(Settings::default(), vec![stream(&pieces, whole)]);
         let (status, _, body) = ask(&shield, true).await;
