@@ -183,3 +183,24 @@ async fn a_minutes_windows_are_told_by_a_minutes_headers() {
     assert!(counts_windows_after(&limits, 5, |law| minute(4 * law)).await);
     assert!(!counts_windows_after(&limits, 60, minute).await, "it counts a bucket after all");
 }
+
+/// A limit of one for a moment: what runs then is charged under it, a hundred times as much as it can hold.
+#[tokio::test(start_paused = true)]
+async fn a_limit_stated_by_mistake_silences_nobody_for_hours() {
+    let limits = Limits::new(&config::Limits::default(), &config::Queue::default());
+    let stated = |limit: u64| {
+        let shown = Snapshot { limit, remaining: limit, reset: None };
+        RateState { tokens: Some(shown), ..RateState::default() }
+    };
+    for limit in [60_000, 1] {
+        let mut one = limits.reserve(&ask("app", 50, 100), in_a_minute(), None).await.expect("fits");
+        one.sent(Instant::now());
+        one.observe(&stated(limit), Instant::now());
+        one.settle(Spent::Tokens { prompt: 50, completion: 90, prompt_total: 50 }, Instant::now());
+    }
+    let start = Instant::now();
+    while limits.reserve(&ask("app", 50, 100), in_a_minute(), None).await.is_err() {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(start.elapsed() < Duration::from_secs(15 * 60), "nothing is sent that could teach better");
+    }
+}
