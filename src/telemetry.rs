@@ -98,6 +98,8 @@ pub struct Record {
     pub traceparent: Option<String>,
     /// Time in line, all attempts together.
     pub wait: Duration,
+    /// Since when it waits; `None`: it does not, or that is in `wait` already.
+    waiting: Option<Instant>,
     /// The dimension code that made it wait.
     pub bound: Option<String>,
     /// Sends.
@@ -135,6 +137,7 @@ impl Record {
             class: Class::default(),
             traceparent: None,
             wait: Duration::ZERO,
+            waiting: None,
             bound: None,
             attempts: 0,
             status: 0,
@@ -145,6 +148,25 @@ impl Record {
             error: None,
         }
     }
+
+    /// It waits from now on.
+    pub fn waits_from(&mut self, now: Instant) {
+        self.waiting = Some(now);
+    }
+
+    /// It has waited for so long, and goes.
+    pub fn waited(&mut self, wait: Duration) {
+        self.wait += wait;
+        self.waiting = None;
+    }
+
+    /// It waits no longer, whatever came of it.
+    pub fn stop_waiting(&mut self) {
+        if let Some(since) = self.waiting {
+            self.waited(since.elapsed());
+        }
+    }
+
     /// The status for logs and labels: 499 (documented: the client closed the request) where none was sent.
     fn status(&self) -> u16 {
         if self.status == 0 { 499 } else { self.status }
@@ -157,6 +179,7 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        self.stop_waiting();
         self.telemetry.finished(self);
     }
 }

@@ -41,6 +41,7 @@ pub(super) fn reject(rejection: Rejection, mut record: Box<Record>) -> Response<
     };
     record.status = rejection.status().as_u16();
     record.error = Some(rejection.summary());
+    record.stop_waiting();
     let Response { mut head, body } = rejection.into_response();
     stamp(&mut head.headers, &mut record);
     if head.status.canonical_reason().is_none() {

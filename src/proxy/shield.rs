@@ -1,13 +1,6 @@
 //! What do requests share? Settings, levels, breakers, the way to Groq.
 
-use std::{
-    future::poll_fn,
-    io,
-    pin::{Pin, pin},
-    sync::Arc,
-    task::Poll,
-    time::Duration,
-};
+use std::{future::poll_fn, io, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
@@ -102,13 +95,15 @@ impl Shield {
         mut place: Option<Place>,
         record: &mut Record,
     ) -> Result<(Pass<'a>, Option<Reservation>), Rejection> {
-        if !call.draws() {
-            return Ok((waits(pin!(self.pass(settings, call)), &mut record.wait).await?, None));
-        }
+        record.waits_from(if record.attempts == 0 { call.read_at } else { Instant::now() });
         loop {
-            let pass = waits(pin!(self.pass(settings, call)), &mut record.wait).await?;
-            let turn = pin!(self.limits.reserve(&call.ask, call.deadline, place.take()));
-            let reservation = waits(turn, &mut record.wait).await.map_err(Rejection::from)?;
+            let pass = self.pass(settings, call, record).await?;
+            if !call.draws() {
+                record.waited(Duration::ZERO);
+                return Ok((pass, None));
+            }
+            let reservation = self.limits.reserve(&call.ask, call.deadline, place.take()).await.map_err(Rejection::from)?;
+            record.waited(reservation.waited());
             if let Some(bound) = reservation.bound_by() {
                 record.bound = Some(bound.code.to_string());
             }
@@ -116,6 +111,7 @@ impl Shield {
             if pass.is_probe() || !self.breakers.is_open(&call.lane) {
                 return Ok((pass, Some(reservation)));
             }
+            record.waits_from(Instant::now());
         }
     }
 }
@@ -135,12 +131,16 @@ impl Shield {
         })
     }
 
-    async fn pass<'a>(&'a self, settings: &'a Settings, call: &'a Call) -> Result<Pass<'a>, Rejection> {
+    async fn pass<'a>(&'a self, settings: &'a Settings, call: &'a Call, record: &mut Record) -> Result<Pass<'a>, Rejection> {
         if let Admission::Go(pass) = self.breakers.admit(&call.lane, &settings.breaker, Instant::now) {
             return Ok(pass);
         }
         // On the heap: seldom, and a request that waits in line keeps no room for it.
-        Box::pin(self.pass_later(settings, call)).await
+        let began = Instant::now();
+        let pass = Box::pin(self.pass_later(settings, call)).await?;
+        record.waited(began.elapsed());
+        record.waits_from(Instant::now());
+        Ok(pass)
     }
 
     /// Waits while the breaker is open, where patience allows it to see the next probe; refuses at once where not.
@@ -167,25 +167,6 @@ impl Shield {
             }
         }
     }
-}
-
-/// Adds to `wait` how long this waits, however it ends: refused, cut off, or left by its client.
-async fn waits<F: Future>(mut turn: Pin<&mut F>, wait: &mut Duration) -> F::Output {
-    struct Waits<'a>(Option<Instant>, &'a mut Duration);
-    impl Drop for Waits<'_> {
-        fn drop(&mut self) {
-            *self.1 += self.0.map_or(Duration::ZERO, |since| since.elapsed());
-        }
-    }
-    let mut waits = Waits(None, wait);
-    poll_fn(|cx| {
-        let polled = turn.as_mut().poll(cx);
-        if polled.is_pending() {
-            waits.0.get_or_insert_with(Instant::now);
-        }
-        polled
-    })
-    .await
 }
 
 impl From<Refusal> for Rejection {

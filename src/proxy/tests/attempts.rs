@@ -208,3 +208,29 @@ async fn a_refusal_beyond_patience_reaches_the_app() {
     assert!(headers.contains_key("retry-after") && headers.contains_key("retry-after-ms"), "{headers:?}");
     assert!(!body.contains("org_01") && seen.lock().expect("unpoisoned").len() == 1, "{body}");
 }
+
+/// However it ends: by the breaker's probe, or by the end of a drain.
+#[tokio::test(start_paused = true)]
+async fn a_wait_is_told_whatever_comes_of_it() {
+    let failing = with(&[], "500 Internal Server Error", r#"{"error":{"message":"m","type":"t"}}"#);
+    let mut settings = limited(config::ModelLimits::default());
+    (settings.retry.attempts, settings.breaker.failures, settings.breaker.open) = (1, 1, Duration::from_secs(2));
+    let (broken, _) = shield(settings, vec![failing, good()]);
+    let waited = async |shield| ask(shield, false).await.1.text("x-shield-wait-ms").map(str::to_owned);
+    assert_eq!(waited(&broken).await.as_deref(), Some("0"));
+    assert_eq!(waited(&broken).await.as_deref(), Some("2000"), "for the probe");
+
+    // One of four is kept back, and one comes back in fifteen seconds.
+    let limits = config::ModelLimits { requests_per_minute: Some(4), ..Default::default() };
+    let (full, _) = shield(limited(limits), vec![good()]);
+    for _ in 0..3 {
+        assert_eq!(waited(&full).await.as_deref(), Some("0"));
+    }
+    let (asked, stopped) = (full.clone(), full.clone());
+    let waiting = tokio::spawn(async move { ask(&asked, false).await });
+    sleep(Duration::from_millis(3300)).await;
+    stopped.stop.ending.give();
+    let (status, headers, body) = waiting.await.expect("it ran");
+    assert_eq!((status.as_u16(), code(&body).as_str()), (503, "shutting_down"));
+    assert_eq!(headers.text("x-shield-wait-ms"), Some("3300"));
+}
