@@ -226,7 +226,8 @@ async fn a_wait_is_told_whatever_comes_of_it() {
     for _ in 0..3 {
         assert_eq!(waited(&full).await.as_deref(), Some("0"));
     }
-    let (asked, stopped) = (full.clone(), full.clone());
+    let (asked, stopped) = (full.clone(), full);
+    stopped.stop.draining.give();
     let waiting = tokio::spawn(async move { ask(&asked, false).await });
     sleep(Duration::from_millis(3300)).await;
     stopped.stop.ending.give();
