@@ -131,9 +131,9 @@ pub enum Spent {
     Charge,
 }
 
-/// A place at the front of an app's line, kept after a refusal of Groq's.
+/// A place at the front of an app's line, kept after a refusal of Groq's. On the heap: seldom, and who waits keeps no room for it.
 #[derive(Debug)]
-pub struct Place(lane::Again);
+pub struct Place(Box<lane::Again>);
 
 /// The lanes of this process: a cheap handle, all clones share them.
 #[derive(Clone, Debug)]
@@ -175,7 +175,7 @@ impl Limits {
             return Ok(Reservation::free());
         }
         let lane = self.0.lane(ask);
-        let waiting = match lane.submit(ask, deadline, place.map(|place| place.0))? {
+        let waiting = match lane.submit(ask, deadline, place.map(|place| *place.0))? {
             Turn::Now(charge) => return Ok(Reservation::new(lane, charge)),
             Turn::Later(waiting) => waiting,
         };

@@ -139,7 +139,11 @@ async fn forward(
                 Verdict::Deliver => return outcome.deliver(reservation),
                 Verdict::Requeue(pause) => {
                     place = outcome.refused(reservation, shield, call, pause.is_none())?;
-                    pause.unwrap_or_default()
+                    match pause {
+                        Some(pause) if !pause.is_zero() => pause,
+                        // Not past the sleep below: who waits in line would keep room for all that is here.
+                        _ => continue,
+                    }
                 }
                 Verdict::Again(after) => {
                     outcome.settle(reservation);
@@ -151,9 +155,7 @@ async fn forward(
                 }
             }
         };
-        if !after.is_zero() {
-            sleep(after).await;
-        }
+        sleep(after).await;
     }
 }
 

@@ -63,7 +63,7 @@ impl Reservation {
     ) -> Option<Place> {
         let (lane, charge) = self.held.take()?;
         let now = lane.at(now);
-        Some(Place(lane.change(|lane| lane.refused(*charge, text, state, retry_after, now))))
+        Some(Place(Box::new(lane.change(|lane| lane.refused(*charge, text, state, retry_after, now)))))
     }
 
     /// The truth is known.
