@@ -12,11 +12,10 @@ use groq_shield::{
     config,
     error::{Rejection, UpstreamError},
     groq::{Endpoint, RateState, RefusalText, SseTail},
-    message::Headers,
     relay::{self, Body, Expected, Opened},
     upstream::{Io, Outgoing, Upstream},
 };
-use http::{HeaderName, HeaderValue, Method, StatusCode, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, uri::PathAndQuery};
 use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
@@ -38,12 +37,12 @@ fn calls(c: &mut Criterion) {
     let mut group = c.benchmark_group("call");
     for (name, body) in [("1 KB", chat(900, 0)), ("64 KB", chat(64 << 10, 0)), ("4 MB with an image", chat(64 << 10, 4 << 20))] {
         group.throughput(Throughput::Bytes(body.len() as u64));
-        group.bench_function(name, |b| b.iter(|| Facts::of(Endpoint::Chat, &Headers::new(), black_box(&body))));
+        group.bench_function(name, |b| b.iter(|| Facts::of(Endpoint::Chat, &HeaderMap::new(), black_box(&body))));
     }
 }
 
 fn answers(c: &mut Criterion) {
-    let headers: Headers = [
+    let headers: HeaderMap = [
         ("x-ratelimit-limit-requests", "14400"),
         ("x-ratelimit-remaining-requests", "14399"),
         ("x-ratelimit-reset-requests", "6s"),
@@ -86,7 +85,7 @@ fn upstream() -> Upstream {
 /// One whole stream; the bytes that came through.
 async fn relayed(upstream: &Upstream) -> usize {
     let path = PathAndQuery::from_static("/openai/v1/chat/completions");
-    let outgoing = Outgoing::new(Method::POST, path, Headers::new(), Bytes::from_static(b"{}"));
+    let outgoing = Outgoing::new(Method::POST, path, HeaderMap::new(), Bytes::from_static(b"{}"));
     let answer = upstream.send(&outgoing, tokio::time::Instant::now).await;
     let answer = answer.expect("an answer");
     let opened = relay::open(&answer.head, answer.body, Expected::Json, true).await.expect("a stream");

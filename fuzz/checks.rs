@@ -13,11 +13,10 @@ use groq_shield::{
     error::{Rejection, UpstreamError, stream_error},
     estimate::audio,
     groq::{Endpoint, RateState, RefusalText, SseTail, parse_duration, retry_after, stated_wait},
-    message::{Headers, Request, Response},
     proxy::{Shield, handle},
     upstream::{Io, Upstream},
 };
-use http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
@@ -78,13 +77,11 @@ async fn answered(bytes: &[u8], size: usize) -> (u16, Vec<u8>) {
     let shield = Shield::over(settings, upstream);
     let headers = [("authorization", "Bearer gsk_test"), ("content-type", "application/json")];
     let headers = headers.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
-    let request = Request {
-        method: Method::POST,
-        uri: Uri::from_static("/openai/v1/chat/completions"),
-        headers: Headers::from_iter(headers),
-        body: Full::new(Bytes::from_static(br#"{"model":"m","messages":[]}"#)),
-    };
-    let Response { head, body } = handle(&shield, request, None).await;
+    let mut request = Request::post("/openai/v1/chat/completions")
+        .body(Full::new(Bytes::from_static(br#"{"model":"m","messages":[]}"#)))
+        .expect("a valid request");
+    request.headers_mut().extend(headers);
+    let (head, body) = handle(&shield, request, None).await.into_parts();
     // A body that breaks ends its connection.
     let body = body.collect().await.map_or_else(|_| b"cut".to_vec(), |body| body.to_bytes().to_vec());
     if head.status.as_u16() >= 400 {
@@ -100,7 +97,7 @@ pub(crate) fn refusal(bytes: &[u8]) {
         let _ = (refusal.hopeless(), refusal.dimension_or_derived());
     }
     let _ = (parse_duration(&text), stated_wait(&text));
-    let mut headers = Headers::new();
+    let mut headers = HeaderMap::new();
     if let Ok(value) = HeaderValue::from_bytes(bytes) {
         let names = [
             "retry-after",
@@ -121,8 +118,10 @@ pub(crate) fn refusal(bytes: &[u8]) {
             let status = StatusCode::from_u16(status).expect("a status");
             let error = UpstreamError::new(status, headers.clone(), body, now);
             let answer = Rejection::Upstream(Box::new(error)).into_response();
-            assert_object(&answer.body);
-            let wait = |name: &str| answer.head.headers.text(name).map(|value| value.parse::<u64>().expect("an integer"));
+            assert_object(answer.body());
+            let wait = |name: &str| {
+                answer.headers().get(name).map(|value| value.to_str().expect("text").parse::<u64>().expect("an integer"))
+            };
             let (seconds, ms) = (wait("retry-after"), wait("retry-after-ms"));
             assert_eq!(seconds, ms.map(|ms| ms.div_ceil(1000)));
         }
@@ -150,7 +149,7 @@ pub(crate) fn sse(bytes: &[u8]) {
 
 /// A form, its boundary `b`: read or passed, and the model is no longer than a name.
 pub(crate) fn multipart(bytes: &[u8]) {
-    let mut headers = Headers::new();
+    let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("multipart/form-data; boundary=b"));
     let body = Bytes::copy_from_slice(bytes);
     for endpoint in [Endpoint::Transcription, Endpoint::Translation, Endpoint::Files] {
@@ -162,7 +161,7 @@ pub(crate) fn multipart(bytes: &[u8]) {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     for endpoint in [Endpoint::Chat, Endpoint::Responses, Endpoint::Embeddings, Endpoint::Speech] {
         if let Err(rejection) = Facts::of(endpoint, &headers, &body) {
-            assert_object(&rejection.into_response().body);
+            assert_object(&rejection.into_response().into_body());
         }
     }
 }

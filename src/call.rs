@@ -8,15 +8,15 @@ use std::{
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
-use http::header;
+use http::{HeaderMap, header};
 
 use crate::{
     config::Queue,
     error::Rejection,
     estimate::{Family, audio},
     groq::Endpoint,
+    headers,
     limits::Pool,
-    message::Headers,
 };
 
 mod form;
@@ -63,7 +63,7 @@ impl Facts {
     ///
     /// # Errors
     /// [`Rejection::InvalidJson`] where JSON is due and does not parse.
-    pub fn of(endpoint: Endpoint, headers: &Headers, body: &Bytes) -> Result<Self, Rejection> {
+    pub fn of(endpoint: Endpoint, headers: &HeaderMap, body: &Bytes) -> Result<Self, Rejection> {
         let mut facts = Self {
             model: Arc::default(),
             tier: tier(""),
@@ -72,7 +72,7 @@ impl Facts {
             stream: false,
             wants_text: false,
         };
-        let encoded = headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != b"identity");
+        let encoded = headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
         if encoded {
             return Ok(facts);
         }
@@ -102,8 +102,8 @@ impl Facts {
         Ok(())
     }
 
-    fn read_form(&mut self, headers: &Headers, body: &[u8]) {
-        let content_type = headers.text(header::CONTENT_TYPE).unwrap_or_default();
+    fn read_form(&mut self, headers: &HeaderMap, body: &[u8]) {
+        let content_type = headers::text(headers, header::CONTENT_TYPE).unwrap_or_default();
         let Some(form) = form::read(content_type, body) else { return };
         self.model = bounded(form.text("model"));
         self.tier = tier(form.text("service_tier"));
@@ -155,7 +155,7 @@ pub fn with_ceiling(endpoint: Endpoint, body: &Bytes, to: u64) -> Bytes {
 }
 
 /// Whether the SDK sends this for the second time.
-pub fn is_client_retry(headers: &Headers) -> bool {
+pub fn is_client_retry(headers: &HeaderMap) -> bool {
     number(headers, RETRY_COUNT).is_some_and(|count| count >= 1.0)
 }
 
@@ -164,7 +164,7 @@ const LEAST_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How long the client of this request will wait in line: the least of `queue.max_wait`, `x-shield-max-wait-ms`, and its
 /// announced timeout less the `usual` time to an answer's head. What does not parse is as if it were not there.
-pub fn patience(headers: &Headers, queue: &Queue, usual: impl FnOnce() -> Duration) -> Duration {
+pub fn patience(headers: &HeaderMap, queue: &Queue, usual: impl FnOnce() -> Duration) -> Duration {
     let seconds = |number: f64| Duration::try_from_secs_f64(number).ok();
     let asked = number(headers, MAX_WAIT).and_then(|ms| seconds(ms / 1000.0));
     let announced = [READ_TIMEOUT, TIMEOUT]
@@ -175,8 +175,8 @@ pub fn patience(headers: &Headers, queue: &Queue, usual: impl FnOnce() -> Durati
     [asked, announced].into_iter().flatten().fold(queue.max_wait, Duration::min)
 }
 
-fn number(headers: &Headers, name: &str) -> Option<f64> {
-    let number: f64 = headers.text(name)?.trim().parse().ok()?;
+fn number(headers: &HeaderMap, name: &str) -> Option<f64> {
+    let number: f64 = headers::text(headers, name)?.trim().parse().ok()?;
     (number.is_finite() && number >= 0.0).then_some(number)
 }
 

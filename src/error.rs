@@ -7,12 +7,9 @@
 use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use crate::{
-    groq::Dimension,
-    message::{Head, Headers, Response},
-};
+use crate::groq::Dimension;
 
 mod frame;
 mod table;
@@ -151,7 +148,7 @@ impl Rejection {
         let row = self.row();
         let (mut headers, body) = match self {
             Self::Upstream(error) => (error.headers, error.body),
-            _ => (Headers::new(), None),
+            _ => (HeaderMap::new(), None),
         };
         let body = body.unwrap_or_else(|| object(&row, None));
         let after = row.retry_after.map(spread);
@@ -171,7 +168,10 @@ impl Rejection {
         if row.close {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        Response { head: Head { status: row.status, reason: None, headers }, body }
+        let mut response = Response::new(body);
+        *response.status_mut() = row.status;
+        *response.headers_mut() = headers;
+        response
     }
 
     /// The last frame of a stream that broke: every client tested raises on it.
@@ -217,7 +217,9 @@ mod tests {
             let told: Vec<_> = (0..100)
                 .map(|_| {
                     let response = Rejection::Overloaded { retry_after: stated }.into_response();
-                    let number = |name: &str| response.head.headers.text(name).expect("text").parse::<u64>().expect("an integer");
+                    let number = |name: &str| {
+                        crate::headers::text(response.headers(), name).expect("text").parse::<u64>().expect("an integer")
+                    };
                     let (seconds, ms) = (number("retry-after"), number("retry-after-ms"));
                     assert_eq!(seconds, ms.div_ceil(1000), "one wait in both headers");
                     assert!(

@@ -1,77 +1,76 @@
-//! Which headers go on, and which end here? Hop-by-hop ones and our own do; everything else passes as it came.
+//! Which headers pass between app and upstream: end-to-end ones do; hop-by-hop ones and `x-shield-*` do not.
 
-use http::{HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::message::Headers;
+/// The value of `name` where it is visible ASCII; the first one, where there are several.
+pub fn text(headers: &HeaderMap, name: impl header::AsHeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
 
-/// Makes an app's headers the upstream's. `read_answer`: the shield reads what comes back, so it must come as it is.
+/// Turns an app's request headers into those of the upstream request.
 ///
-/// `host` and the body's length go too: they are told anew when the request is sent.
-pub fn to_upstream(headers: &mut Headers, read_answer: bool) {
-    remove(headers, |name| {
-        let is = |word: &str| name.eq_ignore_ascii_case(word.as_bytes());
-        ends_here(name)
-            || match name.len() {
-                4 => is("host"),
-                6 => is("expect"),
-                14 => is("content-length"),
-                15 => read_answer && is("accept-encoding"),
-                _ => false,
-            }
-    });
+/// `read_answer`: the shield reads the response body, so the upstream is asked not to encode it.
+/// `host` and `content-length` are removed too: they are set when the request is sent.
+pub fn to_upstream(headers: &mut HeaderMap, read_answer: bool) {
+    remove_hop_by_hop(headers);
+    for name in [header::HOST, header::EXPECT, header::CONTENT_LENGTH] {
+        headers.remove(name);
+    }
     if read_answer {
-        headers.append(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
 }
 
-/// Makes the upstream's headers the app's. Nobody but us may say `x-shield-…`.
-pub fn from_upstream(headers: &mut Headers) {
-    remove(headers, ends_here);
+/// Turns the upstream's response headers into those of the app's response. `x-shield-*` is removed: only the shield sets it.
+pub fn from_upstream(headers: &mut HeaderMap) {
+    remove_hop_by_hop(headers);
 }
 
-/// Whether a header describes one connection only, or is ours. `proxy-connection` and `keep-alive` are not in the standard, but in use.
-fn ends_here(name: &[u8]) -> bool {
-    let is = |word: &str| name.eq_ignore_ascii_case(word.as_bytes());
-    let ours = "x-shield-";
-    match name.len() {
-        2 => is("te"),
-        7 => is("trailer") || is("upgrade"),
-        10 => is("connection") || is("keep-alive"),
-        16 if is("proxy-connection") => true,
-        17 if is("transfer-encoding") => true,
-        18 if is("proxy-authenticate") => true,
-        19 if is("proxy-authorization") => true,
-        _ => name.get(..ours.len()).is_some_and(|start| start.eq_ignore_ascii_case(ours.as_bytes())),
+/// Hop-by-hop headers (RFC 9110, 7.6.1). `proxy-connection` and `keep-alive` are not standardized, but in use.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Headers that only the shield sets, and requests to the shield itself.
+const OURS: &str = "x-shield-";
+
+/// Removes hop-by-hop headers, those that `connection` names, and `x-shield-*`.
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let values = headers.get_all(header::CONNECTION).iter().map(HeaderValue::as_bytes);
+    let tokens = values.flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    let named: Vec<HeaderName> = tokens.filter_map(|token| HeaderName::from_bytes(token).ok()).collect();
+    let ours = headers.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect::<Vec<_>>();
+    for name in named.iter().chain(&HOP_BY_HOP).chain(&ours) {
+        headers.remove(name);
     }
-}
-
-/// Removes these, and those that `connection` names.
-fn remove(headers: &mut Headers, ends: impl Fn(&[u8]) -> bool) {
-    let named = headers.get_all("connection").flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
-    // The usual words name nothing, and take no memory.
-    let usual = |word: &[u8]| word.eq_ignore_ascii_case(b"keep-alive") || word.eq_ignore_ascii_case(b"close");
-    let named: Vec<Vec<u8>> = named.filter(|word| !usual(word)).map(<[u8]>::to_vec).collect();
-    headers.retain(|name, _| !ends(name) && !named.iter().any(|word| name.eq_ignore_ascii_case(word)));
 }
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderName;
     use proptest::prelude::*;
 
     use super::*;
 
-    fn headers(pairs: &[(&str, &str)]) -> Headers {
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
         let pair = |(name, value): &(&str, &str)| {
             (HeaderName::from_bytes(name.as_bytes()).expect("a name"), value.parse().expect("a value"))
         };
         pairs.iter().map(pair).collect()
     }
 
-    /// What is left, as text.
-    fn left(headers: &Headers) -> Vec<(&str, &str)> {
-        let text = |bytes| std::str::from_utf8(bytes).expect("text");
-        headers.iter().map(|(name, value)| (text(name), text(value))).collect()
+    /// What is left, sorted by name: a `HeaderMap` keeps the order of the values of one name only.
+    fn left(headers: &HeaderMap) -> Vec<(&str, &str)> {
+        let mut left: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().expect("text"))).collect();
+        left.sort_by_key(|(name, _)| *name);
+        left
     }
 
     #[test]
@@ -104,12 +103,12 @@ mod tests {
         ]);
         to_upstream(&mut headers, true);
         let expected = [
+            ("accept-encoding", "identity"),
             ("authorization", "Bearer k"),
-            ("x-stainless-retry-count", "0"),
             ("cookie", "a=1"),
             ("cookie", "b=2"),
             ("user-agent", "curl/8"),
-            ("accept-encoding", "identity"),
+            ("x-stainless-retry-count", "0"),
         ];
         assert_eq!(left(&headers), expected);
     }
@@ -119,7 +118,7 @@ mod tests {
         let mut gzip = headers(&[("accept-encoding", "gzip")]);
         to_upstream(&mut gzip, false);
         assert_eq!(left(&gzip), [("accept-encoding", "gzip")]);
-        let mut none = Headers::new();
+        let mut none = HeaderMap::new();
         to_upstream(&mut none, false);
         assert!(none.is_empty());
     }
@@ -152,7 +151,7 @@ mod tests {
         #[test]
         fn any_connection_header(value in proptest::collection::vec(any::<u8>(), 0..40)) {
             if let Ok(value) = HeaderValue::from_bytes(&value) {
-                let mut headers = Headers::from_iter([(header::CONNECTION, value)]);
+                let mut headers = HeaderMap::from_iter([(header::CONNECTION, value)]);
                 from_upstream(&mut headers);
                 prop_assert!(headers.is_empty());
             }

@@ -1,7 +1,6 @@
 //! What is a request, and what an answer, between the wire and the story? A head whose lines stay as they came, and a body.
 
-use bytes::Bytes;
-use http::{Method, StatusCode, Uri};
+use http::{Method, Uri};
 
 mod headers;
 
@@ -28,29 +27,12 @@ impl<B> Request<B> {
     }
 }
 
-/// An answer's head.
-#[derive(Clone, Debug, Default)]
-pub struct Head {
-    /// Its status.
-    pub status: StatusCode,
-    /// The words beside the status, where they are not the standard's.
-    pub reason: Option<Bytes>,
-    /// Its headers.
-    pub headers: Headers,
-}
-
-/// An answer.
-#[derive(Debug)]
-pub struct Response<B> {
-    /// What comes first.
-    pub head: Head,
-    /// Its body.
-    pub body: B,
-}
-
-impl<B> Response<B> {
-    /// The same with another body.
-    pub fn map<C>(self, change: impl FnOnce(B) -> C) -> Response<C> {
-        Response { head: self.head, body: change(self.body) }
+impl<B> From<Request<B>> for http::Request<B> {
+    fn from(request: Request<B>) -> Self {
+        let mut converted = http::Request::new(request.body);
+        *converted.method_mut() = request.method;
+        *converted.uri_mut() = request.uri;
+        *converted.headers_mut() = (&request.headers).into();
+        converted
     }
 }

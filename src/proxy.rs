@@ -3,13 +3,13 @@
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use bytes::Bytes;
+use http::{Request, Response};
 use tokio::time::{Instant, sleep};
 
 use crate::{
     config::Settings,
     error::Rejection,
     limits::Reservation,
-    message::{Request, Response},
     relay::{self, Body, Carried, Ending, Opened},
     retry::{Attempts, Verdict},
     telemetry::Record,
@@ -70,7 +70,7 @@ fn read<B>(
 where
     B: http_body::Body<Data = Bytes>,
 {
-    let mut record = Box::new(Record::new(&shield.telemetry, request.uri.path(), Instant::now()));
+    let mut record = Box::new(Record::new(&shield.telemetry, request.uri().path(), Instant::now()));
     let settings = shield.settings.load_full();
     async move {
         let read = match ambiguous {

@@ -8,14 +8,14 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::header;
+use http::{HeaderMap, header, response::Parts};
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
     groq::Usage,
+    headers,
     limits::{Reservation, Spent},
-    message::{Head, Headers},
     telemetry::Record,
     upstream::{Inflow, Why},
 };
@@ -58,8 +58,8 @@ pub enum Opened {
 ///
 /// # Errors
 /// The answer broke before a byte of it went out: sending again is safe for the app.
-pub async fn open(head: &Head, body: Inflow, expected: Expected, must_end: bool) -> Result<Opened, Why> {
-    let encoded = head.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != b"identity");
+pub async fn open(head: &Parts, body: Inflow, expected: Expected, must_end: bool) -> Result<Opened, Why> {
+    let encoded = head.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
     let media = media_type(&head.headers);
     // Nothing, or a part: no more than that is to be read in it.
     let partial = matches!(head.status.as_u16(), 204..=206 | 304);
@@ -136,8 +136,8 @@ pub async fn error_body(mut body: Inflow, limit: usize, time: Duration) -> Bytes
 }
 
 /// The media type alone.
-fn media_type(headers: &Headers) -> &str {
-    let value = headers.text(header::CONTENT_TYPE).unwrap_or_default();
+fn media_type(headers: &HeaderMap) -> &str {
+    let value = headers::text(headers, header::CONTENT_TYPE).unwrap_or_default();
     if value == "application/json" { value } else { value.split(';').next().unwrap_or_default().trim() }
 }
 

@@ -5,11 +5,11 @@
 
 use std::{fmt, io, sync::Arc, time::Duration};
 
-use http::Uri;
+use http::{Uri, response::Parts};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use tokio::time::{Instant, sleep};
 
-use crate::{config, error::Rejection, message};
+use crate::{config, error::Rejection};
 
 mod connection;
 mod dial;
@@ -81,7 +81,7 @@ impl From<Why> for Rejection {
 #[derive(Debug)]
 pub struct Answer {
     /// Status and headers.
-    pub head: message::Head,
+    pub head: Parts,
     /// What is still to come.
     pub body: Inflow,
 }

@@ -21,12 +21,11 @@ use bytes::Bytes;
 use fastrand::Rng;
 use groq_shield::{
     config::{self, Plan, Settings},
-    message::{Request, Response},
     proxy::{Shield, handle},
     sim::{self, Sim, Stranger},
     upstream::{Io, Upstream},
 };
-use http::{HeaderName, Method, StatusCode, Uri};
+use http::{HeaderName, HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use serde_json::json;
 use tokio::{
@@ -212,15 +211,12 @@ async fn client(shield: Arc<Shield>, ends: Rc<Ends>, mut random: Rng, number: us
                       "messages": [{"role": "user", "content": content}]});
     let app = format!("app{}", number % 3);
     let headers = [("authorization", "Bearer gsk_test"), ("content-type", "application/json"), ("x-shield-app", &app)];
-    let headers = headers.map(|(name, value)| (HeaderName::from_static(name), value.parse().expect("a value")));
-    let request = Request {
-        method: Method::POST,
-        uri: Uri::from_static("/openai/v1/chat/completions"),
-        headers: headers.into_iter().collect(),
-        body: Full::new(Bytes::from(body.to_string())),
-    };
+    let headers = headers.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).expect("a value")));
+    let mut request =
+        Request::post("/openai/v1/chat/completions").body(Full::new(Bytes::from(body.to_string()))).expect("a valid request");
+    request.headers_mut().extend(headers);
     let story = async {
-        let Response { head, body } = handle(&shield, request, None).await;
+        let (head, body) = handle(&shield, request, None).await.into_parts();
         (head.status, head.headers, body.collect().await.map(|body| body.to_bytes()))
     };
     // Some leave after a time, some at the n-th time that they are looked at: at any await.

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 
 use foldhash::HashMap;
-use http::{HeaderValue, Method, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use crate::{
     config::{Class, Settings},
     error::Rejection,
-    message::Headers,
 };
 
 type Digest = [u8; 32];
@@ -90,7 +89,7 @@ impl IdentityIndex {
     ///
     /// # Errors
     /// [`Rejection::NoKey`], [`Rejection::UnknownToken`]. A browser's preflight (OPTIONS) needs neither key nor token.
-    pub fn resolve(&self, method: &Method, headers: &Headers) -> Result<Identity, Rejection> {
+    pub fn resolve(&self, method: &Method, headers: &HeaderMap) -> Result<Identity, Rejection> {
         let bearer = bearer(headers);
         let app = match bearer {
             Some(token) if self.tokens_needed => self.by_token(token),
@@ -112,7 +111,7 @@ impl IdentityIndex {
         let named = name(headers, APP);
         // An app with a token is known by it alone: nobody else may take its name.
         let app = app.or_else(|| self.apps.iter().find(|app| app.token.is_none() && Some(app.name.as_ref()) == named.as_deref()));
-        let class = match headers.get(CLASS) {
+        let class = match headers.get(CLASS).map(HeaderValue::as_bytes) {
             Some(class) if class.eq_ignore_ascii_case(b"batch") => Class::Batch,
             Some(class) if class.eq_ignore_ascii_case(b"interactive") => Class::Interactive,
             _ => app.map(|app| app.class).unwrap_or_default(),
@@ -153,7 +152,7 @@ impl IdentityIndex {
 
 impl Identity {
     /// Puts the key in place that goes to Groq, where it is not the app's own.
-    pub fn authorise(&self, headers: &mut Headers) {
+    pub fn authorise(&self, headers: &mut HeaderMap) {
         if let Some(key) = &self.key {
             headers.insert(header::AUTHORIZATION, key.clone());
         }
@@ -165,15 +164,15 @@ fn digest(text: &[u8]) -> Digest {
 }
 
 /// The key or token of `Authorization: Bearer …`.
-fn bearer(headers: &Headers) -> Option<&[u8]> {
-    let (scheme, token) = headers.get(header::AUTHORIZATION)?.split_at_checked("Bearer ".len())?;
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked("Bearer ".len())?;
     let token = token.trim_ascii();
     (scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty()).then_some(token)
 }
 
 /// A name that a client chose: bounded, and of letters that harm no log and no label.
-fn name(headers: &Headers, header: &str) -> Option<String> {
-    let value = headers.get(header)?.trim_ascii();
+fn name(headers: &HeaderMap, header: &str) -> Option<String> {
+    let value = headers.get(header)?.as_bytes().trim_ascii();
     let plain = |b: &u8| if b.is_ascii_alphanumeric() || b"-_.:/@+".contains(b) { char::from(*b) } else { '_' };
     let name: String = value.iter().take(LONGEST_APP).map(plain).collect();
     Some(name).filter(|name| !name.is_empty())

@@ -6,7 +6,7 @@ use super::*;
 
 fn facts(endpoint: Endpoint, body: &str) -> Facts {
     let body = Bytes::copy_from_slice(body.as_bytes());
-    Facts::of(endpoint, &Headers::new(), &body).unwrap_or_else(|why| panic!("{why:?}"))
+    Facts::of(endpoint, &HeaderMap::new(), &body).unwrap_or_else(|why| panic!("{why:?}"))
 }
 
 fn chat(body: &str) -> Facts {
@@ -20,7 +20,7 @@ fn pool(facts: &Facts) -> (u64, Option<u64>) {
     }
 }
 
-fn headers(pairs: &[(&'static str, &str)]) -> Headers {
+fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
     let pair = |(name, value): &(&'static str, &str)| (header::HeaderName::from_static(name), value.parse().expect("a value"));
     pairs.iter().map(pair).collect()
 }
@@ -91,10 +91,10 @@ fn what_lacks_something_passes() {
 fn what_does_not_parse_is_refused() {
     for body in ["", "{", "{\"a\":1,}", "{'a':1}", "<html>", "{} {}", "{\"model\":\"m\",\"messages\":[\"x\"", "\u{feff}{}", "[1"]
     {
-        let refused = Facts::of(Endpoint::Chat, &Headers::new(), &Bytes::copy_from_slice(body.as_bytes()));
+        let refused = Facts::of(Endpoint::Chat, &HeaderMap::new(), &Bytes::copy_from_slice(body.as_bytes()));
         assert!(matches!(refused, Err(Rejection::InvalidJson(_))), "{body}");
     }
-    let refused = Facts::of(Endpoint::Batches, &Headers::new(), &Bytes::from_static(b"{"));
+    let refused = Facts::of(Endpoint::Batches, &HeaderMap::new(), &Bytes::from_static(b"{"));
     assert!(matches!(refused, Err(Rejection::InvalidJson(_))));
 }
 
@@ -127,11 +127,11 @@ fn what_is_no_text_in_a_string_is_refused() {
     for content in ["a\u{1}b", "a\nb", "\\n\tb", "\\x", "\\ud8", "a"] {
         let end = if content == "a" { "" } else { "\"" };
         let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{content}{end}}}]}}"#);
-        let refused = Facts::of(Endpoint::Chat, &Headers::new(), &Bytes::from(body.clone()));
+        let refused = Facts::of(Endpoint::Chat, &HeaderMap::new(), &Bytes::from(body.clone()));
         assert!(matches!(refused, Err(Rejection::InvalidJson(_))), "{body:?}");
     }
     for not_utf8 in [&b"{\"model\":\"m\",\"messages\":[{\"content\":\"\xff\"}]}"[..], b"{\"a\":\"\xff\"}", b"[\"\xff\"]"] {
-        let facts = Facts::of(Endpoint::Chat, &Headers::new(), &Bytes::from_static(not_utf8));
+        let facts = Facts::of(Endpoint::Chat, &HeaderMap::new(), &Bytes::from_static(not_utf8));
         assert!(matches!(facts, Err(Rejection::InvalidJson(_))));
     }
 }
@@ -181,7 +181,7 @@ fn forms_with_audio() {
     let url = form(&[("url", "https://example.com/a.mp3"), ("model", "m"), ("response_format", "verbose_json")]);
     assert_eq!((url.pool, url.wants_text), (Pool::Audio { seconds: 300 }, false));
     assert_eq!(form(&[("file", "RIFF")]).pool, Pool::Free);
-    let no_form = Facts::of(Endpoint::Transcription, &Headers::new(), &Bytes::from_static(b"x")).expect("passes");
+    let no_form = Facts::of(Endpoint::Transcription, &HeaderMap::new(), &Bytes::from_static(b"x")).expect("passes");
     assert_eq!(no_form.pool, Pool::Free);
 }
 
@@ -222,7 +222,7 @@ proptest! {
     fn never_panics(body in proptest::collection::vec(any::<u8>(), 0..200)) {
         for endpoint in [Endpoint::Chat, Endpoint::Transcription, Endpoint::Embeddings] {
             let body = Bytes::copy_from_slice(&body);
-            let _ = Facts::of(endpoint, &Headers::new(), &body);
+            let _ = Facts::of(endpoint, &HeaderMap::new(), &body);
             with_ceiling(endpoint, &body, 5);
         }
     }

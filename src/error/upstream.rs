@@ -7,15 +7,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{INVALID, LONGEST_MESSAGE, SERVER};
-use crate::{
-    groq::{self, RefusalText},
-    message::Headers,
-};
+use crate::groq::{self, RefusalText};
 
 /// An error answer of the upstream's, made presentable.
 #[derive(Clone, Debug)]
@@ -31,7 +28,7 @@ pub struct UpstreamError {
     /// How long the upstream says to wait: its text's exact figure, or its `retry-after`. `None` where waiting cures nothing.
     pub retry_after: Option<Duration>,
     /// The upstream's end-to-end headers, without those that described its body.
-    pub headers: Headers,
+    pub headers: HeaderMap,
     /// The upstream's own object, masked; `None` where there was none to pass.
     pub body: Option<Bytes>,
     /// Whether the object is ours, because the upstream's answer carried none.
@@ -46,7 +43,7 @@ type Members<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 
 impl UpstreamError {
     /// Reads an error answer. `headers` are end-to-end ones already; `now` is what an HTTP date is held against.
-    pub fn new(status: StatusCode, mut headers: Headers, body: &[u8], now: SystemTime) -> Self {
+    pub fn new(status: StatusCode, mut headers: HeaderMap, body: &[u8], now: SystemTime) -> Self {
         let object = members(body);
         let message = object.as_ref().and_then(|object| text(object.get("message")));
         let refusal = message.as_deref().and_then(RefusalText::parse);
@@ -58,7 +55,9 @@ impl UpstreamError {
             _ if message.is_some() && (status.is_client_error() || status.is_server_error()) => status,
             _ => documented(status),
         };
-        headers.retain(|name, _| !OF_THE_BODY.iter().any(|gone| name.eq_ignore_ascii_case(gone.as_str().as_bytes())));
+        for name in OF_THE_BODY {
+            headers.remove(name);
+        }
         let mut error = Self {
             status: shown,
             kind: kind_by_status(shown, refusal.as_ref()),

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::header;
+use http::{HeaderMap, header};
 
-use crate::message::Headers;
+use crate::headers;
 
 /// Longer ones are nonsense, and would overflow a clock: they clamp to this.
 const LONGEST: Duration = Duration::from_secs(366 * 86_400);
@@ -65,8 +65,8 @@ fn digits(text: &str) -> (&str, &str) {
 }
 
 /// What `retry-after-ms` or `retry-after` says: seconds (whole or decimal), a Go duration, or an HTTP date as seen at `now`.
-pub fn retry_after(headers: &Headers, now: SystemTime) -> Option<Duration> {
-    let text = |name: &str| headers.text(name).map(str::trim);
+pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = |name: &str| headers::text(headers, name).map(str::trim);
     let after = |text: &str| {
         decimal(text)
             .or_else(|| parse_duration(text))
@@ -146,16 +146,16 @@ mod tests {
             ("retry-after", "soon", None),
         ];
         for (name, value, millis) in table {
-            let headers = Headers::from_iter([(name.parse().expect("a name"), value.parse().expect("a value"))]);
+            let headers = HeaderMap::from_iter([(name.parse().expect("a name"), value.parse().expect("a value"))]);
             assert_eq!(retry_after(&headers, now).map(|d| d.as_millis()), millis, "{name}: {value}");
         }
-        let huge = Headers::from_iter([(header::RETRY_AFTER, "9".repeat(400).parse().expect("a value"))]);
+        let huge = HeaderMap::from_iter([(header::RETRY_AFTER, "9".repeat(400).parse().expect("a value"))]);
         assert_eq!(retry_after(&huge, now), Some(LONGEST));
     }
 
     #[test]
     fn milliseconds_come_before_seconds() {
-        let headers = Headers::from_iter([
+        let headers = HeaderMap::from_iter([
             (header::RETRY_AFTER, "2".parse().expect("a value")),
             ("retry-after-ms".parse().expect("a name"), "1400".parse().expect("a value")),
         ]);
@@ -177,7 +177,7 @@ mod tests {
         #[test]
         fn any_header_value(value in proptest::collection::vec(any::<u8>(), 0..40)) {
             if let Ok(value) = http::HeaderValue::from_bytes(&value) {
-                let headers = Headers::from_iter([(header::RETRY_AFTER, value)]);
+                let headers = HeaderMap::from_iter([(header::RETRY_AFTER, value)]);
                 let _ = retry_after(&headers, SystemTime::now());
             }
         }

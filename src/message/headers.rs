@@ -6,7 +6,7 @@
 use std::fmt;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// The headers of one message. Names are compared without regard to case.
 #[derive(Clone, Default)]
@@ -245,6 +245,22 @@ impl Headers {
 impl fmt::Debug for Headers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.iter().map(|(name, _)| String::from_utf8_lossy(name))).finish()
+    }
+}
+
+impl From<HeaderMap> for Headers {
+    fn from(map: HeaderMap) -> Self {
+        map.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+}
+
+impl From<&Headers> for HeaderMap {
+    /// `httparse` accepts the same names and values as `http`.
+    fn from(headers: &Headers) -> Self {
+        headers
+            .iter()
+            .filter_map(|(name, value)| Some((HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?)))
+            .collect()
     }
 }
 

@@ -1,11 +1,10 @@
 //! What does the app see of it? The answer's or the rejection's head, stamped; the record goes on with the body.
 
-use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use hyper::ext::ReasonPhrase;
 
 use crate::{
     error::Rejection,
-    message::{Headers, Response},
     relay::{Body, Carried, Opened},
     telemetry::{Record, Source},
 };
@@ -17,7 +16,7 @@ const FITTED: HeaderName = HeaderName::from_static("x-shield-fitted");
 
 /// An answer that has begun well: the upstream's, and what the shield has to add.
 pub(super) fn deliver(answer: Response<Opened>, mut carried: Carried, fitted: Option<(u64, u64)>) -> Response<Body> {
-    let Response { mut head, body: opened } = answer;
+    let (mut head, opened) = answer.into_parts();
     if let Opened::Stream(_) = opened {
         // A stream that breaks gets a frame that no length announced has room for.
         head.headers.remove(header::CONTENT_LENGTH);
@@ -29,7 +28,7 @@ pub(super) fn deliver(answer: Response<Opened>, mut carried: Carried, fitted: Op
         let value = HeaderValue::from_str(&format!("{from}>{to}"));
         head.headers.append(FITTED, value.expect("two numbers are a header"));
     }
-    Response { head, body: Body::new(opened, carried) }
+    Response::from_parts(head, Body::new(opened, carried))
 }
 
 /// A failure as the documented object.
@@ -42,12 +41,12 @@ pub(super) fn reject(rejection: Rejection, mut record: Box<Record>) -> Response<
     record.status = rejection.status().as_u16();
     record.error = Some(rejection.summary());
     record.stop_waiting();
-    let Response { mut head, body } = rejection.into_response();
+    let (mut head, body) = rejection.into_response().into_parts();
     stamp(&mut head.headers, &mut record);
     if head.status.canonical_reason().is_none() {
-        head.reason = Some(Bytes::from_static(reason(head.status)));
+        head.extensions.insert(ReasonPhrase::from_static(reason(head.status)));
     }
-    Response { head, body: Body::failure(body, record) }
+    Response::from_parts(head, Body::failure(body, record))
 }
 
 /// Groq's words for the statuses of its own.
@@ -69,7 +68,7 @@ fn number(number: u64) -> HeaderValue {
 }
 
 /// What is added to every answer. None of ours is there: those of the upstream's that look so have gone.
-fn stamp(headers: &mut Headers, record: &mut Record) {
+fn stamp(headers: &mut HeaderMap, record: &mut Record) {
     headers.append(WAIT, number(record.wait.as_millis() as u64));
     headers.append(ATTEMPTS, number(record.attempts.into()));
     if !headers.contains_key(&REQUEST_ID) {

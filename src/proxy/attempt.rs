@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::StatusCode;
+use http::{Response, StatusCode};
 use tokio::time::Instant;
 
 use super::{Shield, read::Call};
@@ -13,7 +13,6 @@ use crate::{
     groq::{RateState, RefusalText},
     headers,
     limits::{Place, Reservation, Spent},
-    message::Response,
     relay::{self, Opened},
     retry::Class,
     telemetry::{self, Record},
@@ -67,7 +66,7 @@ impl Shield {
         headers::from_upstream(&mut answer.head.headers);
         let now = Instant::now();
         record.time_to_head = sent_at.map(|sent_at| now - sent_at);
-        record.upstream_id = answer.head.headers.text("x-request-id").map(str::to_owned);
+        record.upstream_id = headers::text(&answer.head.headers, "x-request-id").map(str::to_owned);
         let state = RateState::of(&answer.head.headers);
         let status = answer.head.status;
         if status.is_client_error() || status.is_server_error() {
@@ -86,7 +85,7 @@ impl Shield {
             reservation.observe(&state, now);
         }
         match relay::open(&answer.head, answer.body, call.expected(outgoing), call.stream_must_end()).await {
-            Ok(opened) => Outcome::Opened(Box::new(Response { head: answer.head, body: opened })),
+            Ok(opened) => Outcome::Opened(Box::new(Response::from_parts(answer.head, opened))),
             Err(why) => Outcome::Failed(Failure::after_sending(why)),
         }
     }

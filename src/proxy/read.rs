@@ -1,7 +1,7 @@
 //! What is asked? The head is judged first, then the body is read, once; every attempt replays it for free.
 
 use bytes::Bytes;
-use http::{Method, Uri, uri::PathAndQuery};
+use http::{Method, Request, Uri, uri::PathAndQuery};
 use tokio::time::Instant;
 
 use super::Shield;
@@ -13,7 +13,6 @@ use crate::{
     groq::{Endpoint, map_path},
     headers, intake,
     limits::{Ask, Pool},
-    message::Request,
     relay::Expected,
     telemetry::Record,
     upstream::Outgoing,
@@ -46,13 +45,13 @@ impl Shield {
     where
         B: http_body::Body<Data = Bytes> + 'a,
     {
-        let Request { method, uri, mut headers, body } = request;
+        let (http::request::Parts { method, uri, mut headers, .. }, body) = request.into_parts();
         async move {
             self.check_destination(&method, &uri)?;
             let path = mapped(&uri)?;
             let endpoint = Endpoint::of(&method, path.path());
             record.endpoint = endpoint.label();
-            record.traceparent = headers.text("traceparent").map(str::to_owned);
+            record.traceparent = headers::text(&headers, "traceparent").map(str::to_owned);
             let identity = self.identities.load().resolve(&method, &headers)?;
             record.app = identity.app.clone();
             record.class = identity.class;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full};
 use serde_json::Value;
 use tokio::{
@@ -19,7 +19,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    message::Headers,
+    headers::text,
     upstream::{Io, Upstream},
 };
 
@@ -98,16 +98,19 @@ fn chat(stream: bool) -> Request<Full<Bytes>> {
 
 fn asked(method: Method, uri: &'static str, body: String) -> Request<Full<Bytes>> {
     let headers = [("authorization", "Bearer gsk_test"), ("content-type", "application/json")];
-    let headers = headers.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
-    Request { method, uri: Uri::from_static(uri), headers: Headers::from_iter(headers), body: Full::from(body) }
+    let mut request = Request::new(Full::from(body));
+    *request.method_mut() = method;
+    *request.uri_mut() = Uri::from_static(uri);
+    request.headers_mut().extend(headers.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))));
+    request
 }
 
-async fn ask(shield: &Arc<Shield>, stream: bool) -> (StatusCode, Headers, String) {
+async fn ask(shield: &Arc<Shield>, stream: bool) -> (StatusCode, HeaderMap, String) {
     whole(handle(shield, chat(stream), None).await).await
 }
 
-async fn whole(response: Response<Body>) -> (StatusCode, Headers, String) {
-    let Response { head, body } = response;
+async fn whole(response: Response<Body>) -> (StatusCode, HeaderMap, String) {
+    let (head, body) = response.into_parts();
     let body = body.collect().await.expect("a whole body").to_bytes();
     (head.status, head.headers, String::from_utf8(body.to_vec()).expect("text"))
 }
@@ -125,8 +128,8 @@ async fn an_answer_passes_byte_for_byte() {
     let (shield, seen) = shield(Settings::default(), vec![good()]);
     let (status, headers, body) = ask(&shield, false).await;
     assert_eq!((status, body.as_str()), (StatusCode::OK, GOOD));
-    assert_eq!(headers.text("x-shield-attempts"), Some("1"));
-    assert_eq!(headers.text("x-shield-wait-ms"), Some("0"));
+    assert_eq!(text(&headers, "x-shield-attempts"), Some("1"));
+    assert_eq!(text(&headers, "x-shield-wait-ms"), Some("0"));
     assert!(headers.contains_key("x-request-id"));
     let seen = seen.lock().expect("unpoisoned");
     assert!(seen[0].contains("authorization: Bearer gsk_test\r\n"), "{}", seen[0]);
@@ -151,7 +154,7 @@ async fn a_client_that_leaves_takes_its_upstream_request_along() {
     let scripts = vec![[stream(&[FIRST], false), vec![Step::UntilClosed]].concat(), vec![Step::UntilClosed]];
     let (shield, seen) = shield(Settings::default(), scripts);
     let mut response = handle(&shield, chat(true), None).await;
-    response.body.frame().await.expect("an event").expect("good");
+    response.body_mut().frame().await.expect("an event").expect("good");
     drop(response);
     let waiting = timeout(Duration::from_secs(1), handle(&shield, chat(false), None)).await;
     assert!(waiting.is_err(), "the upstream says nothing");
@@ -168,6 +171,6 @@ async fn other_destinations_are_refused() {
         assert_eq!((status.as_u16(), code(&body).as_str()), (403, "destination_not_allowed"));
     }
     let request = asked(Method::GET, "http://API.groq.com/openai/v1/models", String::new());
-    assert_eq!(handle(&shield, request, None).await.head.status, StatusCode::OK);
+    assert_eq!(handle(&shield, request, None).await.status(), StatusCode::OK);
     assert!(seen.lock().expect("unpoisoned")[0].starts_with("GET /openai/v1/models HTTP/1.1"));
 }

@@ -8,12 +8,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, header};
+use http::{HeaderValue, Response, header};
 use http_body::Body as _;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::Body;
-use crate::message::{Head, Headers, Response};
 
 /// The answer that is waited for.
 pub(super) type Pending = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
@@ -46,7 +45,7 @@ impl Waiting {
                 Poll::Pending => return self.ticks.poll_tick(cx).map(|_| Some(Ok(COMMENT))),
                 Poll::Ready(answer) => {
                     self.answer = None;
-                    let Response { head, body } = answer;
+                    let (head, body) = answer.into_parts();
                     if !head.status.is_success() {
                         let Body::Full { bytes, .. } = &body else { return Poll::Ready(None) };
                         return Poll::Ready(Some(Ok(crate::error::frame_of(head.status, bytes))));
@@ -66,6 +65,7 @@ pub async fn opened_early(mut answer: Pending, period: Duration) -> Response<Bod
         return answer;
     }
     let media = HeaderValue::from_static("text/event-stream");
-    let headers = Headers::from_iter([(header::CONTENT_TYPE, media)]);
-    Response { head: Head { headers, ..Default::default() }, body: Body::Waiting(Waiting::new(answer, period)) }
+    let mut response = Response::new(Body::Waiting(Waiting::new(answer, period)));
+    response.headers_mut().insert(header::CONTENT_TYPE, media);
+    response
 }

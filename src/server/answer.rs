@@ -8,13 +8,14 @@ use std::{
 };
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use http::{Method, StatusCode, Version};
+use http::{Method, Response, StatusCode, Version};
 use http_body::Body;
+use hyper::ext::ReasonPhrase;
 use tokio::io::AsyncWrite;
 
 use super::request::{Shared, unsent};
 use crate::{
-    message::{Head, Response},
+    message::Headers,
     wire::{Unsent, block},
 };
 
@@ -73,7 +74,9 @@ where
 {
     /// Puts the head together.
     pub(super) fn new(response: Response<B>, to: To) -> Self {
-        let Response { head: Head { status, reason, mut headers }, body } = response;
+        let (http::response::Parts { status, headers, extensions, .. }, body) = response.into_parts();
+        let mut headers = Headers::from(headers);
+        let reason = extensions.get::<ReasonPhrase>();
         let bodiless = to.is_head || status.is_informational() || matches!(status.as_u16(), 204 | 304);
         let size = body.size_hint().exact();
         let framing = match size {
@@ -86,7 +89,7 @@ where
         let small = size.filter(|size| !bodiless && *size < LARGE as u64).unwrap_or(0) as usize;
         let mut out = block(ROOM + headers.size() + small);
         let version = if to.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" };
-        put_status(&mut out, version, status, reason.as_deref());
+        put_status(&mut out, version, status, reason.map(ReasonPhrase::as_bytes));
         let (mut is_dated, mut tells_length) = (false, false);
         headers.retain(|name, _| {
             let is = |word: &str| name.eq_ignore_ascii_case(word.as_bytes());
@@ -274,7 +277,7 @@ mod tests {
     }
 
     fn answer<B: Body<Data = Bytes> + Unpin>(body: B, version: Version) -> Answer<B> {
-        Answer::new(Response { head: Head::default(), body }, To { is_head: false, version, closes: false })
+        Answer::new(Response::new(body), To { is_head: false, version, closes: false })
     }
 
     /// What was sent of it, and the most that it ever put together in memory.
@@ -299,10 +302,11 @@ mod tests {
     #[tokio::test]
     async fn how_a_body_ends_is_told_once_and_by_the_connection() {
         let told = [(header::TRANSFER_ENCODING, "chunked"), (header::CONTENT_LENGTH, "9"), (header::CONNECTION, "upgrade")];
-        let headers = told.into_iter().map(|(name, value)| (name, HeaderValue::from_static(value))).collect();
-        let head = Head { headers, ..Head::default() };
+        let headers = told.map(|(name, value)| (name, HeaderValue::from_static(value)));
+        let mut response = Response::new(Full::new(Bytes::from_static(b"ab")));
+        response.headers_mut().extend(headers);
         let to = To { is_head: false, version: Version::HTTP_11, closes: false };
-        let (all, _) = sent(Answer::new(Response { head, body: Full::new(Bytes::from_static(b"ab")) }, to)).await;
+        let (all, _) = sent(Answer::new(response, to)).await;
         let all = String::from_utf8(all).expect("text");
         assert!(all.starts_with("HTTP/1.1 200 OK\r\ncontent-length: 2\r\ndate: ") && all.ends_with("\r\n\r\nab"), "{all}");
     }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::Response;
 use http_body::Body;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -28,7 +29,6 @@ use super::{
 use crate::{
     error::Rejection,
     late::Clock,
-    message::{Request, Response},
     proxy::{self, Shield},
     wire::LARGEST_HEAD,
 };
@@ -64,7 +64,7 @@ fn serve_by<I, T, H, R, B>(
 ) -> impl Future<Output = ()>
 where
     I: AsyncRead + AsyncWrite + Unpin,
-    H: Fn(&Arc<Shield>, Request<Incoming<I>>, Option<&'static str>) -> R,
+    H: Fn(&Arc<Shield>, http::Request<Incoming<I>>, Option<&'static str>) -> R,
     R: Future<Output = Response<B>>,
     B: Body<Data = Bytes> + Unpin,
 {
@@ -150,7 +150,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         refuse: &impl Fn(&Shield, Rejection) -> Response<B>,
     ) -> impl Future<Output = Then>
     where
-        H: Fn(&Arc<Shield>, Request<Incoming<I>>, Option<&'static str>) -> R,
+        H: Fn(&Arc<Shield>, http::Request<Incoming<I>>, Option<&'static str>) -> R,
         R: Future<Output = Response<B>>,
         B: Body<Data = Bytes> + Unpin,
     {
@@ -161,7 +161,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         let to = To::new(&request.method, version);
         let body = self.shared.body(rest, expects);
         let is_faulty = fault.is_some();
-        let mut handled = Box::pin(handle(&self.shield, request.with(body), fault));
+        let mut handled = Box::pin(handle(&self.shield, request.with(body).into(), fault));
         async move {
             let answered = poll_fn(|cx| match unwound(handled.as_mut(), cx) {
                 Poll::Ready(answered) => Poll::Ready(Ok(answered)),

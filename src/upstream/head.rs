@@ -3,13 +3,14 @@
 use std::mem::MaybeUninit;
 
 use bytes::Bytes;
-use http::{StatusCode, header};
+use http::{Response, StatusCode, header, response::Parts};
 use httparse::{ParserConfig, Status};
+use hyper::ext::ReasonPhrase;
 use memchr::memchr_iter;
 
 use super::Why;
 use crate::{
-    message::{self, Found, Headers},
+    message::{Found, Headers},
     wire::{LARGEST_HEAD, Line, MOST_HEADERS, Rest},
 };
 
@@ -22,7 +23,7 @@ const NOT_HTTP: Why = Why::Invalid("it is not HTTP");
 
 /// An answer's head.
 pub(super) struct Head {
-    pub(super) message: message::Head,
+    pub(super) message: Parts,
     /// Its body.
     pub(super) rest: Rest,
     /// Whether another request may follow when the body is over.
@@ -96,7 +97,13 @@ impl Read {
         let headers = Headers::of(bytes, self.found);
         let (rest, may_stay) = body(self.status, self.is_1_1, &headers, is_head)?;
         let stays = may_stay && stays_open(self.is_1_1, &headers);
-        Ok(Head { message: message::Head { status: self.status, reason: self.reason, headers }, rest, stays })
+        let (mut message, ()) = Response::new(()).into_parts();
+        message.status = self.status;
+        message.headers = (&headers).into();
+        if let Some(reason) = self.reason.and_then(|reason| ReasonPhrase::try_from(reason).ok()) {
+            message.extensions.insert(reason);
+        }
+        Ok(Head { message, rest, stays })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use http::{HeaderValue, Method, uri::PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, uri::PathAndQuery};
 
 use crate::{
     message::Headers,
@@ -55,8 +55,8 @@ impl fmt::Debug for Outgoing {
 
 impl Outgoing {
     /// A request; neither `host` nor a length is among its headers.
-    pub fn new(method: Method, path: PathAndQuery, headers: Headers, body: Bytes) -> Self {
-        Self { method, path, body, headers }
+    pub fn new(method: Method, path: PathAndQuery, headers: HeaderMap, body: Bytes) -> Self {
+        Self { method, path, body, headers: headers.into() }
     }
 
     /// Whether no more than its answer's head is wanted.
@@ -177,16 +177,16 @@ mod tests {
         {
             let method = Method::from_bytes(method.as_bytes()).expect("a method");
             let path = PathAndQuery::from_static("/x");
-            let request = Outgoing::new(method.clone(), path, Headers::new(), Bytes::new());
+            let request = Outgoing::new(method.clone(), path, HeaderMap::new(), Bytes::new());
             assert_eq!(text(request.encode(&address())), format!("{method} /x HTTP/1.1\r\nhost: api.groq.com\r\n{length}\r\n"));
         }
-        let odd = Outgoing::new(Method::GET, PathAndQuery::from_static("/x"), Headers::new(), Bytes::from_static(b"{}"));
+        let odd = Outgoing::new(Method::GET, PathAndQuery::from_static("/x"), HeaderMap::new(), Bytes::from_static(b"{}"));
         assert!(text(odd.encode(&address())).ends_with("content-length: 2\r\n\r\n{}"));
     }
 
     #[test]
     fn the_path_has_before_it_what_the_upstream_wants() {
-        let mut request = Outgoing::new(Method::GET, PathAndQuery::from_static("/x?y"), Headers::new(), Bytes::new());
+        let mut request = Outgoing::new(Method::GET, PathAndQuery::from_static("/x?y"), HeaderMap::new(), Bytes::new());
         let auth = HeaderValue::from_static("Basic eA==");
         for (address, wanted) in [
             (Address::new("h:1", "/pre", false, None), "GET /pre/x?y HTTP/1.1\r\nhost: h:1\r\n\r\n"),

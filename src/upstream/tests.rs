@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::message::Headers;
+use http::HeaderMap;
 
 mod answers;
 mod sending;
@@ -66,7 +66,7 @@ async fn read_request(io: &mut DuplexStream) -> Vec<u8> {
 
 async fn send(upstream: &Upstream) -> Result<Answer, Failure> {
     let path = PathAndQuery::from_static("/openai/v1/x?y=z");
-    let outgoing = Outgoing::new(Method::POST, path, Headers::new(), Bytes::from_static(b"{}"));
+    let outgoing = Outgoing::new(Method::POST, path, HeaderMap::new(), Bytes::from_static(b"{}"));
     upstream.send(&outgoing, Instant::now).await
 }
 

@@ -6,7 +6,7 @@ use http_body_util::{BodyExt as _, Channel, Full, combinators::UnsyncBoxBody};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
 use super::*;
-use crate::{config::Settings, message::Head, server::end::LAST_FRAME};
+use crate::{config::Settings, server::end::LAST_FRAME};
 
 mod framing;
 
@@ -50,7 +50,7 @@ impl Body for Made {
 }
 
 fn ok(body: Made) -> Response<Made> {
-    Response { head: Head::default(), body }
+    Response::new(body)
 }
 
 fn shield() -> Arc<Shield> {
@@ -58,13 +58,13 @@ fn shield() -> Arc<Shield> {
 }
 
 /// What the test's handler answers: `METHOD PATH BODY`, `/panic` panics, a fault is refused.
-async fn echo(request: Request<Incoming<DuplexStream>>, fault: Option<&'static str>) -> Response<Made> {
+async fn echo(request: http::Request<Incoming<DuplexStream>>, fault: Option<&'static str>) -> Response<Made> {
     if let Some(why) = fault {
         return Rejection::Malformed(why).into_response().map(Made::from);
     }
-    assert_ne!(request.uri.path(), "/panic", "asked for");
-    let line = format!("{} {} ", request.method, request.uri.path());
-    match request.body.collect().await {
+    assert_ne!(request.uri().path(), "/panic", "asked for");
+    let line = format!("{} {} ", request.method(), request.uri().path());
+    match request.into_body().collect().await {
         Ok(body) => ok(Made::from(Bytes::from([line.as_bytes(), &body.to_bytes()].concat()))),
         Err(_) => Rejection::Malformed("its body cannot be read").into_response().map(Made::from),
     }
@@ -77,7 +77,7 @@ fn client(shield: &Arc<Shield>) -> DuplexStream {
 
 fn served<F, R>(shield: &Arc<Shield>, handle: F) -> DuplexStream
 where
-    F: Fn(Request<Incoming<DuplexStream>>, Option<&'static str>) -> R + Send + Sync + 'static,
+    F: Fn(http::Request<Incoming<DuplexStream>>, Option<&'static str>) -> R + Send + Sync + 'static,
     R: Future<Output = Response<Made>> + Send + 'static,
 {
     let (client, server) = duplex(1 << 16);

@@ -8,10 +8,10 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Duration, Failure, Headers, Io, OK, Outgoing, Upstream, Why, body, config, duplex, send, upstream};
+use super::{Duration, Failure, HeaderMap, Io, OK, Outgoing, Upstream, Why, body, config, duplex, send, upstream};
 
 fn outgoing(size: usize) -> Outgoing {
-    let headers = Headers::from_iter([(HeaderName::from_static("x-own"), HeaderValue::from_static("1"))]);
+    let headers = HeaderMap::from_iter([(HeaderName::from_static("x-own"), HeaderValue::from_static("1"))]);
     Outgoing::new(Method::POST, PathAndQuery::from_static("/openai/v1/x"), headers, vec![b'x'; size].into())
 }
 
