@@ -5,16 +5,16 @@ ci:
     .ci/run
 
 fmt:
-    cargo fmt
+    cargo fmt --all
 
 lint:
-    cargo clippy --all-targets -- -D warnings
+    cargo clippy --workspace --all-targets -- -D warnings
 
 test *ARGS:
     cargo test {{ARGS}}
 
 doc:
-    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
 # Licences, sources and banned crates.
 deny:

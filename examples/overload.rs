@@ -11,8 +11,8 @@ use groq_shield::{
     config::{self, Settings},
     proxy::Shield,
     server::{self, Listeners},
-    sim::{self, Sim},
 };
+use groq_sim::Sim;
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
@@ -147,13 +147,13 @@ impl Row {
 
     /// Plays it once.
     async fn run(self, seed: u64) -> Outcome {
-        let limits = sim::ModelLimits {
+        let limits = groq_sim::ModelLimits {
             requests_per_minute: Some(self.requests_per_minute),
             tokens_per_minute: Some(self.tokens_per_minute),
             ..Default::default()
         };
         let initial_use = [("TPM".to_owned(), TAKEN)].into();
-        let groq = Sim::new(sim::Options { plan: sim::Plan::uniform(limits), initial_use, seed, ..Default::default() });
+        let groq = Sim::new(groq_sim::Options { plan: groq_sim::Plan::uniform(limits), initial_use, seed, ..Default::default() });
         let born = Instant::now();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let upstream = listener.local_addr().expect("it is bound");

@@ -19,8 +19,8 @@ use groq_shield::{
     config::{self, Settings},
     proxy::Shield,
     server::{self, Listeners},
-    sim::{self, Pace, Sim},
 };
+use groq_sim::{Pace, Sim};
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
@@ -59,7 +59,7 @@ struct Tally {
 }
 
 /// Everything that Groq and the way to it are known to do, at random.
-fn faults() -> Vec<sim::Fault> {
+fn faults() -> Vec<groq_sim::Fault> {
     let faults = [
         json!({"action": "status", "status": 500}),
         json!({"action": "status", "status": 503, "retry_after": "1"}),
@@ -193,9 +193,10 @@ fn descriptors() -> u64 {
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let limits = sim::ModelLimits { requests_per_minute: Some(LIMIT), ..Default::default() };
+    let limits = groq_sim::ModelLimits { requests_per_minute: Some(LIMIT), ..Default::default() };
     let pace = Pace { head: Duration::from_millis(100), completion: 40.0, ..Pace::default() };
-    let groq = Sim::new(sim::Options { plan: sim::Plan::uniform(limits), pace, faults: faults(), ..Default::default() });
+    let groq =
+        Sim::new(groq_sim::Options { plan: groq_sim::Plan::uniform(limits), pace, faults: faults(), ..Default::default() });
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let upstream = listener.local_addr().expect("it is bound");
     let serving = tokio::spawn({

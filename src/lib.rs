@@ -17,8 +17,8 @@
 //!
 //! [`message`] is a request and an answer between these, `wire` both as bytes.
 //! [`groq`] knows Groq's words, [`estimate`] tokens and audio seconds, [`headers`] what is forwarded,
-//! [`config`] the TOML file, [`telemetry`] logs and metrics, [`admin`] the second listener,
-//! `sim` a Groq that never leaves the machine.
+//! [`config`] the TOML file, [`telemetry`] logs and metrics, [`admin`] the second listener.
+//! The simulated Groq is a crate of its own, `groq-sim`.
 
 pub mod admin;
 pub mod breaker;
@@ -37,8 +37,6 @@ pub mod proxy;
 pub mod relay;
 pub mod retry;
 pub mod server;
-#[cfg(feature = "demo")]
-pub mod sim;
 pub mod telemetry;
 pub mod upstream;
 mod wire;

@@ -9,7 +9,7 @@ use std::{
 /// Each module and the modules it may use.
 const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
-    ("cli", &["admin", "config", "error", "groq", "limits", "proxy", "server", "sim", "telemetry", "upstream"]),
+    ("cli", &["admin", "config", "error", "groq", "limits", "proxy", "server", "telemetry", "upstream"]),
     ("server", &["admin", "config", "error", "late", "message", "proxy", "relay", "telemetry", "wire"]),
     ("admin", &["breaker", "config", "error", "groq", "limits", "proxy", "telemetry"]),
     (
@@ -47,7 +47,6 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("message", &[]),
     ("wire", &[]),
     ("intake", &["config", "error"]),
-    ("sim", &[]),
 ];
 
 /// Pure cores use no sockets and take time as an argument. `limits/redis` is the exception.

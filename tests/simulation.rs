@@ -22,9 +22,9 @@ use fastrand::Rng;
 use groq_shield::{
     config::{self, Plan, Settings},
     proxy::{Shield, handle},
-    sim::{self, Sim, Stranger},
     upstream::{Io, Upstream},
 };
+use groq_sim::{Sim, Stranger};
 use http::{HeaderName, HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use serde_json::json;
@@ -127,15 +127,15 @@ impl Drop for Told {
 async fn live(world: World, seed: u64) -> (Sim, Rc<Ends>) {
     fastrand::seed(seed);
     let mut random = Rng::with_seed(seed);
-    let limits = sim::ModelLimits { requests_per_minute: Some(RPM), tokens_per_minute: Some(TPM), ..Default::default() };
+    let limits = groq_sim::ModelLimits { requests_per_minute: Some(RPM), tokens_per_minute: Some(TPM), ..Default::default() };
     let faults = json!([
         {"probability": 0.03, "action": "status", "status": 503},
         {"probability": 0.03, "action": "close"},
         {"probability": 0.03, "action": "cut", "after": 2},
         {"probability": 0.03, "action": "html", "status": 502},
     ]);
-    let sim = Sim::new(sim::Options {
-        plan: sim::Plan::uniform(limits),
+    let sim = Sim::new(groq_sim::Options {
+        plan: groq_sim::Plan::uniform(limits),
         stranger: world.strangers.then_some(Stranger { share: 0.2, tokens: 300 }),
         faults: if world.faults { serde_json::from_value(faults).expect("faults") } else { Vec::new() },
         seed,

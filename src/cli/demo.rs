@@ -18,7 +18,6 @@ use crate::{
     config::{Plan, Settings},
     proxy::Shield,
     server::{self, Listeners, Running},
-    sim,
 };
 
 mod load;
@@ -86,10 +85,10 @@ impl Stage {
     fn set(arguments: &Demo) -> io::Result<Self> {
         let groq = || {
             let initial_use = [("TPM".to_owned(), TAKEN)].into();
-            simulate::in_the_background(sim::Options { seed: arguments.seed, initial_use, ..sim::Options::default() })
+            simulate::in_the_background(groq_sim::Options { seed: arguments.seed, initial_use, ..groq_sim::Options::default() })
         };
         let ((alone, alone_sim), (behind, behind_sim)) = (groq()?, groq()?);
-        let limit = sim::Plan::developer().of_model(MODEL).tokens_per_minute.unwrap_or_default();
+        let limit = groq_sim::Plan::developer().of_model(MODEL).tokens_per_minute.unwrap_or_default();
         let rate = limit as f64 / 60.0;
         let mut settings = Settings::default();
         settings.server.listen = ([127, 0, 0, 1], 0).into();

@@ -2,6 +2,7 @@
 
 use std::{fs, io, net::SocketAddr, path::PathBuf, process::ExitCode, thread};
 
+use groq_sim::{Algorithm, Options, Plan, Sim};
 use tokio::{
     net::TcpListener,
     runtime::Builder,
@@ -9,7 +10,6 @@ use tokio::{
 };
 
 use super::{USAGE, failed};
-use crate::sim::{Algorithm, Options, Plan, Sim};
 
 /// `groq-shield simulate`
 #[derive(Clone, Debug, clap::Args)]

@@ -111,7 +111,7 @@ pub(super) fn watch(reloading: Arc<Reloading>) -> io::Result<()> {
 /// Starts the simulated Groq; its URL.
 #[cfg(feature = "demo")]
 fn simulated() -> io::Result<String> {
-    let (address, _) = super::simulate::in_the_background(crate::sim::Options::default())?;
+    let (address, _) = super::simulate::in_the_background(groq_sim::Options::default())?;
     Ok(format!("http://{address}"))
 }
 

@@ -47,7 +47,9 @@ fn named_targets_are_copied() {
 #[test]
 fn what_is_compiled_in_is_copied() {
     let mut included = BTreeSet::new();
-    includes(&path("src"), &mut included);
+    for folder in ["src", "crates"] {
+        includes(&path(folder), &mut included);
+    }
     assert!(included.contains(&path("src/admin/page.html")), "{included:?}");
     for file in &included {
         let first = file.strip_prefix(ROOT).expect("inside").iter().next().expect("a name").to_str().expect("UTF-8");

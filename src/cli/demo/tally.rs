@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::sim::Sim;
+use groq_sim::Sim;
 
 /// One way, counted while it runs.
 #[derive(Debug)]

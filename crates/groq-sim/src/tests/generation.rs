@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{answer, answer_json, chat, request};
-use crate::sim::{Options, Pace, Sim};
+use crate::{Options, Pace, Sim};
 
 fn events(body: &[u8]) -> Vec<Value> {
     let text = std::str::from_utf8(body).expect("UTF-8");

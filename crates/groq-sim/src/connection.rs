@@ -15,7 +15,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{
+use crate::{
     Sim, Stamp,
     call::{Call, Endpoint},
     chat::request_id,

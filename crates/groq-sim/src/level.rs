@@ -6,7 +6,8 @@
 use std::collections::VecDeque;
 
 /// How a limit forgets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Algorithm {
     /// Drains all the time, at limit ÷ window: Groq's.
     #[default]
@@ -19,12 +20,12 @@ pub enum Algorithm {
 
 /// One dimension's state. Times are nanoseconds since the simulator's start.
 #[derive(Debug)]
-pub(super) struct Level {
-    pub(super) limit: u64,
+pub(crate) struct Level {
+    pub(crate) limit: u64,
     window: u64,
     law: Law,
     /// Units charged in all, refunds taken off.
-    pub(super) spent: i128,
+    pub(crate) spent: i128,
 }
 
 #[derive(Debug)]
@@ -43,7 +44,7 @@ struct Entry {
 
 impl Level {
     /// A level of which `used` (a share of the limit, over 1 for debt) is taken already.
-    pub(super) fn new(algorithm: Algorithm, limit: u64, window: u64, used: f64, now: u64) -> Self {
+    pub(crate) fn new(algorithm: Algorithm, limit: u64, window: u64, used: f64, now: u64) -> Self {
         let limit = limit.max(1);
         let units = (used * limit as f64) as u64;
         let law = match algorithm {
@@ -69,7 +70,7 @@ impl Level {
     }
 
     /// `None`: `units` fit. Else the nanoseconds until they do, rounded down; `u64::MAX` if they never will.
-    pub(super) fn wait(&mut self, now: u64, units: u64) -> Option<u64> {
+    pub(crate) fn wait(&mut self, now: u64, units: u64) -> Option<u64> {
         self.drain(now);
         let (limit, span, asked) = (i128::from(self.limit), i128::from(self.window), i128::from(units));
         let over = match &self.law {
@@ -96,7 +97,7 @@ impl Level {
     }
 
     /// Takes `units`, fitting or not.
-    pub(super) fn take(&mut self, now: u64, id: u64, units: u64) {
+    pub(crate) fn take(&mut self, now: u64, id: u64, units: u64) {
         self.drain(now);
         self.spent += i128::from(units);
         match &mut self.law {
@@ -107,7 +108,7 @@ impl Level {
     }
 
     /// Corrects what request `id` took at `since`, now that it is known.
-    pub(super) fn correct(&mut self, now: u64, id: u64, since: u64, taken: u64, used: u64) {
+    pub(crate) fn correct(&mut self, now: u64, id: u64, since: u64, taken: u64, used: u64) {
         self.drain(now);
         let more = i128::from(used) - i128::from(taken);
         self.spent += more;
@@ -124,7 +125,7 @@ impl Level {
     }
 
     /// Units in use, rounded down and up.
-    pub(super) fn used(&mut self, now: u64) -> (u64, u64) {
+    pub(crate) fn used(&mut self, now: u64) -> (u64, u64) {
         self.drain(now);
         let whole = |units: i128| u64::try_from(units).unwrap_or(u64::MAX);
         match &self.law {
@@ -141,12 +142,12 @@ impl Level {
     }
 
     /// Whole units that are free.
-    pub(super) fn remaining(&mut self, now: u64) -> u64 {
+    pub(crate) fn remaining(&mut self, now: u64) -> u64 {
         self.limit.saturating_sub(self.used(now).1)
     }
 
     /// Nanoseconds until nothing is used: by the whole units that headers show (Groq), or exactly.
-    pub(super) fn reset(&mut self, now: u64, exact: bool) -> u64 {
+    pub(crate) fn reset(&mut self, now: u64, exact: bool) -> u64 {
         self.drain(now);
         match &self.law {
             Law::Bucket { scaled, .. } if exact => u64::try_from(scaled / i128::from(self.limit)).unwrap_or(u64::MAX),

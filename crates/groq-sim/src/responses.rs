@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::{
+use crate::{
     Sim,
     call::Call,
     chat::{Body, Generation, invalid_model},
@@ -14,7 +14,7 @@ use super::{
 };
 
 impl Sim {
-    pub(super) fn responses(&self, call: &Call, id: u64) -> Answer {
+    pub(crate) fn responses(&self, call: &Call, id: u64) -> Answer {
         if let Some(fault) = invalid_model(call) {
             return fault;
         }
@@ -94,7 +94,7 @@ impl Sim {
         generation.stream(events, last)
     }
 
-    pub(super) fn embeddings(&self, call: &Call, id: u64) -> Answer {
+    pub(crate) fn embeddings(&self, call: &Call, id: u64) -> Answer {
         if let Some(fault) = invalid_model(call) {
             return fault;
         }

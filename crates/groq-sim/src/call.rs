@@ -5,11 +5,11 @@ use http::{HeaderMap, Method, header, request::Parts};
 use http_body_util::{BodyDataStream, Full};
 use serde_json::{Map, Value};
 
-use super::lane::Ask;
+use crate::lane::Ask;
 
 /// What a path leads to. Segments are decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Endpoint {
+pub(crate) enum Endpoint {
     Chat,
     Responses,
     Embeddings,
@@ -57,35 +57,35 @@ impl Endpoint {
 
 /// One request, read.
 #[derive(Debug)]
-pub(super) struct Call {
-    pub(super) endpoint: Endpoint,
-    pub(super) method: Method,
-    pub(super) path: String,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
+pub(crate) struct Call {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
     /// The JSON body, or a form's fields as strings; null where it is neither.
-    pub(super) fields: Value,
+    pub(crate) fields: Value,
     /// A form's file: name and bytes.
-    pub(super) file: Option<(String, Bytes)>,
-    pub(super) model: String,
-    pub(super) wishes: Wishes,
+    pub(crate) file: Option<(String, Bytes)>,
+    pub(crate) model: String,
+    pub(crate) wishes: Wishes,
 }
 
 /// What the message itself asks of the simulator: `[[sim completion=123]]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Wishes {
+pub(crate) struct Wishes {
     /// Completion tokens, under the ceiling.
-    pub(super) completion: Option<u64>,
+    pub(crate) completion: Option<u64>,
     /// Time to the head.
-    pub(super) head_ms: Option<u64>,
+    pub(crate) head_ms: Option<u64>,
     /// Prompt tokens from the cache.
-    pub(super) cached: Option<u64>,
+    pub(crate) cached: Option<u64>,
     /// The code of an error that comes after generation.
-    pub(super) error: Option<String>,
+    pub(crate) error: Option<String>,
 }
 
 impl Call {
-    pub(super) async fn read(head: &Parts, body: Bytes) -> Self {
+    pub(crate) async fn read(head: &Parts, body: Bytes) -> Self {
         let path = head.uri.path().to_owned();
         let kind = head.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         let (fields, file) = match multer::parse_boundary(kind) {
@@ -105,12 +105,12 @@ impl Call {
         }
     }
 
-    pub(super) fn key(&self) -> Option<&str> {
+    pub(crate) fn key(&self) -> Option<&str> {
         self.headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
     }
 
     /// `auto` draws on the limits of `on_demand`.
-    pub(super) fn tier(&self) -> &str {
+    pub(crate) fn tier(&self) -> &str {
         match self.fields["service_tier"].as_str() {
             None | Some("auto") => "on_demand",
             Some(tier) => tier,
@@ -118,13 +118,13 @@ impl Call {
     }
 
     /// The ceiling on completion tokens, where there is one.
-    pub(super) fn ceiling(&self) -> Option<u64> {
+    pub(crate) fn ceiling(&self) -> Option<u64> {
         let names = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
         names.into_iter().find_map(|name| self.fields[name].as_u64())
     }
 
     /// Prompt tokens: characters ÷ 4, the model's template, tools and images.
-    pub(super) fn prompt(&self) -> u64 {
+    pub(crate) fn prompt(&self) -> u64 {
         let parts = ["messages", "input", "instructions", "tools", "response_format", "text"];
         let mut size = Size::default();
         for part in parts {
@@ -139,7 +139,7 @@ impl Call {
         size.characters.div_ceil(4) + 2048 * size.images + 4 * size.messages.max(1) + template
     }
 
-    pub(super) fn ask(&self) -> Ask {
+    pub(crate) fn ask(&self) -> Ask {
         Ask::Tokens { prompt: self.prompt(), ceiling: self.ceiling() }
     }
 }

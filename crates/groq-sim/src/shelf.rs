@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::{
+use crate::{
     Sim,
     call::{Call, Endpoint},
     reply::Answer,
@@ -14,7 +14,7 @@ use super::{
 };
 
 #[derive(Debug, Default)]
-pub(super) struct Shelf {
+pub(crate) struct Shelf {
     files: BTreeMap<String, (Value, Bytes)>,
     batches: BTreeMap<String, Value>,
     tunings: BTreeMap<String, Value>,
@@ -22,7 +22,7 @@ pub(super) struct Shelf {
 
 impl Sim {
     /// Answers for the endpoints that no limit covers.
-    pub(super) fn shelf(&self, call: &Call, id: u64) -> Answer {
+    pub(crate) fn shelf(&self, call: &Call, id: u64) -> Answer {
         let deleted = |id: &str, object: &str| Answer::ok(&json!({"id": id, "object": object, "deleted": true}));
         let shelf = &mut self.state().shelf;
         match &call.endpoint {

@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{
+use crate::{
     reply::{Answer, Step},
     texts,
 };
@@ -172,14 +172,14 @@ pub enum Action {
 
 /// What the connection does in place of an answer.
 #[derive(Debug)]
-pub(super) struct Raw {
-    pub(super) bytes: Bytes,
+pub(crate) struct Raw {
+    pub(crate) bytes: Bytes,
     /// So many first bytes go out one by one, with this pause between.
-    pub(super) slow: Option<(usize, Duration)>,
+    pub(crate) slow: Option<(usize, Duration)>,
 }
 
 impl Action {
-    pub(super) fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Status { .. } => "status",
@@ -207,7 +207,7 @@ impl Action {
     }
 
     /// The answer that takes the place of the endpoint's; nothing is charged.
-    pub(super) fn answer(&self, model: &str) -> Option<Answer> {
+    pub(crate) fn answer(&self, model: &str) -> Option<Answer> {
         let status = |code: u16| StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         match self {
             Self::Status { status: code, body, content_type, retry_after, headers } => {
@@ -248,7 +248,7 @@ impl Action {
     }
 
     /// What goes out without looking at the request's answer.
-    pub(super) fn raw(&self) -> Option<Raw> {
+    pub(crate) fn raw(&self) -> Option<Raw> {
         match self {
             Self::Close => Some(Raw { bytes: Bytes::new(), slow: None }),
             Self::Garbage { bytes } => {
@@ -260,7 +260,7 @@ impl Action {
     }
 
     /// What goes out of an answer that is spoilt on its way.
-    pub(super) fn spoil(&self, answer: &Answer) -> Option<Raw> {
+    pub(crate) fn spoil(&self, answer: &Answer) -> Option<Raw> {
         let body = answer.bytes();
         let head = |length: i64| {
             let mut head = format!("HTTP/1.1 {}\r\ncontent-length: {length}\r\n", answer.status);
@@ -283,7 +283,7 @@ impl Action {
     }
 
     /// Changes what the body does.
-    pub(super) fn edit(&self, answer: &mut Answer) {
+    pub(crate) fn edit(&self, answer: &mut Answer) {
         let is_event = |step: &Step| matches!(step, Step::Bytes(_));
         let events = answer.steps.iter().enumerate().filter(|(_, step)| is_event(step)).map(|(at, _)| at);
         let event = |n: usize| events.clone().nth(n).unwrap_or(answer.steps.len());
@@ -336,18 +336,18 @@ impl Action {
 
 /// The script and how far it has been played.
 #[derive(Debug, Default)]
-pub(super) struct Faults {
+pub(crate) struct Faults {
     script: Vec<(Fault, u64, u64)>,
     random: fastrand::Rng,
 }
 
 impl Faults {
-    pub(super) fn new(script: Vec<Fault>, seed: u64) -> Self {
+    pub(crate) fn new(script: Vec<Fault>, seed: u64) -> Self {
         Self { script: script.into_iter().map(|fault| (fault, 0, 0)).collect(), random: fastrand::Rng::with_seed(seed) }
     }
 
     /// What becomes of this request.
-    pub(super) fn next(&mut self, path: &str, model: &str) -> Option<Action> {
+    pub(crate) fn next(&mut self, path: &str, model: &str) -> Option<Action> {
         let mut played = None;
         for (fault, seen, times) in &mut self.script {
             let here = fault.path.as_ref().is_none_or(|part| path.contains(part.as_str()))

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{answer, chat, request, send, wire};
-use crate::sim::{Action, Fault, Options, Pace, Sim};
+use crate::{Action, Fault, Options, Pace, Sim};
 
 /// Everything that comes over the wire for one request, until it closes.
 async fn raw(sim: &Sim, stream: bool) -> String {

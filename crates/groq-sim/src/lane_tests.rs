@@ -1,7 +1,7 @@
 //! The captured texts of Groq, reached by driving the limiter.
 
 use super::*;
-use crate::sim::{Algorithm, Plan};
+use crate::{Algorithm, Plan};
 
 const MILLI: u64 = 1_000_000;
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 
-use super::{
+use crate::{
     Sim,
     call::Call,
     lane::{Ask, Lane, Unit},
@@ -16,14 +16,14 @@ use super::{
 
 /// What a request generates, and how fast.
 #[derive(Debug)]
-pub(super) struct Generation {
-    pub(super) id: u64,
-    pub(super) prompt: u64,
-    pub(super) cached: u64,
-    pub(super) completion: u64,
-    pub(super) reasoning: u64,
-    pub(super) finish: &'static str,
-    pub(super) head: Duration,
+pub(crate) struct Generation {
+    pub(crate) id: u64,
+    pub(crate) prompt: u64,
+    pub(crate) cached: u64,
+    pub(crate) completion: u64,
+    pub(crate) reasoning: u64,
+    pub(crate) finish: &'static str,
+    pub(crate) head: Duration,
     per_token: Duration,
 }
 
@@ -31,12 +31,12 @@ pub(super) struct Generation {
 const CHUNKS: u64 = 200;
 
 impl Generation {
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         self.pieces().into_iter().map(|(piece, _)| piece).collect()
     }
 
     /// The text in the pieces of a stream, each with the completion tokens that exist after it.
-    pub(super) fn pieces(&self) -> Vec<(String, u64)> {
+    pub(crate) fn pieces(&self) -> Vec<(String, u64)> {
         let size = self.completion.div_ceil(CHUNKS).max(1);
         let ends = (1..=self.completion.div_ceil(size)).map(|n| (n * size).min(self.completion));
         let mut from = 0;
@@ -48,12 +48,12 @@ impl Generation {
     }
 
     /// Time for all tokens.
-    pub(super) fn lasts(&self) -> Duration {
+    pub(crate) fn lasts(&self) -> Duration {
         self.per_token * u32::try_from(self.completion).unwrap_or(u32::MAX)
     }
 
     /// Pauses and events in turn; what is settled is settled before the last events.
-    pub(super) fn stream(&self, events: Vec<(Bytes, u64)>, last: Vec<Bytes>) -> Vec<Step> {
+    pub(crate) fn stream(&self, events: Vec<(Bytes, u64)>, last: Vec<Bytes>) -> Vec<Step> {
         let mut steps = Vec::new();
         let mut before = 0;
         for (event, tokens) in events {
@@ -94,7 +94,7 @@ fn word(n: u64) -> &'static str {
 
 impl Sim {
     /// Lets a request through the limits or answers for them; the headers are those of the moment of admission.
-    pub(super) fn admit(&self, call: &Call, ask: Ask) -> Result<(Hold, HeaderMap), Box<Answer>> {
+    pub(crate) fn admit(&self, call: &Call, ask: Ask) -> Result<(Hold, HeaderMap), Box<Answer>> {
         let options = &self.0.options;
         let organisation = self.organisation(call.key().unwrap_or_default());
         let scope = (organisation, call.model.clone(), call.tier().to_owned());
@@ -124,7 +124,7 @@ impl Sim {
     }
 
     /// How much an admitted request generates, by the seed and its number.
-    pub(super) fn generate(&self, call: &Call, id: u64) -> Generation {
+    pub(crate) fn generate(&self, call: &Call, id: u64) -> Generation {
         let options = &self.0.options;
         let mut random = fastrand::Rng::with_seed(options.seed ^ id.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut lognormal = |median: f64, sigma: f64| {
@@ -152,7 +152,7 @@ impl Sim {
     }
 
     /// An admitted generation's answer: whole after all its time, or as a stream from its head on.
-    pub(super) fn generated(&self, generation: &Generation, mut hold: Hold, headers: HeaderMap, body: Body) -> Answer {
+    pub(crate) fn generated(&self, generation: &Generation, mut hold: Hold, headers: HeaderMap, body: Body) -> Answer {
         let mut answer = match body {
             Body::Whole(status, json) => {
                 hold.produced = generation.completion;
@@ -174,7 +174,7 @@ impl Sim {
         answer
     }
 
-    pub(super) fn chat(&self, call: &Call, id: u64) -> Answer {
+    pub(crate) fn chat(&self, call: &Call, id: u64) -> Answer {
         if let Some(fault) = invalid_chat(call) {
             return fault;
         }
@@ -265,13 +265,13 @@ impl Sim {
 }
 
 /// How a generation is handed over.
-pub(super) enum Body {
+pub(crate) enum Body {
     Whole(StatusCode, Value),
     Stream(Vec<Step>),
 }
 
 /// What is wrong with a model's name, on any endpoint that takes one.
-pub(super) fn invalid_model(call: &Call) -> Option<Answer> {
+pub(crate) fn invalid_model(call: &Call) -> Option<Answer> {
     let missing = || Answer::bad(&invalid("'model' : property 'model' is missing", None));
     match call.model.as_str() {
         "" => Some(missing()),
@@ -353,7 +353,7 @@ fn example(schema: &Value) -> Value {
 }
 
 /// Groq's name for a request.
-pub(super) fn request_id(id: u64) -> String {
+pub(crate) fn request_id(id: u64) -> String {
     format!("req_01sim{id:021}")
 }
 

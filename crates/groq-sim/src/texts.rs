@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 /// A duration of so many nanoseconds as Go's `Duration.String` prints it: `399ms`, `2m59.56s`, `1h2m3.5s`.
-pub(super) fn go_duration(nanos: u64) -> String {
+pub(crate) fn go_duration(nanos: u64) -> String {
     let fraction = |value: u64, unit: u64| {
         let digits = unit.ilog10() as usize;
         let text = format!("{}.{:0digits$}", value / unit, value % unit);
@@ -27,7 +27,7 @@ pub(super) fn go_duration(nanos: u64) -> String {
 }
 
 /// JSON text; an error object's members come in Groq's order.
-pub(super) fn to_text(body: &Value) -> String {
+pub(crate) fn to_text(body: &Value) -> String {
     let Some(Value::Object(members)) = body.get("error") else { return body.to_string() };
     let order = ["message", "type", "param", "code", "failed_generation"];
     let named = order.iter().filter_map(|name| Some((*name, members.get(*name)?)));
@@ -37,7 +37,7 @@ pub(super) fn to_text(body: &Value) -> String {
 }
 
 /// An error object.
-pub(super) fn error(message: &str, kind: &str, code: Option<&str>) -> Value {
+pub(crate) fn error(message: &str, kind: &str, code: Option<&str>) -> Value {
     match code {
         Some(code) => json!({"error": {"message": message, "type": kind, "code": code}}),
         None => json!({"error": {"message": message, "type": kind}}),
@@ -45,18 +45,18 @@ pub(super) fn error(message: &str, kind: &str, code: Option<&str>) -> Value {
 }
 
 /// An `invalid_request_error`.
-pub(super) fn invalid(message: &str, code: Option<&str>) -> Value {
+pub(crate) fn invalid(message: &str, code: Option<&str>) -> Value {
     error(message, "invalid_request_error", code)
 }
 
-pub(super) fn unknown_url(method: &str, path: &str) -> Value {
+pub(crate) fn unknown_url(method: &str, path: &str) -> Value {
     let message = format!(
         "Unknown request URL: {method} {path}. Please check the URL for typos, or see the docs at https://console.groq.com/docs/"
     );
     invalid(&message, Some("unknown_url"))
 }
 
-pub(super) fn over_capacity(model: &str) -> Value {
+pub(crate) fn over_capacity(model: &str) -> Value {
     let message = format!(
         "{model} is currently over capacity. Please try again and back off exponentially. \
          Visit https://groqstatus.com to see if there is an active incident."
@@ -64,11 +64,11 @@ pub(super) fn over_capacity(model: &str) -> Value {
     error(&message, "internal_server_error", None)
 }
 
-pub(super) fn no_such_model(model: &str) -> Value {
+pub(crate) fn no_such_model(model: &str) -> Value {
     invalid(&format!("The model `{model}` does not exist or you do not have access to it."), Some("model_not_found"))
 }
 
-pub(super) fn decommissioned(model: &str) -> Value {
+pub(crate) fn decommissioned(model: &str) -> Value {
     let message = format!(
         "The model `{model}` has been decommissioned and is no longer supported. \
          Please refer to https://console.groq.com/docs/deprecations for a recommendation on which model to use instead."
@@ -77,7 +77,7 @@ pub(super) fn decommissioned(model: &str) -> Value {
 }
 
 /// The body of an error that Groq itself answers with this status.
-pub(super) fn usual(status: u16, model: &str) -> Value {
+pub(crate) fn usual(status: u16, model: &str) -> Value {
     match status {
         401 => invalid("Invalid API Key", Some("invalid_api_key")),
         403 => json!({"error": {"message": "Access denied. Please check your network settings."}}),
@@ -90,7 +90,7 @@ pub(super) fn usual(status: u16, model: &str) -> Value {
 }
 
 /// Cloudflare's page for an outage of the origin.
-pub(super) fn edge_page(status: u16) -> String {
+pub(crate) fn edge_page(status: u16) -> String {
     let reason = match status {
         502 => "Bad gateway",
         504 => "Gateway time-out",

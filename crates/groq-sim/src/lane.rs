@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::Value;
 
-use super::{
+use crate::{
     Charging, Options, Rounding, Wording,
     level::Level,
     plan::ModelLimits,
@@ -16,7 +16,7 @@ const SECOND: u64 = 1_000_000_000;
 
 /// What a limit counts, over how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Dimension {
+pub(crate) enum Dimension {
     Rpm,
     Rpd,
     Tpm,
@@ -28,7 +28,7 @@ pub(super) enum Dimension {
 }
 
 impl Dimension {
-    pub(super) const fn code(self) -> &'static str {
+    pub(crate) const fn code(self) -> &'static str {
         match self {
             Self::Rpm => "RPM",
             Self::Rpd => "RPD",
@@ -73,17 +73,17 @@ impl Dimension {
 
 /// What a request wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ask {
+pub(crate) enum Ask {
     Tokens { prompt: u64, ceiling: Option<u64> },
     Audio { seconds: u64 },
 }
 
 /// The seconds Groq takes at least for an audio request.
-pub(super) const AUDIO_FLOOR: u64 = 10;
+pub(crate) const AUDIO_FLOOR: u64 = 10;
 
 /// What an admitted request took; to be settled once.
 #[derive(Clone, Debug)]
-pub(super) struct Admission {
+pub(crate) struct Admission {
     id: u64,
     at: u64,
     /// By dimension, in the lane's order.
@@ -92,8 +92,8 @@ pub(super) struct Admission {
 
 /// A refusal: nothing was taken.
 #[derive(Debug)]
-pub(super) struct Refusal {
-    pub(super) dimension: Dimension,
+pub(crate) struct Refusal {
+    pub(crate) dimension: Dimension,
     limit: u64,
     used: (u64, u64),
     asked: u64,
@@ -111,21 +111,21 @@ pub struct Stranger {
 }
 
 /// Organisation, model, tier.
-pub(super) type Scope = (String, String, String);
+pub(crate) type Scope = (String, String, String);
 
 #[derive(Debug)]
-pub(super) struct Lane {
+pub(crate) struct Lane {
     born: u64,
     levels: Vec<(Dimension, Level)>,
     assumed: Option<u64>,
     next_id: u64,
     stranger: Option<(Stranger, f64, u64, fastrand::Rng)>,
-    pub(super) admitted: u64,
-    pub(super) refused: BTreeMap<&'static str, u64>,
+    pub(crate) admitted: u64,
+    pub(crate) refused: BTreeMap<&'static str, u64>,
 }
 
 impl Lane {
-    pub(super) fn new(limits: &ModelLimits, options: &Options, now: u64, seed: u64) -> Self {
+    pub(crate) fn new(limits: &ModelLimits, options: &Options, now: u64, seed: u64) -> Self {
         let table = [
             (Dimension::Rpm, limits.requests_per_minute),
             (Dimension::Rpd, limits.requests_per_day),
@@ -158,7 +158,7 @@ impl Lane {
     }
 
     /// Takes what a request asks for, in all dimensions or none.
-    pub(super) fn admit(&mut self, now: u64, ask: Ask, charging: Charging) -> Result<Admission, Refusal> {
+    pub(crate) fn admit(&mut self, now: u64, ask: Ask, charging: Charging) -> Result<Admission, Refusal> {
         self.strangers(now, charging);
         let admission = self.try_admit(now, ask, charging);
         match &admission {
@@ -169,7 +169,7 @@ impl Lane {
     }
 
     /// Corrects an admission to what was used: prompt (cached tokens taken off) and completion.
-    pub(super) fn settle(&mut self, now: u64, admission: &Admission, prompt: u64, completion: u64, charging: Charging) {
+    pub(crate) fn settle(&mut self, now: u64, admission: &Admission, prompt: u64, completion: u64, charging: Charging) {
         if charging == Charging::N || admission.at < self.born {
             return;
         }
@@ -185,7 +185,7 @@ impl Lane {
     }
 
     /// The `x-ratelimit-*` headers as things stand; the token ones are for token traffic only.
-    pub(super) fn headers(&mut self, now: u64, unit: Unit, exact: bool) -> HeaderMap {
+    pub(crate) fn headers(&mut self, now: u64, unit: Unit, exact: bool) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (dimension, level) in &mut self.levels {
             let names = match (*dimension, unit) {
@@ -210,7 +210,7 @@ impl Lane {
     }
 
     /// Code, limit, units in use (rounded up), units charged since the start.
-    pub(super) fn levels(&mut self, now: u64) -> Vec<(&'static str, u64, u64, i128)> {
+    pub(crate) fn levels(&mut self, now: u64) -> Vec<(&'static str, u64, u64, i128)> {
         self.levels.iter_mut().map(|(dimension, level)| (dimension.code(), level.limit, level.used(now).1, level.spent)).collect()
     }
 
@@ -255,7 +255,7 @@ impl Lane {
 
 /// Which limits a kind of traffic is told about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unit {
+pub(crate) enum Unit {
     /// Only requests.
     Requests,
     Tokens,
@@ -264,7 +264,7 @@ pub(super) enum Unit {
 
 impl Refusal {
     /// The answer: status, headers beside the lane's own, body. 413 for what can never fit, 400 where that is output.
-    pub(super) fn answer(&self, options: &Options, scope: &Scope) -> (StatusCode, HeaderMap, Value) {
+    pub(crate) fn answer(&self, options: &Options, scope: &Scope) -> (StatusCode, HeaderMap, Value) {
         let (organisation, model, tier) = scope;
         let scope = format!("model `{model}` in organization `{organisation}` service tier `{tier}` on");
         let (words, kind) = (self.dimension.words(), self.dimension.kind());
@@ -304,7 +304,7 @@ impl Refusal {
     }
 
     /// Whose headers go with it: a refusal by requests carries none of the token ones.
-    pub(super) fn unit(&self) -> Unit {
+    pub(crate) fn unit(&self) -> Unit {
         match self.dimension.kind() {
             "requests" => Unit::Requests,
             "tokens" => Unit::Tokens,

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use serde_json::json;
 
-use super::{
+use crate::{
     Sim,
     call::Call,
     chat::{invalid_model, request_id},
@@ -21,7 +21,7 @@ const BYTES_PER_SECOND: u64 = 16_000;
 const REMOTE_SECONDS: u64 = 60;
 
 impl Sim {
-    pub(super) fn transcription(&self, call: &Call, id: u64, translate: bool) -> Answer {
+    pub(crate) fn transcription(&self, call: &Call, id: u64, translate: bool) -> Answer {
         if let Some(fault) = invalid_model(call) {
             return fault;
         }
@@ -59,7 +59,7 @@ impl Sim {
         self.after_head(call, id, answer, hold, headers)
     }
 
-    pub(super) fn speech(&self, call: &Call, id: u64) -> Answer {
+    pub(crate) fn speech(&self, call: &Call, id: u64) -> Answer {
         if let Some(fault) = invalid_model(call) {
             return fault;
         }

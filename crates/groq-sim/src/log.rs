@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::{Sim, State};
+use crate::{Sim, State};
 
 /// Requests kept.
 const KEPT: usize = 20_000;
@@ -107,7 +107,7 @@ impl Stats {
     }
 }
 
-pub(super) fn stats(now: u64, state: &mut State) -> Stats {
+pub(crate) fn stats(now: u64, state: &mut State) -> Stats {
     let mut stats = Stats { requests: state.log.seen, faults: state.log.faults, dropped: state.log.dropped, ..Stats::default() };
     for ((organisation, model, tier), lane) in &mut state.lanes {
         stats.admitted += lane.admitted;
@@ -129,7 +129,7 @@ pub(super) fn stats(now: u64, state: &mut State) -> Stats {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Log {
+pub(crate) struct Log {
     requests: VecDeque<Request>,
     seen: u64,
     faults: u64,
@@ -137,11 +137,11 @@ pub(super) struct Log {
 }
 
 impl Log {
-    pub(super) fn requests(&self) -> Vec<Request> {
+    pub(crate) fn requests(&self) -> Vec<Request> {
         self.requests.iter().cloned().collect()
     }
 
-    pub(super) fn push(&mut self, mut request: Request, body: &Bytes) {
+    pub(crate) fn push(&mut self, mut request: Request, body: &Bytes) {
         if body.len() <= BODY_KEPT {
             request.body = body.clone();
         }
@@ -160,24 +160,24 @@ impl Log {
 
 /// A logged request's future: how it is answered, and how it ends.
 #[derive(Debug)]
-pub(super) struct Ticket {
+pub(crate) struct Ticket {
     sim: Sim,
-    pub(super) number: u64,
+    pub(crate) number: u64,
     ended: bool,
 }
 
 impl Ticket {
-    pub(super) fn new(sim: &Sim, number: u64) -> Self {
+    pub(crate) fn new(sim: &Sim, number: u64) -> Self {
         Self { sim: sim.clone(), number, ended: false }
     }
 
-    pub(super) fn answered(&self, status: Option<u16>, refused: Option<&'static str>) {
+    pub(crate) fn answered(&self, status: Option<u16>, refused: Option<&'static str>) {
         if let Some(request) = self.sim.state().log.find(self.number) {
             (request.status, request.refused) = (status, refused);
         }
     }
 
-    pub(super) fn fault(&self, name: &'static str) {
+    pub(crate) fn fault(&self, name: &'static str) {
         let log = &mut self.sim.state().log;
         log.faults += 1;
         if let Some(request) = log.find(self.number) {
@@ -186,7 +186,7 @@ impl Ticket {
     }
 
     /// The last byte is out.
-    pub(super) fn complete(&mut self) {
+    pub(crate) fn complete(&mut self) {
         self.end("complete");
     }
 

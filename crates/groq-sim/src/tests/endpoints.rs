@@ -7,7 +7,7 @@ use http_body_util::Full;
 use serde_json::json;
 
 use super::{answer, answer_json, chat, request};
-use crate::sim::{Options, Sim};
+use crate::{Options, Sim};
 
 #[tokio::test(start_paused = true)]
 async fn embeddings_in_floats_and_base64() {
