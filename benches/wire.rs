@@ -8,11 +8,11 @@ use std::{
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use groq_shield::{
-    call::Facts,
     config,
-    error::{Rejection, UpstreamError},
     groq::{Endpoint, RateState, RefusalText, SseTail},
-    relay::{self, Body, Expected, Opened},
+    proxy::error::{Rejection, UpstreamError},
+    proxy::relay::{self, Body, Expected, Opened},
+    proxy::request::facts::Facts,
     upstream::{Io, Outgoing, Upstream},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, uri::PathAndQuery};

@@ -8,11 +8,11 @@ use std::{
 
 use bytes::Bytes;
 use groq_shield::{
-    call::Facts,
     config::{Settings, Source},
-    error::{Rejection, UpstreamError, stream_error},
     estimate::audio,
     groq::{Endpoint, RateState, RefusalText, SseTail, parse_duration, retry_after, stated_wait},
+    proxy::error::{Rejection, UpstreamError, stream_error},
+    proxy::request::facts::Facts,
     proxy::{Shield, handle},
     upstream::{Io, Upstream},
 };

@@ -6,12 +6,14 @@ use std::{borrow::Cow, time::Duration};
 use http::HeaderMap;
 
 mod duration;
+mod mask;
 mod path;
 mod refusal;
 mod sse;
 mod usage;
 
 pub use duration::{parse_duration, retry_after};
+pub use mask::mask;
 pub use path::{Endpoint, map_path};
 pub use refusal::{RefusalText, stated_wait};
 pub use sse::{SseTail, StreamError};

@@ -9,7 +9,7 @@ use http::{Uri, response::Parts};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use tokio::time::{Instant, sleep};
 
-use crate::{config, error::Rejection};
+use crate::config;
 
 mod connection;
 mod dial;
@@ -62,18 +62,6 @@ impl Failure {
 
     fn before_sending(why: Why) -> Self {
         Self { why, sent: false }
-    }
-}
-
-impl From<Why> for Rejection {
-    fn from(why: Why) -> Self {
-        match why {
-            Why::Unreachable(detail) => Self::Unreachable(detail),
-            Why::Tls(detail) => Self::UpstreamTls(detail),
-            Why::Closed => Self::UpstreamClosed,
-            Why::Timeout => Self::UpstreamTimeout,
-            Why::Invalid(what) => Self::UpstreamInvalid(what),
-        }
     }
 }
 

@@ -16,7 +16,7 @@ use super::{instructions, memory};
 
 /// Our files by what they do for a request; the first that fits counts.
 const OURS: &[(&str, &str)] = &[
-    ("src/call/identity", "ours: whose key it is"),
+    ("src/proxy/request/identity", "ours: whose key it is"),
     ("src/call", "ours: reading the call, and the estimate of its tokens"),
     ("src/estimate", "ours: reading the call, and the estimate of its tokens"),
     ("src/groq/path", "ours: reading the call, and the estimate of its tokens"),
@@ -31,7 +31,7 @@ const OURS: &[(&str, &str)] = &[
     ("src/headers", "ours: headers"),
     ("src/message", "ours: headers"),
     ("src/wire", "ours: bytes in and out, and where bodies end"),
-    ("src/relay", "ours: relay of the answer"),
+    ("src/proxy/relay", "ours: relay of the answer"),
     ("src/server", "ours: the client's connection, its framing and clock"),
     ("src/telemetry", "ours: metrics"),
     ("src/", "ours: the story of the request"),

@@ -6,15 +6,15 @@ use std::time::{Duration, SystemTime};
 use http::{Response, StatusCode};
 use tokio::time::Instant;
 
-use super::{Shield, read::Call};
+use super::{Shield, request::Call};
 use crate::{
-    breaker::Health,
-    error::{Rejection, UpstreamError},
     groq::{RateState, RefusalText},
     headers,
     limits::{Place, Reservation, Spent},
-    relay::{self, Opened},
-    retry::Class,
+    proxy::breaker::Health,
+    proxy::error::{Rejection, UpstreamError},
+    proxy::relay::{self, Opened},
+    proxy::retry::Class,
     telemetry::{self, Record},
     upstream::{Failure, Outgoing, Why},
 };

@@ -6,16 +6,16 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use super::read::Call;
+use super::request::Call;
 use crate::{
-    breaker::{Admission, Breakers, Pass},
-    call::IdentityIndex,
     config::Settings,
-    error::Rejection,
-    intake::Bodies,
-    limits::{Limits, Place, Refusal, Reservation},
-    relay::Stop,
-    retry::Budget,
+    limits::{Limits, Place, Reservation},
+    proxy::body_buffer::Bodies,
+    proxy::breaker::{Admission, Breakers, Pass},
+    proxy::error::Rejection,
+    proxy::request::identity::IdentityIndex,
+    proxy::retry::Budget,
+    shutdown::Stop,
     telemetry::{Record, Telemetry},
     upstream::{Outgoing, Upstream},
 };
@@ -165,16 +165,6 @@ impl Shield {
                 () = &mut notified => {}
                 () = tokio::time::sleep_until(until.unwrap_or(call.deadline)) => {}
             }
-        }
-    }
-}
-
-impl From<Refusal> for Rejection {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Never { dimension, limit, asked, parts } => Self::NeverFits { dimension, limit, asked, parts },
-            Refusal::NotInTime { dimension, wait, retry_after } => Self::NotInTime { dimension, wait, retry_after },
-            Refusal::Full { retry_after } => Self::Overloaded { retry_after },
         }
     }
 }

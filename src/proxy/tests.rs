@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full};
 use serde_json::Value;
 use tokio::{
@@ -17,8 +17,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::*;
+use super::{relay::Body, *};
 use crate::{
+    config::Settings,
     headers::text,
     upstream::{Io, Upstream},
 };

@@ -27,8 +27,8 @@ use super::{
     request::{self, Head, Incoming, Shared},
 };
 use crate::{
-    error::Rejection,
     late::Clock,
+    proxy::error::Rejection,
     proxy::{self, Shield},
     wire::LARGEST_HEAD,
 };

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::sleep;
 
-use crate::relay::Stop;
+use crate::shutdown::Stop;
 
 /// After the end of `drain_timeout`, the time for a stream's error frame.
 pub(super) const LAST_FRAME: Duration = Duration::from_millis(500);

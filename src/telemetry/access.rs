@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::Record;
-use crate::error::mask;
+use crate::groq::mask;
 
 /// Characters of a name that a client chose.
 pub(super) const NAME: usize = 128;

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Map, Value};
 
-use super::{SERVER, mask};
+use super::SERVER;
+use crate::groq::mask;
 
 /// The frame for an error that the upstream put into a stream, whatever its shape: `{"error":{…}}`, a chunk with
 /// `x_groq.error`, the bare object of a typed event. Its own members stay, `message`, `type` and an integer

@@ -48,7 +48,7 @@ impl Waiting {
                     let (head, body) = answer.into_parts();
                     if !head.status.is_success() {
                         let Body::Full { bytes, .. } = &body else { return Poll::Ready(None) };
-                        return Poll::Ready(Some(Ok(crate::error::frame_of(head.status, bytes))));
+                        return Poll::Ready(Some(Ok(crate::proxy::error::frame_of(head.status, bytes))));
                     }
                     self.body = Some(Box::new(body));
                 }

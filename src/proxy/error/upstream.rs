@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{INVALID, LONGEST_MESSAGE, SERVER};
-use crate::groq::{self, RefusalText};
+use crate::groq::{self, RefusalText, mask};
 
 /// An error answer of the upstream's, made presentable.
 #[derive(Clone, Debug)]
@@ -234,37 +234,6 @@ fn in_words(status: StatusCode, body: &[u8]) -> String {
         _ => "Try again in a while; https://groqstatus.com shows incidents",
     };
     format!("{what}. {remedy}.")
-}
-
-/// Organisation ids (`org_…`) become `org_***`, and keys (`gsk_…`) `gsk_***`: users treat them as a leak.
-pub fn mask(text: &str) -> Cow<'_, str> {
-    match mask_after(text, "org_") {
-        Cow::Borrowed(text) => mask_after(text, "gsk_"),
-        Cow::Owned(text) => Cow::Owned(mask_after(&text, "gsk_").into_owned()),
-    }
-}
-
-fn mask_after<'a>(text: &'a str, prefix: &str) -> Cow<'a, str> {
-    let is_id = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-    let mut masked = String::new();
-    let mut copied = 0;
-    for (start, _) in text.match_indices(prefix) {
-        let id = start + prefix.len();
-        let end = id + text[id..].find(|c| !is_id(c)).unwrap_or(text.len() - id);
-        let before = &text[..start];
-        // `my_org_chart` is somebody's word, not an id; the `n` of an escaped line end is no letter before one.
-        let within_word = before.ends_with(is_id) && !before.ends_with("\\n") && !before.ends_with("\\t");
-        if start >= copied && end > id && !within_word {
-            masked.push_str(&text[copied..id]);
-            masked.push_str("***");
-            copied = end;
-        }
-    }
-    if copied == 0 {
-        return Cow::Borrowed(text);
-    }
-    masked.push_str(&text[copied..]);
-    Cow::Owned(masked)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::{borrow::Cow, time::Duration};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use crate::groq::Dimension;
+use crate::{groq::Dimension, limits::Refusal, upstream::Why};
 
 mod frame;
 mod table;
@@ -17,7 +17,7 @@ mod upstream;
 
 pub use frame::{frame_of, stream_error};
 use table::Row;
-pub use upstream::{UpstreamError, mask};
+pub use upstream::UpstreamError;
 
 /// The SDKs wait at most this long for a stated `retry-after`.
 const SDK_WAITS: Duration = Duration::from_secs(60);
@@ -97,6 +97,28 @@ pub enum Rejection {
     Upstream(Box<UpstreamError>),
     /// A panic of ours.
     Internal,
+}
+
+impl From<Refusal> for Rejection {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Never { dimension, limit, asked, parts } => Self::NeverFits { dimension, limit, asked, parts },
+            Refusal::NotInTime { dimension, wait, retry_after } => Self::NotInTime { dimension, wait, retry_after },
+            Refusal::Full { retry_after } => Self::Overloaded { retry_after },
+        }
+    }
+}
+
+impl From<Why> for Rejection {
+    fn from(why: Why) -> Self {
+        match why {
+            Why::Unreachable(detail) => Self::Unreachable(detail),
+            Why::Tls(detail) => Self::UpstreamTls(detail),
+            Why::Closed => Self::UpstreamClosed,
+            Why::Timeout => Self::UpstreamTimeout,
+            Why::Invalid(what) => Self::UpstreamInvalid(what),
+        }
+    }
 }
 
 const INVALID: &str = "invalid_request_error";

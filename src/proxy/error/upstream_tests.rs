@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{error::Rejection, headers};
+use crate::{headers, proxy::error::Rejection};
 
 fn read(status: u16, body: &str) -> UpstreamError {
     let status = StatusCode::from_u16(status).expect("a status");

@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use crate::{config::Class, error::Rejection};
+use crate::{config::Class, proxy::error::Rejection};
 
 /// An announced length is believed up to here; beyond it, the buffer grows with what comes. As many connections as
 /// there may be by default, each of which announces much and sends nothing, do not take all the room.

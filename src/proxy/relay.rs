@@ -16,19 +16,18 @@ use crate::{
     groq::Usage,
     headers,
     limits::{Reservation, Spent},
+    shutdown::Ending,
     telemetry::Record,
     upstream::{Inflow, Why},
 };
 
-mod ending;
-mod pass;
+mod keep_alive;
+mod passthrough;
 mod stream;
-mod waiting;
 
-pub use ending::{Ending, Signal, Stop};
-use pass::Pass;
+pub use keep_alive::{Waiting, opened_early};
+use passthrough::Pass;
 use stream::Stream;
-pub use waiting::{Waiting, opened_early};
 
 /// A JSON answer over this many bytes passes as it comes.
 const LARGEST_HELD: u64 = 8 << 20;

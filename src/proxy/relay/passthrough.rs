@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use super::Carried;
 use crate::{
-    error::Rejection,
     limits::Spent,
+    proxy::error::Rejection,
     upstream::{Inflow, Why},
 };
 

@@ -10,9 +10,9 @@ use bytes::{Bytes, BytesMut};
 
 use super::Carried;
 use crate::{
-    error::{Rejection, stream_error},
     groq::SseTail,
     limits::Spent,
+    proxy::error::{Rejection, stream_error},
     upstream::{Inflow, Why},
 };
 

@@ -4,19 +4,25 @@ use bytes::Bytes;
 use http::{Method, Request, Uri, uri::PathAndQuery};
 use tokio::time::Instant;
 
-use super::Shield;
+use super::{Shield, body_buffer};
 use crate::{
-    breaker::Key,
-    call::{self, Facts},
     config::Settings,
-    error::Rejection,
     groq::{Endpoint, map_path},
-    headers, intake,
+    headers,
     limits::{Ask, Pool},
-    relay::Expected,
+    proxy::breaker::Key,
+    proxy::error::Rejection,
+    proxy::relay::Expected,
     telemetry::Record,
     upstream::Outgoing,
 };
+
+pub mod facts;
+mod form;
+pub mod identity;
+mod json;
+
+use facts::Facts;
 
 /// One request, read.
 pub(super) struct Call {
@@ -31,7 +37,7 @@ pub(super) struct Call {
     endpoint: Endpoint,
     facts: Facts,
     /// Gives its bytes back to the budget when the request is over.
-    _held: intake::Held,
+    _held: body_buffer::Held,
 }
 
 impl Shield {
@@ -57,7 +63,7 @@ impl Shield {
             record.class = identity.class;
 
             let (most, pause) = (settings.server.max_body, settings.server.body_timeout);
-            let (body, held) = intake::collect(body, record.started, identity.class, most, pause, &self.bodies).await?;
+            let (body, held) = body_buffer::collect(body, record.started, identity.class, most, pause, &self.bodies).await?;
             let facts = Facts::of(endpoint, &headers, &body)?;
             record.model = facts.model.clone();
             let ask = Ask {
@@ -70,9 +76,9 @@ impl Shield {
                 pool: facts.pool,
                 bytes: body.len() as u64,
                 fingerprint: facts.fingerprint,
-                client_retry: call::is_client_retry(&headers),
+                client_retry: facts::is_client_retry(&headers),
             };
-            let patience = call::patience(&headers, &settings.queue, || self.limits.usual_time_to_head(&ask));
+            let patience = facts::patience(&headers, &settings.queue, || self.limits.usual_time_to_head(&ask));
             headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio());
             identity.authorise(&mut headers);
             let lane = (identity.organisation, facts.model.clone());
@@ -138,7 +144,7 @@ impl Call {
         if let Pool::Tokens { ceiling, .. } = &mut self.ask.pool {
             let from = ceiling.replace(to).unwrap_or(to);
             self.fitted = Some((from, to));
-            outgoing.replace_body(|body| call::with_ceiling(self.endpoint, body, to));
+            outgoing.replace_body(|body| facts::with_ceiling(self.endpoint, body, to));
         }
     }
 }

@@ -9,7 +9,7 @@ use subtle::ConstantTimeEq as _;
 
 use crate::{
     config::{Class, Settings},
-    error::Rejection,
+    proxy::error::Rejection,
 };
 
 type Digest = [u8; 32];

@@ -12,18 +12,14 @@ use http::{HeaderMap, header};
 
 use crate::{
     config::Queue,
-    error::Rejection,
     estimate::{Family, audio},
     groq::Endpoint,
     headers,
     limits::Pool,
+    proxy::error::Rejection,
 };
 
-mod form;
-mod identity;
-mod json;
-
-pub use identity::{Identity, IdentityIndex};
+use super::{form, json};
 
 /// What a request's body says.
 #[derive(Clone, Debug)]
@@ -181,4 +177,5 @@ fn number(headers: &HeaderMap, name: &str) -> Option<f64> {
 }
 
 #[cfg(test)]
+#[path = "facts_tests.rs"]
 mod tests;

@@ -4,8 +4,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use hyper::ext::ReasonPhrase;
 
 use crate::{
-    error::Rejection,
-    relay::{Body, Carried, Opened},
+    proxy::error::Rejection,
+    proxy::relay::{Body, Carried, Opened},
     telemetry::{Record, Source},
 };
 
