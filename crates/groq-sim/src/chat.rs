@@ -96,14 +96,15 @@ impl Sim {
     /// Lets a request through the limits or answers for them; the headers are those of the moment of admission.
     pub(crate) fn admit(&self, call: &Call, ask: Ask) -> Result<(Hold, HeaderMap), Box<Answer>> {
         let options = &self.0.options;
-        let organisation = self.organisation(call.key().unwrap_or_default());
+        let key = call.key().unwrap_or_default();
+        let organisation = self.organisation(key);
         let scope = (organisation, call.model.clone(), call.tier().to_owned());
         let now = self.now();
         let state = &mut *self.state();
         let lanes = state.lanes.len() as u64;
         let limits = options.plan.of_model(&call.model);
         let lane = state.lanes.entry(scope.clone()).or_insert_with(|| Lane::new(&limits, options, now, options.seed ^ lanes));
-        match lane.admit(now, ask, options.charging) {
+        match lane.admit(now, key, ask, options.charging) {
             Ok(admission) => {
                 let headers = lane.headers(now, ask.unit(), options.exact_reset);
                 let prompt = match ask {

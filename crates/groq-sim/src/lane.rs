@@ -6,10 +6,11 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::Value;
 
 use crate::{
-    Charging, Options, Rounding, Wording,
+    Charging, Options, OutputTest, Rounding, Wording,
     level::Level,
+    output::RecentAnswers,
     plan::ModelLimits,
-    texts::{error, go_duration, invalid},
+    texts::{error, go_duration},
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -86,6 +87,8 @@ pub(crate) const AUDIO_FLOOR: u64 = 10;
 pub(crate) struct Admission {
     id: u64,
     at: u64,
+    /// The API key.
+    key: String,
     /// By dimension, in the lane's order.
     taken: Vec<u64>,
 }
@@ -118,6 +121,8 @@ pub(crate) struct Lane {
     born: u64,
     levels: Vec<(Dimension, Level)>,
     assumed: Option<u64>,
+    output_test: OutputTest,
+    answers: RecentAnswers,
     next_id: u64,
     stranger: Option<(Stranger, f64, u64, fastrand::Rng)>,
     pub(crate) admitted: u64,
@@ -150,6 +155,8 @@ impl Lane {
             born: now,
             levels: table.into_iter().filter_map(level).collect(),
             assumed: limits.assumed_completion_tokens,
+            output_test: options.output_test,
+            answers: RecentAnswers::default(),
             next_id: 0,
             stranger: stranger.filter(|(_, rate, ..)| *rate > 0.0 && rate.is_finite()),
             admitted: 0,
@@ -157,10 +164,10 @@ impl Lane {
         }
     }
 
-    /// Takes what a request asks for, in all dimensions or none.
-    pub(crate) fn admit(&mut self, now: u64, ask: Ask, charging: Charging) -> Result<Admission, Refusal> {
+    /// Takes what a request with this API key asks for, in all dimensions or none.
+    pub(crate) fn admit(&mut self, now: u64, key: &str, ask: Ask, charging: Charging) -> Result<Admission, Refusal> {
         self.strangers(now, charging);
-        let admission = self.try_admit(now, ask, charging);
+        let admission = self.try_admit(now, key, ask, charging);
         match &admission {
             Ok(_) => self.admitted += 1,
             Err(refusal) => *self.refused.entry(refusal.dimension.code()).or_default() += 1,
@@ -170,11 +177,15 @@ impl Lane {
 
     /// Corrects an admission to what was used: prompt (cached tokens taken off) and completion.
     pub(crate) fn settle(&mut self, now: u64, admission: &Admission, prompt: u64, completion: u64, charging: Charging) {
-        if charging == Charging::N || admission.at < self.born {
-            return;
+        if admission.at < self.born {
+            return; // the limits were reset meanwhile
         }
+        self.answers.record(&admission.key, now, completion);
+        let by_expectation = matches!(self.output_test, OutputTest::Expected { .. });
         for ((dimension, level), taken) in self.levels.iter_mut().zip(&admission.taken) {
             let used = match dimension {
+                Dimension::Otpm if by_expectation => completion,
+                _ if charging == Charging::N => continue,
                 Dimension::Tpm | Dimension::Tpd => prompt + completion,
                 Dimension::Itpm => prompt,
                 Dimension::Otpm => completion,
@@ -214,11 +225,16 @@ impl Lane {
         self.levels.iter_mut().map(|(dimension, level)| (dimension.code(), level.limit, level.used(now).1, level.spent)).collect()
     }
 
-    fn try_admit(&mut self, now: u64, ask: Ask, charging: Charging) -> Result<Admission, Refusal> {
+    fn try_admit(&mut self, now: u64, key: &str, ask: Ask, charging: Charging) -> Result<Admission, Refusal> {
         let assumed = self.assumed;
+        let expected = self.expected_output(now, key, ask);
+        let amounts = |dimension: Dimension| match (dimension, expected) {
+            (Dimension::Otpm, Some(amounts)) => amounts,
+            _ => amounts(dimension, ask, charging, assumed),
+        };
         let mut refusal: Option<Refusal> = None;
         for (dimension, level) in &mut self.levels {
-            let asked = amounts(*dimension, ask, charging, assumed).0;
+            let asked = amounts(*dimension).0;
             let limit = level.limit;
             let wait = if asked > limit { None } else { Some(level.wait(now, asked)) };
             let Some(wait) = wait.map_or(Some(None), |fits| fits.map(Some)) else { continue };
@@ -234,11 +250,22 @@ impl Lane {
         let id = self.next_id;
         self.next_id += 1;
         let take = |(dimension, level): &mut (Dimension, Level)| {
-            let units = amounts(*dimension, ask, charging, assumed).1;
+            let units = amounts(*dimension).1;
             level.take(now, id, units);
             units
         };
-        Ok(Admission { id, at: now, taken: self.levels.iter_mut().map(take).collect() })
+        Ok(Admission { id, at: now, key: key.to_owned(), taken: self.levels.iter_mut().map(take).collect() })
+    }
+
+    /// What is tested and held of a request's expected output; `None` where its max completion tokens count instead.
+    fn expected_output(&mut self, now: u64, key: &str, ask: Ask) -> Option<(u64, u64)> {
+        let OutputTest::Expected { window, hold } = self.output_test else { return None };
+        let most = match ask {
+            Ask::Tokens { ceiling, .. } => ceiling.unwrap_or(u64::MAX),
+            Ask::Audio { .. } => 0,
+        };
+        let tested = self.answers.largest(key, now, window).min(most);
+        Some((tested, if hold { tested } else { 0 }))
     }
 
     /// What strangers sent up to `now`: a Poisson process of its own seed.
@@ -246,7 +273,7 @@ impl Lane {
         let Some((stranger, rate, mut next, mut random)) = self.stranger.take() else { return };
         while next <= now {
             let ask = Ask::Tokens { prompt: stranger.tokens, ceiling: Some(0) };
-            let _ = self.try_admit(next, ask, charging); // refused ones give up
+            let _ = self.try_admit(next, "", ask, charging); // refused ones give up
             next += (-(1.0 - random.f64()).ln() / rate * SECOND as f64) as u64 + 1;
         }
         self.stranger = Some((stranger, rate, next, random));
@@ -263,7 +290,8 @@ pub(crate) enum Unit {
 }
 
 impl Refusal {
-    /// The answer: status, headers beside the lane's own, body. 413 for what can never fit, 400 where that is output.
+    /// The answer: status, headers beside the lane's own, body. What can never fit gets 413, and no `retry-after`; expected
+    /// output that is over the limit gets 429.
     pub(crate) fn answer(&self, options: &Options, scope: &Scope) -> (StatusCode, HeaderMap, Value) {
         let (organisation, model, tier) = scope;
         let scope = format!("model `{model}` in organization `{organisation}` service tier `{tier}` on");
@@ -274,14 +302,16 @@ impl Refusal {
             (Some(wait), _) => wait,
             (None, Wording::Of2024) => self.hopeless_wait(),
             (None, _) => {
-                let text = format!(
-                    "Request too large for {scope} {words}: Limit {limit}, Requested {asked}, \
-                     please reduce your message size and try again. {tail}"
-                );
-                return match self.dimension {
-                    Dimension::Otpm => (StatusCode::BAD_REQUEST, headers, invalid(&text, None)),
-                    _ => (StatusCode::PAYLOAD_TOO_LARGE, headers, error(&text, kind, Some("rate_limit_exceeded"))),
+                let (status, advice) = match self.dimension {
+                    Dimension::Otpm => (
+                        StatusCode::TOO_MANY_REQUESTS,
+                        ". The request's expected output tokens exceed the enforced limit; reduce max_tokens \
+                         (or the request's expected output) and try again.",
+                    ),
+                    _ => (StatusCode::PAYLOAD_TOO_LARGE, ", please reduce your message size and try again."),
                 };
+                let text = format!("Request too large for {scope} {words}: Limit {limit}, Requested {asked}{advice} {tail}");
+                return (status, headers, error(&text, kind, Some("rate_limit_exceeded")));
             }
         };
         let (name, used, about) = match options.wording {
@@ -344,3 +374,7 @@ fn amounts(dimension: Dimension, ask: Ask, charging: Charging, assumed: Option<u
 #[cfg(test)]
 #[path = "lane_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "lane_output_tests.rs"]
+mod output_tests;

@@ -6,7 +6,7 @@
 //!
 //! | file | question |
 //! |---|---|
-//! | `plan`, `level`, `lane`, `texts` | the limits; how full one is; may a request go; what a refusal says |
+//! | `plan`, `level`, `lane`, `output`, `texts` | the limits; how full one is; may a request go; what it is expected to produce; what a refusal says |
 //! | `call`, `chat`, `responses`, `media`, `shelf` | what is asked; the answers of each endpoint |
 //! | `reply`, `fault`, `connection` | bytes over time; what is made to go wrong; one connection |
 //! | `log` | what came in, for tests |
@@ -35,6 +35,7 @@ mod lane;
 mod level;
 mod log;
 mod media;
+mod output;
 mod plan;
 mod reply;
 mod responses;
@@ -47,6 +48,7 @@ pub use fault::{Action, Fault};
 pub use lane::Stranger;
 pub use level::Algorithm;
 pub use log::{LaneStats, LevelStats, Request, Stats};
+pub use output::OutputTest;
 pub use plan::{ModelLimits, Plan};
 
 /// When the limiter takes how much.
@@ -138,6 +140,8 @@ pub struct Options {
     pub algorithm: Algorithm,
     /// When they take.
     pub charging: Charging,
+    /// What is tested against `output_tokens_per_minute`.
+    pub output_test: OutputTest,
     /// When headers are read off.
     pub stamp: Stamp,
     /// How `retry-after` is rounded.
@@ -172,6 +176,7 @@ impl Default for Options {
             plan: Plan::developer(),
             algorithm: Algorithm::default(),
             charging: Charging::default(),
+            output_test: OutputTest::default(),
             stamp: Stamp::default(),
             retry_after: Rounding::default(),
             exact_reset: false,
