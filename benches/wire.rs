@@ -11,7 +11,7 @@ use groq_shield::{
     config,
     groq::{Endpoint, RateState, RefusalText, SseTail},
     proxy::error::{Rejection, UpstreamError},
-    proxy::relay::{self, Body, Expected, Opened},
+    proxy::relay::{self, Body, Expected, ValidatedBody},
     proxy::request::facts::Facts,
     upstream::{Io, Outgoing, Upstream},
 };
@@ -88,8 +88,8 @@ async fn relayed(upstream: &Upstream) -> usize {
     let outgoing = Outgoing::new(Method::POST, path, HeaderMap::new(), Bytes::from_static(b"{}"));
     let answer = upstream.send(&outgoing, tokio::time::Instant::now).await;
     let answer = answer.expect("an answer");
-    let opened = relay::open(&answer.head, answer.body, Expected::Json, true).await.expect("a stream");
-    let Opened::Stream(stream) = opened else { panic!("a stream") };
+    let opened = relay::validate(&answer.head, answer.body, Expected::Json, true).await.expect("a stream");
+    let ValidatedBody::Stream(stream) = opened else { panic!("a stream") };
     Body::Stream(stream).collect().await.expect("its end").to_bytes().len()
 }
 

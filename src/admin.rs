@@ -155,7 +155,7 @@ impl Desk {
         }
         match path {
             "/livez" => text("text/plain; charset=utf-8", "ok\n"),
-            "/readyz" if self.shield.stop.draining.is_given() => {
+            "/readyz" if self.shield.shutdown.draining.is_cancelled() => {
                 let draining = "The shield is draining: it takes no new connections.";
                 refusal(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", draining)
             }

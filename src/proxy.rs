@@ -5,13 +5,15 @@
 //! | `pipeline` | [`handle`], which cannot fail, around the fallible `forward`: start reading here |
 //! | `request` | endpoint, organization, app, model, cost and deadline of a request |
 //! | `body_buffer` | collects request bodies under a budget shared by all requests |
-//! | `shield` | what all requests share; waits for the breaker and the limits |
+//! | `admission` | waits for the breaker and the limits |
 //! | `attempt` | sends the request once |
 //! | `retry`, `breaker` | pure policies: deliver, try again, give up; whether to try at all |
 //! | `relay` | response bodies: usage and truncation are observed while they pass |
 //! | `response` | response heads: what the shield adds |
+//! | `shield` | what all requests share |
 //! | `error` | every failure as the documented error object |
 
+mod admission;
 mod attempt;
 pub mod body_buffer;
 pub mod breaker;

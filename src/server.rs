@@ -97,7 +97,7 @@ pub fn start(shield: Arc<Shield>, listeners: Listeners) -> io::Result<Running> {
 impl Running {
     /// Stops accepting; running requests finish within `drain_timeout`.
     pub fn drain(&self) {
-        self.shield.stop.draining.give();
+        self.shield.shutdown.draining.cancel();
     }
 
     /// Reads the certificate and its key again; a bad file keeps the old ones.
@@ -163,7 +163,7 @@ pub fn run(shield: Arc<Shield>, listeners: Listeners, mut reload: impl FnMut()) 
                 }
                 () = running.over.cancelled() => return io::Result::Ok(()),
             }
-            if running.shield.stop.draining.is_given() {
+            if running.shield.shutdown.draining.is_cancelled() {
                 tracing::warn!("second signal: ending at once");
                 running.end();
                 return Ok(());
@@ -279,12 +279,12 @@ impl Door {
         let drain_timeout = shield.settings.load().server.drain_timeout;
         if let Err(error) = accept(listener, &shield, hands).await {
             tracing::error!(%error, "the listener cannot be used");
-            shield.stop.draining.give();
+            shield.shutdown.draining.cancel();
         }
         shield.connections.close();
         if timeout(drain_timeout, shield.connections.wait()).await.is_err() {
             tracing::warn!(connections = shield.connections.len(), "drain_timeout is over: ending streams");
-            shield.stop.ending.give();
+            shield.shutdown.cutoff.cancel();
             if timeout(LAST_WORDS, shield.connections.wait()).await.is_err() {
                 tracing::warn!(connections = shield.connections.len(), "connections cut");
             }
@@ -314,7 +314,7 @@ async fn accept(listener: std::net::TcpListener, shield: &Shield, hands: Vec<mps
         let next = tokio::select! {
             biased;
             next = next() => next,
-            () = shield.stop.draining.given() => break,
+            () = shield.shutdown.draining.cancelled() => break,
         };
         match next {
             Ok((socket, place)) => deal(socket, place),

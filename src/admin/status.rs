@@ -152,7 +152,7 @@ impl Desk {
         let status = Status {
             version: env!("CARGO_PKG_VERSION"),
             uptime_s: seconds(self.started.elapsed()),
-            state: if shield.stop.draining.is_given() { "draining" } else { "running" },
+            state: if shield.shutdown.draining.is_cancelled() { "draining" } else { "running" },
             now: unix(SystemTime::now()),
             upstream: settings.upstream.base_url.host().unwrap_or_default().to_owned(),
             app_url: (settings.server.listen.port() != 0).then(|| {

@@ -20,7 +20,7 @@ async fn readiness_turns_while_draining_and_liveness_does_not() {
     let desk = desk();
     assert_eq!(get(&desk, "/livez").await.0, StatusCode::OK);
     assert_eq!(get(&desk, "/readyz").await.0, StatusCode::OK);
-    desk.shield.stop.draining.give();
+    desk.shield.shutdown.draining.cancel();
     let (status, _, body) = get(&desk, "/readyz").await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(body.contains("shutting_down"), "{body}");

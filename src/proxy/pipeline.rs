@@ -1,4 +1,4 @@
-//! What happens to one request? `handle` cannot fail; `forward` tells the whole story.
+//! The pipeline of one request: [`handle`], which always responds, around `forward`, which may fail.
 
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
@@ -6,26 +6,24 @@ use bytes::Bytes;
 use http::{Request, Response};
 use tokio::time::{Instant, sleep};
 
-use crate::{
-    config::Settings,
-    limits::Reservation,
-    proxy::error::Rejection,
-    proxy::relay::{self, Body, Carried, Opened},
-    proxy::retry::{Attempts, Verdict},
-    shutdown::Ending,
-    telemetry::Record,
-    upstream::Outgoing,
-};
-
 use super::{
-    request::Call,
+    admission::{admit, yield_if_busy},
+    attempt::{self, Delivered},
+    error::Rejection,
+    relay::{self, Body, ResponseContext},
+    request::{self, Call},
     response::{deliver, reject},
+    retry::{Attempts, Verdict},
     shield::Shield,
 };
+use crate::{config::Settings, shutdown::Cutoff, telemetry::Record, upstream::Outgoing};
 
-/// Answers one request, whatever happens.
+/// Responds to one request, whatever happens to it.
 ///
-/// `ambiguous`: the head's bytes could be read as more than one request; seen by the connection.
+/// `ambiguous`: why servers could disagree about the framing of the request, as seen by the connection. It is refused then.
+///
+/// The futures of the phases are boxed: a request may wait in the queue for a minute, and without the boxes its future would
+/// have room for the largest phase all that time, 1 KB each.
 pub fn handle<B>(
     shield: &Arc<Shield>,
     request: Request<B>,
@@ -34,103 +32,80 @@ pub fn handle<B>(
 where
     B: http_body::Body<Data = Bytes>,
 {
-    // On the heap until it is read: a request that waits in line keeps no room for it, 1 KB.
-    let read = Box::pin(read(shield.clone(), request, ambiguous));
-    async {
-        let asked = match read.await {
-            Ok(asked) => asked,
-            Err(answer) => return *answer,
-        };
-        let keepalive = asked.settings.queue.stream_keepalive.filter(|_| asked.call.streams());
-        let answer = answer(asked);
-        match keepalive {
-            None => answer.await,
-            Some(period) => relay::opened_early(Box::pin(answer), period).await,
-        }
-    }
-}
-
-/// A request that has been read, and what it is answered by.
-struct Asked {
-    shield: Arc<Shield>,
-    settings: Arc<Settings>,
-    call: Box<Call>,
-    outgoing: Outgoing,
-    record: Box<Record>,
-}
-
-/// Reads a request to its end; if that cannot be, its answer.
-fn read<B>(
-    shield: Arc<Shield>,
-    request: Request<B>,
-    ambiguous: Option<&'static str>,
-) -> impl Future<Output = Result<Asked, Box<Response<Body>>>>
-where
-    B: http_body::Body<Data = Bytes>,
-{
-    let mut record = Box::new(Record::new(&shield.telemetry, request.uri().path(), Instant::now()));
+    let shield = shield.clone();
     let settings = shield.settings.load_full();
+    let mut record = Box::new(Record::new(&shield.telemetry, request.uri().path(), Instant::now()));
     async move {
         let read = match ambiguous {
-            Some(why) => Err(Rejection::Malformed(why)),
-            None => shield.read(request, &settings, &mut record).await,
+            Some(reason) => Err(Rejection::Malformed(reason)),
+            None => Box::pin(request::read(&shield, request, &settings, &mut record)).await,
         };
-        match read {
-            Ok((call, outgoing)) => Ok(Asked { shield, settings, call, outgoing, record }),
-            Err(rejection) => Err(Box::new(reject(rejection, record))),
+        let (call, upstream_request) = match read {
+            Ok(read) => read,
+            Err(rejection) => return reject(rejection, record),
+        };
+        let keep_alive = settings.queue.stream_keepalive.filter(|_| call.streams());
+        let response = respond(shield, settings, call, upstream_request, record);
+        match keep_alive {
+            None => response.await,
+            Some(period) => relay::opened_early(Box::pin(response), period).await,
         }
     }
 }
 
-/// The answer to what never became a request, or to one whose story panicked.
+/// The response where no request was read, or where its pipeline panicked.
 pub fn refuse(shield: &Shield, rejection: Rejection) -> Response<Body> {
     reject(rejection, Box::new(Record::new(&shield.telemetry, "", Instant::now())))
 }
 
-/// The answer to a call that has been read. Not an `async fn`, as `read` is none: those keep room for their arguments twice.
-fn answer(Asked { shield, settings, mut call, mut outgoing, mut record }: Asked) -> impl Future<Output = Response<Body>> {
-    let mut ending = Ending::new(&shield.stop);
-    async move {
-        let story = {
-            let mut story = pin!(forward(&shield, &settings, &mut call, &mut outgoing, &mut record));
-            poll_fn(|cx| match story.as_mut().poll(cx) {
-                Poll::Pending if ending.poll_over(cx) => Poll::Ready(Err(Rejection::ShuttingDown)),
-                other => other,
-            })
-            .await
-        };
-        // As before sending: this round's answers go out together.
-        if !call.streams() {
-            shield.round_ends(&call).await;
+/// The response to a call that has been read: what `forward` delivers, or its failure as the error object.
+async fn respond(
+    shield: Arc<Shield>,
+    settings: Arc<Settings>,
+    mut call: Box<Call>,
+    mut upstream_request: Outgoing,
+    mut record: Box<Record>,
+) -> Response<Body> {
+    let mut cutoff = Cutoff::new(&shield.shutdown);
+    let outcome = {
+        let mut forward = pin!(forward(&shield, &settings, &mut call, &mut upstream_request, &mut record));
+        poll_fn(|cx| match forward.as_mut().poll(cx) {
+            Poll::Pending if cutoff.poll_reached(cx) => Poll::Ready(Err(Rejection::ShuttingDown)),
+            other => other,
+        })
+        .await
+    };
+    if !call.streams() {
+        yield_if_busy(&shield, &call).await;
+    }
+    match outcome {
+        Ok(Delivered { response, reservation }) => {
+            deliver(*response, ResponseContext { reservation, record, cutoff }, call.fitted)
         }
-        match story {
-            Ok((answer, reservation)) => deliver(*answer, Carried { reservation, record, ending }, call.fitted),
-            Err(rejection) => reject(rejection, record),
-        }
+        Err(rejection) => reject(rejection, record),
     }
 }
 
-/// One request's life.
+/// Admits, attempts and judges until there is a response to deliver, or none to be had.
 async fn forward(
     shield: &Shield,
     settings: &Settings,
     call: &mut Call,
-    outgoing: &mut Outgoing,
+    upstream_request: &mut Outgoing,
     record: &mut Record,
-) -> Result<(Box<Response<Opened>>, Option<Reservation>), Rejection> {
+) -> Result<Delivered, Rejection> {
     shield.budget.request(call.read_at);
-    shield.fit(settings, call, outgoing);
+    call.fit_ceiling(shield, settings, upstream_request);
     if shield.limits.waiting() > 0 {
-        outgoing.settle_down();
+        upstream_request.settle_down();
     }
     let mut attempts = Attempts::new(settings.retry.clone(), call.deadline);
     let mut place = None;
     loop {
-        // In a block of their own: who waits keeps no room for an outcome.
-        let after = {
-            let (pass, mut reservation) = shield.admit(settings, call, place.take(), record).await?;
-            // On the heap: who waits in line keeps no room for it, 1 KB.
-            let outcome = Box::pin(shield.attempt(call, outgoing, reservation.as_mut(), record)).await;
+        // The block ends the outcome's life before the pause: it is large, and would be kept through it.
+        let pause = {
+            let (pass, mut reservation) = admit(shield, settings, call, place.take(), record).await?;
+            let outcome = Box::pin(attempt::send(shield, call, upstream_request, reservation.as_mut(), record)).await;
             pass.record(outcome.health());
             shield.telemetry.attempt(outcome.label());
             match attempts.next(outcome.class(), &shield.budget, fastrand::f64(), Instant::now) {
@@ -139,13 +114,12 @@ async fn forward(
                     place = outcome.refused(reservation, shield, call, pause.is_none())?;
                     match pause {
                         Some(pause) if !pause.is_zero() => pause,
-                        // Not past the sleep below: who waits in line would keep room for all that is here.
                         _ => continue,
                     }
                 }
-                Verdict::Again(after) => {
+                Verdict::Again(pause) => {
                     outcome.settle(reservation);
-                    after
+                    pause
                 }
                 Verdict::GiveUp => {
                     outcome.settle(reservation);
@@ -153,6 +127,6 @@ async fn forward(
                 }
             }
         };
-        sleep(after).await;
+        sleep(pause).await;
     }
 }

@@ -1,5 +1,6 @@
-//! How does the answer reach the app? Whole where it is JSON, event by event where it streams, as it comes where it is
-//! neither. Nothing goes out before it is known that the answer has begun well; what it cost is read in passing.
+//! Response bodies on their way to the app: buffered where they are JSON, event by event where they stream, unread otherwise.
+//!
+//! No byte goes out before the response is known to be valid so far. What it has cost is read in passing.
 
 use std::{
     pin::Pin,
@@ -16,7 +17,7 @@ use crate::{
     groq::Usage,
     headers,
     limits::{Reservation, Spent},
-    shutdown::Ending,
+    shutdown::Cutoff,
     telemetry::Record,
     upstream::{Inflow, Why},
 };
@@ -29,68 +30,68 @@ pub use keep_alive::{Waiting, opened_early};
 use passthrough::Pass;
 use stream::Stream;
 
-/// A JSON answer over this many bytes passes as it comes.
-const LARGEST_HELD: u64 = 8 << 20;
+/// Largest JSON response that is buffered, bytes; a larger one passes unread.
+const MAX_BUFFERED: u64 = 8 << 20;
 
-/// What the request's endpoint answers with.
+/// What the endpoint responds with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
     /// One JSON value.
     Json,
-    /// Text by the request's own wish: anything but a page.
+    /// Text, as the request asked for: anything but HTML.
     Text,
     /// Anything.
     Any,
 }
 
-/// An answer that has begun well. Nothing of it has gone out.
-pub enum Opened {
-    /// A whole body, and its cost where it says so.
+/// The body of a response that is valid so far. No byte of it has gone out.
+pub enum ValidatedBody {
+    /// A complete body, and its usage where it has one.
     Whole(Bytes, Option<Usage>),
-    /// A stream whose first event is there.
+    /// A stream whose first event has arrived.
     Stream(Box<Stream>),
-    /// Anything else, as it comes.
+    /// Anything else, unread.
     Pass(Box<Pass>),
 }
 
-/// Waits until the answer is whole, or its first event is there.
+/// Waits until the response is complete, or its first event has arrived.
 ///
 /// # Errors
-/// The answer broke before a byte of it went out: sending again is safe for the app.
-pub async fn open(head: &Parts, body: Inflow, expected: Expected, must_end: bool) -> Result<Opened, Why> {
+/// The response broke before a byte of it went out, so that the request may be retried.
+pub async fn validate(head: &Parts, body: Inflow, expected: Expected, must_end: bool) -> Result<ValidatedBody, Why> {
     let encoded = head.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
     let media = media_type(&head.headers);
-    // Nothing, or a part: no more than that is to be read in it.
+    // No body, or a part of one: there is nothing to validate.
     let partial = matches!(head.status.as_u16(), 204..=206 | 304);
     if encoded || partial || body.is_end() && expected != Expected::Json {
         return pass(body).await;
     }
     if media.eq_ignore_ascii_case("text/event-stream") {
-        return Stream::open(body, must_end).await.map(|stream| Opened::Stream(Box::new(stream)));
+        return Stream::open(body, must_end).await.map(|stream| ValidatedBody::Stream(Box::new(stream)));
     }
     let is_json = media.eq_ignore_ascii_case("application/json");
     match expected {
         Expected::Json => {}
         Expected::Text if media.eq_ignore_ascii_case("text/html") => return Err(Why::Invalid("it is a page")),
-        _ if is_json && body.exact_size().is_some_and(|size| size <= LARGEST_HELD) => {}
+        _ if is_json && body.exact_size().is_some_and(|size| size <= MAX_BUFFERED) => {}
         _ => return pass(body).await,
     }
     match collect(body).await? {
-        Collected::TooLarge(begun, rest) => Ok(Opened::Pass(Box::new(Pass::new(begun, rest)))),
+        Collected::TooLarge(begun, rest) => Ok(ValidatedBody::Pass(Box::new(Pass::new(begun, rest)))),
         Collected::All(bytes) if expected == Expected::Json || is_json => match Usage::of_answer(&bytes) {
-            Ok(usage) => Ok(Opened::Whole(bytes, usage)),
-            // Whatever it calls itself: a file of many values, for one.
-            Err(_) if expected == Expected::Any => Ok(Opened::Whole(bytes, None)),
+            Ok(usage) => Ok(ValidatedBody::Whole(bytes, usage)),
+            // For example a JSONL file that is served as JSON.
+            Err(_) if expected == Expected::Any => Ok(ValidatedBody::Whole(bytes, None)),
             Err(_) => Err(Why::Invalid("it is not JSON")),
         },
-        Collected::All(bytes) => Ok(Opened::Whole(bytes, None)),
+        Collected::All(bytes) => Ok(ValidatedBody::Whole(bytes, None)),
     }
 }
 
-/// Whatever it is, once it has begun.
-async fn pass(mut body: Inflow) -> Result<Opened, Why> {
+/// Waits for the first bytes of a body that is not read.
+async fn pass(mut body: Inflow) -> Result<ValidatedBody, Why> {
     let begun = body.data().await.transpose().map_err(cut_short)?.unwrap_or_default();
-    Ok(Opened::Pass(Box::new(Pass::new(begun, body))))
+    Ok(ValidatedBody::Pass(Box::new(Pass::new(begun, body))))
 }
 
 fn cut_short(why: Why) -> Why {
@@ -102,26 +103,26 @@ enum Collected {
     TooLarge(Bytes, Inflow),
 }
 
-/// The whole body, unless it turns out to be larger than is held.
+/// Collects the body, unless it is too large to be buffered.
 async fn collect(mut body: Inflow) -> Result<Collected, Why> {
     let Some(first) = body.data().await.transpose().map_err(cut_short)? else { return Ok(Collected::All(Bytes::new())) };
-    // The usual answer comes in one piece and is not copied.
+    // The usual response arrives in one piece and is not copied.
     if body.is_end() {
         body.data().await.transpose().map_err(cut_short)?;
         return Ok(Collected::All(first));
     }
-    let mut all = BytesMut::with_capacity(body.exact_size().unwrap_or(0).min(LARGEST_HELD) as usize + first.len());
+    let mut all = BytesMut::with_capacity(body.exact_size().unwrap_or(0).min(MAX_BUFFERED) as usize + first.len());
     all.extend_from_slice(&first);
     while let Some(piece) = body.data().await {
         all.extend_from_slice(&piece.map_err(cut_short)?);
-        if all.len() as u64 > LARGEST_HELD {
+        if all.len() as u64 > MAX_BUFFERED {
             return Ok(Collected::TooLarge(all.freeze(), body));
         }
     }
     Ok(Collected::All(all.freeze()))
 }
 
-/// At most `limit` bytes of an error's body, as far as it comes within `time`: more of it is not worth waiting for.
+/// The first `limit` bytes of an error body, as far as they arrive within `time`.
 pub async fn error_body(mut body: Inflow, limit: usize, time: Duration) -> Bytes {
     let mut all = BytesMut::new();
     let due = Instant::now() + time;
@@ -140,17 +141,17 @@ fn media_type(headers: &HeaderMap) -> &str {
     if value == "application/json" { value } else { value.split(';').next().unwrap_or_default().trim() }
 }
 
-/// What an answer carries to its real end, whoever ends it.
-pub struct Carried {
-    /// Settled once the cost is known.
+/// What belongs to a response until its body ends, however it ends.
+pub struct ResponseContext {
+    /// Settled when the usage is known.
     pub reservation: Option<Reservation>,
-    /// Written when dropped.
+    /// Logged when dropped.
     pub record: Box<Record>,
-    /// Ends a running stream when the shield's own time is over.
-    pub ending: Ending,
+    /// Ends a running stream when the shutdown's drain timeout is over.
+    pub cutoff: Cutoff,
 }
 
-impl Carried {
+impl ResponseContext {
     fn settle(&mut self, spent: Spent) {
         if let Some(reservation) = self.reservation.take() {
             reservation.settle(spent, Instant::now());
@@ -163,48 +164,48 @@ impl Carried {
     }
 }
 
-/// The truth as the levels count it: cached prompt tokens are free.
+/// Usage as Groq's limits count it: cached prompt tokens are free.
 fn spent(usage: Usage) -> Spent {
     Spent::Tokens { prompt: usage.prompt.saturating_sub(usage.cached), completion: usage.completion, prompt_total: usage.prompt }
 }
 
-/// An answer's body.
+/// The body of a response to an app.
 pub enum Body {
     /// Known bytes.
     Full {
-        /// What is left of them.
+        /// The bytes that have not gone out.
         bytes: Bytes,
         /// Dropped with the body.
         record: Option<Box<Record>>,
     },
     /// Server-sent events.
     Stream(Box<Stream>),
-    /// As it comes.
+    /// An unread body.
     Pass(Box<Pass>),
-    /// Comments until the answer is there.
+    /// Comments until the response is there.
     Waiting(Waiting),
 }
 
 impl Body {
-    /// The body of an answer that has begun well.
-    pub fn new(opened: Opened, mut carried: Carried) -> Self {
-        match opened {
-            Opened::Whole(bytes, usage) => {
-                carried.settle_usage(usage);
-                Self::Full { bytes, record: Some(carried.record) }
+    /// The body of a validated response.
+    pub fn new(validated: ValidatedBody, mut context: ResponseContext) -> Self {
+        match validated {
+            ValidatedBody::Whole(bytes, usage) => {
+                context.settle_usage(usage);
+                Self::Full { bytes, record: Some(context.record) }
             }
-            Opened::Stream(mut stream) => {
-                stream.carried = Some(carried);
+            ValidatedBody::Stream(mut stream) => {
+                stream.context = Some(context);
                 Self::Stream(stream)
             }
-            Opened::Pass(mut pass) => {
-                pass.carried = Some(carried);
+            ValidatedBody::Pass(mut pass) => {
+                pass.context = Some(context);
                 Self::Pass(pass)
             }
         }
     }
 
-    /// A failure's body.
+    /// The body of an error object.
     pub fn failure(bytes: Bytes, record: Box<Record>) -> Self {
         Self::Full { bytes, record: Some(record) }
     }

@@ -1,18 +1,17 @@
-//! What is asked? The head is judged first, then the body is read, once; every attempt replays it for free.
+//! Reads one request: the head first, then the whole body, which every attempt replays.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Method, Request, Uri, uri::PathAndQuery};
 use tokio::time::Instant;
 
-use super::{Shield, body_buffer};
+use super::{Shield, body_buffer, breaker, error::Rejection, relay::Expected};
 use crate::{
     config::Settings,
     groq::{Endpoint, map_path},
     headers,
     limits::{Ask, Pool},
-    proxy::breaker::Key,
-    proxy::error::Rejection,
-    proxy::relay::Expected,
     telemetry::Record,
     upstream::Outgoing,
 };
@@ -24,83 +23,84 @@ mod json;
 
 use facts::Facts;
 
-/// One request, read.
+/// A request that has been read.
 pub(super) struct Call {
+    /// What it asks of the limits.
     pub(super) ask: Ask,
-    pub(super) lane: Key,
-    /// When all of it was there.
+    pub(super) breaker_key: breaker::Key,
+    /// When all of it had arrived.
     pub(super) read_at: Instant,
-    /// When its client's patience ends.
+    /// Until when its client waits.
     pub(super) deadline: Instant,
-    /// The ceiling it came with and the one it goes with.
+    /// The `max_completion_tokens` that it came with and the lower one that it is sent with.
     pub(super) fitted: Option<(u64, u64)>,
     endpoint: Endpoint,
     facts: Facts,
-    /// Gives its bytes back to the budget when the request is over.
-    _held: body_buffer::Held,
+    /// Returns the body's bytes to the budget when the request is over.
+    _body_permit: body_buffer::Held,
 }
 
-impl Shield {
-    /// Reads a request to its end.
-    pub(super) fn read<'a, B>(
-        &'a self,
-        request: Request<B>,
-        settings: &'a Settings,
-        record: &'a mut Record,
-    ) -> impl Future<Output = Result<(Box<Call>, Outgoing), Rejection>>
-    where
-        B: http_body::Body<Data = Bytes> + 'a,
-    {
-        let (http::request::Parts { method, uri, mut headers, .. }, body) = request.into_parts();
-        async move {
-            self.check_destination(&method, &uri)?;
-            let path = mapped(&uri)?;
-            let endpoint = Endpoint::of(&method, path.path());
-            record.endpoint = endpoint.label();
-            record.traceparent = headers::text(&headers, "traceparent").map(str::to_owned);
-            let identity = self.identities.load().resolve(&method, &headers)?;
-            record.app = identity.app.clone();
-            record.class = identity.class;
+/// Reads a request to its end. The head is judged before the body is read.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) async fn read<B>(
+    shield: &Shield,
+    request: Request<B>,
+    settings: &Settings,
+    record: &mut Record,
+) -> Result<(Box<Call>, Outgoing), Rejection>
+where
+    B: http_body::Body<Data = Bytes>,
+{
+    let (http::request::Parts { method, uri, mut headers, .. }, body) = request.into_parts();
+    check_destination(shield, &method, &uri)?;
+    let path = mapped(&uri)?;
+    let endpoint = Endpoint::of(&method, path.path());
+    record.endpoint = endpoint.label();
+    record.traceparent = headers::text(&headers, "traceparent").map(str::to_owned);
+    let identity = shield.identities.load().resolve(&method, &headers)?;
+    record.app = identity.app.clone();
+    record.class = identity.class;
 
-            let (most, pause) = (settings.server.max_body, settings.server.body_timeout);
-            let (body, held) = body_buffer::collect(body, record.started, identity.class, most, pause, &self.bodies).await?;
-            let facts = Facts::of(endpoint, &headers, &body)?;
-            record.model = facts.model.clone();
-            let ask = Ask {
-                organisation: identity.organisation.clone(),
-                model: facts.model.clone(),
-                tier: facts.tier.clone(),
-                app: identity.app.clone(),
-                weight: identity.weight,
-                class: identity.class,
-                pool: facts.pool,
-                bytes: body.len() as u64,
-                fingerprint: facts.fingerprint,
-                client_retry: facts::is_client_retry(&headers),
-            };
-            let patience = facts::patience(&headers, &settings.queue, || self.limits.usual_time_to_head(&ask));
-            headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio());
-            identity.authorise(&mut headers);
-            let lane = (identity.organisation, facts.model.clone());
-            let read_at = Instant::now();
-            let deadline = read_at + patience;
-            let call = Call { ask, lane, read_at, deadline, fitted: None, endpoint, facts, _held: held };
-            Ok((Box::new(call), Outgoing::new(method, path, headers, body)))
-        }
-    }
+    let (max_body, timeout) = (settings.server.max_body, settings.server.body_timeout);
+    let (body, body_permit) =
+        body_buffer::collect(body, record.started, identity.class, max_body, timeout, &shield.bodies).await?;
+    let facts = Facts::of(endpoint, &headers, &body)?;
+    record.model = facts.model.clone();
+    let ask = Ask {
+        organisation: identity.organisation.clone(),
+        model: facts.model.clone(),
+        tier: facts.tier.clone(),
+        app: identity.app.clone(),
+        weight: identity.weight,
+        class: identity.class,
+        pool: facts.pool,
+        bytes: body.len() as u64,
+        fingerprint: facts.fingerprint,
+        client_retry: facts::is_client_retry(&headers),
+    };
+    let max_wait = facts::max_wait(&headers, &settings.queue, || shield.limits.usual_time_to_head(&ask));
+    headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio());
+    identity.authorize(&mut headers);
+    let breaker_key = (identity.organisation, Arc::clone(&facts.model));
+    let read_at = Instant::now();
+    let deadline = read_at + max_wait;
+    let call = Call { ask, breaker_key, read_at, deadline, fitted: None, endpoint, facts, _body_permit: body_permit };
+    Ok((Box::new(call), Outgoing::new(method, path, headers, body)))
+}
 
-    /// The absolute form is served for the upstream's own authority; CONNECT never is.
-    fn check_destination(&self, method: &Method, uri: &Uri) -> Result<(), Rejection> {
-        if method == Method::CONNECT {
-            return Err(Rejection::Destination("CONNECT is not served.".into()));
-        }
-        let Some(authority) = uri.authority() else { return Ok(()) };
-        let ours: http::uri::Authority = self.upstream.authority().parse().expect("checked by the configuration");
-        let default_port = |port: Option<u16>| port.filter(|port| !matches!(port, 80 | 443));
-        let same = authority.host().eq_ignore_ascii_case(ours.host())
-            && default_port(authority.port_u16()) == default_port(ours.port_u16());
-        if same { Ok(()) } else { Err(Rejection::Destination("This authority is not the upstream's.".into())) }
+/// The absolute form is served for the upstream's own authority only, CONNECT never.
+fn check_destination(shield: &Shield, method: &Method, uri: &Uri) -> Result<(), Rejection> {
+    if method == Method::CONNECT {
+        return Err(Rejection::Destination("CONNECT is not served.".into()));
     }
+    let Some(authority) = uri.authority() else { return Ok(()) };
+    let ours: http::uri::Authority = shield.upstream.authority().parse().expect("checked by the configuration");
+    let default_port = |port: Option<u16>| port.filter(|port| !matches!(port, 80 | 443));
+    let same =
+        authority.host().eq_ignore_ascii_case(ours.host()) && default_port(authority.port_u16()) == default_port(ours.port_u16());
+    if same { Ok(()) } else { Err(Rejection::Destination("This authority is not the upstream's.".into())) }
 }
 
 /// The path as Groq knows it.
@@ -114,7 +114,7 @@ fn mapped(uri: &Uri) -> Result<PathAndQuery, Rejection> {
 
 impl Call {
     /// Whether it draws on a model's limits.
-    pub(super) fn draws(&self) -> bool {
+    pub(super) fn is_limited(&self) -> bool {
         self.ask.pool != Pool::Free && !self.ask.model.is_empty()
     }
 
@@ -139,12 +139,17 @@ impl Call {
         matches!(self.endpoint, Endpoint::Chat | Endpoint::Responses)
     }
 
-    /// Goes with a lower ceiling.
-    pub(super) fn fit(&mut self, to: u64, outgoing: &mut Outgoing) {
+    /// Lowers `max_completion_tokens` to what the limit can hold, where the call could never be sent because of it alone and
+    /// `limits.fit_ceiling` allows that.
+    pub(super) fn fit_ceiling(&mut self, shield: &Shield, settings: &Settings, upstream_request: &mut Outgoing) {
+        if !settings.limits.fit_ceiling {
+            return;
+        }
+        let Some(to) = shield.limits.fitting_ceiling(&self.ask) else { return };
         if let Pool::Tokens { ceiling, .. } = &mut self.ask.pool {
             let from = ceiling.replace(to).unwrap_or(to);
             self.fitted = Some((from, to));
-            outgoing.replace_body(|body| facts::with_ceiling(self.endpoint, body, to));
+            upstream_request.replace_body(|body| facts::with_ceiling(self.endpoint, body, to));
         }
     }
 }

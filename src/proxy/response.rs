@@ -1,11 +1,11 @@
-//! What does the app see of it? The answer's or the rejection's head, stamped; the record goes on with the body.
+//! Response heads: what the shield adds to the upstream's response and to its own error responses.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use hyper::ext::ReasonPhrase;
 
 use crate::{
     proxy::error::Rejection,
-    proxy::relay::{Body, Carried, Opened},
+    proxy::relay::{Body, ResponseContext, ValidatedBody},
     telemetry::{Record, Source},
 };
 
@@ -14,24 +14,28 @@ const WAIT: HeaderName = HeaderName::from_static("x-shield-wait-ms");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-shield-attempts");
 const FITTED: HeaderName = HeaderName::from_static("x-shield-fitted");
 
-/// An answer that has begun well: the upstream's, and what the shield has to add.
-pub(super) fn deliver(answer: Response<Opened>, mut carried: Carried, fitted: Option<(u64, u64)>) -> Response<Body> {
+/// The upstream's response with the shield's headers.
+pub(super) fn deliver(
+    answer: Response<ValidatedBody>,
+    mut context: ResponseContext,
+    fitted: Option<(u64, u64)>,
+) -> Response<Body> {
     let (mut head, opened) = answer.into_parts();
-    if let Opened::Stream(_) = opened {
-        // A stream that breaks gets a frame that no length announced has room for.
+    if let ValidatedBody::Stream(_) = opened {
+        // A stream may get an error frame at its end, which a stated length leaves no room for.
         head.headers.remove(header::CONTENT_LENGTH);
     }
-    carried.record.status = head.status.as_u16();
-    carried.record.source = Source::Upstream;
-    stamp(&mut head.headers, &mut carried.record);
+    context.record.status = head.status.as_u16();
+    context.record.source = Source::Upstream;
+    stamp(&mut head.headers, &mut context.record);
     if let Some((from, to)) = fitted {
         let value = HeaderValue::from_str(&format!("{from}>{to}"));
         head.headers.append(FITTED, value.expect("two numbers are a header"));
     }
-    Response::from_parts(head, Body::new(opened, carried))
+    Response::from_parts(head, Body::new(opened, context))
 }
 
-/// A failure as the documented object.
+/// The error response of `rejection`.
 pub(super) fn reject(rejection: Rejection, mut record: Box<Record>) -> Response<Body> {
     record.source = match &rejection {
         Rejection::Upstream(_) => Source::Upstream,
@@ -49,7 +53,7 @@ pub(super) fn reject(rejection: Rejection, mut record: Box<Record>) -> Response<
     Response::from_parts(head, Body::failure(body, record))
 }
 
-/// Groq's words for the statuses of its own.
+/// Reason phrases of Groq's own statuses.
 fn reason(status: StatusCode) -> &'static [u8] {
     match status.as_u16() {
         498 => b"Flex Tier Capacity Exceeded",
@@ -58,7 +62,7 @@ fn reason(status: StatusCode) -> &'static [u8] {
     }
 }
 
-/// A number as a header; the usual ones need no memory.
+/// A number as a header value; the usual ones are not allocated.
 fn number(number: u64) -> HeaderValue {
     match number {
         0 => HeaderValue::from_static("0"),
@@ -67,7 +71,7 @@ fn number(number: u64) -> HeaderValue {
     }
 }
 
-/// What is added to every answer. None of ours is there: those of the upstream's that look so have gone.
+/// Adds the headers of every response. The upstream's `x-shield-*` have been removed before.
 fn stamp(headers: &mut HeaderMap, record: &mut Record) {
     headers.append(WAIT, number(record.wait.as_millis() as u64));
     headers.append(ATTEMPTS, number(record.attempts.into()));

@@ -69,7 +69,7 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     // Made here: a future that is given something to make something of it keeps room for both.
-    let mut end = End::new(&shield.stop);
+    let mut end = End::new(&shield.shutdown);
     let mut connection = Connection::new(io, shield);
     async move {
         loop {
@@ -170,7 +170,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
             let Ok(answered) = answered.await else { return Then::Over };
             drop(handled);
             let unread = is_faulty || !self.shared.lock().rest.is_end();
-            let closes = closes || unread || self.shield.stop.draining.is_given();
+            let closes = closes || unread || self.shield.shutdown.draining.is_cancelled();
             let response = answered.unwrap_or_else(|panic| {
                 tracing::error!(panic = words(&*panic), "a request's handler panicked");
                 refuse(&self.shield, Rejection::Internal)
@@ -240,7 +240,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         let is_idle = line.came().is_empty();
         if !is_idle {
             self.partial = Some(Box::new(partial));
-        } else if self.shield.stop.draining.is_given() {
+        } else if self.shield.shutdown.draining.is_cancelled() {
             ready!(self.leave.get_or_insert_with(|| Box::pin(sleep(LAST_CALL))).as_mut().poll(cx));
             return Poll::Ready(Err(Nothing::Left));
         }

@@ -10,22 +10,22 @@ use std::{
 
 use tokio::time::sleep;
 
-use crate::shutdown::Stop;
+use crate::shutdown::Shutdown;
 
 /// After the end of `drain_timeout`, the time for a stream's error frame.
 pub(super) const LAST_FRAME: Duration = Duration::from_millis(500);
 
 /// When a connection is cut that did not finish in time.
 pub(super) struct End {
-    stop: Arc<Stop>,
+    shutdown: Arc<Shutdown>,
     over: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// Whether it would be told.
     listens: bool,
 }
 
 impl End {
-    pub(super) fn new(stop: &Arc<Stop>) -> Self {
-        Self { stop: stop.clone(), over: Box::pin(over(stop.clone())), listens: false }
+    pub(super) fn new(shutdown: &Arc<Shutdown>) -> Self {
+        Self { shutdown: shutdown.clone(), over: Box::pin(over(shutdown.clone())), listens: false }
     }
 
     /// What has come, or nothing when it is over.
@@ -34,7 +34,7 @@ impl End {
             return Poll::Ready(Some(came));
         }
         // Every poll comes by here: until draining begins, what comes then is not even looked at.
-        if self.listens && !self.stop.draining.is_given() {
+        if self.listens && !self.shutdown.draining.is_cancelled() {
             return Poll::Pending;
         }
         self.listens = true;
@@ -43,14 +43,14 @@ impl End {
 }
 
 /// The end of what did not finish in time.
-async fn over(stop: Arc<Stop>) {
-    stop.draining.given().await;
+async fn over(shutdown: Arc<Shutdown>) {
+    shutdown.draining.cancelled().await;
     // It may have begun after those within have looked.
     poll_fn(|cx| {
         cx.waker().wake_by_ref();
         Poll::Ready(())
     })
     .await;
-    stop.ending.given().await;
+    shutdown.cutoff.cancelled().await;
     sleep(LAST_FRAME).await;
 }

@@ -31,7 +31,7 @@ pub struct UpstreamError {
     pub headers: HeaderMap,
     /// The upstream's own object, masked; `None` where there was none to pass.
     pub body: Option<Bytes>,
-    /// Whether the object is ours, because the upstream's answer carried none.
+    /// Whether the object is ours, because the upstream's answer context none.
     pub rebuilt: bool,
 }
 

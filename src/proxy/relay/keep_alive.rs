@@ -1,5 +1,5 @@
-//! `queue.stream_keepalive`: a stream that waits long is opened early and kept alive by comments. A failure then can
-//! only be its last frame.
+//! `queue.stream_keepalive`: a streaming response that is long in coming is opened early and kept alive by comments. A failure
+//! after that can only be its last frame.
 
 use std::{
     pin::Pin,
@@ -14,16 +14,16 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::Body;
 
-/// The answer that is waited for.
+/// The response to wait for.
 pub(super) type Pending = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
-/// A comment: nothing to a client but a sign of life.
+/// An SSE comment, which clients ignore.
 const COMMENT: Bytes = Bytes::from_static(b": waiting\n\n");
 
-/// A stream before its answer.
+/// The body of a stream that was opened before its response.
 pub struct Waiting {
     answer: Option<Pending>,
-    /// The answer's body, once it is there.
+    /// The body of the response, when it has arrived.
     body: Option<Box<Body>>,
     ticks: Interval,
 }
@@ -59,7 +59,7 @@ impl Waiting {
     }
 }
 
-/// Gives a stream's answer a moment to come by itself; then opens the stream and keeps it alive until it does.
+/// Waits one `period` for the response of a stream, then opens the stream and keeps it alive until the response arrives.
 pub async fn opened_early(mut answer: Pending, period: Duration) -> Response<Body> {
     if let Ok(answer) = tokio::time::timeout(period, &mut answer).await {
         return answer;

@@ -1,35 +1,35 @@
-//! Bodies that are not read: binary audio, file contents, very large JSON. A cut shows as a cut.
+//! Bodies that are not read: binary audio, file contents, very large JSON. A truncated one is truncated for the app, too.
 
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 
-use super::Carried;
+use super::ResponseContext;
 use crate::{
     limits::Spent,
     proxy::error::Rejection,
     upstream::{Inflow, Why},
 };
 
-/// A body that passes as it comes.
+/// An unread body.
 pub struct Pass {
     begun: Bytes,
     rest: Inflow,
     /// Set before the first byte goes out.
-    pub(super) carried: Option<Carried>,
+    pub(super) context: Option<ResponseContext>,
 }
 
 impl Pass {
     pub(super) fn new(begun: Bytes, rest: Inflow) -> Self {
-        Self { begun, rest, carried: None }
+        Self { begun, rest, context: None }
     }
 
-    /// Bytes still to come, where that is known.
+    /// The bytes left, where the upstream stated the length.
     pub(super) fn exact_size(&self) -> Option<u64> {
         self.rest.exact_size().map(|rest| rest + self.begun.len() as u64)
     }
 
-    /// The next bytes. An error ends the connection, so that the app sees that its answer was cut.
+    /// The next bytes. An error resets the connection or stream, so that the app sees that its response was truncated.
     pub(super) fn poll_data(
         &mut self,
         cx: &mut Context<'_>,
@@ -45,8 +45,8 @@ impl Pass {
                 Some(Err(format!("{why:?}").into()))
             }
             None => {
-                if let Some(carried) = &mut self.carried {
-                    carried.settle(Spent::Charge);
+                if let Some(context) = &mut self.context {
+                    context.settle(Spent::Charge);
                 }
                 None
             }
@@ -54,9 +54,9 @@ impl Pass {
     }
 
     fn broken(&mut self, why: &Why) {
-        if let Some(carried) = &mut self.carried {
-            carried.settle(Spent::Charge);
-            carried.record.error = Rejection::from(why.clone()).code().map(|code| code.into_owned());
+        if let Some(context) = &mut self.context {
+            context.settle(Spent::Charge);
+            context.record.error = Rejection::from(why.clone()).code().map(|code| code.into_owned());
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Server-sent events: whole ones pass untouched; a stream that breaks ends in an error frame, never in silence,
-//! since a stream that just ends is success to every client.
+//! Server-sent events. Complete events pass untouched; a stream that breaks ends in an error frame, because a stream that just
+//! ends is a success to every client tested (GROQ.md, section 3).
 
 use std::{
     future::poll_fn,
@@ -8,7 +8,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 
-use super::Carried;
+use super::ResponseContext;
 use crate::{
     groq::SseTail,
     limits::Spent,
@@ -16,26 +16,26 @@ use crate::{
     upstream::{Inflow, Why},
 };
 
-/// An event longer than this passes before it is whole, bytes.
-const LONGEST_HELD: usize = 8 << 20;
+/// Largest event that is buffered until it is complete, bytes; a larger one passes in parts.
+const MAX_EVENT: usize = 8 << 20;
 
-/// A stream under way.
+/// A running stream.
 pub struct Stream {
-    /// `None` once it is over.
+    /// `None` when the stream has ended.
     inflow: Option<Inflow>,
     tail: SseTail,
-    /// The beginning of an event whose end has not come.
+    /// The start of an incomplete event.
     held: BytesMut,
-    /// Whole events that were read before the stream was delivered.
+    /// Complete events that were read before the response was delivered.
     first: Bytes,
-    /// Whether an end without `[DONE]` (or a last event) is a cut.
+    /// Whether a stream that ends without `[DONE]` (or a final event) was cut.
     must_end: bool,
     /// Set before the first byte goes out.
-    pub(super) carried: Option<Carried>,
+    pub(super) context: Option<ResponseContext>,
 }
 
 impl Stream {
-    /// Waits for the first whole event.
+    /// Waits for the first complete event.
     pub(super) async fn open(inflow: Inflow, must_end: bool) -> Result<Self, Why> {
         let mut stream = Self {
             inflow: Some(inflow),
@@ -43,7 +43,7 @@ impl Stream {
             held: BytesMut::new(),
             first: Bytes::new(),
             must_end,
-            carried: None,
+            context: None,
         };
         stream.first = poll_fn(|cx| stream.poll_events(cx)).await?.unwrap_or_default();
         if stream.first.is_empty() && must_end {
@@ -69,19 +69,19 @@ impl Stream {
                 Poll::Ready(None)
             }
             Poll::Ready(Err(why)) => Poll::Ready(Some(self.cut(why.into()))),
-            Poll::Pending if self.is_over(cx) => Poll::Ready(Some(self.cut(Rejection::ShuttingDown))),
+            Poll::Pending if self.is_cut_off(cx) => Poll::Ready(Some(self.cut(Rejection::ShuttingDown))),
             Poll::Pending => Poll::Pending,
         }
     }
 
-    /// Whole events; `None` at a good end.
+    /// The next complete events; `None` at the regular end.
     fn poll_events(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Why>> {
         let Some(inflow) = &mut self.inflow else { return Poll::Ready(Ok(None)) };
         loop {
             let piece = match inflow.poll_data(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(Ok(piece))) => piece,
-                // Bytes after the last event's `[DONE]` are nobody's; a break after it is none.
+                // The stream was complete: what happens to the connection after `[DONE]` does not matter.
                 Poll::Ready(Some(Err(_)) | None) if self.tail.ended() => return Poll::Ready(Ok(None)),
                 Poll::Ready(Some(Err(why))) => return Poll::Ready(Err(why)),
                 Poll::Ready(None) if self.must_end => return Poll::Ready(self.last_event().map(Some)),
@@ -95,7 +95,7 @@ impl Stream {
                 return Poll::Ready(Ok(Some(piece)));
             }
             self.held.extend_from_slice(&piece);
-            if whole > 0 || self.held.len() > LONGEST_HELD {
+            if whole > 0 || self.held.len() > MAX_EVENT {
                 let waiting = if whole > 0 { piece.len() - whole } else { 0 };
                 let events = self.held.split_to(self.held.len() - waiting);
                 return Poll::Ready(Ok(Some(events.freeze())));
@@ -103,7 +103,7 @@ impl Stream {
         }
     }
 
-    /// A whole body's end ends its last event, too, if that is one to end with.
+    /// The end of the body also ends an event whose blank line is missing, if that event ends the stream.
     fn last_event(&mut self) -> Result<Bytes, Why> {
         const END: &[u8] = b"\n\n";
         self.tail.feed(END);
@@ -114,51 +114,53 @@ impl Stream {
         Ok(std::mem::take(&mut self.held).freeze())
     }
 
-    /// An upstream error that not every client raises on becomes a frame that all of them do, and the stream's end.
+    /// Replaces an upstream error in the stream, in whichever of its three shapes, by a frame that every client raises on, and ends
+    /// the stream.
     fn look_for_error(&mut self, events: Bytes) -> Bytes {
         let Some(error) = self.tail.error() else { return events };
         let frame = stream_error(&error.data);
         let mut before = BytesMut::from(&events[..before_error(&events)]);
         before.extend_from_slice(&frame);
-        if let Some(carried) = &mut self.carried {
-            carried.record.error = Some("error in the stream".into());
+        if let Some(context) = &mut self.context {
+            context.record.error = Some("error in the stream".into());
         }
         self.settle();
         self.inflow = None;
         before.freeze()
     }
 
+    /// Ends the stream with the error frame of `rejection`.
     fn cut(&mut self, rejection: Rejection) -> Bytes {
-        if let Some(carried) = &mut self.carried {
-            carried.record.error = rejection.code().map(|code| code.into_owned());
+        if let Some(context) = &mut self.context {
+            context.record.error = rejection.code().map(|code| code.into_owned());
         }
         self.settle();
         self.inflow = None;
         rejection.into_frame()
     }
 
-    /// The truth where the stream told it; else its prompt and what was seen.
+    /// Settles with the usage that the stream stated, else with the prompt and the completion tokens seen.
     fn settle(&mut self) {
-        let Some(carried) = &mut self.carried else { return };
+        let Some(context) = &mut self.context else { return };
         match self.tail.usage() {
-            Some(usage) => carried.settle_usage(Some(usage)),
-            None if self.tail.ended() && self.tail.error().is_none() => carried.settle(Spent::Charge),
-            None => carried.settle(Spent::Partial { completion: self.tail.completion_tokens() }),
+            Some(usage) => context.settle_usage(Some(usage)),
+            None if self.tail.ended() && self.tail.error().is_none() => context.settle(Spent::Charge),
+            None => context.settle(Spent::Partial { completion: self.tail.completion_tokens() }),
         }
     }
 
-    /// Whether the shield's own time is over.
-    fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
-        self.carried.as_mut().is_some_and(|carried| carried.ending.poll_over(cx))
+    /// Whether the shutdown's cutoff is reached.
+    fn is_cut_off(&mut self, cx: &mut Context<'_>) -> bool {
+        self.context.as_mut().is_some_and(|context| context.cutoff.poll_reached(cx))
     }
 }
 
 impl Drop for Stream {
-    /// The client left: what it has cost so far is known.
+    /// The client left: settles with what was seen so far.
     fn drop(&mut self) {
         if self.inflow.is_some() {
-            if let Some(carried) = &mut self.carried {
-                carried.record.error.get_or_insert_with(|| "client left".into());
+            if let Some(context) = &mut self.context {
+                context.record.error.get_or_insert_with(|| "client left".into());
             }
             self.settle();
         }

@@ -156,18 +156,18 @@ pub fn is_client_retry(headers: &HeaderMap) -> bool {
 }
 
 /// However little a client says that it waits, less its answer's usual time, it gets this much.
-const LEAST_PATIENCE: Duration = Duration::from_millis(500);
+const LEAST_MAX_WAIT: Duration = Duration::from_millis(500);
 
 /// How long the client of this request will wait in line: the least of `queue.max_wait`, `x-shield-max-wait-ms`, and its
 /// announced timeout less the `usual` time to an answer's head. What does not parse is as if it were not there.
-pub fn patience(headers: &HeaderMap, queue: &Queue, usual: impl FnOnce() -> Duration) -> Duration {
+pub fn max_wait(headers: &HeaderMap, queue: &Queue, usual: impl FnOnce() -> Duration) -> Duration {
     let seconds = |number: f64| Duration::try_from_secs_f64(number).ok();
     let asked = number(headers, MAX_WAIT).and_then(|ms| seconds(ms / 1000.0));
     let announced = [READ_TIMEOUT, TIMEOUT]
         .into_iter()
         .filter_map(|name| number(headers, name).filter(|timeout| *timeout > 0.0).and_then(seconds))
         .min()
-        .map(|timeout| timeout.saturating_sub(usual()).max(LEAST_PATIENCE));
+        .map(|timeout| timeout.saturating_sub(usual()).max(LEAST_MAX_WAIT));
     [asked, announced].into_iter().flatten().fold(queue.max_wait, Duration::min)
 }
 

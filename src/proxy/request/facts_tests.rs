@@ -202,7 +202,7 @@ fn patience_is_the_least_that_anybody_has() {
         (&[("x-stainless-read-timeout", "1e300"), ("x-shield-max-wait-ms", "inf")], 50_000),
     ];
     for (pairs, ms) in table {
-        let patience = patience(&headers(pairs), &queue, || Duration::from_secs(2));
+        let patience = max_wait(&headers(pairs), &queue, || Duration::from_secs(2));
         assert_eq!(patience, Duration::from_millis(ms), "{pairs:?}");
     }
 }

@@ -152,7 +152,7 @@ impl IdentityIndex {
 
 impl Identity {
     /// Puts the key in place that goes to Groq, where it is not the app's own.
-    pub fn authorise(&self, headers: &mut HeaderMap) {
+    pub fn authorize(&self, headers: &mut HeaderMap) {
         if let Some(key) = &self.key {
             headers.insert(header::AUTHORIZATION, key.clone());
         }

@@ -43,7 +43,7 @@ fn resolve(settings: &Settings, pairs: &[(&'static str, &'static str)]) -> Resul
 /// The key that Groq sees.
 fn sent(identity: &Identity, pairs: &[(&'static str, &'static str)]) -> Option<String> {
     let mut headers = headers(pairs);
-    identity.authorise(&mut headers);
+    identity.authorize(&mut headers);
     text(&headers, "authorization").map(str::to_owned)
 }
 

@@ -228,10 +228,10 @@ async fn a_wait_is_told_whatever_comes_of_it() {
         assert_eq!(waited(&full).await.as_deref(), Some("0"));
     }
     let (asked, stopped) = (full.clone(), full);
-    stopped.stop.draining.give();
+    stopped.shutdown.draining.cancel();
     let waiting = tokio::spawn(async move { ask(&asked, false).await });
     sleep(Duration::from_millis(3300)).await;
-    stopped.stop.ending.give();
+    stopped.shutdown.cutoff.cancel();
     let (status, headers, body) = waiting.await.expect("it ran");
     assert_eq!((status.as_u16(), code(&body).as_str()), (503, "shutting_down"));
     assert_eq!(text(&headers, "x-shield-wait-ms"), Some("3300"));

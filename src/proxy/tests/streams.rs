@@ -102,11 +102,11 @@ async fn when_the_time_to_drain_is_over_streams_end_properly() {
     let (shield, _) = shield(Settings::default(), vec![[stream(&[FIRST], false), vec![Step::Pause(3600)]].concat()]);
     let response = handle(&shield, chat(true), None).await;
     let start = Instant::now();
-    shield.stop.draining.give();
-    let ending = shield.stop.ending.clone();
+    shield.shutdown.draining.cancel();
+    let ending = shield.shutdown.cutoff.clone();
     tokio::spawn(async move {
         sleep(Duration::from_secs(25)).await;
-        ending.give();
+        ending.cancel();
     });
     let body = whole(response).await.2;
     assert_eq!(start.elapsed(), Duration::from_secs(25));

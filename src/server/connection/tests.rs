@@ -349,7 +349,7 @@ async fn draining_closes_idle_connections_and_lets_requests_finish() {
     });
     running.write_all(GOOD.as_bytes()).await.expect("it is open");
     sleep(Duration::from_secs(1)).await;
-    shield.stop.draining.give();
+    shield.shutdown.draining.cancel();
     let started = Instant::now();
     assert_eq!(rest(&mut fresh).await + &rest(&mut idle).await, "");
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
@@ -363,7 +363,7 @@ async fn a_request_on_its_way_while_draining_begins_is_answered_and_told_to_go()
     let mut idle = client(&shield);
     idle.write_all(GOOD.as_bytes()).await.expect("it is open");
     assert!(next(&mut idle).await.ends_with("GET /good "));
-    shield.stop.draining.give();
+    shield.shutdown.draining.cancel();
     sleep(LAST_CALL / 2).await;
     idle.write_all(GOOD.as_bytes()).await.expect("it is open");
     let answer = rest(&mut idle).await;
@@ -376,9 +376,9 @@ async fn what_does_not_finish_is_cut() {
     let mut client = served(&shield, |_, _| std::future::pending());
     client.write_all(GOOD.as_bytes()).await.expect("it is open");
     sleep(Duration::from_secs(1)).await;
-    shield.stop.draining.give();
+    shield.shutdown.draining.cancel();
     sleep(Duration::from_secs(1)).await;
-    shield.stop.ending.give();
+    shield.shutdown.cutoff.cancel();
     let started = Instant::now();
     assert_eq!(rest(&mut client).await, "");
     assert!(started.elapsed() <= LAST_FRAME + Duration::from_millis(10), "{:?}", started.elapsed());

@@ -74,7 +74,7 @@ async fn a_request_whose_head_has_begun_is_served_while_draining() {
     let mut client = client(&shield);
     client.write_all(b"GET /good HTTP/1.1\r\n").await.expect("it is open");
     sleep(Duration::from_secs(1)).await;
-    shield.stop.draining.give();
+    shield.shutdown.draining.cancel();
     sleep(10 * LAST_CALL).await;
     client.write_all(b"\r\n").await.expect("it is open");
     let answer = rest(&mut client).await;
