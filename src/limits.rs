@@ -11,6 +11,7 @@ use crate::{
 };
 
 mod alarm;
+pub mod assumed;
 pub mod books;
 pub mod bucket;
 pub mod calibrate;

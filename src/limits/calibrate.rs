@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::bucket::Ns;
+use super::{assumed::AssumedOutput, bucket::Ns};
 
 /// Ratios from 1/4 to 4 in steps of 4.4 %, and both ends.
 const BINS: usize = 64;
@@ -159,8 +159,8 @@ pub struct Calibration {
     /// Seconds from sending to an answer's head.
     head: Usual,
     soonest_head: Option<Ns>,
-    /// What Groq counts for a request without a ceiling, as its refusals have said.
-    pub assumed: Option<u32>,
+    /// What Groq reserves for a request without a ceiling.
+    pub assumed: AssumedOutput,
     /// Prompt tokens, actual ÷ estimated.
     pub prompt: Ratio,
 }

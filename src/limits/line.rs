@@ -56,6 +56,8 @@ pub struct Waiter {
     pub estimated: u32,
     /// Whether its client named a ceiling.
     pub ceiling_given: bool,
+    /// What a refusal has said of it: prompt and assumed completion tokens.
+    pub requested: Option<u32>,
 }
 
 /// Interactive or batch.

@@ -12,8 +12,6 @@ use crate::{
     },
 };
 
-/// Completion tokens assumed where neither the client nor Groq nor the operator says.
-const ASSUMED: u32 = 2048;
 /// Estimates are taken for so much too high before a request is called impossible, until answers have taught better.
 const LEAST: f32 = 0.8;
 
@@ -24,6 +22,8 @@ pub struct Again {
     pub ticket: Ticket,
     /// What Groq has said that it asks: a lower estimate would go before Groq lets it.
     pub least: Amount,
+    /// `Requested`, where it is the sum of its prompt and of what Groq reserves for a request without a ceiling.
+    pub requested: Option<u32>,
 }
 
 impl Lane {
@@ -62,6 +62,7 @@ impl Lane {
             expected,
             estimated,
             ceiling_given,
+            requested: again.and_then(|again| again.requested),
             ticket: ticket.unwrap_or_else(|| self.line.ticket()),
             since: now,
             deadline,
@@ -89,10 +90,7 @@ impl Lane {
     /// Completion tokens that are reserved for a request that names no ceiling.
     fn assumed(&self) -> u32 {
         let configured = self.tables.assumed(&self.model).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        configured.or(self.calibration.assumed).unwrap_or_else(|| {
-            let usual = self.calibration.completion.high().unwrap_or(0.0) as u32;
-            usual.max(ASSUMED)
-        })
+        configured.unwrap_or_else(|| self.calibration.assumed.tokens())
     }
 
     /// Size class: by the share of the tightest limit it asks for.

@@ -27,6 +27,8 @@ pub struct Charge {
     size: u8,
     pub(super) probe: bool,
     pub(super) ceiling_given: bool,
+    /// What an earlier refusal has said of it: prompt and assumed completion tokens.
+    pub(super) requested: Option<u32>,
     /// Prompt tokens before the lane's own correction.
     pub(super) estimated: u32,
     /// Cost at the time of granting, and what settles it: the slot and the price of one unit.
@@ -64,7 +66,7 @@ impl Lane {
     /// The request has ended and this is the truth. The caller pumps.
     pub fn settle(&mut self, charge: Charge, spent: Spent, now: Ns) {
         let now = self.advance(now);
-        self.learn_usage(&charge, spent);
+        self.learn_usage(&charge, spent, now);
         let used = used(&charge, spent);
         let unit = self.books.levels().get(usize::from(charge.price.0)).map(|level| level.dimension.unit);
         let cost =
@@ -109,7 +111,8 @@ impl Lane {
             self.paused_until = self.paused_until.max(now + rest);
         }
         self.knowledge = Knowledge::Known;
-        let again = Again { ticket: charge.ticket, least };
+        let requested = self.requested_in_all(&charge, text).or(charge.requested);
+        let again = Again { ticket: charge.ticket, least, requested };
         self.settle(charge, Spent::Nothing, now);
         again
     }
@@ -133,6 +136,7 @@ impl Lane {
             size: waiter.size,
             probe,
             ceiling_given: waiter.ceiling_given,
+            requested: waiter.requested,
             estimated: waiter.estimated,
             cost,
             price: (slot as u8, price),

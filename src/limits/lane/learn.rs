@@ -144,7 +144,9 @@ impl Lane {
         let Some(text) = text.filter(|text| text.limit > 0) else { return self.refused_by_headers(charge, state, now) };
         let Some(dimension) = self.named(text) else { return false };
         let Some(slot) = self.stated(&dimension, text.limit, Source::Refusal, now) else { return false };
-        self.learn_assumed(charge, &dimension, text);
+        if let Some(requested) = self.requested_in_all(charge, Some(text)) {
+            self.calibration.assumed.refused(requested.into(), charge.estimated.into());
+        }
         let used = match (text.wait, text.used) {
             // The printed `Used` is rounded up: the wait is the exact figure.
             (Some(wait), _) => {
@@ -194,24 +196,22 @@ impl Lane {
             .or_else(|| text.dimension_or_derived())
     }
 
-    /// What Groq counts for a request without a ceiling.
-    fn learn_assumed(&mut self, charge: &Charge, dimension: &Dimension, text: &RefusalText) {
-        if charge.ceiling_given {
-            return;
-        }
-        let assumed = match dimension.unit {
-            Unit::OutputTokens => text.requested,
-            Unit::Tokens => text.requested.saturating_sub(charge.estimated.into()),
-            _ => return,
-        };
-        self.calibration.assumed = Some(u32::try_from(assumed).unwrap_or(u32::MAX));
+    /// `Requested` of a request without a ceiling, where it is prompt and assumed completion tokens. What can never succeed
+    /// says nothing of others: its prompt may be all of it.
+    pub(super) fn requested_in_all(&self, charge: &Charge, text: Option<&RefusalText>) -> Option<u32> {
+        let text = text.filter(|text| !charge.ceiling_given && !text.hopeless())?;
+        let counts_all = self.named(text)?.unit == Unit::Tokens;
+        counts_all.then(|| u32::try_from(text.requested).unwrap_or(u32::MAX))
     }
 
     /// Estimates learn from what was really used.
-    pub(super) fn learn_usage(&mut self, charge: &Charge, spent: Spent) {
+    pub(super) fn learn_usage(&mut self, charge: &Charge, spent: Spent, now: Ns) {
         let Spent::Tokens { completion, prompt_total, .. } = spent else { return };
         if charge.taken.amount.seconds > 0 {
             return;
+        }
+        if let Some(requested) = charge.requested {
+            self.calibration.assumed.answered(requested.into(), prompt_total, now);
         }
         self.calibration.prompt.learn(charge.estimated.into(), prompt_total);
         self.calibration.completion.learn(completion as f32);

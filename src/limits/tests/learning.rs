@@ -8,7 +8,7 @@ use super::{ask, in_a_minute, per_minute, shield, warm};
 use crate::{
     config::{self, ModelLimits},
     groq::{Dimension, RateState, RefusalText, Snapshot, Unit},
-    limits::{Ask, Limits, Source, Spent},
+    limits::{Ask, Limits, Pool, Source, Spent},
 };
 
 #[tokio::test(start_paused = true)]
@@ -202,5 +202,42 @@ async fn a_limit_stated_by_mistake_silences_nobody_for_hours() {
     while limits.reserve(&ask("app", 50, 100), in_a_minute(), None).await.is_err() {
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert!(start.elapsed() < Duration::from_secs(15 * 60), "nothing is sent that could teach better");
+    }
+}
+
+/// A request without a ceiling.
+fn unbounded(prompt: u64) -> Ask {
+    Ask { pool: Pool::Tokens { prompt, ceiling: None }, ..ask("app", 10, 100) }
+}
+
+/// An answer whose head shows so much of 8000 tokens a minute in use.
+async fn answered(limits: &Limits, ask: &Ask, used: u64, spent: (u64, u64)) {
+    let mut one = limits.reserve(ask, in_a_minute(), None).await.expect("in time");
+    one.sent(Instant::now());
+    let shown = Snapshot { limit: 8000, remaining: 8000 - used, reset: None };
+    one.observe(&RateState { tokens: Some(shown), ..RateState::default() }, Instant::now());
+    one.settle(Spent::Tokens { prompt: spent.0, completion: spent.1, prompt_total: spent.0 }, Instant::now());
+}
+
+/// 48,000 spaces are 12,000 tokens to Groq and a few hundred to our estimate.
+#[tokio::test(start_paused = true)]
+async fn what_a_413_says_of_one_request_is_no_price_of_others() {
+    let limits = shield(ModelLimits::default());
+    answered(&limits, &unbounded(30), 38, (38, 10)).await;
+    let mut spaces = limits.reserve(&unbounded(400), in_a_minute(), None).await.expect("it is sent");
+    spaces.sent(Instant::now());
+    let text = RefusalText {
+        dimension: Some(Dimension::TPM),
+        code: Some("TPM".into()),
+        unit: Some(Unit::Tokens),
+        limit: 8000,
+        used: None,
+        requested: 12_000,
+        wait: None,
+    };
+    let _place = spaces.refused(Some(&text), &RateState::default(), None, Instant::now());
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        held.push(limits.reserve(&unbounded(30), Instant::now(), None).await.expect("priced as before"));
     }
 }
