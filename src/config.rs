@@ -7,6 +7,7 @@ use http::Uri;
 mod draft;
 mod effective;
 pub mod example;
+mod fallback;
 mod faults;
 mod keys;
 mod notes;
@@ -18,6 +19,7 @@ mod source;
 pub mod units;
 mod value;
 
+pub use fallback::{Fallback, FallbackReason};
 pub use faults::{Fault, Faults, Origin};
 pub use reload::{Change, Next, Reload};
 pub use source::{Loaded, PLACES, Source};
@@ -43,6 +45,8 @@ pub struct Settings {
     pub breaker: Breaker,
     /// `[[app]]`
     pub apps: Vec<App>,
+    /// `[[fallback]]`
+    pub fallbacks: Vec<Fallback>,
     /// `[store]`
     pub store: Store,
     /// `[log]`
@@ -228,6 +232,14 @@ pub struct App {
     pub weight: f64,
     /// Its class where a request does not say.
     pub class: Class,
+    /// Whether its requests may be served by another model, as `[[fallback]]` says.
+    pub fallback: bool,
+}
+
+impl Default for App {
+    fn default() -> Self {
+        Self { name: String::new(), token_env: None, token_sha256: None, weight: 1.0, class: Class::default(), fallback: true }
+    }
 }
 
 /// Where levels are kept.

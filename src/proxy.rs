@@ -7,7 +7,7 @@
 //! | `body_buffer` | collects request bodies under a budget shared by all requests |
 //! | `admission` | waits for the breaker and the limits |
 //! | `attempt` | sends the request once |
-//! | `retry`, `breaker` | pure policies: deliver, try again, give up; whether to try at all |
+//! | `retry`, `breaker`, `fallback` | pure policies: deliver, try again, give up; whether to try at all; another model |
 //! | `relay` | response bodies: usage and truncation are observed while they pass |
 //! | `response` | response heads: what the shield adds |
 //! | `shield` | what all requests share |
@@ -18,6 +18,7 @@ mod attempt;
 pub mod body_buffer;
 pub mod breaker;
 pub mod error;
+mod fallback;
 mod pipeline;
 pub mod relay;
 pub mod request;

@@ -1,13 +1,23 @@
-//! What does an operator see? Tracing set-up, the one access line per request, the metric families.
+//! Logs and metrics: the set-up of tracing, one access line per request, the metric families.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+};
 use tokio::time::Instant;
 
-use crate::{config::Class, groq::Usage};
+use crate::{
+    config::{Class, FallbackReason},
+    groq::Usage,
+};
 
 mod access;
 mod configuration;
@@ -116,6 +126,10 @@ pub struct Record {
     pub time_to_head: Option<Duration>,
     /// What the log says of a failure (the client reads less).
     pub error: Option<String>,
+    /// Which model the request named, and why another one (`model`) serves it.
+    pub fallback: Option<(Arc<str>, FallbackReason)>,
+    /// Set once the response has been opened before its outcome was known (`queue.stream_keepalive`).
+    pub opened_early: Option<Arc<AtomicBool>>,
 }
 
 impl Record {
@@ -146,6 +160,8 @@ impl Record {
             upstream_id: None,
             time_to_head: None,
             error: None,
+            fallback: None,
+            opened_early: None,
         }
     }
 
@@ -165,6 +181,23 @@ impl Record {
         if let Some(since) = self.waiting {
             self.waited(since.elapsed());
         }
+    }
+
+    /// Whether bytes of the response have gone out before its outcome was known.
+    pub fn is_opened_early(&self) -> bool {
+        self.opened_early.as_ref().is_some_and(|opened| opened.load(Ordering::Relaxed))
+    }
+
+    /// Another model than the one that the request named is to serve it.
+    pub fn falls_back(&mut self, from: &Arc<str>, to: &Arc<str>, reason: FallbackReason) {
+        self.fallback = Some((from.clone(), reason));
+        self.model = to.clone();
+    }
+
+    /// No other model could serve it.
+    pub fn stays(&mut self, model: &Arc<str>) {
+        self.fallback = None;
+        self.model = model.clone();
     }
 
     /// The status for logs and labels: 499 (documented: the client closed the request) where none was sent.
@@ -189,6 +222,15 @@ impl Drop for Record {
 pub struct Telemetry {
     counts: Counts,
     configuration: Mutex<Configuration>,
+    /// Bounded by the configuration, which names both models.
+    fallbacks: Family<FallbackLabels, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FallbackLabels {
+    from: String,
+    to: String,
+    reason: &'static str,
 }
 
 impl Telemetry {
@@ -200,6 +242,12 @@ impl Telemetry {
     /// Counts a refusal of Groq's by dimension code (`unknown` where the text did not say).
     pub fn refused(&self, model: &str, dimension: &str) {
         self.counts.refused(model, dimension);
+    }
+
+    /// Counts a request that another model served.
+    pub fn fell_back(&self, from: &str, to: &str, reason: FallbackReason) {
+        let labels = FallbackLabels { from: from.to_owned(), to: to.to_owned(), reason: reason.as_str() };
+        self.fallbacks.get_or_create(&labels).inc();
     }
 
     /// Every metric family as text.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{App, Class, Organisation, Settings, Tls};
+use super::{App, Organisation, Settings, Tls};
 
 /// Settings while they are read: what must be there in pairs may be there by halves.
 #[derive(Clone, Debug, Default)]
@@ -34,5 +34,5 @@ pub(super) fn organisation() -> Organisation {
 
 /// An app before its keys are read.
 pub(super) fn app() -> App {
-    App { name: String::new(), token_env: None, token_sha256: None, weight: 1.0, class: Class::default() }
+    App::default()
 }

@@ -10,6 +10,7 @@ use super::{
     admission::{admit, yield_if_busy},
     attempt::{self, Delivered},
     error::Rejection,
+    fallback,
     relay::{self, Body, ResponseContext},
     request::{self, Call},
     response::{deliver, reject},
@@ -45,11 +46,11 @@ where
             Err(rejection) => return reject(rejection, record),
         };
         let keep_alive = settings.queue.stream_keepalive.filter(|_| call.streams());
-        let response = respond(shield, settings, call, upstream_request, record);
-        match keep_alive {
-            None => response.await,
-            Some(period) => relay::opened_early(Box::pin(response), period).await,
-        }
+        let Some(period) = keep_alive else {
+            return respond(shield, settings, call, upstream_request, record).await;
+        };
+        let opened = record.opened_early.insert(Arc::default()).clone();
+        relay::open_early(Box::pin(respond(shield, settings, call, upstream_request, record)), period, &opened).await
     }
 }
 
@@ -86,7 +87,7 @@ async fn respond(
     }
 }
 
-/// Admits, attempts and judges until there is a response to deliver, or none to be had.
+/// Serves the call by the model that it names, or else by the first of its fallback models that can take it.
 async fn forward(
     shield: &Shield,
     settings: &Settings,
@@ -95,6 +96,39 @@ async fn forward(
     record: &mut Record,
 ) -> Result<Delivered, Rejection> {
     shield.budget.request(call.read_at);
+    // Before the ceiling is fitted: each fallback model starts from the body as it came.
+    let body = (call.may_fall_back && !settings.fallbacks.is_empty()).then(|| upstream_request.body().clone());
+    let rejection = match serve(shield, settings, call, upstream_request, record).await {
+        Err(rejection) => rejection,
+        delivered => return delivered,
+    };
+    let (Some(body), Some(reason)) = (body, fallback::reason(&rejection)) else { return Err(rejection) };
+    let from = record.model.clone();
+    for to in fallback::candidates(&settings.fallbacks, &from, reason) {
+        if record.is_opened_early() || !call.switch_model(to, &body, upstream_request) {
+            break;
+        }
+        record.falls_back(&from, &call.ask.model, reason);
+        match Box::pin(serve(shield, settings, call, upstream_request, record)).await {
+            // It cannot take the request either.
+            Err(rejection) if fallback::reason(&rejection).is_some() => record.stays(&from),
+            outcome => {
+                shield.telemetry.fell_back(&from, to, reason);
+                return outcome;
+            }
+        }
+    }
+    Err(rejection)
+}
+
+/// Admits, attempts and judges until there is a response to deliver, or none to be had from this model.
+async fn serve(
+    shield: &Shield,
+    settings: &Settings,
+    call: &mut Call,
+    upstream_request: &mut Outgoing,
+    record: &mut Record,
+) -> Result<Delivered, Rejection> {
     call.fit_ceiling(shield, settings, upstream_request);
     if shield.limits.waiting() > 0 {
         upstream_request.settle_down();

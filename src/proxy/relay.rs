@@ -26,7 +26,7 @@ mod keep_alive;
 mod passthrough;
 mod stream;
 
-pub use keep_alive::{Waiting, opened_early};
+pub use keep_alive::{Waiting, open_early};
 use passthrough::Pass;
 use stream::Stream;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Method, Request, Uri, uri::PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, uri::PathAndQuery};
 use tokio::time::Instant;
 
 use super::{Shield, body_buffer, breaker, error::Rejection, relay::Expected};
@@ -20,6 +20,7 @@ pub mod facts;
 mod form;
 pub mod identity;
 mod json;
+mod model;
 
 use facts::Facts;
 
@@ -34,7 +35,11 @@ pub(super) struct Call {
     pub(super) deadline: Instant,
     /// The `max_completion_tokens` that it came with and the lower one that it is sent with.
     pub(super) fitted: Option<(u64, u64)>,
+    /// Whether another model may serve it.
+    pub(super) may_fall_back: bool,
     endpoint: Endpoint,
+    /// Of a multipart form: its boundary is needed to change the form's model.
+    content_type: Option<HeaderValue>,
     facts: Facts,
     /// Returns the body's bytes to the budget when the request is over.
     _body_permit: body_buffer::Held,
@@ -81,12 +86,25 @@ where
         client_retry: facts::is_client_retry(&headers),
     };
     let max_wait = facts::max_wait(&headers, &settings.queue, || shield.limits.usual_time_to_head(&ask));
+    let content_type = headers.get(header::CONTENT_TYPE).filter(|_| endpoint.takes_audio()).cloned();
+    let may_fall_back = identity.fallback;
     headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio());
     identity.authorize(&mut headers);
     let breaker_key = (identity.organisation, Arc::clone(&facts.model));
     let read_at = Instant::now();
     let deadline = read_at + max_wait;
-    let call = Call { ask, breaker_key, read_at, deadline, fitted: None, endpoint, facts, _body_permit: body_permit };
+    let call = Call {
+        ask,
+        breaker_key,
+        read_at,
+        deadline,
+        fitted: None,
+        may_fall_back,
+        endpoint,
+        content_type,
+        facts,
+        _body_permit: body_permit,
+    };
     Ok((Box::new(call), Outgoing::new(method, path, headers, body)))
 }
 
@@ -151,5 +169,24 @@ impl Call {
             self.fitted = Some((from, to));
             upstream_request.replace_body(|body| facts::with_ceiling(self.endpoint, body, to));
         }
+    }
+
+    /// Names another model in the body, and asks for that model's limits; nothing else of the body changes.
+    ///
+    /// `body` is the body as it came. Returns whether the model could be replaced.
+    pub(super) fn switch_model(&mut self, to: &str, body: &Bytes, upstream_request: &mut Outgoing) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.extend(self.content_type.clone().map(|content_type| (header::CONTENT_TYPE, content_type)));
+        let Some(body) = model::replace(self.endpoint, &headers, body, to) else { return false };
+        let Ok(facts) = Facts::of(self.endpoint, &headers, &body) else { return false };
+        self.ask.model = facts.model.clone();
+        self.ask.pool = facts.pool;
+        self.ask.fingerprint = facts.fingerprint;
+        self.ask.bytes = body.len() as u64;
+        self.breaker_key.1 = facts.model.clone();
+        self.fitted = None;
+        self.facts = facts;
+        upstream_request.replace_body(|_| body);
+        true
     }
 }

@@ -12,6 +12,7 @@ use crate::{
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const WAIT: HeaderName = HeaderName::from_static("x-shield-wait-ms");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-shield-attempts");
+const FALLBACK: HeaderName = HeaderName::from_static("x-shield-fallback");
 const FITTED: HeaderName = HeaderName::from_static("x-shield-fitted");
 
 /// The upstream's response with the shield's headers.
@@ -75,6 +76,11 @@ fn number(number: u64) -> HeaderValue {
 fn stamp(headers: &mut HeaderMap, record: &mut Record) {
     headers.append(WAIT, number(record.wait.as_millis() as u64));
     headers.append(ATTEMPTS, number(record.attempts.into()));
+    if let Some((from, reason)) = &record.fallback {
+        let value = format!("{from}>{}; reason={}", record.model, reason.as_str());
+        // The configuration takes visible ASCII only for the names of models.
+        headers.extend(HeaderValue::try_from(value).ok().map(|value| (FALLBACK, value)));
+    }
     if !headers.contains_key(&REQUEST_ID) {
         record.id = format!("req_shield_{:032x}", fastrand::u128(..));
         headers.append(REQUEST_ID, HeaderValue::from_str(&record.id).expect("letters and digits"));

@@ -24,6 +24,8 @@ pub(super) fn write(record: &Record) {
         app = &*clean(&record.app, NAME),
         class = record.class_name(),
         model = &*clean(&record.model, NAME),
+        fallback_from = record.fallback.as_ref().map(|(from, _)| clean(from, NAME)).as_deref(),
+        fallback_reason = record.fallback.as_ref().map(|(_, reason)| reason.as_str()),
         endpoint = record.endpoint,
         path = (record.endpoint == "other").then(|| clean(&record.path, NAME)).as_deref(),
         status = record.status(),

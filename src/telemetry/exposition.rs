@@ -64,6 +64,7 @@ impl Format {
 pub(super) fn write(telemetry: &Telemetry, gauges: Gauges, format: Format) -> String {
     let mut registry = Registry::with_prefix("groq_shield");
     registry.register_collector(Box::new(Families::new(telemetry, gauges)));
+    registry.register("fallbacks", "Requests served by another model than the one that they named", telemetry.fallbacks.clone());
     let mut page = String::new();
     text::encode(&mut page, &registry).expect("a String takes all that is written");
     match format {

@@ -64,6 +64,11 @@ impl Outgoing {
         self.method == Method::HEAD
     }
 
+    /// Its body.
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
+
     /// Another body.
     pub fn replace_body(&mut self, change: impl FnOnce(&Bytes) -> Bytes) {
         self.body = change(&self.body);

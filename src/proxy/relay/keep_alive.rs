@@ -3,6 +3,7 @@
 
 use std::{
     pin::Pin,
+    sync::atomic::{AtomicBool, Ordering},
     task::{Context, Poll},
     time::Duration,
 };
@@ -60,10 +61,12 @@ impl Waiting {
 }
 
 /// Waits one `period` for the response of a stream, then opens the stream and keeps it alive until the response arrives.
-pub async fn opened_early(mut answer: Pending, period: Duration) -> Response<Body> {
+/// `opened` is set when it does so.
+pub async fn open_early(mut answer: Pending, period: Duration, opened: &AtomicBool) -> Response<Body> {
     if let Ok(answer) = tokio::time::timeout(period, &mut answer).await {
         return answer;
     }
+    opened.store(true, Ordering::Relaxed);
     let media = HeaderValue::from_static("text/event-stream");
     let mut response = Response::new(Body::Waiting(Waiting::new(answer, period)));
     response.headers_mut().insert(header::CONTENT_TYPE, media);

@@ -16,6 +16,7 @@ type Digest = [u8; 32];
 
 const APP: &str = "x-shield-app";
 const CLASS: &str = "x-shield-class";
+const FALLBACK: &str = "x-shield-fallback";
 
 /// An app's name from a header is no longer than this, bytes.
 const LONGEST_APP: usize = 64;
@@ -35,6 +36,7 @@ struct App {
     token: Option<Digest>,
     weight: f64,
     class: Class,
+    fallback: bool,
 }
 
 /// One request's origin.
@@ -48,6 +50,8 @@ pub struct Identity {
     pub weight: f64,
     /// Its class, or the one that the request asks for.
     pub class: Class,
+    /// Whether another model may serve it, by its app and by `x-shield-fallback: off`.
+    pub fallback: bool,
     /// What to send as `authorization` instead of the app's own.
     key: Option<HeaderValue>,
 }
@@ -68,6 +72,7 @@ impl IdentityIndex {
             token: app.token_sha256.or_else(|| app.token_env.as_deref().and_then(value).map(|token| digest(token.as_bytes()))),
             weight: app.weight,
             class: app.class,
+            fallback: app.fallback,
         };
         let mut index = Self {
             organisations,
@@ -120,6 +125,8 @@ impl IdentityIndex {
             organisation,
             app: app.map_or_else(|| named.map_or_else(|| self.unnamed.clone(), Arc::from), |app| app.name.clone()),
             weight: app.map_or(1.0, |app| app.weight),
+            fallback: app.is_none_or(|app| app.fallback)
+                && headers.get(FALLBACK).is_none_or(|value| !value.as_bytes().eq_ignore_ascii_case(b"off")),
             class,
             key: key.map(|(key, _)| key.clone()),
         })

@@ -16,7 +16,13 @@ fn env(name: &str) -> Option<String> {
 }
 
 fn app(name: &str, token_env: Option<&str>) -> config::App {
-    config::App { name: name.into(), token_env: token_env.map(Into::into), token_sha256: None, weight: 3.0, class: Class::Batch }
+    config::App {
+        name: name.into(),
+        token_env: token_env.map(Into::into),
+        weight: 3.0,
+        class: Class::Batch,
+        ..config::App::default()
+    }
 }
 
 fn settings(held: bool, apps: Vec<config::App>) -> Settings {
