@@ -15,13 +15,12 @@ use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
 
 use crate::{admin, proxy::Shield};
 
-mod answer;
 mod connection;
-mod end;
-mod head;
+mod deadline;
+mod guard;
 mod listen;
-mod request;
 mod tls;
+mod write_timeout;
 
 pub use connection::serve as serve_connection;
 pub use listen::Listeners;

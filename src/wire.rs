@@ -91,16 +91,6 @@ impl<I: AsyncRead + Unpin> Line<I> {
             Poll::Ready(Ok(count))
         })
     }
-
-    /// Reads to the end, and forgets it.
-    pub(crate) fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        loop {
-            self.came.clear();
-            if ready!(self.poll_more(cx))? == 0 {
-                return Poll::Ready(Ok(()));
-            }
-        }
-    }
 }
 
 /// What is to be sent: what was put together, and then what is passed on without a copy.
@@ -124,10 +114,5 @@ impl<I: AsyncWrite + Unpin> Line<I> {
             }
         }
         io.poll_flush(cx)
-    }
-
-    /// Says that nothing more will be sent.
-    pub(crate) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

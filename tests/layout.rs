@@ -10,7 +10,7 @@ use std::{
 const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("cli", &["admin", "config", "groq", "limits", "proxy", "server", "telemetry", "upstream"]),
-    ("server", &["admin", "config", "late", "message", "proxy", "shutdown", "telemetry", "wire"]),
+    ("server", &["admin", "config", "proxy", "shutdown", "telemetry"]),
     ("admin", &["config", "groq", "limits", "proxy", "telemetry"]),
     ("proxy", &["config", "estimate", "groq", "headers", "limits", "shutdown", "telemetry", "upstream"]),
     ("telemetry", &["config", "groq", "limits"]),

@@ -40,7 +40,7 @@ impl Certificate {
             .map_err(io::Error::other)?
             .with_no_client_auth()
             .with_cert_resolver(current.clone());
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Self { files: files.clone(), current, acceptor: Arc::new(config).into() })
     }
 

@@ -5,12 +5,16 @@ use std::{io, sync::Arc};
 use groq_shield::{config::Settings, proxy::Shield, server::serve_connection, upstream::Upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
+/// What makes a connection HTTP/2.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// Sends these bytes to a shield whose upstream cannot be reached: every answer is the documented error object.
 pub(crate) fn check(bytes: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
     runtime.block_on(async {
         for leaves in [true, false] {
             let answers = answers(bytes, leaves).await;
+            let parse = if bytes.starts_with(PREFACE) { frames } else { parse };
             parse(&answers).unwrap_or_else(|why| panic!("{why}: {:?}", String::from_utf8_lossy(&answers)));
         }
     });
@@ -37,6 +41,21 @@ async fn answers(bytes: &[u8], leaves: bool) -> Vec<u8> {
     read.expect("a clean close");
     serving.await.expect("no panic");
     answers
+}
+
+/// Whole HTTP/2 frames, the server's settings first.
+fn frames(mut bytes: &[u8]) -> Result<(), String> {
+    const SETTINGS: u8 = 4;
+    let mut kinds = Vec::new();
+    while let [high, mid, low, kind, _, _, _, _, _, rest @ ..] = bytes {
+        let length = u32::from_be_bytes([0, *high, *mid, *low]) as usize;
+        kinds.push(*kind);
+        bytes = rest.get(length..).ok_or("a frame cut short")?;
+    }
+    if !bytes.is_empty() {
+        return Err("a frame's header cut short".into());
+    }
+    if kinds.first() == Some(&SETTINGS) { Ok(()) } else { Err(format!("no settings first: {kinds:?}")) }
 }
 
 /// Answers one after the other, and nothing else.

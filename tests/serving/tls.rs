@@ -23,6 +23,15 @@ fn files(folder: &Path) -> Tls {
 }
 
 async fn connect(address: SocketAddr, trusted: &CertificateDer<'static>) -> std::io::Result<TlsStream<TcpStream>> {
+    connect_with(address, trusted, &[b"http/1.1"]).await
+}
+
+/// A client that offers these protocols.
+async fn connect_with(
+    address: SocketAddr,
+    trusted: &CertificateDer<'static>,
+    protocols: &[&[u8]],
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(trusted.clone()).expect("a certificate");
     let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -30,7 +39,7 @@ async fn connect(address: SocketAddr, trusted: &CertificateDer<'static>) -> std:
         .expect("the provider's own")
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     let socket = TcpStream::connect(address).await.expect("it listens");
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").expect("a name"), socket).await
 }

@@ -1,31 +1,32 @@
-//! Is a request's head one that every server reads the same way, and where does its request end?
+//! Finds the end of a request's head, and refuses heads that servers read differently.
 //!
-//! `httparse` has the last word on what is HTTP; this looks for what it takes and other servers may not:
-//! both Content-Length and Transfer-Encoding, a length twice, folded lines, bare line feeds, two hosts.
+//! hyper decides what is HTTP. This looks for what hyper accepts or normalizes and other servers may not: both
+//! Content-Length and Transfer-Encoding, a repeated length, folded lines, bare line feeds, two Host headers.
 
 use memchr::memchr;
 
-use crate::wire::LARGEST_HEAD;
+/// The largest head, bytes. hyper's own bound applies to its buffer, which may grow to twice as much first.
+pub(in crate::server) const LARGEST_HEAD: usize = 64 << 10;
 
-/// How a request's end is found.
+/// How the end of a request's body is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
-    /// So many bytes after the head.
+    /// A body of so many bytes.
     Sized(u64),
-    /// By chunks.
+    /// A chunked body.
     Chunked,
 }
 
-/// Reads heads line by line, however they are split over reads. Only an unfinished line is copied.
+/// Reads heads line by line, however they are split over reads. Only incomplete lines are copied.
 #[derive(Debug, Default)]
 pub(super) struct Scanner {
-    unfinished: Vec<u8>,
+    incomplete: Vec<u8>,
     head: Head,
 }
 
 #[derive(Debug, Default)]
 struct Head {
-    /// Its bytes so far, line feeds apart.
+    /// Bytes so far, without line feeds.
     bytes: usize,
     started: bool,
     host: bool,
@@ -35,29 +36,29 @@ struct Head {
 }
 
 impl Scanner {
-    /// Looks at more bytes of a head: where it ends in them, if it does.
+    /// Reads more bytes of a head. Returns the index of its end if it ends in them.
     pub(super) fn feed(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while let Some(end) = memchr(b'\n', &bytes[at..]) {
             let line = &bytes[at..at + end];
             at += end + 1;
-            let over = if self.unfinished.is_empty() {
+            let over = if self.incomplete.is_empty() {
                 self.head.line(line)
             } else {
-                self.unfinished.extend_from_slice(line);
-                let over = self.head.line(&self.unfinished);
-                self.unfinished.clear();
+                self.incomplete.extend_from_slice(line);
+                let over = self.head.line(&self.incomplete);
+                self.incomplete.clear();
                 over
             };
             if over {
                 return Some(at);
             }
         }
-        self.unfinished.extend_from_slice(&bytes[at..]);
+        self.incomplete.extend_from_slice(&bytes[at..]);
         None
     }
 
-    /// What the head that has just ended says, or why servers could disagree about it. The next one begins.
+    /// The framing of the head that has just ended, or why servers could disagree about it. Starts over for the next head.
     pub(super) fn finish(&mut self) -> Result<Framing, &'static str> {
         let head = std::mem::take(&mut self.head);
         match head {
@@ -70,7 +71,7 @@ impl Scanner {
 }
 
 impl Head {
-    /// Takes one line without its line feed; true at the empty line that ends the head.
+    /// Reads a line without its line feed. Returns true at the empty line that ends the head.
     fn line(&mut self, line: &[u8]) -> bool {
         self.bytes += line.len();
         if self.bytes > LARGEST_HEAD {
@@ -81,7 +82,7 @@ impl Head {
             line
         });
         let Some(first) = line.first() else {
-            // Empty lines before a request line are skipped, as `httparse` does.
+            // Empty lines before a request line are skipped, as hyper does.
             return self.started;
         };
         if !self.started {
@@ -123,7 +124,7 @@ impl Head {
         }
     }
 
-    /// The value, trimmed, if the line's name is this one.
+    /// The trimmed value if the line is a header of this name.
     fn value<'a>(&mut self, line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
         let (start, rest) = line.split_at_checked(name.len())?;
         if !start.eq_ignore_ascii_case(name) {
@@ -139,7 +140,7 @@ impl Head {
         }
     }
 
-    /// The first fault is the one that is told.
+    /// Keeps the first fault.
     fn fault(&mut self, why: &'static str) {
         self.fault.get_or_insert(why);
     }

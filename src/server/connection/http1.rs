@@ -1,0 +1,227 @@
+//! HTTP/1.1 connections.
+
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::SystemTime,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::{body::Incoming, ext::ReasonPhrase, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    time::timeout,
+};
+
+use super::{App, BoxError, IDLE_TIMEOUT, LINGER, Step, cutoff, last_call, respond};
+use crate::{
+    proxy::{Shield, error::Rejection},
+    server::{
+        deadline::Deadline,
+        guard::{Exchange, Guard, LARGEST_HEAD, Phase},
+    },
+    shutdown::Shutdown,
+};
+
+/// How serving ended.
+enum End {
+    /// hyper is done.
+    Closed(hyper::Result<()>),
+    /// A time limit expired.
+    TimedOut,
+    /// The shield shuts down and can wait no longer.
+    Cut,
+}
+
+/// Serves a client of whose requests `begun` has been read already.
+pub(super) async fn serve<I, A>(io: I, begun: BytesMut, shield: &Shield, app: A)
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+    A: App,
+{
+    let exchange = Exchange::new();
+    let service = service_fn(|request: Request<Incoming>| {
+        exchange.begin();
+        if request.method() == Method::CONNECT {
+            // What follows is meant for somebody else.
+            exchange.make_last();
+        }
+        let is_head = request.method() == Method::HEAD;
+        let is_http10 = request.version() == Version::HTTP_10;
+        if is_http10 && !keep_alive(request.headers()) {
+            exchange.make_last();
+        }
+        let handling = app.handle(request, exchange.ambiguity());
+        let (app, exchange) = (app.clone(), exchange.clone());
+        async move {
+            let mut response = respond(app, handling).await;
+            prepare(&mut response, is_head);
+            if is_http10 && response.body().size_hint().exact().is_none() {
+                // Without chunks, the end of the connection is the end of the body.
+                exchange.make_last();
+            }
+            if exchange.close() {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response.map(|body| Tracked { body, exchange }))
+        }
+    });
+    let mut http = http1::Builder::new()
+        .max_buf_size(LARGEST_HEAD)
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(Guard::new(io, begun, exchange.clone())), service);
+    let header_timeout = shield.settings.load().server.header_timeout;
+    let limit = |state: (Phase, u64)| match state {
+        (Phase::Idle, 1..) => Some(IDLE_TIMEOUT),
+        (Phase::Idle | Phase::Head, _) => Some(header_timeout),
+        // A running request has time limits of its own.
+        (Phase::Handling | Phase::Answered, _) => None,
+    };
+    let mut deadline = Deadline::new((Phase::Idle, 0), header_timeout);
+    // The steps of a shutdown, one after the other.
+    let mut step: Step<'_> = Box::pin(last_call(&shield.shutdown, || exchange.make_last()));
+    let mut drained = false;
+    let end = poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(closed) = Pin::new(&mut http).poll(cx) {
+                return Poll::Ready(End::Closed(closed));
+            }
+            if step.as_mut().poll(cx).is_pending() {
+                let state = (exchange.phase(), exchange.requests());
+                return deadline.poll(state, limit(state), cx).map(|()| End::TimedOut);
+            }
+            if drained {
+                return Poll::Ready(End::Cut);
+            }
+            drained = true;
+            step = Box::pin(cutoff(&shield.shutdown));
+            // A request that has begun is answered first, and its response closes the connection.
+            if exchange.phase() != Phase::Head {
+                Pin::new(&mut http).graceful_shutdown();
+            }
+        }
+    });
+    let end = end.await;
+
+    let (io, unread) = http.into_parts().io.into_inner().into_inner();
+    let last = match (exchange.phase(), end) {
+        (Phase::Head, End::TimedOut) => Some(app.refuse(Rejection::RequestTimeout("head"))),
+        (Phase::Head, End::Closed(closed)) => Some(app.refuse(Rejection::Malformed(reason(&closed)))),
+        // The response failed or the client is gone: cutting the connection is all that can be said.
+        (Phase::Handling | Phase::Answered, End::TimedOut | End::Closed(Err(_))) | (_, End::Cut) => return,
+        (Phase::Idle | Phase::Handling | Phase::Answered, _) => None,
+    };
+    // Boxed: the task of a connection is as large as its largest step.
+    Box::pin(close(io, last, unread, &shield.shutdown)).await;
+}
+
+/// Whether an HTTP/1.0 client wants to keep its connection.
+fn keep_alive(headers: &HeaderMap) -> bool {
+    let mut tokens = headers.get_all(header::CONNECTION).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    tokens.any(|token| token.trim_ascii().eq_ignore_ascii_case(b"keep-alive"))
+}
+
+/// Why hyper could not read a head.
+fn reason(closed: &hyper::Result<()>) -> &'static str {
+    match closed {
+        Err(error) if error.is_parse_too_large() => "its head is larger than 64 KiB or has more than 100 headers",
+        Err(error) if error.is_parse() => "its request line or a header cannot be read",
+        Ok(()) | Err(_) => "it ends within its head",
+    }
+}
+
+/// Leaves to hyper how the body ends, and to the upstream the reason phrase of a status that has no standard one.
+fn prepare<B>(response: &mut Response<B>, is_head: bool) {
+    let status = response.status();
+    if !is_head && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+    }
+    if status.canonical_reason().is_none() {
+        // hyper would write `<none>`.
+        response.extensions_mut().get_or_insert_with(|| ReasonPhrase::from_static(b""));
+    }
+}
+
+/// Sends the last response, if any, and closes so that the client can read it even if it goes on sending.
+pub(super) async fn close<I, B>(mut io: I, last: Option<Response<B>>, unread: bool, shutdown: &Shutdown)
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    let close = async {
+        if let Some(last) = last {
+            io.write_all(&serialize(last).await?).await?;
+        }
+        io.shutdown().await?;
+        if unread {
+            let mut sink = [0; 4096];
+            while io.read(&mut sink).await? > 0 {}
+        }
+        Ok::<_, BoxError>(())
+    };
+    tokio::select! {
+        closed = timeout(LINGER, close) => match closed {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a client left before its connection was closed"),
+            Err(_) => tracing::debug!("a client kept sending after its last response"),
+        },
+        () = shutdown.cutoff.cancelled() => {}
+    }
+}
+
+/// A response as bytes, where hyper cannot send it any more.
+async fn serialize<B>(response: Response<B>) -> Result<Vec<u8>, BoxError>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    let (head, body) = response.into_parts();
+    let body = body.collect().await.map_err(Into::into)?.to_bytes();
+    let reason = head.status.canonical_reason().unwrap_or_default();
+    let mut bytes = format!("HTTP/1.1 {} {reason}\r\n", head.status.as_str()).into_bytes();
+    for (name, value) in head.headers.iter().filter(|(name, _)| *name != header::CONTENT_LENGTH) {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            bytes.extend_from_slice(part);
+        }
+    }
+    let date = httpdate::fmt_http_date(SystemTime::now());
+    bytes.extend_from_slice(format!("date: {date}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes());
+    bytes.extend_from_slice(&body);
+    Ok(bytes)
+}
+
+/// A response's body. When it is dropped, hyper has taken all of it.
+#[derive(Debug)]
+struct Tracked<B> {
+    body: B,
+    exchange: Arc<Exchange>,
+}
+
+impl<B> Drop for Tracked<B> {
+    fn drop(&mut self) {
+        self.exchange.end();
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Tracked<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
