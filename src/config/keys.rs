@@ -201,7 +201,7 @@ pub(super) const MODEL: &[Key<ModelLimits>] = &[
         "assumed_completion_tokens",
         Rule::Count(0, i64::MAX as u64, ""),
         |m| &mut m.assumed_completion_tokens,
-        "Tokens that Groq assumes where a request names no ceiling.",
+        "Completion tokens that Groq reserves for a request without `max_completion_tokens`. Unset: learnt from its answers.",
         "2048",
     ),
 ];

@@ -244,6 +244,16 @@ impl Books {
         level.observe(taken.position, mark, used, at, now)
     }
 
+    /// Groq has taken more for it than it was charged here. `corrected`: the slot whose header says so, and has corrected it.
+    pub fn raise(&mut self, taken: &mut Taken, amount: Amount, corrected: usize, now: Ns) {
+        let charged = |slot: &usize| taken.slots & (1 << slot) != 0 && *slot != corrected;
+        for (_, level) in self.levels.iter_mut().enumerate().filter(|(slot, _)| charged(slot)) {
+            let (before, after) = (level.asked(&taken.amount), level.asked(&amount));
+            level.settle(taken.serial, before, after, now);
+        }
+        taken.amount = amount;
+    }
+
     /// The truth replaces what was asked for, in every dimension that was charged.
     pub fn settle(&mut self, taken: Taken, used: Amount, now: Ns) {
         for (_, level) in self.levels.iter_mut().enumerate().filter(|(slot, _)| taken.slots & (1 << slot) != 0) {

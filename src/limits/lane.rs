@@ -31,6 +31,7 @@ mod leaving;
 mod passing;
 mod probe;
 mod shared;
+mod unbounded;
 mod view;
 
 const MILLISECOND: Ns = 1_000_000;
@@ -195,6 +196,10 @@ impl Lane {
                     // What is left belongs to the one that is booked.
                     if booked.is_some() {
                         break;
+                    }
+                    if self.try_unpriced(head, now) {
+                        self.go(head, bound, now, events);
+                        continue;
                     }
                     match self.passing(head, at, now) {
                         Some(small) => self.go(small, bound, now, events),

@@ -269,6 +269,11 @@ impl Level {
         self.typical as u64
     }
 
+    /// Whether headers or refusals have said how full it is.
+    pub fn is_observed(&self) -> bool {
+        self.newest > 0
+    }
+
     /// Nothing is used of it.
     pub fn is_full(&self, now: Ns) -> bool {
         self.bucket.as_ref().is_none_or(|bucket| bucket.tat() <= now)

@@ -156,6 +156,28 @@ impl Line {
         id
     }
 
+    /// Changes what a waiter takes. Its place stays, and its size class.
+    pub fn reprice(&mut self, id: Id, amount: Amount, expected: u32) {
+        let Some(crowd) = self.crowd.as_mut() else { return };
+        let Some(before) = crowd.get(id).cloned() else { return };
+        let after = Waiter { amount, expected, ..before.clone() };
+        let led = crowd.follow(id);
+        let app = self.apps[before.app as usize].as_mut().expect("a waiter's app is known");
+        app.reprice(&before, &after);
+        let backlog = &mut crowd.backlogs[app.class as usize];
+        backlog.take(&before);
+        backlog.add(&after);
+        crowd.join(id, after);
+        if led {
+            crowd.lead(id);
+        }
+    }
+
+    /// Who waits with this number.
+    pub fn ids(&self) -> impl Iterator<Item = Id> + use<> {
+        0..self.crowd().places() as Id
+    }
+
     /// Leaves the line, for whatever reason.
     pub fn remove(&mut self, id: Id) -> Option<Waiter> {
         let crowd = self.crowd.as_mut()?;

@@ -7,3 +7,4 @@ mod readme;
 mod restart;
 mod sdk;
 mod slice;
+mod without_ceiling;

@@ -54,7 +54,7 @@ impl Lane {
         let ticket = again.map(|again| again.ticket).or_else(|| self.take_back(ask, now));
         let size = self.size(&amount);
         let usual = self.line.app_of(app).and_then(|app| app.completion.mean()).or(self.calibration.completion.mean());
-        let expected = usual.map_or(amount.output, |usual| (usual as u32).min(amount.output));
+        let expected = self.expected(usual, amount.output, ceiling_given);
         let waiter = Waiter {
             app,
             size,
@@ -69,7 +69,7 @@ impl Lane {
             slack: None,
             fingerprint: ask.fingerprint,
         };
-        let asker = Asker { app, class: ask.class, size, amount, ticket };
+        let asker = Asker { app, class: ask.class, size, amount: self.forecast_amount(&waiter), ticket };
         (waiter, asker)
     }
 
@@ -85,12 +85,6 @@ impl Lane {
             Pool::Audio { seconds } => (Amount { requests: 1, seconds: cut(seconds), ..Amount::default() }, 0, true),
             Pool::Free => (Amount::default(), 0, true),
         }
-    }
-
-    /// Completion tokens that are reserved for a request that names no ceiling.
-    fn assumed(&self) -> u32 {
-        let configured = self.tables.assumed(&self.model).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        configured.unwrap_or_else(|| self.calibration.assumed.tokens())
     }
 
     /// Size class: by the share of the tightest limit it asks for.

@@ -29,6 +29,8 @@ pub struct Charge {
     pub(super) ceiling_given: bool,
     /// What an earlier refusal has said of it: prompt and assumed completion tokens.
     pub(super) requested: Option<u32>,
+    /// Tokens in use as its answer's head has shown, itself included; of a request without a ceiling only.
+    pub(super) shown_used: Option<u64>,
     /// Prompt tokens before the lane's own correction.
     pub(super) estimated: u32,
     /// Cost at the time of granting, and what settles it: the slot and the price of one unit.
@@ -137,6 +139,7 @@ impl Lane {
             probe,
             ceiling_given: waiter.ceiling_given,
             requested: waiter.requested,
+            shown_used: None,
             estimated: waiter.estimated,
             cost,
             price: (slot as u8, price),

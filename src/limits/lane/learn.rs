@@ -87,7 +87,14 @@ impl Lane {
             let Some(slot) = self.stated(&dimension, shown.limit, Source::Headers, now) else { continue };
             news |= before.flatten().map(|(limit, _)| limit) != Some(shown.limit);
             let used = shown.limit.saturating_sub(shown.remaining);
-            self.books.observe(&mut charge.taken, slot, used, counted, self.calibration.one_way(), now);
+            let first = !self.books.levels()[slot].is_observed();
+            let error = self.books.observe(&mut charge.taken, slot, used, counted, self.calibration.one_way(), now);
+            if counted && !charge.ceiling_given && dimension == Dimension::TPM {
+                charge.shown_used = Some(used);
+                let prompt = charge.estimated.into();
+                self.learn_assumed(|lane| lane.calibration.assumed.head(used, prompt));
+                self.hold_assumed(charge, slot, error.filter(|_| !first), now);
+            }
             let turns = counted.then(|| self.books.levels_mut()[slot].judge(charge.taken.position, &shown, now)).flatten();
             if let Some(windows) = turns.filter(|_| is_short(&dimension)) {
                 self.follow_law(windows, now);
@@ -145,7 +152,8 @@ impl Lane {
         let Some(dimension) = self.named(text) else { return false };
         let Some(slot) = self.stated(&dimension, text.limit, Source::Refusal, now) else { return false };
         if let Some(requested) = self.requested_in_all(charge, Some(text)) {
-            self.calibration.assumed.refused(requested.into(), charge.estimated.into());
+            let prompt = charge.estimated.into();
+            self.learn_assumed(|lane| lane.calibration.assumed.refused(requested.into(), prompt, now));
         }
         let used = match (text.wait, text.used) {
             // The printed `Used` is rounded up: the wait is the exact figure.
@@ -196,14 +204,6 @@ impl Lane {
             .or_else(|| text.dimension_or_derived())
     }
 
-    /// `Requested` of a request without a ceiling, where it is prompt and assumed completion tokens. What can never succeed
-    /// says nothing of others: its prompt may be all of it.
-    pub(super) fn requested_in_all(&self, charge: &Charge, text: Option<&RefusalText>) -> Option<u32> {
-        let text = text.filter(|text| !charge.ceiling_given && !text.hopeless())?;
-        let counts_all = self.named(text)?.unit == Unit::Tokens;
-        counts_all.then(|| u32::try_from(text.requested).unwrap_or(u32::MAX))
-    }
-
     /// Estimates learn from what was really used.
     pub(super) fn learn_usage(&mut self, charge: &Charge, spent: Spent, now: Ns) {
         let Spent::Tokens { completion, prompt_total, .. } = spent else { return };
@@ -211,7 +211,9 @@ impl Lane {
             return;
         }
         if let Some(requested) = charge.requested {
-            self.calibration.assumed.answered(requested.into(), prompt_total, now);
+            self.learn_assumed(|lane| lane.calibration.assumed.answered_after_refusal(requested.into(), prompt_total, now));
+        } else if let Some(used) = charge.shown_used {
+            self.learn_assumed(|lane| lane.calibration.assumed.answered(used, prompt_total, now));
         }
         self.calibration.prompt.learn(charge.estimated.into(), prompt_total);
         self.calibration.completion.learn(completion as f32);

@@ -47,7 +47,7 @@ impl Lane {
 
     pub(super) fn asker(&self, waiter: &Waiter) -> Asker {
         let class = self.line.app_of(waiter.app).map_or(Class::Interactive, |app| app.class);
-        Asker { app: waiter.app, class, size: waiter.size, amount: waiter.amount, ticket: Some(waiter.ticket) }
+        Asker { app: waiter.app, class, size: waiter.size, amount: self.forecast_amount(waiter), ticket: Some(waiter.ticket) }
     }
 
     /// Out of the line, whatever the reason.

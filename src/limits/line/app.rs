@@ -126,6 +126,15 @@ impl App {
         }
     }
 
+    /// A waiter takes something else from now on.
+    pub(super) fn reprice(&mut self, before: &Waiter, after: &Waiter) {
+        let Some(queued) = &mut self.queued else { return };
+        for backlog in [&mut queued.sizes[usize::from(before.size)].backlog, &mut queued.backlog] {
+            backlog.take(before);
+            backlog.add(after);
+        }
+    }
+
     /// It was served so much; a negative cost takes it back.
     pub(super) fn count_served(&mut self, cost: f64, now: Ns) {
         let fade = (-(now.saturating_sub(self.served_at) as f64) / (RATE_MEMORY * 1e9)).exp();

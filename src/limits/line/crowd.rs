@@ -39,6 +39,11 @@ impl Crowd {
         self.places.iter().flatten()
     }
 
+    /// Numbers in use are below this.
+    pub(super) fn places(&self) -> usize {
+        self.places.len()
+    }
+
     /// A free place, for who joins next.
     pub(super) fn place(&mut self) -> Id {
         self.free.pop().unwrap_or(self.places.len() as Id)
