@@ -58,6 +58,8 @@ pub struct Settings {
 pub struct Server {
     /// Where apps connect.
     pub listen: SocketAddr,
+    /// Share both listening addresses with a second process that also sets this.
+    pub reuse_port: bool,
     /// Worker threads; `None`: one per core.
     pub threads: Option<usize>,
     /// Connections at once.
@@ -298,6 +300,7 @@ impl Default for Server {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8787)),
+            reuse_port: false,
             threads: None,
             max_connections: 4096,
             max_body: 100 << 20,

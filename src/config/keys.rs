@@ -63,6 +63,13 @@ const SERVER: &[Key<Draft>] = &[
         "",
     ),
     key(
+        "reuse_port",
+        Rule::Flag,
+        |d| &mut d.settings.server.reuse_port,
+        "Listen beside another shield that sets it too, here and on admin.listen, so that one replaces the other without a gap.",
+        "",
+    ),
+    key(
         "threads",
         Rule::Count(1, 1024, "leave it out for one per core"),
         |d| &mut d.settings.server.threads,

@@ -46,14 +46,16 @@ async fn keep_asking(app: SocketAddr, count: usize) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shield_is_replaced_by_another_on_its_port_and_no_request_is_lost() {
     let (address, _) = upstream().await;
-    let old = start(settings(address));
+    let mut settings = settings(address);
+    settings.server.reuse_port = true;
+    let old = start(settings.clone());
     let app = old.app;
     let clients: Vec<_> = (0..4).map(|_| tokio::spawn(keep_asking(app, 400))).collect();
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    let mut settings = settings(address);
     settings.server.listen = app;
+    settings.admin.listen = old.admin;
     let new = start(settings);
-    assert_eq!(new.app, app);
+    assert_eq!((new.app, new.admin), (app, old.admin));
     timeout(LONG, old.drained()).await.expect("it drains under load");
     for client in clients {
         assert_eq!(client.await.expect("no request fails"), 400);

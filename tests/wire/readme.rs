@@ -93,7 +93,7 @@ async fn every_command_runs() {
 fn the_failures_are_the_codes() {
     let section = section("## What an app sees");
     let told: BTreeSet<_> = quoted(section).into_iter().filter(|word| is_code(word)).collect();
-    let table = fs::read_to_string(file("src/error/table.rs")).expect("the failure table");
+    let table = fs::read_to_string(file("src/proxy/error/table.rs")).expect("the failure table");
     let table = table.split("#[cfg(test)]").next().unwrap_or_default();
     let made: BTreeSet<_> = table.split('"').skip(1).step_by(2).filter(|word| is_code(word)).collect();
     let missing: Vec<_> = made.iter().filter(|code| !told.contains(*code)).collect();
