@@ -18,6 +18,8 @@ mod status;
 
 /// Exit code of a wrong command line or configuration, as in sysexits.h.
 const USAGE: u8 = 64;
+/// Added to the number of the signal that ended a process, as shells do.
+const SIGNALLED: u8 = 128;
 
 const ABOUT: &str = "The proxy that everyone who calls Groq puts in front of it";
 
@@ -38,8 +40,9 @@ Examples:
 Configuration: flags and GROQ_SHIELD_* variables (queue.max_wait is GROQ_SHIELD_QUEUE_MAX_WAIT) over the file over defaults.
 The file: --config, GROQ_SHIELD_CONFIG, ./groq-shield.toml, /etc/groq-shield/groq-shield.toml.
 
-Signals: SIGTERM and SIGINT drain, a second one ends; SIGHUP reads the file again.
-Exit codes: 0 done; 1 failed while running; 64 wrong command line or configuration; exec: the command's own.";
+Signals: SIGTERM and SIGINT drain, a second one ends at once; SIGHUP reads the file again.
+Exit codes: 0 done; 1 failed while running; 64 wrong command line or configuration; 130, 143 ended by a second SIGINT, SIGTERM;
+exec: the command's own.";
 
 #[derive(Debug, Parser)]
 #[command(name = "groq-shield", version, about = ABOUT, long_about = LONG_ABOUT, after_help = AFTER, after_long_help = AFTER)]

@@ -2,7 +2,14 @@
 //!
 //! No work is stolen between cores: a connection stays on the thread that it was dealt to, in turn.
 
-use std::{io, net::SocketAddr, num::NonZero, sync::Arc, thread, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZero,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -107,9 +114,39 @@ impl Running {
         self.certificate.as_ref().map_or(Ok(()), |certificate| certificate.reload())
     }
 
+    /// Ends the drain now: streams get their error frame, what waits gets its 503, and what is left a second later is cut.
+    pub fn cut_off(&self) {
+        self.shield.shutdown.cutoff.cancel();
+    }
+
     /// Cuts everything that still runs.
     pub fn end(&self) {
         self.over.cancel();
+    }
+
+    /// Where apps connect, as a URL that works on this machine.
+    pub fn url(&self) -> String {
+        url(if self.certificate.is_some() { "https" } else { "http" }, self.app)
+    }
+
+    /// The addresses, and what apps are to be told.
+    pub fn log_ready(&self) {
+        let url = self.url();
+        tracing::info!(
+            app = %self.app,
+            admin = %self.admin,
+            GROQ_BASE_URL = %url,
+            OPENAI_BASE_URL = %format_args!("{url}/openai/v1"),
+            page = %format_args!("{}/", self::url("http", self.admin)),
+            "ready"
+        );
+    }
+
+    fn log_draining(&self) {
+        let requests = self.shield.telemetry.in_flight();
+        let drain_timeout = self.shield.settings.load().server.drain_timeout.as_secs_f64();
+        let plural = if requests == 1 { "" } else { "s" };
+        tracing::info!("draining: {requests} request{plural}, at most {drain_timeout} s, again to end at once");
     }
 
     /// Blocks until the drain is complete.
@@ -134,25 +171,36 @@ impl Running {
     }
 }
 
-/// Serves until SIGTERM or SIGINT has drained it; a second one ends at once. SIGHUP calls `reload`.
+/// How [`run`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The drain was completed.
+    Drained,
+    /// This signal, a second one, cut the drain short.
+    Signalled(SignalKind),
+}
+
+/// Serves until SIGTERM or SIGINT has drained it. A second signal ends what still runs, with an error frame in streams; a third
+/// does not wait for that. SIGHUP calls `reload`.
 ///
 /// Tells systemd when it is ready and when it stops.
 ///
 /// # Errors
 /// As [`start`], and when signals cannot be listened to.
-pub fn run(shield: Arc<Shield>, listeners: Listeners, mut reload: impl FnMut()) -> io::Result<()> {
+pub fn run(shield: Arc<Shield>, listeners: Listeners, mut reload: impl FnMut()) -> io::Result<Ended> {
     let running = start(shield, listeners)?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let mut term = signal(SignalKind::terminate())?;
         let mut int = signal(SignalKind::interrupt())?;
         let mut hup = signal(SignalKind::hangup())?;
-        tracing::info!(app = %running.app, admin = %running.admin, "ready");
+        running.log_ready();
         tell_systemd(&[sd_notify::NotifyState::Ready]);
+        let mut ended = Ended::Drained;
         loop {
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = int.recv() => {}
+            let signal = tokio::select! {
+                _ = term.recv() => SignalKind::terminate(),
+                _ = int.recv() => SignalKind::interrupt(),
                 _ = hup.recv() => {
                     reload();
                     if let Err(error) = running.reload_certificate() {
@@ -160,21 +208,33 @@ pub fn run(shield: Arc<Shield>, listeners: Listeners, mut reload: impl FnMut()) 
                     }
                     continue;
                 }
-                () = running.over.cancelled() => return io::Result::Ok(()),
-            }
-            if running.shield.shutdown.draining.is_cancelled() {
+                () = running.over.cancelled() => return io::Result::Ok(ended),
+            };
+            let shutdown = &running.shield.shutdown;
+            if !shutdown.draining.is_cancelled() {
+                running.log_draining();
+                tell_systemd(&[sd_notify::NotifyState::Stopping]);
+                running.drain();
+            } else if ended == Ended::Drained {
                 tracing::warn!("second signal: ending at once");
+                ended = Ended::Signalled(signal);
+                running.cut_off();
+            } else {
                 running.end();
-                return Ok(());
             }
-            tracing::info!("draining");
-            tell_systemd(&[sd_notify::NotifyState::Stopping]);
-            running.drain();
         }
     })?;
     running.join();
     tracing::info!("stopped");
-    Ok(())
+    Ok(ended)
+}
+
+/// The URL of a listening address; for one that stands for every interface, that of loopback.
+fn url(scheme: &str, mut address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    format!("{scheme}://{address}")
 }
 
 /// Without systemd this does nothing.
@@ -281,12 +341,17 @@ impl Door {
             shield.shutdown.draining.cancel();
         }
         shield.connections.close();
-        if timeout(drain_timeout, shield.connections.wait()).await.is_err() {
-            tracing::warn!(connections = shield.connections.len(), "drain_timeout is over: ending streams");
-            shield.shutdown.cutoff.cancel();
-            if timeout(LAST_WORDS, shield.connections.wait()).await.is_err() {
-                tracing::warn!(connections = shield.connections.len(), "connections cut");
+        tokio::select! {
+            () = shield.connections.wait() => {}
+            () = shield.shutdown.cutoff.cancelled() => {}
+            () = sleep(drain_timeout) => {
+                tracing::warn!(connections = shield.connections.len(), "drain_timeout is over: ending streams");
+                shield.shutdown.cutoff.cancel();
             }
+        }
+        let cut_off = shield.shutdown.cutoff.is_cancelled();
+        if cut_off && timeout(LAST_WORDS, shield.connections.wait()).await.is_err() {
+            tracing::warn!(connections = shield.connections.len(), "connections cut");
         }
         over.cancel();
     }

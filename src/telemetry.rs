@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -140,6 +140,7 @@ impl Record {
 
     /// Starts the record of a request that has just been read.
     pub fn new(telemetry: &Arc<Telemetry>, path: &str, now: Instant) -> Self {
+        telemetry.in_flight.fetch_add(1, Ordering::Relaxed);
         Self {
             telemetry: telemetry.clone(),
             started: now,
@@ -214,6 +215,7 @@ impl Drop for Record {
     fn drop(&mut self) {
         self.stop_waiting();
         self.telemetry.finished(self);
+        self.telemetry.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -221,6 +223,8 @@ impl Drop for Record {
 #[derive(Debug, Default)]
 pub struct Telemetry {
     counts: Counts,
+    /// Requests that have begun and not ended.
+    in_flight: AtomicUsize,
     configuration: Mutex<Configuration>,
     /// Bounded by the configuration, which names both models.
     fallbacks: Family<FallbackLabels, Counter>,
@@ -248,6 +252,11 @@ impl Telemetry {
     pub fn fell_back(&self, from: &str, to: &str, reason: FallbackReason) {
         let labels = FallbackLabels { from: from.to_owned(), to: to.to_owned(), reason: reason.as_str() };
         self.fallbacks.get_or_create(&labels).inc();
+    }
+
+    /// Requests that have begun and not ended.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
     }
 
     /// Every metric family as text.

@@ -1,7 +1,8 @@
-//! Do the commands keep their word? Exit codes, signals, faults and reloads of the real binary.
+//! The commands of the real binary: exit codes, signals, faults and reloads.
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
     path::Path,
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::mpsc::{self, Receiver},
@@ -95,6 +96,95 @@ impl Drop for Running {
 fn address(line: &str, name: &str) -> String {
     let mark = format!("{name}=");
     line.split(' ').find_map(|word| word.strip_prefix(&mark)).unwrap_or_else(|| panic!("no {mark} in {line}")).to_owned()
+}
+
+/// Two shields on one port both said "ready", and the kernel dealt requests to either.
+#[test]
+fn a_second_shield_on_one_port_fails_and_says_why() {
+    let folder = folder();
+    let first = Running::new(&mut shield(folder.path(), &SERVE));
+    let app = address(&first.line("ready"), "app");
+    let words = ["--simulate", "--listen", &app, "--admin", "127.0.0.1:0"];
+    let (code, _, errors) = ran(&mut shield(folder.path(), &words));
+    assert_eq!(code, 1, "{errors}");
+    for part in [
+        &format!("groq-shield: cannot listen on {app} (server.listen): another process listens there."),
+        "server.reuse_port = true",
+    ] {
+        assert!(errors.contains(part), "{part}\n{errors}");
+    }
+    assert!(!errors.contains("ready"), "{errors}");
+}
+
+#[test]
+fn shields_that_both_set_reuse_port_replace_each_other_on_both_addresses() {
+    let folder = folder();
+    let start = |app: &str, admin: &str| {
+        let words = ["--simulate", "--listen", app, "--admin", admin];
+        let running = Running::new(shield(folder.path(), &words).env("GROQ_SHIELD_SERVER_REUSE_PORT", "true"));
+        let ready = running.line("ready");
+        (running, address(&ready, "app"), address(&ready, "admin"))
+    };
+    let (old, app, admin) = start("127.0.0.1:0", "127.0.0.1:0");
+    let (new, same_app, same_admin) = start(&app, &admin);
+    assert_eq!((same_app, same_admin), (app, admin.clone()));
+    old.signal(Signal::SIGTERM);
+    assert_eq!(old.ended().code(), Some(0));
+    assert_eq!(ran(&mut shield(folder.path(), &["health", "--ready", "--admin", &admin])).0, 0, "the new one answers");
+    drop(new);
+}
+
+#[test]
+fn the_ready_line_has_urls_to_paste() {
+    let folder = folder();
+    let words = ["--simulate", "--listen", "0.0.0.0:0", "--admin", "127.0.0.1:0"];
+    let running = Running::new(&mut shield(folder.path(), &words));
+    let ready = running.line("ready");
+    let port = address(&ready, "app").trim_start_matches("0.0.0.0:").to_owned();
+    let admin = address(&ready, "admin");
+    for part in [
+        format!(" GROQ_BASE_URL=http://127.0.0.1:{port} "),
+        format!(" OPENAI_BASE_URL=http://127.0.0.1:{port}/openai/v1 "),
+        format!(" page=http://{admin}/"),
+    ] {
+        assert!(ready.contains(&part), "{part}\n{ready}");
+    }
+}
+
+/// Starts a stream that takes a minute, and returns when its head has come.
+fn long_stream(app: &str) -> BufReader<TcpStream> {
+    let body = r#"{"model": "openai/gpt-oss-20b", "stream": true, "max_tokens": 30000, "messages": [{"role": "user", "content": "[[sim completion=30000 head_ms=0]]"}]}"#;
+    let mut socket = TcpStream::connect(app).expect("it listens");
+    let head =
+        "POST /openai/v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k\r\ncontent-type: application/json";
+    write!(socket, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).expect("it is taken");
+    let mut socket = BufReader::new(socket);
+    let mut status = String::new();
+    socket.read_line(&mut status).expect("an answer");
+    assert_eq!(status.trim_end(), "HTTP/1.1 200 OK");
+    socket
+}
+
+#[test]
+fn a_second_signal_ends_streams_with_the_error_frame_and_exits_with_128_and_its_number() {
+    let folder = folder();
+    write(folder.path(), "[limits]\nplan = \"none\"\n");
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let running = Running::new(&mut shield(folder.path(), &SERVE));
+        let app = address(&running.line("ready"), "app");
+        let mut stream = long_stream(&app);
+        running.signal(signal);
+        running.line("draining: 1 request, at most 25 s, again to end at once");
+        running.signal(signal);
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).expect("it ends cleanly");
+        assert!(
+            rest.contains(r#"data: {"error":{"#) && rest.contains("shutting_down"),
+            "{}",
+            &rest[rest.len().saturating_sub(500)..]
+        );
+        assert_eq!(running.ended().code(), Some(code), "{signal}");
+    }
 }
 
 const SERVE: [&str; 5] = ["--simulate", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    Config, failed,
+    Config, SIGNALLED, failed,
     start::{self, Started},
 };
 use crate::{
@@ -28,8 +28,6 @@ use crate::{
 /// Exit codes of a command that cannot be run, as shells have them.
 const NOT_FOUND: u8 = 127;
 const NOT_RUNNABLE: u8 = 126;
-/// Added to the number of the signal that ended a command.
-const SIGNALLED: i32 = 128;
 
 /// `groq-shield exec`
 #[derive(Debug, clap::Args)]
@@ -71,7 +69,7 @@ pub(super) fn run(arguments: Exec) -> ExitCode {
 
 /// Runs the command before a running shield, then drains it.
 async fn shielded(words: &[OsString], running: Running, reload: impl Fn()) -> io::Result<u8> {
-    tracing::info!(app = %running.app, admin = %running.admin, "ready");
+    running.log_ready();
     let (program, rest) = words.split_first().expect("the command line requires one");
     let mut command = Command::new(program);
     command.args(rest).envs(environment(running.app.port()));
@@ -118,7 +116,7 @@ async fn attended(command: &mut Command, reload: &impl Fn()) -> io::Result<io::R
 }
 
 fn code(status: ExitStatus) -> u8 {
-    let code = status.code().unwrap_or_else(|| SIGNALLED + status.signal().unwrap_or_default());
+    let code = status.code().unwrap_or_else(|| i32::from(SIGNALLED) + status.signal().unwrap_or_default());
     u8::try_from(code).unwrap_or(u8::MAX)
 }
 

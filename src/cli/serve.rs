@@ -1,14 +1,14 @@
-//! How does the proxy run? Started, listening, until a signal has drained it.
+//! `groq-shield serve`: the proxy, until a signal has drained it.
 
 use std::process::ExitCode;
 
 use super::{
-    Config, failed,
+    Config, SIGNALLED, failed,
     start::{self, Started},
 };
 use crate::{
     config::Source,
-    server::{self, Listeners},
+    server::{self, Ended, Listeners},
 };
 
 /// `groq-shield serve`
@@ -31,7 +31,8 @@ pub(super) struct Serve {
     simulate: bool,
 }
 
-/// Serves until it is drained. 64: a fault in the configuration; 1: it cannot start or listen.
+/// Serves until it is drained. 64: a fault in the configuration; 1: it cannot start or listen; 128 + n: a second signal, n, cut
+/// the drain short.
 pub(super) fn run(arguments: Serve) -> ExitCode {
     #[cfg(feature = "demo")]
     let simulate = arguments.simulate;
@@ -46,7 +47,8 @@ pub(super) fn run(arguments: Serve) -> ExitCode {
         server::run(shield, listeners, move || reloading.now())
     });
     match served {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ended::Drained) => ExitCode::SUCCESS,
+        Ok(Ended::Signalled(signal)) => ExitCode::from(SIGNALLED + u8::try_from(signal.as_raw_value()).unwrap_or_default()),
         Err(why) => failed(&why),
     }
 }
