@@ -143,8 +143,9 @@ impl Desk {
             return refusal(StatusCode::FORBIDDEN, "origin_not_allowed", why);
         }
         let path = request.uri().path();
-        if !matches!(path, "/" | "/livez" | "/readyz" | "/metrics" | "/status") {
-            let known = "The admin listener has /livez, /readyz, /metrics, /status and /. Apps call the other address.";
+        if !matches!(path, "/" | "/livez" | "/readyz" | "/metrics" | "/status" | "/requests") {
+            let known =
+                "The admin listener has /livez, /readyz, /metrics, /status, /requests and /. Apps call the other address.";
             return refusal(StatusCode::NOT_FOUND, "unknown_url", known);
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -162,8 +163,13 @@ impl Desk {
             "/readyz" => text("text/plain; charset=utf-8", "ready\n"),
             "/metrics" => self.metrics(request.headers()),
             "/status" => text("application/json", self.status()),
+            "/requests" => text("application/json", self.requests()),
             _ => page::response(),
         }
+    }
+
+    fn requests(&self) -> String {
+        serde_json::to_string(&self.shield.telemetry.recent_requests()).expect("numbers and texts are JSON")
     }
 
     fn metrics(&self, headers: &HeaderMap) -> Response<Full<Bytes>> {

@@ -10,6 +10,7 @@ mod check;
 mod demo;
 mod exec;
 mod health;
+mod requests;
 mod serve;
 #[cfg(feature = "demo")]
 mod simulate;

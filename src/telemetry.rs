@@ -27,6 +27,7 @@ mod histogram;
 mod log;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod recent;
 #[cfg(test)]
 mod tests;
 mod trend;
@@ -34,9 +35,11 @@ mod trend;
 pub use configuration::Configuration;
 pub use exposition::{Format, Gauges};
 pub use log::{Handle, filter, init};
+pub use recent::{KEPT, RecentRequest};
 pub use trend::{Slice, Trend};
 
 use counts::Counts;
+use recent::Recent;
 
 /// Who made the answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -112,6 +115,8 @@ pub struct Record {
     waiting: Option<Instant>,
     /// The dimension code that made it wait.
     pub bound: Option<String>,
+    /// Tokens (audio: seconds) reserved under the limits.
+    pub reserved: Option<u64>,
     /// Sends.
     pub attempts: u32,
     /// The status sent; 0: the client left before there was one.
@@ -154,6 +159,7 @@ impl Record {
             wait: Duration::ZERO,
             waiting: None,
             bound: None,
+            reserved: None,
             attempts: 0,
             status: 0,
             source: Source::Client,
@@ -228,6 +234,7 @@ pub struct Telemetry {
     configuration: Mutex<Configuration>,
     /// Bounded by the configuration, which names both models.
     fallbacks: Family<FallbackLabels, Counter>,
+    recent: Recent,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -259,6 +266,11 @@ impl Telemetry {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// The last requests, the newest first.
+    pub fn recent_requests(&self) -> Vec<RecentRequest> {
+        self.recent.list()
+    }
+
     /// Every metric family as text.
     pub fn metrics(&self, gauges: Gauges, format: Format) -> String {
         exposition::write(self, gauges, format)
@@ -267,6 +279,7 @@ impl Telemetry {
     /// A request has ended: one line, its counters and histograms.
     fn finished(&self, record: &Record) {
         self.counts.request(record);
+        self.recent.add(record);
         access::write(record);
         #[cfg(feature = "otlp")]
         otlp::span(record);

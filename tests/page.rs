@@ -114,6 +114,10 @@ async fn the_page_shows_the_state_and_takes_names_for_text() {
         assert!(page.contains(shown), "{shown} in {page}");
     }
 
+    for shown in ["Last requests", "<td class=\"\" title=\"200\"", "<option value=\"m\">m</option>"] {
+        assert!(page.contains(shown), "{shown} in {page}");
+    }
+
     let folder = TempDir::new().expect("a folder");
     let picture = folder.path().join("page.png");
     rendered(&format!("http://{address}/"), Some(&picture)).await;

@@ -1,13 +1,19 @@
 //! How does a running shield stand? Levels, line, forecast and breaker as a table.
 
-use std::{fmt::Write, process::ExitCode, time::Duration};
+use std::{
+    fmt::Write,
+    process::ExitCode,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use serde::Deserialize;
 
 use super::{
     ask::{self, Whom},
     failed, print,
+    requests::{self, Filter},
 };
+use crate::telemetry::RecentRequest;
 
 const LIMIT: Duration = Duration::from_secs(5);
 const EVERY: Duration = Duration::from_secs(1);
@@ -21,22 +27,27 @@ pub(super) struct Status {
     /// Again every second, until interrupted
     #[arg(long)]
     watch: bool,
-    /// The JSON of /status as it is
+    /// The JSON of /status, or of /requests, as it is
     #[arg(long)]
     json: bool,
+    /// The last requests instead, the newest first
+    #[arg(long)]
+    requests: bool,
+    #[command(flatten)]
+    filter: Filter,
 }
 
 /// Shows the status. 1: no shield answers.
 pub(super) fn run(arguments: &Status) -> ExitCode {
     let address = arguments.whom.address();
     if !arguments.watch {
-        return match shown(&address, arguments.json) {
+        return match shown(&address, arguments) {
             Ok(text) => print(text.as_bytes()),
             Err(why) => failed(&why),
         };
     }
     loop {
-        let text = shown(&address, arguments.json).unwrap_or_else(|why| format!("{why}\n"));
+        let text = shown(&address, arguments).unwrap_or_else(|why| format!("{why}\n"));
         let clear = if arguments.json { "" } else { CLEAR };
         if print(format!("{clear}{text}").as_bytes()) != ExitCode::SUCCESS {
             return ExitCode::FAILURE;
@@ -46,17 +57,23 @@ pub(super) fn run(arguments: &Status) -> ExitCode {
     }
 }
 
-fn shown(address: &str, json: bool) -> Result<String, String> {
-    let (status, body) = ask::get(address, "/status", LIMIT)?;
+fn shown(address: &str, arguments: &Status) -> Result<String, String> {
+    let path = if arguments.requests { "/requests" } else { "/status" };
+    let (status, body) = ask::get(address, path, LIMIT)?;
     let text = String::from_utf8_lossy(&body);
     if !status.is_success() {
-        return Err(format!("http://{address}/status: {status}"));
+        return Err(format!("http://{address}{path}: {status}"));
     }
-    if json {
+    if arguments.json {
         return Ok(format!("{}\n", text.trim_end()));
     }
-    let report: Report =
-        serde_json::from_str(&text).map_err(|why| format!("http://{address}/status is not a shield's: {why}"))?;
+    let foreign = |why| format!("http://{address}{path} is not a shield's: {why}");
+    if arguments.requests {
+        let requests: Vec<RecentRequest> = serde_json::from_str(&text).map_err(foreign)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        return Ok(requests::table(&requests, &arguments.filter, now));
+    }
+    let report: Report = serde_json::from_str(&text).map_err(foreign)?;
     Ok(table(&report))
 }
 
@@ -228,7 +245,8 @@ fn bar(used: f64) -> String {
     format!("{}{}", "#".repeat(full), ".".repeat(WIDTH - full))
 }
 
-fn time(seconds: f64) -> String {
+/// A time span, as short as can be.
+pub(super) fn time(seconds: f64) -> String {
     let whole = seconds.max(0.0) as u64;
     match whole {
         0..10 => format!("{:.1}s", seconds.max(0.0)),

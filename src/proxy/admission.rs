@@ -37,6 +37,7 @@ pub(super) async fn admit<'a>(
             return Ok((pass, None));
         }
         let reservation = shield.limits.reserve(&call.ask, call.deadline, place.take()).await.map_err(Rejection::from)?;
+        record.reserved = call.reserved();
         record.waited(reservation.waited());
         if let Some(bound) = reservation.bound_by() {
             record.bound = Some(bound.code.to_string());

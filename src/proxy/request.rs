@@ -136,6 +136,15 @@ impl Call {
         self.ask.pool != Pool::Free && !self.ask.model.is_empty()
     }
 
+    /// Tokens, or seconds of audio, that it asks of the limits.
+    pub(super) fn reserved(&self) -> Option<u64> {
+        match self.ask.pool {
+            Pool::Tokens { prompt, ceiling } => Some(prompt.saturating_add(ceiling.unwrap_or(0))),
+            Pool::Audio { seconds } => Some(seconds),
+            Pool::Free => None,
+        }
+    }
+
     /// Whether the app asked for a stream.
     pub(super) fn streams(&self) -> bool {
         self.facts.stream

@@ -1,0 +1,155 @@
+//! The last requests, for `/requests`: who asked for which model, how long it waited and for what, what it used. No content.
+
+use std::{
+    borrow::Cow,
+    collections::VecDeque,
+    sync::{Mutex, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Record, access};
+
+/// Requests that are kept.
+pub const KEPT: usize = 100;
+
+/// A request that has ended. The schema of `/requests`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RecentRequest {
+    /// Its `x-request-id`.
+    pub id: String,
+    /// When it ended, Unix time in seconds.
+    pub ended_at: f64,
+    /// The app.
+    pub app: String,
+    /// `interactive` or `batch`
+    pub class: Cow<'static, str>,
+    /// The model that served it; empty where the endpoint has none.
+    pub model: String,
+    /// The model that it named, where another one served it.
+    pub fallback_from: Option<String>,
+    /// Why another model served it: `daily_limit`, `too_large`, `decommissioned`, `unavailable`, `wait`.
+    pub fallback_reason: Option<Cow<'static, str>>,
+    /// `chat`, `responses`, `embeddings`, …
+    pub endpoint: Cow<'static, str>,
+    /// The status of the response; 499: the client left before there was one.
+    pub status: u16,
+    /// Who made the response: `client` (the request was at fault), `shield`, `upstream`.
+    pub source: Cow<'static, str>,
+    /// What went wrong.
+    pub error: Option<String>,
+    /// Time in the queue, all attempts together, seconds.
+    pub wait_s: f64,
+    /// What it waited for: a dimension's code (`TPM`, …).
+    pub waited_for: Option<String>,
+    /// Attempts at Groq.
+    pub attempts: u32,
+    /// From the last attempt's start to the response head, seconds.
+    pub head_s: Option<f64>,
+    /// From the request's head to the end of the response, seconds.
+    pub total_s: f64,
+    /// Tokens (audio: seconds) reserved under the limits.
+    pub reserved: Option<u64>,
+    /// Prompt tokens used, cached ones included.
+    pub prompt_tokens: u64,
+    /// Prompt tokens that came from the cache.
+    pub cached_tokens: u64,
+    /// Completion tokens used.
+    pub completion_tokens: u64,
+}
+
+/// The last [`KEPT`] requests.
+#[derive(Debug, Default)]
+pub(super) struct Recent(Mutex<VecDeque<RecentRequest>>);
+
+impl Recent {
+    /// Adds a request that has ended.
+    pub(super) fn add(&self, record: &Record) {
+        let request = RecentRequest::of(record);
+        let mut requests = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if requests.len() == KEPT {
+            requests.pop_back();
+        }
+        requests.push_front(request);
+    }
+
+    /// The requests, the newest first.
+    pub(super) fn list(&self) -> Vec<RecentRequest> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+impl RecentRequest {
+    fn of(record: &Record) -> Self {
+        let name = |text: &str| access::clean(text, access::NAME).into_owned();
+        Self {
+            id: name(record.request_id()),
+            ended_at: millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()),
+            app: name(&record.app),
+            class: record.class_name().into(),
+            model: name(&record.model),
+            fallback_from: record.fallback.as_ref().map(|(from, _)| name(from)),
+            fallback_reason: record.fallback.as_ref().map(|(_, reason)| reason.as_str().into()),
+            endpoint: record.endpoint.into(),
+            status: record.status(),
+            source: record.source.as_str().into(),
+            error: record.error.as_deref().map(|error| access::clean(error, access::REASON).into_owned()),
+            wait_s: millis(record.wait.as_secs_f64()),
+            waited_for: record.bound.as_deref().filter(|_| !record.wait.is_zero()).map(name),
+            attempts: record.attempts,
+            head_s: record.time_to_head.map(|time| millis(time.as_secs_f64())),
+            total_s: millis(record.started.elapsed().as_secs_f64()),
+            reserved: record.reserved,
+            prompt_tokens: record.usage.prompt,
+            cached_tokens: record.usage.cached,
+            completion_tokens: record.usage.completion,
+        }
+    }
+}
+
+/// Rounded to milliseconds.
+fn millis(seconds: f64) -> f64 {
+    (seconds * 1000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::telemetry::Telemetry;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_hundred_are_kept_newest_first() {
+        let telemetry = Arc::<Telemetry>::default();
+        for n in 0..KEPT + 5 {
+            let mut record = Record::new(&telemetry, "/openai/v1/chat/completions", Instant::now());
+            (record.app, record.model) = (format!("app-{n}").into(), "m".into());
+            (record.status, record.reserved) = (200, Some(70));
+            record.bound = Some("TPM".into());
+            record.waited(Duration::from_millis(1500));
+            drop(record);
+        }
+        let requests = telemetry.recent_requests();
+        assert_eq!(requests.len(), KEPT);
+        assert_eq!((requests[0].app.as_str(), requests[KEPT - 1].app.as_str()), ("app-104", "app-5"));
+        let RecentRequest { status, wait_s, waited_for, reserved, .. } = &requests[0];
+        assert_eq!((*status, *wait_s, waited_for.as_deref(), *reserved), (200, 1.5, Some("TPM"), Some(70)));
+    }
+
+    /// A client can choose names and cause errors; nothing of it may be a secret or a control character.
+    #[tokio::test(start_paused = true)]
+    async fn names_and_errors_are_cleaned() {
+        let telemetry = Arc::<Telemetry>::default();
+        let mut record = Record::new(&telemetry, "/", Instant::now());
+        record.app = "a\nb gsk_secret org_secret".into();
+        record.model = "x".repeat(1000).into();
+        record.error = Some("broke for org_secret with gsk_secret".into());
+        drop(record);
+        let shown = serde_json::to_string(&telemetry.recent_requests()).expect("JSON");
+        assert!(!shown.contains("secret") && !shown.contains("\\n") && shown.len() < 1500, "{shown}");
+    }
+}
