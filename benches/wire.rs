@@ -13,7 +13,7 @@ use groq_shield::{
     proxy::error::{Rejection, UpstreamError},
     proxy::relay::{self, Body, Expected, ValidatedBody},
     proxy::request::facts::Facts,
-    upstream::{Io, Outgoing, Upstream},
+    upstream::{Io, Upstream, UpstreamRequest},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, uri::PathAndQuery};
 use http_body_util::BodyExt as _;
@@ -85,8 +85,8 @@ fn upstream() -> Upstream {
 /// One whole stream; the bytes that came through.
 async fn relayed(upstream: &Upstream) -> usize {
     let path = PathAndQuery::from_static("/openai/v1/chat/completions");
-    let outgoing = Outgoing::new(Method::POST, path, HeaderMap::new(), Bytes::from_static(b"{}"));
-    let answer = upstream.send(&outgoing, tokio::time::Instant::now).await;
+    let request = UpstreamRequest::new(Method::POST, path, HeaderMap::new(), Bytes::from_static(b"{}"));
+    let answer = upstream.send(&request, tokio::time::Instant::now).await;
     let answer = answer.expect("an answer");
     let opened = relay::validate(&answer.head, answer.body, Expected::Json, true).await.expect("a stream");
     let ValidatedBody::Stream(stream) = opened else { panic!("a stream") };

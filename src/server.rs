@@ -263,7 +263,7 @@ fn operate(
                 () = admin::serve(listener, shield.clone()) => {}
                 // The lines' timers, and levels saved once a second.
                 () = shield.limits.run() => {}
-                () = shield.upstream.keep_tidy() => {}
+                () = shield.upstream.reap_idle() => {}
             }
         });
     })

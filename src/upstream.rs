@@ -12,27 +12,27 @@ use tokio::time::{Instant, sleep};
 use crate::config;
 
 mod connection;
-mod dial;
+mod connector;
 mod head;
-mod inflow;
-mod outgoing;
 mod pool;
+mod request;
+mod response;
 
 use connection::{Connection, NoHead};
-pub use dial::Io;
-use dial::Target;
+use connector::Connector;
+pub use connector::Io;
 use head::Head;
-pub use inflow::Inflow;
-use outgoing::Address;
-pub use outgoing::Outgoing;
 use pool::Pool;
+use request::Address;
+pub use request::UpstreamRequest;
+pub use response::ResponseBody;
 
 /// Idle connections are looked at this often.
 const SWEEP: Duration = Duration::from_secs(15);
 
 /// What was wrong with an attempt that got no whole answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Why {
+pub enum ExchangeError {
     /// Name, TCP, connect timeout, the HTTP proxy.
     Unreachable(String),
     /// Certificate or handshake.
@@ -49,19 +49,19 @@ pub enum Why {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// What was wrong.
-    pub why: Why,
+    pub error: ExchangeError,
     /// Whether the request may have reached Groq.
     pub sent: bool,
 }
 
 impl Failure {
     /// A failure after the request went out.
-    pub fn after_sending(why: Why) -> Self {
-        Self { why, sent: true }
+    pub fn after_sending(error: ExchangeError) -> Self {
+        Self { error, sent: true }
     }
 
-    fn before_sending(why: Why) -> Self {
-        Self { why, sent: false }
+    fn before_sending(error: ExchangeError) -> Self {
+        Self { error, sent: false }
     }
 }
 
@@ -71,12 +71,12 @@ pub struct Answer {
     /// Status and headers.
     pub head: Parts,
     /// What is still to come.
-    pub body: Inflow,
+    pub body: ResponseBody,
 }
 
-/// The way to Groq: target, time limits, idle connections.
+/// The way to Groq: connector, time limits, idle connections.
 pub struct Upstream {
-    target: Target,
+    connector: Connector,
     pool: Arc<Pool>,
     host: String,
     address: Address,
@@ -105,26 +105,26 @@ impl Upstream {
             None => Matcher::from_env(),
         }
         .intercept(&settings.base_url);
-        let target = Target::new(settings, proxy.clone())?;
+        let connector = Connector::new(settings, proxy.clone())?;
         // A plain upstream is asked for in absolute form; to the other one the proxy makes a tunnel.
-        let forward_proxy = proxy.filter(|_| !target.is_tls());
-        Ok(Self::to(target, forward_proxy.as_ref(), settings))
+        let forward_proxy = proxy.filter(|_| !connector.is_tls());
+        Ok(Self::to(connector, forward_proxy.as_ref(), settings))
     }
 
     /// An upstream at the other end of connections made by `connect`: tests in virtual time.
     pub fn over(settings: &config::Upstream, connect: impl Fn() -> io::Result<Io> + Send + Sync + 'static) -> Self {
-        Self::to(Target::made_by(Box::new(connect), settings.connect_timeout), None, settings)
+        Self::to(Connector::made_by(Box::new(connect), settings.connect_timeout), None, settings)
     }
 
-    fn to(target: Target, forward_proxy: Option<&Intercept>, settings: &config::Upstream) -> Self {
+    fn to(connector: Connector, forward_proxy: Option<&Intercept>, settings: &config::Upstream) -> Self {
         let host = settings.base_url.authority().map_or("localhost", |authority| authority.as_str());
         let prefix = settings.base_url.path().trim_end_matches('/');
         let through_proxy = forward_proxy.map(Intercept::basic_auth);
         Self {
             pool: Arc::default(),
             host: host.to_owned(),
-            address: Address::new(host, prefix, target.is_tls(), through_proxy),
-            target,
+            address: Address::new(host, prefix, connector.is_tls(), through_proxy),
+            connector,
             response_timeout: settings.response_timeout,
             idle_timeout: settings.idle_timeout,
         }
@@ -137,26 +137,26 @@ impl Upstream {
 
     /// Sends one request and waits for the answer's head. `sending` is called right before the first byte may go out; it says when
     /// that is.
-    pub async fn send(&self, outgoing: &Outgoing, mut sending: impl FnMut() -> Instant) -> Result<Answer, Failure> {
-        let mut request = outgoing.encode(&self.address);
+    pub async fn send(&self, request: &UpstreamRequest, mut sending: impl FnMut() -> Instant) -> Result<Answer, Failure> {
+        let mut encoded = request.encode(&self.address);
         loop {
             let (mut connection, used_before) = self.connect().await?;
             let due = sending() + self.response_timeout;
-            match connection.exchange(request, outgoing.is_head(), due).await {
+            match connection.exchange(encoded, request.is_head(), due).await {
                 Ok(Head { message, rest, stays }) => {
-                    let body = Inflow::new(rest, stays, connection, self.pool.clone(), self.idle_timeout);
+                    let body = ResponseBody::new(rest, stays, connection, self.pool.clone(), self.idle_timeout);
                     return Ok(Answer { head: message, body });
                 }
                 // An idle connection that had closed: nothing went out, a new one takes it.
-                Err(NoHead::Unsent(unsent)) if used_before => request = unsent,
-                Err(NoHead::Unsent(_)) => return Err(Failure::before_sending(Why::Closed)),
-                Err(NoHead::Failed(why)) => return Err(Failure::after_sending(why)),
+                Err(NoHead::Unsent(unsent)) if used_before => encoded = unsent,
+                Err(NoHead::Unsent(_)) => return Err(Failure::before_sending(ExchangeError::Closed)),
+                Err(NoHead::Failed(error)) => return Err(Failure::after_sending(error)),
             }
         }
     }
 
     /// Closes idle connections in time, for as long as it is polled: without it a quiet shield would keep dead ones.
-    pub async fn keep_tidy(&self) {
+    pub async fn reap_idle(&self) {
         loop {
             sleep(SWEEP).await;
             self.pool.sweep();
@@ -169,7 +169,7 @@ impl Upstream {
             return Ok((connection, true));
         }
         // Seldom, and large: every request would carry room for it.
-        let io = Box::pin(self.target.dial()).await.map_err(Failure::before_sending)?;
+        let io = Box::pin(self.connector.connect()).await.map_err(Failure::before_sending)?;
         Ok((Connection::new(io), false))
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     headers,
     limits::{Place, Reservation, Spent},
     telemetry::{self, Record},
-    upstream::{Failure, Outgoing, Why},
+    upstream::{ExchangeError, Failure, UpstreamRequest},
 };
 
 /// Largest error body that is read, bytes; the rest is ignored.
@@ -47,7 +47,7 @@ pub(super) struct Delivered {
 pub(super) async fn send(
     shield: &Shield,
     call: &Call,
-    upstream_request: &Outgoing,
+    upstream_request: &UpstreamRequest,
     mut reservation: Option<&mut Reservation>,
     record: &mut Record,
 ) -> Outcome {
@@ -91,7 +91,7 @@ pub(super) async fn send(
     }
     match relay::validate(&answer.head, answer.body, call.expected(upstream_request), call.stream_must_end()).await {
         Ok(body) => Outcome::Validated(Box::new(Response::from_parts(answer.head, body))),
-        Err(why) => Outcome::Failed(Failure::after_sending(why)),
+        Err(error) => Outcome::Failed(Failure::after_sending(error)),
     }
 }
 
@@ -103,7 +103,7 @@ impl Outcome {
             // A request that can never fit is not cured by waiting, whatever its status.
             Self::Error { text: Some(text), .. } if text.hopeless() => Class::Answered,
             Self::Error { error, upstream_status, .. } => Class::of(*upstream_status, error.retry_after),
-            Self::Failed(Failure { why: Why::Tls(_), .. }) => Class::Broken,
+            Self::Failed(Failure { error: ExchangeError::Tls(_), .. }) => Class::Broken,
             Self::Failed(_) => Class::Transient { retry_after: None },
         }
     }
@@ -198,7 +198,7 @@ impl Outcome {
                 }
                 Rejection::Upstream(error)
             }
-            Self::Failed(failure) => failure.why.into(),
+            Self::Failed(failure) => failure.error.into(),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{borrow::Cow, time::Duration};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use crate::{groq::Dimension, limits::Refusal, upstream::Why};
+use crate::{groq::Dimension, limits::Refusal, upstream::ExchangeError};
 
 mod frame;
 mod table;
@@ -109,14 +109,14 @@ impl From<Refusal> for Rejection {
     }
 }
 
-impl From<Why> for Rejection {
-    fn from(why: Why) -> Self {
-        match why {
-            Why::Unreachable(detail) => Self::Unreachable(detail),
-            Why::Tls(detail) => Self::UpstreamTls(detail),
-            Why::Closed => Self::UpstreamClosed,
-            Why::Timeout => Self::UpstreamTimeout,
-            Why::Invalid(what) => Self::UpstreamInvalid(what),
+impl From<ExchangeError> for Rejection {
+    fn from(error: ExchangeError) -> Self {
+        match error {
+            ExchangeError::Unreachable(detail) => Self::Unreachable(detail),
+            ExchangeError::Tls(detail) => Self::UpstreamTls(detail),
+            ExchangeError::Closed => Self::UpstreamClosed,
+            ExchangeError::Timeout => Self::UpstreamTimeout,
+            ExchangeError::Invalid(what) => Self::UpstreamInvalid(what),
         }
     }
 }

@@ -17,7 +17,7 @@ use super::{
     retry::{Attempts, Verdict},
     shield::Shield,
 };
-use crate::{config::Settings, shutdown::Cutoff, telemetry::Record, upstream::Outgoing};
+use crate::{config::Settings, shutdown::Cutoff, telemetry::Record, upstream::UpstreamRequest};
 
 /// Responds to one request, whatever happens to it.
 ///
@@ -64,7 +64,7 @@ async fn respond(
     shield: Arc<Shield>,
     settings: Arc<Settings>,
     mut call: Box<Call>,
-    mut upstream_request: Outgoing,
+    mut upstream_request: UpstreamRequest,
     mut record: Box<Record>,
 ) -> Response<Body> {
     let mut cutoff = Cutoff::new(&shield.shutdown);
@@ -92,7 +92,7 @@ async fn forward(
     shield: &Shield,
     settings: &Settings,
     call: &mut Call,
-    upstream_request: &mut Outgoing,
+    upstream_request: &mut UpstreamRequest,
     record: &mut Record,
 ) -> Result<Delivered, Rejection> {
     shield.budget.request(call.read_at);
@@ -126,12 +126,12 @@ async fn serve(
     shield: &Shield,
     settings: &Settings,
     call: &mut Call,
-    upstream_request: &mut Outgoing,
+    upstream_request: &mut UpstreamRequest,
     record: &mut Record,
 ) -> Result<Delivered, Rejection> {
     call.fit_ceiling(shield, settings, upstream_request);
     if shield.limits.waiting() > 0 {
-        upstream_request.settle_down();
+        upstream_request.compact();
     }
     let mut attempts = Attempts::new(settings.retry.clone(), call.deadline);
     let mut place = None;

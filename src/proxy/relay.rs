@@ -19,7 +19,7 @@ use crate::{
     limits::{Reservation, Spent},
     shutdown::Cutoff,
     telemetry::Record,
-    upstream::{Inflow, Why},
+    upstream::{ExchangeError, ResponseBody},
 };
 
 mod keep_alive;
@@ -58,7 +58,12 @@ pub enum ValidatedBody {
 ///
 /// # Errors
 /// The response broke before a byte of it went out, so that the request may be retried.
-pub async fn validate(head: &Parts, body: Inflow, expected: Expected, must_end: bool) -> Result<ValidatedBody, Why> {
+pub async fn validate(
+    head: &Parts,
+    body: ResponseBody,
+    expected: Expected,
+    must_end: bool,
+) -> Result<ValidatedBody, ExchangeError> {
     let encoded = head.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
     let media = media_type(&head.headers);
     // No body, or a part of one: there is nothing to validate.
@@ -72,7 +77,7 @@ pub async fn validate(head: &Parts, body: Inflow, expected: Expected, must_end: 
     let is_json = media.eq_ignore_ascii_case("application/json");
     match expected {
         Expected::Json => {}
-        Expected::Text if media.eq_ignore_ascii_case("text/html") => return Err(Why::Invalid("it is a page")),
+        Expected::Text if media.eq_ignore_ascii_case("text/html") => return Err(ExchangeError::Invalid("it is a page")),
         _ if is_json && body.exact_size().is_some_and(|size| size <= MAX_BUFFERED) => {}
         _ => return pass(body).await,
     }
@@ -82,29 +87,29 @@ pub async fn validate(head: &Parts, body: Inflow, expected: Expected, must_end: 
             Ok(usage) => Ok(ValidatedBody::Whole(bytes, usage)),
             // For example a JSONL file that is served as JSON.
             Err(_) if expected == Expected::Any => Ok(ValidatedBody::Whole(bytes, None)),
-            Err(_) => Err(Why::Invalid("it is not JSON")),
+            Err(_) => Err(ExchangeError::Invalid("it is not JSON")),
         },
         Collected::All(bytes) => Ok(ValidatedBody::Whole(bytes, None)),
     }
 }
 
 /// Waits for the first bytes of a body that is not read.
-async fn pass(mut body: Inflow) -> Result<ValidatedBody, Why> {
+async fn pass(mut body: ResponseBody) -> Result<ValidatedBody, ExchangeError> {
     let begun = body.data().await.transpose().map_err(cut_short)?.unwrap_or_default();
     Ok(ValidatedBody::Pass(Box::new(Pass::new(begun, body))))
 }
 
-fn cut_short(why: Why) -> Why {
-    if why == Why::Closed { Why::Invalid("it was cut short") } else { why }
+fn cut_short(error: ExchangeError) -> ExchangeError {
+    if error == ExchangeError::Closed { ExchangeError::Invalid("it was cut short") } else { error }
 }
 
 enum Collected {
     All(Bytes),
-    TooLarge(Bytes, Inflow),
+    TooLarge(Bytes, ResponseBody),
 }
 
 /// Collects the body, unless it is too large to be buffered.
-async fn collect(mut body: Inflow) -> Result<Collected, Why> {
+async fn collect(mut body: ResponseBody) -> Result<Collected, ExchangeError> {
     let Some(first) = body.data().await.transpose().map_err(cut_short)? else { return Ok(Collected::All(Bytes::new())) };
     // The usual response arrives in one piece and is not copied.
     if body.is_end() {
@@ -123,7 +128,7 @@ async fn collect(mut body: Inflow) -> Result<Collected, Why> {
 }
 
 /// The first `limit` bytes of an error body, as far as they arrive within `time`.
-pub async fn error_body(mut body: Inflow, limit: usize, time: Duration) -> Bytes {
+pub async fn error_body(mut body: ResponseBody, limit: usize, time: Duration) -> Bytes {
     let mut all = BytesMut::new();
     let due = Instant::now() + time;
     while let Ok(Some(Ok(piece))) = timeout_at(due, body.data()).await {

@@ -13,7 +13,7 @@ use crate::{
     headers,
     limits::{Ask, Pool},
     telemetry::Record,
-    upstream::Outgoing,
+    upstream::UpstreamRequest,
 };
 
 pub mod facts;
@@ -54,7 +54,7 @@ pub(super) async fn read<B>(
     request: Request<B>,
     settings: &Settings,
     record: &mut Record,
-) -> Result<(Box<Call>, Outgoing), Rejection>
+) -> Result<(Box<Call>, UpstreamRequest), Rejection>
 where
     B: http_body::Body<Data = Bytes>,
 {
@@ -105,7 +105,7 @@ where
         facts,
         _body_permit: body_permit,
     };
-    Ok((Box::new(call), Outgoing::new(method, path, headers, body)))
+    Ok((Box::new(call), UpstreamRequest::new(method, path, headers, body)))
 }
 
 /// The absolute form is served for the upstream's own authority only, CONNECT never.
@@ -151,8 +151,8 @@ impl Call {
     }
 
     /// What its endpoint answers with.
-    pub(super) fn expected(&self, outgoing: &Outgoing) -> Expected {
-        if outgoing.is_head() || !self.endpoint.answers_json() {
+    pub(super) fn expected(&self, upstream_request: &UpstreamRequest) -> Expected {
+        if upstream_request.is_head() || !self.endpoint.answers_json() {
             Expected::Any
         } else if self.facts.wants_text {
             Expected::Text
@@ -168,7 +168,7 @@ impl Call {
 
     /// Lowers `max_completion_tokens` to what the limit can hold, where the call could never be sent because of it alone and
     /// `limits.fit_ceiling` allows that.
-    pub(super) fn fit_ceiling(&mut self, shield: &Shield, settings: &Settings, upstream_request: &mut Outgoing) {
+    pub(super) fn fit_ceiling(&mut self, shield: &Shield, settings: &Settings, upstream_request: &mut UpstreamRequest) {
         if !settings.limits.fit_ceiling {
             return;
         }
@@ -183,7 +183,7 @@ impl Call {
     /// Names another model in the body, and asks for that model's limits; nothing else of the body changes.
     ///
     /// `body` is the body as it came. Returns whether the model could be replaced.
-    pub(super) fn switch_model(&mut self, to: &str, body: &Bytes, upstream_request: &mut Outgoing) -> bool {
+    pub(super) fn switch_model(&mut self, to: &str, body: &Bytes, upstream_request: &mut UpstreamRequest) -> bool {
         let mut headers = HeaderMap::new();
         headers.extend(self.content_type.clone().map(|content_type| (header::CONTENT_TYPE, content_type)));
         let Some(body) = model::replace(self.endpoint, &headers, body, to) else { return false };

@@ -11,8 +11,8 @@ use bytes::{Buf as _, Bytes};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
-    Why,
-    dial::Io,
+    ExchangeError,
+    connector::Io,
     head::{self, Head},
 };
 use crate::{
@@ -36,7 +36,7 @@ pub(super) enum NoHead {
     /// Nothing went out: the request comes back.
     Unsent(Unsent),
     /// The request may have reached the upstream.
-    Failed(Why),
+    Failed(ExchangeError),
 }
 
 /// One clock for all requests of a connection.
@@ -71,22 +71,22 @@ impl Connection {
         let whole = request.remaining();
         self.unsent = Some(request);
         let mut looked_at = 0;
-        let why = poll_fn(|cx| {
+        let error = poll_fn(|cx| {
             let sent = self.poll_sent(cx);
             match self.poll_head(&mut looked_at, is_head, cx) {
                 // What came before the connection broke counts.
-                Poll::Pending if matches!(sent, Poll::Ready(Err(_))) => Poll::Ready(Err(Why::Closed)),
-                Poll::Pending => self.alarm.poll(due, cx).map(|()| Err(Why::Timeout)),
+                Poll::Pending if matches!(sent, Poll::Ready(Err(_))) => Poll::Ready(Err(ExchangeError::Closed)),
+                Poll::Pending => self.alarm.poll(due, cx).map(|()| Err(ExchangeError::Timeout)),
                 head => head,
             }
         });
-        let why = match why.await {
+        let error = match error.await {
             Ok(head) => return Ok(head),
-            Err(why) => why,
+            Err(error) => error,
         };
         match self.unsent.take() {
-            Some(request) if why == Why::Closed && request.remaining() == whole => Err(NoHead::Unsent(request)),
-            _ => Err(NoHead::Failed(why)),
+            Some(request) if error == ExchangeError::Closed && request.remaining() == whole => Err(NoHead::Unsent(request)),
+            _ => Err(NoHead::Failed(error)),
         }
     }
 
@@ -99,10 +99,10 @@ impl Connection {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_head(&mut self, looked_at: &mut usize, is_head: bool, cx: &mut Context<'_>) -> Poll<Result<Head, Why>> {
+    fn poll_head(&mut self, looked_at: &mut usize, is_head: bool, cx: &mut Context<'_>) -> Poll<Result<Head, ExchangeError>> {
         loop {
             match ready!(self.line.poll_more(cx)) {
-                Ok(0) | Err(_) => return Poll::Ready(Err(Why::Closed)),
+                Ok(0) | Err(_) => return Poll::Ready(Err(ExchangeError::Closed)),
                 Ok(_) => {}
             }
             if let Some(head) = head::take(&mut self.line, looked_at, is_head)? {

@@ -8,7 +8,7 @@ use httparse::{ParserConfig, Status};
 use hyper::ext::ReasonPhrase;
 use memchr::memchr_iter;
 
-use super::Why;
+use super::ExchangeError;
 use crate::{
     message::{Found, Headers},
     wire::{LARGEST_HEAD, Line, MOST_HEADERS, Rest},
@@ -19,7 +19,7 @@ const LARGEST: usize = 2 * LARGEST_HEAD;
 /// A head that has not ended is looked at for nonsense up to so many bytes: each look is at all of them.
 const LOOKED_AT: usize = 4 << 10;
 
-const NOT_HTTP: Why = Why::Invalid("it is not HTTP");
+const NOT_HTTP: ExchangeError = ExchangeError::Invalid("it is not HTTP");
 
 /// An answer's head.
 pub(super) struct Head {
@@ -33,7 +33,7 @@ pub(super) struct Head {
 /// Takes the answer's head off the line; `None` until all of it is there. Those that only announce another are passed over.
 ///
 /// `looked_at`: bytes on the line that this was called for before.
-pub(super) fn take<I>(line: &mut Line<I>, looked_at: &mut usize, is_head: bool) -> Result<Option<Head>, Why> {
+pub(super) fn take<I>(line: &mut Line<I>, looked_at: &mut usize, is_head: bool) -> Result<Option<Head>, ExchangeError> {
     loop {
         let came = line.came();
         let before = std::mem::replace(looked_at, came.len());
@@ -73,7 +73,7 @@ struct Read {
 }
 
 /// `None` until it is whole.
-fn read(came: &[u8]) -> Result<Option<Read>, Why> {
+fn read(came: &[u8]) -> Result<Option<Read>, ExchangeError> {
     let mut found = [const { MaybeUninit::uninit() }; MOST_HEADERS];
     let mut answer = httparse::Response::new(&mut []);
     let end = match ParserConfig::default().parse_response_with_uninit_headers(&mut answer, came, &mut found) {
@@ -93,7 +93,7 @@ fn read(came: &[u8]) -> Result<Option<Read>, Why> {
 }
 
 impl Read {
-    fn head(self, bytes: Bytes, is_head: bool) -> Result<Head, Why> {
+    fn head(self, bytes: Bytes, is_head: bool) -> Result<Head, ExchangeError> {
         let headers = Headers::of(bytes, self.found);
         let (rest, may_stay) = body(self.status, self.is_1_1, &headers, is_head)?;
         let stays = may_stay && stays_open(self.is_1_1, &headers);
@@ -108,7 +108,7 @@ impl Read {
 }
 
 /// The body that this head announces, and whether what follows it can be another answer.
-fn body(status: StatusCode, is_1_1: bool, headers: &Headers, is_head: bool) -> Result<(Rest, bool), Why> {
+fn body(status: StatusCode, is_1_1: bool, headers: &Headers, is_head: bool) -> Result<(Rest, bool), ExchangeError> {
     if is_head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         return Ok((Rest::NOTHING, true));
     }

@@ -66,11 +66,11 @@ async fn read_request(io: &mut DuplexStream) -> Vec<u8> {
 
 async fn send(upstream: &Upstream) -> Result<Answer, Failure> {
     let path = PathAndQuery::from_static("/openai/v1/x?y=z");
-    let outgoing = Outgoing::new(Method::POST, path, HeaderMap::new(), Bytes::from_static(b"{}"));
-    upstream.send(&outgoing, Instant::now).await
+    let request = UpstreamRequest::new(Method::POST, path, HeaderMap::new(), Bytes::from_static(b"{}"));
+    upstream.send(&request, Instant::now).await
 }
 
-async fn body(mut answer: Answer) -> Result<Vec<u8>, Why> {
+async fn body(mut answer: Answer) -> Result<Vec<u8>, ExchangeError> {
     let mut all = Vec::new();
     while let Some(data) = answer.body.data().await {
         all.extend_from_slice(&data?);
@@ -124,7 +124,7 @@ async fn every_request_on_a_connection_has_its_own_time() {
     }
     let sent = Instant::now();
     let failure = send(&upstream).await.expect_err("no answer");
-    assert_eq!((failure, sent.elapsed().as_secs()), (Failure::after_sending(Why::Timeout), 10));
+    assert_eq!((failure, sent.elapsed().as_secs()), (Failure::after_sending(ExchangeError::Timeout), 10));
     assert_eq!(connections.load(Ordering::Relaxed), 1);
 }
 
@@ -148,11 +148,11 @@ async fn idle_connections_do_not_stay_for_ever() {
     let (upstream, gone) = upstream_left(OK);
     body(send(&upstream).await.expect("an answer")).await.expect("whole");
     tokio::select! {
-        () = upstream.keep_tidy() => {}
+        () = upstream.reap_idle() => {}
         () = sleep(Duration::from_secs(40)) => assert_eq!(gone.load(Ordering::Relaxed), 0),
     }
     tokio::select! {
-        () = upstream.keep_tidy() => {}
+        () = upstream.reap_idle() => {}
         () = sleep(Duration::from_secs(40)) => assert_eq!(gone.load(Ordering::Relaxed), 1),
     }
 }
@@ -164,7 +164,7 @@ async fn a_head_that_does_not_come_is_a_timeout() {
         drop(io);
     });
     let start = Instant::now();
-    assert_eq!(send(&upstream).await.expect_err("no head"), Failure::after_sending(Why::Timeout));
+    assert_eq!(send(&upstream).await.expect_err("no head"), Failure::after_sending(ExchangeError::Timeout));
     assert_eq!(start.elapsed(), Duration::from_secs(10));
 }
 
@@ -183,17 +183,17 @@ async fn a_silent_body_is_a_timeout_and_a_slow_one_is_not() {
     assert_eq!(body(send(&upstream).await.expect("a head")).await.expect("whole"), b"xxxx");
     assert_eq!(start.elapsed(), Duration::from_secs(16));
     let first = send(&upstream).await.expect_err("the first connection is taken again and says nothing");
-    assert_eq!(first.why, Why::Timeout);
-    assert_eq!(body(send(&upstream).await.expect("a head")).await, Err(Why::Timeout));
+    assert_eq!(first.error, ExchangeError::Timeout);
+    assert_eq!(body(send(&upstream).await.expect("a head")).await, Err(ExchangeError::Timeout));
 }
 
 #[tokio::test(start_paused = true)]
 async fn cuts_and_nonsense_have_their_names() {
     for (bytes, expected) in [
-        (&b""[..], Why::Closed),
-        (b"HTTP/1.1 200 OK\r\nconte", Why::Closed),
-        (b"\x16\x03\x01\x02\x00 hello", Why::Invalid("it is not HTTP")),
-        (b"220 smtp ready\r\n", Why::Invalid("it is not HTTP")),
+        (&b""[..], ExchangeError::Closed),
+        (b"HTTP/1.1 200 OK\r\nconte", ExchangeError::Closed),
+        (b"\x16\x03\x01\x02\x00 hello", ExchangeError::Invalid("it is not HTTP")),
+        (b"220 smtp ready\r\n", ExchangeError::Invalid("it is not HTTP")),
     ] {
         let (upstream, _) = upstream(move |_, mut io| async move {
             read_request(&mut io).await;
@@ -205,7 +205,7 @@ async fn cuts_and_nonsense_have_their_names() {
         read_request(&mut io).await;
         io.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nab").await.expect("the client reads");
     });
-    assert_eq!(body(send(&upstream).await.expect("a head")).await, Err(Why::Closed));
+    assert_eq!(body(send(&upstream).await.expect("a head")).await, Err(ExchangeError::Closed));
 }
 
 #[tokio::test(start_paused = true)]
@@ -221,5 +221,5 @@ async fn a_refused_connection_never_sent() {
     let base_url = "http://127.0.0.1:1".parse().expect("a URL");
     let upstream = Upstream::new(&config::Upstream { base_url, ..Default::default() }).expect("no files");
     let failure = send(&upstream).await.expect_err("nobody listens");
-    assert_eq!(failure, Failure { why: Why::Unreachable("connection refused".into()), sent: false });
+    assert_eq!(failure, Failure { error: ExchangeError::Unreachable("connection refused".into()), sent: false });
 }

@@ -8,19 +8,19 @@ use super::ResponseContext;
 use crate::{
     limits::Spent,
     proxy::error::Rejection,
-    upstream::{Inflow, Why},
+    upstream::{ExchangeError, ResponseBody},
 };
 
 /// An unread body.
 pub struct Pass {
     begun: Bytes,
-    rest: Inflow,
+    rest: ResponseBody,
     /// Set before the first byte goes out.
     pub(super) context: Option<ResponseContext>,
 }
 
 impl Pass {
-    pub(super) fn new(begun: Bytes, rest: Inflow) -> Self {
+    pub(super) fn new(begun: Bytes, rest: ResponseBody) -> Self {
         Self { begun, rest, context: None }
     }
 
@@ -40,9 +40,9 @@ impl Pass {
         let data = ready!(self.rest.poll_data(cx));
         Poll::Ready(match data {
             Some(Ok(data)) => Some(Ok(data)),
-            Some(Err(why)) => {
-                self.broken(&why);
-                Some(Err(format!("{why:?}").into()))
+            Some(Err(error)) => {
+                self.broken(&error);
+                Some(Err(format!("{error:?}").into()))
             }
             None => {
                 if let Some(context) = &mut self.context {
@@ -53,10 +53,10 @@ impl Pass {
         })
     }
 
-    fn broken(&mut self, why: &Why) {
+    fn broken(&mut self, error: &ExchangeError) {
         if let Some(context) = &mut self.context {
             context.settle(Spent::Charge);
-            context.record.error = Rejection::from(why.clone()).code().map(|code| code.into_owned());
+            context.record.error = Rejection::from(error.clone()).code().map(|code| code.into_owned());
         }
     }
 }

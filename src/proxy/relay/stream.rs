@@ -13,7 +13,7 @@ use crate::{
     groq::SseTail,
     limits::Spent,
     proxy::error::{Rejection, stream_error},
-    upstream::{Inflow, Why},
+    upstream::{ExchangeError, ResponseBody},
 };
 
 /// Largest event that is buffered until it is complete, bytes; a larger one passes in parts.
@@ -22,7 +22,7 @@ const MAX_EVENT: usize = 8 << 20;
 /// A running stream.
 pub struct Stream {
     /// `None` when the stream has ended.
-    inflow: Option<Inflow>,
+    body: Option<ResponseBody>,
     tail: SseTail,
     /// The start of an incomplete event.
     held: BytesMut,
@@ -36,9 +36,9 @@ pub struct Stream {
 
 impl Stream {
     /// Waits for the first complete event.
-    pub(super) async fn open(inflow: Inflow, must_end: bool) -> Result<Self, Why> {
+    pub(super) async fn open(body: ResponseBody, must_end: bool) -> Result<Self, ExchangeError> {
         let mut stream = Self {
-            inflow: Some(inflow),
+            body: Some(body),
             tail: SseTail::default(),
             held: BytesMut::new(),
             first: Bytes::new(),
@@ -47,7 +47,7 @@ impl Stream {
         };
         stream.first = poll_fn(|cx| stream.poll_events(cx)).await?.unwrap_or_default();
         if stream.first.is_empty() && must_end {
-            return Err(Why::Closed);
+            return Err(ExchangeError::Closed);
         }
         Ok(stream)
     }
@@ -58,32 +58,32 @@ impl Stream {
             let first = std::mem::take(&mut self.first);
             return Poll::Ready(Some(self.look_for_error(first)));
         }
-        if self.inflow.is_none() {
+        if self.body.is_none() {
             return Poll::Ready(None);
         }
         match self.poll_events(cx) {
             Poll::Ready(Ok(Some(events))) => Poll::Ready(Some(self.look_for_error(events))),
             Poll::Ready(Ok(None)) => {
                 self.settle();
-                self.inflow = None;
+                self.body = None;
                 Poll::Ready(None)
             }
-            Poll::Ready(Err(why)) => Poll::Ready(Some(self.cut(why.into()))),
+            Poll::Ready(Err(error)) => Poll::Ready(Some(self.cut(error.into()))),
             Poll::Pending if self.is_cut_off(cx) => Poll::Ready(Some(self.cut(Rejection::ShuttingDown))),
             Poll::Pending => Poll::Pending,
         }
     }
 
     /// The next complete events; `None` at the regular end.
-    fn poll_events(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Why>> {
-        let Some(inflow) = &mut self.inflow else { return Poll::Ready(Ok(None)) };
+    fn poll_events(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, ExchangeError>> {
+        let Some(body) = &mut self.body else { return Poll::Ready(Ok(None)) };
         loop {
-            let piece = match inflow.poll_data(cx) {
+            let piece = match body.poll_data(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(Ok(piece))) => piece,
                 // The stream was complete: what happens to the connection after `[DONE]` does not matter.
                 Poll::Ready(Some(Err(_)) | None) if self.tail.ended() => return Poll::Ready(Ok(None)),
-                Poll::Ready(Some(Err(why))) => return Poll::Ready(Err(why)),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                 Poll::Ready(None) if self.must_end => return Poll::Ready(self.last_event().map(Some)),
                 Poll::Ready(None) => {
                     let rest = std::mem::take(&mut self.held).freeze();
@@ -104,11 +104,11 @@ impl Stream {
     }
 
     /// The end of the body also ends an event whose blank line is missing, if that event ends the stream.
-    fn last_event(&mut self) -> Result<Bytes, Why> {
+    fn last_event(&mut self) -> Result<Bytes, ExchangeError> {
         const END: &[u8] = b"\n\n";
         self.tail.feed(END);
         if !self.tail.ended() {
-            return Err(Why::Closed);
+            return Err(ExchangeError::Closed);
         }
         self.held.extend_from_slice(END);
         Ok(std::mem::take(&mut self.held).freeze())
@@ -125,7 +125,7 @@ impl Stream {
             context.record.error = Some("error in the stream".into());
         }
         self.settle();
-        self.inflow = None;
+        self.body = None;
         before.freeze()
     }
 
@@ -135,7 +135,7 @@ impl Stream {
             context.record.error = rejection.code().map(|code| code.into_owned());
         }
         self.settle();
-        self.inflow = None;
+        self.body = None;
         rejection.into_frame()
     }
 
@@ -158,7 +158,7 @@ impl Stream {
 impl Drop for Stream {
     /// The client left: settles with what was seen so far.
     fn drop(&mut self) {
-        if self.inflow.is_some() {
+        if self.body.is_some() {
             if let Some(context) = &mut self.context {
                 context.record.error.get_or_insert_with(|| "client left".into());
             }

@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Answer, Duration, Failure, HeaderMap, Outgoing, Upstream, Why, body, read_request, send, upstream};
+use super::{Answer, Duration, ExchangeError, Failure, HeaderMap, Upstream, UpstreamRequest, body, read_request, send, upstream};
 
 /// An upstream that answers each request of a connection so, a piece at a time, and closes at the end of its answers.
 fn answering(answers: &[&[&[u8]]]) -> (Upstream, Arc<std::sync::atomic::AtomicUsize>) {
@@ -34,12 +34,12 @@ fn answering(answers: &[&[&[u8]]]) -> (Upstream, Arc<std::sync::atomic::AtomicUs
 }
 
 async fn asked(upstream: &Upstream, method: Method) -> Answer {
-    let outgoing = Outgoing::new(method, PathAndQuery::from_static("/x"), HeaderMap::new(), Bytes::new());
+    let outgoing = UpstreamRequest::new(method, PathAndQuery::from_static("/x"), HeaderMap::new(), Bytes::new());
     upstream.send(&outgoing, Instant::now).await.expect("an answer")
 }
 
 /// The body, and how many connections two such requests take.
-async fn twice(answer: &[&[u8]]) -> (Result<Vec<u8>, Why>, usize) {
+async fn twice(answer: &[&[u8]]) -> (Result<Vec<u8>, ExchangeError>, usize) {
     let (upstream, connections) = answering(&[answer, answer, answer]);
     let first = body(asked(&upstream, Method::GET).await).await;
     sleep(Duration::from_millis(10)).await;
@@ -120,7 +120,7 @@ async fn a_bad_chunk_cuts_the_answer() {
     let (upstream, _) = answering(&[&[b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nabc\r\n"]]);
     let mut answer = asked(&upstream, Method::GET).await;
     assert_eq!(answer.body.data().await, Some(Ok(Bytes::from_static(b"ab"))));
-    assert_eq!(answer.body.data().await, Some(Err(Why::Closed)));
+    assert_eq!(answer.body.data().await, Some(Err(ExchangeError::Closed)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -147,7 +147,7 @@ async fn a_head_that_can_be_read_in_two_ways_is_none() {
         for at_once in [head.len(), 1 << 10] {
             let (upstream, _) = answering(&[&dripped(head.as_bytes(), at_once)]);
             let failure = send(&upstream).await.expect_err("nothing of HTTP");
-            assert_eq!(failure, Failure::after_sending(Why::Invalid("it is not HTTP")), "{:.60}", head);
+            assert_eq!(failure, Failure::after_sending(ExchangeError::Invalid("it is not HTTP")), "{:.60}", head);
         }
     }
     let hundred = format!("HTTP/1.1 200 OK\r\n{}content-length: 0\r\n\r\n", "a: b\r\n".repeat(99));

@@ -8,11 +8,13 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Duration, Failure, HeaderMap, Io, OK, Outgoing, Upstream, Why, body, config, duplex, send, upstream};
+use super::{
+    Duration, ExchangeError, Failure, HeaderMap, Io, OK, Upstream, UpstreamRequest, body, config, duplex, send, upstream,
+};
 
-fn outgoing(size: usize) -> Outgoing {
+fn outgoing(size: usize) -> UpstreamRequest {
     let headers = HeaderMap::from_iter([(HeaderName::from_static("x-own"), HeaderValue::from_static("1"))]);
-    Outgoing::new(Method::POST, PathAndQuery::from_static("/openai/v1/x"), headers, vec![b'x'; size].into())
+    UpstreamRequest::new(Method::POST, PathAndQuery::from_static("/openai/v1/x"), headers, vec![b'x'; size].into())
 }
 
 fn wanted(size: usize) -> Vec<u8> {
@@ -39,7 +41,7 @@ async fn a_body_of_any_size_goes_out_whole_in_every_attempt() {
         let mut outgoing = outgoing(size);
         for attempt in 0..3 {
             if attempt == 1 {
-                outgoing.settle_down();
+                outgoing.compact();
             }
             let answer = upstream.send(&outgoing, Instant::now).await.expect("an answer");
             assert_eq!(body(answer).await, Ok(b"ok".to_vec()));
@@ -99,12 +101,12 @@ async fn an_upstream_that_answers_and_closes_is_heard() {
 async fn only_what_went_out_may_have_been_read() {
     // Gone before a byte could be written.
     let gone = Upstream::over(&config::Upstream::default(), || Ok(Io::Memory(duplex(1 << 10).0)));
-    assert_eq!(send(&gone).await.expect_err("nobody is there"), Failure { why: Why::Closed, sent: false });
+    assert_eq!(send(&gone).await.expect_err("nobody is there"), Failure { error: ExchangeError::Closed, sent: false });
     let (cut, _) = upstream(|_, mut io| async move {
         io.read_exact(&mut [0; 1000]).await.expect("a request's beginning");
     });
     let failure = cut.send(&outgoing(3_000_000), Instant::now).await.expect_err("it is cut off");
-    assert_eq!(failure, Failure::after_sending(Why::Closed));
+    assert_eq!(failure, Failure::after_sending(ExchangeError::Closed));
 }
 
 /// A request that the upstream takes too slowly is as late as an answer.
@@ -116,7 +118,7 @@ async fn a_request_that_is_not_taken_is_a_timeout() {
     });
     let start = Instant::now();
     let failure = upstream.send(&outgoing(3_000_000), Instant::now).await.expect_err("it is not taken");
-    assert_eq!((failure, start.elapsed()), (Failure::after_sending(Why::Timeout), Duration::from_secs(10)));
+    assert_eq!((failure, start.elapsed()), (Failure::after_sending(ExchangeError::Timeout), Duration::from_secs(10)));
 }
 
 /// A plain upstream behind an HTTP proxy is asked for in absolute form.

@@ -39,7 +39,7 @@ impl Address {
 }
 
 /// One request to the upstream.
-pub struct Outgoing {
+pub struct UpstreamRequest {
     method: Method,
     path: PathAndQuery,
     body: Bytes,
@@ -47,13 +47,13 @@ pub struct Outgoing {
 }
 
 /// Without its headers, one of which is a key.
-impl fmt::Debug for Outgoing {
+impl fmt::Debug for UpstreamRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Outgoing").field("method", &self.method).field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("UpstreamRequest").field("method", &self.method).field("path", &self.path).finish_non_exhaustive()
     }
 }
 
-impl Outgoing {
+impl UpstreamRequest {
     /// A request; neither `host` nor a length is among its headers.
     pub fn new(method: Method, path: PathAndQuery, headers: HeaderMap, body: Bytes) -> Self {
         Self { method, path, body, headers: headers.into() }
@@ -75,7 +75,7 @@ impl Outgoing {
     }
 
     /// Leaves the buffer that it came in for memory of its own, of just its size: who may wait long holds less.
-    pub fn settle_down(&mut self) {
+    pub fn compact(&mut self) {
         let lines = self.headers.size();
         let body = if self.body.len() <= SMALL { self.body.len() } else { 0 };
         let mut block = BytesMut::with_capacity(lines + self.path.as_str().len() + body);
@@ -122,10 +122,10 @@ mod tests {
 
     use super::*;
 
-    fn outgoing() -> Outgoing {
+    fn outgoing() -> UpstreamRequest {
         let pairs = [(header::COOKIE, "a=1"), (header::COOKIE, "b=2"), (header::AUTHORIZATION, "Bearer gsk_test")];
         let headers = pairs.map(|(name, value)| (name, HeaderValue::from_static(value))).into_iter().collect();
-        Outgoing::new(Method::POST, PathAndQuery::from_static("/openai/v1/x?y=z"), headers, Bytes::from_static(b"{}"))
+        UpstreamRequest::new(Method::POST, PathAndQuery::from_static("/openai/v1/x?y=z"), headers, Bytes::from_static(b"{}"))
     }
 
     fn address() -> Address {
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn every_attempt_has_the_same_bytes_settled_or_not() {
         let (mut plain, mut settled) = (outgoing(), outgoing());
-        settled.settle_down();
+        settled.compact();
         for request in [&mut plain, &mut settled] {
             for _ in 0..3 {
                 assert_eq!(text(request.encode(&address())), WANTED);
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn who_settles_down_holds_one_block_of_just_its_size() {
         let mut request = outgoing();
-        request.settle_down();
+        request.compact();
         let start = request.headers.get("cookie").expect("settled").as_ptr() as usize - "cookie: ".len();
         let length = "cookie: a=1\r\ncookie: b=2\r\nauthorization: Bearer gsk_test\r\n".len() + "/openai/v1/x?y=z".len();
         assert_eq!(request.body.as_ptr() as usize, start + length);
@@ -164,7 +164,7 @@ mod tests {
         for (settle, send) in [(false, false), (true, false), (false, true), (true, true)] {
             let mut request = outgoing();
             if settle {
-                request.settle_down();
+                request.compact();
             }
             if send {
                 request.encode(&address());
@@ -182,16 +182,16 @@ mod tests {
         {
             let method = Method::from_bytes(method.as_bytes()).expect("a method");
             let path = PathAndQuery::from_static("/x");
-            let request = Outgoing::new(method.clone(), path, HeaderMap::new(), Bytes::new());
+            let request = UpstreamRequest::new(method.clone(), path, HeaderMap::new(), Bytes::new());
             assert_eq!(text(request.encode(&address())), format!("{method} /x HTTP/1.1\r\nhost: api.groq.com\r\n{length}\r\n"));
         }
-        let odd = Outgoing::new(Method::GET, PathAndQuery::from_static("/x"), HeaderMap::new(), Bytes::from_static(b"{}"));
+        let odd = UpstreamRequest::new(Method::GET, PathAndQuery::from_static("/x"), HeaderMap::new(), Bytes::from_static(b"{}"));
         assert!(text(odd.encode(&address())).ends_with("content-length: 2\r\n\r\n{}"));
     }
 
     #[test]
     fn the_path_has_before_it_what_the_upstream_wants() {
-        let mut request = Outgoing::new(Method::GET, PathAndQuery::from_static("/x?y"), HeaderMap::new(), Bytes::new());
+        let mut request = UpstreamRequest::new(Method::GET, PathAndQuery::from_static("/x?y"), HeaderMap::new(), Bytes::new());
         let auth = HeaderValue::from_static("Basic eA==");
         for (address, wanted) in [
             (Address::new("h:1", "/pre", false, None), "GET /pre/x?y HTTP/1.1\r\nhost: h:1\r\n\r\n"),
@@ -210,14 +210,14 @@ mod tests {
     #[test]
     fn a_large_body_is_not_copied_but_for_the_rest_of_a_tls_record() {
         let body = Bytes::from(vec![b'x'; 1_000_000]);
-        let request = Outgoing { body: body.clone(), ..outgoing() };
+        let request = UpstreamRequest { body: body.clone(), ..outgoing() };
         let plain = request.encode(&address());
         assert!(plain.first_ref().ends_with(b"\r\n\r\n"));
         assert_eq!(plain.last_ref().as_ptr(), body.as_ptr());
         let records = request.encode(&Address::new("h", "", true, None));
         assert!((RECORD - 2 * LINE..=RECORD).contains(&records.first_ref().len()));
         assert_eq!(text(records).len(), text(plain).len() - "api.groq.com".len() + "h".len());
-        let usual = Outgoing { body: body.slice(..10_000), ..outgoing() };
+        let usual = UpstreamRequest { body: body.slice(..10_000), ..outgoing() };
         assert!(!usual.encode(&address()).last_ref().is_empty());
         assert!(usual.encode(&Address::new("h", "", true, None)).last_ref().is_empty());
     }

@@ -22,7 +22,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::Why;
+use super::ExchangeError;
 use crate::config;
 
 /// A connection's bytes.
@@ -38,14 +38,14 @@ pub enum Io {
 }
 
 /// Where connections go.
-pub(super) enum Target {
+pub(super) enum Connector {
     Net { host: String, port: u16, tls: Option<(TlsConnector, ServerName<'static>)>, proxy: Option<Intercept>, limit: Duration },
     Made { connect: Connect, limit: Duration },
 }
 
 type Connect = Box<dyn Fn() -> io::Result<Io> + Send + Sync>;
 
-impl Target {
+impl Connector {
     pub(super) fn new(settings: &config::Upstream, proxy: Option<Intercept>) -> io::Result<Self> {
         let url = &settings.base_url;
         let host = url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
@@ -69,13 +69,13 @@ impl Target {
     }
 
     /// A new connection, within the time limit.
-    pub(super) async fn dial(&self) -> Result<Io, Why> {
+    pub(super) async fn connect(&self) -> Result<Io, ExchangeError> {
         let (Self::Net { limit, .. } | Self::Made { limit, .. }) = self;
-        let late = |_| Why::Unreachable(format!("no connection within {} s", limit.as_secs_f64()));
-        timeout(*limit, self.connect()).await.map_err(late)?
+        let late = |_| ExchangeError::Unreachable(format!("no connection within {} s", limit.as_secs_f64()));
+        timeout(*limit, self.connect_unlimited()).await.map_err(late)?
     }
 
-    async fn connect(&self) -> Result<Io, Why> {
+    async fn connect_unlimited(&self) -> Result<Io, ExchangeError> {
         match self {
             Self::Made { connect, .. } => connect().map_err(|e| unreachable(&e)),
             Self::Net { host, port, tls, proxy: None, .. } => {
@@ -104,15 +104,15 @@ impl Target {
     }
 }
 
-async fn tcp(host: &str, port: u16) -> Result<TcpStream, Why> {
+async fn tcp(host: &str, port: u16) -> Result<TcpStream, ExchangeError> {
     let stream = TcpStream::connect((host, port)).await.map_err(|e| unreachable(&e))?;
     stream.set_nodelay(true).map_err(|e| unreachable(&e))?;
     Ok(stream)
 }
 
 /// CONNECT through an HTTP proxy.
-async fn tunnel(tcp: TcpStream, authority: &str, proxy: &Intercept) -> Result<Upgraded, Why> {
-    let refused = |why: String| Why::Unreachable(format!("the HTTP proxy did not open a tunnel: {why}"));
+async fn tunnel(tcp: TcpStream, authority: &str, proxy: &Intercept) -> Result<Upgraded, ExchangeError> {
+    let refused = |why: String| ExchangeError::Unreachable(format!("the HTTP proxy did not open a tunnel: {why}"));
     let (mut send, driver) = http1::handshake(TokioIo::new(tcp)).await.map_err(|e| refused(e.to_string()))?;
     let driver = tokio::spawn(driver.with_upgrades());
     let mut request = Request::new(Empty::<Bytes>::new());
@@ -148,8 +148,8 @@ fn tls_config(settings: &config::Upstream) -> io::Result<ClientConfig> {
 }
 
 /// Words for a person, without addresses.
-fn unreachable(error: &io::Error) -> Why {
-    Why::Unreachable(match error.kind() {
+fn unreachable(error: &io::Error) -> ExchangeError {
+    ExchangeError::Unreachable(match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".into(),
         io::ErrorKind::ConnectionReset => "connection reset".into(),
         io::ErrorKind::TimedOut => "connection timed out".into(),
@@ -158,11 +158,11 @@ fn unreachable(error: &io::Error) -> Why {
     })
 }
 
-fn handshake(error: &io::Error) -> Why {
+fn handshake(error: &io::Error) -> ExchangeError {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(error) => Why::Tls(error.to_string()),
+        Some(error) => ExchangeError::Tls(error.to_string()),
         // Nobody's certificate is at fault: another attempt may go through.
-        None => Why::Unreachable("the TLS handshake was cut off".into()),
+        None => ExchangeError::Unreachable("the TLS handshake was cut off".into()),
     }
 }
 
