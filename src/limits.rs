@@ -245,6 +245,10 @@ pub struct DimensionSnapshot {
     pub reserve: u64,
     /// Where the limit's number comes from.
     pub source: Source,
+    /// The operator's bound, where there is one.
+    pub configured: Option<u64>,
+    /// What Groq states, where it has.
+    pub stated: Option<u64>,
     /// Share of the limit's rate that others take.
     pub foreign: f64,
     /// Time until exhausted at the present rate of use, `None` if it is not heading there.

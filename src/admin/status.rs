@@ -98,6 +98,10 @@ struct Dimension<'a> {
     reserve: u64,
     /// `configured`, `plan`, `headers`, `refusal`
     source: &'static str,
+    /// The operator's bound, where there is one.
+    configured: Option<u64>,
+    /// The limit that Groq states, where it has.
+    stated: Option<u64>,
     foreign: f64,
     exhausted_in_s: Option<f64>,
     full_in_s: f64,
@@ -209,6 +213,8 @@ fn lane<'a>(lane: &'a LaneSnapshot, open_breakers: &[(Arc<str>, Arc<str>, Durati
             Source::Headers => "headers",
             Source::Refusal => "refusal",
         },
+        configured: dimension.configured,
+        stated: dimension.stated,
         foreign: rounded(dimension.foreign),
         exhausted_in_s: dimension.exhausted_in.map(seconds),
         full_in_s: seconds(dimension.full_in),

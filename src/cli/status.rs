@@ -137,6 +137,9 @@ struct Dimension {
     limit: u64,
     level: f64,
     source: String,
+    /// Shields up to 0.1 did not tell it.
+    #[serde(default)]
+    stated: Option<u64>,
     exhausted_in_s: Option<f64>,
     full_in_s: f64,
 }
@@ -215,9 +218,10 @@ fn write_lane(lane: &Lane, out: &mut String) -> std::fmt::Result {
     )?;
     for dimension in &lane.dimensions {
         let used = 1.0 - dimension.level / (dimension.limit.max(1) as f64);
+        let stated = dimension.stated.filter(|&stated| stated != dimension.limit);
         writeln!(
             out,
-            "  {:<6} {} {:>3.0} % {:>12.0} {:>12}  {:<11} {:>9} {:>9}",
+            "  {:<6} {} {:>3.0} % {:>12.0} {:>12}  {:<11} {:>9} {:>9}{}",
             dimension.dimension,
             bar(used),
             used * 100.0,
@@ -226,6 +230,7 @@ fn write_lane(lane: &Lane, out: &mut String) -> std::fmt::Result {
             dimension.source,
             dimension.exhausted_in_s.map_or_else(|| "-".into(), time),
             time(dimension.full_in_s),
+            stated.map_or_else(String::new, |stated| format!("  (Groq allows {stated})")),
         )?;
     }
     for waiting in &lane.waiting {

@@ -16,8 +16,9 @@ mod shared;
 
 pub use self::shared::Booking;
 
-/// Dimensions of one lane at most: the eight that are known and two that refusals may teach.
-pub const SLOTS: usize = 10;
+/// Levels of one lane at most: the eight dimensions that are known, a bound of the operator's beside each, and two that
+/// refusals may teach.
+pub const SLOTS: usize = 18;
 
 /// What a request takes, by unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,8 +27,10 @@ pub struct Amount {
     pub requests: u32,
     /// Prompt tokens.
     pub input: u32,
-    /// Completion tokens.
+    /// Completion tokens that the upstream reserves: the ceiling, or what it assumes without one.
     pub output: u32,
+    /// Completion tokens that the answer may have: the ceiling, or what is usual without one.
+    pub answer: u32,
     /// Seconds of audio.
     pub seconds: u32,
 }
@@ -39,8 +42,14 @@ impl Amount {
             requests: self.requests.max(other.requests),
             input: self.input.max(other.input),
             output: self.output.max(other.output),
+            answer: self.answer.max(other.answer),
             seconds: self.seconds.max(other.seconds),
         }
+    }
+
+    /// The same with so many completion tokens.
+    pub fn with_output(self, tokens: u32) -> Self {
+        Self { output: tokens, answer: tokens, ..self }
     }
 
     /// The same, raised to so much of a unit.
@@ -86,7 +95,7 @@ pub struct Taken {
     /// The place that the store gave it; 0: taken in this process alone.
     pub(super) reserved: Place,
     /// Which slots were charged, one bit each.
-    slots: u16,
+    slots: u32,
     /// How each slot stood that there was then.
     marks: Marks,
 }
@@ -134,7 +143,12 @@ impl Books {
 
     /// The slot of the dimension with this code.
     pub fn slot(&self, code: &str) -> Option<usize> {
-        self.levels.iter().position(|level| level.dimension.code == code)
+        self.levels.iter().position(|level| !level.is_bound() && level.dimension.code == code)
+    }
+
+    /// The slot of the operator's own bound in the dimension with this code.
+    pub fn bound_slot(&self, code: &str) -> Option<usize> {
+        self.levels.iter().position(|level| level.is_bound() && level.dimension.code == code)
     }
 
     /// Adds a dimension; `None` when a lane has as many as it can keep.
@@ -240,7 +254,7 @@ impl Books {
         let used = if charged && !counted { used.saturating_add(level.asked(&taken.amount)) } else { used };
         // A dimension that is younger than the request: from now on it is charged there as well.
         let mark = taken.marks.get(slot).filter(|_| charged).copied().unwrap_or_else(|| level.mark());
-        taken.slots |= u16::from(counted) << slot;
+        taken.slots |= u32::from(counted) << slot;
         level.observe(taken.position, mark, used, at, now)
     }
 
@@ -254,10 +268,14 @@ impl Books {
         taken.amount = amount;
     }
 
+    /// From now on a slot that is younger than this charge counts it, too; it has been charged there.
+    pub fn cover(&self, taken: &mut Taken, slot: usize) {
+        taken.slots |= 1 << slot;
+    }
+
     /// The truth replaces what was asked for, in every dimension that was charged.
     pub fn settle(&mut self, taken: Taken, used: Amount, now: Ns) {
         for (_, level) in self.levels.iter_mut().enumerate().filter(|(slot, _)| taken.slots & (1 << slot) != 0) {
-            let unit = level.dimension.unit;
             let asked = level.asked(&taken.amount);
             if taken.position == 0 && !taken.is_reserved() {
                 level.no_longer_unsent(asked);
@@ -265,14 +283,14 @@ impl Books {
             if taken.is_reserved() {
                 level.ended(taken.lent(level));
             }
-            level.settle(taken.serial, asked, used.of(unit), now);
+            level.settle(taken.serial, asked, level.of(&used), now);
         }
     }
 
     /// The first dimension that can certainly never hold `amount`: its limit, and what would be asked of it.
     pub fn never(&self, amount: &Amount, now: Ns) -> Option<(&Dimension, u64, u64)> {
         self.levels.iter().find_map(|level| {
-            let asked = amount.of(level.dimension.unit);
+            let asked = level.of(amount);
             let limit = level.limit()?;
             (asked > limit && level.is_certain(now)).then_some((&*level.dimension, limit, asked))
         })

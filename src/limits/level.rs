@@ -44,6 +44,8 @@ pub struct Level {
     /// Which.
     pub dimension: Arc<Dimension>,
     terms: Terms,
+    /// The operator's own bound beside a higher limit of the upstream's, which counts other requests as well and fills faster.
+    bound: bool,
     bucket: Option<Bucket>,
     /// What others are always left: our own use alone, against the rest of the limit.
     share: Option<Box<Bucket>>,
@@ -88,6 +90,7 @@ impl Level {
         let mut level = Self {
             dimension: known.unwrap_or_else(|| Arc::new(dimension)),
             terms: Terms::default(),
+            bound: false,
             bucket: None,
             share: None,
             headroom,
@@ -117,6 +120,19 @@ impl Level {
         level
     }
 
+    /// The operator's bound in a dimension whose upstream allows more. `used` units of it are taken.
+    pub fn bound(dimension: Dimension, limit: u64, used: u64, now: Ns) -> Self {
+        let terms = Terms { configured: Some(limit), ..Terms::default() };
+        let mut level = Self { bound: true, ..Self::new(dimension, terms, 0.0, now) };
+        level.restore(used, now);
+        level
+    }
+
+    /// Whether it is the operator's bound: nothing that the upstream says corrects it.
+    pub fn is_bound(&self) -> bool {
+        self.bound
+    }
+
     /// The limit in force.
     pub fn limit(&self) -> Option<u64> {
         self.bucket.as_ref().map(Bucket::limit)
@@ -127,9 +143,16 @@ impl Level {
         self.bucket.as_ref()
     }
 
-    /// What the limit counts of an amount: never more than it can hold.
+    /// What the limit counts of an amount.
+    pub fn of(&self, amount: &Amount) -> u64 {
+        // The operator means what is used, not what the upstream reserves.
+        let amount = if self.bound { &amount.with_output(amount.answer) } else { amount };
+        amount.of(self.dimension.unit)
+    }
+
+    /// What it takes of an amount: never more than it can hold.
     pub fn asked(&self, amount: &Amount) -> u64 {
-        let asked = amount.of(self.dimension.unit);
+        let asked = self.of(amount);
         self.limit().map_or(asked, |limit| asked.min(limit))
     }
 
@@ -158,7 +181,7 @@ impl Level {
 
     /// What a request of `asked` must leave untouched. A legal request always fits a full bucket.
     pub fn reserve(&self, asked: u64) -> u64 {
-        let Some(limit) = self.limit() else { return 0 };
+        let Some(limit) = self.limit().filter(|_| !self.bound) else { return 0 };
         let whole = limit as f64;
         let standing = match (self.dimension.unit, self.dimension.period >= Duration::from_secs(86_400)) {
             // Seven minutes of a day: who finds it used up would wait for a twentieth for more than an hour.

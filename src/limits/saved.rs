@@ -56,6 +56,9 @@ struct SavedLevel {
     stated: Option<u64>,
     /// Whether in headers.
     visible: bool,
+    /// Whether it is the operator's bound beside it.
+    #[serde(default)]
+    bound: bool,
     /// Units used, everything that runs included as charged.
     used: f64,
     /// Units a second that were being spent.
@@ -83,6 +86,7 @@ impl Saved {
                 period_ms: u64::try_from(level.dimension.period.as_millis()).unwrap_or(u64::MAX),
                 stated: terms.stated.map(|(limit, _)| limit),
                 visible: level.is_visible(),
+                bound: level.is_bound(),
                 used: level.bucket().map_or(0.0, |bucket| bucket.limit() as f64 - bucket.level(now)),
                 spending: level.spending(),
             }
@@ -103,7 +107,7 @@ impl Saved {
         lane.follow_plan(now);
         for (level, dimension) in sane() {
             let unsaved = if self.clean { 0.0 } else { UNSAVED * level.spending.max(0.0) };
-            lane.restore_level(&dimension, level.used.max(0.0) + unsaved, passed, now);
+            lane.restore_level(&dimension, level.bound, level.used.max(0.0) + unsaved, passed, now);
         }
     }
 }

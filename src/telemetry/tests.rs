@@ -24,6 +24,8 @@ fn lane(organisation: &str, model: &str, tier: &str, level: f64) -> LaneSnapshot
         level,
         reserve: 400,
         source: limits::Source::Plan,
+        configured: None,
+        stated: None,
         foreign: 0.0,
         exhausted_in: None,
         full_in: Duration::ZERO,

@@ -1,6 +1,7 @@
 //! What happens on the wire: real processes, real sockets, the loopback device.
 
 mod bad_input;
+mod configured_limits;
 mod kit;
 mod paths;
 mod readme;

@@ -23,7 +23,7 @@ impl Taken {
 
     /// So much of it comes back should this replica fall silent: the prompt of what was sent is Groq's.
     pub(super) fn lent(&self, level: &Level) -> u64 {
-        let sent = Amount { output: 0, ..self.amount };
+        let sent = self.amount.with_output(0);
         level.asked(&self.amount) - if self.position > 0 { level.asked(&sent) } else { 0 }
     }
 }
@@ -63,7 +63,7 @@ impl Books {
     pub fn renew(&mut self, state: &State, position: u64) {
         self.forgotten = position;
         for (code, standing) in &state.standings {
-            if let Some(slot) = self.slot(code) {
+            if let Some(slot) = self.stored_slot(code) {
                 self.levels[slot].renew(standing);
             }
         }
@@ -73,7 +73,7 @@ impl Books {
     pub fn hear(&mut self, state: &State, mine: bool, now: Ns) {
         self.position = self.position.max(state.position);
         for (code, standing) in &state.standings {
-            if let Some(slot) = self.slot(code) {
+            if let Some(slot) = self.stored_slot(code) {
                 self.levels[slot].hear(standing, mine, now);
             }
         }
@@ -84,10 +84,15 @@ impl Books {
         self.levels.iter_mut().filter_map(|level| level.cell(hello, head)).collect()
     }
 
+    /// The slot that the store knows by this code.
+    fn stored_slot(&self, code: &str) -> Option<usize> {
+        self.levels.iter().position(|level| level.stored_code() == code)
+    }
+
     /// A lost transaction was never applied.
     pub fn untold(&mut self, cells: &[Cell]) {
         for cell in cells {
-            if let Some(slot) = self.slot(&cell.code) {
+            if let Some(slot) = self.stored_slot(&cell.code) {
                 self.levels[slot].untold(cell);
             }
         }

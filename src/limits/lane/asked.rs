@@ -79,8 +79,9 @@ impl Lane {
         match pool {
             Pool::Tokens { prompt, ceiling } => {
                 let input = if prompt == 0 { 0 } else { (prompt as f32 * self.calibration.prompt.high()).ceil() as u64 + 4 };
-                let output = ceiling.map_or_else(|| self.assumed(), cut);
-                (Amount { requests: 1, input: cut(input), output, seconds: 0 }, cut(prompt), ceiling.is_some())
+                let amount = Amount { requests: 1, input: cut(input), ..Amount::default() };
+                let amount = ceiling.map_or_else(|| self.unbounded(amount), |ceiling| amount.with_output(cut(ceiling)));
+                (amount, cut(prompt), ceiling.is_some())
             }
             Pool::Audio { seconds } => (Amount { requests: 1, seconds: cut(seconds), ..Amount::default() }, 0, true),
             Pool::Free => (Amount::default(), 0, true),
@@ -104,10 +105,10 @@ impl Lane {
         let least = self.calibration.prompt.low().min(LEAST);
         let input = (waiter.estimated as f32 * least) as u32;
         let output = if waiter.ceiling_given { waiter.amount.output } else { 0 };
-        let (dimension, limit, _) = self.books.never(&Amount { input, output, ..waiter.amount }, now)?;
+        let (dimension, limit, _) = self.books.never(&Amount { input, ..waiter.amount }.with_output(output), now)?;
         // What people are told is the estimate itself, not its lower bound.
         let prompt = if input == 0 { 0 } else { u64::from(waiter.estimated) };
-        let told = Amount { input: waiter.estimated, output, ..waiter.amount };
+        let told = Amount { input: waiter.estimated, ..waiter.amount }.with_output(output);
         let parts = (dimension.unit == Unit::Tokens).then_some((prompt, u64::from(output)));
         Some(Refusal::Never { dimension: dimension.clone(), limit, asked: told.of(dimension.unit).max(limit + 1), parts })
     }

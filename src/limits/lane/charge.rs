@@ -70,9 +70,11 @@ impl Lane {
         let now = self.advance(now);
         self.learn_usage(&charge, spent, now);
         let used = used(&charge, spent);
-        let unit = self.books.levels().get(usize::from(charge.price.0)).map(|level| level.dimension.unit);
-        let cost =
-            if spent == Spent::Nothing { 0.0 } else { unit.map_or(charge.cost, |unit| used.of(unit) as f32 * charge.price.1) };
+        let priced = self.books.levels().get(usize::from(charge.price.0));
+        let cost = match spent {
+            Spent::Nothing => 0.0,
+            _ => priced.map_or(charge.cost, |level| level.of(&used) as f32 * charge.price.1),
+        };
         self.line.serve(charge.app, charge.size, f64::from(cost - charge.cost), now);
         self.line.running(charge.app, false);
         self.end_probe(&charge);
@@ -121,7 +123,7 @@ impl Lane {
 
     /// `taken`: the store has charged it.
     pub(super) fn grant(&mut self, waiter: Waiter, taken: Option<Taken>, bound: Option<usize>, now: Ns) -> Charge {
-        let expected = Amount { output: waiter.expected, ..waiter.amount };
+        let expected = waiter.amount.with_output(waiter.expected);
         let (slot, price) = self.price(&expected, now);
         let cost = self.books.levels().get(slot).map_or(0.0, |level| level.asked(&expected) as f32 * price);
         let taken = taken.unwrap_or_else(|| self.books.take(waiter.amount, now));
@@ -173,8 +175,8 @@ fn used(charge: &Charge, spent: Spent) -> Amount {
         Spent::Request => Amount { requests: asked.requests, ..Amount::default() },
         // Audio is billed by the second, whatever the answer says of tokens.
         Spent::Tokens { .. } | Spent::Partial { .. } if asked.seconds > 0 => asked,
-        Spent::Tokens { prompt, completion, .. } => Amount { input: cut(prompt), output: cut(completion), ..asked },
-        Spent::Partial { completion } => Amount { output: cut(completion), ..asked },
+        Spent::Tokens { prompt, completion, .. } => Amount { input: cut(prompt), ..asked }.with_output(cut(completion)),
+        Spent::Partial { completion } => asked.with_output(cut(completion)),
         Spent::Charge => asked,
     }
 }

@@ -19,7 +19,7 @@ impl Lane {
     pub fn reconfigure(&mut self, tables: Arc<Tables>, now: Ns) {
         let plan = if self.tables.plan() == tables.plan() { self.plan } else { Some(tables.plan()) };
         self.tables = tables;
-        for level in self.books.levels_mut() {
+        for level in self.books.levels_mut().iter_mut().filter(|level| !level.is_bound()) {
             level.leave(self.tables.0.headroom, now);
         }
         self.set_plan(plan, now);
@@ -50,8 +50,22 @@ impl Lane {
     fn agree(&mut self, slot: usize, terms: Terms, now: Ns) {
         let position = self.books.position();
         let level = &mut self.books.levels_mut()[slot];
-        if level.terms() != terms {
-            level.agree(terms, position, now);
+        if level.terms() == terms {
+            return;
+        }
+        let used = level.bucket().map_or(0.0, |bucket| bucket.limit() as f64 - bucket.level(now)).max(0.0) as u64;
+        level.agree(terms, position, now);
+        let dimension = Dimension::clone(&level.dimension);
+        let bound = terms.configured.filter(|&configured| terms.stated.is_some_and(|(stated, _)| stated > configured));
+        match (self.books.bound_slot(&dimension.code), bound) {
+            (Some(slot), bound) => {
+                let terms = Terms { configured: bound, ..Terms::default() };
+                self.books.levels_mut()[slot].agree(terms, position, now);
+            }
+            (None, Some(limit)) => {
+                self.books.add(Level::bound(dimension, limit, used, now), now);
+            }
+            (None, None) => {}
         }
     }
 
@@ -84,7 +98,11 @@ impl Lane {
                 continue;
             }
             let before = self.books.slot(&dimension.code).map(|slot| self.books.levels()[slot].terms().stated);
+            let bound = self.books.bound_slot(&dimension.code);
             let Some(slot) = self.stated(&dimension, shown.limit, Source::Headers, now) else { continue };
+            if let (None, Some(bound)) = (bound, self.books.bound_slot(&dimension.code)) {
+                self.books.cover(&mut charge.taken, bound);
+            }
             news |= before.flatten().map(|(limit, _)| limit) != Some(shown.limit);
             let used = shown.limit.saturating_sub(shown.remaining);
             let first = !self.books.levels()[slot].is_observed();
@@ -107,7 +125,12 @@ impl Lane {
 
     /// A short-lived dimension counts windows, or no longer: its hidden sisters will do the same.
     fn follow_law(&mut self, windows: bool, now: Ns) {
-        for level in self.books.levels_mut().iter_mut().filter(|level| !level.is_visible() && is_short(&level.dimension)) {
+        for level in self
+            .books
+            .levels_mut()
+            .iter_mut()
+            .filter(|level| !level.is_bound() && !level.is_visible() && is_short(&level.dimension))
+        {
             if windows {
                 level.count_windows(now);
             } else {
@@ -197,7 +220,7 @@ impl Lane {
 
     /// A text's dimension; without a name the one with that limit, else the one that its own figures give.
     pub(super) fn named(&self, text: &RefusalText) -> Option<Dimension> {
-        let same = || self.books.levels().iter().find(|level| level.limit() == Some(text.limit));
+        let same = || self.books.levels().iter().find(|level| !level.is_bound() && level.limit() == Some(text.limit));
         text.dimension
             .clone()
             .or_else(|| same().map(|level| Dimension::clone(&level.dimension)))
@@ -229,8 +252,11 @@ impl Lane {
     }
 
     /// Takes up a level of an earlier process: `used` units less what `passed` seconds gave back.
-    pub(in crate::limits) fn restore_level(&mut self, dimension: &Dimension, used: f64, passed: f64, now: Ns) {
-        let Some(slot) = self.books.slot(&dimension.code) else { return };
+    /// `bound`: the operator's own.
+    pub(in crate::limits) fn restore_level(&mut self, dimension: &Dimension, bound: bool, used: f64, passed: f64, now: Ns) {
+        let code = &dimension.code;
+        let slot = if bound { self.books.bound_slot(code) } else { self.books.slot(code) };
+        let Some(slot) = slot else { return };
         let level = &mut self.books.levels_mut()[slot];
         let back = level.bucket().map_or(0.0, |bucket| bucket.rate() * passed);
         level.restore((used - back).max(0.0).ceil() as u64, now);

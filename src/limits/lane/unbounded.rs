@@ -4,6 +4,7 @@ use super::{Charge, Lane};
 use crate::{
     groq::{RefusalText, Unit},
     limits::{
+        assumed::DEFAULT,
         books::Amount,
         bucket::{Fit, Ns},
         line::{Id, Waiter},
@@ -18,6 +19,12 @@ impl Lane {
     pub(super) fn assumed(&self) -> u32 {
         let configured = self.tables.assumed(&self.model).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         configured.unwrap_or_else(|| self.calibration.assumed.tokens())
+    }
+
+    /// What a request without a ceiling takes beside its prompt.
+    pub(super) fn unbounded(&self, prompt: Amount) -> Amount {
+        let (output, usual) = (self.assumed(), self.calibration.completion.high());
+        Amount { output, answer: output.max(usual.map_or(DEFAULT, |usual| usual as u32)), ..prompt }
     }
 
     /// Completion tokens that a request will probably use: what is usual, at most its ceiling.
@@ -69,15 +76,14 @@ impl Lane {
     pub(super) fn learn_assumed(&mut self, learn: impl FnOnce(&mut Self)) {
         let before = (self.assumed(), self.is_trying());
         learn(self);
-        let assumed = self.assumed();
-        if (assumed, self.is_trying()) == before || self.line.is_empty() {
+        if (self.assumed(), self.is_trying()) == before || self.line.is_empty() {
             return;
         }
         for id in self.line.ids() {
             let Some(waiter) = self.line.get(id).filter(|waiter| !waiter.ceiling_given && waiter.requested.is_none()) else {
                 continue;
             };
-            let (amount, expected) = (Amount { output: assumed, ..waiter.amount }, waiter.expected);
+            let (amount, expected) = (self.unbounded(waiter.amount), waiter.expected);
             self.line.reprice(id, amount, expected);
         }
         // By another price some may not make it in time.

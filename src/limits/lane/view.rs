@@ -39,13 +39,29 @@ impl Lane {
             organisation: organisation.clone(),
             model: self.model.clone(),
             tier: tier.clone(),
-            dimensions: self.books.levels().iter().filter_map(|level| dimension(level, now)).collect(),
+            dimensions: self.dimensions(now),
             waiting: waiting.into_values().collect(),
             blocked_by,
             forecast: self.typical_wait(now),
             in_flight: self.in_flight as usize,
             refusals: self.refusals,
         }
+    }
+
+    /// Every dimension that has a limit. Where the operator's bound is below the upstream's limit, it is what is shown.
+    fn dimensions(&self, now: Ns) -> Vec<DimensionSnapshot> {
+        let mut shown: Vec<DimensionSnapshot> = Vec::with_capacity(self.books.levels().len());
+        for level in self.books.levels() {
+            let Some(this) = dimension(level, now) else { continue };
+            match shown.iter_mut().find(|other| level.is_bound() && other.dimension == *level.dimension) {
+                Some(other) => {
+                    let (stated, level) = (other.stated, other.level.min(this.level));
+                    *other = DimensionSnapshot { stated, level, ..this };
+                }
+                None => shown.push(this),
+            }
+        }
+        shown
     }
 
     /// What a request like the last in line would wait.
@@ -126,6 +142,8 @@ fn dimension(level: &Level, now: Ns) -> Option<DimensionSnapshot> {
         level: left,
         reserve: level.reserve(level.typical()),
         source: level.source(),
+        configured: level.terms().configured,
+        stated: level.terms().stated.map(|(limit, _)| limit),
         foreign: level.foreign(),
         exhausted_in: exhausted_in.filter(|&at| nanos(at) < 10 * bucket.period()),
         full_in: Duration::from_nanos(bucket.tat().saturating_sub(now)),

@@ -4,6 +4,8 @@
 //! the level goes on alone: the bucket with its observer as ever, beside a share of limit ÷ replicas that starts as full
 //! as the bucket is. Back with the store, what the share has grown beyond its part of the old level is owed.
 
+use std::borrow::Cow;
+
 use super::{
     Level,
     sent::{JITTER, Mark},
@@ -106,14 +108,20 @@ impl Level {
         })
     }
 
+    /// Its name in the store.
+    pub fn stored_code(&self) -> Cow<'static, str> {
+        if self.is_bound() { format!("{}:configured", self.dimension.code).into() } else { self.dimension.code.clone() }
+    }
+
     /// Its part of a transaction. `None` without a limit. A hello tells nothing.
     pub fn cell(&mut self, hello: bool, head: Option<&Amount>) -> Option<Cell> {
         let asked = head.map_or(0, |amount| self.asked(amount));
         let reserve = if self.window.is_some() { None } else { Some(self.reserve(asked)) };
+        let code = self.stored_code().into();
         let (bucket, far) = (self.bucket.as_ref()?, self.far.as_mut()?);
         let owed = far.settled.saturating_add(far.given_up);
         let mut cell = Cell {
-            code: self.dimension.code.as_ref().into(),
+            code,
             whole: bucket.span(bucket.limit()),
             known: far.parted.unwrap_or(bucket.tat()).saturating_add_signed(owed.saturating_neg()),
             settled: 0,

@@ -12,7 +12,7 @@ const TRUSTED_FOR: Ns = 60_000_000_000;
 /// Who says what about one limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
-    /// The operator: at most so much, whatever Groq says.
+    /// The operator: at most so much, whatever Groq says. Where Groq states more, a level of its own keeps to it.
     pub configured: Option<u64>,
     /// Groq, in headers or a refusal.
     pub stated: Option<(u64, Source)>,
@@ -24,7 +24,7 @@ impl Terms {
     /// The limit in force and where it comes from.
     fn limit(&self) -> (Option<u64>, Source) {
         match (self.configured, self.stated, self.plan) {
-            (Some(configured), Some((stated, source)), _) if stated < configured => (Some(stated), source),
+            (Some(configured), Some((stated, source)), _) if stated != configured => (Some(stated), source),
             (Some(configured), _, _) => (Some(configured), Source::Configured),
             (None, Some((stated, source)), _) => (Some(stated), source),
             (None, None, plan) => (plan.map(|(limit, _)| limit), Source::Plan),

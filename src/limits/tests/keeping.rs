@@ -11,10 +11,10 @@ use crate::{
     limits::{Ask, Limits, Spent, lanes::SharedLane},
 };
 
-/// Beside its two counts a hundred thousand of them take 179 MB: the allocator's next size is a seventh more.
+/// A hundred thousand of them must not take more than 400 MB, levels included.
 #[test]
 fn a_lane_is_one_small_block() {
-    assert!(size_of::<SharedLane>() + 2 * size_of::<usize>() <= 1792, "{}", size_of::<SharedLane>());
+    assert!(size_of::<SharedLane>() + 2 * size_of::<usize>() <= 2048, "{}", size_of::<SharedLane>());
 }
 
 #[tokio::test(start_paused = true)]

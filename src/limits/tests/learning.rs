@@ -8,7 +8,7 @@ use super::{ask, in_a_minute, per_minute, shield, warm};
 use crate::{
     config::{self, ModelLimits},
     groq::{Dimension, RateState, RefusalText, Snapshot, Unit},
-    limits::{Ask, Limits, Pool, Source, Spent},
+    limits::{Ask, Limits, Pool, Refusal, Source, Spent},
 };
 
 #[tokio::test(start_paused = true)]
@@ -240,4 +240,58 @@ async fn what_a_413_says_of_one_request_is_no_price_of_others() {
     for _ in 0..2 {
         held.push(limits.reserve(&unbounded(30), Instant::now(), None).await.expect("priced as before"));
     }
+}
+
+/// 2000 tokens a minute, written by the operator, before an upstream whose headers say 100,000.
+#[tokio::test(start_paused = true)]
+async fn a_configured_limit_holds_below_groqs() {
+    let limits = shield(ModelLimits { tokens_per_minute: Some(2000), ..ModelLimits::default() });
+    let (start, mut used) = (Instant::now(), 0);
+    while start.elapsed() < Duration::from_secs(60) {
+        let Ok(mut one) = limits.reserve(&ask("app", 100, 900), in_a_minute(), None).await else { break };
+        if start.elapsed() >= Duration::from_secs(60) {
+            break;
+        }
+        one.sent(Instant::now());
+        let shown = Snapshot { limit: 100_000, remaining: 99_000, reset: None };
+        one.observe(&RateState { tokens: Some(shown), ..RateState::default() }, Instant::now());
+        one.settle(Spent::Tokens { prompt: 100, completion: 400, prompt_total: 100 }, Instant::now());
+        used += 500;
+    }
+    // What a full one holds, and a minute's refill.
+    assert!((3000..=4000).contains(&used), "{used}");
+    let shown = &limits.snapshot()[0].dimensions[0];
+    assert_eq!((shown.limit, shown.source), (2000, Source::Configured));
+    assert_eq!((shown.configured, shown.stated), (Some(2000), Some(100_000)));
+    assert_eq!(limits.snapshot()[0].dimensions.len(), 1);
+    let too_large = limits.reserve(&ask("app", 100, 2000), in_a_minute(), None).await.expect_err("over the bound");
+    assert!(matches!(too_large, Refusal::Never { limit: 2000, .. }), "{too_large:?}");
+    // Unset, Groq's limit is in force; and the other way round.
+    limits.reconfigure(&config::Limits { plan: config::Plan::None, ..config::Limits::default() }, &config::Queue::default());
+    assert_eq!(limits.snapshot()[0].dimensions[0].limit, 100_000);
+    limits.reconfigure(&super::limits(per_minute(30, 3000)), &config::Queue::default());
+    let dimensions = &limits.snapshot()[0].dimensions;
+    assert_eq!(dimensions.iter().map(|d| (d.limit, d.stated)).collect::<Vec<_>>(), [(3000, Some(100_000)), (30, None)]);
+}
+
+/// Without a ceiling the bound is kept by what is usual, for the operator means what is used.
+#[tokio::test(start_paused = true)]
+async fn a_configured_limit_holds_without_ceilings() {
+    let limits = shield(ModelLimits { tokens_per_minute: Some(2000), ..ModelLimits::default() });
+    let (start, mut used, mut held) = (Instant::now(), 0, Vec::new());
+    // All that go at once, then their answers, as headers show nothing reserved.
+    while start.elapsed() < Duration::from_secs(60) {
+        while let Ok(mut one) = limits.reserve(&unbounded(100), Instant::now(), None).await {
+            one.sent(Instant::now());
+            held.push(one);
+        }
+        sleep(Duration::from_secs(2)).await;
+        for mut one in held.drain(..) {
+            let shown = Snapshot { limit: 100_000, remaining: 99_900, reset: None };
+            one.observe(&RateState { tokens: Some(shown), ..RateState::default() }, Instant::now());
+            one.settle(Spent::Tokens { prompt: 100, completion: 400, prompt_total: 100 }, Instant::now());
+            used += 500;
+        }
+    }
+    assert!((2500..=4000).contains(&used), "{used}");
 }
