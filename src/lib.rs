@@ -15,6 +15,7 @@
 //! [`admin`] is the second listener, [`cli`] the commands. The simulated Groq is a crate of its own,
 //! `groq-sim`.
 
+pub mod accounts;
 pub mod admin;
 pub mod cli;
 pub mod config;

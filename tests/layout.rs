@@ -9,6 +9,7 @@ use std::{
 /// Each module and the modules it may use.
 const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
+    ("accounts", &[]),
     ("cli", &["admin", "config", "groq", "limits", "proxy", "server", "telemetry", "upstream"]),
     ("server", &["admin", "config", "proxy", "shutdown", "telemetry"]),
     ("admin", &["config", "groq", "limits", "proxy", "telemetry"]),

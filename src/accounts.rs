@@ -1,0 +1,12 @@
+//! What apps have used in the running UTC day and month, and their budgets.
+//!
+//! A request reserves what it is expected to use before it is sent, and settles with what it has used. It is refused when what
+//! its app has used and reserved has reached a budget; so a budget is overrun by what was in flight at most.
+
+mod budget;
+mod calendar;
+mod ledger;
+
+pub use budget::{Amounts, Budget, Exceeded, Unit};
+pub use calendar::Period;
+pub use ledger::{AppUse, Ledger, Permit, Saved};
