@@ -3,6 +3,7 @@
 mod any_bytes;
 mod corpus;
 mod drain;
+mod http2;
 mod kit;
 mod malformed;
 mod tls;

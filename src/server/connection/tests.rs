@@ -12,6 +12,7 @@ use super::*;
 use crate::config::Settings;
 
 mod framing;
+mod http2;
 
 /// An answer's body that broke.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
