@@ -2,6 +2,11 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use bytes::Bytes;
+use http::{Request, Uri};
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -13,6 +18,8 @@ use tokio::{
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 /// The longest body of a failure, bytes.
 const LONGEST: usize = 16 << 10;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A whole answer.
 #[derive(Clone, Debug)]
@@ -48,6 +55,55 @@ pub(crate) fn chat() -> String {
 /// A chat call for a stream.
 pub(crate) fn chat_stream() -> String {
     chat_with("", r#","stream":true"#)
+}
+
+/// What a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Protocol {
+    Http1,
+    Http2,
+}
+
+pub(crate) const PROTOCOLS: [Protocol; 2] = [Protocol::Http1, Protocol::Http2];
+
+/// Sends a request, written in HTTP/1.1, in this protocol.
+pub(crate) async fn ask_in(protocol: Protocol, address: SocketAddr, request: &str) -> Answer {
+    match protocol {
+        Protocol::Http1 => ask(address, request.as_bytes()).await,
+        Protocol::Http2 => timeout(LONG, ask_http2(address, request)).await.expect("it is answered").expect("an answer"),
+    }
+}
+
+async fn ask_http2(address: SocketAddr, request: &str) -> Result<Answer, BoxError> {
+    let socket = TcpStream::connect(address).await?;
+    let (mut client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await?;
+    let connection = tokio::spawn(connection);
+    let (head, body) = client.send_request(in_http2(address, request)?).await?.into_parts();
+    let body = body.collect().await?.to_bytes();
+    connection.abort();
+    let headers = head.headers.iter().map(|(n, v)| (n.to_string(), String::from_utf8_lossy(v.as_bytes()).into_owned()));
+    Ok(Answer {
+        status: head.status.as_u16(),
+        reason: "none over HTTP/2".into(),
+        headers: headers.collect(),
+        body: String::from_utf8_lossy(&body).into_owned(),
+    })
+}
+
+/// The same request without what HTTP/1.1 says of its connection.
+fn in_http2(address: SocketAddr, request: &str) -> Result<Request<Full<Bytes>>, BoxError> {
+    let (head, body) = request.split_once("\r\n\r\n").ok_or("a head")?;
+    let mut lines = head.split("\r\n");
+    let mut first = lines.next().ok_or("a request line")?.split(' ');
+    let (method, target) = (first.next().ok_or("a method")?, first.next().ok_or("a target")?);
+    let uri: Uri = if method == "CONNECT" { target.parse()? } else { format!("http://{address}{target}").parse()? };
+    let mut request = Request::builder().method(method).uri(uri);
+    for (name, value) in lines.filter_map(|line| line.split_once(": ")) {
+        if !["host", "connection", "content-length"].contains(&name) {
+            request = request.header(name, value);
+        }
+    }
+    Ok(request.body(Full::new(Bytes::from(body.to_owned())))?)
 }
 
 /// Sends these bytes; the first answer that comes back.

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    client::{Answer, KEY, LONG, ask, chat, chat_with, request},
+    client::{Answer, KEY, LONG, PROTOCOLS, Protocol, ask, ask_in, chat, chat_with, request},
     kit::{Kind, Step, Upstream, good, json, start},
 };
 
@@ -35,16 +35,28 @@ fn check(name: &str, answer: &Answer, (status, kind, code, waits): Expected) {
 
 /// Sends to a shield with these settings; the last request is the one that is checked, the others are answered well.
 async fn hold(name: &str, settings: impl Fn(&mut Settings), requests: &[String], expected: Expected) -> Answer {
+    hold_in(Protocol::Http2, name, &settings, requests, expected).await;
+    hold_in(Protocol::Http1, name, settings, requests, expected).await
+}
+
+/// The same over one protocol, where it has such a thing.
+async fn hold_in(
+    protocol: Protocol,
+    name: &str,
+    settings: impl Fn(&mut Settings),
+    requests: &[String],
+    expected: Expected,
+) -> Answer {
     let upstream = Upstream::start(&Kind::Plain(vec![good()])).await;
     let mut base = upstream.settings();
     settings(&mut base);
     let shield = start(base);
     let (last, first) = requests.split_last().expect("one at least");
     for request in first {
-        let answer = ask(shield.app, request.as_bytes()).await;
+        let answer = ask_in(protocol, shield.app, request).await;
         assert_eq!(answer.status, 200, "{name}: {answer:?}");
     }
-    let answer = ask(shield.app, last.as_bytes()).await;
+    let answer = ask_in(protocol, shield.app, last).await;
     check(name, &answer, expected);
     assert_eq!(upstream.seen(), first.len(), "{name}: it went to the upstream");
     shield.end();
@@ -66,7 +78,15 @@ async fn every_failure_in_the_contract_requests() {
     let refused = (403, INVALID, "destination_not_allowed", false);
     hold("CONNECT", nothing, &["CONNECT elsewhere.example:443 HTTP/1.1\r\nhost: elsewhere.example:443\r\n\r\n".into()], refused)
         .await;
-    hold("foreign authority", nothing, &[request("GET", "http://elsewhere.example/openai/v1/models", KEY, "")], refused).await;
+    // Over HTTP/2 every request names an authority: it is what Host is in HTTP/1.1.
+    hold_in(
+        Protocol::Http1,
+        "foreign authority",
+        nothing,
+        &[request("GET", "http://elsewhere.example/openai/v1/models", KEY, "")],
+        refused,
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -82,7 +102,7 @@ async fn every_failure_in_the_contract_malformed() {
         ("a head too large", head(&format!("x: {}\r\n", "x".repeat(70_000)))),
         ("too many headers", head(&"x: y\r\n".repeat(200))),
     ] {
-        let answer = hold(name, |_| {}, &[bytes], malformed).await;
+        let answer = hold_in(Protocol::Http1, name, |_| {}, &[bytes], malformed).await;
         assert_eq!(answer.header("connection"), "close", "{name}");
     }
     let quick = |settings: &mut Settings| {
@@ -90,8 +110,8 @@ async fn every_failure_in_the_contract_malformed() {
         settings.server.body_timeout = Duration::from_millis(300);
     };
     let slow = (400, INVALID, "request_timeout", false);
-    hold("a head too slow", quick, &["POST /openai/v1/chat/completions HTTP/1.1\r\nho".into()], slow).await;
-    hold("a body too slow", quick, &[head("content-length: 100\r\n") + "{"], slow).await;
+    hold_in(Protocol::Http1, "a head too slow", quick, &["POST /openai/v1/chat/completions HTTP/1.1\r\nho".into()], slow).await;
+    hold_in(Protocol::Http1, "a body too slow", quick, &[head("content-length: 100\r\n") + "{"], slow).await;
 }
 
 fn limited(settings: &mut Settings, limits: ModelLimits) {
@@ -155,7 +175,13 @@ async fn every_failure_in_the_contract_draining() {
         sleep(Duration::from_millis(5)).await;
     }
     let mut answer = Vec::new();
+    let app = shield.app;
+    let http2 = tokio::spawn(async move { ask_in(Protocol::Http2, app, &chat()).await });
+    while upstream.seen() == 1 {
+        sleep(Duration::from_millis(5)).await;
+    }
     let (read, ()) = tokio::join!(timeout(LONG, running.read_to_end(&mut answer)), shield.drained());
+    check("shutting down", &http2.await.expect("no panic"), (503, SERVER, "shutting_down", true));
     read.expect("in time").expect("a clean close");
     let answer = String::from_utf8(answer).expect("text");
     assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{answer}");
@@ -178,8 +204,8 @@ async fn every_failure_in_the_contract_panic() {
     let broken = groq_shield::upstream::Upstream::over(&settings.upstream, || panic!("a fault of ours"));
     let shield: Arc<Shield> = Shield::over(settings.clone(), broken);
     let running = server::start(shield.clone(), Listeners::open(&settings).expect("free ports")).expect("it starts");
-    for _ in 0..2 {
-        let answer = ask(running.app, chat().as_bytes()).await;
+    for protocol in PROTOCOLS {
+        let answer = ask_in(protocol, running.app, &chat()).await;
         check("panic", &answer, (500, SERVER, "shield_internal", false));
     }
     assert_eq!((shield.bodies.held(), shield.limits.waiting()), (0, 0), "a panic gives back what it held");

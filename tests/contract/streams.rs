@@ -6,7 +6,7 @@ use groq_shield::config::ModelLimits;
 use serde_json::Value;
 
 use crate::{
-    client::{ask, chat_stream},
+    client::{PROTOCOLS, Protocol, ask_in, chat_stream},
     kit::{Kind, Step, Upstream, start},
 };
 
@@ -14,6 +14,11 @@ const FIRST: &str = "data: {\"id\":\"c\",\"choices\":[{\"delta\":{\"content\":\"
 const SECOND: &str = "data: {\"id\":\"c\",\"choices\":[{\"delta\":{\"content\":\"b\"}}]}\n\n";
 const DONE: &str = "data: [DONE]\n\n";
 const PAUSE: Step = Step::Pause(Duration::from_millis(250));
+
+/// Each case over each protocol.
+fn over_both<T: Clone>(cases: &[T]) -> impl Iterator<Item = (T, Protocol)> {
+    cases.iter().cloned().flat_map(|case| PROTOCOLS.map(|protocol| (case.clone(), protocol)))
+}
 
 fn head() -> Step {
     Step::Write("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n".into())
@@ -58,12 +63,12 @@ async fn a_broken_stream_ends_in_an_error_frame() {
         ),
         ("stalled", vec![head(), chunk(FIRST), Step::Hold], FIRST, "upstream_timeout"),
     ];
-    for (name, script, passed, code) in table {
+    for ((name, script, passed, code), protocol) in over_both(&table) {
         let upstream = Upstream::start(&Kind::Plain(vec![script])).await;
         let mut settings = upstream.settings();
         settings.upstream.idle_timeout = Duration::from_secs(1);
         let shield = start(settings);
-        let answer = ask(shield.app, chat_stream().as_bytes()).await;
+        let answer = ask_in(protocol, shield.app, &chat_stream()).await;
         assert_eq!((answer.status, answer.header("content-type")), (200, "text/event-stream"), "{name}: {answer:?}");
         let error = frame(name, &answer.body, passed);
         assert_eq!((error["code"].as_str(), error["status_code"].as_u64()), (Some(code), Some(502)), "{name}: {error}");
@@ -87,10 +92,10 @@ async fn an_error_in_a_stream_is_one_that_every_client_raises_on() {
         ),
         ("error frame", "data: {\"error\":{\"message\":\"over capacity\",\"status_code\":400}}\n\n", 400),
     ];
-    for (name, event, status) in table {
+    for ((name, event, status), protocol) in over_both(&table) {
         let upstream = Upstream::start(&Kind::Plain(vec![vec![head(), chunk(FIRST), chunk(event), end()]])).await;
         let shield = start(upstream.settings());
-        let answer = ask(shield.app, chat_stream().as_bytes()).await;
+        let answer = ask_in(protocol, shield.app, &chat_stream()).await;
         let error = frame(name, &answer.body, FIRST);
         assert!(error["message"].as_str().is_some_and(|m| m.contains("over capacity")), "{name}: {error}");
         assert_eq!(error["status_code"].as_u64(), Some(status), "{name}: {error}");
@@ -101,10 +106,10 @@ async fn an_error_in_a_stream_is_one_that_every_client_raises_on() {
 #[tokio::test]
 async fn a_stream_broken_before_its_first_frame_is_retried_whole() {
     let whole = vec![head(), chunk(FIRST), chunk(DONE), end()];
-    for broken in [vec![head()], vec![head(), chunk(&FIRST[..10])], vec![head(), end()]] {
+    for (broken, protocol) in over_both(&[vec![head()], vec![head(), chunk(&FIRST[..10])], vec![head(), end()]]) {
         let upstream = Upstream::start(&Kind::Plain(vec![broken.clone(), whole.clone()])).await;
         let shield = start(upstream.settings());
-        let answer = ask(shield.app, chat_stream().as_bytes()).await;
+        let answer = ask_in(protocol, shield.app, &chat_stream()).await;
         assert_eq!(answer.body, [FIRST, DONE].concat(), "{broken:?}: {answer:?}");
         assert_eq!((answer.header("x-shield-attempts"), upstream.seen()), ("2", 2), "{broken:?}");
         shield.end();
@@ -128,30 +133,37 @@ async fn a_healthy_stream_with_long_gaps_is_never_cut() {
         chunk(DONE),
         end(),
     ];
-    let upstream = Upstream::start(&Kind::Plain(vec![script])).await;
-    let mut settings = upstream.settings();
-    // Every limit but the one between frames is shorter than the stream.
-    settings.upstream.idle_timeout = Duration::from_secs(20);
-    settings.upstream.response_timeout = Duration::from_secs(3);
-    settings.queue.max_wait = Duration::from_secs(3);
-    settings.server.body_timeout = Duration::from_secs(3);
-    settings.server.header_timeout = Duration::from_secs(3);
-    let shield = start(settings);
-    let answer = ask(shield.app, chat_stream().as_bytes()).await;
-    assert_eq!(answer.body, [FIRST, SECOND, SECOND, DONE].concat());
-    shield.end();
+    let over = async |protocol| {
+        let upstream = Upstream::start(&Kind::Plain(vec![script.clone()])).await;
+        let mut settings = upstream.settings();
+        // Every limit but the one between frames is shorter than the stream.
+        settings.upstream.idle_timeout = Duration::from_secs(20);
+        settings.upstream.response_timeout = Duration::from_secs(3);
+        settings.queue.max_wait = Duration::from_secs(3);
+        settings.server.body_timeout = Duration::from_secs(3);
+        settings.server.header_timeout = Duration::from_secs(3);
+        let shield = start(settings);
+        let answer = ask_in(protocol, shield.app, &chat_stream()).await;
+        assert_eq!(answer.body, [FIRST, SECOND, SECOND, DONE].concat(), "{protocol:?}");
+        shield.end();
+    };
+    tokio::join!(over(Protocol::Http1), over(Protocol::Http2));
 }
 
 /// Thirty a minute: what comes after the burst waits up to two seconds in line.
 #[tokio::test]
 async fn a_stream_in_line_is_kept_alive_by_comments() {
+    tokio::join!(kept_alive(Protocol::Http1), kept_alive(Protocol::Http2));
+}
+
+async fn kept_alive(protocol: Protocol) {
     let upstream = Upstream::start(&Kind::Plain(vec![vec![head(), chunk(FIRST), chunk(DONE), end()]])).await;
     let mut settings = upstream.settings();
     settings.queue.stream_keepalive = Some(Duration::from_millis(500));
     settings.limits.models.insert("m".into(), ModelLimits { requests_per_minute: Some(30), ..Default::default() });
     let shield = start(settings);
     for sent in 1..=100 {
-        let answer = ask(shield.app, chat_stream().as_bytes()).await;
+        let answer = ask_in(protocol, shield.app, &chat_stream()).await;
         let comments = answer.body.matches(": waiting\n\n").count();
         assert_eq!(answer.body, [&": waiting\n\n".repeat(comments), FIRST, DONE].concat(), "the {sent}th");
         assert_eq!(upstream.seen(), sent);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use groq_shield::config::Settings;
 
 use crate::{
-    client::{Answer, KEY, ask, chat, chat_with, request},
+    client::{Answer, KEY, PROTOCOLS, Protocol, ask, ask_in, chat, chat_with, request},
     kit::{Certificate, Kind, Step, Upstream, answer, good, in_chunks, json, start},
 };
 
@@ -303,13 +303,13 @@ fn own_errors() -> Vec<Row> {
 }
 
 impl Row {
-    /// Everything in which the answer is not as the row has it.
-    async fn faults(&self) -> Vec<String> {
+    /// Everything in which the answer over this protocol is not as the row has it.
+    async fn faults(&self, protocol: Protocol) -> Vec<String> {
         let upstream = Upstream::start(&self.upstream).await;
         let mut settings = upstream.settings();
         (self.settings)(&mut settings);
         let shield = start(settings);
-        let answer = ask(shield.app, self.request.as_bytes()).await;
+        let answer = ask_in(protocol, shield.app, &self.request).await;
         let mut faults = self.differences(&answer);
         if upstream.seen() != self.seen {
             faults.push(format!("{} requests reached the upstream, not {}", upstream.seen(), self.seen));
@@ -317,7 +317,7 @@ impl Row {
         shield.end();
         for fault in &mut faults {
             *fault = format!(
-                "{}: {fault}\n    {} {} {:?}\n    {:.600}",
+                "{} over {protocol:?}: {fault}\n    {} {} {:?}\n    {:.600}",
                 self.name, answer.status, answer.reason, answer.headers, answer.body
             );
         }
@@ -350,7 +350,9 @@ impl Row {
 async fn hold(rows: Vec<Row>) {
     let mut faults = Vec::new();
     for row in &rows {
-        faults.extend(row.faults().await);
+        for protocol in PROTOCOLS {
+            faults.extend(row.faults(protocol).await);
+        }
     }
     assert!(faults.is_empty(), "{} of {} rows:\n{}", faults.len(), rows.len(), faults.join("\n"));
 }

@@ -251,6 +251,16 @@ async fn bad_requests_get_an_answer_or_a_clean_error() {
             only(&[(":method", "CONNECT"), (":authority", "elsewhere.example:443")]),
             Answer("\"destination_not_allowed\"".into()),
         ),
+        // hyper ends the connection.
+        (
+            "CONNECT with a body",
+            [
+                headers(3, 0, &[(":method", "CONNECT"), (":authority", "elsewhere.example:443"), ("content-length", "5")]),
+                frame(DATA, END_STREAM, 3, b"12345"),
+            ]
+            .concat(),
+            Closed(0),
+        ),
         (
             "extended CONNECT",
             only(

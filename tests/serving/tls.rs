@@ -74,6 +74,35 @@ async fn apps_are_served_over_tls_and_a_reload_takes_the_next_certificate() {
     connect(shield.app, &second).await.expect("what was good stays");
 }
 
+/// HTTP/2 for a client that offers it, HTTP/1.1 for one that offers that or nothing.
+#[tokio::test]
+async fn the_protocol_is_negotiated() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = files(folder.path());
+    let trusted = issue(&files);
+    let (address, log) = upstream().await;
+    let mut settings = settings(address);
+    settings.server.tls = Some(files);
+    let shield = start(settings);
+    let offers: [&[&[u8]]; 3] = [&[b"http/1.1", b"h2"], &[b"http/1.1"], &[]];
+    let negotiated: [Option<&[u8]>; 3] = [Some(b"h2"), Some(b"http/1.1"), None];
+    for (offered, negotiated) in offers.into_iter().zip(negotiated) {
+        let mut socket = connect_with(shield.app, &trusted, offered).await.expect("it is trusted");
+        assert_eq!(socket.get_ref().1.alpn_protocol(), negotiated);
+        if negotiated != Some(b"h2") {
+            socket.write_all(request("a").as_bytes()).await.expect("it is taken");
+            assert!(one(&mut socket).await.expect("an answer").starts_with("HTTP/1.1 200 OK"));
+            continue;
+        }
+        let (mut client, connection) = h2::client::handshake(socket).await.expect("HTTP/2");
+        tokio::spawn(connection);
+        let request = http::Request::get("https://localhost/openai/v1/models/a").header("authorization", "Bearer k");
+        let (response, _) = client.send_request(request.body(()).expect("a request"), true).expect("it is open");
+        assert_eq!(response.await.expect("an answer").status(), 200);
+    }
+    assert_eq!(log.lock().expect("no panic").len(), 3);
+}
+
 #[tokio::test]
 async fn plain_http_on_the_tls_port_is_closed() {
     let folder = tempfile::tempdir().expect("a folder");
