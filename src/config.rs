@@ -209,6 +209,15 @@ pub struct Breaker {
     pub failures: u32,
     /// How long it stays open before one probe.
     pub open: Duration,
+    /// Longest wait of a request for an open breaker; `None`: as long as `open`.
+    pub max_wait: Option<Duration>,
+}
+
+impl Breaker {
+    /// Longest wait of a request for an open breaker.
+    pub fn max_wait(&self) -> Duration {
+        self.max_wait.unwrap_or(self.open)
+    }
 }
 
 /// How urgent an app's requests are.
@@ -359,7 +368,7 @@ impl Default for Retry {
 
 impl Default for Breaker {
     fn default() -> Self {
-        Self { failures: 5, open: secs(5) }
+        Self { failures: 5, open: secs(5), max_wait: None }
     }
 }
 

@@ -291,6 +291,13 @@ const BREAKER: &[Key<Draft>] = &[
         "",
     ),
     key("open", Rule::Time(1), |d| &mut d.settings.breaker.open, "Time until one request may probe.", ""),
+    key(
+        "max_wait",
+        Rule::Time(0),
+        |d| &mut d.settings.breaker.max_wait,
+        "Longest wait for an open breaker, before the answer is 503; unset: one breaker.open.",
+        "\"5s\"",
+    ),
 ];
 
 /// Keys of every `[[app]]`.

@@ -2,19 +2,33 @@
 
 use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
-use super::{
-    breaker::{Admission, Pass},
-    error::Rejection,
-    request::Call,
-    shield::Shield,
-};
+use super::{breaker::Pass, error::Rejection, request::Call, shield::Shield};
 use crate::{
     config::Settings,
     limits::{Place, Reservation},
     telemetry::Record,
 };
+
+/// A probe that is under way when `breaker.max_wait` is over may take so much longer: the usual time of a response, so that what
+/// has waited for the probe learns how it went.
+const PROBE_GRACE: Duration = Duration::from_secs(2);
+/// What the access line names as the cause of a wait for the breaker.
+const BREAKER: &str = "breaker";
+
+/// How long one call may still wait for the breaker, all its attempts together.
+pub(super) struct BreakerWait {
+    left: Duration,
+    grace: Duration,
+}
+
+impl BreakerWait {
+    /// At most `max_wait`.
+    pub(super) fn new(max_wait: Duration) -> Self {
+        Self { left: max_wait, grace: PROBE_GRACE.min(max_wait) }
+    }
+}
 
 /// Waits until the breaker lets the call pass and the limits have room for it, at most until its deadline.
 ///
@@ -27,70 +41,68 @@ pub(super) async fn admit<'a>(
     settings: &'a Settings,
     call: &'a Call,
     mut place: Option<Place>,
+    breaker_wait: &mut BreakerWait,
     record: &mut Record,
 ) -> Result<(Pass<'a>, Option<Reservation>), Rejection> {
     record.waits_from(if record.attempts == 0 { call.read_at } else { Instant::now() });
     loop {
-        let pass = pass_breaker(shield, settings, call, record).await?;
-        if !call.is_limited() {
+        if shield.breakers.check(&call.breaker_key, Instant::now).is_err() {
+            let began = Instant::now();
+            // Boxed: rare, and each waiting request would have room for it.
+            Box::pin(wait_for_breaker(shield, settings, call, breaker_wait)).await?;
+            record.waited(began.elapsed());
+            record.bound = Some(BREAKER.into());
+            record.waits_from(Instant::now());
+        }
+        let reservation = if call.is_limited() {
+            let reservation = shield.limits.reserve(&call.ask, call.deadline, place.take()).await.map_err(Rejection::from)?;
+            record.reserved = call.reserved();
+            record.waited(reservation.waited());
+            if let Some(bound) = reservation.bound_by() {
+                record.bound = Some(bound.code.to_string());
+            }
+            Some(reservation)
+        } else {
             record.waited(Duration::ZERO);
-            return Ok((pass, None));
-        }
-        let reservation = shield.limits.reserve(&call.ask, call.deadline, place.take()).await.map_err(Rejection::from)?;
-        record.reserved = call.reserved();
-        record.waited(reservation.waited());
-        if let Some(bound) = reservation.bound_by() {
-            record.bound = Some(bound.code.to_string());
-        }
-        // The breaker may have opened while the call waited: an upstream that is down gets one probe, not the whole queue.
-        if pass.is_probe() || !shield.breakers.is_open(&call.breaker_key) {
-            return Ok((pass, Some(reservation)));
+            None
+        };
+        // The breaker may have opened while the call waited, or another call may be the probe by now: an upstream that is down
+        // gets one probe, not the whole queue. The probe is taken last, so that nobody waits for one that waits in the queue.
+        if let Ok(pass) = shield.breakers.pass(&call.breaker_key, &settings.breaker, Instant::now) {
+            return Ok((pass, reservation));
         }
         record.waits_from(Instant::now());
     }
 }
 
-/// The breaker's permission for one attempt; waits for it where the breaker is open.
-async fn pass_breaker<'a>(
-    shield: &'a Shield,
-    settings: &'a Settings,
-    call: &'a Call,
-    record: &mut Record,
-) -> Result<Pass<'a>, Rejection> {
-    if let Admission::Go(pass) = shield.breakers.admit(&call.breaker_key, &settings.breaker, Instant::now) {
-        return Ok(pass);
-    }
+/// Waits until the breaker is closed or its next probe is due, if the call may wait for so long.
+async fn wait_for_breaker(
+    shield: &Shield,
+    settings: &Settings,
+    call: &Call,
+    breaker_wait: &mut BreakerWait,
+) -> Result<(), Rejection> {
     let began = Instant::now();
-    // Boxed: rare, and each waiting request would have room for it.
-    let pass = Box::pin(wait_for_breaker(shield, settings, call)).await?;
-    record.waited(began.elapsed());
-    record.waits_from(Instant::now());
-    Ok(pass)
-}
-
-/// Waits while the breaker is open, if the call's deadline allows it to see the next probe.
-async fn wait_for_breaker<'a>(shield: &'a Shield, settings: &'a Settings, call: &'a Call) -> Result<Pass<'a>, Rejection> {
-    loop {
+    let last = call.deadline.min(began + breaker_wait.left);
+    let outcome = loop {
         let now = Instant::now();
-        let (until, changed) = match shield.breakers.admit(&call.breaker_key, &settings.breaker, || now) {
-            Admission::Go(pass) => return Ok(pass),
-            Admission::Wait { until, changed } => (until, changed),
-        };
+        let Err(opened) = shield.breakers.check(&call.breaker_key, || now) else { break Ok(()) };
         // Registered before the state is read again, so that no change is missed.
-        let mut notified = pin!(changed.notified());
+        let mut notified = pin!(opened.changed.notified());
         notified.as_mut().enable();
-        if let Admission::Go(pass) = shield.breakers.admit(&call.breaker_key, &settings.breaker, || now) {
-            return Ok(pass);
-        }
-        if now >= call.deadline || until.is_some_and(|until| until >= call.deadline) {
-            let retry_after = until.map_or(settings.breaker.open, |until| until - now);
-            return Err(Rejection::BreakerOpen { retry_after });
+        let Err(opened) = shield.breakers.check(&call.breaker_key, || now) else { break Ok(()) };
+        let last = if opened.until.is_none() { call.deadline.min(last + breaker_wait.grace) } else { last };
+        if now >= last || opened.until.is_some_and(|until| until > last) {
+            let retry_after = opened.until.map_or(settings.breaker.open, |until| until - now);
+            break Err(Rejection::BreakerOpen { retry_after });
         }
         tokio::select! {
             () = &mut notified => {}
-            () = tokio::time::sleep_until(until.unwrap_or(call.deadline)) => {}
+            () = sleep_until(opened.until.unwrap_or(last)) => {}
         }
-    }
+    };
+    breaker_wait.left = breaker_wait.left.saturating_sub(began.elapsed());
+    outcome
 }
 
 /// Yields once where other requests are in flight, so that those which the runtime has found ready together write together:

@@ -1,7 +1,7 @@
-//! Does Groq answer at all for this model? Closed, open, probing; one breaker per organisation and model.
+//! The circuit breaker: one per organization and model, closed, open or probing.
 //!
-//! Only Groq's own failures count: refusals, the client's faults, cancellations and our own rejections do not.
-//! Open is not the end of a request: it waits for the next probe where its patience allows.
+//! Only failures of the upstream count: refusals, faults of the client, cancellations and our own rejections do not. While it is
+//! open, requests wait for the next probe, at most `breaker.max_wait`; that is why it is written by hand.
 
 use std::{
     collections::HashMap,
@@ -16,173 +16,191 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::config;
 
-/// What is known of one lane's upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Answers; so many failures in a row.
+    /// The upstream responds; its last attempts failed so many times in a row.
     Closed { failures: u32 },
-    /// Failed too often; nothing is sent until then.
+    /// It failed too often: nothing is sent before `until`.
     Open { until: Instant },
-    /// One request is finding out.
+    /// One request, sent after `since`, is the probe.
     Probing { since: Instant },
 }
 
-/// How an attempt ended, as far as the upstream's health goes.
+/// What an attempt says about the health of the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// It answered, whatever it said (5xx apart).
+    /// It responded, with any status below 500.
     Good,
-    /// 5xx, or no whole answer.
+    /// 5xx, or no complete response.
     Bad {
         /// When that was known.
         at: Instant,
     },
-    /// Says nothing: a refusal, a client that left.
+    /// Nothing: a refusal, a client that left.
     Unknown,
 }
 
-/// Every lane's breaker. Only lanes that have failed are kept.
+/// All breakers. Only those with a failure are kept.
 #[derive(Debug, Default)]
 pub struct Breakers {
-    lanes: Mutex<HashMap<Key, Lane>>,
-    /// How many lanes there are: while none has failed, no request takes the lock.
-    troubled: AtomicUsize,
+    breakers: Mutex<HashMap<Key, Breaker>>,
+    /// How many are kept: while there is none, no request takes the lock.
+    kept: AtomicUsize,
 }
 
-/// Organisation and model.
+/// Organization and model.
 pub type Key = (Arc<str>, Arc<str>);
 
 #[derive(Debug)]
-struct Lane {
+struct Breaker {
     state: State,
     changed: Arc<Notify>,
 }
 
-/// Permission for one attempt; says how it went, or (dropped) that nobody knows.
+/// Permission for one attempt. Dropped without [`Pass::record`], nothing is known about how it went.
 #[derive(Debug)]
 pub struct Pass<'a> {
     breakers: &'a Breakers,
     policy: &'a config::Breaker,
     key: &'a Key,
     probe: bool,
-    told: bool,
+    recorded: bool,
 }
 
-/// Either go, or wait.
-#[derive(Debug)]
-pub enum Admission<'a> {
-    /// One attempt may be made.
-    Go(Pass<'a>),
-    /// Not before then (`None`: not before the probe is back), or before the breaker has `changed`.
-    Wait {
-        /// When the next probe may go.
-        until: Option<Instant>,
-        /// Told at every change.
-        changed: Arc<Notify>,
-    },
+/// Why no attempt may be made now.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// When the next probe may go; `None`: one is under way.
+    pub until: Option<Instant>,
+    /// Notified at every change of state.
+    pub changed: Arc<Notify>,
 }
 
 impl Breakers {
-    /// Whether an attempt may be made now. Of those that ask while it is open, one becomes the probe.
+    /// Whether an attempt could be made now, as a probe or not.
     ///
-    /// `now` is asked for only where something has failed.
-    pub fn admit<'a>(&'a self, key: &'a Key, policy: &'a config::Breaker, now: impl FnOnce() -> Instant) -> Admission<'a> {
-        let pass = |probe| Admission::Go(Pass { breakers: self, policy, key, probe, told: false });
-        if self.troubled.load(Ordering::Relaxed) == 0 {
-            return pass(false);
+    /// `now` is called only where something has failed.
+    ///
+    /// # Errors
+    /// The breaker is open.
+    pub fn check(&self, key: &Key, now: impl FnOnce() -> Instant) -> Result<(), Opened> {
+        if self.kept.load(Ordering::Relaxed) == 0 {
+            return Ok(());
         }
-        let mut lanes = self.lock();
-        let Some(lane) = lanes.get_mut(key) else { return pass(false) };
+        self.lock().get(key).map_or(Ok(()), |breaker| breaker.check(now()).map(|_probe| ()))
+    }
+
+    /// Permission for one attempt now. Of those that ask while a probe is due, one becomes the probe.
+    ///
+    /// `now` is called only where something has failed.
+    ///
+    /// # Errors
+    /// The breaker is open.
+    pub fn pass<'a>(
+        &'a self,
+        key: &'a Key,
+        policy: &'a config::Breaker,
+        now: impl FnOnce() -> Instant,
+    ) -> Result<Pass<'a>, Opened> {
+        let pass = |probe| Pass { breakers: self, policy, key, probe, recorded: false };
+        if self.kept.load(Ordering::Relaxed) == 0 {
+            return Ok(pass(false));
+        }
+        let mut breakers = self.lock();
+        let Some(breaker) = breakers.get_mut(key) else { return Ok(pass(false)) };
         let now = now();
-        match lane.state {
-            State::Closed { .. } => pass(false),
-            State::Open { until } if until <= now => {
-                lane.state = State::Probing { since: now };
-                pass(true)
-            }
-            State::Open { until } => Admission::Wait { until: Some(until), changed: lane.changed.clone() },
-            State::Probing { .. } => Admission::Wait { until: None, changed: lane.changed.clone() },
+        let probe = breaker.check(now)?;
+        if probe {
+            breaker.state = State::Probing { since: now };
         }
+        Ok(pass(probe))
     }
 
-    /// Whether nothing may be sent right now but a probe.
-    pub fn is_open(&self, key: &Key) -> bool {
-        self.troubled.load(Ordering::Relaxed) > 0
-            && self.lock().get(key).is_some_and(|lane| !matches!(lane.state, State::Closed { .. }))
-    }
-
-    /// Lanes whose breaker is not closed: organisation, model, time until the next probe.
+    /// Breakers that are not closed: organization, model, time until the next probe.
     pub fn open(&self, now: Instant) -> Vec<(Arc<str>, Arc<str>, Duration)> {
-        let lanes = self.lock();
-        let open = lanes.iter().filter_map(|((organisation, model), lane)| {
-            let left = match lane.state {
+        let breakers = self.lock();
+        let open = breakers.iter().filter_map(|((organization, model), breaker)| {
+            let left = match breaker.state {
                 State::Closed { .. } => return None,
                 State::Open { until } => until.saturating_duration_since(now),
                 State::Probing { .. } => Duration::ZERO,
             };
-            Some((organisation.clone(), model.clone(), left))
+            Some((organization.clone(), model.clone(), left))
         });
         open.collect()
     }
 
     fn record(&self, key: &Key, policy: &config::Breaker, probe: bool, health: Health) {
-        if !matches!(health, Health::Bad { .. }) && self.troubled.load(Ordering::Relaxed) == 0 {
+        if !matches!(health, Health::Bad { .. }) && self.kept.load(Ordering::Relaxed) == 0 {
             return;
         }
-        let mut lanes = self.lock();
+        let mut breakers = self.lock();
         match health {
             Health::Good => {
-                if let Some(lane) = lanes.remove(key) {
-                    lane.changed.notify_waiters();
+                if let Some(breaker) = breakers.remove(key) {
+                    breaker.changed.notify_waiters();
                 }
             }
             Health::Bad { at } => {
-                let fresh = || Lane { state: State::Closed { failures: 0 }, changed: Arc::default() };
-                let lane = lanes.entry(key.clone()).or_insert_with(fresh);
-                let failures = match lane.state {
+                let fresh = || Breaker { state: State::Closed { failures: 0 }, changed: Arc::default() };
+                let breaker = breakers.entry(key.clone()).or_insert_with(fresh);
+                let failures = match breaker.state {
                     State::Closed { failures } => failures + 1,
                     State::Probing { .. } if probe => policy.failures,
-                    // Late news of attempts sent before it opened.
+                    // An attempt that was sent before it opened.
                     State::Open { .. } | State::Probing { .. } => return,
                 };
                 let opens = failures >= policy.failures;
-                lane.state = if opens { State::Open { until: at + policy.open } } else { State::Closed { failures } };
-                lane.changed.notify_waiters();
+                breaker.state = if opens { State::Open { until: at + policy.open } } else { State::Closed { failures } };
+                breaker.changed.notify_waiters();
             }
             Health::Unknown => {
-                // A probe that left hands on its turn.
-                if let Some(lane) = lanes.get_mut(key).filter(|_| probe)
-                    && let State::Probing { since } = lane.state
+                // The probe was cancelled: another request may probe at once.
+                if let Some(breaker) = breakers.get_mut(key).filter(|_| probe)
+                    && let State::Probing { since } = breaker.state
                 {
-                    lane.state = State::Open { until: since };
-                    lane.changed.notify_waiters();
+                    breaker.state = State::Open { until: since };
+                    breaker.changed.notify_waiters();
                 }
             }
         }
-        self.troubled.store(lanes.len(), Ordering::Relaxed);
+        self.kept.store(breakers.len(), Ordering::Relaxed);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Lane>> {
-        self.lanes.lock().expect("no panic while the breakers are held")
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Breaker>> {
+        self.breakers.lock().expect("no panic while the breakers are held")
+    }
+}
+
+impl Breaker {
+    /// Whether an attempt made now would be the probe.
+    fn check(&self, now: Instant) -> Result<bool, Opened> {
+        let until = match self.state {
+            State::Closed { .. } => return Ok(false),
+            State::Open { until } if until <= now => return Ok(true),
+            State::Open { until } => Some(until),
+            State::Probing { .. } => None,
+        };
+        Err(Opened { until, changed: self.changed.clone() })
     }
 }
 
 impl Pass<'_> {
-    /// Whether this attempt is the one that finds out.
+    /// Whether this attempt is the probe of an open breaker.
     pub fn is_probe(&self) -> bool {
         self.probe
     }
 
     /// How the attempt went.
     pub fn record(mut self, health: Health) {
-        self.told = true;
+        self.recorded = true;
         self.breakers.record(self.key, self.policy, self.probe, health);
     }
 }
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        if !self.told {
+        if !self.recorded {
             self.breakers.record(self.key, self.policy, self.probe, Health::Unknown);
         }
     }
@@ -192,7 +210,7 @@ impl Drop for Pass<'_> {
 mod tests {
     use super::*;
 
-    const POLICY: config::Breaker = config::Breaker { failures: 3, open: Duration::from_secs(5) };
+    const POLICY: config::Breaker = config::Breaker { failures: 3, open: Duration::from_secs(5), max_wait: None };
 
     struct Setup {
         breakers: Breakers,
@@ -206,10 +224,7 @@ mod tests {
         }
 
         fn pass(&self) -> Option<Pass<'_>> {
-            match self.breakers.admit(&self.key, &POLICY, || self.now) {
-                Admission::Go(pass) => Some(pass),
-                Admission::Wait { .. } => None,
-            }
+            self.breakers.pass(&self.key, &POLICY, || self.now).ok()
         }
 
         fn fail(&self, times: u32) {
@@ -232,6 +247,19 @@ mod tests {
         assert!(probe.is_probe() && it.pass().is_none(), "one probe at a time");
         probe.record(Health::Good);
         assert!(it.breakers.open(it.now).is_empty() && it.pass().is_some());
+    }
+
+    /// A request that waits under the limits must not be the probe meanwhile: all others would wait for it.
+    #[test]
+    fn a_look_takes_no_probe() {
+        let mut it = Setup::new();
+        it.fail(3);
+        assert!(it.breakers.check(&it.key, || it.now).is_err());
+        it.now += POLICY.open;
+        assert!(it.breakers.check(&it.key, || it.now).is_ok() && it.breakers.check(&it.key, || it.now).is_ok());
+        let probe = it.pass().expect("nobody has taken it");
+        assert!(probe.is_probe());
+        assert_eq!(it.breakers.check(&it.key, || it.now).expect_err("a probe is under way").until, None);
     }
 
     #[test]
@@ -276,10 +304,10 @@ mod tests {
     }
 
     #[test]
-    fn lanes_do_not_share_a_breaker() {
+    fn models_do_not_share_a_breaker() {
         let it = Setup::new();
         it.fail(3);
         let other: Key = ("org".into(), "other".into());
-        assert!(matches!(it.breakers.admit(&other, &POLICY, || it.now), Admission::Go(_)));
+        assert!(it.breakers.pass(&other, &POLICY, || it.now).is_ok());
     }
 }

@@ -174,7 +174,7 @@ impl Rejection {
         };
         let body = body.unwrap_or_else(|| object(&row, None));
         let after = row.retry_after.map(spread);
-        let curable = after.is_some_and(|after| after <= SDK_WAITS);
+        let curable = !row.no_retry && after.is_some_and(|after| after <= SDK_WAITS);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
         headers

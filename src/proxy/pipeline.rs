@@ -7,14 +7,15 @@ use http::{Request, Response};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    admission::{admit, yield_if_busy},
+    admission::{BreakerWait, admit, yield_if_busy},
     attempt::{self, Delivered},
+    breaker::Health,
     error::Rejection,
     fallback,
     relay::{self, Body, ResponseContext},
     request::{self, Call},
     response::{deliver, reject},
-    retry::{Attempts, Verdict},
+    retry::{Attempts, Class, Verdict},
     shield::Shield,
 };
 use crate::{config::Settings, shutdown::Cutoff, telemetry::Record, upstream::UpstreamRequest};
@@ -134,15 +135,22 @@ async fn serve(
         upstream_request.compact();
     }
     let mut attempts = Attempts::new(settings.retry.clone(), call.deadline);
+    let mut breaker_wait = BreakerWait::new(call.breaker_max_wait(settings));
     let mut place = None;
     loop {
         // The block ends the outcome's life before the pause: it is large, and would be kept through it.
         let pause = {
-            let (pass, mut reservation) = admit(shield, settings, call, place.take(), record).await?;
+            let (pass, mut reservation) = admit(shield, settings, call, place.take(), &mut breaker_wait, record).await?;
             let outcome = Box::pin(attempt::send(shield, call, upstream_request, reservation.as_mut(), record)).await;
-            pass.record(outcome.health());
+            let health = outcome.health();
+            // The breaker is open again: the next attempt would be the next probe, and its app would hear of the outage after four.
+            let class = match health {
+                Health::Bad { .. } if pass.is_probe() => Class::Broken,
+                _ => outcome.class(),
+            };
+            pass.record(health);
             shield.telemetry.attempt(outcome.label());
-            match attempts.next(outcome.class(), &shield.budget, fastrand::f64(), Instant::now) {
+            match attempts.next(class, &shield.budget, fastrand::f64(), Instant::now) {
                 Verdict::Deliver => return outcome.deliver(reservation),
                 Verdict::Requeue(pause) => {
                     place = outcome.refused(reservation, shield, call, pause.is_none())?;

@@ -1,14 +1,14 @@
 //! Reads one request: the head first, then the whole body, which every attempt replays.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, uri::PathAndQuery};
 use tokio::time::Instant;
 
-use super::{Shield, body_buffer, breaker, error::Rejection, relay::Expected};
+use super::{Shield, body_buffer, breaker, error::Rejection, fallback, relay::Expected};
 use crate::{
-    config::Settings,
+    config::{FallbackReason, Settings},
     groq::{Endpoint, map_path},
     headers,
     limits::{Ask, Pool},
@@ -143,6 +143,12 @@ impl Call {
             Pool::Audio { seconds } => Some(seconds),
             Pool::Free => None,
         }
+    }
+
+    /// How long it may wait for an open breaker: not at all where another model can serve it.
+    pub(super) fn breaker_max_wait(&self, settings: &Settings) -> Duration {
+        let others = fallback::candidates(&settings.fallbacks, &self.ask.model, FallbackReason::Unavailable);
+        if self.may_fall_back && !others.is_empty() { Duration::ZERO } else { settings.breaker.max_wait() }
     }
 
     /// Whether the app asked for a stream.

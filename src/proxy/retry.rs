@@ -23,7 +23,7 @@ pub enum Class {
         /// The upstream's `retry-after`.
         retry_after: Option<Duration>,
     },
-    /// Broken, and sending again cannot help (a certificate nobody trusts).
+    /// Broken, and sending again cannot help (a certificate nobody trusts, the probe of an open breaker).
     Broken,
 }
 

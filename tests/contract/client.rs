@@ -177,7 +177,9 @@ impl Answer {
             (Ok(seconds), Ok(ms)) => must(*seconds == ms.div_ceil(1000) && *ms > 0, "the same time in both retry-after headers"),
             _ => must(seconds.is_empty() && ms.is_empty(), "retry-after and retry-after-ms are integers"),
         }
-        let curable = matches!(pair, (Ok(_), Ok(ms)) if ms <= 60_000);
+        // An outage has been waited for already: `retry-after` is for people then, and for clients that insist.
+        let outage = error["code"] == "upstream_unavailable";
+        let curable = !outage && matches!(pair, (Ok(_), Ok(ms)) if ms <= 60_000);
         must(
             (self.header("x-should-retry") == "true") == curable,
             "x-should-retry: true where a stated wait may cure it, and only there",

@@ -159,6 +159,7 @@ async fn every_failure_in_the_contract_overload() {
     assert_eq!(first.status, 500, "{first:?}");
     let answer = ask(shield.app, chat_with("x-shield-max-wait-ms: 1000\r\n", "").as_bytes()).await;
     check("breaker open", &answer, (503, SERVER, "upstream_unavailable", true));
+    assert_eq!(answer.header("x-should-retry"), "false", "it is an outage by now: {answer:?}");
     let after: u64 = answer.header("retry-after").parse().expect("checked");
     assert!((20..=40).contains(&after), "{after} s: the probe is due in 30, and jitter goes upward");
     assert_eq!(upstream.seen(), 2);

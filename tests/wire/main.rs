@@ -4,6 +4,7 @@ mod bad_input;
 mod configured_limits;
 mod http2;
 mod kit;
+mod outage;
 mod paths;
 mod readme;
 mod restart;

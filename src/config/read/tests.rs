@@ -49,8 +49,18 @@ fn every_kind_of_fault_has_its_place_and_remedy() {
         ("[sever]\n", "1:2", "unknown table [sever]", "did you mean [server]?"),
         ("[[organization]]\n", "1:3", "unknown table [[organization]]", "did you mean [[organisation]]?"),
         ("[zebra]\n", "1:2", "unknown table [zebra]", ""),
-        ("max_wait = \"1s\"\n", "1:1", "unknown key `max_wait` outside of every table", "`max_wait` belongs in [queue]"),
-        ("[server]\nmax_wait = \"1s\"\n", "2:1", "unknown key `max_wait` in [server]", "`max_wait` belongs in [queue]"),
+        (
+            "max_wait = \"1s\"\n",
+            "1:1",
+            "unknown key `max_wait` outside of every table",
+            "`max_wait` belongs in [queue] or [breaker]",
+        ),
+        (
+            "[server]\nmax_wait = \"1s\"\n",
+            "2:1",
+            "unknown key `max_wait` in [server]",
+            "`max_wait` belongs in [queue] or [breaker]",
+        ),
         ("[server.tls]\nkeyy = \"x\"\n", "2:1", "unknown key `keyy` in [server]", "did you mean `key`?"),
         (
             "[limits.model.\"a/b\"]\ntoken_per_minute = 1\n",

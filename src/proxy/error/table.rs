@@ -1,4 +1,4 @@
-//! Which status, type, code and words does each failure get? The failure table of the contract.
+//! The failure table of the contract: status, type, code and message of each failure.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -14,6 +14,8 @@ pub(super) struct Row {
     pub(super) code: Option<Cow<'static, str>>,
     pub(super) message: Cow<'static, str>,
     pub(super) retry_after: Option<Duration>,
+    /// Clients are told not to retry by themselves, whatever `retry_after` says to people.
+    pub(super) no_retry: bool,
     pub(super) close: bool,
 }
 
@@ -26,6 +28,7 @@ impl Rejection {
             code: Some(code.into()),
             message: message.into(),
             retry_after: None,
+            no_retry: false,
             close: false,
         };
         let after = |retry_after: Duration, row: Row| Row { retry_after: Some(retry_after), ..row };
@@ -134,15 +137,19 @@ impl Rejection {
                     "The shield is shutting down. Send the request again in a moment.".into(),
                 )),
             ),
-            Self::BreakerOpen { retry_after } => after(
-                *retry_after,
-                row(
-                    S::SERVICE_UNAVAILABLE,
-                    SERVER,
-                    "upstream_unavailable",
-                    format!("Groq has failed several times in a row for this model. Try again in {}.", seconds(*retry_after)),
-                ),
-            ),
+            Self::BreakerOpen { retry_after } => Row {
+                // The request has waited for as long as an outage is worth waiting for: retries would multiply that.
+                no_retry: true,
+                ..after(
+                    *retry_after,
+                    row(
+                        S::SERVICE_UNAVAILABLE,
+                        SERVER,
+                        "upstream_unavailable",
+                        format!("Groq has failed several times in a row for this model. Try again in {}.", seconds(*retry_after)),
+                    ),
+                )
+            },
             Self::Unreachable(why) => row(
                 S::BAD_GATEWAY,
                 SERVER,
@@ -179,6 +186,7 @@ impl Rejection {
                 code: error.code.clone(),
                 message: error.message.clone(),
                 retry_after: error.retry_after,
+                no_retry: false,
                 close: false,
             },
             Self::Internal => row(

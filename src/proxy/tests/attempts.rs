@@ -101,6 +101,76 @@ async fn an_open_breaker_is_told_at_once_and_one_probe_closes_it() {
     assert_eq!(ask(&shield, false).await.0, StatusCode::OK);
 }
 
+/// Each of the four attempts of one call was a probe: it took 15 to 20 s to hear of an outage, twelve at once 45 s each.
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_told_within_one_period_of_the_breaker() {
+    let failing = || with(&[], "503 Service Unavailable", r#"{"error":{"message":"down","type":"internal_server_error"}}"#);
+    let mut settings = Settings::default();
+    (settings.retry.attempts, settings.breaker.failures) = (1, 1);
+    let open = settings.breaker.open;
+    let (down, seen) = shield(settings, (0..20).map(|_| failing()).collect());
+    assert_eq!(ask(&down, false).await.0, StatusCode::SERVICE_UNAVAILABLE);
+
+    // Alone: the call is the probe, and its failure is the answer.
+    let start = Instant::now();
+    let (_, headers, body) = ask(&down, false).await;
+    assert!(body.contains("down"), "the cause itself: {body}");
+    assert_eq!(text(&headers, "x-shield-attempts"), Some("1"));
+    assert!((open..open + Duration::from_millis(10)).contains(&start.elapsed()), "{:?}", start.elapsed());
+
+    // Twelve at once: one of them is the probe.
+    let (start, before) = (Instant::now(), seen.lock().expect("unpoisoned").len());
+    let calls: Vec<_> = (0..12).map(|_| (down.clone(), chat(false))).collect();
+    let calls =
+        calls.into_iter().map(|(down, request)| tokio::spawn(async move { whole(handle(&down, request, None).await).await }));
+    let mut refused = 0;
+    for call in calls.collect::<Vec<_>>() {
+        let (status, headers, body) = call.await.expect("it ran");
+        assert_eq!((status.as_u16(), text(&headers, "x-should-retry")), (503, Some("false")), "{body}");
+        if code(&body) == "upstream_unavailable" {
+            let after: u64 = text(&headers, "retry-after").expect("it is stated").parse().expect("seconds");
+            assert!((5..=9).contains(&after), "the next probe: {after}");
+            refused += 1;
+        }
+    }
+    assert!(start.elapsed() < open + Duration::from_millis(10), "{:?}", start.elapsed());
+    assert_eq!((refused, seen.lock().expect("unpoisoned").len() - before), (11, 1));
+}
+
+/// What waits for a blip is served when it is over, though only one call is the probe.
+#[tokio::test(start_paused = true)]
+async fn calls_that_wait_for_the_probe_are_served_after_it() {
+    let failing = with(&[], "503 Service Unavailable", r#"{"error":{"message":"down","type":"internal_server_error"}}"#);
+    let mut settings = Settings::default();
+    (settings.retry.attempts, settings.breaker.failures) = (1, 1);
+    let mut scripts = vec![failing];
+    scripts.extend((0..12).map(|_| good()));
+    let (blip, _) = shield(settings, scripts);
+    assert_eq!(ask(&blip, false).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    let calls: Vec<_> = (0..12).map(|_| (blip.clone(), chat(false))).collect();
+    let calls = calls.into_iter().map(|(blip, request)| tokio::spawn(async move { handle(&blip, request, None).await.status() }));
+    for call in calls.collect::<Vec<_>>() {
+        assert_eq!(call.await.expect("it ran"), StatusCode::OK);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn breaker_max_wait_bounds_the_wait() {
+    for (max_wait, waits) in [(Some(0), 0), (Some(2000), 0), (Some(7000), 5000), (None, 5000)] {
+        let failing = || with(&[], "503 Service Unavailable", r#"{"error":{"message":"down","type":"internal_server_error"}}"#);
+        let mut settings = Settings::default();
+        (settings.retry.attempts, settings.breaker.failures) = (1, 1);
+        settings.breaker.max_wait = max_wait.map(Duration::from_millis);
+        let (down, _) = shield(settings, vec![failing(), failing()]);
+        ask(&down, false).await;
+        let start = Instant::now();
+        let (_, _, body) = ask(&down, false).await;
+        assert_eq!(start.elapsed().as_millis() / 10 * 10, waits, "{max_wait:?}");
+        // A call that could not wait for the probe is told at once.
+        assert_eq!(code(&body) == "upstream_unavailable", waits == 0, "{max_wait:?}: {body}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stated_wait_is_a_floor_in_all_its_forms() {
     let busy = r#"{"error":{"message":"Busy.","type":"internal_server_error"}}"#;
