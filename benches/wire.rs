@@ -9,7 +9,7 @@ use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use groq_shield::{
     config,
-    groq::{Endpoint, RateState, RefusalText, SseTail},
+    groq::{self, Endpoint, SseTail},
     proxy::error::{Rejection, UpstreamError},
     proxy::relay::{self, Body, Expected, ValidatedBody},
     proxy::request::facts::Facts,
@@ -53,8 +53,8 @@ fn answers(c: &mut Criterion) {
     .into_iter()
     .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
     .collect();
-    c.bench_function("headers", |b| b.iter(|| RateState::of(black_box(&headers))));
-    c.bench_function("refusal", |b| b.iter(|| RefusalText::parse(black_box(REFUSAL))));
+    c.bench_function("headers", |b| b.iter(|| groq::rate_limits(black_box(&headers))));
+    c.bench_function("refusal", |b| b.iter(|| groq::parse_refusal(black_box(REFUSAL))));
     let body: Bytes = serde_json::json!({"error": {"message": REFUSAL, "type": "tokens"}}).to_string().into();
     c.bench_function("error object, Groq's", |b| {
         b.iter(|| UpstreamError::new(StatusCode::TOO_MANY_REQUESTS, headers.clone(), black_box(&body), SystemTime::UNIX_EPOCH));

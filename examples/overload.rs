@@ -23,7 +23,7 @@ use tokio::{
 #[path = "../tests/contract/client.rs"]
 #[expect(dead_code, reason = "the tests use all of it")]
 mod client;
-#[path = "../benches/figures/load.rs"]
+#[path = "../crates/groq-limiter/benches/figures/load.rs"]
 #[expect(dead_code, reason = "the figures use all of it")]
 mod load;
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use groq_shield::{
     config::{Settings, Source},
     estimate::audio,
-    groq::{Endpoint, RateState, RefusalText, SseTail, parse_duration, retry_after, stated_wait},
+    groq::{self, Endpoint, SseTail, parse_duration, retry_after, stated_wait},
     proxy::error::{Rejection, UpstreamError, stream_error},
     proxy::request::facts::Facts,
     proxy::{Shield, handle},
@@ -93,7 +93,7 @@ async fn answered(bytes: &[u8], size: usize) -> (u16, Vec<u8>) {
 /// A refusal's text, a duration, a header's wait, an error's body: each reads it or passes; the app gets the object.
 pub(crate) fn refusal(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
-    if let Some(refusal) = RefusalText::parse(&text) {
+    if let Some(refusal) = groq::parse_refusal(&text) {
         let _ = (refusal.hopeless(), refusal.dimension_or_derived());
     }
     let _ = (parse_duration(&text), stated_wait(&text));
@@ -111,7 +111,7 @@ pub(crate) fn refusal(bytes: &[u8]) {
         }
     }
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-    let _ = (retry_after(&headers, now), RateState::of(&headers));
+    let _ = (retry_after(&headers, now), groq::rate_limits(&headers));
     let quoted = serde_json::json!({"error": {"message": text, "type": "tokens", "code": 429}}).to_string();
     for body in [bytes, quoted.as_bytes()] {
         for status in [400, 403, 413, 429, 498, 502, 522] {

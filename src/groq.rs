@@ -1,8 +1,7 @@
 //! What does Groq say on the wire? Paths, headers, durations, refusal texts, usage. Pure: no socket, no clock.
 //! Sources: GROQ's documentation and captured traffic; every text here is one of the captured ones.
 
-use std::{borrow::Cow, time::Duration};
-
+use groq_limiter::types::{Observation, RemoteQuota, Unit};
 use http::HeaderMap;
 
 mod duration;
@@ -15,135 +14,35 @@ mod usage;
 pub use duration::{parse_duration, retry_after};
 pub use mask::mask;
 pub use path::{Endpoint, map_path};
-pub use refusal::{RefusalText, stated_wait};
+pub use refusal::{parse_refusal, stated_wait};
 pub use sse::{SseTail, StreamError};
 pub use usage::Usage;
 
-/// What a limit counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Unit {
-    /// Requests, one each.
-    Requests,
-    /// Prompt and completion tokens.
-    Tokens,
-    /// Prompt tokens.
-    InputTokens,
-    /// Completion tokens.
-    OutputTokens,
-    /// Seconds of audio, whole.
-    AudioSeconds,
-}
-
-impl Unit {
-    /// The error object's `type` for a refusal in this unit.
-    pub fn error_type(self) -> &'static str {
-        match self {
-            Self::Requests => "requests",
-            Self::Tokens | Self::InputTokens | Self::OutputTokens => "tokens",
-            Self::AudioSeconds => "seconds",
-        }
+/// What the `x-ratelimit-*` headers of a response say; what is absent or unparsable is `None`.
+pub fn rate_limits(headers: &HeaderMap) -> Observation {
+    let snapshot = |[limit, remaining, reset]: [&str; 3]| {
+        let limit = count(headers.get(limit)?.as_bytes()).filter(|limit| *limit > 0)?;
+        let remaining = count(headers.get(remaining)?.as_bytes())?.min(limit);
+        let reset = headers.get(reset).and_then(|reset| parse_duration(reset.to_str().ok()?));
+        Some(RemoteQuota { limit, remaining, reset })
+    };
+    Observation {
+        requests: snapshot(["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"]),
+        tokens: snapshot(["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"]),
+        audio: snapshot([
+            "x-ratelimit-limit-audio-seconds",
+            "x-ratelimit-remaining-audio-seconds",
+            "x-ratelimit-reset-audio-seconds",
+        ]),
     }
 }
 
-/// One dimension of a limit: a unit over a period, by the code Groq prints (`TPM`, `ASPH`, …).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Dimension {
-    /// Groq's abbreviation.
-    pub code: Cow<'static, str>,
-    /// What is counted.
-    pub unit: Unit,
-    /// The time in which an empty bucket fills.
-    pub period: Duration,
-}
-
-const MINUTE: Duration = Duration::from_secs(60);
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(86_400);
-
-impl Dimension {
-    /// Requests per minute.
-    pub const RPM: Self = Self::known("RPM", Unit::Requests, MINUTE);
-    /// Requests per day.
-    pub const RPD: Self = Self::known("RPD", Unit::Requests, DAY);
-    /// Tokens per minute.
-    pub const TPM: Self = Self::known("TPM", Unit::Tokens, MINUTE);
-    /// Tokens per day.
-    pub const TPD: Self = Self::known("TPD", Unit::Tokens, DAY);
-    /// Input tokens per minute.
-    pub const ITPM: Self = Self::known("ITPM", Unit::InputTokens, MINUTE);
-    /// Output tokens per minute.
-    pub const OTPM: Self = Self::known("OTPM", Unit::OutputTokens, MINUTE);
-    /// Seconds of audio per hour.
-    pub const ASPH: Self = Self::known("ASPH", Unit::AudioSeconds, HOUR);
-    /// Seconds of audio per day.
-    pub const ASPD: Self = Self::known("ASPD", Unit::AudioSeconds, DAY);
-
-    /// All of these.
-    pub const KNOWN: [Self; 8] = [Self::RPM, Self::RPD, Self::TPM, Self::TPD, Self::ITPM, Self::OTPM, Self::ASPH, Self::ASPD];
-
-    const fn known(code: &'static str, unit: Unit, period: Duration) -> Self {
-        Self { code: Cow::Borrowed(code), unit, period }
-    }
-
-    /// The dimension in words, as Groq prints it: `tokens per minute (TPM)`.
-    pub fn words(&self) -> String {
-        let unit = match self.unit {
-            Unit::Requests => "requests",
-            Unit::Tokens => "tokens",
-            Unit::InputTokens => "input tokens",
-            Unit::OutputTokens => "output tokens",
-            Unit::AudioSeconds => "seconds of audio",
-        };
-        let period = match self.period {
-            MINUTE => "minute".to_owned(),
-            HOUR => "hour".to_owned(),
-            DAY => "day".to_owned(),
-            other => format!("{}s", other.as_secs_f64()),
-        };
-        format!("{unit} per {period} ({})", self.code)
-    }
-}
-
-/// One bucket as the headers describe it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Snapshot {
-    /// The whole limit.
-    pub limit: u64,
-    /// What is left of it.
-    pub remaining: u64,
-    /// Time until full.
-    pub reset: Option<Duration>,
-}
-
-/// What the `x-ratelimit-*` headers of one answer say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RateState {
-    /// `-requests`: requests per day.
-    pub requests: Option<Snapshot>,
-    /// `-tokens`: tokens per minute.
-    pub tokens: Option<Snapshot>,
-    /// `-audio-seconds`.
-    pub audio: Option<Snapshot>,
-}
-
-impl RateState {
-    /// Reads the headers; what is absent or unparsable is `None`.
-    pub fn of(headers: &HeaderMap) -> Self {
-        let snapshot = |[limit, remaining, reset]: [&str; 3]| {
-            let limit = count(headers.get(limit)?.as_bytes()).filter(|limit| *limit > 0)?;
-            let remaining = count(headers.get(remaining)?.as_bytes())?.min(limit);
-            let reset = headers.get(reset).and_then(|reset| parse_duration(reset.to_str().ok()?));
-            Some(Snapshot { limit, remaining, reset })
-        };
-        Self {
-            requests: snapshot(["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"]),
-            tokens: snapshot(["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"]),
-            audio: snapshot([
-                "x-ratelimit-limit-audio-seconds",
-                "x-ratelimit-remaining-audio-seconds",
-                "x-ratelimit-reset-audio-seconds",
-            ]),
-        }
+/// The error object's `type` for a refusal in this unit.
+pub fn error_type(unit: Unit) -> &'static str {
+    match unit {
+        Unit::Requests => "requests",
+        Unit::Tokens | Unit::InputTokens | Unit::OutputTokens => "tokens",
+        Unit::AudioSeconds => "seconds",
     }
 }
 
@@ -165,6 +64,8 @@ fn loose_count(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use http::{HeaderName, HeaderValue};
     use proptest::prelude::*;
 
@@ -179,7 +80,7 @@ mod tests {
 
     #[test]
     fn captured_headers() {
-        let state = RateState::of(&headers(&[
+        let state = rate_limits(&headers(&[
             ("x-ratelimit-limit-requests", "14400"),
             ("x-ratelimit-remaining-requests", "14399"),
             ("x-ratelimit-reset-requests", "6s"),
@@ -187,7 +88,7 @@ mod tests {
             ("x-ratelimit-remaining-tokens", "7922"),
             ("x-ratelimit-reset-tokens", "585ms"),
         ]));
-        let snapshot = |limit, remaining, ms| Some(Snapshot { limit, remaining, reset: Some(Duration::from_millis(ms)) });
+        let snapshot = |limit, remaining, ms| Some(RemoteQuota { limit, remaining, reset: Some(Duration::from_millis(ms)) });
         assert_eq!(state.requests, snapshot(14_400, 14_399, 6000));
         assert_eq!(state.tokens, snapshot(8000, 7922, 585));
         assert_eq!(state.audio, None);
@@ -196,7 +97,7 @@ mod tests {
     #[test]
     fn headers_that_lie_or_lack() {
         let tokens = |limit, remaining, reset| {
-            RateState::of(&headers(&[
+            rate_limits(&headers(&[
                 ("x-ratelimit-limit-tokens", limit),
                 ("x-ratelimit-remaining-tokens", remaining),
                 ("x-ratelimit-reset-tokens", reset),
@@ -211,7 +112,7 @@ mod tests {
         for (limit, remaining) in [("0", "0"), ("", "1"), ("x", "1"), ("1", "x"), ("1e3", "1"), ("-5", "1"), ("1", ".")] {
             assert_eq!(tokens(limit, remaining, "1s"), None, "{limit} {remaining}");
         }
-        assert_eq!(RateState::of(&headers(&[("x-ratelimit-limit-tokens", "8000")])), RateState::default());
+        assert_eq!(rate_limits(&headers(&[("x-ratelimit-limit-tokens", "8000")])), Observation::default());
     }
 
     proptest! {
@@ -220,7 +121,7 @@ mod tests {
             let names = ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"];
             let pairs = names.into_iter().zip(values);
             let headers = pairs.filter_map(|(name, v)| Some((HeaderName::from_static(name), HeaderValue::from_bytes(&v).ok()?)));
-            let state = RateState::of(&headers.collect());
+            let state = rate_limits(&headers.collect());
             prop_assert!(state.tokens.is_none_or(|s| s.remaining <= s.limit && s.limit > 0));
         }
     }

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | accept a connection, serve HTTP on it | [`server`] |
 //! | read the request, admit it, attempt it, relay the response | [`proxy`]: start at `proxy/pipeline.rs` |
-//! | reserve under Groq's limits, wait in the queue, settle | [`limits`] |
+//! | reserve under Groq's limits, wait in the queue, settle | [`groq_limiter`] |
 //! | one exchange with Groq | [`upstream`] |
 //!
 //! Beside it: [`groq`] knows Groq's wire (endpoints, rate-limit headers, refusal texts, usage), [`estimate`] counts tokens and
@@ -23,7 +23,6 @@ pub mod estimate;
 pub mod groq;
 pub mod headers;
 mod late;
-pub mod limits;
 pub mod message;
 pub mod proxy;
 pub mod server;

@@ -10,12 +10,11 @@ use std::{
 const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("accounts", &[]),
-    ("cli", &["admin", "config", "groq", "limits", "proxy", "server", "telemetry", "upstream"]),
+    ("cli", &["admin", "config", "groq", "proxy", "server", "telemetry", "upstream"]),
     ("server", &["admin", "config", "proxy", "shutdown", "telemetry"]),
-    ("admin", &["config", "groq", "limits", "proxy", "telemetry"]),
-    ("proxy", &["config", "estimate", "groq", "headers", "limits", "shutdown", "telemetry", "upstream"]),
-    ("telemetry", &["config", "groq", "limits"]),
-    ("limits", &["config", "groq"]),
+    ("admin", &["config", "groq", "proxy", "telemetry"]),
+    ("proxy", &["config", "estimate", "groq", "headers", "shutdown", "telemetry", "upstream"]),
+    ("telemetry", &["config", "groq"]),
     ("upstream", &["config", "late", "message", "wire"]),
     ("estimate", &["groq"]),
     ("config", &["groq"]),
@@ -28,16 +27,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sim", &[]),
 ];
 
-/// Pure cores use no sockets and take time as an argument. `limits/redis` is the exception.
-const CORES: &[&str] = &["limits", "proxy/retry", "proxy/breaker", "groq", "estimate"];
+/// Pure cores use no sockets and take time as an argument.
+const CORES: &[&str] = &["proxy/retry", "proxy/breaker", "groq", "estimate"];
 const NOT_IN_CORES: &[&str] = &["tokio::net", "std::net", "hyper", "Instant::now()", "SystemTime::now()"];
-
-/// Files around a core that read the clock: futures, drops, and the wall-clock time of the state file.
-const EXCEPTIONS: &[(&str, &str)] = &[
-    ("limits/lanes.rs", "Instant::now()"),
-    ("limits/reservation.rs", "Instant::now()"),
-    ("limits/saved.rs", "SystemTime::now()"),
-];
 
 #[test]
 fn modules_use_only_what_is_to_their_right() {
@@ -67,12 +59,8 @@ fn the_arrows_make_no_circle() {
 #[test]
 fn cores_name_no_socket_and_no_clock() {
     let mut wrong = Vec::new();
-    let networked = |source: &Source| source.path.with_extension("").starts_with("limits/redis");
-    for source in
-        sources().into_iter().filter(|s| CORES.iter().any(|core| s.path.with_extension("").starts_with(core)) && !networked(s))
-    {
-        let excepted = |name: &str| EXCEPTIONS.iter().any(|(file, this)| source.path.ends_with(file) && *this == name);
-        for name in NOT_IN_CORES.iter().filter(|name| !excepted(name)) {
+    for source in sources().into_iter().filter(|s| CORES.iter().any(|core| s.path.with_extension("").starts_with(core))) {
+        for name in NOT_IN_CORES {
             for (number, _) in source.code.lines().enumerate().filter(|(_, line)| line.contains(name)) {
                 wrong.push(format!("{}:{}: {name}", source.path.display(), number + 1));
             }

@@ -2,10 +2,10 @@
 
 use std::{net::SocketAddr, path::Path, process::Stdio, sync::Arc, time::Duration};
 
+use groq_limiter::{Ask, Pool};
 use groq_shield::{
     admin,
     config::{Class, ModelLimits, Settings},
-    limits::{Ask, Pool},
     proxy::Shield,
     telemetry::Record,
 };
@@ -44,7 +44,7 @@ fn crowd(shield: &Arc<Shield>, app: &str) {
                 tier: "on_demand".into(),
                 app,
                 weight: 1.0,
-                class: Class::Batch,
+                class: Class::Batch.into(),
                 pool: Pool::Tokens { prompt: 100, ceiling: Some(100) },
                 bytes: 400,
                 fingerprint,

@@ -21,7 +21,7 @@ const OURS: &[(&str, &str)] = &[
     ("src/estimate", "ours: reading the call, and the estimate of its tokens"),
     ("src/groq/path", "ours: reading the call, and the estimate of its tokens"),
     ("src/intake", "ours: taking the body in"),
-    ("src/limits", "ours: reservation and settlement"),
+    ("crates/groq-limiter/src", "ours: reservation and settlement"),
     ("src/breaker", "ours: breaker and retries"),
     ("src/retry", "ours: breaker and retries"),
     ("src/groq/usage", "ours: the answer's usage"),

@@ -5,16 +5,15 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use groq_limiter::{
+    LaneSnapshot, Source,
+    types::{Priority, Unit},
+};
 use serde::Serialize;
 use tokio::time::Instant;
 
 use super::Desk;
-use crate::{
-    config::{Class, StoreKind},
-    groq::Unit,
-    limits::{LaneSnapshot, Source},
-    telemetry::Slice,
-};
+use crate::{config::StoreKind, telemetry::Slice};
 
 #[derive(Serialize)]
 struct Status<'a> {
@@ -223,8 +222,8 @@ fn lane<'a>(lane: &'a LaneSnapshot, open_breakers: &[(Arc<str>, Arc<str>, Durati
     let waiting = lane.waiting.iter().map(|waiting| Waiting {
         app: &waiting.app,
         class: match waiting.class {
-            Class::Interactive => "interactive",
-            Class::Batch => "batch",
+            Priority::Interactive => "interactive",
+            Priority::Batch => "batch",
         },
         count: waiting.count,
         oldest_s: seconds(waiting.oldest),

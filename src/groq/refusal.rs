@@ -1,69 +1,28 @@
 //! What does a refusal's text teach? Its dimension, limit, use and exact wait, from every wording captured so far.
 
-use std::{borrow::Cow, time::Duration};
+use std::time::Duration;
 
-use super::{Dimension, Unit, duration::leading_duration};
+use groq_limiter::types::{Dimension, Unit, UpstreamRefusal};
 
-/// A refusal's text, parsed.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RefusalText {
-    /// The dimension, where the text names one (a code never seen before makes a dimension of its own).
-    pub dimension: Option<Dimension>,
-    /// The abbreviation as printed, where there is one.
-    pub code: Option<String>,
-    /// What is counted, where the words say.
-    pub unit: Option<Unit>,
-    /// `Limit n`
-    pub limit: u64,
-    /// `Used n`, absent from "request too large" texts.
-    pub used: Option<u64>,
-    /// `Requested n`
-    pub requested: u64,
-    /// `Please try again in W`
-    pub wait: Option<Duration>,
-}
+use super::duration::leading_duration;
 
-/// `Used` is rounded up, so a period derived from fewer units than this would be a guess.
-const ENOUGH_UNITS: u64 = 20;
-
-impl RefusalText {
-    /// Parses the message of a 429, 413 or 400; `None` if it is not a limit's refusal.
-    pub fn parse(message: &str) -> Option<Self> {
-        // ASCII only: byte positions stay those of `message`.
-        let lower = message.to_ascii_lowercase();
-        if !lower.contains("rate limit") && !lower.contains("too large") {
-            return None;
-        }
-        let requested_at = lower.rfind("requested").filter(|at| number(&lower[at + "requested".len()..]).is_some())?;
-        let requested = number(&lower[requested_at + "requested".len()..])?;
-        let (limit_at, limit) = last_number(&lower[..requested_at], "limit")?;
-        let used = last_number(&lower[limit_at..requested_at], "used").map(|(_, used)| used);
-        let wait = stated_wait(message);
-        let (words, code) = named(message[..limit_at].trim_end_matches([' ', ':']));
-        let words = words.to_ascii_lowercase();
-        let unit = unit_of(&words);
-        let dimension = dimension(code, unit, period_of(&words), requested);
-        Some(Self { dimension, code: code.map(str::to_owned), unit, limit, used, requested, wait })
+/// Parses the message of a 429, 413 or 400; `None` if it is not a limit's refusal.
+pub fn parse_refusal(message: &str) -> Option<UpstreamRefusal> {
+    // ASCII only: byte positions stay those of `message`.
+    let lower = message.to_ascii_lowercase();
+    if !lower.contains("rate limit") && !lower.contains("too large") {
+        return None;
     }
-
-    /// Whether the request can never succeed, whatever the status says.
-    pub fn hopeless(&self) -> bool {
-        self.requested > self.limit
-    }
-
-    /// The named dimension, or one whose period follows from the wait: `W × L / (U + R − L)`.
-    /// `None` where the text has neither a name nor enough units over its limit to tell.
-    pub fn dimension_or_derived(&self) -> Option<Dimension> {
-        if self.dimension.is_some() {
-            return self.dimension.clone();
-        }
-        let over = self.used?.saturating_add(self.requested).checked_sub(self.limit).filter(|over| *over >= ENOUGH_UNITS)?;
-        let period = self.wait?.as_secs_f64() * self.limit as f64 / over as f64;
-        // `Used` is up to one too high, so the period is up to 5 % too short.
-        let usual = [1.0, 60.0, 3600.0, 86_400.0].into_iter().find(|usual| (period / usual - 1.0).abs() < 0.06);
-        let period = Duration::try_from_secs_f64(usual.unwrap_or(period)).ok().filter(|period| !period.is_zero())?;
-        dimension(self.code.as_deref(), self.unit.or(Some(Unit::Tokens)), Some(period), self.requested)
-    }
+    let requested_at = lower.rfind("requested").filter(|at| number(&lower[at + "requested".len()..]).is_some())?;
+    let requested = number(&lower[requested_at + "requested".len()..])?;
+    let (limit_at, limit) = last_number(&lower[..requested_at], "limit")?;
+    let used = last_number(&lower[limit_at..requested_at], "used").map(|(_, used)| used);
+    let wait = stated_wait(message);
+    let (words, code) = named(message[..limit_at].trim_end_matches([' ', ':']));
+    let words = words.to_ascii_lowercase();
+    let unit = unit_of(&words);
+    let dimension = Dimension::named(code, unit, period_of(&words), requested);
+    Some(UpstreamRefusal { dimension, code: code.map(str::to_owned), unit, limit, used, requested, wait })
 }
 
 /// The Go duration after the last "try again in" of any error's message.
@@ -90,38 +49,6 @@ fn named(text: &str) -> (&str, Option<&str>) {
 /// An abbreviation that may become a label: short, letters and digits.
 fn is_code(code: &str) -> bool {
     (1..=12).contains(&code.len()) && code.bytes().all(|b| b.is_ascii_alphanumeric())
-}
-
-fn dimension(code: Option<&str>, unit: Option<Unit>, period: Option<Duration>, requested: u64) -> Option<Dimension> {
-    let code = match code {
-        Some("ASH") => Some("ASPH"),
-        Some("ASD") => Some("ASPD"),
-        other => other,
-    };
-    if let Some(known) = Dimension::KNOWN.into_iter().find(|known| Some(known.code.as_ref()) == code) {
-        return Some(known);
-    }
-    let period = period?;
-    if code.is_none() {
-        let unit = unit?;
-        let known = Dimension::KNOWN.into_iter().find(|known| known.unit == unit && known.period == period);
-        return known.or_else(|| Some(Dimension { code: Cow::Owned(made_code(unit, period)), unit, period }));
-    }
-    // A unit never heard of: one at a time is a count of requests, more is most likely a kind of token.
-    let unit = unit.unwrap_or(if requested <= 1 { Unit::Requests } else { Unit::Tokens });
-    Some(Dimension { code: Cow::Owned(code?.to_owned()), unit, period })
-}
-
-/// Groq's manner of abbreviating, for a dimension that came without an abbreviation: `R10S`.
-fn made_code(unit: Unit, period: Duration) -> String {
-    let unit = match unit {
-        Unit::Requests => "R",
-        Unit::Tokens => "T",
-        Unit::InputTokens => "IT",
-        Unit::OutputTokens => "OT",
-        Unit::AudioSeconds => "AS",
-    };
-    format!("{unit}{}S", period.as_secs().max(1))
 }
 
 fn unit_of(words: &str) -> Option<Unit> {

@@ -7,8 +7,8 @@ use super::*;
 const HEAD: &str = "Rate limit reached for model `llama3-70b-8192` in organization `org_x` service tier `on_demand` on ";
 const TAIL: &str = "Visit https://console.groq.com/docs/rate-limits for more information.";
 
-fn parsed(text: &str) -> RefusalText {
-    RefusalText::parse(text).unwrap_or_else(|| panic!("not read: {text}"))
+fn parsed(text: &str) -> UpstreamRefusal {
+    parse_refusal(text).unwrap_or_else(|| panic!("not read: {text}"))
 }
 
 fn millis(ms: f64) -> Option<Duration> {
@@ -167,7 +167,7 @@ fn other_errors_are_no_refusals() {
         "",
     ];
     for text in table {
-        assert_eq!(RefusalText::parse(text), None, "{text}");
+        assert_eq!(parse_refusal(text), None, "{text}");
     }
 }
 
@@ -186,7 +186,7 @@ fn numbers_too_large_saturate() {
 proptest! {
     #[test]
     fn never_panics(text in "\\PC*") {
-        let _ = RefusalText::parse(&format!("rate limit {text}"));
+        let _ = parse_refusal(&format!("rate limit {text}"));
     }
 
     #[test]
@@ -196,7 +196,7 @@ proptest! {
             Just("Limit "), Just("Used "), Just("Requested "), Just("~"), Just("12"), Just("99999999999999999999"), Just(","),
             Just("try again in "), Just("3m"), Just("7.5s"), Just("é"), Just("`"), Just("per 5"), Just("second"),
         ], 0..40)) {
-        if let Some(text) = RefusalText::parse(&parts.concat()) {
+        if let Some(text) = parse_refusal(&parts.concat()) {
             let _ = text.dimension_or_derived();
         }
     }

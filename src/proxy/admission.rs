@@ -2,14 +2,11 @@
 
 use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
+use groq_limiter::{Place, Reservation};
 use tokio::time::{Instant, sleep_until};
 
 use super::{breaker::Pass, error::Rejection, request::Call, shield::Shield};
-use crate::{
-    config::Settings,
-    limits::{Place, Reservation},
-    telemetry::Record,
-};
+use crate::{config::Settings, telemetry::Record};
 
 /// A probe that is under way when `breaker.max_wait` is over may take so much longer: the usual time of a response, so that what
 /// has waited for the probe learns how it went.

@@ -2,6 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
+use groq_limiter::{
+    Place, Reservation, Spent,
+    types::{Observation, UpstreamRefusal},
+};
 use http::{Response, StatusCode};
 use tokio::time::Instant;
 
@@ -15,9 +19,7 @@ use super::{
     shield::Shield,
 };
 use crate::{
-    groq::{RateState, RefusalText},
-    headers,
-    limits::{Place, Reservation, Spent},
+    groq, headers,
     telemetry::{self, Record},
     upstream::{ExchangeError, Failure, UpstreamRequest},
 };
@@ -32,7 +34,7 @@ pub(super) enum Outcome {
     /// A response that can be delivered; no byte of it has gone out.
     Validated(Box<Response<ValidatedBody>>),
     /// A status of 400 or more, its body read.
-    Error { error: Box<UpstreamError>, upstream_status: StatusCode, state: RateState, text: Option<RefusalText> },
+    Error { error: Box<UpstreamError>, upstream_status: StatusCode, state: Observation, text: Option<UpstreamRefusal> },
     /// No complete response.
     Failed(Failure),
 }
@@ -72,12 +74,12 @@ pub(super) async fn send(
     let now = Instant::now();
     record.time_to_head = sent_at.map(|sent_at| now - sent_at);
     record.upstream_id = headers::text(&answer.head.headers, "x-request-id").map(str::to_owned);
-    let state = RateState::of(&answer.head.headers);
+    let state = groq::rate_limits(&answer.head.headers);
     let status = answer.head.status;
     if status.is_client_error() || status.is_server_error() {
         let body = relay::error_body(answer.body, MAX_ERROR_BODY, ERROR_BODY_TIMEOUT).await;
         let error = Box::new(UpstreamError::new(status, answer.head.headers, &body, SystemTime::now()));
-        let text = matches!(status.as_u16(), 400 | 413 | 429).then(|| RefusalText::parse(&error.message)).flatten();
+        let text = matches!(status.as_u16(), 400 | 413 | 429).then(|| groq::parse_refusal(&error.message)).flatten();
         if status != StatusCode::TOO_MANY_REQUESTS
             && text.is_none()
             && let Some(reservation) = &mut reservation

@@ -7,9 +7,10 @@
 use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
+use groq_limiter::{Refusal, types::Dimension};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use crate::{groq::Dimension, limits::Refusal, upstream::ExchangeError};
+use crate::upstream::ExchangeError;
 
 mod frame;
 mod table;

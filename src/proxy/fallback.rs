@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
+use groq_limiter::types::Dimension;
+
 use super::error::Rejection;
-use crate::{
-    config::{Fallback, FallbackReason},
-    groq::Dimension,
-};
+use crate::config::{Fallback, FallbackReason};
 
 const DAY: Duration = Duration::from_secs(86_400);
 

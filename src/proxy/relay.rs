@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use groq_limiter::{Reservation, Spent};
 use http::{HeaderMap, header, response::Parts};
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, timeout_at};
@@ -16,7 +17,6 @@ use tokio::time::{Instant, timeout_at};
 use crate::{
     groq::Usage,
     headers,
-    limits::{Reservation, Spent},
     shutdown::Cutoff,
     telemetry::Record,
     upstream::{ExchangeError, ResponseBody},

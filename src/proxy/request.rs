@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use groq_limiter::{Ask, Pool};
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, uri::PathAndQuery};
 use tokio::time::Instant;
 
@@ -11,7 +12,6 @@ use crate::{
     config::{FallbackReason, Settings},
     groq::{Endpoint, map_path},
     headers,
-    limits::{Ask, Pool},
     telemetry::Record,
     upstream::UpstreamRequest,
 };
@@ -79,7 +79,7 @@ where
         tier: facts.tier.clone(),
         app: identity.app.clone(),
         weight: identity.weight,
-        class: identity.class,
+        class: identity.class.into(),
         pool: facts.pool,
         bytes: body.len() as u64,
         fingerprint: facts.fingerprint,

@@ -3,11 +3,12 @@
 use std::{io, sync::Arc};
 
 use arc_swap::ArcSwap;
+use groq_limiter::Limits;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::{body_buffer::Bodies, breaker::Breakers, request::identity::IdentityIndex, retry::Budget};
-use crate::{config::Settings, limits::Limits, shutdown::Shutdown, telemetry::Telemetry, upstream::Upstream};
+use crate::{config::Settings, shutdown::Shutdown, telemetry::Telemetry, upstream::Upstream};
 
 /// What all requests share.
 pub struct Shield {
@@ -47,7 +48,7 @@ impl Shield {
     pub fn over(settings: Settings, upstream: Upstream) -> Arc<Self> {
         Arc::new(Self {
             identities: ArcSwap::from_pointee(IdentityIndex::new(&settings, |name| std::env::var(name).ok())),
-            limits: Limits::shared(&settings.limits, &settings.queue, &settings.store),
+            limits: Limits::new(settings.limiter()),
             breakers: Breakers::default(),
             budget: Budget::new(Instant::now()),
             upstream,
@@ -63,7 +64,7 @@ impl Shield {
     /// limits, and places in the queue, stay.
     pub fn reload(&self, settings: Settings) {
         self.identities.store(Arc::new(IdentityIndex::new(&settings, |name| std::env::var(name).ok())));
-        self.limits.reconfigure(&settings.limits, &settings.queue);
+        self.limits.reconfigure(settings.limiter());
         self.bodies.resize(settings.queue.max_bytes);
         self.settings.store(Arc::new(settings));
     }

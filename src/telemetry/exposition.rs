@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use groq_limiter::LaneSnapshot;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, EncodeMetric, NoLabelSet, text},
@@ -18,7 +19,7 @@ use super::{
     counts::{OTHER, RequestLabels, Sums},
     histogram::Histogram,
 };
-use crate::{config::Class, limits::LaneSnapshot};
+use crate::config::Class;
 
 /// Organisations with labels of their own: an unlisted key is one too, so clients choose how many there are.
 const ORGANISATIONS: usize = 100;
@@ -148,7 +149,8 @@ impl Families {
                 }
             }
             for class in [Class::Interactive, Class::Batch] {
-                let here = lane.waiting.iter().filter(|waiting| waiting.class == class).map(|waiting| waiting.count as u64);
+                let here =
+                    lane.waiting.iter().filter(|waiting| Class::from(waiting.class) == class).map(|waiting| waiting.count as u64);
                 *waiting.entry((model.clone(), class)).or_default() += here.sum::<u64>();
             }
             breakers.entry(model).or_default();

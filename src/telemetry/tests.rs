@@ -5,14 +5,11 @@ use std::{
     sync::{LazyLock, Mutex},
 };
 
+use groq_limiter::{DimensionSnapshot, LaneSnapshot, WaitingSnapshot, types::Dimension};
 use tracing::{Dispatch, subscriber::NoSubscriber};
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::*;
-use crate::{
-    groq::Dimension,
-    limits::{self, DimensionSnapshot, LaneSnapshot, WaitingSnapshot},
-};
 
 const KEY: &str = "gsk_CanaryCanaryCanary";
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -23,7 +20,7 @@ fn lane(organisation: &str, model: &str, tier: &str, level: f64) -> LaneSnapshot
         limit: 8000,
         level,
         reserve: 400,
-        source: limits::Source::Plan,
+        source: groq_limiter::Source::Plan,
         configured: None,
         stated: None,
         foreign: 0.0,
@@ -36,7 +33,12 @@ fn lane(organisation: &str, model: &str, tier: &str, level: f64) -> LaneSnapshot
         model: model.into(),
         tier: tier.into(),
         dimensions: vec![dimension(Dimension::RPM), dimension(Dimension::TPM)],
-        waiting: vec![WaitingSnapshot { app: "web".into(), class: Class::Batch, count: 3, oldest: Duration::from_secs(2) }],
+        waiting: vec![WaitingSnapshot {
+            app: "web".into(),
+            class: Class::Batch.into(),
+            count: 3,
+            oldest: Duration::from_secs(2),
+        }],
         blocked_by: None,
         forecast: Duration::ZERO,
         in_flight: 0,

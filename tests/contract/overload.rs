@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use groq_limiter::{Ask, Limits, Pool, Refusal, types::Priority};
 use groq_shield::{
-    config::{self, Class, ModelLimits},
-    limits::{Ask, Limits, Pool, Refusal},
+    config::{Breaker, ModelLimits, Plan, Settings},
     proxy::Shield,
     server::{self, Listeners},
 };
@@ -50,7 +50,7 @@ async fn dead_upstream(count: usize) {
     settings.server.max_connections = count + 1;
     settings.upstream.response_timeout = Duration::from_secs(1);
     settings.queue.max_wait = Duration::from_secs(4);
-    settings.breaker = config::Breaker::default();
+    settings.breaker = Breaker::default();
     let cap = settings.queue.max_bytes;
     let listeners = Listeners::open(&settings).expect("free ports");
     let shield = Shield::new(settings).expect("nothing to fail on");
@@ -132,9 +132,11 @@ async fn in_overload_batch_is_refused_first_then_all() {
 /// The last quarter of the line is not batch's.
 #[tokio::test(start_paused = true)]
 async fn in_a_long_line_batch_is_refused_first() {
-    let mut limits = config::Limits { plan: config::Plan::None, ..Default::default() };
-    limits.models.insert("m".into(), ModelLimits { requests_per_minute: Some(3), ..Default::default() });
-    let limits = Limits::new(&limits, &config::Queue { max_waiting: 8, ..Default::default() });
+    let mut settings = Settings::default();
+    settings.limits.plan = Plan::None;
+    settings.limits.models.insert("m".into(), ModelLimits { requests_per_minute: Some(3), ..Default::default() });
+    settings.queue.max_waiting = 8;
+    let limits = Limits::new(settings.limiter());
     let ask = |class| Ask {
         organisation: "o".into(),
         model: "m".into(),
@@ -158,11 +160,11 @@ async fn in_a_long_line_batch_is_refused_first() {
         }
     };
     // Whoever is first goes, and its place is not settled: the next ones wait for it, or for the limit.
-    let _first = limits.reserve(&ask(Class::Interactive), deadline, None).await.expect("it is the first");
+    let _first = limits.reserve(&ask(Priority::Interactive), deadline, None).await.expect("it is the first");
     let mut line = Vec::new();
     let mut refused = None;
     while refused.is_none() {
-        match join(Class::Batch).await {
+        match join(Priority::Batch).await {
             Ok(waiter) => line.push(waiter),
             Err(refusal) => refused = Some(refusal),
         }
@@ -170,9 +172,9 @@ async fn in_a_long_line_batch_is_refused_first() {
     assert!(matches!(refused, Some(Refusal::Full { .. })), "{refused:?}");
     assert_eq!(limits.waiting(), 6);
     for _ in 0..2 {
-        line.push(join(Class::Interactive).await.expect("there is room for those that somebody waits for"));
+        line.push(join(Priority::Interactive).await.expect("there is room for those that somebody waits for"));
     }
-    assert!(matches!(join(Class::Interactive).await, Err(Refusal::Full { .. })));
+    assert!(matches!(join(Priority::Interactive).await, Err(Refusal::Full { .. })));
     drop(line);
     assert_eq!(limits.waiting(), 0);
 }

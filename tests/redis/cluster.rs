@@ -2,7 +2,7 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use groq_shield::limits::{Ask, Limits, Refusal};
+use groq_limiter::{Ask, Limits, Refusal};
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 

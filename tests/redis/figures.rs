@@ -3,10 +3,10 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use groq_shield::{
-    config,
-    groq::RateState,
-    limits::{Limits, Spent},
+use groq_limiter::{
+    Limits, Spent,
+    settings::{LimitSettings, Plan, Settings},
+    types::Observation,
 };
 use tokio::time::{Instant, sleep};
 
@@ -74,8 +74,8 @@ async fn latency() {
     let redis = Redis::start(&[]).await;
     let shared = replica(&redis.url(), tokens(1 << 30), PATIENT);
     until(false, std::slice::from_ref(&shared)).await;
-    let limits = config::Limits { plan: config::Plan::None, default: tokens(1 << 30), ..config::Limits::default() };
-    let local = Limits::new(&limits, &config::Queue::default());
+    let limits = LimitSettings { plan: Plan::None, default: tokens(1 << 30), ..LimitSettings::default() };
+    let local = Limits::new(Settings { limits: limits.into(), ..Settings::default() });
     let client = redis::Client::open(redis.url()).expect("a URL");
     let mut connection = client.get_multiplexed_async_connection().await.expect("a connection");
     let (mut with, mut without, mut trip) = (Vec::new(), Vec::new(), Vec::new());
@@ -100,7 +100,7 @@ async fn once(limits: &Limits) -> Duration {
     let mut granted = limits.reserve(&ask("a", 10, 10), at + Duration::from_secs(5), None).await.expect("room");
     let took = at.elapsed();
     granted.sent(Instant::now());
-    granted.observe(&RateState::default(), Instant::now());
+    granted.observe(&Observation::default(), Instant::now());
     granted.settle(Spent::Tokens { prompt: 10, completion: 5, prompt_total: 10 }, Instant::now());
     took
 }

@@ -10,10 +10,10 @@ use std::{
     time::Duration,
 };
 
-use groq_shield::{
-    config::{self, ModelLimits, Plan, StoreKind},
-    groq::{RateState, Snapshot},
-    limits::{Ask, Limits},
+use groq_limiter::{
+    Ask, Limits,
+    settings::{LimitSettings, ModelLimits, Plan, RedisSettings, Settings},
+    types::{Observation, RemoteQuota},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -157,13 +157,13 @@ pub(crate) fn replica(url: &str, model: ModelLimits, timeout: Duration) -> Limit
     replica_of(store(url, timeout), model)
 }
 
-pub(crate) fn store(url: &str, timeout: Duration) -> config::Store {
-    config::Store { kind: StoreKind::Redis, url: Some(url.into()), prefix: "test".into(), timeout, ..config::Store::default() }
+pub(crate) fn store(url: &str, timeout: Duration) -> RedisSettings {
+    RedisSettings { prefix: "test".into(), timeout, ..RedisSettings::new(url) }
 }
 
-pub(crate) fn replica_of(store: config::Store, model: ModelLimits) -> Limits {
-    let limits = config::Limits { plan: Plan::None, default: model, ..config::Limits::default() };
-    Limits::shared(&limits, &config::Queue::default(), &store)
+pub(crate) fn replica_of(store: RedisSettings, model: ModelLimits) -> Limits {
+    let limits = LimitSettings { plan: Plan::None, default: model, ..LimitSettings::default() };
+    Limits::new(Settings { limits: limits.into(), redis: Some(store), ..Settings::default() })
 }
 
 /// The store's time limit where a test is not about it: long enough for a busy machine.
@@ -196,15 +196,15 @@ impl Upstream {
     }
 
     /// Takes `asked`; the headers, or a refusal.
-    pub(crate) fn take(&self, asked: u64) -> Result<RateState, ()> {
+    pub(crate) fn take(&self, asked: u64) -> Result<Observation, ()> {
         let level = self.add(0.0);
         if level < asked as f64 {
             return Err(());
         }
         let left = self.add(-(asked as f64));
         let reset = Some(Duration::from_secs_f64((self.limit - left) / self.rate));
-        let shown = Snapshot { limit: self.limit as u64, remaining: left as u64, reset };
-        Ok(RateState { tokens: Some(shown), ..RateState::default() })
+        let shown = RemoteQuota { limit: self.limit as u64, remaining: left as u64, reset };
+        Ok(Observation { tokens: Some(shown), ..Observation::default() })
     }
 
     /// In use now.

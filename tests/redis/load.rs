@@ -8,10 +8,7 @@ use std::{
     time::Duration,
 };
 
-use groq_shield::{
-    groq::RateState,
-    limits::{Ask, Limits, Spent},
-};
+use groq_limiter::{Ask, Limits, Spent, types::Observation};
 use tokio::time::{Instant, sleep};
 
 use crate::kit::{Upstream, ask};
@@ -101,7 +98,7 @@ async fn once(limits: &Limits, model: &str, upstream: &Upstream, tally: &Tally, 
         }
         Err(()) => {
             tally.refused.fetch_add(1, Relaxed);
-            reservation.refused(None, &RateState::default(), Some(Duration::from_secs(1)), Instant::now());
+            reservation.refused(None, &Observation::default(), Some(Duration::from_secs(1)), Instant::now());
         }
     }
 }

@@ -7,8 +7,8 @@
 mod client;
 mod cluster;
 mod figures;
-#[expect(dead_code, reason = "the histories of tests/limits_properties, of which these tests need a part")]
-#[path = "../limits_properties/history.rs"]
+#[expect(dead_code, reason = "the histories of the limiter, of which these tests need a part")]
+#[path = "../../crates/groq-limiter/tests/properties/history.rs"]
 mod history;
 mod kit;
 mod load;
@@ -22,7 +22,7 @@ mod script;
 mod seam;
 mod secure;
 mod sharing;
-#[path = "../limits_properties/start.rs"]
+#[path = "../../crates/groq-limiter/tests/properties/start.rs"]
 mod start;
 mod world;
 

@@ -4,7 +4,7 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use groq_shield::{groq::RateState, limits::Limits};
+use groq_limiter::{Limits, types::Observation};
 use nix::sys::signal::Signal;
 use tokio::{
     task::JoinSet,
@@ -193,11 +193,11 @@ async fn unhindered(limits: &Limits, end: Instant) -> Duration {
     let mut longest = Duration::ZERO;
     while Instant::now() < end {
         let asked = Instant::now();
-        let request = groq_shield::limits::Ask { model: "unhindered".into(), ..ask("a", 10, 10) };
+        let request = groq_limiter::Ask { model: "unhindered".into(), ..ask("a", 10, 10) };
         let mut granted = limits.reserve(&request, asked + Duration::from_secs(20), None).await.expect("room");
         longest = longest.max(asked.elapsed());
         granted.sent(Instant::now());
-        granted.observe(&RateState::default(), Instant::now());
+        granted.observe(&Observation::default(), Instant::now());
         sleep(Duration::from_millis(50)).await;
     }
     longest

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use redis::{Connection, RedisResult};
 use serde_json::{Value, json};
 
-use groq_shield::limits::redis::{GIVE_BACK, SCRIPT};
+use groq_limiter::redis::{GIVE_BACK, SCRIPT};
 
 use crate::kit::Redis;
 

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use groq_shield::{config, limits::Limits};
+use groq_limiter::{Limits, settings::RedisSettings};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::time::{Instant, sleep};
 
@@ -62,8 +62,8 @@ impl Secure {
         self.folder.path().join("ca.pem")
     }
 
-    fn store(&self, password: &str, ca: Option<PathBuf>) -> config::Store {
-        config::Store { ca_file: ca, ..store(&self.url(password), PATIENT) }
+    fn store(&self, password: &str, ca: Option<PathBuf>) -> RedisSettings {
+        RedisSettings { ca_file: ca, ..store(&self.url(password), PATIENT) }
     }
 }
 

@@ -2,10 +2,7 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use groq_shield::{
-    groq::RateState,
-    limits::{Refusal, Spent},
-};
+use groq_limiter::{Refusal, Spent, types::Observation};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -99,7 +96,7 @@ async fn scripts_and_levels_that_the_store_forgot_are_told_again() {
     let soon = || Instant::now() + Duration::from_secs(5);
     let mut held = replicas[0].reserve(&ask("a", 1, 890), soon(), None).await.expect("a full level");
     held.sent(Instant::now());
-    held.observe(&RateState::default(), Instant::now());
+    held.observe(&Observation::default(), Instant::now());
     redis.say(&["FLUSHALL"]);
     redis.say(&["SCRIPT", "FLUSH"]);
     // What the first replica knows is in the store again with its next word.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use groq_shield::limits::{
+use groq_limiter::{
     bucket::Ns,
     exchange::Transaction,
     lane::{Charge, Lane},

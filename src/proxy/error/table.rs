@@ -2,10 +2,11 @@
 
 use std::{borrow::Cow, time::Duration};
 
+use groq_limiter::types::Dimension;
 use http::StatusCode;
 
 use super::{INVALID, Rejection, SERVER};
-use crate::groq::Dimension;
+use crate::groq;
 
 /// One row of the failure table.
 pub(super) struct Row {
@@ -87,7 +88,7 @@ impl Rejection {
                 };
                 row(
                     S::PAYLOAD_TOO_LARGE,
-                    dimension.unit.error_type(),
+                    groq::error_type(dimension.unit),
                     "rate_limit_exceeded",
                     format!("Request too large for {}: Limit {limit}, Requested {asked}{sum}. {remedy}.", dimension.words()),
                 )
@@ -96,7 +97,7 @@ impl Rejection {
                 *retry_after,
                 row(
                     S::TOO_MANY_REQUESTS,
-                    dimension.unit.error_type(),
+                    groq::error_type(dimension.unit),
                     "rate_limit_exceeded",
                     format!(
                         "The limit of {} is used up: this request could be sent in {}, later than its client waits. \
@@ -113,7 +114,7 @@ impl Rejection {
                     *retry_after,
                     row(
                         S::TOO_MANY_REQUESTS,
-                        dimension.as_ref().map_or("requests", |d| d.unit.error_type()),
+                        dimension.as_ref().map_or("requests", |d| groq::error_type(d.unit)),
                         "rate_limit_exceeded",
                         format!("Groq refused this request on {words}. Try again in {}.", seconds(*retry_after)),
                     ),

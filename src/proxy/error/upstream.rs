@@ -7,12 +7,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use groq_limiter::types::UpstreamRefusal;
 use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{INVALID, LONGEST_MESSAGE, SERVER};
-use crate::groq::{self, RefusalText, mask};
+use crate::groq::{self, mask};
 
 /// An error answer of the upstream's, made presentable.
 #[derive(Clone, Debug)]
@@ -46,8 +47,8 @@ impl UpstreamError {
     pub fn new(status: StatusCode, mut headers: HeaderMap, body: &[u8], now: SystemTime) -> Self {
         let object = members(body);
         let message = object.as_ref().and_then(|object| text(object.get("message")));
-        let refusal = message.as_deref().and_then(RefusalText::parse);
-        let hopeless = refusal.as_ref().is_some_and(RefusalText::hopeless);
+        let refusal = message.as_deref().and_then(groq::parse_refusal);
+        let hopeless = refusal.as_ref().is_some_and(UpstreamRefusal::hopeless);
         let stated = message.as_deref().and_then(groq::stated_wait).or_else(|| groq::retry_after(&headers, now));
         let shown = match status.as_u16() {
             429 if hopeless => StatusCode::PAYLOAD_TOO_LARGE,
@@ -179,10 +180,10 @@ fn masked_body(body: &[u8], object: &Members<'_>) -> Bytes {
     }
 }
 
-fn kind_by_status(status: StatusCode, refusal: Option<&RefusalText>) -> Cow<'static, str> {
+fn kind_by_status(status: StatusCode, refusal: Option<&UpstreamRefusal>) -> Cow<'static, str> {
     let unit = refusal.and_then(|refusal| refusal.dimension.as_ref().map(|d| d.unit).or(refusal.unit));
     match (status.as_u16(), unit) {
-        (413 | 429, Some(unit)) => unit.error_type(),
+        (413 | 429, Some(unit)) => groq::error_type(unit),
         (429, None) if refusal.is_some_and(|refusal| refusal.requested > 1) => "tokens",
         (429, None) => "requests",
         (400..=499, _) => INVALID,

@@ -3,10 +3,10 @@
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use groq_limiter::Spent;
 
 use super::ResponseContext;
 use crate::{
-    limits::Spent,
     proxy::error::Rejection,
     upstream::{ExchangeError, ResponseBody},
 };

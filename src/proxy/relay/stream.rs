@@ -7,11 +7,11 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use groq_limiter::Spent;
 
 use super::ResponseContext;
 use crate::{
     groq::SseTail,
-    limits::Spent,
     proxy::error::{Rejection, stream_error},
     upstream::{ExchangeError, ResponseBody},
 };

@@ -8,6 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
+use groq_limiter::Pool;
 use http::{HeaderMap, header};
 
 use crate::{
@@ -15,7 +16,6 @@ use crate::{
     estimate::{Family, audio},
     groq::Endpoint,
     headers,
-    limits::Pool,
     proxy::error::Rejection,
 };
 

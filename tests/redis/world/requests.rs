@@ -2,14 +2,12 @@
 
 use std::time::Duration;
 
-use groq_shield::{
-    groq::{RateState, Snapshot},
-    limits::{
-        Spent,
-        books::Amount,
-        bucket::Ns,
-        lane::{Charge, Event, Verdict},
-    },
+use groq_limiter::{
+    Spent,
+    books::Amount,
+    bucket::Ns,
+    lane::{Charge, Event, Verdict},
+    types::{Observation, RemoteQuota},
 };
 
 use super::{Replica, Step, Word, World};
@@ -117,9 +115,9 @@ impl World<'_> {
         let ok =
             self.requests.as_mut().is_none_or(|exact| exact.admit(1, now)) && self.tokens.admit(job.prompt + job.ceiling, now);
         let remaining = self.plan.tokens.saturating_sub(self.tokens.units());
-        let shown = Snapshot { limit: self.plan.tokens, remaining, reset: Some(self.tokens.reset()) };
+        let shown = RemoteQuota { limit: self.plan.tokens, remaining, reset: Some(self.tokens.reset()) };
         let tokens = Some(shown).filter(|_| self.plan.headers);
-        let state = RateState { tokens, ..RateState::default() };
+        let state = Observation { tokens, ..Observation::default() };
         let lane = &mut self.replicas[number].lane;
         if ok {
             lane.observe(&mut charge, &state, now);

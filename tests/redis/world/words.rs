@@ -1,6 +1,6 @@
 //! What becomes of words between a replica and its store? They arrive, are carried out by the real script, or get lost.
 
-use groq_shield::limits::{
+use groq_limiter::{
     bucket::Ns,
     exchange::Transaction,
     redis::{SCRIPT, wire::Reply},

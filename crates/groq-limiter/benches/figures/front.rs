@@ -1,0 +1,295 @@
+//! Who decides what is sent? The shield's lane, or what people do without it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use fastrand::Rng;
+use groq_limiter::{
+    Ask, Pool, Spent,
+    lane::{Again, Charge, Event, Lane, Verdict},
+    line::Id,
+    settings::{LimitSettings, ModelLimits, Plan},
+    types::{Observation, Priority},
+};
+
+use super::{MINUTE, Ns, SECOND, upstream::Refused, world::Job};
+
+/// A request's number.
+pub(crate) type Number = usize;
+
+/// What is to be done with a request.
+pub(crate) enum Decision {
+    /// It goes out now.
+    Send(Number),
+    /// Its client gets an error.
+    Fail(Number),
+    /// It is asked about again at this time.
+    Again(Number, Ns),
+}
+
+/// Something between clients and the upstream. It acts on what it is told and never looks into the upstream.
+pub(crate) trait Front {
+    fn arrive(&mut self, number: Number, job: &Job, now: Ns) -> Vec<Decision>;
+    /// A time that it had asked for has come.
+    fn again(&mut self, number: Number, job: &Job, now: Ns) -> Vec<Decision> {
+        self.arrive(number, job, now)
+    }
+    fn answered(&mut self, number: Number, job: &Job, state: &Observation, now: Ns) -> Vec<Decision>;
+    fn refused(&mut self, number: Number, job: &Job, refused: &Refused, now: Ns) -> Vec<Decision>;
+    fn wake(&mut self, now: Ns) -> Vec<Decision>;
+    /// When it wants to be woken.
+    fn next(&self) -> Option<Ns>;
+}
+
+/// The shield: one lane, stepped.
+pub(crate) struct Shield {
+    lane: Lane,
+    waiting: HashMap<Id, Number>,
+    charges: HashMap<Number, Charge>,
+    events: Vec<Event>,
+}
+
+/// The lane's clock is not at its beginning.
+const START: Ns = 10 * 24 * 60 * MINUTE;
+
+impl Shield {
+    /// A shield that was told both limits a minute, or only what headers do not show.
+    pub(crate) fn new((rpm, tpm): (u64, u64)) -> Self {
+        let told = ModelLimits { requests_per_minute: Some(rpm), tokens_per_minute: Some(tpm), ..ModelLimits::default() };
+        let tables = LimitSettings { plan: Plan::None, default: told, ..LimitSettings::default() };
+        Self {
+            lane: Lane::new("m".into(), Arc::new(tables), START),
+            waiting: HashMap::new(),
+            charges: HashMap::new(),
+            events: Vec::new(),
+        }
+    }
+
+    fn submit(&mut self, number: Number, job: &Job, again: Option<Again>, now: Ns) -> Vec<Decision> {
+        let ask = Ask {
+            organisation: "o".into(),
+            model: "m".into(),
+            tier: "on_demand".into(),
+            app: job.app.into(),
+            weight: 1.0,
+            class: Priority::Interactive,
+            pool: Pool::Tokens { prompt: job.estimate, ceiling: Some(job.size.ceiling) },
+            bytes: 0,
+            fingerprint: number as u64,
+            client_retry: false,
+        };
+        let mut decisions = Vec::new();
+        match self.lane.submit(&ask, START + now, START + job.deadline, again, true) {
+            Verdict::Go(charge) => self.send(number, *charge, now, &mut decisions),
+            Verdict::Wait(id) => {
+                self.waiting.insert(id, number);
+            }
+            Verdict::No(_) => decisions.push(Decision::Fail(number)),
+        }
+        decisions.extend(self.wake(now));
+        decisions
+    }
+
+    fn send(&mut self, number: Number, mut charge: Charge, now: Ns, decisions: &mut Vec<Decision>) {
+        self.lane.sent(&mut charge, START + now);
+        self.charges.insert(number, charge);
+        decisions.push(Decision::Send(number));
+    }
+}
+
+impl Front for Shield {
+    fn arrive(&mut self, number: Number, job: &Job, now: Ns) -> Vec<Decision> {
+        self.submit(number, job, None, now)
+    }
+
+    fn answered(&mut self, number: Number, job: &Job, state: &Observation, now: Ns) -> Vec<Decision> {
+        let mut charge = self.charges.remove(&number).expect("it was sent");
+        self.lane.observe(&mut charge, state, START + now);
+        let (prompt, completion) = (job.size.prompt, job.size.completion);
+        self.lane.settle(charge, Spent::Tokens { prompt, completion, prompt_total: prompt }, START + now);
+        self.wake(now)
+    }
+
+    fn refused(&mut self, number: Number, job: &Job, refused: &Refused, now: Ns) -> Vec<Decision> {
+        let charge = self.charges.remove(&number).expect("it was sent");
+        let after = Some(refused.retry_after);
+        let again = self.lane.refused(charge, Some(&refused.text), &refused.state, after, START + now);
+        self.submit(number, job, Some(again), now)
+    }
+
+    fn wake(&mut self, now: Ns) -> Vec<Decision> {
+        let mut events = std::mem::take(&mut self.events);
+        self.lane.pump(START + now, &mut events);
+        let mut decisions = Vec::new();
+        for event in events.drain(..) {
+            match event {
+                Event::Go(id, charge) => {
+                    let number = self.waiting.remove(&id).expect("it waited");
+                    self.send(number, charge, now, &mut decisions);
+                }
+                Event::No(id, _) => decisions.push(Decision::Fail(self.waiting.remove(&id).expect("it waited"))),
+            }
+        }
+        self.events = events;
+        decisions
+    }
+
+    fn next(&self) -> Option<Ns> {
+        self.lane.wake().map(|at| at.saturating_sub(START))
+    }
+}
+
+/// The official SDKs' rule: two retries, after what `retry-after` says up to a minute, else a growing back-off.
+pub(crate) struct Retries {
+    random: Rng,
+    tried: HashMap<Number, u32>,
+}
+
+impl Retries {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { random: Rng::with_seed(seed), tried: HashMap::new() }
+    }
+
+    fn after(&mut self, number: Number, stated: Duration, now: Ns) -> Decision {
+        let tried = self.tried.entry(number).or_default();
+        if *tried == 2 {
+            return Decision::Fail(number);
+        }
+        let grown = (0.5 * f64::from(1 << *tried)).min(8.0) * (1.0 - 0.25 * self.random.f64());
+        *tried += 1;
+        let wait = if stated <= Duration::from_secs(60) { stated.as_secs_f64() } else { grown };
+        Decision::Again(number, now + (wait * SECOND as f64) as Ns)
+    }
+}
+
+/// Baseline A: nothing in front.
+impl Front for Retries {
+    fn arrive(&mut self, number: Number, _: &Job, _: Ns) -> Vec<Decision> {
+        vec![Decision::Send(number)]
+    }
+
+    fn answered(&mut self, _: Number, _: &Job, _: &Observation, _: Ns) -> Vec<Decision> {
+        Vec::new()
+    }
+
+    fn refused(&mut self, number: Number, _: &Job, refused: &Refused, now: Ns) -> Vec<Decision> {
+        vec![self.after(number, refused.retry_after, now)]
+    }
+
+    fn wake(&mut self, _: Ns) -> Vec<Decision> {
+        Vec::new()
+    }
+
+    fn next(&self) -> Option<Ns> {
+        None
+    }
+}
+
+/// Baselines C and D: a token bucket of the limit's size and a queue in order of arrival.
+pub(crate) struct TokenBucket {
+    limit: f64,
+    level: f64,
+    at: Ns,
+    /// Completion that is reserved; `None`: the ceiling.
+    completion: Option<u64>,
+    settles: bool,
+    line: VecDeque<(Number, f64, Ns)>,
+    held: HashMap<Number, f64>,
+    retries: Retries,
+}
+
+impl TokenBucket {
+    /// Reserves prompt and ceiling, and gives nothing back.
+    pub(crate) fn of_ceilings(limit: u64, seed: u64) -> Self {
+        let limit = limit as f64;
+        Self {
+            limit,
+            level: limit,
+            at: 0,
+            completion: None,
+            settles: false,
+            line: VecDeque::new(),
+            held: HashMap::new(),
+            retries: Retries::new(seed),
+        }
+    }
+
+    /// Reserves prompt and this completion, and settles with the truth.
+    pub(crate) fn of_predictions(limit: u64, completion: u64, seed: u64) -> Self {
+        Self { completion: Some(completion), settles: true, ..Self::of_ceilings(limit, seed) }
+    }
+
+    fn pass(&mut self, now: Ns) {
+        let refill = self.limit * (now - self.at) as f64 / MINUTE as f64;
+        self.level = (self.level + refill).min(self.limit);
+        self.at = now;
+    }
+
+    fn asked(&self, job: &Job) -> f64 {
+        (job.size.prompt + self.completion.map_or(job.size.ceiling, |usual| usual.min(job.size.ceiling))) as f64
+    }
+}
+
+impl Front for TokenBucket {
+    fn arrive(&mut self, number: Number, job: &Job, now: Ns) -> Vec<Decision> {
+        // No longer than patience lasts; or large ones would give up at the head and small ones be served instead.
+        let ahead: f64 = self.line.iter().map(|&(_, asked, _)| asked).sum();
+        if ahead > self.limit * (job.deadline - now) as f64 / MINUTE as f64 {
+            return vec![Decision::Fail(number)];
+        }
+        self.line.push_back((number, self.asked(job), job.deadline));
+        self.wake(now)
+    }
+
+    fn again(&mut self, number: Number, job: &Job, now: Ns) -> Vec<Decision> {
+        self.line.push_front((number, self.asked(job), job.deadline));
+        self.wake(now)
+    }
+
+    fn answered(&mut self, number: Number, job: &Job, _: &Observation, now: Ns) -> Vec<Decision> {
+        let held = self.held.remove(&number).expect("it was sent");
+        if self.settles {
+            self.pass(now);
+            self.level = (self.level + held - job.size.used() as f64).min(self.limit);
+        }
+        self.wake(now)
+    }
+
+    fn refused(&mut self, number: Number, _: &Job, refused: &Refused, now: Ns) -> Vec<Decision> {
+        let held = self.held.remove(&number).expect("it was sent");
+        if self.settles {
+            self.pass(now);
+            self.level = (self.level + held).min(self.limit);
+        }
+        let mut decisions = vec![self.retries.after(number, refused.retry_after, now)];
+        decisions.extend(self.wake(now));
+        decisions
+    }
+
+    fn wake(&mut self, now: Ns) -> Vec<Decision> {
+        self.pass(now);
+        let mut decisions = Vec::new();
+        while let Some(&(number, asked, deadline)) = self.line.front() {
+            if deadline < now {
+                decisions.push(Decision::Fail(number));
+            } else if asked <= self.level {
+                self.level -= asked;
+                self.held.insert(number, asked);
+                decisions.push(Decision::Send(number));
+            } else {
+                break;
+            }
+            self.line.pop_front();
+        }
+        decisions
+    }
+
+    fn next(&self) -> Option<Ns> {
+        let &(_, asked, deadline) = self.line.front()?;
+        let missing = (asked - self.level).max(0.0) / self.limit * MINUTE as f64;
+        Some((self.at + missing as Ns + 1).min(deadline + 1))
+    }
+}

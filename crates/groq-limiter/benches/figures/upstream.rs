@@ -1,0 +1,216 @@
+//! What would the limiter do? Two dimensions over a minute (requests, tokens) and one over a day, exact in integers,
+//! written from the documented law and not from the shield's code.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use groq_limiter::types::{Dimension, Observation, RemoteQuota, UpstreamRefusal};
+
+use super::{MINUTE, Ns, SECOND};
+
+/// How a limit forgets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Law {
+    /// Drains all the time, limit ÷ period: Groq.
+    #[default]
+    Bucket,
+    /// All at once, at the end of each window of the upstream's clock.
+    Fixed,
+    /// Each unit a period after it was taken.
+    Sliding,
+}
+
+/// When the limiter takes how much.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Charging {
+    /// Holds prompt + ceiling and gives the rest back at the end: Groq, as far as known.
+    #[default]
+    R,
+    /// Tests prompt + ceiling, holds the prompt, adds the output at the end.
+    T,
+    /// Tests and holds the prompt, adds the output at the end.
+    P,
+    /// Holds prompt + ceiling and never gives back.
+    N,
+}
+
+/// One limit.
+pub(crate) struct Counter {
+    name: &'static str,
+    limit: i128,
+    period: i128,
+    law: Law,
+    /// Units × period, so that nothing is rounded.
+    used: i128,
+    at: Ns,
+    /// Sliding: what was taken when.
+    log: BTreeMap<Ns, i128>,
+    /// Units taken since the start, refunds taken off.
+    pub(crate) net: i128,
+}
+
+impl Counter {
+    fn new(name: &'static str, limit: u64, period: Ns, law: Law, initial: f64) -> Self {
+        let used = (limit as f64 * initial) as i128;
+        let mut counter =
+            Self { name, limit: limit.into(), period: period.into(), law, used: 0, at: 0, log: BTreeMap::new(), net: 0 };
+        counter.change(0, used, 0);
+        counter.net = 0;
+        counter
+    }
+
+    fn pass(&mut self, now: Ns) {
+        match self.law {
+            Law::Bucket => self.used = (self.used - i128::from(now - self.at) * self.limit).max(0),
+            Law::Fixed => {
+                let window = |at: Ns| i128::from(at) / self.period;
+                if window(now) != window(self.at) {
+                    self.used = 0;
+                }
+            }
+            Law::Sliding => {
+                while let Some((&at, &units)) = self.log.first_key_value()
+                    && i128::from(now - at) >= self.period
+                {
+                    self.used -= units * self.period;
+                    self.log.pop_first();
+                }
+            }
+        }
+        self.at = now;
+    }
+
+    fn fits(&mut self, units: u64, now: Ns) -> bool {
+        self.pass(now);
+        self.used + i128::from(units) * self.period <= self.limit * self.period
+    }
+
+    /// Adds units at `now` that belong to what was taken at `taken`.
+    fn change(&mut self, taken: Ns, units: i128, now: Ns) {
+        self.pass(now);
+        self.net += units;
+        match self.law {
+            Law::Bucket => self.used = (self.used + units * self.period).max(0),
+            Law::Fixed if i128::from(taken) / self.period != i128::from(now) / self.period && units < 0 => {}
+            Law::Fixed => self.used = (self.used + units * self.period).max(0),
+            Law::Sliding if i128::from(now - taken) >= self.period && units < 0 => {}
+            Law::Sliding => {
+                let at = if units < 0 { taken } else { now };
+                *self.log.entry(at).or_default() += units;
+                self.used += units * self.period;
+            }
+        }
+    }
+
+    /// Whole units in use, rounded up.
+    fn used(&self) -> u64 {
+        ((self.used + self.period - 1) / self.period) as u64
+    }
+
+    /// When `units` will fit, from now.
+    fn wait(&self, units: u64) -> Ns {
+        let mut over = self.used + i128::from(units) * self.period - self.limit * self.period;
+        match self.law {
+            Law::Bucket => ((over + self.limit - 1) / self.limit).max(0) as Ns,
+            Law::Fixed => self.period as Ns - self.at % self.period as Ns,
+            Law::Sliding => {
+                for (&at, &units) in &self.log {
+                    over -= units * self.period;
+                    if over <= 0 {
+                        return at + self.period as Ns - self.at;
+                    }
+                }
+                self.period as Ns
+            }
+        }
+    }
+
+    fn shown(&self) -> RemoteQuota {
+        let remaining = (self.limit as u64).saturating_sub(self.used());
+        let reset = match self.law {
+            Law::Bucket => (self.used / self.limit) as Ns,
+            Law::Fixed => self.period as Ns - self.at % self.period as Ns,
+            Law::Sliding => self.log.last_key_value().map_or(0, |(&at, _)| at + self.period as Ns - self.at),
+        };
+        RemoteQuota { limit: self.limit as u64, remaining, reset: Some(Duration::from_nanos(reset)) }
+    }
+}
+
+/// A refusal as it goes over the wire.
+#[derive(Clone, Debug)]
+pub(crate) struct Refused {
+    pub(crate) text: UpstreamRefusal,
+    pub(crate) state: Observation,
+    /// Whole seconds, rounded up.
+    pub(crate) retry_after: Duration,
+}
+
+/// One organisation × model × tier at the reference upstream.
+pub(crate) struct Upstream {
+    pub(crate) requests: Counter,
+    pub(crate) tokens: Counter,
+    day: Counter,
+    charging: Charging,
+}
+
+impl Upstream {
+    /// `initial`: the share of (requests, tokens) a minute that is in use at the start; over 1 for debt.
+    pub(crate) fn new((rpm, tpm): (u64, u64), law: Law, charging: Charging, initial: (f64, f64)) -> Self {
+        Self {
+            requests: Counter::new("requests per minute (RPM)", rpm, MINUTE, law, initial.0),
+            tokens: Counter::new("tokens per minute (TPM)", tpm, MINUTE, law, initial.1),
+            // Never what binds, but shown.
+            day: Counter::new("requests per day (RPD)", 10_000_000, 24 * 60 * MINUTE, Law::Bucket, 0.0),
+            charging,
+        }
+    }
+
+    /// Lets a request in or refuses it.
+    pub(crate) fn admit(&mut self, prompt: u64, ceiling: u64, now: Ns) -> Result<(), Box<Refused>> {
+        let tested = if self.charging == Charging::P { prompt } else { prompt + ceiling };
+        let asked = [(&mut self.requests, 1), (&mut self.day, 1), (&mut self.tokens, tested)];
+        let short = asked.into_iter().find_map(|(counter, units)| {
+            let fits = counter.fits(units, now);
+            (!fits).then(|| (counter.name, counter.limit, counter.used(), units, counter.wait(units)))
+        });
+        if let Some((name, limit, used, units, wait)) = short {
+            // A refusal for requests shows no tokens.
+            let state = if name.starts_with("tokens") { self.state(now) } else { Observation::default() };
+            return Err(Box::new(refused(name, limit, used, units, wait, state)));
+        }
+        let held = if matches!(self.charging, Charging::T | Charging::P) { prompt } else { tested };
+        for (counter, units) in [(&mut self.requests, 1), (&mut self.day, 1), (&mut self.tokens, held)] {
+            counter.change(now, units.into(), now);
+        }
+        Ok(())
+    }
+
+    /// A request that was admitted at `admitted` has generated so much.
+    pub(crate) fn finish(&mut self, admitted: Ns, ceiling: u64, completion: u64, now: Ns) {
+        match self.charging {
+            Charging::R => self.tokens.change(admitted, i128::from(completion) - i128::from(ceiling), now),
+            Charging::T | Charging::P => self.tokens.change(admitted, completion.into(), now),
+            Charging::N => {}
+        }
+    }
+
+    /// What headers show.
+    pub(crate) fn state(&mut self, now: Ns) -> Observation {
+        self.tokens.pass(now);
+        self.day.pass(now);
+        Observation { requests: Some(self.day.shown()), tokens: Some(self.tokens.shown()), audio: None }
+    }
+}
+
+fn refused(name: &str, limit: i128, used: u64, requested: u64, wait: Ns, state: Observation) -> Refused {
+    let dimension = Dimension::KNOWN.into_iter().find(|known| known.words() == name).expect("a known dimension's words");
+    let text = UpstreamRefusal {
+        code: Some(dimension.code.to_string()),
+        unit: Some(dimension.unit),
+        dimension: Some(dimension),
+        limit: limit as u64,
+        used: Some(used),
+        requested,
+        wait: Some(Duration::from_nanos(wait)),
+    };
+    Refused { text, state, retry_after: Duration::from_secs(wait.div_ceil(SECOND).max(1)) }
+}

@@ -1,0 +1,203 @@
+//! What does one decision cost? A pass over a lane with nobody, a hundred and ten thousand waiting, one request's whole
+//! life, and the memory of a waiter. `cargo bench --bench lane`
+
+use std::{fs, hint::black_box, pin::Pin, sync::Arc, task::Context, time::Duration};
+
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use groq_limiter::{
+    Ask, Limits, Pool, Spent,
+    bucket::Ns,
+    lane::{Event, Lane, Verdict},
+    settings::{LimitSettings, ModelLimits, Plan, QueueSettings, Settings},
+    types::{Observation, Priority, RemoteQuota},
+};
+use tokio::time::Instant;
+
+const START: Ns = 8_640_000_000_000_000;
+const HOUR: Ns = 3_600_000_000_000;
+
+fn limits() -> LimitSettings {
+    let model = ModelLimits {
+        requests_per_minute: Some(1000),
+        requests_per_day: Some(500_000),
+        tokens_per_minute: Some(250_000),
+        tokens_per_day: Some(50_000_000),
+        ..ModelLimits::default()
+    };
+    LimitSettings { plan: Plan::None, default: model, ..LimitSettings::default() }
+}
+
+fn ask(app: usize, ceiling: u64) -> Ask {
+    Ask {
+        organisation: "organisation".into(),
+        model: "openai/gpt-oss-20b".into(),
+        tier: "on_demand".into(),
+        app: format!("app{app}").into(),
+        weight: 1.0,
+        class: Priority::Interactive,
+        pool: Pool::Tokens { prompt: 200, ceiling: Some(ceiling) },
+        bytes: 0,
+        fingerprint: 0,
+        client_retry: false,
+    }
+}
+
+/// A lane past its cold start with so many waiting, of ten apps and all sizes.
+fn lane(waiting: usize) -> Lane {
+    let mut lane = Lane::new("m".into(), Arc::new(limits()), START);
+    if let Verdict::Go(mut probe) = lane.submit(&ask(0, 1), START, START + HOUR, None, true) {
+        lane.sent(&mut probe, START);
+        lane.observe(&mut probe, &Observation::default(), START);
+        lane.settle(*probe, Spent::Nothing, START);
+    }
+    let mut n = 0;
+    while lane.waiting() < waiting {
+        let sizes = [100, 4000, 20_000, 120_000];
+        match lane.submit(&ask(n % 10, sizes[n % 4]), START, START + 1_000_000 * HOUR, None, true) {
+            Verdict::Go(mut charge) => {
+                lane.sent(&mut charge, START);
+                lane.settle(*charge, Spent::Charge, START);
+            }
+            Verdict::Wait(_) => {}
+            Verdict::No(refusal) => panic!("it can wait: {refusal:?}"),
+        }
+        n += 1;
+    }
+    lane
+}
+
+fn passes(bench: &mut Criterion) {
+    for waiting in [0, 100, 10_000] {
+        let mut lane = lane(waiting);
+        let mut events = Vec::<Event>::new();
+        lane.pump(START, &mut events);
+        events.clear();
+        bench.bench_function(&format!("pass, {waiting} waiting, head blocked"), |bench| {
+            bench.iter(|| {
+                lane.pump(black_box(START), &mut events);
+                assert!(events.is_empty());
+            });
+        });
+    }
+    bench.bench_function("grant, settle and pass, 10000 waiting", |bench| {
+        let mut events = Vec::new();
+        let ready = || {
+            let mut lane = lane(10_000);
+            let mut none = Vec::new();
+            lane.pump(START, &mut none);
+            (lane, START)
+        };
+        let mut state = ready();
+        bench.iter(|| {
+            if state.0.waiting() < 5000 {
+                state = ready();
+            }
+            let (lane, now) = &mut state;
+            *now = lane.wake().unwrap_or(*now);
+            lane.pump(*now, &mut events);
+            for event in events.drain(..) {
+                if let Event::Go(_, mut charge) = event {
+                    lane.sent(&mut charge, *now);
+                    lane.settle(charge, Spent::Charge, *now);
+                }
+            }
+        });
+    });
+    bench.bench_function("arrival and leaving, 10000 waiting", |bench| {
+        let mut lane = lane(10_000);
+        let ask = ask(3, 4000);
+        bench.iter(|| {
+            let Verdict::Wait(id) = lane.submit(black_box(&ask), START, START + 1_000_000 * HOUR, None, true) else {
+                panic!("it waits")
+            };
+            lane.cancel(id, START);
+        });
+    });
+}
+
+fn life(bench: &mut Criterion) {
+    let state =
+        Observation { tokens: Some(RemoteQuota { limit: 250_000, remaining: 249_000, reset: None }), ..Observation::default() };
+    let ask = ask(1, 10);
+    bench.bench_function("core: submit, sent, observe, settle, nobody waiting", |bench| {
+        let mut lane = lane(0);
+        let mut now = START;
+        bench.iter(|| {
+            now += 1_000_000_000;
+            let Verdict::Go(mut charge) = lane.submit(black_box(&ask), now, now, None, true) else { panic!("it fits") };
+            lane.sent(&mut charge, now);
+            lane.observe(&mut charge, &state, now);
+            lane.settle(*charge, Spent::Tokens { prompt: 200, completion: 10, prompt_total: 200 }, now);
+        });
+    });
+    bench.bench_function("core: settle alone", |bench| {
+        let mut lane = lane(0);
+        let mut now = START;
+        bench.iter_custom(|count| {
+            let mut spent = Duration::ZERO;
+            for _ in 0..count {
+                now += 1_000_000_000;
+                let Verdict::Go(mut charge) = lane.submit(&ask, now, now, None, true) else { panic!("it fits") };
+                lane.sent(&mut charge, now);
+                let begun = Instant::now();
+                lane.settle(*charge, black_box(Spent::Tokens { prompt: 200, completion: 10, prompt_total: 200 }), now);
+                spent += begun.elapsed();
+            }
+            spent
+        });
+    });
+    bench.bench_function("handle: reserve, sent, settle, nobody waiting", |bench| {
+        let limits = Limits::new(Settings { limits: Arc::new(limits()), ..Settings::default() });
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        bench.iter_batched(
+            Instant::now,
+            |now| {
+                let mut turn = Box::pin(limits.reserve(&ask, now, None));
+                if let std::task::Poll::Ready(Ok(mut reservation)) = Pin::as_mut(&mut turn).poll(&mut context) {
+                    reservation.sent(now);
+                    reservation.settle(Spent::Nothing, now);
+                }
+            },
+            BatchSize::SmallInput,
+        );
+    });
+}
+
+/// Resident bytes of this process.
+fn resident() -> u64 {
+    let pages = fs::read_to_string("/proc/self/statm").ok();
+    pages.and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok()).unwrap_or(0) * 4096
+}
+
+fn memory(_: &mut Criterion) {
+    waiters(10_000);
+    waiters(100_000);
+}
+
+fn waiters(count: usize) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    runtime.block_on(async {
+        let queue = QueueSettings { max_waiting: count, ..QueueSettings::default() };
+        let limits = Limits::new(Settings { limits: Arc::new(limits()), queue, ..Settings::default() });
+        let asks: Vec<Ask> = (0..20).map(|n| ask(n % 10, 120_000)).collect();
+        let deadline = Instant::now() + Duration::from_secs(10_000_000);
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        // The futures belong to their connections' tasks: room for them is made before.
+        let mut turns: Vec<_> = (0..count + 20).map(|n| Box::pin(limits.reserve(&asks[n % 20], deadline, None))).collect();
+        let before = resident();
+        // Those who go at once keep what they took.
+        let polled = turns.iter_mut().map(|turn| Pin::as_mut(turn).poll(&mut context));
+        let held: Vec<_> = polled.filter(std::task::Poll::is_ready).collect();
+        let after = resident();
+        println!("memory: {} bytes a waiter at {} waiting", (after - before) / limits.waiting() as u64, limits.waiting());
+        println!("memory: {} bytes of its future beside", size_of_val(&*turns[0]));
+        drop(held);
+    });
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().sample_size(20).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(500));
+    targets = memory, passes, life
+}
+criterion_main!(benches);

@@ -1,0 +1,298 @@
+//! Where are a lane's levels kept? All dimensions of one organisation × model × tier, taken all or none.
+//!
+//! [`Books`] answers at once, from this process. Where replicas share levels, the store charges ([`Books::reserved`] takes
+//! note), and these books are a forecast: the store's last word and what it has not been told. Without the store they
+//! decide alone, with every limit divided by the number of replicas.
+
+use smallvec::{SmallVec, smallvec};
+
+use super::{
+    bucket::{Fit, Ns},
+    level::{Level, Mark},
+};
+use crate::types::{Dimension, Unit};
+
+mod shared;
+
+pub use self::shared::Booking;
+
+/// Levels of one lane at most: the eight dimensions that are known, a bound of the operator's beside each, and two that
+/// refusals may teach.
+pub const SLOTS: usize = 18;
+
+/// What a request takes, by unit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// Requests: one, or none for what is not counted.
+    pub requests: u32,
+    /// Prompt tokens.
+    pub input: u32,
+    /// Completion tokens that the upstream reserves: the ceiling, or what it assumes without one.
+    pub output: u32,
+    /// Completion tokens that the answer may have: the ceiling, or what is usual without one.
+    pub answer: u32,
+    /// Seconds of audio.
+    pub seconds: u32,
+}
+
+impl Amount {
+    /// Enough of everything for both.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            requests: self.requests.max(other.requests),
+            input: self.input.max(other.input),
+            output: self.output.max(other.output),
+            answer: self.answer.max(other.answer),
+            seconds: self.seconds.max(other.seconds),
+        }
+    }
+
+    /// The same with so many completion tokens.
+    pub fn with_output(self, tokens: u32) -> Self {
+        Self { output: tokens, answer: tokens, ..self }
+    }
+
+    /// The same, raised to so much of a unit.
+    pub fn raised(mut self, unit: Unit, to: u64) -> Self {
+        let to = u32::try_from(to).unwrap_or(u32::MAX);
+        let (part, to) = match unit {
+            Unit::Requests => (&mut self.requests, to),
+            Unit::Tokens => (&mut self.input, to.saturating_sub(self.output)),
+            Unit::InputTokens => (&mut self.input, to),
+            Unit::OutputTokens => (&mut self.output, to),
+            Unit::AudioSeconds => (&mut self.seconds, to),
+        };
+        *part = to.max(*part);
+        self
+    }
+
+    /// The part that a dimension of this unit counts.
+    pub fn of(&self, unit: Unit) -> u64 {
+        match unit {
+            Unit::Requests => self.requests.into(),
+            Unit::Tokens => u64::from(self.input) + u64::from(self.output),
+            Unit::InputTokens => self.input.into(),
+            Unit::OutputTokens => self.output.into(),
+            Unit::AudioSeconds => self.seconds.into(),
+        }
+    }
+}
+
+/// A mark for each of the slots, which are two in most lanes.
+type Marks = SmallVec<[Mark; 2]>;
+
+/// What was taken from the books, to be settled once.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// How much.
+    pub amount: Amount,
+    /// Its place in the lane's order of sending; 0 before it is sent.
+    pub position: u64,
+    /// When it was sent.
+    pub sent_at: Ns,
+    /// Counts takings, in this process.
+    serial: u64,
+    /// The place that the store gave it; 0: taken in this process alone.
+    pub(super) reserved: Place,
+    /// Which slots were charged, one bit each.
+    slots: u32,
+    /// How each slot stood that there was then.
+    marks: Marks,
+}
+
+/// A reservation's place in the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// In the order of reservations.
+    pub position: u64,
+    /// The record's version that told of it.
+    pub version: u64,
+}
+
+/// The levels of one lane, in this process.
+#[derive(Debug, Default)]
+pub struct Books {
+    /// Headers show two of most models, which so need no place of their own.
+    levels: SmallVec<[Level; 2]>,
+    /// The newest send position.
+    position: u64,
+    serial: u64,
+    /// Between so many replicas levels are shared.
+    replicas: Option<u32>,
+    /// The store is there.
+    joined: bool,
+    /// Positions up to here are of another record in the store, or of none.
+    forgotten: u64,
+}
+
+impl Books {
+    /// Every dimension. A slot, once taken, stays that dimension's.
+    pub fn levels(&self) -> &[Level] {
+        &self.levels
+    }
+
+    /// Every dimension, to be changed.
+    pub fn levels_mut(&mut self) -> &mut [Level] {
+        &mut self.levels
+    }
+
+    /// The newest send position.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// The slot of the dimension with this code.
+    pub fn slot(&self, code: &str) -> Option<usize> {
+        self.levels.iter().position(|level| !level.is_bound() && level.dimension.code == code)
+    }
+
+    /// The slot of the operator's own bound in the dimension with this code.
+    pub fn bound_slot(&self, code: &str) -> Option<usize> {
+        self.levels.iter().position(|level| level.is_bound() && level.dimension.code == code)
+    }
+
+    /// Adds a dimension; `None` when a lane has as many as it can keep.
+    pub fn add(&mut self, mut level: Level, now: Ns) -> Option<usize> {
+        if let Some(replicas) = self.replicas {
+            level.link(replicas, now);
+            if self.joined {
+                level.join(now);
+            }
+        }
+        (self.levels.len() < SLOTS).then(|| {
+            // Levels are large, and lanes may be thousands: no room for more than there are.
+            self.levels.reserve_exact(1);
+            self.levels.push(level);
+            self.levels.len() - 1
+        })
+    }
+
+    /// Lets time pass in every dimension.
+    pub fn tick(&mut self, now: Ns) {
+        for level in &mut self.levels {
+            level.tick(now);
+        }
+    }
+
+    /// When everything fits, and the slot that decides it.
+    pub fn fit(&self, amount: &Amount, now: Ns) -> (Fit, Option<usize>) {
+        let mut worst = (Fit::Now, None);
+        for (slot, level) in self.levels.iter().enumerate() {
+            let fit = level.peek(level.asked(amount), now);
+            if fit > worst.0 {
+                worst = (fit, Some(slot));
+            }
+        }
+        worst
+    }
+
+    /// How much later `head` would fit if `other` went before it, ns.
+    pub fn delay(&self, head: &Amount, other: &Amount) -> Ns {
+        let (mut alone, mut after) = (0, 0);
+        for level in &self.levels {
+            let (asked, before) = (level.asked(head), level.asked(other));
+            alone = alone.max(level.fits_from(asked, 0));
+            after = after.max(level.fits_from(asked, before));
+        }
+        after.saturating_sub(alone)
+    }
+
+    /// Takes it from every dimension. Only after [`Books::fit`] said so, under the same lock.
+    pub fn take(&mut self, amount: Amount, now: Ns) -> Taken {
+        let mut slots = 0;
+        self.serial += 1;
+        for (slot, level) in self.levels.iter_mut().enumerate() {
+            level.charge(self.serial, level.asked(&amount), now);
+            slots |= 1 << slot;
+        }
+        Taken {
+            amount,
+            position: 0,
+            sent_at: now,
+            serial: self.serial,
+            reserved: Place::default(),
+            slots,
+            marks: smallvec![Mark::default(); self.levels.len()],
+        }
+    }
+
+    /// It goes out now: it gets its position, and every dimension's mark.
+    pub fn sent(&mut self, taken: &mut Taken, now: Ns) {
+        taken.sent_at = now;
+        taken.position = if taken.is_reserved() {
+            taken.reserved.position
+        } else {
+            self.position += 1;
+            self.position
+        };
+        for (slot, level) in self.levels.iter_mut().enumerate().filter(|(slot, _)| taken.slots & (1 << slot) != 0) {
+            let asked = level.asked(&taken.amount);
+            if !taken.is_reserved() {
+                level.no_longer_unsent(asked);
+            }
+            let mark = level.sent(taken.serial, taken.position, asked, now);
+            // The store's mark counts what all replicas had taken before.
+            if taken.is_reserved() {
+                level.set_out(asked, taken.reserved, &mut taken.marks[slot], now);
+                level.ended(asked - taken.lent(level));
+            } else {
+                taken.marks[slot] = mark;
+            }
+        }
+    }
+
+    /// Groq says what it had used of this slot when it saw `taken`; `counted`: that request included. One way to Groq
+    /// takes `delay`. The correction, ns, unless a newer position has been heard of.
+    pub fn observe(&mut self, taken: &mut Taken, slot: usize, used: u64, counted: bool, delay: Ns, now: Ns) -> Option<i64> {
+        // Positions of this process alone say nothing in the order that replicas share.
+        if self.is_joined() && taken.reserved.position <= self.forgotten {
+            return None;
+        }
+        let at = taken.sent_at.saturating_add(delay);
+        let charged = taken.slots & (1 << slot) != 0;
+        let level = &mut self.levels[slot];
+        let used = if charged && !counted { used.saturating_add(level.asked(&taken.amount)) } else { used };
+        // A dimension that is younger than the request: from now on it is charged there as well.
+        let mark = taken.marks.get(slot).filter(|_| charged).copied().unwrap_or_else(|| level.mark());
+        taken.slots |= u32::from(counted) << slot;
+        level.observe(taken.position, mark, used, at, now)
+    }
+
+    /// Groq has taken more for it than it was charged here. `corrected`: the slot whose header says so, and has corrected it.
+    pub fn raise(&mut self, taken: &mut Taken, amount: Amount, corrected: usize, now: Ns) {
+        let charged = |slot: &usize| taken.slots & (1 << slot) != 0 && *slot != corrected;
+        for (_, level) in self.levels.iter_mut().enumerate().filter(|(slot, _)| charged(slot)) {
+            let (before, after) = (level.asked(&taken.amount), level.asked(&amount));
+            level.settle(taken.serial, before, after, now);
+        }
+        taken.amount = amount;
+    }
+
+    /// From now on a slot that is younger than this charge counts it, too; it has been charged there.
+    pub fn cover(&self, taken: &mut Taken, slot: usize) {
+        taken.slots |= 1 << slot;
+    }
+
+    /// The truth replaces what was asked for, in every dimension that was charged.
+    pub fn settle(&mut self, taken: Taken, used: Amount, now: Ns) {
+        for (_, level) in self.levels.iter_mut().enumerate().filter(|(slot, _)| taken.slots & (1 << slot) != 0) {
+            let asked = level.asked(&taken.amount);
+            if taken.position == 0 && !taken.is_reserved() {
+                level.no_longer_unsent(asked);
+            }
+            if taken.is_reserved() {
+                level.ended(taken.lent(level));
+            }
+            level.settle(taken.serial, asked, level.of(&used), now);
+        }
+    }
+
+    /// The first dimension that can certainly never hold `amount`: its limit, and what would be asked of it.
+    pub fn never(&self, amount: &Amount, now: Ns) -> Option<(&Dimension, u64, u64)> {
+        self.levels.iter().find_map(|level| {
+            let asked = level.of(amount);
+            let limit = level.limit()?;
+            (asked > limit && level.is_certain(now)).then_some((&*level.dimension, limit, asked))
+        })
+    }
+}

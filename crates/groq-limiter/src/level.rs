@@ -1,0 +1,312 @@
+//! How full does one dimension stand, as Groq sees it? A bucket, and what keeps it true: the standing reserve,
+//! corrections from headers and refusals by send position, the strangers' drift.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use self::observe::Scale;
+pub use self::{sent::Mark, terms::Terms};
+use super::{
+    books::Amount,
+    bucket::{Bucket, Fit, Ns},
+    window::Window,
+};
+use crate::types::{Dimension, Unit};
+
+mod law;
+mod observe;
+mod sent;
+mod shared;
+mod terms;
+
+const SECOND: f64 = 1e9;
+/// The boost after an own refusal halves in this time.
+const BOOST_HALF: f64 = 1800.0 * SECOND;
+/// The strangers' share that refusals taught halves in this time.
+const DRIFT_HALF: f64 = 900.0 * SECOND;
+/// What headers show of strangers, and our own spending, are averaged over this time.
+const MEMORY: f64 = 60.0 * SECOND;
+/// Weight of the newest request in the typical amount.
+const TYPICAL_GAIN: f64 = 0.02;
+
+/// For every level of every lane: so many copies would be in no cache.
+static KNOWN: LazyLock<[Arc<Dimension>; 8]> = LazyLock::new(|| Dimension::KNOWN.map(Arc::new));
+
+/// One dimension of a lane. Its slot in the lane never moves; a limit that is dropped leaves it without a bucket.
+///
+/// What only a refusal or another limit looks at stands last.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Level {
+    /// Which.
+    pub dimension: Arc<Dimension>,
+    terms: Terms,
+    /// The operator's own bound beside a higher limit of the upstream's, which counts other requests as well and fills faster.
+    bound: bool,
+    bucket: Option<Bucket>,
+    /// What others are always left: our own use alone, against the rest of the limit.
+    share: Option<Box<Bucket>>,
+    /// The store's side, where replicas share the level.
+    far: Option<Box<shared::Far>>,
+    /// The upstream counts windows: this log decides instead of the bucket, which is kept up all the same.
+    window: Option<Box<Window>>,
+    /// Charged and not on its way yet, ns: not part of what Groq can have seen.
+    unsent: Ns,
+    /// What went out of late: position, time, ns.
+    recent: VecDeque<(u64, Ns, Ns)>,
+    /// Sum of it, ns.
+    on_its_way: Ns,
+    /// What headers from the first position to the second may not show yet, or no longer, ns; the newest first.
+    doubts: VecDeque<(u64, u64, Ns)>,
+    /// Sum of all corrections, ns; wraps, only differences count.
+    corrections: i64,
+    /// The newest send position that has corrected it.
+    newest: u64,
+    confirmed: Ns,
+    typical: f64,
+    boost: f64,
+    drift: f64,
+    foreign: f64,
+    /// Units taken, fading: ours per minute.
+    spending: f64,
+    then: Ns,
+    contradictions: u8,
+    agreements: u8,
+    /// Marks from before the last change of the limit are in its units.
+    before: Scale,
+    /// Positions up to here are older than the last refusal that was learnt from.
+    refused_until: u64,
+    last_refusal: Option<Ns>,
+    headroom: f64,
+}
+
+impl Level {
+    /// A full one. Without a limit it holds nobody back.
+    pub fn new(dimension: Dimension, terms: Terms, headroom: f64, now: Ns) -> Self {
+        let known = KNOWN.iter().find(|known| ***known == dimension).cloned();
+        let mut level = Self {
+            dimension: known.unwrap_or_else(|| Arc::new(dimension)),
+            terms: Terms::default(),
+            bound: false,
+            bucket: None,
+            share: None,
+            headroom,
+            far: None,
+            window: None,
+            contradictions: 0,
+            agreements: 0,
+            confirmed: now,
+            corrections: 0,
+            unsent: 0,
+            // Lanes may be many: no room for more than one request at once needs.
+            recent: VecDeque::with_capacity(1),
+            on_its_way: 0,
+            doubts: VecDeque::with_capacity(1),
+            before: Scale::default(),
+            newest: 0,
+            refused_until: 0,
+            last_refusal: None,
+            typical: 0.0,
+            boost: 0.0,
+            drift: 0.0,
+            foreign: 0.0,
+            spending: 0.0,
+            then: now,
+        };
+        level.agree(terms, 0, now);
+        level
+    }
+
+    /// The operator's bound in a dimension whose upstream allows more. `used` units of it are taken.
+    pub fn bound(dimension: Dimension, limit: u64, used: u64, now: Ns) -> Self {
+        let terms = Terms { configured: Some(limit), ..Terms::default() };
+        let mut level = Self { bound: true, ..Self::new(dimension, terms, 0.0, now) };
+        level.restore(used, now);
+        level
+    }
+
+    /// Whether it is the operator's bound: nothing that the upstream says corrects it.
+    pub fn is_bound(&self) -> bool {
+        self.bound
+    }
+
+    /// The limit in force.
+    pub fn limit(&self) -> Option<u64> {
+        self.bucket.as_ref().map(Bucket::limit)
+    }
+
+    /// The bucket, where there is a limit.
+    pub fn bucket(&self) -> Option<&Bucket> {
+        self.bucket.as_ref()
+    }
+
+    /// What the limit counts of an amount.
+    pub fn of(&self, amount: &Amount) -> u64 {
+        // The operator means what is used, not what the upstream reserves.
+        let amount = if self.bound { &amount.with_output(amount.answer) } else { amount };
+        amount.of(self.dimension.unit)
+    }
+
+    /// What it takes of an amount: never more than it can hold.
+    pub fn asked(&self, amount: &Amount) -> u64 {
+        let asked = self.of(amount);
+        self.limit().map_or(asked, |limit| asked.min(limit))
+    }
+
+    /// Time passes: the strangers' share is charged, boosts fade.
+    pub fn tick(&mut self, now: Ns) {
+        let Some(passed) = now.checked_sub(self.then).filter(|&ns| ns >= 1_000_000) else { return };
+        if self.drift > 0.0
+            && let Some(bucket) = &mut self.bucket
+        {
+            let taken = (self.drift * passed as f64) as Ns;
+            let tat = bucket.tat().max(self.then).saturating_add(taken);
+            bucket.set_tat(tat, now);
+            self.drift = vanish(self.drift * fade(passed, DRIFT_HALF));
+            self.owe(taken as i64);
+        }
+        if self.boost > 0.0 {
+            self.boost = vanish(self.boost * fade(passed, BOOST_HALF));
+        }
+        if self.foreign > 0.0 || self.spending > 0.0 {
+            let faded = (-(passed as f64) / MEMORY).exp();
+            self.foreign = vanish(self.foreign * faded);
+            self.spending = vanish(self.spending * faded);
+        }
+        self.then = now;
+    }
+
+    /// What a request of `asked` must leave untouched. A legal request always fits a full bucket.
+    pub fn reserve(&self, asked: u64) -> u64 {
+        let Some(limit) = self.limit().filter(|_| !self.bound) else { return 0 };
+        let whole = limit as f64;
+        let standing = match (self.dimension.unit, self.dimension.period >= Duration::from_secs(86_400)) {
+            // Seven minutes of a day: who finds it used up would wait for a twentieth for more than an hour.
+            (Unit::Requests, true) => (0.005 * whole).max(2.0),
+            (Unit::Requests, false) => (0.05 * whole).max(2.0),
+            (_, true) => asked as f64,
+            (_, false) => (6.0 * self.typical).clamp(0.05 * whole, 0.30 * whole),
+        };
+        ((standing + self.boost).min(0.40 * whole) as u64).min(limit.saturating_sub(asked))
+    }
+
+    /// Whether `asked` fits beside the reserve.
+    pub fn peek(&self, asked: u64, now: Ns) -> Fit {
+        let Some(bucket) = self.bucket.as_ref().filter(|_| asked > 0) else { return Fit::Now };
+        let fit = match &self.window {
+            Some(window) => window.fit(asked, self.boost as u64, now),
+            None => bucket.peek(asked, self.reserve(asked), now),
+        };
+        match &self.share {
+            Some(share) => fit.max(share.peek(asked.min(share.limit()), 0, now)),
+            None => fit,
+        }
+    }
+
+    /// The instant at which `asked` fits once `before` units more were taken: in the past, too, to tell how far.
+    pub fn fits_from(&self, asked: u64, before: u64) -> Ns {
+        let Some(bucket) = self.bucket.as_ref().filter(|_| asked > 0) else { return 0 };
+        if let Some(window) = &self.window {
+            return match window.fit((asked + before).min(bucket.limit()), self.boost as u64, self.then) {
+                Fit::At(at) => at,
+                Fit::Now | Fit::Never => 0,
+            };
+        }
+        let from = |bucket: &Bucket, units| {
+            (bucket.tat().saturating_add(bucket.span(units))).saturating_sub(bucket.span(bucket.limit()))
+        };
+        let whole = from(bucket, asked + self.reserve(asked) + before);
+        self.share.as_ref().map_or(whole, |share| whole.max(from(share, asked.min(share.limit()) + before)))
+    }
+
+    /// Takes `asked` under this serial; it counts as not sent yet.
+    pub fn charge(&mut self, serial: u64, asked: u64, now: Ns) {
+        self.spend(serial, asked, now);
+        if let Some(bucket) = &mut self.bucket {
+            bucket.charge(asked, now);
+            self.unsent = self.unsent.saturating_add(bucket.span(asked));
+        }
+    }
+
+    /// Everything about a charge but the bucket itself.
+    fn spend(&mut self, serial: u64, asked: u64, now: Ns) {
+        if asked == 0 {
+            return;
+        }
+        if let Some(window) = &mut self.window {
+            window.charge(serial, asked, now);
+        }
+        self.typical += if self.typical == 0.0 { 1.0 } else { TYPICAL_GAIN } * (asked as f64 - self.typical);
+        self.spending += asked as f64;
+        if let Some(share) = &mut self.share {
+            share.charge(asked, now);
+        }
+    }
+
+    /// The truth replaces what was asked for.
+    pub fn settle(&mut self, serial: u64, asked: u64, used: u64, now: Ns) {
+        if let Some(window) = &mut self.window {
+            window.settle(serial, used);
+        }
+        self.spending = (self.spending + used as f64 - asked as f64).max(0.0);
+        if let Some(bucket) = &self.bucket {
+            self.owe(bucket.span(used) as i64 - bucket.span(asked) as i64);
+        }
+        self.forget_sent(now);
+        if let (Some(bucket), Some(&(first, ..)), Some(&(last, ..))) = (&self.bucket, self.recent.front(), self.recent.back()) {
+            // Groq gave it back before the answer came, perhaps before these arrived.
+            self.doubt(first, last, bucket.span(asked.saturating_sub(used)));
+        }
+        for bucket in self.bucket.iter_mut().chain(self.share.as_deref_mut()) {
+            match used.checked_sub(asked) {
+                Some(0) => {}
+                Some(more) => bucket.charge(more, now),
+                None => bucket.refund(asked - used),
+            }
+        }
+    }
+
+    /// Puts the level where it was, as saved by an earlier process.
+    pub fn restore(&mut self, used: u64, now: Ns) {
+        if let Some(bucket) = &mut self.bucket {
+            let tat = now.saturating_add(bucket.span(used)).max(bucket.tat());
+            bucket.set_tat(tat, now);
+        }
+    }
+
+    /// The share of the limit's rate that others take.
+    pub fn foreign(&self) -> f64 {
+        self.drift.max(self.foreign)
+    }
+
+    /// Units that we take each second, averaged over a minute.
+    pub fn spending(&self) -> f64 {
+        self.spending * SECOND / MEMORY
+    }
+
+    /// What a request usually asks for.
+    pub fn typical(&self) -> u64 {
+        self.typical as u64
+    }
+
+    /// Whether headers or refusals have said how full it is.
+    pub fn is_observed(&self) -> bool {
+        self.newest > 0
+    }
+
+    /// Nothing is used of it.
+    pub fn is_full(&self, now: Ns) -> bool {
+        self.bucket.as_ref().is_none_or(|bucket| bucket.tat() <= now)
+    }
+}
+
+fn vanish(x: f64) -> f64 {
+    if x < 1e-4 { 0.0 } else { x }
+}
+
+fn fade(passed: Ns, half: f64) -> f64 {
+    (-(passed as f64) / half).exp2()
+}

@@ -1,0 +1,93 @@
+//! What do headers and refusals teach a level? Its true height, the reserve that was too small, the strangers' rate.
+
+use std::time::Duration;
+
+use super::{Level, MEMORY, SECOND, sent::Mark};
+use crate::{bucket::Ns, exchange::Sighting, types::Unit};
+
+/// The end of an older limit: positions up to `position` were marked under it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Scale {
+    pub(super) position: u64,
+    pub(super) unit: Ns,
+    pub(super) corrections: i64,
+}
+
+impl Level {
+    /// Groq says that `used` units were taken at `at`, the request at this position included. Only a newer position
+    /// than all before counts, so late answers, in any order, do no harm. The correction in ns.
+    pub fn observe(&mut self, position: u64, mark: Mark, used: u64, at: Ns, now: Ns) -> Option<i64> {
+        if position <= self.newest {
+            return None;
+        }
+        let first = std::mem::replace(&mut self.newest, position) == 0;
+        let mark = self.rescaled(position, mark, at);
+        let bucket = self.bucket.as_mut()?;
+        let expected = mark.tat.saturating_add_signed(self.corrections.wrapping_sub(mark.corrections)).max(at);
+        let truth = at.saturating_add(bucket.span(used));
+        // A bucket that was full at that time counts from then.
+        bucket.set_tat(bucket.tat().max(at), now);
+        let error = (i128::from(truth) - i128::from(expected)).clamp(i64::MIN.into(), i64::MAX.into()) as i64;
+        // Less in use than expected may be what was overtaken on its way, or a refund that both have seen.
+        let doubts = self.doubts.iter().filter(|&&(first, last, _)| (first..=last).contains(&position));
+        let doubtful = doubts.fold(mark.recent, |sum: Ns, &(.., span)| sum.saturating_add(span));
+        let error = if error < 0 { error.saturating_add_unsigned(doubtful).min(0) } else { error };
+        self.doubts.retain(|&(_, last, _)| last > position);
+        bucket.correct(error, now);
+        self.corrections = self.corrections.wrapping_add(error);
+        self.sight(Sighting { position, mark, at, truth });
+        // What was taken before our first request does not say how fast others take.
+        if !first {
+            self.foreign = (self.foreign + error as f64 / MEMORY).clamp(0.0, 0.9);
+        }
+        Some(error)
+    }
+
+    /// A refusal of our own: more is kept back, and where no header shows this dimension, the strangers' share is learnt
+    /// from what grew beyond our books since the last one. `gap` is the refusal's correction, ns.
+    pub fn refused(&mut self, position: u64, last_position: u64, gap: i64, wait: Option<Duration>, now: Ns) {
+        if let Some((window, wait)) = self.window.as_mut().zip(wait) {
+            window.refused(now.saturating_add(Ns::try_from(wait.as_nanos()).unwrap_or(Ns::MAX).min(now)));
+        }
+        // Those that were on their way already teach nothing more.
+        if position <= self.refused_until {
+            return;
+        }
+        self.refused_until = last_position;
+        if let Some(last) = self.last_refusal {
+            self.boost += if self.dimension.unit == Unit::Requests { 1.0 } else { self.typical };
+            if !self.is_visible() {
+                let since = (now.saturating_sub(last) as f64).max(20.0 * SECOND);
+                self.drift = (self.drift + 0.5 * gap.max(0) as f64 / since).min(0.9);
+            }
+        }
+        self.last_refusal = Some(now);
+    }
+
+    /// A mark in today's units.
+    fn rescaled(&self, position: u64, mark: Mark, at: Ns) -> Mark {
+        let Some(bucket) = self.bucket.as_ref().filter(|_| position <= self.before.position) else { return mark };
+        let Scale { unit, corrections, .. } = self.before;
+        let tat = mark.tat.saturating_add_signed(corrections.wrapping_sub(mark.corrections));
+        let used = tat.saturating_sub(at).checked_div(unit).unwrap_or(0);
+        Mark { tat: at.saturating_add(bucket.span(used)), corrections, ..mark }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        level::{Level, Terms},
+        types::Dimension,
+    };
+
+    #[test]
+    fn what_was_taken_before_our_first_request_is_nobodys_rate() {
+        let terms = Terms { configured: Some(60_000), ..Terms::default() };
+        let mut level = Level::new(Dimension::TPM, terms, 0.0, 0);
+        level.observe(1, level.mark(), 57_000, 0, 0);
+        assert_eq!((level.foreign(), level.is_full(0)), (0.0, false), "only the level is corrected");
+        level.observe(2, level.mark(), 60_000, 0, 0);
+        assert!((0.04..0.06).contains(&level.foreign()), "a twentieth of a minute's limit came since");
+    }
+}

@@ -1,0 +1,55 @@
+//! The lanes as requests see them, in virtual time.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Ask, Limits, Pool, Spent};
+use crate::{
+    settings::{LimitSettings, ModelLimits, Plan, Settings},
+    types::{Observation, Priority},
+};
+
+mod keeping;
+mod learning;
+mod waiting;
+
+fn settings(model: ModelLimits) -> Settings {
+    let limits = LimitSettings { plan: Plan::None, default: model, ..LimitSettings::default() };
+    Settings { limits: limits.into(), ..Settings::default() }
+}
+
+fn shield(model: ModelLimits) -> Limits {
+    Limits::new(settings(model))
+}
+
+fn ask(app: &str, prompt: u64, ceiling: u64) -> Ask {
+    Ask {
+        organisation: "org".into(),
+        model: "m".into(),
+        tier: "on_demand".into(),
+        app: app.into(),
+        weight: 1.0,
+        class: Priority::Interactive,
+        pool: Pool::Tokens { prompt, ceiling: Some(ceiling) },
+        bytes: 100,
+        fingerprint: 0,
+        client_retry: false,
+    }
+}
+
+fn per_minute(requests: u64, tokens: u64) -> ModelLimits {
+    ModelLimits { requests_per_minute: Some(requests), tokens_per_minute: Some(tokens), ..ModelLimits::default() }
+}
+
+/// Ends the cold start: one answered request that used nothing to speak of.
+async fn warm(limits: &Limits) {
+    let mut first = limits.reserve(&ask("warm", 1, 1), Instant::now(), None).await.expect("the first goes");
+    first.sent(Instant::now());
+    first.observe(&Observation::default(), Instant::now());
+    first.settle(Spent::Nothing, Instant::now());
+}
+
+fn in_a_minute() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}

@@ -1,0 +1,297 @@
+//! What does a lane make of a cold start, of headers and of refusals?
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{ask, in_a_minute, per_minute, settings, shield, warm};
+use crate::{
+    Ask, Limits, Pool, Refusal, Source, Spent,
+    settings::{ModelLimits, Settings},
+    types::{Dimension, Observation, RemoteQuota, Unit, UpstreamRefusal},
+};
+
+#[tokio::test(start_paused = true)]
+async fn a_cold_start_sends_one_probe_and_learns_from_it() {
+    let limits = shield(ModelLimits::default());
+    let mut probe = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("the probe");
+    probe.sent(Instant::now());
+    let second = tokio::spawn({
+        let limits = limits.clone();
+        async move { limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.map(|r| r.waited()) }
+    });
+    sleep(Duration::from_millis(300)).await;
+    assert!(!second.is_finished());
+    let shown = RemoteQuota { limit: 8000, remaining: 100, reset: Some(Duration::from_millis(59_250)) };
+    probe.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
+    probe.settle(Spent::Tokens { prompt: 10, completion: 10, prompt_total: 10 }, Instant::now());
+    let waited = second.await.expect("it ran").expect("in time");
+    assert!(waited > Duration::from_secs(2), "it waits for tokens now: {waited:?}");
+    let lane = &limits.snapshot()[0];
+    assert_eq!(lane.dimensions[0].limit, 8000);
+    assert_eq!(lane.dimensions[0].source, Source::Headers);
+}
+
+/// A cold start under a burst: the free plan's table is a guess until the probe's head says otherwise.
+#[tokio::test(start_paused = true)]
+async fn nobody_is_refused_by_a_guess_and_everybody_by_what_is_known() {
+    let limits = shield(ModelLimits { requests_per_minute: Some(30), ..ModelLimits::default() });
+    let mut probe = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("the probe");
+    probe.sent(Instant::now());
+    let mut burst = tokio::task::JoinSet::new();
+    for _ in 0..89 {
+        let limits = limits.clone();
+        burst.spawn(async move { (limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.is_ok(), Instant::now()) });
+    }
+    sleep(Duration::from_millis(300)).await;
+    assert!(burst.try_join_next().is_none(), "all wait for the probe");
+    let start = Instant::now();
+    probe.observe(&Observation::default(), Instant::now());
+    probe.settle(Spent::Tokens { prompt: 10, completion: 10, prompt_total: 10 }, Instant::now());
+    let ended = burst.join_all().await;
+    let refused: Vec<_> = ended.iter().filter(|(served, _)| !served).map(|(_, at)| at.duration_since(start)).collect();
+    assert!((30..45).contains(&refused.len()), "{} refused", refused.len());
+    assert!(refused.iter().all(|after| *after < Duration::from_secs(1)), "{refused:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_probe_makes_way() {
+    let limits = shield(ModelLimits::default());
+    let _lost = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("the probe");
+    let second = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("after two seconds");
+    assert_eq!(second.waited(), Duration::from_secs(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_teaches_a_hidden_limit() {
+    let limits = shield(ModelLimits::default());
+    warm(&limits).await;
+    let mut sent = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("nothing is known");
+    sent.sent(Instant::now());
+    let text = UpstreamRefusal {
+        dimension: Some(Dimension::RPM),
+        code: Some("RPM".into()),
+        unit: Some(Unit::Requests),
+        limit: 30,
+        used: Some(30),
+        requested: 1,
+        wait: Some(Duration::from_secs(2)),
+    };
+    let place = sent.refused(Some(&text), &Observation::default(), None, Instant::now());
+    let again = limits.reserve(&ask("app", 10, 100), in_a_minute(), place).await.expect("in time");
+    // The wait of the text, and the standing reserve of two requests, two seconds each.
+    let waited = again.waited().as_secs_f64();
+    assert!((5.9..=6.1).contains(&waited), "{waited}");
+}
+
+/// Groq counted more than was estimated: by the estimate it would go at once, and be refused again and again.
+#[tokio::test(start_paused = true)]
+async fn a_refused_request_asks_for_what_groq_says_that_it_asks() {
+    let limits = shield(per_minute(1000, 15_000));
+    warm(&limits).await;
+    let mut sent = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("fits");
+    sent.sent(Instant::now());
+    let text = UpstreamRefusal {
+        dimension: Some(Dimension::TPM),
+        code: Some("TPM".into()),
+        unit: Some(Unit::Tokens),
+        limit: 15_000,
+        used: Some(11_972),
+        requested: 4351,
+        wait: Some(Duration::from_millis(5289)),
+    };
+    let place = sent.refused(Some(&text), &Observation::default(), None, Instant::now());
+    let again = limits.reserve(&ask("app", 10, 100), in_a_minute(), place).await.expect("in time");
+    assert!(again.waited() >= Duration::from_millis(5288), "{:?}", again.waited());
+    // The estimate of the next one is its own.
+    drop(again);
+    let other = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("fits");
+    assert_eq!(other.waited(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_states_no_wait_rests_the_lane_all_the_same() {
+    let limits = shield(per_minute(1000, 100_000));
+    warm(&limits).await;
+    let mut place = None;
+    for rest in [1, 2, 4] {
+        let mut sent = limits.reserve(&ask("app", 10, 100), in_a_minute(), place).await.expect("in time");
+        assert_eq!(sent.waited().as_secs(), rest / 2);
+        sent.sent(Instant::now());
+        place = sent.refused(None, &Observation::default(), Some(Duration::ZERO), Instant::now());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_without_words_rests_the_lane() {
+    let limits = shield(per_minute(1000, 100_000));
+    warm(&limits).await;
+    let mut sent = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("fits");
+    sent.sent(Instant::now());
+    let place = sent.refused(None, &Observation::default(), Some(Duration::from_secs(7)), Instant::now());
+    let (mine, theirs) = (ask("app", 10, 100), ask("other", 10, 100));
+    let again = limits.reserve(&mine, in_a_minute(), place);
+    let (again, other) = tokio::join!(again, limits.reserve(&theirs, in_a_minute(), None));
+    assert_eq!(again.expect("in time").waited(), Duration::from_secs(7));
+    assert_eq!(other.expect("in time").waited(), Duration::from_secs(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_plan_follows_the_headers() {
+    let limits = Limits::new(Settings::default());
+    let ask = Ask { model: "openai/gpt-oss-20b".into(), ..ask("app", 10, 10) };
+    let answered = async |tokens: u64| {
+        let mut one = limits.reserve(&ask, in_a_minute(), None).await.expect("fits");
+        one.sent(Instant::now());
+        let shown = RemoteQuota { limit: tokens, remaining: tokens - 20, reset: None };
+        one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
+        one.settle(Spent::Charge, Instant::now());
+        limits.snapshot()[0].dimensions.iter().map(|d| (d.dimension.code.to_string(), d.limit)).collect::<Vec<_>>()
+    };
+    let row = |rows: &[(&str, u64)]| rows.iter().map(|&(code, limit)| (code.to_owned(), limit)).collect::<Vec<_>>();
+    assert_eq!(answered(8000).await, row(&[("RPM", 30), ("RPD", 1000), ("TPM", 8000), ("TPD", 200_000)]));
+    assert_eq!(answered(250_000).await, row(&[("RPM", 1000), ("TPM", 250_000)]));
+    assert_eq!(answered(60_000).await, row(&[("TPM", 60_000)]), "hidden limits of no plan are forgotten");
+}
+
+/// Whether the minute's requests, which no header shows, are counted in windows.
+async fn counts_windows_after(limits: &Limits, times: u32, shown: impl Fn(Duration) -> Observation) -> bool {
+    for _ in 0..times {
+        let mut one = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("fits");
+        one.sent(Instant::now());
+        // All but a tenth of a minute's limit is there: by the bucket law it is full in six seconds.
+        one.observe(&shown(Duration::from_secs(6)), Instant::now());
+        one.settle(Spent::Charge, Instant::now());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let dimensions = &limits.snapshot()[0].dimensions;
+    dimensions.iter().find(|dimension| dimension.dimension == Dimension::RPM).expect("configured").window
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_minutes_windows_are_told_by_a_minutes_headers() {
+    let limits = shield(per_minute(600, 100_000));
+    let day = |_| {
+        let shown = RemoteQuota { limit: 1000, remaining: 900, reset: Some(Duration::from_secs(40_000)) };
+        Observation { requests: Some(shown), ..Observation::default() }
+    };
+    let minute = |reset| {
+        let shown = RemoteQuota { limit: 100_000, remaining: 90_000, reset: Some(reset) };
+        Observation { tokens: Some(shown), ..Observation::default() }
+    };
+    assert!(!counts_windows_after(&limits, 5, day).await, "a day's window says nothing of a minute's");
+    assert!(counts_windows_after(&limits, 5, |law| minute(4 * law)).await);
+    assert!(!counts_windows_after(&limits, 60, minute).await, "it counts a bucket after all");
+}
+
+/// A limit of one for a moment: what runs then is charged under it, a hundred times as much as it can hold.
+#[tokio::test(start_paused = true)]
+async fn a_limit_stated_by_mistake_silences_nobody_for_hours() {
+    let limits = Limits::new(Settings::default());
+    let stated = |limit: u64| {
+        let shown = RemoteQuota { limit, remaining: limit, reset: None };
+        Observation { tokens: Some(shown), ..Observation::default() }
+    };
+    for limit in [60_000, 1] {
+        let mut one = limits.reserve(&ask("app", 50, 100), in_a_minute(), None).await.expect("fits");
+        one.sent(Instant::now());
+        one.observe(&stated(limit), Instant::now());
+        one.settle(Spent::Tokens { prompt: 50, completion: 90, prompt_total: 50 }, Instant::now());
+    }
+    let start = Instant::now();
+    while limits.reserve(&ask("app", 50, 100), in_a_minute(), None).await.is_err() {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(start.elapsed() < Duration::from_secs(15 * 60), "nothing is sent that could teach better");
+    }
+}
+
+/// A request without a ceiling.
+fn unbounded(prompt: u64) -> Ask {
+    Ask { pool: Pool::Tokens { prompt, ceiling: None }, ..ask("app", 10, 100) }
+}
+
+/// An answer whose head shows so much of 8000 tokens a minute in use.
+async fn answered(limits: &Limits, ask: &Ask, used: u64, spent: (u64, u64)) {
+    let mut one = limits.reserve(ask, in_a_minute(), None).await.expect("in time");
+    one.sent(Instant::now());
+    let shown = RemoteQuota { limit: 8000, remaining: 8000 - used, reset: None };
+    one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
+    one.settle(Spent::Tokens { prompt: spent.0, completion: spent.1, prompt_total: spent.0 }, Instant::now());
+}
+
+/// 48,000 spaces are 12,000 tokens to Groq and a few hundred to our estimate.
+#[tokio::test(start_paused = true)]
+async fn what_a_413_says_of_one_request_is_no_price_of_others() {
+    let limits = shield(ModelLimits::default());
+    answered(&limits, &unbounded(30), 38, (38, 10)).await;
+    let mut spaces = limits.reserve(&unbounded(400), in_a_minute(), None).await.expect("it is sent");
+    spaces.sent(Instant::now());
+    let text = UpstreamRefusal {
+        dimension: Some(Dimension::TPM),
+        code: Some("TPM".into()),
+        unit: Some(Unit::Tokens),
+        limit: 8000,
+        used: None,
+        requested: 12_000,
+        wait: None,
+    };
+    let _place = spaces.refused(Some(&text), &Observation::default(), None, Instant::now());
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        held.push(limits.reserve(&unbounded(30), Instant::now(), None).await.expect("priced as before"));
+    }
+}
+
+/// 2000 tokens a minute, written by the operator, before an upstream whose headers say 100,000.
+#[tokio::test(start_paused = true)]
+async fn a_configured_limit_holds_below_groqs() {
+    let limits = shield(ModelLimits { tokens_per_minute: Some(2000), ..ModelLimits::default() });
+    let (start, mut used) = (Instant::now(), 0);
+    while start.elapsed() < Duration::from_secs(60) {
+        let Ok(mut one) = limits.reserve(&ask("app", 100, 900), in_a_minute(), None).await else { break };
+        if start.elapsed() >= Duration::from_secs(60) {
+            break;
+        }
+        one.sent(Instant::now());
+        let shown = RemoteQuota { limit: 100_000, remaining: 99_000, reset: None };
+        one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
+        one.settle(Spent::Tokens { prompt: 100, completion: 400, prompt_total: 100 }, Instant::now());
+        used += 500;
+    }
+    // What a full one holds, and a minute's refill.
+    assert!((3000..=4000).contains(&used), "{used}");
+    let shown = &limits.snapshot()[0].dimensions[0];
+    assert_eq!((shown.limit, shown.source), (2000, Source::Configured));
+    assert_eq!((shown.configured, shown.stated), (Some(2000), Some(100_000)));
+    assert_eq!(limits.snapshot()[0].dimensions.len(), 1);
+    let too_large = limits.reserve(&ask("app", 100, 2000), in_a_minute(), None).await.expect_err("over the bound");
+    assert!(matches!(too_large, Refusal::Never { limit: 2000, .. }), "{too_large:?}");
+    // Unset, Groq's limit is in force; and the other way round.
+    limits.reconfigure(settings(ModelLimits::default()));
+    assert_eq!(limits.snapshot()[0].dimensions[0].limit, 100_000);
+    limits.reconfigure(settings(per_minute(30, 3000)));
+    let dimensions = &limits.snapshot()[0].dimensions;
+    assert_eq!(dimensions.iter().map(|d| (d.limit, d.stated)).collect::<Vec<_>>(), [(3000, Some(100_000)), (30, None)]);
+}
+
+/// Without a ceiling the bound is kept by what is usual, for the operator means what is used.
+#[tokio::test(start_paused = true)]
+async fn a_configured_limit_holds_without_ceilings() {
+    let limits = shield(ModelLimits { tokens_per_minute: Some(2000), ..ModelLimits::default() });
+    let (start, mut used, mut held) = (Instant::now(), 0, Vec::new());
+    // All that go at once, then their answers, as headers show nothing reserved.
+    while start.elapsed() < Duration::from_secs(60) {
+        while let Ok(mut one) = limits.reserve(&unbounded(100), Instant::now(), None).await {
+            one.sent(Instant::now());
+            held.push(one);
+        }
+        sleep(Duration::from_secs(2)).await;
+        for mut one in held.drain(..) {
+            let shown = RemoteQuota { limit: 100_000, remaining: 99_900, reset: None };
+            one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
+            one.settle(Spent::Tokens { prompt: 100, completion: 400, prompt_total: 100 }, Instant::now());
+            used += 500;
+        }
+    }
+    assert!((2500..=4000).contains(&used), "{used}");
+}

@@ -1,0 +1,211 @@
+//! Who goes when, and who is told at once that it cannot?
+
+use std::time::Duration;
+
+use tokio::time::{Instant, advance, sleep};
+
+use super::{ask, in_a_minute, per_minute, settings, shield, warm};
+use crate::{
+    Ask, Limits, Refusal, Spent,
+    settings::{LimitSettings, Plan, QueueSettings, Settings},
+    types::Dimension,
+};
+
+#[tokio::test(start_paused = true)]
+async fn thirty_a_minute_in_order() {
+    let limits = shield(per_minute(30, 1_000_000));
+    warm(&limits).await;
+    let start = Instant::now();
+    let mut running = Vec::new();
+    for n in 0..50u64 {
+        let limits = limits.clone();
+        running.push(tokio::spawn(async move {
+            sleep(Duration::from_millis(n)).await;
+            let mut reservation = limits.reserve(&ask("app", 10, 10), in_a_minute(), None).await.expect("in time");
+            reservation.sent(Instant::now());
+            reservation.settle(Spent::Charge, Instant::now());
+            start.elapsed()
+        }));
+    }
+    let mut last = Duration::ZERO;
+    for (n, one) in running.into_iter().enumerate() {
+        let at = one.await.expect("it ran");
+        assert!(at >= last, "request {n} went at {at:?}, before its predecessor");
+        last = at;
+        // Two stay in reserve, then one every two seconds.
+        let earliest = Duration::from_secs(2) * (n as u32).saturating_sub(27);
+        assert!(at + Duration::from_millis(1) >= earliest && at <= earliest + Duration::from_millis(60), "{n}: {at:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_on_arrival_with_a_true_retry_after() {
+    let limits = shield(per_minute(30, 1_000_000));
+    warm(&limits).await;
+    let mut held = Vec::new();
+    for _ in 0..28 {
+        held.push(limits.reserve(&ask("app", 10, 10), Instant::now(), None).await.expect("the burst"));
+    }
+    let soon = Instant::now() + Duration::from_secs(1);
+    let before = Instant::now();
+    let Err(Refusal::NotInTime { dimension, wait, retry_after }) = limits.reserve(&ask("app", 10, 10), soon, None).await else {
+        panic!("it cannot go within a second")
+    };
+    assert_eq!(Instant::now(), before, "told at once");
+    assert_eq!(dimension, Dimension::RPM);
+    assert!(wait > Duration::from_secs(1) && wait < Duration::from_millis(2100), "{wait:?}");
+    for one in &mut held {
+        one.sent(Instant::now());
+    }
+    for one in held {
+        one.settle(Spent::Charge, Instant::now());
+    }
+    advance(retry_after).await;
+    limits.reserve(&ask("app", 10, 10), Instant::now() + Duration::from_secs(1), None).await.expect("as told");
+}
+
+#[tokio::test(start_paused = true)]
+async fn leaving_the_line_changes_no_level() {
+    let limits = shield(per_minute(30, 1_000_000));
+    warm(&limits).await;
+    let mut held = Vec::new();
+    for _ in 0..28 {
+        held.push(limits.reserve(&ask("app", 10, 10), Instant::now(), None).await.expect("the burst"));
+    }
+    let mine = ask("app", 10, 10);
+    let impatient = tokio::time::timeout(Duration::from_millis(100), limits.reserve(&mine, in_a_minute(), None));
+    assert!(impatient.await.is_err());
+    assert_eq!(limits.waiting(), 0);
+    // Never sent: everything comes back.
+    drop(held);
+    let lane = &limits.snapshot()[0];
+    assert_eq!(lane.in_flight, 0);
+    assert!(lane.dimensions.iter().all(|dimension| dimension.full_in.is_zero()), "{:?}", lane.dimensions);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_settled_ceiling_lets_the_next_go_at_once() {
+    let limits = shield(per_minute(1000, 10_000));
+    warm(&limits).await;
+    let mut first = limits.reserve(&ask("app", 100, 6000), in_a_minute(), None).await.expect("fits");
+    first.sent(Instant::now());
+    let second = tokio::spawn({
+        let limits = limits.clone();
+        async move { limits.reserve(&ask("app", 100, 6000), in_a_minute(), None).await.map(|r| (r.waited(), r.bound_by().cloned())) }
+    });
+    sleep(Duration::from_secs(1)).await;
+    first.settle(Spent::Tokens { prompt: 100, completion: 50, prompt_total: 100 }, Instant::now());
+    let (waited, bound) = second.await.expect("it ran").expect("in time");
+    assert_eq!(waited, Duration::from_secs(1));
+    assert_eq!(bound, Some(Dimension::TPM));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_never_fit_is_told_so() {
+    let limits = shield(per_minute(30, 8000));
+    let refusal = limits.reserve(&ask("app", 881, 11_000), in_a_minute(), None).await.expect_err("never");
+    assert_eq!(refusal, Refusal::Never { dimension: Dimension::TPM, limit: 8000, asked: 11_881, parts: Some((881, 11_000)) });
+    // Exactly the limit: the estimate's own caution must not make it impossible.
+    limits.reserve(&ask("app", 1000, 7000), in_a_minute(), None).await.expect("exactly the limit");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_line_is_bounded_by_count_and_bytes() {
+    let queue = QueueSettings { max_waiting: 2, max_bytes: 250 };
+    let limits = Limits::new(Settings { queue, ..settings(per_minute(1, 100)) });
+    warm(&limits).await;
+    let _held = limits.reserve(&ask("app", 1, 1), in_a_minute(), None).await.expect("one");
+    let waiter = |bytes| {
+        let limits = limits.clone();
+        tokio::spawn(async move {
+            let ask = Ask { bytes, ..ask("app", 1, 1) };
+            limits.reserve(&ask, Instant::now() + Duration::from_secs(600), None).await.map(drop)
+        })
+    };
+    let first = waiter(200);
+    sleep(Duration::from_millis(1)).await;
+    let big = waiter(100).await.expect("it ran");
+    assert!(matches!(big, Err(Refusal::Full { .. })), "{big:?}");
+    let second = waiter(50);
+    sleep(Duration::from_millis(1)).await;
+    assert!(matches!(waiter(0).await.expect("it ran"), Err(Refusal::Full { .. })));
+    assert_eq!(limits.waiting(), 2);
+    first.abort();
+    second.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clients_own_retry_keeps_its_place() {
+    let limits = shield(per_minute(30, 1_000_000));
+    warm(&limits).await;
+    let mut held = Vec::new();
+    for _ in 0..28 {
+        held.push(limits.reserve(&ask("app", 10, 10), Instant::now(), None).await.expect("the burst"));
+    }
+    for one in &mut held {
+        one.sent(Instant::now());
+    }
+    let mine = Ask { fingerprint: 7, ..ask("app", 10, 10) };
+    let left = tokio::time::timeout(Duration::from_millis(500), limits.reserve(&mine, in_a_minute(), None)).await;
+    assert!(left.is_err(), "the client's own patience was shorter");
+    let others: Vec<_> = (0..5)
+        .map(|_| {
+            let limits = limits.clone();
+            tokio::spawn(async move { limits.reserve(&ask("app", 10, 10), in_a_minute(), None).await.map(drop) })
+        })
+        .collect();
+    sleep(Duration::from_millis(500)).await;
+    let retry = Ask { client_retry: true, ..mine };
+    let back = limits.reserve(&retry, in_a_minute(), None).await.expect("in time");
+    assert!(back.waited() <= Duration::from_millis(1100), "it went first: {:?}", back.waited());
+    assert!(others.iter().all(|other| !other.is_finished()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn organisations_never_mix() {
+    let limits = shield(per_minute(1, 100));
+    warm(&limits).await;
+    let _mine = limits.reserve(&ask("app", 1, 1), Instant::now(), None).await.expect("one");
+    assert!(limits.reserve(&ask("app", 1, 1), Instant::now(), None).await.is_err());
+    let theirs = Ask { organisation: "another".into(), ..ask("app", 1, 1) };
+    limits.reserve(&theirs, Instant::now(), None).await.expect("their own lane");
+}
+
+#[tokio::test(start_paused = true)]
+async fn headroom_is_left_to_others() {
+    let limits =
+        LimitSettings { plan: Plan::None, headroom: 0.5, default: per_minute(30, 1_000_000), ..LimitSettings::default() };
+    let limits = Limits::new(Settings { limits: limits.into(), ..Settings::default() });
+    warm(&limits).await;
+    let mut sent = 0;
+    let end = Instant::now() + Duration::from_secs(60);
+    while let Ok(mut one) = limits.reserve(&ask("app", 1, 1), end, None).await {
+        one.sent(Instant::now());
+        one.settle(Spent::Charge, Instant::now());
+        sent += 1;
+    }
+    // Half of the burst, and half of the minute's refill.
+    assert!((26..=30).contains(&sent), "{sent}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn lanes_are_shared_between_runtimes() {
+    let limits = shield(per_minute(60, 1_000_000));
+    warm(&limits).await;
+    let mut held = Vec::new();
+    for _ in 0..57 {
+        held.push(limits.reserve(&ask("app", 1, 1), in_a_minute(), None).await.expect("the burst"));
+    }
+    let other = std::thread::spawn({
+        let limits = limits.clone();
+        move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+            runtime.block_on(async move { limits.reserve(&ask("app", 1, 1), in_a_minute(), None).await.map(drop) })
+        }
+    });
+    while limits.waiting() == 0 && !other.is_finished() {
+        std::thread::yield_now();
+    }
+    drop(held);
+    assert!(tokio::task::spawn_blocking(move || other.join().expect("it ran")).await.expect("joined").is_ok());
+}

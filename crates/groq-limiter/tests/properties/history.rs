@@ -1,0 +1,235 @@
+//! What happens to a lane? Jobs that come, go, leave and end before an exact upstream, and every step is checked.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use groq_limiter::{
+    Refusal, Spent,
+    bucket::Ns,
+    lane::{Charge, Event, Lane, Verdict},
+    line::Id,
+    types::{Observation, RemoteQuota},
+};
+use proptest::prelude::*;
+
+use crate::start::{MS, SECOND, START, ask};
+
+/// An upstream's law for one dimension, exact: units × period, so that nothing is rounded.
+pub(crate) struct Exact {
+    /// Windows on the clock instead of Groq's bucket.
+    pub(crate) fixed: bool,
+    pub(crate) limit: i128,
+    pub(crate) period: i128,
+    pub(crate) used: i128,
+    pub(crate) at: i128,
+}
+
+impl Exact {
+    pub(crate) fn new(limit: u64, period: Ns) -> Self {
+        Self { fixed: false, limit: limit.into(), period: period.into(), used: 0, at: 0 }
+    }
+
+    /// Time until full.
+    pub(crate) fn reset(&self) -> Duration {
+        let ns = if self.fixed { self.period - self.at % self.period } else { self.used / self.limit };
+        Duration::from_nanos(ns as u64)
+    }
+
+    pub(crate) fn drain(&mut self, now: Ns) {
+        let now = i128::from(now).max(self.at);
+        let gone = match self.fixed {
+            false => (now - self.at) * self.limit,
+            true if now / self.period > self.at / self.period => self.used,
+            true => 0,
+        };
+        self.used = (self.used - gone).max(0);
+        self.at = now;
+    }
+
+    pub(crate) fn admit(&mut self, asked: u64, now: Ns) -> bool {
+        self.drain(now);
+        let asked = i128::from(asked) * self.period;
+        let fits = self.used + asked <= self.limit * self.period;
+        if fits {
+            self.used += asked;
+        }
+        fits
+    }
+
+    pub(crate) fn add(&mut self, units: i128, now: Ns) {
+        self.drain(now);
+        self.used = (self.used + units * self.period).max(0);
+    }
+
+    /// Whole units, rounded up.
+    pub(crate) fn units(&self) -> u64 {
+        ((self.used + self.period - 1) / self.period) as u64
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    pub(crate) app: u8,
+    pub(crate) gap_ms: u64,
+    pub(crate) prompt: u64,
+    pub(crate) ceiling: u64,
+    pub(crate) completion_share: f64,
+    pub(crate) latency_ms: u64,
+    pub(crate) leaves: Option<u64>,
+}
+
+impl Job {
+    pub(crate) fn completion(&self) -> u64 {
+        (self.ceiling as f64 * self.completion_share) as u64
+    }
+}
+
+pub(crate) fn job() -> impl Strategy<Value = Job> {
+    (0..3u8, 0..2000u64, 1..400u64, 1..1500u64, 0.0..1.0f64, 1..20_000u64, prop::option::weighted(0.2, 1..5000u64)).prop_map(
+        |(app, gap_ms, prompt, ceiling, completion_share, latency_ms, leaves)| Job {
+            app,
+            gap_ms,
+            prompt,
+            ceiling,
+            completion_share,
+            latency_ms,
+            leaves,
+        },
+    )
+}
+
+enum Step {
+    Arrive(usize),
+    Leave(usize),
+    End(usize, Box<Charge>),
+}
+
+/// What came of a run.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    pub(crate) sends: usize,
+    pub(crate) refused_by_groq: usize,
+    pub(crate) refused_by_us: usize,
+    pub(crate) left: usize,
+    /// When, and how much it used in the end.
+    pub(crate) grants: Vec<(Ns, u64)>,
+}
+
+/// Runs jobs through a lane and an exact upstream without a network between them, checking every step.
+pub(crate) fn run(lane: &mut Lane, jobs: &[Job], requests: Option<u64>, tokens: u64, strangers: bool) -> Outcome {
+    run_before(lane, jobs, requests, Exact::new(tokens, 60 * SECOND), strangers)
+}
+
+/// The same before any upstream.
+pub(crate) fn run_before(
+    lane: &mut Lane,
+    jobs: &[Job],
+    requests: Option<u64>,
+    mut exact_tokens: Exact,
+    strangers: bool,
+) -> Outcome {
+    let tokens = exact_tokens.limit as u64;
+    let mut exact_requests = requests.map(|limit| Exact::new(limit, 60 * SECOND));
+    let mut agenda: BTreeMap<(Ns, u64), Step> = BTreeMap::new();
+    let mut order = 0;
+    let mut plan = |agenda: &mut BTreeMap<(Ns, u64), Step>, at: Ns, step: Step| {
+        order += 1;
+        agenda.insert((at, order), step);
+    };
+    let mut at = START;
+    for (n, job) in jobs.iter().enumerate() {
+        at += job.gap_ms * MS;
+        plan(&mut agenda, at, Step::Arrive(n));
+    }
+    let mut waiting: BTreeMap<Id, usize> = BTreeMap::new();
+    let mut outcome = Outcome::default();
+    let mut events = Vec::new();
+    let mut now = START;
+    loop {
+        let next = agenda.first_key_value().map(|(&(at, _), _)| at);
+        let Some(at) = next.into_iter().chain(lane.wake()).min() else { break };
+        assert!(at >= now, "time goes on");
+        // Wake-ups: a nanosecond before, nothing can go.
+        if lane.wake() == Some(at) && at > now + 1 && next.is_none_or(|next| next >= at) {
+            lane.pump(at - 1, &mut events);
+            assert!(events.is_empty(), "somebody could have gone before the wake-up");
+        }
+        now = at;
+        let mut granted = Vec::new();
+        if next == Some(at) {
+            let (_, step) = agenda.pop_first().expect("there is one");
+            match step {
+                Step::Arrive(n) => {
+                    let job = &jobs[n];
+                    let verdict = lane.submit(&ask(job.app, job.prompt, job.ceiling), now, now + 60 * SECOND, None, true);
+                    match verdict {
+                        Verdict::Go(charge) => granted.push((n, *charge)),
+                        Verdict::Wait(id) => {
+                            waiting.insert(id, n);
+                            if let Some(after) = job.leaves {
+                                plan(&mut agenda, now + after * MS, Step::Leave(n));
+                            }
+                        }
+                        Verdict::No(_) => outcome.refused_by_us += 1,
+                    }
+                }
+                Step::Leave(n) => {
+                    if let Some((&id, _)) = waiting.iter().find(|&(_, &who)| who == n) {
+                        waiting.remove(&id);
+                        lane.cancel(id, now);
+                        outcome.left += 1;
+                    }
+                }
+                Step::End(n, charge) => {
+                    let job = &jobs[n];
+                    let completion = job.completion();
+                    let held = i128::from(job.prompt + job.ceiling);
+                    exact_tokens.add(i128::from(job.prompt + completion) - held, now);
+                    lane.settle(*charge, Spent::Tokens { prompt: job.prompt, completion, prompt_total: job.prompt }, now);
+                }
+            }
+        }
+        loop {
+            lane.pump(now, &mut events);
+            for event in events.drain(..) {
+                match event {
+                    Event::Go(id, charge) => granted.push((waiting.remove(&id).expect("it waited"), charge)),
+                    Event::No(id, refusal) => {
+                        assert!(matches!(refusal, Refusal::NotInTime { .. } | Refusal::Never { .. }));
+                        waiting.remove(&id).expect("it waited");
+                        outcome.refused_by_us += 1;
+                    }
+                }
+            }
+            if granted.is_empty() {
+                break;
+            }
+            for (n, mut charge) in granted.drain(..) {
+                let job = &jobs[n];
+                lane.sent(&mut charge, now);
+                outcome.sends += 1;
+                outcome.grants.push((now, job.prompt + job.completion()));
+                if strangers && n % 7 == 3 {
+                    exact_tokens.add(50, now);
+                }
+                let ok_requests = exact_requests.as_mut().is_none_or(|bucket| bucket.admit(1, now));
+                let ok = ok_requests && exact_tokens.admit(job.prompt + job.ceiling, now);
+                let remaining = tokens.saturating_sub(exact_tokens.units());
+                let shown = RemoteQuota { limit: tokens, remaining, reset: Some(exact_tokens.reset()) };
+                let state = Observation { tokens: Some(shown), ..Observation::default() };
+                if ok {
+                    lane.observe(&mut charge, &state, now);
+                    plan(&mut agenda, now + job.latency_ms * MS, Step::End(n, Box::new(charge)));
+                } else {
+                    outcome.refused_by_groq += 1;
+                    let _place = lane.refused(charge, None, &state, Some(Duration::from_secs(1)), now);
+                }
+            }
+        }
+        // No lost wake-up: who waits has a wake-up ahead.
+        assert_eq!(waiting.len(), lane.waiting(), "the line and its owners agree");
+        if lane.waiting() > 0 {
+            assert!(lane.wake().is_some(), "somebody waits and nothing will wake the lane");
+        }
+    }
+    outcome
+}

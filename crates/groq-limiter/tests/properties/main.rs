@@ -1,0 +1,296 @@
+//! What must hold of a lane whatever happens? The invariants, on thousands of generated histories, against an upstream
+//! that is an exact bucket in integers. No clock, no task: the lane's core is stepped by hand.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use groq_limiter::{
+    Ask, Refusal, Spent,
+    bucket::{Fit, Ns},
+    lane::{Charge, Event, Lane, Verdict},
+    settings::ModelLimits,
+    types::{Dimension, Observation, Priority, RemoteQuota, Unit, UpstreamRefusal},
+};
+use proptest::prelude::*;
+
+mod history;
+mod network;
+mod start;
+mod starvation;
+
+use history::{Exact, Job, Outcome, job, run, run_before};
+use start::{MS, SECOND, START, ask, limits, tables, warm};
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(600) })]
+
+    /// 4 Safety, 5 Wake-ups, 6 Cancellation.
+    #[test]
+    fn safety_wake_ups_and_cancellation(jobs in prop::collection::vec(job(), 1..120), tokens in 2500..40_000u64,
+                                        requests in prop::option::of(5..200u64)) {
+        let mut lane = warm(limits(requests, tokens));
+        let outcome = run(&mut lane, &jobs, requests, tokens, false);
+        prop_assert_eq!(outcome.refused_by_groq, 0, "of {} sends", outcome.sends);
+        prop_assert_eq!(outcome.sends + outcome.refused_by_us + outcome.left, jobs.len());
+        // Everything has ended: nothing waits, runs or is held, and the levels fill up.
+        prop_assert_eq!(lane.waiting(), 0);
+        prop_assert_eq!(lane.in_flight(), 0);
+        prop_assert_eq!(lane.wake(), None);
+        let last = START + 4 * 3600 * SECOND;
+        prop_assert!(lane.is_idle(last), "{:?}", lane.levels());
+    }
+
+    /// Strangers that headers show are seen, and few of ours are refused for them.
+    #[test]
+    fn strangers_in_the_headers_are_seen(jobs in prop::collection::vec(job(), 60..120), tokens in 4000..40_000u64) {
+        let mut lane = warm(limits(None, tokens));
+        let outcome = run(&mut lane, &jobs, None, tokens, true);
+        prop_assert!(outcome.refused_by_groq <= 1, "{} of {}", outcome.refused_by_groq, outcome.sends);
+    }
+
+    /// 2 No grant against the peek, 3 All or none.
+    #[test]
+    fn a_grant_fits_every_dimension_and_a_refusal_changes_none(
+        asks in prop::collection::vec((1..3000u64, 0..3000u64, 0..3000u64), 1..60), tokens in 500..8000u64, requests in 1..40u64) {
+        let mut lane = warm(limits(Some(requests), tokens));
+        let mut now = START;
+        for (prompt, ceiling, gap) in asks {
+            now += gap * MS;
+            let before = lane.levels().iter().map(|level| level.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
+            let verdict = lane.submit(&ask(1, prompt, ceiling), now, now, None, true);
+            let after = lane.levels().iter().map(|level| level.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
+            match verdict {
+                Verdict::Go(charge) => {
+                    for (slot, level) in lane.levels().iter().enumerate() {
+                        let bucket = level.bucket().expect("a limit");
+                        let asked = level.asked(&charge.amount());
+                        prop_assert_eq!(after[slot], before[slot] + bucket.span(asked));
+                        prop_assert!(bucket.level(now) >= 0.0, "never into debt by a grant");
+                    }
+                }
+                Verdict::No(_) => prop_assert_eq!(before, after),
+                Verdict::Wait(_) => prop_assert!(false, "no patience, no wait"),
+            }
+        }
+    }
+
+    /// 7 Order of headers: any order ends in the newest position's truth, duplicates change nothing.
+    #[test]
+    fn only_the_newest_position_counts(sends in prop::collection::vec((1..100u64, 0..8000u64), 1..12), seed in any::<u64>()) {
+        let mut straight = warm(limits(None, 8000));
+        let mut shuffled = warm(limits(None, 8000));
+        let mut charges = Vec::new();
+        for (n, &(ceiling, remaining)) in sends.iter().enumerate() {
+            // Further apart than ways differ: nobody overtakes.
+            let now = START + n as Ns * 150 * MS;
+            let [one, other] = [&mut straight, &mut shuffled].map(|lane| {
+                let Verdict::Go(mut charge) = lane.submit(&ask(1, 1, ceiling), now, now, None, true) else { panic!("it fits") };
+                lane.sent(&mut charge, now);
+                *charge
+            });
+            let state = Observation { tokens: Some(RemoteQuota { limit: 8000, remaining, reset: None }), ..Observation::default() };
+            charges.push((one, other, state));
+        }
+        let later = START + 3 * SECOND;
+        let (mut last, _, state) = charges.last().expect("one at least").clone();
+        straight.observe(&mut last, &state, later);
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for round in 0..2 {
+            let mut order: Vec<usize> = (0..charges.len()).collect();
+            rng.shuffle(&mut order);
+            for n in order {
+                let (_, mut charge, state) = charges[n].clone();
+                shuffled.observe(&mut charge, &state, later);
+            }
+            let tat = |lane: &Lane| lane.levels()[0].bucket().expect("a limit").tat();
+            prop_assert_eq!(tat(&straight), tat(&shuffled), "round {}", round);
+        }
+    }
+
+    /// 9 Fairness: two backlogged apps are served by their weights, within two requests' cost.
+    #[test]
+    fn two_backlogged_apps_are_served_by_weight(sizes in prop::collection::vec(100..600u64, 60), weight in 1..4u32) {
+        let mut lane = warm(limits(None, 10_000));
+        let mut whose = BTreeMap::new();
+        let mut served = [0.0f64; 2];
+        let mut events = Vec::new();
+        // A third app empties the level first, so that everybody waits.
+        while let Verdict::Go(mut charge) = lane.submit(&ask(9, 1, 900), START, START, None, true) {
+            lane.sent(&mut charge, START);
+            lane.settle(*charge, Spent::Charge, START);
+        }
+        for &size in &sizes {
+            for app in 0..2u8 {
+                let weight = if app == 1 { f64::from(weight) } else { 1.0 };
+                let ask = Ask { weight, ..ask(app, 0, size) };
+                if let Verdict::Wait(id) = lane.submit(&ask, START, START + 100_000 * SECOND, None, true) {
+                    whose.insert(id, (app, size));
+                }
+            }
+        }
+        prop_assert_eq!(whose.len(), 2 * sizes.len());
+        let mut count = [0; 2];
+        while count.iter().all(|&count| count < sizes.len()) {
+            let now = lane.wake().unwrap_or(START);
+            lane.pump(now, &mut events);
+            for event in events.drain(..) {
+                let Event::Go(id, mut charge) = event else { panic!("there is time") };
+                let (app, size) = whose.remove(&id).expect("it waits");
+                lane.sent(&mut charge, now);
+                lane.settle(charge, Spent::Tokens { prompt: 0, completion: size, prompt_total: 0 }, now);
+                served[usize::from(app)] += size as f64;
+                count[usize::from(app)] += 1;
+                if count.iter().all(|&count| count < sizes.len()) {
+                    let gap = (served[0] - served[1] / f64::from(weight)).abs();
+                    prop_assert!(gap <= 2.0 * 600.0 * 1.2, "{:?} at weight {}", served, weight);
+                }
+            }
+        }
+    }
+
+    /// 11 A clock that goes back is ignored, one that jumps ahead only fills levels; 12 limits of 1 and of four billion.
+    #[test]
+    fn odd_clocks_and_odd_limits(ops in prop::collection::vec((0..4u8, any::<u64>(), 0..u64::from(u32::MAX)), 1..60),
+                                 limit in prop_oneof![Just(1u64), Just(2), Just(4_000_000_000), Just(u64::from(u32::MAX)), Just(1 << 40)]) {
+        let model = ModelLimits {
+            requests_per_minute: Some(limit), requests_per_day: Some(limit),
+            tokens_per_minute: Some(limit), tokens_per_day: Some(limit),
+            ..ModelLimits::default()
+        };
+        let mut lane = Lane::new("m".into(), tables(model), START);
+        let mut held: Vec<Charge> = Vec::new();
+        let mut events = Vec::new();
+        for (op, number, amount) in ops {
+            // From long before the start to a year ahead, back and forth.
+            let now = START / 2 + number % (START / 2 + 365 * 86_400 * SECOND);
+            match op {
+                0 => match lane.submit(&ask(number as u8, amount / 2, amount / 2), now, now + SECOND, None, true) {
+                    Verdict::Go(charge) => held.push(*charge),
+                    Verdict::Wait(_) | Verdict::No(_) => {}
+                },
+                1 => {
+                    if let Some(mut charge) = held.pop() {
+                        lane.sent(&mut charge, now);
+                        // Headers that lie.
+                        let lie = |limit, remaining| Some(RemoteQuota { limit, remaining, reset: Some(Duration::from_nanos(number)) });
+                        let state = Observation { tokens: lie(amount, number), requests: lie(number, amount), audio: lie(amount, 0) };
+                        lane.observe(&mut charge, &state, now);
+                        held.push(charge);
+                    }
+                }
+                2 => {
+                    if let Some(charge) = held.pop() {
+                        lane.settle(charge, Spent::Tokens { prompt: amount, completion: number, prompt_total: number }, now);
+                    }
+                }
+                _ => {
+                    if let Some(mut charge) = held.pop() {
+                        lane.sent(&mut charge, now);
+                        let text = UpstreamRefusal {
+                            dimension: Some(Dimension::TPM),
+                            code: Some("TPM".into()),
+                            unit: Some(Unit::Tokens),
+                            limit: amount,
+                            used: Some(number),
+                            requested: amount / 2,
+                            wait: Some(Duration::from_millis(3_723_500)),
+                        };
+                        let _place = lane.refused(charge, Some(&text), &Observation::default(), None, now);
+                    }
+                }
+            }
+            lane.pump(now, &mut events);
+            for event in events.drain(..) {
+                if let Event::Go(_, charge) = event {
+                    held.push(charge);
+                }
+            }
+        }
+        for charge in held {
+            lane.settle(charge, Spent::Nothing, START);
+        }
+        prop_assert_eq!(lane.in_flight(), 0);
+    }
+}
+
+/// A request of exactly the limit goes, when the level is full; one more never does.
+#[test]
+fn exactly_the_limit() {
+    let mut lane = warm(limits(Some(1), 8000));
+    assert!(matches!(lane.submit(&ask(1, 0, 8001), START, START + SECOND, None, true), Verdict::No(Refusal::Never { .. })));
+    assert!(matches!(lane.submit(&ask(1, 0, 8000), START, START, None, true), Verdict::Go(_)));
+    for level in lane.levels() {
+        assert!(matches!(level.peek(1, START), Fit::At(_)), "{} is empty", level.dimension.code);
+    }
+}
+
+/// Batch does not starve: it gets its share while interactive requests wait, and no more.
+#[test]
+fn batch_gets_its_share() {
+    let mut lane = warm(limits(None, 60_000));
+    let mut classes = BTreeMap::new();
+    while let Verdict::Go(mut charge) = lane.submit(&ask(9, 1, 2000), START, START, None, true) {
+        lane.sent(&mut charge, START);
+        lane.settle(*charge, Spent::Charge, START);
+    }
+    for n in 0..800 {
+        let class = if n % 2 == 0 { Priority::Batch } else { Priority::Interactive };
+        let ask = Ask { class, ..ask(n as u8 % 2, 0, 500) };
+        if let Verdict::Wait(id) = lane.submit(&ask, START, START + 100_000 * SECOND, None, true) {
+            classes.insert(id, class);
+        }
+    }
+    let mut events = Vec::new();
+    let (mut batch, mut all) = (0, 0);
+    while all < 300 {
+        let now = lane.wake().unwrap_or(START);
+        lane.pump(now, &mut events);
+        for event in events.drain(..) {
+            let Event::Go(id, mut charge) = event else { panic!("there is time") };
+            lane.sent(&mut charge, now);
+            lane.settle(charge, Spent::Charge, now);
+            all += 1;
+            batch += usize::from(classes[&id] == Priority::Batch);
+        }
+    }
+    assert!((10..=20).contains(&batch), "{batch} of {all}");
+}
+
+/// Three times what 120 requests and 60 000 tokens a minute can bear, for ten minutes.
+fn overload() -> Vec<Job> {
+    let mut rng = fastrand::Rng::with_seed(7);
+    let job = |_| Job {
+        app: rng.u8(..3),
+        gap_ms: rng.u64(100..470),
+        prompt: rng.u64(50..400),
+        ceiling: rng.u64(200..2000),
+        completion_share: rng.f64() * 0.6,
+        latency_ms: rng.u64(500..8000),
+        leaves: None,
+    };
+    (0..2100).map(job).collect()
+}
+
+/// Tokens used a minute, from the third minute to the tenth.
+fn used_a_minute(outcome: &Outcome) -> f64 {
+    let steady = START + 180 * SECOND..START + 600 * SECOND;
+    outcome.grants.iter().filter(|(at, _)| steady.contains(at)).map(|&(_, used)| used as f64).sum::<f64>() / 7.0
+}
+
+/// Under overload nothing is refused, and nothing is left over.
+#[test]
+fn overload_uses_the_limit_without_a_refusal() {
+    let mut lane = warm(limits(None, 60_000));
+    let outcome = run(&mut lane, &overload(), None, 60_000, false);
+    assert_eq!(outcome.refused_by_groq, 0);
+    assert!(used_a_minute(&outcome) >= 0.985 * 60_000.0, "{}", used_a_minute(&outcome));
+}
+
+/// An upstream that counts windows is found out by its resets.
+#[test]
+fn fixed_windows_are_found_out() {
+    let mut lane = warm(limits(None, 60_000));
+    let windows = Exact { fixed: true, ..Exact::new(60_000, 60 * SECOND) };
+    let outcome = run_before(&mut lane, &overload(), None, windows, false);
+    assert!(outcome.refused_by_groq <= 2, "{} of {}", outcome.refused_by_groq, outcome.sends);
+    assert!(used_a_minute(&outcome) >= 0.95 * 60_000.0, "{}", used_a_minute(&outcome));
+}

@@ -1,0 +1,209 @@
+//! Is anything refused when ways to Groq and back take what they like? Invariant 4, with a network in between.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use groq_limiter::{
+    Spent,
+    bucket::Ns,
+    lane::{Charge, Event, Lane, Verdict},
+    line::Id,
+    types::{Observation, RemoteQuota},
+};
+use proptest::prelude::*;
+
+use crate::{
+    history::Exact,
+    start::{MS, SECOND, START, ask, limits, warm},
+};
+
+/// A request, and its ways: there, back with the head, back with the end.
+#[derive(Clone, Debug)]
+struct Journey {
+    app: u8,
+    gap: Ns,
+    /// What it asks for, of 10 000 of the limit.
+    asked: u64,
+    /// Shares of what it asks for: what the bucket holds, what of this is used in the end.
+    shares: (f64, f64),
+    /// Shares of the longest way.
+    ways: [f64; 3],
+    /// From its arrival to its head, and from there to its end.
+    latency: (Ns, Ns),
+}
+
+fn journey() -> impl Strategy<Value = Journey> {
+    let shares = (0.0..=1.0f64, 0.0..=1.0f64);
+    let latency = (1..3000u64, 0..20_000u64).prop_map(|(head, end)| (head * MS, end * MS));
+    (0..3u8, 10..150 * 1000u64, 10..150u64, shares, prop::array::uniform3(0.0..=1.0f64), latency)
+        .prop_map(|(app, gap, asked, shares, ways, latency)| Journey { app, gap: gap * 1000, asked, shares, ways, latency })
+}
+
+enum Step {
+    Asks(usize),
+    Arrives(usize, Box<Charge>),
+    Head(usize, Box<Charge>, Observation),
+    GivesBack(usize),
+    End(usize, Box<Charge>),
+}
+
+/// What is asked for within a span of time.
+struct Asked {
+    span: Ns,
+    recent: VecDeque<(Ns, u64)>,
+    most: u64,
+}
+
+impl Asked {
+    fn add(&mut self, now: Ns, units: u64) {
+        self.recent.push_back((now, units));
+        while self.recent.front().is_some_and(|&(at, _)| at + self.span < now) {
+            self.recent.pop_front();
+        }
+        self.most = self.most.max(self.recent.iter().map(|&(_, units)| units).sum());
+    }
+}
+
+struct World {
+    lane: Lane,
+    bucket: Exact,
+    longest: Ns,
+    journeys: Vec<Journey>,
+    /// What the bucket holds of each.
+    held: Vec<u64>,
+    agenda: BTreeMap<(Ns, usize), Step>,
+    asked: Asked,
+    reserve: u64,
+    sent: usize,
+    refused: usize,
+}
+
+impl World {
+    /// Most of the limit is in use at the start, and both sides know it.
+    fn new(limit: u64, longest: Ns, in_use: f64, journeys: Vec<Journey>) -> Self {
+        let mut lane = warm(limits(None, limit));
+        let mut bucket = Exact::new(limit, 60 * SECOND);
+        let mut left = (limit as f64 * in_use) as u64;
+        while left > limit / 50
+            && let Verdict::Go(mut charge) = lane.submit(&ask(9, 0, limit / 50), START, START, None, true)
+        {
+            lane.sent(&mut charge, START);
+            lane.settle(*charge, Spent::Charge, START);
+            assert!(bucket.admit(limit / 50, START));
+            left -= limit / 50;
+        }
+        // Those have arrived before anything else is sent.
+        let mut at = START + SECOND;
+        let mut agenda = BTreeMap::new();
+        for (n, journey) in journeys.iter().enumerate() {
+            at += journey.gap;
+            agenda.insert((at, agenda.len()), Step::Asks(n));
+        }
+        let asked = Asked { span: 2 * longest, recent: VecDeque::new(), most: 0 };
+        let held = vec![0; journeys.len()];
+        Self { lane, bucket, longest, journeys, held, agenda, asked, reserve: u64::MAX, sent: 0, refused: 0 }
+    }
+
+    fn plan(&mut self, at: Ns, step: Step) {
+        let mut order = 1_000_000;
+        while self.agenda.contains_key(&(at, order)) {
+            order += 1;
+        }
+        self.agenda.insert((at, order), step);
+    }
+
+    fn way(&self, n: usize, leg: usize) -> Ns {
+        (self.longest as f64 * self.journeys[n].ways[leg]) as Ns
+    }
+
+    fn run(&mut self) {
+        let mut waiting: BTreeMap<Id, usize> = BTreeMap::new();
+        let mut events = Vec::new();
+        while let Some(now) = self.agenda.keys().next().map(|&(at, _)| at).into_iter().chain(self.lane.wake()).min() {
+            if let Some(entry) = self.agenda.first_entry().filter(|entry| entry.key().0 == now) {
+                match entry.remove() {
+                    Step::Asks(n) => {
+                        let Journey { app, asked, .. } = self.journeys[n];
+                        let units = (self.bucket.limit as u64 * asked / 10_000).max(1);
+                        match self.lane.submit(&ask(app, 0, units), now, now + 3600 * SECOND, None, true) {
+                            Verdict::Go(charge) => self.send(n, *charge, now),
+                            Verdict::Wait(id) => drop(waiting.insert(id, n)),
+                            Verdict::No(refusal) => panic!("there is time: {refusal:?}"),
+                        }
+                    }
+                    step => self.step(step, now),
+                }
+            }
+            self.lane.pump(now, &mut events);
+            for event in events.drain(..) {
+                let Event::Go(id, charge) = event else { panic!("there is time") };
+                self.send(waiting.remove(&id).expect("it waited"), charge, now);
+            }
+        }
+    }
+
+    fn send(&mut self, n: usize, mut charge: Charge, now: Ns) {
+        let level = &self.lane.levels()[0];
+        let asked = level.asked(&charge.amount());
+        self.asked.add(now, asked);
+        self.reserve = self.reserve.min(level.reserve(asked));
+        self.held[n] = (asked as f64 * self.journeys[n].shares.0) as u64;
+        self.lane.sent(&mut charge, now);
+        self.plan(now + self.way(n, 0), Step::Arrives(n, Box::new(charge)));
+        self.sent += 1;
+    }
+
+    fn step(&mut self, step: Step, now: Ns) {
+        let used = |world: &Self, n: usize| (world.held[n] as f64 * world.journeys[n].shares.1) as u64;
+        match step {
+            Step::Asks(_) => {}
+            Step::Arrives(n, charge) => {
+                if !self.bucket.admit(self.held[n], now) {
+                    self.refused += 1;
+                    return self.lane.settle(*charge, Spent::Nothing, now);
+                }
+                let limit = self.bucket.limit as u64;
+                let remaining = limit.saturating_sub(self.bucket.units());
+                let shown = RemoteQuota { limit, remaining, reset: Some(self.bucket.reset()) };
+                let state = Observation { tokens: Some(shown), ..Observation::default() };
+                let ready = now + self.journeys[n].latency.0;
+                self.plan(ready + self.way(n, 1), Step::Head(n, charge, state));
+            }
+            Step::Head(n, mut charge, state) => {
+                self.lane.observe(&mut charge, &state, now);
+                // The end leaves after the head and does not overtake it.
+                let ready = now - self.way(n, 1) + self.journeys[n].latency.1;
+                let end = (ready + self.way(n, 2)).max(now);
+                self.plan(ready.max(now), Step::GivesBack(n));
+                self.plan(end.max(ready.max(now)), Step::End(n, charge));
+            }
+            Step::GivesBack(n) => self.bucket.add(i128::from(used(self, n)) - i128::from(self.held[n]), now),
+            Step::End(n, charge) => {
+                let spent = Spent::Tokens { prompt: 0, completion: used(self, n), prompt_total: 0 };
+                self.lane.settle(*charge, spent, now);
+            }
+        }
+    }
+
+    /// The reserve covers what may overtake and be overtaken.
+    fn is_covered(&self) -> bool {
+        let drained = self.bucket.limit as u64 * self.longest / (60 * SECOND);
+        self.reserve > self.asked.most + drained
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+
+    /// 4 Safety: nothing is refused whatever the ways, the latencies and the order of answers, as long as the reserve
+    /// covers what is asked for within twice the longest way and what drains in one.
+    #[test]
+    fn safety_whatever_the_network(journeys in prop::collection::vec(journey(), 1..150), limit in 20_000..200_000u64,
+                                   longest in 0..50u64, in_use in 0.5..1.0f64) {
+        let mut world = World::new(limit, longest * MS, in_use, journeys);
+        world.run();
+        prop_assume!(world.is_covered());
+        prop_assert_eq!(world.refused, 0, "of {} sent", world.sent);
+        prop_assert_eq!(world.sent, world.journeys.len());
+        prop_assert_eq!(world.lane.in_flight(), 0);
+    }
+}
