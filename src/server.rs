@@ -1,6 +1,15 @@
-//! Who listens, accepts and drains? One thread per core, each with a runtime of its own; one of them accepts for all.
+//! The server: its threads, its listeners, its shutdown.
 //!
-//! No work is stolen between cores: a connection stays on the thread that it was dealt to, in turn.
+//! There is one worker thread per core, each with a runtime of its own, and no work stealing: a connection stays on the thread
+//! that it was given to when it was accepted. A thread of its own serves operators.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `listener` | binds or takes over sockets, accepts connections, drains |
+//! | `worker` | one worker thread |
+//! | `tls` | the certificate, which can be reloaded |
+//! | `connection` | hyper's connection (HTTP/1.1 or HTTP/2), its time limits, its end |
+//! | `guard` | what hyper reads and writes over HTTP/1.1 |
 
 use std::{
     io,
@@ -8,40 +17,37 @@ use std::{
     num::NonZero,
     sync::Arc,
     thread,
-    time::Duration,
 };
 
 use tokio::{
-    net::{TcpListener, TcpStream},
-    runtime::{Builder, Runtime},
+    net::TcpListener,
+    runtime::Builder,
     signal::unix::{SignalKind, signal},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    time::{sleep, timeout},
+    sync::{mpsc, oneshot},
 };
-use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
+use tokio_util::sync::CancellationToken;
 
 use crate::{admin, proxy::Shield};
 
 mod connection;
 mod deadline;
 mod guard;
-mod listen;
+mod listener;
 mod tls;
+mod worker;
 mod write_timeout;
 
 pub use connection::serve as serve_connection;
-pub use listen::Listeners;
+use listener::Acceptor;
+pub use listener::Listeners;
 use tls::Certificate;
+use worker::Worker;
 
-/// After `drain_timeout`, what streams have to say their last frame before they are cut.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-/// How long accepting rests when the machine has no descriptor left.
-const NO_DESCRIPTORS: Duration = Duration::from_millis(100);
-/// Sockets are taken so many at once: what has come for more waits in the kernel until these have been moved on, for a request
-/// that has to queue with a thousand others at each step has left the caches each time.
-const ROUND: usize = 64;
-/// Sockets are looked at again after so many polls of tasks: more than a round needs.
-const ROUND_POLLS: u32 = 256;
+/// The most I/O events that a runtime handles at once. A larger batch of requests would go through each step together, and every
+/// request would find its data evicted from the cache.
+const EVENTS_PER_TICK: usize = 64;
+/// Task polls between two looks for I/O events: more than a batch needs.
+const EVENT_INTERVAL: u32 = 256;
 
 /// A shield that serves: its addresses, and the way to end it.
 pub struct Running {
@@ -51,53 +57,48 @@ pub struct Running {
     pub admin: SocketAddr,
     shield: Arc<Shield>,
     certificate: Option<Arc<Certificate>>,
-    over: CancellationToken,
-    workers: Vec<thread::JoinHandle<()>>,
+    /// Ends every thread.
+    stopped: CancellationToken,
+    threads: Vec<thread::JoinHandle<()>>,
 }
 
-/// An accepted connection on its way to its worker.
-struct Dealt {
-    socket: std::net::TcpStream,
-    /// Its place under `max_connections`.
-    place: Option<OwnedSemaphorePermit>,
-    /// A drain waits for it from here on.
-    tracked: TaskTrackerToken,
-}
-
-/// Serves on these listeners in threads of its own, until drained.
+/// Serves on these listeners in threads of its own until it is drained.
 ///
 /// # Errors
-/// When the system gives no thread, runtime or address, and when `server.tls` cannot be used; the error says why.
+/// When a thread or runtime cannot be started, and when `server.tls` cannot be used; the error says why.
 pub fn start(shield: Arc<Shield>, listeners: Listeners) -> io::Result<Running> {
     let app = listeners.app.local_addr()?;
     let admin = listeners.admin.local_addr()?;
     let threads = shield.settings.load().server.threads;
     let certificate = shield.settings.load().server.tls.as_ref().map(Certificate::load).transpose()?.map(Arc::new);
     let threads = threads.or_else(|| thread::available_parallelism().ok().map(NonZero::get)).unwrap_or(1).max(1);
-    let over = CancellationToken::new();
-    // What was started ends with a failure to start the rest.
-    let guard = over.clone().drop_guard();
+    let stopped = CancellationToken::new();
+    // If a later step fails, the threads that were started before it stop.
+    let guard = stopped.clone().drop_guard();
+    let mut handles = Vec::with_capacity(threads);
     let mut workers = Vec::with_capacity(threads);
-    let mut hands = Vec::with_capacity(threads);
-    let mut accepting = None;
+    let mut first = None;
     for index in 0..threads {
-        let (hand, dealt) = mpsc::unbounded_channel();
-        hands.push(hand);
-        let (send_accepting, to_accept) = oneshot::channel();
-        accepting.get_or_insert(send_accepting);
-        let runtime =
-            Builder::new_current_thread().enable_all().event_interval(ROUND_POLLS).max_io_events_per_tick(ROUND).build()?;
-        let worker = Worker { shield: shield.clone(), certificate: certificate.clone(), over: over.clone(), dealt };
-        workers.push(thread::Builder::new().name(format!("shield-{index}")).spawn(move || worker.work(runtime, to_accept))?);
+        let (sender, accepted) = mpsc::unbounded_channel();
+        workers.push(sender);
+        let (give, task) = oneshot::channel();
+        first.get_or_insert(give);
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .event_interval(EVENT_INTERVAL)
+            .max_io_events_per_tick(EVENTS_PER_TICK)
+            .build()?;
+        let worker = Worker { shield: shield.clone(), certificate: certificate.clone(), stopped: stopped.clone(), accepted };
+        handles.push(thread::Builder::new().name(format!("shield-{index}")).spawn(move || worker.run(runtime, task))?);
     }
-    workers.push(operate(&shield, &over, listeners.admin)?);
-    let door = Door { shield: shield.clone(), listener: listeners.app, hands, over: over.clone() };
-    if let Some(accepting) = accepting {
-        // The receiver is a thread that has just been started and waits for this.
-        let _ = accepting.send(door);
+    handles.push(serve_operators(&shield, &stopped, listeners.admin)?);
+    let acceptor = Acceptor { shield: shield.clone(), listener: listeners.app, workers, stopped: stopped.clone() };
+    if let Some(first) = first {
+        // The receiver is the first worker, which has just been started and waits for it.
+        let _ = first.send(acceptor.run());
     }
     guard.disarm();
-    Ok(Running { app, admin, shield, certificate, over, workers })
+    Ok(Running { app, admin, shield, certificate, stopped, threads: handles })
 }
 
 impl Running {
@@ -121,7 +122,7 @@ impl Running {
 
     /// Cuts everything that still runs.
     pub fn end(&self) {
-        self.over.cancel();
+        self.stopped.cancel();
     }
 
     /// Where apps connect, as a URL that works on this machine.
@@ -151,9 +152,9 @@ impl Running {
 
     /// Blocks until the drain is complete.
     pub fn join(self) {
-        for worker in self.workers {
-            if worker.join().is_err() {
-                tracing::error!("a worker thread panicked");
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a server thread panicked");
             }
         }
         if let Err(error) = self.shield.limits.save_now() {
@@ -208,7 +209,7 @@ pub fn run(shield: Arc<Shield>, listeners: Listeners, mut reload: impl FnMut()) 
                     }
                     continue;
                 }
-                () = running.over.cancelled() => return io::Result::Ok(ended),
+                () = running.stopped.cancelled() => return io::Result::Ok(ended),
             };
             let shutdown = &running.shield.shutdown;
             if !shutdown.draining.is_cancelled() {
@@ -244,10 +245,10 @@ fn tell_systemd(state: &[sd_notify::NotifyState<'_>]) {
     }
 }
 
-/// Serves operators in a thread of its own, drain included: a scrape takes no time from requests.
-fn operate(
+/// Serves operators in a thread of its own, so that a scrape takes no time from requests. Ends last.
+fn serve_operators(
     shield: &Arc<Shield>,
-    over: &CancellationToken,
+    stopped: &CancellationToken,
     listener: std::net::TcpListener,
 ) -> io::Result<thread::JoinHandle<()>> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -255,144 +256,16 @@ fn operate(
         let _context = runtime.enter();
         TcpListener::from_std(listener)?
     };
-    let (shield, over) = (shield.clone(), over.clone());
+    let (shield, stopped) = (shield.clone(), stopped.clone());
     thread::Builder::new().name("shield-admin".into()).spawn(move || {
         runtime.block_on(async {
             tokio::select! {
-                () = over.cancelled() => {}
+                () = stopped.cancelled() => {}
                 () = admin::serve(listener, shield.clone()) => {}
-                // The lines' timers, and levels saved once a second.
+                // The limiters' timers; what they know is saved once a second.
                 () = shield.limits.run() => {}
                 () = shield.upstream.reap_idle() => {}
             }
         });
     })
-}
-
-/// What the accepting thread has.
-struct Door {
-    shield: Arc<Shield>,
-    listener: std::net::TcpListener,
-    hands: Vec<mpsc::UnboundedSender<Dealt>>,
-    over: CancellationToken,
-}
-
-/// One worker thread: serves what it is dealt; the first one also opens the door.
-struct Worker {
-    shield: Arc<Shield>,
-    certificate: Option<Arc<Certificate>>,
-    over: CancellationToken,
-    dealt: mpsc::UnboundedReceiver<Dealt>,
-}
-
-impl Worker {
-    fn work(mut self, runtime: Runtime, to_accept: oneshot::Receiver<Door>) {
-        runtime.block_on(async {
-            let over = self.over.clone();
-            let accepting = async {
-                if let Ok(door) = to_accept.await {
-                    door.keep().await;
-                }
-            };
-            tokio::select! {
-                () = over.cancelled() => {}
-                () = async { tokio::join!(self.serve(), accepting); over.cancelled().await } => {}
-            }
-        });
-        // A name look-up that hangs must not hold the end up.
-        runtime.shutdown_background();
-    }
-
-    async fn serve(&mut self) {
-        while let Some(Dealt { socket, place, tracked }) = self.dealt.recv().await {
-            let socket = socket.set_nodelay(true).and_then(|()| TcpStream::from_std(socket));
-            let socket = match socket {
-                Ok(socket) => socket,
-                Err(error) => {
-                    tracing::warn!(%error, "an accepted connection cannot be served");
-                    continue;
-                }
-            };
-            let (shield, held) = (self.shield.clone(), (place, tracked));
-            match self.certificate.clone() {
-                None => tokio::spawn(connection::serve(socket, shield, held)),
-                Some(certificate) => tokio::spawn(serve_tls(socket, certificate, shield, held)),
-            };
-        }
-    }
-}
-
-async fn serve_tls<T>(socket: TcpStream, certificate: Arc<Certificate>, shield: Arc<Shield>, held: T) {
-    let header_timeout = shield.settings.load().server.header_timeout;
-    match Box::pin(timeout(header_timeout, certificate.accept(socket))).await {
-        Ok(Ok(socket)) => connection::serve(socket, shield, held).await,
-        Ok(Err(error)) => tracing::debug!(%error, "no TLS with a client"),
-        Err(_) => tracing::debug!("a client did not finish its TLS handshake in time"),
-    }
-}
-
-impl Door {
-    /// Accepts until draining, then waits for what runs, then ends every worker.
-    async fn keep(self) {
-        let Self { shield, listener, hands, over } = self;
-        let drain_timeout = shield.settings.load().server.drain_timeout;
-        if let Err(error) = accept(listener, &shield, hands).await {
-            tracing::error!(%error, "the listener cannot be used");
-            shield.shutdown.draining.cancel();
-        }
-        shield.connections.close();
-        tokio::select! {
-            () = shield.connections.wait() => {}
-            () = shield.shutdown.cutoff.cancelled() => {}
-            () = sleep(drain_timeout) => {
-                tracing::warn!(connections = shield.connections.len(), "drain_timeout is over: ending streams");
-                shield.shutdown.cutoff.cancel();
-            }
-        }
-        let cut_off = shield.shutdown.cutoff.is_cancelled();
-        if cut_off && timeout(LAST_WORDS, shield.connections.wait()).await.is_err() {
-            tracing::warn!(connections = shield.connections.len(), "connections cut");
-        }
-        over.cancel();
-    }
-}
-
-/// Deals connections to the workers in turn, until draining. At `max_connections` the next ones wait in the listener's backlog.
-async fn accept(listener: std::net::TcpListener, shield: &Shield, hands: Vec<mpsc::UnboundedSender<Dealt>>) -> io::Result<()> {
-    let listener = TcpListener::from_std(listener)?;
-    let places = Arc::new(Semaphore::new(shield.settings.load().server.max_connections));
-    let mut turns = hands.iter().cycle();
-    let mut deal = |socket: std::net::TcpStream, place| {
-        let tracked = shield.connections.token();
-        if let Some(hand) = turns.next() {
-            // A worker that is gone takes its connection with it: the process is ending.
-            let _ = hand.send(Dealt { socket, place, tracked });
-        }
-    };
-    let next = async || {
-        let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-        let (socket, _) = listener.accept().await?;
-        io::Result::Ok((socket.into_std()?, Some(place)))
-    };
-    loop {
-        let next = tokio::select! {
-            biased;
-            next = next() => next,
-            () = shield.shutdown.draining.cancelled() => break,
-        };
-        match next {
-            Ok((socket, place)) => deal(socket, place),
-            Err(error) => {
-                tracing::warn!(%error, "accept failed");
-                sleep(NO_DESCRIPTORS).await;
-            }
-        }
-    }
-    // Who is in the backlog already would be reset by the close.
-    let listener = listener.into_std()?;
-    while let Ok((socket, _)) = listener.accept() {
-        socket.set_nonblocking(true)?;
-        deal(socket, None);
-    }
-    Ok(())
 }

@@ -1,4 +1,4 @@
-//! How do apps get TLS? One certificate, read from files, and again when the operator says so.
+//! TLS for apps: one certificate, read from files, that can be reloaded, and the negotiation of HTTP/2.
 
 use std::{io, sync::Arc};
 
@@ -15,7 +15,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::config::Tls;
 
-/// The certificate in force.
+/// The certificate, and the acceptor that shows it.
 pub(super) struct Certificate {
     files: Tls,
     current: Arc<Current>,

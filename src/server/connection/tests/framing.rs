@@ -68,19 +68,6 @@ async fn a_body_in_pieces_is_one_body() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_request_whose_head_has_begun_is_served_while_draining() {
-    let shield = shield();
-    let mut client = client(&shield);
-    client.write_all(b"GET /good HTTP/1.1\r\n").await.expect("it is open");
-    sleep(Duration::from_secs(1)).await;
-    shield.shutdown.draining.cancel();
-    sleep(10 * LAST_CALL).await;
-    client.write_all(b"\r\n").await.expect("it is open");
-    let answer = rest(&mut client).await;
-    assert!(answer.contains("connection: close") && answer.ends_with("GET /good "), "{answer}");
-}
-
 /// What is left to send is as much each time, and yet its client takes it.
 #[tokio::test(start_paused = true)]
 async fn a_slow_client_of_equal_pieces_is_not_cut() {

@@ -155,8 +155,8 @@ async fn a_client_that_reads_slowly_is_not_cut() {
     while let Some(data) = body.data().await {
         let length = data.expect("it is not reset").len();
         all += length;
-        // h2 tells the server once half of its window has been read: 32 KiB.
-        sleep(LONGEST_BLOCKED / 4).await;
+        // h2 sends a window update once half of the window has been read: 32 KiB in up to four frames.
+        sleep(LONGEST_BLOCKED / 8).await;
         body.flow_control().release_capacity(length).expect("it is open");
     }
     assert_eq!(all, 1 << 20);

@@ -1,17 +1,31 @@
-//! The listening sockets: passed on by whoever started the process (systemd socket activation), or bound here.
+//! The listening sockets, and the connections that they accept.
+//!
+//! The sockets are passed on by whoever started the process (systemd socket activation), or bound here.
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::Arc,
+    time::Duration,
 };
 
 use listenfd::ListenFd;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
 
-use crate::config::Settings;
+use super::worker::Accepted;
+use crate::{config::Settings, proxy::Shield};
 
 /// Length of the accept queue.
 const BACKLOG: i32 = 1024;
+/// After `drain_timeout`, how long streams have for their last frame before they are cut.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long accepting pauses when it fails, for example because the process has no file descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The two listening sockets.
 #[derive(Debug)]
@@ -63,6 +77,81 @@ fn reason(error: &io::Error) -> String {
         io::ErrorKind::PermissionDenied => format!("{error}. Ports below 1024 need CAP_NET_BIND_SERVICE"),
         _ => error.to_string(),
     }
+}
+
+/// Accepts connections for all workers.
+pub(super) struct Acceptor {
+    pub(super) shield: Arc<Shield>,
+    pub(super) listener: TcpListener,
+    pub(super) workers: Vec<mpsc::UnboundedSender<Accepted>>,
+    /// Cancelled when the drain is over.
+    pub(super) stopped: CancellationToken,
+}
+
+impl Acceptor {
+    /// Accepts until draining begins, waits for the connections that are open, then stops every worker.
+    pub(super) async fn run(self) {
+        let Self { shield, listener, workers, stopped } = self;
+        let drain_timeout = shield.settings.load().server.drain_timeout;
+        if let Err(error) = accept(listener, &shield, workers).await {
+            tracing::error!(%error, "the listener cannot be used");
+            shield.shutdown.draining.cancel();
+        }
+        shield.connections.close();
+        tokio::select! {
+            () = shield.connections.wait() => {}
+            () = shield.shutdown.cutoff.cancelled() => {}
+            () = sleep(drain_timeout) => {
+                tracing::warn!(connections = shield.connections.len(), "drain_timeout is over: ending streams");
+                shield.shutdown.cutoff.cancel();
+            }
+        }
+        let cut_off = shield.shutdown.cutoff.is_cancelled();
+        if cut_off && timeout(LAST_WORDS, shield.connections.wait()).await.is_err() {
+            tracing::warn!(connections = shield.connections.len(), "connections cut");
+        }
+        stopped.cancel();
+    }
+}
+
+/// Gives connections to the workers in turn until draining begins. At `max_connections` further ones wait in the accept queue.
+async fn accept(listener: TcpListener, shield: &Shield, workers: Vec<mpsc::UnboundedSender<Accepted>>) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let permits = Arc::new(Semaphore::new(shield.settings.load().server.max_connections));
+    let mut turns = workers.iter().cycle();
+    let mut give = |socket: TcpStream, permit: Option<OwnedSemaphorePermit>| {
+        let tracked = shield.connections.token();
+        if let Some(worker) = turns.next() {
+            // A worker that has stopped drops the connection: the process is ending.
+            let _ = worker.send(Accepted { socket, permit, tracked });
+        }
+    };
+    let next = async || {
+        let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let (socket, _) = listener.accept().await?;
+        io::Result::Ok((socket.into_std()?, permit))
+    };
+    loop {
+        let next = tokio::select! {
+            biased;
+            next = next() => next,
+            () = shield.shutdown.draining.cancelled() => break,
+        };
+        match next {
+            Ok((socket, permit)) => give(socket, Some(permit)),
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    // Closing the listener would reset the connections in its accept queue.
+    let listener = listener.into_std()?;
+    while let Ok((socket, _)) = listener.accept() {
+        socket.set_nonblocking(true)?;
+        give(socket, None);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
