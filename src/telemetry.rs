@@ -20,6 +20,7 @@ use crate::{
 };
 
 mod access;
+mod blocked;
 mod configuration;
 mod counts;
 mod exposition;
@@ -32,12 +33,14 @@ mod recent;
 mod tests;
 mod trend;
 
+pub use blocked::BlockedAccount;
 pub use configuration::Configuration;
 pub use exposition::{Format, Gauges};
 pub use log::{Handle, filter, init};
 pub use recent::{KEPT, RecentRequest};
 pub use trend::{Slice, Trend};
 
+use blocked::BlockedAccounts;
 use counts::Counts;
 use recent::Recent;
 
@@ -235,6 +238,7 @@ pub struct Telemetry {
     /// Bounded by the configuration, which names both models.
     fallbacks: Family<FallbackLabels, Counter>,
     recent: Recent,
+    blocked: BlockedAccounts,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -259,6 +263,21 @@ impl Telemetry {
     pub fn fell_back(&self, from: &str, to: &str, reason: FallbackReason) {
         let labels = FallbackLabels { from: from.to_owned(), to: to.to_owned(), reason: reason.as_str() };
         self.fallbacks.get_or_create(&labels).inc();
+    }
+
+    /// Groq has answered a request of `organization` with `reason`, the code of a blocked or restricted account.
+    pub fn account_blocked(&self, organization: &Arc<str>, reason: &str) {
+        self.blocked.blocked(organization, reason);
+    }
+
+    /// Groq has served a request of `organization`, which is therefore not blocked.
+    pub fn account_served(&self, organization: &Arc<str>) {
+        self.blocked.succeeded(organization);
+    }
+
+    /// The organizations that Groq has blocked, until one of their requests succeeds.
+    pub fn blocked_accounts(&self) -> Vec<BlockedAccount> {
+        self.blocked.list()
     }
 
     /// Requests that have begun and not ended.

@@ -102,11 +102,13 @@ async fn the_page_shows_the_state_and_takes_names_for_text() {
         }
     };
     timeout(BROWSER, blocked).await.expect("the line waits for RPM");
+    shield.telemetry.account_blocked(&"acme".into(), "blocked_api_access");
     shield.telemetry.reload_refused("line 3: unknown key <img src=x onerror=alert(1)>");
     let (page, console) = rendered(&format!("http://{address}/"), None).await;
     assert_eq!(console, "", "{page}");
     assert!(page.contains(r#"data-state="live""#), "{page}");
     assert!(page.contains("The configuration was refused at"), "{page}");
+    assert!(page.contains("Groq has blocked the organization acme (blocked_api_access) since"), "{page}");
     assert!(page.contains("unknown key &lt;img src=x onerror=alert(1)&gt;"), "{page}");
     assert!(page.contains(r#"aria-label="Requests over the last 15 minutes: ended 1""#), "{page}");
 

@@ -30,6 +30,7 @@ struct Status<'a> {
     config: Config,
     store: Store,
     totals: Totals,
+    blocked_accounts: Vec<BlockedAccount>,
     lanes: Vec<Lane<'a>>,
     history: History,
 }
@@ -69,6 +70,16 @@ struct Totals {
     refused_by_shield: u64,
     refused_by_groq: u64,
     resends: u64,
+}
+
+/// An organization that Groq has blocked or restricted, until one of its requests succeeds.
+#[derive(Serialize)]
+struct BlockedAccount {
+    organization: String,
+    /// The code of Groq's error.
+    reason: String,
+    /// Unix time, seconds.
+    since: f64,
 }
 
 #[derive(Serialize)]
@@ -185,6 +196,16 @@ impl Desk {
                 refused_by_groq: total.refused_by_groq,
                 resends: total.resends,
             },
+            blocked_accounts: shield
+                .telemetry
+                .blocked_accounts()
+                .into_iter()
+                .map(|account| BlockedAccount {
+                    organization: account.organization,
+                    reason: account.reason,
+                    since: unix(account.since),
+                })
+                .collect(),
             lanes: lanes.iter().map(|of| lane(of, &open_breakers)).collect(),
             history: history(slices),
         };

@@ -87,6 +87,8 @@ struct Report {
     config: Configuration,
     store: Store,
     totals: Totals,
+    #[serde(default)]
+    blocked_accounts: Vec<BlockedAccount>,
     lanes: Vec<Lane>,
 }
 
@@ -116,6 +118,12 @@ struct Totals {
     refused_by_shield: u64,
     refused_by_groq: u64,
     resends: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct BlockedAccount {
+    organization: String,
+    reason: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -195,6 +203,9 @@ fn write_table(report: &Report, out: &mut String) -> std::fmt::Result {
             writeln!(out, "  {line}")?;
         }
     }
+    for account in &report.blocked_accounts {
+        writeln!(out, "Groq has BLOCKED the organization {}: {}", account.organization, account.reason)?;
+    }
     if report.lanes.is_empty() {
         writeln!(out, "no model has been used yet")?;
     }
@@ -273,6 +284,7 @@ mod tests {
             "config": {"file": "groq-shield.toml", "loaded_at": 1.0, "loads": 2, "error": {"at": 1.0, "message": "error: no\n  here"}},
             "store": {"kind": "local", "degraded": false},
             "totals": {"requests": 12, "failed": 1, "refused_by_shield": 2, "refused_by_groq": 3, "resends": 4},
+            "blocked_accounts": [{"organization": "acme", "reason": "blocked_api_access", "since": 1.0}],
             "lanes": [{
                 "organisation": "acme", "model": "openai/gpt-oss-20b", "tier": "on_demand",
                 "dimensions": [{"dimension": "TPM", "unit": "tokens", "period_s": 60.0, "limit": 8000, "level": 2000.0, "reserve": 400,
@@ -292,6 +304,7 @@ groq-shield 0.1.0 running for 2h03m, before api.groq.com, groq-shield.toml, stor
 the configuration was changed and has faults, the one before is in force:
   error: no
     here
+Groq has BLOCKED the organization acme: blocked_api_access
 
 openai/gpt-oss-20b (acme, on_demand)  1 in flight  BREAKER OPEN, probe in 3.0s  a new request waits 2.5s
          used                         left        limit  from         empty in   full in

@@ -79,6 +79,9 @@ pub(super) async fn send(
     if status.is_client_error() || status.is_server_error() {
         let body = relay::error_body(answer.body, MAX_ERROR_BODY, ERROR_BODY_TIMEOUT).await;
         let error = Box::new(UpstreamError::new(status, answer.head.headers, &body, SystemTime::now()));
+        if let Some(reason) = error.blocks_account() {
+            shield.telemetry.account_blocked(&call.ask.organisation, reason);
+        }
         let text = matches!(status.as_u16(), 400 | 413 | 429).then(|| groq::parse_refusal(&error.message)).flatten();
         if status != StatusCode::TOO_MANY_REQUESTS
             && text.is_none()
@@ -92,7 +95,12 @@ pub(super) async fn send(
         reservation.observe(&state, now);
     }
     match relay::validate(&answer.head, answer.body, call.expected(upstream_request), call.stream_must_end()).await {
-        Ok(body) => Outcome::Validated(Box::new(Response::from_parts(answer.head, body))),
+        Ok(body) => {
+            if status.is_success() && call.is_limited() {
+                shield.telemetry.account_served(&call.ask.organisation);
+            }
+            Outcome::Validated(Box::new(Response::from_parts(answer.head, body)))
+        }
         Err(error) => Outcome::Failed(Failure::after_sending(error)),
     }
 }
@@ -104,6 +112,8 @@ impl Outcome {
             Self::Validated(..) => Class::Answered,
             // A request that can never fit is not cured by waiting, whatever its status.
             Self::Error { text: Some(text), .. } if text.hopeless() => Class::Answered,
+            // Neither does waiting unblock an organization.
+            Self::Error { error, .. } if error.blocks_account().is_some() => Class::Answered,
             Self::Error { error, upstream_status, .. } => Class::of(*upstream_status, error.retry_after),
             Self::Failed(Failure { error: ExchangeError::Tls(_), .. }) => Class::Broken,
             Self::Failed(_) => Class::Transient { retry_after: None },

@@ -109,6 +109,8 @@ struct Families {
     levels: BTreeMap<[String; 4], Level>,
     waiting: BTreeMap<(String, Class), u64>,
     breakers: BTreeMap<String, bool>,
+    /// Organization, reason, whether it is blocked now.
+    blocked: Vec<(String, String, bool)>,
     gauges: Gauges,
 }
 
@@ -161,7 +163,7 @@ impl Families {
             let row = RequestLabels { app, model, endpoint, status: 200, source: Source::Upstream };
             sums.requests.entry(row).or_default();
         }
-        Self { sums, config_valid, levels, waiting, breakers, gauges }
+        Self { sums, config_valid, levels, waiting, breakers, blocked: telemetry.blocked.states(), gauges }
     }
 }
 
@@ -234,6 +236,14 @@ impl Collector for Families {
             "breaker_open",
             "1 while Groq is not asked for this model because it failed too often",
             self.breakers.iter().map(|(model, open)| ([("model", model.as_str())], u64::from(*open))),
+        )?;
+        gauge(
+            to,
+            "account_blocked",
+            "1 from the first answer by which Groq blocks the organization until its next success",
+            self.blocked.iter().map(|(organization, reason, blocked)| {
+                ([("organization", organization.as_str()), ("reason", reason.as_str())], u64::from(*blocked))
+            }),
         )?;
         for (name, help, n) in [
             ("store_degraded", "1 while the shared store is out of reach", u64::from(self.gauges.store_degraded)),

@@ -313,3 +313,19 @@ fn a_client_cannot_write_lines_of_its_own_nor_have_a_key_written() {
         assert!(text.len() < 3000, "{text}");
     }
 }
+
+#[test]
+fn a_blocked_account_is_one_line_and_its_return_another() {
+    let telemetry = Telemetry::default();
+    let text = logged(true, || {
+        for _ in 0..3 {
+            telemetry.account_blocked(&"acme".into(), "blocked_api_access");
+        }
+        telemetry.account_served(&"acme".into());
+        telemetry.account_served(&"acme".into());
+    });
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    assert!(lines[0].contains("Groq has blocked this organization") && lines[0].contains("blocked_api_access"), "{text}");
+    assert!(lines[1].contains("Groq serves this organization again") && lines[1].contains("acme"), "{text}");
+}

@@ -5,6 +5,7 @@ mod answers;
 mod checks;
 mod client;
 mod corpus;
+mod groq;
 mod kit;
 mod ours;
 mod overload;

@@ -77,12 +77,22 @@ impl UpstreamError {
         if error.rebuilt {
             error.headers.remove(header::SET_COOKIE);
         }
+        if error.blocks_account().is_some() {
+            error.retry_after = None;
+        }
         error
     }
 
     /// Whether the model had already written something, so that Groq charges for it.
     pub fn after_generation(&self) -> bool {
         matches!(self.code.as_deref(), Some("json_validate_failed" | "tool_use_failed"))
+    }
+
+    /// The code by which Groq says that the organization is blocked or restricted, where it does.
+    pub fn blocks_account(&self) -> Option<&str> {
+        let blocks =
+            |code: &&str| matches!(*code, "blocked_api_access" | "organization_restricted") || code.starts_with("spend_");
+        self.code.as_deref().filter(blocks)
     }
 
     /// The upstream's own object: as it is where it is as documented, else with the members that it lacks.
