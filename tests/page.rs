@@ -35,7 +35,7 @@ async fn operated() -> (Arc<Shield>, SocketAddr) {
 
 /// More requests of one app than its limit lets through at once; they wait as long as the test runs.
 fn crowd(shield: &Arc<Shield>, app: &str) {
-    for fingerprint in 0..30 {
+    for _ in 0..30 {
         let (limits, app) = (shield.limits.clone(), Arc::from(app));
         tokio::spawn(async move {
             let ask = Ask {
@@ -47,8 +47,6 @@ fn crowd(shield: &Arc<Shield>, app: &str) {
                 class: Class::Batch.into(),
                 pool: Pool::Tokens { prompt: 100, ceiling: Some(100) },
                 bytes: 400,
-                fingerprint,
-                client_retry: false,
             };
             let mut reservation = limits.reserve(&ask, Instant::now() + 5 * BROWSER, None).await.expect("patient");
             reservation.sent(Instant::now());

@@ -82,8 +82,6 @@ where
         class: identity.class.into(),
         pool: facts.pool,
         bytes: body.len() as u64,
-        fingerprint: facts.fingerprint,
-        client_retry: facts::is_client_retry(&headers),
     };
     let max_wait = facts::max_wait(&headers, &settings.queue, || shield.limits.usual_time_to_head(&ask));
     let content_type = headers.get(header::CONTENT_TYPE).filter(|_| endpoint.takes_audio()).cloned();
@@ -196,7 +194,6 @@ impl Call {
         let Ok(facts) = Facts::of(self.endpoint, &headers, &body) else { return false };
         self.ask.model = facts.model.clone();
         self.ask.pool = facts.pool;
-        self.ask.fingerprint = facts.fingerprint;
         self.ask.bytes = body.len() as u64;
         self.breaker_key.1 = facts.model.clone();
         self.fitted = None;

@@ -146,8 +146,6 @@ async fn in_a_long_line_batch_is_refused_first() {
         class,
         pool: Pool::Tokens { prompt: 10, ceiling: Some(10) },
         bytes: 100,
-        fingerprint: 0,
-        client_retry: false,
     };
     let deadline = Instant::now() + Duration::from_secs(3600);
     let join = async |class| {

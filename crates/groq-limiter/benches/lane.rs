@@ -37,8 +37,6 @@ fn ask(app: usize, ceiling: u64) -> Ask {
         class: Priority::Interactive,
         pool: Pool::Tokens { prompt: 200, ceiling: Some(ceiling) },
         bytes: 0,
-        fingerprint: 0,
-        client_retry: false,
     }
 }
 

@@ -5,12 +5,7 @@
 //! `pump` again at [`Lane::wake`] at the latest. A granted request holds a [`Charge`] that ends in exactly one of
 //! [`Lane::settle`] and [`Lane::refused`].
 
-use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, time::Duration};
 
 use self::probe::Knowledge;
 pub use self::{asked::Again, charge::Charge};
@@ -19,7 +14,7 @@ use super::{
     books::Books,
     bucket::{Fit, Ns},
     calibrate::Calibration,
-    line::{Id, Line, Ticket},
+    line::{Id, Line},
 };
 use crate::settings::{LimitSettings, Plan};
 
@@ -84,7 +79,6 @@ pub struct Lane {
     guessed: bool,
     /// Who leaves when, the earliest on top; some have left before.
     deadlines: BinaryHeap<Reverse<(Ns, Id)>>,
-    left: HashMap<u64, (Ticket, Ns)>,
     blocked: Option<(Option<usize>, Ns)>,
     wake: Option<Ns>,
     refusals: u64,
@@ -102,7 +96,6 @@ impl Lane {
             probing_until: None,
             guessed: false,
             deadlines: BinaryHeap::new(),
-            left: HashMap::new(),
             paused_until: 0,
             pauses: 0,
             blocked: None,
@@ -221,12 +214,10 @@ impl Lane {
         self.wake
     }
 
-    /// A waiter's client has left. Its place is kept for a retry of the client's own. The caller pumps.
+    /// A waiter's client has left. The caller pumps.
     pub fn cancel(&mut self, id: Id, now: Ns) {
-        let now = self.advance(now);
-        if let Some(waiter) = self.leave(id) {
-            self.keep_place(&waiter, now);
-        }
+        self.advance(now);
+        self.leave(id);
     }
 
     fn block(&mut self, slot: Option<usize>, until: Ns) {

@@ -72,10 +72,6 @@ pub struct Ask {
     pub pool: Pool,
     /// Bytes that it holds while it waits.
     pub bytes: u64,
-    /// Digest of app, path and body: how a client's own retry finds the place it left.
-    pub fingerprint: u64,
-    /// `x-stainless-retry-count` ≥ 1.
-    pub client_retry: bool,
 }
 
 /// Why a request gets no reservation. No level was changed.

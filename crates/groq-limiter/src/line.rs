@@ -50,8 +50,6 @@ pub struct Waiter {
     pub deadline: Ns,
     /// How much later than its own time it may go because smaller ones passed; set when it first blocks the line.
     pub slack: Option<Ns>,
-    /// How a client's own retry finds the place.
-    pub fingerprint: u64,
     /// Prompt tokens before the lane's own correction.
     pub estimated: u32,
     /// Whether its client named a ceiling.

@@ -33,8 +33,6 @@ fn ask(app: &str, prompt: u64, ceiling: u64) -> Ask {
         class: Priority::Interactive,
         pool: Pool::Tokens { prompt, ceiling: Some(ceiling) },
         bytes: 100,
-        fingerprint: 0,
-        client_retry: false,
     }
 }
 

@@ -1,13 +1,11 @@
 //! What is asked? Endpoint, organisation, app, model, what it may cost, how patient its client is: read once, from head and body.
 
 use std::{
-    hash::{BuildHasher as _, Hasher as _},
     sync::{Arc, LazyLock},
     time::Duration,
 };
 
 use bytes::Bytes;
-use foldhash::fast::RandomState;
 use groq_limiter::Pool;
 use http::{HeaderMap, header};
 
@@ -30,23 +28,18 @@ pub struct Facts {
     pub tier: Arc<str>,
     /// What it draws on.
     pub pool: Pool,
-    /// Digest of the body, without the middle of a large one.
-    pub fingerprint: u64,
     /// Whether it asks for a stream.
     pub stream: bool,
     /// Whether it asks for an answer that is not JSON (`response_format` of a transcription).
     pub wants_text: bool,
 }
 
-const RETRY_COUNT: &str = "x-stainless-retry-count";
 const READ_TIMEOUT: &str = "x-stainless-read-timeout";
 const TIMEOUT: &str = "x-stainless-timeout";
 const MAX_WAIT: &str = "x-shield-max-wait-ms";
 
 /// No model's name is longer; more of one is not kept, bytes.
 const LONGEST_MODEL: usize = 200;
-/// Of a body's beginning and of its end so much is digested: no more than a place in line hangs on it.
-const DIGESTED: usize = 1 << 10;
 /// Audio behind a `url` has no length that we can see: taken for so many seconds, until the headers tell.
 const SECONDS_BEHIND_URL: u64 = 300;
 /// Groq bills no less, seconds.
@@ -60,14 +53,7 @@ impl Facts {
     /// # Errors
     /// [`Rejection::InvalidJson`] where JSON is due and does not parse.
     pub fn of(endpoint: Endpoint, headers: &HeaderMap, body: &Bytes) -> Result<Self, Rejection> {
-        let mut facts = Self {
-            model: Arc::default(),
-            tier: tier(""),
-            pool: Pool::Free,
-            fingerprint: fingerprint(body),
-            stream: false,
-            wants_text: false,
-        };
+        let mut facts = Self { model: Arc::default(), tier: tier(""), pool: Pool::Free, stream: false, wants_text: false };
         let encoded = headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
         if encoded {
             return Ok(facts);
@@ -128,16 +114,6 @@ fn bounded(model: &str) -> Arc<str> {
     Arc::from(&model[..end.unwrap_or(0)])
 }
 
-fn fingerprint(body: &[u8]) -> u64 {
-    // Not SipHash: it took 5 instructions a byte, a third of a 16 KiB request. The seed is this process's own.
-    static DIGEST: LazyLock<RandomState> = LazyLock::new(RandomState::default);
-    let mut digest = DIGEST.build_hasher();
-    digest.write_usize(body.len());
-    digest.write(&body[..body.len().min(DIGESTED)]);
-    digest.write(&body[body.len().saturating_sub(DIGESTED).max(DIGESTED.min(body.len()))..]);
-    digest.finish()
-}
-
 /// `body` with the number of its ceiling replaced by `to`, or with a ceiling where it names none; no other byte changes.
 pub fn with_ceiling(endpoint: Endpoint, body: &Bytes, to: u64) -> Bytes {
     let Ok(members) = json::read(endpoint, body) else { return body.clone() };
@@ -148,11 +124,6 @@ pub fn with_ceiling(endpoint: Endpoint, body: &Bytes, to: u64) -> Bytes {
     let name = if endpoint == Endpoint::Responses { "max_output_tokens" } else { "max_completion_tokens" };
     let comma = if body[open + 1..].trim_ascii_start().starts_with(b"}") { "" } else { "," };
     [&body[..=open], format!(r#""{name}":{to}{comma}"#).as_bytes(), &body[open + 1..]].concat().into()
-}
-
-/// Whether the SDK sends this for the second time.
-pub fn is_client_retry(headers: &HeaderMap) -> bool {
-    number(headers, RETRY_COUNT).is_some_and(|count| count >= 1.0)
 }
 
 /// However little a client says that it waits, less its answer's usual time, it gets this much.

@@ -207,16 +207,6 @@ fn patience_is_the_least_that_anybody_has() {
     }
 }
 
-#[test]
-fn a_clients_own_retry_is_known_by_its_body() {
-    assert!(is_client_retry(&headers(&[("x-stainless-retry-count", "1")])));
-    assert!(!is_client_retry(&headers(&[("x-stainless-retry-count", "0")])));
-    assert!(!is_client_retry(&headers(&[("x-stainless-retry-count", "x")])));
-    let print = |body: &str| chat(body).fingerprint;
-    assert_eq!(print(r#"{"a":1}"#), print(r#"{"a":1}"#));
-    assert_ne!(print(r#"{"a":1}"#), print(r#"{"a":2}"#));
-}
-
 proptest! {
     #[test]
     fn never_panics(body in proptest::collection::vec(any::<u8>(), 0..200)) {

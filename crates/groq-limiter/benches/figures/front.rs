@@ -78,8 +78,6 @@ impl Shield {
             class: Priority::Interactive,
             pool: Pool::Tokens { prompt: job.estimate, ceiling: Some(job.size.ceiling) },
             bytes: 0,
-            fingerprint: number as u64,
-            client_retry: false,
         };
         let mut decisions = Vec::new();
         match self.lane.submit(&ask, START + now, START + job.deadline, again, true) {

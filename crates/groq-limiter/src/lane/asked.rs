@@ -49,7 +49,7 @@ impl Lane {
     pub(super) fn read(&mut self, ask: &Ask, app: AppId, now: Ns, deadline: Ns, again: Option<Again>) -> (Waiter, Asker) {
         let (amount, estimated, ceiling_given) = self.amount(ask.pool);
         let amount = again.map_or(amount, |again| amount.max(again.least));
-        let ticket = again.map(|again| again.ticket).or_else(|| self.take_back(ask, now));
+        let ticket = again.map(|again| again.ticket);
         let size = self.size(&amount);
         let usual = self.line.app_of(app).and_then(|app| app.completion.mean()).or(self.calibration.completion.mean());
         let expected = self.expected(usual, amount.output, ceiling_given);
@@ -65,7 +65,6 @@ impl Lane {
             since: now,
             deadline,
             slack: None,
-            fingerprint: ask.fingerprint,
         };
         let asker = Asker { app, class: ask.class, size, amount: self.forecast_amount(&waiter), ticket };
         (waiter, asker)

@@ -2,21 +2,17 @@
 
 use std::{cmp::Reverse, time::Duration};
 
-use super::{Event, Lane, SECOND};
+use super::{Event, Lane};
 use crate::{
-    Ask, Refusal,
+    Refusal,
     bucket::{Fit, Ns},
     forecast::{Asker, Forecast, forecast},
-    line::{Id, Ticket, Waiter},
+    line::{Id, Waiter},
     types::{Dimension, Priority},
 };
 
 /// Forecasts are taken for so much too short.
 const CAUTION: f64 = 1.08;
-/// A place that its client left is kept for its retry for so long, ns.
-const PLACE_KEPT: Ns = 20 * SECOND;
-/// Places kept at most.
-const PLACES: usize = 1024;
 
 impl Lane {
     /// Refused now if the forecast, taken with caution, ends after the deadline.
@@ -85,7 +81,6 @@ impl Lane {
                 continue;
             };
             let refusal = self.late(self.forecast(&self.asker(&waiter), now), waiter.since, deadline);
-            self.keep_place(&waiter, now);
             events.push(Event::No(id, refusal));
         }
     }
@@ -108,23 +103,5 @@ impl Lane {
                 events.push(Event::No(id, refusal));
             }
         }
-    }
-
-    /// Its client has left or its patience ended: a retry of the client's own finds its place.
-    pub(super) fn keep_place(&mut self, waiter: &Waiter, now: Ns) {
-        if self.left.len() >= PLACES {
-            self.left.retain(|_, &mut (_, until)| until > now);
-        }
-        if self.left.len() < PLACES {
-            self.left.insert(waiter.fingerprint, (waiter.ticket, now + PLACE_KEPT));
-        }
-    }
-
-    /// The place that a client's own retry left.
-    pub(super) fn take_back(&mut self, ask: &Ask, now: Ns) -> Option<Ticket> {
-        if !ask.client_retry {
-            return None;
-        }
-        self.left.remove(&ask.fingerprint).filter(|&(_, until)| until > now).map(|(ticket, _)| ticket)
     }
 }

@@ -135,33 +135,6 @@ async fn the_line_is_bounded_by_count_and_bytes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clients_own_retry_keeps_its_place() {
-    let limits = shield(per_minute(30, 1_000_000));
-    warm(&limits).await;
-    let mut held = Vec::new();
-    for _ in 0..28 {
-        held.push(limits.reserve(&ask("app", 10, 10), Instant::now(), None).await.expect("the burst"));
-    }
-    for one in &mut held {
-        one.sent(Instant::now());
-    }
-    let mine = Ask { fingerprint: 7, ..ask("app", 10, 10) };
-    let left = tokio::time::timeout(Duration::from_millis(500), limits.reserve(&mine, in_a_minute(), None)).await;
-    assert!(left.is_err(), "the client's own patience was shorter");
-    let others: Vec<_> = (0..5)
-        .map(|_| {
-            let limits = limits.clone();
-            tokio::spawn(async move { limits.reserve(&ask("app", 10, 10), in_a_minute(), None).await.map(drop) })
-        })
-        .collect();
-    sleep(Duration::from_millis(500)).await;
-    let retry = Ask { client_retry: true, ..mine };
-    let back = limits.reserve(&retry, in_a_minute(), None).await.expect("in time");
-    assert!(back.waited() <= Duration::from_millis(1100), "it went first: {:?}", back.waited());
-    assert!(others.iter().all(|other| !other.is_finished()));
-}
-
-#[tokio::test(start_paused = true)]
 async fn organisations_never_mix() {
     let limits = shield(per_minute(1, 100));
     warm(&limits).await;

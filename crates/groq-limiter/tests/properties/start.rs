@@ -33,8 +33,6 @@ pub(crate) fn ask(app: u8, prompt: u64, ceiling: u64) -> Ask {
         class: Priority::Interactive,
         pool: Pool::Tokens { prompt, ceiling: Some(ceiling) },
         bytes: 0,
-        fingerprint: 0,
-        client_retry: false,
     }
 }
 
