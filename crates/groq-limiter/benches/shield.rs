@@ -1,9 +1,14 @@
 //! How full does the shield keep Groq's limits, and at what price? `cargo bench --bench shield` runs every overload of
-//! the table in virtual time, the baselines beside it; `-- --scenario NAME --seed N` plays one again.
+//! the table in virtual time, the baselines beside it; `-- --scenario NAME --seed N` plays one again, `-- --without NAME` all
+//! without one mechanism, and `-- --ablation [NAME]` compares with and without each, over five seeds.
 
 use std::process::ExitCode;
 
+#[path = "figures/ablation.rs"]
+mod ablation;
 mod figures;
+
+use groq_limiter::ablation::Mechanism;
 
 use figures::{
     outcome::Outcome,
@@ -30,6 +35,18 @@ fn main() -> ExitCode {
         eprintln!("no scenario's name contains {}", scenario.unwrap_or_default());
         return ExitCode::FAILURE;
     }
+    let mechanisms: Vec<_> = ["--without", "--ablation"].iter().filter_map(|flag| value(flag)).collect();
+    let known = |name: &String| Mechanism::ALL.into_iter().find(|(known, _)| known == name);
+    let named: Vec<_> = mechanisms.iter().filter_map(known).collect();
+    if let Some(unknown) = mechanisms.iter().find(|name| !name.starts_with("--") && known(name).is_none()) {
+        eprintln!("no mechanism is called {unknown}: {}", Mechanism::ALL.map(|(name, _)| name).join(", "));
+        return ExitCode::FAILURE;
+    }
+    if arguments.iter().any(|argument| argument == "--ablation") {
+        ablation::print(if named.is_empty() { &Mechanism::ALL } else { &named }, &rows);
+        return ExitCode::SUCCESS;
+    }
+    groq_limiter::ablation::without(&named.iter().map(|&(_, mechanism)| mechanism).collect::<Vec<_>>());
     println!(
         "seed {seed}; used: own + strangers; waits in seconds; watched: the light app, or the one that the row is named after\n"
     );

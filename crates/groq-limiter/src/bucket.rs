@@ -6,6 +6,7 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
+use crate::ablation::Mechanism;
 use governor::{
     Quota, RateLimiter,
     clock::Clock,
@@ -92,7 +93,8 @@ impl Bucket {
 
     /// Sets the instant of fullness.
     pub fn set_tat(&mut self, tat: Ns, now: Ns) {
-        self.tat = tat.min(now.saturating_add(self.period.saturating_mul(DEEPEST_DEBT)));
+        let deepest = if Mechanism::DebtCut.is_on() { self.period.saturating_mul(DEEPEST_DEBT) } else { u64::MAX };
+        self.tat = tat.min(now.saturating_add(deepest));
     }
 
     /// The instant at which it is full again; in the past for a full one.

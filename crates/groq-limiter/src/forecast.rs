@@ -8,6 +8,7 @@ use super::{
     level::Level,
     line::{AppId, BATCH_SHARE, Backlog, Line, Ticket},
 };
+use crate::ablation::Mechanism;
 use crate::types::Priority;
 
 /// A forecast, and the slot of the dimension that makes it so.
@@ -61,6 +62,7 @@ pub fn forecast(books: &Books, line: &Line, asker: &Asker, now: Ns) -> Forecast 
     };
     let views: [(&[&Backlog], f64, f64); 3] =
         [(&everyone, 1.0, part), (&[app.backlog()], 1.0, own), (&[own_size], before, own / sizes as f64)];
+    let views = if Mechanism::ForecastViews.is_on() { &views[..] } else { &views[..1] };
     views
         .iter()
         .map(|(ahead, scale, share)| view(books, ahead, *scale, *share, asker, now))

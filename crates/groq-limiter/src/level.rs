@@ -14,6 +14,7 @@ use super::{
     bucket::{Bucket, Fit, Ns},
     window::Window,
 };
+use crate::ablation::Mechanism;
 use crate::types::{Dimension, Unit};
 
 mod law;
@@ -182,6 +183,9 @@ impl Level {
     /// What a request of `asked` must leave untouched. A legal request always fits a full bucket.
     pub fn reserve(&self, asked: u64) -> u64 {
         let Some(limit) = self.limit().filter(|_| !self.bound) else { return 0 };
+        if !Mechanism::SafetyMargin.is_on() {
+            return 0;
+        }
         let whole = limit as f64;
         let standing = match (self.dimension.unit, self.dimension.period >= Duration::from_secs(86_400)) {
             // Seven minutes of a day: who finds it used up would wait for a twentieth for more than an hour.

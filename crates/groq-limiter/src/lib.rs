@@ -10,6 +10,8 @@ use crate::{
     types::{Dimension, Priority},
 };
 
+#[doc(hidden)]
+pub mod ablation;
 mod alarm;
 pub mod assumed;
 pub mod books;

@@ -1,6 +1,7 @@
 //! What does a request ask of the levels, and can it ever fit?
 
 use super::Lane;
+use crate::ablation::Mechanism;
 use crate::{
     Ask, Pool, Refusal,
     books::Amount,
@@ -75,7 +76,13 @@ impl Lane {
         let cut = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         match pool {
             Pool::Tokens { prompt, ceiling } => {
-                let input = if prompt == 0 { 0 } else { (prompt as f32 * self.calibration.prompt.high()).ceil() as u64 + 4 };
+                let input = if prompt == 0 {
+                    0
+                } else {
+                    (prompt as f32 * if Mechanism::EstimatorQuantile.is_on() { self.calibration.prompt.high() } else { 1.0 })
+                        .ceil() as u64
+                        + 4
+                };
                 let amount = Amount { requests: 1, input: cut(input), ..Amount::default() };
                 let amount = ceiling.map_or_else(|| self.unbounded(amount), |ceiling| amount.with_output(cut(ceiling)));
                 (amount, cut(prompt), ceiling.is_some())
@@ -87,6 +94,9 @@ impl Lane {
 
     /// Size class: by the share of the tightest limit it asks for.
     fn size(&self, amount: &Amount) -> u8 {
+        if !Mechanism::SizeClasses.is_on() {
+            return 0;
+        }
         let share = self
             .books
             .levels()

@@ -1,6 +1,7 @@
 //! Who may pass a head that is blocked? A small one that fits, and delays the head by no more than a share of its own time.
 
 use super::{Lane, MILLISECOND};
+use crate::ablation::Mechanism;
 use crate::{
     bucket::{Fit, Ns},
     line::Id,
@@ -15,6 +16,9 @@ const PASSING: usize = 32;
 impl Lane {
     /// A small one that may pass the blocked head: it fits, and the head can still go within its slack.
     pub(super) fn passing(&mut self, head: Id, at: Ns, now: Ns) -> Option<Id> {
+        if !Mechanism::Backfill.is_on() {
+            return None;
+        }
         let waiter = self.line.get_mut(head)?;
         let slack = *waiter.slack.get_or_insert_with(|| ((at - now) as f64 * SLACK.0) as Ns + SLACK.1);
         let amount = waiter.amount;

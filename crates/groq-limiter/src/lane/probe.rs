@@ -1,6 +1,7 @@
 //! Is anything known of the upstream's levels? Until an answer's head has come, one request goes as a probe.
 
 use super::{Lane, SECOND, charge::Charge};
+use crate::ablation::Mechanism;
 use crate::bucket::Ns;
 
 /// A lane that has never had an answer sends one request and waits so long for its head.
@@ -21,6 +22,7 @@ impl Lane {
     /// Whether anybody but a probe may go.
     pub(super) fn is_open(&mut self, now: Ns) -> bool {
         match self.knowledge {
+            _ if !Mechanism::Probe.is_on() => true,
             Knowledge::Known => true,
             Knowledge::Unknown => self.in_flight == 0,
             Knowledge::Probing { until } if until <= now => {

@@ -1,6 +1,7 @@
 //! Does the upstream count a bucket or windows? Each answer's `reset` is held against the bucket law.
 
 use super::Level;
+use crate::ablation::Mechanism;
 use crate::{bucket::Ns, types::RemoteQuota, window::Window};
 
 /// So many answers in a row whose `reset` contradicts the bucket law: the upstream counts windows.
@@ -11,6 +12,9 @@ const AGREEMENTS: u8 = 50;
 impl Level {
     /// Holds an answer's `reset` against the bucket law. `Some`: from now on windows are counted, or no longer.
     pub fn judge(&mut self, position: u64, shown: &RemoteQuota, now: Ns) -> Option<bool> {
+        if !Mechanism::WindowMode.is_on() {
+            return None;
+        }
         let used = shown.limit.saturating_sub(shown.remaining);
         let reset = shown.reset.filter(|_| used > 0)?;
         // `remaining` is whole, `reset` perhaps not: up to a unit less is used, which of a thousand requests a day are 86 s.

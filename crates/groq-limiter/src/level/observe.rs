@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Level, MEMORY, SECOND, sent::Mark};
+use crate::ablation::Mechanism;
 use crate::{bucket::Ns, exchange::Sighting, types::Unit};
 
 /// The end of an older limit: positions up to `position` were marked under it.
@@ -17,7 +18,8 @@ impl Level {
     /// Groq says that `used` units were taken at `at`, the request at this position included. Only a newer position
     /// than all before counts, so late answers, in any order, do no harm. The correction in ns.
     pub fn observe(&mut self, position: u64, mark: Mark, used: u64, at: Ns, now: Ns) -> Option<i64> {
-        if position <= self.newest {
+        let (mark, at) = if Mechanism::SendPosition.is_on() { (mark, at) } else { (self.mark(), now) };
+        if position <= self.newest && Mechanism::SendPosition.is_on() {
             return None;
         }
         let first = std::mem::replace(&mut self.newest, position) == 0;
@@ -31,13 +33,14 @@ impl Level {
         // Less in use than expected may be what was overtaken on its way, or a refund that both have seen.
         let doubts = self.doubts.iter().filter(|&&(first, last, _)| (first..=last).contains(&position));
         let doubtful = doubts.fold(mark.recent, |sum: Ns, &(.., span)| sum.saturating_add(span));
+        let doubtful = if Mechanism::Uncertainty.is_on() { doubtful } else { 0 };
         let error = if error < 0 { error.saturating_add_unsigned(doubtful).min(0) } else { error };
         self.doubts.retain(|&(_, last, _)| last > position);
         bucket.correct(error, now);
         self.corrections = self.corrections.wrapping_add(error);
         self.sight(Sighting { position, mark, at, truth });
         // What was taken before our first request does not say how fast others take.
-        if !first {
+        if !first && Mechanism::ExternalUsage.is_on() {
             self.foreign = (self.foreign + error as f64 / MEMORY).clamp(0.0, 0.9);
         }
         Some(error)
@@ -55,8 +58,10 @@ impl Level {
         }
         self.refused_until = last_position;
         if let Some(last) = self.last_refusal {
-            self.boost += if self.dimension.unit == Unit::Requests { 1.0 } else { self.typical };
-            if !self.is_visible() {
+            if Mechanism::MarginGrowth.is_on() {
+                self.boost += if self.dimension.unit == Unit::Requests { 1.0 } else { self.typical };
+            }
+            if !self.is_visible() && Mechanism::ExternalUsage.is_on() {
                 let since = (now.saturating_sub(last) as f64).max(20.0 * SECOND);
                 self.drift = (self.drift + 0.5 * gap.max(0) as f64 / since).min(0.9);
             }

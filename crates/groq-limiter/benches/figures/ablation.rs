@@ -1,0 +1,84 @@
+//! What each mechanism is worth: every row with and without it, over several seeds.
+
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use groq_limiter::ablation::{Mechanism, without};
+
+use crate::figures::{
+    outcome::Outcome,
+    rows::{Kind, Row},
+    world::run,
+};
+
+/// Seeds of every row.
+const SEEDS: u64 = 5;
+
+/// The figures that are compared: name, value, and the least difference that is worth a line.
+fn figures(outcome: &Outcome) -> [(&'static str, f64, f64); 6] {
+    [
+        ("used %", 100.0 * (outcome.own + outcome.foreign), 0.2),
+        ("429 ‰", outcome.per_thousand(), 0.2),
+        ("failed %", 100.0 * outcome.all.failed, 0.5),
+        ("p99 s", outcome.all.p99, 0.5),
+        ("watched p99 s", outcome.watched.p99, 0.3),
+        ("time ×", outcome.stretch, 0.005),
+    ]
+}
+
+/// Prints, for each of these mechanisms, the rows that are worse or better without it by more than twice the deviation
+/// between seeds.
+pub(crate) fn print(mechanisms: &[(&'static str, Mechanism)], rows: &[Row]) {
+    let rows: Vec<&Row> = rows.iter().filter(|row| row.front == Kind::Shield).collect();
+    println!("| without | row | figure | with | without |\n|---|---|---|---|---|");
+    without(&[]);
+    let with = measure(&rows);
+    for &(name, mechanism) in mechanisms {
+        without(&[mechanism]);
+        let ablated = measure(&rows);
+        let mut moved = 0;
+        for ((row, with), ablated) in rows.iter().zip(&with).zip(&ablated) {
+            for (figure, &(what, _, least)) in figures(&with[0]).iter().enumerate() {
+                let (before, spread) = mean(with.iter().map(|outcome| figures(outcome)[figure].1));
+                let (after, after_spread) = mean(ablated.iter().map(|outcome| figures(outcome)[figure].1));
+                if (after - before).abs() > least.max(2.0 * spread.max(after_spread)) {
+                    println!("| {name} | {} | {what} | {before:.2} | {after:.2} |", row.name);
+                    moved += 1;
+                }
+            }
+        }
+        if moved == 0 {
+            println!("| {name} | none | | | |");
+        }
+    }
+    without(&[]);
+}
+
+/// The outcomes of every row, one a seed.
+fn measure(rows: &[&Row]) -> Vec<Vec<Outcome>> {
+    let next = AtomicUsize::new(0);
+    let outcomes: Vec<Mutex<Vec<Outcome>>> = rows.iter().map(|_| Mutex::default()).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Relaxed);
+                    let Some(row) = rows.get(at) else { break };
+                    let all = (1..=SEEDS).map(|seed| run(row, seed)).collect();
+                    *outcomes[at].lock().unwrap_or_else(PoisonError::into_inner) = all;
+                }
+            });
+        }
+    });
+    outcomes.into_iter().map(|outcomes| outcomes.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
+}
+
+/// The mean and the standard deviation.
+fn mean(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
+    let count = values.clone().count().max(1) as f64;
+    let mean = values.clone().sum::<f64>() / count;
+    let variance = values.map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
+    (mean, variance.sqrt())
+}
