@@ -28,6 +28,6 @@ advisories:
 clients:
     cd tests/sdk && npm update --package-lock-only
 
-# The README's table of keys.
-readme:
-    UPDATE_README=1 cargo test --lib config::example
+# The configuration's generated files: example, JSON schema, documentation.
+config:
+    UPDATE_CONFIG=1 cargo test --lib config::example

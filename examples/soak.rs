@@ -108,7 +108,7 @@ fn settings(upstream: SocketAddr) -> Settings {
     settings.queue.max_bytes = 1 << 20;
     settings.breaker.open = Duration::from_millis(500);
     settings.limits.plan = config::Plan::None;
-    settings.limits.models.insert("m".into(), config::ModelLimits { requests_per_minute: Some(LIMIT), ..Default::default() });
+    settings.limits.model.insert("m".into(), config::ModelLimits { requests_per_minute: Some(LIMIT), ..Default::default() });
     settings
 }
 

@@ -73,6 +73,8 @@ enum Command {
     Exec(exec::Exec),
     /// Exit code 0 if a running shield lives (or is ready), else 1: for HEALTHCHECK and exec probes
     Health(health::Health),
+    /// Writes the JSON schema of the configuration file to standard output, for editors
+    Schema,
     /// Writes shell completions to standard output
     Completions {
         /// For this shell
@@ -118,6 +120,7 @@ impl Arguments {
             Some(Command::Status(arguments)) => status::run(&arguments),
             Some(Command::Exec(arguments)) => exec::run(arguments),
             Some(Command::Health(arguments)) => health::run(&arguments),
+            Some(Command::Schema) => print(format!("{:#}\n", crate::config::schema::schema()).as_bytes()),
             Some(Command::Completions { shell }) => {
                 let mut command = Self::command();
                 let mut out = Vec::new();
@@ -181,6 +184,7 @@ mod tests {
             "groq-shield exec -- python -c pass --config x",
             "groq-shield exec --config f -- true",
             "groq-shield health --admin 127.0.0.1:1 --ready",
+            "groq-shield schema",
             "groq-shield completions bash",
             "groq-shield man",
         ] {

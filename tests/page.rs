@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 async fn operated() -> (Arc<Shield>, SocketAddr) {
     let mut settings = Settings::default();
     let limits = ModelLimits { requests_per_minute: Some(10), tokens_per_minute: Some(100_000), ..ModelLimits::default() };
-    settings.limits.models.insert("busy".into(), limits);
+    settings.limits.model.insert("busy".into(), limits);
     let shield = Shield::new(settings).expect("the defaults name no file");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");

@@ -1,4 +1,4 @@
-//! Is the configuration right? Every fault at once, or what is in effect, secrets masked.
+//! `groq-shield check`: every fault of the configuration, or the configuration in effect.
 
 use std::process::ExitCode;
 

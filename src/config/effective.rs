@@ -1,12 +1,11 @@
-//! Which configuration is in effect? Every key as TOML, secrets masked, with the origin of what is not a default.
+//! The configuration in effect: every key as TOML, secrets masked, with the origin of what is not a default.
 
-use std::collections::BTreeMap;
+use serde_json::Value;
 
 use super::{
     Settings,
-    draft::Draft,
-    faults::{Origin, line_of, quoted},
-    keys::{APP, Key, MODEL, ORGANISATION, TABLES},
+    faults::{Origin, line_of, masked_url, quoted},
+    schema::{Kind, Table, tables},
 };
 
 /// One key as it is in effect.
@@ -16,79 +15,80 @@ pub(super) struct Entry {
     pub(super) table: String,
     /// By full name: `queue.max_wait`, `app[0].name`.
     pub(super) path: String,
-    /// The key.
     pub(super) key: &'static str,
     /// Its value as TOML, masked; `None`: not set.
     pub(super) value: Option<String>,
 }
 
 /// Every key of these settings, in the order of the example file.
+///
+/// # Panics
+/// Never: settings are plain data with names for keys.
 pub(super) fn entries(settings: &Settings) -> Vec<Entry> {
+    let all = serde_json::to_value(settings).expect("settings can be written as JSON");
     let mut entries = Vec::new();
-    let mut draft = Draft::from(settings);
-    for table in TABLES {
-        list(table.keys, &mut draft, &format!("[{}]", table.name), table.name, &mut entries);
-        match table.name {
-            "limits" => limits(settings, &mut entries),
-            "upstream" => many("organisation", ORGANISATION, &settings.organisations, &mut entries),
-            "breaker" => many("app", APP, &settings.apps, &mut entries),
-            _ => {}
+    for table in tables() {
+        let path = &table.path;
+        let value = path.split('.').fold(&all, |value, name| &value[name]);
+        match table.kind {
+            Kind::Once => list(table, &table.header(), path, value, &mut entries),
+            Kind::Listed => {
+                for (index, element) in value.as_array().into_iter().flatten().enumerate() {
+                    list(table, &table.header(), &format!("{path}[{index}]"), element, &mut entries);
+                }
+            }
+            Kind::Named => {
+                for (name, element) in value.as_object().into_iter().flatten() {
+                    let header = format!("[{path}.{}]", quoted(name));
+                    list(table, &header, &format!("{path}.{name}"), element, &mut entries);
+                }
+            }
         }
     }
     entries
 }
 
-fn limits(settings: &Settings, entries: &mut Vec<Entry>) {
-    let tables = std::iter::once(("limits.default".to_owned(), settings.limits.default));
-    let models = settings.limits.models.iter().map(|(name, limits)| (format!("limits.model.{}", quoted(name)), *limits));
-    for (path, mut limits) in tables.chain(models) {
-        list(MODEL, &mut limits, &format!("[{path}]"), &path, entries);
-    }
+fn list(table: &Table, header: &str, path: &str, element: &Value, entries: &mut Vec<Entry>) {
+    entries.extend(table.keys.iter().map(|(key, _)| Entry {
+        table: header.to_owned(),
+        path: format!("{path}.{key}"),
+        key,
+        value: toml_value(&element[key]),
+    }));
 }
 
-fn many<T: Clone>(name: &str, keys: &'static [Key<T>], elements: &[T], entries: &mut Vec<Entry>) {
-    for (index, element) in elements.iter().enumerate() {
-        list(keys, &mut element.clone(), &format!("[[{name}]]"), &format!("{name}[{index}]"), entries);
+/// A JSON value as TOML, passwords masked; `None` for what is not set.
+pub(super) fn toml_value(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => None,
+        Value::String(text) => Some(quoted(&masked_url(text))),
+        Value::Array(items) if items.is_empty() => None,
+        Value::Array(items) => Some(format!("[{}]", items.iter().filter_map(toml_value).collect::<Vec<_>>().join(", "))),
+        value => Some(value.to_string()),
     }
-}
-
-fn list<T>(keys: &'static [Key<T>], target: &mut T, table: &str, path: &str, entries: &mut Vec<Entry>) {
-    for key in keys {
-        entries.push(Entry {
-            table: table.to_owned(),
-            path: format!("{path}.{}", key.name),
-            key: key.name,
-            value: show(key, target),
-        });
-    }
-}
-
-/// A key's value as TOML, masked.
-pub(super) fn show<T>(key: &Key<T>, target: &mut T) -> Option<String> {
-    let value = (key.place)(target).get();
-    let off = matches!(key.rule, super::rule::Rule::TimeOrOff(_)).then(|| quoted("off"));
-    value.map(|value| key.rule.show(&value)).or(off)
 }
 
 /// All of it as TOML. `name` and `text` are the file's, for line numbers.
-pub(super) fn toml(settings: &Settings, origins: &BTreeMap<String, Origin>, name: &str, text: &str) -> String {
+pub(super) fn toml(settings: &Settings, origin: impl Fn(&str) -> Origin, name: &str, text: &str) -> String {
     let mut out = String::new();
-    let mut last = String::new();
-    for Entry { table, path, key, value } in entries(settings) {
-        let element = path.rsplit_once('.').map_or("", |_| path.strip_suffix(key).unwrap_or(&path)).to_owned();
-        if element != last {
-            out.push_str(if out.is_empty() { "" } else { "\n" });
-            out.push_str(&format!("{table}\n"));
-            last = element;
-        }
-        let origin = origins.get(&path).map(|origin| match origin {
-            Origin::File(span) => format!("  # {name}:{}", line_of(text, span)),
-            Origin::Variable(from) | Origin::Flag(from) => format!("  # {from}"),
-            Origin::Whole => String::new(),
-        });
-        match value {
-            Some(value) => out.push_str(&format!("{key} = {value}{}\n", origin.unwrap_or_default())),
-            None => out.push_str(&format!("# {key} is not set\n")),
+    let entries = entries(settings);
+    for table in entries.chunk_by(|one, other| {
+        one.path.rsplit_once('.').map(|(table, _)| table) == other.path.rsplit_once('.').map(|(table, _)| table)
+    }) {
+        // A table without any key that is set need not be complete: it is shown and not in force.
+        let off = if table.iter().all(|entry| entry.value.is_none()) { "# " } else { "" };
+        out += &format!("{}{off}{}\n", if out.is_empty() { "" } else { "\n" }, table[0].table);
+        for Entry { path, key, value, .. } in table {
+            let Some(value) = value else {
+                out += &format!("# {key} is not set\n");
+                continue;
+            };
+            let origin = match origin(path) {
+                Origin::File(span) => format!("  # {name}:{}", line_of(text, span.start)),
+                Origin::Variable(from) | Origin::Flag(from) => format!("  # {from}"),
+                Origin::Whole => String::new(),
+            };
+            out += &format!("{key} = {value}{origin}\n");
         }
     }
     out

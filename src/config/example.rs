@@ -1,13 +1,9 @@
-//! What does the file with every key look like? `config/groq-shield.toml` and the README's table, from the list of keys.
+//! `config/groq-shield.toml` and the documentation's tables of keys, from the schema.
 
-use super::{
-    Settings,
-    draft::{self, Draft},
-    effective,
-    keys::{APP, Key, MODEL, ORGANISATION, TABLES},
-};
+use super::schema::{Kind, Table, default, description, example, expected, tables};
 
 const HEAD: &str = "\
+#:schema ./groq-shield.schema.json
 # groq-shield's configuration: every key at its default, commented.
 #
 # Looked for as ./groq-shield.toml, then /etc/groq-shield/groq-shield.toml, or named by --config or GROQ_SHIELD_CONFIG.
@@ -20,99 +16,93 @@ const HEAD: &str = "\
 /// The example file.
 pub fn file() -> String {
     let mut out = HEAD.to_owned();
-    let mut draft = Draft::from(&Settings::default());
-    for table in TABLES {
-        let live = if table.live { " Live." } else { "" };
-        out.push_str(&format!("\n# {}{live}\n[{}]\n", table.doc, table.name));
-        lines(table.keys, &mut draft, true, &mut out);
-        match table.name {
-            "limits" => {
-                out.push_str("\n# Every model that has no table of its own. What is not set comes from the plan, headers or refusals. Live.\n");
-                out.push_str("[limits.default]\n");
-                lines(MODEL, &mut Default::default(), true, &mut out);
-                out.push_str("\n# One model; the same keys. Live.\n# for example [limits.model.\"openai/gpt-oss-20b\"]\n");
-            }
-            "upstream" => {
-                out.push_str("\n# Keys that share one set of limits. An unlisted key is an organisation of its own. Live.\n");
-                out.push_str("# for example [[organisation]]\n");
-                lines(ORGANISATION, &mut draft::organisation(), false, &mut out);
-            }
-            "breaker" => {
-                out.push_str(
-                    "\n# An app with a share of its own. With any token listed, a request without a known one gets 401. Live.\n",
-                );
-                out.push_str("# for example [[app]]\n");
-                lines(APP, &mut draft::app(), false, &mut out);
-            }
-            _ => {}
+    for table in tables() {
+        let Table { kind, keys, .. } = table;
+        let stands = *kind == Kind::Once && !table.has_required_keys;
+        let header = if stands { table.header() } else { format!("# for example {}", table.header()) };
+        out += &format!("\n# {}\n{header}\n", table.description);
+        if *kind == Kind::Named {
+            continue;
+        }
+        for (key, schema) in keys {
+            let line = match default(schema) {
+                Some(value) if stands => format!("#{key} = {value}"),
+                Some(value) => format!("# for example {key} = {value}"),
+                None => format!("# for example {key} = {}", example(schema).unwrap_or_default()),
+            };
+            out += &format!("# {}\n{line}\n", description(schema));
         }
     }
     out
 }
 
-/// `stands`: the table's header is no example, so that its defaults can stand alone.
-fn lines<T>(keys: &[Key<T>], target: &mut T, stands: bool, out: &mut String) {
-    for key in keys {
-        let line = match effective::show(key, target).filter(|_| key.example.is_empty()) {
-            Some(value) if stands => format!("#{} = {value}", key.name),
-            Some(value) => format!("# for example {} = {value}", key.name),
-            None => format!("# for example {} = {}", key.name, key.example),
-        };
-        out.push_str(&format!("# {}\n{line}\n", key.doc));
-    }
-}
-
-/// Every key as a Markdown table: name, default, what it does.
-pub fn table() -> String {
-    let mut out = "| key | accepts | default | |\n|---|---|---|---|\n".to_owned();
-    let mut draft = Draft::from(&Settings::default());
-    for table in TABLES {
-        rows(table.name, table.keys, &mut draft, &mut out);
-        match table.name {
-            "limits" => rows("limits.default", MODEL, &mut Default::default(), &mut out),
-            "upstream" => rows("organisation", ORGANISATION, &mut draft::organisation(), &mut out),
-            "breaker" => rows("app", APP, &mut draft::app(), &mut out),
-            _ => {}
+/// Every table and its keys in Markdown, for `docs/configuration.md`.
+pub fn markdown() -> String {
+    let mut out = String::new();
+    for table in tables() {
+        out += &format!("\n### `{}`\n\n{}\n", table.header(), table.description);
+        if table.kind == Kind::Named {
+            continue;
+        }
+        out += "\n| key | accepts | default | |\n|---|---|---|---|\n";
+        for (key, schema) in &table.keys {
+            let default = default(schema).map_or_else(|| "–".to_owned(), |value| format!("`{value}`"));
+            out += &format!("| `{key}` | {} | {default} | {} |\n", expected(schema), description(schema));
         }
     }
     out
-}
-
-fn rows<T>(table: &str, keys: &[Key<T>], target: &mut T, out: &mut String) {
-    for key in keys {
-        let default = effective::show(key, target).filter(|_| key.example.is_empty());
-        let default = default.map_or_else(|| "–".to_owned(), |value| format!("`{value}`"));
-        out.push_str(&format!("| `{table}.{}` | {} | {default} | {} |\n", key.name, key.rule.expected(), key.doc));
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::Path};
+
     use super::*;
-    use crate::config::read::Reading;
+    use crate::config::{Settings, document::Document, effective, schema::schema};
+
+    const MARK: &str = "<!-- generated from src/config/settings.rs: `just config` -->";
 
     const FILE: &str = include_str!("../../config/groq-shield.toml");
 
+    /// Settings that are read without faults, and how many keys the text sets.
+    fn read(text: &str) -> (Settings, usize) {
+        let mut document = Document::parse(text);
+        let settings = document.read();
+        let entries = effective::entries(&settings);
+        let set = entries.iter().filter(|entry| document.is_set(&entry.path)).count();
+        let mut faults = document.into_faults();
+        faults.retain(|fault| !fault.message.contains("is built without"));
+        assert_eq!(faults, [], "{text}");
+        (settings, set)
+    }
+
+    /// With UPDATE_CONFIG set, writes them.
     #[test]
-    fn the_file_is_what_the_keys_say() {
-        assert_eq!(FILE, file(), "run `groq-shield check --example > config/groq-shield.toml`");
+    fn generated_files_are_what_the_structs_say() {
+        let path = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+        let docs = fs::read_to_string(path("docs/configuration.md")).expect("the documentation");
+        let (head, _) = docs.split_once(MARK).expect("the mark before the generated part");
+        for (name, content) in [
+            ("config/groq-shield.toml", file()),
+            ("config/groq-shield.schema.json", format!("{:#}\n", schema())),
+            ("docs/configuration.md", format!("{head}{MARK}\n{}", markdown())),
+        ] {
+            if std::env::var_os("UPDATE_CONFIG").is_some() {
+                fs::write(path(name), &content).expect("it is written");
+            }
+            let found = fs::read_to_string(path(name)).unwrap_or_default();
+            assert_eq!(found, content, "{name}: run `just config`");
+        }
     }
 
     #[test]
     fn commented_and_uncommented_it_holds_the_defaults() {
-        assert_eq!(Reading::of(FILE).draft.finish(), Settings::default());
-        let text = FILE.lines().map(|line| match line.strip_prefix('#') {
-            Some(key) if !key.starts_with(' ') => key,
-            _ => line,
-        });
-        let reading = Reading::of(&text.collect::<Vec<_>>().join("\n"));
-        assert_eq!(reading.faults, []);
-        assert_eq!(reading.draft.clone().finish(), Settings::default());
-        let set: Vec<_> = effective::entries(&Settings::default()).into_iter().filter(|entry| entry.value.is_some()).collect();
-        for entry in &set {
-            assert!(reading.origins.contains_key(&entry.path), "{} is not in the file", entry.path);
-        }
-        assert_eq!(reading.origins.len(), set.len());
+        assert_eq!(read(FILE).0, Settings::default());
+        let text = FILE.lines().map(|line| line.strip_prefix('#').filter(|key| !key.starts_with([' ', ':'])).unwrap_or(line));
+        let (settings, set) = read(&text.collect::<Vec<_>>().join("\n"));
+        assert_eq!(settings, Settings::default());
+        let entries = effective::entries(&Settings::default());
+        assert_eq!(set, entries.iter().filter(|entry| entry.value.is_some()).count());
     }
 
     #[test]
@@ -120,28 +110,44 @@ mod tests {
         let text: Vec<_> = FILE
             .lines()
             .map(|line| line.strip_prefix("# for example ").unwrap_or(line))
-            .map(|line| line.strip_prefix('#').filter(|key| !key.starts_with(' ')).unwrap_or(line))
+            .map(|line| line.strip_prefix('#').filter(|key| !key.starts_with([' ', ':'])).unwrap_or(line))
             .collect();
-        let text = text.join("\n");
-        let reading = Reading::of(&text);
-        assert_eq!(reading.faults, [], "{text}");
-        for entry in effective::entries(&reading.draft.clone().finish()) {
-            let model = entry.path.starts_with("limits.model");
-            assert!(model || reading.origins.contains_key(&entry.path), "{} is not in the file", entry.path);
-        }
-        let written = TABLES.iter().map(|table| table.keys.len()).sum::<usize>() + MODEL.len() + ORGANISATION.len() + APP.len();
-        assert_eq!(reading.origins.len(), written);
+        let (_, set) = read(&text.join("\n"));
+        let keys: usize = tables().iter().filter(|table| table.kind != Kind::Named).map(|table| table.keys.len()).sum();
+        assert_eq!(set, keys);
     }
 
     #[test]
-    fn the_table_has_a_row_for_every_key() {
-        let table = table();
-        for row in [
-            "| `server.listen` | an address with its port | `\"127.0.0.1:8787\"` |",
-            "| `app.weight` | a number over 0 | `1.0` |",
-        ] {
-            assert!(table.contains(row), "{table}");
+    fn every_key_says_what_it_does() {
+        for table in tables() {
+            assert!(!table.description.is_empty(), "{}", table.path);
+            for (key, schema) in &table.keys {
+                let text = description(schema);
+                assert!(text.len() > 2 && !text.contains('\n'), "{}.{key}: one line", table.path);
+                assert!(default(schema).or_else(|| example(schema)).is_some(), "{}.{key}: no example", table.path);
+            }
         }
-        assert!(table.contains("| `queue.stream_keepalive` | a time or \"off\" | `\"off\"` |"));
+    }
+
+    #[test]
+    fn tables_are_live_where_they_say_so() {
+        let live = |table: &Table| table.description.ends_with("Live.");
+        let names: Vec<_> = tables().iter().filter(|table| live(table)).map(|table| table.path.as_str()).collect();
+        let expected =
+            ["organization", "limits", "limits.default", "limits.model", "queue", "retry", "breaker", "app", "fallback"];
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn the_documentation_has_a_row_for_every_key() {
+        let text = markdown();
+        for row in [
+            "| `listen` | an address with its port | `\"127.0.0.1:8787\"` |",
+            "| `weight` | a number over 0 | `1.0` |",
+            "| `stream_keepalive` | a time or \"off\" | `\"off\"` |",
+            "| `api_key_env` | a list, each the name of an environment variable | – |",
+        ] {
+            assert!(text.contains(row), "{row}\n{text}");
+        }
     }
 }

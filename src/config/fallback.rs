@@ -1,18 +1,38 @@
 //! `[[fallback]]`: other models for requests that their own model cannot serve.
 
+use garde::Validate;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::rules::not_empty;
+
 /// `[[fallback]]`
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema, Validate)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["model", "to"]))]
+#[garde(allow_unvalidated)]
 pub struct Fallback {
     /// The model that requests name.
+    #[garde(custom(not_empty))]
+    #[schemars(example = &"openai/gpt-oss-120b")]
     pub model: String,
     /// The models to try instead, in order.
+    #[garde(inner(custom(not_empty)))]
+    #[schemars(example = ["openai/gpt-oss-20b"])]
     pub to: Vec<String>,
-    /// For which reasons.
+    /// For which reasons: daily_limit, too_large, decommissioned, unavailable (breaker open), wait.
     pub when: Vec<FallbackReason>,
 }
 
+impl Default for Fallback {
+    fn default() -> Self {
+        Self { model: String::new(), to: Vec::new(), when: FallbackReason::DEFAULT.to_vec() }
+    }
+}
+
 /// Why a request falls back to another model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum FallbackReason {
     /// A daily limit of the model is spent.
     DailyLimit,

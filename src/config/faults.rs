@@ -1,6 +1,8 @@
-//! What is wrong with the configuration, and where? Every fault with its place, its line and what to do.
+//! Faults of the configuration, and how they are shown.
 
 use std::{fmt, ops::Range};
+
+use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,74 +41,50 @@ pub struct Faults {
 
 impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for fault in &self.faults {
-            self.show(fault, f)?;
-            writeln!(f)?;
-        }
-        let count = self.faults.len();
-        write!(f, "{count} fault{} in the configuration", if count == 1 { "" } else { "s" })
+        f.write_str(&self.rendered(&Renderer::plain()))
     }
 }
 
 impl std::error::Error for Faults {}
 
 impl Faults {
-    fn show(&self, fault: &Fault, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut gutter = 2;
-        match &fault.origin {
-            Origin::File(span) => {
-                let place = Place::of(&self.text, span);
-                gutter = place.line.to_string().len() + 1;
-                writeln!(f, "error: {}", fault.message)?;
-                writeln!(f, "{:gutter$}--> {}:{}:{}", "", self.name, place.line, place.column, gutter = gutter - 1)?;
-                writeln!(f, "{:gutter$}|", "")?;
-                writeln!(f, "{} | {}", place.line, masked(place.text))?;
-                writeln!(f, "{:gutter$}| {}{}", "", place.indent, "^".repeat(place.width))?;
-            }
-            Origin::Variable(name) | Origin::Flag(name) => writeln!(f, "error: {name}: {}", fault.message)?,
-            Origin::Whole => writeln!(f, "error: {}", fault.message)?,
+    /// Every fault with its line, for a terminal that shows colours.
+    pub fn in_colour(&self) -> String {
+        self.rendered(&Renderer::styled())
+    }
+
+    fn rendered(&self, renderer: &Renderer) -> String {
+        let mut out = String::new();
+        let text = masked(&self.text);
+        for Fault { origin, message, help } in &self.faults {
+            let (title, span) = match origin {
+                Origin::File(span) => (message.clone(), Some(span.clone())),
+                Origin::Variable(name) | Origin::Flag(name) => (format!("{name}: {message}"), None),
+                Origin::Whole => (message.clone(), None),
+            };
+            let snippet = span.map(|span| {
+                Snippet::source(&*text).path(&*self.name).annotation(AnnotationKind::Primary.span(one_line(&text, span)))
+            });
+            let help = help.as_ref().map(|help| Level::HELP.message(help));
+            let group = Level::ERROR.primary_title(title).elements(snippet).elements(help);
+            out += &renderer.render(&[group]);
+            out += "\n\n";
         }
-        if let Some(help) = &fault.help {
-            writeln!(f, "{:gutter$}= help: {help}", "")?;
-        }
-        Ok(())
+        let count = self.faults.len();
+        out + &format!("{count} fault{} in the configuration", if count == 1 { "" } else { "s" })
     }
 }
 
-/// One line's part of a text.
-#[derive(Debug, PartialEq)]
-struct Place<'a> {
-    line: usize,
-    column: usize,
-    text: &'a str,
-    /// As wide as what stands before the caret; tabs stay tabs.
-    indent: String,
-    width: usize,
+/// The part of a span on its first line.
+fn one_line(text: &str, span: Range<usize>) -> Range<usize> {
+    let start = floor(text, span.start);
+    let line = text[start..].find(['\r', '\n']).map_or(text.len(), |at| start + at);
+    start..floor(text, span.end).clamp(start, line)
 }
 
-impl<'a> Place<'a> {
-    /// Lines and columns count from 1, columns in characters.
-    fn of(text: &'a str, span: &Range<usize>) -> Self {
-        let start = floor(text, span.start);
-        let head = &text[..start];
-        let first = head.rfind('\n').map_or(0, |at| at + 1);
-        let last = text[first..].find('\n').map_or(text.len(), |at| first + at);
-        let line = text[first..last].trim_end_matches('\r');
-        let before = &text[first..start];
-        let end = floor(text, span.end).clamp(start, (first + line.len()).max(start));
-        Self {
-            line: head.matches('\n').count() + 1,
-            column: before.chars().count() + 1,
-            text: line,
-            indent: before.chars().map(|c| if c == '\t' { '\t' } else { ' ' }).collect(),
-            width: text[start..end].chars().count().max(1),
-        }
-    }
-}
-
-/// A line with keys and passwords starred, as wide as it was.
-fn masked(line: &str) -> String {
-    let starred = |secret: &str| "*".repeat(secret.chars().count());
+/// The text with keys and passwords starred, byte for byte.
+fn masked(text: &str) -> String {
+    let starred = |secret: &str| "*".repeat(secret.len());
     let word = |word: &str| {
         if let Some((before, secret)) = ["gsk_", "sk-"].iter().find_map(|mark| Some((mark, word.strip_prefix(mark)?))) {
             return format!("{before}{}", starred(secret));
@@ -118,8 +96,8 @@ fn masked(line: &str) -> String {
             None => format!("{scheme}://{}@{host}", starred(user)),
         }
     };
-    let ends = ['"', '\'', ' '];
-    line.split_inclusive(ends)
+    let ends = ['"', '\'', ' ', '\n'];
+    text.split_inclusive(ends)
         .map(|part| {
             let inner = part.trim_end_matches(ends);
             format!("{}{}", word(inner), &part[inner.len()..])
@@ -127,14 +105,27 @@ fn masked(line: &str) -> String {
         .collect()
 }
 
+/// A URL with its password, if it has one, masked.
+pub(super) fn masked_url(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    match rest[..end].rsplit_once('@') {
+        Some((user, host)) => {
+            let user = user.split_once(':').map_or("***".into(), |(name, _)| format!("{name}:***"));
+            format!("{scheme}://{user}@{host}{}", &rest[end..])
+        }
+        None => text.to_owned(),
+    }
+}
+
 /// The closest character boundary at or before.
 fn floor(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
-/// Line and column of a place in a text, both from 1.
-pub(super) fn line_of(text: &str, span: &Range<usize>) -> usize {
-    Place::of(text, span).line
+/// The line of a place in a text, from 1.
+pub(super) fn line_of(text: &str, at: usize) -> usize {
+    text[..floor(text, at)].matches('\n').count() + 1
 }
 
 /// The word that was probably meant.

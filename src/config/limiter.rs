@@ -1,4 +1,4 @@
-//! The limiter's settings out of the file's.
+//! Conversion of the configuration into the limiter's settings.
 
 use groq_limiter::{settings, types::Priority};
 
@@ -11,7 +11,7 @@ impl Settings {
             plan: self.limits.plan.into(),
             headroom: self.limits.headroom,
             default: self.limits.default.into(),
-            models: self.limits.models.iter().map(|(model, limits)| (model.clone(), (*limits).into())).collect(),
+            models: self.limits.model.iter().map(|(model, limits)| (model.clone(), (*limits).into())).collect(),
         };
         let redis = || settings::RedisSettings {
             url: self.store.url.clone().unwrap_or_default(),

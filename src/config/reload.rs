@@ -1,4 +1,4 @@
-//! What does a changed file change? Live keys at once, the others with a restart; a bad file nothing.
+//! Reloading: live keys change at once, the others wait for a restart, and a bad file changes nothing.
 
 use std::{
     fs,
@@ -9,7 +9,6 @@ use std::{
 use super::{
     Faults, Loaded, Settings, Source,
     effective::{self, Entry},
-    keys::TABLES,
 };
 
 /// One key that a reload finds different.
@@ -90,8 +89,8 @@ impl Reload {
         seen.text.clone_from(&loaded.faults.text);
         let notes = loaded.notes.clone();
         let wanted = loaded.settings()?;
-        let changes = changes(&seen.settings, &wanted);
-        let settings = in_force(&seen.settings, wanted);
+        let settings = in_force(&seen.settings, wanted.clone());
+        let changes = changes(&seen.settings, &wanted, &settings);
         seen.settings.clone_from(&settings);
         Ok(Next { settings, changes, notes })
     }
@@ -100,16 +99,6 @@ impl Reload {
 fn print(source: &Source) -> Option<Print> {
     let file = fs::metadata(source.file()?).ok()?;
     Some((file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec()))
-}
-
-/// Whether a key takes effect without a restart.
-fn is_live(key: &str) -> bool {
-    let table = key.split(['.', '[']).next().unwrap_or(key);
-    match key {
-        "log.level" => true,
-        "limits.state_file" => false,
-        _ => TABLES.iter().find(|known| known.name == table).is_none_or(|table| table.live),
-    }
 }
 
 /// What is wanted where it is live, what is in force elsewhere.
@@ -126,20 +115,16 @@ fn in_force(old: &Settings, mut wanted: Settings) -> Settings {
     }
 }
 
-fn changes(old: &Settings, new: &Settings) -> Vec<Change> {
-    let (old, new) = (effective::entries(old), effective::entries(new));
-    let value =
-        |entries: &[Entry], path: &str| entries.iter().find(|entry| entry.path == path).and_then(|entry| entry.value.clone());
-    let gone = old.iter().filter(|entry| !new.iter().any(|other| other.path == entry.path));
-    let all = new.iter().chain(gone);
-    all.map(|entry| Change {
-        live: is_live(&entry.path),
-        old: value(&old, &entry.path),
-        new: value(&new, &entry.path),
-        key: entry.path.clone(),
-    })
-    .filter(|change| change.old != change.new)
-    .collect()
+/// What differs between the settings in force and those wanted; live is what `next`, the settings put in force, takes over.
+fn changes(old: &Settings, wanted: &Settings, next: &Settings) -> Vec<Change> {
+    let [old, wanted, next] = [old, wanted, next].map(effective::entries);
+    let value = |entries: &[Entry], path: &str| entries.iter().find(|entry| entry.path == path)?.value.clone();
+    let gone = old.iter().filter(|entry| !wanted.iter().any(|other| other.path == entry.path));
+    let all = wanted.iter().chain(gone).map(|entry| {
+        let [old, new, next] = [&old, &wanted, &next].map(|entries| value(entries, &entry.path));
+        Change { key: entry.path.clone(), live: next == new, old, new }
+    });
+    all.filter(|change| change.old != change.new).collect()
 }
 
 #[cfg(test)]
@@ -147,6 +132,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::config::LogFormat;
 
     fn reload(file: &Path) -> Reload {
         let source = Source { config: Some(file.to_owned()), ..Source::default() };
@@ -178,11 +164,12 @@ mod tests {
                 ("app[0].name", None, true),
                 ("app[0].weight", None, true),
                 ("app[0].class", None, true),
+                ("app[0].fallback", None, true),
             ]
         );
         assert_eq!((next.settings.queue.max_wait.as_secs(), next.settings.log.level.as_str()), (2, "debug"));
-        assert_eq!((next.settings.server.threads, next.settings.log.format.word()), (None, "text"));
-        assert_eq!(next.settings.apps, []);
+        assert_eq!((next.settings.server.threads, next.settings.log.format), (None, LogFormat::Text));
+        assert_eq!(next.settings.app, []);
         assert!(reload.again().expect("no fault").changes.iter().all(|change| !change.live), "what waits is told again");
     }
 

@@ -1,4 +1,4 @@
-//! Where do settings come from? Flags and `GROQ_SHIELD_*` variables over the file over the defaults.
+//! Loads the configuration: flags and `GROQ_SHIELD_*` variables over the file over the defaults.
 
 use std::{
     ffi::OsString,
@@ -6,24 +6,25 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde_json::Value;
+
 use super::{
     Settings,
-    draft::Draft,
+    document::Document,
     effective,
     faults::{Faults, Origin, near},
-    keys::{Key, MODEL, TABLES, Table, variable},
     notes,
-    read::Reading,
+    schema::{Kind, schema, tables, under},
 };
 
 /// Where the file is looked for when no flag or variable names it.
 pub const PLACES: [&str; 2] = ["groq-shield.toml", "/etc/groq-shield/groq-shield.toml"];
 
-/// A flag's key and its short variable.
-const SHORT: [(&str, &str, &str, &str); 3] = [
-    ("--listen", "GROQ_SHIELD_LISTEN", "server", "listen"),
-    ("--upstream", "GROQ_SHIELD_UPSTREAM", "upstream", "base_url"),
-    ("--admin", "GROQ_SHIELD_ADMIN", "admin", "listen"),
+/// A flag, its short variable, and the key that both set.
+const SHORT: [(&str, &str, &str); 3] = [
+    ("--listen", "GROQ_SHIELD_LISTEN", "server.listen"),
+    ("--upstream", "GROQ_SHIELD_UPSTREAM", "upstream.base_url"),
+    ("--admin", "GROQ_SHIELD_ADMIN", "admin.listen"),
 ];
 
 /// Where settings come from; read again on every reload.
@@ -96,37 +97,32 @@ impl Source {
             Ok(text) => (text, None),
             Err(why) => (String::new(), Some(why)),
         };
-        let mut reading = Reading::of(&text);
+        let mut document = Document::parse(&text);
         if let Some(why) = unreadable {
-            reading.fault(Origin::Whole, why, None);
+            document.fault(Origin::Whole, why, None);
         }
-        self.variables(&mut reading);
-        for (flag, _, table, key) in SHORT {
+        let unknown = self.set_variables(&mut document);
+        for (flag, _, path) in SHORT {
             let value = match flag {
                 "--listen" => &self.listen,
                 "--upstream" => &self.upstream,
                 _ => &self.admin,
             };
             if let Some(value) = value {
-                let (table, key) = find(table, key);
-                reading.set(table, key, value, Origin::Flag(flag.into()));
+                document.set(path, schema_at(path), value, Origin::Flag(flag.into()));
             }
         }
-        reading.cross();
-        files(&mut reading);
-        let Reading { draft, origins, mut faults } = reading;
-        faults.sort_by_key(|fault| match &fault.origin {
-            Origin::File(span) => (0, span.start),
-            Origin::Variable(_) => (1, 0),
-            Origin::Flag(_) => (2, 0),
-            Origin::Whole => (3, 0),
-        });
-        let settings = draft.finish();
+        let settings = document.read();
+        let secrets = notes::named(&settings);
+        for (name, help) in unknown.into_iter().filter(|(name, _)| !secrets.iter().any(|secret| secret == name)) {
+            document.fault(Origin::Variable(name), "no key has this name", Some(help));
+        }
+        check_files(&settings, &mut document);
         let name = file.as_deref().map_or_else(String::new, |file| file.display().to_string());
         Loaded {
             notes: notes::of(&settings, &|name| self.variable(name).is_some()),
-            effective: effective::toml(&settings, &origins, &name, &text),
-            faults: Faults { name, text, faults },
+            effective: effective::toml(&settings, |path| document.origin_of_key(path), &name, &text),
+            faults: Faults { name, faults: document.into_faults(), text },
             settings,
             file,
         }
@@ -136,53 +132,44 @@ impl Source {
         self.variables.iter().find(|(known, value)| known == name && !value.is_empty()).map(|(_, value)| value)
     }
 
-    /// Applies `GROQ_SHIELD_*`, the short names last; what no key is called is a fault.
-    fn variables(&self, reading: &mut Reading) {
-        let mut known: Vec<String> = vec!["GROQ_SHIELD_CONFIG".into()];
-        for table in TABLES {
-            for key in table.keys {
-                known.push(variable(table.name, key.name));
-                self.apply(reading, known.last(), |reading, text, origin| reading.set(table, key, text, origin));
+    /// Applies `GROQ_SHIELD_*`, the short names last. Returns what no key is called, with help.
+    fn set_variables<'a>(&'a self, document: &mut Document<'a>) -> Vec<(String, String)> {
+        let mut keys = variables();
+        keys.extend(SHORT.map(|(_, name, path)| (name.to_owned(), path.to_owned())));
+        for (name, path) in &keys {
+            let origin = Origin::Variable(name.clone());
+            match self.variable(name).map(|value| value.to_str()) {
+                Some(Some(text)) => document.set(path, schema_at(path), text, origin),
+                Some(None) => document.fault(origin, "is not UTF-8", None),
+                None => {}
             }
         }
-        for key in MODEL {
-            known.push(variable("limits.default", key.name));
-            self.apply(reading, known.last(), |reading, text, origin| reading.set_default_limit(key, text, origin));
-        }
-        for (_, name, table, key) in SHORT {
-            let (table, key) = find(table, key);
-            known.push(name.into());
-            self.apply(reading, known.last(), |reading, text, origin| reading.set(table, key, text, origin));
-        }
-        let secrets = notes::named(&reading.draft.settings);
-        for (name, value) in &self.variables {
-            let Some(name) = name.to_str().filter(|name| name.starts_with("GROQ_SHIELD_")) else { continue };
-            let named = known.iter().any(|known| known == name) || secrets.iter().any(|secret| secret == name);
-            if named || value.is_empty() || kubernetes(name, &value.to_string_lossy()) {
-                continue;
-            }
-            let help = match near(name, known.iter().map(String::as_str)) {
-                Some(near) => format!("did you mean {near}?"),
-                None => "keys are spelled GROQ_SHIELD_TABLE_KEY; models, organisations and apps stand in the file only".into(),
-            };
-            reading.fault(Origin::Variable(name.into()), "no key has this name", Some(help));
-        }
-    }
-
-    fn apply(&self, reading: &mut Reading, name: Option<&String>, set: impl FnOnce(&mut Reading, &str, Origin)) {
-        let Some((name, value)) = name.and_then(|name| Some((name, self.variable(name)?))) else { return };
-        let origin = Origin::Variable(name.clone());
-        match value.to_str() {
-            Some(text) => set(reading, text, origin),
-            None => reading.fault(origin, "is not UTF-8", None),
-        }
+        let known = || keys.iter().map(|(name, _)| name.as_str()).chain(["GROQ_SHIELD_CONFIG"]);
+        let ours = self.variables.iter().filter_map(|(name, value)| Some((name.to_str()?, value)));
+        let unknown = ours.filter(|(name, value)| {
+            name.starts_with("GROQ_SHIELD_")
+                && !value.is_empty()
+                && !known().any(|known| known == *name)
+                && !is_from_kubernetes(name, &value.to_string_lossy())
+        });
+        let help = |name: &str| match near(name, known()) {
+            Some(near) => format!("did you mean {near}?"),
+            None => "keys are spelled GROQ_SHIELD_TABLE_KEY; models, organizations and apps stand in the file only".into(),
+        };
+        unknown.map(|(name, _)| (name.to_owned(), help(name))).collect()
     }
 }
 
-fn find(table: &str, key: &str) -> (&'static Table, &'static Key<Draft>) {
-    let table = TABLES.iter().find(|known| known.name == table);
-    let key = table.and_then(|table| table.keys.iter().find(|known| known.name == key));
-    table.zip(key).expect("flags name keys that exist")
+/// Every key that a variable can set: the variable's name and the key's path.
+fn variables() -> Vec<(String, String)> {
+    let once = tables().iter().filter(|table| table.kind == Kind::Once);
+    let paths = once.flat_map(|table| table.keys.iter().map(|(key, _)| format!("{}.{key}", table.path)));
+    paths.map(|path| (format!("GROQ_SHIELD_{}", path.replace('.', "_").to_uppercase()), path)).collect()
+}
+
+/// The schema of the key at this path.
+fn schema_at(path: &str) -> &'static Value {
+    path.split('.').fold(schema(), |schema, name| under(schema, name).unwrap_or(&Value::Null))
 }
 
 fn content(file: &Path) -> Result<String, String> {
@@ -202,23 +189,24 @@ fn reason(why: &io::Error) -> String {
 }
 
 /// Files that the settings name must be there.
-fn files(reading: &mut Reading) {
+fn check_files(settings: &Settings, document: &mut Document<'_>) {
+    let tls = settings.server.tls.as_ref();
     let named = [
-        ("server.tls.cert", reading.draft.cert.clone()),
-        ("server.tls.key", reading.draft.key.clone()),
-        ("upstream.ca_file", reading.draft.settings.upstream.ca_file.clone()),
-        ("store.ca_file", reading.draft.settings.store.ca_file.clone()),
+        ("server.tls.cert", tls.map(|tls| &tls.cert)),
+        ("server.tls.key", tls.map(|tls| &tls.key)),
+        ("upstream.ca_file", settings.upstream.ca_file.as_ref()),
+        ("store.ca_file", settings.store.ca_file.as_ref()),
     ];
     for (key, path) in named {
-        let Some(path) = path else { continue };
-        if let Err(why) = fs::File::open(&path) {
-            reading.fault(reading.origin(key), format!("{} cannot be read: {}", path.display(), reason(&why)), None);
+        let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else { continue };
+        if let Err(why) = fs::File::open(path) {
+            document.fault(document.origin(key), format!("{} cannot be read: {}", path.display(), reason(&why)), None);
         }
     }
 }
 
 /// Kubernetes tells every pod of its namespace's services: one called `groq-shield` gives these.
-fn kubernetes(name: &str, value: &str) -> bool {
+fn is_from_kubernetes(name: &str, value: &str) -> bool {
     let port = |at: usize| name[at + 6..].split_once('_').is_some_and(|(port, _)| port.parse::<u16>().is_ok());
     name.contains("_SERVICE_HOST")
         || name.contains("_SERVICE_PORT")
@@ -267,14 +255,15 @@ mod tests {
 
     #[test]
     fn every_key_that_stands_once_has_a_variable() {
-        for table in TABLES {
-            for key in table.keys {
-                let name = variable(table.name, key.name);
-                // No rule accepts this but those of free text.
-                let shown = faults("", &[(&name, "\u{1}")], Source::default());
-                let free = matches!(key.rule, super::super::rule::Rule::Name | super::super::rule::Rule::Path);
-                assert!(free || shown.starts_with(&format!("error: {name}: `{}`", key.name)), "{name}: {shown}");
+        for (name, path) in variables() {
+            let schema = schema_at(&path);
+            // Free text and files apart, no key accepts this.
+            if matches!(schema["title"].as_str(), Some("text" | "a path")) {
+                continue;
             }
+            let key = path.rsplit('.').next().expect("a key");
+            let shown = faults("", &[(&name, "\u{1}")], Source::default());
+            assert!(shown.starts_with(&format!("error: {name}: `{key}`")), "{name}: {shown}");
         }
     }
 
@@ -284,8 +273,8 @@ mod tests {
         let shown = faults("", &[("GROQ_SHIELD_QUEUE_MAX_WAIT", "50"), ("GROQ_SHIELD_QUEU_MAX_WAIT", "50s")], source);
         for part in [
             "error: GROQ_SHIELD_QUEUE_MAX_WAIT: `max_wait`: the time \"50\" has no unit: ms, s, m or h\n",
-            "error: GROQ_SHIELD_QUEU_MAX_WAIT: no key has this name\n  = help: did you mean GROQ_SHIELD_QUEUE_MAX_WAIT?\n",
-            "error: --upstream: `base_url`: \"api.groq.com\" has no scheme\n  = help: write \"https://api.groq.com\"\n",
+            "error: GROQ_SHIELD_QUEU_MAX_WAIT: no key has this name\n |\n = help: did you mean GROQ_SHIELD_QUEUE_MAX_WAIT?\n",
+            "error: --upstream: `base_url`: \"api.groq.com\" has no scheme\n |\n = help: write \"https://api.groq.com\"\n",
             "3 faults",
         ] {
             assert!(shown.contains(part), "{part}\n{shown}");

@@ -1,4 +1,4 @@
-//! How are times and sizes written? `"250ms" "30s" "2m" "1h"`, `"64KiB" "100MiB"`, and back.
+//! Times and sizes as text: `"250ms" "30s" "2m" "1h"`, `"64KiB" "100MiB"`, and back.
 
 use std::time::Duration;
 

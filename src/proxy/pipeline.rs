@@ -98,14 +98,14 @@ async fn forward(
 ) -> Result<Delivered, Rejection> {
     shield.budget.request(call.read_at);
     // Before the ceiling is fitted: each fallback model starts from the body as it came.
-    let body = (call.may_fall_back && !settings.fallbacks.is_empty()).then(|| upstream_request.body().clone());
+    let body = (call.may_fall_back && !settings.fallback.is_empty()).then(|| upstream_request.body().clone());
     let rejection = match serve(shield, settings, call, upstream_request, record).await {
         Err(rejection) => rejection,
         delivered => return delivered,
     };
     let (Some(body), Some(reason)) = (body, fallback::reason(&rejection)) else { return Err(rejection) };
     let from = record.model.clone();
-    for to in fallback::candidates(&settings.fallbacks, &from, reason) {
+    for to in fallback::candidates(&settings.fallback, &from, reason) {
         if record.is_opened_early() || !call.switch_model(to, &body, upstream_request) {
             break;
         }

@@ -145,7 +145,7 @@ impl Call {
 
     /// How long it may wait for an open breaker: not at all where another model can serve it.
     pub(super) fn breaker_max_wait(&self, settings: &Settings) -> Duration {
-        let others = fallback::candidates(&settings.fallbacks, &self.ask.model, FallbackReason::Unavailable);
+        let others = fallback::candidates(&settings.fallback, &self.ask.model, FallbackReason::Unavailable);
         if self.may_fall_back && !others.is_empty() { Duration::ZERO } else { settings.breaker.max_wait() }
     }
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use groq_shield::{
-    config::{App, ModelLimits, Settings},
+    config::{App, Digest, ModelLimits, Settings},
     proxy::Shield,
     server::{self, Listeners},
 };
@@ -72,7 +72,7 @@ async fn every_failure_in_the_contract_requests() {
     let large = request("POST", path, KEY, &"x".repeat(2000));
     hold("too large", |settings| settings.server.max_body = 1000, &[large], (413, INVALID, "request_too_large", false)).await;
     let apps = |settings: &mut Settings| {
-        settings.apps = vec![App { name: "a".into(), token_sha256: Some([7; 32]), ..App::default() }];
+        settings.app = vec![App { name: "a".into(), token_sha256: Some(Digest([7; 32])), ..App::default() }];
     };
     hold("unknown token", apps, &[chat()], (401, INVALID, "invalid_api_key", false)).await;
     let refused = (403, INVALID, "destination_not_allowed", false);
@@ -115,7 +115,7 @@ async fn every_failure_in_the_contract_malformed() {
 }
 
 fn limited(settings: &mut Settings, limits: ModelLimits) {
-    settings.limits.models.insert("m".into(), limits);
+    settings.limits.model.insert("m".into(), limits);
 }
 
 #[tokio::test]

@@ -134,7 +134,7 @@ async fn in_overload_batch_is_refused_first_then_all() {
 async fn in_a_long_line_batch_is_refused_first() {
     let mut settings = Settings::default();
     settings.limits.plan = Plan::None;
-    settings.limits.models.insert("m".into(), ModelLimits { requests_per_minute: Some(3), ..Default::default() });
+    settings.limits.model.insert("m".into(), ModelLimits { requests_per_minute: Some(3), ..Default::default() });
     settings.queue.max_waiting = 8;
     let limits = Limits::new(settings.limiter());
     let ask = |class| Ask {

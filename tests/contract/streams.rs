@@ -160,7 +160,7 @@ async fn kept_alive(protocol: Protocol) {
     let upstream = Upstream::start(&Kind::Plain(vec![vec![head(), chunk(FIRST), chunk(DONE), end()]])).await;
     let mut settings = upstream.settings();
     settings.queue.stream_keepalive = Some(Duration::from_millis(500));
-    settings.limits.models.insert("m".into(), ModelLimits { requests_per_minute: Some(30), ..Default::default() });
+    settings.limits.model.insert("m".into(), ModelLimits { requests_per_minute: Some(30), ..Default::default() });
     let shield = start(settings);
     for sent in 1..=100 {
         let answer = ask_in(protocol, shield.app, &chat_stream()).await;

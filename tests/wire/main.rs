@@ -2,7 +2,6 @@
 
 mod bad_input;
 mod configured_limits;
-mod http2;
 mod kit;
 mod outage;
 mod paths;

@@ -1,7 +1,12 @@
-//! What does a plan of Groq's allow before the first answer has said so? The starting tables, as printed on Groq's
-//! limits page in October 2026. Headers and refusals are trusted over them.
+//! Limits of Groq's plans, used until the first response states them: as printed on Groq's limits page in October 2026.
+//! Headers and refusals are trusted over them.
 
 use crate::settings::{ModelLimits, Plan};
+
+/// The models that Groq's tables name.
+pub fn models() -> impl Iterator<Item = &'static str> {
+    FREE.iter().map(|(model, _)| *model)
+}
 
 /// A plan's limits for a model; `None` where its table has no such row.
 pub fn limits(plan: Plan, model: &str) -> Option<ModelLimits> {
@@ -50,26 +55,35 @@ const NOTHING: ModelLimits = ModelLimits {
     assumed_completion_tokens: None,
 };
 
+const AUDIO: ModelLimits = ModelLimits {
+    requests_per_minute: Some(20),
+    requests_per_day: Some(2000),
+    audio_seconds_per_hour: Some(7200),
+    audio_seconds_per_day: Some(28_800),
+    ..NOTHING
+};
+
+const FREE: &[(&str, ModelLimits)] = &[
+    ("openai/gpt-oss-120b", text(30, 1000, 8000, 200_000)),
+    ("openai/gpt-oss-20b", text(30, 1000, 8000, 200_000)),
+    ("openai/gpt-oss-safeguard-20b", text(30, 1000, 8000, 200_000)),
+    // Its separate input and output limits were observed for some organizations only: a refusal teaches them.
+    ("qwen/qwen3.8-27b", text(30, 1000, 8000, 200_000)),
+    ("whisper-large-v3", AUDIO),
+    ("whisper-large-v3-turbo", AUDIO),
+    ("canopylabs/orpheus-v1-english", text(10, 100, 1200, 3600)),
+    ("canopylabs/orpheus-arabic-saudi", text(10, 100, 1200, 3600)),
+    ("meta-llama/llama-prompt-guard-2-22m", text(30, 14_400, 15_000, 500_000)),
+    ("meta-llama/llama-prompt-guard-2-86m", text(30, 14_400, 15_000, 500_000)),
+    ("llama-3.1-8b-instant", text(30, 14_400, 6000, 500_000)),
+    ("llama-3.3-70b-versatile", text(30, 1000, 12_000, 100_000)),
+    ("moonshotai/kimi-k2-instruct", text(60, 1000, 10_000, 300_000)),
+    ("moonshotai/kimi-k2-instruct-0905", text(60, 1000, 10_000, 300_000)),
+    ("qwen/qwen3-32b", text(60, 1000, 6000, 500_000)),
+];
+
 fn free(model: &str) -> Option<ModelLimits> {
-    Some(match model {
-        "openai/gpt-oss-120b" | "openai/gpt-oss-20b" | "openai/gpt-oss-safeguard-20b" => text(30, 1000, 8000, 200_000),
-        // Its separate input and output limits were observed for some organisations only: a refusal teaches them.
-        "qwen/qwen3.8-27b" => text(30, 1000, 8000, 200_000),
-        "whisper-large-v3" | "whisper-large-v3-turbo" => ModelLimits {
-            requests_per_minute: Some(20),
-            requests_per_day: Some(2000),
-            audio_seconds_per_hour: Some(7200),
-            audio_seconds_per_day: Some(28_800),
-            ..NOTHING
-        },
-        "canopylabs/orpheus-v1-english" | "canopylabs/orpheus-arabic-saudi" => text(10, 100, 1200, 3600),
-        "meta-llama/llama-prompt-guard-2-22m" | "meta-llama/llama-prompt-guard-2-86m" => text(30, 14_400, 15_000, 500_000),
-        "llama-3.1-8b-instant" => text(30, 14_400, 6000, 500_000),
-        "llama-3.3-70b-versatile" => text(30, 1000, 12_000, 100_000),
-        "moonshotai/kimi-k2-instruct" | "moonshotai/kimi-k2-instruct-0905" => text(60, 1000, 10_000, 300_000),
-        "qwen/qwen3-32b" => text(60, 1000, 6000, 500_000),
-        _ => return None,
-    })
+    FREE.iter().find(|(known, _)| *known == model).map(|(_, limits)| *limits)
 }
 
 fn developer(model: &str) -> Option<ModelLimits> {

@@ -1,10 +1,10 @@
-//! The limits of Groq's plans, or those of a TOML file with the `[limits]` keys of groq-shield.
+//! What are the limits? Tables as Groq publishes them, or a TOML file with the shield's own `[limits]` keys.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, de::IgnoredAny};
 
-/// The limits of one model; `None` is no limit.
+/// One model's limits; what is `None` is not limited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "each field says it all")]
@@ -17,12 +17,12 @@ pub struct ModelLimits {
     pub output_tokens_per_minute: Option<u64>,
     pub audio_seconds_per_hour: Option<u64>,
     pub audio_seconds_per_day: Option<u64>,
-    /// Added to the prompt at admission where a request names no max completion tokens.
+    /// Added to the prompt at admission where a request names no ceiling.
     pub assumed_completion_tokens: Option<u64>,
 }
 
 impl ModelLimits {
-    fn or(self, base: Self) -> Self {
+    fn over(self, base: Self) -> Self {
         Self {
             requests_per_minute: self.requests_per_minute.or(base.requests_per_minute),
             requests_per_day: self.requests_per_day.or(base.requests_per_day),
@@ -130,10 +130,10 @@ impl Plan {
             Some("free") => Self::free(),
             _ => Self::developer(),
         };
-        plan.default = limits.default.or(plan.default);
+        plan.default = limits.default.over(plan.default);
         for (model, own) in limits.model {
             let base = plan.of_model(&model);
-            plan.models.insert(model, own.or(base));
+            plan.models.insert(model, own.over(base));
         }
         Ok(plan)
     }

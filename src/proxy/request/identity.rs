@@ -61,25 +61,28 @@ impl IdentityIndex {
     pub fn new(settings: &Settings, env: impl Fn(&str) -> Option<String>) -> Self {
         let value = |name: &str| env(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
         let mut organisations = HashMap::default();
-        for organisation in &settings.organisations {
-            let name: Arc<str> = Arc::from(organisation.name.as_str());
-            let from_env = organisation.api_key_env.iter().filter_map(|name| value(name)).map(|key| digest(key.as_bytes()));
-            let digests = from_env.chain(organisation.api_key_sha256.iter().copied());
+        for organization in &settings.organization {
+            let name: Arc<str> = Arc::from(organization.name.as_str());
+            let from_env = organization.api_key_env.iter().filter_map(|name| value(name)).map(|key| digest(key.as_bytes()));
+            let digests = from_env.chain(organization.api_key_sha256.iter().map(|digest| digest.0));
             organisations.extend(digests.map(|digest| (digest, name.clone())));
         }
         let app = |app: &crate::config::App| App {
             name: Arc::from(app.name.as_str()),
-            token: app.token_sha256.or_else(|| app.token_env.as_deref().and_then(value).map(|token| digest(token.as_bytes()))),
+            token: app
+                .token_sha256
+                .map(|digest| digest.0)
+                .or_else(|| app.token_env.as_deref().and_then(value).map(|token| digest(token.as_bytes()))),
             weight: app.weight,
             class: app.class,
             fallback: app.fallback,
         };
         let mut index = Self {
             organisations,
-            apps: settings.apps.iter().map(app).collect(),
+            apps: settings.app.iter().map(app).collect(),
             held: None,
             // A token whose variable is not set still shuts the door.
-            tokens_needed: settings.apps.iter().any(|app| app.token_env.is_some() || app.token_sha256.is_some()),
+            tokens_needed: settings.app.iter().any(|app| app.token_env.is_some() || app.token_sha256.is_some()),
             unnamed: Arc::from("default"),
         };
         index.held = settings.upstream.api_key_env.as_deref().and_then(value).and_then(|key| {

@@ -26,12 +26,12 @@ fn app(name: &str, token_env: Option<&str>) -> config::App {
 }
 
 fn settings(held: bool, apps: Vec<config::App>) -> Settings {
-    let mut settings = Settings { apps, ..Settings::default() };
+    let mut settings = Settings { app: apps, ..Settings::default() };
     settings.upstream.api_key_env = held.then(|| "HELD".into());
-    settings.organisations = vec![config::Organisation {
+    settings.organization = vec![config::Organization {
         name: "acme".into(),
         api_key_env: vec!["KEY_A".into(), "UNSET".into()],
-        api_key_sha256: vec![digest(b"gsk_b")],
+        api_key_sha256: vec![config::Digest(digest(b"gsk_b"))],
     }];
     settings
 }

@@ -16,7 +16,7 @@ use crate::{
 fn limited(limits: config::ModelLimits) -> Settings {
     let mut settings = Settings::default();
     settings.limits.plan = config::Plan::None;
-    settings.limits.models.insert("m".into(), limits);
+    settings.limits.model.insert("m".into(), limits);
     settings
 }
 

@@ -18,8 +18,8 @@ const DECOMMISSIONED: &str = r#"{"error":{"message":"The model `m` has been deco
 fn settings(limits: ModelLimits, when: &[FallbackReason]) -> Settings {
     let mut settings = Settings::default();
     settings.limits.plan = Plan::None;
-    settings.limits.models.insert("m".into(), limits);
-    settings.fallbacks = vec![Fallback { model: "m".into(), to: vec!["b".into(), "c".into()], when: when.to_vec() }];
+    settings.limits.model.insert("m".into(), limits);
+    settings.fallback = vec![Fallback { model: "m".into(), to: vec!["b".into(), "c".into()], when: when.to_vec() }];
     settings
 }
 
@@ -122,7 +122,7 @@ async fn an_open_breaker_falls_back() {
 #[tokio::test(start_paused = true)]
 async fn an_app_or_a_request_can_decline() {
     let mut settings = settings(one_a_day(), &FallbackReason::DEFAULT);
-    settings.apps = vec![App { name: "strict".into(), fallback: false, ..App::default() }];
+    settings.app = vec![App { name: "strict".into(), fallback: false, ..App::default() }];
     let (shield, _) = shield(settings, vec![good()]);
     ask(&shield, chat(false)).await;
     for (name, value, served) in [

@@ -1,15 +1,10 @@
-use super::*;
-use crate::config::{Faults, Settings};
+use super::{Class, Faults, Plan, Settings, document::Document};
 
 /// Every fault of a text, as an operator reads it.
 fn faults(text: &str) -> String {
-    let mut reading = Reading::of(text);
-    reading.cross();
-    reading.faults.sort_by_key(|fault| match &fault.origin {
-        Origin::File(span) => span.start,
-        _ => usize::MAX,
-    });
-    Faults { name: "f.toml".into(), text: text.into(), faults: reading.faults }.to_string()
+    let mut document = Document::parse(text);
+    document.read();
+    Faults { name: "f.toml".into(), text: text.into(), faults: document.into_faults() }.to_string()
 }
 
 /// Line, column, message and help of the only fault.
@@ -21,10 +16,10 @@ fn only(text: &str) -> (String, String, String) {
 }
 
 fn settings(text: &str) -> Settings {
-    let mut reading = Reading::of(text);
-    reading.cross();
-    assert_eq!(reading.faults, []);
-    reading.draft.finish()
+    let mut document = Document::parse(text);
+    let settings = document.read();
+    assert_eq!(document.into_faults(), [], "{text}");
+    settings
 }
 
 #[test]
@@ -35,8 +30,9 @@ fn a_fault_shows_its_line_with_a_caret() {
 error: unknown key `lisen` in [server]
  --> f.toml:2:2
   |
-2 | \tlisen = \"127.0.0.1:8787\" # é
-  | \t^^^^^
+2 |     lisen = \"127.0.0.1:8787\" # é
+  |     ^^^^^
+  |
   = help: did you mean `listen`?
 
 1 fault in the configuration"
@@ -47,7 +43,7 @@ error: unknown key `lisen` in [server]
 fn every_kind_of_fault_has_its_place_and_remedy() {
     for (text, place, message, help) in [
         ("[sever]\n", "1:2", "unknown table [sever]", "did you mean [server]?"),
-        ("[[organization]]\n", "1:3", "unknown table [[organization]]", "did you mean [[organisation]]?"),
+        ("[[organisation]]\n", "1:3", "unknown table [[organisation]]", "did you mean [[organization]]?"),
         ("[zebra]\n", "1:2", "unknown table [zebra]", ""),
         (
             "max_wait = \"1s\"\n",
@@ -61,7 +57,7 @@ fn every_kind_of_fault_has_its_place_and_remedy() {
             "unknown key `max_wait` in [server]",
             "`max_wait` belongs in [queue] or [breaker]",
         ),
-        ("[server.tls]\nkeyy = \"x\"\n", "2:1", "unknown key `keyy` in [server]", "did you mean `key`?"),
+        ("[server.tls]\nkeyy = \"x\"\n", "2:1", "unknown key `keyy` in [server.tls]", "did you mean `key`?"),
         (
             "[limits.model.\"a/b\"]\ntoken_per_minute = 1\n",
             "2:1",
@@ -79,7 +75,7 @@ fn every_kind_of_fault_has_its_place_and_remedy() {
             "`tokens_per_day` stands for no model",
             "write [limits.model.\"openai/gpt-oss-20b\"], or [limits.default] for every model",
         ),
-        ("[server]\nthreads = \"2\"\n", "2:11", "`threads`: a whole number was expected, not text", "for example 1"),
+        ("[server]\nthreads = \"2\"\n", "2:11", "`threads`: a whole number was expected, not text", "for example 2"),
         ("[server]\nthreads = 0\n", "2:11", "`threads`: 0 is too small: at least 1", "leave it out for one per core"),
         ("[server]\nthreads = -1\n", "2:11", "`threads`: -1 is too small: at least 1", "leave it out for one per core"),
         ("[server]\nthreads = 0x1000\n", "2:11", "`threads`: 4096 is too large: at most 1024", ""),
@@ -116,7 +112,12 @@ fn every_kind_of_fault_has_its_place_and_remedy() {
             "`max_waiting`: 0 is too small: at least 1",
             "to let nobody wait, queue.max_wait = \"0s\"",
         ),
-        ("[queue]\nstream_keepalive = false\n", "2:20", "`stream_keepalive`: a time was expected", "write \"off\""),
+        (
+            "[queue]\nstream_keepalive = false\n",
+            "2:20",
+            "`stream_keepalive`: a time or \"off\" was expected, not true or false",
+            "for example \"15s\"",
+        ),
         ("[queue]\nmax_wait = 2026-01-01\n", "2:12", "`max_wait`: a time was expected, not a date", "for example \"30s\""),
         (
             "[server]\nlisten = \"localhost:80\"\n",
@@ -180,30 +181,30 @@ fn every_kind_of_fault_has_its_place_and_remedy() {
             "the name \"a\" is taken",
             "every element has a name of its own",
         ),
-        ("[[app]]\nweight = 1\n", "1:1", "`name` is missing", "every element has one"),
+        ("[[app]]\nweight = 1\n", "1:1", "`name` is missing", "such as name = \"chat\""),
         (
-            "[[organisation]]\nname = \"o\"\n",
+            "[[organization]]\nname = \"o\"\n",
             "1:1",
-            "an organisation without keys",
+            "an organization without keys",
             "name its keys: api_key_env = [\"GROQ_API_KEY\"], or api_key_sha256",
         ),
         (
-            "[[organisation]]\nname = \"o\"\napi_key_env = \"K\"\n",
+            "[[organization]]\nname = \"o\"\napi_key_env = \"K\"\n",
             "3:15",
             "`api_key_env`: a list, each the name of an environment variable was expected, not text",
-            "for example [\"GROQ_API_KEY\"]",
+            "for example [\"GROQ_API_KEY\", \"GROQ_API_KEY_2\"]",
         ),
         (
-            "[[organisation]]\nname = \"o\"\napi_key_env = [\"K\", \"$K2\"]\n",
+            "[[organization]]\nname = \"o\"\napi_key_env = [\"K\", \"$K2\"]\n",
             "3:21",
             "`api_key_env`: \"$K2\" is not the name of an environment variable",
             "its name alone, without `$`, such as \"GROQ_API_KEY\"",
         ),
-        ("[[organisation]]\nname = \"o\"\napi_key_env = [\"K\", \"K\"]\n", "3:21", "`api_key_env`: listed twice", ""),
+        ("[[organization]]\nname = \"o\"\napi_key_env = [\"K\", \"K\"]\n", "3:21", "`api_key_env`: listed twice", ""),
         (
-            "[[organisation]]\nname = \"o\"\napi_key_env = [\"K\"]\n[[organisation]]\nname = \"p\"\napi_key_env = [\"K\"]\n",
-            "6:15",
-            "the key of K is already one of organisation \"o\"",
+            "[[organization]]\nname = \"o\"\napi_key_env = [\"K\"]\n[[organization]]\nname = \"p\"\napi_key_env = [\"K\"]\n",
+            "6:16",
+            "the key of K is already one of organization \"o\"",
             "",
         ),
         (
@@ -265,7 +266,7 @@ fn all_faults_come_in_one_go_and_in_the_order_of_the_file() {
 #[test]
 fn an_array_that_is_never_closed_is_told_once() {
     let all = faults(
-        "[retry]\nattempts = 0\n[[organisation]]\nname = \"o\"\napi_key_env = [\"A\",\n\n[log]\nlevel = \"info\"\nformat = \"text\"\n",
+        "[retry]\nattempts = 0\n[[organization]]\nname = \"o\"\napi_key_env = [\"A\",\n\n[log]\nlevel = \"info\"\nformat = \"text\"\n",
     );
     assert!(all.contains("an array or inline table is not closed"), "{all}");
     assert!(all.contains("attempts") && all.ends_with("\n2 faults in the configuration"), "{all}");
@@ -293,19 +294,19 @@ fn every_table_reads() {
         "[server]\nthreads = 2\nmax_body = \"1MiB\"\ntls.cert = \"c\"\ntls.key = \"k\"\n\
          [limits]\nplan = \"developer\"\nheadroom = 0.1\n[limits.default]\ntokens_per_day = 5\n\
          [limits.model.\"openai/gpt-oss-20b\"]\nrequests_per_minute = 30\n\
-         [[organisation]]\nname = \"o\"\napi_key_env = [\"A\", \"B\"]\n\
+         [[organization]]\nname = \"o\"\napi_key_env = [\"A\", \"B\"]\n\
          [queue]\nmax_wait = \"2m\"\nstream_keepalive = \"15s\"\n[[app]]\nname = \"a\"\nclass = \"batch\"\nweight = 2\n",
     );
     assert_eq!(settings.server.threads, Some(2));
     assert_eq!(settings.server.tls.as_ref().map(|tls| tls.key.display().to_string()), Some("k".into()));
     assert_eq!(settings.server.max_body, 1 << 20);
-    assert_eq!((settings.limits.plan.word(), settings.limits.headroom), ("developer", 0.1));
+    assert_eq!((settings.limits.plan, settings.limits.headroom), (Plan::Developer, 0.1));
     assert_eq!(settings.limits.default.tokens_per_day, Some(5));
-    assert_eq!(settings.limits.models["openai/gpt-oss-20b"].requests_per_minute, Some(30));
-    assert_eq!(settings.organisations[0].api_key_env, ["A", "B"]);
+    assert_eq!(settings.limits.model["openai/gpt-oss-20b"].requests_per_minute, Some(30));
+    assert_eq!(settings.organization[0].api_key_env, ["A", "B"]);
     assert_eq!(settings.queue.max_wait.as_secs(), 120);
     assert_eq!(settings.queue.stream_keepalive.map(|every| every.as_secs()), Some(15));
-    assert_eq!((settings.apps[0].weight, settings.apps[0].class.word()), (2.0, "batch"));
+    assert_eq!((settings.app[0].weight, settings.app[0].class), (2.0, Class::Batch));
 }
 
 #[test]
@@ -329,4 +330,51 @@ fn garbage_never_panics() {
         let shown = faults(text);
         assert!(shown.contains("configuration"), "{text:?}");
     }
+}
+
+#[test]
+fn a_list_is_no_table() {
+    for text in ["admin = [\"127.0.0.1:99\"]\n", "[[admin]]\nlisten = \"127.0.0.1:99\"\n"] {
+        assert!(faults(text).contains("[admin] stands once"), "{text}");
+    }
+}
+
+#[test]
+fn fallbacks_that_lead_nowhere_are_faults() {
+    for (chain, place, message, help) in [
+        ("to = [\"llama-3.1-8b-instant\"]", "1:1", "`model` is missing", "such as model = \"openai/gpt-oss-120b\""),
+        ("model = \"m\"", "1:1", "`to` is empty", ""),
+        ("model = \"m\"\nto = []", "3:6", "`to` is empty", ""),
+        ("model = \"m\"\nto = [\"m\"]", "3:7", "a model cannot fall back to itself", ""),
+        ("model = \"m\"\nto = [\"qwen/qwen3-32b\", \"qwen/qwen3-32b\"]", "3:25", "`to`: listed twice", ""),
+        (
+            "model = \"m\"\nto = [\"openai/gpt-oss20b\"]",
+            "3:7",
+            "\"openai/gpt-oss20b\" is no model that is known here",
+            "did you mean \"openai/gpt-oss-20b\"?",
+        ),
+        (
+            "model = \"m\"\nto = [\"new\"]",
+            "3:7",
+            "\"new\" is no model that is known here",
+            "if Groq has it, give it a table: [limits.model.\"new\"]",
+        ),
+        (
+            "model = \"m\"\nto = [\"qwen/qwen3-32b\"]\nwhen = [\"daily\"]",
+            "4:9",
+            "`when`: \"daily\" is not known here",
+            "one of \"daily_limit\", \"too_large\", \"decommissioned\", \"unavailable\" or \"wait\"",
+        ),
+        (
+            "model = \"m\"\nto = [\"qwen/qwen3-32b\"]\n[[fallback]]\nmodel = \"m\"\nto = [\"qwen/qwen3-32b\"]\nwhen = [\"too_large\"]",
+            "7:9",
+            "\"m\" already falls back for too_large",
+            "the first [[fallback]] counts",
+        ),
+    ] {
+        let expected = (place.to_owned(), message.to_owned(), help.to_owned());
+        assert_eq!(only(&format!("[[fallback]]\n{chain}\n")), expected, "{chain}");
+    }
+    let chain = "[[fallback]]\nmodel = \"m\"\nto = [\"new\"]\n[limits.model.new]\nrequests_per_minute = 1\n";
+    assert_eq!(settings(chain).fallback[0].when, crate::config::FallbackReason::DEFAULT);
 }

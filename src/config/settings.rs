@@ -1,0 +1,430 @@
+//! The tables of the configuration file and their keys.
+//!
+//! Fields are called as their keys, which garde's paths need. Their doc comments go into the JSON schema, the example file and the table of keys: one line each. Rules are garde's;
+//! `x-too-small` is what a fault advises for a number under the least.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use garde::Validate;
+use http::Uri;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    fallback::Fallback,
+    formats::{Address, As, BaseUrl, Digest, Maybe, ProxyUrl, Size, Time, TimeOrOff},
+    rules::{at_least_100_ms, env_name, finite, http_url, log_filter, not_empty, not_zero, positive, redis_url},
+};
+
+/// Largest limit that is kept exactly: TOML's integers go so far.
+const MAX_LIMIT: u64 = i64::MAX as u64;
+
+/// The whole file. Flags and environment variables win over it, it wins over these defaults.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(title = "groq-shield's configuration")]
+#[garde(allow_unvalidated)]
+pub struct Settings {
+    /// The listener that apps talk to.
+    #[garde(dive)]
+    pub server: Server,
+    /// Health, metrics, status and the page; keep it on loopback.
+    pub admin: Admin,
+    /// The way to Groq.
+    #[garde(dive)]
+    pub upstream: Upstream,
+    /// Keys that share one set of limits. An unlisted key is an organization of its own. Live.
+    #[garde(dive)]
+    pub organization: Vec<Organization>,
+    /// Groq's limits; headers and refusals correct them. Live.
+    #[garde(dive)]
+    pub limits: Limits,
+    /// The queue of requests that wait for room. Live.
+    #[garde(dive)]
+    pub queue: Queue,
+    /// Transient failures are sent again, with full jitter. Live.
+    #[garde(dive)]
+    pub retry: Retry,
+    /// Stops sending to a model that only fails. Live.
+    #[garde(dive)]
+    pub breaker: Breaker,
+    /// An app with a share of its own. With any token listed, a request without a known one gets 401. Live.
+    #[garde(dive)]
+    pub app: Vec<App>,
+    /// Other models for requests that their own model cannot serve. Live.
+    #[garde(dive)]
+    pub fallback: Vec<Fallback>,
+    /// Where limiter state is kept; redis shares it between replicas.
+    #[garde(dive)]
+    pub store: Store,
+    /// Log lines and spans.
+    #[garde(dive)]
+    pub log: Log,
+}
+
+/// `[server]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[serde(default, deny_unknown_fields)]
+#[garde(allow_unvalidated)]
+pub struct Server {
+    /// Address and port that apps connect to; port 0 takes a free one.
+    #[serde(with = "As::<Address>")]
+    pub listen: SocketAddr,
+    /// Listen beside another shield that sets it too, here and on admin.listen, so that one replaces the other without a gap.
+    pub reuse_port: bool,
+    /// Worker threads; unset: one per core.
+    #[garde(range(min = 1, max = 1024))]
+    #[schemars(example = 2, extend("x-too-small" = "leave it out for one per core"))]
+    pub threads: Option<usize>,
+    /// Connections at once.
+    #[garde(range(min = 1, max = 1_000_000))]
+    pub max_connections: usize,
+    /// Largest request body; a larger one gets a 413.
+    #[serde(with = "As::<Size>")]
+    pub max_body: u64,
+    /// Time for a request's head to arrive, idle connections included.
+    #[serde(with = "As::<Time>")]
+    #[garde(custom(not_zero))]
+    pub header_timeout: Duration,
+    /// Time between two reads of a request's body.
+    #[serde(with = "As::<Time>")]
+    #[garde(custom(not_zero))]
+    pub body_timeout: Duration,
+    /// Time that running requests have to finish after SIGTERM.
+    #[serde(with = "As::<Time>")]
+    pub drain_timeout: Duration,
+    /// TLS for apps; unset: plain HTTP.
+    #[garde(dive)]
+    pub tls: Option<Tls>,
+}
+
+/// `[server.tls]`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["cert", "key"]))]
+#[garde(allow_unvalidated)]
+pub struct Tls {
+    /// Certificate chain, PEM; read again on SIGHUP.
+    #[schemars(title = "a path", example = &"/etc/groq-shield/tls.crt")]
+    pub cert: PathBuf,
+    /// Its private key, PEM.
+    #[schemars(title = "a path", example = &"/etc/groq-shield/tls.key")]
+    pub key: PathBuf,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// Address and port that operators connect to; port 0 takes a free one.
+    #[serde(with = "As::<Address>")]
+    pub listen: SocketAddr,
+}
+
+/// `[upstream]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[serde(default, deny_unknown_fields)]
+#[garde(allow_unvalidated)]
+pub struct Upstream {
+    /// Where requests go; a path here is put before every request's.
+    #[serde(with = "As::<BaseUrl>")]
+    pub base_url: Uri,
+    /// Time to connect: name, TCP and TLS together.
+    #[serde(with = "As::<Time>")]
+    #[garde(custom(not_zero))]
+    pub connect_timeout: Duration,
+    /// Time to the head of an answer.
+    #[serde(with = "As::<Time>")]
+    #[garde(custom(not_zero))]
+    pub response_timeout: Duration,
+    /// Time between two pieces of an answer; never a limit on the whole.
+    #[serde(with = "As::<Time>")]
+    #[garde(custom(not_zero))]
+    pub idle_timeout: Duration,
+    /// HTTP proxy to go through; unset: HTTPS_PROXY and NO_PROXY decide.
+    #[serde(with = "Maybe::<ProxyUrl>")]
+    pub proxy: Option<Uri>,
+    /// More trusted root certificates, PEM; unset: Mozilla's alone.
+    #[garde(inner(custom(not_empty)))]
+    #[schemars(title = "a path", example = &"/etc/ssl/internal-ca.pem")]
+    pub ca_file: Option<PathBuf>,
+    /// Variable that holds the key to use when an app sends none; unset: apps bring theirs.
+    #[garde(inner(custom(env_name)))]
+    #[schemars(title = "the name of an environment variable", example = &"GROQ_API_KEY")]
+    pub api_key_env: Option<String>,
+}
+
+/// `[[organization]]`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["name"]))]
+#[garde(allow_unvalidated)]
+pub struct Organization {
+    /// Its name in status and metrics.
+    #[garde(custom(not_empty))]
+    #[schemars(title = "text", example = &"acme")]
+    pub name: String,
+    /// Variables that hold its keys.
+    #[garde(inner(custom(env_name)))]
+    #[schemars(
+        extend("items" = {"type": "string", "title": "the name of an environment variable"}),
+        example = ["GROQ_API_KEY", "GROQ_API_KEY_2"]
+    )]
+    pub api_key_env: Vec<String>,
+    /// SHA-256 of its keys, hex.
+    #[schemars(example = ["e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"])]
+    pub api_key_sha256: Vec<Digest>,
+}
+
+/// The starting table of limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Plan {
+    /// Starts from free and follows the headers.
+    #[default]
+    Auto,
+    /// Groq's free plan.
+    Free,
+    /// Groq's developer plan.
+    Developer,
+    /// Only what is configured and what refusals teach.
+    None,
+}
+
+/// `[limits]`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[serde(default, deny_unknown_fields)]
+#[garde(allow_unvalidated)]
+pub struct Limits {
+    /// The starting table: auto, free, developer or none. auto starts from free and follows the headers.
+    pub plan: Plan,
+    /// Share of every limit left to others, 0 to 0.9.
+    #[garde(range(min = 0.0, max = 0.9), custom(finite))]
+    pub headroom: f64,
+    /// File that keeps what is left of each limit across restarts; unset: it is not kept. Takes a restart.
+    #[garde(inner(custom(not_empty)))]
+    #[schemars(title = "a path", example = &"/var/lib/groq-shield/levels.json")]
+    pub state_file: Option<PathBuf>,
+    /// Instead of a 413, lower max_completion_tokens to what the limit can hold, and say so in x-shield-fitted.
+    pub fit_ceiling: bool,
+    /// Every model that has no table of its own. What is not set comes from the plan, headers or refusals. Live.
+    #[garde(dive)]
+    pub default: ModelLimits,
+    /// One model; the same keys. Live.
+    #[garde(dive)]
+    pub model: BTreeMap<String, ModelLimits>,
+}
+
+/// `[limits.default]` and `[limits.model."…"]`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema, Validate)]
+#[serde(default, deny_unknown_fields)]
+#[garde(allow_unvalidated)]
+pub struct ModelLimits {
+    /// RPM
+    #[garde(range(min = 1, max = MAX_LIMIT))]
+    #[schemars(example = 30, extend("x-too-small" = "leave the key out where there is no such limit"))]
+    pub requests_per_minute: Option<u64>,
+    /// RPD
+    #[garde(range(min = 1, max = MAX_LIMIT))]
+    #[schemars(example = 1000, extend("x-too-small" = "leave the key out where there is no such limit"))]
+    pub requests_per_day: Option<u64>,
+    /// TPM: prompt and completion limit together.
+    #[garde(range(min = 1, max = MAX_LIMIT))]
+    #[schemars(example = 8000, extend("x-too-small" = "leave the key out where there is no such limit"))]
+    pub tokens_per_minute: Option<u64>,
+    /// TPD
+    #[garde(range(min = 1, max = MAX_LIMIT))]
+    #[schemars(example = 200000, extend("x-too-small" = "leave the key out where there is no such limit"))]
+    pub tokens_per_day: Option<u64>,
+    /// ITPM: prompts alone.
+    #[garde(range(min = 1, max = MAX_LIMIT))]
+    #[schemars(example = 7000, extend("x-too-small" = "leave the key out where there is no such limit"))]
+    pub input_tokens_per_minute: Option<u64>,
+    /// OTPM: completion limits alone.
+    #[garde(range(min = 1, max = MAX_LIMIT))]
+    #[schemars(example = 1000, extend("x-too-small" = "leave the key out where there is no such limit"))]
+    pub output_tokens_per_minute: Option<u64>,
+    /// ASPH: seconds of audio.
+    #[garde(range(min = 1, max = MAX_LIMIT))]
+    #[schemars(example = 7200, extend("x-too-small" = "leave the key out where there is no such limit"))]
+    pub audio_seconds_per_hour: Option<u64>,
+    /// ASPD: seconds of audio.
+    #[garde(range(min = 1, max = MAX_LIMIT))]
+    #[schemars(example = 28800, extend("x-too-small" = "leave the key out where there is no such limit"))]
+    pub audio_seconds_per_day: Option<u64>,
+    /// Completion tokens that Groq reserves for a request without `max_completion_tokens`. Unset: learnt from its answers.
+    #[garde(range(max = MAX_LIMIT))]
+    #[schemars(example = 2048)]
+    pub assumed_completion_tokens: Option<u64>,
+}
+
+/// `[queue]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[serde(default, deny_unknown_fields)]
+#[garde(allow_unvalidated)]
+pub struct Queue {
+    /// Longest wait in the queue; a client's own deadline may be earlier.
+    #[serde(with = "As::<Time>")]
+    pub max_wait: Duration,
+    /// Requests waiting at once.
+    #[garde(range(min = 1, max = 10_000_000))]
+    #[schemars(extend("x-too-small" = "to let nobody wait, queue.max_wait = \"0s\""))]
+    pub max_waiting: usize,
+    /// Bytes of request bodies held at once.
+    #[serde(with = "As::<Size>")]
+    pub max_bytes: u64,
+    /// Time between comments sent to a stream that waits, or off.
+    #[serde(with = "As::<TimeOrOff>")]
+    #[garde(inner(custom(at_least_100_ms)))]
+    pub stream_keepalive: Option<Duration>,
+}
+
+/// `[retry]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[serde(default, deny_unknown_fields)]
+#[garde(allow_unvalidated)]
+pub struct Retry {
+    /// Sends at most, the first included.
+    #[garde(range(min = 1, max = 100))]
+    #[schemars(extend("x-too-small" = "1 sends once and never again"))]
+    pub attempts: u32,
+    /// Upper bound of the first back-off; doubled each time.
+    #[serde(with = "As::<Time>")]
+    pub base_delay: Duration,
+    /// Upper bound of every back-off.
+    #[serde(with = "As::<Time>")]
+    pub max_delay: Duration,
+    /// Retries per request of the last minute, and 10 a second always.
+    #[garde(range(min = 0.0, max = 10.0), custom(finite))]
+    pub budget: f64,
+}
+
+/// `[breaker]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[serde(default, deny_unknown_fields)]
+#[garde(allow_unvalidated)]
+pub struct Breaker {
+    /// Failures in a row that open it.
+    #[garde(range(min = 1, max = 1_000_000))]
+    #[schemars(extend("x-too-small" = "to keep it closed, a large number"))]
+    pub failures: u32,
+    /// Time until one request may probe.
+    #[serde(with = "As::<Time>")]
+    #[garde(custom(not_zero))]
+    pub open: Duration,
+    /// Longest wait for an open breaker, before the answer is 503; unset: one breaker.open.
+    #[serde(with = "Maybe::<Time>")]
+    #[schemars(example = &"5s")]
+    pub max_wait: Option<Duration>,
+}
+
+impl Breaker {
+    /// Longest wait of a request for an open breaker.
+    pub fn max_wait(&self) -> Duration {
+        self.max_wait.unwrap_or(self.open)
+    }
+}
+
+/// How urgent an app's requests are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// Somebody waits for the answer.
+    #[default]
+    Interactive,
+    /// Nobody does.
+    Batch,
+}
+
+/// `[[app]]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["name"]))]
+#[garde(allow_unvalidated)]
+pub struct App {
+    /// Its name in status and metrics.
+    #[garde(custom(not_empty))]
+    #[schemars(title = "text", example = &"chat")]
+    pub name: String,
+    /// Variable that holds its token, sent as the Bearer token.
+    #[garde(inner(custom(env_name)))]
+    #[schemars(title = "the name of an environment variable", example = &"CHAT_TOKEN")]
+    pub token_env: Option<String>,
+    /// SHA-256 of its token, hex.
+    pub token_sha256: Option<Digest>,
+    /// Its share relative to the others'.
+    #[garde(custom(positive))]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub weight: f64,
+    /// interactive or batch, where a request does not say.
+    pub class: Class,
+    /// Whether its requests may be served by another model, as [[fallback]] says.
+    pub fallback: bool,
+}
+
+/// Where limiter state is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreKind {
+    /// In this process.
+    #[default]
+    Local,
+    /// In Redis or Valkey, shared by replicas.
+    Redis,
+}
+
+/// `[store]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[serde(default, deny_unknown_fields)]
+#[garde(allow_unvalidated)]
+pub struct Store {
+    /// local or redis.
+    pub kind: StoreKind,
+    /// redis:// or rediss:// (TLS), with user:password@ before the host where it asks for them; needed for redis.
+    #[garde(inner(custom(redis_url)))]
+    #[schemars(title = "a URL (redis, rediss)", example = &"redis://localhost:6379")]
+    pub url: Option<String>,
+    /// Trusted root certificates of a rediss:// with a private authority, PEM; unset: Mozilla's.
+    #[garde(inner(custom(not_empty)))]
+    #[schemars(title = "a path", example = &"/etc/ssl/internal-ca.pem")]
+    pub ca_file: Option<PathBuf>,
+    /// First part of every key in it.
+    #[garde(custom(not_empty))]
+    #[schemars(title = "text")]
+    pub prefix: String,
+    /// No request waits longer on it.
+    #[serde(with = "As::<Time>")]
+    #[garde(custom(not_zero))]
+    pub timeout: Duration,
+    /// How many replicas to reckon with until it has told how many there are.
+    #[garde(range(min = 1, max = 1000))]
+    pub replicas: u32,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[serde(default, deny_unknown_fields)]
+#[garde(allow_unvalidated)]
+pub struct Log {
+    /// off, error, warn, info, debug, trace, or a filter such as groq_shield=debug,warn. Live.
+    #[garde(custom(log_filter))]
+    #[schemars(title = "a log filter")]
+    pub level: String,
+    /// text or json.
+    pub format: LogFormat,
+    /// Collector that gets spans, OTLP over HTTP; unset: none.
+    #[garde(inner(custom(http_url)))]
+    #[schemars(title = "a URL (http, https)", example = &"http://localhost:4318")]
+    pub otlp_endpoint: Option<String>,
+}
