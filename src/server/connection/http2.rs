@@ -56,8 +56,9 @@ const MAX_PENDING_RESETS: usize = 20;
 const MAX_ERROR_RESETS: usize = 256;
 /// How long nothing is received before a ping asks whether the client is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
-/// Responses go to hyper in pieces of this size, so that it asks for more only once the client has made room.
-const PIECE: usize = 16 << 10;
+/// Responses go to hyper in pieces of this size, so that it asks for more only once the client has made room. Smaller ones would
+/// leave a last byte of each to a frame of its own where a window of the usual 65,535 bytes ends.
+const PIECE: usize = 64 << 10;
 
 /// Serves a client of whose bytes `begun` have been read already.
 pub(super) async fn serve<I, A>(io: I, begun: BytesMut, shield: &Shield, app: A)
