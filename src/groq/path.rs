@@ -1,4 +1,4 @@
-//! Where does a path lead? Clients arrive on four spellings of Groq's paths; this maps them to the one it serves.
+//! Groq's endpoints, and the mapping of the paths that clients use to the ones that Groq serves.
 
 use std::borrow::Cow;
 
@@ -112,21 +112,53 @@ impl Endpoint {
     }
 }
 
-/// Maps the spellings of the clients to Groq's: `/openai/v1/openai/v1/x`, `/v1/x` (fine tunings apart) and `/x` for
-/// the known endpoints become `/openai/v1/x`. Everything else, and every query, stays as it is.
+/// Maps the paths of clients to Groq's. Base URLs are written with and without `/openai`, `/v1` and a slash at the end, and
+/// clients put `/openai/v1`, `/v1` or nothing before an endpoint: `/x` for a known endpoint, with any of these before it in any
+/// number, becomes `/openai/v1/x`; so does any other `x` behind a `/v1`. `/v1/fine_tunings` and `/v1/metrics` are Groq's own.
+/// Every other path, and every query, stays as it is.
 pub fn map_path(path_and_query: &str) -> Cow<'_, str> {
     let (path, query) = path_and_query.split_at(path_and_query.find('?').unwrap_or(path_and_query.len()));
-    let mut path_now = path;
-    while let Some(rest) = path_now.strip_prefix(ROOT).filter(|rest| under(rest, ROOT)) {
-        path_now = rest;
+    let mut rest = path;
+    let mut prefix = Vec::new();
+    while let Some(below) = rest.strip_prefix('/') {
+        let below = below.trim_start_matches('/');
+        let (segment, after) = below.split_at(below.find('/').unwrap_or(below.len()));
+        if !matches!(segment, "openai" | "v1") {
+            break;
+        }
+        prefix.push(segment);
+        rest = after;
     }
-    if under(path_now, "/v1") && !is_fine_tuning(path_now) {
-        path_now = &path_now["/v1".len()..];
-    } else if path_now.strip_prefix('/').is_none_or(|rest| Endpoint::known(rest) == Endpoint::Other) {
-        return if path_now.len() == path.len() { Cow::Borrowed(path_and_query) } else { Cow::Owned([path_now, query].concat()) };
+    let below = without_empty_segments(rest);
+    let mapped = if below.strip_prefix('/').is_some_and(|endpoint| Endpoint::known(endpoint) != Endpoint::Other) {
+        [ROOT, &below, query].concat()
+    } else if prefix == ["v1"] && is_outside_of_root(&below) {
+        ["/v1", &below, query].concat()
+    } else if prefix.contains(&"v1") {
+        [ROOT, rest, query].concat()
+    } else {
+        return Cow::Borrowed(path_and_query);
+    };
+    if mapped == path_and_query { Cow::Borrowed(path_and_query) } else { Cow::Owned(mapped) }
+}
+
+/// `//a//b` as `/a/b`.
+fn without_empty_segments(path: &str) -> Cow<'_, str> {
+    if !path.contains("//") {
+        return Cow::Borrowed(path);
     }
-    let is_the_same = path.len() == ROOT.len() + path_now.len() && path.starts_with(ROOT);
-    if is_the_same { Cow::Borrowed(path_and_query) } else { Cow::Owned([ROOT, path_now, query].concat()) }
+    let mut out = String::with_capacity(path.len());
+    for c in path.chars() {
+        if c != '/' || !out.ends_with('/') {
+            out.push(c);
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// Whether Groq serves this path, which stands behind `/v1`, under `/v1` and not under `/openai/v1`.
+fn is_outside_of_root(rest: &str) -> bool {
+    under(rest, "/fine_tunings") || under(rest, "/metrics")
 }
 
 fn is_fine_tuning(path: &str) -> bool {
@@ -145,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_spelling_leads_to_groqs() {
+    fn every_path_of_a_client_leads_to_groqs() {
         let table = [
             ("/openai/v1/chat/completions", "/openai/v1/chat/completions"),
             ("/openai/v1/openai/v1/chat/completions", "/openai/v1/chat/completions"),
@@ -161,6 +193,24 @@ mod tests {
             ("/files/file_1/content", "/openai/v1/files/file_1/content"),
             ("/v1/fine_tunings", "/v1/fine_tunings"),
             ("/v1/fine_tunings/7?q", "/v1/fine_tunings/7?q"),
+            // Groq's Prometheus endpoint.
+            ("/v1/metrics/prometheus", "/v1/metrics/prometheus"),
+            ("/v1/metrics/prometheus/api/v1/query?query=up", "/v1/metrics/prometheus/api/v1/query?query=up"),
+            // async-openai, its base URL ending in a slash.
+            ("/openai/v1//chat/completions", "/openai/v1/chat/completions"),
+            ("//chat/completions", "/openai/v1/chat/completions"),
+            ("//openai//v1///chat//completions?a=//b", "/openai/v1/chat/completions?a=//b"),
+            // groq's SDK, its base URL ending in `/v1`.
+            ("/v1/openai/v1/chat/completions", "/openai/v1/chat/completions"),
+            ("/v1//openai/v1/models?x", "/openai/v1/models?x"),
+            ("/v1/openai/v1/whatever", "/openai/v1/whatever"),
+            // genai, its base URL ending in `/openai`.
+            ("/openai/chat/completions", "/openai/v1/chat/completions"),
+            ("/openai/models/openai/gpt-oss-20b", "/openai/v1/models/openai/gpt-oss-20b"),
+            ("/openai/whatever", "/openai/whatever"),
+            ("/openai", "/openai"),
+            ("/whatever//x", "/whatever//x"),
+            ("/v1/v1/chat/completions", "/openai/v1/chat/completions"),
             ("/openai/v1", "/openai/v1"),
             ("/openai/v1/", "/openai/v1/"),
             ("/openai/v10/chat/completions", "/openai/v10/chat/completions"),
@@ -207,14 +257,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn mapping_is_idempotent_and_keeps_the_query(path in "(/openai/v1|/v1|/openai|/models|/chat/completions|/x){0,6}", query in "(\\?[a-z/?=]{0,9})?") {
+        fn mapping_is_idempotent_and_keeps_the_query(path in "(/openai/v1|/v1|/openai|/models|/chat/completions|/fine_tunings|/metrics|/x|/){0,6}", query in "(\\?[a-z/?=]{0,9})?") {
             let once = map_path(&(path + &query)).into_owned();
             prop_assert!(once.ends_with(&query));
-            // `/v1/v1/x` is nobody's spelling: its second mapping may differ, Groq's own paths never do.
-            if once.starts_with("/openai/v1/") {
-                let twice = map_path(&once).into_owned();
-                prop_assert!(twice == once || once.starts_with("/openai/v1/openai/v1"));
-            }
+            prop_assert_eq!(map_path(&once), once.as_str());
         }
 
         #[test]

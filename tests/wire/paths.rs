@@ -53,7 +53,18 @@ fn noise(length: usize) -> Vec<u8> {
 async fn every_path_form_is_mapped_to_groqs() {
     let (simulator, shield) = pair().await;
     let client = shield.process.client();
-    for path in [CHAT, "/openai/v1/openai/v1/chat/completions", "/v1/chat/completions", "/chat/completions"] {
+    let spellings = [
+        CHAT,
+        "/openai/v1/openai/v1/chat/completions",
+        "/v1/chat/completions",
+        "/chat/completions",
+        // Base URLs as async-openai, groq and genai were seen to be given them.
+        "/openai/v1//chat/completions",
+        "//chat/completions",
+        "/v1/openai/v1/chat/completions",
+        "/openai/chat/completions",
+    ];
+    for path in spellings {
         let answer = client.post(path, &chat()).await;
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
     }
@@ -64,6 +75,7 @@ async fn every_path_form_is_mapped_to_groqs() {
         ("/openai/v1/models/openai%2Fgpt-oss-20b", "/openai/v1/models/openai%2Fgpt-oss-20b"),
         ("/openai/v1/models?limit=3&x=%20y", "/openai/v1/models?limit=3&x=%20y"),
         ("/v1/fine_tunings", "/v1/fine_tunings"),
+        ("/v1/metrics/prometheus", "/v1/metrics/prometheus"),
         ("/openai/v1/batches?limit=1", "/openai/v1/batches?limit=1"),
         ("/files", "/openai/v1/files"),
         ("/nowhere/at/all", "/nowhere/at/all"),
@@ -73,7 +85,10 @@ async fn every_path_form_is_mapped_to_groqs() {
         assert_eq!(log.last().map(|request| request["target"].clone()), Some(reaches.into()), "{path}");
     }
     let log = simulator.log().await;
-    assert!(log[..4].iter().all(|request| request["target"] == CHAT), "{log:?}");
+    assert!(log[..spellings.len()].iter().all(|request| request["target"] == CHAT), "{log:?}");
+    let access = shield.process.log();
+    let counted = access.lines().filter(|line| line.contains("endpoint=\"chat\"")).count();
+    assert_eq!(counted, spellings.len(), "each is a chat call, under its limits:\n{access}");
 }
 
 #[tokio::test]
