@@ -11,6 +11,7 @@
 //! | `relay` | response bodies: usage and truncation are observed while they pass |
 //! | `response` | response heads: what the shield adds |
 //! | `shield` | what all requests share |
+//! | `via` | recognizes a request that has come back |
 //! | `error` | every failure as the documented error object |
 
 mod admission;
@@ -25,6 +26,7 @@ pub mod request;
 mod response;
 pub mod retry;
 mod shield;
+mod via;
 
 pub use pipeline::{handle, refuse};
 pub use shield::Shield;

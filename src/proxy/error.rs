@@ -43,6 +43,8 @@ pub enum Rejection {
     NoKey,
     /// `[[app]]` tokens are configured and this is none of them.
     UnknownToken,
+    /// The request has been forwarded by this process before.
+    Loop,
     /// CONNECT, or an authority that is not the upstream's.
     Destination(String),
     /// More than a limit can ever hold.

@@ -58,12 +58,15 @@ pub(super) async fn read<B>(
 where
     B: http_body::Body<Data = Bytes>,
 {
-    let (http::request::Parts { method, uri, mut headers, .. }, body) = request.into_parts();
+    let (http::request::Parts { method, uri, version, mut headers, .. }, body) = request.into_parts();
     check_destination(shield, &method, &uri)?;
     let path = mapped(&uri)?;
     let endpoint = Endpoint::of(&method, path.path());
     record.endpoint = endpoint.label();
     record.traceparent = headers::text(&headers, "traceparent").map(str::to_owned);
+    if shield.via.is_in(&headers) {
+        return Err(Rejection::Loop);
+    }
     let identity = shield.identities.load().resolve(&method, &headers)?;
     record.app = identity.app.clone();
     record.class = identity.class;
@@ -87,6 +90,7 @@ where
     let content_type = headers.get(header::CONTENT_TYPE).filter(|_| endpoint.takes_audio()).cloned();
     let may_fall_back = identity.fallback;
     headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio());
+    shield.via.add_to(&mut headers, version);
     identity.authorize(&mut headers);
     let breaker_key = (identity.organisation, Arc::clone(&facts.model));
     let read_at = Instant::now();

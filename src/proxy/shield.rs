@@ -7,7 +7,7 @@ use groq_limiter::Limits;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use super::{body_buffer::Bodies, breaker::Breakers, request::identity::IdentityIndex, retry::Budget};
+use super::{body_buffer::Bodies, breaker::Breakers, request::identity::IdentityIndex, retry::Budget, via::Via};
 use crate::{config::Settings, shutdown::Shutdown, telemetry::Telemetry, upstream::Upstream};
 
 /// What all requests share.
@@ -30,6 +30,8 @@ pub struct Shield {
     pub bodies: Bodies,
     /// Tells connections and requests of a shutdown.
     pub shutdown: Arc<Shutdown>,
+    /// The name of this process for the servers behind it.
+    pub via: Via,
     /// Every running connection.
     pub connections: TaskTracker,
 }
@@ -55,6 +57,7 @@ impl Shield {
             telemetry: Arc::default(),
             bodies: Bodies::new(settings.queue.max_bytes),
             shutdown: Arc::default(),
+            via: Via::default(),
             connections: TaskTracker::new(),
             settings: ArcSwap::from_pointee(settings),
         })

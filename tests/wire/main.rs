@@ -7,6 +7,7 @@ mod outage;
 mod paths;
 mod readme;
 mod restart;
+mod ring;
 mod sdk;
 mod slice;
 mod without_ceiling;

@@ -78,6 +78,16 @@ impl Rejection {
                 "destination_not_allowed",
                 format!("{what} The shield serves its own upstream only; use it as the base URL."),
             )),
+            // 508 would be the exact status, but it is not one that Groq documents, and a 5xx would be retried at every turn of the
+            // ring. No client retries 403.
+            Self::Loop => close(row(
+                S::FORBIDDEN,
+                INVALID,
+                "request_loop",
+                "This request has come back to the shield that sent it: upstream.base_url leads here. \
+                 Set it to https://api.groq.com, or to a server that does not send to this shield."
+                    .into(),
+            )),
             Self::NeverFits { dimension, limit, asked, parts } => {
                 let sum = parts.map_or_else(String::new, |(prompt, ceiling)| {
                     format!(" (about {prompt} of prompt + {ceiling} of max_completion_tokens)")

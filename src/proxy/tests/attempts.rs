@@ -101,6 +101,21 @@ async fn an_open_breaker_is_told_at_once_and_one_probe_closes_it() {
     assert_eq!(ask(&shield, false).await.0, StatusCode::OK);
 }
 
+/// Two shields, each the upstream of the other.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_comes_back_is_refused() {
+    let (ring, seen) = shield(Settings::default(), vec![good()]);
+    assert_eq!(ask(&ring, false).await.0, StatusCode::OK);
+    let sent = seen.lock().expect("unpoisoned").pop().expect("one request");
+    let via = sent.lines().find_map(|line| line.strip_prefix("via: ")).unwrap_or_else(|| panic!("no Via in {sent}"));
+    let mut request = chat(false);
+    request.headers_mut().insert("via", format!("1.1 another, {via}").parse().expect("a value"));
+    let (status, headers, body) = whole(handle(&ring, request, None).await).await;
+    assert_eq!((status.as_u16(), code(&body).as_str()), (403, "request_loop"), "{body}");
+    assert_eq!(text(&headers, "x-should-retry"), Some("false"));
+    assert!(seen.lock().expect("unpoisoned").is_empty(), "it goes no further");
+}
+
 /// Each of the four attempts of one call was a probe: it took 15 to 20 s to hear of an outage, twelve at once 45 s each.
 #[tokio::test(start_paused = true)]
 async fn an_outage_is_told_within_one_period_of_the_breaker() {

@@ -1,0 +1,38 @@
+//! Shields whose requests come back to them.
+
+use std::net::{SocketAddr, TcpListener};
+
+use crate::kit::{Process, Shield, Simulator};
+
+fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port")
+}
+
+fn start(listen: SocketAddr, upstream: SocketAddr) -> Process {
+    let (listen, upstream) = (listen.to_string(), format!("http://{upstream}"));
+    Process::start(&["--listen", &listen, "--admin", "127.0.0.1:0", "--upstream", &upstream], &[])
+}
+
+/// One GET opened thousands of connections, until there were no descriptors left.
+#[tokio::test]
+async fn two_shields_in_a_ring_refuse_the_request_when_it_comes_back() {
+    let (first, second) = (free(), free());
+    let shields = [start(first, second), start(second, first)];
+    let answer = shields[0].client().get("/openai/v1/models").await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (403, "request_loop"), "{}", answer.text());
+    assert_eq!(answer.header("x-should-retry"), "false");
+    // Twice through the first one, once through the second.
+    let requests = |shield: &Process| shield.log().lines().filter(|line| line.contains("endpoint=\"models\"")).count();
+    assert_eq!((requests(&shields[0]), requests(&shields[1])), (2, 1), "{}\n{}", shields[0].log(), shields[1].log());
+}
+
+#[tokio::test]
+async fn a_shield_behind_a_shield_is_no_ring() {
+    let simulator = Simulator::generous();
+    let behind = Shield::before(simulator.process.address(), "");
+    let front = Shield::before(behind.process.address(), "");
+    assert_eq!(front.process.client().get("/openai/v1/models").await.status, 200);
+    let log = simulator.log().await;
+    let via = log[0]["headers"].as_array().expect("a list").iter().filter(|pair| pair[0] == "via").count();
+    assert_eq!(via, 2, "{log:?}");
+}
