@@ -87,8 +87,8 @@ async fn relayed(upstream: &Upstream) -> usize {
     let path = PathAndQuery::from_static("/openai/v1/chat/completions");
     let request = UpstreamRequest::new(Method::POST, path, HeaderMap::new(), Bytes::from_static(b"{}"));
     let answer = upstream.send(&request, tokio::time::Instant::now).await;
-    let answer = answer.expect("an answer");
-    let opened = relay::validate(&answer.head, answer.body, Expected::Json, true).await.expect("a stream");
+    let (head, body) = answer.expect("a response").into_parts();
+    let opened = relay::validate(&head, body, Expected::Json, true).await.expect("a stream");
     let ValidatedBody::Stream(stream) = opened else { panic!("a stream") };
     Body::Stream(stream).collect().await.expect("its end").to_bytes().len()
 }

@@ -1,61 +1,68 @@
-//! How does one attempt reach Groq? One request out, an [`Answer`] or a [`Failure`] back.
+//! The client side: sends one request to Groq, and returns its response or a [`Failure`].
 //!
-//! A connection is driven by the request that uses it and by nobody else: no task of its own, so a client that
-//! leaves takes its upstream request with it at once, and a failure knows whether the request ever left.
+//! The pool is ours, on `hyper::client::conn`, because hyper-util's do not say whether a request was sent, which decides
+//! whether it may be sent again and what it costs under the limits. It also lets a request poll its own HTTP/1.1 connection: no
+//! task and no channel between them, and a request that is dropped closes its connection at once.
 
 use std::{fmt, io, sync::Arc, time::Duration};
 
-use http::{Uri, response::Parts};
+use http::{
+    Response, Uri,
+    uri::{Authority, Scheme},
+};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use tokio::time::{Instant, sleep};
 
 use crate::config;
 
-mod connection;
 mod connector;
-mod head;
+mod http1;
 mod pool;
 mod request;
 mod response;
+mod timer;
+mod write_errors;
 
-use connection::{Connection, NoHead};
 use connector::Connector;
 pub use connector::Io;
-use head::Head;
 use pool::Pool;
-use request::Address;
 pub use request::UpstreamRequest;
+use request::{ForwardProxy, Origin};
 pub use response::ResponseBody;
 
-/// Idle connections are looked at this often.
-const SWEEP: Duration = Duration::from_secs(15);
+/// How often idle connections are looked at.
+const REAP_INTERVAL: Duration = Duration::from_secs(15);
 
-/// What was wrong with an attempt that got no whole answer.
+/// Why an exchange with the upstream brought no complete response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExchangeError {
     /// Name, TCP, connect timeout, the HTTP proxy.
     Unreachable(String),
     /// Certificate or handshake.
     Tls(String),
-    /// Closed or reset before the answer was complete.
+    /// Closed or reset before the response was complete.
     Closed,
     /// No head, or no next frame, in time.
     Timeout,
-    /// Not HTTP, or not what the endpoint answers.
+    /// Not HTTP, or not what the endpoint responds with.
     Invalid(&'static str),
 }
 
-/// An attempt without a whole answer.
+impl ExchangeError {
+    const NOT_HTTP: Self = Self::Invalid("it is not HTTP");
+}
+
+/// An attempt without a complete response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What was wrong.
+    /// What went wrong.
     pub error: ExchangeError,
     /// Whether the request may have reached Groq.
     pub sent: bool,
 }
 
 impl Failure {
-    /// A failure after the request went out.
+    /// A failure after the request was sent.
     pub fn after_sending(error: ExchangeError) -> Self {
         Self { error, sent: true }
     }
@@ -65,21 +72,18 @@ impl Failure {
     }
 }
 
-/// An answer whose head has come.
-#[derive(Debug)]
-pub struct Answer {
-    /// Status and headers.
-    pub head: Parts,
-    /// What is still to come.
-    pub body: ResponseBody,
+/// Why a connection brought no head of a response.
+enum Unanswered {
+    /// No part of the request was sent.
+    Unsent,
+    /// The request may have reached the upstream.
+    Failed(ExchangeError),
 }
 
-/// The way to Groq: connector, time limits, idle connections.
+/// The way to Groq: where it is, its time limits, its connections.
 pub struct Upstream {
-    connector: Connector,
+    origin: Origin,
     pool: Arc<Pool>,
-    host: String,
-    address: Address,
     response_timeout: Duration,
     idle_timeout: Duration,
 }
@@ -91,7 +95,7 @@ fn is_loopback(url: &Uri) -> bool {
 
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream").field("host", &self.host).finish_non_exhaustive()
+        f.debug_struct("Upstream").field("origin", &self.origin).finish_non_exhaustive()
     }
 }
 
@@ -106,25 +110,27 @@ impl Upstream {
         }
         .intercept(&settings.base_url);
         let connector = Connector::new(settings, proxy.clone())?;
-        // A plain upstream is asked for in absolute form; to the other one the proxy makes a tunnel.
+        // To an upstream with TLS the proxy opens a tunnel instead.
         let forward_proxy = proxy.filter(|_| !connector.is_tls());
-        Ok(Self::to(connector, forward_proxy.as_ref(), settings))
+        Ok(Self::with_connector(connector, forward_proxy.as_ref(), settings))
     }
 
-    /// An upstream at the other end of connections made by `connect`: tests in virtual time.
+    /// An upstream at the other end of connections made by `connect`: for tests in virtual time.
     pub fn over(settings: &config::Upstream, connect: impl Fn() -> io::Result<Io> + Send + Sync + 'static) -> Self {
-        Self::to(Connector::made_by(Box::new(connect), settings.connect_timeout), None, settings)
+        Self::with_connector(Connector::made_by(Box::new(connect), settings.connect_timeout), None, settings)
     }
 
-    fn to(connector: Connector, forward_proxy: Option<&Intercept>, settings: &config::Upstream) -> Self {
-        let host = settings.base_url.authority().map_or("localhost", |authority| authority.as_str());
-        let prefix = settings.base_url.path().trim_end_matches('/');
-        let through_proxy = forward_proxy.map(Intercept::basic_auth);
+    fn with_connector(connector: Connector, forward_proxy: Option<&Intercept>, settings: &config::Upstream) -> Self {
+        let url = &settings.base_url;
+        let origin = Origin {
+            scheme: url.scheme().cloned().unwrap_or(Scheme::HTTPS),
+            authority: url.authority().cloned().unwrap_or(Authority::from_static("localhost")),
+            prefix: url.path().trim_end_matches('/').to_owned(),
+            forward_proxy: forward_proxy.map(|proxy| ForwardProxy { authorization: proxy.basic_auth().cloned() }),
+        };
         Self {
-            pool: Arc::default(),
-            host: host.to_owned(),
-            address: Address::new(host, prefix, connector.is_tls(), through_proxy),
-            connector,
+            origin,
+            pool: Arc::new(Pool::new(connector)),
             response_timeout: settings.response_timeout,
             idle_timeout: settings.idle_timeout,
         }
@@ -132,45 +138,42 @@ impl Upstream {
 
     /// The upstream's authority: the only one that a request in absolute form may name.
     pub fn authority(&self) -> &str {
-        &self.host
+        self.origin.authority.as_str()
     }
 
-    /// Sends one request and waits for the answer's head. `sending` is called right before the first byte may go out; it says when
-    /// that is.
-    pub async fn send(&self, request: &UpstreamRequest, mut sending: impl FnMut() -> Instant) -> Result<Answer, Failure> {
-        let mut encoded = request.encode(&self.address);
+    /// Sends one request and waits for the head of the response. `sending` is called right before the first byte may be sent,
+    /// and returns the time.
+    ///
+    /// # Errors
+    /// There is no such head within `response_timeout`.
+    pub async fn send(
+        &self,
+        request: &UpstreamRequest,
+        mut sending: impl FnMut() -> Instant,
+    ) -> Result<Response<ResponseBody>, Failure> {
         loop {
-            let (mut connection, used_before) = self.connect().await?;
-            let due = sending() + self.response_timeout;
-            match connection.exchange(encoded, request.is_head(), due).await {
-                Ok(Head { message, rest, stays }) => {
-                    let body = ResponseBody::new(rest, stays, connection, self.pool.clone(), self.idle_timeout);
-                    return Ok(Answer { head: message, body });
+            let (mut connection, used_before) = self.pool.acquire().await.map_err(Failure::before_sending)?;
+            let deadline = sending() + self.response_timeout;
+            match connection.exchange(request.to_http1(&self.origin), deadline).await {
+                Ok(response) => {
+                    return Ok(
+                        response.map(|incoming| ResponseBody::new(incoming, connection, self.pool.clone(), self.idle_timeout))
+                    );
                 }
-                // An idle connection that had closed: nothing went out, a new one takes it.
-                Err(NoHead::Unsent(unsent)) if used_before => encoded = unsent,
-                Err(NoHead::Unsent(_)) => return Err(Failure::before_sending(ExchangeError::Closed)),
-                Err(NoHead::Failed(error)) => return Err(Failure::after_sending(error)),
+                // An idle connection was closed meanwhile: the request goes to the next one.
+                Err(Unanswered::Unsent) if used_before => {}
+                Err(Unanswered::Unsent) => return Err(Failure::before_sending(ExchangeError::Closed)),
+                Err(Unanswered::Failed(error)) => return Err(Failure::after_sending(error)),
             }
         }
     }
 
-    /// Closes idle connections in time, for as long as it is polled: without it a quiet shield would keep dead ones.
+    /// Closes idle connections in time, for as long as it is polled: without requests nothing else looks at them.
     pub async fn reap_idle(&self) {
         loop {
-            sleep(SWEEP).await;
-            self.pool.sweep();
+            sleep(REAP_INTERVAL).await;
+            self.pool.reap();
         }
-    }
-
-    /// A connection, and whether it was used before.
-    async fn connect(&self) -> Result<(Box<Connection>, bool), Failure> {
-        if let Some(connection) = self.pool.take() {
-            return Ok((connection, true));
-        }
-        // Seldom, and large: every request would carry room for it.
-        let io = Box::pin(self.connector.connect()).await.map_err(Failure::before_sending)?;
-        Ok((Connection::new(io), false))
     }
 }
 

@@ -66,19 +66,19 @@ pub(super) async fn send(
         }
         now
     };
-    let mut answer = match shield.upstream.send(upstream_request, sending).await {
-        Ok(answer) => answer,
+    let (mut head, body) = match shield.upstream.send(upstream_request, sending).await {
+        Ok(response) => response.into_parts(),
         Err(failure) => return Outcome::Failed(failure),
     };
-    headers::from_upstream(&mut answer.head.headers);
+    headers::from_upstream(&mut head.headers);
     let now = Instant::now();
     record.time_to_head = sent_at.map(|sent_at| now - sent_at);
-    record.upstream_id = headers::text(&answer.head.headers, "x-request-id").map(str::to_owned);
-    let state = groq::rate_limits(&answer.head.headers);
-    let status = answer.head.status;
+    record.upstream_id = headers::text(&head.headers, "x-request-id").map(str::to_owned);
+    let state = groq::rate_limits(&head.headers);
+    let status = head.status;
     if status.is_client_error() || status.is_server_error() {
-        let body = relay::error_body(answer.body, MAX_ERROR_BODY, ERROR_BODY_TIMEOUT).await;
-        let error = Box::new(UpstreamError::new(status, answer.head.headers, &body, SystemTime::now()));
+        let body = relay::error_body(body, MAX_ERROR_BODY, ERROR_BODY_TIMEOUT).await;
+        let error = Box::new(UpstreamError::new(status, head.headers, &body, SystemTime::now()));
         if let Some(reason) = error.blocks_account() {
             shield.telemetry.account_blocked(&call.ask.organisation, reason);
         }
@@ -94,12 +94,12 @@ pub(super) async fn send(
     if let Some(reservation) = &mut reservation {
         reservation.observe(&state, now);
     }
-    match relay::validate(&answer.head, answer.body, call.expected(upstream_request), call.stream_must_end()).await {
+    match relay::validate(&head, body, call.expected(upstream_request), call.stream_must_end()).await {
         Ok(body) => {
             if status.is_success() && call.is_limited() {
                 shield.telemetry.account_served(&call.ask.organisation);
             }
-            Outcome::Validated(Box::new(Response::from_parts(answer.head, body)))
+            Outcome::Validated(Box::new(Response::from_parts(head, body)))
         }
         Err(error) => Outcome::Failed(Failure::after_sending(error)),
     }

@@ -1,25 +1,34 @@
-//! Which connection carries a request? Idle ones, kept per core; each is polled only by the request that holds it.
+//! The open connections to the upstream.
 
 use std::{
     fmt,
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Mutex, MutexGuard},
+    time::Duration,
 };
 
-use super::connection::Connection;
+use tokio::time::Instant;
 
-/// Groq's edge closes idle connections after some minutes; well before that a new one is cheaper than a lost request.
-const MOST_SWEEPS: u32 = 3;
-const IDLE_PER_CORE: usize = 1024;
-const SHARDS: usize = 16;
+use super::{ExchangeError, connector::Connector, http1};
 
-/// Idle connections, newest first, a stack for each core.
-#[derive(Default)]
-#[expect(clippy::vec_box, reason = "a connection is large and moves between stack and request: its pointer moves")]
+/// How long a connection is kept without a request. Groq's edge closes idle connections after some minutes; well before that a
+/// new one costs less than a lost request.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
+/// How long a connection is used. Under steady load one would never be idle, and never follow a change of the name's address.
+const MAX_AGE: Duration = Duration::from_secs(600);
+/// Idle connections at most.
+const MAX_IDLE: usize = 4096;
+
+/// Makes connections and keeps the idle ones.
 pub(super) struct Pool {
-    shards: [Mutex<Vec<Box<Connection>>>; SHARDS],
+    connector: Connector,
+    /// HTTP/1.1 connections without a request, the last one used at the end.
+    idle: Mutex<Vec<Idle>>,
+}
+
+/// A connection without a request.
+struct Idle {
+    connection: Box<http1::Connection>,
+    since: Instant,
 }
 
 impl fmt::Debug for Pool {
@@ -29,39 +38,46 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// A connection that is still open.
-    pub(super) fn take(&self) -> Option<Box<Connection>> {
-        loop {
-            let mut connection = self.shard().lock().expect("no panic while a shard is held").pop()?;
+    pub(super) fn new(connector: Connector) -> Self {
+        Self { connector, idle: Mutex::default() }
+    }
+
+    /// A connection, and whether it was used before.
+    pub(super) async fn acquire(&self) -> Result<(Box<http1::Connection>, bool), ExchangeError> {
+        while let Some(mut connection) = self.pop_idle() {
             if connection.is_usable() {
-                return Some(connection);
+                return Ok((connection, true));
             }
         }
+        // Boxed: rarely needed, and every request would have room for it.
+        let io = Box::pin(self.connector.connect()).await?;
+        Ok((http1::Connection::new(io).await?, false))
     }
 
-    /// Closes what was idle at the last sweeps too, or was closed by the other side. Called every so often.
-    pub(super) fn sweep(&self) {
-        for shard in &self.shards {
-            let mut shard = shard.lock().expect("no panic while a shard is held");
-            shard.retain_mut(|connection| {
-                connection.sweeps += 1;
-                connection.sweeps <= MOST_SWEEPS && connection.is_usable()
-            });
+    /// Takes back a connection whose response has been read.
+    pub(super) fn release(&self, mut connection: Box<http1::Connection>) {
+        let now = Instant::now();
+        if !connection.is_usable() || now > connection.opened_at + MAX_AGE {
+            return;
+        }
+        connection.timer.forget_waker();
+        let mut idle = self.idle();
+        if idle.len() < MAX_IDLE {
+            idle.push(Idle { connection, since: now });
         }
     }
 
-    pub(super) fn give(&self, mut connection: Box<Connection>) {
-        connection.sweeps = 0;
-        let mut shard = self.shard().lock().expect("no panic while a shard is held");
-        if shard.len() < IDLE_PER_CORE {
-            shard.push(connection);
-        }
+    /// Closes connections that have been idle for too long, or were closed by the other side.
+    pub(super) fn reap(&self) {
+        let now = Instant::now();
+        self.idle().retain_mut(|idle| now < idle.since + IDLE_TIMEOUT && idle.connection.is_usable());
     }
 
-    #[expect(clippy::vec_box, reason = "as in the pool")]
-    fn shard(&self) -> &Mutex<Vec<Box<Connection>>> {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        thread_local!(static SHARD: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);
-        &self.shards[SHARD.with(|shard| *shard)]
+    fn pop_idle(&self) -> Option<Box<http1::Connection>> {
+        self.idle().pop().map(|idle| idle.connection)
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+        self.idle.lock().expect("no panic while the lock is held")
     }
 }

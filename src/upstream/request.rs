@@ -1,49 +1,48 @@
-//! What is sent? One request, as often as it takes.
+//! The request to the upstream, which every attempt sends anew.
 
-use std::fmt;
-
-use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Method, uri::PathAndQuery};
-
-use crate::{
-    message::Headers,
-    wire::{Unsent, block},
+use std::{
+    convert::Infallible,
+    fmt,
+    pin::Pin,
+    task::{Context, Poll},
 };
 
-/// A body over so many bytes is most of the memory that it came in.
-const SMALL: usize = 64 << 10;
-/// Bytes of a body that a copy beside its head is cheaper for than a second piece.
-const JOINED: usize = 4 << 10;
-/// Bytes of a TLS record: head and body share as many, or the head would go in one of its own.
-const RECORD: usize = 16 << 10;
-/// About the bytes of a line.
-const LINE: usize = 64;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Uri, header,
+    uri::{Authority, PathAndQuery, Scheme},
+};
+use http_body::{Body, Frame, SizeHint};
 
-/// What stands around the path of every request to one upstream.
-pub(super) struct Address {
-    before_path: String,
-    after_path: Vec<u8>,
-    is_tls: bool,
+/// A body of more bytes accounts for most of the buffer that it arrived in, so that a copy would free little.
+const MAX_COMPACTED_BODY: usize = 64 << 10;
+/// Bytes of a frame of a body. hyper copies what it cannot write at once into a buffer that never shrinks: sent as one
+/// frame, a body of 20 MB would occupy as much for as long as its connection lives.
+const MAX_FRAME: usize = 64 << 10;
+
+/// What the requests to one upstream have in common.
+#[derive(Debug)]
+pub(super) struct Origin {
+    pub(super) scheme: Scheme,
+    pub(super) authority: Authority,
+    /// Comes before every path.
+    pub(super) prefix: String,
+    /// An HTTP proxy that forwards requests in absolute form.
+    pub(super) forward_proxy: Option<ForwardProxy>,
 }
 
-impl Address {
-    /// `through_proxy`: the HTTP proxy that it goes to in absolute form knows us by this, or by nothing.
-    pub(super) fn new(host: &str, prefix: &str, is_tls: bool, through_proxy: Option<Option<&HeaderValue>>) -> Self {
-        let origin = if through_proxy.is_some() { format!("http://{host}") } else { String::new() };
-        let mut after_path = format!(" HTTP/1.1\r\nhost: {host}\r\n").into_bytes();
-        if let Some(Some(auth)) = through_proxy {
-            after_path.extend([b"proxy-authorization: ", auth.as_bytes(), b"\r\n"].concat());
-        }
-        Self { before_path: origin + prefix, after_path, is_tls }
-    }
+/// An HTTP proxy before a plain upstream.
+#[derive(Debug)]
+pub(super) struct ForwardProxy {
+    pub(super) authorization: Option<HeaderValue>,
 }
 
 /// One request to the upstream.
 pub struct UpstreamRequest {
     method: Method,
     path: PathAndQuery,
+    headers: HeaderMap,
     body: Bytes,
-    headers: Headers,
 }
 
 /// Without its headers, one of which is a key.
@@ -54,12 +53,16 @@ impl fmt::Debug for UpstreamRequest {
 }
 
 impl UpstreamRequest {
-    /// A request; neither `host` nor a length is among its headers.
-    pub fn new(method: Method, path: PathAndQuery, headers: HeaderMap, body: Bytes) -> Self {
-        Self { method, path, body, headers: headers.into() }
+    /// A request whose headers have neither `host` nor `content-length`.
+    pub fn new(method: Method, path: PathAndQuery, mut headers: HeaderMap, body: Bytes) -> Self {
+        // HPACK must not keep keys in its table: apps share a connection.
+        if let Some(key) = headers.get_mut(header::AUTHORIZATION) {
+            key.set_sensitive(true);
+        }
+        Self { method, path, headers, body }
     }
 
-    /// Whether no more than its answer's head is wanted.
+    /// Whether the response has no body whatever its headers say.
     pub fn is_head(&self) -> bool {
         self.method == Method::HEAD
     }
@@ -69,156 +72,190 @@ impl UpstreamRequest {
         &self.body
     }
 
-    /// Another body.
+    /// Replaces the body.
     pub fn replace_body(&mut self, change: impl FnOnce(&Bytes) -> Bytes) {
         self.body = change(&self.body);
     }
 
-    /// Leaves the buffer that it came in for memory of its own, of just its size: who may wait long holds less.
+    /// Copies headers, path and a small body out of the connection's read buffer, of which they keep 8 KB or more alive, into
+    /// memory of just their size: a request may wait in the queue for a minute.
     pub fn compact(&mut self) {
-        let lines = self.headers.size();
-        let body = if self.body.len() <= SMALL { self.body.len() } else { 0 };
-        let mut block = BytesMut::with_capacity(lines + self.path.as_str().len() + body);
-        self.headers.settle(&mut block);
-        block.put_slice(self.path.as_str().as_bytes());
-        self.path = PathAndQuery::from_maybe_shared(block.split().freeze()).expect("it was one");
+        let values: usize = self.headers.values().map(HeaderValue::len).sum();
+        let body = if self.body.len() <= MAX_COMPACTED_BODY { self.body.len() } else { 0 };
+        let mut block = BytesMut::with_capacity(values + self.path.as_str().len() + body);
+        let mut copy = |bytes: &[u8]| {
+            block.put_slice(bytes);
+            block.split().freeze()
+        };
+        let mut headers = HeaderMap::with_capacity(self.headers.len());
+        for (name, value) in &self.headers {
+            let mut copied = HeaderValue::from_maybe_shared(copy(value.as_bytes())).expect("a header's value");
+            copied.set_sensitive(value.is_sensitive());
+            headers.append(name, copied);
+        }
+        self.headers = headers;
+        self.path = PathAndQuery::from_maybe_shared(copy(self.path.as_str().as_bytes())).expect("a path");
         if body > 0 {
-            block.put_slice(&self.body);
-            self.body = block.freeze();
+            self.body = copy(&self.body);
         }
     }
 
-    /// The bytes of an attempt.
-    pub(super) fn encode(&self, to: &Address) -> Unsent {
-        let head = to.before_path.len() + to.after_path.len() + self.path.as_str().len() + self.headers.size() + 2 * LINE;
-        let joined = match self.body.len() {
-            length if to.is_tls => length.min(RECORD.saturating_sub(head)),
-            length if length <= JOINED => length,
-            _ => 0,
-        };
-        let mut out = block(head + joined);
+    /// The request of one attempt over HTTP/1.1.
+    pub(super) fn to_http1(&self, origin: &Origin) -> Request<RequestBody> {
+        let mut request = self.with_uri(match origin.forward_proxy {
+            None => Uri::from(self.target(origin)),
+            Some(_) => self.absolute(origin),
+        });
+        let headers = request.headers_mut();
+        let host = HeaderValue::from_str(origin.authority.as_str()).expect("an authority is a valid header");
+        headers.insert(header::HOST, host);
+        // hyper states the length of a body, but not that of an empty one.
+        if self.body.is_empty() && matches!(self.method, Method::POST | Method::PUT | Method::PATCH) {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
+        if let Some(ForwardProxy { authorization: Some(authorization) }) = &origin.forward_proxy {
+            headers.insert(header::PROXY_AUTHORIZATION, authorization.clone());
+        }
+        request
+    }
+
+    fn with_uri(&self, uri: Uri) -> Request<RequestBody> {
+        let mut request = Request::new(RequestBody(self.body.clone()));
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = uri;
+        *request.headers_mut() = self.headers.clone();
+        request
+    }
+
+    fn absolute(&self, origin: &Origin) -> Uri {
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(origin.scheme.clone());
+        parts.authority = Some(origin.authority.clone());
+        parts.path_and_query = Some(self.target(origin));
+        Uri::from_parts(parts).expect("scheme, authority and path make a URI")
+    }
+
+    /// The path at the upstream.
+    fn target(&self, origin: &Origin) -> PathAndQuery {
         let path = self.path.as_str();
-        // An absolute form may have had a query and no path.
-        let root = if path.starts_with(['/', '*']) { "" } else { "/" };
-        for part in [self.method.as_str(), " ", &to.before_path, root, path] {
-            out.put_slice(part.as_bytes());
+        match (origin.prefix.as_str(), path.as_bytes().first()) {
+            ("", Some(b'/' | b'*')) => self.path.clone(),
+            (prefix, Some(b'/')) => format!("{prefix}{path}").parse().expect("two paths make a path"),
+            // The absolute form may have a query and no path.
+            (prefix, _) => format!("{prefix}/{path}").parse().expect("two paths make a path"),
         }
-        out.put_slice(&to.after_path);
-        self.headers.put(&mut out);
-        if !self.body.is_empty() || matches!(self.method, Method::POST | Method::PUT | Method::PATCH) {
-            out.put_slice(b"content-length: ");
-            out.put_slice(itoa::Buffer::new().format(self.body.len()).as_bytes());
-            out.put_slice(b"\r\n");
-        }
-        out.put_slice(b"\r\n");
-        out.put_slice(&self.body[..joined]);
-        out.chain(self.body.slice(joined..))
+    }
+}
+
+/// The body of one attempt.
+#[derive(Debug)]
+pub(super) struct RequestBody(Bytes);
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let next = self.0.len().min(MAX_FRAME);
+        Poll::Ready((next > 0).then(|| Ok(Frame::data(self.0.split_to(next)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.len() as u64)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use http::header;
+    use http_body_util::BodyExt as _;
 
     use super::*;
 
-    fn outgoing() -> UpstreamRequest {
-        let pairs = [(header::COOKIE, "a=1"), (header::COOKIE, "b=2"), (header::AUTHORIZATION, "Bearer gsk_test")];
-        let headers = pairs.map(|(name, value)| (name, HeaderValue::from_static(value))).into_iter().collect();
-        UpstreamRequest::new(Method::POST, PathAndQuery::from_static("/openai/v1/x?y=z"), headers, Bytes::from_static(b"{}"))
-    }
-
-    fn address() -> Address {
-        Address::new("api.groq.com", "", false, None)
-    }
-
-    fn text(mut unsent: Unsent) -> String {
-        String::from_utf8(unsent.copy_to_bytes(unsent.remaining()).to_vec()).expect("text")
-    }
-
-    const WANTED: &str = "POST /openai/v1/x?y=z HTTP/1.1\r\nhost: api.groq.com\r\ncookie: a=1\r\ncookie: b=2\r\n\
-         authorization: Bearer gsk_test\r\ncontent-length: 2\r\n\r\n{}";
-
-    #[test]
-    fn every_attempt_has_the_same_bytes_settled_or_not() {
-        let (mut plain, mut settled) = (outgoing(), outgoing());
-        settled.compact();
-        for request in [&mut plain, &mut settled] {
-            for _ in 0..3 {
-                assert_eq!(text(request.encode(&address())), WANTED);
-            }
+    fn origin(prefix: &str, forward_proxy: Option<ForwardProxy>) -> Origin {
+        Origin {
+            scheme: Scheme::HTTP,
+            authority: Authority::from_static("groq.example:81"),
+            prefix: prefix.to_owned(),
+            forward_proxy,
         }
     }
 
-    #[test]
-    fn who_settles_down_holds_one_block_of_just_its_size() {
-        let mut request = outgoing();
-        request.compact();
-        let start = request.headers.get("cookie").expect("settled").as_ptr() as usize - "cookie: ".len();
-        let length = "cookie: a=1\r\ncookie: b=2\r\nauthorization: Bearer gsk_test\r\n".len() + "/openai/v1/x?y=z".len();
-        assert_eq!(request.body.as_ptr() as usize, start + length);
+    fn request(method: Method, path: &str, body: &'static [u8]) -> UpstreamRequest {
+        let mut headers = HeaderMap::new();
+        headers.append(header::COOKIE, HeaderValue::from_static("a=1"));
+        headers.append(header::COOKIE, HeaderValue::from_static("b=2"));
+        headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer gsk_test"));
+        // As of a request in absolute form, which may have a query and no path.
+        let path = path.parse::<Uri>().expect("a URI").path_and_query().cloned().expect("a path or a query");
+        UpstreamRequest::new(method, path, headers, Bytes::from_static(body))
     }
 
-    #[test]
-    fn another_body_has_its_own_length_in_every_attempt() {
-        for (settle, send) in [(false, false), (true, false), (false, true), (true, true)] {
-            let mut request = outgoing();
-            if settle {
-                request.compact();
-            }
-            if send {
-                request.encode(&address());
-            }
-            request.replace_body(|old| [old, &b" "[..]].concat().into());
+    #[tokio::test]
+    async fn every_attempt_sends_the_same_compacted_or_not() {
+        let (plain, mut compacted) = (request(Method::POST, "/x?y", b"{}"), request(Method::POST, "/x?y", b"{}"));
+        compacted.compact();
+        for request in [&plain, &compacted] {
             for _ in 0..2 {
-                assert_eq!(text(request.encode(&address())), WANTED.replace("length: 2", "length: 3") + " ");
+                let (head, body) = request.to_http1(&origin("", None)).into_parts();
+                assert_eq!((head.method, head.uri.to_string().as_str()), (Method::POST, "/x?y"));
+                let cookies: Vec<_> = head.headers.get_all(header::COOKIE).iter().collect();
+                assert_eq!(cookies, ["a=1", "b=2"]);
+                assert_eq!((&head.headers[header::HOST], head.headers.len()), (&HeaderValue::from_static("groq.example:81"), 4));
+                assert!(head.headers[header::AUTHORIZATION].is_sensitive());
+                assert_eq!(body.collect().await.expect("infallible").to_bytes(), "{}");
             }
         }
     }
 
+    /// Headers, path and body together, so that nothing of the read buffer stays.
     #[test]
-    fn a_length_is_told_where_a_body_is_or_could_be() {
-        for (method, length) in [("GET", ""), ("DELETE", ""), ("POST", "content-length: 0\r\n"), ("PUT", "content-length: 0\r\n")]
-        {
-            let method = Method::from_bytes(method.as_bytes()).expect("a method");
-            let path = PathAndQuery::from_static("/x");
-            let request = UpstreamRequest::new(method.clone(), path, HeaderMap::new(), Bytes::new());
-            assert_eq!(text(request.encode(&address())), format!("{method} /x HTTP/1.1\r\nhost: api.groq.com\r\n{length}\r\n"));
-        }
-        let odd = UpstreamRequest::new(Method::GET, PathAndQuery::from_static("/x"), HeaderMap::new(), Bytes::from_static(b"{}"));
-        assert!(text(odd.encode(&address())).ends_with("content-length: 2\r\n\r\n{}"));
+    fn a_compacted_request_has_one_block_of_just_its_size() {
+        let mut request = request(Method::POST, "/x?y", b"{}");
+        request.compact();
+        let start = request.headers[header::COOKIE].as_bytes().as_ptr() as usize;
+        let before_body = ["a=1", "b=2", "Bearer gsk_test", "/x?y"].iter().map(|part| part.len()).sum::<usize>();
+        assert_eq!(request.body.as_ptr() as usize, start + before_body);
     }
 
     #[test]
-    fn the_path_has_before_it_what_the_upstream_wants() {
-        let mut request = UpstreamRequest::new(Method::GET, PathAndQuery::from_static("/x?y"), HeaderMap::new(), Bytes::new());
-        let auth = HeaderValue::from_static("Basic eA==");
-        for (address, wanted) in [
-            (Address::new("h:1", "/pre", false, None), "GET /pre/x?y HTTP/1.1\r\nhost: h:1\r\n\r\n"),
-            (Address::new("h:1", "/pre", false, Some(None)), "GET http://h:1/pre/x?y HTTP/1.1\r\nhost: h:1\r\n\r\n"),
-            (
-                Address::new("h:1", "", false, Some(Some(&auth))),
-                "GET http://h:1/x?y HTTP/1.1\r\nhost: h:1\r\nproxy-authorization: Basic eA==\r\n\r\n",
-            ),
+    fn the_uri_is_what_the_next_hop_wants() {
+        let proxy = || Some(ForwardProxy { authorization: Some(HeaderValue::from_static("Basic eA==")) });
+        for (path, prefix, origin_form, absolute_form) in [
+            ("/x?y", "", "/x?y", "http://groq.example:81/x?y"),
+            ("/x?y", "/pre", "/pre/x?y", "http://groq.example:81/pre/x?y"),
+            ("http://h?y", "", "/?y", "http://groq.example:81/?y"),
+            ("http://h?y", "/pre", "/pre/?y", "http://groq.example:81/pre/?y"),
         ] {
-            assert_eq!(text(request.encode(&address)), wanted);
+            let request = request(Method::GET, path, b"");
+            assert_eq!(request.to_http1(&origin(prefix, None)).uri().to_string(), origin_form);
+            let forwarded = request.to_http1(&origin(prefix, proxy()));
+            assert_eq!(forwarded.uri().to_string(), absolute_form);
+            assert_eq!(forwarded.headers()[header::PROXY_AUTHORIZATION], "Basic eA==");
         }
-        request.path = "http://h?y".parse::<http::Uri>().expect("a URI").path_and_query().expect("a query").clone();
-        assert!(text(request.encode(&address())).starts_with("GET /?y HTTP/1.1\r\n"));
+        let options = request(Method::OPTIONS, "*", b"");
+        assert_eq!(options.to_http1(&origin("", None)).uri().to_string(), "*");
     }
 
-    #[test]
-    fn a_large_body_is_not_copied_but_for_the_rest_of_a_tls_record() {
-        let body = Bytes::from(vec![b'x'; 1_000_000]);
-        let request = UpstreamRequest { body: body.clone(), ..outgoing() };
-        let plain = request.encode(&address());
-        assert!(plain.first_ref().ends_with(b"\r\n\r\n"));
-        assert_eq!(plain.last_ref().as_ptr(), body.as_ptr());
-        let records = request.encode(&Address::new("h", "", true, None));
-        assert!((RECORD - 2 * LINE..=RECORD).contains(&records.first_ref().len()));
-        assert_eq!(text(records).len(), text(plain).len() - "api.groq.com".len() + "h".len());
-        let usual = UpstreamRequest { body: body.slice(..10_000), ..outgoing() };
-        assert!(!usual.encode(&address()).last_ref().is_empty());
-        assert!(usual.encode(&Address::new("h", "", true, None)).last_ref().is_empty());
+    #[tokio::test]
+    async fn a_large_body_is_sent_in_frames_none_of_which_is_large() {
+        let all: Bytes = (0..1_000_000).map(|at: u32| (at % 251) as u8).collect();
+        let mut request = request(Method::POST, "/x", b"");
+        request.replace_body(|_| all.clone());
+        for _ in 0..2 {
+            let mut body = request.to_http1(&origin("", None)).into_body();
+            assert_eq!(body.size_hint().exact(), Some(1_000_000));
+            let mut sent = Vec::new();
+            while let Some(Ok(frame)) = body.frame().await {
+                let data = frame.into_data().expect("data");
+                assert!(data.len() <= MAX_FRAME, "{}", data.len());
+                sent.extend_from_slice(&data);
+            }
+            assert!(body.is_end_stream());
+            assert_eq!(sent, all);
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! What is still to come of an answer? Its body, piece by piece, and then its connection goes back.
+//! The body of a response.
 
 use std::{
     fmt,
@@ -9,60 +9,68 @@ use std::{
 };
 
 use bytes::Bytes;
+use http_body::Body as _;
+use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use super::{ExchangeError, connection::Connection, pool::Pool};
-use crate::wire::Rest;
+use super::{ExchangeError, http1, pool::Pool};
 
-/// The rest of an answer. Read to its end, it gives its connection back; dropped earlier, it closes it.
+/// The body of a response. Read to its end, it returns its connection to the pool; dropped earlier, it closes the connection.
 pub struct ResponseBody {
-    rest: Rest,
-    /// `None` once all has come.
-    connection: Option<Box<Connection>>,
-    /// Whether the connection may be used again.
-    stays: bool,
+    incoming: Incoming,
+    /// `None` once all of the body has arrived.
+    connection: Option<Box<http1::Connection>>,
     pool: Arc<Pool>,
     idle_timeout: Duration,
-    /// Since when nothing has come.
-    silent_since: Option<Instant>,
+    /// Since when nothing has arrived.
+    idle_since: Option<Instant>,
 }
 
 impl fmt::Debug for ResponseBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseBody").field("rest", &self.rest).finish_non_exhaustive()
+        f.debug_struct("ResponseBody").field("incoming", &self.incoming).finish_non_exhaustive()
     }
 }
 
 impl ResponseBody {
-    pub(super) fn new(rest: Rest, stays: bool, connection: Box<Connection>, pool: Arc<Pool>, idle_timeout: Duration) -> Self {
-        let mut inflow = Self { rest, connection: Some(connection), stays, pool, idle_timeout, silent_since: None };
-        inflow.release_at_end();
-        inflow
+    pub(super) fn new(incoming: Incoming, connection: Box<http1::Connection>, pool: Arc<Pool>, idle_timeout: Duration) -> Self {
+        let mut body = Self { incoming, connection: Some(connection), pool, idle_timeout, idle_since: None };
+        body.release_at_end();
+        body
     }
 
-    /// Bytes still to come, where the upstream said so.
+    /// The bytes still to come, where the upstream stated the length.
     pub fn exact_size(&self) -> Option<u64> {
-        self.rest.exact_size()
+        self.incoming.size_hint().exact()
     }
 
-    /// Whether all has come.
+    /// Whether all of it has arrived.
     pub fn is_end(&self) -> bool {
-        self.rest.is_end()
+        self.incoming.is_end_stream()
     }
 
-    /// The next bytes; `None` at the end of a body that came whole.
+    /// The next bytes; `None` at the end of a complete body.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ExchangeError>>> {
-        let Some(connection) = &mut self.connection else { return Poll::Ready(None) };
-        match connection.poll_data(&mut self.rest, cx) {
-            Poll::Pending => {
-                let due = *self.silent_since.get_or_insert_with(Instant::now) + self.idle_timeout;
-                connection.alarm.poll(due, cx).map(|()| Some(Err(ExchangeError::Timeout)))
-            }
-            Poll::Ready(data) => {
-                self.silent_since = None;
-                self.release_at_end();
-                // A chunk that is none is no answer of Groq's either: what stands between us broke it.
-                Poll::Ready(data.map(|data| data.map_err(|_broken| ExchangeError::Closed)))
+        loop {
+            let Some(connection) = &mut self.connection else { return Poll::Ready(None) };
+            match connection.poll_frame(&mut self.incoming, cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    self.idle_since = None;
+                    // Trailers do not pass: no client of Groq reads them.
+                    if let Ok(data) = frame.into_data() {
+                        self.release_at_end();
+                        return Poll::Ready(Some(Ok(data)));
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
+                Poll::Ready(None) => {
+                    self.release();
+                    return Poll::Ready(None);
+                }
+                Poll::Pending => {
+                    let deadline = *self.idle_since.get_or_insert_with(Instant::now) + self.idle_timeout;
+                    return connection.timer.poll(deadline, cx).map(|()| Some(Err(ExchangeError::Timeout)));
+                }
             }
         }
     }
@@ -73,13 +81,14 @@ impl ResponseBody {
     }
 
     fn release_at_end(&mut self) {
-        if self.rest.is_end()
-            && let Some(mut connection) = self.connection.take()
-            && self.stays
-            && connection.is_usable()
-        {
-            connection.alarm.forget_whom_to_wake();
-            self.pool.give(connection);
+        if self.incoming.is_end_stream() {
+            self.release();
+        }
+    }
+
+    fn release(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.pool.release(connection);
         }
     }
 }

@@ -64,15 +64,16 @@ async fn read_request(io: &mut DuplexStream) -> Vec<u8> {
     buffer
 }
 
-async fn send(upstream: &Upstream) -> Result<Answer, Failure> {
+async fn send(upstream: &Upstream) -> Result<Response<ResponseBody>, Failure> {
     let path = PathAndQuery::from_static("/openai/v1/x?y=z");
     let request = UpstreamRequest::new(Method::POST, path, HeaderMap::new(), Bytes::from_static(b"{}"));
     upstream.send(&request, Instant::now).await
 }
 
-async fn body(mut answer: Answer) -> Result<Vec<u8>, ExchangeError> {
+async fn body(response: Response<ResponseBody>) -> Result<Vec<u8>, ExchangeError> {
+    let mut body = response.into_body();
     let mut all = Vec::new();
-    while let Some(data) = answer.body.data().await {
+    while let Some(data) = body.data().await {
         all.extend_from_slice(&data?);
     }
     Ok(all)
