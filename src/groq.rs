@@ -9,6 +9,7 @@ mod mask;
 mod path;
 mod refusal;
 mod sse;
+mod truncation;
 mod usage;
 
 pub use duration::{parse_duration, retry_after};
@@ -16,6 +17,7 @@ pub use mask::mask;
 pub use path::{Endpoint, map_path};
 pub use refusal::{parse_refusal, stated_wait};
 pub use sse::{SseTail, StreamError};
+pub use truncation::is_truncated_without_content;
 pub use usage::Usage;
 
 /// What the `x-ratelimit-*` headers of a response say; what is absent or unparsable is `None`.

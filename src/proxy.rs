@@ -10,6 +10,7 @@
 //! | `retry`, `breaker`, `fallback` | pure policies: deliver, try again, give up; whether to try at all; another model |
 //! | `relay` | response bodies: usage and truncation are observed while they pass |
 //! | `response` | response heads: what the shield adds |
+//! | `served_models` | the models that each organization has used of late, for the message when one is gone |
 //! | `shield` | what all requests share |
 //! | `via` | recognizes a request that has come back |
 //! | `error` | every failure as the documented error object |
@@ -25,10 +26,12 @@ pub mod relay;
 pub mod request;
 mod response;
 pub mod retry;
+mod served_models;
 mod shield;
 mod via;
 
 pub use pipeline::{handle, refuse};
+pub use served_models::ServedModels;
 pub use shield::Shield;
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use prometheus_client::{
@@ -23,6 +23,7 @@ mod access;
 mod blocked;
 mod configuration;
 mod counts;
+mod early;
 mod exposition;
 mod histogram;
 mod log;
@@ -35,6 +36,7 @@ mod trend;
 
 pub use blocked::BlockedAccount;
 pub use configuration::Configuration;
+pub use early::{EarlyHead, EarlySnapshot};
 pub use exposition::{Format, Gauges};
 pub use log::{Handle, filter, init};
 pub use recent::{KEPT, RecentRequest};
@@ -128,6 +130,8 @@ pub struct Record {
     pub source: Source,
     /// What the upstream says it used.
     pub usage: Usage,
+    /// Whether max completion tokens ended the answer before it had any content.
+    pub truncated: bool,
     /// The upstream's `x-request-id`.
     pub upstream_id: Option<String>,
     /// From the last send to the answer's head.
@@ -136,13 +140,18 @@ pub struct Record {
     pub error: Option<String>,
     /// Which model the request named, and why another one (`model`) serves it.
     pub fallback: Option<(Arc<str>, FallbackReason)>,
-    /// Set once the response has been opened before its outcome was known (`queue.stream_keepalive`).
-    pub opened_early: Option<Arc<AtomicBool>>,
+    /// The max completion tokens that the request came with and the lower ones that it is sent with.
+    pub fitted: Option<(u64, u64)>,
+    /// The head of a response that may be opened before its outcome is known (`queue.stream_keepalive`).
+    early: Option<Arc<EarlyHead>>,
 }
 
 impl Record {
     /// The `x-request-id` that the app has seen.
     fn request_id(&self) -> &str {
+        if let Some(early) = self.early.as_ref().filter(|early| early.is_opened()) {
+            return early.id();
+        }
         if self.id.is_empty() { self.upstream_id.as_deref().unwrap_or_default() } else { &self.id }
     }
 
@@ -167,23 +176,39 @@ impl Record {
             status: 0,
             source: Source::Client,
             usage: Usage::default(),
+            truncated: false,
             upstream_id: None,
             time_to_head: None,
             error: None,
             fallback: None,
-            opened_early: None,
+            fitted: None,
+            early: None,
         }
     }
 
     /// It waits from now on.
     pub fn waits_from(&mut self, now: Instant) {
         self.waiting = Some(now);
+        self.update_early();
+    }
+
+    /// Another attempt begins.
+    pub fn begins_attempt(&mut self) {
+        self.attempts += 1;
+        self.update_early();
+    }
+
+    /// It is sent with lower max completion tokens than it came with.
+    pub fn is_fitted(&mut self, fitted: Option<(u64, u64)>) {
+        self.fitted = fitted;
+        self.update_early();
     }
 
     /// It has waited for so long, and goes.
     pub fn waited(&mut self, wait: Duration) {
         self.wait += wait;
         self.waiting = None;
+        self.update_early();
     }
 
     /// It waits no longer, whatever came of it.
@@ -193,21 +218,39 @@ impl Record {
         }
     }
 
+    /// Its response may be opened before its outcome is known; `id` is its `x-request-id` then.
+    pub fn may_open_early(&mut self, id: String) -> Arc<EarlyHead> {
+        self.early.insert(Arc::new(EarlyHead::new(id))).clone()
+    }
+
     /// Whether bytes of the response have gone out before its outcome was known.
     pub fn is_opened_early(&self) -> bool {
-        self.opened_early.as_ref().is_some_and(|opened| opened.load(Ordering::Relaxed))
+        self.early.as_ref().is_some_and(|early| early.is_opened())
+    }
+
+    /// The value of `x-shield-fallback`.
+    pub fn fallback_header(&self) -> Option<String> {
+        self.fallback.as_ref().map(|(from, reason)| format!("{from}>{}; reason={}", self.model, reason.as_str()))
+    }
+
+    fn update_early(&self) {
+        if let Some(early) = &self.early {
+            early.update(self);
+        }
     }
 
     /// Another model than the one that the request named is to serve it.
     pub fn falls_back(&mut self, from: &Arc<str>, to: &Arc<str>, reason: FallbackReason) {
         self.fallback = Some((from.clone(), reason));
         self.model = to.clone();
+        self.update_early();
     }
 
     /// No other model could serve it.
     pub fn stays(&mut self, model: &Arc<str>) {
         self.fallback = None;
         self.model = model.clone();
+        self.update_early();
     }
 
     /// The status for logs and labels: 499 (documented: the client closed the request) where none was sent.
@@ -288,6 +331,13 @@ impl Telemetry {
     /// The last requests, the newest first.
     pub fn recent_requests(&self) -> Vec<RecentRequest> {
         self.recent.list()
+    }
+
+    /// The models (or their labels) with answers that max completion tokens ended before they had any content: how many since
+    /// the start, and when the last one was.
+    pub fn truncated(&self) -> Vec<(Arc<str>, u64, SystemTime)> {
+        let models = self.counts.sums().models.into_iter();
+        models.filter_map(|(model, counts)| Some((model, counts.truncated, counts.truncated_at?))).collect()
     }
 
     /// Every metric family as text.

@@ -90,7 +90,7 @@ async fn rendered(url: &str, picture: Option<&Path>) -> (String, String) {
 async fn the_page_shows_the_state_and_takes_names_for_text() {
     let (shield, address) = operated().await;
     let mut record = Record::new(&shield.telemetry, "/openai/v1/chat/completions", Instant::now());
-    (record.model, record.status) = ("m".into(), 200);
+    (record.model, record.status, record.truncated) = ("m".into(), 200, true);
     drop(record);
     crowd(&shield, "<b>app</b>");
     // The first request of a lane is its probe; the others wait for its answer before they wait for a limit.
@@ -107,6 +107,7 @@ async fn the_page_shows_the_state_and_takes_names_for_text() {
     assert!(page.contains(r#"data-state="live""#), "{page}");
     assert!(page.contains("The configuration was refused at"), "{page}");
     assert!(page.contains("Groq has blocked the organization acme (blocked_api_access) since"), "{page}");
+    assert!(page.contains("1 answer of m had no content, the last one at"), "{page}");
     assert!(page.contains("unknown key &lt;img src=x onerror=alert(1)&gt;"), "{page}");
     assert!(page.contains(r#"aria-label="Requests over the last 15 minutes: ended 1""#), "{page}");
 

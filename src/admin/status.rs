@@ -31,6 +31,7 @@ struct Status<'a> {
     store: Store,
     totals: Totals,
     blocked_accounts: Vec<BlockedAccount>,
+    truncated: Vec<Truncated>,
     lanes: Vec<Lane<'a>>,
     history: History,
 }
@@ -80,6 +81,16 @@ struct BlockedAccount {
     reason: String,
     /// Unix time, seconds.
     since: f64,
+}
+
+/// A model with answers that max completion tokens ended before they had any content.
+#[derive(Serialize)]
+struct Truncated {
+    model: String,
+    /// Since the start.
+    count: u64,
+    /// When the last one ended, Unix time in seconds.
+    last: f64,
 }
 
 #[derive(Serialize)]
@@ -205,6 +216,12 @@ impl Desk {
                     reason: account.reason,
                     since: unix(account.since),
                 })
+                .collect(),
+            truncated: shield
+                .telemetry
+                .truncated()
+                .into_iter()
+                .map(|(model, count, last)| Truncated { model: model.to_string(), count, last: unix(last) })
                 .collect(),
             lanes: lanes.iter().map(|of| lane(of, &open_breakers)).collect(),
             history: history(slices),

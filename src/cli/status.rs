@@ -89,6 +89,8 @@ struct Report {
     totals: Totals,
     #[serde(default)]
     blocked_accounts: Vec<BlockedAccount>,
+    #[serde(default)]
+    truncated: Vec<Truncated>,
     lanes: Vec<Lane>,
 }
 
@@ -124,6 +126,12 @@ struct Totals {
 struct BlockedAccount {
     organization: String,
     reason: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Truncated {
+    model: String,
+    count: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -206,6 +214,12 @@ fn write_table(report: &Report, out: &mut String) -> std::fmt::Result {
     for account in &report.blocked_accounts {
         writeln!(out, "Groq has BLOCKED the organization {}: {}", account.organization, account.reason)?;
     }
+    for Truncated { model, count } in &report.truncated {
+        writeln!(
+            out,
+            "{count} answers of {model} had no content: max_completion_tokens ended them, raise it or lower reasoning_effort"
+        )?;
+    }
     if report.lanes.is_empty() {
         writeln!(out, "no model has been used yet")?;
     }
@@ -285,6 +299,7 @@ mod tests {
             "store": {"kind": "local", "degraded": false},
             "totals": {"requests": 12, "failed": 1, "refused_by_shield": 2, "refused_by_groq": 3, "resends": 4},
             "blocked_accounts": [{"organization": "acme", "reason": "blocked_api_access", "since": 1.0}],
+            "truncated": [{"model": "openai/gpt-oss-20b", "count": 2, "last": 1.0}],
             "lanes": [{
                 "organisation": "acme", "model": "openai/gpt-oss-20b", "tier": "on_demand",
                 "dimensions": [{"dimension": "TPM", "unit": "tokens", "period_s": 60.0, "limit": 8000, "level": 2000.0, "reserve": 400,
@@ -305,6 +320,7 @@ the configuration was changed and has faults, the one before is in force:
   error: no
     here
 Groq has BLOCKED the organization acme: blocked_api_access
+2 answers of openai/gpt-oss-20b had no content: max_completion_tokens ended them, raise it or lower reasoning_effort
 
 openai/gpt-oss-20b (acme, on_demand)  1 in flight  BREAKER OPEN, probe in 3.0s  a new request waits 2.5s
          used                         left        limit  from         empty in   full in

@@ -8,7 +8,7 @@ use memchr::{memchr2, memmem};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::Usage;
+use super::{Usage, truncation::TruncationWatch};
 
 /// Kept of an event's beginning (its name, its type), bytes.
 const HEAD: usize = 1 << 10;
@@ -44,6 +44,7 @@ pub struct SseTail {
     error: Option<StreamError>,
     events: u64,
     deltas: u64,
+    truncation: TruncationWatch,
 }
 
 impl SseTail {
@@ -121,6 +122,11 @@ impl SseTail {
         self.deltas
     }
 
+    /// Whether max completion tokens ended the stream before it had any content.
+    pub fn is_truncated_without_content(&self) -> bool {
+        self.truncation.is_truncated_without_content()
+    }
+
     /// The last piece of an event, without its blank line.
     fn event(&mut self, last_piece: &[u8]) {
         if self.partial.len == 0 && last_piece.len() <= EXCERPT {
@@ -144,6 +150,7 @@ impl SseTail {
             self.done = true;
             return;
         }
+        self.truncation.event(name, &data);
         if has(&data, b"delta\"") {
             self.deltas += 1;
         }

@@ -53,7 +53,7 @@ pub(super) async fn send(
     mut reservation: Option<&mut Reservation>,
     record: &mut Record,
 ) -> Outcome {
-    record.attempts += 1;
+    record.begins_attempt();
     if !call.streams() {
         yield_if_busy(shield, call).await;
     }
@@ -78,9 +78,14 @@ pub(super) async fn send(
     let status = head.status;
     if status.is_client_error() || status.is_server_error() {
         let body = relay::error_body(body, MAX_ERROR_BODY, ERROR_BODY_TIMEOUT).await;
-        let error = Box::new(UpstreamError::new(status, head.headers, &body, SystemTime::now()));
+        let mut error = Box::new(UpstreamError::new(status, head.headers, &body, SystemTime::now()));
         if let Some(reason) = error.blocks_account() {
             shield.telemetry.account_blocked(&call.ask.organisation, reason);
+        }
+        if error.is_missing_model()
+            && let Some(hint) = models_that_work(shield, call, record, now)
+        {
+            error.add_to_message(&hint);
         }
         let text = matches!(status.as_u16(), 400 | 413 | 429).then(|| groq::parse_refusal(&error.message)).flatten();
         if status != StatusCode::TOO_MANY_REQUESTS
@@ -98,11 +103,19 @@ pub(super) async fn send(
         Ok(body) => {
             if status.is_success() && call.is_limited() {
                 shield.telemetry.account_served(&call.ask.organisation);
+                shield.served_models.add(&call.ask.organisation, &call.ask.model, record.endpoint, now);
             }
             Outcome::Validated(Box::new(Response::from_parts(head, body)))
         }
         Err(error) => Outcome::Failed(Failure::after_sending(error)),
     }
+}
+
+/// Names the models that the organization has used successfully of late, other than the one that is missing.
+fn models_that_work(shield: &Shield, call: &Call, record: &Record, now: Instant) -> Option<String> {
+    let models = shield.served_models.list(&call.ask.organisation, record.endpoint, now);
+    let names: Vec<_> = models.iter().filter(|model| **model != call.ask.model).map(|model| format!("`{model}`")).collect();
+    (!names.is_empty()).then(|| format!("This organization has used these models successfully of late: {}.", names.join(", ")))
 }
 
 impl Outcome {

@@ -14,7 +14,7 @@ use super::{
     fallback,
     relay::{self, Body, ResponseContext},
     request::{self, Call},
-    response::{deliver, reject},
+    response::{deliver, early_headers, new_request_id, reject},
     retry::{Attempts, Class, Verdict},
     shield::Shield,
 };
@@ -50,8 +50,9 @@ where
         let Some(period) = keep_alive else {
             return respond(shield, settings, call, upstream_request, record).await;
         };
-        let opened = record.opened_early.insert(Arc::default()).clone();
-        relay::open_early(Box::pin(respond(shield, settings, call, upstream_request, record)), period, &opened).await
+        let early = record.may_open_early(new_request_id());
+        let response = Box::pin(respond(shield, settings, call, upstream_request, record));
+        relay::open_early(response, period, || early_headers(&early)).await
     }
 }
 
@@ -81,9 +82,7 @@ async fn respond(
         yield_if_busy(&shield, &call).await;
     }
     match outcome {
-        Ok(Delivered { response, reservation }) => {
-            deliver(*response, ResponseContext { reservation, record, cutoff }, call.fitted)
-        }
+        Ok(Delivered { response, reservation }) => deliver(*response, ResponseContext { reservation, record, cutoff }),
         Err(rejection) => reject(rejection, record),
     }
 }
@@ -131,6 +130,7 @@ async fn serve(
     record: &mut Record,
 ) -> Result<Delivered, Rejection> {
     call.fit_ceiling(shield, settings, upstream_request);
+    record.is_fitted(call.fitted);
     if shield.limits.waiting() > 0 {
         upstream_request.compact();
     }

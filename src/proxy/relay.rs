@@ -15,7 +15,7 @@ use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    groq::Usage,
+    groq::{Usage, is_truncated_without_content},
     headers,
     shutdown::Cutoff,
     telemetry::Record,
@@ -197,6 +197,7 @@ impl Body {
         match validated {
             ValidatedBody::Whole(bytes, usage) => {
                 context.settle_usage(usage);
+                context.record.truncated = is_truncated_without_content(&bytes);
                 Self::Full { bytes, record: Some(context.record) }
             }
             ValidatedBody::Stream(mut stream) => {

@@ -1,12 +1,15 @@
 //! Response heads: what the shield adds to the upstream's response and to its own error responses.
 
+use std::time::Duration;
+
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use hyper::ext::ReasonPhrase;
+use tokio::time::Instant;
 
 use crate::{
     proxy::error::Rejection,
     proxy::relay::{Body, ResponseContext, ValidatedBody},
-    telemetry::{Record, Source},
+    telemetry::{EarlyHead, EarlySnapshot, Record, Source},
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -16,11 +19,7 @@ const FALLBACK: HeaderName = HeaderName::from_static("x-shield-fallback");
 const FITTED: HeaderName = HeaderName::from_static("x-shield-fitted");
 
 /// The upstream's response with the shield's headers.
-pub(super) fn deliver(
-    answer: Response<ValidatedBody>,
-    mut context: ResponseContext,
-    fitted: Option<(u64, u64)>,
-) -> Response<Body> {
+pub(super) fn deliver(answer: Response<ValidatedBody>, mut context: ResponseContext) -> Response<Body> {
     let (mut head, opened) = answer.into_parts();
     if let ValidatedBody::Stream(_) = opened {
         // A stream may get an error frame at its end, which a stated length leaves no room for.
@@ -29,10 +28,7 @@ pub(super) fn deliver(
     context.record.status = head.status.as_u16();
     context.record.source = Source::Upstream;
     stamp(&mut head.headers, &mut context.record);
-    if let Some((from, to)) = fitted {
-        let value = HeaderValue::from_str(&format!("{from}>{to}"));
-        head.headers.append(FITTED, value.expect("two numbers are a header"));
-    }
+    add_fitted(&mut head.headers, context.record.fitted);
     Response::from_parts(head, Body::new(opened, context))
 }
 
@@ -74,15 +70,38 @@ fn number(number: u64) -> HeaderValue {
 
 /// Adds the headers of every response. The upstream's `x-shield-*` have been removed before.
 fn stamp(headers: &mut HeaderMap, record: &mut Record) {
-    headers.append(WAIT, number(record.wait.as_millis() as u64));
-    headers.append(ATTEMPTS, number(record.attempts.into()));
-    if let Some((from, reason)) = &record.fallback {
-        let value = format!("{from}>{}; reason={}", record.model, reason.as_str());
-        // The configuration takes visible ASCII only for the names of models.
-        headers.extend(HeaderValue::try_from(value).ok().map(|value| (FALLBACK, value)));
-    }
+    add_progress(headers, record.wait, record.attempts, record.fallback_header());
     if !headers.contains_key(&REQUEST_ID) {
-        record.id = format!("req_shield_{:032x}", fastrand::u128(..));
+        record.id = new_request_id();
         headers.append(REQUEST_ID, HeaderValue::from_str(&record.id).expect("letters and digits"));
     }
+}
+
+/// The headers of a response that is opened before its outcome is known: how far the request has come by now.
+pub(super) fn early_headers(early: &EarlyHead) -> HeaderMap {
+    let EarlySnapshot { id, wait, attempts, fallback, fitted } = early.open(Instant::now());
+    let mut headers = HeaderMap::new();
+    add_progress(&mut headers, wait, attempts, fallback);
+    add_fitted(&mut headers, fitted);
+    headers.append(REQUEST_ID, HeaderValue::from_str(&id).expect("letters and digits"));
+    headers
+}
+
+fn add_progress(headers: &mut HeaderMap, wait: Duration, attempts: u32, fallback: Option<String>) {
+    headers.append(WAIT, number(wait.as_millis() as u64));
+    headers.append(ATTEMPTS, number(attempts.into()));
+    // The configuration takes visible ASCII only for the names of models.
+    headers.extend(fallback.and_then(|value| HeaderValue::try_from(value).ok()).map(|value| (FALLBACK, value)));
+}
+
+fn add_fitted(headers: &mut HeaderMap, fitted: Option<(u64, u64)>) {
+    if let Some((from, to)) = fitted {
+        let value = HeaderValue::from_str(&format!("{from}>{to}"));
+        headers.append(FITTED, value.expect("two numbers are a header"));
+    }
+}
+
+/// An `x-request-id` for a response that has none of the upstream's.
+pub(super) fn new_request_id() -> String {
+    format!("req_shield_{:032x}", fastrand::u128(..))
 }

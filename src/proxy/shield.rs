@@ -7,7 +7,10 @@ use groq_limiter::Limits;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use super::{body_buffer::Bodies, breaker::Breakers, request::identity::IdentityIndex, retry::Budget, via::Via};
+use super::{
+    body_buffer::Bodies, breaker::Breakers, request::identity::IdentityIndex, retry::Budget, served_models::ServedModels,
+    via::Via,
+};
 use crate::{config::Settings, shutdown::Shutdown, telemetry::Telemetry, upstream::Upstream};
 
 /// What all requests share.
@@ -24,6 +27,8 @@ pub struct Shield {
     pub budget: Budget,
     /// The connection pool to Groq.
     pub upstream: Upstream,
+    /// The models that organizations have used successfully of late.
+    pub served_models: ServedModels,
     /// Logs and metrics.
     pub telemetry: Arc<Telemetry>,
     /// The budget of request bodies in memory, bytes.
@@ -54,6 +59,7 @@ impl Shield {
             breakers: Breakers::default(),
             budget: Budget::new(Instant::now()),
             upstream,
+            served_models: ServedModels::default(),
             telemetry: Arc::default(),
             bodies: Bodies::new(settings.queue.max_bytes),
             shutdown: Arc::default(),

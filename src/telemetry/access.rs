@@ -36,6 +36,7 @@ pub(super) fn write(record: &Record) {
         prompt_tokens = record.usage.prompt,
         completion_tokens = record.usage.completion,
         cached_tokens = record.usage.cached,
+        truncated = record.truncated.then_some(true),
         upstream_id = record.upstream_id.as_deref().map(|id| clean(id, NAME)).as_deref(),
         head_ms = record.time_to_head.map(millis),
         total_ms = millis(record.started.elapsed()),

@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread::available_parallelism,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -88,6 +88,10 @@ pub(super) struct ModelCounts {
     pub(super) prompt: u64,
     pub(super) completion: u64,
     pub(super) cached: u64,
+    /// Answers that max completion tokens ended before they had any content.
+    pub(super) truncated: u64,
+    /// When the last of them ended.
+    pub(super) truncated_at: Option<SystemTime>,
     pub(super) refusals: BTreeMap<String, u64>,
 }
 
@@ -164,6 +168,10 @@ impl Counts {
         counts.prompt += record.usage.prompt;
         counts.completion += record.usage.completion;
         counts.cached += record.usage.cached;
+        if record.truncated {
+            counts.truncated += 1;
+            counts.truncated_at = Some(SystemTime::now());
+        }
     }
 
     /// Counts one attempt.
@@ -230,6 +238,8 @@ impl ModelCounts {
         self.prompt += other.prompt;
         self.completion += other.completion;
         self.cached += other.cached;
+        self.truncated += other.truncated;
+        self.truncated_at = self.truncated_at.max(other.truncated_at);
         for (dimension, n) in &other.refusals {
             *self.refusals.entry(dimension.clone()).or_default() += n;
         }

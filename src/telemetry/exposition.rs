@@ -215,6 +215,12 @@ impl Collector for Families {
                     .map(|(kind, n)| ([("model", &**m), ("kind", kind)], n))
             }),
         )?;
+        counter(
+            to,
+            "truncated",
+            "Answers that max completion tokens ended before they had any content (finish_reason length)",
+            models().map(|(m, c)| ([("model", &**m)], c.truncated)),
+        )?;
         let levels =
             |value: fn(&Level) -> f64| self.levels.iter().map(move |(labels, level)| (lane_labels(labels), value(level)));
         gauge(to, "limit", "The limit of a dimension: requests, tokens or seconds of audio", levels(|l| l.limit as f64))?;

@@ -57,6 +57,9 @@ pub struct RecentRequest {
     pub cached_tokens: u64,
     /// Completion tokens used.
     pub completion_tokens: u64,
+    /// Whether max completion tokens ended the answer before it had any content.
+    #[serde(default)]
+    pub truncated: bool,
 }
 
 /// The last [`KEPT`] requests.
@@ -104,6 +107,7 @@ impl RecentRequest {
             prompt_tokens: record.usage.prompt,
             cached_tokens: record.usage.cached,
             completion_tokens: record.usage.completion,
+            truncated: record.truncated,
         }
     }
 }

@@ -6,7 +6,7 @@ use groq_shield::config::ModelLimits;
 use serde_json::Value;
 
 use crate::{
-    client::{PROTOCOLS, Protocol, ask_in, chat_stream},
+    client::{PROTOCOLS, Protocol, ask, ask_in, chat_stream, request},
     kit::{Kind, Step, Upstream, start},
 };
 
@@ -169,6 +169,13 @@ async fn kept_alive(protocol: Protocol) {
         assert_eq!(upstream.seen(), sent);
         // Before, it is a slow machine that shows them.
         if comments > 0 && sent > 28 {
+            let header = |name| answer.header(name).to_owned();
+            assert!(header("x-request-id").starts_with("req_shield_"), "{answer:?}");
+            let waited: u64 = header("x-shield-wait-ms").parse().expect("a number");
+            assert!((400..=2500).contains(&waited), "the half second in the queue before it was opened: {answer:?}");
+            assert_eq!(header("x-shield-attempts"), "0", "{answer:?}");
+            let requests = ask(shield.admin, request("GET", "/requests", "", "").replace("shield", "localhost").as_bytes()).await;
+            assert!(requests.body.contains(&header("x-request-id")), "the operator finds it by the same id: {requests:?}");
             shield.end();
             return;
         }

@@ -95,6 +95,19 @@ impl UpstreamError {
         self.code.as_deref().filter(blocks)
     }
 
+    /// Whether Groq has no such model, or no longer.
+    pub fn is_missing_model(&self) -> bool {
+        matches!(self.code.as_deref(), Some("model_decommissioned" | "model_not_found"))
+    }
+
+    /// Adds a sentence to the message. All other members stay as they are.
+    pub fn add_to_message(&mut self, sentence: &str) {
+        self.message = bounded(&format!("{} {sentence}", self.message));
+        if let Some(body) = self.body.take() {
+            self.body = members(&body).map(|object| self.repaired(&object));
+        }
+    }
+
     /// The upstream's own object: as it is where it is as documented, else with the members that it lacks.
     fn pass(&mut self, body: &[u8], object: Members<'_>, message: &str) {
         let kind = text(object.get("type"));

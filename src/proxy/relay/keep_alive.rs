@@ -3,13 +3,12 @@
 
 use std::{
     pin::Pin,
-    sync::atomic::{AtomicBool, Ordering},
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, header};
+use http::{HeaderMap, HeaderValue, Response, header};
 use http_body::Body as _;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -60,15 +59,15 @@ impl Waiting {
     }
 }
 
-/// Waits one `period` for the response of a stream, then opens the stream and keeps it alive until the response arrives.
-/// `opened` is set when it does so.
-pub async fn open_early(mut answer: Pending, period: Duration, opened: &AtomicBool) -> Response<Body> {
+/// Waits one `period` for the response of a stream, then opens the stream, with `headers`, and keeps it alive until the
+/// response arrives.
+pub async fn open_early(mut answer: Pending, period: Duration, headers: impl FnOnce() -> HeaderMap) -> Response<Body> {
     if let Ok(answer) = tokio::time::timeout(period, &mut answer).await {
         return answer;
     }
-    opened.store(true, Ordering::Relaxed);
     let media = HeaderValue::from_static("text/event-stream");
     let mut response = Response::new(Body::Waiting(Waiting::new(answer, period)));
+    *response.headers_mut() = headers();
     response.headers_mut().insert(header::CONTENT_TYPE, media);
     response
 }

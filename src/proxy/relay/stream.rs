@@ -142,6 +142,7 @@ impl Stream {
     /// Settles with the usage that the stream stated, else with the prompt and the completion tokens seen.
     fn settle(&mut self) {
         let Some(context) = &mut self.context else { return };
+        context.record.truncated = self.tail.is_truncated_without_content();
         match self.tail.usage() {
             Some(usage) => context.settle_usage(Some(usage)),
             None if self.tail.ended() && self.tail.error().is_none() => context.settle(Spent::Charge),

@@ -123,6 +123,8 @@ async fn a_waiting_stream_is_kept_alive_if_asked_for() {
     let (status, headers, body) = ask(&shield, true).await;
     assert_eq!((status, text(&headers, "content-type")), (StatusCode::OK, Some("text/event-stream")));
     assert_eq!(body, [": waiting\n\n", ": waiting\n\n", FIRST, DONE].concat());
+    assert!(text(&headers, "x-request-id").is_some_and(|id| id.starts_with("req_shield_")), "{headers:?}");
+    assert_eq!((text(&headers, "x-shield-attempts"), text(&headers, "x-shield-wait-ms")), (Some("1"), Some("0")));
 }
 
 /// What fails after its stream was opened early ends in a frame.

@@ -1,0 +1,82 @@
+//! Heads of responses that are opened before their outcome is known (`queue.stream_keepalive`): what they can say by then.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::Record;
+
+/// Shared by a request's record, which keeps it current, and by the head that may be sent at any moment.
+#[derive(Debug)]
+pub struct EarlyHead {
+    id: String,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    opened: bool,
+    attempts: u32,
+    wait: Duration,
+    waiting: Option<Instant>,
+    fallback: Option<String>,
+    fitted: Option<(u64, u64)>,
+}
+
+/// What the head says.
+#[derive(Debug)]
+pub struct EarlySnapshot {
+    /// `x-request-id`
+    pub id: String,
+    /// Time in the queue so far.
+    pub wait: Duration,
+    /// Attempts at Groq so far.
+    pub attempts: u32,
+    /// `x-shield-fallback`, where another model than the named one is to serve the request.
+    pub fallback: Option<String>,
+    /// `x-shield-fitted`: the max completion tokens that were asked for and the lower ones that are sent.
+    pub fitted: Option<(u64, u64)>,
+}
+
+impl EarlyHead {
+    /// The head of the response with this `x-request-id`.
+    pub fn new(id: String) -> Self {
+        Self { id, state: Mutex::default() }
+    }
+
+    /// The head is sent now.
+    pub fn open(&self, now: Instant) -> EarlySnapshot {
+        let mut state = self.state();
+        state.opened = true;
+        EarlySnapshot {
+            id: self.id.clone(),
+            wait: state.wait + state.waiting.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
+            attempts: state.attempts,
+            fallback: state.fallback.clone(),
+            fitted: state.fitted,
+        }
+    }
+
+    pub(super) fn is_opened(&self) -> bool {
+        self.state().opened
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(super) fn update(&self, record: &Record) {
+        let mut state = self.state();
+        state.attempts = record.attempts;
+        (state.wait, state.waiting) = (record.wait, record.waiting);
+        state.fallback = record.fallback_header();
+        state.fitted = record.fitted;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
