@@ -187,12 +187,12 @@ impl Books {
     }
 
     /// How much later `head` would fit if `other` went before it, ns.
-    pub fn delay(&self, head: &Amount, other: &Amount) -> Ns {
+    pub fn delay(&self, head: &Amount, other: &Amount, now: Ns) -> Ns {
         let (mut alone, mut after) = (0, 0);
         for level in &self.levels {
             let (asked, before) = (level.asked(head), level.asked(other));
-            alone = alone.max(level.fits_from(asked, 0));
-            after = after.max(level.fits_from(asked, before));
+            alone = alone.max(level.fits_at(asked, 0, now));
+            after = after.max(level.fits_at(asked, before, now));
         }
         after.saturating_sub(alone)
     }

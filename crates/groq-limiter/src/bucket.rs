@@ -1,12 +1,20 @@
-//! How full is one limit? A continuously draining bucket: governor's GCRA does the admission arithmetic,
-//! this file what governor lacks: peeking with a standing reserve, refunds, debts, corrections, a new quota.
+//! One limit's bucket: a GCRA limiter of governor's that lives as long as the limit.
 //!
-//! The state is one number, `tat`: the instant at which the bucket would be full again if nothing more were
-//! taken. Times are nanoseconds on the lane's clock, an argument of every call.
+//! Taking, looking ahead with a margin, and the earliest time come from governor. What it does not know, refunds, debts,
+//! corrections and another quota, are operations on the state that it keeps in a store of ours.
+//!
+//! The state is one number, the theoretical arrival time (`tat`): the instant at which the bucket is full again if nothing
+//! more is taken. Times are nanoseconds on the limiter's clock, an argument of every call.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
-use crate::ablation::Mechanism;
 use governor::{
     Quota, RateLimiter,
     clock::Clock,
@@ -15,10 +23,13 @@ use governor::{
     state::{NotKeyed, StateStore},
 };
 
-/// Nanoseconds: an instant on a lane's clock, or a span.
+use crate::ablation::Mechanism;
+
+/// Nanoseconds: an instant on a limiter's clock, or a span.
 pub type Ns = u64;
 
-/// Debts beyond so many periods are cut: nobody waits that long, and a limit that was stated by mistake silences nobody for longer.
+/// Debts beyond so many periods are cut: nobody waits that long, and a limit that was stated by mistake silences nobody for
+/// longer.
 const DEEPEST_DEBT: u64 = 10;
 
 /// When an amount fits.
@@ -32,12 +43,25 @@ pub enum Fit {
     Never,
 }
 
+impl Fit {
+    /// The instant, as seen at `now`.
+    pub fn instant(self, now: Ns) -> Ns {
+        match self {
+            Self::Now => now,
+            Self::At(at) => at,
+            Self::Never => Ns::MAX,
+        }
+    }
+}
+
 /// One limit's bucket.
 #[derive(Debug)]
 pub struct Bucket {
-    tat: Ns,
+    /// Its store and its clock are two handles of one [`State`].
+    limiter: RateLimiter<NotKeyed, State, State, NoOpMiddleware<Nanos>>,
     limit: NonZeroU32,
     period: Ns,
+    /// The time in which one unit comes back.
     unit: Ns,
 }
 
@@ -49,27 +73,37 @@ impl Bucket {
         let period = Ns::try_from(period.as_nanos()).ok().filter(|&p| p > 0)?;
         // Rounded up: never faster than the upstream.
         let unit = period.div_ceil(u64::from(limit.get()));
-        Some(Self { tat: 0, limit, period, unit })
+        let quota = Quota::with_period(Duration::from_nanos(unit))?.allow_burst(limit);
+        let state = State::default();
+        Some(Self { limiter: RateLimiter::new(quota, state.clone(), state), limit, period, unit })
     }
 
     /// The same used units under another limit: neither a fresh burst nor a lost one.
     pub fn requota(self, limit: u64, now: Ns) -> Option<Self> {
         let mut next = Self::new(limit, Duration::from_nanos(self.period))?;
-        let used = u128::from(self.tat.saturating_sub(now)) * u128::from(next.unit) / u128::from(self.unit);
-        next.set_tat(now.saturating_add(Ns::try_from(used).unwrap_or(Ns::MAX)), now);
+        next.set_tat(now.saturating_add(next.rescale(self.tat().saturating_sub(now), self.unit)), now);
         Some(next)
     }
 
-    /// Whether `asked` fits while `reserve` units stay untouched. Changes nothing.
-    pub fn peek(&self, asked: u64, reserve: u64, now: Ns) -> Fit {
+    /// Takes `amount` units if they fit.
+    pub fn take(&mut self, amount: u64, now: Ns) -> Fit {
+        self.check(amount, 0, true, now)
+    }
+
+    /// Whether `amount` fits while `margin` units stay untouched. Changes nothing.
+    pub fn peek(&self, amount: u64, margin: u64, now: Ns) -> Fit {
+        self.check(amount, margin, false, now)
+    }
+
+    fn check(&self, amount: u64, margin: u64, take: bool, now: Ns) -> Fit {
         // governor multiplies before it compares: what is over the limit must not reach it.
-        let Some(asked) = u32::try_from(asked).ok().filter(|&asked| asked <= self.limit.get()) else { return Fit::Never };
-        let Some(asked) = NonZeroU32::new(asked) else { return Fit::Now };
-        let Some(quota) = Quota::with_period(Duration::from_nanos(self.unit)) else { return Fit::Never };
-        let look = Look { now, tat: self.tat.saturating_add(self.span(reserve)) };
-        // Made for this look: what a lane keeps of a limit is a few numbers, and nothing beside it on the heap.
-        let limiter: RateLimiter<_, _, _, NoOpMiddleware<Nanos>> = RateLimiter::new(quota.allow_burst(self.limit), look, look);
-        match limiter.check_n(asked) {
+        let Some(amount) = u32::try_from(amount).ok().filter(|&amount| amount <= self.limit.get()) else { return Fit::Never };
+        let Some(amount) = NonZeroU32::new(amount) else { return Fit::Now };
+        let Cells { now: clock, margin: seen_margin, take: takes, .. } = &*self.state().0;
+        clock.store(now, Relaxed);
+        seen_margin.store(self.span(margin), Relaxed);
+        takes.store(take, Relaxed);
+        match self.limiter.check_n(amount) {
             Ok(Ok(())) => Fit::Now,
             Ok(Err(until)) => Fit::At(until.earliest_possible().as_u64()),
             Err(_) => Fit::Never,
@@ -77,29 +111,50 @@ impl Bucket {
     }
 
     /// Takes `amount` units, into debt if need be.
-    pub fn charge(&mut self, amount: u64, now: Ns) {
-        self.set_tat(self.tat.max(now).saturating_add(self.span(amount)), now);
+    pub fn debit(&mut self, amount: u64, now: Ns) {
+        self.drain(self.span(amount), now, now);
     }
 
-    /// Gives `amount` units back. More than the limit is never there at once: `charge` starts from now at the earliest.
+    /// Drains what comes back in `span`, from `since` at the earliest, into debt if need be.
+    pub fn drain(&mut self, span: Ns, since: Ns, now: Ns) {
+        self.set_tat(self.tat().max(since).saturating_add(span), now);
+    }
+
+    /// Gives `amount` units back. More than the limit is never there at once: taking starts from now at the earliest.
     pub fn refund(&mut self, amount: u64) {
-        self.tat = self.tat.saturating_sub(self.span(amount));
+        self.state().set(self.tat().saturating_sub(self.span(amount)));
     }
 
-    /// Moves the level by a correction: more used for a positive one.
-    pub fn correct(&mut self, by: i64, now: Ns) {
-        self.set_tat(self.tat.saturating_add_signed(by), now);
+    /// Moves what is used by a correction, ns: more for a positive one. A bucket that was full before `since` counts from then.
+    pub fn correct(&mut self, by: i64, since: Ns, now: Ns) {
+        self.set_tat(self.tat().max(since).saturating_add_signed(by), now);
     }
 
-    /// Sets the instant of fullness.
+    /// Sets the instant at which it is full again.
     pub fn set_tat(&mut self, tat: Ns, now: Ns) {
         let deepest = if Mechanism::DebtCut.is_on() { self.period.saturating_mul(DEEPEST_DEBT) } else { u64::MAX };
-        self.tat = tat.min(now.saturating_add(deepest));
+        self.state().set(tat.min(now.saturating_add(deepest)));
     }
 
     /// The instant at which it is full again; in the past for a full one.
     pub fn tat(&self) -> Ns {
-        self.tat
+        self.state().0.tat.load(Relaxed)
+    }
+
+    /// The instant at which a bucket is full again of which `used` units are taken at `at`.
+    pub fn tat_of(&self, used: u64, at: Ns) -> Ns {
+        at.saturating_add(self.span(used))
+    }
+
+    /// The instant from which a bucket that is full again at `tat` is out of debt.
+    pub fn out_of_debt(&self, tat: Ns) -> Ns {
+        tat.saturating_sub(self.span(self.limit()))
+    }
+
+    /// A span that was `unit` nanoseconds for each unit, for as many units of this bucket.
+    pub fn rescale(&self, span: Ns, unit: Ns) -> Ns {
+        let span = (u128::from(span) * u128::from(self.unit)).checked_div(unit.into()).unwrap_or(0);
+        Ns::try_from(span).unwrap_or(Ns::MAX)
     }
 
     /// The limit, units.
@@ -118,40 +173,70 @@ impl Bucket {
     }
 
     /// What is left, units; below zero in debt.
-    pub fn level(&self, now: Ns) -> f64 {
-        f64::from(self.limit.get()) - self.tat.saturating_sub(now) as f64 / self.unit as f64
+    pub fn remaining(&self, now: Ns) -> f64 {
+        f64::from(self.limit.get()) - self.tat().saturating_sub(now) as f64 / self.unit as f64
+    }
+
+    /// What is used, units; more than the limit in debt.
+    pub fn used(&self, now: Ns) -> f64 {
+        self.tat().saturating_sub(now) as f64 / self.unit as f64
     }
 
     /// Units that come back each second.
     pub fn rate(&self) -> f64 {
         1e9 / self.unit as f64
     }
-}
 
-/// What governor is shown: an instant, and the level as seen through the reserve. governor counts from the instant.
-#[derive(Clone, Copy)]
-struct Look {
-    now: Ns,
-    tat: Ns,
-}
-
-impl Clock for Look {
-    type Instant = Nanos;
-
-    fn now(&self) -> Nanos {
-        Nanos::new(self.now)
+    fn state(&self) -> &State {
+        self.limiter.clock()
     }
 }
 
-impl StateStore for Look {
+/// What a bucket's limiter reads: its store and its clock in one. Both are handed over by value, so they share the cells.
+///
+/// Whoever owns the bucket holds a lock, so nothing here has to be ordered; the cells are atomic because governor's traits
+/// take `&self`.
+#[derive(Clone, Debug, Default)]
+struct State(Arc<Cells>);
+
+#[derive(Debug, Default)]
+struct Cells {
+    tat: AtomicU64,
+    /// 0 while the limiter is built, which remembers it as the instant that it counts from.
+    now: AtomicU64,
+    /// What must stay untouched, ns.
+    margin: AtomicU64,
+    /// Whether what fits is taken.
+    take: AtomicBool,
+}
+
+impl State {
+    fn set(&self, tat: Ns) {
+        self.0.tat.store(tat, Relaxed);
+    }
+}
+
+impl Clock for State {
+    type Instant = Nanos;
+
+    fn now(&self) -> Nanos {
+        Nanos::new(self.0.now.load(Relaxed))
+    }
+}
+
+impl StateStore for State {
     type Key = NotKeyed;
 
     fn measure_and_replace<T, F, E>(&self, _: &NotKeyed, f: F) -> Result<T, E>
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        // The new state is dropped: a peek. Charging is plain arithmetic under the same lock, so it cannot fail after a peek.
-        f(Some(Nanos::new(self.tat.saturating_sub(self.now)))).map(|(outcome, _)| outcome)
+        let cells = &*self.0;
+        let (outcome, next) = f(Some(Nanos::new(cells.tat.load(Relaxed).saturating_add(cells.margin.load(Relaxed)))))?;
+        if cells.take.load(Relaxed) {
+            cells.tat.store(next.as_u64(), Relaxed);
+        }
+        Ok(outcome)
     }
 }
 
@@ -173,11 +258,11 @@ mod tests {
             (self.full_at - now).max(0)
         }
 
-        fn fits_at(&self, asked: i128, reserve: i128, now: i128) -> Option<i128> {
+        fn fits_at(&self, asked: i128, margin: i128, now: i128) -> Option<i128> {
             if asked > self.limit {
                 return None;
             }
-            let at = self.full_at + (asked + reserve - self.limit) * self.unit;
+            let at = self.full_at + (asked + margin - self.limit) * self.unit;
             Some(at.max(now))
         }
     }
@@ -186,7 +271,8 @@ mod tests {
     enum Op {
         Wait(u64),
         Peek(u64, u64),
-        Charge(u64),
+        Take(u64),
+        Debit(u64),
         Refund(u64),
         Correct(i64),
     }
@@ -195,7 +281,8 @@ mod tests {
         prop_oneof![
             (0..100_000_000_000u64).prop_map(Op::Wait),
             (0..1_200_000u64, 0..1000u64).prop_map(|(a, r)| Op::Peek(a, r)),
-            (0..600_000u64).prop_map(Op::Charge),
+            (0..600_000u64).prop_map(Op::Take),
+            (0..600_000u64).prop_map(Op::Debit),
             (0..600_000u64).prop_map(Op::Refund),
             (-1_000_000_000_000..1_000_000_000_000i64).prop_map(Op::Correct),
         ]
@@ -215,10 +302,10 @@ mod tests {
             for op in ops {
                 match op {
                     Op::Wait(ns) => now += ns,
-                    Op::Peek(asked, reserve) => {
-                        let reserve = reserve.min(limit.saturating_sub(asked));
-                        let fit = bucket.peek(asked, reserve, now);
-                        let expected = match exact.fits_at(asked.into(), reserve.into(), now.into()) {
+                    Op::Peek(asked, margin) => {
+                        let margin = margin.min(limit.saturating_sub(asked));
+                        let fit = bucket.peek(asked, margin, now);
+                        let expected = match exact.fits_at(asked.into(), margin.into(), now.into()) {
                             _ if asked == 0 => Fit::Now,
                             None => Fit::Never,
                             Some(at) if at == i128::from(now) => Fit::Now,
@@ -226,8 +313,15 @@ mod tests {
                         };
                         prop_assert_eq!(fit, expected);
                     }
-                    Op::Charge(n) => {
-                        bucket.charge(n, now);
+                    Op::Take(n) => {
+                        let fits = exact.fits_at(n.into(), 0, now.into()).is_some_and(|at| at == i128::from(now));
+                        prop_assert_eq!(bucket.take(n, now) == Fit::Now, fits || n == 0);
+                        if fits && n > 0 {
+                            exact.full_at = now as i128 + exact.used(now.into()) + i128::from(n) * exact.unit;
+                        }
+                    }
+                    Op::Debit(n) => {
+                        bucket.debit(n, now);
                         exact.full_at = (now as i128 + exact.used(now.into())) + i128::from(n) * exact.unit;
                         exact.full_at = exact.full_at.min(now as i128 + i128::from(DEEPEST_DEBT * bucket.period));
                     }
@@ -236,7 +330,7 @@ mod tests {
                         exact.full_at = (exact.full_at - i128::from(n) * exact.unit).max(0);
                     }
                     Op::Correct(by) => {
-                        bucket.correct(by, now);
+                        bucket.correct(by, 0, now);
                         exact.full_at = (exact.full_at + i128::from(by)).max(0).min(now as i128 + i128::from(DEEPEST_DEBT * bucket.period));
                     }
                 }
@@ -252,7 +346,7 @@ mod tests {
                 bucket.refund(refund);
             }
             prop_assert_eq!(bucket.peek(limit, 0, now), Fit::Now);
-            bucket.charge(limit, now);
+            prop_assert_eq!(bucket.take(limit, now), Fit::Now);
             prop_assert!(matches!(bucket.peek(1, 0, now), Fit::At(_)));
             // Idle for a period: full, whatever happened before.
             prop_assert_eq!(bucket.peek(limit, 0, now + bucket.span(limit)), Fit::Now);
@@ -263,9 +357,9 @@ mod tests {
             let now = 864_000_000_000_000;
             let mut bucket = Bucket::new(before, Duration::from_secs(60)).expect("a limit");
             let used = (before as f64 * share) as u64;
-            bucket.charge(used, now);
+            bucket.debit(used, now);
             let bucket = bucket.requota(after, now).expect("a limit");
-            let kept = after as f64 - bucket.level(now);
+            let kept = after as f64 - bucket.remaining(now);
             let expected = (used as f64).min(after as f64 * DEEPEST_DEBT as f64);
             // A unit's time is rounded up to whole nanoseconds.
             let rounding = 1.0 + expected / bucket.unit as f64;

@@ -84,7 +84,7 @@ fn view(books: &Books, ahead: &[&Backlog], scale: f64, share: f64, asker: &Asker
             Fit::Never => continue,
         };
         // What the level holds beyond this request's own need goes to those ahead.
-        let spare = level.bucket().map_or(0.0, |bucket| bucket.level(now) - (asked + level.reserve(asked)) as f64).max(0.0);
+        let spare = level.bucket().map_or(0.0, |bucket| bucket.remaining(now) - (asked + level.reserve(asked)) as f64).max(0.0);
         let queue = (ahead as f64 * scale - spare).max(0.0) / (rate * share);
         let wait = Duration::try_from_secs_f64(alone + queue).unwrap_or(Duration::MAX);
         if wait > worst.wait {

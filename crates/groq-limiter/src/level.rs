@@ -164,8 +164,7 @@ impl Level {
             && let Some(bucket) = &mut self.bucket
         {
             let taken = (self.drift * passed as f64) as Ns;
-            let tat = bucket.tat().max(self.then).saturating_add(taken);
-            bucket.set_tat(tat, now);
+            bucket.drain(taken, self.then, now);
             self.drift = vanish(self.drift * fade(passed, DRIFT_HALF));
             self.owe(taken as i64);
         }
@@ -210,27 +209,25 @@ impl Level {
         }
     }
 
-    /// The instant at which `asked` fits once `before` units more were taken: in the past, too, to tell how far.
-    pub fn fits_from(&self, asked: u64, before: u64) -> Ns {
-        let Some(bucket) = self.bucket.as_ref().filter(|_| asked > 0) else { return 0 };
+    /// The earliest instant at which `asked` fits once `before` units more were taken.
+    pub fn fits_at(&self, asked: u64, before: u64, now: Ns) -> Ns {
+        let Some(bucket) = self.bucket.as_ref().filter(|_| asked > 0) else { return now };
         if let Some(window) = &self.window {
-            return match window.fit((asked + before).min(bucket.limit()), self.boost as u64, self.then) {
+            return match window.fit((asked + before).min(bucket.limit()), self.boost as u64, now) {
                 Fit::At(at) => at,
-                Fit::Now | Fit::Never => 0,
+                Fit::Now | Fit::Never => now,
             };
         }
-        let from = |bucket: &Bucket, units| {
-            (bucket.tat().saturating_add(bucket.span(units))).saturating_sub(bucket.span(bucket.limit()))
-        };
-        let whole = from(bucket, asked + self.reserve(asked) + before);
-        self.share.as_ref().map_or(whole, |share| whole.max(from(share, asked.min(share.limit()) + before)))
+        let fit = bucket.peek(asked, self.reserve(asked) + before, now);
+        let share = self.share.as_ref().map(|share| share.peek(asked.min(share.limit()), before, now));
+        share.map_or(fit, |share| share.max(fit)).instant(now)
     }
 
     /// Takes `asked` under this serial; it counts as not sent yet.
     pub fn charge(&mut self, serial: u64, asked: u64, now: Ns) {
         self.spend(serial, asked, now);
         if let Some(bucket) = &mut self.bucket {
-            bucket.charge(asked, now);
+            charge(bucket, asked, now);
             self.unsent = self.unsent.saturating_add(bucket.span(asked));
         }
     }
@@ -246,7 +243,7 @@ impl Level {
         self.typical += if self.typical == 0.0 { 1.0 } else { TYPICAL_GAIN } * (asked as f64 - self.typical);
         self.spending += asked as f64;
         if let Some(share) = &mut self.share {
-            share.charge(asked, now);
+            charge(share, asked, now);
         }
     }
 
@@ -267,7 +264,7 @@ impl Level {
         for bucket in self.bucket.iter_mut().chain(self.share.as_deref_mut()) {
             match used.checked_sub(asked) {
                 Some(0) => {}
-                Some(more) => bucket.charge(more, now),
+                Some(more) => bucket.debit(more, now),
                 None => bucket.refund(asked - used),
             }
         }
@@ -276,7 +273,7 @@ impl Level {
     /// Puts the level where it was, as saved by an earlier process.
     pub fn restore(&mut self, used: u64, now: Ns) {
         if let Some(bucket) = &mut self.bucket {
-            let tat = now.saturating_add(bucket.span(used)).max(bucket.tat());
+            let tat = bucket.tat_of(used, now).max(bucket.tat());
             bucket.set_tat(tat, now);
         }
     }
@@ -304,6 +301,13 @@ impl Level {
     /// Nothing is used of it.
     pub fn is_full(&self, now: Ns) -> bool {
         self.bucket.as_ref().is_none_or(|bucket| bucket.tat() <= now)
+    }
+}
+
+/// Takes what has been found to fit; what goes without it makes a debt.
+fn charge(bucket: &mut Bucket, amount: u64, now: Ns) {
+    if bucket.take(amount, now) != Fit::Now {
+        bucket.debit(amount, now);
     }
 }
 

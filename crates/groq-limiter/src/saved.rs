@@ -87,7 +87,7 @@ impl Saved {
                 stated: terms.stated.map(|(limit, _)| limit),
                 visible: level.is_visible(),
                 bound: level.is_bound(),
-                used: level.bucket().map_or(0.0, |bucket| bucket.limit() as f64 - bucket.level(now)),
+                used: level.bucket().map_or(0.0, |bucket| bucket.used(now)),
                 spending: level.spending(),
             }
         });

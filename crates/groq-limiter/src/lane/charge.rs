@@ -154,7 +154,7 @@ impl Lane {
         let mut dearest = (0, 0.0, 0.0);
         for (slot, level) in self.books.levels().iter().enumerate() {
             let Some(bucket) = level.bucket() else { continue };
-            let price = 1.0 / (bucket.level(now).max(0.0) + 60.0 * bucket.rate());
+            let price = 1.0 / (bucket.remaining(now).max(0.0) + 60.0 * bucket.rate());
             let cost = level.asked(amount) as f64 * price;
             if cost > dearest.1 {
                 dearest = (slot, cost, price);

@@ -51,7 +51,7 @@ impl Lane {
         if level.terms() == terms {
             return;
         }
-        let used = level.bucket().map_or(0.0, |bucket| bucket.limit() as f64 - bucket.level(now)).max(0.0) as u64;
+        let used = level.bucket().map_or(0.0, |bucket| bucket.used(now)) as u64;
         level.agree(terms, position, now);
         let dimension = Dimension::clone(&level.dimension);
         let bound = terms.configured.filter(|&configured| terms.stated.is_some_and(|(stated, _)| stated > configured));

@@ -27,7 +27,7 @@ impl Lane {
         let mut wake = Ns::MAX;
         for id in self.line.small_heads().take(PASSING).filter(|&id| id != head) {
             let Some(small) = self.line.get(id) else { continue };
-            let delay = self.books.delay(&amount, &small.amount);
+            let delay = self.books.delay(&amount, &small.amount, now);
             let batch = self.line.app_of(small.app).is_some_and(|app| app.class == Priority::Batch);
             if delay > slack || (delay > 0 && urgent && batch) {
                 continue;

@@ -130,7 +130,7 @@ impl Lane {
 
 fn dimension(level: &Level, now: Ns) -> Option<DimensionSnapshot> {
     let bucket = level.bucket()?;
-    let left = bucket.level(now);
+    let left = bucket.remaining(now);
     let losing = level.spending() - bucket.rate() * (1.0 - level.foreign());
     let exhausted_in = (losing > 0.0).then(|| Duration::try_from_secs_f64(left.max(0.0) / losing).ok()).flatten();
     Some(DimensionSnapshot {

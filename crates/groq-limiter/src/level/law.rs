@@ -43,7 +43,7 @@ impl Level {
     /// Counts windows from now on. What the bucket shows as used is taken for this window's.
     pub fn count_windows(&mut self, now: Ns) {
         if let Some(bucket) = self.bucket.as_ref().filter(|_| self.window.is_none()) {
-            let used = (bucket.limit() as f64 - bucket.level(now)).max(0.0) as u64;
+            let used = bucket.used(now) as u64;
             self.window = Some(Box::new(Window::new(bucket.limit(), bucket.period(), used, now)));
         }
     }

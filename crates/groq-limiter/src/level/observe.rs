@@ -26,9 +26,7 @@ impl Level {
         let mark = self.rescaled(position, mark, at);
         let bucket = self.bucket.as_mut()?;
         let expected = mark.tat.saturating_add_signed(self.corrections.wrapping_sub(mark.corrections)).max(at);
-        let truth = at.saturating_add(bucket.span(used));
-        // A bucket that was full at that time counts from then.
-        bucket.set_tat(bucket.tat().max(at), now);
+        let truth = bucket.tat_of(used, at);
         let error = (i128::from(truth) - i128::from(expected)).clamp(i64::MIN.into(), i64::MAX.into()) as i64;
         // Less in use than expected may be what was overtaken on its way, or a refund that both have seen.
         let doubts = self.doubts.iter().filter(|&&(first, last, _)| (first..=last).contains(&position));
@@ -36,7 +34,7 @@ impl Level {
         let doubtful = if Mechanism::Uncertainty.is_on() { doubtful } else { 0 };
         let error = if error < 0 { error.saturating_add_unsigned(doubtful).min(0) } else { error };
         self.doubts.retain(|&(_, last, _)| last > position);
-        bucket.correct(error, now);
+        bucket.correct(error, at, now);
         self.corrections = self.corrections.wrapping_add(error);
         self.sight(Sighting { position, mark, at, truth });
         // What was taken before our first request does not say how fast others take.
@@ -75,7 +73,7 @@ impl Level {
         let Scale { unit, corrections, .. } = self.before;
         let tat = mark.tat.saturating_add_signed(corrections.wrapping_sub(mark.corrections));
         let used = tat.saturating_sub(at).checked_div(unit).unwrap_or(0);
-        Mark { tat: at.saturating_add(bucket.span(used)), corrections, ..mark }
+        Mark { tat: bucket.tat_of(used, at), corrections, ..mark }
     }
 }
 

@@ -198,12 +198,12 @@ impl Level {
             mark.recent = mark.recent.max(far.standing.recent).saturating_add(far.abreast(place, now));
         }
         let Some(bucket) = self.bucket.as_mut().filter(|_| asked > 0) else { return };
-        let drained = now.saturating_add(bucket.span(asked)).saturating_sub(mark.tat);
+        let drained = bucket.tat_of(asked, now).saturating_sub(mark.tat);
         if drained > JITTER {
             let drained = drained.min(bucket.span(asked));
             mark.tat = mark.tat.saturating_add(drained);
             mark.adjusted = mark.adjusted.saturating_add(drained as i64);
-            bucket.set_tat(bucket.tat().max(now).saturating_add(drained), now);
+            bucket.drain(drained, now, now);
             self.owe(drained as i64);
         }
     }
@@ -218,7 +218,7 @@ impl Level {
     /// The limit has changed: what `unit` was, ns, is another span now.
     pub(super) fn rescale_lent(&mut self, unit: Ns) {
         if let (Some(bucket), Some(far)) = (&self.bucket, &mut self.far) {
-            far.lent = far.lent.checked_div(unit).unwrap_or(0).saturating_mul(bucket.span(1));
+            far.lent = bucket.rescale(far.lent, unit);
         }
     }
 
@@ -237,7 +237,7 @@ impl Level {
         if self.window.is_some() {
             return 0;
         }
-        room.saturating_add_signed(far.since(mark, place)).saturating_sub(bucket.span(bucket.limit()))
+        bucket.out_of_debt(room.saturating_add_signed(far.since(mark, place)))
     }
 
     /// When what the store does not know of has room: the part of our own, and windows.

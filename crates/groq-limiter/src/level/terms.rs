@@ -77,7 +77,7 @@ impl Level {
         self.doubts.clear();
         let kept = self.bucket.take().zip(limit).and_then(|(bucket, limit)| bucket.requota(limit, now));
         self.unsent = match &kept {
-            Some(bucket) => (u128::from(self.unsent) * u128::from(bucket.span(1)) / u128::from(unit)) as Ns,
+            Some(bucket) => bucket.rescale(self.unsent, unit),
             None => 0,
         };
         match (&mut self.window, limit.and_then(|limit| u32::try_from(limit).ok())) {

@@ -64,7 +64,7 @@ proptest! {
                         let bucket = level.bucket().expect("a limit");
                         let asked = level.asked(&charge.amount());
                         prop_assert_eq!(after[slot], before[slot] + bucket.span(asked));
-                        prop_assert!(bucket.level(now) >= 0.0, "never into debt by a grant");
+                        prop_assert!(bucket.remaining(now) >= 0.0, "never into debt by a grant");
                     }
                 }
                 Verdict::No(_) => prop_assert_eq!(before, after),
