@@ -15,7 +15,7 @@ use toml::{
 
 use super::{
     Settings,
-    faults::{Fault, Origin, line_of},
+    faults::{Fault, Origin},
     node::Node,
     rules,
     schema::{choices, example, under},
@@ -48,11 +48,8 @@ impl<'a> Document<'a> {
         let (root, errors) = DeTable::parse_recoverable(text);
         let mut tree = root.into_inner();
         remove_empty(&mut tree);
-        let faults = syntax::faults(text, &errors);
-        let lines = |fault: &Fault| if let Origin::File(span) = &fault.origin { Some(line_of(text, span.start)) } else { None };
-        let broken = faults.iter().filter_map(lines).collect();
-        let unclosed = faults.iter().find(|fault| fault.help.is_some()).and_then(lines);
-        let end = unclosed.unwrap_or(usize::MAX);
+        let (faults, end) = syntax::faults(text, &errors);
+        let broken = faults.iter().filter_map(|fault| fault.line(text)).collect();
         Self { text, tree, given: BTreeMap::new(), refused: BTreeSet::new(), faults, broken, end }
     }
 
@@ -185,8 +182,7 @@ impl<'a> Document<'a> {
                 Fault { origin: self.origin(path), message: format!("`{key}` is missing"), help }
             }
         };
-        let line = if let Origin::File(span) = &fault.origin { Some(line_of(self.text, span.start)) } else { None };
-        if line.is_none_or(|line| line < self.end && !self.broken.contains(&line)) {
+        if fault.line(self.text).is_none_or(|line| line < self.end && !self.broken.contains(&line)) {
             self.faults.push(fault);
         }
     }

@@ -28,6 +28,13 @@ pub struct Fault {
     pub help: Option<String>,
 }
 
+impl Fault {
+    /// Its line in the file, from 1.
+    pub(super) fn line(&self, text: &str) -> Option<usize> {
+        if let Origin::File(span) = &self.origin { Some(line_of(text, span.start)) } else { None }
+    }
+}
+
 /// All faults of one reading, shown with the file's lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Faults {

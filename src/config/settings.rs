@@ -358,7 +358,7 @@ pub struct App {
     pub weight: f64,
     /// interactive or batch, where a request does not say.
     pub class: Class,
-    /// Whether its requests may be served by another model, as [[fallback]] says.
+    /// Whether its requests may be served by another model, as `[[fallback]]` says.
     pub fallback: bool,
 }
 

@@ -4,22 +4,33 @@ use toml::de::Error;
 
 use super::faults::{Fault, Origin, line_of};
 
-/// The first error of each line; after a bracket or string that is never closed no more can be told, and the fault's help says so.
-pub(super) fn faults(text: &str, errors: &[Error]) -> Vec<Fault> {
+/// What is said where a bracket is never closed: the parser cannot tell where it should be.
+const UNCLOSED: &str = "an array or inline table is not closed; what follows is not checked";
+
+/// The first error of each line, and the line from which on nothing can be told.
+pub(super) fn faults(text: &str, errors: &[Error]) -> (Vec<Fault>, usize) {
     let unclosed = errors.iter().any(|error| error.message().starts_with("unclosed"));
-    let mut errors: Vec<_> = errors.iter().map(|error| (error.span().unwrap_or(0..0), error)).collect();
+    let mut errors: Vec<_> = errors.iter().map(|error| (error.span().unwrap_or(0..0), error.message())).collect();
     errors.sort_by_key(|(span, _)| span.start);
     errors.dedup_by_key(|(span, _)| line_of(text, span.start));
     if unclosed {
         errors.truncate(1);
     }
-    let fault = |(span, error): (std::ops::Range<usize>, &Error)| {
+    let end = errors.first().filter(|_| unclosed).map_or(usize::MAX, |(span, _)| line_of(text, span.start));
+    let fault = |(span, said): (std::ops::Range<usize>, &str)| {
         let before = text.get(..span.start).unwrap_or_default().trim_end_matches([' ', '\t']);
         let after = text.get(span.start..).unwrap_or_default();
-        let missing = before.ends_with('=') && (after.is_empty() || after.starts_with(['\r', '\n', '#']));
-        let message = if missing { "the value is missing" } else { error.message() };
-        let help = unclosed.then(|| "an array or inline table is not closed; what follows is not checked".to_owned());
-        Fault { origin: Origin::File(span), message: message.into(), help }
+        let has_no_value = before.ends_with('=') && (after.is_empty() || after.starts_with(['\r', '\n', '#']));
+        let (message, help) = match said {
+            _ if unclosed => (said, Some(UNCLOSED)),
+            _ if has_no_value => ("the value is missing", None),
+            "duplicate key" if before.ends_with('[') => ("this table stands twice", Some("put its keys under the first one")),
+            "duplicate key" => ("this key stands twice", None),
+            _ if said.starts_with("invalid basic string") => (said, Some("close the text with a quote")),
+            _ if after.starts_with(':') => (said, Some("write `=` between a key and its value")),
+            _ => (said, None),
+        };
+        Fault { origin: Origin::File(span), message: message.into(), help: help.map(str::to_owned) }
     };
-    errors.into_iter().map(fault).collect()
+    (errors.into_iter().map(fault).collect(), end)
 }

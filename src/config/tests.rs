@@ -245,7 +245,7 @@ fn every_kind_of_fault_has_its_place_and_remedy() {
         ("[log]\nlevel = \"inof\"\n", "2:9", "`level`: \"inof\" is not a log level", "did you mean \"info\"?"),
         ("[log]\nformat = \"jsonn\"\n", "2:10", "`format`: \"jsonn\" is not known here", "did you mean \"json\"?"),
         ("[server]\nthreads =\n", "2:10", "the value is missing", ""),
-        ("[server]\nthreads = 1\nthreads = 2\n", "3:1", "duplicate key", ""),
+        ("[server]\nthreads = 1\nthreads = 2\n", "3:1", "this key stands twice", ""),
     ] {
         if text.contains("redis") && !cfg!(feature = "redis") {
             continue;
@@ -377,4 +377,47 @@ fn fallbacks_that_lead_nowhere_are_faults() {
     }
     let chain = "[[fallback]]\nmodel = \"m\"\nto = [\"new\"]\n[limits.model.new]\nrequests_per_minute = 1\n";
     assert_eq!(settings(chain).fallback[0].when, crate::config::FallbackReason::DEFAULT);
+}
+
+/// What people write who have not read the documentation, and what they are told.
+#[test]
+fn mistakes_of_a_newcomer() {
+    let mistakes = [
+        ("a time without its unit", "[queue]\nmax_wait = 50\n"),
+        ("a time with a unit of another program", "[queue]\nmax_wait = \"50 seconds\"\n"),
+        ("a size without its unit", "[server]\nmax_body = 1048576\n"),
+        ("a negative number", "[retry]\nattempts = -1\n"),
+        ("a percentage", "[limits]\nheadroom = 20\n"),
+        ("a key in the wrong table", "[server]\nbase_url = \"https://api.groq.com\"\n"),
+        ("a key outside of every table", "listen = \"127.0.0.1:8787\"\n"),
+        ("a list of tables in the plural", "[[apps]]\nname = \"chat\"\n"),
+        ("one table where many stand", "[app]\nname = \"chat\"\n"),
+        ("a table twice", "[queue]\nmax_wait = \"5s\"\n\n[queue]\nmax_waiting = 5\n"),
+        ("a missing quote", "[server]\nlisten = \"127.0.0.1:8787\n[queue]\nmax_waiting = 0\n"),
+        ("no quotes at all", "[upstream]\nbase_url = https://api.groq.com\n"),
+        ("a colon", "[queue]\nmax_wait: \"5s\"\n"),
+        ("names of other programs", "[server]\nlisten_addr = \":8787\"\n[retry]\nmax_attempts = 3\n"),
+        ("abbreviations of limits", "[limits.default]\nrpm = 30\ntpm = 8000\n"),
+        ("a key of Groq's", "[upstream]\napi_key = \"gsk_secret\"\n"),
+        ("a key in place of a variable", "[upstream]\napi_key_env = \"gsk_secret\"\n"),
+        ("a model straight under limits", "[limits.\"openai/gpt-oss-20b\"]\nrequests_per_minute = 30\n"),
+        ("limits of no model", "[limits]\nrequests_per_minute = 30\n"),
+        ("an unknown key of a model", "[limits.model.\"openai/gpt-oss-20b\"]\ntokens_per_min = 8000\n"),
+        ("the spelling of before", "[[organisation]]\nname = \"acme\"\napi_key_env = [\"GROQ_API_KEY\"]\n"),
+        ("tabs", "[queue]\n\tmax_wait = 5\n"),
+        ("a byte order mark and CRLF", "\u{feff}[queue]\r\nmax_wait = 5\r\nmax_waiting = 0\r\n"),
+        ("a word for a flag", "[server]\nreuse_port = \"yes\"\n"),
+        ("half of TLS", "[server.tls]\ncert = \"cert.pem\"\n"),
+    ];
+    let told: Vec<_> = mistakes.iter().map(|(mistake, text)| format!("## {mistake}\n\n{}\n", faults(text))).collect();
+    insta::assert_snapshot!(told.join("\n"));
+}
+
+#[test]
+fn what_is_harmless_is_no_fault() {
+    for text in
+        ["", "\n\n", "# nothing\n", "\u{feff}", "\u{feff}[queue]\r\nmax_wait = \"5s\"\r\n", "[queue]\n\tmax_wait\t=\t\"5s\"\n"]
+    {
+        settings(text);
+    }
 }
