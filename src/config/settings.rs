@@ -240,7 +240,7 @@ pub struct ModelLimits {
     #[garde(range(min = 1, max = MAX_LIMIT))]
     #[schemars(example = 7000, extend("x-too-small" = "leave the key out where there is no such limit"))]
     pub input_tokens_per_minute: Option<u64>,
-    /// OTPM: completion limits alone.
+    /// OTPM: answers alone; tested is the largest of the last minutes.
     #[garde(range(min = 1, max = MAX_LIMIT))]
     #[schemars(example = 1000, extend("x-too-small" = "leave the key out where there is no such limit"))]
     pub output_tokens_per_minute: Option<u64>,

@@ -15,14 +15,24 @@ pub fn parse_refusal(message: &str) -> Option<UpstreamRefusal> {
     }
     let requested_at = lower.rfind("requested").filter(|at| number(&lower[at + "requested".len()..]).is_some())?;
     let requested = number(&lower[requested_at + "requested".len()..])?;
-    let (limit_at, limit) = last_number(&lower[..requested_at], "limit")?;
-    let used = last_number(&lower[limit_at..requested_at], "used").map(|(_, used)| used);
+    // In this order in every text seen so far; another one is read, too.
+    let (limit_at, limit) = last_number(&lower[..requested_at], "limit").or_else(|| last_number(&lower, "limit"))?;
+    let used = last_number(&lower, "used");
     let wait = stated_wait(message);
-    let (words, code) = named(message[..limit_at].trim_end_matches([' ', ':']));
+    let figures = limit_at.min(requested_at).min(used.map_or(usize::MAX, |(at, _)| at));
+    let (words, code) = named(message[..figures].trim_end_matches([' ', ':', ',']));
     let words = words.to_ascii_lowercase();
     let unit = unit_of(&words);
     let dimension = Dimension::named(code, unit, period_of(&words), requested);
-    Some(UpstreamRefusal { dimension, code: code.map(str::to_owned), unit, limit, used, requested, wait })
+    Some(UpstreamRefusal {
+        dimension,
+        code: code.map(str::to_owned),
+        unit,
+        limit,
+        used: used.map(|(_, used)| used),
+        requested,
+        wait,
+    })
 }
 
 /// The Go duration after the last "try again in" of any error's message.

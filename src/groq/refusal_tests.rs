@@ -85,6 +85,27 @@ fn too_large_texts() {
 }
 
 #[test]
+fn output_texts_in_any_order_and_form() {
+    let form = "Request too large for model `m` in organization `o` service tier `on_demand` on output tokens per minute";
+    let advice = "The request's expected output tokens exceed the enforced limit; reduce max_tokens (or the request's expected \
+                  output) and try again. Need more tokens? Upgrade";
+    for figures in [
+        " (OTPM): Limit 1000, Requested 1080.",
+        ": Limit 1000, Requested 1080.",
+        " (OTPM): Requested 1080, Limit 1000.",
+        " (OTPM): Used 30, Requested 1080, Limit 1000.",
+        "(OTPM): Requested ~1080 Limit 1000",
+    ] {
+        let text = parsed(&format!("{form}{figures} {advice}"));
+        assert_eq!((text.dimension.as_ref(), text.limit, text.requested), (Some(&Dimension::OTPM), 1000, 1080), "{figures}");
+        assert!(text.hopeless() && text.counts_expected_output(), "{figures}");
+    }
+    for figures in [" (OTPM): Limit 1000.", " (OTPM): Requested 1080.", ""] {
+        assert_eq!(parse_refusal(&format!("{form}{figures} {advice}")), None, "{figures}");
+    }
+}
+
+#[test]
 fn what_may_be_missing_or_different() {
     let minute = Some(Dimension::TPM);
     let table = [

@@ -64,6 +64,8 @@ pub enum Rejection {
         dimension: Dimension,
         /// Forecast wait from now.
         wait: Duration,
+        /// With a `max_completion_tokens` of at most so much it could be sent sooner.
+        fits: Option<u64>,
         /// After so long the same request could be sent in time.
         retry_after: Duration,
     },
@@ -106,7 +108,7 @@ impl From<Refusal> for Rejection {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Never { dimension, limit, asked, parts } => Self::NeverFits { dimension, limit, asked, parts },
-            Refusal::NotInTime { dimension, wait, retry_after } => Self::NotInTime { dimension, wait, retry_after },
+            Refusal::NotInTime { dimension, wait, fits, retry_after } => Self::NotInTime { dimension, wait, fits, retry_after },
             Refusal::Full { retry_after } => Self::Overloaded { retry_after },
         }
     }

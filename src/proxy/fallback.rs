@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn every_rejection_has_its_reason_or_none() {
-        let late = |dimension| Rejection::NotInTime { dimension, wait: DAY, retry_after: DAY };
+        let late = |dimension| Rejection::NotInTime { dimension, wait: DAY, fits: None, retry_after: DAY };
         let decommissioned = r#"{"error":{"message":"gone","type":"invalid_request_error","code":"model_decommissioned"}}"#;
         let too_large = r#"{"error":{"message":"Request too large for model `m` in organization `o` service tier `on_demand` on tokens per minute (TPM): Limit 8000, Requested 11881, please reduce your message size and try again.","type":"tokens","code":"rate_limit_exceeded"}}"#;
         let never = Rejection::NeverFits { dimension: Dimension::TPM, limit: 1, asked: 2, parts: None };

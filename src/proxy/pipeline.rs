@@ -154,6 +154,9 @@ async fn serve(
                 Verdict::Deliver => return outcome.deliver(reservation),
                 Verdict::Requeue(pause) => {
                     place = outcome.refused(reservation, shield, call, pause.is_none())?;
+                    if call.fitted.is_none() {
+                        call.fit_ceiling(shield, settings, upstream_request);
+                    }
                     match pause {
                         Some(pause) if !pause.is_zero() => pause,
                         _ => continue,

@@ -8,6 +8,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::{
     bucket::{Fit, Ns},
+    expected_output::ExpectedOutput,
     level::{Level, Mark},
 };
 use crate::types::{Dimension, Unit};
@@ -31,6 +32,8 @@ pub struct Amount {
     pub output: u32,
     /// Completion tokens that the answer may have: the ceiling, or what is usual without one.
     pub answer: u32,
+    /// Completion tokens that a limit on output tests: the ceiling (`u32::MAX` without one), at most what is expected.
+    pub expected: u32,
     /// Seconds of audio.
     pub seconds: u32,
 }
@@ -43,13 +46,14 @@ impl Amount {
             input: self.input.max(other.input),
             output: self.output.max(other.output),
             answer: self.answer.max(other.answer),
+            expected: self.expected.max(other.expected),
             seconds: self.seconds.max(other.seconds),
         }
     }
 
     /// The same with so many completion tokens.
     pub fn with_output(self, tokens: u32) -> Self {
-        Self { output: tokens, answer: tokens, ..self }
+        Self { output: tokens, answer: tokens, expected: tokens, ..self }
     }
 
     /// The same, raised to so much of a unit.
@@ -59,7 +63,8 @@ impl Amount {
             Unit::Requests => (&mut self.requests, to),
             Unit::Tokens => (&mut self.input, to.saturating_sub(self.output)),
             Unit::InputTokens => (&mut self.input, to),
-            Unit::OutputTokens => (&mut self.output, to),
+            // What is expected follows from the answers, and from what refusals say of them.
+            Unit::OutputTokens => return self,
             Unit::AudioSeconds => (&mut self.seconds, to),
         };
         *part = to.max(*part);
@@ -72,7 +77,7 @@ impl Amount {
             Unit::Requests => self.requests.into(),
             Unit::Tokens => u64::from(self.input) + u64::from(self.output),
             Unit::InputTokens => self.input.into(),
-            Unit::OutputTokens => self.output.into(),
+            Unit::OutputTokens => self.expected.into(),
             Unit::AudioSeconds => self.seconds.into(),
         }
     }
@@ -117,6 +122,9 @@ pub struct Books {
     /// The newest send position.
     position: u64,
     serial: u64,
+    /// What limits on output test.
+    expected_output: ExpectedOutput,
+    now: Ns,
     /// Between so many replicas levels are shared.
     replicas: Option<u32>,
     /// The store is there.
@@ -169,8 +177,43 @@ impl Books {
 
     /// Lets time pass in every dimension.
     pub fn tick(&mut self, now: Ns) {
+        self.now = now;
         for level in &mut self.levels {
             level.tick(now);
+        }
+    }
+
+    /// The amount as things stand: with what is expected of its answer.
+    pub fn expect(&self, amount: Amount) -> Amount {
+        Amount { expected: self.expected_output.of(amount.expected, self.now), ..amount }
+    }
+
+    /// What limits on output test.
+    pub fn expected_output(&mut self) -> &mut ExpectedOutput {
+        &mut self.expected_output
+    }
+
+    /// Where so large an answer is expected that a limit on output cannot hold it: its slot, and the largest that fits.
+    pub fn too_large_answer(&self, amount: &Amount) -> Option<(usize, u64)> {
+        let expected = self.expect(*amount).expected;
+        self.levels.iter().enumerate().find_map(|(slot, level)| {
+            let limit = level.limit().filter(|&limit| level.counts_expected() && u64::from(expected) > limit)?;
+            Some((slot, limit))
+        })
+    }
+
+    /// When this level has room.
+    pub fn fit_level(&self, level: &Level, amount: &Amount, now: Ns) -> Fit {
+        let fit = level.peek(level.asked(&self.expect(*amount)), now);
+        let Some(limit) = level.limit().filter(|_| level.counts_expected()) else { return fit };
+        let falls = u32::try_from(limit).map_or(now, |limit| self.expected_output.falls_to(limit, now));
+        if falls > now && u64::from(amount.expected) > limit {
+            return Fit::At(falls);
+        }
+        match (fit, self.expected_output.next_fall(now)) {
+            // Less may be expected before there is room for so much.
+            (Fit::At(at), Some(fall)) => Fit::At(at.min(fall)),
+            (fit, _) => fit,
         }
     }
 
@@ -178,7 +221,7 @@ impl Books {
     pub fn fit(&self, amount: &Amount, now: Ns) -> (Fit, Option<usize>) {
         let mut worst = (Fit::Now, None);
         for (slot, level) in self.levels.iter().enumerate() {
-            let fit = level.peek(level.asked(amount), now);
+            let fit = self.fit_level(level, amount, now);
             if fit > worst.0 {
                 worst = (fit, Some(slot));
             }
@@ -188,6 +231,7 @@ impl Books {
 
     /// How much later `head` would fit if `other` went before it, ns.
     pub fn delay(&self, head: &Amount, other: &Amount, now: Ns) -> Ns {
+        let (head, other) = (&self.expect(*head), &self.expect(*other));
         let (mut alone, mut after) = (0, 0);
         for level in &self.levels {
             let (asked, before) = (level.asked(head), level.asked(other));
@@ -199,6 +243,7 @@ impl Books {
 
     /// Takes it from every dimension. Only after [`Books::fit`] said so, under the same lock.
     pub fn take(&mut self, amount: Amount, now: Ns) -> Taken {
+        let amount = self.expect(amount);
         let mut slots = 0;
         self.serial += 1;
         for (slot, level) in self.levels.iter_mut().enumerate() {
@@ -289,7 +334,8 @@ impl Books {
 
     /// The first dimension that can certainly never hold `amount`: its limit, and what would be asked of it.
     pub fn never(&self, amount: &Amount, now: Ns) -> Option<(&Dimension, u64, u64)> {
-        self.levels.iter().find_map(|level| {
+        // What is expected of an answer can fall.
+        self.levels.iter().filter(|level| !level.counts_expected()).find_map(|level| {
             let asked = level.of(amount);
             let limit = level.limit()?;
             (asked > limit && level.is_certain(now)).then_some((&*level.dimension, limit, asked))

@@ -75,10 +75,10 @@ fn view(books: &Books, ahead: &[&Backlog], scale: f64, share: f64, asker: &Asker
     let mut worst = Forecast::default();
     for (slot, level) in books.levels().iter().enumerate() {
         let unit = level.dimension.unit;
-        let asked = level.asked(&asker.amount);
+        let asked = level.asked(&books.expect(asker.amount));
         let Some(rate) = rate(level).filter(|_| asked > 0) else { continue };
         let ahead: u64 = ahead.iter().map(|backlog| backlog.of(unit)).sum();
-        let alone = match level.peek(asked, now) {
+        let alone = match books.fit_level(level, &asker.amount, now) {
             Fit::Now => 0.0,
             Fit::At(at) => (at - now) as f64 / 1e9,
             Fit::Never => continue,

@@ -129,7 +129,7 @@ impl Lane {
             return Verdict::Go(Box::new(self.grant(waiter, None, None, now)));
         }
         let forecast = self.forecast(&asker, now);
-        if let Some(refusal) = self.not_in_time(forecast, now, now, deadline) {
+        if let Some(refusal) = self.not_in_time(forecast, &waiter.amount, now, now, deadline) {
             // Until the probe's head is here the limits are a guess, and nobody is refused by a guess.
             if !matches!(self.knowledge, Knowledge::Probing { .. }) {
                 return Verdict::No(refusal);

@@ -129,6 +129,11 @@ impl Level {
         level
     }
 
+    /// Whether it tests what is expected of an answer, not its ceiling.
+    pub fn counts_expected(&self) -> bool {
+        self.dimension.unit == Unit::OutputTokens && !self.bound
+    }
+
     /// Whether it is the operator's bound: nothing that the upstream says corrects it.
     pub fn is_bound(&self) -> bool {
         self.bound
@@ -190,6 +195,8 @@ impl Level {
             // Seven minutes of a day: who finds it used up would wait for a twentieth for more than an hour.
             (Unit::Requests, true) => (0.005 * whole).max(2.0),
             (Unit::Requests, false) => (0.05 * whole).max(2.0),
+            // The upstream takes an answer when it ends, which is before this limiter knows of it.
+            (Unit::OutputTokens, _) => 0.0,
             (_, true) => asked as f64,
             (_, false) => (6.0 * self.typical).clamp(0.05 * whole, 0.30 * whole),
         };

@@ -18,6 +18,7 @@ pub mod books;
 pub mod bucket;
 pub mod calibrate;
 pub mod exchange;
+pub mod expected_output;
 pub mod forecast;
 pub mod lane;
 mod lanes;
@@ -96,6 +97,8 @@ pub enum Refusal {
         dimension: Dimension,
         /// Forecast wait.
         wait: Duration,
+        /// With a `max_completion_tokens` of at most so much it need not wait for a large answer to be forgotten.
+        fits: Option<u64>,
         /// After so long the same request would be sent in time.
         retry_after: Duration,
     },

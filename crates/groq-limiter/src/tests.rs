@@ -12,6 +12,7 @@ use crate::{
 
 mod keeping;
 mod learning;
+mod output;
 mod waiting;
 
 fn settings(model: ModelLimits) -> Settings {

@@ -148,6 +148,11 @@ impl UpstreamRefusal {
         self.requested > self.limit
     }
 
+    /// Whether it is about a limit on output, which tests what is expected of an answer.
+    pub fn counts_expected_output(&self) -> bool {
+        self.dimension.as_ref().map(|dimension| dimension.unit).or(self.unit) == Some(Unit::OutputTokens)
+    }
+
     /// The named dimension, or one whose period follows from the wait: `W × L / (U + R − L)`.
     /// `None` where the text has neither a name nor enough units over its limit to tell.
     pub fn dimension_or_derived(&self) -> Option<Dimension> {

@@ -103,7 +103,23 @@ impl Rejection {
                     format!("Request too large for {}: Limit {limit}, Requested {asked}{sum}. {remedy}.", dimension.words()),
                 )
             }
-            Self::NotInTime { dimension, wait, retry_after } => after(
+            Self::NotInTime { dimension, wait, fits: Some(fits), retry_after } => after(
+                *retry_after,
+                row(
+                    S::TOO_MANY_REQUESTS,
+                    groq::error_type(dimension.unit),
+                    "rate_limit_exceeded",
+                    format!(
+                        "Groq expects an answer as large as the largest of the last minutes, which the limit of {} cannot hold: \
+                         this request could be sent in {}, later than its client waits. Set max_completion_tokens to {fits} or \
+                         less, or try again in {}.",
+                        dimension.words(),
+                        seconds(*wait),
+                        seconds(*retry_after)
+                    ),
+                ),
+            ),
+            Self::NotInTime { dimension, wait, fits: None, retry_after } => after(
                 *retry_after,
                 row(
                     S::TOO_MANY_REQUESTS,

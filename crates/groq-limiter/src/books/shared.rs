@@ -81,7 +81,8 @@ impl Books {
 
     /// Every dimension's part of a transaction.
     pub fn cells(&mut self, hello: bool, head: Option<&Amount>) -> Vec<Cell> {
-        self.levels.iter_mut().filter_map(|level| level.cell(hello, head)).collect()
+        let head = head.map(|amount| self.expect(*amount));
+        self.levels.iter_mut().filter_map(|level| level.cell(hello, head.as_ref())).collect()
     }
 
     /// The slot that the store knows by this code.
@@ -143,6 +144,7 @@ impl Books {
 
     /// When there is room in what the store knows nothing of.
     pub fn fit_own(&self, amount: &Amount, now: Ns) -> Fit {
+        let amount = &self.expect(*amount);
         self.levels.iter().map(|level| level.peek_own(level.asked(amount), now)).max().unwrap_or(Fit::Now)
     }
 }

@@ -29,6 +29,9 @@ impl Lane {
     /// The ceiling that a request's own would have to be lowered to, where its ceiling alone is what can never fit.
     pub fn fitting_ceiling(&self, ask: &Ask, now: Ns) -> Option<u64> {
         let (amount, _, given) = self.amount(ask.pool);
+        if let (Pool::Tokens { .. }, Some((_, limit))) = (ask.pool, self.books.too_large_answer(&amount)) {
+            return Some(limit);
+        }
         if !given {
             return None;
         }
@@ -39,7 +42,6 @@ impl Lane {
             .filter(|level| level.is_certain(now))
             .filter_map(|level| match level.dimension.unit {
                 Unit::Tokens => Some(level.limit()?.saturating_sub(amount.input.into())),
-                Unit::OutputTokens => level.limit(),
                 _ => None,
             })
             .min()?;
@@ -97,6 +99,7 @@ impl Lane {
         if !Mechanism::SizeClasses.is_on() {
             return 0;
         }
+        let amount = &self.books.expect(*amount);
         let share = self
             .books
             .levels()

@@ -182,6 +182,12 @@ impl Lane {
             let prompt = charge.estimated.into();
             self.learn_assumed(|lane| lane.calibration.assumed.refused(requested.into(), prompt, now));
         }
+        let counts_expected = self.books.levels()[slot].counts_expected();
+        if counts_expected {
+            let ceiling = if charge.ceiling_given { charge.taken.amount.output } else { u32::MAX };
+            let requested = u32::try_from(text.requested).unwrap_or(u32::MAX);
+            self.books.expected_output().refused(requested, ceiling, now);
+        }
         let used = match (text.wait, text.used) {
             // The printed `Used` is rounded up: the wait is the exact figure.
             (Some(wait), _) => {
@@ -193,7 +199,9 @@ impl Lane {
             (None, None) => return true,
         };
         let gap = self.books.observe(&mut charge.taken, slot, used, false, self.calibration.one_way(), now);
-        if !text.hopeless() {
+        // One that was expected to answer more than we knew says nothing of the level.
+        let explained = counts_expected && text.requested > charge.taken.amount.expected.into();
+        if !text.hopeless() && !explained {
             let last = self.books.position();
             self.books.levels_mut()[slot].refused(charge.taken.position, last, gap.unwrap_or(0), text.wait, now);
         }
@@ -233,10 +241,13 @@ impl Lane {
 
     /// Estimates learn from what was really used.
     pub(super) fn learn_usage(&mut self, charge: &Charge, spent: Spent, now: Ns) {
-        let Spent::Tokens { completion, prompt_total, .. } = spent else { return };
         if charge.taken.amount.seconds > 0 {
             return;
         }
+        if let Spent::Tokens { completion, .. } | Spent::Partial { completion } = spent {
+            self.books.expected_output().answered(u32::try_from(completion).unwrap_or(u32::MAX), now);
+        }
+        let Spent::Tokens { completion, prompt_total, .. } = spent else { return };
         if let Some(requested) = charge.requested {
             self.learn_assumed(|lane| lane.calibration.assumed.answered_after_refusal(requested.into(), prompt_total, now));
         } else if let Some(used) = charge.shown_used {

@@ -5,6 +5,7 @@ use std::{cmp::Reverse, time::Duration};
 use super::{Event, Lane};
 use crate::{
     Refusal,
+    books::Amount,
     bucket::{Fit, Ns},
     forecast::{Asker, Forecast, forecast},
     line::{Id, Waiter},
@@ -16,20 +17,21 @@ const CAUTION: f64 = 1.08;
 
 impl Lane {
     /// Refused now if the forecast, taken with caution, ends after the deadline.
-    pub(super) fn not_in_time(&self, forecast: Forecast, since: Ns, now: Ns, deadline: Ns) -> Option<Refusal> {
+    pub(super) fn not_in_time(&self, forecast: Forecast, amount: &Amount, since: Ns, now: Ns, deadline: Ns) -> Option<Refusal> {
         let wait = forecast.wait.mul_f64(CAUTION);
         if wait.is_zero() || wait <= Duration::from_nanos(deadline.saturating_sub(now)) {
             return None;
         }
-        Some(self.late(forecast, since, deadline))
+        Some(self.late(forecast, amount, since, deadline))
     }
 
-    fn late(&self, forecast: Forecast, since: Ns, deadline: Ns) -> Refusal {
+    fn late(&self, forecast: Forecast, amount: &Amount, since: Ns, deadline: Ns) -> Refusal {
         let patience = Duration::from_nanos(deadline.saturating_sub(since));
         let over = forecast.wait.mul_f64(CAUTION).saturating_sub(patience).as_secs_f64().ceil();
         let slot = forecast.slot.or(self.blocked.and_then(|(slot, _)| slot)).unwrap_or(0);
         let dimension = self.books.levels().get(slot).map_or(Dimension::RPM, |level| Dimension::clone(&level.dimension));
-        Refusal::NotInTime { dimension, wait: forecast.wait, retry_after: Duration::from_secs_f64(over.max(1.0)) }
+        let fits = self.books.too_large_answer(amount).filter(|&(too_large, _)| too_large == slot).map(|(_, limit)| limit);
+        Refusal::NotInTime { dimension, wait: forecast.wait, fits, retry_after: Duration::from_secs_f64(over.max(1.0)) }
     }
 
     pub(super) fn forecast(&self, asker: &Asker, now: Ns) -> Forecast {
@@ -80,7 +82,7 @@ impl Lane {
                 self.deadlines.pop();
                 continue;
             };
-            let refusal = self.late(self.forecast(&self.asker(&waiter), now), waiter.since, deadline);
+            let refusal = self.late(self.forecast(&self.asker(&waiter), now), &waiter.amount, waiter.since, deadline);
             events.push(Event::No(id, refusal));
         }
     }
@@ -96,7 +98,7 @@ impl Lane {
         for (_, id, deadline) in waiting {
             let late = self.line.get(id).and_then(|waiter| {
                 let forecast = self.forecast(&self.asker(waiter), now);
-                self.not_in_time(forecast, waiter.since, now, deadline)
+                self.not_in_time(forecast, &waiter.amount, waiter.since, now, deadline)
             });
             if let Some(refusal) = late {
                 self.leave(id);

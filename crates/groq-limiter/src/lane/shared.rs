@@ -117,7 +117,7 @@ impl Lane {
             patience: head.map(|(_, waiter)| waiter.deadline.saturating_sub(now)),
             cells: self.books.cells(hello, head.map(|(_, waiter)| &waiter.amount)),
         };
-        let head = head.map(|(id, waiter)| (id, waiter.ticket, waiter.amount));
+        let head = head.map(|(id, waiter)| (id, waiter.ticket, self.books.expect(waiter.amount)));
         link.under_way = Some(UnderWay { transaction: transaction.clone(), head });
         Some(transaction)
     }
@@ -254,7 +254,7 @@ impl Lane {
         let Some(id) = self.link.as_mut().and_then(|link| link.denied.take()) else { return false };
         let late = self.line.get(id).and_then(|waiter| {
             let forecast = self.forecast(&self.asker(waiter), now);
-            self.not_in_time(forecast, waiter.since, now, waiter.deadline)
+            self.not_in_time(forecast, &waiter.amount, waiter.since, now, waiter.deadline)
         });
         late.is_some_and(|refusal| {
             self.leave(id);

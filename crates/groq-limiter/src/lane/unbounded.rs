@@ -23,7 +23,8 @@ impl Lane {
     /// What a request without a ceiling takes beside its prompt.
     pub(super) fn unbounded(&self, prompt: Amount) -> Amount {
         let (output, usual) = (self.assumed(), self.calibration.completion.high());
-        Amount { output, answer: output.max(usual.map_or(DEFAULT, |usual| usual as u32)), ..prompt }
+        let answer = output.max(usual.map_or(DEFAULT, |usual| usual as u32));
+        Amount { output, answer, expected: u32::MAX, ..prompt }
     }
 
     /// Completion tokens that a request will probably use: what is usual, at most its ceiling.
@@ -50,7 +51,10 @@ impl Lane {
 
     /// What a request's wait is forecast by: nobody is refused for tokens that may not be reserved.
     pub(super) fn forecast_amount(&self, waiter: &Waiter) -> Amount {
-        if self.is_guess(waiter) { Amount { requests: waiter.amount.requests, ..Amount::default() } } else { waiter.amount }
+        match waiter.amount {
+            Amount { requests, expected, .. } if self.is_guess(waiter) => Amount { requests, expected, ..Amount::default() },
+            amount => amount,
+        }
     }
 
     /// A waiter that does not fit by a guessed price is sent as if nothing were reserved for its answer, if it is time for one

@@ -48,7 +48,9 @@ async fn refused_on_arrival_with_a_true_retry_after() {
     }
     let soon = Instant::now() + Duration::from_secs(1);
     let before = Instant::now();
-    let Err(Refusal::NotInTime { dimension, wait, retry_after }) = limits.reserve(&ask("app", 10, 10), soon, None).await else {
+    let Err(Refusal::NotInTime { dimension, wait, retry_after, fits: None }) =
+        limits.reserve(&ask("app", 10, 10), soon, None).await
+    else {
         panic!("it cannot go within a second")
     };
     assert_eq!(Instant::now(), before, "told at once");

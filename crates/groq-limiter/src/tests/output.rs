@@ -1,0 +1,207 @@
+//! Limits on output tokens, before a reference model of Groq's law: tested is the smaller of the ceiling and the largest
+//! answer of the last 150 s, taken is the answer when it ends.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use super::{ask, in_a_minute, shield};
+use crate::{
+    Ask, Limits, Pool, Refusal, Spent,
+    settings::ModelLimits,
+    types::{Dimension, Observation, Unit, UpstreamRefusal},
+};
+
+const LIMIT: f64 = 1000.0;
+const WINDOW: Duration = Duration::from_secs(150);
+
+/// The upstream: 1000 output tokens a minute.
+#[derive(Default)]
+struct Upstream {
+    used: f64,
+    at: Option<Instant>,
+    answers: Vec<(Instant, u64)>,
+    refused: Vec<u64>,
+    tests_ceilings: bool,
+}
+
+impl Upstream {
+    fn drain(&mut self) {
+        let now = Instant::now();
+        let passed = now - self.at.replace(now).unwrap_or(now);
+        self.used = (self.used - passed.as_secs_f64() * LIMIT / 60.0).max(0.0);
+    }
+
+    fn admit(&mut self, ceiling: u64) -> Result<(), UpstreamRefusal> {
+        self.drain();
+        let recent = self.answers.iter().filter(|(ended, _)| ended.elapsed() < WINDOW).map(|&(_, tokens)| tokens);
+        let requested = if self.tests_ceilings { ceiling } else { recent.max().unwrap_or(0).min(ceiling) };
+        let over = self.used + requested as f64 - LIMIT;
+        if over <= 1e-6 {
+            return Ok(());
+        }
+        self.refused.push(requested);
+        let hopeless = requested as f64 > LIMIT;
+        Err(UpstreamRefusal {
+            dimension: Some(Dimension::OTPM),
+            code: Some("OTPM".into()),
+            unit: Some(Unit::OutputTokens),
+            limit: LIMIT as u64,
+            used: (!hopeless).then_some(self.used.ceil() as u64),
+            requested,
+            wait: (!hopeless).then(|| Duration::from_secs_f64(over * 60.0 / LIMIT)),
+        })
+    }
+
+    fn answer(&mut self, tokens: u64) {
+        self.drain();
+        self.used += tokens as f64;
+        self.answers.push((Instant::now(), tokens));
+    }
+}
+
+/// A limiter that has its limit from `otpm`, or must learn it.
+fn limiter(otpm: Option<u64>) -> Limits {
+    shield(ModelLimits { output_tokens_per_minute: otpm, ..ModelLimits::default() })
+}
+
+/// Sends one to its end. How long it waited in all.
+async fn send(
+    limits: &Limits,
+    upstream: &Mutex<Upstream>,
+    ask: &Ask,
+    tokens: u64,
+    deadline: Instant,
+) -> Result<Duration, Refusal> {
+    let (start, mut place) = (Instant::now(), None);
+    let Pool::Tokens { ceiling, .. } = ask.pool else { panic!("tokens") };
+    loop {
+        let mut one = limits.reserve(ask, deadline, place.take()).await?;
+        one.sent(Instant::now());
+        let waited = start.elapsed();
+        sleep(Duration::from_millis(20)).await;
+        let admitted = upstream.lock().expect("a lock").admit(ceiling.unwrap_or(u64::MAX));
+        sleep(Duration::from_millis(20)).await;
+        if let Err(refusal) = admitted {
+            place = one.refused(Some(&refusal), &Observation::default(), None, Instant::now());
+            continue;
+        }
+        sleep(Duration::from_millis(1000)).await;
+        let tokens = tokens.min(ceiling.unwrap_or(u64::MAX));
+        upstream.lock().expect("a lock").answer(tokens);
+        sleep(Duration::from_millis(20)).await;
+        one.observe(&Observation::default(), Instant::now());
+        one.settle(Spent::Tokens { prompt: 10, completion: tokens, prompt_total: 10 }, Instant::now());
+        return Ok(waited);
+    }
+}
+
+/// Issue 20: ceilings above the limit are no reason to refuse, for answers are far below it.
+#[tokio::test(start_paused = true)]
+async fn ceilings_over_the_limit_are_served() {
+    for (otpm, ceiling, most) in [(Some(1000), 1800, 0), (None, 1800, 2), (Some(1000), 900, 0), (None, 900, 2)] {
+        let (limits, upstream) = (limiter(otpm), Arc::new(Mutex::new(Upstream::default())));
+        let (start, mut running) = (Instant::now(), JoinSet::new());
+        for n in 0..24u64 {
+            let (limits, upstream) = (limits.clone(), upstream.clone());
+            running.spawn(async move {
+                sleep(Duration::from_millis(1500) * u32::try_from(n).expect("small")).await;
+                send(&limits, &upstream, &ask("app", 10, ceiling), 60 + n * 67 % 201, Instant::now() + 4 * WINDOW).await
+            });
+        }
+        let outcomes = running.join_all().await;
+        assert!(outcomes.iter().all(Result::is_ok), "{otpm:?} {ceiling}: {outcomes:?}");
+        let upstream = upstream.lock().expect("a lock");
+        assert!(upstream.refused.len() <= most, "{otpm:?} {ceiling}: {:?}", upstream.refused);
+        // What does not fit into the limit comes back at 1000 a minute, of which the largest answer has to be free.
+        let sum: u64 = upstream.answers.iter().map(|(_, tokens)| tokens).sum();
+        let least = (sum as f64 - LIMIT) * 60.0 / LIMIT;
+        let took = start.elapsed().as_secs_f64();
+        assert!(took <= 1.1 * least.max(36.0) + 16.0, "{otpm:?} {ceiling}: {took} of {least}");
+    }
+}
+
+/// An answer of 1308 tokens: for 150 s no request with such a ceiling goes, nor is one sent.
+#[tokio::test(start_paused = true)]
+async fn a_large_answer_is_waited_for_until_it_is_forgotten() {
+    let (limits, upstream) = (limiter(Some(1000)), Mutex::new(Upstream::default()));
+    let later = |seconds| Instant::now() + Duration::from_secs(seconds);
+    send(&limits, &upstream, &ask("app", 10, 4000), 1308, in_a_minute()).await.expect("nothing is known yet");
+    let Err(Refusal::NotInTime { dimension, wait, fits, .. }) =
+        send(&limits, &upstream, &ask("app", 10, 4000), 100, in_a_minute()).await
+    else {
+        panic!("the answer is remembered for longer than a minute")
+    };
+    assert_eq!((dimension, fits), (Dimension::OTPM, Some(1000)));
+    assert!(wait > Duration::from_secs(140), "{wait:?}");
+    assert_eq!(limits.fitting_ceiling(&ask("app", 10, 4000)), Some(1000));
+    let unbounded = Ask { pool: Pool::Tokens { prompt: 10, ceiling: None }, ..ask("app", 10, 1) };
+    assert_eq!(limits.fitting_ceiling(&unbounded), Some(1000));
+    // A lower ceiling waits for room only, and one that waits goes as soon as the answer is forgotten.
+    let lower = send(&limits, &upstream, &ask("app", 10, 400), 100, in_a_minute()).await.expect("it fits");
+    assert!(lower < Duration::from_secs(45), "{lower:?}");
+    let waited = send(&limits, &upstream, &ask("app", 10, 4000), 100, later(300)).await.expect("it is forgotten");
+    assert!(waited < Duration::from_secs(150), "{waited:?}");
+    assert!(upstream.lock().expect("a lock").refused.is_empty());
+}
+
+/// Somebody else's answer of 1308 with the same key is known by one refusal.
+#[tokio::test(start_paused = true)]
+async fn somebody_elses_large_answer_costs_one_refusal() {
+    let (limits, upstream) = (limiter(None), Mutex::new(Upstream::default()));
+    upstream.lock().expect("a lock").answer(1308);
+    sleep(Duration::from_secs(80)).await;
+    let late = send(&limits, &upstream, &ask("app", 10, 4000), 100, in_a_minute()).await;
+    assert!(matches!(late, Err(Refusal::NotInTime { fits: Some(1000), .. })), "{late:?}");
+    send(&limits, &upstream, &ask("app", 10, 4000), 100, Instant::now() + 2 * WINDOW).await.expect("later it goes");
+    assert_eq!(upstream.lock().expect("a lock").refused, [1308]);
+}
+
+/// An upstream that tests ceilings after all: they are charged once that is known.
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_tests_ceilings_is_not_stormed() {
+    let upstream = Arc::new(Mutex::new(Upstream { tests_ceilings: true, ..Upstream::default() }));
+    let (limits, mut running) = (limiter(Some(1000)), JoinSet::new());
+    for n in 0..100u64 {
+        let (limits, upstream) = (limits.clone(), upstream.clone());
+        running.spawn(async move {
+            sleep(Duration::from_secs(5) * u32::try_from(n).expect("small")).await;
+            let ceiling = 400 + n * 37 % 500;
+            send(&limits, &upstream, &ask("app", 10, ceiling), 50 + n * 13 % 30, Instant::now() + 4 * WINDOW).await
+        });
+    }
+    let outcomes = running.join_all().await;
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    let upstream = upstream.lock().expect("a lock");
+    assert!(upstream.refused.len() <= 5, "{:?}", upstream.refused);
+}
+
+/// Figures that no text of Groq's has had.
+#[tokio::test(start_paused = true)]
+async fn absurd_figures_hold_nobody_for_long() {
+    let limits = limiter(Some(1000));
+    for (limit, requested, used) in
+        [(1000, u64::MAX, None), (1000, 0, Some(0)), (0, 5, None), (u64::MAX, u64::MAX, Some(u64::MAX))]
+    {
+        let mut one = limits.reserve(&ask("app", 10, 500), in_a_minute(), None).await.expect("it goes");
+        one.sent(Instant::now());
+        let dimension = Some(Dimension::OTPM);
+        let text = UpstreamRefusal { dimension, code: None, unit: None, limit, used, requested, wait: None };
+        let _place = one.refused(Some(&text), &Observation::default(), None, Instant::now());
+        sleep(Duration::from_secs(60)).await;
+    }
+    let mut huge = limits.reserve(&ask("app", 10, 500), in_a_minute(), None).await.expect("it goes");
+    huge.sent(Instant::now());
+    huge.settle(Spent::Tokens { prompt: 10, completion: 100_000, prompt_total: 10 }, Instant::now());
+    let Err(Refusal::NotInTime { .. }) = limits.reserve(&ask("app", 10, 500), in_a_minute(), None).await else {
+        panic!("a debt of 99 minutes' tokens, of which ten are kept")
+    };
+    sleep(Duration::from_secs(600)).await;
+    limits.reserve(&ask("app", 10, 500), in_a_minute(), None).await.expect("it goes");
+}
