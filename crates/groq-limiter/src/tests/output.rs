@@ -38,7 +38,7 @@ impl Upstream {
         self.used = (self.used - passed.as_secs_f64() * LIMIT / 60.0).max(0.0);
     }
 
-    fn admit(&mut self, ceiling: u64) -> Result<(), UpstreamRefusal> {
+    fn admit(&mut self, ceiling: u64) -> Result<(), Box<UpstreamRefusal>> {
         self.drain();
         let recent = self.answers.iter().filter(|(ended, _)| ended.elapsed() < WINDOW).map(|&(_, tokens)| tokens);
         let requested = if self.tests_ceilings { ceiling } else { recent.max().unwrap_or(0).min(ceiling) };
@@ -48,7 +48,7 @@ impl Upstream {
         }
         self.refused.push(requested);
         let hopeless = requested as f64 > LIMIT;
-        Err(UpstreamRefusal {
+        Err(Box::new(UpstreamRefusal {
             dimension: Some(Dimension::OTPM),
             code: Some("OTPM".into()),
             unit: Some(Unit::OutputTokens),
@@ -56,7 +56,7 @@ impl Upstream {
             used: (!hopeless).then_some(self.used.ceil() as u64),
             requested,
             wait: (!hopeless).then(|| Duration::from_secs_f64(over * 60.0 / LIMIT)),
-        })
+        }))
     }
 
     fn answer(&mut self, tokens: u64) {
