@@ -164,7 +164,7 @@ async fn catch_panic<F: Future + Unpin>(mut future: F) -> Result<F::Output, Box<
 }
 
 /// The response to one request, whatever happens in its handler.
-async fn respond<A: App>(app: A, handling: Handling<A::Body>) -> Response<A::Body> {
+async fn respond<A: App>(app: &A, handling: Handling<A::Body>) -> Response<A::Body> {
     catch_panic(handling).await.unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
         tracing::error!(panic = message.unwrap_or("no message"), "a request handler panicked");

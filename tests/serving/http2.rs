@@ -457,13 +457,38 @@ async fn floods_are_ended_and_others_are_served_meanwhile() {
             flood(app, &slow, reset, 100_000).await,
             flood(app, &headers(1, 0, &with(":method", "POST")), |_| frame(DATA, 0, 1, &[]), 100_000).await,
             flood(app, &frame(HEADERS, 0, 1, &block(&fields("/a"))), |_| frame(CONTINUATION, 0, 1, &[]), 100_000).await,
+            // Requests that the server has to reset.
+            flood(app, &[], |n| headers(1 + 2 * n, END_STREAM, &with("connection", "close")), 100_000).await,
         ];
-        assert_eq!(codes, [Some(ENHANCE_YOUR_CALM); 3]);
+        assert_eq!(codes, [Some(ENHANCE_YOUR_CALM); 4]);
         assert!(began.elapsed() < LONG / 2, "{:?}", began.elapsed());
     };
     tokio::join!(serving, floods);
     let resets = seen(&log).iter().filter(|line| line.contains("/models/reset")).count();
     assert!(resets < 1000, "{resets} requests that were reset at once reached the upstream");
+}
+
+/// The answer ends the stream, whatever its client goes on sending, and nothing else on the connection.
+#[tokio::test]
+async fn bodies_too_slow_and_too_large_are_answered_early() {
+    let (address, log) = upstream().await;
+    let mut settings = settings(address);
+    settings.server.body_timeout = Duration::from_millis(300);
+    settings.server.max_body = 1000;
+    let shield = start(settings);
+    let mut client = Client::connect(shield.app).await;
+    let post = with(":method", "POST");
+    for (id, length, code) in [(1, "500", "request_timeout"), (3, "1000000", "request_too_large")] {
+        client.send(&headers(id, 0, &[&post[..], &[("content-length", length)]].concat())).await;
+        client.send(&frame(DATA, 0, id, &[b'x'; 100])).await;
+        let outcome = client.outcome(id).await;
+        assert!(outcome.is(&Answer(format!("\"{code}\""))), "{outcome:?}");
+        client.send(&frame(DATA, 0, id, &[b'x'; 100])).await;
+    }
+    client.send(&headers(5, END_STREAM, &fields("/openai/v1/models/good"))).await;
+    let outcome = client.outcome(5).await;
+    assert!(outcome.is(&Answer("\"list\"".into())), "{outcome:?}");
+    assert_eq!(seen(&log), ["GET /openai/v1/models/good HTTP/1.1"]);
 }
 
 #[tokio::test]

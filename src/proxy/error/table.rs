@@ -40,7 +40,7 @@ impl Rejection {
                 S::BAD_REQUEST,
                 INVALID,
                 "malformed_request",
-                format!("The request is not valid HTTP/1.1: {why}. Send one well-formed request."),
+                format!("The request is not valid HTTP: {why}. Send one well-formed request."),
             )),
             Self::RequestTimeout(what) => close(row(
                 S::BAD_REQUEST,

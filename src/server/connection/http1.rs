@@ -48,6 +48,7 @@ where
 {
     let exchange = Exchange::new();
     let service = service_fn(|request: Request<Incoming>| {
+        let (app, exchange) = (&app, &exchange);
         exchange.begin();
         if request.method() == Method::CONNECT {
             // What follows is meant for somebody else.
@@ -59,7 +60,6 @@ where
             exchange.make_last();
         }
         let handling = app.handle(request, exchange.ambiguity());
-        let (app, exchange) = (app.clone(), exchange.clone());
         async move {
             let mut response = respond(app, handling).await;
             prepare(&mut response, is_head);
@@ -70,7 +70,7 @@ where
             if exchange.close() {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<_, Infallible>(response.map(|body| Tracked { body, exchange }))
+            Ok::<_, Infallible>(response.map(|body| Tracked { body, exchange: exchange.clone() }))
         }
     });
     let mut http = http1::Builder::new()

@@ -78,7 +78,7 @@ where
             let handling = app.handle(request, fault);
             let (app, progress) = (app.clone(), streams.progress.clone());
             async move {
-                let response = watched(pin!(respond(app, handling))).await;
+                let response = watched(pin!(respond(&app, handling))).await;
                 Ok::<_, Infallible>(response.map(|body| Pieces { body, rest: Bytes::new(), progress }))
             }
         })
