@@ -5,7 +5,7 @@ use http::{HeaderMap, Method, header, request::Parts};
 use http_body_util::{BodyDataStream, Full};
 use serde_json::{Map, Value};
 
-use crate::lane::Ask;
+use crate::limiter::Ask;
 
 /// What a path leads to. Segments are decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     Sim,
+    answer::{Answer, Hold, Step},
     call::Call,
-    lane::{Ask, Lane, Unit},
-    reply::{Answer, Hold, Step},
-    texts::{self, invalid},
+    error::{self, invalid},
+    limiter::{Ask, Lane, Unit},
 };
 
 /// What a request generates, and how fast.
@@ -276,8 +276,8 @@ pub(crate) fn invalid_model(call: &Call) -> Option<Answer> {
     let missing = || Answer::bad(&invalid("'model' : property 'model' is missing", None));
     match call.model.as_str() {
         "" => Some(missing()),
-        model if model.starts_with("nope") => Some(Answer::json(StatusCode::NOT_FOUND, &texts::no_such_model(model))),
-        model if model.starts_with("decommissioned") => Some(Answer::bad(&texts::decommissioned(model))),
+        model if model.starts_with("nope") => Some(Answer::json(StatusCode::NOT_FOUND, &error::no_such_model(model))),
+        model if model.starts_with("decommissioned") => Some(Answer::bad(&error::decommissioned(model))),
         _ => None,
     }
 }

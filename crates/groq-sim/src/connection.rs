@@ -17,14 +17,14 @@ use tokio::{
 
 use crate::{
     Sim, Stamp,
+    answer::{Answer, Reply},
     call::{Call, Endpoint},
     chat::request_id,
+    error,
     fault::{Action, Fault, Raw},
     hex,
-    lane::Unit,
+    limiter::Unit,
     log::{self, Ticket},
-    reply::{Answer, Reply},
-    texts,
 };
 
 impl Sim {
@@ -61,7 +61,7 @@ impl Sim {
         let body = match Limited::new(body, self.0.options.max_body).collect().await {
             Ok(body) => body.to_bytes(),
             Err(_) => {
-                let body = texts::invalid("Request Entity Too Large", Some("request_too_large"));
+                let body = error::invalid("Request Entity Too Large", Some("request_too_large"));
                 return response(Answer::json(StatusCode::PAYLOAD_TOO_LARGE, &body), None);
             }
         };
@@ -126,9 +126,9 @@ impl Sim {
             return preflight();
         }
         match (&call.endpoint, call.key()) {
-            (Endpoint::Unknown, _) => Answer::json(StatusCode::NOT_FOUND, &texts::unknown_url(call.method.as_str(), &call.path)),
-            (_, None | Some("")) => Answer::json(StatusCode::UNAUTHORIZED, &texts::usual(401, "")),
-            (_, Some(key)) if key.starts_with("bad") => Answer::json(StatusCode::UNAUTHORIZED, &texts::usual(401, "")),
+            (Endpoint::Unknown, _) => Answer::json(StatusCode::NOT_FOUND, &error::unknown_url(call.method.as_str(), &call.path)),
+            (_, None | Some("")) => Answer::json(StatusCode::UNAUTHORIZED, &error::usual(401, "")),
+            (_, Some(key)) if key.starts_with("bad") => Answer::json(StatusCode::UNAUTHORIZED, &error::usual(401, "")),
             (Endpoint::Chat, _) => self.chat(call, id),
             (Endpoint::Responses, _) => self.responses(call, id),
             (Endpoint::Embeddings, _) => self.embeddings(call, id),
@@ -185,13 +185,13 @@ impl Sim {
                     self.set_faults(faults);
                     Answer::ok(&json!({"ok": true}))
                 }
-                Err(error) => Answer::bad(&texts::invalid(&error.to_string(), None)),
+                Err(error) => Answer::bad(&error::invalid(&error.to_string(), None)),
             },
             ("reset", &Method::POST) => {
                 self.reset();
                 Answer::ok(&json!({"ok": true}))
             }
-            _ => Answer::json(StatusCode::NOT_FOUND, &texts::usual(404, "")),
+            _ => Answer::json(StatusCode::NOT_FOUND, &error::usual(404, "")),
         }
     }
 }

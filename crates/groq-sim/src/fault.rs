@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
-    reply::{Answer, Step},
-    texts,
+    answer::{Answer, Step},
+    error,
 };
 
 /// One entry of the script: the first whose conditions all hold is played. As JSON, a list of objects with the
@@ -212,9 +212,9 @@ impl Action {
         match self {
             Self::Status { status: code, body, content_type, retry_after, headers } => {
                 let body = match body {
-                    None => texts::to_text(&texts::usual(*code, model)),
+                    None => error::to_text(&error::usual(*code, model)),
                     Some(Value::String(text)) => text.clone(),
-                    Some(json) => texts::to_text(json),
+                    Some(json) => error::to_text(json),
                 };
                 let mut answer = Answer::new(status(*code), "application/json", body);
                 let named = content_type.iter().map(|value| ("content-type", value));
@@ -227,16 +227,16 @@ impl Action {
                 }
                 Some(answer)
             }
-            Self::Html { status: code } => Some(Answer::new(status(*code), "text/html; charset=UTF-8", texts::edge_page(*code))),
+            Self::Html { status: code } => Some(Answer::new(status(*code), "text/html; charset=UTF-8", error::edge_page(*code))),
             Self::Forbidden => Some(Answer::new(StatusCode::FORBIDDEN, "text/plain; charset=UTF-8", "error code: 1010")),
             Self::Empty { status: code } => {
                 let mut answer = Answer::new(status(*code), "text/plain", "");
                 answer.headers.remove(header::CONTENT_TYPE);
                 Some(answer)
             }
-            Self::Untyped { status: code } => Some(Answer::json(status(*code), &texts::usual(403, model))),
+            Self::Untyped { status: code } => Some(Answer::json(status(*code), &error::usual(403, model))),
             Self::Refused { message, retry_after } => {
-                let body = texts::error(message, "tokens", Some("rate_limit_exceeded"));
+                let body = error::error(message, "tokens", Some("rate_limit_exceeded"));
                 let mut answer = Answer::json(StatusCode::TOO_MANY_REQUESTS, &body);
                 let wait = retry_after.as_deref().and_then(|text| HeaderValue::from_str(text).ok());
                 answer.headers.extend(wait.map(|wait| (header::RETRY_AFTER, wait)));
@@ -319,8 +319,8 @@ impl Action {
                 (event(*after), vec![Step::Bytes(format!("data: {body}\n\n").into())])
             }
             Self::ErrorEvent { after } => {
-                let body = texts::error("Internal Server Error", "internal_server_error", None);
-                (event(*after), vec![Step::Bytes(format!("event: error\ndata: {}\n\n", texts::to_text(&body)).into())])
+                let body = error::error("Internal Server Error", "internal_server_error", None);
+                (event(*after), vec![Step::Bytes(format!("event: error\ndata: {}\n\n", error::to_text(&body)).into())])
             }
             Self::XGroqError { after } => {
                 let body = json!({"id": "chatcmpl-0", "object": "chat.completion.chunk", "created": 0, "model": "x", "choices": [],

@@ -27,28 +27,28 @@ use std::{
 use sha2::{Digest, Sha256};
 use tokio::{net::TcpListener, time::Instant};
 
+mod answer;
+mod audio;
 mod call;
 mod chat;
 mod connection;
+mod error;
+mod expected_output;
 mod fault;
-mod lane;
-mod level;
+mod limit;
+mod limiter;
 mod log;
-mod media;
-mod output;
 mod plan;
-mod reply;
+mod resources;
 mod responses;
-mod shelf;
 #[cfg(test)]
 mod tests;
-mod texts;
 
+pub use expected_output::OutputTest;
 pub use fault::{Action, Fault};
-pub use lane::Stranger;
-pub use level::Algorithm;
+pub use limit::Algorithm;
+pub use limiter::Stranger;
 pub use log::{LaneStats, LevelStats, Request, Stats};
-pub use output::OutputTest;
 pub use plan::{ModelLimits, Plan};
 
 /// When the limiter takes how much.
@@ -208,10 +208,10 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    lanes: HashMap<lane::Scope, lane::Lane>,
+    lanes: HashMap<limiter::Scope, limiter::Lane>,
     faults: fault::Faults,
     log: log::Log,
-    shelf: shelf::Shelf,
+    shelf: resources::Shelf,
     requests: u64,
 }
 

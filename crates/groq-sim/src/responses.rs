@@ -6,11 +6,11 @@ use serde_json::{Value, json};
 
 use crate::{
     Sim,
+    answer::{Answer, Step},
     call::Call,
     chat::{Body, Generation, invalid_model},
-    lane::Ask,
-    reply::{Answer, Step},
-    texts::invalid,
+    error::invalid,
+    limiter::Ask,
 };
 
 impl Sim {

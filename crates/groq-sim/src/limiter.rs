@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use crate::{
     Charging, Options, OutputTest, Rounding, Wording,
-    level::Level,
-    output::RecentAnswers,
+    error::{error, go_duration},
+    expected_output::RecentAnswers,
+    limit::Level,
     plan::ModelLimits,
-    texts::{error, go_duration},
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -372,9 +372,9 @@ fn amounts(dimension: Dimension, ask: Ask, charging: Charging, assumed: Option<u
 }
 
 #[cfg(test)]
-#[path = "lane_tests.rs"]
+#[path = "limiter_tests.rs"]
 mod tests;
 
 #[cfg(test)]
-#[path = "lane_output_tests.rs"]
+#[path = "limiter_output_tests.rs"]
 mod output_tests;

@@ -8,11 +8,11 @@ use serde_json::json;
 
 use crate::{
     Sim,
+    answer::{Answer, Hold, Step},
     call::Call,
     chat::{invalid_model, request_id},
-    lane::Ask,
-    reply::{Answer, Hold, Step},
-    texts::{error, invalid},
+    error::{error, invalid},
+    limiter::Ask,
 };
 
 /// Bytes of a second where a container is not understood here: 128 kbit/s.

@@ -17,10 +17,9 @@ use serde_json::Value;
 use tokio::time::{Sleep, sleep};
 
 use crate::{
-    Sim,
-    lane::{Admission, Scope},
+    Sim, error,
+    limiter::{Admission, Scope},
     log::Ticket,
-    texts,
 };
 
 /// One step of a body.
@@ -55,7 +54,7 @@ impl Answer {
     }
 
     pub(crate) fn json(status: StatusCode, body: &Value) -> Self {
-        Self::new(status, "application/json", texts::to_text(body))
+        Self::new(status, "application/json", error::to_text(body))
     }
 
     pub(crate) fn ok(body: &Value) -> Self {

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 use crate::{
     Sim,
+    answer::Answer,
     call::{Call, Endpoint},
-    reply::Answer,
-    texts::{invalid, no_such_model, usual},
+    error::{invalid, no_such_model, usual},
 };
 
 #[derive(Debug, Default)]
