@@ -152,8 +152,9 @@ impl Row {
             tokens_per_minute: Some(self.tokens_per_minute),
             ..Default::default()
         };
-        let initial_use = [("TPM".to_owned(), TAKEN)].into();
-        let groq = Sim::new(groq_sim::Options { plan: groq_sim::Plan::uniform(limits), initial_use, seed, ..Default::default() });
+        let initial_usage = [("TPM".to_owned(), TAKEN)].into();
+        let groq =
+            Sim::new(groq_sim::Options { plan: groq_sim::Plan::uniform(limits), initial_usage, seed, ..Default::default() });
         let born = Instant::now();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let upstream = listener.local_addr().expect("it is bound");

@@ -24,7 +24,7 @@ use groq_shield::{
     proxy::{Shield, handle},
     upstream::{Io, Upstream},
 };
-use groq_sim::{Sim, Stranger};
+use groq_sim::{ExternalTraffic, Sim};
 use http::{HeaderName, HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use serde_json::json;
@@ -136,7 +136,7 @@ async fn live(world: World, seed: u64) -> (Sim, Rc<Ends>) {
     ]);
     let sim = Sim::new(groq_sim::Options {
         plan: groq_sim::Plan::uniform(limits),
-        stranger: world.strangers.then_some(Stranger { share: 0.2, tokens: 300 }),
+        external: world.strangers.then_some(ExternalTraffic { share: 0.2, tokens: 300 }),
         faults: if world.faults { serde_json::from_value(faults).expect("faults") } else { Vec::new() },
         seed,
         ..Default::default()
@@ -165,7 +165,7 @@ async fn live(world: World, seed: u64) -> (Sim, Rc<Ends>) {
             assert_eq!(dimension.full_in, Duration::ZERO, "{dimension:?}");
         }
         let stats = sim.stats();
-        assert!(stats.lanes.iter().flat_map(|lane| lane.levels.values()).all(|level| level.used == 0), "{stats:?}");
+        assert!(stats.scopes.iter().flat_map(|scope| scope.limits.values()).all(|limit| limit.used == 0), "{stats:?}");
     }
     (sim, ends)
 }

@@ -84,8 +84,8 @@ struct Stage {
 impl Stage {
     fn set(arguments: &Demo) -> io::Result<Self> {
         let groq = || {
-            let initial_use = [("TPM".to_owned(), TAKEN)].into();
-            simulate::in_the_background(groq_sim::Options { seed: arguments.seed, initial_use, ..groq_sim::Options::default() })
+            let initial_usage = [("TPM".to_owned(), TAKEN)].into();
+            simulate::in_the_background(groq_sim::Options { seed: arguments.seed, initial_usage, ..groq_sim::Options::default() })
         };
         let ((alone, alone_sim), (behind, behind_sim)) = (groq()?, groq()?);
         let limit = groq_sim::Plan::developer().of_model(MODEL).tokens_per_minute.unwrap_or_default();

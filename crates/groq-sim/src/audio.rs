@@ -1,4 +1,4 @@
-//! `audio/…`: transcriptions and translations spend seconds, speech spends tokens and answers in bytes.
+//! `audio/…`: transcriptions and translations are charged by seconds, speech by tokens (its characters) and answers in bytes.
 
 use std::time::Duration;
 
@@ -8,16 +8,17 @@ use serde_json::json;
 
 use crate::{
     Sim,
-    answer::{Answer, Hold, Step},
+    answer::{Answer, Permit, Step},
     call::Call,
-    chat::{invalid_model, request_id},
+    chat::invalid_model,
     error::{error, invalid},
-    limiter::Ask,
+    generation::request_id,
+    limiter::Cost,
 };
 
-/// Bytes of a second where a container is not understood here: 128 kbit/s.
+/// Bytes a second where the container is not understood here: 128 kbit/s.
 const BYTES_PER_SECOND: u64 = 16_000;
-/// Seconds of what stands behind a `url`, which nobody fetches.
+/// Length assumed of a `url`, which is not fetched.
 const REMOTE_SECONDS: u64 = 60;
 
 impl Sim {
@@ -35,7 +36,7 @@ impl Sim {
             None => return Answer::bad(&invalid("one of `file` or `url` is required", None)),
         };
         let seconds = length.as_secs() + u64::from(length.subsec_nanos() > 0);
-        let (hold, headers) = match self.admit(call, Ask::Audio { seconds }) {
+        let (permit, headers) = match self.admit(call, Cost::Audio { seconds }) {
             Ok(admitted) => admitted,
             Err(answer) => return *answer,
         };
@@ -56,7 +57,7 @@ impl Sim {
             }
             _ => Answer::ok(&json!({"text": text, "x_groq": {"id": request_id(id)}})),
         };
-        self.after_head(call, id, answer, hold, headers)
+        self.after_head(call, id, answer, permit, headers)
     }
 
     pub(crate) fn speech(&self, call: &Call, id: u64) -> Answer {
@@ -67,19 +68,19 @@ impl Sim {
             return Answer::bad(&invalid("'input' : property 'input' is missing", None));
         };
         let characters = input.chars().count() as u64;
-        let (mut hold, headers) = match self.admit(call, Ask::Tokens { prompt: characters, ceiling: Some(0) }) {
+        let (mut permit, headers) = match self.admit(call, Cost::Tokens { prompt: characters, max_completion: Some(0) }) {
             Ok(admitted) => admitted,
             Err(answer) => return *answer,
         };
-        hold.prompt = characters;
+        permit.prompt = characters;
         let answer = Answer::new(StatusCode::OK, "audio/wav", wav(Duration::from_millis(60) * input.len() as u32));
-        self.after_head(call, id, answer, hold, headers)
+        self.after_head(call, id, answer, permit, headers)
     }
 
-    fn after_head(&self, call: &Call, id: u64, mut answer: Answer, hold: Hold, headers: HeaderMap) -> Answer {
+    fn after_head(&self, call: &Call, id: u64, mut answer: Answer, permit: Permit, headers: HeaderMap) -> Answer {
         answer.before = self.generate(call, id).head;
         answer.headers.extend(headers);
-        answer.hold = Some(hold);
+        answer.permit = Some(permit);
         answer.steps.insert(0, Step::Settle);
         answer
     }

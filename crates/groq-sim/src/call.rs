@@ -1,13 +1,13 @@
-//! What is asked? The endpoint behind a path, the fields of a JSON body or a form, and the tokens of a prompt.
+//! Reading a request: the endpoint behind its path, the fields of its JSON body or form, the tokens of its prompt.
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, header, request::Parts};
 use http_body_util::{BodyDataStream, Full};
 use serde_json::{Map, Value};
 
-use crate::limiter::Ask;
+use crate::limiter::Cost;
 
-/// What a path leads to. Segments are decoded.
+/// An endpoint by method and path; path segments are percent-decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Endpoint {
     Chat,
@@ -55,7 +55,7 @@ impl Endpoint {
     }
 }
 
-/// One request, read.
+/// A request, read.
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) endpoint: Endpoint,
@@ -68,14 +68,18 @@ pub(crate) struct Call {
     /// A form's file: name and bytes.
     pub(crate) file: Option<(String, Bytes)>,
     pub(crate) model: String,
-    pub(crate) wishes: Wishes,
+    pub(crate) directives: Directives,
+    /// A fault: all that is generated is reasoning, and max completion tokens end it.
+    pub(crate) truncated: bool,
 }
 
-/// What the message itself asks of the simulator: `[[sim completion=123]]`.
+/// How a message directs its own answer: `[[sim completion=123 reasoning=100]]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Wishes {
-    /// Completion tokens, under the ceiling.
+pub(crate) struct Directives {
+    /// Completion tokens wanted; max completion tokens still cut them.
     pub(crate) completion: Option<u64>,
+    /// How many of the completion tokens are reasoning: they come first and show no content.
+    pub(crate) reasoning: Option<u64>,
     /// Time to the head.
     pub(crate) head_ms: Option<u64>,
     /// Prompt tokens from the cache.
@@ -98,7 +102,8 @@ impl Call {
             path,
             headers: head.headers.clone(),
             model: fields["model"].as_str().unwrap_or_default().to_owned(),
-            wishes: Wishes::of(&body),
+            directives: Directives::of(&body),
+            truncated: false,
             body,
             fields,
             file,
@@ -117,8 +122,8 @@ impl Call {
         }
     }
 
-    /// The ceiling on completion tokens, where there is one.
-    pub(crate) fn ceiling(&self) -> Option<u64> {
+    /// The most completion tokens that the request allows, by any of the field's names.
+    pub(crate) fn max_completion_tokens(&self) -> Option<u64> {
         let names = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
         names.into_iter().find_map(|name| self.fields[name].as_u64())
     }
@@ -139,8 +144,8 @@ impl Call {
         size.characters.div_ceil(4) + 2048 * size.images + 4 * size.messages.max(1) + template
     }
 
-    pub(crate) fn ask(&self) -> Ask {
-        Ask::Tokens { prompt: self.prompt(), ceiling: self.ceiling() }
+    pub(crate) fn cost(&self) -> Cost {
+        Cost::Tokens { prompt: self.prompt(), max_completion: self.max_completion_tokens() }
     }
 }
 
@@ -171,22 +176,23 @@ impl Size {
     }
 }
 
-impl Wishes {
+impl Directives {
     fn of(body: &[u8]) -> Self {
-        let mut wishes = Self::default();
-        let Some(start) = memchr::memmem::find(body, b"[[sim ") else { return wishes };
+        let mut directives = Self::default();
+        let Some(start) = memchr::memmem::find(body, b"[[sim ") else { return directives };
         let rest = &body[start + 6..];
         let end = memchr::memmem::find(rest, b"]]").unwrap_or(0);
-        for wish in String::from_utf8_lossy(&rest[..end]).split_whitespace() {
-            match wish.split_once('=') {
-                Some(("completion", n)) => wishes.completion = n.parse().ok(),
-                Some(("head_ms", n)) => wishes.head_ms = n.parse().ok(),
-                Some(("cached", n)) => wishes.cached = n.parse().ok(),
-                Some(("error", code)) => wishes.error = Some(code.to_owned()),
+        for directive in String::from_utf8_lossy(&rest[..end]).split_whitespace() {
+            match directive.split_once('=') {
+                Some(("completion", n)) => directives.completion = n.parse().ok(),
+                Some(("reasoning", n)) => directives.reasoning = n.parse().ok(),
+                Some(("head_ms", n)) => directives.head_ms = n.parse().ok(),
+                Some(("cached", n)) => directives.cached = n.parse().ok(),
+                Some(("error", code)) => directives.error = Some(code.to_owned()),
                 _ => {}
             }
         }
-        wishes
+        directives
     }
 }
 

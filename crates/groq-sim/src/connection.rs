@@ -1,12 +1,15 @@
-//! One connection: each request is read, logged, perhaps spoilt, answered.
+//! Serving one connection, HTTP/1.1 or HTTP/2: each request is read, logged, perhaps made to fail, and answered.
 
-use std::{convert::Infallible, future::poll_fn, pin::pin};
+use std::{pin::pin, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use http_body_util::{BodyExt, Limited};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::{
@@ -16,109 +19,161 @@ use tokio::{
 };
 
 use crate::{
-    Sim, Stamp,
-    answer::{Answer, Reply},
+    HeaderTime, Sim,
+    action::Action,
+    answer::{Answer, AnswerBody},
     call::{Call, Endpoint},
-    chat::request_id,
+    dimension::Unit,
     error,
-    fault::{Action, Fault, Raw},
+    fault::Fault,
+    generation::request_id,
     hex,
-    limiter::Unit,
-    log::{self, Ticket},
+    log::{self, EntryWriter},
+    raw::{RawBytes, SharedIo},
 };
 
+/// What the fault of one request does to its connection.
+#[derive(Debug)]
+enum Order {
+    /// Send these bytes and close.
+    Raw(RawBytes),
+    /// Finish the requests that have come and close.
+    GoAway,
+}
+
+/// Resets the HTTP/2 stream instead of answering.
+type Reset = h2::Error;
+
 impl Sim {
-    /// Serves one connection until either side closes it.
+    /// Serves one connection until either side closes it: HTTP/2 if it begins with its preface, as it does by prior knowledge
+    /// and where TLS negotiated `h2`, otherwise HTTP/1.1.
     pub async fn serve_connection<I>(&self, io: I)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let number = self.next_connection();
-        let (order, mut orders) = mpsc::channel(1);
-        let service = service_fn(|request| {
-            let (sim, order) = (self.clone(), order.clone());
-            Box::pin(async move { Ok::<_, Infallible>(sim.respond(number, request, order).await) })
-        });
-        let mut connection = http1::Builder::new().serve_connection(TokioIo::new(io), service);
-        let raw = tokio::select! {
-            ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => match ended {
-                Ok(()) => None,
-                Err(_) => return, // the client left, or a body was cut on purpose: the socket just closes
-            },
-            raw = orders.recv() => raw,
+        let (sender, mut orders) = mpsc::channel(1);
+        let service = {
+            let sim = self.clone();
+            service_fn(move |request| {
+                let (sim, sender) = (sim.clone(), sender.clone());
+                async move { sim.respond(number, request, sender).await }
+            })
         };
-        let mut io = connection.into_parts().io.into_inner();
-        if let Some(raw) = raw
-            && write_raw(&mut io, raw).await.is_err()
-        {
-            return; // the client did not wait for the end of it
+        let mut io = SharedIo::new(io);
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http2().timer(TokioTimer::new());
+        let raw = {
+            let mut connection = pin!(builder.serve_connection(TokioIo::new(io.clone()), service));
+            loop {
+                tokio::select! {
+                    // An error means that the client left or that a body was cut on purpose: the socket just closes.
+                    _ended = connection.as_mut() => return,
+                    order = orders.recv() => match order {
+                        Some(Order::Raw(raw)) => break raw,
+                        Some(Order::GoAway) => connection.as_mut().graceful_shutdown(),
+                        None => return,
+                    },
+                }
+            }
+        };
+        if raw.write(&mut io).await.is_ok() {
+            let _closed_by_the_client = io.shutdown().await;
         }
-        let _ = io.shutdown().await; // closed by the peer already: just as well
     }
 
-    async fn respond(&self, connection: u64, request: Request<Incoming>, order: mpsc::Sender<Raw>) -> Response<Reply> {
+    async fn respond(
+        &self,
+        connection: u64,
+        request: Request<Incoming>,
+        orders: mpsc::Sender<Order>,
+    ) -> Result<Response<AnswerBody>, Reset> {
         let (head, body) = request.into_parts();
         let body = match Limited::new(body, self.0.options.max_body).collect().await {
             Ok(body) => body.to_bytes(),
             Err(_) => {
                 let body = error::invalid("Request Entity Too Large", Some("request_too_large"));
-                return response(Answer::json(StatusCode::PAYLOAD_TOO_LARGE, &body), None);
+                return Ok(response(Answer::json(StatusCode::PAYLOAD_TOO_LARGE, &body), None));
             }
         };
-        if let Some(own) = head.uri.path().strip_prefix("/_sim/") {
-            return response(self.own(own, &head.method, &body), None);
+        if let Some(path) = head.uri.path().strip_prefix("/_sim/") {
+            return Ok(response(self.control(path, &head.method, &body), None));
         }
-        let call = Call::read(&head, body).await;
-        let (mut ticket, fault) = self.enter(connection, &head, &call);
+        let mut call = Call::read(&head, body).await;
+        let (mut entry, fault) = self.enter(connection, &head, &call);
         let action = fault.unwrap_or_default();
         if action != Action::None {
-            ticket.fault(action.name());
+            entry.fault(action.name());
         }
         if let Some(raw) = action.raw() {
-            ticket.answered(None, None);
-            return handed_over(order, raw).await;
+            entry.answered(None, None);
+            return instead(orders, raw).await;
         }
-        if let Action::Stall { ms } = action {
-            sleep(std::time::Duration::from_millis(ms)).await;
+        let http2 = head.version == Version::HTTP_2;
+        match action {
+            Action::Stall { ms } => sleep(Duration::from_millis(ms)).await,
+            Action::Truncated => call.truncated = true,
+            // The connection may have ended meanwhile.
+            Action::GoAway if http2 => _ = orders.send(Order::GoAway).await,
+            _ => {}
         }
-        let mut answer = action.answer(&call.model).unwrap_or_else(|| self.answer(&call, ticket.number));
-        ticket.answered(Some(answer.status.as_u16()), answer.refused);
+        if let Some(reason) = action.reset() {
+            entry.answered(None, None);
+            if http2 {
+                entry.complete();
+                return Err(reason.into());
+            }
+        }
+        let mut answer = action.answer(&call.model).unwrap_or_else(|| self.answer(&call, entry.number));
+        entry.answered(Some(answer.status.as_u16()), answer.refused);
         sleep(answer.before).await;
-        self.dress(&call, ticket.number, &mut answer);
-        if let Some(raw) = action.spoil(&answer) {
-            answer.hold = None;
-            ticket.complete();
-            return handed_over(order, raw).await;
+        self.add_headers(&call, entry.number, &mut answer);
+        if http2 {
+            sleep(action.head_delay(&answer)).await;
+            action.break_http2(&mut answer);
+        } else if action == Action::GoAway {
+            answer.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        } else if let Some(raw) = action.broken_http1(&answer) {
+            answer.permit = None;
+            entry.complete();
+            return instead(orders, raw).await;
         }
         action.edit(&mut answer);
         let encodings = call.headers.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or_default();
         if encodings.contains("gzip") && !answer.bytes().is_empty() && compresses(&answer.headers) {
             answer.gzip();
         }
-        response(answer, Some(ticket))
+        Ok(response(answer, Some(entry)))
     }
 
-    /// Logs a request and looks up what becomes of it.
-    fn enter(&self, connection: u64, head: &http::request::Parts, call: &Call) -> (Ticket, Option<Action>) {
+    /// Logs a request and looks up its fault.
+    fn enter(&self, connection: u64, head: &Parts, call: &Call) -> (EntryWriter, Option<Action>) {
         let at_ms = self.now() as f64 / 1e6;
         let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
         let body_sha256 = hex(&Sha256::digest(&call.body));
         let state = &mut *self.state();
         state.requests += 1;
+        let authority = head.uri.authority().map(|authority| (":authority".to_owned(), authority.to_string()));
+        let (authority, target) = match (head.version, head.uri.path_and_query()) {
+            (Version::HTTP_2, Some(path)) => (authority, path.to_string()),
+            _ => (None, head.uri.to_string()),
+        };
+        let headers = head.headers.iter().map(|(name, value)| (name.to_string(), text(value)));
         let request = log::Request {
             number: state.requests,
             connection,
             at_ms,
+            version: format!("{:?}", head.version),
             method: head.method.to_string(),
-            target: head.uri.to_string(),
-            headers: head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
+            target,
+            headers: authority.into_iter().chain(headers).collect(),
             body_length: call.body.len(),
             body_sha256,
             model: call.model.clone(),
             ..log::Request::default()
         };
         state.log.push(request, &call.body);
-        (Ticket::new(self, state.requests), state.faults.next(&call.path, &call.model))
+        (EntryWriter::new(self, state.requests), state.faults.next(&call.path, &call.model))
     }
 
     fn answer(&self, call: &Call, id: u64) -> Answer {
@@ -134,24 +189,24 @@ impl Sim {
             (Endpoint::Embeddings, _) => self.embeddings(call, id),
             (Endpoint::Transcription { translate }, _) => self.transcription(call, id, *translate),
             (Endpoint::Speech, _) => self.speech(call, id),
-            _ => self.shelf(call, id),
+            _ => self.resources(call, id),
         }
     }
 
-    /// The headers that every answer of Groq's carries, and the limits' as they stand at the end if that is wanted.
-    fn dress(&self, call: &Call, id: u64, answer: &mut Answer) {
-        if self.0.options.stamp == Stamp::Finish
-            && let Some(hold) = &answer.hold
+    /// Adds the headers that every answer of Groq carries, and renews the rate-limit headers where `HeaderTime::Finish` says so.
+    fn add_headers(&self, call: &Call, id: u64, answer: &mut Answer) {
+        if self.0.options.header_time == HeaderTime::Finish
+            && let Some(permit) = &answer.permit
         {
             let unit = match call.endpoint {
                 Endpoint::Transcription { .. } => Unit::Seconds,
                 _ => Unit::Tokens,
             };
-            let (now, exact, scope) = (self.now(), self.0.options.exact_reset, hold.scope.clone());
+            let (now, exact, scope) = (self.now(), self.0.options.exact_reset, permit.scope.clone());
             if !answer.is_stream() {
-                answer.hold = None;
+                answer.permit = None;
             }
-            let fresh = self.state().lanes.get_mut(&scope).map(|lane| lane.headers(now, unit, exact));
+            let fresh = self.state().limiters.get_mut(&scope).map(|limiter| limiter.headers(now, unit, exact));
             answer.headers.extend(fresh.unwrap_or_default());
         }
         let fixed = [
@@ -170,12 +225,12 @@ impl Sim {
             ("set-cookie", format!("__cf_bm=sim.{id}; path=/; domain=.groq.com; HttpOnly; Secure; SameSite=None")),
         ];
         for (name, value) in made {
-            answer.headers.extend(HeaderValue::from_str(&value).ok().map(|v| (http::HeaderName::from_static(name), v)));
+            answer.headers.extend(HeaderValue::from_str(&value).ok().map(|v| (HeaderName::from_static(name), v)));
         }
     }
 
-    /// The simulator's own paths.
-    fn own(&self, path: &str, method: &Method, body: &Bytes) -> Answer {
+    /// Answers a path below `/_sim/`.
+    fn control(&self, path: &str, method: &Method, body: &Bytes) -> Answer {
         let json = |value: serde_json::Result<serde_json::Value>| Answer::ok(&value.unwrap_or_default());
         match (path, method) {
             ("log", &Method::GET) => json(serde_json::to_value(self.log())),
@@ -196,32 +251,17 @@ impl Sim {
     }
 }
 
-/// Leaves the rest to the connection; nothing comes after.
-async fn handed_over(order: mpsc::Sender<Raw>, raw: Raw) -> Response<Reply> {
-    let _ = order.send(raw).await; // the connection may have ended meanwhile
+/// Has the connection send raw bytes and close; the request itself gets no answer.
+async fn instead(orders: mpsc::Sender<Order>, raw: RawBytes) -> Result<Response<AnswerBody>, Reset> {
+    let _connection_has_ended = orders.send(Order::Raw(raw)).await;
     std::future::pending().await
 }
 
-async fn write_raw<I: AsyncWrite + Unpin>(io: &mut I, raw: Raw) -> std::io::Result<()> {
-    let mut rest = raw.bytes.as_ref();
-    if let Some((count, pause)) = raw.slow {
-        let (slow, after) = rest.split_at(count);
-        for byte in slow {
-            io.write_all(std::slice::from_ref(byte)).await?;
-            io.flush().await?;
-            pin!(sleep(pause)).await;
-        }
-        rest = after;
-    }
-    io.write_all(rest).await?;
-    io.flush().await
-}
-
-fn response(answer: Answer, ticket: Option<Ticket>) -> Response<Reply> {
+fn response(answer: Answer, entry: Option<EntryWriter>) -> Response<AnswerBody> {
     let mut response = Response::new(());
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers.clone();
-    response.map(|()| Reply::new(answer, ticket))
+    response.map(|()| AnswerBody::new(answer, entry))
 }
 
 fn preflight() -> Answer {
@@ -232,7 +272,7 @@ fn preflight() -> Answer {
         ("access-control-allow-headers", "*"),
     ];
     answer.headers =
-        fixed.into_iter().map(|(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value))).collect();
+        fixed.into_iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect();
     answer
 }
 

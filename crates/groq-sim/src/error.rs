@@ -1,8 +1,9 @@
-//! What does Groq say when it refuses? Its captured texts to the letter, and durations as Go prints them.
+//! Error objects with Groq's captured texts, and durations as Go prints them.
 
+use http::StatusCode;
 use serde_json::{Value, json};
 
-/// A duration of so many nanoseconds as Go's `Duration.String` prints it: `399ms`, `2m59.56s`, `1h2m3.5s`.
+/// A duration in nanoseconds as Go's `Duration.String` prints it: `399ms`, `2m59.56s`, `1h2m3.5s`.
 pub(crate) fn go_duration(nanos: u64) -> String {
     let fraction = |value: u64, unit: u64| {
         let digits = unit.ilog10() as usize;
@@ -26,7 +27,7 @@ pub(crate) fn go_duration(nanos: u64) -> String {
     }
 }
 
-/// JSON text; an error object's members come in Groq's order.
+/// JSON text, with the members of an error object in Groq's order.
 pub(crate) fn to_text(body: &Value) -> String {
     let Some(Value::Object(members)) = body.get("error") else { return body.to_string() };
     let order = ["message", "type", "param", "code", "failed_generation"];
@@ -87,6 +88,23 @@ pub(crate) fn usual(status: u16, model: &str) -> Value {
         500.. => error("Internal Server Error", "internal_server_error", None),
         _ => invalid("Invalid request", None),
     }
+}
+
+/// Status and body of an error that Groq answers with this code.
+pub(crate) fn by_code(code: &str, model: &str) -> (StatusCode, Value) {
+    let message = match code {
+        "invalid_api_key" => return (StatusCode::UNAUTHORIZED, usual(401, model)),
+        "model_not_found" => return (StatusCode::NOT_FOUND, no_such_model(model)),
+        "model_decommissioned" => return (StatusCode::BAD_REQUEST, decommissioned(model)),
+        "capacity_exceeded" => return (StatusCode::from_u16(498).unwrap_or(StatusCode::BAD_REQUEST), usual(498, model)),
+        "organization_restricted" => {
+            "Organization has been restricted. Please reach out to support if you believe this was in error."
+        }
+        "blocked_api_access" => "API access has been blocked: the spend limit of this organization has been reached.",
+        code if code.starts_with("spend_") => "The spend limit of this organization has been reached.",
+        _ => "Invalid request",
+    };
+    (StatusCode::BAD_REQUEST, invalid(message, Some(code)))
 }
 
 /// Cloudflare's page for an outage of the origin.

@@ -33,7 +33,7 @@ impl Default for OutputTest {
 /// The answers of each API key that may still be its largest one. Times are nanoseconds since the simulator's start.
 #[derive(Debug, Default)]
 pub(crate) struct RecentAnswers {
-    /// When an answer ended and its completion tokens: both falling towards the back is what keeps this short.
+    /// When each answer ended and its completion tokens. Later answers are at the back, and each is smaller than those before it.
     by_key: HashMap<String, VecDeque<(u64, u64)>>,
 }
 

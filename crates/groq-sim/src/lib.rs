@@ -1,21 +1,33 @@
-//! What would Groq do? A Groq that never leaves the machine: its limiter, endpoints, texts and ways to fail.
+//! A simulated Groq: its rate limiter, endpoints, error texts and ways to fail.
 //!
-//! Written from captured traffic and Groq's documentation alone; it imports nothing of the shield, whose mistakes it
-//! would share. It serves any stream of bytes (a socket, `tokio::io::duplex`) and takes all time from tokio's clock,
-//! so that it runs in virtual time too.
+//! It is written from captured traffic and Groq's documentation alone and shares no code with the proxy or its limiter,
+//! so that it cannot share their mistakes. It serves any byte stream (a socket, `tokio::io::duplex`) over HTTP/1.1 and HTTP/2 and
+//! takes all time from tokio's clock, so it runs in virtual time too.
 //!
-//! | file | question |
+//! ```no_run
+//! use groq_sim::{Fault, Action, Options, Plan, Sim};
+//!
+//! # async fn run() -> std::io::Result<()> {
+//! let sim = Sim::new(Options { plan: Plan::free(), ..Options::default() });
+//! sim.set_faults(vec![Fault::nth(1, Action::Close)]);
+//! sim.serve(tokio::net::TcpListener::bind("127.0.0.1:0").await?).await
+//! # }
+//! ```
+//!
+//! | modules | contents |
 //! |---|---|
-//! | `plan`, `level`, `lane`, `output`, `texts` | the limits; how full one is; may a request go; what it is expected to produce; what a refusal says |
-//! | `call`, `chat`, `responses`, `media`, `shelf` | what is asked; the answers of each endpoint |
-//! | `reply`, `fault`, `connection` | bytes over time; what is made to go wrong; one connection |
+//! | `options`, `plan` | settings; the limits of Groq's plans |
+//! | `dimension`, `limit`, `limiter`, `expected_output`, `refusal` | rate limiting: one limit, all limits of a scope, what a refusal says |
+//! | `call`, `generation`, `chat`, `responses`, `embeddings`, `audio`, `resources` | reading a request; the answer of each endpoint |
+//! | `answer`, `fault`, `action`, `raw`, `connection`, `error` | answers as bytes over time; injected faults and what they do; serving a connection; error objects |
 //! | `log` | what came in, for tests |
 //!
-//! Beside Groq's paths it has its own: `GET /_sim/log`, `GET /_sim/stats`, `POST /_sim/faults` ([`Fault`]), `POST /_sim/reset`.
-//! A message may say how it is to be answered: `[[sim completion=123 head_ms=250 cached=10 error=tool_use_failed]]`.
+//! Beside Groq's paths it has its own: `GET /_sim/log`, `GET /_sim/stats`, `POST /_sim/faults` (a list of [`Fault`]) and
+//! `POST /_sim/reset`. A message may direct its own answer, by any of
+//! `[[sim completion=123 reasoning=40 head_ms=250 cached=10 error=tool_use_failed]]`.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     io,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -27,174 +39,40 @@ use std::{
 use sha2::{Digest, Sha256};
 use tokio::{net::TcpListener, time::Instant};
 
+mod action;
 mod answer;
 mod audio;
 mod call;
 mod chat;
 mod connection;
+mod dimension;
+mod embeddings;
 mod error;
 mod expected_output;
 mod fault;
+mod generation;
 mod limit;
 mod limiter;
 mod log;
+mod options;
 mod plan;
+mod raw;
+mod refusal;
 mod resources;
 mod responses;
 #[cfg(test)]
 mod tests;
 
+pub use action::Action;
 pub use expected_output::OutputTest;
-pub use fault::{Action, Fault};
+pub use fault::Fault;
 pub use limit::Algorithm;
-pub use limiter::Stranger;
-pub use log::{LaneStats, LevelStats, Request, Stats};
+pub use limiter::ExternalTraffic;
+pub use log::{LimitStats, Request, ScopeStats, Stats};
+pub use options::{Charging, HeaderTime, Options, Pace, Rounding, Wording};
 pub use plan::{ModelLimits, Plan};
 
-/// When the limiter takes how much.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Charging {
-    /// Holds prompt + ceiling and gives the rest back at the end: Groq, as far as known.
-    #[default]
-    R,
-    /// Tests prompt + ceiling, holds the prompt, adds the output at the end.
-    T,
-    /// Tests and holds the prompt, adds the output at the end.
-    P,
-    /// Holds prompt + ceiling and never gives back.
-    N,
-}
-
-/// When the `x-ratelimit-*` headers are read off.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Stamp {
-    /// At admission: Groq.
-    #[default]
-    Admission,
-    /// When the answer's head goes out.
-    Finish,
-}
-
-/// How `retry-after` becomes whole seconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum Rounding {
-    #[default]
-    Up,
-    Down,
-    Nearest,
-}
-
-/// Which of Groq's captured ways a refusal is written in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Wording {
-    /// `… on tokens per minute (TPM): Limit …`
-    #[default]
-    Current,
-    /// `… on : Limit …`, the use rounded down.
-    Nameless,
-    /// `Requested ~n`, and 429 even for what can never fit.
-    Of2024,
-}
-
-/// How fast and how much it generates. Lognormal, by the simulator's seed.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pace {
-    /// Median time to a stream's head.
-    pub head: Duration,
-    /// Its spread: the standard deviation of the logarithm.
-    pub head_sigma: f64,
-    /// 0: all at once.
-    pub tokens_per_second: f64,
-    /// Median completion where the ceiling does not cut it.
-    pub completion: f64,
-    /// Its spread.
-    pub completion_sigma: f64,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self {
-            head: Duration::from_millis(60),
-            head_sigma: 0.4,
-            tokens_per_second: 1000.0,
-            completion: 120.0,
-            completion_sigma: 0.7,
-        }
-    }
-}
-
-impl Pace {
-    /// Answers at once.
-    pub fn instant() -> Self {
-        Self { head: Duration::ZERO, tokens_per_second: 0.0, ..Self::default() }
-    }
-}
-
-/// What the simulated Groq is like.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The limits.
-    pub plan: Plan,
-    /// How limits forget.
-    pub algorithm: Algorithm,
-    /// When they take.
-    pub charging: Charging,
-    /// What is tested against `output_tokens_per_minute`.
-    pub output_test: OutputTest,
-    /// When headers are read off.
-    pub stamp: Stamp,
-    /// How `retry-after` is rounded.
-    pub retry_after: Rounding,
-    /// `reset` headers to the nanosecond, not by the whole units that `remaining` shows.
-    pub exact_reset: bool,
-    /// How refusals are worded.
-    pub wording: Wording,
-    /// The last sentence of a refusal.
-    pub tail: String,
-    /// Organisation ids by API key. Any other key is an organisation of its own.
-    pub organisations: BTreeMap<String, String>,
-    /// Share of a limit that is taken when a lane is first used, by code (`TPD`); over 1 for debt.
-    pub initial_use: BTreeMap<String, f64>,
-    /// Traffic that goes past whoever is in front.
-    pub stranger: Option<Stranger>,
-    /// How fast it generates.
-    pub pace: Pace,
-    /// Bytes of an audio file at most (25 MB on the free plan).
-    pub max_audio: usize,
-    /// Bytes of any body at most.
-    pub max_body: usize,
-    /// Everything random follows from it.
-    pub seed: u64,
-    /// What is made to go wrong.
-    pub faults: Vec<Fault>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            plan: Plan::developer(),
-            algorithm: Algorithm::default(),
-            charging: Charging::default(),
-            output_test: OutputTest::default(),
-            stamp: Stamp::default(),
-            retry_after: Rounding::default(),
-            exact_reset: false,
-            wording: Wording::default(),
-            tail: "Visit https://console.groq.com/docs/rate-limits for more information.".to_owned(),
-            organisations: BTreeMap::new(),
-            initial_use: BTreeMap::new(),
-            stranger: None,
-            pace: Pace::default(),
-            max_audio: 100 << 20,
-            max_body: 110 << 20,
-            seed: 1,
-            faults: Vec::new(),
-        }
-    }
-}
-
-/// A simulated Groq. Clones are the same one.
+/// A simulated Groq. Clones share their state.
 #[derive(Clone, Debug)]
 pub struct Sim(Arc<Shared>);
 
@@ -208,10 +86,10 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    lanes: HashMap<limiter::Scope, limiter::Lane>,
+    limiters: HashMap<limiter::Scope, limiter::Limiter>,
     faults: fault::Faults,
     log: log::Log,
-    shelf: resources::Shelf,
+    resources: resources::Resources,
     requests: u64,
 }
 
@@ -231,7 +109,7 @@ impl Sim {
         loop {
             let socket = match listener.accept().await {
                 Ok((socket, _)) => socket,
-                // The connection is gone or descriptors ran out: neither lasts.
+                // The connection is gone or file descriptors ran out: neither lasts.
                 Err(_) => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     continue;
@@ -243,13 +121,13 @@ impl Sim {
         }
     }
 
-    /// Replaces the script of faults.
+    /// Replaces the faults.
     pub fn set_faults(&self, faults: Vec<Fault>) {
         let seed = self.0.options.seed;
         self.state().faults = fault::Faults::new(faults, seed);
     }
 
-    /// Empties limits, log, files and the script of faults.
+    /// Empties limits, log and files, and removes all faults.
     pub fn reset(&self) {
         let state = &mut *self.state();
         let faults = fault::Faults::new(Vec::new(), self.0.options.seed);
@@ -261,7 +139,7 @@ impl Sim {
         self.state().log.requests()
     }
 
-    /// What was admitted, refused and spent.
+    /// What was admitted, refused and used.
     pub fn stats(&self) -> Stats {
         let now = self.now();
         let state = &mut *self.state();
@@ -286,8 +164,8 @@ impl Sim {
         1_767_225_600 + self.0.started.elapsed().as_secs()
     }
 
-    fn organisation(&self, key: &str) -> String {
-        match self.0.options.organisations.get(key) {
+    fn organization(&self, key: &str) -> String {
+        match self.0.options.organizations.get(key) {
             Some(name) => name.clone(),
             None => format!("org_01{}", &hex(&Sha256::digest(key))[..24]),
         }

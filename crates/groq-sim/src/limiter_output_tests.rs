@@ -1,42 +1,42 @@
 //! Limits on input and output tokens per minute: the observed sequences and texts.
 
 use super::{
-    tests::{MILLI, lane, refused, take},
+    tests::{MILLI, limiter, refused, take},
     *,
 };
 
 const QWEN: &str = "qwen/qwen3.8-27b";
 
-fn limited(options: &Options) -> Lane {
+fn limited(options: &Options) -> Limiter {
     let limits = ModelLimits {
         tokens_per_minute: Some(8000),
         input_tokens_per_minute: Some(7000),
         output_tokens_per_minute: Some(1000),
         ..ModelLimits::default()
     };
-    lane(limits, options)
+    limiter(limits, options)
 }
 
-fn ask(prompt: u64, max_completion_tokens: u64) -> Ask {
-    Ask::Tokens { prompt, ceiling: Some(max_completion_tokens) }
+fn cost(prompt: u64, max_completion_tokens: u64) -> Cost {
+    Cost::Tokens { prompt, max_completion: Some(max_completion_tokens) }
 }
 
-fn answered(lane: &mut Lane, now: u64, ask: Ask, completion: u64) {
-    let admission = take(lane, now, ask);
-    lane.settle(now, &admission, 20, completion, Charging::R);
+fn answered(limiter: &mut Limiter, now: u64, cost: Cost, completion: u64) {
+    let admission = take(limiter, now, cost);
+    limiter.settle(now, &admission, 20, completion);
 }
 
-fn used(lane: &mut Lane, now: u64, code: &str) -> u64 {
-    lane.levels(now).into_iter().find(|(this, ..)| *this == code).expect("this dimension").2
+fn used(limiter: &mut Limiter, now: u64, code: &str) -> u64 {
+    limiter.usage(now).into_iter().find(|(this, ..)| *this == code).expect("this dimension").2
 }
 
 #[test]
 fn the_largest_recent_answer_is_tested_and_not_the_max_completion_tokens() {
     let options = Options::default();
-    let mut lane = limited(&options);
-    answered(&mut lane, 0, ask(20, 1800), 1089);
+    let mut limiter = limited(&options);
+    answered(&mut limiter, 0, cost(20, 1800), 1089);
     // The same request again, with room in the bucket: refused by the answer of the first one.
-    let (status, message, kind, wait) = refused(&mut lane, 100 * SECOND, ask(20, 1800), QWEN, "org_x", &options);
+    let (status, message, kind, wait) = refused(&mut limiter, 100 * SECOND, cost(20, 1800), QWEN, "org_x", &options);
     assert_eq!((status, kind.as_str(), wait.as_str()), (429, "tokens", ""));
     assert_eq!(
         message,
@@ -45,20 +45,20 @@ fn the_largest_recent_answer_is_tested_and_not_the_max_completion_tokens() {
          max_tokens (or the request's expected output) and try again. Visit https://console.groq.com/docs/rate-limits for more \
          information."
     );
-    assert_eq!(lane.headers(100 * SECOND, Unit::Tokens, false)["x-ratelimit-remaining-tokens"], "8000");
+    assert_eq!(limiter.headers(100 * SECOND, Unit::Tokens, false)["x-ratelimit-remaining-tokens"], "8000");
     // Fewer max completion tokens than that are what is tested; and the answer counts for 150 s only.
-    take(&mut lane, 100 * SECOND, ask(20, 900));
-    take(&mut lane, 150 * SECOND, ask(20, 1800));
+    take(&mut limiter, 100 * SECOND, cost(20, 900));
+    take(&mut limiter, 150 * SECOND, cost(20, 1800));
 }
 
 #[test]
 fn a_full_bucket_says_when_to_try_again() {
     let options = Options::default();
-    let mut lane = limited(&options);
-    answered(&mut lane, 0, ask(20, 4548), 805);
-    lane.answers = RecentAnswers::default(); // as if the large answer had aged out
-    answered(&mut lane, 0, ask(20, 4548), 192);
-    let (status, message, kind, wait) = refused(&mut lane, 0, ask(20, 4548), QWEN, "org_x", &options);
+    let mut limiter = limited(&options);
+    answered(&mut limiter, 0, cost(20, 4548), 805);
+    limiter.answers = RecentAnswers::default(); // as if the large answer had aged out
+    answered(&mut limiter, 0, cost(20, 4548), 192);
+    let (status, message, kind, wait) = refused(&mut limiter, 0, cost(20, 4548), QWEN, "org_x", &options);
     assert_eq!((status, kind.as_str(), wait.as_str()), (429, "tokens", "12"));
     assert!(
         message.contains(
@@ -66,7 +66,7 @@ fn a_full_bucket_says_when_to_try_again() {
         ),
         "{message}"
     );
-    take(&mut lane, 11_340 * MILLI, ask(20, 4548));
+    take(&mut limiter, 11_340 * MILLI, cost(20, 4548));
 }
 
 #[test]
@@ -74,44 +74,44 @@ fn the_output_is_charged_at_the_end_and_nothing_is_held_unless_said_otherwise() 
     for (hold, held) in [(false, 300), (true, 600)] {
         let output_test = OutputTest::Expected { window: std::time::Duration::from_secs(60), hold };
         let options = Options { output_test, ..Options::default() };
-        let mut lane = limited(&options);
-        answered(&mut lane, 0, ask(20, 2000), 300);
-        let running = take(&mut lane, 0, ask(20, 2000));
-        assert_eq!(used(&mut lane, 0, "OTPM"), held);
-        lane.settle(0, &running, 20, 450, Charging::N);
-        assert_eq!(used(&mut lane, 0, "OTPM"), 750);
+        let mut limiter = limited(&options);
+        answered(&mut limiter, 0, cost(20, 2000), 300);
+        let running = take(&mut limiter, 0, cost(20, 2000));
+        assert_eq!(used(&mut limiter, 0, "OTPM"), held);
+        limiter.settle(0, &running, 20, 450);
+        assert_eq!(used(&mut limiter, 0, "OTPM"), 750);
     }
 }
 
 #[test]
 fn every_key_has_its_own_expectation() {
     let options = Options::default();
-    let mut lane = limited(&options);
-    answered(&mut lane, 0, ask(20, 2000), 900);
-    refused(&mut lane, 0, ask(20, 2000), QWEN, "org_x", &options);
-    lane.admit(0, "gsk_other", ask(20, 2000), Charging::R).expect("no answer of this key is known, and the bucket has room");
+    let mut limiter = limited(&options);
+    answered(&mut limiter, 0, cost(20, 2000), 900);
+    refused(&mut limiter, 0, cost(20, 2000), QWEN, "org_x", &options);
+    limiter.admit(0, "gsk_other", cost(20, 2000)).expect("no answer of this key is known, and the bucket has room");
 }
 
 #[test]
 fn max_completion_tokens_can_be_what_is_tested_after_all() {
     let options = Options { output_test: OutputTest::MaxCompletionTokens, ..Options::default() };
-    let mut lane = limited(&options);
-    let (status, message, ..) = refused(&mut lane, 0, ask(20, 1024), QWEN, "o", &options);
+    let mut limiter = limited(&options);
+    let (status, message, ..) = refused(&mut limiter, 0, cost(20, 1024), QWEN, "o", &options);
     assert_eq!(status, 429);
     assert!(message.contains("(OTPM): Limit 1000, Requested 1024. The request's expected output"), "{message}");
-    let (_, message, ..) = refused(&mut lane, 0, Ask::Tokens { prompt: 10, ceiling: None }, QWEN, "o", &options);
+    let (_, message, ..) = refused(&mut limiter, 0, Cost::Tokens { prompt: 10, max_completion: None }, QWEN, "o", &options);
     assert!(message.contains("Limit 1000, Requested 2048"), "{message}");
-    take(&mut lane, 0, ask(20, 900));
-    assert_eq!(used(&mut lane, 0, "OTPM"), 900);
+    take(&mut limiter, 0, cost(20, 900));
+    assert_eq!(used(&mut limiter, 0, "OTPM"), 900);
 }
 
 #[test]
 fn the_prompt_is_what_counts_as_input() {
     let options = Options::default();
-    let mut lane = limited(&options);
-    take(&mut lane, 0, ask(6650, 0));
+    let mut limiter = limited(&options);
+    take(&mut limiter, 0, cost(6650, 0));
     // 129 ms give back 15.05 tokens: 6634.95 are used.
-    let (status, message, kind, wait) = refused(&mut lane, 129 * MILLI, ask(538, 0), QWEN, "org_x", &options);
+    let (status, message, kind, wait) = refused(&mut limiter, 129 * MILLI, cost(538, 0), QWEN, "org_x", &options);
     assert_eq!((status, kind.as_str(), wait.as_str()), (429, "tokens", "2"));
     assert!(
         message.contains(
@@ -119,7 +119,7 @@ fn the_prompt_is_what_counts_as_input() {
         ),
         "{message}"
     );
-    let shown = lane.headers(0, Unit::Tokens, false);
+    let shown = limiter.headers(0, Unit::Tokens, false);
     assert_eq!(shown["x-ratelimit-limit-tokens"], "8000", "neither ITPM nor OTPM has headers");
     assert_eq!(shown.len(), 3);
 }

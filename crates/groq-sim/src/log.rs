@@ -1,4 +1,4 @@
-//! What came in, and what became of it? For tests, in the process and over `/_sim/log` and `/_sim/stats`.
+//! The requests that came in and what became of them: for tests, in the process and over `/_sim/log` and `/_sim/stats`.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -8,9 +8,9 @@ use serde::Serialize;
 use crate::{Sim, State};
 
 /// Requests kept.
-const KEPT: usize = 20_000;
-/// Bytes of a body kept with its request.
-const BODY_KEPT: usize = 64 << 10;
+const MAX_REQUESTS: usize = 20_000;
+/// Largest body that is kept with its request, in bytes.
+const MAX_BODY: usize = 64 << 10;
 
 /// One request as it came over the wire.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -21,11 +21,13 @@ pub struct Request {
     pub connection: u64,
     /// Milliseconds since the simulator's start.
     pub at_ms: f64,
+    /// `HTTP/1.1` or `HTTP/2.0`.
+    pub version: String,
     /// The method.
     pub method: String,
-    /// Path and query.
+    /// The request target: over HTTP/2 its `:path`.
     pub target: String,
-    /// Names (small letters) and values, in order.
+    /// Names (in lower case) and values, in order; over HTTP/2 `:authority` is the first.
     pub headers: Vec<(String, String)>,
     /// Bytes of the body.
     pub body_length: usize,
@@ -40,9 +42,9 @@ pub struct Request {
     pub status: Option<u16>,
     /// The dimension that refused it.
     pub refused: Option<&'static str>,
-    /// The fault that was played on it.
+    /// The fault that was injected.
     pub fault: Option<&'static str>,
-    /// `complete`, or `dropped` where the client left before the end; `None` while it runs.
+    /// `complete`, or `dropped` where the client left before the end; `None` while it is answered.
     pub ended: Option<&'static str>,
     /// When it ended, in milliseconds since the start.
     pub ended_ms: Option<f64>,
@@ -55,49 +57,49 @@ impl Request {
     }
 }
 
-/// One level of a lane.
+/// One limit of a scope.
 #[derive(Clone, Debug, Serialize)]
-pub struct LevelStats {
+pub struct LimitStats {
     /// The limit.
     pub limit: u64,
     /// Units in use now, rounded up.
     pub used: u64,
-    /// Units charged since the start, refunds taken off.
-    pub spent: i128,
+    /// Units charged since the start, less refunds.
+    pub charged: i128,
 }
 
-/// One organisation × model × tier.
+/// One organization, model and service tier.
 #[derive(Clone, Debug, Serialize)]
-pub struct LaneStats {
-    /// Organisation id.
-    pub organisation: String,
+pub struct ScopeStats {
+    /// Organization id.
+    pub organization: String,
     /// The model.
     pub model: String,
     /// The service tier.
     pub tier: String,
-    /// Requests let in.
+    /// Requests admitted.
     pub admitted: u64,
-    /// Requests refused, by the dimension named.
+    /// Requests refused, by the dimension that refused.
     pub refused: BTreeMap<&'static str, u64>,
-    /// Levels by code.
-    pub levels: BTreeMap<&'static str, LevelStats>,
+    /// Limits by code (`TPM`).
+    pub limits: BTreeMap<&'static str, LimitStats>,
 }
 
-/// The whole simulator's counts.
+/// Counts of the whole simulator.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Stats {
     /// Requests seen.
     pub requests: u64,
-    /// Requests let in by the limiter.
+    /// Requests admitted by the limiters.
     pub admitted: u64,
-    /// Requests refused by the limiter, by dimension.
+    /// Requests refused by the limiters, by dimension.
     pub refused: BTreeMap<&'static str, u64>,
-    /// Faults played.
+    /// Faults injected.
     pub faults: u64,
     /// Answers that the client did not wait for.
     pub dropped: u64,
-    /// Every lane used so far.
-    pub lanes: Vec<LaneStats>,
+    /// Every scope used so far.
+    pub scopes: Vec<ScopeStats>,
 }
 
 impl Stats {
@@ -109,22 +111,22 @@ impl Stats {
 
 pub(crate) fn stats(now: u64, state: &mut State) -> Stats {
     let mut stats = Stats { requests: state.log.seen, faults: state.log.faults, dropped: state.log.dropped, ..Stats::default() };
-    for ((organisation, model, tier), lane) in &mut state.lanes {
-        stats.admitted += lane.admitted;
-        for (code, count) in &lane.refused {
+    for ((organization, model, tier), limiter) in &mut state.limiters {
+        stats.admitted += limiter.admitted;
+        for (code, count) in &limiter.refused {
             *stats.refused.entry(code).or_default() += count;
         }
-        let levels = lane.levels(now).into_iter();
-        stats.lanes.push(LaneStats {
-            organisation: organisation.clone(),
+        let limits = limiter.usage(now).into_iter();
+        stats.scopes.push(ScopeStats {
+            organization: organization.clone(),
             model: model.clone(),
             tier: tier.clone(),
-            admitted: lane.admitted,
-            refused: lane.refused.clone(),
-            levels: levels.map(|(code, limit, used, spent)| (code, LevelStats { limit, used, spent })).collect(),
+            admitted: limiter.admitted,
+            refused: limiter.refused.clone(),
+            limits: limits.map(|(code, limit, used, charged)| (code, LimitStats { limit, used, charged })).collect(),
         });
     }
-    stats.lanes.sort_by(|a, b| (&a.organisation, &a.model, &a.tier).cmp(&(&b.organisation, &b.model, &b.tier)));
+    stats.scopes.sort_by(|a, b| (&a.organization, &a.model, &a.tier).cmp(&(&b.organization, &b.model, &b.tier)));
     stats
 }
 
@@ -142,11 +144,11 @@ impl Log {
     }
 
     pub(crate) fn push(&mut self, mut request: Request, body: &Bytes) {
-        if body.len() <= BODY_KEPT {
+        if body.len() <= MAX_BODY {
             request.body = body.clone();
         }
         self.seen += 1;
-        if self.requests.len() == KEPT {
+        if self.requests.len() == MAX_REQUESTS {
             self.requests.pop_front();
         }
         self.requests.push_back(request);
@@ -158,15 +160,15 @@ impl Log {
     }
 }
 
-/// A logged request's future: how it is answered, and how it ends.
+/// Writes into the log how a request is answered and how it ends; dropped early, that the client left.
 #[derive(Debug)]
-pub(crate) struct Ticket {
+pub(crate) struct EntryWriter {
     sim: Sim,
     pub(crate) number: u64,
     ended: bool,
 }
 
-impl Ticket {
+impl EntryWriter {
     pub(crate) fn new(sim: &Sim, number: u64) -> Self {
         Self { sim: sim.clone(), number, ended: false }
     }
@@ -203,7 +205,7 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for EntryWriter {
     fn drop(&mut self) {
         self.end("dropped");
     }

@@ -1,10 +1,10 @@
-//! What are the limits? Tables as Groq publishes them, or a TOML file with the shield's own `[limits]` keys.
+//! The limits of Groq's plans, or those of a TOML file with the `[limits]` keys of groq-shield.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, de::IgnoredAny};
 
-/// One model's limits; what is `None` is not limited.
+/// The limits of one model; `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "each field says it all")]
@@ -17,12 +17,12 @@ pub struct ModelLimits {
     pub output_tokens_per_minute: Option<u64>,
     pub audio_seconds_per_hour: Option<u64>,
     pub audio_seconds_per_day: Option<u64>,
-    /// Added to the prompt at admission where a request names no ceiling.
+    /// Added to the prompt at admission where a request names no max completion tokens.
     pub assumed_completion_tokens: Option<u64>,
 }
 
 impl ModelLimits {
-    fn over(self, base: Self) -> Self {
+    fn or(self, base: Self) -> Self {
         Self {
             requests_per_minute: self.requests_per_minute.or(base.requests_per_minute),
             requests_per_day: self.requests_per_day.or(base.requests_per_day),
@@ -130,10 +130,10 @@ impl Plan {
             Some("free") => Self::free(),
             _ => Self::developer(),
         };
-        plan.default = limits.default.over(plan.default);
+        plan.default = limits.default.or(plan.default);
         for (model, own) in limits.model {
             let base = plan.of_model(&model);
-            plan.models.insert(model, own.over(base));
+            plan.models.insert(model, own.or(base));
         }
         Ok(plan)
     }

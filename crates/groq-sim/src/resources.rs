@@ -1,4 +1,4 @@
-//! What lies on the shelf? Models, files (with ranges), batches, fine tunings: what spends nothing.
+//! Models, files (with ranges), batches and fine tunings: the endpoints that no limit covers.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -14,17 +14,17 @@ use crate::{
 };
 
 #[derive(Debug, Default)]
-pub(crate) struct Shelf {
+pub(crate) struct Resources {
     files: BTreeMap<String, (Value, Bytes)>,
     batches: BTreeMap<String, Value>,
     tunings: BTreeMap<String, Value>,
 }
 
 impl Sim {
-    /// Answers for the endpoints that no limit covers.
-    pub(crate) fn shelf(&self, call: &Call, id: u64) -> Answer {
+    /// The answer of an endpoint that no limit covers.
+    pub(crate) fn resources(&self, call: &Call, id: u64) -> Answer {
         let deleted = |id: &str, object: &str| Answer::ok(&json!({"id": id, "object": object, "deleted": true}));
-        let shelf = &mut self.state().shelf;
+        let resources = &mut self.state().resources;
         match &call.endpoint {
             Endpoint::Models => {
                 let models: Vec<Value> = self.0.options.plan.models.keys().map(|id| model(id)).collect();
@@ -43,15 +43,15 @@ impl Sim {
                 let purpose = call.fields["purpose"].as_str().unwrap_or("batch");
                 let file = json!({"id": id, "object": "file", "bytes": bytes.len(), "created_at": self.unix_time(),
                                   "filename": filename, "purpose": purpose, "status": "processed"});
-                shelf.files.insert(id, (file.clone(), bytes.clone()));
+                resources.files.insert(id, (file.clone(), bytes.clone()));
                 Answer::ok(&file)
             }
-            Endpoint::Files => Answer::ok(&list(shelf.files.values().map(|(file, _)| file.clone()))),
+            Endpoint::Files => Answer::ok(&list(resources.files.values().map(|(file, _)| file.clone()))),
             Endpoint::File(id) if call.method == Method::DELETE => {
-                shelf.files.remove(id).map_or_else(missing, |_| deleted(id, "file"))
+                resources.files.remove(id).map_or_else(missing, |_| deleted(id, "file"))
             }
-            Endpoint::File(id) => shelf.files.get(id).map_or_else(missing, |(file, _)| Answer::ok(file)),
-            Endpoint::FileContent(id) => shelf.files.get(id).map_or_else(missing, |(_, bytes)| content(call, bytes)),
+            Endpoint::File(id) => resources.files.get(id).map_or_else(missing, |(file, _)| Answer::ok(file)),
+            Endpoint::FileContent(id) => resources.files.get(id).map_or_else(missing, |(_, bytes)| content(call, bytes)),
             Endpoint::Batches if call.method == Method::POST => {
                 let id = format!("batch_01sim{id:021}");
                 let batch = json!({
@@ -60,12 +60,12 @@ impl Sim {
                     "status": "validating", "output_file_id": null, "error_file_id": null, "created_at": self.unix_time(),
                     "request_counts": {"total": 0, "completed": 0, "failed": 0}, "metadata": call.fields["metadata"],
                 });
-                shelf.batches.insert(id, batch.clone());
+                resources.batches.insert(id, batch.clone());
                 Answer::ok(&batch)
             }
-            Endpoint::Batches => Answer::ok(&list(shelf.batches.values().cloned())),
-            Endpoint::Batch(id) => shelf.batches.get(id).map_or_else(missing, Answer::ok),
-            Endpoint::BatchCancel(id) => shelf.batches.get_mut(id).map_or_else(missing, |batch| {
+            Endpoint::Batches => Answer::ok(&list(resources.batches.values().cloned())),
+            Endpoint::Batch(id) => resources.batches.get(id).map_or_else(missing, Answer::ok),
+            Endpoint::BatchCancel(id) => resources.batches.get_mut(id).map_or_else(missing, |batch| {
                 batch["status"] = json!("cancelling");
                 Answer::ok(batch)
             }),
@@ -74,14 +74,14 @@ impl Sim {
                 let tuning = json!({"id": id, "name": call.fields["name"], "base_model": call.fields["base_model"],
                                     "type": "lora", "input_file_id": call.fields["input_file_id"],
                                     "created_at": self.unix_time(), "fine_tuned_model": format!("ft:{id}")});
-                shelf.tunings.insert(id.clone(), tuning.clone());
+                resources.tunings.insert(id.clone(), tuning.clone());
                 Answer::ok(&json!({"id": id, "object": "object", "data": tuning}))
             }
-            Endpoint::FineTunings => Answer::ok(&list(shelf.tunings.values().cloned())),
+            Endpoint::FineTunings => Answer::ok(&list(resources.tunings.values().cloned())),
             Endpoint::FineTuning(id) if call.method == Method::DELETE => {
-                shelf.tunings.remove(id).map_or_else(missing, |_| deleted(id, "fine_tuning"))
+                resources.tunings.remove(id).map_or_else(missing, |_| deleted(id, "fine_tuning"))
             }
-            Endpoint::FineTuning(id) => shelf.tunings.get(id).map_or_else(missing, Answer::ok),
+            Endpoint::FineTuning(id) => resources.tunings.get(id).map_or_else(missing, Answer::ok),
             _ => missing(),
         }
     }

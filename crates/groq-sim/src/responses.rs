@@ -1,4 +1,4 @@
-//! `responses` and `embeddings`: the other two that spend tokens and answer in JSON.
+//! `responses`: whole, or as a stream of typed events.
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -8,9 +8,9 @@ use crate::{
     Sim,
     answer::{Answer, Step},
     call::Call,
-    chat::{Body, Generation, invalid_model},
+    chat::invalid_model,
     error::invalid,
-    limiter::Ask,
+    generation::{Body, Generation},
 };
 
 impl Sim {
@@ -21,7 +21,7 @@ impl Sim {
         if call.fields["input"].is_null() {
             return Answer::bad(&invalid("'input' : property 'input' is missing", None));
         }
-        let (hold, headers) = match self.admit(call, call.ask()) {
+        let (permit, headers) = match self.admit(call, call.cost()) {
             Ok(admitted) => admitted,
             Err(answer) => return *answer,
         };
@@ -31,21 +31,27 @@ impl Sim {
         } else {
             Body::Whole(StatusCode::OK, self.response(call, &generation, true))
         };
-        self.generated(&generation, hold, headers, body)
+        self.generated(&generation, permit, headers, body)
     }
 
     fn response(&self, call: &Call, generation: &Generation, done: bool) -> Value {
         let mut response = json!({
             "id": format!("resp_{:032x}", generation.id), "object": "response", "created_at": self.unix_time(),
             "status": if done { "completed" } else { "in_progress" }, "background": false, "error": null,
-            "incomplete_details": null, "instructions": call.fields["instructions"], "max_output_tokens": call.ceiling(),
+            "incomplete_details": null, "instructions": call.fields["instructions"], "max_output_tokens": call.max_completion_tokens(),
             "model": call.model, "output": [], "parallel_tool_calls": true, "previous_response_id": null,
             "reasoning": {"effort": "medium", "summary": null}, "service_tier": call.tier(), "store": false, "temperature": 1,
             "text": {"format": {"type": "text"}}, "tool_choice": "auto", "tools": [], "top_p": 1, "truncation": "disabled",
             "usage": null, "metadata": {},
         });
         if done {
-            response["output"] = json!([item(generation, "completed")]);
+            if generation.is_truncated() {
+                response["status"] = json!("incomplete");
+                response["incomplete_details"] = json!({"reason": "max_output_tokens"});
+            }
+            let only_reasoning = generation.completion > 0 && generation.reasoning == generation.completion;
+            let reasoning = json!({"id": format!("rs_{:032x}", generation.id), "type": "reasoning", "summary": []});
+            response["output"] = if only_reasoning { json!([reasoning]) } else { json!([item(generation)]) };
             response["usage"] = json!({
                 "input_tokens": generation.prompt, "input_tokens_details": {"cached_tokens": generation.cached},
                 "output_tokens": generation.completion,
@@ -74,53 +80,27 @@ impl Sim {
             body
         };
         let running = self.response(call, generation, false);
-        let empty = json!({"id": item_id, "type": "message", "status": "in_progress", "role": "assistant", "content": []});
         let mut events = vec![
             (event("response.created", json!({"response": running})), 0),
             (event("response.in_progress", json!({"response": running})), 0),
-            (event("response.output_item.added", json!({"output_index": 0, "item": empty})), 0),
-            (event("response.content_part.added", with("part", part(""))), 0),
         ];
-        for (piece, tokens) in generation.pieces() {
-            events.push((event("response.output_text.delta", with("delta", json!(piece))), tokens));
+        let mut last = Vec::new();
+        let pieces = generation.pieces();
+        if !pieces.is_empty() {
+            let empty = json!({"id": item_id, "type": "message", "status": "in_progress", "role": "assistant", "content": []});
+            events.push((event("response.output_item.added", json!({"output_index": 0, "item": empty})), generation.reasoning));
+            events.push((event("response.content_part.added", with("part", part(""))), generation.reasoning));
+            for (piece, tokens) in pieces {
+                events.push((event("response.output_text.delta", with("delta", json!(piece))), tokens));
+            }
+            let text = generation.text();
+            last.push(event("response.output_text.done", with("text", json!(text))));
+            last.push(event("response.content_part.done", with("part", part(&text))));
+            last.push(event("response.output_item.done", json!({"output_index": 0, "item": item(generation)})));
         }
-        let text = generation.text();
-        let last = vec![
-            event("response.output_text.done", with("text", json!(text))),
-            event("response.content_part.done", with("part", part(&text))),
-            event("response.output_item.done", json!({"output_index": 0, "item": item(generation, "completed")})),
-            event("response.completed", json!({"response": self.response(call, generation, true)})),
-        ];
+        let end = if generation.is_truncated() { "response.incomplete" } else { "response.completed" };
+        last.push(event(end, json!({"response": self.response(call, generation, true)})));
         generation.stream(events, last)
-    }
-
-    pub(crate) fn embeddings(&self, call: &Call, id: u64) -> Answer {
-        if let Some(fault) = invalid_model(call) {
-            return fault;
-        }
-        let inputs: Vec<&Value> = match &call.fields["input"] {
-            Value::Array(inputs) => inputs.iter().collect(),
-            Value::Null => return Answer::bad(&invalid("'input' : property 'input' is missing", None)),
-            input => vec![input],
-        };
-        let prompt = inputs.iter().map(|input| (input.to_string().chars().count() as u64).div_ceil(4)).sum();
-        let (hold, headers) = match self.admit(call, Ask::Tokens { prompt, ceiling: Some(0) }) {
-            Ok(admitted) => admitted,
-            Err(answer) => return *answer,
-        };
-        let base64 = call.fields["encoding_format"] == "base64";
-        let vectors = inputs.iter().enumerate().map(|(index, _)| {
-            let vector: Vec<f32> = (0..8).map(|n| 0.125 * (n + index) as f32).collect();
-            let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
-            let embedding = if base64 { json!(to_base64(&bytes)) } else { json!(vector) };
-            json!({"object": "embedding", "index": index, "embedding": embedding})
-        });
-        let data: Vec<Value> = vectors.collect();
-        let usage = json!({"prompt_tokens": prompt, "total_tokens": prompt});
-        let body = json!({"object": "list", "data": data, "model": call.model, "usage": usage});
-        let mut generation = self.generate(call, id);
-        generation.completion = 0;
-        self.generated(&generation, hold, headers, Body::Whole(StatusCode::OK, body))
     }
 }
 
@@ -128,17 +108,8 @@ fn item_id(generation: &Generation) -> String {
     format!("msg_{:032x}", generation.id)
 }
 
-fn item(generation: &Generation, status: &str) -> Value {
+fn item(generation: &Generation) -> Value {
+    let status = if generation.is_truncated() { "incomplete" } else { "completed" };
     let content = json!([{"type": "output_text", "text": generation.text(), "annotations": [], "logprobs": []}]);
     json!({"id": item_id(generation), "type": "message", "status": status, "role": "assistant", "content": content})
-}
-
-fn to_base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let group = |chunk: &[u8]| {
-        let word = chunk.iter().fold(0, |word, byte| (word << 8) | usize::from(*byte)) << (8 * (3 - chunk.len()));
-        let digit = |n: usize| if n <= chunk.len() { char::from(DIGITS[(word >> (18 - 6 * n)) & 63]) } else { '=' };
-        [digit(0), digit(1), digit(2), digit(3)]
-    };
-    bytes.chunks(3).flat_map(group).collect()
 }

@@ -1,4 +1,6 @@
-//! The simulator over its wire, in virtual time.
+//! The simulator over byte streams, in virtual time.
+
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -12,6 +14,7 @@ use super::*;
 mod endpoints;
 mod faults;
 mod generation;
+mod http2;
 
 fn wire(sim: &Sim) -> DuplexStream {
     let (near, far) = duplex(64 << 10);
@@ -76,25 +79,25 @@ async fn a_refusal_comes_with_headers_and_is_logged() {
 #[tokio::test(start_paused = true)]
 async fn the_free_plan_limits_the_output_of_qwen() {
     let sim = Sim::new(Options { plan: Plan::free(), pace: Pace::instant(), ..Options::default() });
-    let ask = |completion: u64| {
+    let cost = |completion: u64| {
         let text = format!("[[sim completion={completion}]]");
         chat(&text, json!({"model": "qwen/qwen3.8-27b", "max_completion_tokens": 1800}))
     };
-    let (status, headers, _) = answer(&sim, ask(1300)).await;
+    let (status, headers, _) = answer(&sim, cost(1300)).await;
     assert_eq!((status, &headers["x-ratelimit-limit-tokens"]), (200, &"8000".parse().expect("ascii")));
-    let (status, headers, body) = answer(&sim, ask(60)).await;
+    let (status, headers, body) = answer(&sim, cost(60)).await;
     assert_eq!((status, headers.get("retry-after")), (429, None));
     assert!(headers.contains_key("x-ratelimit-remaining-tokens"));
     assert!(String::from_utf8_lossy(&body).contains("(OTPM): Limit 1000, Requested 1300. The request's expected output"));
     tokio::time::sleep(Duration::from_secs(150)).await;
-    assert_eq!(answer(&sim, ask(60)).await.0, 200);
+    assert_eq!(answer(&sim, cost(60)).await.0, 200);
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_key_is_an_organisation_unless_said_otherwise() {
+async fn every_key_is_an_organization_unless_said_otherwise() {
     let limits = ModelLimits { requests_per_minute: Some(1), ..ModelLimits::default() };
-    let organisations = BTreeMap::from(["gsk_a", "gsk_b"].map(|key| (key.to_owned(), "org_one".to_owned())));
-    let sim = Sim::new(Options { plan: Plan::uniform(limits), organisations, pace: Pace::instant(), ..Options::default() });
+    let organizations = BTreeMap::from(["gsk_a", "gsk_b"].map(|key| (key.to_owned(), "org_one".to_owned())));
+    let sim = Sim::new(Options { plan: Plan::uniform(limits), organizations, pace: Pace::instant(), ..Options::default() });
     for (key, expected) in [("gsk_a", 200), ("gsk_b", 429), ("gsk_c", 200)] {
         let mut request = chat("x", json!({}));
         request.headers_mut().insert("authorization", format!("Bearer {key}").parse().expect("ascii"));

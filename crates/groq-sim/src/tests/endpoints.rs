@@ -12,12 +12,12 @@ use crate::{Options, Sim};
 #[tokio::test(start_paused = true)]
 async fn embeddings_in_floats_and_base64() {
     let sim = Sim::new(Options::default());
-    let ask = |format: &str| {
+    let cost = |format: &str| {
         let body = json!({"model": "e", "input": ["one", "two"], "encoding_format": format});
         request("POST", "/openai/v1/embeddings", body.to_string())
     };
-    assert_eq!(answer_json(&sim, ask("float")).await.1["data"][1]["embedding"][0], 0.125);
-    let (_, body) = answer_json(&sim, ask("base64")).await;
+    assert_eq!(answer_json(&sim, cost("float")).await.1["data"][1]["embedding"][0], 0.125);
+    let (_, body) = answer_json(&sim, cost("base64")).await;
     assert_eq!(body["data"][0]["embedding"], "AAAAAAAAAD4AAIA+AADAPgAAAD8AACA/AABAPwAAYD8=");
 }
 
@@ -101,9 +101,9 @@ async fn files_come_back_whole_and_by_ranges() {
 async fn it_compresses_when_asked_to() {
     let sim = Sim::new(Options::default());
     for stream in [false, true] {
-        let mut ask = chat("x", json!({"stream": stream}));
-        ask.headers_mut().insert("accept-encoding", "gzip, deflate".parse().expect("ascii"));
-        let (_, headers, body) = answer(&sim, ask).await;
+        let mut cost = chat("x", json!({"stream": stream}));
+        cost.headers_mut().insert("accept-encoding", "gzip, deflate".parse().expect("ascii"));
+        let (_, headers, body) = answer(&sim, cost).await;
         assert_eq!(headers["content-encoding"], "gzip");
         let mut plain = String::new();
         flate2::read::GzDecoder::new(&body[..]).read_to_string(&mut plain).expect("gzip");

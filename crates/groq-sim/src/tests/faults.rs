@@ -1,4 +1,4 @@
-//! What goes wrong when a script, a chance or a client says so?
+//! Injected faults over HTTP/1.1, and clients that leave.
 
 use std::time::Duration;
 
@@ -30,15 +30,16 @@ async fn raw(sim: &Sim, stream: bool) -> String {
 async fn leaving_a_stream_ends_it_and_its_charge() {
     let pace = Pace { tokens_per_second: 10.0, ..Pace::default() };
     let sim = Sim::new(Options { pace, ..Options::default() });
-    let response = send(&sim, chat("[[sim completion=1000 head_ms=0]]", json!({"stream": true, "max_tokens": 2000}))).await;
-    let prompt = sim.stats().lanes[0].levels["TPM"].spent - 2000;
+    let response =
+        send(&sim, chat("[[sim completion=1000 reasoning=0 head_ms=0]]", json!({"stream": true, "max_tokens": 2000}))).await;
+    let prompt = sim.stats().scopes[0].limits["TPM"].charged - 2000;
     let mut body = response.expect("a head").into_body();
     for _ in 0..3 {
         body.frame().await.expect("an event").expect("data");
     }
     drop(body);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let spent = sim.stats().lanes[0].levels["TPM"].spent - prompt;
+    let spent = sim.stats().scopes[0].limits["TPM"].charged - prompt;
     assert!((1..=30).contains(&spent), "{spent}");
     assert_eq!((sim.log()[0].ended, sim.stats().dropped), (Some("dropped"), 1));
 }
@@ -137,6 +138,59 @@ async fn streams_end_as_the_script_says() {
         let all = play(action).await;
         assert_eq!((data(&all), all.contains(mark), all.ends_with("0\r\n\r\n")), (3, true, true), "{all}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_come_by_their_codes() {
+    let sim = Sim::new(Options { pace: Pace::instant(), ..Options::default() });
+    for (code, status) in [
+        ("blocked_api_access", 400),
+        ("spend_limit_reached", 400),
+        ("organization_restricted", 400),
+        ("model_decommissioned", 400),
+        ("model_not_found", 404),
+    ] {
+        let script = json!([{"action": "error", "code": code}]).to_string();
+        assert_eq!(answer(&sim, request("POST", "/_sim/faults", script)).await.0, 200);
+        let (got, _, body) = answer(&sim, chat("x", json!({}))).await;
+        let body: Value = serde_json::from_slice(&body).expect("JSON");
+        assert_eq!(
+            (got, &body["error"]["code"], &body["error"]["type"]),
+            (status, &json!(code), &json!("invalid_request_error"))
+        );
+        assert!(body["error"]["message"].as_str().expect("a message").len() > 20, "{body}");
+    }
+    assert_eq!(sim.stats().admitted, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn truncated_answers_have_no_content() {
+    let sim = Sim::new(Options { pace: Pace::instant(), ..Options::default() });
+    sim.set_faults(vec![Fault::always(Action::Truncated)]);
+    let body = async |request| String::from_utf8_lossy(&answer(&sim, request).await.2).into_owned();
+    let whole: Value = serde_json::from_str(&body(chat("x", json!({"max_tokens": 150}))).await).expect("JSON");
+    let choice = &whole["choices"][0];
+    assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&json!("length"), &json!("")));
+    assert_eq!(whole["usage"]["completion_tokens_details"]["reasoning_tokens"], whole["usage"]["completion_tokens"]);
+    let stream = body(chat("x", json!({"stream": true}))).await;
+    assert!(stream.contains("\"finish_reason\":\"length\"") && stream.contains("\"reasoning\":\"The user"), "{stream}");
+    assert_eq!(stream.matches("\"content\":").count(), 1, "the first chunk's empty one: {stream}");
+
+    let responses =
+        |stream: bool| request("POST", "/openai/v1/responses", json!({"model": "m", "input": "x", "stream": stream}).to_string());
+    let whole: Value = serde_json::from_str(&body(responses(false)).await).expect("JSON");
+    assert_eq!((&whole["status"], &whole["incomplete_details"]["reason"]), (&json!("incomplete"), &json!("max_output_tokens")));
+    assert_eq!(whole["output"][0]["type"], "reasoning");
+    let stream = body(responses(true)).await;
+    assert!(stream.contains("event: response.incomplete\n") && !stream.contains("output_text"), "{stream}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn going_away_closes_after_the_answer() {
+    let sim = Sim::new(Options { pace: Pace::instant(), ..Options::default() });
+    sim.set_faults(vec![Fault::always(Action::GoAway)]);
+    let (status, headers, _) = answer(&sim, chat("x", json!({}))).await;
+    assert_eq!((status, &headers["connection"]), (200, &"close".parse().expect("ascii")));
 }
 
 #[tokio::test(start_paused = true)]

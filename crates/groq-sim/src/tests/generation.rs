@@ -29,7 +29,7 @@ async fn a_chat_reply_holds_its_usage_and_the_limits() {
     for name in ["x-request-id", "x-groq-region", "cf-ray", "set-cookie"] {
         assert!(headers.contains_key(name), "{name}");
     }
-    assert_eq!(sim.stats().lanes[0].levels["TPM"].spent, i128::from(prompt - 10 + 40));
+    assert_eq!(sim.stats().scopes[0].limits["TPM"].charged, i128::from(prompt - 10 + 40));
 }
 
 #[tokio::test(start_paused = true)]
@@ -95,14 +95,14 @@ async fn tools_and_schemas_are_answered_in_kind() {
 #[tokio::test(start_paused = true)]
 async fn responses_are_typed_events() {
     let sim = Sim::new(Options::default());
-    let ask = |stream: bool| {
+    let cost = |stream: bool| {
         let body =
             json!({"model": "openai/gpt-oss-20b", "input": "[[sim completion=10]]", "stream": stream, "max_output_tokens": 100});
         request("POST", "/openai/v1/responses", body.to_string())
     };
-    let (_, whole) = answer_json(&sim, ask(false)).await;
+    let (_, whole) = answer_json(&sim, cost(false)).await;
     assert_eq!((&whole["object"], &whole["usage"]["output_tokens"]), (&json!("response"), &json!(10)));
-    let (_, _, body) = answer(&sim, ask(true)).await;
+    let (_, _, body) = answer(&sim, cost(true)).await;
     let events = events(&body);
     assert_eq!(events[0]["type"], "response.created");
     let last = events.last().expect("events");
