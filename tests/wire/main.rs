@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod configured_limits;
+mod http2;
 mod kit;
 mod outage;
 mod paths;
