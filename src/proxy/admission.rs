@@ -52,7 +52,8 @@ pub(super) async fn admit<'a>(
             record.waits_from(Instant::now());
         }
         let reservation = if call.is_limited() {
-            let reservation = shield.limits.reserve(&call.ask, call.deadline, place.take()).await.map_err(Rejection::from)?;
+            let reserved = shield.limits.reserve(&call.ask, call.deadline, place.take()).await;
+            let reservation = reserved.map_err(|refusal| call.rejection(refusal))?;
             record.reserved = call.reserved();
             record.waited(reservation.waited());
             if let Some(bound) = reservation.bound_by() {

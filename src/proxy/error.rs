@@ -7,7 +7,7 @@
 use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
-use groq_limiter::{Refusal, types::Dimension};
+use groq_limiter::types::Dimension;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::upstream::ExchangeError;
@@ -55,19 +55,23 @@ pub enum Rejection {
         limit: u64,
         /// What the request asks for in all.
         asked: u64,
-        /// How that sum comes about: prompt and ceiling; `None` where it is one number.
+        /// How that sum comes about: prompt and completion limit; `None` where it is one number.
         parts: Option<(u64, u64)>,
+        /// The member of the body that lowers the completion limit.
+        lower: CompletionLimit,
     },
-    /// Cannot be sent within the client's patience.
+    /// Cannot be sent within the longest wait.
     NotInTime {
         /// The dimension that makes it wait.
         dimension: Dimension,
         /// Forecast wait from now.
         wait: Duration,
-        /// With a `max_completion_tokens` of at most so much it could be sent sooner.
-        fits: Option<u64>,
+        /// With a completion limit of at most so much, in this member, it could be sent sooner.
+        fits: Option<(u64, &'static str)>,
         /// After so long the same request could be sent in time.
         retry_after: Duration,
+        /// Whether the client set the longest wait, and not `queue.max_wait`.
+        by_client: bool,
     },
     /// Groq refused, and the client's patience is spent.
     Refused {
@@ -104,14 +108,15 @@ pub enum Rejection {
     Internal,
 }
 
-impl From<Refusal> for Rejection {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Never { dimension, limit, asked, parts } => Self::NeverFits { dimension, limit, asked, parts },
-            Refusal::NotInTime { dimension, wait, fits, retry_after } => Self::NotInTime { dimension, wait, fits, retry_after },
-            Refusal::Full { retry_after } => Self::Overloaded { retry_after },
-        }
-    }
+/// The completion limit of a request's body, as far as an app can lower it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CompletionLimit {
+    /// The request states it in this member.
+    Stated(&'static str),
+    /// The request leaves it to Groq, and could state it in this member.
+    Unstated(&'static str),
+    /// The endpoint has none.
+    None,
 }
 
 impl From<ExchangeError> for Rejection {
@@ -236,6 +241,54 @@ fn spread(after: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Clients retried what can never be sent for minutes, and were told to lower a member that their request does not have.
+    #[test]
+    fn a_hopeless_request_has_a_code_and_a_remedy_of_its_own() {
+        use CompletionLimit as L;
+        let tokens = |parts, lower| Rejection::NeverFits { dimension: Dimension::TPM, limit: 1000, asked: 5100, parts, lower };
+        let (chat, responses) = ("max_completion_tokens", "max_output_tokens");
+        for (parts, lower, remedy, sum) in [
+            (
+                Some((100, 5000)),
+                L::Stated(chat),
+                "Lower max_completion_tokens or shorten the prompt.",
+                "5000 of max_completion_tokens",
+            ),
+            (
+                Some((100, 5000)),
+                L::Stated(responses),
+                "Lower max_output_tokens or shorten the prompt.",
+                "5000 of max_output_tokens",
+            ),
+            (Some((100, 5000)), L::Unstated(chat), "Set max_completion_tokens, or shorten the prompt.", "100 of prompt"),
+            (Some((5100, 0)), L::Stated(chat), "Shorten the prompt.", "5100 of prompt"),
+            (Some((5000, 100)), L::Stated(chat), "Shorten the prompt.", "5000 of prompt"),
+            (Some((5100, 0)), L::None, "Send less at once.", "Requested 5100. "),
+            (None, L::None, "Send less at once.", "Requested 5100. "),
+        ] {
+            let rejection = tokens(parts, lower);
+            let row = rejection.row();
+            assert_eq!((row.status.as_u16(), row.code.as_deref()), (413, Some("request_too_large_for_limit")));
+            assert_eq!(row.kind, "tokens");
+            assert!(row.message.contains("Request too large for") && row.message.contains(sum), "{}", row.message);
+            assert!(row.message.ends_with(remedy), "{lower:?} {parts:?}: {}", row.message);
+            assert_eq!(rejection.into_response().headers()["x-should-retry"], "false");
+        }
+    }
+
+    #[test]
+    fn the_message_names_what_bounded_the_wait() {
+        let late = |by_client| {
+            let wait = Duration::from_secs(30);
+            Rejection::NotInTime { dimension: Dimension::RPM, wait, fits: None, retry_after: wait, by_client }
+                .row()
+                .message
+                .into_owned()
+        };
+        assert!(late(true).contains("later than its client waits") && !late(true).contains("queue.max_wait"), "{}", late(true));
+        assert!(late(false).contains("later than queue.max_wait allows") && !late(false).contains("client"), "{}", late(false));
+    }
 
     #[test]
     fn a_hundred_clients_told_the_same_wait_are_spread_upward() {

@@ -40,7 +40,7 @@ mod tests {
     use http::{HeaderMap, StatusCode};
 
     use super::*;
-    use crate::proxy::error::UpstreamError;
+    use crate::proxy::error::{CompletionLimit, UpstreamError};
 
     fn upstream(status: u16, body: &str) -> Rejection {
         let status = StatusCode::from_u16(status).expect("a status");
@@ -50,10 +50,11 @@ mod tests {
 
     #[test]
     fn every_rejection_has_its_reason_or_none() {
-        let late = |dimension| Rejection::NotInTime { dimension, wait: DAY, fits: None, retry_after: DAY };
+        let late = |dimension| Rejection::NotInTime { dimension, wait: DAY, fits: None, retry_after: DAY, by_client: false };
         let decommissioned = r#"{"error":{"message":"gone","type":"invalid_request_error","code":"model_decommissioned"}}"#;
         let too_large = r#"{"error":{"message":"Request too large for model `m` in organization `o` service tier `on_demand` on tokens per minute (TPM): Limit 8000, Requested 11881, please reduce your message size and try again.","type":"tokens","code":"rate_limit_exceeded"}}"#;
-        let never = Rejection::NeverFits { dimension: Dimension::TPM, limit: 1, asked: 2, parts: None };
+        let never =
+            Rejection::NeverFits { dimension: Dimension::TPM, limit: 1, asked: 2, parts: None, lower: CompletionLimit::None };
         for (rejection, expected) in [
             (late(Dimension::TPD), Some(FallbackReason::DailyLimit)),
             (late(Dimension::RPD), Some(FallbackReason::DailyLimit)),

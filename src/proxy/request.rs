@@ -3,11 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use groq_limiter::{Ask, Pool};
+use groq_limiter::{Ask, Pool, Refusal};
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, uri::PathAndQuery};
 use tokio::time::Instant;
 
-use super::{Shield, body_buffer, breaker, error::Rejection, fallback, relay::Expected};
+use super::{
+    Shield, body_buffer, breaker,
+    error::{CompletionLimit, Rejection},
+    fallback,
+    relay::Expected,
+};
 use crate::{
     config::{FallbackReason, Settings},
     groq::{Endpoint, map_path},
@@ -31,8 +36,10 @@ pub(super) struct Call {
     pub(super) breaker_key: breaker::Key,
     /// When all of it had arrived.
     pub(super) read_at: Instant,
-    /// Until when its client waits.
+    /// The end of its longest wait.
     pub(super) deadline: Instant,
+    /// Whether its client set that, and not `queue.max_wait`.
+    deadline_by_client: bool,
     /// The `max_completion_tokens` that it came with and the lower one that it is sent with.
     pub(super) fitted: Option<(u64, u64)>,
     /// Whether another model may serve it.
@@ -86,7 +93,7 @@ where
         pool: facts.pool,
         bytes: body.len() as u64,
     };
-    let max_wait = facts::max_wait(&headers, &settings.queue, || shield.limits.usual_time_to_head(&ask));
+    let (max_wait, deadline_by_client) = facts::max_wait(&headers, &settings.queue, || shield.limits.usual_time_to_head(&ask));
     let content_type = headers.get(header::CONTENT_TYPE).filter(|_| endpoint.takes_audio()).cloned();
     let may_fall_back = identity.fallback;
     headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio());
@@ -100,6 +107,7 @@ where
         breaker_key,
         read_at,
         deadline,
+        deadline_by_client,
         fitted: None,
         may_fall_back,
         endpoint,
@@ -144,6 +152,26 @@ impl Call {
             Pool::Tokens { prompt, ceiling } => Some(prompt.saturating_add(ceiling.unwrap_or(0))),
             Pool::Audio { seconds } => Some(seconds),
             Pool::Free => None,
+        }
+    }
+
+    /// What the app is told where the limits refuse the call.
+    pub(super) fn rejection(&self, refusal: Refusal) -> Rejection {
+        match refusal {
+            Refusal::Never { dimension, limit, asked, parts } => {
+                let stated = matches!(self.ask.pool, Pool::Tokens { ceiling: Some(_), .. });
+                let lower = match facts::ceiling_name(self.endpoint) {
+                    Some(name) if stated => CompletionLimit::Stated(name),
+                    Some(name) => CompletionLimit::Unstated(name),
+                    None => CompletionLimit::None,
+                };
+                Rejection::NeverFits { dimension, limit, asked, parts, lower }
+            }
+            Refusal::NotInTime { dimension, wait, fits, retry_after } => {
+                let fits = fits.zip(facts::ceiling_name(self.endpoint));
+                Rejection::NotInTime { dimension, wait, fits, retry_after, by_client: self.deadline_by_client }
+            }
+            Refusal::Full { retry_after } => Rejection::Overloaded { retry_after },
         }
     }
 

@@ -122,7 +122,7 @@ fn limited(settings: &mut Settings, limits: ModelLimits) {
 async fn every_failure_in_the_contract_limits() {
     let tokens = |settings: &mut Settings| limited(settings, ModelLimits { tokens_per_minute: Some(1000), ..Default::default() });
     let never = chat_with("", r#","max_completion_tokens":5000"#);
-    let answer = hold("never fits", tokens, &[never], (413, "tokens", "rate_limit_exceeded", false)).await;
+    let answer = hold("never fits", tokens, &[never], (413, "tokens", "request_too_large_for_limit", false)).await;
     let message = answer.error()["message"].as_str().expect("checked").to_owned();
     assert!(message.contains("Limit 1000") && message.contains("5000 of max_completion_tokens"), "{message}");
 
@@ -130,10 +130,12 @@ async fn every_failure_in_the_contract_limits() {
     let minute = |settings: &mut Settings| limited(settings, ModelLimits { requests_per_minute: Some(1), ..Default::default() });
     let impatient = chat_with("x-shield-max-wait-ms: 1000\r\n", "");
     let answer = hold("not within patience", minute, &[chat(), impatient], spent).await;
+    assert!(answer.error()["message"].as_str().is_some_and(|text| text.contains("later than its client waits")), "{answer:?}");
     let after: u64 = answer.header("retry-after").parse().expect("checked");
     assert!((30..=90).contains(&after), "{after} s: it takes a minute, less patience, and jitter goes upward");
     let day = |settings: &mut Settings| limited(settings, ModelLimits { requests_per_day: Some(1), ..Default::default() });
     let answer = hold("not today", day, &[chat(), chat()], spent).await;
+    assert!(answer.error()["message"].as_str().is_some_and(|text| text.contains("later than queue.max_wait")), "{answer:?}");
     assert_eq!(answer.header("x-should-retry"), "false", "no client waits so long");
 }
 

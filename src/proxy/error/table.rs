@@ -5,7 +5,7 @@ use std::{borrow::Cow, time::Duration};
 use groq_limiter::types::Dimension;
 use http::StatusCode;
 
-use super::{INVALID, Rejection, SERVER};
+use super::{CompletionLimit, INVALID, Rejection, SERVER};
 use crate::groq;
 
 /// One row of the failure table.
@@ -88,52 +88,50 @@ impl Rejection {
                  Set it to https://api.groq.com, or to a server that does not send to this shield."
                     .into(),
             )),
-            Self::NeverFits { dimension, limit, asked, parts } => {
-                let sum = parts.map_or_else(String::new, |(prompt, ceiling)| {
-                    format!(" (about {prompt} of prompt + {ceiling} of max_completion_tokens)")
-                });
-                let remedy = match parts {
-                    Some(_) => "Lower max_completion_tokens or shorten the prompt",
-                    None => "Send less at once",
+            Self::NeverFits { dimension, limit, asked, parts, lower } => {
+                let sum = match (parts, lower) {
+                    (Some((prompt, completion)), CompletionLimit::Stated(name) | CompletionLimit::Unstated(name)) => {
+                        format!(" (about {prompt} of prompt + {completion} of {name})")
+                    }
+                    _ => String::new(),
+                };
+                let shorten = parts.is_some_and(|(prompt, completion)| prompt > *limit || completion == 0);
+                let remedy = match lower {
+                    CompletionLimit::Stated(_) | CompletionLimit::Unstated(_) if shorten => "Shorten the prompt".into(),
+                    CompletionLimit::Stated(name) => format!("Lower {name} or shorten the prompt"),
+                    CompletionLimit::Unstated(name) => format!("Set {name}, or shorten the prompt"),
+                    CompletionLimit::None => "Send less at once".into(),
                 };
                 row(
                     S::PAYLOAD_TOO_LARGE,
                     groq::error_type(dimension.unit),
-                    "rate_limit_exceeded",
+                    // Not Groq's `rate_limit_exceeded`, which makes clients retry what can never be sent.
+                    "request_too_large_for_limit",
                     format!("Request too large for {}: Limit {limit}, Requested {asked}{sum}. {remedy}.", dimension.words()),
                 )
             }
-            Self::NotInTime { dimension, wait, fits: Some(fits), retry_after } => after(
-                *retry_after,
-                row(
-                    S::TOO_MANY_REQUESTS,
-                    groq::error_type(dimension.unit),
-                    "rate_limit_exceeded",
-                    format!(
-                        "Groq expects an answer as large as the largest of the last minutes, which the limit of {} cannot hold: \
-                         this request could be sent in {}, later than its client waits. Set max_completion_tokens to {fits} or \
-                         less, or try again in {}.",
-                        dimension.words(),
-                        seconds(*wait),
-                        seconds(*retry_after)
+            Self::NotInTime { dimension, wait, fits, retry_after, by_client } => {
+                let (later, longer) = if *by_client {
+                    ("its client waits", "or let the client wait longer (its timeout, x-shield-max-wait-ms)")
+                } else {
+                    ("queue.max_wait allows", "or raise queue.max_wait")
+                };
+                let (words, wait, again) = (dimension.words(), seconds(*wait), seconds(*retry_after));
+                let message = match fits {
+                    Some((fits, name)) => format!(
+                        "Groq expects an answer as large as the largest of the last minutes, which the limit of {words} cannot hold: \
+                         this request could be sent in {wait}, later than {later}. Set {name} to {fits} or less, or try again in {again}."
                     ),
-                ),
-            ),
-            Self::NotInTime { dimension, wait, fits: None, retry_after } => after(
-                *retry_after,
-                row(
-                    S::TOO_MANY_REQUESTS,
-                    groq::error_type(dimension.unit),
-                    "rate_limit_exceeded",
-                    format!(
-                        "The limit of {} is used up: this request could be sent in {}, later than its client waits. \
-                         Try again in {}, or wait longer (client timeout, queue.max_wait).",
-                        dimension.words(),
-                        seconds(*wait),
-                        seconds(*retry_after)
+                    None => format!(
+                        "The limit of {words} is used up: this request could be sent in {wait}, later than {later}. \
+                         Try again in {again}, {longer}."
                     ),
-                ),
-            ),
+                };
+                after(
+                    *retry_after,
+                    row(S::TOO_MANY_REQUESTS, groq::error_type(dimension.unit), "rate_limit_exceeded", message),
+                )
+            }
             Self::Refused { dimension, retry_after } => {
                 let words = dimension.as_ref().map_or_else(|| "requests".into(), Dimension::words);
                 after(

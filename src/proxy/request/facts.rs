@@ -121,17 +121,26 @@ pub fn with_ceiling(endpoint: Endpoint, body: &Bytes, to: u64) -> Bytes {
         return [&body[..ceiling.at.start], to.to_string().as_bytes(), &body[ceiling.at.end..]].concat().into();
     }
     let Some(open) = body.iter().position(|b| *b == b'{') else { return body.clone() };
-    let name = if endpoint == Endpoint::Responses { "max_output_tokens" } else { "max_completion_tokens" };
+    let name = ceiling_name(endpoint).unwrap_or("max_completion_tokens");
     let comma = if body[open + 1..].trim_ascii_start().starts_with(b"}") { "" } else { "," };
     [&body[..=open], format!(r#""{name}":{to}{comma}"#).as_bytes(), &body[open + 1..]].concat().into()
+}
+
+/// The member of a body that limits the completion; `None` where the endpoint has none.
+pub fn ceiling_name(endpoint: Endpoint) -> Option<&'static str> {
+    match endpoint {
+        Endpoint::Chat => Some("max_completion_tokens"),
+        Endpoint::Responses => Some("max_output_tokens"),
+        _ => None,
+    }
 }
 
 /// However little a client says that it waits, less its answer's usual time, it gets this much.
 const LEAST_MAX_WAIT: Duration = Duration::from_millis(500);
 
-/// How long the client of this request will wait in line: the least of `queue.max_wait`, `x-shield-max-wait-ms`, and its
-/// announced timeout less the `usual` time to an answer's head. What does not parse is as if it were not there.
-pub fn max_wait(headers: &HeaderMap, queue: &Queue, usual: impl FnOnce() -> Duration) -> Duration {
+/// The longest wait of a request, and whether its client set it: the least of `queue.max_wait`, `x-shield-max-wait-ms`, and the
+/// client's announced timeout less the `usual` time to a response's head. A header that does not parse is ignored.
+pub fn max_wait(headers: &HeaderMap, queue: &Queue, usual: impl FnOnce() -> Duration) -> (Duration, bool) {
     let seconds = |number: f64| Duration::try_from_secs_f64(number).ok();
     let asked = number(headers, MAX_WAIT).and_then(|ms| seconds(ms / 1000.0));
     let announced = [READ_TIMEOUT, TIMEOUT]
@@ -139,7 +148,10 @@ pub fn max_wait(headers: &HeaderMap, queue: &Queue, usual: impl FnOnce() -> Dura
         .filter_map(|name| number(headers, name).filter(|timeout| *timeout > 0.0).and_then(seconds))
         .min()
         .map(|timeout| timeout.saturating_sub(usual()).max(LEAST_MAX_WAIT));
-    [asked, announced].into_iter().flatten().fold(queue.max_wait, Duration::min)
+    match asked.into_iter().chain(announced).min() {
+        Some(client) if client < queue.max_wait => (client, true),
+        _ => (queue.max_wait, false),
+    }
 }
 
 fn number(headers: &HeaderMap, name: &str) -> Option<f64> {
