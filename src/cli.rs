@@ -1,8 +1,10 @@
 //! Which command is asked for? The commands and flags; `cli/…` does each.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+
+use crate::config::{Faults, schema};
 
 mod ask;
 mod check;
@@ -120,7 +122,7 @@ impl Arguments {
             Some(Command::Status(arguments)) => status::run(&arguments),
             Some(Command::Exec(arguments)) => exec::run(arguments),
             Some(Command::Health(arguments)) => health::run(&arguments),
-            Some(Command::Schema) => print(format!("{:#}\n", crate::config::schema::schema()).as_bytes()),
+            Some(Command::Schema) => print(format!("{:#}\n", schema::schema()).as_bytes()),
             Some(Command::Completions { shell }) => {
                 let mut command = Self::command();
                 let mut out = Vec::new();
@@ -146,6 +148,13 @@ fn print(bytes: &[u8]) -> ExitCode {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => failed(&error),
         _ => ExitCode::SUCCESS,
     }
+}
+
+/// Shows faults of the configuration on standard error, in colors where it is a terminal.
+fn refuse(faults: &Faults) -> ExitCode {
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) || !std::io::stderr().is_terminal();
+    eprintln!("{}", if plain { faults.to_string() } else { faults.styled() });
+    ExitCode::from(USAGE)
 }
 
 /// Says why the command failed.

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{Config, USAGE, print};
+use super::{Config, print, refuse};
 use crate::config::{self, Source};
 
 /// `groq-shield check`
@@ -21,8 +21,7 @@ pub(super) fn run(arguments: &Check) -> ExitCode {
     }
     let loaded = Source::new(arguments.config.config.clone()).load();
     if !loaded.faults.faults.is_empty() {
-        eprintln!("{}", loaded.faults);
-        return ExitCode::from(USAGE);
+        return refuse(&loaded.faults);
     }
     let file = loaded.file.as_deref().map_or("no file: defaults, variables".into(), |file| file.display().to_string());
     let notes: String = loaded.notes.iter().map(|note| format!("# note: {note}\n")).collect();

@@ -2,7 +2,7 @@
 
 use std::{io, process::ExitCode, sync::Arc, time::Duration};
 
-use super::{USAGE, failed};
+use super::{failed, refuse};
 use crate::{
     config::{Next, Reload, Settings, Source},
     proxy::Shield,
@@ -33,10 +33,7 @@ impl Started {
             source.upstream = Some(simulated().map_err(|why| failed(&format!("the simulated Groq cannot start: {why}")))?);
         }
         let loaded = source.load();
-        let settings = loaded.clone().settings().map_err(|faults| {
-            eprintln!("{faults}");
-            ExitCode::from(USAGE)
-        })?;
+        let settings = loaded.clone().settings().map_err(|faults| refuse(&faults))?;
         let log = telemetry::init(&settings.log).map_err(|why| failed(&why))?;
         let shield = Shield::new(settings.clone()).map_err(|why| failed(&why))?;
         shield.telemetry.configured(loaded.file.as_deref());

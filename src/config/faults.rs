@@ -55,8 +55,8 @@ impl fmt::Display for Faults {
 impl std::error::Error for Faults {}
 
 impl Faults {
-    /// Every fault with its line, for a terminal that shows colours.
-    pub fn in_colour(&self) -> String {
+    /// The same with colors, for a terminal.
+    pub fn styled(&self) -> String {
         self.rendered(&Renderer::styled())
     }
 

@@ -1,13 +1,10 @@
 //! Settings that are written as text: times, sizes, addresses, URLs and digests, for serde and for the JSON schema.
 
-use std::{borrow::Cow, fmt, fmt::Write as _, marker::PhantomData, net::SocketAddr, time::Duration};
+use std::{borrow::Cow, fmt::Write as _, marker::PhantomData, net::SocketAddr, time::Duration};
 
 use http::Uri;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{
-    Deserialize, Deserializer, Serialize, Serializer,
-    de::{self, Unexpected, Visitor},
-};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::{
     faults::{masked_url, near, quoted},
@@ -24,15 +21,11 @@ pub(super) trait Format {
     const EXAMPLE: &'static str;
     /// A regular expression for the JSON schema; it may accept more than `parse`.
     const PATTERN: &'static str;
+    /// The unit that a bare number was probably meant in.
+    const UNIT: Option<&'static str> = None;
 
     fn parse(text: &str) -> Result<Self::Value, String>;
     fn show(value: &Self::Value) -> String;
-
-    /// What is wrong with a bare integer.
-    fn integer(n: i64) -> Option<String> {
-        let _ = n;
-        None
-    }
 }
 
 /// `#[serde(with = "As::<F>")]`: a field that is written in the format `F`.
@@ -44,23 +37,7 @@ impl<F: Format> As<F> {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<F::Value, D::Error> {
-        deserializer.deserialize_str(Self(PhantomData))
-    }
-}
-
-impl<F: Format> Visitor<'_> for As<F> {
-    type Value = F::Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(F::TITLE)
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<F::Value, E> {
-        F::parse(text).map_err(E::custom)
-    }
-
-    fn visit_i64<E: de::Error>(self, n: i64) -> Result<F::Value, E> {
-        Err(F::integer(n).map_or_else(|| E::invalid_type(Unexpected::Signed(n), &self), E::custom))
+        F::parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }
 
@@ -74,7 +51,11 @@ impl<F: Format> JsonSchema for As<F> {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "title": F::TITLE, "examples": [F::EXAMPLE], "pattern": F::PATTERN })
+        let mut schema = json_schema!({ "type": "string", "title": F::TITLE, "examples": [F::EXAMPLE], "pattern": F::PATTERN });
+        if let Some(unit) = F::UNIT {
+            schema.insert("x-unit".into(), unit.into());
+        }
+        schema
     }
 }
 
@@ -116,6 +97,7 @@ impl Format for Time {
     const TITLE: &'static str = "a time";
     const EXAMPLE: &'static str = "30s";
     const PATTERN: &'static str = r"^\s*([0-9]+(\.[0-9]+)?\s*(ms|s|m|h)\s*)+$";
+    const UNIT: Option<&'static str> = Some("s");
 
     fn parse(text: &str) -> Result<Duration, String> {
         let time = units::time(text)
@@ -129,10 +111,6 @@ impl Format for Time {
     fn show(time: &Duration) -> String {
         units::show_time(*time)
     }
-
-    fn integer(n: i64) -> Option<String> {
-        (n >= 0).then(|| format!("a time with its unit was expected, not {n}\nwrite \"{n}s\", or ms, m, h"))
-    }
 }
 
 /// A time, or `"off"`.
@@ -143,6 +121,7 @@ impl Format for TimeOrOff {
     const TITLE: &'static str = "a time or \"off\"";
     const EXAMPLE: &'static str = "15s";
     const PATTERN: &'static str = r"^(off|\s*([0-9]+(\.[0-9]+)?\s*(ms|s|m|h)\s*)+)$";
+    const UNIT: Option<&'static str> = Time::UNIT;
 
     fn parse(text: &str) -> Result<Self::Value, String> {
         if text == "off" { Ok(None) } else { Time::parse(text).map(Some) }
@@ -150,10 +129,6 @@ impl Format for TimeOrOff {
 
     fn show(time: &Self::Value) -> String {
         time.as_ref().map_or_else(|| "off".into(), Time::show)
-    }
-
-    fn integer(n: i64) -> Option<String> {
-        Time::integer(n)
     }
 }
 
@@ -165,6 +140,7 @@ impl Format for Size {
     const TITLE: &'static str = "a size";
     const EXAMPLE: &'static str = "100MiB";
     const PATTERN: &'static str = r"^\s*[0-9]+(\.[0-9]+)?\s*(B|KiB|MiB|GiB|kB|KB|MB|GB)\s*$";
+    const UNIT: Option<&'static str> = Some("B");
 
     fn parse(text: &str) -> Result<u64, String> {
         match units::size(text) {
@@ -176,10 +152,6 @@ impl Format for Size {
 
     fn show(bytes: &u64) -> String {
         units::show_size(*bytes)
-    }
-
-    fn integer(n: i64) -> Option<String> {
-        (n >= 0).then(|| format!("a size with its unit was expected, not {n}\nwrite \"{n}B\", or KiB, MiB, GiB"))
     }
 }
 

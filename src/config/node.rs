@@ -3,12 +3,15 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use serde_json::Value;
-use toml::de::{DeArray, DeTable, DeValue};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
 use super::{
     faults::{near, quoted},
     hints,
-    schema::{choices, example, expected, properties, schema, under},
+    schema::{MODEL, choices, example, expected, properties, schema, under},
 };
 
 /// One value of the tree.
@@ -19,6 +22,8 @@ pub(super) struct Node<'t> {
     value: &'t DeValue<'t>,
     /// The header of the table that it stands in; empty for the root.
     header: String,
+    /// The header that it has if it is a table.
+    own: String,
     /// The schema of that table.
     table: &'static Value,
     /// The schema of the value; `None`: there is no such key.
@@ -38,43 +43,30 @@ impl<'t> Node<'t> {
             let name = key.get_ref().as_ref();
             let schema = under(table, name);
             let path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-            if let Some(schema) = schema {
-                match value.get_ref() {
-                    DeValue::Table(inner) => {
-                        let is_named = properties(table).is_none();
-                        let word = if is_named { quoted(name) } else { name.to_owned() };
-                        let outer = header.trim_matches(['[', ']']);
-                        let header = if outer.is_empty() { format!("[{word}]") } else { format!("[{outer}.{word}]") };
-                        Self::table(inner, &path, &header, schema, nodes);
+            let own = match header.trim_matches(['[', ']']) {
+                _ if schema.is_some_and(|schema| properties(&schema["items"]).is_some()) => format!("[[{name}]]"),
+                "" => format!("[{name}]"),
+                outer if properties(table).is_none() => format!("[{outer}.{}]", quoted(name)),
+                outer => format!("[{outer}.{name}]"),
+            };
+            let node = |key, value: &'t Spanned<DeValue<'t>>, table, schema| {
+                let (span, value, header, own) = (value.span(), value.get_ref(), header.to_owned(), own.clone());
+                Self { name, key, span, value, header, own, table, schema }
+            };
+            nodes.insert(path.clone(), node(key.span(), value, table, schema));
+            match (schema, value.get_ref()) {
+                (Some(schema), DeValue::Table(inner)) => Self::table(inner, &path, &own, schema, nodes),
+                (Some(schema), DeValue::Array(items)) => {
+                    for (index, item) in items.iter().enumerate() {
+                        let path = format!("{path}[{index}]");
+                        nodes.insert(path.clone(), node(item.span(), item, schema, Some(&schema["items"])));
+                        if let DeValue::Table(inner) = item.get_ref() {
+                            Self::table(inner, &path, &own, &schema["items"], nodes);
+                        }
                     }
-                    DeValue::Array(items) => Self::items(items, name, &path, header, schema, nodes),
-                    _ => {}
                 }
+                _ => {}
             }
-            let node =
-                Self { name, key: key.span(), span: value.span(), value: value.get_ref(), header: header.into(), table, schema };
-            nodes.insert(path, node);
-        }
-    }
-
-    fn items(
-        items: &'t DeArray<'t>,
-        name: &'t str,
-        path: &str,
-        header: &str,
-        schema: &'static Value,
-        nodes: &mut BTreeMap<String, Self>,
-    ) {
-        let element = &schema["items"];
-        for (index, item) in items.iter().enumerate() {
-            let path = format!("{path}[{index}]");
-            if let DeValue::Table(inner) = item.get_ref() {
-                Self::table(inner, &path, &format!("[[{name}]]"), element, nodes);
-            }
-            let span = item.span();
-            let (value, table, header) = (item.get_ref(), schema, header.to_owned());
-            let node = Self { name, key: span.clone(), span, value, header, table, schema: Some(element) };
-            nodes.insert(path, node);
         }
     }
 
@@ -92,15 +84,11 @@ impl<'t> Node<'t> {
     /// where the schema tells no more.
     pub(super) fn describe(&self, said: &str) -> (String, Option<String>) {
         let Some(schema) = self.schema else { return self.unknown() };
-        let name = self.name;
         let (message, help) = match said.split_once('\n') {
             Some((message, help)) => (message.to_owned(), (!help.is_empty()).then(|| help.to_owned())),
-            None => match self.not_a_table(schema) {
-                Some(fault) => return fault,
-                None => self.mismatch(schema).unwrap_or_else(|| (said.to_owned(), None)),
-            },
+            None => self.out_of_range(schema).unwrap_or_else(|| self.mismatch(schema, said)),
         };
-        (format!("`{name}`: {message}"), help)
+        (format!("`{}`: {message}", self.name), help)
     }
 
     fn unknown(&self) -> (String, Option<String>) {
@@ -120,83 +108,54 @@ impl<'t> Node<'t> {
         (what, hints::unknown_table(name, is_table || is_list))
     }
 
-    /// A key that should be a table, or should not.
-    fn not_a_table(&self, schema: &'static Value) -> Option<(String, Option<String>)> {
-        let name = self.name;
-        let fault = |message: String, help: String| Some((message, Some(help)));
-        if properties(&schema["items"]).is_some() || self.table["items"] == *schema && properties(schema).is_some() {
-            return fault(format!("`{name}` is a list of tables"), format!("write [[{name}]], once for each"));
-        }
-        let is_named = properties(self.table).is_none();
-        if is_named && !self.value.is_table() && properties(schema).is_some_and(|known| known.contains_key(name)) {
-            let help = "write [limits.model.\"openai/gpt-oss-20b\"], or [limits.default] for every model";
-            return fault(format!("`{name}` stands for no model"), help.into());
-        }
-        let names = properties(&schema["additionalProperties"]).is_some();
-        if self.value.is_table() || (properties(schema).is_none() && !names) {
-            return None;
-        }
-        let outer = self.header.trim_matches(['[', ']']);
-        let dot = if outer.is_empty() { "" } else { "." };
-        let header = format!("[{outer}{dot}{name}{}]", if names { ".\"…\"" } else { "" });
-        match self.value {
-            DeValue::Array(_) => fault(format!("{header} stands once"), format!("write {header}")),
-            _ => fault(format!("{header} is a table"), format!("write {header} on a line of its own, its keys below")),
-        }
-    }
-
-    /// A value that the schema does not allow.
-    fn mismatch(&self, schema: &'static Value) -> Option<(String, Option<String>)> {
-        let words = choices(schema);
-        if let (DeValue::String(text), false) = (self.value, words.is_empty()) {
-            let help = match near(text, words.iter().copied()) {
-                Some(word) => format!("did you mean {}?", quoted(word)),
-                None => format!("one of {}", expected(schema)),
-            };
-            return Some((format!("{} is not known here", quoted(text)), Some(help)));
-        }
-        let number = number(self.value);
-        if let (Some(n), "integer" | "number") = (&number, schema["type"].as_str().unwrap_or_default()) {
-            return out_of_range(self.value, *n, schema);
-        }
-        let help = example(schema).map(|example| format!("for example {example}"));
-        Some((format!("{} was expected, not {}", expected(schema), found(self.value)), help))
-    }
-}
-
-fn out_of_range(value: &DeValue<'_>, n: f64, schema: &Value) -> Option<(String, Option<String>)> {
-    let shown = match value {
-        DeValue::Integer(integer) => i128::from_str_radix(integer.as_str(), integer.radix()).ok()?.to_string(),
-        _ => n.to_string(),
-    };
-    let (least, most) = (&schema["minimum"], &schema["maximum"]);
-    if schema["type"] == "number" {
-        return match (least.as_f64(), most.as_f64()) {
-            (Some(least), Some(most)) => {
-                let share = n > 1.0 && n <= 100.0 && most <= 1.0;
-                let help = share.then(|| format!("a share: {n} % is {}", n / 100.0));
-                Some((format!("{shown} is out of range: {least} to {most}"), help))
+    /// A number that is too small or too large.
+    fn out_of_range(&self, schema: &Value) -> Option<(String, Option<String>)> {
+        let (n, shown): (f64, _) = match self.value {
+            DeValue::Integer(n) => {
+                let n = i128::from_str_radix(n.as_str(), n.radix()).ok()?;
+                (n as f64, n.to_string())
             }
-            _ => Some((format!("{shown} is out of range: more than 0"), None)),
+            DeValue::Float(n) => (n.as_str().parse().ok()?, n.to_string()),
+            _ => return None,
         };
+        let bound = |key: &str| schema[key].as_f64();
+        if let Some(least) = bound("minimum").filter(|least| n < *least) {
+            return Some((format!("{shown} is too small: at least {least}"), schema["x-too-small"].as_str().map(str::to_owned)));
+        }
+        if let Some(least) = bound("exclusiveMinimum").filter(|least| n <= *least) {
+            return Some((format!("{shown} is too small: more than {least}"), None));
+        }
+        let most = bound("maximum").filter(|most| n > *most)?;
+        let help = (n <= 100.0 && most <= 1.0).then(|| format!("a share: {n} % is {}", n / 100.0));
+        Some((format!("{shown} is too large: at most {most}"), help))
     }
-    if !matches!(value, DeValue::Integer(_)) {
-        return Some((
-            format!("{} was expected, not a number", expected(schema)),
-            example(schema).map(|example| format!("for example {example}")),
-        ));
-    }
-    if n < least.as_f64().unwrap_or_default() {
-        return Some((format!("{shown} is too small: at least {least}"), schema["x-too-small"].as_str().map(str::to_owned)));
-    }
-    Some((format!("{shown} is too large: at most {most}"), None))
-}
 
-fn number(value: &DeValue<'_>) -> Option<f64> {
-    match value {
-        DeValue::Integer(n) => i128::from_str_radix(n.as_str(), n.radix()).ok().map(|n| n as f64),
-        DeValue::Float(n) => n.as_str().parse().ok(),
-        _ => None,
+    /// A value of a kind that the key does not take.
+    fn mismatch(&self, schema: &'static Value, said: &str) -> (String, Option<String>) {
+        let words = choices(schema);
+        match (self.value, schema["x-unit"].as_str()) {
+            (DeValue::String(text), _) if !words.is_empty() => {
+                let near = near(text, words.iter().copied()).map(|word| format!("did you mean {}?", quoted(word)));
+                let help = near.unwrap_or_else(|| format!("one of {}", expected(schema)));
+                return (format!("{} is not known here", quoted(text)), Some(help));
+            }
+            (DeValue::String(_), _) if schema["type"] == "string" => return (said.to_owned(), None),
+            (DeValue::Integer(n), Some(unit)) => {
+                let message = format!("{} with its unit was expected, not {n}", expected(schema));
+                return (message, Some(format!("write \"{n}{unit}\"")));
+            }
+            _ => {}
+        }
+        let is_table =
+            [schema, &schema["items"], &schema["additionalProperties"]].into_iter().any(|inner| properties(inner).is_some());
+        let is_key_of_model =
+            properties(self.table).is_none() && properties(schema).is_some_and(|keys| keys.contains_key(self.name));
+        let help = match (is_key_of_model, is_table) {
+            (true, _) => Some(format!("write it in [limits.model.{}], or in [limits.default] for every model", quoted(MODEL))),
+            (_, true) => Some(format!("write {} on a line of its own, its keys below", self.own)),
+            _ => example(schema).map(|example| format!("for example {example}")),
+        };
+        (format!("{} was expected, not {}", expected(schema), found(self.value)), help)
     }
 }
 
@@ -205,7 +164,8 @@ fn found(value: &DeValue<'_>) -> &'static str {
         DeValue::String(_) => "text",
         DeValue::Integer(n) if i64::from_str_radix(n.as_str(), n.radix()).is_err() => "so large a number",
         DeValue::Integer(_) => "an integer",
-        DeValue::Float(_) => "a number",
+        DeValue::Float(n) if n.as_str().ends_with(|c: char| !c.is_ascii_digit()) => "such a number",
+        DeValue::Float(_) => "a fraction",
         DeValue::Boolean(_) => "true or false",
         DeValue::Datetime(_) => "a date",
         DeValue::Array(_) => "a list",

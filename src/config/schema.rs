@@ -154,6 +154,7 @@ pub(super) fn expected(schema: &Value) -> String {
             (Some(least), Some(most)) => format!("a number from {least} to {most}"),
             _ => "a number over 0".into(),
         },
+        Some("array") if properties(&schema["items"]).is_some() => "a list of tables".into(),
         Some("array") => format!("a list, each {}", expected(&schema["items"])),
         Some("object") => "a table".into(),
         _ => "text".into(),

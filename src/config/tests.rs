@@ -66,25 +66,35 @@ fn every_kind_of_fault_has_its_place_and_remedy() {
         ),
         ("[[app]]\nname = \"a\"\nwieght = 1\n", "3:1", "unknown key `wieght` in [[app]]", "did you mean `weight`?"),
         ("[limits]\ndefalt = {}\n", "2:1", "unknown key `defalt` in [limits]", "did you mean `default`?"),
-        ("server = 1\n", "1:10", "[server] is a table", "write [server] on a line of its own, its keys below"),
-        ("[[server]]\n", "1:1", "[server] stands once", "write [server]"),
-        ("[app]\nname = \"a\"\n", "1:1", "`app` is a list of tables", "write [[app]], once for each"),
+        (
+            "server = 1\n",
+            "1:10",
+            "`server`: a table was expected, not an integer",
+            "write [server] on a line of its own, its keys below",
+        ),
+        (
+            "[[server]]\n",
+            "1:1",
+            "`server`: a table was expected, not a list",
+            "write [server] on a line of its own, its keys below",
+        ),
+        (
+            "[app]\nname = \"a\"\n",
+            "1:1",
+            "`app`: a list of tables was expected, not a table",
+            "write [[app]] on a line of its own, its keys below",
+        ),
         (
             "[limits.model]\ntokens_per_day = 1\n",
             "2:18",
-            "`tokens_per_day` stands for no model",
-            "write [limits.model.\"openai/gpt-oss-20b\"], or [limits.default] for every model",
+            "`tokens_per_day`: a table was expected, not an integer",
+            "write it in [limits.model.\"openai/gpt-oss-20b\"], or in [limits.default] for every model",
         ),
         ("[server]\nthreads = \"2\"\n", "2:11", "`threads`: a whole number was expected, not text", "for example 2"),
         ("[server]\nthreads = 0\n", "2:11", "`threads`: 0 is too small: at least 1", "leave it out for one per core"),
         ("[server]\nthreads = -1\n", "2:11", "`threads`: -1 is too small: at least 1", "leave it out for one per core"),
         ("[server]\nthreads = 0x1000\n", "2:11", "`threads`: 4096 is too large: at most 1024", ""),
-        (
-            "[server]\nmax_body = 100\n",
-            "2:12",
-            "`max_body`: a size with its unit was expected, not 100",
-            "write \"100B\", or KiB, MiB, GiB",
-        ),
+        ("[server]\nmax_body = 100\n", "2:12", "`max_body`: a size with its unit was expected, not 100", "write \"100B\""),
         (
             "[server]\nmax_body = \"100Mi\"\n",
             "2:12",
@@ -92,12 +102,7 @@ fn every_kind_of_fault_has_its_place_and_remedy() {
             "sizes are written \"64KiB\", \"100MiB\"",
         ),
         ("[server]\nmax_body = \"0B\"\n", "2:12", "`max_body`: \"0B\" is too small: at least 1B", ""),
-        (
-            "[queue]\nmax_wait = 50\n",
-            "2:12",
-            "`max_wait`: a time with its unit was expected, not 50",
-            "write \"50s\", or ms, m, h",
-        ),
+        ("[queue]\nmax_wait = 50\n", "2:12", "`max_wait`: a time with its unit was expected, not 50", "write \"50s\""),
         (
             "[queue]\nmax_wait = \"50\"\n",
             "2:12",
@@ -150,8 +155,13 @@ fn every_kind_of_fault_has_its_place_and_remedy() {
             "`plan`: \"gold\" is not known here",
             "one of \"auto\", \"free\", \"developer\" or \"none\"",
         ),
-        ("[limits]\nheadroom = 10\n", "2:12", "`headroom`: 10 is out of range: 0 to 0.9", "a share: 10 % is 0.1"),
-        ("[limits]\nheadroom = nan\n", "2:12", "`headroom`: NaN is out of range: 0 to 0.9", ""),
+        ("[limits]\nheadroom = 10\n", "2:12", "`headroom`: 10 is too large: at most 0.9", "a share: 10 % is 0.1"),
+        (
+            "[limits]\nheadroom = nan\n",
+            "2:12",
+            "`headroom`: a number from 0 to 0.9 was expected, not such a number",
+            "for example 0.1",
+        ),
         ("[limits]\nfit_ceiling = \"yes\"\n", "2:15", "`fit_ceiling`: true or false was expected, not text", "for example true"),
         (
             "[limits.default]\nrequests_per_minute = 0\n",
@@ -166,8 +176,13 @@ fn every_kind_of_fault_has_its_place_and_remedy() {
             "`base_delay` is longer than `max_delay`",
             "the first back-off is the shortest",
         ),
-        ("[[app]]\nname = \"a\"\nweight = 0\n", "3:10", "`weight`: 0 is out of range: more than 0", ""),
-        ("[[app]]\nname = \"a\"\nweight = inf\n", "3:10", "`weight`: inf is out of range: more than 0", ""),
+        ("[[app]]\nname = \"a\"\nweight = 0\n", "3:10", "`weight`: 0 is too small: more than 0", ""),
+        (
+            "[[app]]\nname = \"a\"\nweight = inf\n",
+            "3:10",
+            "`weight`: a number over 0 was expected, not such a number",
+            "for example 0.1",
+        ),
         ("[[app]]\nname = \"a\"\nclass = \"bach\"\n", "3:9", "`class`: \"bach\" is not known here", "did you mean \"batch\"?"),
         (
             "[[app]]\nname = \"a\"\ntoken_sha256 = \"abc\"\n",
@@ -335,7 +350,7 @@ fn garbage_never_panics() {
 #[test]
 fn a_list_is_no_table() {
     for text in ["admin = [\"127.0.0.1:99\"]\n", "[[admin]]\nlisten = \"127.0.0.1:99\"\n"] {
-        assert!(faults(text).contains("[admin] stands once"), "{text}");
+        assert!(faults(text).contains("`admin`: a table was expected, not a list"), "{text}");
     }
 }
 
