@@ -45,7 +45,7 @@ pub enum Rejection {
     UnknownToken,
     /// The request has been forwarded by this process before.
     Loop,
-    /// CONNECT, or an authority that is not the upstream's.
+    /// CONNECT, TRACE, or an authority that is not the upstream's.
     Destination(String),
     /// More than a limit can ever hold.
     NeverFits {
@@ -196,6 +196,10 @@ impl Rejection {
         }
         if ours && let Some(code) = row.code.as_deref().and_then(|c| HeaderValue::from_str(c).ok()) {
             headers.insert(HeaderName::from_static("x-shield-error"), code);
+        }
+        if ours && row.status == StatusCode::UNAUTHORIZED {
+            // RFC 9110 §15.5.2: whoever generates a 401 names the scheme.
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if row.close {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -118,10 +118,14 @@ where
     Ok((Box::new(call), UpstreamRequest::new(method, path, headers, body)))
 }
 
-/// The absolute form is served for the upstream's own authority only, CONNECT never.
+/// The absolute form is served for the upstream's own authority only, CONNECT and TRACE never.
 fn check_destination(shield: &Shield, method: &Method, uri: &Uri) -> Result<(), Rejection> {
     if method == Method::CONNECT {
         return Err(Rejection::Destination("CONNECT is not served.".into()));
+    }
+    if method == Method::TRACE {
+        // RFC 9110 §9.3.8: whoever adds credentials must not send them where the answer returns them.
+        return Err(Rejection::Destination("TRACE is not served, since its answer would show the API key.".into()));
     }
     let Some(authority) = uri.authority() else { return Ok(()) };
     let ours: http::uri::Authority = shield.upstream.authority().parse().expect("checked by the configuration");

@@ -20,8 +20,10 @@ use std::{
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+mod chunks;
 mod head;
 
+use chunks::Chunks;
 pub(super) use head::LARGEST_HEAD;
 use head::{Framing, Scanner};
 
@@ -120,7 +122,7 @@ enum Next {
     Head,
     /// So many bytes of a body.
     Body(u64),
-    /// A chunked body. hyper finds its end, and no request may follow it on this connection.
+    /// A chunked body.
     Chunks,
     /// A request that has to wait until the current one is answered.
     Waiting,
@@ -133,6 +135,7 @@ pub(super) struct Guard<I> {
     exchange: Arc<Exchange>,
     next: Next,
     scanner: Scanner,
+    chunks: Chunks,
     /// Bytes that have been read ahead of their turn.
     ahead: BytesMut,
     unflushed: bool,
@@ -141,7 +144,15 @@ pub(super) struct Guard<I> {
 impl<I> Guard<I> {
     /// Guards `io`, of which `begun` has been read already.
     pub(super) fn new(io: I, begun: BytesMut, exchange: Arc<Exchange>) -> Self {
-        Self { io, exchange, next: Next::Head, scanner: Scanner::default(), ahead: begun, unflushed: false }
+        Self {
+            io,
+            exchange,
+            next: Next::Head,
+            scanner: Scanner::default(),
+            chunks: Chunks::default(),
+            ahead: begun,
+            unflushed: false,
+        }
     }
 
     /// The client, and whether it may have sent more than was read: to close at once would reset the connection, and the
@@ -154,26 +165,37 @@ impl<I> Guard<I> {
         (self.io, unread)
     }
 
-    /// How many of these bytes belong to the current request.
-    fn take(&mut self, bytes: &[u8]) -> usize {
+    /// How many of these bytes belong to the current request. An error ends its body, which hyper has begun to read.
+    fn take(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.is_empty() {
-            return 0;
+            return Ok(0);
         }
         match self.next {
-            Next::Waiting => 0,
-            Next::Chunks => bytes.len(),
+            Next::Waiting => Ok(0),
+            Next::Chunks => match self.chunks.feed(bytes) {
+                Ok(None) => Ok(bytes.len()),
+                Ok(Some(end)) => {
+                    self.expect_body(0);
+                    Ok(end)
+                }
+                Err(why) => {
+                    self.exchange.make_last();
+                    Err(io::Error::new(io::ErrorKind::InvalidData, why))
+                }
+            },
             Next::Body(left) => {
                 let taken = left.min(bytes.len() as u64);
                 self.expect_body(left - taken);
-                taken as usize
+                Ok(taken as usize)
             }
             Next::Head => {
                 self.exchange.enter(Phase::Head);
-                let Some(end) = self.scanner.feed(bytes) else { return bytes.len() };
+                let Some(end) = self.scanner.feed(bytes) else { return Ok(bytes.len()) };
                 match self.scanner.finish() {
                     Ok(Framing::Sized(length)) => self.expect_body(length),
                     Ok(Framing::Chunked) => {
-                        self.exchange.make_last();
+                        self.exchange.unread.store(true, Relaxed);
+                        self.chunks = Chunks::default();
                         self.next = Next::Chunks;
                     }
                     Err(why) => {
@@ -183,7 +205,7 @@ impl<I> Guard<I> {
                         self.next = Next::Waiting;
                     }
                 }
-                end + self.take(&bytes[end..])
+                Ok(end + self.take(&bytes[end..])?)
             }
         }
     }
@@ -199,7 +221,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guard<I> {
         let this = self.get_mut();
         if !this.ahead.is_empty() && this.next != Next::Waiting {
             let mut ahead = std::mem::take(&mut this.ahead);
-            let taken = this.take(&ahead[..ahead.len().min(buf.remaining())]);
+            let taken = this.take(&ahead[..ahead.len().min(buf.remaining())])?;
             buf.put_slice(&ahead[..taken]);
             ahead.advance(taken);
             // An empty buffer is dropped, not kept for the connection's life.
@@ -216,7 +238,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guard<I> {
             if fresh.is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            let taken = this.take(fresh);
+            let taken = this.take(fresh)?;
             this.ahead.extend_from_slice(&fresh[taken..]);
             buf.set_filled(before + taken);
             if taken > 0 {

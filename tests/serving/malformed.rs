@@ -83,7 +83,9 @@ async fn slow_clients(count: usize) {
     let shield = start(settings);
     let before = resident();
     let mut slow = Vec::new();
-    let begun = [&b"POST / HTTP/1.1\r\nauthorization: Bearer k\r\ncontent-length: 1000000\r\n\r\n"[..], &[b'x'; 30_000]].concat();
+    let begun =
+        [&b"POST / HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k\r\ncontent-length: 1000000\r\n\r\n"[..], &[b'x'; 30_000]]
+            .concat();
     for _ in 0..count {
         let mut socket = TcpStream::connect(shield.app).await.expect("it listens");
         socket.write_all(&begun).await.expect("it is taken");

@@ -1,7 +1,8 @@
 //! Finds the end of a request's head, and refuses heads that servers read differently.
 //!
 //! hyper decides what is HTTP. This looks for what hyper accepts or normalizes and other servers may not: both
-//! Content-Length and Transfer-Encoding, a repeated length, folded lines, bare line feeds, two Host headers.
+//! Content-Length and Transfer-Encoding, a repeated length, folded lines, bare line feeds, a target or a Host header that
+//! is not one.
 
 use memchr::memchr;
 
@@ -29,6 +30,8 @@ struct Head {
     /// Bytes so far, without line feeds.
     bytes: usize,
     started: bool,
+    /// Whether the request line says HTTP/1.0, which knows requests without a Host.
+    is_http10: bool,
     host: bool,
     length: Option<u64>,
     chunked: bool,
@@ -63,6 +66,7 @@ impl Scanner {
         let head = std::mem::take(&mut self.head);
         match head {
             Head { fault: Some(why), .. } => Err(why),
+            Head { host: false, is_http10: false, .. } => Err("it has no Host header"),
             Head { chunked: true, length: Some(_), .. } => Err("it has both Content-Length and Transfer-Encoding"),
             Head { chunked: true, .. } => Ok(Framing::Chunked),
             Head { length, .. } => Ok(Framing::Sized(length.unwrap_or(0))),
@@ -87,6 +91,7 @@ impl Head {
         };
         if !self.started {
             self.started = true;
+            self.request_line(line);
             return false;
         }
         match first {
@@ -97,6 +102,21 @@ impl Head {
             _ => {}
         }
         false
+    }
+
+    /// Looks at the target. Whether the line is one of HTTP at all is for hyper to say.
+    fn request_line(&mut self, line: &[u8]) {
+        let mut words = line.split(|byte| *byte == b' ');
+        let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        self.is_http10 = line.ends_with(b" HTTP/1.0");
+        if !target.is_ascii() {
+            self.fault("its target holds a byte that is not ASCII");
+        } else if target.contains(&b'#') {
+            // hyper would cut it off.
+            self.fault("its target holds a fragment");
+        } else if target == b"*" && method != b"OPTIONS" {
+            self.fault("its target is `*`, which is for OPTIONS alone");
+        }
     }
 
     fn content_length(&mut self, line: &[u8]) {
@@ -119,8 +139,11 @@ impl Head {
     }
 
     fn host(&mut self, line: &[u8]) {
-        if self.value(line, b"host").is_some() && std::mem::replace(&mut self.host, true) {
+        let Some(value) = self.value(line, b"host") else { return };
+        if std::mem::replace(&mut self.host, true) {
             self.fault("it has two Host headers");
+        } else if !is_authority(value) {
+            self.fault("its Host is not a host with an optional port");
         }
     }
 
@@ -146,6 +169,20 @@ impl Head {
     }
 }
 
+/// Whether this is `uri-host [ ":" port ]`, and the host not empty, as `http` and `https` have it.
+fn is_authority(value: &[u8]) -> bool {
+    let port_at = match value {
+        [b'[', rest @ ..] => match memchr(b']', rest) {
+            Some(end) if rest[..end].iter().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.')) => end + 2,
+            _ => return false,
+        },
+        // The bytes of a registered name: unreserved, sub-delims without the comma, percent-encoded.
+        _ => value.iter().take_while(|byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%".contains(byte)).count(),
+    };
+    let (host, port) = value.split_at(port_at);
+    !host.is_empty() && (port.is_empty() || matches!(port, [b':', port @ ..] if port.iter().all(u8::is_ascii_digit)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,27 +202,38 @@ mod tests {
     #[test]
     fn plain_heads_are_understood() {
         assert_eq!(scan("GET / HTTP/1.1\r\nhost: x\r\n\r\n"), Ok(Framing::Sized(0)));
-        assert_eq!(scan("\r\nPOST / HTTP/1.1\r\nContent-Length:  12 \r\n\r\n"), Ok(Framing::Sized(12)));
-        assert_eq!(scan("POST / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n"), Ok(Framing::Chunked));
-        assert_eq!(scan("POST / HTTP/1.1\r\nContent-Length-X: a\r\nContent-Type: b\r\n\r\n"), Ok(Framing::Sized(0)));
+        assert_eq!(scan("OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n"), Ok(Framing::Sized(0)));
+        assert_eq!(scan("\r\nPOST / HTTP/1.1\r\nHost: a:80\r\nContent-Length:  12 \r\n\r\n"), Ok(Framing::Sized(12)));
+        assert_eq!(scan("POST / HTTP/1.1\r\nHost: [::1]:80\r\nTransfer-Encoding: Chunked\r\n\r\n"), Ok(Framing::Chunked));
+        assert_eq!(scan("POST / HTTP/1.0\r\nContent-Length-X: a\r\nContent-Type: b\r\n\r\n"), Ok(Framing::Sized(0)));
     }
 
     #[test]
     fn what_servers_read_differently_is_a_fault() {
         for head in [
-            "POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\ncontent-length: 3\r\n\r\n",
-            "POST / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n",
-            "POST / HTTP/1.1\r\nContent-Length: 3, 3\r\n\r\n",
-            "POST / HTTP/1.1\r\nContent-Length: +3\r\n\r\n",
-            "POST / HTTP/1.1\r\nContent-Length:\r\n\r\n",
-            "POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
-            "POST / HTTP/1.1\r\nContent-Length : 3\r\n\r\n",
-            "POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
-            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "POST / HTTP/1.1\r\nTransfer-Encoding: xchunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\ncontent-length: 3\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3, 3\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length : 3\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n",
             "GET / HTTP/1.1\r\nhost: a\r\nHost: b\r\n\r\n",
             "GET / HTTP/1.1\r\nx: a\r\n b\r\n\r\n",
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost:\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a, b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: user@a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a:b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: [::1\r\n\r\n",
+            "GET /caf\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET / HTTP/1.1\nhost: a\r\n\r\n",
             "GET / HTTP/1.1\r\nhost: a\r\n\n",
         ] {
@@ -196,8 +244,8 @@ mod tests {
     #[test]
     fn bytes_after_the_head_are_not_looked_at() {
         let mut scanner = Scanner::default();
-        let bytes = b"POST / HTTP/1.1\r\ncontent-length: 40\r\n\r\nTransfer-Encoding: chunked\r\n\r\n";
-        assert_eq!(scanner.feed(bytes), Some(39));
+        let bytes = b"POST / HTTP/1.1\r\nHost: a\r\ncontent-length: 40\r\n\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(scanner.feed(bytes), Some(48));
         assert_eq!(scanner.finish(), Ok(Framing::Sized(40)));
     }
 }

@@ -33,7 +33,7 @@ async fn answer(guard: &mut Guard<DuplexStream>, exchange: &Exchange, response: 
 async fn a_request_is_read_after_the_response_to_the_one_before() {
     let (mut client, server) = duplex(1 << 16);
     let (mut guard, exchange) = guard(server);
-    let (first, second) = ("POST /1 HTTP/1.1\r\ncontent-length: 2\r\n\r\nab", "GET /2 HTTP/1.1\r\n\r\n");
+    let (first, second) = ("POST /1 HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nab", "GET /2 HTTP/1.1\r\nhost: x\r\n\r\n");
     client.write_all(format!("{first}{second}").as_bytes()).await.expect("it is open");
     assert_eq!(read(&mut guard).await, first);
     assert_eq!(read(&mut guard).await, "", "it is not answered yet");
@@ -65,18 +65,19 @@ async fn hypers_own_response_is_discarded() {
 #[tokio::test(start_paused = true)]
 async fn nothing_is_read_after_a_request_that_is_the_last() {
     for head in [
-        "transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        "transfer-encoding: chunked\r\n\r\n5\r\nhel",
+        "transfer-encoding: chunked\r\n\r\n5;\r\nhello\r\n0\r\n\r\n",
         "content-length: 0\r\ncontent-length: 5\r\n\r\n",
         "content-length: 9\r\n\r\nab",
     ] {
         let (mut client, server) = duplex(1 << 16);
         let (mut guard, exchange) = guard(server);
-        client.write_all(format!("POST / HTTP/1.1\r\n{head}").as_bytes()).await.expect("it is open");
+        client.write_all(format!("POST / HTTP/1.1\r\nhost: x\r\n{head}").as_bytes()).await.expect("it is open");
         read(&mut guard).await;
         exchange.begin();
         assert!(exchange.close(), "{head}");
         answer(&mut guard, &exchange, "answer").await;
-        client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("it is open");
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("it is open");
         read(&mut guard).await;
         assert_ne!(exchange.phase(), Phase::Head, "{head}: no next request begins");
     }
@@ -84,10 +85,10 @@ async fn nothing_is_read_after_a_request_that_is_the_last() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_leaves_is_noticed_while_its_request_runs() {
-    for ahead in ["", "GET /next HTTP/1.1\r\n\r\n"] {
+    for ahead in ["", "GET /next HTTP/1.1\r\nhost: x\r\n\r\n"] {
         let (mut client, server) = duplex(1 << 16);
         let (mut guard, exchange) = guard(server);
-        client.write_all(format!("GET / HTTP/1.1\r\n\r\n{ahead}").as_bytes()).await.expect("it is open");
+        client.write_all(format!("GET / HTTP/1.1\r\nhost: x\r\n\r\n{ahead}").as_bytes()).await.expect("it is open");
         read(&mut guard).await;
         exchange.begin();
         drop(client);
@@ -108,8 +109,8 @@ proptest! {
         runtime.block_on(async {
             let (mut client, server) = duplex(1 << 20);
             let (mut guard, exchange) = guard(server);
-            let body = |length| "GET / HTTP/1.1\r\n\r\n".chars().cycle().take(length).collect::<String>();
-            let request = |length: &usize| format!("POST / HTTP/1.1\r\ncontent-length: {length}\r\n\r\n{}", body(*length));
+            let body = |length| "GET / HTTP/1.1\r\nhost: x\r\n\r\n".chars().cycle().take(length).collect::<String>();
+            let request = |length: &usize| format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n{}", body(*length));
             let requests: Vec<String> = bodies.iter().map(request).collect();
             let all = requests.concat();
             let (mut left, mut sizes, mut whole, mut current) = (all.as_bytes(), pieces.iter().cycle(), 0, String::new());

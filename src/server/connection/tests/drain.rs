@@ -54,7 +54,7 @@ async fn what_does_not_finish_is_cut() {
 async fn a_request_whose_head_has_begun_is_served_while_draining() {
     let shield = shield();
     let mut client = client(&shield);
-    client.write_all(b"GET /good HTTP/1.1\r\n").await.expect("it is open");
+    client.write_all(b"GET /good HTTP/1.1\r\nhost: x\r\n").await.expect("it is open");
     sleep(Duration::from_secs(1)).await;
     shield.shutdown.draining.cancel();
     sleep(10 * LAST_CALL).await;

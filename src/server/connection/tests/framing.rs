@@ -27,8 +27,10 @@ async fn who_speaks_http_1_0_is_answered_in_it() {
 
 #[tokio::test(start_paused = true)]
 async fn the_answer_to_head_has_a_length_and_no_body() {
-    let answers =
-        told(format!("HEAD /h HTTP/1.1\r\n\r\n{}", GOOD.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n")).as_bytes()).await;
+    let answers = told(
+        format!("HEAD /h HTTP/1.1\r\nhost: x\r\n\r\n{}", GOOD.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n")).as_bytes(),
+    )
+    .await;
     let (head, rest) = answers.split_once("\r\n\r\n").expect("an answer");
     assert!(head.contains("content-length: 8"), "{head}");
     assert!(rest.starts_with("HTTP/1.1 200 OK\r\n") && rest.ends_with("GET /good "), "{rest}");
@@ -41,7 +43,7 @@ async fn a_body_that_nobody_reads_ends_the_connection_after_its_answer() {
         drop(request);
         ok(Made::from(Bytes::from_static(b"early")))
     });
-    let head = "POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 100000\r\n\r\n";
+    let head = "POST / HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 100000\r\n\r\n";
     client.write_all(format!("{head}{GOOD}").as_bytes()).await.expect("it is open");
     let answer = next(&mut client).await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("connection: close"), "{answer}");
@@ -57,7 +59,7 @@ async fn a_body_in_pieces_is_one_body() {
     let shield = shield();
     for head in ["content-length: 12", "transfer-encoding: chunked"] {
         let mut client = client(&shield);
-        client.write_all(format!("POST /p HTTP/1.1\r\n{head}\r\n\r\n").as_bytes()).await.expect("it is open");
+        client.write_all(format!("POST /p HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n").as_bytes()).await.expect("it is open");
         let body =
             if head.starts_with('c') { "piece by one" } else { "5\r\npiece\r\n7;x=y\r\n by one\r\n0\r\ntrailer: x\r\n\r\n" };
         for piece in body.as_bytes().chunks(5) {
@@ -103,7 +105,7 @@ async fn a_slow_client_of_equal_pieces_is_not_cut() {
 async fn a_request_byte_by_byte_is_one_request() {
     let shield = shield();
     let mut client = client(&shield);
-    for byte in b"POST /slow HTTP/1.1\r\ncontent-length: 3\r\n\r\nabc" {
+    for byte in b"POST /slow HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc" {
         client.write_all(&[*byte]).await.expect("it is open");
         sleep(Duration::from_millis(100)).await;
     }
@@ -116,7 +118,10 @@ async fn a_request_byte_by_byte_is_one_request() {
 async fn expect_continue_is_answered() {
     let shield = shield();
     let mut client = client(&shield);
-    client.write_all(b"POST / HTTP/1.1\r\ncontent-length: 3\r\nexpect: 100-continue\r\n\r\n").await.expect("it is open");
+    client
+        .write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\nexpect: 100-continue\r\n\r\n")
+        .await
+        .expect("it is open");
     assert_eq!(next(&mut client).await, "HTTP/1.1 100 Continue\r\n\r\n");
     client.write_all(b"abc").await.expect("it is open");
     assert!(next(&mut client).await.ends_with("POST / abc"));

@@ -1,0 +1,42 @@
+//! Request lines, hosts and header lines.
+
+use crate::{
+    case::{Case, case},
+    rule::{LENIENT, NOT_414, ONLY_400, REJECT, REJECT_OR_WAIT, UNKNOWN_CODING, VERSION},
+};
+
+pub(crate) const CASES: &[Case] = &[
+    case("comp-bare-lf-request-line", "RFC 9112 §2.2", b"GET / HTTP/1.1\nHost: {host}\r\n\r\n", LENIENT),
+    case("comp-bare-lf-header", "RFC 9112 §2.2", b"GET / HTTP/1.1\r\nHost: {host}\nX-Test: value\r\n\r\n", LENIENT),
+    case("comp-obs-fold", "RFC 9112 §5.2", b"GET / HTTP/1.1\r\nHost: {host}\r\nX-Test: value\r\n continued\r\n\r\n", ONLY_400),
+    case("comp-sp-before-colon", "RFC 9112 §5", b"GET / HTTP/1.1\r\nHost: {host}\r\nX-Test : value\r\n\r\n", ONLY_400),
+    case("comp-multi-sp-request-line", "RFC 9112 §3", b"GET  / HTTP/1.1\r\nHost: {host}\r\n\r\n", LENIENT),
+    case("comp-missing-host", "RFC 9112 §3.2", b"GET / HTTP/1.1\r\n\r\n", ONLY_400),
+    case("comp-invalid-version", "RFC 9112 §2.3", b"GET / HTTP/9.9\r\nHost: {host}\r\n\r\n", VERSION),
+    case("comp-empty-header-name", "RFC 9112 §5", b"GET / HTTP/1.1\r\nHost: {host}\r\n: empty-name\r\n\r\n", REJECT),
+    case("comp-cr-only-line-ending", "RFC 9112 §2.2", b"GET / HTTP/1.1\rHost: {host}\r\n\r\n", ONLY_400),
+    case("comp-missing-target", "RFC 9112 §3", b"GET HTTP/1.1\r\nHost: {host}\r\n\r\n", REJECT),
+    case("comp-fragment-in-target", "RFC 9112 §3.2", b"GET /path#frag HTTP/1.1\r\nHost: {host}\r\n\r\n", LENIENT),
+    case("comp-http09-request", "RFC 9112 §2.3", b"GET /\r\n", REJECT_OR_WAIT),
+    case("comp-invalid-header-name", "RFC 9112 §5", b"GET / HTTP/1.1\r\nHost: {host}\r\nBad[Name: value\r\n\r\n", REJECT),
+    case("comp-header-no-colon", "RFC 9112 §5", b"GET / HTTP/1.1\r\nHost: {host}\r\nNoColonHere\r\n\r\n", REJECT),
+    case("comp-duplicate-host", "RFC 9112 §3.2", b"GET / HTTP/1.1\r\nHost: {host}\r\nHost: other.example.com\r\n\r\n", ONLY_400),
+    case("comp-cl-non-numeric", "RFC 9112 §6.3", b"POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: abc\r\n\r\n", REJECT),
+    case("comp-cl-plus-sign", "RFC 9112 §6.3", b"POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: +5\r\n\r\nhello", REJECT),
+    case("comp-whitespace-before-headers", "RFC 9112 §2.2", b"GET / HTTP/1.1\r\n \r\nHost: {host}\r\n\r\n", REJECT),
+    case("comp-duplicate-host-same", "RFC 9112 §3.2", b"GET / HTTP/1.1\r\nHost: {host}\r\nHost: {host}\r\n\r\n", ONLY_400),
+    case("comp-host-with-userinfo", "RFC 9112 §3.2", b"GET / HTTP/1.1\r\nHost: user@{host}\r\n\r\n", REJECT),
+    case("comp-host-with-path", "RFC 9112 §3.2", b"GET / HTTP/1.1\r\nHost: {host}/path\r\n\r\n", REJECT),
+    case("comp-asterisk-with-get", "RFC 9112 §3.2.4", b"GET * HTTP/1.1\r\nHost: {host}\r\n\r\n", REJECT),
+    case("comp-unknown-te-501", "RFC 9112 §6.1", b"POST / HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: gzip\r\n\r\n", UNKNOWN_CODING),
+    case("comp-leading-crlf", "RFC 9112 §2.2", b"\r\n\r\nGET / HTTP/1.1\r\nHost: {host}\r\n\r\n", LENIENT),
+    case("comp-host-empty-value", "RFC 9112 §3.2", b"GET / HTTP/1.1\r\nHost: \r\n\r\n", REJECT),
+    case("comp-request-line-tab", "RFC 9112 §3", b"GET\t/ HTTP/1.1\r\nHost: {host}\r\n\r\n", LENIENT),
+    case("comp-version-missing-minor", "RFC 9112 §2.3", b"GET / HTTP/1\r\nHost: {host}\r\n\r\n", REJECT),
+    case("comp-version-leading-zeros", "RFC 9112 §2.3", b"GET / HTTP/01.01\r\nHost: {host}\r\n\r\n", REJECT),
+    case("comp-version-whitespace", "RFC 9112 §2.3", b"GET / HTTP/ 1.1\r\nHost: {host}\r\n\r\n", REJECT),
+    case("comp-version-case", "RFC 9112 §2.3", b"GET / http/1.1\r\nHost: {host}\r\n\r\n", REJECT),
+    case("comp-long-url-ok", "RFC 9112 §3", b"GET /{a*7900} HTTP/1.1\r\nHost: {host}\r\n\r\n", NOT_414),
+    case("comp-space-in-target", "RFC 9112 §3.2", b"GET /pa th HTTP/1.1\r\nHost: {host}\r\n\r\n", REJECT),
+    case("comp-duplicate-ct", "RFC 9110 §5.3", b"POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 5\r\nContent-Type: text/plain\r\nContent-Type: text/html\r\n\r\nhello", LENIENT),
+];

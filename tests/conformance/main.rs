@@ -1,0 +1,198 @@
+//! Conformance: raw requests and odd answers, each tied to a clause of RFC 9110, 9112 and their kin, judged by what came back.
+//!
+//! The gate runs every row against a shield of this build, and holds its deviations to those in `deviations.rs`. Against
+//! other servers: `CONFORMANCE_ADDRESS=127.0.0.1:8080 cargo test --test conformance -- --ignored address --nocapture`.
+
+mod case;
+mod cases;
+mod deviations;
+mod probe;
+mod response_rule;
+mod rule;
+mod servers;
+mod upstream;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt::Write as _,
+    io,
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use case::Case;
+use cases::{REQUESTS, RESPONSES};
+use deviations::{DEVIATIONS, Deviation, expected};
+use probe::{Patience, probe};
+use rule::{Exchange, Verdict};
+use servers::{Lane, Server};
+
+const QUICK: Patience = Patience { answer: Duration::from_secs(2), more: Duration::from_millis(250) };
+/// For a second look at what went against expectation: the machine may have been busy.
+const SLOW: Patience = Patience { answer: Duration::from_secs(10), more: Duration::from_secs(2) };
+
+/// The verdicts on a server, by the case's name, and what it did.
+type Results = BTreeMap<&'static str, (Verdict, String)>;
+
+fn rows(tables: &'static [&'static [Case]]) -> impl Iterator<Item = &'static Case> {
+    tables.iter().copied().flatten()
+}
+
+async fn run(lane: &Lane, case: &Case, patience: Patience) -> io::Result<Exchange> {
+    let before = lane.seen.as_ref().map(|seen| seen.load(Relaxed));
+    let mut exchange = probe(lane.address, case, patience).await?;
+    exchange.reached = lane.seen.as_ref().zip(before).map(|(seen, before)| seen.load(Relaxed) - before);
+    Ok(exchange)
+}
+
+/// Every row against this server.
+async fn all(server: &Server) -> io::Result<Results> {
+    let mut results = requests(&server.lanes).await?;
+    if let Some(address) = server.responses {
+        let lanes: Vec<Lane> = server.lanes.iter().map(|_| Lane { address, seen: None }).collect();
+        results.extend(go(&lanes, RESPONSES).await?);
+    }
+    Ok(results)
+}
+
+async fn requests(lanes: &[Lane]) -> io::Result<Results> {
+    go(lanes, REQUESTS).await
+}
+
+async fn go(lanes: &[Lane], tables: &'static [&'static [Case]]) -> io::Result<Results> {
+    let left: Arc<Mutex<VecDeque<&'static Case>>> = Arc::new(Mutex::new(rows(tables).collect()));
+    let results: Arc<Mutex<Results>> = Arc::default();
+    let mut running = tokio::task::JoinSet::new();
+    for lane in lanes {
+        let lane = Lane { address: lane.address, seen: lane.seen.clone() };
+        let (left, results) = (left.clone(), results.clone());
+        running.spawn(async move {
+            loop {
+                let Some(case) = left.lock().expect("no panic with it").pop_front() else { return Ok::<_, io::Error>(()) };
+                let mut exchange = run(&lane, case, QUICK).await?;
+                if case.rule.judge(&exchange) != expected(case.name) {
+                    exchange = run(&lane, case, SLOW).await?;
+                }
+                let result = (case.rule.judge(&exchange), exchange.told());
+                results.lock().expect("no panic with it").insert(case.name, result);
+            }
+        });
+    }
+    while let Some(done) = running.join_next().await {
+        done.expect("no panic")?;
+    }
+    Ok(std::mem::take(&mut *results.lock().expect("no panic with it")))
+}
+
+fn counts(results: &Results) -> [usize; 3] {
+    [Verdict::Pass, Verdict::Warn, Verdict::Fail].map(|this| results.values().filter(|(verdict, _)| *verdict == this).count())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_shield_deviates_only_where_it_says_so() {
+    let server = servers::shield().await.expect("it starts");
+    let results = all(&server).await.expect("it listens");
+    let mut wrong = String::new();
+    for (name, (verdict, told)) in &results {
+        let expected = expected(name);
+        if *verdict != expected {
+            let _ = writeln!(wrong, "{name}: {verdict:?} and not {expected:?}: {told}");
+        }
+    }
+    println!("{:?} of {}", counts(&results), results.len());
+    assert!(wrong.is_empty(), "deviations that are not in deviations.rs, or no longer there:\n{wrong}");
+}
+
+/// Who generates a 401 names the scheme (RFC 9110 §15.5.2). The tables' shield holds the key and never sends one.
+#[tokio::test]
+async fn a_401_names_its_scheme() {
+    let (address, _running) = servers::keyless().await.expect("it starts");
+    let exchange = probe(address, &cases::UNAUTHORIZED, SLOW).await.expect("it listens");
+    assert_eq!(exchange.first.status(), 401);
+    assert_eq!(cases::UNAUTHORIZED.rule.judge(&exchange), Verdict::Pass, "{}", exchange.told());
+}
+
+#[test]
+fn names_are_unique_and_deviations_are_of_cases() {
+    let mut names: Vec<_> = rows(REQUESTS).chain(rows(RESPONSES)).map(|case| case.name).collect();
+    names.sort_unstable();
+    assert!(names.windows(2).all(|two| two[0] != two[1]), "{names:?}");
+    assert_eq!(rows(REQUESTS).count(), 215);
+    for case in DEVIATIONS.iter().flat_map(|deviation| deviation.cases) {
+        assert!(names.contains(case), "{case}");
+        let reasons = DEVIATIONS.iter().filter(|deviation| deviation.cases.contains(case) && !deviation.reason.is_empty());
+        assert_eq!(reasons.count(), 1, "{case}");
+    }
+}
+
+/// Probes the server at `CONFORMANCE_ADDRESS`.
+#[tokio::test]
+#[ignore = "needs the address of a server"]
+async fn address() {
+    let address = std::env::var("CONFORMANCE_ADDRESS").expect("CONFORMANCE_ADDRESS=127.0.0.1:8080");
+    let server = servers::at(address.parse().expect("an address and a port"));
+    let results = all(&server).await.expect("it listens");
+    for (name, (verdict, told)) in &results {
+        println!("{verdict:?} {name}: {told}");
+    }
+    println!("pass, warn, fail: {:?} of {}", counts(&results), results.len());
+}
+
+/// The table of all servers. `UPDATE_CONFORMANCE=1` writes it to `docs/conformance.md`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs nginx and HAProxy"]
+async fn compare() {
+    let servers = [
+        servers::shield().await.expect("it starts"),
+        servers::nginx().await.expect("nginx starts"),
+        servers::haproxy().await.expect("HAProxy starts"),
+        servers::hyper().await.expect("it starts"),
+    ];
+    let mut columns = Vec::new();
+    for server in &servers {
+        columns.push((server.name.as_str(), all(server).await.expect("it listens")));
+    }
+    let table = table(&columns);
+    println!("{table}");
+    if std::env::var_os("UPDATE_CONFORMANCE").is_some() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/conformance.md");
+        std::fs::write(file, table).expect("it can be written");
+    }
+}
+
+fn table(columns: &[(&str, Results)]) -> String {
+    let mut text = String::from(
+        "# Conformance, row by row\n\nWritten by `UPDATE_CONFORMANCE=1 cargo test --test conformance -- --ignored compare`. \
+         What the tables are and what they show stands in [promises.md](promises.md#conformance).\n",
+    );
+    for (title, tables) in [("Requests", REQUESTS), ("Answers of the upstream", RESPONSES)] {
+        let columns: Vec<_> =
+            columns.iter().filter(|(_, results)| rows(tables).all(|case| results.contains_key(case.name))).collect();
+        let _ = writeln!(text, "\n## {title}\n");
+        let names: Vec<_> = columns.iter().map(|(name, _)| *name).collect();
+        let _ = writeln!(text, "| case | clause | sent | allowed | {} |", names.join(" | "));
+        let _ = writeln!(text, "|---|---|---|---|{}", "---|".repeat(names.len()));
+        for case in rows(tables) {
+            let sent = case.answer.map_or_else(|| case.sent(), |answer| answer.escape_ascii().to_string());
+            let told = |(_, results): &&(&str, Results)| {
+                let (verdict, told) = &results[case.name];
+                format!("{verdict:?}: {told}").to_lowercase()
+            };
+            let told: Vec<_> = columns.iter().map(told).collect();
+            let Case { name, clause, rule, .. } = case;
+            let _ = writeln!(text, "| {name} | {clause} | `{sent}` | {} | {} |", rule.allowed, told.join(" | "));
+        }
+        let total = |this: Verdict| {
+            let count = |(_, results): &&(&str, Results)| rows(tables).filter(|case| results[case.name].0 == this).count();
+            columns.iter().map(|column| count(column).to_string()).collect::<Vec<_>>().join(" | ")
+        };
+        for verdict in [Verdict::Pass, Verdict::Warn, Verdict::Fail] {
+            let _ = writeln!(text, "| **{verdict:?}** | | | | {} |", total(verdict));
+        }
+    }
+    let _ = writeln!(text, "\n## Deviations of the shield\n\n| rows | verdict | why |\n|---|---|---|");
+    for Deviation { reason, verdict, cases } in DEVIATIONS {
+        let _ = writeln!(text, "| {} | {verdict:?} | {reason} |", cases.join(", "));
+    }
+    text
+}

@@ -1,0 +1,207 @@
+//! The servers under test: a shield, and beside it nginx, HAProxy and bare hyper, each before upstreams of its own.
+
+use std::{
+    fmt::Write as _,
+    io,
+    net::SocketAddr,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
+
+use groq_shield::{
+    config::{Plan, Settings},
+    proxy::Shield,
+    server::{self, Listeners, Running},
+};
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::{cases::RESPONSES, upstream};
+
+/// Cases that run at the same time against one server, each before an upstream of its own, whose counter is theirs alone.
+const LANES: usize = 8;
+
+/// One way to a server.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    pub(crate) address: SocketAddr,
+    /// Requests that have reached the upstream behind it.
+    pub(crate) seen: Option<Arc<AtomicUsize>>,
+}
+
+/// A server under test.
+pub(crate) struct Server {
+    pub(crate) name: String,
+    pub(crate) lanes: Vec<Lane>,
+    /// Where the scripted upstream stands behind it.
+    pub(crate) responses: Option<SocketAddr>,
+    _running: Vec<Running>,
+    _process: Option<Process>,
+}
+
+struct Process {
+    child: Child,
+    _folder: TempDir,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Its workers end with it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A shield of this build. It holds the key, so that probes need none.
+pub(crate) async fn shield() -> io::Result<Server> {
+    let mut lanes = Vec::new();
+    let mut running = Vec::new();
+    for _ in 0..LANES {
+        let (upstream, seen) = upstream::echo().await?;
+        let shield = start(upstream)?;
+        lanes.push(Lane { address: shield.app, seen: Some(seen) });
+        running.push(shield);
+    }
+    let scripted = start(upstream::scripted(RESPONSES).await?)?;
+    let responses = Some(scripted.app);
+    running.push(scripted);
+    let name = format!("groq-shield {}", env!("CARGO_PKG_VERSION"));
+    Ok(Server { name, lanes, responses, _running: running, _process: None })
+}
+
+/// A shield that holds no key.
+pub(crate) async fn keyless() -> io::Result<(SocketAddr, Running)> {
+    let mut settings = settings(upstream::echo().await?.0);
+    settings.upstream.api_key_env = None;
+    let shield = run(settings)?;
+    Ok((shield.app, shield))
+}
+
+fn start(upstream: SocketAddr) -> io::Result<Running> {
+    run(settings(upstream))
+}
+
+fn settings(upstream: SocketAddr) -> Settings {
+    let mut settings = Settings::default();
+    settings.server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    settings.admin.listen = settings.server.listen;
+    settings.server.threads = Some(1);
+    settings.upstream.base_url = format!("http://{upstream}").parse().expect("a URL");
+    // Any variable that cargo sets.
+    settings.upstream.api_key_env = Some("CARGO_PKG_NAME".into());
+    settings.limits.plan = Plan::None;
+    settings.retry.attempts = 1;
+    settings.breaker.failures = 1_000_000;
+    settings
+}
+
+fn run(settings: Settings) -> io::Result<Running> {
+    let listeners = Listeners::open(&settings).expect("free ports");
+    server::start(Shield::new(settings).expect("nothing to fail on"), listeners)
+}
+
+/// A server that runs already.
+pub(crate) fn at(address: SocketAddr) -> Server {
+    let lanes = (0..LANES).map(|_| Lane { address, seen: None }).collect();
+    Server { name: address.to_string(), lanes, responses: None, _running: Vec::new(), _process: None }
+}
+
+/// hyper's own server, with nothing before it.
+pub(crate) async fn hyper() -> io::Result<Server> {
+    let mut lanes = Vec::new();
+    for _ in 0..LANES {
+        let (address, _) = upstream::echo().await?;
+        lanes.push(Lane { address, seen: None });
+    }
+    Ok(Server { name: "hyper 1 (server)".into(), lanes, responses: None, _running: Vec::new(), _process: None })
+}
+
+/// nginx as a reverse proxy, as Debian configures it.
+pub(crate) async fn nginx() -> io::Result<Server> {
+    let version = version(Command::new("nginx").arg("-v"))?;
+    let configure = |folder: &Path, ports: &[(SocketAddr, SocketAddr)]| {
+        let mut text = format!(
+            "daemon off; master_process off; pid {0}/pid; error_log {0}/error.log;\nevents {{}}\nhttp {{\naccess_log off;\n",
+            folder.display()
+        );
+        for name in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
+            let _ = writeln!(text, "{name}_temp_path {}/{name};", folder.display());
+        }
+        for (listen, upstream) in ports {
+            let _ = writeln!(
+                text,
+                "server {{ listen {listen}; location / {{ proxy_pass http://{upstream}; proxy_http_version 1.1; \
+                 proxy_set_header Connection \"\"; proxy_set_header Host $http_host; }} }}"
+            );
+        }
+        text + "}\n"
+    };
+    let command = |file: &Path| {
+        let mut command = Command::new("nginx");
+        command.arg("-c").arg(file);
+        command
+    };
+    proxy(version, configure, command).await
+}
+
+/// HAProxy as a reverse proxy, with its defaults.
+pub(crate) async fn haproxy() -> io::Result<Server> {
+    let version = version(Command::new("haproxy").arg("-v"))?;
+    let configure = |_: &Path, ports: &[(SocketAddr, SocketAddr)]| {
+        let mut text = "defaults\n  mode http\n  timeout connect 5s\n  timeout client 30s\n  timeout server 30s\n".to_owned();
+        for (n, (listen, upstream)) in ports.iter().enumerate() {
+            let _ = writeln!(text, "listen l{n}\n  bind {listen}\n  server s {upstream}");
+        }
+        text
+    };
+    let command = |file: &Path| {
+        let mut command = Command::new("haproxy");
+        command.arg("-db").arg("-f").arg(file);
+        command
+    };
+    proxy(version, configure, command).await
+}
+
+fn version(command: &mut Command) -> io::Result<String> {
+    let output = command.output()?;
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    let line = text.lines().next().unwrap_or_default().replace("nginx version: nginx/", "nginx ").replace(" version", "");
+    Ok(line.split([' ']).take(2).collect::<Vec<_>>().join(" "))
+}
+
+/// Starts a proxy on free ports, each before an upstream of its own.
+async fn proxy(
+    name: String,
+    configure: impl Fn(&Path, &[(SocketAddr, SocketAddr)]) -> String,
+    command: impl Fn(&Path) -> Command,
+) -> io::Result<Server> {
+    let mut lanes = Vec::new();
+    let mut ports = Vec::new();
+    for _ in 0..LANES {
+        let (upstream, seen) = upstream::echo().await?;
+        let address = free().await?;
+        ports.push((address, upstream));
+        lanes.push(Lane { address, seen: Some(seen) });
+    }
+    let responses = free().await?;
+    ports.push((responses, upstream::scripted(RESPONSES).await?));
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("proxy.conf");
+    std::fs::write(&file, configure(folder.path(), &ports))?;
+    let child = command(&file).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn()?;
+    let process = Process { child, _folder: folder };
+    for _ in 0..500 {
+        if TcpStream::connect(responses).await.is_ok() {
+            return Ok(Server { name, lanes, responses: Some(responses), _running: Vec::new(), _process: Some(process) });
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Err(io::Error::other(format!("{name} does not listen")))
+}
+
+/// An address that nobody listens on, for a program that cannot be given a socket.
+async fn free() -> io::Result<SocketAddr> {
+    TcpListener::bind("127.0.0.1:0").await?.local_addr()
+}
