@@ -79,3 +79,29 @@ fn a_fault_in_the_limits_is_shown_where_it_is() {
     assert_eq!(ended.status.code(), Some(64), "{said}");
     assert!(said.contains("limits.toml") && said.contains("line 2") && said.contains("requests_per_minuet"), "{said}");
 }
+
+/// The simulator shares no code with the limiter, so each has its own copy of Groq's tables.
+#[test]
+fn the_simulator_and_the_limiter_know_the_same_plans() {
+    use groq_limiter::{
+        plans,
+        settings::{ModelLimits, Plan},
+    };
+    for (plan, simulated) in [(Plan::Free, groq_sim::Plan::free()), (Plan::Developer, groq_sim::Plan::developer())] {
+        assert!(simulated.models.len() >= 10);
+        for (model, limits) in simulated.models {
+            let expected = ModelLimits {
+                requests_per_minute: limits.requests_per_minute,
+                requests_per_day: limits.requests_per_day,
+                tokens_per_minute: limits.tokens_per_minute,
+                tokens_per_day: limits.tokens_per_day,
+                input_tokens_per_minute: limits.input_tokens_per_minute,
+                output_tokens_per_minute: limits.output_tokens_per_minute,
+                audio_seconds_per_hour: limits.audio_seconds_per_hour,
+                audio_seconds_per_day: limits.audio_seconds_per_day,
+                assumed_completion_tokens: limits.assumed_completion_tokens,
+            };
+            assert_eq!(plans::limits(plan, &model), Some(expected), "{model}");
+        }
+    }
+}
