@@ -6,7 +6,9 @@
 mod budget;
 mod calendar;
 mod ledger;
+mod price;
 
 pub use budget::{Amounts, Budget, Exceeded, Unit};
 pub use calendar::Period;
 pub use ledger::{AppUse, Ledger, Permit, Saved};
+pub use price::Price;
