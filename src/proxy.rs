@@ -17,6 +17,7 @@
 
 mod admission;
 mod attempt;
+mod bill;
 pub mod body_buffer;
 pub mod breaker;
 pub mod error;

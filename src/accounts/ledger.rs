@@ -29,7 +29,12 @@ struct Account {
     day: Used,
     month: Used,
     reserved: Amounts,
+    /// Completion tokens of a response, on average; `None` before the first one.
+    completion: Option<f64>,
 }
+
+/// Weight of the newest response in the average.
+const NEWEST: f64 = 0.1;
 
 /// What was used in the period that began at `start`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,6 +131,11 @@ impl Ledger {
         Ok(Permit { ledger: self.clone(), app, reserved: estimate, used: Amounts::default() })
     }
 
+    /// Completion tokens that a response to `app` has on average; 0 before the first one.
+    pub fn expected_completion(&self, app: &str) -> u64 {
+        self.lock().get(app).and_then(|account| account.completion).map_or(0, |mean| mean.round() as u64)
+    }
+
     /// What `app` has used and reserved.
     pub fn usage(&self, app: &str, now: u64) -> AppUse {
         self.lock().get_mut(app).map_or_else(AppUse::default, |account| {
@@ -157,7 +167,7 @@ impl Ledger {
     pub fn restore(&self, saved: Saved) {
         let mut accounts = self.lock();
         for (app, SavedAccount { day, month }) in saved.0.into_iter().take(MAX_ACCOUNTS) {
-            accounts.insert(app.into(), Account { day, month, reserved: Amounts::default() });
+            accounts.insert(app.into(), Account { day, month, ..Account::default() });
         }
     }
 
@@ -188,6 +198,14 @@ impl Permit {
     /// Adds what an attempt has used.
     pub fn used(&mut self, amounts: Amounts) {
         self.used = self.used.plus(amounts);
+    }
+
+    /// Learns how long the app's responses are.
+    pub fn learn_completion(&self, tokens: u64) {
+        if let Some(account) = self.ledger.lock().get_mut(&self.app) {
+            let mean = account.completion.get_or_insert(tokens as f64);
+            *mean += NEWEST * (tokens as f64 - *mean);
+        }
     }
 
     /// What the request has reserved.

@@ -1,0 +1,147 @@
+//! The bill of one call: what its attempts have used, for its app's budgets and for accounts.
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use groq_limiter::{Pool, Spent};
+
+use crate::accounts::{Amounts, Budget, Exceeded, Ledger, Permit, Price};
+
+/// What a call has used so far.
+#[derive(Debug)]
+pub struct Bill {
+    /// `None` where the app has no budgets.
+    permit: Option<Permit>,
+    price: Option<Price>,
+    /// What the model is expected to use.
+    pool: Pool,
+    /// Completion tokens that are expected, at most `max_completion_tokens`.
+    completion: u64,
+    total: Amounts,
+}
+
+impl Bill {
+    /// A bill that nothing is on, for an app without budgets.
+    pub(super) fn new(pool: Pool, price: Option<Price>) -> Self {
+        Self { permit: None, price, pool, completion: 0, total: Amounts::default() }
+    }
+
+    /// Reserves what the call is expected to use of its app's `budgets`.
+    ///
+    /// # Errors
+    /// The budget that is spent.
+    pub(super) fn reserve(&mut self, ledger: &Arc<Ledger>, app: &Arc<str>, budgets: &[Budget]) -> Result<(), Exceeded> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        if let Pool::Tokens { ceiling, .. } = self.pool {
+            self.completion = ledger.expected_completion(app).min(ceiling.unwrap_or(u64::MAX));
+        }
+        let estimate = Amounts { requests: 1, ..self.amounts(Spent::Charge) };
+        self.permit = Some(ledger.reserve(app, budgets, estimate, now)?);
+        Ok(())
+    }
+
+    /// The call goes to another model, with another price.
+    pub(super) fn switch_model(&mut self, pool: Pool, price: Option<Price>) {
+        (self.pool, self.price) = (pool, price);
+    }
+
+    /// Puts an attempt on the bill.
+    pub(super) fn charge(&mut self, spent: Spent) {
+        let mut amounts = self.amounts(spent);
+        if self.total.requests == 0 && spent != Spent::Nothing {
+            amounts.requests = 1;
+        }
+        self.total = self.total.plus(amounts);
+        if let Some(permit) = &mut self.permit {
+            permit.used(amounts);
+            if let Spent::Tokens { completion, .. } = spent {
+                permit.learn_completion(completion);
+            }
+        }
+    }
+
+    /// What the call has cost so far, billionths of a USD; 0 without a price for its model.
+    pub fn nano_usd(&self) -> u64 {
+        self.total.nano_usd
+    }
+
+    /// The tokens and the cost of an attempt.
+    fn amounts(&self, spent: Spent) -> Amounts {
+        let price = self.price.unwrap_or_default();
+        let tokens = |prompt: u64, cached: u64, completion: u64| Amounts {
+            requests: 0,
+            tokens: prompt.saturating_sub(cached).saturating_add(completion),
+            nano_usd: price.of_tokens(prompt, cached, completion),
+        };
+        match (self.pool, spent) {
+            (_, Spent::Nothing | Spent::Request) | (Pool::Free, _) => Amounts::default(),
+            (Pool::Audio { seconds }, _) => Amounts { nano_usd: price.of_audio(seconds), ..Amounts::default() },
+            (Pool::Tokens { .. }, Spent::Tokens { prompt, completion, prompt_total }) => {
+                tokens(prompt_total, prompt_total.saturating_sub(prompt), completion)
+            }
+            (Pool::Tokens { prompt, .. }, Spent::Partial { completion }) => tokens(prompt, 0, completion),
+            (Pool::Tokens { prompt, .. }, Spent::Charge) => tokens(prompt, 0, self.completion),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accounts::{Period, Unit};
+
+    const PRICE: Price = Price { input: 1.0, cached_input: 0.5, output: 2.0, audio_hour: 3.6 };
+
+    fn chat(prompt: u64) -> Pool {
+        Pool::Tokens { prompt, ceiling: Some(1000) }
+    }
+
+    #[test]
+    fn every_attempt_is_billed_by_what_became_of_it() {
+        for (spent, tokens, nano_usd) in [
+            (Spent::Nothing, 0, 0),
+            (Spent::Request, 0, 0),
+            (Spent::Tokens { prompt: 60, completion: 10, prompt_total: 100 }, 70, 60_000 + 20_000 + 20_000),
+            (Spent::Partial { completion: 5 }, 85, 80_000 + 10_000),
+            (Spent::Charge, 80, 80_000),
+        ] {
+            let mut bill = Bill::new(chat(80), Some(PRICE));
+            bill.charge(spent);
+            assert_eq!((bill.total.tokens, bill.nano_usd()), (tokens, nano_usd), "{spent:?}");
+            assert_eq!(bill.total.requests, u64::from(spent != Spent::Nothing));
+        }
+    }
+
+    #[test]
+    fn audio_is_billed_by_the_second_and_retries_add_up() {
+        let mut bill = Bill::new(Pool::Audio { seconds: 10 }, Some(PRICE));
+        bill.charge(Spent::Request);
+        bill.charge(Spent::Charge);
+        assert_eq!(bill.total, Amounts { requests: 1, tokens: 0, nano_usd: 10_000_000 });
+        let mut unpriced = Bill::new(chat(80), None);
+        unpriced.charge(Spent::Charge);
+        unpriced.switch_model(chat(90), Some(PRICE));
+        unpriced.charge(Spent::Charge);
+        assert_eq!(unpriced.total, Amounts { requests: 1, tokens: 170, nano_usd: 90_000 });
+    }
+
+    #[test]
+    fn what_is_reserved_follows_what_answers_of_the_app_were_like() {
+        let (ledger, app) = (Arc::<Ledger>::default(), Arc::from("a"));
+        let budgets = [Budget { unit: Unit::Tokens, period: Period::Day, limit: 500 }];
+        let call = || {
+            let mut bill = Bill::new(chat(80), None);
+            bill.reserve(&ledger, &app, &budgets).map(|()| bill)
+        };
+        let mut first = call().expect("nothing is used");
+        first.charge(Spent::Tokens { prompt: 80, completion: 100, prompt_total: 80 });
+        drop(first);
+        let second = call().expect("180 of 500 are used");
+        assert_eq!(second.permit.as_ref().map(|permit| permit.reserved().tokens), Some(180));
+        let third = call().expect("360 are used or reserved");
+        assert_eq!(call().expect_err("540 are used or reserved").used, 180);
+        drop((second, third));
+    }
+}
