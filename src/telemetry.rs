@@ -136,6 +136,8 @@ pub struct Record {
     pub upstream_id: Option<String>,
     /// From the last send to the answer's head.
     pub time_to_head: Option<Duration>,
+    /// What it has cost, billionths of a USD; 0 without a price for its model.
+    pub nano_usd: u64,
     /// What the log says of a failure (the client reads less).
     pub error: Option<String>,
     /// Which model the request named, and why another one (`model`) serves it.
@@ -179,6 +181,7 @@ impl Record {
             truncated: false,
             upstream_id: None,
             time_to_head: None,
+            nano_usd: 0,
             error: None,
             fallback: None,
             fitted: None,

@@ -66,7 +66,20 @@ impl Default for Breaker {
 
 impl Default for App {
     fn default() -> Self {
-        Self { name: String::new(), token_env: None, token_sha256: None, weight: 1.0, class: Class::default(), fallback: true }
+        Self {
+            name: String::new(),
+            token_env: None,
+            token_sha256: None,
+            weight: 1.0,
+            class: Class::default(),
+            fallback: true,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            requests_per_day: None,
+            tokens_per_day: None,
+            cost_per_day: None,
+            cost_per_month: None,
+        }
     }
 }
 

@@ -10,6 +10,8 @@ use http::Uri;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::accounts::{Budget, Period, Price, Unit};
+
 use super::{
     fallback::Fallback,
     formats::{Address, As, BaseUrl, Digest, Maybe, ProxyUrl, Size, Time, TimeOrOff},
@@ -18,6 +20,8 @@ use super::{
 
 /// Largest limit that is kept exactly: TOML's integers go so far.
 const MAX_LIMIT: u64 = i64::MAX as u64;
+/// Largest amount of money: its billionths fit a u64.
+const MAX_USD: f64 = 1e9;
 
 /// The whole file. Flags and environment variables win over it, it wins over these defaults.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
@@ -51,6 +55,9 @@ pub struct Settings {
     /// An app with a share of its own. With any token listed, a request without a known one gets 401. Live.
     #[garde(dive)]
     pub app: Vec<App>,
+    /// Prices of models, for accounts and budgets. There are no defaults: prices change. Live.
+    #[garde(dive)]
+    pub price: BTreeMap<String, ModelPrice>,
     /// Other models for requests that their own model cannot serve. Live.
     #[garde(dive)]
     pub fallback: Vec<Fallback>,
@@ -360,6 +367,74 @@ pub struct App {
     pub class: Class,
     /// Whether its requests may be served by another model, as `[[fallback]]` says.
     pub fallback: bool,
+    /// Cap: requests a minute. More of them wait; other apps pass.
+    #[garde(range(min = 1, max = MAX_LIMIT))]
+    pub requests_per_minute: Option<u64>,
+    /// Cap: tokens a minute. More of them wait; other apps pass.
+    #[garde(range(min = 1, max = MAX_LIMIT))]
+    pub tokens_per_minute: Option<u64>,
+    /// Budget: requests a UTC day. Spent: 429 until midnight.
+    #[garde(range(min = 1, max = MAX_LIMIT))]
+    pub requests_per_day: Option<u64>,
+    /// Budget: tokens a UTC day. Spent: 429 until midnight.
+    #[garde(range(min = 1, max = MAX_LIMIT))]
+    pub tokens_per_day: Option<u64>,
+    /// Budget: USD a UTC day, by the prices of [price].
+    #[garde(range(min = 0.000_001, max = MAX_USD))]
+    pub cost_per_day: Option<f64>,
+    /// Budget: USD a UTC month, by the prices of [price].
+    #[garde(range(min = 0.000_001, max = MAX_USD))]
+    pub cost_per_month: Option<f64>,
+}
+
+impl App {
+    /// Its budgets.
+    pub fn budgets(&self) -> Vec<Budget> {
+        let nano_usd = |usd: Option<f64>| usd.map(|usd| (usd * 1e9).round() as u64);
+        [
+            (Unit::Requests, Period::Day, self.requests_per_day),
+            (Unit::Tokens, Period::Day, self.tokens_per_day),
+            (Unit::Cost, Period::Day, nano_usd(self.cost_per_day)),
+            (Unit::Cost, Period::Month, nano_usd(self.cost_per_month)),
+        ]
+        .into_iter()
+        .filter_map(|(unit, period, limit)| Some(Budget { unit, period, limit: limit? }))
+        .collect()
+    }
+}
+
+/// `[price."MODEL"]`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[serde(default, deny_unknown_fields)]
+#[garde(allow_unvalidated)]
+pub struct ModelPrice {
+    /// USD for a million prompt tokens.
+    #[garde(range(min = 0.0, max = MAX_USD))]
+    pub input: Option<f64>,
+    /// USD for a million cached prompt tokens; unset: as input.
+    #[garde(range(min = 0.0, max = MAX_USD))]
+    pub cached_input: Option<f64>,
+    /// USD for a million completion tokens.
+    #[garde(range(min = 0.0, max = MAX_USD))]
+    pub output: Option<f64>,
+    /// USD for an hour of audio.
+    #[garde(range(min = 0.0, max = MAX_USD))]
+    pub audio_hour: Option<f64>,
+}
+
+impl Settings {
+    /// The price of a model, where one is given.
+    pub fn price_of(&self, model: &str) -> Option<Price> {
+        self.price.get(model).map(|price| {
+            let input = price.input.unwrap_or(0.0);
+            Price {
+                input,
+                cached_input: price.cached_input.unwrap_or(input),
+                output: price.output.unwrap_or(0.0),
+                audio_hour: price.audio_hour.unwrap_or(0.0),
+            }
+        })
+    }
 }
 
 /// Where limiter state is kept.

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     admission::yield_if_busy,
+    bill::Bill,
     breaker::Health,
     error::{Rejection, UpstreamError},
     relay::{self, ValidatedBody},
@@ -171,14 +172,15 @@ impl Outcome {
     }
 
     /// Settles a failed attempt.
-    pub(super) fn settle(&self, reservation: Option<Reservation>) {
+    pub(super) fn settle(&self, reservation: Option<Reservation>, bill: &mut Bill) {
+        bill.charge(self.spent());
         if let Some(reservation) = reservation {
             reservation.settle(self.spent(), Instant::now());
         }
     }
 
     /// The upstream's response, or its error.
-    pub(super) fn deliver(self, reservation: Option<Reservation>) -> Result<Delivered, Rejection> {
+    pub(super) fn deliver(self, reservation: Option<Reservation>, bill: &mut Bill) -> Result<Delivered, Rejection> {
         match self {
             Self::Validated(response) => Ok(Delivered { response, reservation }),
             Self::Error { text: Some(ref text), ref state, .. } => {
@@ -189,7 +191,7 @@ impl Outcome {
                 Err(self.into_rejection())
             }
             failed => {
-                failed.settle(reservation);
+                failed.settle(reservation, bill);
                 Err(failed.into_rejection())
             }
         }

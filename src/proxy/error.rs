@@ -10,7 +10,7 @@ use bytes::Bytes;
 use groq_limiter::types::Dimension;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use crate::upstream::ExchangeError;
+use crate::{accounts::Exceeded, upstream::ExchangeError};
 
 mod frame;
 mod table;
@@ -80,6 +80,8 @@ pub enum Rejection {
         /// How long the upstream said to wait.
         retry_after: Duration,
     },
+    /// A budget of the app is spent.
+    BudgetSpent(Exceeded),
     /// The line is full by count or bytes, or the shield is out of memory for bodies.
     Overloaded {
         /// When to come again.

@@ -82,8 +82,13 @@ async fn respond(
         yield_if_busy(&shield, &call).await;
     }
     match outcome {
-        Ok(Delivered { response, reservation }) => deliver(*response, ResponseContext { reservation, record, cutoff }),
-        Err(rejection) => reject(rejection, record),
+        Ok(Delivered { response, reservation }) => {
+            deliver(*response, ResponseContext { reservation, bill: call.bill, record, cutoff, settled: false })
+        }
+        Err(rejection) => {
+            record.nano_usd = call.bill.nano_usd();
+            reject(rejection, record)
+        }
     }
 }
 
@@ -96,6 +101,9 @@ async fn forward(
     record: &mut Record,
 ) -> Result<Delivered, Rejection> {
     shield.budget.request(call.read_at);
+    if let Some(budgets) = &call.budgets {
+        call.bill.reserve(&shield.ledger, &call.ask.app, budgets).map_err(Rejection::BudgetSpent)?;
+    }
     // Before the ceiling is fitted: each fallback model starts from the body as it came.
     let body = (call.may_fall_back && !settings.fallback.is_empty()).then(|| upstream_request.body().clone());
     let rejection = match serve(shield, settings, call, upstream_request, record).await {
@@ -105,7 +113,7 @@ async fn forward(
     let (Some(body), Some(reason)) = (body, fallback::reason(&rejection)) else { return Err(rejection) };
     let from = record.model.clone();
     for to in fallback::candidates(&settings.fallback, &from, reason) {
-        if record.is_opened_early() || !call.switch_model(to, &body, upstream_request) {
+        if record.is_opened_early() || !call.switch_model(to, &body, settings, upstream_request) {
             break;
         }
         record.falls_back(&from, &call.ask.model, reason);
@@ -151,7 +159,7 @@ async fn serve(
             pass.record(health);
             shield.telemetry.attempt(outcome.label());
             match attempts.next(class, &shield.budget, fastrand::f64(), Instant::now) {
-                Verdict::Deliver => return outcome.deliver(reservation),
+                Verdict::Deliver => return outcome.deliver(reservation, &mut call.bill),
                 Verdict::Requeue(pause) => {
                     place = outcome.refused(reservation, shield, call, pause.is_none())?;
                     if call.fitted.is_none() {
@@ -163,11 +171,11 @@ async fn serve(
                     }
                 }
                 Verdict::Again(pause) => {
-                    outcome.settle(reservation);
+                    outcome.settle(reservation, &mut call.bill);
                     pause
                 }
                 Verdict::GiveUp => {
-                    outcome.settle(reservation);
+                    outcome.settle(reservation, &mut call.bill);
                     return Err(outcome.into_rejection());
                 }
             }

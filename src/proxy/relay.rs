@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::{
     groq::{Usage, is_truncated_without_content},
     headers,
+    proxy::bill::Bill,
     shutdown::Cutoff,
     telemetry::Record,
     upstream::{ExchangeError, ResponseBody},
@@ -150,14 +151,24 @@ fn media_type(headers: &HeaderMap) -> &str {
 pub struct ResponseContext {
     /// Settled when the usage is known.
     pub reservation: Option<Reservation>,
+    /// What the call has used so far.
+    pub bill: Bill,
     /// Logged when dropped.
     pub record: Box<Record>,
     /// Ends a running stream when the shutdown's drain timeout is over.
     pub cutoff: Cutoff,
+    /// Whether the usage has been settled.
+    pub settled: bool,
 }
 
 impl ResponseContext {
+    /// Settles once, with what the response has used.
     fn settle(&mut self, spent: Spent) {
+        if std::mem::replace(&mut self.settled, true) {
+            return;
+        }
+        self.bill.charge(spent);
+        self.record.nano_usd = self.bill.nano_usd();
         if let Some(reservation) = self.reservation.take() {
             reservation.settle(spent, Instant::now());
         }

@@ -8,12 +8,15 @@ use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, uri::PathAndQue
 use tokio::time::Instant;
 
 use super::{
-    Shield, body_buffer, breaker,
+    Shield,
+    bill::Bill,
+    body_buffer, breaker,
     error::{CompletionLimit, Rejection},
     fallback,
     relay::Expected,
 };
 use crate::{
+    accounts::Budget,
     config::{FallbackReason, Settings},
     groq::{Endpoint, map_path},
     headers,
@@ -42,6 +45,10 @@ pub(super) struct Call {
     deadline_by_client: bool,
     /// The `max_completion_tokens` that it came with and the lower one that it is sent with.
     pub(super) fitted: Option<(u64, u64)>,
+    /// What it has used so far.
+    pub(super) bill: Bill,
+    /// The budgets of its app.
+    pub(super) budgets: Option<Arc<[Budget]>>,
     /// Whether another model may serve it.
     pub(super) may_fall_back: bool,
     endpoint: Endpoint,
@@ -96,6 +103,8 @@ where
     let (max_wait, deadline_by_client) = facts::max_wait(&headers, &settings.queue, || shield.limits.usual_time_to_head(&ask));
     let content_type = headers.get(header::CONTENT_TYPE).filter(|_| endpoint.takes_audio()).cloned();
     let may_fall_back = identity.fallback;
+    let bill = Bill::new(ask.pool, settings.price_of(&facts.model));
+    let budgets = identity.budgets.clone();
     headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio());
     shield.via.add_to(&mut headers, version);
     identity.authorize(&mut headers);
@@ -109,6 +118,8 @@ where
         deadline,
         deadline_by_client,
         fitted: None,
+        bill,
+        budgets,
         may_fall_back,
         endpoint,
         content_type,
@@ -223,13 +234,20 @@ impl Call {
     /// Names another model in the body, and asks for that model's limits; nothing else of the body changes.
     ///
     /// `body` is the body as it came. Returns whether the model could be replaced.
-    pub(super) fn switch_model(&mut self, to: &str, body: &Bytes, upstream_request: &mut UpstreamRequest) -> bool {
+    pub(super) fn switch_model(
+        &mut self,
+        to: &str,
+        body: &Bytes,
+        settings: &Settings,
+        upstream_request: &mut UpstreamRequest,
+    ) -> bool {
         let mut headers = HeaderMap::new();
         headers.extend(self.content_type.clone().map(|content_type| (header::CONTENT_TYPE, content_type)));
         let Some(body) = model::replace(self.endpoint, &headers, body, to) else { return false };
         let Ok(facts) = Facts::of(self.endpoint, &headers, &body) else { return false };
         self.ask.model = facts.model.clone();
         self.ask.pool = facts.pool;
+        self.bill.switch_model(facts.pool, settings.price_of(&facts.model));
         self.ask.bytes = body.len() as u64;
         self.breaker_key.1 = facts.model.clone();
         self.fitted = None;

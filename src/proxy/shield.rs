@@ -11,7 +11,7 @@ use super::{
     body_buffer::Bodies, breaker::Breakers, request::identity::IdentityIndex, retry::Budget, served_models::ServedModels,
     via::Via,
 };
-use crate::{config::Settings, shutdown::Shutdown, telemetry::Telemetry, upstream::Upstream};
+use crate::{accounts::Ledger, config::Settings, shutdown::Shutdown, telemetry::Telemetry, upstream::Upstream};
 
 /// What all requests share.
 pub struct Shield {
@@ -19,6 +19,8 @@ pub struct Shield {
     pub settings: ArcSwap<Settings>,
     /// Known keys and app tokens; swapped with the settings.
     pub identities: ArcSwap<IdentityIndex>,
+    /// What apps with budgets have used.
+    pub ledger: Arc<Ledger>,
     /// Limits and queues.
     pub limits: Limits,
     /// Whether Groq answers at all, by organization and model.
@@ -55,6 +57,7 @@ impl Shield {
     pub fn over(settings: Settings, upstream: Upstream) -> Arc<Self> {
         Arc::new(Self {
             identities: ArcSwap::from_pointee(IdentityIndex::new(&settings, |name| std::env::var(name).ok())),
+            ledger: Arc::default(),
             limits: Limits::new(settings.limiter()),
             breakers: Breakers::default(),
             budget: Budget::new(Instant::now()),

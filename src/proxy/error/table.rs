@@ -144,6 +144,19 @@ impl Rejection {
                     ),
                 )
             }
+            Self::BudgetSpent(exceeded) => Row {
+                // Clients that wait for it would wait for hours.
+                no_retry: true,
+                ..after(
+                    exceeded.resets_in,
+                    row(
+                        S::TOO_MANY_REQUESTS,
+                        exceeded.budget.unit.as_str(),
+                        "app_budget_exceeded",
+                        format!("The budget of this app is spent: {exceeded}. Raise {} of its [[app]].", exceeded.budget.key()),
+                    ),
+                )
+            },
             Self::Overloaded { retry_after } => after(
                 *retry_after,
                 row(

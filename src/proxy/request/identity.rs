@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use crate::{
+    accounts::Budget,
     config::{Class, Settings},
     proxy::error::Rejection,
 };
@@ -25,6 +26,8 @@ const LONGEST_APP: usize = 64;
 pub struct IdentityIndex {
     organisations: HashMap<Digest, Arc<str>>,
     apps: Vec<App>,
+    /// `[[app]] name = "*"`: the policy of each app without an entry.
+    everyone_else: Option<App>,
     /// The key to use when the app sends none, ready to send, and its organisation.
     held: Option<(HeaderValue, Arc<str>)>,
     tokens_needed: bool,
@@ -37,6 +40,7 @@ struct App {
     weight: f64,
     class: Class,
     fallback: bool,
+    budgets: Option<Arc<[Budget]>>,
 }
 
 /// One request's origin.
@@ -52,6 +56,8 @@ pub struct Identity {
     pub class: Class,
     /// Whether another model may serve it, by its app and by `x-shield-fallback: off`.
     pub fallback: bool,
+    /// The budgets of its app, where it has any.
+    pub budgets: Option<Arc<[Budget]>>,
     /// What to send as `authorization` instead of the app's own.
     key: Option<HeaderValue>,
 }
@@ -76,10 +82,12 @@ impl IdentityIndex {
             weight: app.weight,
             class: app.class,
             fallback: app.fallback,
+            budgets: Some(app.budgets()).filter(|budgets| !budgets.is_empty()).map(Arc::from),
         };
         let mut index = Self {
             organisations,
-            apps: settings.app.iter().map(app).collect(),
+            apps: settings.app.iter().filter(|app| app.name != "*").map(app).collect(),
+            everyone_else: settings.app.iter().find(|app| app.name == "*").map(app),
             held: None,
             // A token whose variable is not set still shuts the door.
             tokens_needed: settings.app.iter().any(|app| app.token_env.is_some() || app.token_sha256.is_some()),
@@ -119,16 +127,18 @@ impl IdentityIndex {
         let named = name(headers, APP);
         // An app with a token is known by it alone: nobody else may take its name.
         let app = app.or_else(|| self.apps.iter().find(|app| app.token.is_none() && Some(app.name.as_ref()) == named.as_deref()));
+        let policy = app.or(self.everyone_else.as_ref());
         let class = match headers.get(CLASS).map(HeaderValue::as_bytes) {
             Some(class) if class.eq_ignore_ascii_case(b"batch") => Class::Batch,
             Some(class) if class.eq_ignore_ascii_case(b"interactive") => Class::Interactive,
-            _ => app.map(|app| app.class).unwrap_or_default(),
+            _ => policy.map(|app| app.class).unwrap_or_default(),
         };
         Ok(Identity {
             organisation,
             app: app.map_or_else(|| named.map_or_else(|| self.unnamed.clone(), Arc::from), |app| app.name.clone()),
-            weight: app.map_or(1.0, |app| app.weight),
-            fallback: app.is_none_or(|app| app.fallback)
+            weight: policy.map_or(1.0, |app| app.weight),
+            budgets: policy.and_then(|app| app.budgets.clone()),
+            fallback: policy.is_none_or(|app| app.fallback)
                 && headers.get(FALLBACK).is_none_or(|value| !value.as_bytes().eq_ignore_ascii_case(b"off")),
             class,
             key: key.map(|(key, _)| key.clone()),
