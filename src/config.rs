@@ -27,8 +27,8 @@ pub use faults::{Fault, Faults, Origin};
 pub use formats::Digest;
 pub use reload::{Change, Next, Reload};
 pub use settings::{
-    Admin, App, Breaker, Class, Limits, Log, LogFormat, ModelLimits, Organization, Plan, Queue, Retry, Server, Settings, Store,
-    StoreKind, Tls, Upstream,
+    Admin, App, Breaker, Class, Limits, Log, LogFormat, ModelLimits, ModelPrice, Organization, Plan, Queue, Retry, Server,
+    Settings, Store, StoreKind, Tls, Upstream,
 };
 pub use source::{Loaded, PLACES, Source};
 

@@ -21,7 +21,7 @@ pub fn file() -> String {
         let stands = *kind == Kind::Once && !table.has_required_keys;
         let header = if stands { table.header() } else { format!("# for example {}", table.header()) };
         out += &format!("\n# {}\n{header}\n", table.description);
-        if *kind == Kind::Named {
+        if table.repeats_another() {
             continue;
         }
         for (key, schema) in keys {
@@ -41,7 +41,7 @@ pub fn markdown() -> String {
     let mut out = String::new();
     for table in tables() {
         out += &format!("\n### `{}`\n\n{}\n", table.header(), table.description);
-        if table.kind == Kind::Named {
+        if table.repeats_another() {
             continue;
         }
         out += "\n| key | accepts | default | |\n|---|---|---|---|\n";
@@ -113,7 +113,7 @@ mod tests {
             .map(|line| line.strip_prefix('#').filter(|key| !key.starts_with([' ', ':'])).unwrap_or(line))
             .collect();
         let (_, set) = read(&text.join("\n"));
-        let keys: usize = tables().iter().filter(|table| table.kind != Kind::Named).map(|table| table.keys.len()).sum();
+        let keys: usize = tables().iter().filter(|table| !table.repeats_another()).map(|table| table.keys.len()).sum();
         assert_eq!(set, keys);
     }
 
@@ -134,7 +134,7 @@ mod tests {
         let live = |table: &Table| table.description.ends_with("Live.");
         let names: Vec<_> = tables().iter().filter(|table| live(table)).map(|table| table.path.as_str()).collect();
         let expected =
-            ["organization", "limits", "limits.default", "limits.model", "queue", "retry", "breaker", "app", "fallback"];
+            ["organization", "limits", "limits.default", "limits.model", "queue", "retry", "breaker", "app", "price", "fallback"];
         assert_eq!(names, expected);
     }
 

@@ -16,7 +16,9 @@ use super::{
     Settings, StoreKind,
     document::Document,
     faults::{near, quoted},
-    formats, units,
+    formats,
+    schema::MODEL,
+    units,
 };
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -24,6 +26,19 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 pub(super) fn not_empty(text: &impl AsRef<OsStr>, (): &()) -> garde::Result {
     let empty = text.as_ref().to_str().is_some_and(|text| text.trim().is_empty());
     if empty { Err(Error::new("is empty\n")) } else { Ok(()) }
+}
+
+/// Longest name, bytes: it is a label of metrics and a column of tables.
+const LONGEST_NAME: usize = 128;
+
+pub(super) fn short_name(name: &str, (): &()) -> garde::Result {
+    if name.len() > LONGEST_NAME {
+        return Err(Error::new("is longer than 128 bytes\nit is a label of metrics: choose a short one"));
+    }
+    if name.contains(char::is_control) {
+        return Err(Error::new("has a control character\nit is a label of metrics: choose printable characters"));
+    }
+    not_empty(&name, &())
 }
 
 pub(super) fn not_zero(time: &Duration, (): &()) -> garde::Result {
@@ -144,6 +159,8 @@ pub(super) fn between_keys(settings: &Settings, document: &Document<'_>) -> Vec<
         }
     }
     conflicts.extend(fallbacks(settings, document));
+    conflicts.extend(circular_fallbacks(settings));
+    conflicts.extend(budgets(settings));
     conflicts.extend(shared_names(settings));
     conflicts.extend(shared_secrets(settings));
     conflicts
@@ -181,6 +198,52 @@ fn fallbacks(settings: &Settings, document: &Document<'_>) -> Vec<Conflict> {
             let path = format!("{path}.{key}");
             if is_empty && !document.is_refused(&path) {
                 conflicts.push((path, format!("`{key}` is empty"), None));
+            }
+        }
+    }
+    conflicts
+}
+
+/// No model falls back, over other chains, to itself.
+fn circular_fallbacks(settings: &Settings) -> Vec<Conflict> {
+    let chains_of = |model: &str| settings.fallback.iter().filter(|chain| chain.model == model).collect::<Vec<_>>();
+    let mut conflicts = Vec::new();
+    for (at, chain) in settings.fallback.iter().enumerate() {
+        for (n, to) in chain.to.iter().enumerate().filter(|(_, to)| **to != chain.model) {
+            let (mut reached, mut todo) = (BTreeSet::new(), vec![to.as_str()]);
+            while let Some(model) = todo.pop() {
+                if reached.insert(model) {
+                    todo.extend(chains_of(model).into_iter().flat_map(|chain| &chain.to).map(String::as_str));
+                }
+            }
+            if reached.contains(chain.model.as_str()) {
+                let message = format!("{} falls back to {} in turn", quoted(to), quoted(&chain.model));
+                conflicts.push((format!("fallback[{at}].to[{n}]"), message, Some("let chains end: take one of them out".into())));
+            }
+        }
+    }
+    conflicts
+}
+
+/// What budgets and the entry for everyone else need.
+fn budgets(settings: &Settings) -> Vec<Conflict> {
+    let mut conflicts = Vec::new();
+    for (at, app) in settings.app.iter().enumerate() {
+        for (key, is_set) in [("cost_per_day", app.cost_per_day.is_some()), ("cost_per_month", app.cost_per_month.is_some())] {
+            if is_set && settings.price.is_empty() {
+                let help =
+                    format!("give the models that it uses their prices: [price.{}] input = 0.1, output = 0.5", quoted(MODEL));
+                conflicts.push((format!("app[{at}].{key}"), "a budget in USD, and no price of any model".into(), Some(help)));
+            }
+        }
+        for (key, is_set) in [("token_env", app.token_env.is_some()), ("token_sha256", app.token_sha256.is_some())] {
+            if is_set && app.name == "*" {
+                let help = "give the app that has this token a name of its own";
+                conflicts.push((
+                    format!("app[{at}].{key}"),
+                    "\"*\" stands for apps without an entry: it has no token".into(),
+                    Some(help.into()),
+                ));
             }
         }
     }

@@ -76,6 +76,11 @@ pub(super) struct Table {
 }
 
 impl Table {
+    /// Whether it has the keys of a table that is listed already: `limits.model` those of `limits.default`.
+    pub(super) fn repeats_another(&self) -> bool {
+        self.path == "limits.model"
+    }
+
     /// As it stands in the file, brackets included.
     pub(super) fn header(&self) -> String {
         match self.kind {

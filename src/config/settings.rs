@@ -15,7 +15,7 @@ use crate::accounts::{Budget, Period, Price, Unit};
 use super::{
     fallback::Fallback,
     formats::{Address, As, BaseUrl, Digest, Maybe, ProxyUrl, Size, Time, TimeOrOff},
-    rules::{at_least_100_ms, env_name, finite, http_url, log_filter, not_empty, not_zero, positive, redis_url},
+    rules::{at_least_100_ms, env_name, finite, http_url, log_filter, not_empty, not_zero, positive, redis_url, short_name},
 };
 
 /// Largest limit that is kept exactly: TOML's integers go so far.
@@ -349,8 +349,8 @@ pub enum Class {
 #[schemars(extend("required" = ["name"]))]
 #[garde(allow_unvalidated)]
 pub struct App {
-    /// Its name in status and metrics.
-    #[garde(custom(not_empty))]
+    /// Its name in status and metrics; "*" stands for each app without an entry, every one by itself.
+    #[garde(custom(short_name))]
     #[schemars(title = "text", example = &"chat")]
     pub name: String,
     /// Variable that holds its token, sent as the Bearer token.
@@ -369,21 +369,27 @@ pub struct App {
     pub fallback: bool,
     /// Cap: requests a minute. More of them wait; other apps pass.
     #[garde(range(min = 1, max = MAX_LIMIT))]
+    #[schemars(example = &30)]
     pub requests_per_minute: Option<u64>,
     /// Cap: tokens a minute. More of them wait; other apps pass.
     #[garde(range(min = 1, max = MAX_LIMIT))]
+    #[schemars(example = &20_000)]
     pub tokens_per_minute: Option<u64>,
     /// Budget: requests a UTC day. Spent: 429 until midnight.
     #[garde(range(min = 1, max = MAX_LIMIT))]
+    #[schemars(example = &1000)]
     pub requests_per_day: Option<u64>,
     /// Budget: tokens a UTC day. Spent: 429 until midnight.
     #[garde(range(min = 1, max = MAX_LIMIT))]
+    #[schemars(example = &500_000)]
     pub tokens_per_day: Option<u64>,
     /// Budget: USD a UTC day, by the prices of [price].
     #[garde(range(min = 0.000_001, max = MAX_USD))]
+    #[schemars(example = &2.5)]
     pub cost_per_day: Option<f64>,
     /// Budget: USD a UTC month, by the prices of [price].
     #[garde(range(min = 0.000_001, max = MAX_USD))]
+    #[schemars(example = &40.0)]
     pub cost_per_month: Option<f64>,
 }
 
@@ -410,15 +416,19 @@ impl App {
 pub struct ModelPrice {
     /// USD for a million prompt tokens.
     #[garde(range(min = 0.0, max = MAX_USD))]
+    #[schemars(example = &0.15)]
     pub input: Option<f64>,
     /// USD for a million cached prompt tokens; unset: as input.
     #[garde(range(min = 0.0, max = MAX_USD))]
+    #[schemars(example = &0.075)]
     pub cached_input: Option<f64>,
     /// USD for a million completion tokens.
     #[garde(range(min = 0.0, max = MAX_USD))]
+    #[schemars(example = &0.6)]
     pub output: Option<f64>,
     /// USD for an hour of audio.
     #[garde(range(min = 0.0, max = MAX_USD))]
+    #[schemars(example = &0.04)]
     pub audio_hour: Option<f64>,
 }
 

@@ -436,3 +436,54 @@ fn what_is_harmless_is_no_fault() {
         settings(text);
     }
 }
+
+#[test]
+fn budgets_and_circular_fallbacks_are_checked() {
+    for (text, place, message, help) in [
+        (
+            "[[app]]\nname = \"a\"\ncost_per_day = 1.5\n",
+            "3:16",
+            "a budget in USD, and no price of any model",
+            "give the models that it uses their prices: [price.\"openai/gpt-oss-20b\"] input = 0.1, output = 0.5",
+        ),
+        ("[[app]]\nname = \"a\"\ntokens_per_day = -5\n", "3:18", "`tokens_per_day`: -5 is too small: at least 1", ""),
+        (
+            "[[app]]\nname = \"*\"\ntoken_env = \"T\"\n",
+            "3:13",
+            "\"*\" stands for apps without an entry: it has no token",
+            "give the app that has this token a name of its own",
+        ),
+        (
+            "[[app]]\nname = \"a\\nb\"\n",
+            "2:8",
+            "`name`: has a control character",
+            "it is a label of metrics: choose printable characters",
+        ),
+        (
+            "[[app]]\nname = \"a\"\n[[app]]\nname = \"a\"\n",
+            "4:8",
+            "the name \"a\" is taken",
+            "every element has a name of its own",
+        ),
+    ] {
+        let expected = (place.to_owned(), message.to_owned(), help.to_owned());
+        assert_eq!(only(text), expected, "{text}");
+    }
+    let long = format!("[[app]]\nname = \"{}\"\n", "x".repeat(10_000));
+    assert_eq!(only(&long).1, "`name`: is longer than 128 bytes");
+    let priced =
+        settings("[[app]]\nname = \"a\"\ncost_per_day = 1.5\ntokens_per_day = 7\n[price.\"m\"]\ninput = 0.5\noutput = 1\n");
+    let budgets: Vec<_> = priced.app[0].budgets().iter().map(|budget| (budget.key(), budget.limit)).collect();
+    assert_eq!(budgets, [("tokens_per_day".to_owned(), 7), ("cost_per_day".to_owned(), 1_500_000_000)]);
+    let price = priced.price_of("m").expect("it has one");
+    assert_eq!((price.input, price.cached_input, price.output), (0.5, 0.5, 1.0), "cached tokens cost as others");
+    assert_eq!(priced.price_of("other"), None);
+
+    let chain = |model: &str, to: &str| format!("[[fallback]]\nmodel = \"{model}\"\nto = [\"{to}\"]\n");
+    let (a, b, c) = ("openai/gpt-oss-20b", "openai/gpt-oss-120b", "qwen/qwen3-32b");
+    let circle = [chain(a, b), chain(b, c), chain(c, a)].concat();
+    let faults = faults(&circle);
+    assert!(faults.ends_with("3 faults in the configuration"), "{faults}");
+    assert!(faults.contains("\"openai/gpt-oss-120b\" falls back to \"openai/gpt-oss-20b\" in turn"), "{faults}");
+    assert_eq!(settings(&[chain(a, b), chain(b, c)].concat()).fallback.len(), 2, "a chain that ends is none");
+}

@@ -25,6 +25,7 @@ use crate::{
 };
 
 mod attempts;
+mod budgets;
 mod fallback;
 mod streams;
 mod unread;

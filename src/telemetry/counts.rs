@@ -85,9 +85,6 @@ struct Row {
 pub(super) struct ModelCounts {
     pub(super) wait: Histogram,
     pub(super) upstream: Histogram,
-    pub(super) prompt: u64,
-    pub(super) completion: u64,
-    pub(super) cached: u64,
     /// Answers that max completion tokens ended before they had any content.
     pub(super) truncated: u64,
     /// When the last of them ended.
@@ -95,10 +92,30 @@ pub(super) struct ModelCounts {
     pub(super) refusals: BTreeMap<String, u64>,
 }
 
+/// What an app has used of a model.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct AppCounts {
+    pub(super) prompt: u64,
+    pub(super) completion: u64,
+    pub(super) cached: u64,
+    pub(super) nano_usd: u64,
+}
+
+impl AppCounts {
+    fn add(&mut self, other: Self) {
+        self.prompt += other.prompt;
+        self.completion += other.completion;
+        self.cached += other.cached;
+        self.nano_usd = self.nano_usd.saturating_add(other.nano_usd);
+    }
+}
+
 #[derive(Debug, Default)]
 struct Shard {
     requests: HashMap<Row, u64>,
     models: HashMap<Id, ModelCounts>,
+    /// By app and model.
+    apps: HashMap<(Id, Id), AppCounts>,
     attempts: [u64; Outcome::ALL.len()],
     resends: u64,
 }
@@ -118,6 +135,8 @@ pub(super) struct RequestLabels {
 pub(super) struct Sums {
     pub(super) requests: BTreeMap<RequestLabels, u64>,
     pub(super) models: BTreeMap<Arc<str>, ModelCounts>,
+    /// By app and model.
+    pub(super) apps: BTreeMap<(Arc<str>, Arc<str>), AppCounts>,
     pub(super) attempts: [u64; Outcome::ALL.len()],
     pub(super) resends: u64,
 }
@@ -165,13 +184,18 @@ impl Counts {
         if let Some(time) = record.time_to_head {
             counts.upstream.observe(time);
         }
-        counts.prompt += record.usage.prompt;
-        counts.completion += record.usage.completion;
-        counts.cached += record.usage.cached;
+        let used = AppCounts {
+            prompt: record.usage.prompt,
+            completion: record.usage.completion,
+            cached: record.usage.cached,
+            nano_usd: record.nano_usd,
+        };
+        // As bounded as the rows of requests: apps and models that have names of their own, and the rest.
         if record.truncated {
             counts.truncated += 1;
             counts.truncated_at = Some(SystemTime::now());
         }
+        shard.apps.entry((row.app, model)).or_default().add(used);
     }
 
     /// Counts one attempt.
@@ -213,6 +237,10 @@ impl Counts {
             for (id, counts) in &shard.models {
                 sums.models.entry(models[usize::from(*id)].clone()).or_default().add(counts);
             }
+            for ((app, model), used) in &shard.apps {
+                let key = (apps[usize::from(*app)].clone(), models[usize::from(*model)].clone());
+                sums.apps.entry(key).or_default().add(*used);
+            }
             for (sum, n) in sums.attempts.iter_mut().zip(shard.attempts) {
                 *sum += n;
             }
@@ -235,9 +263,6 @@ impl ModelCounts {
     fn add(&mut self, other: &Self) {
         self.wait.add(&other.wait);
         self.upstream.add(&other.upstream);
-        self.prompt += other.prompt;
-        self.completion += other.completion;
-        self.cached += other.cached;
         self.truncated += other.truncated;
         self.truncated_at = self.truncated_at.max(other.truncated_at);
         for (dimension, n) in &other.refusals {

@@ -9,7 +9,7 @@ use std::{
 use groq_limiter::LaneSnapshot;
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, EncodeMetric, NoLabelSet, text},
+    encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet, EncodeMetric, NoLabelSet, text},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::Registry,
 };
@@ -210,9 +210,9 @@ impl Collector for Families {
             to,
             "tokens",
             "Tokens that answers say they used; cached ones are prompt tokens too",
-            models().flat_map(|(m, c)| {
-                [("prompt", c.prompt), ("completion", c.completion), ("cached", c.cached)]
-                    .map(|(kind, n)| ([("model", &**m), ("kind", kind)], n))
+            self.sums.apps.iter().flat_map(|((app, model), used)| {
+                [("prompt", used.prompt), ("completion", used.completion), ("cached", used.cached)]
+                    .map(|(kind, n)| ([("app", &**app), ("model", &**model), ("kind", kind)], n))
             }),
         )?;
         counter(
@@ -220,6 +220,13 @@ impl Collector for Families {
             "truncated",
             "Answers that max completion tokens ended before they had any content (finish_reason length)",
             models().map(|(m, c)| ([("model", &**m)], c.truncated)),
+        )?;
+        let priced = self.sums.apps.iter().filter(|(_, used)| used.nano_usd > 0);
+        counter(
+            to,
+            "cost_usd",
+            "What requests have cost by the prices of [price]",
+            priced.map(|((app, model), used)| ([("app", &**app), ("model", &**model)], used.nano_usd as f64 / 1e9)),
         )?;
         let levels =
             |value: fn(&Level) -> f64| self.levels.iter().map(move |(labels, level)| (lane_labels(labels), value(level)));
@@ -278,12 +285,15 @@ fn lane_labels([organisation, model, dimension, tier]: &[String; 4]) -> Vec<(&'s
     labels
 }
 
-fn counter<L: EncodeLabelSet>(
+fn counter<L: EncodeLabelSet, N: EncodeCounterValue + Clone>(
     to: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    rows: impl IntoIterator<Item = (L, u64)>,
-) -> fmt::Result {
+    rows: impl IntoIterator<Item = (L, N)>,
+) -> fmt::Result
+where
+    ConstCounter<N>: EncodeMetric,
+{
     let mut family = to.encode_descriptor(name, help, None, MetricType::Counter)?;
     for (labels, n) in rows {
         ConstCounter::new(n).encode(family.encode_family(&labels)?)?;

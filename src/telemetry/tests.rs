@@ -100,9 +100,6 @@ fn every_family_of_a_lane_is_there_from_its_start() {
         r#"attempts_total{outcome="broken"}"#,
         r#"upstream_refusals_total{model="m",dimension="RPM"}"#,
         r#"upstream_refusals_total{model="m",dimension="TPM"}"#,
-        r#"tokens_total{model="m",kind="prompt"}"#,
-        r#"tokens_total{model="m",kind="completion"}"#,
-        r#"tokens_total{model="m",kind="cached"}"#,
         r#"waiting{model="m",class="interactive"}"#,
         r#"breaker_open{model="m"}"#,
         "store_degraded",
@@ -136,7 +133,7 @@ fn a_request_is_counted_once_it_has_ended() {
     assert_eq!(samples[r#"groq_shield_wait_seconds_sum{model="openai/gpt-oss-20b"}"#], 3.0);
     assert_eq!(samples[r#"groq_shield_wait_seconds_bucket{le="1.0",model="openai/gpt-oss-20b"}"#], 0.0);
     assert_eq!(samples[r#"groq_shield_wait_seconds_bucket{le="2.5",model="openai/gpt-oss-20b"}"#], 2.0);
-    assert_eq!(samples[r#"groq_shield_tokens_total{model="openai/gpt-oss-20b",kind="cached"}"#], 128.0);
+    assert_eq!(samples[r#"groq_shield_tokens_total{app="web",model="openai/gpt-oss-20b",kind="cached"}"#], 128.0);
     assert_eq!(samples[r#"groq_shield_upstream_refusals_total{model="openai/gpt-oss-20b",dimension="TPM"}"#], 1.0);
     assert_eq!(samples[r#"groq_shield_attempts_total{outcome="refused"}"#], 1.0);
     let start = telemetry.since_start();
