@@ -1,8 +1,9 @@
 //! The client side: sends one request to Groq, and returns its response or a [`Failure`].
 //!
 //! The pool is ours, on `hyper::client::conn`, because hyper-util's do not say whether a request was sent, which decides
-//! whether it may be sent again and what it costs under the limits. It also lets a request poll its own HTTP/1.1 connection: no
-//! task and no channel between them, and a request that is dropped closes its connection at once.
+//! whether it may be sent again and what it costs under the limits; and because they have one HTTP/2 connection, on which hyper
+//! queues the requests beyond the peer's limit. It also lets a request poll its own HTTP/1.1 connection: no task and no channel
+//! between them, and a request that is dropped closes its connection at once.
 
 use std::{fmt, io, sync::Arc, time::Duration};
 
@@ -15,11 +16,14 @@ use tokio::time::{Instant, sleep};
 
 use crate::config;
 
+mod connection;
 mod connector;
 mod http1;
+mod http2;
 mod pool;
 mod request;
 mod response;
+mod shared;
 mod timer;
 mod write_errors;
 
@@ -32,6 +36,16 @@ pub use response::ResponseBody;
 
 /// How often idle connections are looked at.
 const REAP_INTERVAL: Duration = Duration::from_secs(15);
+/// How long a connection is kept without a request. Groq's edge closes idle connections after some minutes; well before that a
+/// new one costs less than a lost request.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
+/// How long a connection is used. Under steady load one would never be idle, and never follow a change of the name's address.
+const MAX_AGE: Duration = Duration::from_secs(600);
+/// Bytes of a response's head at most: twice what a client may send.
+const MAX_HEAD: usize = 128 << 10;
+/// How often a request that was not sent goes to another connection at once: the peer had closed it, or refused the stream.
+/// After that the retry policy decides, with its pauses.
+const MAX_RESENDS: usize = 3;
 
 /// Why an exchange with the upstream brought no complete response.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,8 +88,8 @@ impl Failure {
 
 /// Why a connection brought no head of a response.
 enum Unanswered {
-    /// No part of the request was sent.
-    Unsent,
+    /// The request was not sent, or not processed. The error is for a request that is not sent again.
+    Unsent(ExchangeError),
     /// The request may have reached the upstream.
     Failed(ExchangeError),
 }
@@ -117,7 +131,13 @@ impl Upstream {
 
     /// An upstream at the other end of connections made by `connect`: for tests in virtual time.
     pub fn over(settings: &config::Upstream, connect: impl Fn() -> io::Result<Io> + Send + Sync + 'static) -> Self {
-        Self::with_connector(Connector::made_by(Box::new(connect), settings.connect_timeout), None, settings)
+        Self::with_connector(Connector::made_by(Box::new(connect), false, settings.connect_timeout), None, settings)
+    }
+
+    /// As [`Self::over`], where connections may speak HTTP/2.
+    #[cfg(test)]
+    fn over_http2(settings: &config::Upstream, connect: impl Fn() -> io::Result<Io> + Send + Sync + 'static) -> Self {
+        Self::with_connector(Connector::made_by(Box::new(connect), true, settings.connect_timeout), None, settings)
     }
 
     fn with_connector(connector: Connector, forward_proxy: Option<&Intercept>, settings: &config::Upstream) -> Self {
@@ -151,18 +171,17 @@ impl Upstream {
         request: &UpstreamRequest,
         mut sending: impl FnMut() -> Instant,
     ) -> Result<Response<ResponseBody>, Failure> {
+        let mut resends = 0;
         loop {
-            let (mut connection, used_before) = self.pool.acquire().await.map_err(Failure::before_sending)?;
+            let mut connection = self.pool.acquire().await.map_err(Failure::before_sending)?;
             let deadline = sending() + self.response_timeout;
-            match connection.exchange(request.to_http1(&self.origin), deadline).await {
+            match connection.exchange(request, &self.origin, deadline).await {
                 Ok(response) => {
-                    return Ok(
-                        response.map(|incoming| ResponseBody::new(incoming, connection, self.pool.clone(), self.idle_timeout))
-                    );
+                    let body = |incoming| ResponseBody::new(incoming, connection, self.pool.clone(), self.idle_timeout);
+                    return Ok(response.map(body));
                 }
-                // An idle connection was closed meanwhile: the request goes to the next one.
-                Err(Unanswered::Unsent) if used_before => {}
-                Err(Unanswered::Unsent) => return Err(Failure::before_sending(ExchangeError::Closed)),
+                Err(Unanswered::Unsent(_)) if connection.was_open() && resends < MAX_RESENDS => resends += 1,
+                Err(Unanswered::Unsent(error)) => return Err(Failure::before_sending(error)),
                 Err(Unanswered::Failed(error)) => return Err(Failure::after_sending(error)),
             }
         }

@@ -15,15 +15,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("admin", &["config", "groq", "proxy", "telemetry"]),
     ("proxy", &["config", "estimate", "groq", "headers", "shutdown", "telemetry", "upstream"]),
     ("telemetry", &["config", "groq"]),
-    ("upstream", &["config", "late", "message", "wire"]),
+    ("upstream", &["config"]),
     ("estimate", &["groq"]),
     ("config", &["groq"]),
     ("groq", &["headers"]),
     ("headers", &[]),
-    ("late", &[]),
     ("shutdown", &[]),
-    ("message", &[]),
-    ("wire", &[]),
     ("sim", &[]),
 ];
 

@@ -39,6 +39,7 @@ impl Default for Upstream {
             connect_timeout: secs(5),
             response_timeout: secs(300),
             idle_timeout: secs(120),
+            http2: true,
             proxy: None,
             ca_file: None,
             api_key_env: None,

@@ -148,6 +148,8 @@ pub struct Upstream {
     #[serde(with = "As::<Time>")]
     #[garde(custom(not_zero))]
     pub idle_timeout: Duration,
+    /// Offer HTTP/2 in TLS handshakes; without TLS, HTTP/1.1 is spoken.
+    pub http2: bool,
     /// HTTP proxy to go through; unset: HTTPS_PROXY and NO_PROXY decide.
     #[serde(with = "Maybe::<ProxyUrl>")]
     pub proxy: Option<Uri>,

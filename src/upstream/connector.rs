@@ -1,4 +1,4 @@
-//! How is a new connection made? Name, TCP, an HTTP proxy's tunnel and TLS, all within one time limit.
+//! New connections to the upstream: name, TCP, the tunnel of an HTTP proxy and TLS, within one time limit.
 
 use std::{
     io,
@@ -35,12 +35,40 @@ pub enum Io {
     Tunnel(Box<TlsStream<TokioIo<Upgraded>>>),
     /// Within this process: tests.
     Memory(DuplexStream),
+    /// As if TLS had negotiated HTTP/2.
+    #[cfg(test)]
+    MemoryHttp2(DuplexStream),
+}
+
+impl Io {
+    /// Whether TLS negotiated HTTP/2.
+    pub(super) fn is_http2(&self) -> bool {
+        let protocol = match self {
+            Self::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+            Self::Tunnel(stream) => stream.get_ref().1.alpn_protocol(),
+            Self::Tcp(_) | Self::Memory(_) => None,
+            #[cfg(test)]
+            Self::MemoryHttp2(_) => Some(HTTP2),
+        };
+        protocol == Some(HTTP2)
+    }
+}
+
+/// The protocols' names in ALPN.
+const HTTP2: &[u8] = b"h2";
+const HTTP1: &[u8] = b"http/1.1";
+
+/// Makes connections.
+pub(super) struct Connector {
+    route: Route,
+    timeout: Duration,
+    http2: bool,
 }
 
 /// Where connections go.
-pub(super) enum Connector {
-    Net { host: String, port: u16, tls: Option<(TlsConnector, ServerName<'static>)>, proxy: Option<Intercept>, limit: Duration },
-    Made { connect: Connect, limit: Duration },
+enum Route {
+    Net { host: String, port: u16, tls: Option<(TlsConnector, ServerName<'static>)>, proxy: Option<Intercept> },
+    Made(Connect),
 }
 
 type Connect = Box<dyn Fn() -> io::Result<Io> + Send + Sync>;
@@ -57,28 +85,36 @@ impl Connector {
             None
         };
         let port = url.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
-        Ok(Self::Net { host, port, tls, proxy, limit: settings.connect_timeout })
+        let route = Route::Net { host, port, tls, proxy };
+        // In clear text nothing says whether the peer speaks HTTP/2.
+        Ok(Self { route, timeout: settings.connect_timeout, http2: is_tls && settings.http2 })
     }
 
-    pub(super) fn made_by(connect: Connect, limit: Duration) -> Self {
-        Self::Made { connect, limit }
+    pub(super) fn made_by(connect: Connect, http2: bool, timeout: Duration) -> Self {
+        Self { route: Route::Made(connect), timeout, http2 }
     }
 
     pub(super) fn is_tls(&self) -> bool {
-        matches!(self, Self::Net { tls: Some(_), .. })
+        matches!(self.route, Route::Net { tls: Some(_), .. })
     }
 
-    /// A new connection, within the time limit.
+    /// Whether a connection may turn out to speak HTTP/2.
+    pub(super) fn offers_http2(&self) -> bool {
+        self.http2
+    }
+
+    /// A new connection.
     pub(super) async fn connect(&self) -> Result<Io, ExchangeError> {
-        let (Self::Net { limit, .. } | Self::Made { limit, .. }) = self;
-        let late = |_| ExchangeError::Unreachable(format!("no connection within {} s", limit.as_secs_f64()));
-        timeout(*limit, self.connect_unlimited()).await.map_err(late)?
+        let late = |_| ExchangeError::Unreachable(format!("no connection within {} s", self.timeout.as_secs_f64()));
+        timeout(self.timeout, self.route.connect()).await.map_err(late)?
     }
+}
 
-    async fn connect_unlimited(&self) -> Result<Io, ExchangeError> {
+impl Route {
+    async fn connect(&self) -> Result<Io, ExchangeError> {
         match self {
-            Self::Made { connect, .. } => connect().map_err(|e| unreachable(&e)),
-            Self::Net { host, port, tls, proxy: None, .. } => {
+            Self::Made(connect) => connect().map_err(|e| unreachable(&e)),
+            Self::Net { host, port, tls, proxy: None } => {
                 let tcp = tcp(host, *port).await?;
                 match tls {
                     None => Ok(Io::Tcp(tcp)),
@@ -88,7 +124,7 @@ impl Connector {
                     }
                 }
             }
-            Self::Net { host, port, tls, proxy: Some(proxy), .. } => {
+            Self::Net { host, port, tls, proxy: Some(proxy) } => {
                 let via = proxy.uri();
                 let tcp = tcp(via.host().unwrap_or_default(), via.port_u16().unwrap_or(80)).await?;
                 match tls {
@@ -143,7 +179,7 @@ fn tls_config(settings: &config::Upstream) -> io::Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let mut config = versions.map_err(io::Error::other)?.with_root_certificates(roots).with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = if settings.http2 { vec![HTTP2.to_vec(), HTTP1.to_vec()] } else { vec![HTTP1.to_vec()] };
     Ok(config)
 }
 
@@ -173,6 +209,8 @@ macro_rules! each {
             Io::Tls($io) => $call,
             Io::Tunnel($io) => $call,
             Io::Memory($io) => $call,
+            #[cfg(test)]
+            Io::MemoryHttp2($io) => $call,
         }
     };
 }

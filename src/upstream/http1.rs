@@ -15,10 +15,9 @@ use hyper::{
 };
 use tokio::time::Instant;
 
-use super::{ExchangeError, Unanswered, connector::Io, request::RequestBody, timer::LazyTimer, write_errors::IgnoreWriteErrors};
-
-/// Bytes of a response's head at most: twice what a client may send.
-const MAX_HEAD: usize = 128 << 10;
+use super::{
+    ExchangeError, MAX_HEAD, Unanswered, connector::Io, request::RequestBody, timer::LazyTimer, write_errors::IgnoreWriteErrors,
+};
 
 /// An open connection.
 pub(super) struct Connection {
@@ -28,6 +27,8 @@ pub(super) struct Connection {
     /// Shared by all requests of the connection.
     pub(super) timer: LazyTimer,
     pub(super) opened_at: Instant,
+    /// Whether it was idle before the current request.
+    pub(super) was_idle: bool,
     /// Whether another request may follow the current response.
     may_be_reused: bool,
 }
@@ -48,6 +49,7 @@ impl Connection {
             driver: Some(driver),
             timer: LazyTimer::default(),
             opened_at: Instant::now(),
+            was_idle: false,
             may_be_reused: true,
         }))
     }
@@ -64,7 +66,9 @@ impl Connection {
             drive(driver, cx);
             match response.as_mut().poll(&mut noop()) {
                 Poll::Ready(Ok(response)) => Poll::Ready(Ok(response)),
-                Poll::Ready(Err(error)) if error.message().is_some() => Poll::Ready(Err(Unanswered::Unsent)),
+                Poll::Ready(Err(error)) if error.message().is_some() => {
+                    Poll::Ready(Err(Unanswered::Unsent(ExchangeError::Closed)))
+                }
                 Poll::Ready(Err(error)) => Poll::Ready(Err(Unanswered::Failed(classify(&error.into_error())))),
                 Poll::Pending => timer.poll(deadline, cx).map(|()| Err(Unanswered::Failed(ExchangeError::Timeout))),
             }

@@ -2,33 +2,54 @@
 
 use std::{
     fmt,
-    sync::{Mutex, MutexGuard},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use tokio::time::Instant;
 
-use super::{ExchangeError, connector::Connector, http1};
+use super::{
+    ExchangeError, IDLE_TIMEOUT, MAX_AGE,
+    connection::Connection,
+    connector::{Connector, Io},
+    http1, http2,
+    shared::{Next, Shared},
+};
 
-/// How long a connection is kept without a request. Groq's edge closes idle connections after some minutes; well before that a
-/// new one costs less than a lost request.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
-/// How long a connection is used. Under steady load one would never be idle, and never follow a change of the name's address.
-const MAX_AGE: Duration = Duration::from_secs(600);
-/// Idle connections at most.
+/// Idle HTTP/1.1 connections at most.
 const MAX_IDLE: usize = 4096;
+/// How often a request waits for a shared connection, on which others may take its place.
+const MAX_ROUNDS: usize = 8;
 
-/// Makes connections and keeps the idle ones.
+/// Makes connections, and keeps the idle and the shared ones.
 pub(super) struct Pool {
     connector: Connector,
     /// HTTP/1.1 connections without a request, the last one used at the end.
     idle: Mutex<Vec<Idle>>,
+    /// HTTP/2 connections.
+    shared: Mutex<Shared>,
 }
 
 /// A connection without a request.
 struct Idle {
     connection: Box<http1::Connection>,
     since: Instant,
+}
+
+/// A connection attempt whose task may yet panic: those who wait for it must not wait for ever.
+struct Unfinished {
+    pool: Arc<Pool>,
+    attempt: u64,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // Does nothing if it has ended.
+        self.pool.shared().finish(self.attempt, Err(aborted()));
+    }
+}
+
+fn aborted() -> ExchangeError {
+    ExchangeError::Unreachable("the connection attempt was aborted".into())
 }
 
 impl fmt::Debug for Pool {
@@ -39,31 +60,81 @@ impl fmt::Debug for Pool {
 
 impl Pool {
     pub(super) fn new(connector: Connector) -> Self {
-        Self { connector, idle: Mutex::default() }
+        Self { connector, idle: Mutex::default(), shared: Mutex::default() }
     }
 
-    /// A connection, and whether it was used before.
-    pub(super) async fn acquire(&self) -> Result<(Box<http1::Connection>, bool), ExchangeError> {
+    /// A connection for one request.
+    pub(super) async fn acquire(self: &Arc<Self>) -> Result<Connection, ExchangeError> {
+        if !self.connector.offers_http2() {
+            return self.acquire_http1().await;
+        }
+        for _ in 0..MAX_ROUNDS {
+            let next = self.shared().next(|attempt| self.spawn_connect(attempt));
+            let grant = match next {
+                Next::Stream(stream) => return Ok(Connection::Http2(stream)),
+                Next::Http1 => return self.acquire_http1().await,
+                Next::Wait(grant) => grant,
+            };
+            match grant.await {
+                Ok(Ok(Some(stream))) => return Ok(Connection::Http2(stream)),
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Err(aborted()),
+            }
+        }
+        Err(ExchangeError::Unreachable("other requests took every new connection".into()))
+    }
+
+    /// An idle connection or one that is made by the request itself, so that it ends with the request.
+    async fn acquire_http1(self: &Arc<Self>) -> Result<Connection, ExchangeError> {
         while let Some(mut connection) = self.pop_idle() {
             if connection.is_usable() {
-                return Ok((connection, true));
+                connection.was_idle = true;
+                return Ok(Connection::Http1(connection));
             }
         }
         // Boxed: rarely needed, and every request would have room for it.
         let io = Box::pin(self.connector.connect()).await?;
-        Ok((http1::Connection::new(io).await?, false))
+        if io.is_http2() {
+            let connection = self.http2(io).await?;
+            self.shared().add(connection.clone());
+            return connection.open_stream().map(Connection::Http2).ok_or(ExchangeError::Closed);
+        }
+        Ok(Connection::Http1(http1::Connection::new(io).await?))
+    }
+
+    /// Makes a connection that requests wait for. In a task: none of them may take it along when it is dropped.
+    fn spawn_connect(self: &Arc<Self>, attempt: u64) {
+        let unfinished = Unfinished { pool: self.clone(), attempt };
+        tokio::spawn(async move {
+            let outcome = unfinished.pool.connect_shared().await;
+            unfinished.pool.shared().finish(attempt, outcome);
+        });
+    }
+
+    /// An HTTP/2 connection, or an idle one of HTTP/1.1.
+    async fn connect_shared(&self) -> Result<Option<Arc<http2::Connection>>, ExchangeError> {
+        let io = self.connector.connect().await?;
+        if io.is_http2() {
+            return self.http2(io).await.map(Some);
+        }
+        let connection = http1::Connection::new(io).await?;
+        self.push_idle(connection, Instant::now());
+        Ok(None)
+    }
+
+    async fn http2(&self, io: Io) -> Result<Arc<http2::Connection>, ExchangeError> {
+        let assumed_streams = self.shared().assumed_streams();
+        http2::Connection::new(io, assumed_streams).await
     }
 
     /// Takes back a connection whose response has been read.
-    pub(super) fn release(&self, mut connection: Box<http1::Connection>) {
+    pub(super) fn release(&self, connection: Connection) {
+        let Connection::Http1(mut connection) = connection else { return };
         let now = Instant::now();
-        if !connection.is_usable() || now > connection.opened_at + MAX_AGE {
-            return;
-        }
-        connection.timer.forget_waker();
-        let mut idle = self.idle();
-        if idle.len() < MAX_IDLE {
-            idle.push(Idle { connection, since: now });
+        if connection.is_usable() && now < connection.opened_at + MAX_AGE {
+            connection.timer.forget_waker();
+            self.push_idle(connection, now);
         }
     }
 
@@ -71,6 +142,14 @@ impl Pool {
     pub(super) fn reap(&self) {
         let now = Instant::now();
         self.idle().retain_mut(|idle| now < idle.since + IDLE_TIMEOUT && idle.connection.is_usable());
+        self.shared().reap(now);
+    }
+
+    fn push_idle(&self, connection: Box<http1::Connection>, since: Instant) {
+        let mut idle = self.idle();
+        if idle.len() < MAX_IDLE {
+            idle.push(Idle { connection, since });
+        }
     }
 
     fn pop_idle(&self) -> Option<Box<http1::Connection>> {
@@ -79,5 +158,9 @@ impl Pool {
 
     fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
         self.idle.lock().expect("no panic while the lock is held")
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().expect("no panic while the lock is held")
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Uri, header,
+    HeaderMap, HeaderValue, Method, Request, Uri, Version, header,
     uri::{Authority, PathAndQuery, Scheme},
 };
 use http_body::{Body, Frame, SizeHint};
@@ -116,6 +116,13 @@ impl UpstreamRequest {
         if let Some(ForwardProxy { authorization: Some(authorization) }) = &origin.forward_proxy {
             headers.insert(header::PROXY_AUTHORIZATION, authorization.clone());
         }
+        request
+    }
+
+    /// The request of one attempt over HTTP/2, where the URI has the host.
+    pub(super) fn to_http2(&self, origin: &Origin) -> Request<RequestBody> {
+        let mut request = self.with_uri(self.absolute(origin));
+        *request.version_mut() = Version::HTTP_2;
         request
     }
 
@@ -232,6 +239,7 @@ mod tests {
         ] {
             let request = request(Method::GET, path, b"");
             assert_eq!(request.to_http1(&origin(prefix, None)).uri().to_string(), origin_form);
+            assert_eq!(request.to_http2(&origin(prefix, None)).uri().to_string(), absolute_form);
             let forwarded = request.to_http1(&origin(prefix, proxy()));
             assert_eq!(forwarded.uri().to_string(), absolute_form);
             assert_eq!(forwarded.headers()[header::PROXY_AUTHORIZATION], "Basic eA==");

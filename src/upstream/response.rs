@@ -13,13 +13,14 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use super::{ExchangeError, http1, pool::Pool};
+use super::{ExchangeError, connection::Connection, pool::Pool};
 
-/// The body of a response. Read to its end, it returns its connection to the pool; dropped earlier, it closes the connection.
+/// The body of a response. Read to its end, it returns its connection to the pool; dropped earlier, it closes the connection, or
+/// resets its stream over HTTP/2.
 pub struct ResponseBody {
     incoming: Incoming,
     /// `None` once all of the body has arrived.
-    connection: Option<Box<http1::Connection>>,
+    connection: Option<Connection>,
     pool: Arc<Pool>,
     idle_timeout: Duration,
     /// Since when nothing has arrived.
@@ -33,7 +34,7 @@ impl fmt::Debug for ResponseBody {
 }
 
 impl ResponseBody {
-    pub(super) fn new(incoming: Incoming, connection: Box<http1::Connection>, pool: Arc<Pool>, idle_timeout: Duration) -> Self {
+    pub(super) fn new(incoming: Incoming, connection: Connection, pool: Arc<Pool>, idle_timeout: Duration) -> Self {
         let mut body = Self { incoming, connection: Some(connection), pool, idle_timeout, idle_since: None };
         body.release_at_end();
         body
@@ -69,7 +70,7 @@ impl ResponseBody {
                 }
                 Poll::Pending => {
                     let deadline = *self.idle_since.get_or_insert_with(Instant::now) + self.idle_timeout;
-                    return connection.timer.poll(deadline, cx).map(|()| Some(Err(ExchangeError::Timeout)));
+                    return connection.timer().poll(deadline, cx).map(|()| Some(Err(ExchangeError::Timeout)));
                 }
             }
         }

@@ -16,6 +16,7 @@ use super::*;
 use http::HeaderMap;
 
 mod answers;
+mod http2;
 mod sending;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
