@@ -93,9 +93,10 @@ impl<'a> Document<'a> {
             .any(|refused| refused.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '['])))
     }
 
-    /// Where the key at this path was set; `Whole`: nowhere, it has its default.
-    pub(super) fn origin_of_key(&self, path: &str) -> Origin {
-        if self.is_set(path) { self.origin(path) } else { Origin::Whole }
+    /// Where each key that is set got its value.
+    pub(super) fn origins(&self) -> BTreeMap<String, Origin> {
+        let file = self.nodes().into_iter().map(|(path, node)| (path, Origin::File(node.span)));
+        file.chain(self.given.clone()).collect()
     }
 
     /// Where the value at this path came from, or the closest table around it.
@@ -132,10 +133,14 @@ impl<'a> Document<'a> {
             let tree = Deserializer::from(Spanned::new(0..self.text.len(), self.tree.clone()));
             match serde_path_to_error::deserialize::<_, Settings>(tree) {
                 Ok(settings) => break settings,
+                Err(_) if self.refused.len() >= MOST_FAULTS => {
+                    self.fault(Origin::Whole, "these are not all: the search ends here", None);
+                    break Settings::default();
+                }
                 Err(error) => {
                     let path = error.path().to_string();
                     self.refuse(&path, error.inner().message());
-                    if !remove(&mut self.tree, "", &path) || self.faults.len() >= MOST_FAULTS {
+                    if !remove(&mut self.tree, "", &path) {
                         break Settings::default();
                     }
                 }

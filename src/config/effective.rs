@@ -1,5 +1,7 @@
 //! The configuration in effect: every key as TOML, secrets masked, with the origin of what is not a default.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use super::{
@@ -69,7 +71,7 @@ pub(super) fn toml_value(value: &Value) -> Option<String> {
 }
 
 /// All of it as TOML. `name` and `text` are the file's, for line numbers.
-pub(super) fn toml(settings: &Settings, origin: impl Fn(&str) -> Origin, name: &str, text: &str) -> String {
+pub(super) fn toml(settings: &Settings, origins: &BTreeMap<String, Origin>, name: &str, text: &str) -> String {
     let mut out = String::new();
     let entries = entries(settings);
     for table in entries.chunk_by(|one, other| {
@@ -83,10 +85,10 @@ pub(super) fn toml(settings: &Settings, origin: impl Fn(&str) -> Origin, name: &
                 out += &format!("# {key} is not set\n");
                 continue;
             };
-            let origin = match origin(path) {
-                Origin::File(span) => format!("  # {name}:{}", line_of(text, span.start)),
-                Origin::Variable(from) | Origin::Flag(from) => format!("  # {from}"),
-                Origin::Whole => String::new(),
+            let origin = match origins.get(path) {
+                Some(Origin::File(span)) => format!("  # {name}:{}", line_of(text, span.start)),
+                Some(Origin::Variable(from) | Origin::Flag(from)) => format!("  # {from}"),
+                Some(Origin::Whole) | None => String::new(),
             };
             out += &format!("{key} = {value}{origin}\n");
         }

@@ -1,6 +1,7 @@
 //! Reloading: live keys change at once, the others wait for a restart, and a bad file changes nothing.
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::unix::fs::MetadataExt,
     sync::{Mutex, PoisonError},
@@ -117,12 +118,15 @@ fn in_force(old: &Settings, mut wanted: Settings) -> Settings {
 
 /// What differs between the settings in force and those wanted; live is what `next`, the settings put in force, takes over.
 fn changes(old: &Settings, wanted: &Settings, next: &Settings) -> Vec<Change> {
-    let [old, wanted, next] = [old, wanted, next].map(effective::entries);
-    let value = |entries: &[Entry], path: &str| entries.iter().find(|entry| entry.path == path)?.value.clone();
-    let gone = old.iter().filter(|entry| !wanted.iter().any(|other| other.path == entry.path));
-    let all = wanted.iter().chain(gone).map(|entry| {
-        let [old, new, next] = [&old, &wanted, &next].map(|entries| value(entries, &entry.path));
-        Change { key: entry.path.clone(), live: next == new, old, new }
+    let [old_keys, wanted_keys] = [old, wanted].map(effective::entries);
+    let values = |settings: &Settings| -> BTreeMap<String, Option<String>> {
+        effective::entries(settings).into_iter().map(|Entry { path, value, .. }| (path, value)).collect()
+    };
+    let (old, wanted, next) = (values(old), values(wanted), values(next));
+    let gone = old_keys.iter().filter(|entry| !wanted.contains_key(&entry.path));
+    let all = wanted_keys.iter().chain(gone).map(|Entry { path, .. }| {
+        let [old, new, next] = [&old, &wanted, &next].map(|values| values.get(path).cloned().flatten());
+        Change { key: path.clone(), live: next == new, old, new }
     });
     all.filter(|change| change.old != change.new).collect()
 }
@@ -132,7 +136,12 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::LogFormat;
+    use crate::config::{
+        LogFormat,
+        document::Document,
+        example,
+        schema::{Table, description, tables},
+    };
 
     fn reload(file: &Path) -> Reload {
         let source = Source { config: Some(file.to_owned()), ..Source::default() };
@@ -171,6 +180,22 @@ mod tests {
         assert_eq!((next.settings.server.threads, next.settings.log.format), (None, LogFormat::Text));
         assert_eq!(next.settings.app, []);
         assert!(reload.again().expect("no fault").changes.iter().all(|change| !change.live), "what waits is told again");
+    }
+
+    #[test]
+    fn keys_are_live_where_the_documentation_says_so() {
+        let every_key = Document::parse(&example::every_key()).read();
+        let default = Settings::default();
+        let changes = changes(&every_key, &default, &in_force(&every_key, default.clone()));
+        assert!(changes.len() > 40, "{changes:?}");
+        for Change { key, live, .. } in changes {
+            let named = |table: &&Table| key.strip_prefix(&table.path).is_some_and(|rest| rest.starts_with(['.', '[']));
+            let table = tables().iter().filter(named).max_by_key(|table| table.path.len()).expect("a table");
+            let name = key.rsplit('.').next().expect("a name");
+            let own = table.keys.iter().find(|(known, _)| *known == name).map(|(_, schema)| description(schema)).expect("a key");
+            let expected = if own.ends_with("Takes a restart.") { false } else { own.ends_with("Live.") || table.description.ends_with("Live.") };
+            assert_eq!(live, expected, "{key}");
+        }
     }
 
     #[test]

@@ -121,7 +121,7 @@ impl Source {
         let name = file.as_deref().map_or_else(String::new, |file| file.display().to_string());
         Loaded {
             notes: notes::of(&settings, &|name| self.variable(name).is_some()),
-            effective: effective::toml(&settings, |path| document.origin_of_key(path), &name, &text),
+            effective: effective::toml(&settings, &document.origins(), &name, &text),
             faults: Faults { name, faults: document.into_faults(), text },
             settings,
             file,

@@ -1,4 +1,4 @@
-use super::{Class, Faults, Plan, Settings, document::Document};
+use super::{Class, Faults, Plan, Settings, document::Document, example};
 
 /// Every fault of a text, as an operator reads it.
 fn faults(text: &str) -> String {
@@ -486,4 +486,23 @@ fn budgets_and_circular_fallbacks_are_checked() {
     assert!(faults.ends_with("3 faults in the configuration"), "{faults}");
     assert!(faults.contains("\"openai/gpt-oss-120b\" falls back to \"openai/gpt-oss-20b\" in turn"), "{faults}");
     assert_eq!(settings(&[chain(a, b), chain(b, c)].concat()).fallback.len(), 2, "a chain that ends is none");
+}
+
+#[test]
+fn the_search_for_faults_ends() {
+    let text: String = (0..200).map(|n| format!("key_{n} = {n}\n")).collect();
+    let all = faults(&text);
+    assert!(all.ends_with("error: these are not all: the search ends here\n\n101 faults in the configuration"), "{all}");
+}
+
+proptest::proptest! {
+    /// Whatever is cut out of a file with every key, or put into it, is read or refused.
+    #[test]
+    fn damaged_files_never_panic(at in 0..4000_usize, length in 0..40_usize, insert in "[a-z0-9=.\\[\\]{}\"'# \n\u{e9}-]{0,12}") {
+        let every_key = example::every_key();
+        let at = at.min(every_key.len());
+        let end = (at + length).min(every_key.len());
+        let text = format!("{}{insert}{}", &every_key[..at], &every_key[end..]);
+        assert!(faults(&text).contains(" in the configuration"));
+    }
 }
