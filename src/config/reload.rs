@@ -193,7 +193,11 @@ mod tests {
             let table = tables().iter().filter(named).max_by_key(|table| table.path.len()).expect("a table");
             let name = key.rsplit('.').next().expect("a name");
             let own = table.keys.iter().find(|(known, _)| *known == name).map(|(_, schema)| description(schema)).expect("a key");
-            let expected = if own.ends_with("Takes a restart.") { false } else { own.ends_with("Live.") || table.description.ends_with("Live.") };
+            let expected = if own.ends_with("Takes a restart.") {
+                false
+            } else {
+                own.ends_with("Live.") || table.description.ends_with("Live.")
+            };
             assert_eq!(live, expected, "{key}");
         }
     }
