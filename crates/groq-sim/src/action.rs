@@ -234,10 +234,10 @@ impl Action {
         }
     }
 
-    /// How the HTTP/2 stream is reset before the head.
+    /// How the HTTP/2 stream is reset instead of an answer; over HTTP/1.1 the connection closes then.
     pub(crate) fn reset(&self) -> Option<Reason> {
         match self {
-            Self::Close | Self::CloseInHead => Some(Reason::INTERNAL_ERROR),
+            Self::Close => Some(Reason::INTERNAL_ERROR),
             Self::RefuseStream => Some(Reason::REFUSED_STREAM),
             _ => None,
         }
@@ -256,7 +256,6 @@ impl Action {
         let length = i64::try_from(body.len()).unwrap_or(i64::MAX);
         let whole = |length: i64, body: &[u8]| Bytes::from([head(length).as_bytes(), body].concat());
         match self {
-            Self::Close | Self::RefuseStream => Some(RawBytes { bytes: Bytes::new(), slow: None }),
             Self::CloseInHead => Some(RawBytes { bytes: head(length).into_bytes().drain(..40).collect(), slow: None }),
             Self::CloseInBody => Some(RawBytes { bytes: whole(length, &body[..body.len() / 2]), slow: None }),
             Self::WrongLength { by } => Some(RawBytes { bytes: whole((length + by).max(0), &body), slow: None }),

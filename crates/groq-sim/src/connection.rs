@@ -99,17 +99,28 @@ impl Sim {
         if let Some(path) = head.uri.path().strip_prefix("/_sim/") {
             return Ok(response(self.control(path, &head.method, &body), None));
         }
-        let mut call = Call::read(&head, body).await;
-        let (mut entry, fault) = self.enter(connection, &head, &call);
+        let call = Call::read(&head, body).await;
+        let (entry, fault) = self.enter(connection, &head, &call);
         let action = fault.unwrap_or_default();
         if action != Action::None {
             entry.fault(action.name());
         }
+        self.respond_with(action, call, entry, head.version == Version::HTTP_2, orders).await
+    }
+
+    /// Answers a request as its fault has it.
+    async fn respond_with(
+        &self,
+        action: Action,
+        mut call: Call,
+        mut entry: EntryWriter,
+        http2: bool,
+        orders: mpsc::Sender<Order>,
+    ) -> Result<Response<AnswerBody>, Reset> {
         if let Some(raw) = action.raw() {
             entry.answered(None, None);
             return instead(orders, raw).await;
         }
-        let http2 = head.version == Version::HTTP_2;
         match action {
             Action::Stall { ms } => sleep(Duration::from_millis(ms)).await,
             Action::Truncated => call.truncated = true,
@@ -123,11 +134,17 @@ impl Sim {
                 entry.complete();
                 return Err(reason.into());
             }
+            return instead(orders, RawBytes { bytes: Bytes::new(), slow: None }).await;
         }
         let mut answer = action.answer(&call.model).unwrap_or_else(|| self.answer(&call, entry.number));
         entry.answered(Some(answer.status.as_u16()), answer.refused);
         sleep(answer.before).await;
         self.add_headers(&call, entry.number, &mut answer);
+        if http2 && action == Action::CloseInHead {
+            answer.permit = None;
+            entry.complete();
+            return Err(h2::Reason::INTERNAL_ERROR.into());
+        }
         if http2 {
             sleep(action.head_delay(&answer)).await;
             action.break_http2(&mut answer);

@@ -59,13 +59,15 @@ struct Table {
     default: ModelLimits,
     #[serde(default)]
     model: BTreeMap<String, ModelLimits>,
-    /// The shield's alone, as the next two.
+    /// Of groq-shield alone, as the next ones.
     #[serde(rename = "headroom")]
     _headroom: Option<IgnoredAny>,
     #[serde(rename = "state_file")]
     _state_file: Option<IgnoredAny>,
     #[serde(rename = "fit_ceiling")]
     _fit_ceiling: Option<IgnoredAny>,
+    #[serde(rename = "mode")]
+    _mode: Option<IgnoredAny>,
 }
 
 type Row = (&'static str, [u64; 6]);
@@ -119,8 +121,8 @@ impl Plan {
         Self { default: limits, models: BTreeMap::new() }
     }
 
-    /// Reads a file's `[limits]`: `plan` (`developer`, `free`, `none`; anything else means developer) is what the
-    /// tables `[limits.default]` and `[limits.model."…"]` change. Other tables of a shield's file are not looked at.
+    /// Reads the `[limits]` of a file: the tables `[limits.default]` and `[limits.model."…"]` change the limits of `plan`
+    /// (`developer`, `free`, `none`; anything else means developer). Other tables of a groq-shield file are ignored.
     ///
     /// # Errors
     /// TOML's own message, with line and column.
@@ -165,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_file_changes_what_it_names() {
-        let text = "[server]\nlisten = 'x'\n[limits]\nplan = 'free'\nheadroom = 0.1\n\
+        let text = "[server]\nlisten = 'x'\n[limits]\nplan = 'free'\nheadroom = 0.1\nmode = 'observe'\n\
                     [limits.model.'openai/gpt-oss-20b']\nrequests_per_minute = 60\n[limits.default]\ntokens_per_day = 5";
         let plan = Plan::parse(text).expect("parses");
         let gpt = plan.of_model("openai/gpt-oss-20b");

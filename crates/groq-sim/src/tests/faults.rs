@@ -85,7 +85,10 @@ async fn connections_break_where_the_script_says() {
     let (_, json) = whole.split_once("\r\n\r\n").expect("a head");
     assert!(serde_json::from_str::<Value>(json).is_ok());
 
+    let admitted = sim.stats().admitted;
     assert_eq!(play(Action::Close, false).await, "");
+    assert_eq!(play(Action::RefuseStream, false).await, "");
+    assert_eq!(sim.stats().admitted, admitted, "closed before the request was looked at: nothing is charged");
     assert_eq!(play(Action::Garbage { bytes: Some("SSH-2.0-x\r\n".to_owned()) }, false).await, "SSH-2.0-x\r\n");
     let head = play(Action::CloseInHead, false).await;
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && !head.contains("\r\n\r\n"));
