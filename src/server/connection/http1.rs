@@ -140,6 +140,8 @@ fn reason(closed: &hyper::Result<()>) -> &'static str {
 /// Leaves to hyper how the body ends, and to the upstream the reason phrase of a status that has no standard one.
 fn prepare<B>(response: &mut Response<B>, is_head: bool) {
     let status = response.status();
+    // The version is this server's, not that of the upstream's message (RFC 9112 §2.3).
+    *response.version_mut() = Version::HTTP_11;
     if !is_head && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         response.headers_mut().remove(header::CONTENT_LENGTH);
     }
