@@ -74,7 +74,7 @@ pub struct Settings {
 #[serde(default, deny_unknown_fields)]
 #[garde(allow_unvalidated)]
 pub struct Server {
-    /// Address and port that apps connect to; port 0 takes a free one.
+    /// Address and port that apps connect to, with HTTP/1.1 or HTTP/2; port 0 takes a free one.
     #[serde(with = "As::<Address>")]
     pub listen: SocketAddr,
     /// Listen beside another shield that sets it too, here and on admin.listen, so that one replaces the other without a gap.
@@ -83,13 +83,13 @@ pub struct Server {
     #[garde(range(min = 1, max = 1024))]
     #[schemars(example = 2, extend("x-too-small" = "leave it out for one per core"))]
     pub threads: Option<usize>,
-    /// Connections at once.
+    /// Connections at once, each with up to 256 requests at once over HTTP/2.
     #[garde(range(min = 1, max = 1_000_000))]
     pub max_connections: usize,
     /// Largest request body; a larger one gets a 413.
     #[serde(with = "As::<Size>")]
     pub max_body: u64,
-    /// Time for a request's head to arrive, idle connections included.
+    /// Time for a TLS handshake, for a request's head, and for the first request of a connection.
     #[serde(with = "As::<Time>")]
     #[garde(custom(not_zero))]
     pub header_timeout: Duration,
@@ -100,7 +100,7 @@ pub struct Server {
     /// Time that running requests have to finish after SIGTERM.
     #[serde(with = "As::<Time>")]
     pub drain_timeout: Duration,
-    /// TLS for apps; unset: plain HTTP.
+    /// TLS for apps, with HTTP/2 for clients that offer it; unset: plain HTTP, and HTTP/2 by prior knowledge.
     #[garde(dive)]
     pub tls: Option<Tls>,
 }
