@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{App, BoxError, IDLE_TIMEOUT, LINGER, Step, cutoff, last_call, respond};
+use super::{App, BoxError, LINGER, QUIET, Step, cutoff, last_call, respond};
 use crate::{
     proxy::{Shield, error::Rejection},
     server::{
@@ -40,8 +40,8 @@ enum End {
     Cut,
 }
 
-/// Serves a client of whose requests `begun` has been read already.
-pub(super) async fn serve<I, A>(io: I, begun: BytesMut, shield: &Shield, app: A)
+/// Serves a client of whose requests `begun` has been read already. Returns the client when it has been quiet for a while.
+pub(super) async fn serve<I, A>(io: I, begun: BytesMut, shield: &Shield, app: A) -> Option<I>
 where
     I: AsyncRead + AsyncWrite + Unpin,
     A: App,
@@ -79,7 +79,7 @@ where
         .serve_connection(TokioIo::new(Guard::new(io, begun, exchange.clone())), service);
     let header_timeout = shield.settings.load().server.header_timeout;
     let limit = |state: (Phase, u64)| match state {
-        (Phase::Idle, 1..) => Some(IDLE_TIMEOUT),
+        (Phase::Idle, 1..) => Some(QUIET),
         (Phase::Idle | Phase::Head, _) => Some(header_timeout),
         // A running request has time limits of its own.
         (Phase::Handling | Phase::Answered, _) => None,
@@ -112,14 +112,16 @@ where
 
     let (io, unread) = http.into_parts().io.into_inner().into_inner();
     let last = match (exchange.phase(), end) {
+        (Phase::Idle, End::TimedOut) if exchange.requests() > 0 => return Some(io),
         (Phase::Head, End::TimedOut) => Some(app.refuse(Rejection::RequestTimeout("head"))),
         (Phase::Head, End::Closed(closed)) => Some(app.refuse(Rejection::Malformed(reason(&closed)))),
         // The response failed or the client is gone: cutting the connection is all that can be said.
-        (Phase::Handling | Phase::Answered, End::TimedOut | End::Closed(Err(_))) | (_, End::Cut) => return,
+        (Phase::Handling | Phase::Answered, End::TimedOut | End::Closed(Err(_))) | (_, End::Cut) => return None,
         (Phase::Idle | Phase::Handling | Phase::Answered, _) => None,
     };
     // Boxed: the task of a connection is as large as its largest step.
     Box::pin(close(io, last, unread, &shield.shutdown)).await;
+    None
 }
 
 /// Whether an HTTP/1.0 client wants to keep its connection.

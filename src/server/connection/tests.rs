@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use http_body_util::{BodyExt as _, Channel, Full, combinators::UnsyncBoxBody};
 use tokio::{
-    io::{AsyncWriteExt as _, DuplexStream, duplex},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
     time::Instant,
 };
 
@@ -360,4 +360,22 @@ async fn a_client_that_takes_nothing_is_cut_and_a_slow_one_is_not() {
     stuck.write_all(GOOD.as_bytes()).await.expect("it is open");
     sleep(Duration::from_secs(125)).await;
     assert!(stuck.write_all(b"x").await.is_err(), "the connection is gone");
+}
+
+/// After a while without a request hyper's state is dropped, and made anew for the next one.
+#[tokio::test(start_paused = true)]
+async fn a_quiet_connection_is_served_again_in_http_1_1() {
+    let shield = shield();
+    let mut client = client(&shield);
+    for bytes in [GOOD, "GET /good HTTP/1.1\r\nconnection: keep-alive\r\n\r\n", GOOD] {
+        // In two parts: the first one is read without hyper.
+        let (first, rest) = bytes.split_at(5);
+        client.write_all(first.as_bytes()).await.expect("it is open");
+        sleep(Duration::from_secs(20)).await;
+        client.write_all(rest.as_bytes()).await.expect("it is open");
+        assert!(next(&mut client).await.ends_with("GET /good "));
+        sleep(QUIET * 10).await;
+    }
+    client.write_all(PREFACE).await.expect("it is open");
+    assert_object(&rest(&mut client).await, "malformed_request");
 }
