@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use tokio::time::Instant;
@@ -15,16 +18,19 @@ use super::{
     shared::{Next, Shared},
 };
 
-/// Idle HTTP/1.1 connections at most.
-const MAX_IDLE: usize = 4096;
+/// Idle HTTP/1.1 connections of a thread at most.
+const MAX_IDLE: usize = 1024;
+/// More threads than that share stacks.
+const STACKS: usize = 16;
 /// How often a request waits for a shared connection, on which others may take its place.
 const MAX_ROUNDS: usize = 8;
 
 /// Makes connections, and keeps the idle and the shared ones.
 pub(super) struct Pool {
     connector: Connector,
-    /// HTTP/1.1 connections without a request, the last one used at the end.
-    idle: Mutex<Vec<Idle>>,
+    /// HTTP/1.1 connections without a request, the last one used at the end, by the thread that used them. Every worker thread
+    /// has a reactor of its own: a connection used by another thread than the one that made it wakes both for every read.
+    idle: [Mutex<Vec<Idle>>; STACKS],
     /// HTTP/2 connections.
     shared: Mutex<Shared>,
 }
@@ -60,7 +66,7 @@ impl fmt::Debug for Pool {
 
 impl Pool {
     pub(super) fn new(connector: Connector) -> Self {
-        Self { connector, idle: Mutex::default(), shared: Mutex::default() }
+        Self { connector, idle: Default::default(), shared: Mutex::default() }
     }
 
     /// A connection for one request.
@@ -141,7 +147,9 @@ impl Pool {
     /// Closes connections that have been idle for too long, or were closed by the other side.
     pub(super) fn reap(&self) {
         let now = Instant::now();
-        self.idle().retain_mut(|idle| now < idle.since + IDLE_TIMEOUT && idle.connection.is_usable());
+        for idle in &self.idle {
+            lock(idle).retain_mut(|idle| now < idle.since + IDLE_TIMEOUT && idle.connection.is_usable());
+        }
         self.shared().reap(now);
     }
 
@@ -156,11 +164,18 @@ impl Pool {
         self.idle().pop().map(|idle| idle.connection)
     }
 
+    /// The calling thread's stack.
     fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
-        self.idle.lock().expect("no panic while the lock is held")
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        thread_local!(static STACK: usize = NEXT.fetch_add(1, Ordering::Relaxed) % STACKS);
+        lock(&self.idle[STACK.with(|stack| *stack)])
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().expect("no panic while the lock is held")
+        lock(&self.shared)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no panic while the lock is held")
 }

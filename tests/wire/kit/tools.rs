@@ -15,15 +15,22 @@ const ROOT: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/sdk");
 ///
 /// Panics with the reason where they cannot be installed: a test that cannot run has failed.
 pub(crate) fn python() -> PathBuf {
+    venv("venv", &Path::new(SOURCES).join("requirements.txt"))
+}
+
+/// A Python with the packages of this list, in a virtual environment of this name.
+///
+/// Panics with the reason where they cannot be installed.
+pub(crate) fn venv(name: &str, wanted: &Path) -> PathBuf {
     let _lock = lock();
-    let (venv, wanted) = (Path::new(ROOT).join("venv"), Path::new(SOURCES).join("requirements.txt"));
+    let venv = Path::new(ROOT).join(name);
     let python = venv.join("bin/python");
-    once(&venv, &wanted, || {
+    once(&venv, wanted, || {
         if run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv)).is_err() {
             install_system_packages(&["python3", "python3-venv"]);
             run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
         }
-        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"]).arg(&wanted))
+        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"]).arg(wanted))
     });
     python
 }
