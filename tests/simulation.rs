@@ -80,6 +80,56 @@ fn faults_and_strangers_and_clients_that_leave() {
     });
 }
 
+/// Groq's limit on output tokens: three times what it gives back is asked for, with ceilings up to four times the limit. Three
+/// organizations' worth of surplus is refused by the shield with a wait; nothing is too large, and Groq refuses next to nothing.
+#[test]
+fn a_limit_on_output_is_used_whatever_the_ceilings() {
+    const OTPM: u64 = 1000;
+    const MINUTES: u64 = 10;
+    for seed in 1..=3 {
+        let told = Told(seed);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
+        runtime.block_on(LocalSet::new().run_until(async {
+            fastrand::seed(seed);
+            let mut random = Rng::with_seed(seed);
+            let limits = groq_sim::ModelLimits { output_tokens_per_minute: Some(OTPM), ..Default::default() };
+            let plan = groq_sim::Plan::uniform(limits);
+            let sim = Sim::new(groq_sim::Options { plan, seed, ..Default::default() });
+            let told = config::ModelLimits { output_tokens_per_minute: Some(OTPM), ..Default::default() };
+            let shield = shield(&sim, seed, told);
+            let statuses = Rc::<std::cell::RefCell<Vec<StatusCode>>>::default();
+            let began = Instant::now();
+            let mut clients = Vec::new();
+            while began.elapsed() < Duration::from_secs(60 * MINUTES) {
+                // 13 a minute of 230 tokens each.
+                sleep(Duration::from_secs_f64(-(1.0 - random.f64()).ln() * 60.0 / 13.0)).await;
+                let (shield, statuses) = (shield.clone(), statuses.clone());
+                let (completion, ceiling) = (random.u64(60..400), random.u64(900..4000));
+                clients.push(tokio::task::spawn_local(async move {
+                    let content = format!("[[sim completion={completion}]] hello");
+                    let body = json!({"model": "m", "max_completion_tokens": ceiling, "messages": [{"role": "user", "content": content}]});
+                    let request = Request::post("/openai/v1/chat/completions").header("authorization", "Bearer gsk_test");
+                    let request = request.header("content-type", "application/json").body(Full::new(Bytes::from(body.to_string())));
+                    let response = handle(&shield, request.expect("a valid request"), None).await;
+                    statuses.borrow_mut().push(response.status());
+                }));
+            }
+            for client in clients {
+                client.await.expect("no client panics");
+            }
+            let stats = sim.stats();
+            let charged = stats.scopes[0].limits["OTPM"].charged as f64;
+            let given = OTPM as f64 * (1.0 + began.elapsed().as_secs_f64() / 60.0);
+            let statuses = statuses.borrow();
+            println!("seed {seed}: {:.1} % used, {:?} refused by Groq", 100.0 * charged / given, stats.refused);
+            assert!(statuses.iter().all(|status| matches!(status.as_u16(), 200 | 429)), "{statuses:?}");
+            assert!(stats.refusals() <= 2, "{:?}", stats.refused);
+            assert!(charged > 0.95 * given, "{charged} of {given}");
+        }));
+        drop(told);
+    }
+}
+
 #[test]
 fn a_seed_is_the_same_life_again() {
     let lives = Cell::new(Vec::new());
@@ -141,7 +191,8 @@ async fn live(world: World, seed: u64) -> (Sim, Rc<Ends>) {
         seed,
         ..Default::default()
     });
-    let shield = shield(&sim, seed);
+    let told = config::ModelLimits { requests_per_minute: Some(RPM), tokens_per_minute: Some(TPM), ..Default::default() };
+    let shield = shield(&sim, seed, told);
     let ends = Rc::<Ends>::default();
     let mut clients = Vec::new();
     for number in 0..REQUESTS {
@@ -170,8 +221,7 @@ async fn live(world: World, seed: u64) -> (Sim, Rc<Ends>) {
     (sim, ends)
 }
 
-fn shield(sim: &Sim, seed: u64) -> Arc<Shield> {
-    let told = config::ModelLimits { requests_per_minute: Some(RPM), tokens_per_minute: Some(TPM), ..Default::default() };
+fn shield(sim: &Sim, seed: u64, told: config::ModelLimits) -> Arc<Shield> {
     let limits = config::Limits { plan: Plan::None, default: told, ..Default::default() };
     let settings = Settings { limits, ..Default::default() };
     let (sim, connections) = (sim.clone(), AtomicU64::new(0));
