@@ -14,6 +14,8 @@ mod hints;
 mod limiter;
 mod node;
 mod notes;
+mod own_address;
+mod paths;
 mod reload;
 mod rules;
 pub mod schema;
@@ -25,6 +27,7 @@ pub mod units;
 pub use fallback::{Fallback, FallbackReason};
 pub use faults::{Fault, Faults, Origin};
 pub use formats::Digest;
+pub use notes::Note;
 pub use reload::{Change, Next, Reload};
 pub use settings::{
     Admin, App, Breaker, Class, Limits, Log, LogFormat, ModelLimits, ModelPrice, Organization, Plan, Queue, Retry, Server,

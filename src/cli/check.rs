@@ -24,6 +24,6 @@ pub(super) fn run(arguments: &Check) -> ExitCode {
         return refuse(&loaded.faults);
     }
     let file = loaded.file.as_deref().map_or("no file: defaults, variables".into(), |file| file.display().to_string());
-    let notes: String = loaded.notes.iter().map(|note| format!("# note: {note}\n")).collect();
+    let notes: String = loaded.notes.iter().map(|note| format!("# note: {}\n", note.message)).collect();
     print(format!("# {file}\n{notes}\n{}", loaded.effective).as_bytes())
 }

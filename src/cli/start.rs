@@ -1,10 +1,10 @@
-//! What do `serve` and `exec` start the same way? Settings, the log, the simulated Groq, the shield.
+//! What `serve` and `exec` start in the same way: settings, the log, the simulated Groq, the shield.
 
 use std::{io, process::ExitCode, sync::Arc, time::Duration};
 
 use super::{failed, refuse};
 use crate::{
-    config::{Next, Reload, Settings, Source},
+    config::{Next, Note, Reload, Settings, Source},
     proxy::Shield,
     telemetry::{self, Handle},
 };
@@ -43,9 +43,7 @@ impl Started {
             upstream = %settings.upstream.base_url,
             "groq-shield starts"
         );
-        for note in &loaded.notes {
-            tracing::warn!("{note}");
-        }
+        log_notes(&loaded.notes);
         let reloading = Arc::new(Reloading { shield: shield.clone(), reload: Reload::new(source, &loaded), log });
         Ok(Self { shield, settings, reloading })
     }
@@ -90,11 +88,19 @@ impl Reloading {
                 tracing::warn!("{key}: {new} takes effect with a restart, {old} stays in force");
             }
         }
-        for note in &notes {
-            tracing::warn!("{note}");
-        }
+        log_notes(&notes);
         let live = changes.iter().filter(|change| change.live).count();
         tracing::info!(changed = live, waiting = changes.len() - live, "configuration read again");
+    }
+}
+
+fn log_notes(notes: &[Note]) {
+    for Note { message, is_warning } in notes {
+        if *is_warning {
+            tracing::warn!("{message}");
+        } else {
+            tracing::info!("{message}");
+        }
     }
 }
 

@@ -155,7 +155,7 @@ impl Format for Size {
     }
 }
 
-/// `"127.0.0.1:8787"`
+/// `"127.0.0.1:8787"`, `"localhost:8787"`
 pub(super) struct Address;
 
 impl Format for Address {
@@ -167,9 +167,13 @@ impl Format for Address {
     fn parse(text: &str) -> Result<SocketAddr, String> {
         let port = |port: &str| port.parse::<u16>().is_ok();
         let ip = |host: &str| host.parse::<std::net::IpAddr>().is_ok();
+        // Not resolved: it is loopback's by definition (RFC 6761).
+        let localhost = text.rsplit_once(':').filter(|(host, _)| host.eq_ignore_ascii_case("localhost"));
+        if let Some(port) = localhost.and_then(|(_, port)| port.parse().ok()) {
+            return Ok(SocketAddr::from(([127, 0, 0, 1], port)));
+        }
         text.parse().map_err(|_| {
             let help = match text.rsplit_once(':') {
-                Some(("localhost", n)) if port(n) => format!("write \"127.0.0.1:{n}\""),
                 Some(("" | "*", n)) if port(n) => format!("write \"0.0.0.0:{n}\" for every interface"),
                 Some((host, n)) if ip(host) && !port(n) => "ports go from 0 (any free one) to 65535".into(),
                 _ if port(text) => format!("write \"127.0.0.1:{text}\""),

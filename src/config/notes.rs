@@ -2,21 +2,33 @@
 
 use super::{Settings, StoreKind};
 
+/// Something that is good to know though it is no fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// What it is.
+    pub message: String,
+    /// Whether it is most often a mistake, and not a matter of course.
+    pub is_warning: bool,
+}
+
 /// Notes on these settings; `has` tells whether an environment variable is set.
-pub(super) fn of(settings: &Settings, has: &dyn Fn(&str) -> bool) -> Vec<String> {
+pub(super) fn of(settings: &Settings, has: &dyn Fn(&str) -> bool) -> Vec<Note> {
     let mut notes = Vec::new();
+    let mut note = |is_warning, message: String| notes.push(Note { message, is_warning });
     if settings.limits.state_file.is_none() && settings.store.kind == StoreKind::Local {
-        notes.push("limits.state_file is not set: what is left of each limit is not kept across restarts".into());
+        note(false, "limits.state_file is not set: what is left of each limit is not kept across restarts".into());
+    }
+    if settings.store.url.is_some() && settings.store.kind == StoreKind::Local {
+        note(true, "store.url is not used: store.kind is \"local\"".into());
     }
     for name in named(settings).into_iter().filter(|name| !has(name)) {
-        notes.push(format!("the variable {name} is named in the configuration and not set"));
+        note(true, format!("the variable {name} is named in the configuration and not set"));
     }
     let listed = settings.app.iter().any(|app| app.token_env.is_some() || app.token_sha256.is_some());
     if settings.upstream.api_key_env.is_some() && !listed && !settings.server.listen.ip().is_loopback() {
-        notes.push(format!(
-            "everybody who reaches {} can use the key of upstream.api_key_env: give apps tokens with [[app]], or listen on loopback",
-            settings.server.listen
-        ));
+        let listen = settings.server.listen;
+        let remedy = "give apps tokens with [[app]], or listen on loopback";
+        note(true, format!("everybody who reaches {listen} can use the key of upstream.api_key_env: {remedy}"));
     }
     notes
 }

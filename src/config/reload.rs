@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Faults, Loaded, Settings, Source,
+    Faults, Loaded, Note, Settings, Source,
     effective::{self, Entry},
 };
 
@@ -32,8 +32,8 @@ pub struct Next {
     pub settings: Settings,
     /// What differs.
     pub changes: Vec<Change>,
-    /// What is good to know.
-    pub notes: Vec<String>,
+    /// What is good to know, and was not told before.
+    pub notes: Vec<Note>,
 }
 
 /// Reads a source again, and sees when its file has changed.
@@ -46,6 +46,7 @@ pub struct Reload {
 #[derive(Debug)]
 struct Seen {
     settings: Settings,
+    notes: Vec<Note>,
     text: String,
     /// The file as it was last read.
     read: Option<Print>,
@@ -60,7 +61,8 @@ impl Reload {
     /// Starts from what was loaded at the start.
     pub fn new(source: Source, loaded: &Loaded) -> Self {
         let read = print(&source);
-        let seen = Seen { settings: loaded.settings.clone(), text: loaded.faults.text.clone(), read, looked: read };
+        let (settings, notes) = (loaded.settings.clone(), loaded.notes.clone());
+        let seen = Seen { settings, notes, text: loaded.faults.text.clone(), read, looked: read };
         Self { source, seen: Mutex::new(seen) }
     }
 
@@ -88,11 +90,13 @@ impl Reload {
         seen.read = print(&self.source);
         let loaded = self.source.load();
         seen.text.clone_from(&loaded.faults.text);
-        let notes = loaded.notes.clone();
+        let mut notes = loaded.notes.clone();
         let wanted = loaded.settings()?;
         let settings = in_force(&seen.settings, wanted.clone());
         let changes = changes(&seen.settings, &wanted, &settings);
         seen.settings.clone_from(&settings);
+        let told = std::mem::replace(&mut seen.notes, notes.clone());
+        notes.retain(|note| !told.contains(note));
         Ok(Next { settings, changes, notes })
     }
 }

@@ -16,7 +16,7 @@ use super::{
     Settings, StoreKind,
     document::Document,
     faults::{near, quoted},
-    formats,
+    formats, own_address,
     schema::MODEL,
     units,
 };
@@ -133,6 +133,13 @@ pub(super) fn between_keys(settings: &Settings, document: &Document<'_>) -> Vec<
     if settings.server.listen == settings.admin.listen && settings.server.listen.port() != 0 {
         let key = either("admin.listen", "server.listen");
         say(key, "[server] and [admin] listen on the same address", "give each a port of its own");
+    }
+    for (key, listen) in [("server.listen", settings.server.listen), ("admin.listen", settings.admin.listen)] {
+        if own_address::reaches(&settings.upstream.base_url, listen) {
+            let message =
+                format!("`base_url` is where this shield itself listens ({key}): requests would come back to it for ever");
+            say("upstream.base_url", &message, "write \"https://api.groq.com\", or the address of another server");
+        }
     }
     if settings.retry.base_delay > settings.retry.max_delay {
         let key = either("retry.base_delay", "retry.max_delay");

@@ -89,7 +89,7 @@ pub struct Server {
     /// Largest request body; a larger one gets a 413.
     #[serde(with = "As::<Size>")]
     pub max_body: u64,
-    /// Time for a TLS handshake, for a request's head, and for the first request of a connection.
+    /// Time for the TLS handshake, for a connection's first request, and for the rest of a head that has begun. Between requests a connection is kept for 330 s.
     #[serde(with = "As::<Time>")]
     #[garde(custom(not_zero))]
     pub header_timeout: Duration,
@@ -210,7 +210,7 @@ pub struct Limits {
     /// Share of every limit left to others, 0 to 0.9.
     #[garde(range(min = 0.0, max = 0.9), custom(finite))]
     pub headroom: f64,
-    /// File that keeps what is left of each limit across restarts; unset: it is not kept. Takes a restart.
+    /// File that keeps what is left of each limit across restarts; unset: it is not kept. A relative path is relative to the configuration file. Takes a restart.
     #[garde(inner(custom(not_empty)))]
     #[schemars(title = "a path", example = &"/var/lib/groq-shield/levels.json")]
     pub state_file: Option<PathBuf>,
@@ -465,7 +465,7 @@ pub enum StoreKind {
 #[serde(default, deny_unknown_fields)]
 #[garde(allow_unvalidated)]
 pub struct Store {
-    /// local or redis.
+    /// local or redis; unset: redis where url is set, else local.
     pub kind: StoreKind,
     /// redis:// or rediss:// (TLS), with user:password@ before the host where it asks for them; needed for redis.
     #[garde(inner(custom(redis_url)))]

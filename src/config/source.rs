@@ -9,11 +9,12 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    Settings,
+    Note, Settings,
     document::Document,
     effective,
     faults::{Faults, Origin, near},
     notes,
+    paths::{check_files, resolve_paths},
     schema::{Kind, schema, tables, under},
 };
 
@@ -38,6 +39,8 @@ pub struct Source {
     pub upstream: Option<String>,
     /// `--admin`
     pub admin: Option<String>,
+    /// Log warnings only, where nothing sets `log.level`.
+    pub quiet: bool,
     /// The environment.
     pub variables: Vec<(OsString, OsString)>,
 }
@@ -50,7 +53,7 @@ pub struct Loaded {
     /// The settings, as far as they could be read.
     pub settings: Settings,
     /// What is good to know though it is no fault.
-    pub notes: Vec<String>,
+    pub notes: Vec<Note>,
     /// The effective configuration as TOML, secrets masked, with the origin of what is not a default.
     pub effective: String,
     /// Everything that is wrong.
@@ -112,12 +115,19 @@ impl Source {
                 document.set(path, schema_at(path), value, Origin::Flag(flag.into()));
             }
         }
-        let settings = document.read();
+        if document.is_set("store.url") && !document.is_set("store.kind") {
+            document.set("store.kind", schema_at("store.kind"), "redis", document.origin("store.url"));
+        }
+        let mut settings = document.read();
+        if self.quiet && !document.is_set("log.level") {
+            settings.log.level = "warn".into();
+        }
+        resolve_paths(&mut settings, &document, file.as_deref().and_then(Path::parent));
         let secrets = notes::named(&settings);
         for (name, help) in unknown.into_iter().filter(|(name, _)| !secrets.iter().any(|secret| secret == name)) {
             document.fault(Origin::Variable(name), "no key has this name", Some(help));
         }
-        check_files(&settings, &mut document);
+        check_files(&mut settings, &mut document);
         let name = file.as_deref().map_or_else(String::new, |file| file.display().to_string());
         Loaded {
             notes: notes::of(&settings, &|name| self.variable(name).is_some()),
@@ -180,28 +190,12 @@ fn content(file: &Path) -> Result<String, String> {
     })
 }
 
-fn reason(why: &io::Error) -> String {
+/// An error of the file system, in words.
+pub(super) fn reason(why: &io::Error) -> String {
     match why.kind() {
         io::ErrorKind::NotFound => "there is no such file".into(),
         io::ErrorKind::PermissionDenied => "no permission".into(),
         _ => why.to_string(),
-    }
-}
-
-/// Files that the settings name must be there.
-fn check_files(settings: &Settings, document: &mut Document<'_>) {
-    let tls = settings.server.tls.as_ref();
-    let named = [
-        ("server.tls.cert", tls.map(|tls| &tls.cert)),
-        ("server.tls.key", tls.map(|tls| &tls.key)),
-        ("upstream.ca_file", settings.upstream.ca_file.as_ref()),
-        ("store.ca_file", settings.store.ca_file.as_ref()),
-    ];
-    for (key, path) in named {
-        let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else { continue };
-        if let Err(why) = fs::File::open(path) {
-            document.fault(document.origin(key), format!("{} cannot be read: {}", path.display(), reason(&why)), None);
-        }
     }
 }
 
@@ -217,6 +211,7 @@ fn is_from_kubernetes(name: &str, value: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::StoreKind;
 
     /// A source of this file's text and these variables.
     fn loaded(text: &str, variables: &[(&str, &str)], source: Source) -> Loaded {
@@ -309,10 +304,65 @@ mod tests {
         assert!(shown.contains("shield.toml:2: not UTF-8"), "{shown}");
     }
 
+    /// Levels were silently not kept.
+    #[test]
+    fn a_state_file_that_cannot_be_kept_is_a_fault() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("file");
+        fs::write(&file, "").expect("written");
+        let shown = |path: &Path| faults(&format!("[limits]\nstate_file = {path:?}\n"), &[], Source::default());
+        let (missing, inside) = (folder.path().join("nowhere/levels"), file.join("levels"));
+        for (path, part) in [
+            (missing.as_path(), format!("cannot be written: there is no directory {}", folder.path().join("nowhere").display())),
+            (folder.path(), format!("{} is a directory: name a file in it", folder.path().display())),
+            (&inside, format!("{} cannot be used", inside.display())),
+        ] {
+            let shown = shown(path);
+            assert!(shown.contains(&part) && shown.contains("shield.toml:2:14"), "{part}\n{shown}");
+        }
+        assert_eq!(shown(&folder.path().join("levels")), "0 faults in the configuration", "it need not be there yet");
+        assert_eq!(shown(&file), "0 faults in the configuration");
+    }
+
+    #[test]
+    fn relative_paths_in_the_file_are_relative_to_it() {
+        let text = "[limits]\nstate_file = \"levels\"\n";
+        let loaded = loaded(text, &[], Source::default());
+        let folder = loaded.file.as_deref().and_then(Path::parent).expect("its folder");
+        assert_eq!(loaded.settings.limits.state_file, Some(folder.join("levels")));
+        let variable = ("GROQ_SHIELD_LIMITS_STATE_FILE", "levels");
+        let loaded = self::loaded("", &[variable], Source::default());
+        assert_eq!(loaded.settings.limits.state_file, Some("levels".into()), "of the working directory");
+    }
+
+    /// With a URL alone, replicas believed that they shared their limits.
+    #[test]
+    fn a_store_url_means_redis() {
+        let load = |text: &str, variables: &[(&str, &str)]| loaded(text, variables, Source::default());
+        let url = "[store]\nurl = \"redis://localhost:6379\"\n";
+        let inferred = load(url, &[]);
+        assert_eq!(inferred.settings.store.kind, StoreKind::Redis);
+        assert!(inferred.effective.contains("kind = \"redis\"  # "), "{}", inferred.effective);
+        assert_eq!(load("", &[("GROQ_SHIELD_STORE_URL", "redis://h")]).settings.store.kind, StoreKind::Redis);
+        let local = load(&format!("{url}kind = \"local\"\n"), &[]);
+        assert_eq!(local.settings.store.kind, StoreKind::Local);
+        assert!(local.notes.iter().any(|note| note.is_warning && note.message.contains("store.url is not used")));
+    }
+
+    #[test]
+    fn an_upstream_that_is_the_shield_itself_is_a_fault() {
+        let shown = faults("[upstream]\nbase_url = \"http://localhost:8787\"\n", &[], Source::default());
+        assert!(shown.contains("shield.toml:2:12") && shown.contains("itself listens (server.listen)"), "{shown}");
+        let source = Source { upstream: Some("http://127.0.0.1:8788".into()), ..Source::default() };
+        let shown = faults("", &[], source);
+        assert!(shown.contains("error: --upstream: `base_url` is where this shield itself listens (admin.listen)"), "{shown}");
+    }
+
     #[test]
     fn notes_name_what_is_missing() {
         let text = "[server]\nlisten = \"0.0.0.0:8787\"\n[upstream]\napi_key_env = \"THE_KEY\"\n";
-        let notes = loaded(text, &[], Source::default()).notes.join("\n");
+        let notes =
+            loaded(text, &[], Source::default()).notes.into_iter().map(|note| note.message).collect::<Vec<_>>().join("\n");
         for part in ["state_file is not set", "THE_KEY is named", "everybody who reaches 0.0.0.0:8787"] {
             assert!(notes.contains(part), "{part}\n{notes}");
         }

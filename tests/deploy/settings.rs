@@ -75,6 +75,8 @@ fn every_configuration_passes_check() {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, toml) in configurations() {
         let file = folder.path().join("groq-shield.toml");
+        // Where levels are kept there; `check` wants the directory to be there.
+        let toml = toml.replace("/var/lib/groq-shield/", &format!("{}/", folder.path().display()));
         fs::write(&file, toml).expect("the file is written");
         let output = run(&["check", "--config", file.to_str().expect("UTF-8")], &KEYS);
         assert!(output.status.success(), "{name}:\n{}", said(&output));
