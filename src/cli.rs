@@ -1,8 +1,8 @@
-//! Which command is asked for? The commands and flags; `cli/…` does each.
+//! The command line: commands and flags. Each command has a file of its own.
 
 use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
-use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+use clap::{ArgAction, CommandFactory, Parser, Subcommand, error::ErrorKind};
 
 use crate::config::{Faults, schema};
 
@@ -48,13 +48,16 @@ Exit codes: 0 done; 1 failed while running; 64 wrong command line or configurati
 exec: the command's own.";
 
 #[derive(Debug, Parser)]
-#[command(name = "groq-shield", version, about = ABOUT, long_about = LONG_ABOUT, after_help = AFTER, after_long_help = AFTER)]
+#[command(name = "groq-shield", version, disable_version_flag = true, about = ABOUT, long_about = LONG_ABOUT, after_help = AFTER, after_long_help = AFTER)]
 #[command(args_conflicts_with_subcommands = true, max_term_width = 120)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
     serve: serve::Serve,
+    /// Print the version
+    #[arg(short = 'v', long, short_alias = 'V', action = ArgAction::Version)]
+    version: Option<bool>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -71,12 +74,14 @@ enum Command {
     Simulate(simulate::Simulate),
     /// Levels, line, forecast and breaker of a running shield, as a table
     Status(status::Status),
-    /// Runs a command before a shield of its own: GROQ_BASE_URL and OPENAI_BASE_URL point at it
+    /// Runs a command behind a shield of its own, which the usual variables for base URLs point at
     Exec(exec::Exec),
     /// Exit code 0 if a running shield lives (or is ready), else 1: for HEALTHCHECK and exec probes
     Health(health::Health),
     /// Writes the JSON schema of the configuration file to standard output, for editors
     Schema,
+    /// Prints the version
+    Version,
     /// Writes shell completions to standard output
     Completions {
         /// For this shell
@@ -123,6 +128,7 @@ impl Arguments {
             Some(Command::Exec(arguments)) => exec::run(arguments),
             Some(Command::Health(arguments)) => health::run(&arguments),
             Some(Command::Schema) => print(format!("{:#}\n", schema::schema()).as_bytes()),
+            Some(Command::Version) => print(Self::command().render_version().as_bytes()),
             Some(Command::Completions { shell }) => {
                 let mut command = Self::command();
                 let mut out = Vec::new();

@@ -274,6 +274,19 @@ impl Drop for Record {
     }
 }
 
+/// What became of all requests so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Requests that have ended.
+    pub requests: u64,
+    /// Those that waited, for a millisecond at least.
+    pub waited: u64,
+    /// Those that were sent more than once.
+    pub retried: u64,
+    /// Those that ended in an error status, or without any.
+    pub failed: u64,
+}
+
 /// The metric families and the access log.
 #[derive(Debug, Default)]
 pub struct Telemetry {
@@ -324,6 +337,13 @@ impl Telemetry {
     /// The organizations that Groq has blocked, until one of their requests succeeds.
     pub fn blocked_accounts(&self) -> Vec<BlockedAccount> {
         self.blocked.list()
+    }
+
+    /// What became of all requests so far.
+    pub fn totals(&self) -> Totals {
+        let sums = self.counts.sums();
+        let failed = sums.requests.iter().filter(|(labels, _)| labels.status >= 400).map(|(_, n)| n).sum();
+        Totals { requests: sums.requests.values().sum(), waited: sums.waited, retried: sums.retried, failed }
     }
 
     /// Requests that have begun and not ended.

@@ -151,6 +151,63 @@ fn the_ready_line_has_urls_to_paste() {
     }
 }
 
+#[test]
+fn localhost_is_an_address() {
+    let folder = folder();
+    let running = Running::new(&mut shield(folder.path(), &["--simulate", "--listen", "localhost:0", "--admin", "LOCALHOST:0"]));
+    let ready = running.line("ready");
+    assert!(address(&ready, "app").starts_with("127.0.0.1:") && address(&ready, "admin").starts_with("127.0.0.1:"), "{ready}");
+}
+
+/// One GET opened 4,049 connections in 4 s.
+#[test]
+fn an_upstream_that_is_the_shield_itself_is_refused_at_start() {
+    let folder = folder();
+    for upstream in ["http://127.0.0.1:18787", "http://localhost:18787/"] {
+        let words = ["--listen", "0.0.0.0:18787", "--admin", "127.0.0.1:0", "--upstream", upstream];
+        let (code, _, errors) = ran(&mut shield(folder.path(), &words));
+        assert_eq!(code, 64, "{errors}");
+        assert!(errors.contains("--upstream: `base_url` is where this shield itself listens (server.listen)"), "{errors}");
+    }
+}
+
+/// `check` said that all was well, and a shield started and kept nothing.
+#[test]
+fn a_state_file_that_cannot_be_kept_ends_check_and_serve() {
+    let folder = folder();
+    write(folder.path(), "[limits]\nstate_file = \"nowhere/levels\"\n");
+    for words in [&["check"][..], &["--simulate", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]] {
+        let (code, _, errors) = ran(&mut shield(folder.path(), words));
+        assert_eq!(code, 64, "{words:?}: {errors}");
+        for part in ["groq-shield.toml:2:14", "nowhere/levels cannot be written: there is no directory nowhere"] {
+            assert!(errors.contains(part), "{words:?}: {part}\n{errors}");
+        }
+    }
+}
+
+/// Started from another directory, the file was looked for and left there.
+#[test]
+fn a_relative_state_file_lies_beside_the_configuration_and_its_absence_is_told_once() {
+    let (folder, elsewhere) = (folder(), self::folder());
+    write(folder.path(), "[limits]\nstate_file = \"levels\"\n");
+    let file = folder.path().join("groq-shield.toml");
+    let words = [&["--config", file.to_str().expect("UTF-8")], &SERVE[..]].concat();
+    let running = Running::new(&mut shield(elsewhere.path(), &words));
+    running.line("ready");
+    running.signal(Signal::SIGTERM);
+    assert_eq!(running.ended().code(), Some(0));
+    assert!(folder.path().join("levels").exists() && !elsewhere.path().join("levels").exists());
+
+    write(folder.path(), "[queue]\nmax_wait = \"1s\"\n");
+    let running = Running::new(&mut shield(elsewhere.path(), &words));
+    let told = running.line("limits.state_file is not set");
+    assert!(told.contains(" INFO "), "{told}");
+    running.line("ready");
+    running.signal(Signal::SIGHUP);
+    let again = running.line("");
+    assert!(again.contains("configuration read again"), "{again}");
+}
+
 /// Starts a stream that takes a minute, and returns when its head has come.
 fn long_stream(app: &str) -> BufReader<TcpStream> {
     let body = r#"{"model": "openai/gpt-oss-20b", "stream": true, "max_tokens": 30000, "messages": [{"role": "user", "content": "[[sim completion=30000 head_ms=0]]"}]}"#;
@@ -252,7 +309,11 @@ fn wrong_command_lines_end_with_64_and_help_with_0() {
         assert_eq!(code, 64, "{words:?}: {errors}");
         assert!(!errors.is_empty(), "{words:?}");
     }
-    for words in [&["--help"][..], &["--version"], &["exec", "--help"], &["man"], &["completions", "bash"]] {
+    let version = format!("groq-shield {}\n", env!("CARGO_PKG_VERSION"));
+    for word in ["-v", "-V", "--version", "version"] {
+        assert_eq!(ran(&mut shield(folder.path(), &[word])), (0, version.clone(), String::new()), "{word}");
+    }
+    for words in [&["--help"][..], &["exec", "--help"], &["man"], &["completions", "bash"]] {
         let (code, out, errors) = ran(&mut shield(folder.path(), words));
         assert_eq!((code, errors.as_str()), (0, ""), "{words:?}");
         assert!(out.contains("groq-shield"), "{words:?}");
@@ -268,7 +329,9 @@ fn exec_passes_the_environment_and_the_exit_code() {
     assert_eq!(code, 7);
     assert!(groq.starts_with("http://127.0.0.1:") && !groq.ends_with(":0"), "{groq}");
     assert_eq!((openai, base, direct), (format!("{groq}/openai/v1").as_str(), groq, "example.com,127.0.0.1"));
-    assert!(errors.contains(&format!("app={}", groq.trim_start_matches("http://"))), "logs go to standard error:\n{errors}");
+    // No log line of ours between the command's own output, one line at its end.
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+    assert!(errors.starts_with("groq-shield: no request came through. CMD ignores the base URL"), "{errors}");
     for (words, expected) in [
         (&["exec", "--", "sh", "-c", "kill -KILL $$"][..], 137),
         (&["exec", "--", "nowhere-to-be-found"], 127),
@@ -277,6 +340,33 @@ fn exec_passes_the_environment_and_the_exit_code() {
     ] {
         let (code, _, errors) = ran(&mut shield(folder.path(), words));
         assert_eq!(code, expected, "{words:?}: {errors}");
+    }
+}
+
+/// An SDK does not start without a key, and there is none to have for a simulated Groq.
+#[test]
+fn exec_before_the_simulator_needs_no_key_and_says_at_the_end_what_came_through() {
+    let folder = folder();
+    let body = r#"{"model": "openai/gpt-oss-20b", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}"#;
+    let script = format!(
+        "echo $GROQ_API_KEY $OPENAI_API_KEY; for n in 1 2; do \
+         curl -sS -o /dev/null -w '%{{http_code}}\\n' $OPENAI_API_BASE/chat/completions -H \"Authorization: Bearer $GROQ_API_KEY\" \
+         -H 'Content-Type: application/json' -d '{body}'; done"
+    );
+    let (code, out, errors) = ran(&mut shield(folder.path(), &["exec", "--simulate", "--", "sh", "-c", &script]));
+    assert_eq!((code, out.as_str()), (0, "gsk_simulated gsk_simulated\n200\n200\n"), "{errors}");
+    assert_eq!(errors, "groq-shield: 2 requests came through, 0 waited, 0 retried, 0 failed\n");
+    let (_, out, _) = ran(
+        shield(folder.path(), &["exec", "--simulate", "--", "sh", "-c", "echo $GROQ_API_KEY"]).env("GROQ_API_KEY", "gsk_own")
+    );
+    assert_eq!(out, "gsk_own\n");
+    let (_, _, errors) = ran(shield(folder.path(), &["exec", "--simulate", "--", "true"]).env("GROQ_SHIELD_LOG_LEVEL", "info"));
+    assert!(errors.contains("ready app=127.0.0.1:"), "{errors}");
+    let (_, help, _) = ran(&mut shield(folder.path(), &["exec", "--help"]));
+    for name in
+        ["GROQ_BASE_URL", "GROQ_API_BASE", "OPENAI_BASE_URL", "OPENAI_API_BASE", "NO_PROXY", "GROQ_API_KEY", "OPENAI_API_KEY"]
+    {
+        assert!(help.contains(name), "{name}\n{help}");
     }
 }
 

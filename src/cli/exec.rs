@@ -1,4 +1,4 @@
-//! How is one command shielded? A shield on free ports, the command pointed at it, its exit code ours.
+//! `groq-shield exec`: a command behind a shield of its own, on free ports.
 
 use std::{
     ffi::OsString,
@@ -23,14 +23,32 @@ use super::{
 use crate::{
     config::Source,
     server::{self, Listeners, Running},
+    telemetry::Totals,
 };
 
 /// Exit codes of a command that cannot be run, as shells have them.
 const NOT_FOUND: u8 = 127;
 const NOT_RUNNABLE: u8 = 126;
 
+/// What is said of the variables; `environment` sets them.
+const VARIABLES: &str = "\
+CMD gets these variables; programs that have a base URL written in do not ask for them:
+  GROQ_BASE_URL     http://127.0.0.1:PORT            groq SDKs
+  GROQ_API_BASE     http://127.0.0.1:PORT            langchain-groq, litellm
+  OPENAI_BASE_URL   http://127.0.0.1:PORT/openai/v1  openai SDKs and what is built on them
+  OPENAI_API_BASE   http://127.0.0.1:PORT/openai/v1  older ones
+  NO_PROXY no_proxy the host, added to what they say
+  GROQ_API_KEY OPENAI_API_KEY  a placeholder, with --simulate and where they are not set
+
+Only warnings are logged, unless log.level is set (GROQ_SHIELD_LOG_LEVEL=info). At the end a line on standard error says how
+many requests came through. The exit code is CMD's.";
+
+/// What simulated calls are made with where there is no key: clients do not start without one.
+const PLACEHOLDER_KEY: &str = "gsk_simulated";
+
 /// `groq-shield exec`
 #[derive(Debug, clap::Args)]
+#[command(after_help = VARIABLES)]
 pub(super) struct Exec {
     #[command(flatten)]
     config: Config,
@@ -50,16 +68,22 @@ pub(super) fn run(arguments: Exec) -> ExitCode {
     #[cfg(not(feature = "demo"))]
     let simulate = false;
     let free = || Some("127.0.0.1:0".to_owned());
-    let source = Source { listen: free(), admin: free(), ..Source::new(arguments.config.config) };
+    let source = Source { listen: free(), admin: free(), quiet: true, ..Source::new(arguments.config.config) };
     let Started { shield, settings, reloading } = match Started::new(source, simulate) {
         Ok(started) => started,
         Err(code) => return code,
     };
     let ran = Listeners::open(&settings).and_then(|listeners| {
         start::watch(reloading.clone())?;
+        let telemetry = shield.telemetry.clone();
         let running = server::start(shield, listeners)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(shielded(&arguments.command, running, || reloading.now()))
+        let variables = environment(running.app.port(), simulate);
+        let code = runtime.block_on(shielded(&arguments.command, &variables, running, || reloading.now()))?;
+        if !matches!(code, NOT_FOUND | NOT_RUNNABLE) {
+            eprintln!("groq-shield: {}", summary(telemetry.totals()));
+        }
+        Ok(code)
     });
     match ran {
         Ok(code) => ExitCode::from(code),
@@ -67,12 +91,12 @@ pub(super) fn run(arguments: Exec) -> ExitCode {
     }
 }
 
-/// Runs the command before a running shield, then drains it.
-async fn shielded(words: &[OsString], running: Running, reload: impl Fn()) -> io::Result<u8> {
+/// Runs the command behind a running shield, then drains it.
+async fn shielded(words: &[OsString], variables: &[(&str, String)], running: Running, reload: impl Fn()) -> io::Result<u8> {
     running.log_ready();
     let (program, rest) = words.split_first().expect("the command line requires one");
     let mut command = Command::new(program);
-    command.args(rest).envs(environment(running.app.port()));
+    command.args(rest).envs(variables.iter().map(|(name, value)| (name, value)));
     let code = match attended(&mut command, &reload).await? {
         Ok(status) => code(status),
         Err(why) => {
@@ -120,21 +144,37 @@ fn code(status: ExitStatus) -> u8 {
     u8::try_from(code).unwrap_or(u8::MAX)
 }
 
+/// One line on what became of the command's requests.
+fn summary(Totals { requests, waited, retried, failed }: Totals) -> String {
+    match requests {
+        0 => "no request came through. CMD ignores the base URL in its environment: give its client base_url, \
+              for groq os.environ[\"GROQ_BASE_URL\"], for openai os.environ[\"OPENAI_BASE_URL\"]"
+            .into(),
+        1 => format!("1 request came through, {waited} waited, {retried} retried, {failed} failed"),
+        _ => format!("{requests} requests came through, {waited} waited, {retried} retried, {failed} failed"),
+    }
+}
+
 /// Points every client at the shield, past any proxy.
-fn environment(port: u16) -> Vec<(&'static str, String)> {
+fn environment(port: u16, simulated: bool) -> Vec<(&'static str, String)> {
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let host = format!("http://127.0.0.1:{port}");
+    let openai = format!("{host}/openai/v1");
     let mut variables = vec![
-        ("OPENAI_BASE_URL", format!("{host}/openai/v1")),
+        ("OPENAI_BASE_URL", openai.clone()),
+        ("OPENAI_API_BASE", openai),
         // One client wants the host alone and another the whole path; the host serves both.
         ("GROQ_API_BASE", host.clone()),
         ("GROQ_BASE_URL", host),
     ];
     for name in ["NO_PROXY", "no_proxy"] {
-        let direct = match std::env::var(name) {
-            Ok(others) if !others.is_empty() => format!("{others},127.0.0.1"),
-            _ => "127.0.0.1".into(),
-        };
+        let direct = set(name).map_or_else(|| "127.0.0.1".into(), |others| format!("{others},127.0.0.1"));
         variables.push((name, direct));
+    }
+    for name in ["GROQ_API_KEY", "OPENAI_API_KEY"] {
+        if simulated && set(name).is_none() {
+            variables.push((name, PLACEHOLDER_KEY.into()));
+        }
     }
     variables
 }

@@ -118,6 +118,8 @@ struct Shard {
     apps: HashMap<(Id, Id), AppCounts>,
     attempts: [u64; Outcome::ALL.len()],
     resends: u64,
+    waited: u64,
+    retried: u64,
 }
 
 /// The labels of `requests_total`.
@@ -139,6 +141,10 @@ pub(super) struct Sums {
     pub(super) apps: BTreeMap<(Arc<str>, Arc<str>), AppCounts>,
     pub(super) attempts: [u64; Outcome::ALL.len()],
     pub(super) resends: u64,
+    /// Requests that waited, for a millisecond at least.
+    pub(super) waited: u64,
+    /// Requests that were sent more than once.
+    pub(super) retried: u64,
 }
 
 /// The counters of this process.
@@ -174,6 +180,8 @@ impl Counts {
             *shard.requests.entry(Row { app: 0, model: 0, ..row }).or_default() += 1;
         }
         shard.resends += u64::from(record.attempts.saturating_sub(1));
+        shard.retried += u64::from(record.attempts > 1);
+        shard.waited += u64::from(record.wait >= Duration::from_millis(1));
         if record.model.is_empty() {
             return;
         }
@@ -245,6 +253,8 @@ impl Counts {
                 *sum += n;
             }
             sums.resends += shard.resends;
+            sums.waited += shard.waited;
+            sums.retried += shard.retried;
         }
         sums
     }

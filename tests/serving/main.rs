@@ -4,6 +4,7 @@ mod any_bytes;
 mod corpus;
 mod drain;
 mod http2;
+mod idle;
 mod kit;
 mod malformed;
 mod tls;

@@ -227,3 +227,13 @@ async fn the_absolute_form_is_served_for_the_upstream_only() {
     let answer = client.get("http://example.com/openai/v1/models").await;
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (403, "destination_not_allowed"));
 }
+
+/// As the README says of a client that has `https://api.groq.com` written into it, and the shield as its proxy.
+#[tokio::test]
+async fn a_client_that_asks_for_a_tunnel_is_told_that_there_is_none() {
+    let (simulator, shield) = pair().await;
+    let connect = b"CONNECT api.groq.com:443 HTTP/1.1\r\nhost: api.groq.com:443\r\n\r\n";
+    let answer = String::from_utf8(shield.process.client().raw(connect).await).expect("text");
+    assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("destination_not_allowed"), "{answer}");
+    assert!(simulator.log().await.is_empty());
+}
