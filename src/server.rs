@@ -161,6 +161,7 @@ impl Running {
             tracing::warn!(%error, "the levels cannot be saved to limits.state_file");
         }
         self.shield.limits.leave();
+        self.shield.caps.leave();
     }
 
     /// Drains and waits for the end of it.
@@ -264,6 +265,7 @@ fn serve_operators(
                 () = admin::serve(listener, shield.clone()) => {}
                 // The limiters' timers; what they know is saved once a second.
                 () = shield.limits.run() => {}
+                () = shield.caps.run() => {}
                 () = shield.upstream.reap_idle() => {}
             }
         });

@@ -2,7 +2,7 @@
 
 use groq_limiter::{settings, types::Priority};
 
-use super::{Class, ModelLimits, Plan, Settings, StoreKind};
+use super::{App, Class, ModelLimits, Plan, Settings, StoreKind};
 
 impl Settings {
     /// What the limiter is to know.
@@ -26,6 +26,29 @@ impl Settings {
             state_file: self.limits.state_file.clone(),
             redis: (self.store.kind == StoreKind::Redis).then(redis),
         }
+    }
+}
+
+impl Settings {
+    /// The limiters of apps' caps: each app stands in the place of a model.
+    pub fn caps(&self) -> settings::Settings {
+        let caps = |app: &App| settings::ModelLimits {
+            requests_per_minute: app.requests_per_minute,
+            tokens_per_minute: app.tokens_per_minute,
+            assumed_completion_tokens: Some(0),
+            ..settings::ModelLimits::default()
+        };
+        let limits = settings::LimitSettings {
+            plan: settings::Plan::None,
+            headroom: 0.0,
+            default: self.app.iter().find(|app| app.name == App::EVERYONE_ELSE).map(caps).unwrap_or_default(),
+            models: self.app.iter().map(|app| (app.name.clone(), caps(app))).collect(),
+        };
+        let limiter = self.limiter();
+        let apart =
+            |redis: settings::RedisSettings| settings::RedisSettings { prefix: format!("{}:caps", redis.prefix), ..redis };
+        // A minute's cap is not worth a file: a restart gives back a minute at most.
+        settings::Settings { limits: limits.into(), state_file: None, redis: limiter.redis.map(apart), queue: limiter.queue }
     }
 }
 

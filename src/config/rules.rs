@@ -13,7 +13,7 @@ use garde::Error;
 use groq_limiter::plans;
 
 use super::{
-    Settings, StoreKind,
+    App, Settings, StoreKind,
     document::Document,
     faults::{near, quoted},
     formats, own_address,
@@ -244,7 +244,7 @@ fn budgets(settings: &Settings) -> Vec<Conflict> {
             }
         }
         for (key, is_set) in [("token_env", app.token_env.is_some()), ("token_sha256", app.token_sha256.is_some())] {
-            if is_set && app.name == "*" {
+            if is_set && app.name == App::EVERYONE_ELSE {
                 let help = "give the app that has this token a name of its own";
                 conflicts.push((
                     format!("app[{at}].{key}"),

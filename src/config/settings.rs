@@ -396,6 +396,14 @@ pub struct App {
 }
 
 impl App {
+    /// The name of the entry that stands for each app without one.
+    pub const EVERYONE_ELSE: &str = "*";
+
+    /// Whether it has a cap.
+    pub fn is_capped(&self) -> bool {
+        self.requests_per_minute.is_some() || self.tokens_per_minute.is_some()
+    }
+
     /// Its budgets.
     pub fn budgets(&self) -> Vec<Budget> {
         let nano_usd = |usd: Option<f64>| usd.map(|usd| (usd * 1e9).round() as u64);

@@ -1,11 +1,19 @@
 //! Admission: when may a call be sent? The breaker has to let it pass, and the limits need room for it.
 
-use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
+use std::{borrow::Cow, future::poll_fn, pin::pin, task::Poll, time::Duration};
 
-use groq_limiter::{Place, Reservation};
+use groq_limiter::{
+    Place, Reservation,
+    types::{Dimension, Observation},
+};
 use tokio::time::{Instant, sleep_until};
 
-use super::{breaker::Pass, error::Rejection, request::Call, shield::Shield};
+use super::{
+    breaker::{self, Pass},
+    error::Rejection,
+    request::Call,
+    shield::Shield,
+};
 use crate::{config::Settings, telemetry::Record};
 
 /// A probe that is under way when `breaker.max_wait` is over may take so much longer: the usual time of a response, so that what
@@ -36,7 +44,8 @@ impl BreakerWait {
 pub(super) async fn admit<'a>(
     shield: &'a Shield,
     settings: &'a Settings,
-    call: &'a Call,
+    call: &Call,
+    breaker_key: &'a breaker::Key,
     mut place: Option<Place>,
     breaker_wait: &mut BreakerWait,
     record: &mut Record,
@@ -66,12 +75,49 @@ pub(super) async fn admit<'a>(
         };
         // The breaker may have opened while the call waited, or another call may be the probe by now: an upstream that is down
         // gets one probe, not the whole queue. The probe is taken last, so that nobody waits for one that waits in the queue.
-        if let Ok(pass) = shield.breakers.pass(&call.breaker_key, &settings.breaker, Instant::now) {
+        if let Ok(pass) = shield.breakers.pass(breaker_key, &settings.breaker, Instant::now) {
             return Ok((pass, reservation));
         }
         record.waits_from(Instant::now());
     }
 }
+
+/// Waits until the caps of the call's app have room for it: `None` where the app has none.
+///
+/// Caps are limiters of their own, one for each app, in front of Groq's: who waits for a cap holds up nobody else.
+///
+/// # Errors
+/// The rejection that the app gets where it would wait beyond the call's deadline, or could never be sent.
+pub(super) async fn pass_caps(shield: &Shield, call: &Call, record: &mut Record) -> Result<Option<Reservation>, Rejection> {
+    if !call.is_capped || !call.is_limited() {
+        return Ok(None);
+    }
+    record.waits_from(if record.attempts == 0 { call.read_at } else { Instant::now() });
+    // Boxed: rare, and each waiting request would have room for it.
+    let reserved = Box::pin(shield.caps.reserve(&call.ask_of_caps(), call.deadline, None)).await;
+    let mut cap = reserved.map_err(|refusal| call.cap_rejection(refusal))?;
+    record.waited(cap.waited());
+    if let Some(bound) = cap.bound_by() {
+        record.bound = Some(cap_code(bound).to_string());
+    }
+    // Nobody else draws on a cap: there is no response to learn from, and none to wait for.
+    let now = Instant::now();
+    cap.sent(now);
+    cap.observe(&Observation::default(), now);
+    Ok(Some(cap))
+}
+
+/// How a cap's dimension is called: `app TPM`.
+pub(super) fn cap_code(dimension: &Dimension) -> Cow<'static, str> {
+    format!("{CAP}{}", dimension.code).into()
+}
+
+/// Whether a dimension is that of a cap.
+pub(super) fn is_cap(dimension: &Dimension) -> bool {
+    dimension.code.starts_with(CAP)
+}
+
+const CAP: &str = "app ";
 
 /// Waits until the breaker is closed or its next probe is due, if the call may wait for so long.
 async fn wait_for_breaker(

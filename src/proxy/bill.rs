@@ -5,7 +5,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use groq_limiter::{Pool, Spent};
+use groq_limiter::{Pool, Reservation, Spent};
+use tokio::time::Instant;
 
 use crate::accounts::{Amounts, Budget, Exceeded, Ledger, Permit, Price};
 
@@ -20,12 +21,23 @@ pub struct Bill {
     /// Completion tokens that are expected, at most `max_completion_tokens`.
     completion: u64,
     total: Amounts,
+    /// What the running attempt has reserved of its app's caps.
+    cap: Option<Reservation>,
+    /// Whether an attempt may have reached Groq and is not on the bill yet.
+    in_flight: bool,
+}
+
+impl Drop for Bill {
+    /// The client left: what is in flight is charged in full.
+    fn drop(&mut self) {
+        self.charge(if self.in_flight { Spent::Charge } else { Spent::Nothing });
+    }
 }
 
 impl Bill {
     /// A bill that nothing is on, for an app without budgets.
     pub(super) fn new(pool: Pool, price: Option<Price>) -> Self {
-        Self { permit: None, price, pool, completion: 0, total: Amounts::default() }
+        Self { permit: None, price, pool, completion: 0, total: Amounts::default(), cap: None, in_flight: false }
     }
 
     /// Reserves what the call is expected to use of its app's `budgets`.
@@ -47,8 +59,18 @@ impl Bill {
         (self.pool, self.price) = (pool, price);
     }
 
-    /// Puts an attempt on the bill.
+    /// An attempt begins that has reserved `cap` of its app's caps.
+    pub(super) fn begin_attempt(&mut self, cap: Option<Reservation>) {
+        self.cap = cap;
+        self.in_flight = true;
+    }
+
+    /// Puts the running attempt on the bill.
     pub(super) fn charge(&mut self, spent: Spent) {
+        self.in_flight = false;
+        if let Some(cap) = self.cap.take() {
+            cap.settle(spent, Instant::now());
+        }
         let mut amounts = self.amounts(spent);
         if self.total.requests == 0 && spent != Spent::Nothing {
             amounts.requests = 1;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use groq_limiter::types::Dimension;
 
-use super::error::Rejection;
+use super::{admission::is_cap, error::Rejection};
 use crate::config::{Fallback, FallbackReason};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -15,6 +15,8 @@ pub(super) fn reason(rejection: &Rejection) -> Option<FallbackReason> {
         if dimension.is_some_and(|dimension| dimension.period >= DAY) { FallbackReason::DailyLimit } else { FallbackReason::Wait }
     };
     match rejection {
+        // A cap is the app's, whichever the model.
+        Rejection::NeverFits { dimension, .. } | Rejection::NotInTime { dimension, .. } if is_cap(dimension) => None,
         Rejection::NeverFits { .. } => Some(FallbackReason::TooLarge),
         Rejection::NotInTime { dimension, .. } => Some(by_period(Some(dimension))),
         Rejection::Refused { dimension, .. } => Some(by_period(dimension.as_ref())),

@@ -3,11 +3,12 @@
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use bytes::Bytes;
+use groq_limiter::Spent;
 use http::{Request, Response};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    admission::{BreakerWait, admit, yield_if_busy},
+    admission::{BreakerWait, admit, pass_caps, yield_if_busy},
     attempt::{self, Delivered},
     breaker::Health,
     error::Rejection,
@@ -144,11 +145,15 @@ async fn serve(
     }
     let mut attempts = Attempts::new(settings.retry.clone(), call.deadline);
     let mut breaker_wait = BreakerWait::new(call.breaker_max_wait(settings));
+    let breaker_key = call.breaker_key.clone();
     let mut place = None;
     loop {
         // The block ends the outcome's life before the pause: it is large, and would be kept through it.
         let pause = {
-            let (pass, mut reservation) = admit(shield, settings, call, place.take(), &mut breaker_wait, record).await?;
+            let cap = pass_caps(shield, call, record).await?;
+            let (pass, mut reservation) =
+                admit(shield, settings, call, &breaker_key, place.take(), &mut breaker_wait, record).await?;
+            call.bill.begin_attempt(cap);
             let outcome = Box::pin(attempt::send(shield, call, upstream_request, reservation.as_mut(), record)).await;
             let health = outcome.health();
             // The breaker is open again: the next attempt would be the next probe, and its app would hear of the outage after four.
@@ -161,6 +166,7 @@ async fn serve(
             match attempts.next(class, &shield.budget, fastrand::f64(), Instant::now) {
                 Verdict::Deliver => return outcome.deliver(reservation, &mut call.bill),
                 Verdict::Requeue(pause) => {
+                    call.bill.charge(Spent::Nothing);
                     place = outcome.refused(reservation, shield, call, pause.is_none())?;
                     if call.fitted.is_none() {
                         call.fit_ceiling(shield, settings, upstream_request);

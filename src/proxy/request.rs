@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::{
     Shield,
+    admission::cap_code,
     bill::Bill,
     body_buffer, breaker,
     error::{CompletionLimit, Rejection},
@@ -47,6 +48,8 @@ pub(super) struct Call {
     pub(super) fitted: Option<(u64, u64)>,
     /// What it has used so far.
     pub(super) bill: Bill,
+    /// Whether its app has caps.
+    pub(super) is_capped: bool,
     /// The budgets of its app.
     pub(super) budgets: Option<Arc<[Budget]>>,
     /// Whether another model may serve it.
@@ -104,7 +107,7 @@ where
     let content_type = headers.get(header::CONTENT_TYPE).filter(|_| endpoint.takes_audio()).cloned();
     let may_fall_back = identity.fallback;
     let bill = Bill::new(ask.pool, settings.price_of(&facts.model));
-    let budgets = identity.budgets.clone();
+    let (is_capped, budgets) = (identity.is_capped, identity.budgets.clone());
     headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio());
     shield.via.add_to(&mut headers, version);
     identity.authorize(&mut headers);
@@ -119,6 +122,7 @@ where
         deadline_by_client,
         fitted: None,
         bill,
+        is_capped,
         budgets,
         may_fall_back,
         endpoint,
@@ -188,6 +192,20 @@ impl Call {
             }
             Refusal::Full { retry_after } => Rejection::Overloaded { retry_after },
         }
+    }
+
+    /// What it asks of its app's caps, which stand in the place of a model's limits.
+    pub(super) fn ask_of_caps(&self) -> Ask {
+        Ask { organisation: Arc::default(), model: self.ask.app.clone(), tier: Arc::default(), ..self.ask.clone() }
+    }
+
+    /// What the app is told where its caps refuse the call.
+    pub(super) fn cap_rejection(&self, refusal: Refusal) -> Rejection {
+        let mut rejection = self.rejection(refusal);
+        if let Rejection::NeverFits { dimension, .. } | Rejection::NotInTime { dimension, .. } = &mut rejection {
+            dimension.code = cap_code(dimension);
+        }
+        rejection
     }
 
     /// How long it may wait for an open breaker: not at all where another model can serve it.

@@ -21,6 +21,8 @@ pub struct Shield {
     pub identities: ArcSwap<IdentityIndex>,
     /// What apps with budgets have used.
     pub ledger: Arc<Ledger>,
+    /// Caps of apps: limiters in front of Groq's, whose "models" are apps.
+    pub caps: Limits,
     /// Limits and queues.
     pub limits: Limits,
     /// Whether Groq answers at all, by organization and model.
@@ -58,6 +60,7 @@ impl Shield {
         Arc::new(Self {
             identities: ArcSwap::from_pointee(IdentityIndex::new(&settings, |name| std::env::var(name).ok())),
             ledger: Arc::default(),
+            caps: Limits::new(settings.caps()),
             limits: Limits::new(settings.limiter()),
             breakers: Breakers::default(),
             budget: Budget::new(Instant::now()),
@@ -77,6 +80,7 @@ impl Shield {
     pub fn reload(&self, settings: Settings) {
         self.identities.store(Arc::new(IdentityIndex::new(&settings, |name| std::env::var(name).ok())));
         self.limits.reconfigure(settings.limiter());
+        self.caps.reconfigure(settings.caps());
         self.bodies.resize(settings.queue.max_bytes);
         self.settings.store(Arc::new(settings));
     }

@@ -26,6 +26,7 @@ use crate::{
 
 mod attempts;
 mod budgets;
+mod caps;
 mod fallback;
 mod streams;
 mod unread;

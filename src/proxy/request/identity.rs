@@ -15,6 +15,8 @@ use crate::{
 
 type Digest = [u8; 32];
 
+const EVERYONE_ELSE: &str = crate::config::App::EVERYONE_ELSE;
+
 const APP: &str = "x-shield-app";
 const CLASS: &str = "x-shield-class";
 const FALLBACK: &str = "x-shield-fallback";
@@ -41,6 +43,7 @@ struct App {
     class: Class,
     fallback: bool,
     budgets: Option<Arc<[Budget]>>,
+    is_capped: bool,
 }
 
 /// One request's origin.
@@ -58,6 +61,8 @@ pub struct Identity {
     pub fallback: bool,
     /// The budgets of its app, where it has any.
     pub budgets: Option<Arc<[Budget]>>,
+    /// Whether its app has caps.
+    pub is_capped: bool,
     /// What to send as `authorization` instead of the app's own.
     key: Option<HeaderValue>,
 }
@@ -82,12 +87,13 @@ impl IdentityIndex {
             weight: app.weight,
             class: app.class,
             fallback: app.fallback,
+            is_capped: app.is_capped(),
             budgets: Some(app.budgets()).filter(|budgets| !budgets.is_empty()).map(Arc::from),
         };
         let mut index = Self {
             organisations,
-            apps: settings.app.iter().filter(|app| app.name != "*").map(app).collect(),
-            everyone_else: settings.app.iter().find(|app| app.name == "*").map(app),
+            apps: settings.app.iter().filter(|app| app.name != EVERYONE_ELSE).map(app).collect(),
+            everyone_else: settings.app.iter().find(|app| app.name == EVERYONE_ELSE).map(app),
             held: None,
             // A token whose variable is not set still shuts the door.
             tokens_needed: settings.app.iter().any(|app| app.token_env.is_some() || app.token_sha256.is_some()),
@@ -137,6 +143,7 @@ impl IdentityIndex {
             organisation,
             app: app.map_or_else(|| named.map_or_else(|| self.unnamed.clone(), Arc::from), |app| app.name.clone()),
             weight: policy.map_or(1.0, |app| app.weight),
+            is_capped: policy.is_some_and(|app| app.is_capped),
             budgets: policy.and_then(|app| app.budgets.clone()),
             fallback: policy.is_none_or(|app| app.fallback)
                 && headers.get(FALLBACK).is_none_or(|value| !value.as_bytes().eq_ignore_ascii_case(b"off")),

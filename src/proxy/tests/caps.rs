@@ -1,0 +1,106 @@
+//! Caps of apps: who waits for them, who does not, and what an app is told that waits too long.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{HeaderMap, StatusCode};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{Step, chat, code, good, shield, whole};
+use crate::{
+    config::{App, Settings},
+    headers::text,
+    proxy::{Shield, handle},
+};
+
+fn with(apps: impl IntoIterator<Item = App>) -> Settings {
+    let mut settings = Settings { app: apps.into_iter().collect(), ..Settings::default() };
+    settings.limits.plan = crate::config::Plan::None;
+    settings
+}
+
+async fn ask(shield: &Arc<Shield>, app: &str) -> (StatusCode, HeaderMap, String) {
+    let mut request = chat(false);
+    request.headers_mut().insert("x-shield-app", app.parse().expect("a value"));
+    whole(handle(shield, request, None).await).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_capped_app_waits_and_the_others_pass() {
+    let capped = App { name: "capped".into(), requests_per_minute: Some(2), ..App::default() };
+    let (shield, _) = shield(with([capped]), vec![good()]);
+    let began = Instant::now();
+    let many = (0..4).map(|_| {
+        let shield = shield.clone();
+        tokio::spawn(async move { (ask(&shield, "capped").await, began.elapsed()) })
+    });
+    let many: Vec<_> = many.collect();
+    sleep(Duration::from_millis(1)).await;
+    for _ in 0..20 {
+        assert_eq!(ask(&shield, "free").await.0, StatusCode::OK);
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "nobody waits for the cap of another app");
+    let mut waits = Vec::new();
+    for one in many {
+        let ((status, headers, body), elapsed) = one.await.expect("it ran");
+        match status {
+            StatusCode::OK => waits.push(elapsed.as_secs()),
+            // Past the 50 s that a client waits.
+            _ => {
+                assert_eq!((status, code(&body).as_str()), (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"));
+                assert!(body.contains("requests per minute (app RPM)"), "{body}");
+                assert!(headers.contains_key("retry-after"), "{headers:?}");
+            }
+        }
+    }
+    waits.sort_unstable();
+    assert_eq!((waits.len(), waits[0], waits[1]), (3, 0, 0), "two at once, the third waits: {waits:?}");
+    assert!((25..=31).contains(&waits[2]), "{waits:?}");
+    let waited = shield.telemetry.recent_requests();
+    assert!(waited.iter().any(|request| request.waited_for.as_deref() == Some("app RPM")), "{waited:?}");
+}
+
+/// `GOOD` uses 15 tokens, however much was reserved for it.
+#[tokio::test(start_paused = true)]
+async fn a_cap_on_tokens_is_settled_with_what_was_used() {
+    let capped = App { name: "*".into(), tokens_per_minute: Some(200), ..App::default() };
+    let (shield, _) = shield(with([capped]), vec![good()]);
+    let began = Instant::now();
+    let mut served = 0;
+    while began.elapsed() < Duration::from_secs(600) {
+        served += u32::from(ask(&shield, "x").await.0 == StatusCode::OK);
+    }
+    // A burst of 200 tokens and 2000 in ten minutes, at 15 a request.
+    assert!((133..=148).contains(&served), "{served}");
+    assert_eq!(ask(&shield, "y").await.0, StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_client_leaves_gives_its_place_under_the_cap_back_unless_it_was_sent() {
+    let capped = App { name: "a".into(), requests_per_minute: Some(1), ..App::default() };
+    let mut settings = with([capped]);
+    settings.queue.max_wait = Duration::from_secs(120);
+    let (shield, seen) = shield(settings, vec![vec![Step::UntilClosed], good()]);
+    assert!(timeout(Duration::from_secs(5), ask(&shield, "a")).await.is_err(), "the upstream says nothing");
+    // One that was sent counts, one that left while it waited does not.
+    assert!(timeout(Duration::from_secs(10), ask(&shield, "a")).await.is_err(), "it waits for the cap");
+    let began = Instant::now();
+    assert_eq!(ask(&shield, "a").await.0, StatusCode::OK);
+    assert!((40..=46).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    assert_eq!(seen.lock().expect("unpoisoned").iter().filter(|line| *line != "closed").count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_model_is_no_way_around_a_cap() {
+    let capped = App { name: "a".into(), requests_per_minute: Some(1), ..App::default() };
+    let mut settings = with([capped]);
+    settings.fallback = vec![crate::config::Fallback {
+        model: "m".into(),
+        to: vec!["b".into()],
+        when: vec![crate::config::FallbackReason::Wait],
+    }];
+    settings.queue.max_wait = Duration::from_secs(5);
+    let (shield, _) = shield(settings, vec![good()]);
+    assert_eq!(ask(&shield, "a").await.0, StatusCode::OK);
+    let (status, headers, _) = ask(&shield, "a").await;
+    assert_eq!((status, text(&headers, "x-shield-fallback")), (StatusCode::TOO_MANY_REQUESTS, None));
+}
