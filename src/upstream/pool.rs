@@ -41,7 +41,7 @@ struct Idle {
     since: Instant,
 }
 
-/// A connection attempt whose task may yet panic: those who wait for it must not wait for ever.
+/// A connection attempt whose task may panic or be dropped with its runtime: those who wait for it must not wait for ever.
 struct Unfinished {
     pool: Arc<Pool>,
     attempt: u64,
@@ -75,11 +75,16 @@ impl Pool {
             return self.acquire_http1().await;
         }
         for _ in 0..MAX_ROUNDS {
-            let next = self.shared().next(|attempt| self.spawn_connect(attempt));
+            let next = self.shared().next();
             let grant = match next {
                 Next::Stream(stream) => return Ok(Connection::Http2(stream)),
                 Next::Http1 => return self.acquire_http1().await,
-                Next::Wait(grant) => grant,
+                Next::Wait { grant, start } => {
+                    if let Some(attempt) = start {
+                        self.spawn_connect(attempt);
+                    }
+                    grant
+                }
             };
             match grant.await {
                 Ok(Ok(Some(stream))) => return Ok(Connection::Http2(stream)),

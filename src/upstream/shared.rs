@@ -15,8 +15,8 @@ pub(super) enum Next {
     Stream(http2::Stream),
     /// The upstream speaks HTTP/1.1 only: it needs a connection of its own.
     Http1,
-    /// It waits for a connection attempt.
-    Wait(oneshot::Receiver<Grant>),
+    /// It waits for a connection attempt, and starts that one if it has a number here.
+    Wait { grant: oneshot::Receiver<Grant>, start: Option<u64> },
 }
 
 /// The connections that requests share.
@@ -46,9 +46,8 @@ struct Attempt {
 }
 
 impl Shared {
-    /// A stream on an open connection, or what to do instead. `connect` starts a connection attempt, whose end
-    /// [`Self::finish`] is told.
-    pub(super) fn next(&mut self, connect: impl FnOnce(u64)) -> Next {
+    /// A stream on an open connection, or what to do instead. [`Self::finish`] ends a connection attempt that is started.
+    pub(super) fn next(&mut self) -> Next {
         self.connections.retain(|member| !member.connection.is_closed());
         for member in &mut self.connections {
             self.allowed_streams = Some(member.connection.max_streams());
@@ -65,12 +64,11 @@ impl Shared {
         let (sender, grant) = oneshot::channel();
         if let Some(attempt) = self.attempts.iter_mut().find(|attempt| attempt.waiting.len() < capacity) {
             attempt.waiting.push(sender);
-        } else {
-            self.last_attempt += 1;
-            self.attempts.push(Attempt { id: self.last_attempt, waiting: vec![sender] });
-            connect(self.last_attempt);
+            return Next::Wait { grant, start: None };
         }
-        Next::Wait(grant)
+        self.last_attempt += 1;
+        self.attempts.push(Attempt { id: self.last_attempt, waiting: vec![sender] });
+        Next::Wait { grant, start: Some(self.last_attempt) }
     }
 
     /// Ends a connection attempt: with an HTTP/2 connection, or with one of HTTP/1.1, which is not shared.

@@ -1,4 +1,4 @@
-//! In virtual time, over memory: the pool, the time limits, whose fault a failure is.
+//! The upstream in virtual time, over connections in memory: the pool, the time limits, the kinds of failure.
 
 use std::sync::{
     Mutex,
@@ -108,7 +108,7 @@ async fn a_connection_is_used_again() {
     assert!(first.contains("host: api.groq.com\r\n") && first.ends_with("\r\n\r\n{}"), "{first}");
 }
 
-/// A connection keeps its alarm, which may ring for a request that is over: each request has its whole time all the same.
+/// A connection keeps its timer, which may be set for an earlier request: each request has its whole time all the same.
 #[tokio::test(start_paused = true)]
 async fn every_request_on_a_connection_has_its_own_time() {
     let (upstream, connections) = upstream(|_, mut io| async move {

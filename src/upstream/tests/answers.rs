@@ -1,4 +1,4 @@
-//! What is read of an answer: its head however it comes, its body's end, and whether another request may follow on its connection.
+//! Responses over HTTP/1.1: heads in any pieces, where bodies end, and whether the connection is used again.
 
 use hyper::ext::ReasonPhrase;
 use std::sync::{Arc, atomic::Ordering};
@@ -15,7 +15,7 @@ use super::{
     upstream,
 };
 
-/// An upstream that answers each request of a connection so, a piece at a time, and closes at the end of its answers.
+/// An upstream that sends these responses on each connection, piece by piece, and then closes it.
 fn answering(answers: &[&[&[u8]]]) -> (Upstream, Arc<std::sync::atomic::AtomicUsize>) {
     let answers: Vec<Vec<Vec<u8>>> = answers.iter().map(|pieces| pieces.iter().map(|piece| piece.to_vec()).collect()).collect();
     upstream(move |_, mut io| {
@@ -70,15 +70,15 @@ async fn an_answer_ends_where_its_head_says() {
         (b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 3\r\n\r\nabc", 2),
         (b"HTTP/1.1 200 OK\r\nconnection: keep-alive\r\nconnection: x, Close\r\ncontent-length: 3\r\n\r\nabc", 2),
         (b"HTTP/1.0 200 OK\r\ncontent-length: 3\r\n\r\nabc", 2),
-        // Another reader would see another end.
+        // Something in between may see another end.
         (b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", 2),
-        // Whose answer is that?
+        // Bytes after the end of the response.
         (b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabcd", 2),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nHTTP/1.1 200 OK\r\n", 2),
     ] {
         for at_once in [answer.len(), 7, 1] {
             let got = twice(&dripped(answer, at_once)).await;
-            // What comes late is seen late, but before a next request.
+            // Late bytes are noticed before the next request.
             assert_eq!(got, (Ok(b"abc".to_vec()), expected), "{at_once}: {}", answer.escape_ascii());
         }
     }
@@ -184,7 +184,7 @@ async fn the_head_says_what_the_upstream_said() {
     }
 }
 
-/// One look at a head for each byte that comes would be eight thousand million steps.
+/// Parsing it anew for each byte would be eight thousand million steps.
 #[tokio::test(start_paused = true)]
 async fn a_large_head_may_come_byte_by_byte() {
     let head = format!("HTTP/1.1 200 OK\r\n{}content-length: 2\r\n\r\nok", format!("a: {}\r\n", "b".repeat(1500)).repeat(80));

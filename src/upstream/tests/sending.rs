@@ -1,4 +1,4 @@
-//! What goes out, and what becomes of it when the upstream does not take it.
+//! Requests over HTTP/1.1: what is sent, and what happens when the upstream does not read it.
 
 use std::sync::{Arc, Mutex, atomic::Ordering};
 
@@ -51,7 +51,7 @@ async fn a_body_of_any_size_goes_out_whole_in_every_attempt() {
     }
 }
 
-/// It may know after the head that it does not want the rest.
+/// An upstream may refuse a request by its head.
 #[tokio::test(start_paused = true)]
 async fn an_answer_may_come_before_the_request_is_out() {
     const TOO_LARGE: &[u8] = b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno";
@@ -68,7 +68,7 @@ async fn an_answer_may_come_before_the_request_is_out() {
     }
 }
 
-/// What it answers may depend on the rest.
+/// The end of the response may depend on the end of the request.
 #[tokio::test(start_paused = true)]
 async fn a_request_goes_on_beside_its_answer() {
     let (upstream, connections) = upstream(|_, mut io| async move {
@@ -86,7 +86,7 @@ async fn a_request_goes_on_beside_its_answer() {
     assert_eq!(connections.load(Ordering::Relaxed), 1);
 }
 
-/// An answer that is there counts, even though the rest of the request could not be sent.
+/// A response that has arrived counts, even though the rest of the request could not be sent.
 #[tokio::test(start_paused = true)]
 async fn an_upstream_that_answers_and_closes_is_heard() {
     let (upstream, _) = upstream(|_, mut io| async move {
@@ -109,7 +109,7 @@ async fn only_what_went_out_may_have_been_read() {
     assert_eq!(failure, Failure::after_sending(ExchangeError::Closed));
 }
 
-/// A request that the upstream takes too slowly is as late as an answer.
+/// `response_timeout` includes the time that it takes to send the request.
 #[tokio::test(start_paused = true)]
 async fn a_request_that_is_not_taken_is_a_timeout() {
     let (upstream, _) = upstream(|_, io| async move {
