@@ -5,6 +5,7 @@ mod configured_limits;
 mod http2;
 mod kit;
 mod outage;
+mod output_limits;
 mod paths;
 mod readme;
 mod restart;

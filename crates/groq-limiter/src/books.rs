@@ -320,7 +320,14 @@ impl Books {
 
     /// The truth replaces what was asked for, in every dimension that was charged.
     pub fn settle(&mut self, taken: Taken, used: Amount, now: Ns) {
-        for (_, level) in self.levels.iter_mut().enumerate().filter(|(slot, _)| taken.slots & (1 << slot) != 0) {
+        for (slot, level) in self.levels.iter_mut().enumerate() {
+            if taken.slots & (1 << slot) == 0 {
+                // An answer is taken when it ends, by a limit that was not known when its request was sent, too.
+                if level.counts_expected() {
+                    level.settle(taken.serial, 0, level.of(&used), now);
+                }
+                continue;
+            }
             let asked = level.asked(&taken.amount);
             if taken.position == 0 && !taken.is_reserved() {
                 level.no_longer_unsent(asked);

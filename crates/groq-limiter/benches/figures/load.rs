@@ -13,22 +13,40 @@ pub(crate) struct Sizes {
     pub(crate) spread: f64,
     /// Nothing asks for more in all.
     pub(crate) most: u64,
+    /// Ceilings and completions between these, evenly, instead.
+    pub(crate) even: Option<[(u64, u64); 2]>,
 }
 
 impl Sizes {
     /// Near 570 tokens used and 1330 asked.
-    pub(crate) const USUAL: Self = Self { prompt: 300.0, ceiling: 1030.0, completion: 290.0, spread: 0.7, most: 6000 };
+    pub(crate) const USUAL: Self =
+        Self { prompt: 300.0, ceiling: 1030.0, completion: 290.0, spread: 0.7, most: 6000, even: None };
     /// Requests bind before tokens do.
-    pub(crate) const TINY: Self = Self { prompt: 40.0, ceiling: 120.0, completion: 40.0, spread: 0.5, most: 1000 };
-    pub(crate) const SHORT: Self = Self { prompt: 50.0, ceiling: 100.0, completion: 50.0, spread: 0.4, most: 400 };
-    pub(crate) const LONG: Self = Self { prompt: 2500.0, ceiling: 3500.0, completion: 1500.0, spread: 0.4, most: 16_000 };
+    pub(crate) const TINY: Self = Self { prompt: 40.0, ceiling: 120.0, completion: 40.0, spread: 0.5, most: 1000, even: None };
+    pub(crate) const SHORT: Self = Self { prompt: 50.0, ceiling: 100.0, completion: 50.0, spread: 0.4, most: 400, even: None };
+    pub(crate) const LONG: Self =
+        Self { prompt: 2500.0, ceiling: 3500.0, completion: 1500.0, spread: 0.4, most: 16_000, even: None };
+
+    /// Ceilings that say little of the answers.
+    pub(crate) const ANSWERS: Self = Self { even: Some([(900, 4000), (60, 400)]), ..Self::TINY };
 
     pub(crate) fn draw(&self, random: &mut Rng) -> Size {
-        let mut lognormal = |mean: f64| (mean.ln() - self.spread * self.spread / 2.0 + self.spread * normal(random)).exp();
-        let prompt = (lognormal(self.prompt) as u64).clamp(1, self.most / 2);
-        let ceiling = (lognormal(self.ceiling) as u64).clamp(1, self.most - prompt);
-        let completion = (lognormal(self.completion) as u64).clamp(1, ceiling);
+        let lognormal =
+            |mean: f64, random: &mut Rng| (mean.ln() - self.spread * self.spread / 2.0 + self.spread * normal(random)).exp();
+        let prompt = (lognormal(self.prompt, random) as u64).clamp(1, self.most / 2);
+        if let Some([(least, most), answers]) = self.even {
+            let (ceiling, completion) = (random.u64(least..=most), random.u64(answers.0..=answers.1));
+            return Size { prompt, ceiling, completion };
+        }
+        let ceiling = (lognormal(self.ceiling, random) as u64).clamp(1, self.most - prompt);
+        let completion = (lognormal(self.completion, random) as u64).clamp(1, ceiling);
         Size { prompt, ceiling, completion }
+    }
+
+    /// Mean completion tokens.
+    pub(crate) fn answer(&self) -> f64 {
+        let mut random = Rng::with_seed(7);
+        (0..20_000).map(|_| self.draw(&mut random).completion as f64).sum::<f64>() / 20_000.0
     }
 
     /// Mean tokens used, and the completion under which nine of ten lie.

@@ -47,8 +47,13 @@ impl Outcome {
         let judged: Vec<&Job> = ours.iter().copied().filter(|job| job.arrived >= start && job.arrived <= judged_until).collect();
         let watched: Vec<&Job> = judged.iter().copied().filter(|job| job.offer == 0).collect();
         let last_sent = ours.iter().filter_map(|job| job.sent.last()).max().copied().unwrap_or(0);
-        let used: u64 = ours.iter().map(|job| job.size.used()).sum();
-        let least = (used as f64 / row.limits.1 as f64 - 1.0) * MINUTE as f64;
+        let used: u64 = ours.iter().map(|job| row.counted(&job.size)).sum();
+        // What an expected answer has beyond its own has to be free for the last one.
+        let beyond = row.output.map_or(0, |_| {
+            let largest = ours.iter().map(|job| job.size.completion).max().unwrap_or(0);
+            largest - ours.last().map_or(0, |job| job.size.completion)
+        });
+        let least = ((used + beyond) as f64 / row.binding() as f64 - 1.0) * MINUTE as f64;
         Self {
             own: use_of(&ours),
             foreign: use_of(&strangers),
@@ -95,12 +100,12 @@ impl Outcome {
 /// The binding dimension's share: tokens or requests let in over what there was.
 fn share_used(row: &Row, jobs: &[&Job], start: Ns, end: Ns) -> f64 {
     let admitted = || jobs.iter().filter(|job| job.admitted.is_some_and(|at| at >= start && at < end));
-    let tokens: u64 = admitted().map(|job| job.size.used()).sum();
+    let tokens: u64 = admitted().map(|job| row.counted(&job.size)).sum();
     let minutes = (end - start) as f64 / MINUTE as f64;
     // At the beginning a level stands there as well, or a debt.
     let extra = |initial: f64| if start == 0 { 1.0 - initial } else { 0.0 };
     let there = |limit: u64, initial: f64| limit as f64 * (minutes + extra(initial));
-    let tokens = tokens as f64 / there(row.limits.1, row.initial.1);
+    let tokens = tokens as f64 / there(row.binding(), row.initial.1);
     let requests = admitted().count() as f64 / there(row.limits.0, row.initial.0);
     if matches!(row.span, Span::First(_)) {
         tokens.max(requests)

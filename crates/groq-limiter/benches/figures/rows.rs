@@ -2,7 +2,7 @@
 
 use super::{
     MINUTE, MS, Ns, SECOND,
-    load::{Latency, Offer, Sizes},
+    load::{Latency, Offer, Size, Sizes},
     upstream::{Charging, Law},
 };
 
@@ -69,6 +69,8 @@ pub(crate) struct Row {
     pub(crate) name: &'static str,
     /// Requests and tokens a minute.
     pub(crate) limits: (u64, u64),
+    /// Output tokens a minute, tested by what is expected; binds where it is set, and nobody is told.
+    pub(crate) output: Option<u64>,
     /// The first one is watched.
     pub(crate) offers: Vec<Offer>,
     /// Strangers, as a share of the binding limit.
@@ -119,6 +121,7 @@ impl Row {
         Self {
             name,
             limits,
+            output: None,
             offers: vec![offer("light", 0.15), offer("heavy", load - 0.15)],
             foreign: 0.0,
             requests_bind: false,
@@ -142,6 +145,16 @@ impl Row {
         Self { offers, ..self }
     }
 
+    /// The limit that bursts are measured by.
+    pub(crate) fn binding(&self) -> u64 {
+        self.output.unwrap_or(self.limits.1)
+    }
+
+    /// What it counts of a request.
+    pub(crate) fn counted(&self, size: &Size) -> u64 {
+        if self.output.is_some() { size.completion } else { size.used() }
+    }
+
     /// Arrivals a second, by offer.
     pub(crate) fn rates(&self) -> Vec<f64> {
         self.offers.iter().map(|offer| offer.share * self.rate_of_limit(&offer.sizes)).collect()
@@ -149,7 +162,11 @@ impl Row {
 
     /// Requests a second that would use the binding limit up.
     pub(crate) fn rate_of_limit(&self, sizes: &Sizes) -> f64 {
-        let a_minute = if self.requests_bind { self.limits.0 as f64 } else { self.limits.1 as f64 / sizes.measure().0 };
+        let a_minute = match self.output {
+            Some(output) => output as f64 / sizes.answer(),
+            None if self.requests_bind => self.limits.0 as f64,
+            None => self.limits.1 as f64 / sizes.measure().0,
+        };
         a_minute * SECOND as f64 / MINUTE as f64
     }
 }
@@ -170,6 +187,10 @@ pub(crate) fn rows() -> Vec<Row> {
     let odd = with(0.985, 1.0);
     let bad = |per_thousand| Target { per_thousand_at_least: Some(per_thousand), ..NONE };
     let m = |name, target| Row::new(name, M, 3.0, target);
+    let output = |name, target| {
+        let row = Row { output: Some(1000), ..Row::new(name, (1000, 250_000), 3.0, target) };
+        row.offered(&[("light", 0.15, Sizes::ANSWERS), ("heavy", 2.85, Sizes::ANSWERS)])
+    };
     vec![
         Row::new("bucket-3x-S", S, 3.0, BUCKET),
         Row::new("bucket-3x-M", M, 3.0, BUCKET),
@@ -208,6 +229,13 @@ pub(crate) fn rows() -> Vec<Row> {
             span: Span::Burst(3.0),
             patience: 10 * MINUTE,
             ..m("burst-M", Target { per_thousand: Some(0.0), failed: Some(0.0), stretch: Some(1.03), ..NONE })
+        },
+        output("output-3x", Target { watched: Some(Watched { p50: f64::MAX, p99: f64::MAX, failed: 0.0 }), ..with(0.97, 0.0) }),
+        Row { span: Span::First(10 * MINUTE), ..output("output-cold", cold(0.90, 2.0)) },
+        Row {
+            span: Span::Burst(12.0),
+            patience: 30 * MINUTE,
+            ..output("output-burst", Target { refusals: Some(2.0), failed: Some(0.0), stretch: Some(1.1), ..NONE })
         },
         Row { front: Kind::Straight, ..Row::new("A-1.5x-M", M, 1.5, bad(600.0)) },
         Row { front: Kind::Straight, ..m("A-3x-M", bad(600.0)) },

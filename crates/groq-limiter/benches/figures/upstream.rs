@@ -149,17 +149,34 @@ pub(crate) struct Upstream {
     pub(crate) requests: Counter,
     pub(crate) tokens: Counter,
     day: Counter,
+    output: Option<Output>,
     charging: Charging,
+}
+
+/// Output tokens a minute: tested is the smaller of the ceiling and the largest answer of the last 150 s, taken is the answer when it
+/// ends.
+struct Output {
+    counter: Counter,
+    answers: Vec<(Ns, u64)>,
+}
+
+impl Output {
+    fn expected(&mut self, ceiling: u64, now: Ns) -> u64 {
+        self.answers.retain(|&(ended, _)| now < ended + 150 * SECOND);
+        self.answers.iter().map(|&(_, tokens)| tokens).max().unwrap_or(0).min(ceiling)
+    }
 }
 
 impl Upstream {
     /// `initial`: the share of (requests, tokens) a minute that is in use at the start; over 1 for debt.
-    pub(crate) fn new((rpm, tpm): (u64, u64), law: Law, charging: Charging, initial: (f64, f64)) -> Self {
+    pub(crate) fn new((rpm, tpm): (u64, u64), output: Option<u64>, law: Law, charging: Charging, initial: (f64, f64)) -> Self {
+        let counted = |limit| Counter::new("output tokens per minute (OTPM)", limit, MINUTE, law, 0.0);
         Self {
             requests: Counter::new("requests per minute (RPM)", rpm, MINUTE, law, initial.0),
             tokens: Counter::new("tokens per minute (TPM)", tpm, MINUTE, law, initial.1),
             // Never what binds, but shown.
             day: Counter::new("requests per day (RPD)", 10_000_000, 24 * 60 * MINUTE, Law::Bucket, 0.0),
+            output: output.map(|limit| Output { counter: counted(limit), answers: Vec::new() }),
             charging,
         }
     }
@@ -168,13 +185,15 @@ impl Upstream {
     pub(crate) fn admit(&mut self, prompt: u64, ceiling: u64, now: Ns) -> Result<(), Box<Refused>> {
         let tested = if self.charging == Charging::P { prompt } else { prompt + ceiling };
         let asked = [(&mut self.requests, 1), (&mut self.day, 1), (&mut self.tokens, tested)];
+        let expected = self.output.as_mut().map(|output| (output.expected(ceiling, now), &mut output.counter));
+        let asked = asked.into_iter().chain(expected.map(|(expected, counter)| (counter, expected)));
         let short = asked.into_iter().find_map(|(counter, units)| {
             let fits = counter.fits(units, now);
             (!fits).then(|| (counter.name, counter.limit, counter.used(), units, counter.wait(units)))
         });
         if let Some((name, limit, used, units, wait)) = short {
             // A refusal for requests shows no tokens.
-            let state = if name.starts_with("tokens") { self.state(now) } else { Observation::default() };
+            let state = if name.contains("tokens") { self.state(now) } else { Observation::default() };
             return Err(Box::new(refused(name, limit, used, units, wait, state)));
         }
         let held = if matches!(self.charging, Charging::T | Charging::P) { prompt } else { tested };
@@ -186,6 +205,10 @@ impl Upstream {
 
     /// A request that was admitted at `admitted` has generated so much.
     pub(crate) fn finish(&mut self, admitted: Ns, ceiling: u64, completion: u64, now: Ns) {
+        if let Some(output) = &mut self.output {
+            output.counter.change(admitted, completion.into(), now);
+            output.answers.push((now, completion));
+        }
         match self.charging {
             Charging::R => self.tokens.change(admitted, i128::from(completion) - i128::from(ceiling), now),
             Charging::T | Charging::P => self.tokens.change(admitted, completion.into(), now),

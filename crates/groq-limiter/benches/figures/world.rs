@@ -78,7 +78,7 @@ pub(crate) fn run(row: &Row, seed: u64) -> Outcome {
         jobs: Vec::new(),
         fronts: (0..row.replicas as u64).map(|n| front(row, seed ^ n)).collect(),
         armed: vec![None; row.replicas],
-        upstream: Upstream::new(row.limits, row.law, row.charging, row.initial),
+        upstream: Upstream::new(row.limits, row.output, row.law, row.charging, row.initial),
         rates: row.rates(),
         foreign_rate: row.foreign * row.rate_of_limit(&row.offers[0].sizes),
         load: Rng::with_seed(seed),
@@ -119,7 +119,7 @@ fn front(row: &Row, seed: u64) -> Box<dyn Front> {
 impl World<'_> {
     fn begin(&mut self) {
         if let Span::Burst(limits) = self.row.span {
-            let mut left = (limits * self.row.limits.1 as f64) as i64;
+            let mut left = (limits * self.row.binding() as f64) as i64;
             while left > 0 {
                 left -= self.arrive(0) as i64;
             }
@@ -188,7 +188,7 @@ impl World<'_> {
         let replica = self.load.usize(..self.row.replicas);
         let number = self.job(app, offer, size, Some(replica));
         self.ask(number, |front, job, now| front.arrive(number, job, now));
-        size.used()
+        self.row.counted(&size)
     }
 
     fn job(&mut self, app: &'static str, offer: usize, size: Size, replica: Option<usize>) -> Number {

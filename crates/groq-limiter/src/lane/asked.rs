@@ -29,8 +29,10 @@ impl Lane {
     /// The ceiling that a request's own would have to be lowered to, where its ceiling alone is what can never fit.
     pub fn fitting_ceiling(&self, ask: &Ask, now: Ns) -> Option<u64> {
         let (amount, _, given) = self.amount(ask.pool);
-        if let (Pool::Tokens { .. }, Some((_, limit))) = (ask.pool, self.books.too_large_answer(&amount)) {
-            return Some(limit);
+        if let (Pool::Tokens { .. }, Some((slot, limit))) = (ask.pool, self.books.too_large_answer(&amount)) {
+            // The whole limit would have to be free for itself; half of it is sooner.
+            let left = self.books.levels()[slot].bucket().map_or(0.0, |bucket| bucket.remaining(now));
+            return Some((limit / 2).max(left.max(0.0) as u64).max(1));
         }
         if !given {
             return None;

@@ -59,6 +59,13 @@ impl Upstream {
         }))
     }
 
+    /// How long the law has a request wait now, ns rounded away.
+    fn wait(&mut self, ceiling: u64) -> f64 {
+        self.drain();
+        let recent = self.answers.iter().filter(|(ended, _)| ended.elapsed() < WINDOW).map(|&(_, tokens)| tokens);
+        ((self.used + recent.max().unwrap_or(0).min(ceiling) as f64 - LIMIT) * 60.0 / LIMIT).max(0.0)
+    }
+
     fn answer(&mut self, tokens: u64) {
         self.drain();
         self.used += tokens as f64;
@@ -127,6 +134,23 @@ async fn ceilings_over_the_limit_are_served() {
     }
 }
 
+/// One after the other: each is held as long as the law needs, and not a tenth longer.
+#[tokio::test(start_paused = true)]
+async fn nobody_is_held_longer_than_the_law_needs() {
+    let (limits, upstream) = (limiter(Some(1000)), Mutex::new(Upstream::default()));
+    let (mut needed, mut held) = (0.0, 0.0);
+    for n in 0..60u64 {
+        let ceiling = 900 + n * 997 % 3101;
+        let needs = upstream.lock().expect("a lock").wait(ceiling);
+        let deadline = Instant::now() + WINDOW;
+        let waited = send(&limits, &upstream, &ask("app", 10, ceiling), 60 + n * 131 % 341, deadline).await.expect("in time");
+        assert!(waited.as_secs_f64() <= 1.1 * needs + 0.2, "{n}: {waited:?} for {needs} s");
+        (needed, held) = (needed + needs, held + waited.as_secs_f64());
+    }
+    assert!(needed > 300.0 && held < 1.02 * needed, "{held} of {needed}");
+    assert!(upstream.lock().expect("a lock").refused.is_empty());
+}
+
 /// An answer of 1308 tokens: for 150 s no request with such a ceiling goes, nor is one sent.
 #[tokio::test(start_paused = true)]
 async fn a_large_answer_is_waited_for_until_it_is_forgotten() {
@@ -140,9 +164,9 @@ async fn a_large_answer_is_waited_for_until_it_is_forgotten() {
     };
     assert_eq!((dimension, fits), (Dimension::OTPM, Some(1000)));
     assert!(wait > Duration::from_secs(140), "{wait:?}");
-    assert_eq!(limits.fitting_ceiling(&ask("app", 10, 4000)), Some(1000));
+    assert_eq!(limits.fitting_ceiling(&ask("app", 10, 4000)), Some(500));
     let unbounded = Ask { pool: Pool::Tokens { prompt: 10, ceiling: None }, ..ask("app", 10, 1) };
-    assert_eq!(limits.fitting_ceiling(&unbounded), Some(1000));
+    assert_eq!(limits.fitting_ceiling(&unbounded), Some(500));
     // A lower ceiling waits for room only, and one that waits goes as soon as the answer is forgotten.
     let lower = send(&limits, &upstream, &ask("app", 10, 400), 100, in_a_minute()).await.expect("it fits");
     assert!(lower < Duration::from_secs(45), "{lower:?}");
