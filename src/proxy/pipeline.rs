@@ -170,6 +170,7 @@ async fn serve(
                     place = outcome.refused(reservation, shield, call, pause.is_none())?;
                     if call.fitted.is_none() {
                         call.fit_ceiling(shield, settings, upstream_request);
+                        record.is_fitted(call.fitted);
                     }
                     match pause {
                         Some(pause) if !pause.is_zero() => pause,

@@ -39,15 +39,13 @@ pub struct Amount {
 }
 
 impl Amount {
-    /// Enough of everything for both.
-    pub fn max(self, other: Self) -> Self {
+    /// Raised to what a refusal has said of the request. Its answer is as its ceiling and what is assumed have it now.
+    pub fn at_least(self, other: Self) -> Self {
         Self {
             requests: self.requests.max(other.requests),
             input: self.input.max(other.input),
-            output: self.output.max(other.output),
-            answer: self.answer.max(other.answer),
-            expected: self.expected.max(other.expected),
             seconds: self.seconds.max(other.seconds),
+            ..self
         }
     }
 

@@ -86,6 +86,17 @@ impl ExpectedOutput {
         }
     }
 
+    /// Units that these answers have left in use of a limit that fills at `rate` units a second; smaller ones that ended before
+    /// larger ones are not remembered.
+    pub fn left_in_use(&self, rate: f64, now: Ns) -> u64 {
+        let mut used = (0.0f64, 0);
+        for (at, tokens) in self.answers.iter().copied().chain([(now, 0)]) {
+            let drained = rate * (at - used.1) as f64 / SECOND as f64;
+            used = ((used.0 - drained).max(0.0) + f64::from(tokens), at);
+        }
+        used.0 as u64
+    }
+
     /// A refusal stated `requested` for a request with this ceiling (`u32::MAX` without one).
     pub fn refused(&mut self, requested: u32, ceiling: u32, now: Ns) {
         let largest = self.largest(now);
@@ -154,6 +165,14 @@ mod tests {
         assert_eq!(expected.falls_to(1000, 40 * SECOND), 160 * SECOND);
         assert_eq!(expected.falls_to(1089, 40 * SECOND), 40 * SECOND);
         assert_eq!(expected.falls_to(100, 40 * SECOND), 180 * SECOND);
+    }
+
+    #[test]
+    fn what_answers_have_left_in_use_drains() {
+        let expected = of(&[(0, 500), (10, 1089), (20, 40)]);
+        assert_eq!(expected.left_in_use(10.0, 20 * SECOND), 1029);
+        assert_eq!(expected.left_in_use(10.0, 30 * SECOND), 929);
+        assert_eq!((expected.left_in_use(10.0, 300 * SECOND), of(&[]).left_in_use(10.0, SECOND)), (0, 0));
     }
 
     #[test]

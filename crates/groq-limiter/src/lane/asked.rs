@@ -53,7 +53,14 @@ impl Lane {
     /// What a request asks, as a waiter would hold it.
     pub(super) fn read(&mut self, ask: &Ask, app: AppId, now: Ns, deadline: Ns, again: Option<Again>) -> (Waiter, Asker) {
         let (amount, estimated, ceiling_given) = self.amount(ask.pool);
-        let amount = again.map_or(amount, |again| amount.max(again.least));
+        let amount = match again {
+            // The refusal gave the sum of both parts.
+            Some(Again { requested: Some(requested), .. }) if !ceiling_given => {
+                Amount { output: requested.saturating_sub(amount.input), ..amount }
+            }
+            Some(again) => amount.at_least(again.least),
+            None => amount,
+        };
         let ticket = again.map(|again| again.ticket);
         let size = self.size(&amount);
         let usual = self.line.app_of(app).and_then(|app| app.completion.mean()).or(self.calibration.completion.mean());

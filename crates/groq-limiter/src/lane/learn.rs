@@ -70,7 +70,8 @@ impl Lane {
     /// Groq states this dimension's limit; the dimension comes to be if it was unknown. Its slot.
     fn stated(&mut self, dimension: &Dimension, limit: u64, source: Source, now: Ns) -> Option<usize> {
         let headroom = self.tables.headroom;
-        let slot = match self.books.slot(&dimension.code) {
+        let known = self.books.slot(&dimension.code);
+        let slot = match known {
             Some(slot) => slot,
             None => self.books.add(Level::new(dimension.clone(), Terms::default(), headroom, now), now)?,
         };
@@ -82,6 +83,11 @@ impl Lane {
         };
         self.agree(slot, Terms { stated: Some((limit, source)), ..before }, now);
         self.books.levels_mut()[slot].confirm(now);
+        if known.is_none() && self.books.levels()[slot].counts_expected() {
+            // Answers were taken before the limit was known; a refusal as too large says nothing of them.
+            let used = self.books.expected_output().left_in_use(limit as f64 / dimension.period.as_secs_f64(), now);
+            self.books.levels_mut()[slot].restore(used, now);
+        }
         Some(slot)
     }
 

@@ -242,6 +242,29 @@ async fn what_a_413_says_of_one_request_is_no_price_of_others() {
     }
 }
 
+/// What is refused comes back at the price that the refusal stated, not at that and what is assumed by then.
+#[tokio::test(start_paused = true)]
+async fn a_refused_request_without_a_ceiling_takes_what_groq_says() {
+    let limits = shield(ModelLimits { tokens_per_minute: Some(8000), ..ModelLimits::default() });
+    warm(&limits).await;
+    let mut one = limits.reserve(&unbounded(40), in_a_minute(), None).await.expect("it fits");
+    one.sent(Instant::now());
+    let text = UpstreamRefusal {
+        dimension: Some(Dimension::TPM),
+        code: Some("TPM".into()),
+        unit: Some(Unit::Tokens),
+        limit: 8000,
+        used: Some(7999),
+        requested: 4140,
+        wait: Some(Duration::from_millis(31_050)),
+    };
+    let place = one.refused(Some(&text), &Observation::default(), None, Instant::now());
+    let again = limits.reserve(&unbounded(40), in_a_minute(), place).await.expect("in time");
+    // That, and the safety margin of a twentieth to three tenths.
+    let waited = again.waited().as_secs_f64();
+    assert!((31.0..50.0).contains(&waited), "{waited}");
+}
+
 /// 2000 tokens a minute, written by the operator, before an upstream whose headers say 100,000.
 #[tokio::test(start_paused = true)]
 async fn a_configured_limit_holds_below_groqs() {
