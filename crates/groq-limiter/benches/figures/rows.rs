@@ -232,11 +232,6 @@ pub(crate) fn rows() -> Vec<Row> {
         },
         output("output-3x", Target { watched: Some(Watched { p50: f64::MAX, p99: f64::MAX, failed: 0.0 }), ..with(0.97, 0.0) }),
         Row { span: Span::First(10 * MINUTE), ..output("output-cold", cold(0.90, 2.0)) },
-        Row {
-            span: Span::Burst(12.0),
-            patience: 30 * MINUTE,
-            ..output("output-burst", Target { refusals: Some(2.0), failed: Some(0.0), stretch: Some(1.1), ..NONE })
-        },
         Row { front: Kind::Straight, ..Row::new("A-1.5x-M", M, 1.5, bad(600.0)) },
         Row { front: Kind::Straight, ..m("A-3x-M", bad(600.0)) },
         Row { front: Kind::Ceilings, ..m("C-3x-M", Target { used_at_most: Some(0.62), ..NONE }) },
