@@ -39,7 +39,7 @@ fn crowd(shield: &Arc<Shield>, app: &str) {
         let (limits, app) = (shield.limits.clone(), Arc::from(app));
         tokio::spawn(async move {
             let ask = Ask {
-                organisation: "acme".into(),
+                organization: "acme".into(),
                 model: "busy".into(),
                 tier: "on_demand".into(),
                 app,

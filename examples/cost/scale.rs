@@ -204,22 +204,22 @@ async fn waiting_here(sides: Sides<'_>) -> io::Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Models by organisations, each request of another one.
+/// Models by organizations, each request of another one.
 async fn lanes(sides: Sides<'_>) -> io::Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for (models, organisations) in [(1, 1), (100, 1), (1000, 1), (1000, 10), (1000, 100)] {
-        let (next, lanes) = (Cell::new(0usize), models * organisations);
+    for (models, organizations) in [(1, 1), (100, 1), (1000, 1), (1000, 10), (1000, 100)] {
+        let (next, lanes) = (Cell::new(0usize), models * organizations);
         let make: Make = Rc::new(move |_| {
             // A step without a common divisor visits every lane.
             let lane = next.replace(next.get() + 1).wrapping_mul(7919) % lanes;
-            let key = format!("gsk_organisation{:08}", lane / models);
+            let key = format!("gsk_organization{:08}", lane / models);
             load::request(&key, &load::call(&format!("model-{:04}", lane % models), 1027, false))
         });
         let subject = sides.start()?;
         let wires = load::connect(subject.running().address, AT_ONCE).await?;
         // Each lane once: what is found in it is not what it costs to make one.
         let (_, warm) = load::rounds(wires, lanes.div_ceil(AT_ONCE), &make).await?;
-        rows.push(Row::new(format!("shield: {models} models × {organisations} organisations"), subject, warm, AT_ONCE, make));
+        rows.push(Row::new(format!("shield: {models} models × {organizations} organizations"), subject, warm, AT_ONCE, make));
     }
     measured(rows).await
 }

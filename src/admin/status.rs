@@ -95,7 +95,7 @@ struct Truncated {
 
 #[derive(Serialize)]
 struct Lane<'a> {
-    organisation: &'a str,
+    organization: &'a str,
     model: &'a str,
     tier: &'a str,
     dimensions: Vec<Dimension<'a>>,
@@ -266,9 +266,9 @@ fn lane<'a>(lane: &'a LaneSnapshot, open_breakers: &[(Arc<str>, Arc<str>, Durati
         count: waiting.count,
         oldest_s: seconds(waiting.oldest),
     });
-    let open = open_breakers.iter().find(|(organisation, model, _)| *organisation == lane.organisation && *model == lane.model);
+    let open = open_breakers.iter().find(|(organization, model, _)| *organization == lane.organization && *model == lane.model);
     Lane {
-        organisation: &lane.organisation,
+        organization: &lane.organization,
         model: &lane.model,
         tier: &lane.tier,
         dimensions: dimensions.collect(),

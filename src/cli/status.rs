@@ -136,7 +136,7 @@ struct Truncated {
 
 #[derive(Debug, Deserialize)]
 struct Lane {
-    organisation: String,
+    organization: String,
     model: String,
     tier: String,
     dimensions: Vec<Dimension>,
@@ -230,7 +230,7 @@ fn write_table(report: &Report, out: &mut String) -> std::fmt::Result {
 }
 
 fn write_lane(lane: &Lane, out: &mut String) -> std::fmt::Result {
-    write!(out, "\n{} ({}, {})  {} in flight", lane.model, lane.organisation, lane.tier, lane.in_flight)?;
+    write!(out, "\n{} ({}, {})  {} in flight", lane.model, lane.organization, lane.tier, lane.in_flight)?;
     if lane.breaker.open {
         let probe = lane.breaker.probe_in_s.map_or_else(|| "now".into(), |after| format!("in {}", time(after)));
         write!(out, "  BREAKER OPEN, probe {probe}")?;
@@ -301,7 +301,7 @@ mod tests {
             "blocked_accounts": [{"organization": "acme", "reason": "blocked_api_access", "since": 1.0}],
             "truncated": [{"model": "openai/gpt-oss-20b", "count": 2, "last": 1.0}],
             "lanes": [{
-                "organisation": "acme", "model": "openai/gpt-oss-20b", "tier": "on_demand",
+                "organization": "acme", "model": "openai/gpt-oss-20b", "tier": "on_demand",
                 "dimensions": [{"dimension": "TPM", "unit": "tokens", "period_s": 60.0, "limit": 8000, "level": 2000.0, "reserve": 400,
                     "source": "headers", "foreign": 0.0, "exhausted_in_s": 75.0, "full_in_s": 45.0, "window": false}],
                 "waiting": [{"app": "chat", "class": "interactive", "count": 3, "oldest_s": 1.25}],

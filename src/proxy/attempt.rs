@@ -81,7 +81,7 @@ pub(super) async fn send(
         let body = relay::error_body(body, MAX_ERROR_BODY, ERROR_BODY_TIMEOUT).await;
         let mut error = Box::new(UpstreamError::new(status, head.headers, &body, SystemTime::now()));
         if let Some(reason) = error.blocks_account() {
-            shield.telemetry.account_blocked(&call.ask.organisation, reason);
+            shield.telemetry.account_blocked(&call.ask.organization, reason);
         }
         if error.is_missing_model()
             && let Some(hint) = models_that_work(shield, call, record, now)
@@ -103,8 +103,8 @@ pub(super) async fn send(
     match relay::validate(&head, body, call.expected(upstream_request), call.stream_must_end()).await {
         Ok(body) => {
             if status.is_success() && call.is_limited() {
-                shield.telemetry.account_served(&call.ask.organisation);
-                shield.served_models.add(&call.ask.organisation, &call.ask.model, record.endpoint, now);
+                shield.telemetry.account_served(&call.ask.organization);
+                shield.served_models.add(&call.ask.organization, &call.ask.model, record.endpoint, now);
             }
             Outcome::Validated(Box::new(Response::from_parts(head, body)))
         }
@@ -114,7 +114,7 @@ pub(super) async fn send(
 
 /// Names the models that the organization has used successfully of late, other than the one that is missing.
 fn models_that_work(shield: &Shield, call: &Call, record: &Record, now: Instant) -> Option<String> {
-    let models = shield.served_models.list(&call.ask.organisation, record.endpoint, now);
+    let models = shield.served_models.list(&call.ask.organization, record.endpoint, now);
     let names: Vec<_> = models.iter().filter(|model| **model != call.ask.model).map(|model| format!("`{model}`")).collect();
     (!names.is_empty()).then(|| format!("This organization has used these models successfully of late: {}.", names.join(", ")))
 }

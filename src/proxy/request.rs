@@ -94,7 +94,7 @@ where
     let facts = Facts::of(endpoint, &headers, &body)?;
     record.model = facts.model.clone();
     let ask = Ask {
-        organisation: identity.organisation.clone(),
+        organization: identity.organization.clone(),
         model: facts.model.clone(),
         tier: facts.tier.clone(),
         app: identity.app.clone(),
@@ -111,7 +111,7 @@ where
     headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio());
     shield.via.add_to(&mut headers, version);
     identity.authorize(&mut headers);
-    let breaker_key = (identity.organisation, Arc::clone(&facts.model));
+    let breaker_key = (identity.organization, Arc::clone(&facts.model));
     let read_at = Instant::now();
     let deadline = read_at + max_wait;
     let call = Call {
@@ -196,7 +196,7 @@ impl Call {
 
     /// What it asks of its app's caps, which stand in the place of a model's limits.
     pub(super) fn ask_of_caps(&self) -> Ask {
-        Ask { organisation: Arc::default(), model: self.ask.app.clone(), tier: Arc::default(), ..self.ask.clone() }
+        Ask { organization: Arc::default(), model: self.ask.app.clone(), tier: Arc::default(), ..self.ask.clone() }
     }
 
     /// What the app is told where its caps refuse the call.

@@ -51,7 +51,7 @@ pub(super) fn millis(time: std::time::Duration) -> i64 {
 }
 
 /// A text of someone else's, fit for a log: cut, no control characters (terminals obey them, JSON keeps some), without
-/// keys and organisation ids.
+/// keys and organization ids.
 pub(super) fn clean(text: &str, longest: usize) -> Cow<'_, str> {
     let mut text = Cow::Borrowed(text);
     if let Some((end, _)) = text.char_indices().nth(longest) {

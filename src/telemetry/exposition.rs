@@ -21,8 +21,8 @@ use super::{
 };
 use crate::config::Class;
 
-/// Organisations with labels of their own: an unlisted key is one too, so clients choose how many there are.
-const ORGANISATIONS: usize = 100;
+/// Organizations with labels of their own: an unlisted key is one too, so clients choose how many there are.
+const ORGANIZATIONS: usize = 100;
 
 /// What is not counted but read when asked for.
 #[derive(Clone, Debug, Default)]
@@ -123,14 +123,14 @@ impl Families {
         let mut levels = BTreeMap::new();
         let mut waiting = BTreeMap::new();
         let mut breakers: BTreeMap<String, bool> = gauges.open_breakers.iter().map(|model| (label(model), true)).collect();
-        let mut organisations = BTreeSet::new();
+        let mut organizations = BTreeSet::new();
         let mut sums = counts.sums();
         for lane in &gauges.lanes {
             let model = label(&lane.model);
-            if organisations.len() < ORGANISATIONS {
-                organisations.insert(&lane.organisation);
+            if organizations.len() < ORGANIZATIONS {
+                organizations.insert(&lane.organization);
             }
-            let organisation = if organisations.contains(&lane.organisation) { &lane.organisation } else { OTHER };
+            let organization = if organizations.contains(&lane.organization) { &lane.organization } else { OTHER };
             // The usual tier is the absent label, as in the documentation.
             let tier = if &*lane.tier == "on_demand" { "" } else { &lane.tier };
             let counted = sums.models.entry(model.as_str().into()).or_default();
@@ -143,7 +143,7 @@ impl Families {
                     exhausted_in: dimension.exhausted_in.map_or(f64::INFINITY, |time| time.as_secs_f64()),
                 };
                 // Lanes that share labels (names beyond the bounds): the emptier one speaks for them.
-                let labels = [organisation.to_owned(), model.clone(), code, tier.to_owned()];
+                let labels = [organization.to_owned(), model.clone(), code, tier.to_owned()];
                 let share = |level: &Level| level.level / level.limit.max(1) as f64;
                 match levels.get(&labels) {
                     Some(other) if share(other) <= share(&level) => {}
@@ -277,8 +277,8 @@ pub(super) fn class_name(class: Class) -> &'static str {
     }
 }
 
-fn lane_labels([organisation, model, dimension, tier]: &[String; 4]) -> Vec<(&'static str, &str)> {
-    let mut labels = vec![("organisation", organisation.as_str()), ("model", model), ("dimension", dimension)];
+fn lane_labels([organization, model, dimension, tier]: &[String; 4]) -> Vec<(&'static str, &str)> {
+    let mut labels = vec![("organization", organization.as_str()), ("model", model), ("dimension", dimension)];
     if !tier.is_empty() {
         labels.push(("tier", tier));
     }

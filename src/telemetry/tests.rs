@@ -14,7 +14,7 @@ use super::*;
 const KEY: &str = "gsk_CanaryCanaryCanary";
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-fn lane(organisation: &str, model: &str, tier: &str, level: f64) -> LaneSnapshot {
+fn lane(organization: &str, model: &str, tier: &str, level: f64) -> LaneSnapshot {
     let dimension = |dimension| DimensionSnapshot {
         dimension,
         limit: 8000,
@@ -29,7 +29,7 @@ fn lane(organisation: &str, model: &str, tier: &str, level: f64) -> LaneSnapshot
         window: false,
     };
     LaneSnapshot {
-        organisation: organisation.into(),
+        organization: organization.into(),
         model: model.into(),
         tier: tier.into(),
         dimensions: vec![dimension(Dimension::RPM), dimension(Dimension::TPM)],
@@ -107,9 +107,9 @@ fn every_family_of_a_lane_is_there_from_its_start() {
         assert_eq!(samples.get(&format!("groq_shield_{sample}")), Some(&0.0), "{sample} of {samples:#?}");
     }
     assert_eq!(samples[r#"groq_shield_waiting{model="m",class="batch"}"#], 3.0);
-    assert_eq!(samples[r#"groq_shield_limit{organisation="acme",model="m",dimension="TPM"}"#], 8000.0);
-    assert_eq!(samples[r#"groq_shield_level{organisation="acme",model="m",dimension="TPM"}"#], 8000.0);
-    assert_eq!(samples[r#"groq_shield_exhaustion_seconds{organisation="acme",model="m",dimension="TPM"}"#], f64::INFINITY);
+    assert_eq!(samples[r#"groq_shield_limit{organization="acme",model="m",dimension="TPM"}"#], 8000.0);
+    assert_eq!(samples[r#"groq_shield_level{organization="acme",model="m",dimension="TPM"}"#], 8000.0);
+    assert_eq!(samples[r#"groq_shield_exhaustion_seconds{organization="acme",model="m",dimension="TPM"}"#], f64::INFINITY);
 }
 
 #[test]
@@ -157,17 +157,17 @@ fn names_that_clients_choose_are_bounded_and_cannot_break_the_page() {
     };
     assert_eq!(values("app"), 101);
     assert_eq!(samples.keys().filter(|sample| sample.starts_with("groq_shield_breaker_open")).count(), 201);
-    assert_eq!(values("organisation"), 101);
+    assert_eq!(values("organization"), 101);
     // Lanes without labels of their own: the emptiest speaks for them.
-    assert_eq!(samples[r#"groq_shield_level{organisation="other",model="other",dimension="TPM"}"#], 200.0);
+    assert_eq!(samples[r#"groq_shield_level{organization="other",model="other",dimension="TPM"}"#], 200.0);
 }
 
 #[test]
 fn other_tiers_are_told_apart() {
     let lanes = vec![lane("acme", "m", "on_demand", 1.0), lane("acme", "m", "flex", 2.0)];
     let samples = scrape(&Telemetry::default(), lanes);
-    assert_eq!(samples[r#"groq_shield_level{organisation="acme",model="m",dimension="TPM"}"#], 1.0);
-    assert_eq!(samples[r#"groq_shield_level{organisation="acme",model="m",dimension="TPM",tier="flex"}"#], 2.0);
+    assert_eq!(samples[r#"groq_shield_level{organization="acme",model="m",dimension="TPM"}"#], 1.0);
+    assert_eq!(samples[r#"groq_shield_level{organization="acme",model="m",dimension="TPM",tier="flex"}"#], 2.0);
 }
 
 #[test]

@@ -138,7 +138,7 @@ async fn in_a_long_line_batch_is_refused_first() {
     settings.queue.max_waiting = 8;
     let limits = Limits::new(settings.limiter());
     let ask = |class| Ask {
-        organisation: "o".into(),
+        organization: "o".into(),
         model: "m".into(),
         tier: "on_demand".into(),
         app: "a".into(),

@@ -29,7 +29,7 @@ fn limits() -> LimitSettings {
 
 fn ask(app: usize, ceiling: u64) -> Ask {
     Ask {
-        organisation: "organisation".into(),
+        organization: "organization".into(),
         model: "openai/gpt-oss-20b".into(),
         tier: "on_demand".into(),
         app: format!("app{app}").into(),

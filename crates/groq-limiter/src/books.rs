@@ -1,4 +1,4 @@
-//! Where are a lane's levels kept? All dimensions of one organisation × model × tier, taken all or none.
+//! Where are a lane's levels kept? All dimensions of one organization × model × tier, taken all or none.
 //!
 //! [`Books`] answers at once, from this process. Where replicas share levels, the store charges ([`Books::reserved`] takes
 //! note), and these books are a forecast: the store's last word and what it has not been told. Without the store they

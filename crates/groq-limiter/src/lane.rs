@@ -1,4 +1,4 @@
-//! May a request of this organisation × model × tier go now, later or never? The books and the line together, as a
+//! May a request of this organization × model × tier go now, later or never? The books and the line together, as a
 //! pure state machine: `now` is an argument, nothing waits, nothing is spawned.
 //!
 //! Whoever drives it calls [`Lane::submit`], then [`Lane::pump`] after every change, takes the [`Event`]s, and calls
@@ -51,7 +51,7 @@ pub enum Event {
     No(Id, Refusal),
 }
 
-/// One organisation × model × tier.
+/// One organization × model × tier.
 ///
 /// Of a hundred thousand lanes the next one to be asked has left the caches: what every request looks at stands together,
 /// in one allocation with its levels and its first app.

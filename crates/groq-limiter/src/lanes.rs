@@ -38,14 +38,14 @@ const SAVE: Duration = Duration::from_secs(1);
 /// Whose limits, which model, which tier.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct LaneKey {
-    pub(super) organisation: Arc<str>,
+    pub(super) organization: Arc<str>,
     pub(super) model: Arc<str>,
     pub(super) tier: Arc<str>,
 }
 
 impl LaneKey {
     fn of(ask: &Ask) -> Self {
-        Self { organisation: ask.organisation.clone(), model: ask.model.clone(), tier: ask.tier.clone() }
+        Self { organization: ask.organization.clone(), model: ask.model.clone(), tier: ask.tier.clone() }
     }
 }
 
@@ -229,7 +229,7 @@ impl Shared {
         lanes.sort_by(|a, b| a.key.cmp(&b.key));
         lanes
             .iter()
-            .map(|shared| shared.now(|lane, now| lane.snapshot(&shared.key.organisation, &shared.key.tier, now)))
+            .map(|shared| shared.now(|lane, now| lane.snapshot(&shared.key.organization, &shared.key.tier, now)))
             .collect()
     }
 

@@ -59,8 +59,8 @@ pub enum Pool {
 /// One request as the limits see it.
 #[derive(Clone, Debug)]
 pub struct Ask {
-    /// Whose limits: a configured organisation's name or the key's digest (never the key).
-    pub organisation: Arc<str>,
+    /// Whose limits: a configured organization's name or the key's digest (never the key).
+    pub organization: Arc<str>,
     /// The model.
     pub model: Arc<str>,
     /// The service tier: `on_demand` (and `auto`), `flex`, `performance`.
@@ -288,7 +288,7 @@ pub struct WaitingSnapshot {
 #[derive(Clone, Debug)]
 pub struct LaneSnapshot {
     /// Whose.
-    pub organisation: Arc<str>,
+    pub organization: Arc<str>,
     /// Which model.
     pub model: Arc<str>,
     /// Which tier.

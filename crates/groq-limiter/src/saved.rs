@@ -30,7 +30,7 @@ struct File {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedLane {
-    organisation: String,
+    organization: String,
     model: String,
     tier: String,
     #[serde(flatten)]
@@ -149,7 +149,7 @@ pub(super) fn load(path: &Path) -> HashMap<LaneKey, Saved> {
     };
     let clean = file.clean;
     let keyed = |lane: SavedLane| {
-        let key = LaneKey { organisation: lane.organisation.into(), model: lane.model.into(), tier: lane.tier.into() };
+        let key = LaneKey { organization: lane.organization.into(), model: lane.model.into(), tier: lane.tier.into() };
         (key, Saved { clean, ..lane.saved })
     };
     file.lanes.into_iter().map(keyed).collect()
@@ -158,7 +158,7 @@ pub(super) fn load(path: &Path) -> HashMap<LaneKey, Saved> {
 /// Replaces the file whole: written beside it, flushed, renamed over it.
 pub(super) fn store(path: &Path, lanes: Vec<(LaneKey, Saved)>, clean: bool) -> io::Result<()> {
     let named = |(key, saved): (LaneKey, Saved)| SavedLane {
-        organisation: own(&key.organisation),
+        organization: own(&key.organization),
         model: own(&key.model),
         tier: own(&key.tier),
         saved,

@@ -26,7 +26,7 @@ fn shield(model: ModelLimits) -> Limits {
 
 fn ask(app: &str, prompt: u64, ceiling: u64) -> Ask {
     Ask {
-        organisation: "org".into(),
+        organization: "org".into(),
         model: "m".into(),
         tier: "on_demand".into(),
         app: app.into(),

@@ -138,7 +138,7 @@ impl UpstreamError {
     }
 }
 
-/// What the model wrote: no organisation's id can be in it, so it is never masked.
+/// What the model wrote: no organization's id can be in it, so it is never masked.
 const MODELS_OWN: &str = "failed_generation";
 
 /// Whether the same request may be answered otherwise later.

@@ -54,7 +54,7 @@ fn documented_objects_pass_byte_for_byte() {
 }
 
 #[test]
-fn organisation_ids_and_keys_are_masked() {
+fn organization_ids_and_keys_are_masked() {
     let table = [
         ("in organization `org_01jabc` service", "in organization `org_***` service"),
         ("org_x", "org_***"),

@@ -1,4 +1,4 @@
-//! Who asks, and for whom? The organisation by its key, the app by its token or its word; and the key that goes to Groq.
+//! Who asks, and for whom? The organization by its key, the app by its token or its word; and the key that goes to Groq.
 
 use std::sync::Arc;
 
@@ -26,11 +26,11 @@ const LONGEST_APP: usize = 64;
 
 /// Who may come, by these settings. Keys and tokens are kept as digests only, but for the one key that the shield holds.
 pub struct IdentityIndex {
-    organisations: HashMap<Digest, Arc<str>>,
+    organizations: HashMap<Digest, Arc<str>>,
     apps: Vec<App>,
     /// `[[app]] name = "*"`: the policy of each app without an entry.
     everyone_else: Option<App>,
-    /// The key to use when the app sends none, ready to send, and its organisation.
+    /// The key to use when the app sends none, ready to send, and its organization.
     held: Option<(HeaderValue, Arc<str>)>,
     tokens_needed: bool,
     unnamed: Arc<str>,
@@ -49,8 +49,8 @@ struct App {
 /// One request's origin.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    /// Whose limits: a configured organisation's name, or `key-` and the beginning of the key's digest.
-    pub organisation: Arc<str>,
+    /// Whose limits: a configured organization's name, or `key-` and the beginning of the key's digest.
+    pub organization: Arc<str>,
     /// The app.
     pub app: Arc<str>,
     /// Its share relative to the others'.
@@ -71,12 +71,12 @@ impl IdentityIndex {
     /// The index of these settings; `env` reads a variable. A variable that is not set names no key.
     pub fn new(settings: &Settings, env: impl Fn(&str) -> Option<String>) -> Self {
         let value = |name: &str| env(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
-        let mut organisations = HashMap::default();
+        let mut organizations = HashMap::default();
         for organization in &settings.organization {
             let name: Arc<str> = Arc::from(organization.name.as_str());
             let from_env = organization.api_key_env.iter().filter_map(|name| value(name)).map(|key| digest(key.as_bytes()));
             let digests = from_env.chain(organization.api_key_sha256.iter().map(|digest| digest.0));
-            organisations.extend(digests.map(|digest| (digest, name.clone())));
+            organizations.extend(digests.map(|digest| (digest, name.clone())));
         }
         let app = |app: &crate::config::App| App {
             name: Arc::from(app.name.as_str()),
@@ -91,7 +91,7 @@ impl IdentityIndex {
             budgets: Some(app.budgets()).filter(|budgets| !budgets.is_empty()).map(Arc::from),
         };
         let mut index = Self {
-            organisations,
+            organizations,
             apps: settings.app.iter().filter(|app| app.name != EVERYONE_ELSE).map(app).collect(),
             everyone_else: settings.app.iter().find(|app| app.name == EVERYONE_ELSE).map(app),
             held: None,
@@ -102,7 +102,7 @@ impl IdentityIndex {
         index.held = settings.upstream.api_key_env.as_deref().and_then(value).and_then(|key| {
             let mut header = HeaderValue::try_from(format!("Bearer {key}")).ok()?;
             header.set_sensitive(true);
-            Some((header, index.organisation(key.as_bytes())))
+            Some((header, index.organization(key.as_bytes())))
         });
         index
     }
@@ -125,9 +125,9 @@ impl IdentityIndex {
             }
         }
         let key = self.held.as_ref().filter(|_| app.is_some() || bearer.is_none());
-        let organisation = match (key, bearer) {
-            (Some((_, organisation)), _) => organisation.clone(),
-            (None, Some(key)) => self.organisation(key),
+        let organization = match (key, bearer) {
+            (Some((_, organization)), _) => organization.clone(),
+            (None, Some(key)) => self.organization(key),
             (None, None) => Arc::from("none"),
         };
         let named = name(headers, APP);
@@ -140,7 +140,7 @@ impl IdentityIndex {
             _ => policy.map(|app| app.class).unwrap_or_default(),
         };
         Ok(Identity {
-            organisation,
+            organization,
             app: app.map_or_else(|| named.map_or_else(|| self.unnamed.clone(), Arc::from), |app| app.name.clone()),
             weight: policy.map_or(1.0, |app| app.weight),
             is_capped: policy.is_some_and(|app| app.is_capped),
@@ -161,9 +161,9 @@ impl IdentityIndex {
         })
     }
 
-    fn organisation(&self, key: &[u8]) -> Arc<str> {
+    fn organization(&self, key: &[u8]) -> Arc<str> {
         let digest = digest(key);
-        match self.organisations.get(&digest) {
+        match self.organizations.get(&digest) {
             Some(name) => name.clone(),
             None => {
                 // By hand: `format!` took four times the instructions, for every request.

@@ -54,18 +54,18 @@ fn sent(identity: &Identity, pairs: &[(&'static str, &'static str)]) -> Option<S
 }
 
 #[test]
-fn keys_of_one_organisation_share_it() {
+fn keys_of_one_organization_share_it() {
     let settings = settings(false, vec![]);
     for key in ["Bearer gsk_a", "bearer gsk_b", "BEARER   gsk_b "] {
         let identity = resolve(&settings, &[("authorization", key)]).expect("known");
-        assert_eq!(identity.organisation.as_ref(), "acme", "{key}");
+        assert_eq!(identity.organization.as_ref(), "acme", "{key}");
         assert_eq!(sent(&identity, &[("authorization", key)]).as_deref(), Some(key));
     }
     let own = resolve(&settings, &[("authorization", "Bearer gsk_c")]).expect("a key");
     // printf gsk_c | sha256sum
     let hex: String = digest(b"gsk_c").iter().map(|b| format!("{b:02x}")).collect();
-    assert_eq!(own.organisation.as_ref(), format!("key-{}", &hex[..12]));
-    assert!(!own.organisation.contains("gsk_c"));
+    assert_eq!(own.organization.as_ref(), format!("key-{}", &hex[..12]));
+    assert!(!own.organization.contains("gsk_c"));
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn no_key_is_refused_unless_the_shield_holds_one() {
     }
     let own = [("authorization", "Bearer gsk_a")];
     let identity = resolve(&settings(true, vec![]), &own).expect("a key");
-    assert_eq!((identity.organisation.as_ref(), sent(&identity, &own).as_deref()), ("acme", Some("Bearer gsk_a")));
+    assert_eq!((identity.organization.as_ref(), sent(&identity, &own).as_deref()), ("acme", Some("Bearer gsk_a")));
 }
 
 #[test]

@@ -70,7 +70,7 @@ impl Shield {
 
     fn submit(&mut self, number: Number, job: &Job, again: Option<Again>, now: Ns) -> Vec<Decision> {
         let ask = Ask {
-            organisation: "o".into(),
+            organization: "o".into(),
             model: "m".into(),
             tier: "on_demand".into(),
             app: job.app.into(),

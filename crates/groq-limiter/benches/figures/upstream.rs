@@ -144,7 +144,7 @@ pub(crate) struct Refused {
     pub(crate) retry_after: Duration,
 }
 
-/// One organisation × model × tier at the reference upstream.
+/// One organization × model × tier at the reference upstream.
 pub(crate) struct Upstream {
     pub(crate) requests: Counter,
     pub(crate) tokens: Counter,

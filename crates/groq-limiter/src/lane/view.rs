@@ -14,7 +14,7 @@ use crate::{
 
 impl Lane {
     /// Levels, line and forecast. The lane's names are the caller's to give.
-    pub fn snapshot(&mut self, organisation: &Arc<str>, tier: &Arc<str>, now: Ns) -> LaneSnapshot {
+    pub fn snapshot(&mut self, organization: &Arc<str>, tier: &Arc<str>, now: Ns) -> LaneSnapshot {
         let now = self.advance(now);
         let mut waiting: BTreeMap<(Arc<str>, Priority), WaitingSnapshot> = BTreeMap::new();
         for waiter in self.line.waiters() {
@@ -33,7 +33,7 @@ impl Lane {
             Some((Dimension::clone(&level.dimension), Duration::from_nanos(until.saturating_sub(now))))
         });
         LaneSnapshot {
-            organisation: organisation.clone(),
+            organization: organization.clone(),
             model: self.model.clone(),
             tier: tier.clone(),
             dimensions: self.dimensions(now),

@@ -92,10 +92,10 @@ impl Keeper {
         }
     }
 
-    /// A lane's key: its name's digest, so that no organisation is readable, as the hash tag.
+    /// A lane's key: its name's digest, so that no organization is readable, as the hash tag.
     fn key(&self, lane: &LaneKey) -> String {
         let mut digest = Sha256::new();
-        for part in [&lane.organisation, &lane.model, &lane.tier] {
+        for part in [&lane.organization, &lane.model, &lane.tier] {
             digest.update((part.len() as u64).to_be_bytes());
             digest.update(part.as_bytes());
         }

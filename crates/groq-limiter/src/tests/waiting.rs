@@ -137,12 +137,12 @@ async fn the_line_is_bounded_by_count_and_bytes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn organisations_never_mix() {
+async fn organizations_never_mix() {
     let limits = shield(per_minute(1, 100));
     warm(&limits).await;
     let _mine = limits.reserve(&ask("app", 1, 1), Instant::now(), None).await.expect("one");
     assert!(limits.reserve(&ask("app", 1, 1), Instant::now(), None).await.is_err());
-    let theirs = Ask { organisation: "another".into(), ..ask("app", 1, 1) };
+    let theirs = Ask { organization: "another".into(), ..ask("app", 1, 1) };
     limits.reserve(&theirs, Instant::now(), None).await.expect("their own lane");
 }
 

@@ -25,7 +25,7 @@ pub(crate) fn limits(requests: Option<u64>, tokens: u64) -> ModelLimits {
 
 pub(crate) fn ask(app: u8, prompt: u64, ceiling: u64) -> Ask {
     Ask {
-        organisation: "o".into(),
+        organization: "o".into(),
         model: "m".into(),
         tier: "t".into(),
         app: format!("app{app}").into(),
