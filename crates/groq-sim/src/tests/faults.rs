@@ -136,7 +136,7 @@ async fn streams_end_as_the_script_says() {
     for (action, mark) in [
         (Action::ErrorFrame { after: 2 }, "\"status_code\":400"),
         (Action::ErrorEvent { after: 2 }, "event: error\n"),
-        (Action::XGroqError { after: 2 }, "\"x_groq\":{\"error\""),
+        (Action::XGroqError { after: 2 }, "\"error\":\"over_capacity\""),
     ] {
         let all = play(action).await;
         assert_eq!((data(&all), all.contains(mark), all.ends_with("0\r\n\r\n")), (3, true, true), "{all}");
