@@ -1,0 +1,190 @@
+//! The servers of the garden. nginx, HAProxy and Apache stand before Node's echo, which says what came out of them.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+
+/// A server that logs what it has parsed.
+pub(crate) struct Server {
+    pub(crate) name: &'static str,
+    pub(crate) address: SocketAddr,
+    log: PathBuf,
+    children: Vec<Child>,
+    folder: TempDir,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Server {
+    /// A line per request, in order.
+    pub(crate) fn log(&self) -> Vec<String> {
+        fs::read_to_string(&self.log).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+}
+
+fn here(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/garden").join(file)
+}
+
+/// Starts an echo by the command that is made for its port.
+async fn start(name: &'static str, command: impl FnOnce(u16) -> Command) -> io::Result<Server> {
+    let folder = tempfile::tempdir()?;
+    let log = folder.path().join("log");
+    let address = free().await?;
+    let child = command(address.port()).env("GARDEN_LOG", &log).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let server = Server { name, address, log, children: vec![child], folder };
+    listens(name, address).await?;
+    Ok(server)
+}
+
+async fn listens(name: &str, address: SocketAddr) -> io::Result<()> {
+    for _ in 0..500 {
+        if TcpStream::connect(address).await.is_ok() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Err(io::Error::other(format!("{name} does not listen")))
+}
+
+async fn free() -> io::Result<SocketAddr> {
+    TcpListener::bind("127.0.0.1:0").await?.local_addr()
+}
+
+pub(crate) async fn node() -> io::Result<Server> {
+    start("Node's http", |port| {
+        let mut command = Command::new("node");
+        command.arg(here("echo.mjs")).arg(port.to_string());
+        command
+    })
+    .await
+}
+
+/// Puts a proxy before Node's echo.
+async fn before_node(
+    name: &'static str,
+    configure: impl FnOnce(&Path, u16, SocketAddr) -> String,
+    command: impl FnOnce(&Path) -> Command,
+) -> io::Result<Server> {
+    let mut server = node().await?;
+    let address = free().await?;
+    let file = server.folder.path().join("proxy.conf");
+    fs::write(&file, configure(server.folder.path(), address.port(), server.address))?;
+    server.children.push(command(&file).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn()?);
+    listens(name, address).await?;
+    server.name = name;
+    server.address = address;
+    Ok(server)
+}
+
+async fn nginx() -> io::Result<Server> {
+    let configure = |folder: &Path, port, to| {
+        let at = folder.display();
+        let paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .iter()
+            .map(|name| format!("{name}_temp_path {at}/{name};\n"))
+            .collect();
+        format!(
+            "daemon off; master_process off; pid {at}/pid; error_log {at}/error.log;\nevents {{}}\nhttp {{ access_log off; {paths}\
+             server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://{to}; proxy_http_version 1.1; \
+             proxy_set_header Connection \"\"; proxy_set_header Host $http_host; }} }} }}\n"
+        )
+    };
+    before_node("nginx", configure, |file| {
+        let mut command = Command::new("nginx");
+        command.arg("-c").arg(file);
+        command
+    })
+    .await
+}
+
+async fn haproxy() -> io::Result<Server> {
+    let configure = |_: &Path, port, to| {
+        format!(
+            "defaults\n mode http\n timeout connect 5s\n timeout client 30s\n timeout server 30s\n\
+             listen l\n bind 127.0.0.1:{port}\n server s {to}\n"
+        )
+    };
+    before_node("HAProxy", configure, |file| {
+        let mut command = Command::new("haproxy");
+        command.arg("-db").arg("-f").arg(file);
+        command
+    })
+    .await
+}
+
+async fn apache() -> io::Result<Server> {
+    let configure = |folder: &Path, port, to| {
+        let at = folder.display();
+        let modules: String = ["mpm_event", "authz_core", "proxy", "proxy_http"]
+            .iter()
+            .map(|name| format!("LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so\n"))
+            .collect();
+        format!(
+            "ServerRoot {at}\nDefaultRuntimeDir {at}\nPidFile {at}/pid\nErrorLog {at}/error.log\nServerName garden\n\
+             Listen 127.0.0.1:{port}\n{modules}ProxyPass / http://{to}/\n"
+        )
+    };
+    before_node("Apache", configure, |file| {
+        let mut command = Command::new("apache2");
+        command.arg("-X").arg("-f").arg(file);
+        command
+    })
+    .await
+}
+
+/// The folder of the virtual environment, with everything installed.
+fn installed() -> io::Result<PathBuf> {
+    let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/garden");
+    let run = |command: &mut Command| match command.status()?.success() {
+        true => Ok(()),
+        false => Err(io::Error::other(format!("{command:?} failed"))),
+    };
+    if !venv.join("bin/uvicorn").exists() {
+        run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+        run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "-r"]).arg(here("requirements.txt")))?;
+    }
+    Ok(venv)
+}
+
+pub(crate) async fn all() -> io::Result<Vec<Server>> {
+    let venv = installed()?;
+    let python = |program: &'static str, arguments: Vec<String>| {
+        let venv = venv.clone();
+        move |port: u16| {
+            let mut command = Command::new(venv.join("bin").join(program));
+            command.current_dir(here("")).env("PYTHONDONTWRITEBYTECODE", "1");
+            command.args(arguments.iter().map(|argument| argument.replace("PORT", &port.to_string())));
+            command
+        }
+    };
+    let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let uvicorn = |parser: &str| words(&format!("echo:asgi --port PORT --no-access-log --http {parser}"));
+    Ok(vec![
+        node().await?,
+        nginx().await?,
+        haproxy().await?,
+        apache().await?,
+        start("gunicorn", python("gunicorn", words("echo:wsgi -b 127.0.0.1:PORT --threads 4 --keep-alive 60"))).await?,
+        start("uvicorn, h11", python("uvicorn", uvicorn("h11"))).await?,
+        start("uvicorn, httptools", python("uvicorn", uvicorn("httptools"))).await?,
+        start("hypercorn", python("hypercorn", words("echo:asgi -b 127.0.0.1:PORT"))).await?,
+        start("waitress", python("waitress-serve", words("--listen 127.0.0.1:PORT echo:wsgi"))).await?,
+        start("tornado", python("python", words("echo.py tornado PORT"))).await?,
+        start("aiohttp", python("python", words("echo.py aiohttp PORT"))).await?,
+    ])
+}
