@@ -367,13 +367,14 @@ async fn a_client_that_takes_nothing_is_cut_and_a_slow_one_is_not() {
 async fn a_quiet_connection_is_served_again_in_http_1_1() {
     let shield = shield();
     let mut client = client(&shield);
-    for bytes in [GOOD, "GET /good HTTP/1.1\r\nconnection: keep-alive\r\n\r\n", GOOD] {
+    for bytes in [GOOD, "GET /good HTTP/1.1\r\nhost: x\r\nconnection: keep-alive\r\n\r\n", GOOD] {
         // In two parts: the first one is read without hyper.
         let (first, rest) = bytes.split_at(5);
         client.write_all(first.as_bytes()).await.expect("it is open");
         sleep(Duration::from_secs(20)).await;
         client.write_all(rest.as_bytes()).await.expect("it is open");
-        assert!(next(&mut client).await.ends_with("GET /good "));
+        let answer = next(&mut client).await;
+        assert!(answer.ends_with("GET /good "), "{answer}");
         sleep(QUIET * 10).await;
     }
     client.write_all(PREFACE).await.expect("it is open");
