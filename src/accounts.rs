@@ -5,6 +5,7 @@
 
 mod budget;
 mod calendar;
+pub mod file;
 mod ledger;
 mod price;
 

@@ -27,7 +27,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{admin, proxy::Shield};
+use crate::{accounts, admin, proxy::Shield};
 
 mod connection;
 mod deadline;
@@ -160,6 +160,11 @@ impl Running {
         if let Err(error) = self.shield.limits.save_now() {
             tracing::warn!(%error, "the levels cannot be saved to limits.state_file");
         }
+        if let Some(file) = self.shield.ledger_file()
+            && let Err(error) = accounts::file::save(&self.shield.ledger, &file)
+        {
+            tracing::warn!(%error, "what apps have used cannot be saved beside limits.state_file");
+        }
         self.shield.limits.leave();
         self.shield.caps.leave();
     }
@@ -266,6 +271,7 @@ fn serve_operators(
                 // The limiters' timers; what they know is saved once a second.
                 () = shield.limits.run() => {}
                 () = shield.caps.run() => {}
+                () = accounts::file::keep_saved(shield.ledger.clone(), shield.ledger_file()) => {}
                 () = shield.upstream.reap_idle() => {}
             }
         });

@@ -113,3 +113,21 @@ async fn it_serves_over_a_socket() {
     assert!(answer.ends_with("\r\n\r\nok\n"), "{answer}");
     serving.abort();
 }
+
+#[tokio::test]
+async fn metrics_say_what_is_used_of_each_budget() {
+    let app = crate::config::App { name: "a".into(), cost_per_day: Some(2.0), tokens_per_day: Some(100), ..Default::default() };
+    let desk = Desk::new(Shield::new(Settings { app: vec![app], ..Settings::default() }).expect("no file to read"));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let used = crate::accounts::Amounts { requests: 1, tokens: 70, nano_usd: 500_000_000 };
+    desk.shield.ledger.reserve(&"a".into(), &[], used, now).expect("no budget").used(used);
+    let (_, _, metrics) = get(&desk, "/metrics").await;
+    for line in [
+        r#"groq_shield_app_budget{app="a",budget="tokens_per_day"} 100"#,
+        r#"groq_shield_app_budget_used{app="a",budget="tokens_per_day"} 70"#,
+        r#"groq_shield_app_budget{app="a",budget="cost_per_day"} 2"#,
+        r#"groq_shield_app_budget_used{app="a",budget="cost_per_day"} 0.5"#,
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+}

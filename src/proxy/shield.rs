@@ -1,6 +1,6 @@
 //! What all requests share: settings, limits, breakers, the upstream.
 
-use std::{io, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
 use groq_limiter::Limits;
@@ -11,7 +11,13 @@ use super::{
     body_buffer::Bodies, breaker::Breakers, request::identity::IdentityIndex, retry::Budget, served_models::ServedModels,
     via::Via,
 };
-use crate::{accounts::Ledger, config::Settings, shutdown::Shutdown, telemetry::Telemetry, upstream::Upstream};
+use crate::{
+    accounts::{self, Ledger},
+    config::Settings,
+    shutdown::Shutdown,
+    telemetry::Telemetry,
+    upstream::Upstream,
+};
 
 /// What all requests share.
 pub struct Shield {
@@ -57,9 +63,13 @@ impl Shield {
 
     /// A shield in front of this upstream.
     pub fn over(settings: Settings, upstream: Upstream) -> Arc<Self> {
+        let ledger = Arc::<Ledger>::default();
+        if let Some(state_file) = &settings.limits.state_file {
+            accounts::file::restore(&ledger, &accounts::file::path(state_file));
+        }
         Arc::new(Self {
             identities: ArcSwap::from_pointee(IdentityIndex::new(&settings, |name| std::env::var(name).ok())),
-            ledger: Arc::default(),
+            ledger,
             caps: Limits::new(settings.caps()),
             limits: Limits::new(settings.limiter()),
             breakers: Breakers::default(),
@@ -73,6 +83,11 @@ impl Shield {
             connections: TaskTracker::new(),
             settings: ArcSwap::from_pointee(settings),
         })
+    }
+
+    /// The file that keeps what apps have used, where `limits.state_file` is set.
+    pub fn ledger_file(&self) -> Option<PathBuf> {
+        self.settings.load().limits.state_file.as_deref().map(accounts::file::path)
     }
 
     /// Applies what is live in new settings: limits, organizations, queue, retry, breaker, apps. What has been used of the

@@ -19,8 +19,13 @@ use super::{
     counts::{OTHER, RequestLabels, Sums},
     histogram::Histogram,
 };
-use crate::config::Class;
+use crate::{
+    accounts::{Budget, Unit},
+    config::Class,
+};
 
+/// Budgets with rows of their own: under `name = "*"` clients choose how many there are.
+const BUDGETS: usize = 400;
 /// Organizations with labels of their own: an unlisted key is one too, so clients choose how many there are.
 const ORGANIZATIONS: usize = 100;
 
@@ -33,6 +38,8 @@ pub struct Gauges {
     pub open_breakers: BTreeSet<Arc<str>>,
     /// The shared store cannot be reached.
     pub store_degraded: bool,
+    /// Budgets of apps that have used some of theirs: the app, the budget, what is used.
+    pub budgets: Vec<(Arc<str>, Budget, u64)>,
     /// Open connections of apps.
     pub connections: usize,
 }
@@ -228,6 +235,18 @@ impl Collector for Families {
             "What requests have cost by the prices of [price]",
             priced.map(|((app, model), used)| ([("app", &**app), ("model", &**model)], used.nano_usd as f64 / 1e9)),
         )?;
+        let in_unit = |budget: Budget, amount: u64| match budget.unit {
+            Unit::Cost => amount as f64 / 1e9,
+            Unit::Requests | Unit::Tokens => amount as f64,
+        };
+        let budgets = |amount: fn(&(Arc<str>, Budget, u64)) -> u64| {
+            let row = move |row: &(Arc<str>, Budget, u64)| {
+                ([("app", row.0.to_string()), ("budget", row.1.key())], in_unit(row.1, amount(row)))
+            };
+            self.gauges.budgets.iter().take(BUDGETS).map(row)
+        };
+        gauge(to, "app_budget", "A budget of an app, in its unit: requests, tokens or USD", budgets(|row| row.1.limit))?;
+        gauge(to, "app_budget_used", "How much of the budget is used in the running UTC day or month", budgets(|row| row.2))?;
         let levels =
             |value: fn(&Level) -> f64| self.levels.iter().map(move |(labels, level)| (lane_labels(labels), value(level)));
         gauge(to, "limit", "The limit of a dimension: requests, tokens or seconds of audio", levels(|l| l.limit as f64))?;

@@ -107,6 +107,12 @@ impl IdentityIndex {
         index
     }
 
+    /// The budgets of an app, by its entry or that of everyone else.
+    pub fn budgets_of(&self, app: &str) -> &[Budget] {
+        let policy = self.apps.iter().find(|known| &*known.name == app).or(self.everyone_else.as_ref());
+        policy.and_then(|app| app.budgets.as_deref()).unwrap_or_default()
+    }
+
     /// Who sends this request.
     ///
     /// # Errors
