@@ -54,10 +54,10 @@ pub(super) async fn admit<'a>(
     loop {
         if shield.breakers.check(&call.breaker_key, Instant::now).is_err() {
             let began = Instant::now();
+            record.bound = Some(BREAKER.into());
             // Boxed: rare, and each waiting request would have room for it.
             Box::pin(wait_for_breaker(shield, settings, call, breaker_wait)).await?;
             record.waited(began.elapsed());
-            record.bound = Some(BREAKER.into());
             record.waits_from(Instant::now());
         }
         let reservation = if call.is_limited() {

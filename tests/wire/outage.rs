@@ -48,6 +48,11 @@ async fn measure(what: &str, upstream: SocketAddr) {
         let after: u64 = answer.header("retry-after").parse().expect("seconds");
         assert!((1..=9).contains(&after), "{what}: the next probe, and some jitter: {after}");
     }
+    let log = shield.process.log();
+    assert!(
+        log.lines().filter(|line| line.contains("bound=\"breaker\"")).count() >= 12,
+        "{what}: the log names the cause:\n{log}"
+    );
     println!("{what}: opening {opening:.1?}, then {second:.1?}; lone {lone:.1?}; twelve at once {longest:.1?}");
     assert!(lone <= OPEN + SLACK && longest <= OPEN + SLACK, "{what}: {lone:?} alone, {longest:?} of twelve");
 }
