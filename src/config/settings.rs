@@ -385,11 +385,11 @@ pub struct App {
     #[garde(range(min = 1, max = MAX_LIMIT))]
     #[schemars(example = &500_000)]
     pub tokens_per_day: Option<u64>,
-    /// Budget: USD a UTC day, by the prices of [price].
+    /// Budget: USD a UTC day, by the prices of `[price]`.
     #[garde(range(min = 0.000_001, max = MAX_USD))]
     #[schemars(example = &2.5)]
     pub cost_per_day: Option<f64>,
-    /// Budget: USD a UTC month, by the prices of [price].
+    /// Budget: USD a UTC month, by the prices of `[price]`.
     #[garde(range(min = 0.000_001, max = MAX_USD))]
     #[schemars(example = &40.0)]
     pub cost_per_month: Option<f64>,
