@@ -126,7 +126,6 @@ struct Dimension<'a> {
     foreign: f64,
     exhausted_in_s: Option<f64>,
     full_in_s: f64,
-    window: bool,
 }
 
 #[derive(Serialize)]
@@ -255,7 +254,6 @@ fn lane<'a>(lane: &'a LaneSnapshot, open_breakers: &[(Arc<str>, Arc<str>, Durati
         foreign: rounded(dimension.foreign),
         exhausted_in_s: dimension.exhausted_in.map(seconds),
         full_in_s: seconds(dimension.full_in),
-        window: dimension.window,
     });
     let waiting = lane.waiting.iter().map(|waiting| Waiting {
         app: &waiting.app,

@@ -303,7 +303,7 @@ mod tests {
             "lanes": [{
                 "organization": "acme", "model": "openai/gpt-oss-20b", "tier": "on_demand",
                 "dimensions": [{"dimension": "TPM", "unit": "tokens", "period_s": 60.0, "limit": 8000, "level": 2000.0, "reserve": 400,
-                    "source": "headers", "foreign": 0.0, "exhausted_in_s": 75.0, "full_in_s": 45.0, "window": false}],
+                    "source": "headers", "foreign": 0.0, "exhausted_in_s": 75.0, "full_in_s": 45.0}],
                 "waiting": [{"app": "chat", "class": "interactive", "count": 3, "oldest_s": 1.25}],
                 "blocked_by": {"dimension": "TPM", "for_s": 0.5},
                 "forecast_s": 2.5, "in_flight": 1, "refusals": 0, "breaker": {"open": true, "probe_in_s": 3.0}

@@ -26,7 +26,6 @@ fn lane(organization: &str, model: &str, tier: &str, level: f64) -> LaneSnapshot
         foreign: 0.0,
         exhausted_in: None,
         full_in: Duration::ZERO,
-        window: false,
     };
     LaneSnapshot {
         organization: organization.into(),

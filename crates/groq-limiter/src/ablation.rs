@@ -19,34 +19,28 @@ pub enum Mechanism {
     Backfill,
     /// Forecasts by the app's and the size class's own share, beside everybody's.
     ForecastViews,
-    /// Prompt estimates are raised to their 99 % quantile.
-    EstimatorQuantile,
     /// Headers are compared with what had been sent when their request was.
     SendPosition,
     /// What a header may have missed gives nothing back.
     Uncertainty,
     /// One request goes first where nothing is known.
     Probe,
-    /// Upstreams that count windows.
-    WindowMode,
     /// Debts of more than ten periods are cut.
     DebtCut,
 }
 
 impl Mechanism {
     /// All of them, by the name that `--without` takes.
-    pub const ALL: [(&str, Self); 12] = [
+    pub const ALL: [(&str, Self); 10] = [
         ("safety-margin", Self::SafetyMargin),
         ("margin-growth", Self::MarginGrowth),
         ("external-usage", Self::ExternalUsage),
         ("size-classes", Self::SizeClasses),
         ("backfill", Self::Backfill),
         ("forecast-views", Self::ForecastViews),
-        ("estimator-quantile", Self::EstimatorQuantile),
         ("send-position", Self::SendPosition),
         ("uncertainty", Self::Uncertainty),
         ("probe", Self::Probe),
-        ("window-mode", Self::WindowMode),
         ("debt-cut", Self::DebtCut),
     ];
 

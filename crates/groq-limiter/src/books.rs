@@ -93,8 +93,6 @@ pub struct Taken {
     pub position: u64,
     /// When it was sent.
     pub sent_at: Ns,
-    /// Counts takings, in this process.
-    serial: u64,
     /// The place that the store gave it; 0: taken in this process alone.
     pub(super) reserved: Place,
     /// Which slots were charged, one bit each.
@@ -119,7 +117,6 @@ pub struct Books {
     levels: SmallVec<[Level; 2]>,
     /// The newest send position.
     position: u64,
-    serial: u64,
     /// What limits on output test.
     expected_output: ExpectedOutput,
     now: Ns,
@@ -243,16 +240,14 @@ impl Books {
     pub fn take(&mut self, amount: Amount, now: Ns) -> Taken {
         let amount = self.expect(amount);
         let mut slots = 0;
-        self.serial += 1;
         for (slot, level) in self.levels.iter_mut().enumerate() {
-            level.charge(self.serial, level.asked(&amount), now);
+            level.charge(level.asked(&amount), now);
             slots |= 1 << slot;
         }
         Taken {
             amount,
             position: 0,
             sent_at: now,
-            serial: self.serial,
             reserved: Place::default(),
             slots,
             marks: smallvec![Mark::default(); self.levels.len()],
@@ -273,7 +268,7 @@ impl Books {
             if !taken.is_reserved() {
                 level.no_longer_unsent(asked);
             }
-            let mark = level.sent(taken.serial, taken.position, asked, now);
+            let mark = level.sent(taken.position, asked, now);
             // The store's mark counts what all replicas had taken before.
             if taken.is_reserved() {
                 level.set_out(asked, taken.reserved, &mut taken.marks[slot], now);
@@ -306,7 +301,7 @@ impl Books {
         let charged = |slot: &usize| taken.slots & (1 << slot) != 0 && *slot != corrected;
         for (_, level) in self.levels.iter_mut().enumerate().filter(|(slot, _)| charged(slot)) {
             let (before, after) = (level.asked(&taken.amount), level.asked(&amount));
-            level.settle(taken.serial, before, after, now);
+            level.settle(before, after, now);
         }
         taken.amount = amount;
     }
@@ -333,7 +328,7 @@ impl Books {
             if taken.is_reserved() {
                 level.ended(taken.lent(level));
             }
-            level.settle(taken.serial, asked, level.of(&used), now);
+            level.settle(asked, level.of(&used), now);
         }
     }
 

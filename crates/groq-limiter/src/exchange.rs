@@ -43,8 +43,8 @@ pub struct Cell {
     pub lent: Ns,
     /// What the head takes, ns; 0: nothing.
     pub asked: Ns,
-    /// What it must leave untouched, ns; `None`: there need not be room for it.
-    pub reserve: Option<Ns>,
+    /// What it must leave untouched, ns.
+    pub reserve: Ns,
 }
 
 /// What an answer's head said of a dimension.

@@ -97,9 +97,7 @@ fn view(books: &Books, ahead: &[&Backlog], scale: f64, share: f64, asker: &Asker
 /// Units a second that are ours.
 fn rate(level: &Level) -> Option<f64> {
     let bucket = level.bucket()?;
-    // A window tells itself what others have of it.
-    let foreign = if level.counts_windows() { 0.0 } else { level.foreign() };
-    Some(bucket.rate() * (1.0 - foreign).max(0.1))
+    Some(bucket.rate() * (1.0 - level.foreign()).max(0.1))
 }
 
 /// The share of the lane that the asker's app can count on.

@@ -12,12 +12,10 @@ pub use self::{sent::Mark, terms::Terms};
 use super::{
     books::Amount,
     bucket::{Bucket, Fit, Ns},
-    window::Window,
 };
 use crate::ablation::Mechanism;
 use crate::types::{Dimension, Unit};
 
-mod law;
 mod observe;
 mod sent;
 mod shared;
@@ -52,8 +50,6 @@ pub struct Level {
     share: Option<Box<Bucket>>,
     /// The store's side, where replicas share the level.
     far: Option<Box<shared::Far>>,
-    /// The upstream counts windows: this log decides instead of the bucket, which is kept up all the same.
-    window: Option<Box<Window>>,
     /// Charged and not on its way yet, ns: not part of what Groq can have seen.
     unsent: Ns,
     /// What went out of late: position, time, ns.
@@ -74,8 +70,6 @@ pub struct Level {
     /// Units taken, fading: ours per minute.
     spending: f64,
     then: Ns,
-    contradictions: u8,
-    agreements: u8,
     /// Marks from before the last change of the limit are in its units.
     before: Scale,
     /// Positions up to here are older than the last refusal that was learnt from.
@@ -96,9 +90,6 @@ impl Level {
             share: None,
             headroom,
             far: None,
-            window: None,
-            contradictions: 0,
-            agreements: 0,
             confirmed: now,
             corrections: 0,
             unsent: 0,
@@ -206,10 +197,7 @@ impl Level {
     /// Whether `asked` fits beside the reserve.
     pub fn peek(&self, asked: u64, now: Ns) -> Fit {
         let Some(bucket) = self.bucket.as_ref().filter(|_| asked > 0) else { return Fit::Now };
-        let fit = match &self.window {
-            Some(window) => window.fit(asked, self.boost as u64, now),
-            None => bucket.peek(asked, self.reserve(asked), now),
-        };
+        let fit = bucket.peek(asked, self.reserve(asked), now);
         match &self.share {
             Some(share) => fit.max(share.peek(asked.min(share.limit()), 0, now)),
             None => fit,
@@ -219,20 +207,14 @@ impl Level {
     /// The earliest instant at which `asked` fits once `before` units more were taken.
     pub fn fits_at(&self, asked: u64, before: u64, now: Ns) -> Ns {
         let Some(bucket) = self.bucket.as_ref().filter(|_| asked > 0) else { return now };
-        if let Some(window) = &self.window {
-            return match window.fit((asked + before).min(bucket.limit()), self.boost as u64, now) {
-                Fit::At(at) => at,
-                Fit::Now | Fit::Never => now,
-            };
-        }
         let fit = bucket.peek(asked, self.reserve(asked) + before, now);
         let share = self.share.as_ref().map(|share| share.peek(asked.min(share.limit()), before, now));
         share.map_or(fit, |share| share.max(fit)).instant(now)
     }
 
-    /// Takes `asked` under this serial; it counts as not sent yet.
-    pub fn charge(&mut self, serial: u64, asked: u64, now: Ns) {
-        self.spend(serial, asked, now);
+    /// Takes `asked`; it counts as not sent yet.
+    pub fn charge(&mut self, asked: u64, now: Ns) {
+        self.spend(asked, now);
         if let Some(bucket) = &mut self.bucket {
             charge(bucket, asked, now);
             self.unsent = self.unsent.saturating_add(bucket.span(asked));
@@ -240,12 +222,9 @@ impl Level {
     }
 
     /// Everything about a charge but the bucket itself.
-    fn spend(&mut self, serial: u64, asked: u64, now: Ns) {
+    fn spend(&mut self, asked: u64, now: Ns) {
         if asked == 0 {
             return;
-        }
-        if let Some(window) = &mut self.window {
-            window.charge(serial, asked, now);
         }
         self.typical += if self.typical == 0.0 { 1.0 } else { TYPICAL_GAIN } * (asked as f64 - self.typical);
         self.spending += asked as f64;
@@ -255,10 +234,7 @@ impl Level {
     }
 
     /// The truth replaces what was asked for.
-    pub fn settle(&mut self, serial: u64, asked: u64, used: u64, now: Ns) {
-        if let Some(window) = &mut self.window {
-            window.settle(serial, used);
-        }
+    pub fn settle(&mut self, asked: u64, used: u64, now: Ns) {
         self.spending = (self.spending + used as f64 - asked as f64).max(0.0);
         if let Some(bucket) = &self.bucket {
             self.owe(bucket.span(used) as i64 - bucket.span(asked) as i64);

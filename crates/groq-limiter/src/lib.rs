@@ -33,7 +33,6 @@ pub mod settings;
 mod store;
 mod turn;
 pub mod types;
-pub mod window;
 
 pub use reservation::Reservation;
 
@@ -254,8 +253,6 @@ pub struct DimensionSnapshot {
     pub exhausted_in: Option<Duration>,
     /// Time until full if nothing more is sent.
     pub full_in: Duration,
-    /// The upstream counts windows, not a bucket.
-    pub window: bool,
 }
 
 /// The store that replicas share, for people.

@@ -76,7 +76,7 @@ for i, cell in ipairs(request.cells) do
   end
   news = news or cell.d ~= 0 or cell.b ~= 0
   moved = math.max(moved, level.reach + level.adjusted - cell.cap)
-  if cell.q > 0 and cell.r then
+  if cell.q > 0 then
     -- Whoever came before goes before, whatever it leaves untouched itself.
     level.room = math.max(math.max(level.tat, now) + cell.q + cell.r, level.reach + level.adjusted)
     wait = math.max(wait, level.room - cell.cap - now)

@@ -17,13 +17,14 @@ use crate::figures::{
 const SEEDS: u64 = 5;
 
 /// The figures that are compared: name, value, and the least difference that is worth a line.
-fn figures(outcome: &Outcome) -> [(&'static str, f64, f64); 6] {
+fn figures(outcome: &Outcome) -> [(&'static str, f64, f64); 7] {
     [
         ("used %", 100.0 * (outcome.own + outcome.foreign), 0.2),
         ("429 ‰", outcome.per_thousand(), 0.2),
         ("failed %", 100.0 * outcome.all.failed, 0.5),
         ("p99 s", outcome.all.p99, 0.5),
         ("watched p99 s", outcome.watched.p99, 0.3),
+        ("watched failed %", 100.0 * outcome.watched.failed, 0.5),
         ("time ×", outcome.stretch, 0.005),
     ]
 }

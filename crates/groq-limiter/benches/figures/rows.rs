@@ -185,6 +185,8 @@ pub(crate) fn rows() -> Vec<Row> {
     let cold = |used, refusals| Target { used: Some(used), refusals: Some(refusals), ..NONE };
     let first = Span::First(2 * MINUTE);
     let odd = with(0.985, 1.0);
+    // Groq counts no windows: an upstream that did would have to be borne, not filled.
+    let windows = Target { per_thousand: Some(50.0), ..NONE };
     let bad = |per_thousand| Target { per_thousand_at_least: Some(per_thousand), ..NONE };
     let m = |name, target| Row::new(name, M, 3.0, target);
     let output = |name, target| {
@@ -214,10 +216,10 @@ pub(crate) fn rows() -> Vec<Row> {
         Row { latency: Latency::LONG, ..m("latency-60-M", odd) },
         Row { bias: 0.75, ..m("estimator-25-M", odd) },
         Row { charging: Charging::N, ..m("charging-N-M", Target { counted: Some(0.99), ..with(0.33, 1.0) }) },
-        Row { law: Law::Fixed, ..m("fixed-M", with(0.95, 1.0)) },
-        Row { law: Law::Fixed, foreign: 0.2, ..m("fixed-foreign-M", with(0.96, 4.0)) },
-        Row { law: Law::Sliding, ..m("sliding-M", with(0.90, 1.0)) },
-        Row { law: Law::Sliding, foreign: 0.2, ..m("sliding-foreign-M", with(0.83, 2.0)) },
+        Row { law: Law::Fixed, ..m("fixed-M", windows) },
+        Row { law: Law::Fixed, foreign: 0.2, ..m("fixed-foreign-M", windows) },
+        Row { law: Law::Sliding, ..m("sliding-M", windows) },
+        Row { law: Law::Sliding, foreign: 0.2, ..m("sliding-foreign-M", windows) },
         m("shorts-two-apps-M", shorts).offered(&[("shorts", 0.1, Sizes::SHORT), ("longs", 3.0, Sizes::LONG)]),
         m("shorts-one-app-M", shorts).offered(&[("app", 0.1, Sizes::SHORT), ("app", 3.0, Sizes::LONG)]),
         Row::new("longs-one-app", (1000, M.1), 3.0, longs).offered(&[("app", 0.1, Sizes::LONG), ("app", 3.0, Sizes::SHORT)]),
@@ -232,6 +234,13 @@ pub(crate) fn rows() -> Vec<Row> {
         },
         output("output-3x", Target { watched: Some(Watched { p50: f64::MAX, p99: f64::MAX, failed: 0.0 }), ..with(0.97, 0.0) }),
         Row { span: Span::First(10 * MINUTE), ..output("output-cold", cold(0.90, 2.0)) },
+        // A restart into a crowd: the upstream's bucket is nearly used up, and nothing is known of it.
+        Row {
+            span: Span::Burst(3.0),
+            patience: 10 * MINUTE,
+            initial: (0.0, 0.9),
+            ..m("burst-cold-M", Target { refusals: Some(1.0), failed: Some(0.0), ..NONE })
+        },
         Row { front: Kind::Straight, ..Row::new("A-1.5x-M", M, 1.5, bad(600.0)) },
         Row { front: Kind::Straight, ..m("A-3x-M", bad(600.0)) },
         Row { front: Kind::Ceilings, ..m("C-3x-M", Target { used_at_most: Some(0.62), ..NONE }) },

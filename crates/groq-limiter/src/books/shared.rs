@@ -107,16 +107,15 @@ impl Books {
 
     /// The store has charged this; its record is at this version now.
     pub fn reserved(&mut self, amount: Amount, version: u64, now: Ns) -> Booking {
-        self.serial += 1;
         let (mut slots, mut marks, mut rooms) = (0, Marks::new(), [0; SLOTS]);
         for (slot, level) in self.levels.iter_mut().enumerate() {
-            let (mark, room) = level.charged(self.serial, level.asked(&amount), now);
+            let (mark, room) = level.charged(level.asked(&amount), now);
             marks.push(mark);
             rooms[slot] = room;
             slots |= 1 << slot;
         }
         let reserved = Place { position: self.position, version };
-        let taken = Taken { amount, position: 0, sent_at: now, serial: self.serial, reserved, slots, marks };
+        let taken = Taken { amount, position: 0, sent_at: now, reserved, slots, marks };
         Booking { taken, rooms }
     }
 

@@ -87,13 +87,7 @@ impl Lane {
         let cut = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         match pool {
             Pool::Tokens { prompt, ceiling } => {
-                let input = if prompt == 0 {
-                    0
-                } else {
-                    (prompt as f32 * if Mechanism::EstimatorQuantile.is_on() { self.calibration.prompt.high() } else { 1.0 })
-                        .ceil() as u64
-                        + 4
-                };
+                let input = if prompt == 0 { 0 } else { (prompt as f32 * self.calibration.prompt.high()).ceil() as u64 + 4 };
                 let amount = Amount { requests: 1, input: cut(input), ..Amount::default() };
                 let amount = ceiling.map_or_else(|| self.unbounded(amount), |ceiling| amount.with_output(cut(ceiling)));
                 (amount, cut(prompt), ceiling.is_some())

@@ -117,29 +117,9 @@ impl Lane {
                 self.learn_assumed(|lane| lane.calibration.assumed.head(used, prompt));
                 self.hold_assumed(charge, slot, error.filter(|_| !first), now);
             }
-            let turns = counted.then(|| self.books.levels_mut()[slot].judge(charge.taken.position, &shown, now)).flatten();
-            if let Some(windows) = turns.filter(|_| is_short(&dimension)) {
-                self.follow_law(windows, now);
-            }
         }
         if news {
             self.follow_plan(now);
-        }
-    }
-
-    /// A short-lived dimension counts windows, or no longer: its hidden sisters will do the same.
-    fn follow_law(&mut self, windows: bool, now: Ns) {
-        for level in self
-            .books
-            .levels_mut()
-            .iter_mut()
-            .filter(|level| !level.is_bound() && !level.is_visible() && is_short(&level.dimension))
-        {
-            if windows {
-                level.count_windows(now);
-            } else {
-                level.count_bucket();
-            }
         }
     }
 
@@ -209,7 +189,7 @@ impl Lane {
         let explained = counts_expected && text.requested > charge.taken.amount.expected.into();
         if !text.hopeless() && !explained {
             let last = self.books.position();
-            self.books.levels_mut()[slot].refused(charge.taken.position, last, gap.unwrap_or(0), text.wait, now);
+            self.books.levels_mut()[slot].refused(charge.taken.position, last, gap.unwrap_or(0), now);
         }
         true
     }
@@ -230,7 +210,7 @@ impl Lane {
                 Unit::InputTokens | Unit::OutputTokens => false,
             };
             if low {
-                level.refused(position, last, 0, None, now);
+                level.refused(position, last, 0, now);
             }
         }
         tokens || requests || audio
@@ -282,9 +262,4 @@ impl Lane {
         let back = level.bucket().map_or(0.0, |bucket| bucket.rate() * passed);
         level.restore((used - back).max(0.0).ceil() as u64, now);
     }
-}
-
-/// Whether it fills within an hour.
-fn is_short(dimension: &Dimension) -> bool {
-    dimension.period <= Dimension::ASPH.period
 }

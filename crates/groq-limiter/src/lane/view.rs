@@ -144,6 +144,5 @@ fn dimension(level: &Level, now: Ns) -> Option<DimensionSnapshot> {
         foreign: level.foreign(),
         exhausted_in: exhausted_in.filter(|&at| nanos(at) < 10 * bucket.period()),
         full_in: Duration::from_nanos(bucket.tat().saturating_sub(now)),
-        window: level.counts_windows(),
     })
 }

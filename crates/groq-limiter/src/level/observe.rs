@@ -1,7 +1,5 @@
 //! What do headers and refusals teach a level? Its true height, the reserve that was too small, the strangers' rate.
 
-use std::time::Duration;
-
 use super::{Level, MEMORY, SECOND, sent::Mark};
 use crate::ablation::Mechanism;
 use crate::{bucket::Ns, exchange::Sighting, types::Unit};
@@ -46,10 +44,7 @@ impl Level {
 
     /// A refusal of our own: more is kept back, and where no header shows this dimension, the strangers' share is learnt
     /// from what grew beyond our books since the last one. `gap` is the refusal's correction, ns.
-    pub fn refused(&mut self, position: u64, last_position: u64, gap: i64, wait: Option<Duration>, now: Ns) {
-        if let Some((window, wait)) = self.window.as_mut().zip(wait) {
-            window.refused(now.saturating_add(Ns::try_from(wait.as_nanos()).unwrap_or(Ns::MAX).min(now)));
-        }
+    pub fn refused(&mut self, position: u64, last_position: u64, gap: i64, now: Ns) {
         // Those that were on their way already teach nothing more.
         if position <= self.refused_until {
             return;

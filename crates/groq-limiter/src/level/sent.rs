@@ -23,7 +23,7 @@ pub struct Mark {
 
 impl Level {
     /// It goes out at this position; how the level stands then.
-    pub fn sent(&mut self, serial: u64, position: u64, asked: u64, now: Ns) -> Mark {
+    pub fn sent(&mut self, position: u64, asked: u64, now: Ns) -> Mark {
         self.forget_sent(now);
         // They went out so shortly before that they may arrive later.
         self.doubt(position, position, self.on_its_way);
@@ -31,9 +31,6 @@ impl Level {
             let span = bucket.span(asked);
             self.recent.push_back((position, now, span));
             self.on_its_way = self.on_its_way.saturating_add(span);
-        }
-        if let Some(window) = &mut self.window {
-            window.sent(serial, position, now);
         }
         self.mark()
     }

@@ -116,7 +116,7 @@ impl Level {
     /// Its part of a transaction. `None` without a limit. A hello tells nothing.
     pub fn cell(&mut self, hello: bool, head: Option<&Amount>) -> Option<Cell> {
         let asked = head.map_or(0, |amount| self.asked(amount));
-        let reserve = if self.window.is_some() { None } else { Some(self.reserve(asked)) };
+        let reserve = self.reserve(asked);
         let code = self.stored_code().into();
         let (bucket, far) = (self.bucket.as_ref()?, self.far.as_mut()?);
         let owed = far.settled.saturating_add(far.given_up);
@@ -130,7 +130,7 @@ impl Level {
             sighting: None,
             lent: far.lent,
             asked: bucket.span(asked),
-            reserve: reserve.map(|reserve| bucket.span(reserve)),
+            reserve: bucket.span(reserve),
         };
         if !hello {
             if let Some(claim) = far.claim.take() {
@@ -177,8 +177,8 @@ impl Level {
     }
 
     /// The store has charged `asked`: how it stands, and when it would be full again with what is left untouched.
-    pub fn charged(&mut self, serial: u64, asked: u64, now: Ns) -> (Mark, Ns) {
-        self.spend(serial, asked, now);
+    pub fn charged(&mut self, asked: u64, now: Ns) -> (Mark, Ns) {
+        self.spend(asked, now);
         if let (Some(bucket), Some(far)) = (&self.bucket, &mut self.far) {
             far.lent = far.lent.saturating_add(bucket.span(asked));
         }
@@ -234,17 +234,12 @@ impl Level {
     /// When a head may go that the store has charged when the level stood so, with its room until then.
     pub fn due(&self, room: Ns, place: Place, mark: &Mark) -> Ns {
         let (Some(bucket), Some(far)) = (self.bucket.as_ref().filter(|_| room > 0), &self.far) else { return 0 };
-        if self.window.is_some() {
-            return 0;
-        }
         bucket.out_of_debt(room.saturating_add_signed(far.since(mark, place)))
     }
 
-    /// When what the store does not know of has room: the part of our own, and windows.
+    /// When what the store does not know of has room: the part of our own.
     pub fn peek_own(&self, asked: u64, now: Ns) -> Fit {
-        let share = self.share.as_ref().map_or(Fit::Now, |share| share.peek(asked.min(share.limit()), 0, now));
-        let window = self.window.as_ref().filter(|_| asked > 0);
-        window.map_or(share, |window| share.max(window.fit(asked, self.boost as u64, now)))
+        self.share.as_ref().map_or(Fit::Now, |share| share.peek(asked.min(share.limit()), 0, now))
     }
 
     /// The store is lost: limit ÷ replicas from here.
@@ -310,8 +305,8 @@ mod tests {
     #[test]
     fn what_is_lent_stays_the_same_number_of_units_under_another_limit() {
         let mut level = joined();
-        level.charged(1, 100, NOW);
-        level.charged(2, 50, NOW);
+        level.charged(100, NOW);
+        level.charged(50, NOW);
         assert_eq!(lent(&mut level), 150);
         for limit in [12_000, 250, 6000] {
             level.agree(terms(limit), 0, NOW);
@@ -324,7 +319,7 @@ mod tests {
     #[test]
     fn without_a_limit_nothing_is_lent() {
         let mut level = joined();
-        level.charged(1, 100, NOW);
+        level.charged(100, NOW);
         level.agree(Terms::default(), 0, NOW);
         assert!(level.cell(true, None).is_none());
         // A limit that comes back knows nothing of what was reserved before it.

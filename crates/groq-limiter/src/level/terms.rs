@@ -80,10 +80,6 @@ impl Level {
             Some(bucket) => bucket.rescale(self.unsent, unit),
             None => 0,
         };
-        match (&mut self.window, limit.and_then(|limit| u32::try_from(limit).ok())) {
-            (Some(window), Some(limit)) => window.requota(limit.into()),
-            (window, _) => *window = None,
-        }
         self.bucket = kept.or_else(|| limit.and_then(|limit| Bucket::new(limit, self.dimension.period)));
         self.rescale_lent(unit);
         self.last_refusal = None;

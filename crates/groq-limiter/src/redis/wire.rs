@@ -92,10 +92,8 @@ impl Offset {
             "b": up(cell.given_up),
             "l": cell.lent / 1000,
             "q": cell.asked.div_ceil(1000),
+            "r": cell.reserve.div_ceil(1000),
         });
-        if let Some(reserve) = cell.reserve {
-            wire["r"] = reserve.div_ceil(1000).into();
-        }
         if cell.claimed {
             wire["j"] = true.into();
         }

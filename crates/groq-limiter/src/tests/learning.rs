@@ -154,37 +154,6 @@ async fn the_plan_follows_the_headers() {
     assert_eq!(answered(60_000).await, row(&[("TPM", 60_000)]), "hidden limits of no plan are forgotten");
 }
 
-/// Whether the minute's requests, which no header shows, are counted in windows.
-async fn counts_windows_after(limits: &Limits, times: u32, shown: impl Fn(Duration) -> Observation) -> bool {
-    for _ in 0..times {
-        let mut one = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("fits");
-        one.sent(Instant::now());
-        // All but a tenth of a minute's limit is there: by the bucket law it is full in six seconds.
-        one.observe(&shown(Duration::from_secs(6)), Instant::now());
-        one.settle(Spent::Charge, Instant::now());
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-    let dimensions = &limits.snapshot()[0].dimensions;
-    dimensions.iter().find(|dimension| dimension.dimension == Dimension::RPM).expect("configured").window
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_minutes_windows_are_told_by_a_minutes_headers() {
-    let limits = shield(per_minute(600, 100_000));
-    let day = |_| {
-        let shown = RemoteQuota { limit: 1000, remaining: 900, reset: Some(Duration::from_secs(40_000)) };
-        Observation { requests: Some(shown), ..Observation::default() }
-    };
-    let minute = |reset| {
-        let shown = RemoteQuota { limit: 100_000, remaining: 90_000, reset: Some(reset) };
-        Observation { tokens: Some(shown), ..Observation::default() }
-    };
-    assert!(!counts_windows_after(&limits, 5, day).await, "a day's window says nothing of a minute's");
-    assert!(counts_windows_after(&limits, 5, |law| minute(4 * law)).await);
-    assert!(!counts_windows_after(&limits, 60, minute).await, "it counts a bucket after all");
-}
-
-/// A limit of one for a moment: what runs then is charged under it, a hundred times as much as it can hold.
 #[tokio::test(start_paused = true)]
 async fn a_limit_stated_by_mistake_silences_nobody_for_hours() {
     let limits = Limits::new(Settings::default());

@@ -15,8 +15,6 @@ use crate::start::{MS, SECOND, START, ask};
 
 /// An upstream's law for one dimension, exact: units × period, so that nothing is rounded.
 pub(crate) struct Exact {
-    /// Windows on the clock instead of Groq's bucket.
-    pub(crate) fixed: bool,
     pub(crate) limit: i128,
     pub(crate) period: i128,
     pub(crate) used: i128,
@@ -25,23 +23,17 @@ pub(crate) struct Exact {
 
 impl Exact {
     pub(crate) fn new(limit: u64, period: Ns) -> Self {
-        Self { fixed: false, limit: limit.into(), period: period.into(), used: 0, at: 0 }
+        Self { limit: limit.into(), period: period.into(), used: 0, at: 0 }
     }
 
     /// Time until full.
     pub(crate) fn reset(&self) -> Duration {
-        let ns = if self.fixed { self.period - self.at % self.period } else { self.used / self.limit };
-        Duration::from_nanos(ns as u64)
+        Duration::from_nanos((self.used / self.limit) as u64)
     }
 
     pub(crate) fn drain(&mut self, now: Ns) {
         let now = i128::from(now).max(self.at);
-        let gone = match self.fixed {
-            false => (now - self.at) * self.limit,
-            true if now / self.period > self.at / self.period => self.used,
-            true => 0,
-        };
-        self.used = (self.used - gone).max(0);
+        self.used = (self.used - (now - self.at) * self.limit).max(0);
         self.at = now;
     }
 

@@ -17,7 +17,7 @@ mod network;
 mod start;
 mod starvation;
 
-use history::{Exact, Job, Outcome, job, run, run_before};
+use history::{Job, Outcome, job, run};
 use start::{MS, SECOND, START, ask, limits, tables, warm};
 
 proptest! {
@@ -283,14 +283,4 @@ fn overload_uses_the_limit_without_a_refusal() {
     let outcome = run(&mut lane, &overload(), None, 60_000, false);
     assert_eq!(outcome.refused_by_groq, 0);
     assert!(used_a_minute(&outcome) >= 0.985 * 60_000.0, "{}", used_a_minute(&outcome));
-}
-
-/// An upstream that counts windows is found out by its resets.
-#[test]
-fn fixed_windows_are_found_out() {
-    let mut lane = warm(limits(None, 60_000));
-    let windows = Exact { fixed: true, ..Exact::new(60_000, 60 * SECOND) };
-    let outcome = run_before(&mut lane, &overload(), None, windows, false);
-    assert!(outcome.refused_by_groq <= 2, "{} of {}", outcome.refused_by_groq, outcome.sends);
-    assert!(used_a_minute(&outcome) >= 0.95 * 60_000.0, "{}", used_a_minute(&outcome));
 }
