@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::Path, process::Stdio, sync::Arc, time::Duration};
 
-use groq_limiter::{Ask, Pool};
+use groq_limiter::{AdmissionRequest, CostEstimate};
 use groq_shield::{
     admin,
     config::{Class, ModelLimits, Settings},
@@ -38,14 +38,14 @@ fn crowd(shield: &Arc<Shield>, app: &str) {
     for _ in 0..30 {
         let (limits, app) = (shield.limits.clone(), Arc::from(app));
         tokio::spawn(async move {
-            let ask = Ask {
+            let ask = AdmissionRequest {
                 organization: "acme".into(),
                 model: "busy".into(),
                 tier: "on_demand".into(),
                 app,
                 weight: 1.0,
                 class: Class::Batch.into(),
-                pool: Pool::Tokens { prompt: 100, ceiling: Some(100) },
+                cost: CostEstimate::Tokens { prompt: 100, ceiling: Some(100) },
                 bytes: 400,
             };
             let mut reservation = limits.reserve(&ask, Instant::now() + 5 * BROWSER, None).await.expect("patient");

@@ -6,7 +6,7 @@ use std::{
 };
 
 use groq_limiter::{
-    LaneSnapshot, Source,
+    LimiterSnapshot, Source,
     types::{Priority, Unit},
 };
 use serde::Serialize;
@@ -229,7 +229,7 @@ impl Desk {
     }
 }
 
-fn lane<'a>(lane: &'a LaneSnapshot, open_breakers: &[(Arc<str>, Arc<str>, Duration)]) -> Lane<'a> {
+fn lane<'a>(lane: &'a LimiterSnapshot, open_breakers: &[(Arc<str>, Arc<str>, Duration)]) -> Lane<'a> {
     let dimensions = lane.dimensions.iter().map(|dimension| Dimension {
         dimension: &dimension.dimension.code,
         unit: match dimension.dimension.unit {
@@ -241,17 +241,17 @@ fn lane<'a>(lane: &'a LaneSnapshot, open_breakers: &[(Arc<str>, Arc<str>, Durati
         },
         period_s: seconds(dimension.dimension.period),
         limit: dimension.limit,
-        level: rounded(dimension.level),
-        reserve: dimension.reserve,
+        level: rounded(dimension.remaining),
+        reserve: dimension.margin,
         source: match dimension.source {
             Source::Configured => "configured",
             Source::Plan => "plan",
             Source::Headers => "headers",
-            Source::Refusal => "refusal",
+            Source::UpstreamRefusal => "refusal",
         },
         configured: dimension.configured,
         stated: dimension.stated,
-        foreign: rounded(dimension.foreign),
+        foreign: rounded(dimension.external),
         exhausted_in_s: dimension.exhausted_in.map(seconds),
         full_in_s: seconds(dimension.full_in),
     });

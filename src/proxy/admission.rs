@@ -3,7 +3,7 @@
 use std::{borrow::Cow, future::poll_fn, pin::pin, task::Poll, time::Duration};
 
 use groq_limiter::{
-    Place, Reservation,
+    Requeue, Reservation,
     types::{Dimension, Observation},
 };
 use tokio::time::{Instant, sleep_until};
@@ -46,7 +46,7 @@ pub(super) async fn admit<'a>(
     settings: &'a Settings,
     call: &Call,
     breaker_key: &'a breaker::Key,
-    mut place: Option<Place>,
+    mut place: Option<Requeue>,
     breaker_wait: &mut BreakerWait,
     record: &mut Record,
 ) -> Result<(Pass<'a>, Option<Reservation>), Rejection> {

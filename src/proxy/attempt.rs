@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use groq_limiter::{
-    Place, Reservation, Spent,
+    ActualUsage, Requeue, Reservation,
     types::{Observation, UpstreamRefusal},
 };
 use http::{Response, StatusCode};
@@ -162,12 +162,12 @@ impl Outcome {
 
     /// What a failed attempt cost. Groq charges no tokens for a 5xx or an invalid request; it does for a request that failed
     /// after generation.
-    fn spent(&self) -> Spent {
+    fn spent(&self) -> ActualUsage {
         match self {
-            Self::Failed(failure) if !failure.sent => Spent::Nothing,
-            Self::Failed(_) | Self::Validated(..) => Spent::Charge,
-            Self::Error { error, .. } if error.after_generation() => Spent::Charge,
-            Self::Error { .. } => Spent::Request,
+            Self::Failed(failure) if !failure.sent => ActualUsage::Nothing,
+            Self::Failed(_) | Self::Validated(..) => ActualUsage::Unknown,
+            Self::Error { error, .. } if error.after_generation() => ActualUsage::Unknown,
+            Self::Error { .. } => ActualUsage::Request,
         }
     }
 
@@ -205,7 +205,7 @@ impl Outcome {
         shield: &Shield,
         call: &Call,
         late: bool,
-    ) -> Result<Option<Place>, Rejection> {
+    ) -> Result<Option<Requeue>, Rejection> {
         let Self::Error { ref error, ref state, ref text, .. } = self else { return Err(self.into_rejection()) };
         let dimension = text.as_ref().and_then(|text| text.dimension.as_ref());
         shield.telemetry.refused(&call.ask.model, dimension.map_or("unknown", |d| d.code.as_ref()));

@@ -5,7 +5,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use groq_limiter::{Pool, Reservation, Spent};
+use groq_limiter::{ActualUsage, CostEstimate, Reservation};
 use tokio::time::Instant;
 
 use crate::accounts::{Amounts, Budget, Exceeded, Ledger, Permit, Price};
@@ -17,7 +17,7 @@ pub struct Bill {
     permit: Option<Permit>,
     price: Option<Price>,
     /// What the model is expected to use.
-    pool: Pool,
+    cost: CostEstimate,
     /// Completion tokens that are expected, at most `max_completion_tokens`.
     completion: u64,
     total: Amounts,
@@ -30,14 +30,14 @@ pub struct Bill {
 impl Drop for Bill {
     /// The client left: what is in flight is charged in full.
     fn drop(&mut self) {
-        self.charge(if self.in_flight { Spent::Charge } else { Spent::Nothing });
+        self.charge(if self.in_flight { ActualUsage::Unknown } else { ActualUsage::Nothing });
     }
 }
 
 impl Bill {
     /// A bill that nothing is on, for an app without budgets.
-    pub(super) fn new(pool: Pool, price: Option<Price>) -> Self {
-        Self { permit: None, price, pool, completion: 0, total: Amounts::default(), cap: None, in_flight: false }
+    pub(super) fn new(cost: CostEstimate, price: Option<Price>) -> Self {
+        Self { permit: None, price, cost, completion: 0, total: Amounts::default(), cap: None, in_flight: false }
     }
 
     /// Reserves what the call is expected to use of its app's `budgets`.
@@ -46,17 +46,17 @@ impl Bill {
     /// The budget that is spent.
     pub(super) fn reserve(&mut self, ledger: &Arc<Ledger>, app: &Arc<str>, budgets: &[Budget]) -> Result<(), Exceeded> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        if let Pool::Tokens { ceiling, .. } = self.pool {
+        if let CostEstimate::Tokens { ceiling, .. } = self.cost {
             self.completion = ledger.expected_completion(app).min(ceiling.unwrap_or(u64::MAX));
         }
-        let estimate = Amounts { requests: 1, ..self.amounts(Spent::Charge) };
+        let estimate = Amounts { requests: 1, ..self.amounts(ActualUsage::Unknown) };
         self.permit = Some(ledger.reserve(app, budgets, estimate, now)?);
         Ok(())
     }
 
     /// The call goes to another model, with another price.
-    pub(super) fn switch_model(&mut self, pool: Pool, price: Option<Price>) {
-        (self.pool, self.price) = (pool, price);
+    pub(super) fn switch_model(&mut self, cost: CostEstimate, price: Option<Price>) {
+        (self.cost, self.price) = (cost, price);
     }
 
     /// An attempt begins that has reserved `cap` of its app's caps.
@@ -66,19 +66,19 @@ impl Bill {
     }
 
     /// Puts the running attempt on the bill.
-    pub(super) fn charge(&mut self, spent: Spent) {
+    pub(super) fn charge(&mut self, spent: ActualUsage) {
         self.in_flight = false;
         if let Some(cap) = self.cap.take() {
             cap.settle(spent, Instant::now());
         }
         let mut amounts = self.amounts(spent);
-        if self.total.requests == 0 && spent != Spent::Nothing {
+        if self.total.requests == 0 && spent != ActualUsage::Nothing {
             amounts.requests = 1;
         }
         self.total = self.total.plus(amounts);
         if let Some(permit) = &mut self.permit {
             permit.used(amounts);
-            if let Spent::Tokens { completion, .. } = spent {
+            if let ActualUsage::Tokens { completion, .. } = spent {
                 permit.learn_completion(completion);
             }
         }
@@ -90,21 +90,21 @@ impl Bill {
     }
 
     /// The tokens and the cost of an attempt.
-    fn amounts(&self, spent: Spent) -> Amounts {
+    fn amounts(&self, spent: ActualUsage) -> Amounts {
         let price = self.price.unwrap_or_default();
         let tokens = |prompt: u64, cached: u64, completion: u64| Amounts {
             requests: 0,
             tokens: prompt.saturating_sub(cached).saturating_add(completion),
             nano_usd: price.of_tokens(prompt, cached, completion),
         };
-        match (self.pool, spent) {
-            (_, Spent::Nothing | Spent::Request) | (Pool::Free, _) => Amounts::default(),
-            (Pool::Audio { seconds }, _) => Amounts { nano_usd: price.of_audio(seconds), ..Amounts::default() },
-            (Pool::Tokens { .. }, Spent::Tokens { prompt, completion, prompt_total }) => {
+        match (self.cost, spent) {
+            (_, ActualUsage::Nothing | ActualUsage::Request) | (CostEstimate::Free, _) => Amounts::default(),
+            (CostEstimate::Audio { seconds }, _) => Amounts { nano_usd: price.of_audio(seconds), ..Amounts::default() },
+            (CostEstimate::Tokens { .. }, ActualUsage::Tokens { prompt, completion, prompt_total }) => {
                 tokens(prompt_total, prompt_total.saturating_sub(prompt), completion)
             }
-            (Pool::Tokens { prompt, .. }, Spent::Partial { completion }) => tokens(prompt, 0, completion),
-            (Pool::Tokens { prompt, .. }, Spent::Charge) => tokens(prompt, 0, self.completion),
+            (CostEstimate::Tokens { prompt, .. }, ActualUsage::Partial { completion }) => tokens(prompt, 0, completion),
+            (CostEstimate::Tokens { prompt, .. }, ActualUsage::Unknown) => tokens(prompt, 0, self.completion),
         }
     }
 }
@@ -116,36 +116,36 @@ mod tests {
 
     const PRICE: Price = Price { input: 1.0, cached_input: 0.5, output: 2.0, audio_hour: 3.6 };
 
-    fn chat(prompt: u64) -> Pool {
-        Pool::Tokens { prompt, ceiling: Some(1000) }
+    fn chat(prompt: u64) -> CostEstimate {
+        CostEstimate::Tokens { prompt, ceiling: Some(1000) }
     }
 
     #[test]
     fn every_attempt_is_billed_by_what_became_of_it() {
         for (spent, tokens, nano_usd) in [
-            (Spent::Nothing, 0, 0),
-            (Spent::Request, 0, 0),
-            (Spent::Tokens { prompt: 60, completion: 10, prompt_total: 100 }, 70, 60_000 + 20_000 + 20_000),
-            (Spent::Partial { completion: 5 }, 85, 80_000 + 10_000),
-            (Spent::Charge, 80, 80_000),
+            (ActualUsage::Nothing, 0, 0),
+            (ActualUsage::Request, 0, 0),
+            (ActualUsage::Tokens { prompt: 60, completion: 10, prompt_total: 100 }, 70, 60_000 + 20_000 + 20_000),
+            (ActualUsage::Partial { completion: 5 }, 85, 80_000 + 10_000),
+            (ActualUsage::Unknown, 80, 80_000),
         ] {
             let mut bill = Bill::new(chat(80), Some(PRICE));
             bill.charge(spent);
             assert_eq!((bill.total.tokens, bill.nano_usd()), (tokens, nano_usd), "{spent:?}");
-            assert_eq!(bill.total.requests, u64::from(spent != Spent::Nothing));
+            assert_eq!(bill.total.requests, u64::from(spent != ActualUsage::Nothing));
         }
     }
 
     #[test]
     fn audio_is_billed_by_the_second_and_retries_add_up() {
-        let mut bill = Bill::new(Pool::Audio { seconds: 10 }, Some(PRICE));
-        bill.charge(Spent::Request);
-        bill.charge(Spent::Charge);
+        let mut bill = Bill::new(CostEstimate::Audio { seconds: 10 }, Some(PRICE));
+        bill.charge(ActualUsage::Request);
+        bill.charge(ActualUsage::Unknown);
         assert_eq!(bill.total, Amounts { requests: 1, tokens: 0, nano_usd: 10_000_000 });
         let mut unpriced = Bill::new(chat(80), None);
-        unpriced.charge(Spent::Charge);
+        unpriced.charge(ActualUsage::Unknown);
         unpriced.switch_model(chat(90), Some(PRICE));
-        unpriced.charge(Spent::Charge);
+        unpriced.charge(ActualUsage::Unknown);
         assert_eq!(unpriced.total, Amounts { requests: 1, tokens: 170, nano_usd: 90_000 });
     }
 
@@ -158,7 +158,7 @@ mod tests {
             bill.reserve(&ledger, &app, &budgets).map(|()| bill)
         };
         let mut first = call().expect("nothing is used");
-        first.charge(Spent::Tokens { prompt: 80, completion: 100, prompt_total: 80 });
+        first.charge(ActualUsage::Tokens { prompt: 80, completion: 100, prompt_total: 80 });
         drop(first);
         let second = call().expect("180 of 500 are used");
         assert_eq!(second.permit.as_ref().map(|permit| permit.reserved().tokens), Some(180));

@@ -3,7 +3,7 @@
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use bytes::Bytes;
-use groq_limiter::Spent;
+use groq_limiter::ActualUsage;
 use http::{Request, Response};
 use tokio::time::{Instant, sleep};
 
@@ -166,7 +166,7 @@ async fn serve(
             match attempts.next(class, &shield.budget, fastrand::f64(), Instant::now) {
                 Verdict::Deliver => return outcome.deliver(reservation, &mut call.bill),
                 Verdict::Requeue(pause) => {
-                    call.bill.charge(Spent::Nothing);
+                    call.bill.charge(ActualUsage::Nothing);
                     place = outcome.refused(reservation, shield, call, pause.is_none())?;
                     if call.fitted.is_none() {
                         call.fit_ceiling(shield, settings, upstream_request);

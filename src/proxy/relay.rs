@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use groq_limiter::{Reservation, Spent};
+use groq_limiter::{ActualUsage, Reservation};
 use http::{HeaderMap, header, response::Parts};
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, timeout_at};
@@ -163,7 +163,7 @@ pub struct ResponseContext {
 
 impl ResponseContext {
     /// Settles once, with what the response has used.
-    fn settle(&mut self, spent: Spent) {
+    fn settle(&mut self, spent: ActualUsage) {
         if std::mem::replace(&mut self.settled, true) {
             return;
         }
@@ -176,13 +176,17 @@ impl ResponseContext {
 
     fn settle_usage(&mut self, usage: Option<Usage>) {
         self.record.usage = usage.unwrap_or_default();
-        self.settle(usage.map_or(Spent::Charge, spent));
+        self.settle(usage.map_or(ActualUsage::Unknown, spent));
     }
 }
 
 /// Usage as Groq's limits count it: cached prompt tokens are free.
-fn spent(usage: Usage) -> Spent {
-    Spent::Tokens { prompt: usage.prompt.saturating_sub(usage.cached), completion: usage.completion, prompt_total: usage.prompt }
+fn spent(usage: Usage) -> ActualUsage {
+    ActualUsage::Tokens {
+        prompt: usage.prompt.saturating_sub(usage.cached),
+        completion: usage.completion,
+        prompt_total: usage.prompt,
+    }
 }
 
 /// The body of a response to an app.

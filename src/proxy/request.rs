@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use groq_limiter::{Ask, Pool, Refusal};
+use groq_limiter::{AdmissionError, AdmissionRequest, CostEstimate};
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, uri::PathAndQuery};
 use tokio::time::Instant;
 
@@ -36,7 +36,7 @@ use facts::Facts;
 /// A request that has been read.
 pub(super) struct Call {
     /// What it asks of the limits.
-    pub(super) ask: Ask,
+    pub(super) ask: AdmissionRequest,
     pub(super) breaker_key: breaker::Key,
     /// When all of it had arrived.
     pub(super) read_at: Instant,
@@ -93,20 +93,20 @@ where
         body_buffer::collect(body, record.started, identity.class, max_body, timeout, &shield.bodies).await?;
     let facts = Facts::of(endpoint, &headers, &body)?;
     record.model = facts.model.clone();
-    let ask = Ask {
+    let ask = AdmissionRequest {
         organization: identity.organization.clone(),
         model: facts.model.clone(),
         tier: facts.tier.clone(),
         app: identity.app.clone(),
         weight: identity.weight,
         class: identity.class.into(),
-        pool: facts.pool,
+        cost: facts.cost,
         bytes: body.len() as u64,
     };
     let (max_wait, deadline_by_client) = facts::max_wait(&headers, &settings.queue, || shield.limits.usual_time_to_head(&ask));
     let content_type = headers.get(header::CONTENT_TYPE).filter(|_| endpoint.takes_audio()).cloned();
     let may_fall_back = identity.fallback;
-    let bill = Bill::new(ask.pool, settings.price_of(&facts.model));
+    let bill = Bill::new(ask.cost, settings.price_of(&facts.model));
     let (is_capped, budgets) = (identity.is_capped, identity.budgets.clone());
     headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio());
     shield.via.add_to(&mut headers, version);
@@ -162,23 +162,23 @@ fn mapped(uri: &Uri) -> Result<PathAndQuery, Rejection> {
 impl Call {
     /// Whether it draws on a model's limits.
     pub(super) fn is_limited(&self) -> bool {
-        self.ask.pool != Pool::Free && !self.ask.model.is_empty()
+        self.ask.cost != CostEstimate::Free && !self.ask.model.is_empty()
     }
 
     /// Tokens, or seconds of audio, that it asks of the limits.
     pub(super) fn reserved(&self) -> Option<u64> {
-        match self.ask.pool {
-            Pool::Tokens { prompt, ceiling } => Some(prompt.saturating_add(ceiling.unwrap_or(0))),
-            Pool::Audio { seconds } => Some(seconds),
-            Pool::Free => None,
+        match self.ask.cost {
+            CostEstimate::Tokens { prompt, ceiling } => Some(prompt.saturating_add(ceiling.unwrap_or(0))),
+            CostEstimate::Audio { seconds } => Some(seconds),
+            CostEstimate::Free => None,
         }
     }
 
     /// What the app is told where the limits refuse the call.
-    pub(super) fn rejection(&self, refusal: Refusal) -> Rejection {
+    pub(super) fn rejection(&self, refusal: AdmissionError) -> Rejection {
         match refusal {
-            Refusal::Never { dimension, limit, asked, parts } => {
-                let stated = matches!(self.ask.pool, Pool::Tokens { ceiling: Some(_), .. });
+            AdmissionError::TooLarge { dimension, limit, asked, parts } => {
+                let stated = matches!(self.ask.cost, CostEstimate::Tokens { ceiling: Some(_), .. });
                 let lower = match facts::ceiling_name(self.endpoint) {
                     Some(name) if stated => CompletionLimit::Stated(name),
                     Some(name) => CompletionLimit::Unstated(name),
@@ -186,21 +186,21 @@ impl Call {
                 };
                 Rejection::NeverFits { dimension, limit, asked, parts, lower }
             }
-            Refusal::NotInTime { dimension, wait, fits, retry_after } => {
+            AdmissionError::NotInTime { dimension, wait, fits, retry_after } => {
                 let fits = fits.zip(facts::ceiling_name(self.endpoint));
                 Rejection::NotInTime { dimension, wait, fits, retry_after, by_client: self.deadline_by_client }
             }
-            Refusal::Full { retry_after } => Rejection::Overloaded { retry_after },
+            AdmissionError::QueueFull { retry_after } => Rejection::Overloaded { retry_after },
         }
     }
 
     /// What it asks of its app's caps, which stand in the place of a model's limits.
-    pub(super) fn ask_of_caps(&self) -> Ask {
-        Ask { organization: Arc::default(), model: self.ask.app.clone(), tier: Arc::default(), ..self.ask.clone() }
+    pub(super) fn ask_of_caps(&self) -> AdmissionRequest {
+        AdmissionRequest { organization: Arc::default(), model: self.ask.app.clone(), tier: Arc::default(), ..self.ask.clone() }
     }
 
     /// What the app is told where its caps refuse the call.
-    pub(super) fn cap_rejection(&self, refusal: Refusal) -> Rejection {
+    pub(super) fn cap_rejection(&self, refusal: AdmissionError) -> Rejection {
         let mut rejection = self.rejection(refusal);
         if let Rejection::NeverFits { dimension, .. } | Rejection::NotInTime { dimension, .. } = &mut rejection {
             dimension.code = cap_code(dimension);
@@ -242,7 +242,7 @@ impl Call {
             return;
         }
         let Some(to) = shield.limits.fitting_ceiling(&self.ask) else { return };
-        if let Pool::Tokens { ceiling, .. } = &mut self.ask.pool {
+        if let CostEstimate::Tokens { ceiling, .. } = &mut self.ask.cost {
             let from = ceiling.replace(to).unwrap_or(to);
             self.fitted = Some((from, to));
             upstream_request.replace_body(|body| facts::with_ceiling(self.endpoint, body, to));
@@ -264,8 +264,8 @@ impl Call {
         let Some(body) = model::replace(self.endpoint, &headers, body, to) else { return false };
         let Ok(facts) = Facts::of(self.endpoint, &headers, &body) else { return false };
         self.ask.model = facts.model.clone();
-        self.ask.pool = facts.pool;
-        self.bill.switch_model(facts.pool, settings.price_of(&facts.model));
+        self.ask.cost = facts.cost;
+        self.bill.switch_model(facts.cost, settings.price_of(&facts.model));
         self.ask.bytes = body.len() as u64;
         self.breaker_key.1 = facts.model.clone();
         self.fitted = None;

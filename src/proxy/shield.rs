@@ -3,7 +3,7 @@
 use std::{io, path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
-use groq_limiter::Limits;
+use groq_limiter::Limiters;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -28,9 +28,9 @@ pub struct Shield {
     /// What apps with budgets have used.
     pub ledger: Arc<Ledger>,
     /// Caps of apps: limiters in front of Groq's, whose "models" are apps.
-    pub caps: Limits,
-    /// Limits and queues.
-    pub limits: Limits,
+    pub caps: Limiters,
+    /// Limiters and queues.
+    pub limits: Limiters,
     /// Whether Groq answers at all, by organization and model.
     pub breakers: Breakers,
     /// The budget of retries over all requests.
@@ -70,8 +70,8 @@ impl Shield {
         Arc::new(Self {
             identities: ArcSwap::from_pointee(IdentityIndex::new(&settings, |name| std::env::var(name).ok())),
             ledger,
-            caps: Limits::new(settings.caps()),
-            limits: Limits::new(settings.limiter()),
+            caps: Limiters::new(settings.caps()),
+            limits: Limiters::new(settings.limiter()),
             breakers: Breakers::default(),
             budget: Budget::new(Instant::now()),
             upstream,

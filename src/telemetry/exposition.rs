@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use groq_limiter::LaneSnapshot;
+use groq_limiter::LimiterSnapshot;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet, EncodeMetric, NoLabelSet, text},
@@ -33,7 +33,7 @@ const ORGANIZATIONS: usize = 100;
 #[derive(Clone, Debug, Default)]
 pub struct Gauges {
     /// Every lane that exists.
-    pub lanes: Vec<LaneSnapshot>,
+    pub lanes: Vec<LimiterSnapshot>,
     /// Models whose breaker is not closed.
     pub open_breakers: BTreeSet<Arc<str>>,
     /// The shared store cannot be reached.
@@ -146,7 +146,7 @@ impl Families {
                 counted.refusals.entry(code.clone()).or_default();
                 let level = Level {
                     limit: dimension.limit,
-                    level: dimension.level,
+                    level: dimension.remaining,
                     exhausted_in: dimension.exhausted_in.map_or(f64::INFINITY, |time| time.as_secs_f64()),
                 };
                 // Lanes that share labels (names beyond the bounds): the emptier one speaks for them.

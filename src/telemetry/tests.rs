@@ -5,7 +5,7 @@ use std::{
     sync::{LazyLock, Mutex},
 };
 
-use groq_limiter::{DimensionSnapshot, LaneSnapshot, WaitingSnapshot, types::Dimension};
+use groq_limiter::{DimensionSnapshot, LimiterSnapshot, WaitingSnapshot, types::Dimension};
 use tracing::{Dispatch, subscriber::NoSubscriber};
 use tracing_subscriber::layer::SubscriberExt;
 
@@ -14,20 +14,20 @@ use super::*;
 const KEY: &str = "gsk_CanaryCanaryCanary";
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-fn lane(organization: &str, model: &str, tier: &str, level: f64) -> LaneSnapshot {
+fn lane(organization: &str, model: &str, tier: &str, level: f64) -> LimiterSnapshot {
     let dimension = |dimension| DimensionSnapshot {
         dimension,
         limit: 8000,
-        level,
-        reserve: 400,
+        remaining: level,
+        margin: 400,
         source: groq_limiter::Source::Plan,
         configured: None,
         stated: None,
-        foreign: 0.0,
+        external: 0.0,
         exhausted_in: None,
         full_in: Duration::ZERO,
     };
-    LaneSnapshot {
+    LimiterSnapshot {
         organization: organization.into(),
         model: model.into(),
         tier: tier.into(),
@@ -81,7 +81,7 @@ fn samples(page: &str) -> BTreeMap<String, f64> {
     samples
 }
 
-fn scrape(telemetry: &Telemetry, lanes: Vec<LaneSnapshot>) -> BTreeMap<String, f64> {
+fn scrape(telemetry: &Telemetry, lanes: Vec<LimiterSnapshot>) -> BTreeMap<String, f64> {
     samples(&telemetry.metrics(Gauges { lanes, ..Gauges::default() }, Format::Plain))
 }
 

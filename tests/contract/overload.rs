@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use groq_limiter::{Ask, Limits, Pool, Refusal, types::Priority};
+use groq_limiter::{AdmissionError, AdmissionRequest, CostEstimate, Limiters, types::Priority};
 use groq_shield::{
     config::{Breaker, ModelLimits, Plan, Settings},
     proxy::Shield,
@@ -136,15 +136,15 @@ async fn in_a_long_line_batch_is_refused_first() {
     settings.limits.plan = Plan::None;
     settings.limits.model.insert("m".into(), ModelLimits { requests_per_minute: Some(3), ..Default::default() });
     settings.queue.max_waiting = 8;
-    let limits = Limits::new(settings.limiter());
-    let ask = |class| Ask {
+    let limits = Limiters::new(settings.limiter());
+    let ask = |class| AdmissionRequest {
         organization: "o".into(),
         model: "m".into(),
         tier: "on_demand".into(),
         app: "a".into(),
         weight: 1.0,
         class,
-        pool: Pool::Tokens { prompt: 10, ceiling: Some(10) },
+        cost: CostEstimate::Tokens { prompt: 10, ceiling: Some(10) },
         bytes: 100,
     };
     let deadline = Instant::now() + Duration::from_secs(3600);
@@ -167,12 +167,12 @@ async fn in_a_long_line_batch_is_refused_first() {
             Err(refusal) => refused = Some(refusal),
         }
     }
-    assert!(matches!(refused, Some(Refusal::Full { .. })), "{refused:?}");
+    assert!(matches!(refused, Some(AdmissionError::QueueFull { .. })), "{refused:?}");
     assert_eq!(limits.waiting(), 6);
     for _ in 0..2 {
         line.push(join(Priority::Interactive).await.expect("there is room for those that somebody waits for"));
     }
-    assert!(matches!(join(Priority::Interactive).await, Err(Refusal::Full { .. })));
+    assert!(matches!(join(Priority::Interactive).await, Err(AdmissionError::QueueFull { .. })));
     drop(line);
     assert_eq!(limits.waiting(), 0);
 }

@@ -1,8 +1,8 @@
-//! A Redis Cluster of three nodes: every lane is one hash slot's, wherever that is. A lost node is its own lanes' loss.
+//! A Redis Cluster of three nodes: every limiter is one hash slot's, wherever that is. A lost node is its own limiters' loss.
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use groq_limiter::{Ask, Limits, Refusal};
+use groq_limiter::{AdmissionError, AdmissionRequest, Limiters};
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
@@ -43,8 +43,8 @@ async fn cluster() -> Vec<Redis> {
     nodes
 }
 
-fn of(model: &str, ceiling: u64) -> Ask {
-    Ask { model: model.into(), ..ask("a", 1, ceiling) }
+fn of(model: &str, ceiling: u64) -> AdmissionRequest {
+    AdmissionRequest { model: model.into(), ..ask("a", 1, ceiling) }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -52,14 +52,14 @@ async fn three_nodes_are_one_store() {
     let nodes = cluster().await;
     let replicas = [(); 2].map(|()| replica(&nodes[0].url(), tokens(1000), PATIENT));
     until(false, &replicas).await;
-    // As many lanes as it takes to meet every node.
+    // As many limiters as it takes to meet every node.
     for model in 0..12 {
         let ask = of(&format!("model{model}"), 890);
         let soon = Instant::now() + Duration::from_secs(5);
         let mut held = replicas[model % 2].reserve(&ask, soon, None).await.expect("a full level");
         held.sent(Instant::now());
         let other = replicas[1 - model % 2].reserve(&ask, soon, None).await;
-        assert!(matches!(other, Err(Refusal::NotInTime { .. })), "{other:?}");
+        assert!(matches!(other, Err(AdmissionError::NotInTime { .. })), "{other:?}");
     }
     assert!(replicas.iter().all(|replica| !replica.store().expect("a store").degraded));
     for node in &nodes {
@@ -72,7 +72,7 @@ fn keys(node: &Redis) -> i64 {
 }
 
 /// A model of each node's.
-async fn models(nodes: &[Redis], replica: &Limits) -> [&'static str; 3] {
+async fn models(nodes: &[Redis], replica: &Limiters) -> [&'static str; 3] {
     const NAMES: [&str; 24] = [
         "m0", "m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "m9", "m10", "m11", "m12", "m13", "m14", "m15", "m16", "m17",
         "m18", "m19", "m20", "m21", "m22", "m23",
@@ -88,7 +88,7 @@ async fn models(nodes: &[Redis], replica: &Limits) -> [&'static str; 3] {
     found.map(|name| name.expect("a model for every node"))
 }
 
-/// Two replicas, three lanes under load, one on each node; the second node is lost for a while.
+/// Two replicas, three limiters under load, one on each node; the second node is lost for a while.
 async fn a_node_is_lost(lose: impl Fn(&mut Redis), bring_back: impl AsyncFn(&mut Redis)) {
     let mut nodes = cluster().await;
     let replicas = [(); 2].map(|()| replica(&nodes[0].url(), tokens(LIMIT), TIMEOUT));
@@ -100,13 +100,13 @@ async fn a_node_is_lost(lose: impl Fn(&mut Redis), bring_back: impl AsyncFn(&mut
     }
     let start = Instant::now();
     let (from, end) = (start + Duration::from_secs(3), start + Duration::from_secs(15));
-    let load = |lane: usize| flood(with_both(&replicas), models[lane], &upstreams[lane], 10, from, end);
+    let load = |limiter: usize| flood(with_both(&replicas), models[limiter], &upstreams[limiter], 10, from, end);
     let events = async {
         sleep(Duration::from_secs(5)).await;
         lose(&mut nodes[1]);
         until(true, &replicas).await;
         sleep(Duration::from_secs(4)).await;
-        // The others' lanes are shared as before: what one replica took, the other cannot. Lanes of their own, to tell.
+        // The others' limiters are shared as before: what one replica took, the other cannot. Lanes of their own, to tell.
         bring_back(&mut nodes[1]).await;
         let back = Instant::now();
         until(false, &replicas).await;

@@ -4,7 +4,7 @@
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use groq_limiter::{
-    Limits, Spent,
+    ActualUsage, Limiters,
     settings::{LimitSettings, Plan, Settings},
     types::Observation,
 };
@@ -23,7 +23,7 @@ const MEASURED: u64 = 42;
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Store {
     There,
-    Gone,
+    Released,
     KilledHalfWay,
 }
 
@@ -32,7 +32,7 @@ enum Store {
 async fn figures() {
     println!("| replicas | Redis | used | refused per 1000 | sent | calls a request |\n|---|---|---|---|---|---|");
     for count in [2, 8] {
-        for store in [Store::There, Store::Gone, Store::KilledHalfWay] {
+        for store in [Store::There, Store::Released, Store::KilledHalfWay] {
             loaded(count, store).await;
         }
     }
@@ -47,7 +47,7 @@ async fn loaded(count: usize, store: Store) {
     while replicas.iter().any(|replica| replica.store().is_none_or(|store| store.replicas as usize != count)) {
         sleep(Duration::from_millis(50)).await;
     }
-    if store == Store::Gone {
+    if store == Store::Released {
         redis.kill();
         until(true, &replicas).await;
     }
@@ -63,7 +63,7 @@ async fn loaded(count: usize, store: Store) {
     };
     let (tally, ()) = tokio::join!(flood(with_both(&replicas), "m", &upstream, 40 / count, from, end), outage);
     let used = 100.0 * tally.used.load(Relaxed) as f64 / (MEASURED * LIMIT / 60) as f64;
-    let calls: u64 = replicas.iter().filter_map(Limits::store).map(|store| store.calls).sum();
+    let calls: u64 = replicas.iter().filter_map(Limiters::store).map(|store| store.calls).sum();
     let sent = tally.sent.load(Relaxed);
     let per_thousand = tally.per_thousand();
     println!("| {count} | {store:?} | {used:.1} % | {per_thousand:.2} | {sent} | {:.2} |", calls as f64 / sent as f64);
@@ -75,7 +75,7 @@ async fn latency() {
     let shared = replica(&redis.url(), tokens(1 << 30), PATIENT);
     until(false, std::slice::from_ref(&shared)).await;
     let limits = LimitSettings { plan: Plan::None, default: tokens(1 << 30), ..LimitSettings::default() };
-    let local = Limits::new(Settings { limits: limits.into(), ..Settings::default() });
+    let local = Limiters::new(Settings { limits: limits.into(), ..Settings::default() });
     let client = redis::Client::open(redis.url()).expect("a URL");
     let mut connection = client.get_multiplexed_async_connection().await.expect("a connection");
     let (mut with, mut without, mut trip) = (Vec::new(), Vec::new(), Vec::new());
@@ -95,12 +95,12 @@ async fn latency() {
     }
 }
 
-async fn once(limits: &Limits) -> Duration {
+async fn once(limits: &Limiters) -> Duration {
     let at = Instant::now();
     let mut granted = limits.reserve(&ask("a", 10, 10), at + Duration::from_secs(5), None).await.expect("room");
     let took = at.elapsed();
     granted.sent(Instant::now());
     granted.observe(&Observation::default(), Instant::now());
-    granted.settle(Spent::Tokens { prompt: 10, completion: 5, prompt_total: 10 }, Instant::now());
+    granted.settle(ActualUsage::Tokens { prompt: 10, completion: 5, prompt_total: 10 }, Instant::now());
     took
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use groq_limiter::{
-    Ask, Limits,
+    AdmissionRequest, Limiters,
     settings::{LimitSettings, ModelLimits, Plan, RedisSettings, Settings},
     types::{Observation, RemoteQuota},
 };
@@ -54,7 +54,7 @@ impl Redis {
         panic!("redis-server does not serve");
     }
 
-    /// Again on the same port, empty.
+    /// Requeue on the same port, empty.
     pub(crate) async fn restart(&mut self) {
         self.kill();
         self.process = spawn(self.port, &self.folder, &self.arguments);
@@ -153,7 +153,7 @@ async fn serves(process: &mut Child, port: u16) -> bool {
 }
 
 /// A replica on this store, by these limits.
-pub(crate) fn replica(url: &str, model: ModelLimits, timeout: Duration) -> Limits {
+pub(crate) fn replica(url: &str, model: ModelLimits, timeout: Duration) -> Limiters {
     replica_of(store(url, timeout), model)
 }
 
@@ -161,16 +161,16 @@ pub(crate) fn store(url: &str, timeout: Duration) -> RedisSettings {
     RedisSettings { prefix: "test".into(), timeout, ..RedisSettings::new(url) }
 }
 
-pub(crate) fn replica_of(store: RedisSettings, model: ModelLimits) -> Limits {
+pub(crate) fn replica_of(store: RedisSettings, model: ModelLimits) -> Limiters {
     let limits = LimitSettings { plan: Plan::None, default: model, ..LimitSettings::default() };
-    Limits::new(Settings { limits: limits.into(), redis: Some(store), ..Settings::default() })
+    Limiters::new(Settings { limits: limits.into(), redis: Some(store), ..Settings::default() })
 }
 
 /// The store's time limit where a test is not about it: long enough for a busy machine.
 pub(crate) const PATIENT: Duration = Duration::from_secs(2);
 
 /// Waits until a replica is, or is not, with its store.
-pub(crate) async fn until(degraded: bool, replicas: &[Limits]) {
+pub(crate) async fn until(degraded: bool, replicas: &[Limiters]) {
     let at = Instant::now();
     while replicas.iter().any(|replica| replica.store().expect("a store").degraded != degraded) {
         assert!(at.elapsed() < Duration::from_secs(20), "degraded is still {}", !degraded);
@@ -178,27 +178,27 @@ pub(crate) async fn until(degraded: bool, replicas: &[Limits]) {
     }
 }
 
-pub(crate) fn ask(app: &str, prompt: u64, ceiling: u64) -> Ask {
-    Ask { app: app.into(), ..start::ask(0, prompt, ceiling) }
+pub(crate) fn ask(app: &str, prompt: u64, ceiling: u64) -> AdmissionRequest {
+    AdmissionRequest { app: app.into(), ..start::ask(0, prompt, ceiling) }
 }
 
 /// Groq's law for tokens: an exact bucket that holds prompt and ceiling until the end.
 pub(crate) struct Upstream {
     limit: f64,
     rate: f64,
-    level: Mutex<(f64, Instant)>,
+    quota: Mutex<(f64, Instant)>,
 }
 
 impl Upstream {
     /// A full one.
     pub(crate) fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Self { limit: limit as f64, rate: limit as f64 / 60.0, level: Mutex::new((limit as f64, Instant::now())) })
+        Arc::new(Self { limit: limit as f64, rate: limit as f64 / 60.0, quota: Mutex::new((limit as f64, Instant::now())) })
     }
 
     /// Takes `asked`; the headers, or a refusal.
     pub(crate) fn take(&self, asked: u64) -> Result<Observation, ()> {
-        let level = self.add(0.0);
-        if level < asked as f64 {
+        let quota = self.add(0.0);
+        if quota < asked as f64 {
             return Err(());
         }
         let left = self.add(-(asked as f64));
@@ -217,11 +217,11 @@ impl Upstream {
     }
 
     fn add(&self, units: f64) -> f64 {
-        let mut level = self.level.lock().expect("the level");
+        let mut quota = self.quota.lock().expect("the level");
         let now = Instant::now();
-        level.0 = (level.0 + now.duration_since(level.1).as_secs_f64() * self.rate + units).min(self.limit);
-        level.1 = now;
-        level.0
+        quota.0 = (quota.0 + now.duration_since(quota.1).as_secs_f64() * self.rate + units).min(self.limit);
+        quota.1 = now;
+        quota.0
     }
 }
 

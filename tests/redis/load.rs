@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use groq_limiter::{Ask, Limits, Spent, types::Observation};
+use groq_limiter::{ActualUsage, AdmissionRequest, Limiters, types::Observation};
 use tokio::time::{Instant, sleep};
 
 use crate::kit::{Upstream, ask};
@@ -40,13 +40,13 @@ impl Tally {
 }
 
 /// Every replica, each with both apps.
-pub(crate) fn with_both(replicas: &[Limits]) -> Vec<(&Limits, &'static [usize])> {
+pub(crate) fn with_both(replicas: &[Limiters]) -> Vec<(&Limiters, &'static [usize])> {
     replicas.iter().map(|replica| (replica, &[0, 1][..])).collect()
 }
 
 /// Clients of these apps on every replica that always want more, until `end`. The tokens used after `from` are counted.
 pub(crate) async fn flood(
-    replicas: Vec<(&Limits, &'static [usize])>,
+    replicas: Vec<(&Limiters, &'static [usize])>,
     model: &'static str,
     upstream: &Arc<Upstream>,
     clients: usize,
@@ -73,9 +73,9 @@ pub(crate) async fn flood(
     tally
 }
 
-async fn once(limits: &Limits, model: &str, upstream: &Upstream, tally: &Tally, app: usize, from: Instant, end: Instant) {
+async fn once(limits: &Limiters, model: &str, upstream: &Upstream, tally: &Tally, app: usize, from: Instant, end: Instant) {
     let asked = Instant::now();
-    let ask = Ask { model: model.into(), ..ask(&format!("app{app}"), PROMPT, CEILING) };
+    let ask = AdmissionRequest { model: model.into(), ..ask(&format!("app{app}"), PROMPT, CEILING) };
     let reserved = limits.reserve(&ask, end, None).await;
     tally.longest.fetch_max(asked.elapsed().as_millis() as u64, Relaxed);
     let Ok(mut reservation) = reserved else {
@@ -90,7 +90,7 @@ async fn once(limits: &Limits, model: &str, upstream: &Upstream, tally: &Tally, 
             reservation.observe(&state, Instant::now());
             sleep(GENERATION).await;
             upstream.give_back(CEILING - COMPLETION);
-            let used = Spent::Tokens { prompt: PROMPT, completion: COMPLETION, prompt_total: PROMPT };
+            let used = ActualUsage::Tokens { prompt: PROMPT, completion: COMPLETION, prompt_total: PROMPT };
             reservation.settle(used, Instant::now());
             if Instant::now() >= from {
                 tally.used.fetch_add(PROMPT + COMPLETION, Relaxed);

@@ -4,7 +4,7 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use groq_limiter::{Limits, types::Observation};
+use groq_limiter::{Limiters, types::Observation};
 use nix::sys::signal::Signal;
 use tokio::{
     task::JoinSet,
@@ -126,7 +126,7 @@ impl Scene {
         }
     }
 
-    /// Tokens in use of the fullest lane, by this store.
+    /// Tokens in use of the fullest limiter, by this store.
     pub(crate) fn used(&self, outage: Outage, limit: u64) -> f64 {
         const FULLEST: &str = "
             local time, fullest = redis.call('TIME'), 0
@@ -150,7 +150,7 @@ struct Outcome {
     /// From the outage's begin until every replica knew, and from its end until every replica was back.
     lost: Duration,
     back: Duration,
-    /// The longest way to a grant on a lane that holds nobody back.
+    /// The longest way to a grant on a limiter that holds nobody back.
     longest: Duration,
     /// In use on the way back, by the store and in truth.
     charged: (f64, f64),
@@ -177,7 +177,7 @@ async fn under_load(outage: Outage, count: usize) -> Outcome {
         let healed = Instant::now();
         until(false, &replicas).await;
         let back = healed.elapsed();
-        // The lanes have told what they used meanwhile.
+        // The limiters have told what they used meanwhile.
         sleep(Duration::from_millis(500)).await;
         (lost, back, (scene.used(outage, LIMIT), upstream.used()))
     };
@@ -188,12 +188,12 @@ async fn under_load(outage: Outage, count: usize) -> Outcome {
     Outcome { outage, used, sent: sent.load(Relaxed), refused: refused.load(Relaxed), lost, back, longest, charged }
 }
 
-/// Requests on a lane of their own that has room for them, until `end`; the longest way to a grant.
-async fn unhindered(limits: &Limits, end: Instant) -> Duration {
+/// Requests on a limiter of their own that has room for them, until `end`; the longest way to a grant.
+async fn unhindered(limits: &Limiters, end: Instant) -> Duration {
     let mut longest = Duration::ZERO;
     while Instant::now() < end {
         let asked = Instant::now();
-        let request = groq_limiter::Ask { model: "unhindered".into(), ..ask("a", 10, 10) };
+        let request = groq_limiter::AdmissionRequest { model: "unhindered".into(), ..ask("a", 10, 10) };
         let mut granted = limits.reserve(&request, asked + Duration::from_secs(20), None).await.expect("room");
         longest = longest.max(asked.elapsed());
         granted.sent(Instant::now());

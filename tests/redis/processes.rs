@@ -72,14 +72,14 @@ async fn status(process: &Process) -> Value {
 /// What the simulated Groq has counted: sent, refused, tokens charged.
 async fn counted(simulator: &Simulator) -> [f64; 3] {
     let stats = simulator.process.client().plain("/_sim/stats", None).await.json();
-    let lanes = stats["lanes"].as_array().expect("lanes");
-    let Some(lane) = lanes.iter().find(|lane| lane["model"] == MODEL) else { return [0.0; 3] };
-    let refused: f64 = lane["refused"].as_object().expect("a map").values().filter_map(Value::as_f64).sum();
-    let (admitted, spent) = (&lane["admitted"], &lane["levels"]["TPM"]["spent"]);
+    let limiters = stats["lanes"].as_array().expect("lanes");
+    let Some(limiter) = limiters.iter().find(|limiter| limiter["model"] == MODEL) else { return [0.0; 3] };
+    let refused: f64 = limiter["refused"].as_object().expect("a map").values().filter_map(Value::as_f64).sum();
+    let (admitted, spent) = (&limiter["admitted"], &limiter["levels"]["TPM"]["spent"]);
     [admitted.as_f64().expect("a number") + refused, refused, spent.as_f64().expect("a number")]
 }
 
-/// Takes most of a full level, as a stranger.
+/// Takes most of a full quota, as a stranger.
 async fn drain(simulator: &Simulator, pieces: usize) {
     let content = "word ".repeat(80_000);
     for _ in 0..pieces {
@@ -221,7 +221,7 @@ async fn a_killed_replica_gives_back_what_it_held() {
     let end = Instant::now() + Duration::from_secs(24);
     let mut flood = flood(&shields[1].process, CLIENTS, end);
     sleep(Duration::from_secs(6)).await;
-    let held = level(&simulator).await;
+    let held = quota(&simulator).await;
     shields[0].process.signal(Signal::SIGKILL);
     drop(holding);
     let killed = Instant::now();
@@ -230,8 +230,8 @@ async fn a_killed_replica_gives_back_what_it_held() {
         assert!(killed.elapsed() < Duration::from_secs(20), "Groq does not notice");
         sleep(Duration::from_millis(20)).await;
     }
-    while level(&simulator).await < held - 20_000.0 {
-        assert!(killed.elapsed() < Duration::from_secs(20), "{} of {held} are used", level(&simulator).await);
+    while quota(&simulator).await < held - 20_000.0 {
+        assert!(killed.elapsed() < Duration::from_secs(20), "{} of {held} are used", quota(&simulator).await);
         sleep(Duration::from_millis(100)).await;
     }
     println!("{held} in use again after {:?}", killed.elapsed());
@@ -272,11 +272,11 @@ async fn what_a_killed_replica_had_reserved_comes_back() {
 }
 
 /// Tokens in use, in truth.
-async fn level(simulator: &Simulator) -> f64 {
+async fn quota(simulator: &Simulator) -> f64 {
     let stats = simulator.process.client().plain("/_sim/stats", None).await.json();
-    let lanes = stats["lanes"].as_array().expect("lanes");
-    let lane = lanes.iter().find(|lane| lane["model"] == MODEL).expect("it was used");
-    lane["levels"]["TPM"]["used"].as_f64().expect("a number")
+    let limiters = stats["lanes"].as_array().expect("lanes");
+    let limiter = limiters.iter().find(|limiter| limiter["model"] == MODEL).expect("it was used");
+    limiter["levels"]["TPM"]["used"].as_f64().expect("a number")
 }
 
 /// As in `deploy/compose.redis.yaml`: two shields and a Redis. One is stopped while it still has an answer to give; what that did

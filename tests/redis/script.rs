@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use redis::{Connection, RedisResult};
 use serde_json::{Value, json};
 
-use groq_limiter::redis::{GIVE_BACK, SCRIPT};
+use groq_limiter::store::redis::{GIVE_BACK, SCRIPT};
 
 use crate::kit::Redis;
 
@@ -25,9 +25,9 @@ struct Step {
     /// Back from a time without the store, it claims this much more than it last heard.
     claimed: Option<i64>,
     /// Behind the newest position by so many, and how far the truth is off.
-    sighting: Option<(i64, i64)>,
-    /// So much less may be a doubt.
-    doubt: i64,
+    observation: Option<(i64, i64)>,
+    /// So much less may be a add_uncertainty.
+    add_uncertainty: i64,
     asked: Option<(i64, i64)>,
     /// It comes too late: a later one of the same replica was applied before.
     late: bool,
@@ -36,20 +36,20 @@ struct Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let sighting = prop::option::weighted(0.3, (0..4i64, -20_000_000..20_000_000i64));
+    let observation = prop::option::weighted(0.3, (0..4i64, -20_000_000..20_000_000i64));
     let asked = prop::option::weighted(0.8, (1..20_000_000i64, prop_oneof![Just(0i64), Just(200_000_000)]));
     let settled = prop_oneof![3 => Just(0i64), 2 => -5_000_000..0i64, 1 => 0..2_000_000i64];
     let given_up = prop_oneof![9 => Just(0i64), 1 => -5_000_000..0i64];
     let claimed = prop::option::weighted(0.1, 0..20_000_000i64);
     let rest = (prop::bool::weighted(0.05), prop::bool::weighted(0.03), prop_oneof![Just(0i64), 0..9_000_000i64], claimed);
-    (0..REPLICAS, settled, given_up, sighting, asked, rest).prop_map(
-        |(replica, settled, given_up, sighting, asked, (late, flushed, doubt, claimed))| Step {
+    (0..REPLICAS, settled, given_up, observation, asked, rest).prop_map(
+        |(replica, settled, given_up, observation, asked, (late, flushed, add_uncertainty, claimed))| Step {
             replica,
             settled,
             given_up,
             claimed,
-            sighting,
-            doubt,
+            observation,
+            add_uncertainty,
             asked,
             late,
             flushed,
@@ -60,7 +60,7 @@ fn step() -> impl Strategy<Value = Step> {
 /// The law, written again.
 #[derive(Clone, Debug, Default)]
 struct Law {
-    born: i64,
+    epoch: i64,
     position: i64,
     tat: i64,
     corrections: i64,
@@ -100,8 +100,8 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
         }
         let replica = known.entry(step.replica).or_default();
         let serial = if step.late { replica.serial } else { replica.serial + 1 };
-        let sighting = step.sighting.filter(|_| replica.law.born != 0);
-        let sight = sighting.map(|(behind, off)| {
+        let observation = step.observation.filter(|_| replica.law.epoch != 0);
+        let report_observation = observation.map(|(behind, off)| {
             let position = replica.law.position - behind;
             (position, replica.law.tat + off, replica.law.tat, replica.law.corrections)
         });
@@ -110,16 +110,16 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
             "k": "TPM", "cap": CAP, "t": replica.law.tat + step.claimed.unwrap_or(0), "j": step.claimed.is_some(), "d": step.settled, "b": step.given_up,
             "q": step.asked.map_or(0, |(asked, _)| asked), "r": RESERVE, "l": 0,
         });
-        if let Some((position, truth, mark, corrections)) = sight {
+        if let Some((position, truth, mark, corrections)) = report_observation {
             (cell["n"], cell["u"], cell["a"]) = (position.into(), truth.into(), at.into());
-            (cell["m"], cell["x"], cell["o"]) = (mark.into(), corrections.into(), step.doubt.into());
+            (cell["m"], cell["x"], cell["o"]) = (mark.into(), corrections.into(), step.add_uncertainty.into());
             cell["v"] = replica.law.adjusted.into();
         }
         let mut request = json!({
-            "serial": serial, "born": replica.law.born, "position": replica.law.position, "hello": false, "gone": replica.law.position, "cells": [cell],
+            "serial": serial, "born": replica.law.epoch, "position": replica.law.position, "hello": false, "gone": replica.law.position, "cells": [cell],
         });
-        if let Some((_, patience)) = step.asked {
-            request["patience"] = patience.into();
+        if let Some((_, max_wait)) = step.asked {
+            request["patience"] = max_wait.into();
         }
         let reply = run(connection, key, step.replica, &request);
         if serial <= replica.serial {
@@ -129,8 +129,8 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
         let reply = reply.map_err(|error| TestCaseError::fail(error.to_string()))?;
         let number = |at: usize| reply[at].parse::<i64>().expect("a number");
         let now = number(0);
-        let mut next = law.take().unwrap_or(Law { born: number(1), ..Law::default() });
-        if replica.law.born != next.born {
+        let mut next = law.take().unwrap_or(Law { epoch: number(1), ..Law::default() });
+        if replica.law.epoch != next.epoch {
             next.position = next.position.max(replica.law.position);
             next.tat = next.tat.max(replica.law.tat + step.claimed.unwrap_or(0));
         }
@@ -152,25 +152,26 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
         let mut given = given - shown;
         next.tat += step.settled + shown as i64;
         next.adjusted += step.settled + shown as i64;
-        let sight = sight.filter(|&(position, ..)| replica.law.born == next.born && position > next.newest);
-        if let Some((position, truth, mark, corrections)) = sight {
+        let report_observation =
+            report_observation.filter(|&(position, ..)| replica.law.epoch == next.epoch && position > next.newest);
+        if let Some((position, truth, mark, corrections)) = report_observation {
             next.tat = next.tat.max(at);
             let wrong = truth - (mark + next.corrections - corrections).max(at);
             let back = (next.corrections - corrections - next.adjusted + replica.law.adjusted).max(0);
-            let wrong = if wrong < 0 { (wrong + step.doubt + back).min(0) } else { wrong };
+            let wrong = if wrong < 0 { (wrong + step.add_uncertainty + back).min(0) } else { wrong };
             (next.tat, next.corrections, next.adjusted) = (next.tat + wrong, next.corrections + wrong, next.adjusted + wrong);
             next.newest = position;
             given += wrong.min(0).abs() as f64;
         }
         (next.given, next.at) = (format!("{given:.0}").parse().expect("a number"), now);
-        if let Some((asked, patience)) = step.asked {
+        if let Some((asked, max_wait)) = step.asked {
             // Whoever came before goes before.
             let room = next.reach.map_or(i64::MIN, |reach| reach + next.adjusted);
             let room = room.max(next.tat.max(now) + asked + RESERVE);
             let wait = (room - CAP - now).max(0);
             prop_assert_eq!(number(7), wait);
-            prop_assert_eq!(number(6) == 1, wait <= patience, "granted");
-            if wait <= patience {
+            prop_assert_eq!(number(6) == 1, wait <= max_wait, "granted");
+            if wait <= max_wait {
                 next.position += 1;
                 next.tat = next.tat.max(now) + asked;
                 next.reach = Some(room - next.adjusted);
@@ -179,8 +180,8 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
             }
         }
         let told = [number(1), number(3), number(9), number(10), number(11), number(12)];
-        let Law { born, position, tat, corrections, adjusted, newest, .. } = next;
-        prop_assert_eq!(told, [born, position, tat, corrections, adjusted, newest]);
+        let Law { epoch, position, tat, corrections, adjusted, newest, .. } = next;
+        prop_assert_eq!(told, [epoch, position, tat, corrections, adjusted, newest]);
         prop_assert_eq!(number(2), next.version);
         prop_assert_eq!(&reply[15], &next.gone[next.gone.len().saturating_sub(16)..].join(" "));
         *replica = Known { serial, law: next.clone() };
@@ -219,7 +220,7 @@ fn what_all_replicas_are_granted_never_exceeds_the_limit() {
     with_redis(|connection| {
         let (connection, number) = (std::cell::RefCell::new(connection), std::cell::Cell::new(0));
         let mut runner = proptest::test_runner::TestRunner::new(config(150));
-        let only_asking = step().prop_map(|step| Step { settled: 0, given_up: 0, claimed: None, sighting: None, ..step });
+        let only_asking = step().prop_map(|step| Step { settled: 0, given_up: 0, claimed: None, observation: None, ..step });
         let outcome = runner.run(&prop::collection::vec(only_asking, 1..40), |steps| {
             number.set(number.get() + 1);
             let mut granted = drive(&mut connection.borrow_mut(), &format!("{{sum{}}}", number.get()), &steps)?;
@@ -239,22 +240,22 @@ fn what_all_replicas_are_granted_never_exceeds_the_limit() {
     });
 }
 
-/// One transaction of a replica that knows the record, and the level after it, µs until it is full. `of` is the cell's own.
-fn tell(connection: &mut Connection, born: &mut i64, replica: usize, serial: i64, of: Value) -> i64 {
+/// One transaction of a replica that knows the record, and the quota after it, µs until it is full. `of` is the cell's own.
+fn tell(connection: &mut Connection, epoch: &mut i64, replica: usize, serial: i64, of: Value) -> i64 {
     let mut cell = json!({ "k": "TPM", "cap": CAP, "t": 0, "d": 0, "b": 0, "q": 0, "r": 0, "l": 0 });
     cell.as_object_mut().expect("an object").extend(of.as_object().expect("an object").clone());
     let request = json!({
-        "serial": serial, "born": *born, "position": 0, "hello": false, "gone": 0, "patience": CAP, "cells": [cell],
+        "serial": serial, "born": *epoch, "position": 0, "hello": false, "gone": 0, "patience": CAP, "cells": [cell],
     });
     let reply = run(connection, "{silent}", replica, &request).expect("a reply");
-    *born = reply[1].parse().expect("a number");
+    *epoch = reply[1].parse().expect("a number");
     reply[9].parse().expect("a number")
 }
 
 #[test]
 fn what_a_silent_replica_had_reserved_comes_back_once() {
     with_redis(|connection| {
-        let mut born = 0;
+        let mut epoch = 0;
         let give_back = |connection: &mut Connection| -> u32 {
             let script = redis::Script::new(GIVE_BACK);
             script.key("{silent}").key("{silent}:0").arg("news").invoke(connection).expect("a number")
@@ -262,23 +263,23 @@ fn what_a_silent_replica_had_reserved_comes_back_once() {
         let tat = |connection: &mut Connection| -> i64 {
             redis::cmd("HGET").arg("{silent}").arg("t:TPM").query(connection).expect("a number")
         };
-        let reserved = tell(connection, &mut born, 0, 1, json!({ "q": 20_000_000 }));
+        let reserved = tell(connection, &mut epoch, 0, 1, json!({ "q": 20_000_000 }));
         assert_eq!([give_back(connection), give_back(connection)], [1, 0]);
         assert_eq!(tat(connection), reserved - 20_000_000);
         // It lives: it takes the same again, and settles as if nothing had been.
-        assert_eq!(tell(connection, &mut born, 0, 2, json!({ "d": -15_000_000 })), reserved - 15_000_000);
+        assert_eq!(tell(connection, &mut epoch, 0, 2, json!({ "d": -15_000_000 })), reserved - 15_000_000);
         assert_eq!(give_back(connection), 0, "all has ended");
 
         // Headers that another one saw have shown a part of it to be back.
-        let reserved = tell(connection, &mut born, 0, 3, json!({ "q": 30_000_000 }));
+        let reserved = tell(connection, &mut epoch, 0, 3, json!({ "q": 30_000_000 }));
         let seen =
             json!({ "n": 9, "a": reserved - CAP, "u": reserved - 12_000_000, "m": reserved, "x": 0, "o": 0, "v": -15_000_000 });
-        assert_eq!(tell(connection, &mut born, 1, 1, seen), reserved - 12_000_000);
+        assert_eq!(tell(connection, &mut epoch, 1, 1, seen), reserved - 12_000_000);
         assert_eq!(give_back(connection), 1);
         assert_eq!(tat(connection), reserved - 30_000_000);
 
         // What was sent and what still waits, as the replica itself says.
-        let reserved = tell(connection, &mut born, 0, 4, json!({ "q": 10_000_000, "l": 4_000_000 }));
+        let reserved = tell(connection, &mut epoch, 0, 4, json!({ "q": 10_000_000, "l": 4_000_000 }));
         assert_eq!(give_back(connection), 1);
         assert_eq!(tat(connection), reserved - 14_000_000);
     });

@@ -1,4 +1,4 @@
-//! Do the local books and the shared ones keep the same promises? The same properties on both, the shared ones with the real
+//! Do the local quotas and the shared ones keep the same promises? The same properties on both, the shared ones with the real
 //! script, in every order in which replicas may be heard.
 
 use std::cell::{Cell, RefCell};
@@ -30,7 +30,7 @@ fn history() -> impl Strategy<Value = History> {
     )
 }
 
-/// Where the levels of a suite's lanes are kept.
+/// Where the quotas of a suite's limiters are kept.
 enum Store<'a> {
     Local,
     Redis { connection: &'a mut Connection, keys: u64 },
@@ -39,15 +39,15 @@ enum Store<'a> {
 impl Store<'_> {
     fn run(&mut self, history: &History, lossy: bool, choose: &mut dyn FnMut(usize) -> usize) -> Outcome {
         let History { jobs, tokens, requests, headers, .. } = history;
-        let (replicas, levels) = match self {
+        let (replicas, quotas) = match self {
             Store::Local => (1, Levels::Local),
             Store::Redis { connection, keys } => {
                 *keys += 1;
-                (history.replicas, Levels::Shared(connection, format!("{{world{keys}}}")))
+                (history.replicas, Levels::Registry(connection, format!("{{world{keys}}}")))
             }
         };
         let plan = Plan { jobs, replicas, tokens: *tokens, requests: *requests, headers: *headers, lossy };
-        World::new(plan, levels).run(choose)
+        World::new(plan, quotas).run(choose)
     }
 
     fn random(&mut self, history: &History, lossy: bool) -> Outcome {
@@ -65,18 +65,18 @@ fn keeps(store: &mut Store<'_>, history: &History, lossy: bool) -> Result<Outcom
     if lossy {
         return Ok(outcome);
     }
-    let (books, truth) = outcome.used;
+    let (quotas, truth) = outcome.used;
     let rounding = 2 * history.jobs.len() as u64;
     // What Groq has not heard of yet is doubted where it gives back, never where it takes: rather too much in use, until
-    // the next header. What was reserved beyond the truth may be lost upstream, where the level is full by then.
+    // the next header. What was reserved beyond the truth may be lost upstream, where the quota is full by then.
     let (less, more) = if history.headers { (5, 50) } else { (2, 2) };
     prop_assert!(
-        books + rounding + outcome.beyond + history.tokens * less / 100 >= truth,
-        "{} in use by the books, {} in truth",
-        books,
+        quotas + rounding + outcome.beyond + history.tokens * less / 100 >= truth,
+        "{} in use by the quotas, {} in truth",
+        quotas,
         truth
     );
-    prop_assert!(books <= truth + rounding + history.tokens * more / 100, "{} in use by the books, {} in truth", books, truth);
+    prop_assert!(quotas <= truth + rounding + history.tokens * more / 100, "{} in use by the quotas, {} in truth", quotas, truth);
     Ok(outcome)
 }
 

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use groq_limiter::{Limits, settings::RedisSettings};
+use groq_limiter::{Limiters, settings::RedisSettings};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::time::{Instant, sleep};
 
@@ -78,7 +78,7 @@ async fn tls_with_a_private_authority_and_a_user_of_few_rights() {
     let mut held = replicas[0].reserve(&ask("a", 1, 890), soon(), None).await.expect("a full level");
     held.sent(Instant::now());
     let other = replicas[1].reserve(&ask("a", 1, 890), soon(), None).await;
-    assert!(other.is_err(), "the level is shared: {other:?}");
+    assert!(other.is_err(), "the quota is shared: {other:?}");
     let [one, two] = replicas;
     drop(held);
     one.leave();
@@ -88,7 +88,7 @@ async fn tls_with_a_private_authority_and_a_user_of_few_rights() {
 }
 
 /// Until it says why it cannot be reached.
-async fn why(replica: &Limits) -> String {
+async fn why(replica: &Limiters) -> String {
     let start = Instant::now();
     loop {
         let store = replica.store().expect("a store");

@@ -2,7 +2,7 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use groq_limiter::{Refusal, Spent, types::Observation};
+use groq_limiter::{ActualUsage, AdmissionError, types::Observation};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -20,14 +20,14 @@ async fn what_one_replica_took_another_cannot() {
     let soon = || Instant::now() + Duration::from_secs(5);
     let mut held = one.reserve(&ask("a", 1, 890), soon(), None).await.expect("a full level");
     held.sent(Instant::now());
-    // The second one has not asked Groq yet: its books alone would let it go.
+    // The second one has not asked Groq yet: its quotas alone would let it go.
     let refused = two.reserve(&ask("a", 1, 890), soon(), None).await;
-    assert!(matches!(refused, Err(Refusal::NotInTime { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(AdmissionError::NotInTime { .. })), "{refused:?}");
     let again = ask("a", 1, 890);
     let waits = two.reserve(&again, Instant::now() + Duration::from_secs(100), None);
     let gives = async {
         sleep(Duration::from_millis(300)).await;
-        held.settle(Spent::Nothing, Instant::now());
+        held.settle(ActualUsage::Nothing, Instant::now());
     };
     let (granted, ()) = tokio::join!(tokio::time::timeout(Duration::from_secs(10), waits), gives);
     let granted = granted.expect("what the first gave back is the second's at once").expect("granted");
@@ -61,7 +61,7 @@ async fn loaded(count: usize, clients: usize) {
     println!("{count} replicas: {:.1} % used, {tally:?}, {:.2} calls a request", 100.0 * used, calls as f64 / sent as f64);
     assert_eq!(tally.refused.load(Relaxed), 0, "refused");
     assert!(used > 0.9, "{used}");
-    // Both apps always want more. Each replica serves them in turn, so they differ by what one line allows, from each:
+    // Both apps always want more. Each replica serves them in turn, so they differ by what one queue allows, from each:
     // two of the largest requests (of 1000 tokens, where 400 are used).
     let [one, two] = [0, 1].map(|app| tally.apps[app].load(Relaxed));
     assert!(one.abs_diff(two) <= 5 * count as u64, "{one} and {two}");
@@ -101,10 +101,10 @@ async fn scripts_and_levels_that_the_store_forgot_are_told_again() {
     redis.say(&["SCRIPT", "FLUSH"]);
     // What the first replica knows is in the store again with its next word.
     let own = replicas[0].reserve(&ask("a", 1, 890), soon(), None).await;
-    assert!(matches!(own, Err(Refusal::NotInTime { .. })), "{own:?}");
-    held.settle(Spent::Tokens { prompt: 1, completion: 880, prompt_total: 1 }, Instant::now());
+    assert!(matches!(own, Err(AdmissionError::NotInTime { .. })), "{own:?}");
+    held.settle(ActualUsage::Tokens { prompt: 1, completion: 880, prompt_total: 1 }, Instant::now());
     sleep(Duration::from_millis(500)).await;
     let other = replicas[1].reserve(&ask("a", 1, 890), soon(), None).await;
-    assert!(matches!(other, Err(Refusal::NotInTime { .. })), "{other:?}");
+    assert!(matches!(other, Err(AdmissionError::NotInTime { .. })), "{other:?}");
     assert!(replicas.iter().all(|replica| !replica.store().expect("a store").degraded));
 }

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use groq_limiter::{
     bucket::Ns,
-    exchange::Transaction,
-    lane::{Charge, Lane},
-    line::Id,
-    redis::wire::{Offset, Reply},
+    limiter::{Limiter, Permit},
+    queue::Id,
+    store::protocol::Transaction,
+    store::redis::wire::{Offset, Reply},
 };
 use redis::Connection;
 
@@ -24,12 +24,12 @@ mod words;
 /// Words and news take less.
 const LONGEST: Ns = 40 * MS;
 
-/// Where levels are kept.
+/// Where quotas are kept.
 pub(crate) enum Levels<'a> {
-    /// In the one lane.
+    /// In the one limiter.
     Local,
     /// In a Redis, under this key.
-    Shared(&'a mut Connection, String),
+    Registry(&'a mut Connection, String),
 }
 
 /// What the world is made of.
@@ -53,7 +53,7 @@ pub(crate) struct Outcome {
     pub(crate) left: usize,
     /// When the last one went.
     pub(crate) last: Ns,
-    /// In use when all is over, by the books and in truth.
+    /// In use when all is over, by the quotas and in truth.
     pub(crate) used: (u64, u64),
     /// Reserved beyond what the upstream holds for the same requests.
     pub(crate) beyond: u64,
@@ -62,27 +62,27 @@ pub(crate) struct Outcome {
 enum Step {
     Arrive(usize),
     Leave(usize),
-    End(usize, Box<Charge>),
+    End(usize, Box<Permit>),
     Look(usize),
 }
 
-/// A lane's word on its way to the store, or the store's on its way back.
-enum Word {
+/// A limiter's word on its way to the store, or the store's on its way back.
+enum Command {
     There(Transaction),
     Back(u64, Reply),
 }
 
 struct Replica {
-    lane: Lane,
+    limiter: Limiter,
     offset: Offset,
-    word: Option<(Word, Ns)>,
+    word: Option<(Command, Ns)>,
     news: Vec<(Reply, Ns)>,
     waiting: BTreeMap<Id, usize>,
 }
 
 pub(crate) struct World<'a> {
     plan: Plan<'a>,
-    levels: Levels<'a>,
+    quotas: Levels<'a>,
     replicas: Vec<Replica>,
     tokens: Exact,
     requests: Option<Exact>,
@@ -94,15 +94,15 @@ pub(crate) struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    pub(crate) fn new(plan: Plan<'a>, levels: Levels<'a>) -> Self {
+    pub(crate) fn new(plan: Plan<'a>, quotas: Levels<'a>) -> Self {
         let replicas = (0..plan.replicas).map(|_| {
-            let mut lane = warm(limits(plan.requests, plan.tokens));
-            if matches!(levels, Levels::Shared(..)) {
-                lane.link(true, plan.replicas as u32, START);
+            let mut limiter = warm(limits(plan.requests, plan.tokens));
+            if matches!(quotas, Levels::Registry(..)) {
+                limiter.link(true, plan.replicas as u32, START);
             }
             let mut offset = Offset::default();
             offset.learn(server(START), START, START);
-            Replica { lane, offset, word: None, news: Vec::new(), waiting: BTreeMap::new() }
+            Replica { limiter, offset, word: None, news: Vec::new(), waiting: BTreeMap::new() }
         });
         let mut world = Self {
             replicas: replicas.collect(),
@@ -114,7 +114,7 @@ impl<'a> World<'a> {
             told: BTreeMap::new(),
             outcome: Outcome::default(),
             plan,
-            levels,
+            quotas,
         };
         let mut at = START;
         for (n, job) in world.plan.jobs.iter().enumerate() {
@@ -123,7 +123,7 @@ impl<'a> World<'a> {
             world.agenda.insert((at, world.order), Step::Arrive(n));
         }
         for replica in 0..world.replicas.len() {
-            world.pump(replica);
+            world.dispatch(replica);
         }
         world
     }
@@ -132,14 +132,14 @@ impl<'a> World<'a> {
     pub(crate) fn run(mut self, choose: &mut dyn FnMut(usize) -> usize) -> Outcome {
         while self.step(choose) {}
         for replica in &self.replicas {
-            assert_eq!((replica.lane.waiting(), replica.lane.in_flight()), (0, 0), "nobody is left behind");
+            assert_eq!((replica.limiter.waiting(), replica.limiter.in_flight()), (0, 0), "nobody is left behind");
         }
-        let full_in = match &self.levels {
+        let full_in = match &self.quotas {
             Levels::Local => {
-                let level = self.replicas[0].lane.levels().iter().find(|level| level.dimension.code == "TPM").expect("a limit");
-                level.bucket().expect("a limit").tat().saturating_sub(self.now)
+                let quota = self.replicas[0].limiter.all().iter().find(|quota| quota.dimension.code == "TPM").expect("a limit");
+                quota.bucket().expect("a limit").tat().saturating_sub(self.now)
             }
-            Levels::Shared(..) => 1000 * self.told.get("TPM").map_or(0, |tat| tat.saturating_sub(server(self.now) as u64)),
+            Levels::Registry(..) => 1000 * self.told.get("TPM").map_or(0, |tat| tat.saturating_sub(server(self.now) as u64)),
         };
         self.tokens.drain(self.now);
         self.outcome.used = (full_in * self.plan.tokens / (60 * SECOND), self.tokens.units());
@@ -154,7 +154,7 @@ impl<'a> World<'a> {
         };
         let late = self.replicas.iter().filter_map(sent).min().map(|at| at + LONGEST);
         let next = self.agenda.first_key_value().map(|(&(at, _), _)| at);
-        let next = next.into_iter().chain(self.replicas.iter().filter_map(|replica| replica.lane.wake())).min();
+        let next = next.into_iter().chain(self.replicas.iter().filter_map(|replica| replica.limiter.wake())).min();
         let mut options: Vec<(usize, u8)> = Vec::new();
         for (number, replica) in self.replicas.iter().enumerate() {
             if replica.word.is_some() {
@@ -180,9 +180,9 @@ impl<'a> World<'a> {
             1 => self.lose(replica),
             2 => {
                 let (reply, _) = self.replicas[replica].news.remove(0);
-                let Replica { lane, offset, .. } = &mut self.replicas[replica];
-                lane.hear(&offset.answer(reply).expect("the script's words").state, self.now);
-                self.pump(replica);
+                let Replica { limiter, offset, .. } = &mut self.replicas[replica];
+                limiter.hear(&offset.answer(reply).expect("the script's words").state, self.now);
+                self.dispatch(replica);
             }
             _ => self.advance(next.expect("it was an option")),
         }

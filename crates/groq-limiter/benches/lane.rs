@@ -1,13 +1,13 @@
-//! What does one decision cost? A pass over a lane with nobody, a hundred and ten thousand waiting, one request's whole
-//! life, and the memory of a waiter. `cargo bench --bench lane`
+//! What does one decision cost? A pass over a limiter with nobody, a hundred and ten thousand waiting, one request's whole
+//! life, and the memory of a waiter. `cargo bench --bench limiter`
 
 use std::{fs, hint::black_box, pin::Pin, sync::Arc, task::Context, time::Duration};
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use groq_limiter::{
-    Ask, Limits, Pool, Spent,
+    ActualUsage, AdmissionRequest, CostEstimate, Limiters,
     bucket::Ns,
-    lane::{Event, Lane, Verdict},
+    limiter::{Admission, Event, Limiter},
     settings::{LimitSettings, ModelLimits, Plan, QueueSettings, Settings},
     types::{Observation, Priority, RemoteQuota},
 };
@@ -27,52 +27,52 @@ fn limits() -> LimitSettings {
     LimitSettings { plan: Plan::None, default: model, ..LimitSettings::default() }
 }
 
-fn ask(app: usize, ceiling: u64) -> Ask {
-    Ask {
+fn ask(app: usize, ceiling: u64) -> AdmissionRequest {
+    AdmissionRequest {
         organization: "organization".into(),
         model: "openai/gpt-oss-20b".into(),
         tier: "on_demand".into(),
         app: format!("app{app}").into(),
         weight: 1.0,
         class: Priority::Interactive,
-        pool: Pool::Tokens { prompt: 200, ceiling: Some(ceiling) },
+        cost: CostEstimate::Tokens { prompt: 200, ceiling: Some(ceiling) },
         bytes: 0,
     }
 }
 
-/// A lane past its cold start with so many waiting, of ten apps and all sizes.
-fn lane(waiting: usize) -> Lane {
-    let mut lane = Lane::new("m".into(), Arc::new(limits()), START);
-    if let Verdict::Go(mut probe) = lane.submit(&ask(0, 1), START, START + HOUR, None, true) {
-        lane.sent(&mut probe, START);
-        lane.observe(&mut probe, &Observation::default(), START);
-        lane.settle(*probe, Spent::Nothing, START);
+/// A limiter past its cold start with so many waiting, of ten apps and all sizes.
+fn limiter(waiting: usize) -> Limiter {
+    let mut limiter = Limiter::new("m".into(), Arc::new(limits()), START);
+    if let Admission::Granted(mut probe) = limiter.submit(&ask(0, 1), START, START + HOUR, None, true) {
+        limiter.sent(&mut probe, START);
+        limiter.observe(&mut probe, &Observation::default(), START);
+        limiter.settle(*probe, ActualUsage::Nothing, START);
     }
     let mut n = 0;
-    while lane.waiting() < waiting {
+    while limiter.waiting() < waiting {
         let sizes = [100, 4000, 20_000, 120_000];
-        match lane.submit(&ask(n % 10, sizes[n % 4]), START, START + 1_000_000 * HOUR, None, true) {
-            Verdict::Go(mut charge) => {
-                lane.sent(&mut charge, START);
-                lane.settle(*charge, Spent::Charge, START);
+        match limiter.submit(&ask(n % 10, sizes[n % 4]), START, START + 1_000_000 * HOUR, None, true) {
+            Admission::Granted(mut charge) => {
+                limiter.sent(&mut charge, START);
+                limiter.settle(*charge, ActualUsage::Unknown, START);
             }
-            Verdict::Wait(_) => {}
-            Verdict::No(refusal) => panic!("it can wait: {refusal:?}"),
+            Admission::Queued(_) => {}
+            Admission::Rejected(refusal) => panic!("it can wait: {refusal:?}"),
         }
         n += 1;
     }
-    lane
+    limiter
 }
 
 fn passes(bench: &mut Criterion) {
     for waiting in [0, 100, 10_000] {
-        let mut lane = lane(waiting);
+        let mut limiter = limiter(waiting);
         let mut events = Vec::<Event>::new();
-        lane.pump(START, &mut events);
+        limiter.dispatch(START, &mut events);
         events.clear();
         bench.bench_function(&format!("pass, {waiting} waiting, head blocked"), |bench| {
             bench.iter(|| {
-                lane.pump(black_box(START), &mut events);
+                limiter.dispatch(black_box(START), &mut events);
                 assert!(events.is_empty());
             });
         });
@@ -80,35 +80,35 @@ fn passes(bench: &mut Criterion) {
     bench.bench_function("grant, settle and pass, 10000 waiting", |bench| {
         let mut events = Vec::new();
         let ready = || {
-            let mut lane = lane(10_000);
+            let mut limiter = limiter(10_000);
             let mut none = Vec::new();
-            lane.pump(START, &mut none);
-            (lane, START)
+            limiter.dispatch(START, &mut none);
+            (limiter, START)
         };
         let mut state = ready();
         bench.iter(|| {
             if state.0.waiting() < 5000 {
                 state = ready();
             }
-            let (lane, now) = &mut state;
-            *now = lane.wake().unwrap_or(*now);
-            lane.pump(*now, &mut events);
+            let (limiter, now) = &mut state;
+            *now = limiter.wake().unwrap_or(*now);
+            limiter.dispatch(*now, &mut events);
             for event in events.drain(..) {
-                if let Event::Go(_, mut charge) = event {
-                    lane.sent(&mut charge, *now);
-                    lane.settle(charge, Spent::Charge, *now);
+                if let Event::Granted(_, mut charge) = event {
+                    limiter.sent(&mut charge, *now);
+                    limiter.settle(charge, ActualUsage::Unknown, *now);
                 }
             }
         });
     });
     bench.bench_function("arrival and leaving, 10000 waiting", |bench| {
-        let mut lane = lane(10_000);
+        let mut limiter = limiter(10_000);
         let ask = ask(3, 4000);
         bench.iter(|| {
-            let Verdict::Wait(id) = lane.submit(black_box(&ask), START, START + 1_000_000 * HOUR, None, true) else {
+            let Admission::Queued(id) = limiter.submit(black_box(&ask), START, START + 1_000_000 * HOUR, None, true) else {
                 panic!("it waits")
             };
-            lane.cancel(id, START);
+            limiter.cancel(id, START);
         });
     });
 }
@@ -118,34 +118,34 @@ fn life(bench: &mut Criterion) {
         Observation { tokens: Some(RemoteQuota { limit: 250_000, remaining: 249_000, reset: None }), ..Observation::default() };
     let ask = ask(1, 10);
     bench.bench_function("core: submit, sent, observe, settle, nobody waiting", |bench| {
-        let mut lane = lane(0);
+        let mut limiter = limiter(0);
         let mut now = START;
         bench.iter(|| {
             now += 1_000_000_000;
-            let Verdict::Go(mut charge) = lane.submit(black_box(&ask), now, now, None, true) else { panic!("it fits") };
-            lane.sent(&mut charge, now);
-            lane.observe(&mut charge, &state, now);
-            lane.settle(*charge, Spent::Tokens { prompt: 200, completion: 10, prompt_total: 200 }, now);
+            let Admission::Granted(mut charge) = limiter.submit(black_box(&ask), now, now, None, true) else { panic!("it fits") };
+            limiter.sent(&mut charge, now);
+            limiter.observe(&mut charge, &state, now);
+            limiter.settle(*charge, ActualUsage::Tokens { prompt: 200, completion: 10, prompt_total: 200 }, now);
         });
     });
     bench.bench_function("core: settle alone", |bench| {
-        let mut lane = lane(0);
+        let mut limiter = limiter(0);
         let mut now = START;
         bench.iter_custom(|count| {
             let mut spent = Duration::ZERO;
             for _ in 0..count {
                 now += 1_000_000_000;
-                let Verdict::Go(mut charge) = lane.submit(&ask, now, now, None, true) else { panic!("it fits") };
-                lane.sent(&mut charge, now);
+                let Admission::Granted(mut charge) = limiter.submit(&ask, now, now, None, true) else { panic!("it fits") };
+                limiter.sent(&mut charge, now);
                 let begun = Instant::now();
-                lane.settle(*charge, black_box(Spent::Tokens { prompt: 200, completion: 10, prompt_total: 200 }), now);
+                limiter.settle(*charge, black_box(ActualUsage::Tokens { prompt: 200, completion: 10, prompt_total: 200 }), now);
                 spent += begun.elapsed();
             }
             spent
         });
     });
     bench.bench_function("handle: reserve, sent, settle, nobody waiting", |bench| {
-        let limits = Limits::new(Settings { limits: Arc::new(limits()), ..Settings::default() });
+        let limits = Limiters::new(Settings { limits: Arc::new(limits()), ..Settings::default() });
         let mut context = Context::from_waker(std::task::Waker::noop());
         bench.iter_batched(
             Instant::now,
@@ -153,7 +153,7 @@ fn life(bench: &mut Criterion) {
                 let mut turn = Box::pin(limits.reserve(&ask, now, None));
                 if let std::task::Poll::Ready(Ok(mut reservation)) = Pin::as_mut(&mut turn).poll(&mut context) {
                     reservation.sent(now);
-                    reservation.settle(Spent::Nothing, now);
+                    reservation.settle(ActualUsage::Nothing, now);
                 }
             },
             BatchSize::SmallInput,
@@ -176,8 +176,8 @@ fn waiters(count: usize) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     runtime.block_on(async {
         let queue = QueueSettings { max_waiting: count, ..QueueSettings::default() };
-        let limits = Limits::new(Settings { limits: Arc::new(limits()), queue, ..Settings::default() });
-        let asks: Vec<Ask> = (0..20).map(|n| ask(n % 10, 120_000)).collect();
+        let limits = Limiters::new(Settings { limits: Arc::new(limits()), queue, ..Settings::default() });
+        let asks: Vec<AdmissionRequest> = (0..20).map(|n| ask(n % 10, 120_000)).collect();
         let deadline = Instant::now() + Duration::from_secs(10_000_000);
         let mut context = Context::from_waker(std::task::Waker::noop());
         // The futures belong to their connections' tasks: room for them is made before.

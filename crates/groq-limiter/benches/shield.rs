@@ -48,14 +48,14 @@ fn main() -> ExitCode {
     }
     groq_limiter::ablation::without(&named.iter().map(|&(_, mechanism)| mechanism).collect::<Vec<_>>());
     println!(
-        "seed {seed}; used: own + strangers; waits in seconds; watched: the light app, or the one that the row is named after\n"
+        "seed {seed}; used: own + others; waits in seconds; watched: the light app, or the one that the row is named after\n"
     );
     println!(
         "| scenario | used % | 429 ‰ (of sends) | failed % | wait p50 / p99 | Jain | watched p50 / p99 / failed % | target | |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     for row in &rows {
-        println!("{}", line(row, &run(row, seed)));
+        println!("{}", queue(row, &run(row, seed)));
         if row.name.starts_with("two-replicas") {
             println!("| two-replicas-redis-M | – | – | – | – | – | – | used ≥ 99, ≤ 0 ‰, Jain ≥ 0.99 | not in virtual time |");
         }
@@ -63,10 +63,10 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn line(row: &Row, outcome: &Outcome) -> String {
-    let Outcome { own, foreign, counted, sends, all, watched, jain, stretch, .. } = outcome;
+fn queue(row: &Row, outcome: &Outcome) -> String {
+    let Outcome { own, external, counted, sends, all, watched, jain, stretch, .. } = outcome;
     let mut used =
-        if *foreign > 0.0 { format!("{:.1} + {:.1}", 100.0 * own, 100.0 * foreign) } else { format!("{:.1}", 100.0 * own) };
+        if *external > 0.0 { format!("{:.1} + {:.1}", 100.0 * own, 100.0 * external) } else { format!("{:.1}", 100.0 * own) };
     if row.target.counted.is_some() {
         used += &format!(" (limiter {:.1})", 100.0 * counted);
     }

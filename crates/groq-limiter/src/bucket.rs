@@ -34,7 +34,7 @@ const DEEPEST_DEBT: u64 = 10;
 
 /// When an amount fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fit {
+pub enum Readiness {
     /// At once.
     Now,
     /// At this instant and not a nanosecond before, if nothing else happens.
@@ -43,7 +43,7 @@ pub enum Fit {
     Never,
 }
 
-impl Fit {
+impl Readiness {
     /// The instant, as seen at `now`.
     pub fn instant(self, now: Ns) -> Ns {
         match self {
@@ -86,27 +86,29 @@ impl Bucket {
     }
 
     /// Takes `amount` units if they fit.
-    pub fn take(&mut self, amount: u64, now: Ns) -> Fit {
+    pub fn take(&mut self, amount: u64, now: Ns) -> Readiness {
         self.check(amount, 0, true, now)
     }
 
     /// Whether `amount` fits while `margin` units stay untouched. Changes nothing.
-    pub fn peek(&self, amount: u64, margin: u64, now: Ns) -> Fit {
+    pub fn peek(&self, amount: u64, margin: u64, now: Ns) -> Readiness {
         self.check(amount, margin, false, now)
     }
 
-    fn check(&self, amount: u64, margin: u64, take: bool, now: Ns) -> Fit {
+    fn check(&self, amount: u64, margin: u64, take: bool, now: Ns) -> Readiness {
         // governor multiplies before it compares: what is over the limit must not reach it.
-        let Some(amount) = u32::try_from(amount).ok().filter(|&amount| amount <= self.limit.get()) else { return Fit::Never };
-        let Some(amount) = NonZeroU32::new(amount) else { return Fit::Now };
+        let Some(amount) = u32::try_from(amount).ok().filter(|&amount| amount <= self.limit.get()) else {
+            return Readiness::Never;
+        };
+        let Some(amount) = NonZeroU32::new(amount) else { return Readiness::Now };
         let Cells { now: clock, margin: seen_margin, take: takes, .. } = &*self.state().0;
         clock.store(now, Relaxed);
         seen_margin.store(self.span(margin), Relaxed);
         takes.store(take, Relaxed);
         match self.limiter.check_n(amount) {
-            Ok(Ok(())) => Fit::Now,
-            Ok(Err(until)) => Fit::At(until.earliest_possible().as_u64()),
-            Err(_) => Fit::Never,
+            Ok(Ok(())) => Readiness::Now,
+            Ok(Err(until)) => Readiness::At(until.earliest_possible().as_u64()),
+            Err(_) => Readiness::Never,
         }
     }
 
@@ -306,16 +308,16 @@ mod tests {
                         let margin = margin.min(limit.saturating_sub(asked));
                         let fit = bucket.peek(asked, margin, now);
                         let expected = match exact.fits_at(asked.into(), margin.into(), now.into()) {
-                            _ if asked == 0 => Fit::Now,
-                            None => Fit::Never,
-                            Some(at) if at == i128::from(now) => Fit::Now,
-                            Some(at) => Fit::At(at as Ns),
+                            _ if asked == 0 => Readiness::Now,
+                            None => Readiness::Never,
+                            Some(at) if at == i128::from(now) => Readiness::Now,
+                            Some(at) => Readiness::At(at as Ns),
                         };
                         prop_assert_eq!(fit, expected);
                     }
                     Op::Take(n) => {
                         let fits = exact.fits_at(n.into(), 0, now.into()).is_some_and(|at| at == i128::from(now));
-                        prop_assert_eq!(bucket.take(n, now) == Fit::Now, fits || n == 0);
+                        prop_assert_eq!(bucket.take(n, now) == Readiness::Now, fits || n == 0);
                         if fits && n > 0 {
                             exact.full_at = now as i128 + exact.used(now.into()) + i128::from(n) * exact.unit;
                         }
@@ -345,11 +347,11 @@ mod tests {
             for refund in refunds {
                 bucket.refund(refund);
             }
-            prop_assert_eq!(bucket.peek(limit, 0, now), Fit::Now);
-            prop_assert_eq!(bucket.take(limit, now), Fit::Now);
-            prop_assert!(matches!(bucket.peek(1, 0, now), Fit::At(_)));
+            prop_assert_eq!(bucket.peek(limit, 0, now), Readiness::Now);
+            prop_assert_eq!(bucket.take(limit, now), Readiness::Now);
+            prop_assert!(matches!(bucket.peek(1, 0, now), Readiness::At(_)));
             // Idle for a period: full, whatever happened before.
-            prop_assert_eq!(bucket.peek(limit, 0, now + bucket.span(limit)), Fit::Now);
+            prop_assert_eq!(bucket.peek(limit, 0, now + bucket.span(limit)), Readiness::Now);
         }
 
         #[test]

@@ -1,10 +1,80 @@
-//! Which lane does a call fall in, and may it go now, later or never? Reserve, observe, settle, snapshot.
+//! A rate limiter for clients of Groq's API.
+//!
+//! It predicts Groq's limits, so that a request is sent when Groq lets it pass and not before: requests and tokens per
+//! minute and day, output tokens, seconds of audio. What has to wait is queued fairly between apps; what cannot make it before
+//! its deadline is refused at once. Responses correct the prediction, so that others may use the same limits.
+//!
+//! Every request is reserved, sent, observed and settled:
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use groq_limiter::{
+//!     ActualUsage, AdmissionError, AdmissionRequest, CostEstimate, Limiters,
+//!     settings::Settings,
+//!     types::{Observation, Priority, RemoteQuota},
+//! };
+//! use tokio::time::Instant;
+//!
+//! # async fn call_groq() -> (u64, u64, u64, u64) { (8000, 7900, 60, 40) }
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), AdmissionError> {
+//! let limiters = Limiters::new(Settings::default());
+//! let request = AdmissionRequest {
+//!     organization: "mine".into(),
+//!     model: "openai/gpt-oss-20b".into(),
+//!     tier: "on_demand".into(),
+//!     app: "chat".into(),
+//!     weight: 1.0,
+//!     class: Priority::Interactive,
+//!     cost: CostEstimate::Tokens { prompt: 60, ceiling: Some(500) },
+//!     bytes: 0,
+//! };
+//!
+//! // Waits for its fair turn, a minute at most. Dropping the future leaves the queue.
+//! let mut reservation = limiters.reserve(&request, Instant::now() + Duration::from_secs(60), None).await?;
+//!
+//! // Send it, with whatever HTTP client. Here: what `x-ratelimit-limit-tokens` and `-remaining-tokens` say, and `usage`.
+//! reservation.sent(Instant::now());
+//! let (limit, remaining, prompt, completion) = call_groq().await;
+//!
+//! // The headers correct the prediction, and the tokens that were not used come back.
+//! let tokens = RemoteQuota { limit, remaining, reset: None };
+//! reservation.observe(&Observation { tokens: Some(tokens), ..Observation::default() }, Instant::now());
+//! reservation.settle(ActualUsage::Tokens { prompt, completion, prompt_total: prompt }, Instant::now());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A reservation that is dropped gives back what was never sent, and keeps the rest reserved until headers correct it. After a
+//! 429, [`Reservation::refused`] takes what its text says and gives a [`Requeue`] for the next [`Limiters::reserve`].
+//!
+//! Several processes share their quotas through Redis (feature `redis`); without an answer of Redis each goes on with its part
+//! of every limit:
+//!
+//! ```
+//! # use groq_limiter::{Limiters, settings::{RedisSettings, Settings}};
+//! let redis = RedisSettings { replicas: 2, ..RedisSettings::new("redis://127.0.0.1:6379") };
+//! let limiters = Limiters::new(Settings { redis: Some(redis), ..Settings::default() });
+//! # drop(limiters);
+//! ```
+//!
+//! | question | file |
+//! |---|---|
+//! | how a bucket takes, refunds and goes into debt | [`bucket`] |
+//! | why a request waits: one dimension's bucket and safety margin | [`quota`], all of them together [`quota_set`] |
+//! | how a header or a refusal corrects us | `quota/reconcile`, `quota/send_snapshot`, `limiter/learn` |
+//! | who goes next, and how long it takes | [`queue`], `queue/forecast`, `limiter/backfill` |
+//! | one organization × model × tier as a state machine | [`limiter`] |
+//! | what is learnt of prompts, outputs and response times | [`estimate`] |
+//! | what survives a restart | `store/file` |
+//! | what replicas share, and what happens without Redis | `store`, `limiter/store_session`, `quota/remote` |
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use self::{lanes::Shared, turn::Turn};
+use self::{registry::Registry, shared::Submitted};
 use crate::{
     settings::Settings,
     types::{Dimension, Priority},
@@ -12,38 +82,32 @@ use crate::{
 
 #[doc(hidden)]
 pub mod ablation;
-mod alarm;
-pub mod assumed;
-pub mod books;
 pub mod bucket;
-pub mod calibrate;
-pub mod exchange;
-pub mod expected_output;
-pub mod forecast;
-pub mod lane;
-mod lanes;
-pub mod level;
-pub mod line;
+pub mod estimate;
+pub mod limiter;
 pub mod plans;
-#[cfg(feature = "redis")]
-pub mod redis;
+pub mod queue;
+pub mod quota;
+pub mod quota_set;
+mod registry;
 mod reservation;
-mod saved;
 pub mod settings;
-mod store;
-mod turn;
+mod shared;
+pub mod store;
+mod timer;
 pub mod types;
 
+pub use limiter::Requeue;
 pub use reservation::Reservation;
 
 /// What a request draws on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pool {
+pub enum CostEstimate {
     /// Requests and tokens: chat, responses, embeddings, speech.
     Tokens {
-        /// Estimated prompt tokens (or characters of speech), before the lane's own correction.
+        /// Estimated prompt tokens (or characters of speech), before the limiter's own correction.
         prompt: u64,
-        /// The request's own ceiling on completion tokens; `None`: what the lane assumes.
+        /// The request's own ceiling on completion tokens; `None`: what the limiter assumes.
         ceiling: Option<u64>,
     },
     /// Requests and seconds of audio, rounded up, the 10 s floor included.
@@ -57,7 +121,7 @@ pub enum Pool {
 
 /// One request as the limits see it.
 #[derive(Clone, Debug)]
-pub struct Ask {
+pub struct AdmissionRequest {
     /// Whose limits: a configured organization's name or the key's digest (never the key).
     pub organization: Arc<str>,
     /// The model.
@@ -71,16 +135,16 @@ pub struct Ask {
     /// Interactive before batch.
     pub class: Priority,
     /// What it may cost.
-    pub pool: Pool,
+    pub cost: CostEstimate,
     /// Bytes that it holds while it waits.
     pub bytes: u64,
 }
 
-/// Why a request gets no reservation. No level was changed.
+/// Why a request gets no reservation. No quota was changed.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Refusal {
+pub enum AdmissionError {
     /// More than a limit can ever hold.
-    Never {
+    TooLarge {
         /// The limit's dimension.
         dimension: Dimension,
         /// The limit.
@@ -101,8 +165,8 @@ pub enum Refusal {
         /// After so long the same request would be sent in time.
         retry_after: Duration,
     },
-    /// The line is full, by count or bytes.
-    Full {
+    /// The queue is full, by count or bytes.
+    QueueFull {
         /// When there may be room.
         retry_after: Duration,
     },
@@ -110,7 +174,7 @@ pub enum Refusal {
 
 /// What became of a sent request, for its charge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spent {
+pub enum ActualUsage {
     /// Never sent, or refused by Groq: everything comes back.
     Nothing,
     /// Answered with a failure that is not charged (5xx): tokens come back, the request counts.
@@ -129,25 +193,21 @@ pub enum Spent {
         /// Completion tokens seen.
         completion: u64,
     },
-    /// Unknown: the charge stands, headers correct it.
-    Charge,
+    /// Unknown: what was reserved counts, until headers correct it.
+    Unknown,
 }
 
-/// A place at the front of an app's line, kept after a refusal of Groq's. On the heap: seldom, and who waits keeps no room for it.
-#[derive(Debug)]
-pub struct Place(Box<lane::Again>);
-
-/// The lanes of this process: a cheap handle, all clones share them.
+/// The limiters of this process: a cheap handle, all clones share them.
 #[derive(Clone, Debug)]
-pub struct Limits(Arc<Shared>);
+pub struct Limiters(Arc<Registry>);
 
-impl Limits {
+impl Limiters {
     /// Limiters with these settings. What `state_file` holds from an earlier process is taken up.
     ///
     /// With `redis`, quotas are shared. Until Redis answers, and whenever it does not, this process goes on alone with
     /// every limit divided by the number of replicas.
     pub fn new(settings: Settings) -> Self {
-        Self(Shared::new(settings))
+        Self(Registry::new(settings))
     }
 
     /// Other limits, bounds and state file: used amounts and places in the queue stay. `redis` cannot change.
@@ -156,53 +216,58 @@ impl Limits {
     }
 
     /// The ceiling that `ask` would have to be lowered to, where its ceiling alone is what can never fit.
-    pub fn fitting_ceiling(&self, ask: &Ask) -> Option<u64> {
-        self.0.lane(ask).now(|lane, now| lane.fitting_ceiling(ask, now))
+    pub fn fitting_ceiling(&self, ask: &AdmissionRequest) -> Option<u64> {
+        self.0.limiter(ask).now(|limiter, now| limiter.fitting_ceiling(ask, now))
     }
 
-    /// The lane's usual time from sending to an answer's head; zero before the first one.
-    pub fn usual_time_to_head(&self, ask: &Ask) -> Duration {
-        self.0.find(ask).map_or(Duration::ZERO, |lane| lane.with(|lane| lane.usual_time_to_head()))
+    /// The limiter's usual time from sending to an answer's head; zero before the first one.
+    pub fn usual_time_to_head(&self, ask: &AdmissionRequest) -> Duration {
+        self.0.find(ask).map_or(Duration::ZERO, |limiter| limiter.with(|limiter| limiter.usual_time_to_head()))
     }
 
-    /// Waits for its fair turn, at most until `deadline`. Dropping the future leaves the line.
+    /// Waits for its fair turn, at most until `deadline`. Dropping the future leaves the queue.
     ///
     /// # Errors
-    /// The [`Refusal`] says whether the same request could go later, or never. No level was changed then.
-    pub async fn reserve(&self, ask: &Ask, deadline: Instant, place: Option<Place>) -> Result<Reservation, Refusal> {
-        if ask.pool == Pool::Free {
+    /// The [`AdmissionError`] says whether the same request could go later, or never. No quota was changed then.
+    pub async fn reserve(
+        &self,
+        ask: &AdmissionRequest,
+        deadline: Instant,
+        requeue: Option<Requeue>,
+    ) -> Result<Reservation, AdmissionError> {
+        if ask.cost == CostEstimate::Free {
             return Ok(Reservation::free());
         }
-        let lane = self.0.lane(ask);
-        let waiting = match lane.submit(ask, deadline, place.map(|place| *place.0))? {
-            Turn::Now(charge) => return Ok(Reservation::new(lane, charge)),
-            Turn::Later(waiting) => waiting,
+        let limiter = self.0.limiter(ask);
+        let waiting = match limiter.submit(ask, deadline, requeue)? {
+            Submitted::Now(charge) => return Ok(Reservation::new(limiter, charge)),
+            Submitted::Later(waiting) => waiting,
         };
-        waiting.await.map(|charge| Reservation::new(lane, Box::new(charge)))
+        waiting.await.map(|charge| Reservation::new(limiter, Box::new(charge)))
     }
 
-    /// Levels, line and forecasts of every lane.
-    pub fn snapshot(&self) -> Vec<LaneSnapshot> {
+    /// Levels, queue and forecasts of every limiter.
+    pub fn snapshot(&self) -> Vec<LimiterSnapshot> {
         self.0.snapshot()
     }
 
-    /// The store that replicas share. `None`: levels are kept in this process.
+    /// The store that replicas share. `None`: quotas are kept in this process.
     pub fn store(&self) -> Option<StoreSnapshot> {
         self.0.store()
     }
 
-    /// How many wait, in all lanes.
+    /// How many wait, in all limiters.
     pub fn waiting(&self) -> usize {
         self.0.waiting()
     }
 
-    /// Keeps the timers, drops idle lanes, and saves the levels at most once a second. Never ends; the server spawns it.
+    /// Keeps the timers, drops idle limiters, and saves the quotas at most once a second. Never ends; the server spawns it.
     /// Without it the timers start with the first waiter, and nothing is saved.
     pub async fn run(&self) {
         self.0.run().await;
     }
 
-    /// Saves the levels now, at exit. Nothing happens without a `limits.state_file`.
+    /// Saves the quotas now, at exit. Nothing happens without a `limits.state_file`.
     ///
     /// # Errors
     /// What the file system said.
@@ -227,10 +292,10 @@ pub enum Source {
     /// Groq's headers.
     Headers,
     /// A refusal's text.
-    Refusal,
+    UpstreamRefusal,
 }
 
-/// One dimension of a lane, for people.
+/// One dimension of a limiter, for people.
 #[derive(Clone, Debug)]
 pub struct DimensionSnapshot {
     /// Which.
@@ -238,9 +303,9 @@ pub struct DimensionSnapshot {
     /// The limit.
     pub limit: u64,
     /// What is left now; below zero in debt.
-    pub level: f64,
+    pub remaining: f64,
     /// Never spent below this.
-    pub reserve: u64,
+    pub margin: u64,
     /// Where the limit's number comes from.
     pub source: Source,
     /// The operator's bound, where there is one.
@@ -248,7 +313,7 @@ pub struct DimensionSnapshot {
     /// What Groq states, where it has.
     pub stated: Option<u64>,
     /// Share of the limit's rate that others take.
-    pub foreign: f64,
+    pub external: f64,
     /// Time until exhausted at the present rate of use, `None` if it is not heading there.
     pub exhausted_in: Option<Duration>,
     /// Time until full if nothing more is sent.
@@ -268,7 +333,7 @@ pub struct StoreSnapshot {
     pub calls: u64,
 }
 
-/// Who waits in a lane, per app and class.
+/// Who waits in a limiter, per app and class.
 #[derive(Clone, Debug)]
 pub struct WaitingSnapshot {
     /// The app.
@@ -281,9 +346,9 @@ pub struct WaitingSnapshot {
     pub oldest: Duration,
 }
 
-/// One lane, for people.
+/// One limiter, for people.
 #[derive(Clone, Debug)]
-pub struct LaneSnapshot {
+pub struct LimiterSnapshot {
     /// Whose.
     pub organization: Arc<str>,
     /// Which model.
@@ -292,9 +357,9 @@ pub struct LaneSnapshot {
     pub tier: Arc<str>,
     /// Its dimensions.
     pub dimensions: Vec<DimensionSnapshot>,
-    /// Its line.
+    /// Its queue.
     pub waiting: Vec<WaitingSnapshot>,
-    /// The dimension that blocks the head of the line, and for how long.
+    /// The dimension that blocks the head of the queue, and for how long.
     pub blocked_by: Option<(Dimension, Duration)>,
     /// Wait that a typical new request would see.
     pub forecast: Duration,

@@ -1,25 +1,25 @@
-//! What was taken, and how does it end? Settled exactly once, whoever drops it, wherever.
+//! The guard that a request holds. It is settled exactly once, whoever drops it, wherever.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Place, Spent, lane::Charge, lanes::SharedLane};
+use super::{ActualUsage, Requeue, limiter::Permit, registry::SharedLimiter};
 use crate::types::{Dimension, Observation, UpstreamRefusal};
 
 /// What was taken; settled exactly once. Dropped before it was sent: all comes back; after: the charge stands.
 #[derive(Debug)]
 pub struct Reservation {
     /// `None`: nothing was taken, or it is settled.
-    held: Option<(Arc<SharedLane>, Box<Charge>)>,
+    held: Option<(Arc<SharedLimiter>, Box<Permit>)>,
     waited: Duration,
     bound_by: Option<Dimension>,
 }
 
 impl Reservation {
-    pub(super) fn new(lane: Arc<SharedLane>, charge: Box<Charge>) -> Self {
-        let bound_by = charge.bound.and_then(|slot| lane.with(|lane| lane.dimension(slot).cloned()));
-        Self { waited: Duration::from_nanos(charge.waited), bound_by, held: Some((lane, charge)) }
+    pub(super) fn new(limiter: Arc<SharedLimiter>, charge: Box<Permit>) -> Self {
+        let bound_by = charge.bound.and_then(|slot| limiter.with(|limiter| limiter.dimension(slot).cloned()));
+        Self { waited: Duration::from_nanos(charge.waited), bound_by, held: Some((limiter, charge)) }
     }
 
     /// Of something that draws on no limit.
@@ -39,42 +39,42 @@ impl Reservation {
 
     /// Right before the first byte goes out.
     pub fn sent(&mut self, now: Instant) {
-        if let Some((lane, charge)) = &mut self.held {
-            let now = lane.at(now);
-            lane.with(|lane| lane.sent(charge, now));
+        if let Some((limiter, charge)) = &mut self.held {
+            let now = limiter.at(now);
+            limiter.with(|limiter| limiter.sent(charge, now));
         }
     }
 
-    /// An answer's head: its headers correct the levels, by send position; its time is learnt.
+    /// An answer's head: its headers correct the quotas, by send position; its time is learnt.
     pub fn observe(&mut self, state: &Observation, now: Instant) {
-        if let Some((lane, charge)) = &mut self.held {
-            let now = lane.at(now);
-            lane.change(|lane| lane.observe(charge, state, now));
+        if let Some((limiter, charge)) = &mut self.held {
+            let now = limiter.at(now);
+            limiter.change(|limiter| limiter.observe(charge, state, now));
         }
     }
 
-    /// Groq refused (429): the text corrects the levels, the charge comes back, the place in line is kept, if there was one.
+    /// Groq refused (429): the text corrects the quotas, the charge comes back, the place in the queue is kept, if there was one.
     pub fn refused(
         mut self,
         text: Option<&UpstreamRefusal>,
         state: &Observation,
         retry_after: Option<Duration>,
         now: Instant,
-    ) -> Option<Place> {
-        let (lane, charge) = self.held.take()?;
-        let now = lane.at(now);
-        Some(Place(Box::new(lane.change(|lane| lane.refused(*charge, text, state, retry_after, now)))))
+    ) -> Option<Requeue> {
+        let (limiter, charge) = self.held.take()?;
+        let now = limiter.at(now);
+        Some(limiter.change(|limiter| limiter.refused(*charge, text, state, retry_after, now)))
     }
 
     /// The truth is known.
-    pub fn settle(mut self, spent: Spent, now: Instant) {
+    pub fn settle(mut self, spent: ActualUsage, now: Instant) {
         self.end(spent, now);
     }
 
-    fn end(&mut self, spent: Spent, now: Instant) {
-        if let Some((lane, charge)) = self.held.take() {
-            let now = lane.at(now);
-            lane.change(|lane| lane.settle(*charge, spent, now));
+    fn end(&mut self, spent: ActualUsage, now: Instant) {
+        if let Some((limiter, charge)) = self.held.take() {
+            let now = limiter.at(now);
+            limiter.change(|limiter| limiter.settle(*charge, spent, now));
         }
     }
 }
@@ -82,7 +82,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if let Some((_, charge)) = &self.held {
-            let spent = if charge.is_sent() { Spent::Charge } else { Spent::Nothing };
+            let spent = if charge.is_sent() { ActualUsage::Unknown } else { ActualUsage::Nothing };
             self.end(spent, Instant::now());
         }
     }

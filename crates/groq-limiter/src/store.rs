@@ -1,4 +1,4 @@
-//! How do lanes reach the store that replicas share? By a channel to the thread that talks to it, which answers each lane.
+//! The store that replicas share, as limiters see it: a channel to the thread that talks to it.
 
 use std::{
     io,
@@ -14,76 +14,81 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::SendError, un
 
 use super::{
     StoreSnapshot,
-    exchange::Transaction,
-    lanes::{Shared, SharedLane},
+    registry::{Registry, SharedLimiter},
+    store::protocol::Transaction,
 };
 use crate::settings::RedisSettings;
 
-/// The lanes' end.
+pub mod file;
+pub mod protocol;
+#[cfg(feature = "redis")]
+pub mod redis;
+
+/// The limiters' end.
 #[derive(Debug)]
-pub(super) struct Store {
-    words: UnboundedSender<Word>,
-    pub(super) reach: Arc<Reach>,
+pub(crate) struct Store {
+    words: UnboundedSender<Command>,
+    pub(crate) reach: Arc<StoreHealth>,
 }
 
 /// What the thread hears.
 #[derive(Debug)]
 #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
-pub(super) enum Word {
-    /// A lane has something to tell or to ask.
+pub(crate) enum Command {
+    /// A limiter has something to tell or to ask.
     Call(Call),
     /// This replica ends. Answered when the store knows everything, or has had time to.
     End(mpsc::Sender<()>),
 }
 
-/// One lane's transaction.
+/// One limiter's transaction.
 #[derive(Debug)]
 #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
-pub(super) struct Call {
-    pub(super) lane: Arc<SharedLane>,
-    pub(super) transaction: Transaction,
+pub(crate) struct Call {
+    pub(crate) limiter: Arc<SharedLimiter>,
+    pub(crate) transaction: Transaction,
 }
 
 /// What is known of the store.
 #[derive(Debug, Default)]
-pub(super) struct Reach {
+pub(crate) struct StoreHealth {
     /// It answers.
-    pub(super) up: AtomicBool,
-    /// So many lanes' part of it does not.
-    pub(super) apart: AtomicUsize,
+    pub(crate) up: AtomicBool,
+    /// So many limiters' part of it does not.
+    pub(crate) apart: AtomicUsize,
     /// Why it did not, the last time.
-    pub(super) why: Mutex<Option<Arc<str>>>,
+    pub(crate) why: Mutex<Option<Arc<str>>>,
     /// How many replicas announced themselves, as last heard.
-    pub(super) replicas: AtomicU32,
+    pub(crate) replicas: AtomicU32,
     /// Transactions sent.
-    pub(super) calls: AtomicU64,
+    pub(crate) calls: AtomicU64,
 }
 
 impl Store {
     /// A store whose thread is not started yet, and the thread's end. So many replicas are reckoned with until it tells.
-    pub(super) fn new(replicas: u32) -> (Self, UnboundedReceiver<Word>) {
+    pub(crate) fn new(replicas: u32) -> (Self, UnboundedReceiver<Command>) {
         let (words, received) = unbounded_channel();
-        let reach = Reach { replicas: AtomicU32::new(replicas), ..Reach::default() };
+        let reach = StoreHealth { replicas: AtomicU32::new(replicas), ..StoreHealth::default() };
         (Self { words, reach: Arc::new(reach) }, received)
     }
 
-    /// Sends a lane's transaction. It is answered, or lost within the store's time limit.
-    pub(super) fn send(&self, lane: &Arc<SharedLane>, transaction: Transaction) {
-        let call = Call { lane: lane.clone(), transaction };
-        if let Err(SendError(Word::Call(unsent))) = self.words.send(Word::Call(call)) {
-            unsent.lane.lost(self.reach.replicas.load(Relaxed));
+    /// Sends a limiter's transaction. It is answered, or lost within the store's time limit.
+    pub(crate) fn send(&self, limiter: &Arc<SharedLimiter>, transaction: Transaction) {
+        let call = Call { limiter: limiter.clone(), transaction };
+        if let Err(SendError(Command::Call(unsent))) = self.words.send(Command::Call(call)) {
+            unsent.limiter.lost(self.reach.replicas.load(Relaxed));
         }
     }
 
     /// Blocks until the thread has left the store, at most so long.
-    pub(super) fn end(&self, patience: Duration) {
+    pub(crate) fn end(&self, max_wait: Duration) {
         let (done, ended) = mpsc::channel();
-        if self.words.send(Word::End(done)).is_ok() && ended.recv_timeout(patience).is_err() {
+        if self.words.send(Command::End(done)).is_ok() && ended.recv_timeout(max_wait).is_err() {
             tracing::debug!("the store was left without a word");
         }
     }
 
-    pub(super) fn snapshot(&self) -> StoreSnapshot {
+    pub(crate) fn snapshot(&self) -> StoreSnapshot {
         let degraded = !self.reach.up.load(Relaxed) || self.reach.apart.load(Relaxed) > 0;
         let why = self.reach.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
         StoreSnapshot {
@@ -95,18 +100,18 @@ impl Store {
     }
 }
 
-/// Starts the thread that talks to the store. It ends with the lanes.
+/// Starts the thread that talks to the store. It ends with the limiters.
 #[cfg(feature = "redis")]
-pub(super) fn start(
+pub(crate) fn start(
     redis: RedisSettings,
-    lanes: Weak<Shared>,
-    calls: UnboundedReceiver<Word>,
-    reach: Arc<Reach>,
+    limiters: Weak<Registry>,
+    calls: UnboundedReceiver<Command>,
+    reach: Arc<StoreHealth>,
 ) -> io::Result<()> {
-    super::redis::start(redis, lanes, calls, reach)
+    redis::start(redis, limiters, calls, reach)
 }
 
 #[cfg(not(feature = "redis"))]
-pub(super) fn start(_: RedisSettings, _: Weak<Shared>, _: UnboundedReceiver<Word>, _: Arc<Reach>) -> io::Result<()> {
+pub(crate) fn start(_: RedisSettings, _: Weak<Registry>, _: UnboundedReceiver<Command>, _: Arc<StoreHealth>) -> io::Result<()> {
     Err(io::Error::other("built without the feature `redis`"))
 }

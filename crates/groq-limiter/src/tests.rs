@@ -1,10 +1,10 @@
-//! The lanes as requests see them, in virtual time.
+//! The limiters as requests see them, in virtual time.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Ask, Limits, Pool, Spent};
+use super::{ActualUsage, AdmissionRequest, CostEstimate, Limiters};
 use crate::{
     settings::{LimitSettings, ModelLimits, Plan, Settings},
     types::{Observation, Priority},
@@ -20,19 +20,19 @@ fn settings(model: ModelLimits) -> Settings {
     Settings { limits: limits.into(), ..Settings::default() }
 }
 
-fn shield(model: ModelLimits) -> Limits {
-    Limits::new(settings(model))
+fn shield(model: ModelLimits) -> Limiters {
+    Limiters::new(settings(model))
 }
 
-fn ask(app: &str, prompt: u64, ceiling: u64) -> Ask {
-    Ask {
+fn ask(app: &str, prompt: u64, ceiling: u64) -> AdmissionRequest {
+    AdmissionRequest {
         organization: "org".into(),
         model: "m".into(),
         tier: "on_demand".into(),
         app: app.into(),
         weight: 1.0,
         class: Priority::Interactive,
-        pool: Pool::Tokens { prompt, ceiling: Some(ceiling) },
+        cost: CostEstimate::Tokens { prompt, ceiling: Some(ceiling) },
         bytes: 100,
     }
 }
@@ -42,11 +42,11 @@ fn per_minute(requests: u64, tokens: u64) -> ModelLimits {
 }
 
 /// Ends the cold start: one answered request that used nothing to speak of.
-async fn warm(limits: &Limits) {
+async fn warm(limits: &Limiters) {
     let mut first = limits.reserve(&ask("warm", 1, 1), Instant::now(), None).await.expect("the first goes");
     first.sent(Instant::now());
     first.observe(&Observation::default(), Instant::now());
-    first.settle(Spent::Nothing, Instant::now());
+    first.settle(ActualUsage::Nothing, Instant::now());
 }
 
 fn in_a_minute() -> Instant {

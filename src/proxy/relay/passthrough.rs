@@ -3,7 +3,7 @@
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use groq_limiter::Spent;
+use groq_limiter::ActualUsage;
 
 use super::ResponseContext;
 use crate::{
@@ -46,7 +46,7 @@ impl Pass {
             }
             None => {
                 if let Some(context) = &mut self.context {
-                    context.settle(Spent::Charge);
+                    context.settle(ActualUsage::Unknown);
                 }
                 None
             }
@@ -55,7 +55,7 @@ impl Pass {
 
     fn broken(&mut self, error: &ExchangeError) {
         if let Some(context) = &mut self.context {
-            context.settle(Spent::Charge);
+            context.settle(ActualUsage::Unknown);
             context.record.error = Rejection::from(error.clone()).code().map(|code| code.into_owned());
         }
     }

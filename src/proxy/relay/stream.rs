@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use groq_limiter::Spent;
+use groq_limiter::ActualUsage;
 
 use super::ResponseContext;
 use crate::{
@@ -145,8 +145,8 @@ impl Stream {
         context.record.truncated = self.tail.is_truncated_without_content();
         match self.tail.usage() {
             Some(usage) => context.settle_usage(Some(usage)),
-            None if self.tail.ended() && self.tail.error().is_none() => context.settle(Spent::Charge),
-            None => context.settle(Spent::Partial { completion: self.tail.completion_tokens() }),
+            None if self.tail.ended() && self.tail.error().is_none() => context.settle(ActualUsage::Unknown),
+            None => context.settle(ActualUsage::Partial { completion: self.tail.completion_tokens() }),
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use groq_limiter::Pool;
+use groq_limiter::CostEstimate;
 use http::{HeaderMap, header};
 
 use crate::{
@@ -27,7 +27,7 @@ pub struct Facts {
     /// The service tier; `auto` shares `on_demand`'s limits.
     pub tier: Arc<str>,
     /// What it draws on.
-    pub pool: Pool,
+    pub cost: CostEstimate,
     /// Whether it asks for a stream.
     pub stream: bool,
     /// Whether it asks for an answer that is not JSON (`response_format` of a transcription).
@@ -53,7 +53,8 @@ impl Facts {
     /// # Errors
     /// [`Rejection::InvalidJson`] where JSON is due and does not parse.
     pub fn of(endpoint: Endpoint, headers: &HeaderMap, body: &Bytes) -> Result<Self, Rejection> {
-        let mut facts = Self { model: Arc::default(), tier: tier(""), pool: Pool::Free, stream: false, wants_text: false };
+        let mut facts =
+            Self { model: Arc::default(), tier: tier(""), cost: CostEstimate::Free, stream: false, wants_text: false };
         let encoded = headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
         if encoded {
             return Ok(facts);
@@ -71,12 +72,12 @@ impl Facts {
         self.model = bounded(&members.model);
         self.tier = tier(&members.tier);
         self.stream = members.stream;
-        self.pool = match endpoint {
-            _ if self.model.is_empty() || !endpoint.spends() => Pool::Free,
-            Endpoint::Embeddings => Pool::Tokens { prompt: members.prompt.tokens(Family::None), ceiling: Some(0) },
-            Endpoint::Speech => Pool::Tokens { prompt: members.prompt.characters(), ceiling: Some(0) },
+        self.cost = match endpoint {
+            _ if self.model.is_empty() || !endpoint.spends() => CostEstimate::Free,
+            Endpoint::Embeddings => CostEstimate::Tokens { prompt: members.prompt.tokens(Family::None), ceiling: Some(0) },
+            Endpoint::Speech => CostEstimate::Tokens { prompt: members.prompt.characters(), ceiling: Some(0) },
             // Groq takes n = 1 only: the ceiling is the whole answer's.
-            _ => Pool::Tokens {
+            _ => CostEstimate::Tokens {
                 prompt: members.prompt.tokens(Family::of(&self.model)),
                 ceiling: members.ceiling.as_ref().map(|c| c.value),
             },
@@ -93,7 +94,7 @@ impl Facts {
         self.wants_text = matches!(form.text("response_format"), "text" | "srt" | "vtt");
         if !self.model.is_empty() {
             let seconds = form.file("file").map_or(SECONDS_BEHIND_URL, audio::seconds);
-            self.pool = Pool::Audio { seconds: seconds.max(LEAST_SECONDS) };
+            self.cost = CostEstimate::Audio { seconds: seconds.max(LEAST_SECONDS) };
         }
     }
 }

@@ -13,9 +13,9 @@ fn chat(body: &str) -> Facts {
     facts(Endpoint::Chat, body)
 }
 
-fn pool(facts: &Facts) -> (u64, Option<u64>) {
-    match facts.pool {
-        Pool::Tokens { prompt, ceiling } => (prompt, ceiling),
+fn cost(facts: &Facts) -> (u64, Option<u64>) {
+    match facts.cost {
+        CostEstimate::Tokens { prompt, ceiling } => (prompt, ceiling),
         other => panic!("{other:?}"),
     }
 }
@@ -31,7 +31,7 @@ fn a_chat_call() {
         r#"{"model":"openai/gpt-oss-20b","messages":[{"role":"user","content":"Hello there"}],"stream":true,"max_completion_tokens":512,"service_tier":"flex"}"#,
     );
     assert_eq!((facts.model.as_ref(), facts.tier.as_ref(), facts.stream), ("openai/gpt-oss-20b", "flex", true));
-    let (prompt, ceiling) = pool(&facts);
+    let (prompt, ceiling) = cost(&facts);
     assert_eq!(ceiling, Some(512));
     assert!((72..=76).contains(&prompt), "{prompt}");
 }
@@ -53,13 +53,13 @@ fn ceilings_by_endpoint() {
         (Endpoint::Speech, r#"{"model":"m","input":"Grüße"}"#, Some(0)),
     ];
     for (endpoint, body, ceiling) in table {
-        assert_eq!(pool(&facts(endpoint, body)).1, ceiling, "{body}");
+        assert_eq!(cost(&facts(endpoint, body)).1, ceiling, "{body}");
     }
 }
 
 #[test]
 fn what_becomes_prompt() {
-    let prompt = |endpoint, body: &str| pool(&facts(endpoint, body)).0;
+    let prompt = |endpoint, body: &str| cost(&facts(endpoint, body)).0;
     let chat = |messages: &str| prompt(Endpoint::Chat, &format!(r#"{{"model":"m","messages":{messages}}}"#));
     let hello = chat(r#"[{"role":"user","content":"Hello"}]"#);
     assert_eq!(chat(r#"[{"role":"user","content":[{"type":"text","text":"Hello"}]}]"#), hello);
@@ -78,13 +78,13 @@ fn what_becomes_prompt() {
 fn what_lacks_something_passes() {
     for body in ["[]", "7", "\"x\"", "{}", r#"{"model":null}"#, r#"{"model":7,"messages":3}"#, " null "] {
         let facts = chat(body);
-        assert_eq!((facts.model.as_ref(), facts.pool), ("", Pool::Free), "{body}");
+        assert_eq!((facts.model.as_ref(), facts.cost), ("", CostEstimate::Free), "{body}");
     }
     assert_eq!(chat(r#"{"model":"a","model":"b"}"#).model.as_ref(), "b");
     let long = chat(&format!(r#"{{"model":"{}","service_tier":"my own"}}"#, "ü".repeat(1000)));
     assert_eq!((long.model.len(), long.tier.as_ref()), (200, "on_demand"));
-    assert_eq!(facts(Endpoint::Batches, "").pool, Pool::Free);
-    assert_eq!(facts(Endpoint::Models, "anything").pool, Pool::Free);
+    assert_eq!(facts(Endpoint::Batches, "").cost, CostEstimate::Free);
+    assert_eq!(facts(Endpoint::Models, "anything").cost, CostEstimate::Free);
 }
 
 #[test]
@@ -115,9 +115,9 @@ fn the_quick_look_sees_what_the_strict_one_does() {
     ];
     for content in content {
         let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":{content}}},{{"content":{content}}}]}}"#);
-        assert_eq!(pool(&chat(&body)), pool(&chat(&(body.clone() + "\n"))), "{body}");
+        assert_eq!(cost(&chat(&body)), cost(&chat(&(body.clone() + "\n"))), "{body}");
         let body = format!(r#"{{"model":"m","instructions":"be brief","input":[{{"type":"text","text":{content}}}]}}"#);
-        let responses = |body: &str| pool(&facts(Endpoint::Responses, body));
+        let responses = |body: &str| cost(&facts(Endpoint::Responses, body));
         assert_eq!(responses(&body), responses(&(body.clone() + "\n")), "{body}");
     }
 }
@@ -139,12 +139,12 @@ fn what_is_no_text_in_a_string_is_refused() {
 #[test]
 fn what_only_groq_understands_passes() {
     let deep = format!(r#"{{"model":"m","messages":{}{}}}"#, "[".repeat(5000), "]".repeat(5000));
-    assert!(pool(&chat(&deep)).0 > 0);
+    assert!(cost(&chat(&deep)).0 > 0);
     let half_a_pair = r#"{"model":"m","max_tokens":5,"messages":[{"role":"user","content":"a \ud83d b"}]}"#;
-    assert_eq!(pool(&chat(half_a_pair)).1, Some(5));
+    assert_eq!(cost(&chat(half_a_pair)).1, Some(5));
     let encoded = headers(&[("content-encoding", "gzip")]);
     let facts = Facts::of(Endpoint::Chat, &encoded, &Bytes::from_static(b"\x1f\x8b")).expect("passes");
-    assert_eq!(facts.pool, Pool::Free);
+    assert_eq!(facts.cost, CostEstimate::Free);
 }
 
 #[test]
@@ -176,13 +176,13 @@ fn forms_with_audio() {
         Facts::of(Endpoint::Transcription, &headers, &Bytes::from(body)).expect("passes")
     };
     let facts = form(&[("file", "RIFF"), ("model", "whisper-large-v3"), ("response_format", "text"), ("stream", "true")]);
-    assert_eq!((facts.model.as_ref(), facts.pool), ("whisper-large-v3", Pool::Audio { seconds: 10 }));
+    assert_eq!((facts.model.as_ref(), facts.cost), ("whisper-large-v3", CostEstimate::Audio { seconds: 10 }));
     assert!(facts.wants_text && facts.stream);
     let url = form(&[("url", "https://example.com/a.mp3"), ("model", "m"), ("response_format", "verbose_json")]);
-    assert_eq!((url.pool, url.wants_text), (Pool::Audio { seconds: 300 }, false));
-    assert_eq!(form(&[("file", "RIFF")]).pool, Pool::Free);
+    assert_eq!((url.cost, url.wants_text), (CostEstimate::Audio { seconds: 300 }, false));
+    assert_eq!(form(&[("file", "RIFF")]).cost, CostEstimate::Free);
     let no_form = Facts::of(Endpoint::Transcription, &HeaderMap::new(), &Bytes::from_static(b"x")).expect("passes");
-    assert_eq!(no_form.pool, Pool::Free);
+    assert_eq!(no_form.cost, CostEstimate::Free);
 }
 
 #[test]
@@ -224,6 +224,6 @@ proptest! {
             body["max_tokens"] = old.into();
         }
         let fitted = with_ceiling(Endpoint::Chat, &body.to_string().into(), new);
-        prop_assert_eq!(pool(&chat(std::str::from_utf8(&fitted).expect("text"))).1, Some(new));
+        prop_assert_eq!(cost(&chat(std::str::from_utf8(&fitted).expect("text"))).1, Some(new));
     }
 }

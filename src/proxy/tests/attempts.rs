@@ -234,7 +234,7 @@ async fn each_attempt_takes_its_own_place_under_the_limits() {
     let lanes = shield.limits.snapshot();
     let dimension = lanes[0].dimensions.iter().find(|d| d.dimension.code == "RPM").expect("configured");
     // Back-off lets a little of it refill.
-    assert!((57.0..59.0).contains(&dimension.level), "three of 60 were taken: {}", dimension.level);
+    assert!((57.0..59.0).contains(&dimension.remaining), "three of 60 were taken: {}", dimension.remaining);
 }
 
 /// Whatever it says, and however soon it says that one may come back.

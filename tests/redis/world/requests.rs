@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use groq_limiter::{
-    Spent,
-    books::Amount,
+    ActualUsage,
     bucket::Ns,
-    lane::{Charge, Event, Verdict},
+    limiter::{Admission, Event, Permit},
+    quota_set::Cost,
     types::{Observation, RemoteQuota},
 };
 
-use super::{Replica, Step, Word, World};
+use super::{Command, Replica, Step, World};
 use crate::{
     history::Job,
     start::{MS, SECOND, ask},
@@ -18,99 +18,102 @@ use crate::{
 
 impl World<'_> {
     pub(super) fn advance(&mut self, to: Ns) {
-        // A lane may want to be woken at once.
+        // A limiter may want to be woken at once.
         let to = to.max(self.now);
         self.now = to;
         let Some(entry) = self.agenda.first_entry().filter(|entry| entry.key().0 <= to) else {
             let woken: Vec<usize> =
-                (0..self.replicas.len()).filter(|&n| self.replicas[n].lane.wake().is_some_and(|at| at <= to)).collect();
-            return woken.into_iter().for_each(|number| self.pump(number));
+                (0..self.replicas.len()).filter(|&n| self.replicas[n].limiter.wake().is_some_and(|at| at <= to)).collect();
+            return woken.into_iter().for_each(|number| self.dispatch(number));
         };
         let jobs = self.plan.jobs;
         match entry.remove() {
             Step::Arrive(n) => self.arrive(n, &jobs[n]),
             Step::Leave(n) => {
                 for number in 0..self.replicas.len() {
-                    let Replica { lane, waiting, .. } = &mut self.replicas[number];
+                    let Replica { limiter, waiting, .. } = &mut self.replicas[number];
                     if let Some((&id, _)) = waiting.iter().find(|&(_, &who)| who == n) {
                         waiting.remove(&id);
-                        lane.cancel(id, to);
+                        limiter.cancel(id, to);
                         self.outcome.left += 1;
-                        self.pump(number);
+                        self.dispatch(number);
                     }
                 }
             }
             Step::End(n, charge) => {
                 let (job, number) = (&jobs[n], n % self.replicas.len());
                 let completion = job.completion();
-                let spent = Spent::Tokens { prompt: job.prompt, completion, prompt_total: job.prompt };
+                let spent = ActualUsage::Tokens { prompt: job.prompt, completion, prompt_total: job.prompt };
                 let held = i128::from(job.prompt + job.ceiling);
                 self.tokens.add(i128::from(job.prompt + completion) - held, to);
-                self.replicas[number].lane.settle(*charge, spent, to);
-                self.pump(number);
+                self.replicas[number].limiter.settle(*charge, spent, to);
+                self.dispatch(number);
             }
             Step::Look(number) => {
-                self.replicas[number].lane.reached();
-                self.pump(number);
+                self.replicas[number].limiter.reached();
+                self.dispatch(number);
             }
         }
     }
 
     fn arrive(&mut self, n: usize, job: &Job) {
         let number = n % self.replicas.len();
-        let Replica { lane, waiting, .. } = &mut self.replicas[number];
-        match lane.submit(&ask(job.app, job.prompt, job.ceiling), self.now, self.now + 60 * SECOND, None, true) {
-            Verdict::Go(charge) => self.send(n, *charge),
-            Verdict::Wait(id) => {
+        let Replica { limiter, waiting, .. } = &mut self.replicas[number];
+        match limiter.submit(&ask(job.app, job.prompt, job.ceiling), self.now, self.now + 60 * SECOND, None, true) {
+            Admission::Granted(charge) => self.send(n, *charge),
+            Admission::Queued(id) => {
                 waiting.insert(id, n);
                 if let Some(after) = job.leaves {
                     self.plan_at(self.now + after * MS, Step::Leave(n));
                 }
             }
-            Verdict::No(_) => self.outcome.refused_by_us += 1,
+            Admission::Rejected(_) => self.outcome.refused_by_us += 1,
         }
-        self.pump(number);
+        self.dispatch(number);
     }
 
     /// Whoever can goes, and what is to be told is on its way.
-    pub(super) fn pump(&mut self, number: usize) {
+    pub(super) fn dispatch(&mut self, number: usize) {
         let mut events = Vec::new();
         loop {
-            self.replicas[number].lane.pump(self.now, &mut events);
+            self.replicas[number].limiter.dispatch(self.now, &mut events);
             if events.is_empty() {
                 break;
             }
             for event in std::mem::take(&mut events) {
                 match event {
-                    Event::Go(id, charge) => {
+                    Event::Granted(id, charge) => {
                         let n = self.replicas[number].waiting.remove(&id).expect("it waited");
                         self.send(n, charge);
                     }
-                    Event::No(id, _) => {
+                    Event::Rejected(id, _) => {
                         self.replicas[number].waiting.remove(&id).expect("it waited");
                         self.outcome.refused_by_us += 1;
                     }
                 }
             }
         }
-        let Replica { lane, word, .. } = &mut self.replicas[number];
-        if let Some(transaction) = lane.transaction(self.now) {
+        let Replica { limiter, word, .. } = &mut self.replicas[number];
+        if let Some(transaction) = limiter.transaction(self.now) {
             assert!(word.is_none(), "one at a time");
-            let idle = lane.in_flight() == 0 && lane.waiting() == 0;
-            let lent: u64 = transaction.cells.iter().map(|cell| cell.lent).sum();
-            assert!(lent == 0 || !idle, "{lent} ns would come back where nothing is under way");
-            *word = Some((Word::There(transaction), self.now));
+            let idle = limiter.in_flight() == 0 && limiter.waiting() == 0;
+            let outstanding: u64 = transaction.cells.iter().map(|cell| cell.outstanding).sum();
+            assert!(outstanding == 0 || !idle, "{outstanding} ns would come back where nothing is under way");
+            *word = Some((Command::There(transaction), self.now));
         }
         let replica = &self.replicas[number];
-        assert!(replica.lane.waiting() == 0 || replica.lane.wake().is_some(), "somebody waits and nothing will wake the lane");
+        assert!(
+            replica.limiter.waiting() == 0 || replica.limiter.wake().is_some(),
+            "somebody waits and nothing will wake the lane"
+        );
     }
 
-    fn send(&mut self, n: usize, mut charge: Charge) {
+    fn send(&mut self, n: usize, mut charge: Permit) {
         let (job, now, number) = (&self.plan.jobs[n], self.now, n % self.replicas.len());
-        self.replicas[number].lane.sent(&mut charge, now);
+        self.replicas[number].limiter.sent(&mut charge, now);
         self.outcome.sends += 1;
         self.outcome.last = now;
-        let Amount { input, output, .. } = charge.amount();
+        let Cost { input, output, .. } = charge.amount();
         self.outcome.beyond += u64::from(input) + u64::from(output) - job.prompt - job.ceiling;
         let ok =
             self.requests.as_mut().is_none_or(|exact| exact.admit(1, now)) && self.tokens.admit(job.prompt + job.ceiling, now);
@@ -118,13 +121,13 @@ impl World<'_> {
         let shown = RemoteQuota { limit: self.plan.tokens, remaining, reset: Some(self.tokens.reset()) };
         let tokens = Some(shown).filter(|_| self.plan.headers);
         let state = Observation { tokens, ..Observation::default() };
-        let lane = &mut self.replicas[number].lane;
+        let limiter = &mut self.replicas[number].limiter;
         if ok {
-            lane.observe(&mut charge, &state, now);
+            limiter.observe(&mut charge, &state, now);
             self.plan_at(now + job.latency_ms * MS, Step::End(n, Box::new(charge)));
         } else {
             self.outcome.refused_by_groq += 1;
-            let _place = lane.refused(charge, None, &state, Some(Duration::from_secs(1)), now);
+            let _place = limiter.refused(charge, None, &state, Some(Duration::from_secs(1)), now);
         }
     }
 

@@ -2,16 +2,16 @@
 
 use groq_limiter::{
     bucket::Ns,
-    exchange::Transaction,
-    redis::{SCRIPT, wire::Reply},
+    store::protocol::Transaction,
+    store::redis::{SCRIPT, wire::Reply},
 };
 
-use super::{Levels, Replica, Step, Word, World};
+use super::{Command, Levels, Replica, Step, World};
 use crate::start::MS;
 
-/// A lane without its store looks for it after so long.
+/// A limiter without its store looks for it after so long.
 const LOOK: Ns = 500 * MS;
-/// How far the server's clock is ahead of the lanes', µs.
+/// How far the server's clock is ahead of the limiters', µs.
 const AHEAD: i64 = 1_700_000_000_123_457;
 
 impl World<'_> {
@@ -19,9 +19,9 @@ impl World<'_> {
     pub(super) fn carry(&mut self, number: usize) {
         let (word, sent) = self.replicas[number].word.take().expect("it was an option");
         match word {
-            Word::There(transaction) => {
+            Command::There(transaction) => {
                 let Some((reply, news)) = self.execute(number, &transaction) else { return self.lost(number) };
-                self.replicas[number].word = Some((Word::Back(transaction.serial, reply), sent));
+                self.replicas[number].word = Some((Command::Back(transaction.serial, reply), sent));
                 let others = (0..self.replicas.len()).filter(|&other| other != number);
                 if let Some(words) = news {
                     for other in others {
@@ -29,12 +29,12 @@ impl World<'_> {
                     }
                 }
             }
-            Word::Back(serial, reply) => {
-                let Replica { lane, offset, .. } = &mut self.replicas[number];
+            Command::Back(serial, reply) => {
+                let Replica { limiter, offset, .. } = &mut self.replicas[number];
                 offset.learn(reply.now, sent, self.now);
                 let answer = offset.answer(reply).expect("the script's words");
-                lane.answered(serial, &answer, self.now);
-                self.pump(number);
+                limiter.answered(serial, &answer, self.now);
+                self.dispatch(number);
             }
         }
     }
@@ -47,14 +47,14 @@ impl World<'_> {
 
     fn lost(&mut self, number: usize) {
         let replicas = self.plan.replicas as u32;
-        self.replicas[number].lane.lost(replicas, self.now);
+        self.replicas[number].limiter.lost(replicas, self.now);
         self.plan_at(self.now + LOOK, Step::Look(number));
-        self.pump(number);
+        self.dispatch(number);
     }
 
     /// The script, at this world's time.
     fn execute(&mut self, number: usize, transaction: &Transaction) -> Option<(Reply, Option<Vec<String>>)> {
-        let Levels::Shared(connection, key) = &mut self.levels else { unreachable!("nobody asks a store that is not there") };
+        let Levels::Registry(connection, key) = &mut self.quotas else { unreachable!("nobody asks a store that is not there") };
         let time = server(self.now);
         let script = format!(
             "local published, real = false, redis
@@ -87,8 +87,8 @@ impl World<'_> {
             let tat: i64 = told[1].parse().expect("a number");
             let tat = tat.max(0) as u64;
             let before = self.told.insert(told[0].clone(), tat);
-            let quiet = (cell.settled, cell.given_up, cell.sighting, cell.claimed) == (0, 0, None, false);
-            if let Some(before) = before.filter(|_| quiet && transaction.born != 0) {
+            let quiet = (cell.settled, cell.given_up, cell.observation, cell.claimed) == (0, 0, None, false);
+            if let Some(before) = before.filter(|_| quiet && transaction.epoch != 0) {
                 let charged =
                     if words[6] == "1" && cell.asked > 0 { before.max(now) + cell.asked.div_ceil(1000) } else { before };
                 assert_eq!(tat, charged, "{}: {words:?}", cell.code);

@@ -16,10 +16,10 @@ use crate::figures::{
 /// Seeds of every row.
 const SEEDS: u64 = 5;
 
-/// The figures that are compared: name, value, and the least difference that is worth a line.
+/// The figures that are compared: name, value, and the least difference that is worth a queue.
 fn figures(outcome: &Outcome) -> [(&'static str, f64, f64); 7] {
     [
-        ("used %", 100.0 * (outcome.own + outcome.foreign), 0.2),
+        ("used %", 100.0 * (outcome.own + outcome.external), 0.2),
         ("429 ‰", outcome.per_thousand(), 0.2),
         ("failed %", 100.0 * outcome.all.failed, 0.5),
         ("p99 s", outcome.all.p99, 0.5),

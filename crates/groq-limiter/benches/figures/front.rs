@@ -1,4 +1,4 @@
-//! Who decides what is sent? The shield's lane, or what people do without it.
+//! Who decides what is sent? The shield's limiter, or what people do without it.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -8,9 +8,9 @@ use std::{
 
 use fastrand::Rng;
 use groq_limiter::{
-    Ask, Pool, Spent,
-    lane::{Again, Charge, Event, Lane, Verdict},
-    line::Id,
+    ActualUsage, AdmissionRequest, CostEstimate,
+    limiter::{Admission, Event, Limiter, Permit, Requeue},
+    queue::Id,
     settings::{LimitSettings, ModelLimits, Plan},
     types::{Observation, Priority},
 };
@@ -27,7 +27,7 @@ pub(crate) enum Decision {
     /// Its client gets an error.
     Fail(Number),
     /// It is asked about again at this time.
-    Again(Number, Ns),
+    Requeue(Number, Ns),
 }
 
 /// Something between clients and the upstream. It acts on what it is told and never looks into the upstream.
@@ -44,15 +44,15 @@ pub(crate) trait Front {
     fn next(&self) -> Option<Ns>;
 }
 
-/// The shield: one lane, stepped.
+/// The shield: one limiter, stepped.
 pub(crate) struct Shield {
-    lane: Lane,
+    limiter: Limiter,
     waiting: HashMap<Id, Number>,
-    charges: HashMap<Number, Charge>,
+    charges: HashMap<Number, Permit>,
     events: Vec<Event>,
 }
 
-/// The lane's clock is not at its beginning.
+/// The limiter's clock is not at its beginning.
 const START: Ns = 10 * 24 * 60 * MINUTE;
 
 impl Shield {
@@ -61,38 +61,38 @@ impl Shield {
         let told = ModelLimits { requests_per_minute: Some(rpm), tokens_per_minute: Some(tpm), ..ModelLimits::default() };
         let tables = LimitSettings { plan: Plan::None, default: told, ..LimitSettings::default() };
         Self {
-            lane: Lane::new("m".into(), Arc::new(tables), START),
+            limiter: Limiter::new("m".into(), Arc::new(tables), START),
             waiting: HashMap::new(),
             charges: HashMap::new(),
             events: Vec::new(),
         }
     }
 
-    fn submit(&mut self, number: Number, job: &Job, again: Option<Again>, now: Ns) -> Vec<Decision> {
-        let ask = Ask {
+    fn submit(&mut self, number: Number, job: &Job, again: Option<Requeue>, now: Ns) -> Vec<Decision> {
+        let ask = AdmissionRequest {
             organization: "o".into(),
             model: "m".into(),
             tier: "on_demand".into(),
             app: job.app.into(),
             weight: 1.0,
             class: Priority::Interactive,
-            pool: Pool::Tokens { prompt: job.estimate, ceiling: Some(job.size.ceiling) },
+            cost: CostEstimate::Tokens { prompt: job.estimate, ceiling: Some(job.size.ceiling) },
             bytes: 0,
         };
         let mut decisions = Vec::new();
-        match self.lane.submit(&ask, START + now, START + job.deadline, again, true) {
-            Verdict::Go(charge) => self.send(number, *charge, now, &mut decisions),
-            Verdict::Wait(id) => {
+        match self.limiter.submit(&ask, START + now, START + job.deadline, again, true) {
+            Admission::Granted(charge) => self.send(number, *charge, now, &mut decisions),
+            Admission::Queued(id) => {
                 self.waiting.insert(id, number);
             }
-            Verdict::No(_) => decisions.push(Decision::Fail(number)),
+            Admission::Rejected(_) => decisions.push(Decision::Fail(number)),
         }
         decisions.extend(self.wake(now));
         decisions
     }
 
-    fn send(&mut self, number: Number, mut charge: Charge, now: Ns, decisions: &mut Vec<Decision>) {
-        self.lane.sent(&mut charge, START + now);
+    fn send(&mut self, number: Number, mut charge: Permit, now: Ns, decisions: &mut Vec<Decision>) {
+        self.limiter.sent(&mut charge, START + now);
         self.charges.insert(number, charge);
         decisions.push(Decision::Send(number));
     }
@@ -105,30 +105,30 @@ impl Front for Shield {
 
     fn answered(&mut self, number: Number, job: &Job, state: &Observation, now: Ns) -> Vec<Decision> {
         let mut charge = self.charges.remove(&number).expect("it was sent");
-        self.lane.observe(&mut charge, state, START + now);
+        self.limiter.observe(&mut charge, state, START + now);
         let (prompt, completion) = (job.size.prompt, job.size.completion);
-        self.lane.settle(charge, Spent::Tokens { prompt, completion, prompt_total: prompt }, START + now);
+        self.limiter.settle(charge, ActualUsage::Tokens { prompt, completion, prompt_total: prompt }, START + now);
         self.wake(now)
     }
 
     fn refused(&mut self, number: Number, job: &Job, refused: &Refused, now: Ns) -> Vec<Decision> {
         let charge = self.charges.remove(&number).expect("it was sent");
         let after = Some(refused.retry_after);
-        let again = self.lane.refused(charge, Some(&refused.text), &refused.state, after, START + now);
+        let again = self.limiter.refused(charge, Some(&refused.text), &refused.state, after, START + now);
         self.submit(number, job, Some(again), now)
     }
 
     fn wake(&mut self, now: Ns) -> Vec<Decision> {
         let mut events = std::mem::take(&mut self.events);
-        self.lane.pump(START + now, &mut events);
+        self.limiter.dispatch(START + now, &mut events);
         let mut decisions = Vec::new();
         for event in events.drain(..) {
             match event {
-                Event::Go(id, charge) => {
+                Event::Granted(id, charge) => {
                     let number = self.waiting.remove(&id).expect("it waited");
                     self.send(number, charge, now, &mut decisions);
                 }
-                Event::No(id, _) => decisions.push(Decision::Fail(self.waiting.remove(&id).expect("it waited"))),
+                Event::Rejected(id, _) => decisions.push(Decision::Fail(self.waiting.remove(&id).expect("it waited"))),
             }
         }
         self.events = events;
@@ -136,7 +136,7 @@ impl Front for Shield {
     }
 
     fn next(&self) -> Option<Ns> {
-        self.lane.wake().map(|at| at.saturating_sub(START))
+        self.limiter.wake().map(|at| at.saturating_sub(START))
     }
 }
 
@@ -159,7 +159,7 @@ impl Retries {
         let grown = (0.5 * f64::from(1 << *tried)).min(8.0) * (1.0 - 0.25 * self.random.f64());
         *tried += 1;
         let wait = if stated <= Duration::from_secs(60) { stated.as_secs_f64() } else { grown };
-        Decision::Again(number, now + (wait * SECOND as f64) as Ns)
+        Decision::Requeue(number, now + (wait * SECOND as f64) as Ns)
     }
 }
 
@@ -189,12 +189,12 @@ impl Front for Retries {
 /// Baselines C and D: a token bucket of the limit's size and a queue in order of arrival.
 pub(crate) struct TokenBucket {
     limit: f64,
-    level: f64,
+    remaining: f64,
     at: Ns,
     /// Completion that is reserved; `None`: the ceiling.
     completion: Option<u64>,
     settles: bool,
-    line: VecDeque<(Number, f64, Ns)>,
+    queue: VecDeque<(Number, f64, Ns)>,
     held: HashMap<Number, f64>,
     retries: Retries,
 }
@@ -205,11 +205,11 @@ impl TokenBucket {
         let limit = limit as f64;
         Self {
             limit,
-            level: limit,
+            remaining: limit,
             at: 0,
             completion: None,
             settles: false,
-            line: VecDeque::new(),
+            queue: VecDeque::new(),
             held: HashMap::new(),
             retries: Retries::new(seed),
         }
@@ -222,7 +222,7 @@ impl TokenBucket {
 
     fn pass(&mut self, now: Ns) {
         let refill = self.limit * (now - self.at) as f64 / MINUTE as f64;
-        self.level = (self.level + refill).min(self.limit);
+        self.remaining = (self.remaining + refill).min(self.limit);
         self.at = now;
     }
 
@@ -233,17 +233,17 @@ impl TokenBucket {
 
 impl Front for TokenBucket {
     fn arrive(&mut self, number: Number, job: &Job, now: Ns) -> Vec<Decision> {
-        // No longer than patience lasts; or large ones would give up at the head and small ones be served instead.
-        let ahead: f64 = self.line.iter().map(|&(_, asked, _)| asked).sum();
+        // No longer than max_wait lasts; or large ones would give up at the head and small ones be served instead.
+        let ahead: f64 = self.queue.iter().map(|&(_, asked, _)| asked).sum();
         if ahead > self.limit * (job.deadline - now) as f64 / MINUTE as f64 {
             return vec![Decision::Fail(number)];
         }
-        self.line.push_back((number, self.asked(job), job.deadline));
+        self.queue.push_back((number, self.asked(job), job.deadline));
         self.wake(now)
     }
 
     fn again(&mut self, number: Number, job: &Job, now: Ns) -> Vec<Decision> {
-        self.line.push_front((number, self.asked(job), job.deadline));
+        self.queue.push_front((number, self.asked(job), job.deadline));
         self.wake(now)
     }
 
@@ -251,7 +251,7 @@ impl Front for TokenBucket {
         let held = self.held.remove(&number).expect("it was sent");
         if self.settles {
             self.pass(now);
-            self.level = (self.level + held - job.size.used() as f64).min(self.limit);
+            self.remaining = (self.remaining + held - job.size.used() as f64).min(self.limit);
         }
         self.wake(now)
     }
@@ -260,7 +260,7 @@ impl Front for TokenBucket {
         let held = self.held.remove(&number).expect("it was sent");
         if self.settles {
             self.pass(now);
-            self.level = (self.level + held).min(self.limit);
+            self.remaining = (self.remaining + held).min(self.limit);
         }
         let mut decisions = vec![self.retries.after(number, refused.retry_after, now)];
         decisions.extend(self.wake(now));
@@ -270,24 +270,24 @@ impl Front for TokenBucket {
     fn wake(&mut self, now: Ns) -> Vec<Decision> {
         self.pass(now);
         let mut decisions = Vec::new();
-        while let Some(&(number, asked, deadline)) = self.line.front() {
+        while let Some(&(number, asked, deadline)) = self.queue.front() {
             if deadline < now {
                 decisions.push(Decision::Fail(number));
-            } else if asked <= self.level {
-                self.level -= asked;
+            } else if asked <= self.remaining {
+                self.remaining -= asked;
                 self.held.insert(number, asked);
                 decisions.push(Decision::Send(number));
             } else {
                 break;
             }
-            self.line.pop_front();
+            self.queue.pop_front();
         }
         decisions
     }
 
     fn next(&self) -> Option<Ns> {
-        let &(_, asked, deadline) = self.line.front()?;
-        let missing = (asked - self.level).max(0.0) / self.limit * MINUTE as f64;
+        let &(_, asked, deadline) = self.queue.front()?;
+        let missing = (asked - self.remaining).max(0.0) / self.limit * MINUTE as f64;
         Some((self.at + missing as Ns + 1).min(deadline + 1))
     }
 }

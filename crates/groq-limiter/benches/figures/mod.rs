@@ -1,10 +1,10 @@
-//! Whole overloads in virtual time: the lane's core before a reference upstream, a day in a second, the same every time.
+//! Whole overloads in virtual time: the limiter's core before a reference upstream, a day in a second, the same every time.
 //!
 //! | file | question |
 //! |---|---|
 //! | `upstream` | what would the limiter do: an exact one, written from its law alone |
 //! | `load` | who asks for what, and when |
-//! | `front` | who decides what is sent: the shield's lane, or one of the baselines |
+//! | `front` | who decides what is sent: the shield's limiter, or one of the baselines |
 //! | `world` | what happens next: the queue of events |
 //! | `outcome` | what came of it |
 //! | `rows` | which overloads, and what is to be reached |

@@ -19,9 +19,9 @@ pub(crate) struct Waits {
 /// A row's figures.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
-    /// Share of the binding limit that was used, by us and by strangers.
+    /// Share of the binding limit that was used, by us and by others.
     pub(crate) own: f64,
-    pub(crate) foreign: f64,
+    pub(crate) external: f64,
     /// Share of the limit that the limiter counted as taken.
     pub(crate) counted: f64,
     pub(crate) sends: usize,
@@ -38,8 +38,8 @@ impl Outcome {
     pub(crate) fn of(row: &Row, jobs: &[Job], end: Ns, net: i128) -> Self {
         let start = if matches!(row.span, Span::Steady(_)) { WARM } else { 0 };
         // Who came late may still wait when the run ends.
-        let judged_until = if matches!(row.span, Span::Burst(_)) { end } else { end.saturating_sub(row.patience) };
-        let (ours, strangers): (Vec<&Job>, Vec<&Job>) = jobs.iter().partition(|job| !job.app.is_empty());
+        let judged_until = if matches!(row.span, Span::Burst(_)) { end } else { end.saturating_sub(row.max_wait) };
+        let (ours, others): (Vec<&Job>, Vec<&Job>) = jobs.iter().partition(|job| !job.app.is_empty());
         let measured = |at: Ns| at >= start && at < end;
         let use_of = |jobs: &[&Job]| share_used(row, jobs, start, end);
         let sends = ours.iter().flat_map(|job| &job.sent).filter(|&&at| measured(at)).count();
@@ -56,7 +56,7 @@ impl Outcome {
         let least = ((used + beyond) as f64 / row.binding() as f64 - 1.0) * MINUTE as f64;
         Self {
             own: use_of(&ours),
-            foreign: use_of(&strangers),
+            external: use_of(&others),
             counted: net as f64 / (row.limits.1 as f64 * (end.saturating_sub(WARM)) as f64 / MINUTE as f64),
             sends,
             refusals,
@@ -77,7 +77,7 @@ impl Outcome {
         let above = |name, figure: f64, bound: Option<f64>| bound.filter(|&bound| figure > bound).map(|_| name);
         let watched = target.watched;
         [
-            below("used", self.own + self.foreign, target.used),
+            below("used", self.own + self.external, target.used),
             below("counted", self.counted, target.counted),
             above("refusals", self.per_thousand(), target.per_thousand),
             above("refusals", self.refusals as f64, target.refusals),
@@ -102,7 +102,7 @@ fn share_used(row: &Row, jobs: &[&Job], start: Ns, end: Ns) -> f64 {
     let admitted = || jobs.iter().filter(|job| job.admitted.is_some_and(|at| at >= start && at < end));
     let tokens: u64 = admitted().map(|job| row.counted(&job.size)).sum();
     let minutes = (end - start) as f64 / MINUTE as f64;
-    // At the beginning a level stands there as well, or a debt.
+    // At the beginning a quota stands there as well, or a debt.
     let extra = |initial: f64| if start == 0 { 1.0 - initial } else { 0.0 };
     let there = |limit: u64, initial: f64| limit as f64 * (minutes + extra(initial));
     let tokens = tokens as f64 / there(row.binding(), row.initial.1);

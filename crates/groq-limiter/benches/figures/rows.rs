@@ -9,7 +9,7 @@ use super::{
 /// What stands between clients and the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// The lane.
+    /// The limiter.
     Shield,
     /// Baseline A: the SDKs' own retries.
     Straight,
@@ -63,7 +63,7 @@ pub(crate) struct Target {
     pub(crate) per_thousand_at_least: Option<f64>,
 }
 
-/// One line of the table.
+/// One queue of the table.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) name: &'static str,
@@ -74,7 +74,7 @@ pub(crate) struct Row {
     /// The first one is watched.
     pub(crate) offers: Vec<Offer>,
     /// Strangers, as a share of the binding limit.
-    pub(crate) foreign: f64,
+    pub(crate) external: f64,
     pub(crate) requests_bind: bool,
     pub(crate) front: Kind,
     pub(crate) replicas: usize,
@@ -88,7 +88,7 @@ pub(crate) struct Row {
     pub(crate) bias: f64,
     /// What is in use of (requests, tokens) at the start.
     pub(crate) initial: (f64, f64),
-    pub(crate) patience: Ns,
+    pub(crate) max_wait: Ns,
     pub(crate) span: Span,
     pub(crate) target: Target,
 }
@@ -123,7 +123,7 @@ impl Row {
             limits,
             output: None,
             offers: vec![offer("light", 0.15), offer("heavy", load - 0.15)],
-            foreign: 0.0,
+            external: 0.0,
             requests_bind: false,
             front: Kind::Shield,
             replicas: 1,
@@ -134,7 +134,7 @@ impl Row {
             latency: Latency::USUAL,
             bias: 1.0,
             initial: (0.0, 0.0),
-            patience: 60 * SECOND,
+            max_wait: 60 * SECOND,
             span: Span::Steady(SENDS),
             target,
         }
@@ -174,7 +174,7 @@ impl Row {
 /// Every row, in the table's order.
 pub(crate) fn rows() -> Vec<Row> {
     let with = |used, per_thousand| Target { used: Some(used), per_thousand: Some(per_thousand), ..NONE };
-    let foreign = |per_thousand, failed| Target {
+    let external = |per_thousand, failed| Target {
         used: Some(0.99),
         per_thousand: Some(per_thousand),
         watched: Some(Watched { p50: f64::MAX, p99: f64::MAX, failed }),
@@ -202,10 +202,10 @@ pub(crate) fn rows() -> Vec<Row> {
         Row::new("bucket-10x-X", X, 10.0, BUCKET),
         Row::new("bucket-1x-M", M, 1.0, Target { per_thousand: Some(0.0), failed: Some(0.0), p99: Some(1.5), ..NONE }),
         Row::new("bucket-0.9x-M", M, 0.9, Target { per_thousand: Some(0.0), failed: Some(0.0), p99: Some(1.5), ..NONE }),
-        Row { foreign: 0.2, ..Row::new("foreign-S", S, 3.0, foreign(2.0, 0.02)) },
-        Row { foreign: 0.2, ..m("foreign-M", foreign(0.5, 0.0)) },
-        Row { foreign: 0.2, ..Row::new("foreign-X", X, 3.0, foreign(0.5, 0.0)) },
-        Row { foreign: 1.0 / 3.0, requests_bind: true, ..m("rpm-foreign-M", with(0.99, 10.0)) }
+        Row { external: 0.2, ..Row::new("external-S", S, 3.0, external(2.0, 0.02)) },
+        Row { external: 0.2, ..m("external-M", external(0.5, 0.0)) },
+        Row { external: 0.2, ..Row::new("external-X", X, 3.0, external(0.5, 0.0)) },
+        Row { external: 1.0 / 3.0, requests_bind: true, ..m("rpm-external-M", with(0.99, 10.0)) }
             .offered(&[("light", 0.15, Sizes::TINY), ("heavy", 2.85, Sizes::TINY)]),
         Row { replicas: 2, ..m("two-replicas-M", Target { jain: Some(0.99), ..with(0.99, 1.0) }) },
         Row { replicas: 8, ..m("eight-replicas-M", with(0.98, 5.0)) },
@@ -217,9 +217,9 @@ pub(crate) fn rows() -> Vec<Row> {
         Row { bias: 0.75, ..m("estimator-25-M", odd) },
         Row { charging: Charging::N, ..m("charging-N-M", Target { counted: Some(0.99), ..with(0.33, 1.0) }) },
         Row { law: Law::Fixed, ..m("fixed-M", windows) },
-        Row { law: Law::Fixed, foreign: 0.2, ..m("fixed-foreign-M", windows) },
+        Row { law: Law::Fixed, external: 0.2, ..m("fixed-external-M", windows) },
         Row { law: Law::Sliding, ..m("sliding-M", windows) },
-        Row { law: Law::Sliding, foreign: 0.2, ..m("sliding-foreign-M", windows) },
+        Row { law: Law::Sliding, external: 0.2, ..m("sliding-external-M", windows) },
         m("shorts-two-apps-M", shorts).offered(&[("shorts", 0.1, Sizes::SHORT), ("longs", 3.0, Sizes::LONG)]),
         m("shorts-one-app-M", shorts).offered(&[("app", 0.1, Sizes::SHORT), ("app", 3.0, Sizes::LONG)]),
         Row::new("longs-one-app", (1000, M.1), 3.0, longs).offered(&[("app", 0.1, Sizes::LONG), ("app", 3.0, Sizes::SHORT)]),
@@ -229,7 +229,7 @@ pub(crate) fn rows() -> Vec<Row> {
         Row { span: first, initial: (0.0, 1.5), ..m("cold-debt-M", cold(0.80, 1.0)) },
         Row {
             span: Span::Burst(3.0),
-            patience: 10 * MINUTE,
+            max_wait: 10 * MINUTE,
             ..m("burst-M", Target { per_thousand: Some(0.0), failed: Some(0.0), stretch: Some(1.03), ..NONE })
         },
         output("output-3x", Target { watched: Some(Watched { p50: f64::MAX, p99: f64::MAX, failed: 0.0 }), ..with(0.97, 0.0) }),
@@ -237,7 +237,7 @@ pub(crate) fn rows() -> Vec<Row> {
         // A restart into a crowd: the upstream's bucket is nearly used up, and nothing is known of it.
         Row {
             span: Span::Burst(3.0),
-            patience: 10 * MINUTE,
+            max_wait: 10 * MINUTE,
             initial: (0.0, 0.9),
             ..m("burst-cold-M", Target { refusals: Some(1.0), failed: Some(0.0), ..NONE })
         },

@@ -44,10 +44,10 @@ pub(crate) struct Job {
 enum Event {
     Arrive(usize),
     Stranger,
-    Reach(Number),
+    StoreHealth(Number),
     Finish(Number),
     Back(Number),
-    Again(Number),
+    Requeue(Number),
     Wake(usize, Ns),
 }
 
@@ -80,7 +80,7 @@ pub(crate) fn run(row: &Row, seed: u64) -> Outcome {
         armed: vec![None; row.replicas],
         upstream: Upstream::new(row.limits, row.output, row.law, row.charging, row.initial),
         rates: row.rates(),
-        foreign_rate: row.foreign * row.rate_of_limit(&row.offers[0].sizes),
+        foreign_rate: row.external * row.rate_of_limit(&row.offers[0].sizes),
         load: Rng::with_seed(seed),
         ways: Rng::with_seed(!seed),
         steady_sends: 0,
@@ -128,7 +128,7 @@ impl World<'_> {
         for offer in 0..self.row.offers.len() {
             self.next_arrival(offer);
         }
-        if self.row.foreign > 0.0 {
+        if self.row.external > 0.0 {
             self.plan(0, Event::Stranger);
         }
     }
@@ -163,10 +163,10 @@ impl World<'_> {
                 let at = self.now + gap(self.foreign_rate, &mut self.load);
                 self.plan(at, Event::Stranger);
             }
-            Event::Reach(number) => self.reach(number),
+            Event::StoreHealth(number) => self.reach(number),
             Event::Finish(number) => self.finish(number),
             Event::Back(number) => self.back(number),
-            Event::Again(number) => self.ask(number, |front, job, now| front.again(number, job, now)),
+            Event::Requeue(number) => self.ask(number, |front, job, now| front.again(number, job, now)),
             Event::Wake(replica, at) if self.armed[replica] == Some(at) => {
                 self.armed[replica] = None;
                 let decisions = self.fronts[replica].wake(self.now);
@@ -200,7 +200,7 @@ impl World<'_> {
             estimate: ((size.prompt as f64 * off) as u64).max(1),
             latency: self.row.latency.draw(&mut self.load),
             arrived: self.now,
-            deadline: self.now + self.row.patience,
+            deadline: self.now + self.row.max_wait,
             sent: Vec::new(),
             refusals: Vec::new(),
             admitted: None,
@@ -255,7 +255,7 @@ impl World<'_> {
     }
 
     fn ask(&mut self, number: Number, tell: impl FnOnce(&mut dyn Front, &Job, Ns) -> Vec<Decision>) {
-        let replica = self.jobs[number].replica.expect("strangers go past the fronts");
+        let replica = self.jobs[number].replica.expect("others go past the fronts");
         let decisions = tell(&mut *self.fronts[replica], &self.jobs[number], self.now);
         self.act(replica, decisions);
     }
@@ -267,10 +267,10 @@ impl World<'_> {
                     self.jobs[number].sent.push(self.now);
                     self.steady_sends += usize::from(self.now >= WARM);
                     let at = self.way();
-                    self.plan(at, Event::Reach(number));
+                    self.plan(at, Event::StoreHealth(number));
                 }
                 Decision::Fail(number) => self.jobs[number].failed = true,
-                Decision::Again(number, at) => self.plan(at, Event::Again(number)),
+                Decision::Requeue(number, at) => self.plan(at, Event::Requeue(number)),
             }
         }
         let next = self.fronts[replica].next();

@@ -1,4 +1,4 @@
-//! What is kept, and what is not: levels beyond the process, lanes beyond their use?
+//! What is kept, and what is not: quotas beyond the process, limiters beyond their use?
 
 use std::time::Duration;
 
@@ -6,16 +6,16 @@ use tokio::time::{Instant, sleep};
 
 use super::{ask, in_a_minute, per_minute, settings, warm};
 use crate::{
-    Ask, Limits, Spent,
-    lanes::SharedLane,
+    ActualUsage, AdmissionRequest, Limiters,
+    registry::SharedLimiter,
     settings::Settings,
     types::{Observation, RemoteQuota},
 };
 
-/// A hundred thousand of them must not take more than 400 MB, levels included.
+/// A hundred thousand of them must not take more than 400 MB, quotas included.
 #[test]
 fn a_lane_is_one_small_block() {
-    assert!(size_of::<SharedLane>() + 2 * size_of::<usize>() <= 2048, "{}", size_of::<SharedLane>());
+    assert!(size_of::<SharedLimiter>() + 2 * size_of::<usize>() <= 2048, "{}", size_of::<SharedLimiter>());
 }
 
 #[tokio::test(start_paused = true)]
@@ -23,7 +23,7 @@ async fn levels_outlive_the_process() {
     let dir = tempfile::tempdir().expect("a directory");
     let state_file = Some(dir.path().join("levels"));
     let config = Settings { state_file, ..settings(per_minute(30, 8000)) };
-    let before = Limits::new(config.clone());
+    let before = Limiters::new(config.clone());
     warm(&before).await;
     let mut held = Vec::new();
     for _ in 0..20 {
@@ -33,14 +33,14 @@ async fn levels_outlive_the_process() {
     }
     // Killed with everything in flight: all of it counts as charged.
     before.save_now().expect("saved");
-    let after = Limits::new(config.clone());
+    let after = Limiters::new(config.clone());
     let mut probe = after.reserve(&ask("app", 1, 100), in_a_minute(), None).await.expect("the probe");
     probe.sent(Instant::now());
     probe.observe(&Observation::default(), Instant::now());
-    probe.settle(Spent::Nothing, Instant::now());
-    let level = |limits: &Limits, n: usize| limits.snapshot()[0].dimensions[n].level;
-    assert!((level(&after, 0) - level(&before, 0)).abs() < 1.1, "{} and {}", level(&after, 0), level(&before, 0));
-    assert!((level(&after, 1) - level(&before, 1)).abs() < 200.0, "{} and {}", level(&after, 1), level(&before, 1));
+    probe.settle(ActualUsage::Nothing, Instant::now());
+    let quota = |limits: &Limiters, n: usize| limits.snapshot()[0].dimensions[n].remaining;
+    assert!((quota(&after, 0) - quota(&before, 0)).abs() < 1.1, "{} and {}", quota(&after, 0), quota(&before, 0));
+    assert!((quota(&after, 1) - quota(&before, 1)).abs() < 200.0, "{} and {}", quota(&after, 1), quota(&before, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -49,10 +49,10 @@ async fn a_torn_state_file_counts_as_none() {
     let path = dir.path().join("levels");
     let config = Settings { state_file: Some(path.clone()), ..settings(per_minute(30, 8000)) };
     for torn in
-        ["", "{\"format\":\"groq-shield levels 1\",\"clean\":tr", "[1,2,3]", "{\"format\":\"other\",\"clean\":true,\"lanes\":[]}"]
+        ["", "{\"format\":\"groq-shield limits 2\",\"clean\":tr", "[1,2,3]", "{\"format\":\"other\",\"clean\":true,\"lanes\":[]}"]
     {
         std::fs::write(&path, torn).expect("written");
-        let limits = Limits::new(config.clone());
+        let limits = Limiters::new(config.clone());
         warm(&limits).await;
         limits.save_now().expect("and written anew");
     }
@@ -63,7 +63,7 @@ async fn run_saves_what_has_changed_and_wakes_the_line() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("levels");
     let config = Settings { state_file: Some(path.clone()), ..settings(per_minute(1, 8000)) };
-    let limits = Limits::new(config.clone());
+    let limits = Limiters::new(config.clone());
     let running = tokio::spawn({
         let limits = limits.clone();
         async move { limits.run().await }
@@ -76,7 +76,7 @@ async fn run_saves_what_has_changed_and_wakes_the_line() {
         let mut one = limits.reserve(&ask("app", 1, 1), deadline, None).await.expect("in time");
         assert_eq!(one.waited().as_secs(), 60 * n);
         one.sent(Instant::now());
-        one.settle(Spent::Charge, Instant::now());
+        one.settle(ActualUsage::Unknown, Instant::now());
     }
     sleep(Duration::from_secs(2)).await;
     assert!(path.exists());
@@ -85,12 +85,12 @@ async fn run_saves_what_has_changed_and_wakes_the_line() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lane_that_is_full_again_and_has_learnt_nothing_goes() {
-    let limits = Limits::new(settings(per_minute(30, 8000)));
+    let limits = Limiters::new(settings(per_minute(30, 8000)));
     let running = tokio::spawn({
         let limits = limits.clone();
         async move { limits.run().await }
     });
-    let ask = |model: &str| Ask { model: model.into(), ..ask("app", 10, 10) };
+    let ask = |model: &str| AdmissionRequest { model: model.into(), ..ask("app", 10, 10) };
     let _held = limits.reserve(&ask("held"), in_a_minute(), None).await.expect("it goes");
     for model in ["plain", "learnt"] {
         let mut one = limits.reserve(&ask(model), in_a_minute(), None).await.expect("it goes");
@@ -98,9 +98,9 @@ async fn a_lane_that_is_full_again_and_has_learnt_nothing_goes() {
         let shown = RemoteQuota { limit: 8000, remaining: 7980, reset: None };
         let tokens = (model == "learnt").then_some(shown);
         one.observe(&Observation { tokens, ..Observation::default() }, Instant::now());
-        one.settle(Spent::Charge, Instant::now());
+        one.settle(ActualUsage::Unknown, Instant::now());
     }
-    let there = || limits.snapshot().iter().map(|lane| lane.model.to_string()).collect::<Vec<_>>();
+    let there = || limits.snapshot().iter().map(|limiter| limiter.model.to_string()).collect::<Vec<_>>();
     sleep(Duration::from_secs(55)).await;
     assert_eq!(there(), ["held", "learnt", "plain"]);
     sleep(Duration::from_secs(30)).await;
@@ -110,37 +110,37 @@ async fn a_lane_that_is_full_again_and_has_learnt_nothing_goes() {
 
 #[tokio::test(start_paused = true)]
 async fn models_beyond_a_hundred_thousand_do_not_stay() {
-    let limits = Limits::new(Settings::default());
+    let limits = Limiters::new(Settings::default());
     for n in 0..110_000 {
-        let ask = Ask { model: format!("m{n}").into(), ..ask("app", 10, 10) };
+        let ask = AdmissionRequest { model: format!("m{n}").into(), ..ask("app", 10, 10) };
         let mut one = limits.reserve(&ask, in_a_minute(), None).await.expect("nothing is known");
         one.sent(Instant::now());
         let shown = RemoteQuota { limit: 8000, remaining: 7980, reset: None };
         one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
-        one.settle(Spent::Request, Instant::now());
+        one.settle(ActualUsage::Request, Instant::now());
     }
     assert!(limits.snapshot().len() <= 100_000);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_was_taken_of_a_lane_that_made_room_is_remembered() {
-    let limits = Limits::new(settings(per_minute(1, 8000)));
-    let take = async |ask: &Ask| {
+    let limits = Limiters::new(settings(per_minute(1, 8000)));
+    let take = async |ask: &AdmissionRequest| {
         let mut one = limits.reserve(ask, Instant::now() + Duration::from_secs(100), None).await.expect("in time");
         one.sent(Instant::now());
         let waited = one.waited().as_secs();
-        one.settle(Spent::Charge, Instant::now());
+        one.settle(ActualUsage::Unknown, Instant::now());
         waited
     };
     warm(&limits).await;
     let ours = ask("app", 1, 1);
     assert_eq!(take(&ours).await, 0);
-    let is_there = || limits.snapshot().iter().any(|lane| *lane.model == *ours.model);
+    let is_there = || limits.snapshot().iter().any(|limiter| *limiter.model == *ours.model);
     let mut others = 0;
     while is_there() {
         // Thousands at a time: a snapshot is of all of them.
         for _ in 0..20_000 {
-            take(&Ask { model: format!("m{others}").into(), ..ask("app", 10, 10) }).await;
+            take(&AdmissionRequest { model: format!("m{others}").into(), ..ask("app", 10, 10) }).await;
             others += 1;
         }
         assert!(others <= 200_000, "it stays although it was used longest ago");

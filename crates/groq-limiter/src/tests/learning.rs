@@ -1,4 +1,4 @@
-//! What does a lane make of a cold start, of headers and of refusals?
+//! What does a limiter make of a cold start, of headers and of refusals?
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{ask, in_a_minute, per_minute, settings, shield, warm};
 use crate::{
-    Ask, Limits, Pool, Refusal, Source, Spent,
+    ActualUsage, AdmissionError, AdmissionRequest, CostEstimate, Limiters, Source,
     settings::{ModelLimits, Settings},
     types::{Dimension, Observation, RemoteQuota, Unit, UpstreamRefusal},
 };
@@ -24,12 +24,12 @@ async fn a_cold_start_sends_one_probe_and_learns_from_it() {
     assert!(!second.is_finished());
     let shown = RemoteQuota { limit: 8000, remaining: 100, reset: Some(Duration::from_millis(59_250)) };
     probe.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
-    probe.settle(Spent::Tokens { prompt: 10, completion: 10, prompt_total: 10 }, Instant::now());
+    probe.settle(ActualUsage::Tokens { prompt: 10, completion: 10, prompt_total: 10 }, Instant::now());
     let waited = second.await.expect("it ran").expect("in time");
     assert!(waited > Duration::from_secs(2), "it waits for tokens now: {waited:?}");
-    let lane = &limits.snapshot()[0];
-    assert_eq!(lane.dimensions[0].limit, 8000);
-    assert_eq!(lane.dimensions[0].source, Source::Headers);
+    let limiter = &limits.snapshot()[0];
+    assert_eq!(limiter.dimensions[0].limit, 8000);
+    assert_eq!(limiter.dimensions[0].source, Source::Headers);
 }
 
 /// A cold start under a burst: the free plan's table is a guess until the probe's head says otherwise.
@@ -47,7 +47,7 @@ async fn nobody_is_refused_by_a_guess_and_everybody_by_what_is_known() {
     assert!(burst.try_join_next().is_none(), "all wait for the probe");
     let start = Instant::now();
     probe.observe(&Observation::default(), Instant::now());
-    probe.settle(Spent::Tokens { prompt: 10, completion: 10, prompt_total: 10 }, Instant::now());
+    probe.settle(ActualUsage::Tokens { prompt: 10, completion: 10, prompt_total: 10 }, Instant::now());
     let ended = burst.join_all().await;
     let refused: Vec<_> = ended.iter().filter(|(served, _)| !served).map(|(_, at)| at.duration_since(start)).collect();
     assert!((30..45).contains(&refused.len()), "{} refused", refused.len());
@@ -138,14 +138,14 @@ async fn a_refusal_without_words_rests_the_lane() {
 
 #[tokio::test(start_paused = true)]
 async fn the_plan_follows_the_headers() {
-    let limits = Limits::new(Settings::default());
-    let ask = Ask { model: "openai/gpt-oss-20b".into(), ..ask("app", 10, 10) };
+    let limits = Limiters::new(Settings::default());
+    let ask = AdmissionRequest { model: "openai/gpt-oss-20b".into(), ..ask("app", 10, 10) };
     let answered = async |tokens: u64| {
         let mut one = limits.reserve(&ask, in_a_minute(), None).await.expect("fits");
         one.sent(Instant::now());
         let shown = RemoteQuota { limit: tokens, remaining: tokens - 20, reset: None };
         one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
-        one.settle(Spent::Charge, Instant::now());
+        one.settle(ActualUsage::Unknown, Instant::now());
         limits.snapshot()[0].dimensions.iter().map(|d| (d.dimension.code.to_string(), d.limit)).collect::<Vec<_>>()
     };
     let row = |rows: &[(&str, u64)]| rows.iter().map(|&(code, limit)| (code.to_owned(), limit)).collect::<Vec<_>>();
@@ -156,7 +156,7 @@ async fn the_plan_follows_the_headers() {
 
 #[tokio::test(start_paused = true)]
 async fn a_limit_stated_by_mistake_silences_nobody_for_hours() {
-    let limits = Limits::new(Settings::default());
+    let limits = Limiters::new(Settings::default());
     let stated = |limit: u64| {
         let shown = RemoteQuota { limit, remaining: limit, reset: None };
         Observation { tokens: Some(shown), ..Observation::default() }
@@ -165,7 +165,7 @@ async fn a_limit_stated_by_mistake_silences_nobody_for_hours() {
         let mut one = limits.reserve(&ask("app", 50, 100), in_a_minute(), None).await.expect("fits");
         one.sent(Instant::now());
         one.observe(&stated(limit), Instant::now());
-        one.settle(Spent::Tokens { prompt: 50, completion: 90, prompt_total: 50 }, Instant::now());
+        one.settle(ActualUsage::Tokens { prompt: 50, completion: 90, prompt_total: 50 }, Instant::now());
     }
     let start = Instant::now();
     while limits.reserve(&ask("app", 50, 100), in_a_minute(), None).await.is_err() {
@@ -175,17 +175,17 @@ async fn a_limit_stated_by_mistake_silences_nobody_for_hours() {
 }
 
 /// A request without a ceiling.
-fn unbounded(prompt: u64) -> Ask {
-    Ask { pool: Pool::Tokens { prompt, ceiling: None }, ..ask("app", 10, 100) }
+fn unbounded(prompt: u64) -> AdmissionRequest {
+    AdmissionRequest { cost: CostEstimate::Tokens { prompt, ceiling: None }, ..ask("app", 10, 100) }
 }
 
 /// An answer whose head shows so much of 8000 tokens a minute in use.
-async fn answered(limits: &Limits, ask: &Ask, used: u64, spent: (u64, u64)) {
+async fn answered(limits: &Limiters, ask: &AdmissionRequest, used: u64, spent: (u64, u64)) {
     let mut one = limits.reserve(ask, in_a_minute(), None).await.expect("in time");
     one.sent(Instant::now());
     let shown = RemoteQuota { limit: 8000, remaining: 8000 - used, reset: None };
     one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
-    one.settle(Spent::Tokens { prompt: spent.0, completion: spent.1, prompt_total: spent.0 }, Instant::now());
+    one.settle(ActualUsage::Tokens { prompt: spent.0, completion: spent.1, prompt_total: spent.0 }, Instant::now());
 }
 
 /// 48,000 spaces are 12,000 tokens to Groq and a few hundred to our estimate.
@@ -247,7 +247,7 @@ async fn a_configured_limit_holds_below_groqs() {
         one.sent(Instant::now());
         let shown = RemoteQuota { limit: 100_000, remaining: 99_000, reset: None };
         one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
-        one.settle(Spent::Tokens { prompt: 100, completion: 400, prompt_total: 100 }, Instant::now());
+        one.settle(ActualUsage::Tokens { prompt: 100, completion: 400, prompt_total: 100 }, Instant::now());
         used += 500;
     }
     // What a full one holds, and a minute's refill.
@@ -257,7 +257,7 @@ async fn a_configured_limit_holds_below_groqs() {
     assert_eq!((shown.configured, shown.stated), (Some(2000), Some(100_000)));
     assert_eq!(limits.snapshot()[0].dimensions.len(), 1);
     let too_large = limits.reserve(&ask("app", 100, 2000), in_a_minute(), None).await.expect_err("over the bound");
-    assert!(matches!(too_large, Refusal::Never { limit: 2000, .. }), "{too_large:?}");
+    assert!(matches!(too_large, AdmissionError::TooLarge { limit: 2000, .. }), "{too_large:?}");
     // Unset, Groq's limit is in force; and the other way round.
     limits.reconfigure(settings(ModelLimits::default()));
     assert_eq!(limits.snapshot()[0].dimensions[0].limit, 100_000);
@@ -281,7 +281,7 @@ async fn a_configured_limit_holds_without_ceilings() {
         for mut one in held.drain(..) {
             let shown = RemoteQuota { limit: 100_000, remaining: 99_900, reset: None };
             one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
-            one.settle(Spent::Tokens { prompt: 100, completion: 400, prompt_total: 100 }, Instant::now());
+            one.settle(ActualUsage::Tokens { prompt: 100, completion: 400, prompt_total: 100 }, Instant::now());
             used += 500;
         }
     }

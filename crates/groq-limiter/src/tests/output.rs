@@ -1,4 +1,4 @@
-//! Limits on output tokens, before a reference model of Groq's law: tested is the smaller of the ceiling and the largest
+//! Limiters on output tokens, before a reference model of Groq's law: tested is the smaller of the ceiling and the largest
 //! answer of the last 150 s, taken is the answer when it ends.
 
 use std::{
@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{ask, in_a_minute, shield};
 use crate::{
-    Ask, Limits, Pool, Refusal, Spent,
+    ActualUsage, AdmissionError, AdmissionRequest, CostEstimate, Limiters,
     settings::ModelLimits,
     types::{Dimension, Observation, Unit, UpstreamRefusal},
 };
@@ -74,20 +74,20 @@ impl Upstream {
 }
 
 /// A limiter that has its limit from `otpm`, or must learn it.
-fn limiter(otpm: Option<u64>) -> Limits {
+fn limiter(otpm: Option<u64>) -> Limiters {
     shield(ModelLimits { output_tokens_per_minute: otpm, ..ModelLimits::default() })
 }
 
 /// Sends one to its end. How long it waited in all.
 async fn send(
-    limits: &Limits,
+    limits: &Limiters,
     upstream: &Mutex<Upstream>,
-    ask: &Ask,
+    ask: &AdmissionRequest,
     tokens: u64,
     deadline: Instant,
-) -> Result<Duration, Refusal> {
+) -> Result<Duration, AdmissionError> {
     let (start, mut place) = (Instant::now(), None);
-    let Pool::Tokens { ceiling, .. } = ask.pool else { panic!("tokens") };
+    let CostEstimate::Tokens { ceiling, .. } = ask.cost else { panic!("tokens") };
     loop {
         let mut one = limits.reserve(ask, deadline, place.take()).await?;
         one.sent(Instant::now());
@@ -104,7 +104,7 @@ async fn send(
         upstream.lock().expect("a lock").answer(tokens);
         sleep(Duration::from_millis(20)).await;
         one.observe(&Observation::default(), Instant::now());
-        one.settle(Spent::Tokens { prompt: 10, completion: tokens, prompt_total: 10 }, Instant::now());
+        one.settle(ActualUsage::Tokens { prompt: 10, completion: tokens, prompt_total: 10 }, Instant::now());
         return Ok(waited);
     }
 }
@@ -157,7 +157,7 @@ async fn a_large_answer_is_waited_for_until_it_is_forgotten() {
     let (limits, upstream) = (limiter(Some(1000)), Mutex::new(Upstream::default()));
     let later = |seconds| Instant::now() + Duration::from_secs(seconds);
     send(&limits, &upstream, &ask("app", 10, 4000), 1308, in_a_minute()).await.expect("nothing is known yet");
-    let Err(Refusal::NotInTime { dimension, wait, fits, .. }) =
+    let Err(AdmissionError::NotInTime { dimension, wait, fits, .. }) =
         send(&limits, &upstream, &ask("app", 10, 4000), 100, in_a_minute()).await
     else {
         panic!("the answer is remembered for longer than a minute")
@@ -165,7 +165,7 @@ async fn a_large_answer_is_waited_for_until_it_is_forgotten() {
     assert_eq!((dimension, fits), (Dimension::OTPM, Some(1000)));
     assert!(wait > Duration::from_secs(140), "{wait:?}");
     assert_eq!(limits.fitting_ceiling(&ask("app", 10, 4000)), Some(500));
-    let unbounded = Ask { pool: Pool::Tokens { prompt: 10, ceiling: None }, ..ask("app", 10, 1) };
+    let unbounded = AdmissionRequest { cost: CostEstimate::Tokens { prompt: 10, ceiling: None }, ..ask("app", 10, 1) };
     assert_eq!(limits.fitting_ceiling(&unbounded), Some(500));
     // A lower ceiling waits for room only, and one that waits goes as soon as the answer is forgotten.
     let lower = send(&limits, &upstream, &ask("app", 10, 400), 100, in_a_minute()).await.expect("it fits");
@@ -182,7 +182,7 @@ async fn somebody_elses_large_answer_costs_one_refusal() {
     upstream.lock().expect("a lock").answer(1308);
     sleep(Duration::from_secs(80)).await;
     let late = send(&limits, &upstream, &ask("app", 10, 4000), 100, in_a_minute()).await;
-    assert!(matches!(late, Err(Refusal::NotInTime { fits: Some(1000), .. })), "{late:?}");
+    assert!(matches!(late, Err(AdmissionError::NotInTime { fits: Some(1000), .. })), "{late:?}");
     send(&limits, &upstream, &ask("app", 10, 4000), 100, Instant::now() + 2 * WINDOW).await.expect("later it goes");
     assert_eq!(upstream.lock().expect("a lock").refused, [1308]);
 }
@@ -222,8 +222,8 @@ async fn absurd_figures_hold_nobody_for_long() {
     }
     let mut huge = limits.reserve(&ask("app", 10, 500), in_a_minute(), None).await.expect("it goes");
     huge.sent(Instant::now());
-    huge.settle(Spent::Tokens { prompt: 10, completion: 100_000, prompt_total: 10 }, Instant::now());
-    let Err(Refusal::NotInTime { .. }) = limits.reserve(&ask("app", 10, 500), in_a_minute(), None).await else {
+    huge.settle(ActualUsage::Tokens { prompt: 10, completion: 100_000, prompt_total: 10 }, Instant::now());
+    let Err(AdmissionError::NotInTime { .. }) = limits.reserve(&ask("app", 10, 500), in_a_minute(), None).await else {
         panic!("a debt of 99 minutes' tokens, of which ten are kept")
     };
     sleep(Duration::from_secs(600)).await;

@@ -6,7 +6,7 @@ use tokio::time::{Instant, advance, sleep};
 
 use super::{ask, in_a_minute, per_minute, settings, shield, warm};
 use crate::{
-    Ask, Limits, Refusal, Spent,
+    ActualUsage, AdmissionError, AdmissionRequest, Limiters,
     settings::{LimitSettings, Plan, QueueSettings, Settings},
     types::Dimension,
 };
@@ -23,7 +23,7 @@ async fn thirty_a_minute_in_order() {
             sleep(Duration::from_millis(n)).await;
             let mut reservation = limits.reserve(&ask("app", 10, 10), in_a_minute(), None).await.expect("in time");
             reservation.sent(Instant::now());
-            reservation.settle(Spent::Charge, Instant::now());
+            reservation.settle(ActualUsage::Unknown, Instant::now());
             start.elapsed()
         }));
     }
@@ -48,7 +48,7 @@ async fn refused_on_arrival_with_a_true_retry_after() {
     }
     let soon = Instant::now() + Duration::from_secs(1);
     let before = Instant::now();
-    let Err(Refusal::NotInTime { dimension, wait, retry_after, fits: None }) =
+    let Err(AdmissionError::NotInTime { dimension, wait, retry_after, fits: None }) =
         limits.reserve(&ask("app", 10, 10), soon, None).await
     else {
         panic!("it cannot go within a second")
@@ -60,7 +60,7 @@ async fn refused_on_arrival_with_a_true_retry_after() {
         one.sent(Instant::now());
     }
     for one in held {
-        one.settle(Spent::Charge, Instant::now());
+        one.settle(ActualUsage::Unknown, Instant::now());
     }
     advance(retry_after).await;
     limits.reserve(&ask("app", 10, 10), Instant::now() + Duration::from_secs(1), None).await.expect("as told");
@@ -80,9 +80,9 @@ async fn leaving_the_line_changes_no_level() {
     assert_eq!(limits.waiting(), 0);
     // Never sent: everything comes back.
     drop(held);
-    let lane = &limits.snapshot()[0];
-    assert_eq!(lane.in_flight, 0);
-    assert!(lane.dimensions.iter().all(|dimension| dimension.full_in.is_zero()), "{:?}", lane.dimensions);
+    let limiter = &limits.snapshot()[0];
+    assert_eq!(limiter.in_flight, 0);
+    assert!(limiter.dimensions.iter().all(|dimension| dimension.full_in.is_zero()), "{:?}", limiter.dimensions);
 }
 
 #[tokio::test(start_paused = true)]
@@ -96,7 +96,7 @@ async fn a_settled_ceiling_lets_the_next_go_at_once() {
         async move { limits.reserve(&ask("app", 100, 6000), in_a_minute(), None).await.map(|r| (r.waited(), r.bound_by().cloned())) }
     });
     sleep(Duration::from_secs(1)).await;
-    first.settle(Spent::Tokens { prompt: 100, completion: 50, prompt_total: 100 }, Instant::now());
+    first.settle(ActualUsage::Tokens { prompt: 100, completion: 50, prompt_total: 100 }, Instant::now());
     let (waited, bound) = second.await.expect("it ran").expect("in time");
     assert_eq!(waited, Duration::from_secs(1));
     assert_eq!(bound, Some(Dimension::TPM));
@@ -106,7 +106,10 @@ async fn a_settled_ceiling_lets_the_next_go_at_once() {
 async fn what_can_never_fit_is_told_so() {
     let limits = shield(per_minute(30, 8000));
     let refusal = limits.reserve(&ask("app", 881, 11_000), in_a_minute(), None).await.expect_err("never");
-    assert_eq!(refusal, Refusal::Never { dimension: Dimension::TPM, limit: 8000, asked: 11_881, parts: Some((881, 11_000)) });
+    assert_eq!(
+        refusal,
+        AdmissionError::TooLarge { dimension: Dimension::TPM, limit: 8000, asked: 11_881, parts: Some((881, 11_000)) }
+    );
     // Exactly the limit: the estimate's own caution must not make it impossible.
     limits.reserve(&ask("app", 1000, 7000), in_a_minute(), None).await.expect("exactly the limit");
 }
@@ -114,23 +117,23 @@ async fn what_can_never_fit_is_told_so() {
 #[tokio::test(start_paused = true)]
 async fn the_line_is_bounded_by_count_and_bytes() {
     let queue = QueueSettings { max_waiting: 2, max_bytes: 250 };
-    let limits = Limits::new(Settings { queue, ..settings(per_minute(1, 100)) });
+    let limits = Limiters::new(Settings { queue, ..settings(per_minute(1, 100)) });
     warm(&limits).await;
     let _held = limits.reserve(&ask("app", 1, 1), in_a_minute(), None).await.expect("one");
     let waiter = |bytes| {
         let limits = limits.clone();
         tokio::spawn(async move {
-            let ask = Ask { bytes, ..ask("app", 1, 1) };
+            let ask = AdmissionRequest { bytes, ..ask("app", 1, 1) };
             limits.reserve(&ask, Instant::now() + Duration::from_secs(600), None).await.map(drop)
         })
     };
     let first = waiter(200);
     sleep(Duration::from_millis(1)).await;
     let big = waiter(100).await.expect("it ran");
-    assert!(matches!(big, Err(Refusal::Full { .. })), "{big:?}");
+    assert!(matches!(big, Err(AdmissionError::QueueFull { .. })), "{big:?}");
     let second = waiter(50);
     sleep(Duration::from_millis(1)).await;
-    assert!(matches!(waiter(0).await.expect("it ran"), Err(Refusal::Full { .. })));
+    assert!(matches!(waiter(0).await.expect("it ran"), Err(AdmissionError::QueueFull { .. })));
     assert_eq!(limits.waiting(), 2);
     first.abort();
     second.abort();
@@ -142,7 +145,7 @@ async fn organizations_never_mix() {
     warm(&limits).await;
     let _mine = limits.reserve(&ask("app", 1, 1), Instant::now(), None).await.expect("one");
     assert!(limits.reserve(&ask("app", 1, 1), Instant::now(), None).await.is_err());
-    let theirs = Ask { organization: "another".into(), ..ask("app", 1, 1) };
+    let theirs = AdmissionRequest { organization: "another".into(), ..ask("app", 1, 1) };
     limits.reserve(&theirs, Instant::now(), None).await.expect("their own lane");
 }
 
@@ -150,13 +153,13 @@ async fn organizations_never_mix() {
 async fn headroom_is_left_to_others() {
     let limits =
         LimitSettings { plan: Plan::None, headroom: 0.5, default: per_minute(30, 1_000_000), ..LimitSettings::default() };
-    let limits = Limits::new(Settings { limits: limits.into(), ..Settings::default() });
+    let limits = Limiters::new(Settings { limits: limits.into(), ..Settings::default() });
     warm(&limits).await;
     let mut sent = 0;
     let end = Instant::now() + Duration::from_secs(60);
     while let Ok(mut one) = limits.reserve(&ask("app", 1, 1), end, None).await {
         one.sent(Instant::now());
-        one.settle(Spent::Charge, Instant::now());
+        one.settle(ActualUsage::Unknown, Instant::now());
         sent += 1;
     }
     // Half of the burst, and half of the minute's refill.

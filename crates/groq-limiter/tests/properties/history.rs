@@ -1,12 +1,12 @@
-//! What happens to a lane? Jobs that come, go, leave and end before an exact upstream, and every step is checked.
+//! What happens to a limiter? Jobs that come, go, leave and end before an exact upstream, and every step is checked.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use groq_limiter::{
-    Refusal, Spent,
+    ActualUsage, AdmissionError,
     bucket::Ns,
-    lane::{Charge, Event, Lane, Verdict},
-    line::Id,
+    limiter::{Admission, Event, Limiter, Permit},
+    queue::Id,
     types::{Observation, RemoteQuota},
 };
 use proptest::prelude::*;
@@ -92,7 +92,7 @@ pub(crate) fn job() -> impl Strategy<Value = Job> {
 enum Step {
     Arrive(usize),
     Leave(usize),
-    End(usize, Box<Charge>),
+    End(usize, Box<Permit>),
 }
 
 /// What came of a run.
@@ -106,18 +106,18 @@ pub(crate) struct Outcome {
     pub(crate) grants: Vec<(Ns, u64)>,
 }
 
-/// Runs jobs through a lane and an exact upstream without a network between them, checking every step.
-pub(crate) fn run(lane: &mut Lane, jobs: &[Job], requests: Option<u64>, tokens: u64, strangers: bool) -> Outcome {
-    run_before(lane, jobs, requests, Exact::new(tokens, 60 * SECOND), strangers)
+/// Runs jobs through a limiter and an exact upstream without a network between them, checking every step.
+pub(crate) fn run(limiter: &mut Limiter, jobs: &[Job], requests: Option<u64>, tokens: u64, others: bool) -> Outcome {
+    run_before(limiter, jobs, requests, Exact::new(tokens, 60 * SECOND), others)
 }
 
 /// The same before any upstream.
 pub(crate) fn run_before(
-    lane: &mut Lane,
+    limiter: &mut Limiter,
     jobs: &[Job],
     requests: Option<u64>,
     mut exact_tokens: Exact,
-    strangers: bool,
+    others: bool,
 ) -> Outcome {
     let tokens = exact_tokens.limit as u64;
     let mut exact_requests = requests.map(|limit| Exact::new(limit, 60 * SECOND));
@@ -138,11 +138,11 @@ pub(crate) fn run_before(
     let mut now = START;
     loop {
         let next = agenda.first_key_value().map(|(&(at, _), _)| at);
-        let Some(at) = next.into_iter().chain(lane.wake()).min() else { break };
+        let Some(at) = next.into_iter().chain(limiter.wake()).min() else { break };
         assert!(at >= now, "time goes on");
         // Wake-ups: a nanosecond before, nothing can go.
-        if lane.wake() == Some(at) && at > now + 1 && next.is_none_or(|next| next >= at) {
-            lane.pump(at - 1, &mut events);
+        if limiter.wake() == Some(at) && at > now + 1 && next.is_none_or(|next| next >= at) {
+            limiter.dispatch(at - 1, &mut events);
             assert!(events.is_empty(), "somebody could have gone before the wake-up");
         }
         now = at;
@@ -152,22 +152,22 @@ pub(crate) fn run_before(
             match step {
                 Step::Arrive(n) => {
                     let job = &jobs[n];
-                    let verdict = lane.submit(&ask(job.app, job.prompt, job.ceiling), now, now + 60 * SECOND, None, true);
+                    let verdict = limiter.submit(&ask(job.app, job.prompt, job.ceiling), now, now + 60 * SECOND, None, true);
                     match verdict {
-                        Verdict::Go(charge) => granted.push((n, *charge)),
-                        Verdict::Wait(id) => {
+                        Admission::Granted(charge) => granted.push((n, *charge)),
+                        Admission::Queued(id) => {
                             waiting.insert(id, n);
                             if let Some(after) = job.leaves {
                                 plan(&mut agenda, now + after * MS, Step::Leave(n));
                             }
                         }
-                        Verdict::No(_) => outcome.refused_by_us += 1,
+                        Admission::Rejected(_) => outcome.refused_by_us += 1,
                     }
                 }
                 Step::Leave(n) => {
                     if let Some((&id, _)) = waiting.iter().find(|&(_, &who)| who == n) {
                         waiting.remove(&id);
-                        lane.cancel(id, now);
+                        limiter.cancel(id, now);
                         outcome.left += 1;
                     }
                 }
@@ -176,17 +176,21 @@ pub(crate) fn run_before(
                     let completion = job.completion();
                     let held = i128::from(job.prompt + job.ceiling);
                     exact_tokens.add(i128::from(job.prompt + completion) - held, now);
-                    lane.settle(*charge, Spent::Tokens { prompt: job.prompt, completion, prompt_total: job.prompt }, now);
+                    limiter.settle(
+                        *charge,
+                        ActualUsage::Tokens { prompt: job.prompt, completion, prompt_total: job.prompt },
+                        now,
+                    );
                 }
             }
         }
         loop {
-            lane.pump(now, &mut events);
+            limiter.dispatch(now, &mut events);
             for event in events.drain(..) {
                 match event {
-                    Event::Go(id, charge) => granted.push((waiting.remove(&id).expect("it waited"), charge)),
-                    Event::No(id, refusal) => {
-                        assert!(matches!(refusal, Refusal::NotInTime { .. } | Refusal::Never { .. }));
+                    Event::Granted(id, charge) => granted.push((waiting.remove(&id).expect("it waited"), charge)),
+                    Event::Rejected(id, refusal) => {
+                        assert!(matches!(refusal, AdmissionError::NotInTime { .. } | AdmissionError::TooLarge { .. }));
                         waiting.remove(&id).expect("it waited");
                         outcome.refused_by_us += 1;
                     }
@@ -197,10 +201,10 @@ pub(crate) fn run_before(
             }
             for (n, mut charge) in granted.drain(..) {
                 let job = &jobs[n];
-                lane.sent(&mut charge, now);
+                limiter.sent(&mut charge, now);
                 outcome.sends += 1;
                 outcome.grants.push((now, job.prompt + job.completion()));
-                if strangers && n % 7 == 3 {
+                if others && n % 7 == 3 {
                     exact_tokens.add(50, now);
                 }
                 let ok_requests = exact_requests.as_mut().is_none_or(|bucket| bucket.admit(1, now));
@@ -209,18 +213,18 @@ pub(crate) fn run_before(
                 let shown = RemoteQuota { limit: tokens, remaining, reset: Some(exact_tokens.reset()) };
                 let state = Observation { tokens: Some(shown), ..Observation::default() };
                 if ok {
-                    lane.observe(&mut charge, &state, now);
+                    limiter.observe(&mut charge, &state, now);
                     plan(&mut agenda, now + job.latency_ms * MS, Step::End(n, Box::new(charge)));
                 } else {
                     outcome.refused_by_groq += 1;
-                    let _place = lane.refused(charge, None, &state, Some(Duration::from_secs(1)), now);
+                    let _place = limiter.refused(charge, None, &state, Some(Duration::from_secs(1)), now);
                 }
             }
         }
         // No lost wake-up: who waits has a wake-up ahead.
-        assert_eq!(waiting.len(), lane.waiting(), "the line and its owners agree");
-        if lane.waiting() > 0 {
-            assert!(lane.wake().is_some(), "somebody waits and nothing will wake the lane");
+        assert_eq!(waiting.len(), limiter.waiting(), "the queue and its owners agree");
+        if limiter.waiting() > 0 {
+            assert!(limiter.wake().is_some(), "somebody waits and nothing will wake the lane");
         }
     }
     outcome

@@ -1,12 +1,12 @@
-//! What must hold of a lane whatever happens? The invariants, on thousands of generated histories, against an upstream
-//! that is an exact bucket in integers. No clock, no task: the lane's core is stepped by hand.
+//! What must hold of a limiter whatever happens? The invariants, on thousands of generated histories, against an upstream
+//! that is an exact bucket in integers. No clock, no task: the limiter's core is stepped by hand.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use groq_limiter::{
-    Ask, Refusal, Spent,
-    bucket::{Fit, Ns},
-    lane::{Charge, Event, Lane, Verdict},
+    ActualUsage, AdmissionError, AdmissionRequest,
+    bucket::{Ns, Readiness},
+    limiter::{Admission, Event, Limiter, Permit},
     settings::ModelLimits,
     types::{Dimension, Observation, Priority, RemoteQuota, Unit, UpstreamRefusal},
 };
@@ -27,23 +27,23 @@ proptest! {
     #[test]
     fn safety_wake_ups_and_cancellation(jobs in prop::collection::vec(job(), 1..120), tokens in 2500..40_000u64,
                                         requests in prop::option::of(5..200u64)) {
-        let mut lane = warm(limits(requests, tokens));
-        let outcome = run(&mut lane, &jobs, requests, tokens, false);
+        let mut limiter = warm(limits(requests, tokens));
+        let outcome = run(&mut limiter, &jobs, requests, tokens, false);
         prop_assert_eq!(outcome.refused_by_groq, 0, "of {} sends", outcome.sends);
         prop_assert_eq!(outcome.sends + outcome.refused_by_us + outcome.left, jobs.len());
-        // Everything has ended: nothing waits, runs or is held, and the levels fill up.
-        prop_assert_eq!(lane.waiting(), 0);
-        prop_assert_eq!(lane.in_flight(), 0);
-        prop_assert_eq!(lane.wake(), None);
+        // Everything has ended: nothing waits, runs or is held, and the quotas fill up.
+        prop_assert_eq!(limiter.waiting(), 0);
+        prop_assert_eq!(limiter.in_flight(), 0);
+        prop_assert_eq!(limiter.wake(), None);
         let last = START + 4 * 3600 * SECOND;
-        prop_assert!(lane.is_idle(last), "{:?}", lane.levels());
+        prop_assert!(limiter.is_idle(last), "{:?}", limiter.all());
     }
 
     /// Strangers that headers show are seen, and few of ours are refused for them.
     #[test]
     fn strangers_in_the_headers_are_seen(jobs in prop::collection::vec(job(), 60..120), tokens in 4000..40_000u64) {
-        let mut lane = warm(limits(None, tokens));
-        let outcome = run(&mut lane, &jobs, None, tokens, true);
+        let mut limiter = warm(limits(None, tokens));
+        let outcome = run(&mut limiter, &jobs, None, tokens, true);
         prop_assert!(outcome.refused_by_groq <= 1, "{} of {}", outcome.refused_by_groq, outcome.sends);
     }
 
@@ -51,24 +51,24 @@ proptest! {
     #[test]
     fn a_grant_fits_every_dimension_and_a_refusal_changes_none(
         asks in prop::collection::vec((1..3000u64, 0..3000u64, 0..3000u64), 1..60), tokens in 500..8000u64, requests in 1..40u64) {
-        let mut lane = warm(limits(Some(requests), tokens));
+        let mut limiter = warm(limits(Some(requests), tokens));
         let mut now = START;
         for (prompt, ceiling, gap) in asks {
             now += gap * MS;
-            let before = lane.levels().iter().map(|level| level.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
-            let verdict = lane.submit(&ask(1, prompt, ceiling), now, now, None, true);
-            let after = lane.levels().iter().map(|level| level.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
+            let before = limiter.all().iter().map(|quota| quota.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
+            let verdict = limiter.submit(&ask(1, prompt, ceiling), now, now, None, true);
+            let after = limiter.all().iter().map(|quota| quota.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
             match verdict {
-                Verdict::Go(charge) => {
-                    for (slot, level) in lane.levels().iter().enumerate() {
-                        let bucket = level.bucket().expect("a limit");
-                        let asked = level.asked(&charge.amount());
+                Admission::Granted(charge) => {
+                    for (slot, quota) in limiter.all().iter().enumerate() {
+                        let bucket = quota.bucket().expect("a limit");
+                        let asked = quota.asked(&charge.amount());
                         prop_assert_eq!(after[slot], before[slot] + bucket.span(asked));
                         prop_assert!(bucket.remaining(now) >= 0.0, "never into debt by a grant");
                     }
                 }
-                Verdict::No(_) => prop_assert_eq!(before, after),
-                Verdict::Wait(_) => prop_assert!(false, "no patience, no wait"),
+                Admission::Rejected(_) => prop_assert_eq!(before, after),
+                Admission::Queued(_) => prop_assert!(false, "no max_wait, no wait"),
             }
         }
     }
@@ -82,9 +82,9 @@ proptest! {
         for (n, &(ceiling, remaining)) in sends.iter().enumerate() {
             // Further apart than ways differ: nobody overtakes.
             let now = START + n as Ns * 150 * MS;
-            let [one, other] = [&mut straight, &mut shuffled].map(|lane| {
-                let Verdict::Go(mut charge) = lane.submit(&ask(1, 1, ceiling), now, now, None, true) else { panic!("it fits") };
-                lane.sent(&mut charge, now);
+            let [one, other] = [&mut straight, &mut shuffled].map(|limiter| {
+                let Admission::Granted(mut charge) = limiter.submit(&ask(1, 1, ceiling), now, now, None, true) else { panic!("it fits") };
+                limiter.sent(&mut charge, now);
                 *charge
             });
             let state = Observation { tokens: Some(RemoteQuota { limit: 8000, remaining, reset: None }), ..Observation::default() };
@@ -101,7 +101,7 @@ proptest! {
                 let (_, mut charge, state) = charges[n].clone();
                 shuffled.observe(&mut charge, &state, later);
             }
-            let tat = |lane: &Lane| lane.levels()[0].bucket().expect("a limit").tat();
+            let tat = |limiter: &Limiter| limiter.all()[0].bucket().expect("a limit").tat();
             prop_assert_eq!(tat(&straight), tat(&shuffled), "round {}", round);
         }
     }
@@ -109,20 +109,20 @@ proptest! {
     /// 9 Fairness: two backlogged apps are served by their weights, within two requests' cost.
     #[test]
     fn two_backlogged_apps_are_served_by_weight(sizes in prop::collection::vec(100..600u64, 60), weight in 1..4u32) {
-        let mut lane = warm(limits(None, 10_000));
+        let mut limiter = warm(limits(None, 10_000));
         let mut whose = BTreeMap::new();
         let mut served = [0.0f64; 2];
         let mut events = Vec::new();
-        // A third app empties the level first, so that everybody waits.
-        while let Verdict::Go(mut charge) = lane.submit(&ask(9, 1, 900), START, START, None, true) {
-            lane.sent(&mut charge, START);
-            lane.settle(*charge, Spent::Charge, START);
+        // A third app empties the quota first, so that everybody waits.
+        while let Admission::Granted(mut charge) = limiter.submit(&ask(9, 1, 900), START, START, None, true) {
+            limiter.sent(&mut charge, START);
+            limiter.settle(*charge, ActualUsage::Unknown, START);
         }
         for &size in &sizes {
             for app in 0..2u8 {
                 let weight = if app == 1 { f64::from(weight) } else { 1.0 };
-                let ask = Ask { weight, ..ask(app, 0, size) };
-                if let Verdict::Wait(id) = lane.submit(&ask, START, START + 100_000 * SECOND, None, true) {
+                let ask = AdmissionRequest { weight, ..ask(app, 0, size) };
+                if let Admission::Queued(id) = limiter.submit(&ask, START, START + 100_000 * SECOND, None, true) {
                     whose.insert(id, (app, size));
                 }
             }
@@ -130,13 +130,13 @@ proptest! {
         prop_assert_eq!(whose.len(), 2 * sizes.len());
         let mut count = [0; 2];
         while count.iter().all(|&count| count < sizes.len()) {
-            let now = lane.wake().unwrap_or(START);
-            lane.pump(now, &mut events);
+            let now = limiter.wake().unwrap_or(START);
+            limiter.dispatch(now, &mut events);
             for event in events.drain(..) {
-                let Event::Go(id, mut charge) = event else { panic!("there is time") };
+                let Event::Granted(id, mut charge) = event else { panic!("there is time") };
                 let (app, size) = whose.remove(&id).expect("it waits");
-                lane.sent(&mut charge, now);
-                lane.settle(charge, Spent::Tokens { prompt: 0, completion: size, prompt_total: 0 }, now);
+                limiter.sent(&mut charge, now);
+                limiter.settle(charge, ActualUsage::Tokens { prompt: 0, completion: size, prompt_total: 0 }, now);
                 served[usize::from(app)] += size as f64;
                 count[usize::from(app)] += 1;
                 if count.iter().all(|&count| count < sizes.len()) {
@@ -147,7 +147,7 @@ proptest! {
         }
     }
 
-    /// 11 A clock that goes back is ignored, one that jumps ahead only fills levels; 12 limits of 1 and of four billion.
+    /// 11 A clock that goes back is ignored, one that jumps ahead only fills quotas; 12 limits of 1 and of four billion.
     #[test]
     fn odd_clocks_and_odd_limits(ops in prop::collection::vec((0..4u8, any::<u64>(), 0..u64::from(u32::MAX)), 1..60),
                                  limit in prop_oneof![Just(1u64), Just(2), Just(4_000_000_000), Just(u64::from(u32::MAX)), Just(1 << 40)]) {
@@ -156,35 +156,35 @@ proptest! {
             tokens_per_minute: Some(limit), tokens_per_day: Some(limit),
             ..ModelLimits::default()
         };
-        let mut lane = Lane::new("m".into(), tables(model), START);
-        let mut held: Vec<Charge> = Vec::new();
+        let mut limiter = Limiter::new("m".into(), tables(model), START);
+        let mut held: Vec<Permit> = Vec::new();
         let mut events = Vec::new();
         for (op, number, amount) in ops {
             // From long before the start to a year ahead, back and forth.
             let now = START / 2 + number % (START / 2 + 365 * 86_400 * SECOND);
             match op {
-                0 => match lane.submit(&ask(number as u8, amount / 2, amount / 2), now, now + SECOND, None, true) {
-                    Verdict::Go(charge) => held.push(*charge),
-                    Verdict::Wait(_) | Verdict::No(_) => {}
+                0 => match limiter.submit(&ask(number as u8, amount / 2, amount / 2), now, now + SECOND, None, true) {
+                    Admission::Granted(charge) => held.push(*charge),
+                    Admission::Queued(_) | Admission::Rejected(_) => {}
                 },
                 1 => {
                     if let Some(mut charge) = held.pop() {
-                        lane.sent(&mut charge, now);
+                        limiter.sent(&mut charge, now);
                         // Headers that lie.
                         let lie = |limit, remaining| Some(RemoteQuota { limit, remaining, reset: Some(Duration::from_nanos(number)) });
                         let state = Observation { tokens: lie(amount, number), requests: lie(number, amount), audio: lie(amount, 0) };
-                        lane.observe(&mut charge, &state, now);
+                        limiter.observe(&mut charge, &state, now);
                         held.push(charge);
                     }
                 }
                 2 => {
                     if let Some(charge) = held.pop() {
-                        lane.settle(charge, Spent::Tokens { prompt: amount, completion: number, prompt_total: number }, now);
+                        limiter.settle(charge, ActualUsage::Tokens { prompt: amount, completion: number, prompt_total: number }, now);
                     }
                 }
                 _ => {
                     if let Some(mut charge) = held.pop() {
-                        lane.sent(&mut charge, now);
+                        limiter.sent(&mut charge, now);
                         let text = UpstreamRefusal {
                             dimension: Some(Dimension::TPM),
                             code: Some("TPM".into()),
@@ -194,60 +194,63 @@ proptest! {
                             requested: amount / 2,
                             wait: Some(Duration::from_millis(3_723_500)),
                         };
-                        let _place = lane.refused(charge, Some(&text), &Observation::default(), None, now);
+                        let _place = limiter.refused(charge, Some(&text), &Observation::default(), None, now);
                     }
                 }
             }
-            lane.pump(now, &mut events);
+            limiter.dispatch(now, &mut events);
             for event in events.drain(..) {
-                if let Event::Go(_, charge) = event {
+                if let Event::Granted(_, charge) = event {
                     held.push(charge);
                 }
             }
         }
         for charge in held {
-            lane.settle(charge, Spent::Nothing, START);
+            limiter.settle(charge, ActualUsage::Nothing, START);
         }
-        prop_assert_eq!(lane.in_flight(), 0);
+        prop_assert_eq!(limiter.in_flight(), 0);
     }
 }
 
-/// A request of exactly the limit goes, when the level is full; one more never does.
+/// A request of exactly the limit goes, when the quota is full; one more never does.
 #[test]
 fn exactly_the_limit() {
-    let mut lane = warm(limits(Some(1), 8000));
-    assert!(matches!(lane.submit(&ask(1, 0, 8001), START, START + SECOND, None, true), Verdict::No(Refusal::Never { .. })));
-    assert!(matches!(lane.submit(&ask(1, 0, 8000), START, START, None, true), Verdict::Go(_)));
-    for level in lane.levels() {
-        assert!(matches!(level.peek(1, START), Fit::At(_)), "{} is empty", level.dimension.code);
+    let mut limiter = warm(limits(Some(1), 8000));
+    assert!(matches!(
+        limiter.submit(&ask(1, 0, 8001), START, START + SECOND, None, true),
+        Admission::Rejected(AdmissionError::TooLarge { .. })
+    ));
+    assert!(matches!(limiter.submit(&ask(1, 0, 8000), START, START, None, true), Admission::Granted(_)));
+    for quota in limiter.all() {
+        assert!(matches!(quota.peek(1, START), Readiness::At(_)), "{} is empty", quota.dimension.code);
     }
 }
 
 /// Batch does not starve: it gets its share while interactive requests wait, and no more.
 #[test]
 fn batch_gets_its_share() {
-    let mut lane = warm(limits(None, 60_000));
+    let mut limiter = warm(limits(None, 60_000));
     let mut classes = BTreeMap::new();
-    while let Verdict::Go(mut charge) = lane.submit(&ask(9, 1, 2000), START, START, None, true) {
-        lane.sent(&mut charge, START);
-        lane.settle(*charge, Spent::Charge, START);
+    while let Admission::Granted(mut charge) = limiter.submit(&ask(9, 1, 2000), START, START, None, true) {
+        limiter.sent(&mut charge, START);
+        limiter.settle(*charge, ActualUsage::Unknown, START);
     }
     for n in 0..800 {
         let class = if n % 2 == 0 { Priority::Batch } else { Priority::Interactive };
-        let ask = Ask { class, ..ask(n as u8 % 2, 0, 500) };
-        if let Verdict::Wait(id) = lane.submit(&ask, START, START + 100_000 * SECOND, None, true) {
+        let ask = AdmissionRequest { class, ..ask(n as u8 % 2, 0, 500) };
+        if let Admission::Queued(id) = limiter.submit(&ask, START, START + 100_000 * SECOND, None, true) {
             classes.insert(id, class);
         }
     }
     let mut events = Vec::new();
     let (mut batch, mut all) = (0, 0);
     while all < 300 {
-        let now = lane.wake().unwrap_or(START);
-        lane.pump(now, &mut events);
+        let now = limiter.wake().unwrap_or(START);
+        limiter.dispatch(now, &mut events);
         for event in events.drain(..) {
-            let Event::Go(id, mut charge) = event else { panic!("there is time") };
-            lane.sent(&mut charge, now);
-            lane.settle(charge, Spent::Charge, now);
+            let Event::Granted(id, mut charge) = event else { panic!("there is time") };
+            limiter.sent(&mut charge, now);
+            limiter.settle(charge, ActualUsage::Unknown, now);
             all += 1;
             batch += usize::from(classes[&id] == Priority::Batch);
         }
@@ -279,8 +282,8 @@ fn used_a_minute(outcome: &Outcome) -> f64 {
 /// Under overload nothing is refused, and nothing is left over.
 #[test]
 fn overload_uses_the_limit_without_a_refusal() {
-    let mut lane = warm(limits(None, 60_000));
-    let outcome = run(&mut lane, &overload(), None, 60_000, false);
+    let mut limiter = warm(limits(None, 60_000));
+    let outcome = run(&mut limiter, &overload(), None, 60_000, false);
     assert_eq!(outcome.refused_by_groq, 0);
     assert!(used_a_minute(&outcome) >= 0.985 * 60_000.0, "{}", used_a_minute(&outcome));
 }

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use groq_limiter::{
-    Spent,
+    ActualUsage,
     bucket::Ns,
-    lane::{Charge, Event, Lane, Verdict},
-    line::Id,
+    limiter::{Admission, Event, Limiter, Permit},
+    queue::Id,
     types::{Observation, RemoteQuota},
 };
 use proptest::prelude::*;
@@ -40,10 +40,10 @@ fn journey() -> impl Strategy<Value = Journey> {
 
 enum Step {
     Asks(usize),
-    Arrives(usize, Box<Charge>),
-    Head(usize, Box<Charge>, Observation),
+    Arrives(usize, Box<Permit>),
+    Head(usize, Box<Permit>, Observation),
     GivesBack(usize),
-    End(usize, Box<Charge>),
+    End(usize, Box<Permit>),
 }
 
 /// What is asked for within a span of time.
@@ -64,7 +64,7 @@ impl Asked {
 }
 
 struct World {
-    lane: Lane,
+    limiter: Limiter,
     bucket: Exact,
     longest: Ns,
     journeys: Vec<Journey>,
@@ -72,7 +72,7 @@ struct World {
     held: Vec<u64>,
     agenda: BTreeMap<(Ns, usize), Step>,
     asked: Asked,
-    reserve: u64,
+    margin: u64,
     sent: usize,
     refused: usize,
 }
@@ -80,14 +80,14 @@ struct World {
 impl World {
     /// Most of the limit is in use at the start, and both sides know it.
     fn new(limit: u64, longest: Ns, in_use: f64, journeys: Vec<Journey>) -> Self {
-        let mut lane = warm(limits(None, limit));
+        let mut limiter = warm(limits(None, limit));
         let mut bucket = Exact::new(limit, 60 * SECOND);
         let mut left = (limit as f64 * in_use) as u64;
         while left > limit / 50
-            && let Verdict::Go(mut charge) = lane.submit(&ask(9, 0, limit / 50), START, START, None, true)
+            && let Admission::Granted(mut charge) = limiter.submit(&ask(9, 0, limit / 50), START, START, None, true)
         {
-            lane.sent(&mut charge, START);
-            lane.settle(*charge, Spent::Charge, START);
+            limiter.sent(&mut charge, START);
+            limiter.settle(*charge, ActualUsage::Unknown, START);
             assert!(bucket.admit(limit / 50, START));
             left -= limit / 50;
         }
@@ -100,7 +100,7 @@ impl World {
         }
         let asked = Asked { span: 2 * longest, recent: VecDeque::new(), most: 0 };
         let held = vec![0; journeys.len()];
-        Self { lane, bucket, longest, journeys, held, agenda, asked, reserve: u64::MAX, sent: 0, refused: 0 }
+        Self { limiter, bucket, longest, journeys, held, agenda, asked, margin: u64::MAX, sent: 0, refused: 0 }
     }
 
     fn plan(&mut self, at: Ns, step: Step) {
@@ -118,36 +118,36 @@ impl World {
     fn run(&mut self) {
         let mut waiting: BTreeMap<Id, usize> = BTreeMap::new();
         let mut events = Vec::new();
-        while let Some(now) = self.agenda.keys().next().map(|&(at, _)| at).into_iter().chain(self.lane.wake()).min() {
+        while let Some(now) = self.agenda.keys().next().map(|&(at, _)| at).into_iter().chain(self.limiter.wake()).min() {
             if let Some(entry) = self.agenda.first_entry().filter(|entry| entry.key().0 == now) {
                 match entry.remove() {
                     Step::Asks(n) => {
                         let Journey { app, asked, .. } = self.journeys[n];
                         let units = (self.bucket.limit as u64 * asked / 10_000).max(1);
-                        match self.lane.submit(&ask(app, 0, units), now, now + 3600 * SECOND, None, true) {
-                            Verdict::Go(charge) => self.send(n, *charge, now),
-                            Verdict::Wait(id) => drop(waiting.insert(id, n)),
-                            Verdict::No(refusal) => panic!("there is time: {refusal:?}"),
+                        match self.limiter.submit(&ask(app, 0, units), now, now + 3600 * SECOND, None, true) {
+                            Admission::Granted(charge) => self.send(n, *charge, now),
+                            Admission::Queued(id) => drop(waiting.insert(id, n)),
+                            Admission::Rejected(refusal) => panic!("there is time: {refusal:?}"),
                         }
                     }
                     step => self.step(step, now),
                 }
             }
-            self.lane.pump(now, &mut events);
+            self.limiter.dispatch(now, &mut events);
             for event in events.drain(..) {
-                let Event::Go(id, charge) = event else { panic!("there is time") };
+                let Event::Granted(id, charge) = event else { panic!("there is time") };
                 self.send(waiting.remove(&id).expect("it waited"), charge, now);
             }
         }
     }
 
-    fn send(&mut self, n: usize, mut charge: Charge, now: Ns) {
-        let level = &self.lane.levels()[0];
-        let asked = level.asked(&charge.amount());
+    fn send(&mut self, n: usize, mut charge: Permit, now: Ns) {
+        let quota = &self.limiter.all()[0];
+        let asked = quota.asked(&charge.amount());
         self.asked.add(now, asked);
-        self.reserve = self.reserve.min(level.reserve(asked));
+        self.margin = self.margin.min(quota.margin(asked));
         self.held[n] = (asked as f64 * self.journeys[n].shares.0) as u64;
-        self.lane.sent(&mut charge, now);
+        self.limiter.sent(&mut charge, now);
         self.plan(now + self.way(n, 0), Step::Arrives(n, Box::new(charge)));
         self.sent += 1;
     }
@@ -159,7 +159,7 @@ impl World {
             Step::Arrives(n, charge) => {
                 if !self.bucket.admit(self.held[n], now) {
                     self.refused += 1;
-                    return self.lane.settle(*charge, Spent::Nothing, now);
+                    return self.limiter.settle(*charge, ActualUsage::Nothing, now);
                 }
                 let limit = self.bucket.limit as u64;
                 let remaining = limit.saturating_sub(self.bucket.units());
@@ -169,7 +169,7 @@ impl World {
                 self.plan(ready + self.way(n, 1), Step::Head(n, charge, state));
             }
             Step::Head(n, mut charge, state) => {
-                self.lane.observe(&mut charge, &state, now);
+                self.limiter.observe(&mut charge, &state, now);
                 // The end leaves after the head and does not overtake it.
                 let ready = now - self.way(n, 1) + self.journeys[n].latency.1;
                 let end = (ready + self.way(n, 2)).max(now);
@@ -178,23 +178,23 @@ impl World {
             }
             Step::GivesBack(n) => self.bucket.add(i128::from(used(self, n)) - i128::from(self.held[n]), now),
             Step::End(n, charge) => {
-                let spent = Spent::Tokens { prompt: 0, completion: used(self, n), prompt_total: 0 };
-                self.lane.settle(*charge, spent, now);
+                let spent = ActualUsage::Tokens { prompt: 0, completion: used(self, n), prompt_total: 0 };
+                self.limiter.settle(*charge, spent, now);
             }
         }
     }
 
-    /// The reserve covers what may overtake and be overtaken.
+    /// The margin covers what may overtake and be overtaken.
     fn is_covered(&self) -> bool {
         let drained = self.bucket.limit as u64 * self.longest / (60 * SECOND);
-        self.reserve > self.asked.most + drained
+        self.margin > self.asked.most + drained
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
-    /// 4 Safety: nothing is refused whatever the ways, the latencies and the order of answers, as long as the reserve
+    /// 4 Safety: nothing is refused whatever the ways, the latencies and the order of answers, as long as the margin
     /// covers what is asked for within twice the longest way and what drains in one.
     #[test]
     fn safety_whatever_the_network(journeys in prop::collection::vec(journey(), 1..150), limit in 20_000..200_000u64,
@@ -204,6 +204,6 @@ proptest! {
         prop_assume!(world.is_covered());
         prop_assert_eq!(world.refused, 0, "of {} sent", world.sent);
         prop_assert_eq!(world.sent, world.journeys.len());
-        prop_assert_eq!(world.lane.in_flight(), 0);
+        prop_assert_eq!(world.limiter.in_flight(), 0);
     }
 }

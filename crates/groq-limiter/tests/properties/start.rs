@@ -1,11 +1,11 @@
-//! Where does a history begin? A lane past its cold start, and who asks it.
+//! Where does a history begin? A limiter past its cold start, and who asks it.
 
 use std::sync::Arc;
 
 use groq_limiter::{
-    Ask, Pool, Spent,
+    ActualUsage, AdmissionRequest, CostEstimate,
     bucket::Ns,
-    lane::{Lane, Verdict},
+    limiter::{Admission, Limiter},
     settings::{LimitSettings, ModelLimits, Plan},
     types::{Observation, Priority},
 };
@@ -23,27 +23,27 @@ pub(crate) fn limits(requests: Option<u64>, tokens: u64) -> ModelLimits {
     ModelLimits { requests_per_minute: requests, tokens_per_minute: Some(tokens), ..ModelLimits::default() }
 }
 
-pub(crate) fn ask(app: u8, prompt: u64, ceiling: u64) -> Ask {
-    Ask {
+pub(crate) fn ask(app: u8, prompt: u64, ceiling: u64) -> AdmissionRequest {
+    AdmissionRequest {
         organization: "o".into(),
         model: "m".into(),
         tier: "t".into(),
         app: format!("app{app}").into(),
         weight: 1.0,
         class: Priority::Interactive,
-        pool: Pool::Tokens { prompt, ceiling: Some(ceiling) },
+        cost: CostEstimate::Tokens { prompt, ceiling: Some(ceiling) },
         bytes: 0,
     }
 }
 
-/// A lane past its cold start.
-pub(crate) fn warm(model: ModelLimits) -> Lane {
-    let mut lane = Lane::new("m".into(), tables(model), START);
-    let Verdict::Go(mut charge) = lane.submit(&ask(0, 1, 1), START, START + SECOND, None, true) else {
-        panic!("an unused lane lets the first go")
+/// A limiter past its cold start.
+pub(crate) fn warm(model: ModelLimits) -> Limiter {
+    let mut limiter = Limiter::new("m".into(), tables(model), START);
+    let Admission::Granted(mut charge) = limiter.submit(&ask(0, 1, 1), START, START + SECOND, None, true) else {
+        panic!("an unused limiter lets the first go")
     };
-    lane.sent(&mut charge, START);
-    lane.observe(&mut charge, &Observation::default(), START);
-    lane.settle(*charge, Spent::Nothing, START);
-    lane
+    limiter.sent(&mut charge, START);
+    limiter.observe(&mut charge, &Observation::default(), START);
+    limiter.settle(*charge, ActualUsage::Nothing, START);
+    limiter
 }

@@ -1,0 +1,239 @@
+//! Expected output: what Groq tests against a limit on output tokens per minute (OTPM).
+//!
+//! Not a request's ceiling: the smaller of it and of the largest answer that the key has had in the last minutes (GROQ.md
+//! §2, observed in September 2026). Nothing shows that figure but refusals, so the largest recent answer is followed here,
+//! per limiter. How long an answer counts is learnt from refusals, too: Groq went on refusing for 65 to 150 s.
+//!
+//! Answers of others that use the same key are seen when a refusal states a larger figure than any answer of ours. So are
+//! upstreams that test ceilings after all: several refusals in a row state the ceiling of the request itself.
+
+use std::collections::VecDeque;
+
+use crate::bucket::Ns;
+
+const SECOND: Ns = 1_000_000_000;
+/// How long an answer counts before refusals have taught better, and within which bounds they can.
+const WINDOW: Ns = 150 * SECOND;
+const SHORTEST: Ns = 60 * SECOND;
+const LONGEST: Ns = 600 * SECOND;
+/// What a refusal that came later than the window would have it is taken for so much longer, ns.
+const CAUTION: Ns = 10 * SECOND;
+/// Answers that are remembered; more of them count as long as the last one.
+const REMEMBERED: usize = 32;
+/// So many refusals in a row that state their requests' own ceilings: the upstream tests ceilings.
+const CEILINGS_AFTER: u8 = 3;
+/// For so long, ns; then it is tried again.
+const CEILINGS_FOR: Ns = 1800 * SECOND;
+
+/// The largest recent answer. Times are nanoseconds on the limiter's clock.
+#[derive(Clone, Debug)]
+pub struct ExpectedOutput {
+    /// When an answer ended, and its completion tokens: later ones are smaller.
+    answers: VecDeque<(Ns, u32)>,
+    window: Ns,
+    /// Refusals in a row that stated a ceiling which no answer explains.
+    ceilings: u8,
+    ceilings_until: Ns,
+}
+
+impl Default for ExpectedOutput {
+    fn default() -> Self {
+        Self { answers: VecDeque::new(), window: WINDOW, ceilings: 0, ceilings_until: 0 }
+    }
+}
+
+impl ExpectedOutput {
+    /// Output tokens that a request with this ceiling is expected to have; `u32::MAX` for one without.
+    pub fn of(&self, ceiling: u32, now: Ns) -> u32 {
+        ceiling.min(self.largest(now))
+    }
+
+    /// The largest answer that still counts; 0 without one, `u32::MAX` where ceilings are tested.
+    fn largest(&self, now: Ns) -> u32 {
+        if now < self.ceilings_until {
+            return u32::MAX;
+        }
+        self.answers.iter().find(|&&(ended, _)| self.counts(ended, now)).map_or(0, |&(_, tokens)| tokens)
+    }
+
+    /// From when on no more than `tokens` are expected, if nothing larger is answered until then; `now` if that is so already.
+    pub fn falls_to(&self, tokens: u32, now: Ns) -> Ns {
+        let last_larger = self.answers.iter().rev().find(|&&(_, answer)| answer > tokens);
+        last_larger.map_or(now, |&(ended, _)| ended.saturating_add(self.window)).max(now).max(self.ceilings_until)
+    }
+
+    /// When the figure falls next. `None`: nothing is expected.
+    pub fn next_fall(&self, now: Ns) -> Option<Ns> {
+        if now < self.ceilings_until {
+            return Some(self.ceilings_until);
+        }
+        self.answers.iter().find(|&&(ended, _)| self.counts(ended, now)).map(|&(ended, _)| ended.saturating_add(self.window))
+    }
+
+    /// An answer has ended with so many completion tokens.
+    pub fn answered(&mut self, tokens: u32, now: Ns) {
+        // Smaller ones that ended earlier can never be the largest again.
+        while self.answers.back().is_some_and(|&(_, smaller)| smaller <= tokens) {
+            self.answers.pop_back();
+        }
+        while self.answers.front().is_some_and(|&(ended, _)| ended.saturating_add(LONGEST) <= now) {
+            self.answers.pop_front();
+        }
+        let is_full = self.answers.len() >= REMEMBERED;
+        match self.answers.back_mut() {
+            Some(last) if is_full => last.0 = now,
+            _ => self.answers.push_back((now, tokens)),
+        }
+    }
+
+    /// Units that these answers have left in use of a limit that fills at `rate` units a second; smaller ones that ended before
+    /// larger ones are not remembered.
+    pub fn left_in_use(&self, rate: f64, now: Ns) -> u64 {
+        let mut used = (0.0f64, 0);
+        for (at, tokens) in self.answers.iter().copied().chain([(now, 0)]) {
+            let drained = rate * (at - used.1) as f64 / SECOND as f64;
+            used = ((used.0 - drained).max(0.0) + f64::from(tokens), at);
+        }
+        used.0 as u64
+    }
+
+    /// A refusal stated `requested` for a request with this ceiling (`u32::MAX` without one).
+    pub fn refused(&mut self, requested: u32, ceiling: u32, now: Ns) {
+        let largest = self.largest(now);
+        if requested > ceiling || requested == 0 {
+            return; // no figure of this law
+        }
+        if requested < ceiling {
+            // It is the largest answer itself.
+            (self.ceilings, self.ceilings_until) = (0, 0);
+            self.learn_window(requested, now);
+        }
+        if requested <= largest {
+            return;
+        }
+        // Somebody else's answer, or no answer at all.
+        if requested == ceiling && !self.answers.iter().any(|&(_, answer)| answer >= requested) {
+            self.ceilings = self.ceilings.saturating_add(1);
+            if self.ceilings >= CEILINGS_AFTER {
+                (self.ceilings, self.ceilings_until) = (0, now.saturating_add(CEILINGS_FOR));
+            }
+        }
+        self.answered(requested, now);
+    }
+
+    /// Upstream, the largest answer that counts has `largest` tokens.
+    fn learn_window(&mut self, largest: u32, now: Ns) {
+        let age = |&(ended, _): &(Ns, u32)| now.saturating_sub(ended);
+        // One of ours that does not count here any more counts there.
+        if let Some(older) = self.answers.iter().find(|&&(ended, tokens)| tokens == largest && !self.counts(ended, now)) {
+            self.window = age(older).saturating_add(CAUTION).min(LONGEST);
+        }
+        // A larger one counts no longer there. A young one may have been another key's.
+        let larger = self.answers.iter().rev().find(|&&(ended, tokens)| tokens > largest && self.counts(ended, now));
+        if let Some(age) = larger.map(age).filter(|&age| age >= SHORTEST) {
+            self.window = age;
+        }
+    }
+
+    fn counts(&self, ended: Ns, now: Ns) -> bool {
+        now < ended.saturating_add(self.window)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn of(answers: &[(u64, u32)]) -> ExpectedOutput {
+        let mut expected = ExpectedOutput::default();
+        for &(at, tokens) in answers {
+            expected.answered(tokens, at * SECOND);
+        }
+        expected
+    }
+
+    #[test]
+    fn the_largest_answer_counts_until_it_is_old() {
+        let expected = of(&[(0, 500), (10, 1089), (20, 40), (30, 300)]);
+        assert_eq!(of(&[]).of(4000, 0), 0);
+        assert_eq!((expected.of(1800, 40 * SECOND), expected.of(900, 40 * SECOND)), (1089, 900));
+        assert_eq!(expected.of(u32::MAX, 160 * SECOND - 1), 1089);
+        assert_eq!((expected.of(1800, 160 * SECOND), expected.of(1800, 180 * SECOND)), (300, 0));
+        assert_eq!(expected.next_fall(40 * SECOND), Some(160 * SECOND));
+        assert_eq!(expected.falls_to(1000, 40 * SECOND), 160 * SECOND);
+        assert_eq!(expected.falls_to(1089, 40 * SECOND), 40 * SECOND);
+        assert_eq!(expected.falls_to(100, 40 * SECOND), 180 * SECOND);
+    }
+
+    #[test]
+    fn what_answers_have_left_in_use_drains() {
+        let expected = of(&[(0, 500), (10, 1089), (20, 40)]);
+        assert_eq!(expected.left_in_use(10.0, 20 * SECOND), 1029);
+        assert_eq!(expected.left_in_use(10.0, 30 * SECOND), 929);
+        assert_eq!((expected.left_in_use(10.0, 300 * SECOND), of(&[]).left_in_use(10.0, SECOND)), (0, 0));
+    }
+
+    #[test]
+    fn somebody_elses_answer_is_known_by_a_refusal_and_ages() {
+        let mut expected = of(&[(0, 200)]);
+        expected.refused(1308, 4000, 10 * SECOND);
+        assert_eq!(expected.of(4000, 11 * SECOND), 1308);
+        assert_eq!(expected.of(4000, 161 * SECOND), 0);
+    }
+
+    #[test]
+    fn the_window_follows_refusals() {
+        // It still counts after 200 s.
+        let mut expected = of(&[(0, 1089)]);
+        expected.refused(1089, 1800, 200 * SECOND);
+        assert_eq!(expected.window, 210 * SECOND);
+        // The larger one is forgotten after 70 s.
+        let mut expected = of(&[(0, 1089), (60, 300)]);
+        expected.refused(300, 1800, 70 * SECOND);
+        assert_eq!((expected.window, expected.of(1800, 71 * SECOND)), (70 * SECOND, 300));
+        // A younger one may be another key's.
+        let mut expected = of(&[(0, 1089), (20, 300)]);
+        expected.refused(300, 1800, 30 * SECOND);
+        assert_eq!((expected.window, expected.of(1800, 31 * SECOND)), (WINDOW, 1089));
+    }
+
+    #[test]
+    fn an_upstream_that_tests_ceilings_is_found_out() {
+        let mut expected = of(&[(0, 200)]);
+        for (ceiling, before) in [(900, 200), (1800, 900), (2400, 1800)] {
+            assert_eq!(expected.of(4000, SECOND), before);
+            expected.refused(ceiling, ceiling, SECOND);
+        }
+        assert_eq!(expected.of(4000, SECOND), 4000);
+        assert_eq!(expected.of(4000, 2 * SECOND + CEILINGS_FOR), 0);
+        // A refusal that states less than the ceiling says otherwise.
+        expected.refused(500, 4000, 4 * SECOND);
+        assert_eq!(expected.of(8000, 4 * SECOND), 2400);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+
+        /// Beside a plain list of all answers: never less, whatever is remembered, and the same while all are.
+        #[test]
+        fn nothing_that_counts_is_forgotten(answers in prop::collection::vec((0u64..30, 0u32..5000), 1..80), later in 0u64..200) {
+            let (mut expected, mut all, mut now) = (ExpectedOutput::default(), Vec::new(), 0);
+            for (wait, tokens) in answers {
+                now += wait * SECOND;
+                expected.answered(tokens, now);
+                all.push((now, tokens));
+            }
+            now += later * SECOND;
+            let largest = all.iter().filter(|(at, _)| now < at + WINDOW).map(|&(_, tokens)| tokens).max().unwrap_or(0);
+            prop_assert!(expected.of(u32::MAX, now) >= largest);
+            if expected.answers.len() < REMEMBERED {
+                prop_assert_eq!(expected.of(u32::MAX, now), largest);
+            }
+            let falls = expected.falls_to(100, now);
+            prop_assert!(expected.of(u32::MAX, falls) <= 100);
+            prop_assert!(falls == now || expected.of(u32::MAX, falls - 1) > 100);
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What limiters send to Redis and hear from it: transactions, their answers, news of other replicas.
+
+use std::{
+    io,
+    sync::{Arc, Weak, atomic::Ordering::Relaxed},
+};
+
+use redis::{ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Value, aio::ConnectionLike, from_redis_value};
+use sha2::{Digest, Sha256};
+use tokio::time::{sleep, timeout};
+
+use super::{Connection, RedisTask, health::LOOK, too_late, wire::Reply};
+use crate::{
+    registry::{Scope, SharedLimiter},
+    store::Call,
+    store::protocol::{Answer, Transaction},
+};
+
+impl RedisTask {
+    /// Runs a limiter's transaction and tells it the end.
+    pub(super) async fn call(self: Arc<Self>, call: Call) {
+        let generation = self.generation.load(Relaxed);
+        let Call { limiter, transaction } = call;
+        let key = self.key(&limiter.key);
+        self.know(&key, &limiter);
+        let connection = self.connection().clone();
+        let of_cluster = matches!(connection, Some(Connection::Cluster(_)));
+        let outcome = match connection {
+            Some(connection) => timeout(self.time_limit, self.transact(connection, &key, &transaction)).await,
+            None => Ok(Err(RedisError::from(io::Error::from(io::ErrorKind::NotConnected)))),
+        };
+        match outcome.unwrap_or_else(|_| Err(too_late())) {
+            Ok(answer) => {
+                if of_cluster {
+                    self.keep_apart(|kept| *kept != key);
+                }
+                limiter.answered(transaction.serial, &answer);
+            }
+            Err(why) => {
+                if of_cluster {
+                    if self.alone(&key, &why) {
+                        tracing::warn!(error = %why, "a node of the store is lost: its limits are divided by the number of replicas");
+                    }
+                } else {
+                    self.lost(generation, &why);
+                }
+                limiter.unanswered(transaction.serial, self.reach.replicas.load(Relaxed));
+                if of_cluster {
+                    sleep(LOOK).await;
+                    limiter.reached();
+                }
+            }
+        }
+    }
+
+    async fn transact(&self, mut connection: Connection, key: &str, transaction: &Transaction) -> RedisResult<Answer> {
+        self.reach.calls.fetch_add(1, Relaxed);
+        let request = self.offset().request(transaction);
+        let mut script = self.script.key(key);
+        let script = script.key(format!("{key}:{}", self.name)).arg(request).arg(self.channel());
+        let sent = self.clock.now();
+        let reply: Value = match &mut connection {
+            Connection::One(one) => run(script, one).await?,
+            Connection::Cluster(all) => run(script, all).await?,
+        };
+        let reply = Reply::parse(from_redis_value(reply)?).ok_or_else(not_understood)?;
+        let mut offset = self.offset();
+        offset.learn(reply.now, sent, self.clock.now());
+        offset.answer(reply).ok_or_else(not_understood)
+    }
+
+    /// News of a settlement, or of a lost connection.
+    pub(super) fn hear(&self, push: &PushInfo) {
+        match push.kind {
+            // One node of many; who talks to it will be told.
+            PushKind::Disconnection if matches!(*self.connection(), Some(Connection::Cluster(_))) => {}
+            PushKind::Disconnection => {
+                self.lost(self.generation.load(Relaxed), &RedisError::from(io::Error::from(io::ErrorKind::ConnectionReset)));
+            }
+            PushKind::Message => {
+                let Some(text) = push.data.get(1).and_then(|value| from_redis_value::<String>(value.clone()).ok()) else {
+                    return;
+                };
+                let Some((key, reply)) = text.split_once(' ') else { return };
+                let limiter = self.known().get(key).and_then(Weak::upgrade);
+                let reply = serde_json::from_str(reply).ok().and_then(Reply::parse);
+                if let Some((limiter, answer)) = limiter.zip(reply.and_then(|reply| self.offset().answer(reply))) {
+                    limiter.hear(&answer.state);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A limiter's key: its name's digest, so that no organization is readable, as the hash tag.
+    fn key(&self, limiter: &Scope) -> String {
+        let mut digest = Sha256::new();
+        for part in [&limiter.organization, &limiter.model, &limiter.tier] {
+            digest.update((part.len() as u64).to_be_bytes());
+            digest.update(part.as_bytes());
+        }
+        let digest: String = digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        format!("{}:{{{digest}}}", self.prefix)
+    }
+
+    /// Where settlements are published.
+    pub(super) fn channel(&self) -> String {
+        format!("{}:news", self.prefix)
+    }
+
+    fn know(&self, key: &str, limiter: &Arc<SharedLimiter>) {
+        let mut known = self.known();
+        if known.get(key).is_none_or(|before| before.as_ptr() != Arc::as_ptr(limiter)) {
+            known.retain(|_, limiter| limiter.strong_count() > 0);
+            known.insert(key.into(), Arc::downgrade(limiter));
+        }
+    }
+}
+
+pub(super) async fn run(script: &redis::ScriptInvocation<'_>, connection: &mut impl ConnectionLike) -> RedisResult<Value> {
+    script.invoke_async(connection).await
+}
+
+fn not_understood() -> RedisError {
+    RedisError::from((ErrorKind::UnexpectedReturnType, "an answer that is not the script's"))
+}
