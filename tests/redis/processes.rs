@@ -72,10 +72,10 @@ async fn status(process: &Process) -> Value {
 /// What the simulated Groq has counted: sent, refused, tokens charged.
 async fn counted(simulator: &Simulator) -> [f64; 3] {
     let stats = simulator.process.client().plain("/_sim/stats", None).await.json();
-    let limiters = stats["lanes"].as_array().expect("lanes");
-    let Some(limiter) = limiters.iter().find(|limiter| limiter["model"] == MODEL) else { return [0.0; 3] };
-    let refused: f64 = limiter["refused"].as_object().expect("a map").values().filter_map(Value::as_f64).sum();
-    let (admitted, spent) = (&limiter["admitted"], &limiter["levels"]["TPM"]["spent"]);
+    let scopes = stats["scopes"].as_array().expect("scopes");
+    let Some(scope) = scopes.iter().find(|scope| scope["model"] == MODEL) else { return [0.0; 3] };
+    let refused: f64 = scope["refused"].as_object().expect("a map").values().filter_map(Value::as_f64).sum();
+    let (admitted, spent) = (&scope["admitted"], &scope["limits"]["TPM"]["charged"]);
     [admitted.as_f64().expect("a number") + refused, refused, spent.as_f64().expect("a number")]
 }
 
@@ -274,9 +274,9 @@ async fn what_a_killed_replica_had_reserved_comes_back() {
 /// Tokens in use, in truth.
 async fn quota(simulator: &Simulator) -> f64 {
     let stats = simulator.process.client().plain("/_sim/stats", None).await.json();
-    let limiters = stats["lanes"].as_array().expect("lanes");
-    let limiter = limiters.iter().find(|limiter| limiter["model"] == MODEL).expect("it was used");
-    limiter["levels"]["TPM"]["used"].as_f64().expect("a number")
+    let scopes = stats["scopes"].as_array().expect("scopes");
+    let scope = scopes.iter().find(|scope| scope["model"] == MODEL).expect("it was used");
+    scope["limits"]["TPM"]["used"].as_f64().expect("a number")
 }
 
 /// As in `deploy/compose.redis.yaml`: two shields and a Redis. One is stopped while it still has an answer to give; what that did
