@@ -321,3 +321,32 @@ async fn a_wait_is_told_whatever_comes_of_it() {
     assert_eq!((status.as_u16(), code(&body).as_str()), (503, "shutting_down"));
     assert_eq!(text(&headers, "x-shield-wait-ms"), Some("3300"));
 }
+
+/// An older form of Groq's refusal of expected output: 400 `invalid_request_error`, with the same text as the 429 of today.
+#[tokio::test(start_paused = true)]
+async fn a_400_with_the_text_of_an_output_limit_is_a_refusal() {
+    let text = "Request too large for model `m` in organization `org_x` service tier `on_demand` on output tokens per minute (OTPM): \
+                Limit 1000, Requested 1080. The request's expected output tokens exceed the enforced limit; reduce max_tokens (or the \
+                request's expected output) and try again.";
+    let body = serde_json::json!({"error": {"message": text, "type": "invalid_request_error"}}).to_string();
+    let refused = with(&[], "400 Bad Request", &body);
+    let ask = async |fit: bool| {
+        let mut settings = limited(config::ModelLimits::default());
+        settings.limits.fit_ceiling = fit;
+        let (shield, seen) = shield(settings, vec![refused.clone(), good()]);
+        let body = r#"{"model":"m","max_completion_tokens":1800,"messages":[{"role":"user","content":"hi"}]}"#;
+        let request = super::asked(http::Method::POST, "/openai/v1/chat/completions", body.into());
+        let (status, headers, body) = whole(handle(&shield, request, None).await).await;
+        let sent = seen.lock().expect("unpoisoned").len();
+        (status.as_u16(), text_of(&headers, "x-shield-fitted"), body, sent)
+    };
+    let (status, fitted, body, sent) = ask(true).await;
+    assert_eq!((status, body.as_str(), sent), (200, GOOD, 2));
+    assert!(fitted.is_some_and(|fitted| fitted.starts_with("1800>")), "resent once with a ceiling that fits");
+    let (status, _, body, sent) = ask(false).await;
+    assert!((status, sent) == (429, 1) && body.contains("max_completion_tokens to 1000 or less"), "{status} {sent} {body}");
+}
+
+fn text_of(headers: &http::HeaderMap, name: &str) -> Option<String> {
+    text(headers, name).map(str::to_owned)
+}
