@@ -3,11 +3,16 @@
 use std::{
     fs, io,
     net::SocketAddr,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -23,7 +28,8 @@ pub(crate) struct Server {
 impl Drop for Server {
     fn drop(&mut self) {
         for child in &mut self.children {
-            let _ = child.kill();
+            // With the workers that it has started, which outlive it otherwise.
+            let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
             let _ = child.wait();
         }
     }
@@ -45,7 +51,8 @@ async fn start(name: &'static str, command: impl FnOnce(u16) -> Command) -> io::
     let folder = tempfile::tempdir()?;
     let log = folder.path().join("log");
     let address = free().await?;
-    let child = command(address.port()).env("GARDEN_LOG", &log).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let child =
+        command(address.port()).env("GARDEN_LOG", &log).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn()?;
     let server = Server { name, address, log, children: vec![child], folder };
     listens(name, address).await?;
     Ok(server)
@@ -84,7 +91,7 @@ async fn before_node(
     let address = free().await?;
     let file = server.folder.path().join("proxy.conf");
     fs::write(&file, configure(server.folder.path(), address.port(), server.address))?;
-    server.children.push(command(&file).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn()?);
+    server.children.push(command(&file).stdout(Stdio::null()).stderr(Stdio::inherit()).process_group(0).spawn()?);
     listens(name, address).await?;
     server.name = name;
     server.address = address;
