@@ -34,7 +34,7 @@ fn without_the_shield_the_same_load_is_refused() {
 
 #[test]
 fn a_seed_is_the_same_run_again() {
-    let row = row("external-M", 300);
+    let row = row("foreign-M", 300);
     let [first, second, other] = [1, 1, 2].map(|seed| format!("{:?}", run(&row, seed)));
     assert_eq!(first, second);
     assert_ne!(first, other);
