@@ -76,5 +76,6 @@ async fn a_large_answer_is_cured_by_a_lower_ceiling() {
     // Fitted to half of the limit, for which it waits.
     let fitted = call(client, 10_800, 50, 50_000).await;
     assert_eq!((fitted.status.as_u16(), fitted.header("x-shield-fitted")), (200, "10800>3000"), "{}", fitted.text());
-    assert!(refusals(&simulator).await <= 1);
+    // While the limit is learnt: the first refusal names it, and a second one may correct what is left of it.
+    assert!(refusals(&simulator).await <= 2);
 }
