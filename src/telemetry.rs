@@ -27,6 +27,7 @@ mod early;
 mod exposition;
 mod histogram;
 mod log;
+mod observed;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod recent;
@@ -39,6 +40,7 @@ pub use configuration::Configuration;
 pub use early::{EarlyHead, EarlySnapshot};
 pub use exposition::{Format, Gauges};
 pub use log::{Handle, filter, init};
+pub use observed::{ObservedRefusal, ObservedTotals};
 pub use recent::{KEPT, RecentRequest};
 pub use trend::{Slice, Trend};
 
@@ -144,6 +146,10 @@ pub struct Record {
     pub fallback: Option<(Arc<str>, FallbackReason)>,
     /// The max completion tokens that the request came with and the lower ones that it is sent with.
     pub fitted: Option<(u64, u64)>,
+    /// Observe mode: how long it would have waited, by the limiter's forecast.
+    pub observed_wait: Option<Duration>,
+    /// Observe mode: why it would have been refused.
+    pub observed_refusal: Option<ObservedRefusal>,
     /// The head of a response that may be opened before its outcome is known (`queue.stream_keepalive`).
     early: Option<Arc<EarlyHead>>,
 }
@@ -185,6 +191,8 @@ impl Record {
             error: None,
             fallback: None,
             fitted: None,
+            observed_wait: None,
+            observed_refusal: None,
             early: None,
         }
     }
@@ -316,6 +324,21 @@ impl Telemetry {
     /// Counts a refusal of Groq's by dimension code (`unknown` where the text did not say).
     pub fn refused(&self, model: &str, dimension: &str) {
         self.counts.refused(model, dimension);
+    }
+
+    /// Observe mode: counts the time that a request of `model` would have waited.
+    pub fn observed_wait(&self, model: &str, wait: Duration) {
+        self.counts.observed_wait(model, wait);
+    }
+
+    /// Observe mode: counts a request that would have been refused.
+    pub fn observed_refusal(&self, reason: ObservedRefusal) {
+        self.counts.observed_refusal(reason);
+    }
+
+    /// What observe mode has counted since the start.
+    pub fn observed(&self) -> ObservedTotals {
+        self.counts.sums().observed()
     }
 
     /// Counts a request that another model served.

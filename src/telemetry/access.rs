@@ -32,6 +32,8 @@ pub(super) fn write(record: &Record) {
         source = record.source.as_str(),
         wait_ms = millis(record.wait),
         bound = record.bound.as_deref().map(|code| clean(code, NAME)).as_deref(),
+        observed_wait_ms = record.observed_wait.map(millis),
+        observed_refusal = record.observed_refusal.map(super::ObservedRefusal::as_str),
         attempts = record.attempts,
         prompt_tokens = record.usage.prompt,
         completion_tokens = record.usage.completion,

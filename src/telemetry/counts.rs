@@ -14,7 +14,7 @@ use std::{
 use arc_swap::ArcSwap;
 use foldhash::HashMap;
 
-use super::{Outcome, Record, Source, histogram::Histogram};
+use super::{ObservedRefusal, Outcome, Record, Source, histogram::Histogram};
 
 /// Models and apps that have labels of their own; clients choose these names, so the rest is [`OTHER`].
 const MODELS: usize = 200;
@@ -85,6 +85,8 @@ struct Row {
 pub(super) struct ModelCounts {
     pub(super) wait: Histogram,
     pub(super) upstream: Histogram,
+    /// Observe mode: waits that would have been.
+    pub(super) observed_wait: Histogram,
     /// Answers that max completion tokens ended before they had any content.
     pub(super) truncated: u64,
     /// When the last of them ended.
@@ -117,6 +119,7 @@ struct Shard {
     /// By app and model.
     apps: HashMap<(Id, Id), AppCounts>,
     attempts: [u64; Outcome::ALL.len()],
+    observed_refusals: [u64; ObservedRefusal::ALL.len()],
     resends: u64,
     waited: u64,
     retried: u64,
@@ -140,6 +143,7 @@ pub(super) struct Sums {
     /// By app and model.
     pub(super) apps: BTreeMap<(Arc<str>, Arc<str>), AppCounts>,
     pub(super) attempts: [u64; Outcome::ALL.len()],
+    pub(super) observed_refusals: [u64; ObservedRefusal::ALL.len()],
     pub(super) resends: u64,
     /// Requests that waited, for a millisecond at least.
     pub(super) waited: u64,
@@ -211,6 +215,17 @@ impl Counts {
         self.shard().attempts[outcome as usize] += 1;
     }
 
+    /// Counts a wait that would have been.
+    pub(super) fn observed_wait(&self, model: &str, wait: Duration) {
+        let model = self.models.id(model);
+        self.shard().models.entry(model).or_default().observed_wait.observe(wait);
+    }
+
+    /// Counts a refusal that would have been.
+    pub(super) fn observed_refusal(&self, reason: ObservedRefusal) {
+        self.shard().observed_refusals[reason as usize] += 1;
+    }
+
     /// Counts one refusal of Groq's.
     pub(super) fn refused(&self, model: &str, dimension: &str) {
         let model = self.models.id(model);
@@ -252,6 +267,9 @@ impl Counts {
             for (sum, n) in sums.attempts.iter_mut().zip(shard.attempts) {
                 *sum += n;
             }
+            for (sum, n) in sums.observed_refusals.iter_mut().zip(shard.observed_refusals) {
+                *sum += n;
+            }
             sums.resends += shard.resends;
             sums.waited += shard.waited;
             sums.retried += shard.retried;
@@ -273,6 +291,7 @@ impl ModelCounts {
     fn add(&mut self, other: &Self) {
         self.wait.add(&other.wait);
         self.upstream.add(&other.upstream);
+        self.observed_wait.add(&other.observed_wait);
         self.truncated += other.truncated;
         self.truncated_at = self.truncated_at.max(other.truncated_at);
         for (dimension, n) in &other.refusals {

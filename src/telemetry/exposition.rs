@@ -15,7 +15,7 @@ use prometheus_client::{
 };
 
 use super::{
-    Outcome, Source, Telemetry,
+    ObservedRefusal, Outcome, Source, Telemetry,
     counts::{OTHER, RequestLabels, Sums},
     histogram::Histogram,
 };
@@ -200,6 +200,18 @@ impl Collector for Families {
             "upstream_seconds",
             "Time from sending to the head of Groq's answer",
             models().map(|(m, c)| (m, &c.upstream)),
+        )?;
+        histogram(
+            to,
+            "observed_wait_seconds",
+            "Observe mode: time that requests would have waited, those that would have been refused apart",
+            models().map(|(m, c)| (m, &c.observed_wait)),
+        )?;
+        counter(
+            to,
+            "observed_refusals",
+            "Observe mode: requests that would have been refused",
+            ObservedRefusal::ALL.map(|reason| ([("reason", reason.as_str())], self.sums.observed_refusals[reason as usize])),
         )?;
         counter(
             to,

@@ -43,6 +43,12 @@ pub struct RecentRequest {
     pub wait_s: f64,
     /// What it waited for: a dimension's code (`TPM`, …).
     pub waited_for: Option<String>,
+    /// Observe mode: how long it would have waited, seconds.
+    #[serde(default)]
+    pub observed_wait_s: Option<f64>,
+    /// Observe mode: why it would have been refused: `queue_full`, `too_large`, `max_wait`, `app_cap`, `app_budget`, `breaker_open`.
+    #[serde(default)]
+    pub observed_refusal: Option<Cow<'static, str>>,
     /// Attempts at Groq.
     pub attempts: u32,
     /// From the last attempt's start to the response head, seconds.
@@ -100,6 +106,8 @@ impl RecentRequest {
             error: record.error.as_deref().map(|error| access::clean(error, access::REASON).into_owned()),
             wait_s: millis(record.wait.as_secs_f64()),
             waited_for: record.bound.as_deref().filter(|_| !record.wait.is_zero()).map(name),
+            observed_wait_s: record.observed_wait.map(|wait| millis(wait.as_secs_f64())),
+            observed_refusal: record.observed_refusal.map(|reason| reason.as_str().into()),
             attempts: record.attempts,
             head_s: record.time_to_head.map(|time| millis(time.as_secs_f64())),
             total_s: millis(record.started.elapsed().as_secs_f64()),

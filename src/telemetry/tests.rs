@@ -93,6 +93,10 @@ fn every_family_of_a_lane_is_there_from_its_start() {
         r#"wait_seconds_count{model="m"}"#,
         r#"wait_seconds_bucket{le="+Inf",model="m"}"#,
         r#"upstream_seconds_count{model="m"}"#,
+        r#"observed_wait_seconds_count{model="m"}"#,
+        r#"observed_refusals_total{reason="queue_full"}"#,
+        r#"observed_refusals_total{reason="max_wait"}"#,
+        r#"observed_refusals_total{reason="app_budget"}"#,
         r#"attempts_total{outcome="answered"}"#,
         r#"attempts_total{outcome="refused"}"#,
         r#"attempts_total{outcome="failed"}"#,
@@ -109,6 +113,25 @@ fn every_family_of_a_lane_is_there_from_its_start() {
     assert_eq!(samples[r#"groq_shield_limit{organization="acme",model="m",dimension="TPM"}"#], 8000.0);
     assert_eq!(samples[r#"groq_shield_level{organization="acme",model="m",dimension="TPM"}"#], 8000.0);
     assert_eq!(samples[r#"groq_shield_exhaustion_seconds{organization="acme",model="m",dimension="TPM"}"#], f64::INFINITY);
+}
+
+#[test]
+fn what_observe_mode_counts_is_shown_everywhere() {
+    let telemetry = Arc::<Telemetry>::default();
+    assert_eq!(telemetry.observed(), ObservedTotals::default());
+    telemetry.observed_wait("m", Duration::from_secs(2));
+    telemetry.observed_refusal(ObservedRefusal::AppBudget);
+    let mut refused = record(&telemetry);
+    (refused.observed_wait, refused.observed_refusal) = (Some(Duration::from_secs(70)), Some(ObservedRefusal::MaxWait));
+    drop(refused);
+    let samples = scrape(&telemetry, Vec::new());
+    assert_eq!(samples[r#"groq_shield_observed_wait_seconds_sum{model="m"}"#], 2.0);
+    assert_eq!(samples[r#"groq_shield_observed_refusals_total{reason="app_budget"}"#], 1.0);
+    let ObservedTotals { admitted, wait_p50_s, refusals, .. } = telemetry.observed();
+    assert_eq!((admitted, refusals[ObservedRefusal::AppBudget as usize]), (1, 1));
+    assert!(wait_p50_s.is_some_and(|wait| (1.0..=2.5).contains(&wait)), "{wait_p50_s:?}");
+    let request = &telemetry.recent_requests()[0];
+    assert_eq!((request.observed_wait_s, request.observed_refusal.as_deref()), (Some(70.0), Some("max_wait")));
 }
 
 #[test]
