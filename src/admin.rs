@@ -1,4 +1,4 @@
-//! What does the second listener answer? Health, metrics, status and the page; it changes nothing, whoever asks.
+//! The admin listener: health, metrics, status, the last requests and the page. It answers GET and HEAD and changes nothing.
 
 use std::{
     pin::pin,
@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -26,6 +27,7 @@ use crate::{
 
 mod guard;
 mod page;
+pub mod schema;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -93,7 +95,7 @@ impl Desk {
         let service = service_fn(|request: Request<Incoming>| {
             let desk = self.clone();
             async move {
-                // Of a hundred thousand lanes a page takes half a second, which is not the apps' to wait.
+                // A page about a hundred thousand limiters takes half a second, which is not the apps' to wait.
                 let is_long = matches!(request.uri().path(), "/metrics" | "/status");
                 let answer = move || desk.answer(&request);
                 if is_long { spawn_blocking(answer).await } else { Ok::<_, JoinError>(answer()) }
@@ -163,14 +165,10 @@ impl Desk {
             }
             "/readyz" => text("text/plain; charset=utf-8", "ready\n"),
             "/metrics" => self.metrics(request.headers()),
-            "/status" => text("application/json", self.status()),
-            "/requests" => text("application/json", self.requests()),
+            "/status" => json(&self.status()),
+            "/requests" => json(&self.shield.telemetry.recent_requests()),
             _ => page::response(),
         }
-    }
-
-    fn requests(&self) -> String {
-        serde_json::to_string(&self.shield.telemetry.recent_requests()).expect("numbers and texts are JSON")
     }
 
     /// The budgets of apps that have used some of theirs: the app, the budget, what is used.
@@ -190,7 +188,7 @@ impl Desk {
         let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let format = Format::of(accept);
         let gauges = Gauges {
-            lanes: self.shield.limits.snapshot(),
+            limiters: self.shield.limits.snapshot(),
             open_breakers: self.shield.breakers.open(Instant::now()).into_iter().map(|(_, model, _)| model).collect(),
             budgets: self.budgets(),
             connections: self.shield.connections.len(),
@@ -204,6 +202,10 @@ fn text(content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Byt
     let mut response = Response::new(Full::new(body.into()));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+fn json(value: &impl Serialize) -> Response<Full<Bytes>> {
+    text("application/json", serde_json::to_vec(value).expect("numbers and texts are JSON"))
 }
 
 /// A failure as the documented object.

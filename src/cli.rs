@@ -72,7 +72,7 @@ enum Command {
     /// The simulated Groq alone
     #[cfg(feature = "demo")]
     Simulate(simulate::Simulate),
-    /// Levels, line, forecast and breaker of a running shield, as a table
+    /// Limits, queue, forecast and breaker of a running shield, as a table
     Status(status::Status),
     /// Runs a command behind a shield of its own, which the usual variables for base URLs point at
     Exec(exec::Exec),

@@ -1,6 +1,6 @@
 //! How many tokens is this text? Counted by kinds of letters, with figures measured on `o200k`; no tokenizer.
 //!
-//! A lane learns the rest, the ratio of its model's true counts to these, from `usage`.
+//! A limiter learns the rest, the ratio of its model's true counts to these, from `usage`.
 
 pub mod audio;
 mod prompt;

@@ -116,7 +116,7 @@ pub struct Record {
     pub class: Class,
     /// `traceparent`, as it came.
     pub traceparent: Option<String>,
-    /// Time in line, all attempts together.
+    /// Time in the queue, all attempts together.
     pub wait: Duration,
     /// Since when it waits; `None`: it does not, or that is in `wait` already.
     waiting: Option<Instant>,

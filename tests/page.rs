@@ -38,7 +38,7 @@ fn crowd(shield: &Arc<Shield>, app: &str) {
     for _ in 0..30 {
         let (limits, app) = (shield.limits.clone(), Arc::from(app));
         tokio::spawn(async move {
-            let ask = AdmissionRequest {
+            let request = AdmissionRequest {
                 organization: "acme".into(),
                 model: "busy".into(),
                 tier: "on_demand".into(),
@@ -48,7 +48,7 @@ fn crowd(shield: &Arc<Shield>, app: &str) {
                 cost: CostEstimate::Tokens { prompt: 100, ceiling: Some(100) },
                 bytes: 400,
             };
-            let mut reservation = limits.reserve(&ask, Instant::now() + 5 * BROWSER, None).await.expect("patient");
+            let mut reservation = limits.reserve(&request, Instant::now() + 5 * BROWSER, None).await.expect("patient");
             reservation.sent(Instant::now());
             sleep(5 * BROWSER).await;
         });
@@ -93,13 +93,13 @@ async fn the_page_shows_the_state_and_takes_names_for_text() {
     (record.model, record.status, record.truncated) = ("m".into(), 200, true);
     drop(record);
     crowd(&shield, "<b>app</b>");
-    // The first request of a lane is its probe; the others wait for its answer before they wait for a limit.
+    // The first request of a limiter is its probe; the others wait for its answer before they wait for a limit.
     let blocked = async {
-        while shield.limits.snapshot().iter().all(|lane| lane.blocked_by.is_none()) {
+        while shield.limits.snapshot().iter().all(|limiter| limiter.blocked_by.is_none()) {
             sleep(PAUSE).await
         }
     };
-    timeout(BROWSER, blocked).await.expect("the line waits for RPM");
+    timeout(BROWSER, blocked).await.expect("the queue waits for RPM");
     shield.telemetry.account_blocked(&"acme".into(), "blocked_api_access");
     shield.telemetry.reload_refused("line 3: unknown key <img src=x onerror=alert(1)>");
     let (page, console) = rendered(&format!("http://{address}/"), None).await;
@@ -111,7 +111,9 @@ async fn the_page_shows_the_state_and_takes_names_for_text() {
     assert!(page.contains("unknown key &lt;img src=x onerror=alert(1)&gt;"), "{page}");
     assert!(page.contains(r#"aria-label="Requests over the last 15 minutes: ended 1""#), "{page}");
 
-    for shown in ["busy", "&lt;b&gt;app&lt;/b&gt;", "holds the line", "Waiting for RPM; the next one goes in", " waiting · "] {
+    for shown in
+        ["busy", "&lt;b&gt;app&lt;/b&gt;", "the queue waits for it", "Waiting for RPM; the next one goes in", " waiting · "]
+    {
         assert!(page.contains(shown), "{shown} in {page}");
     }
 

@@ -85,9 +85,10 @@ impl Patient {
         let status = get(self.admin, "/status")?;
         let body = status.split_once("\r\n\r\n").map_or("", |(_, body)| body);
         let status: serde_json::Value = serde_json::from_str(body)?;
-        let lanes = status["lanes"].as_array().into_iter().flatten();
-        let counts =
-            lanes.flat_map(|lane| lane["waiting"].as_array().into_iter().flatten()).filter_map(|row| row["count"].as_u64());
+        let limiters = status["limiters"].as_array().into_iter().flatten();
+        let counts = limiters
+            .flat_map(|limiter| limiter["waiting"].as_array().into_iter().flatten())
+            .filter_map(|row| row["count"].as_u64());
         Ok(counts.sum::<u64>() as usize)
     }
 }

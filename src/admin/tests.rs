@@ -45,7 +45,7 @@ async fn status_says_what_the_page_shows() {
     for plot in ["requests", "failed", "refused_by_shield", "refused_by_groq", "resends", "wait_p50_s", "wait_p99_s"] {
         assert_eq!(status["history"][plot].as_array().map(Vec::len), Some(1), "{plot}");
     }
-    assert!(status["lanes"].is_array());
+    assert!(status["limiters"].is_array());
     desk.shield.telemetry.configured(None);
     let status: serde_json::Value = serde_json::from_str(&get(&desk, "/status").await.2).expect("JSON");
     assert!(status["config"]["error"].is_null());

@@ -1,4 +1,4 @@
-//! How does a running shield stand? Levels, line, forecast and breaker as a table.
+//! `groq-shield status`: limits, queue, forecast and breaker of a running shield as a table.
 
 use std::{
     fmt::Write,
@@ -6,14 +6,15 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use serde::Deserialize;
-
 use super::{
     ask::{self, Whom},
     failed, print,
     requests::{self, Filter},
 };
-use crate::telemetry::RecentRequest;
+use crate::{
+    admin::schema::{self, Limiter, Truncated},
+    telemetry::RecentRequest,
+};
 
 const LIMIT: Duration = Duration::from_secs(5);
 const EVERY: Duration = Duration::from_secs(1);
@@ -59,142 +60,39 @@ pub(super) fn run(arguments: &Status) -> ExitCode {
 
 fn shown(address: &str, arguments: &Status) -> Result<String, String> {
     let path = if arguments.requests { "/requests" } else { "/status" };
-    let (status, body) = ask::get(address, path, LIMIT)?;
+    let (code, body) = ask::get(address, path, LIMIT)?;
     let text = String::from_utf8_lossy(&body);
-    if !status.is_success() {
-        return Err(format!("http://{address}{path}: {status}"));
+    if !code.is_success() {
+        return Err(format!("http://{address}{path}: {code}"));
     }
     if arguments.json {
         return Ok(format!("{}\n", text.trim_end()));
     }
-    let foreign = |why| format!("http://{address}{path} is not a shield's: {why}");
+    let unknown = |why| format!("http://{address}{path} is not what groq-shield {} writes: {why}", env!("CARGO_PKG_VERSION"));
     if arguments.requests {
-        let requests: Vec<RecentRequest> = serde_json::from_str(&text).map_err(foreign)?;
+        let requests: Vec<RecentRequest> = serde_json::from_str(&text).map_err(unknown)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         return Ok(requests::table(&requests, &arguments.filter, now));
     }
-    let report: Report = serde_json::from_str(&text).map_err(foreign)?;
-    Ok(table(&report))
+    let status: schema::Status = serde_json::from_str(&text).map_err(unknown)?;
+    Ok(table(&status))
 }
 
-/// What the table shows of `/status`.
-#[derive(Debug, Deserialize)]
-struct Report {
-    version: String,
-    uptime_s: f64,
-    state: String,
-    upstream: String,
-    config: Configuration,
-    store: Store,
-    totals: Totals,
-    #[serde(default)]
-    blocked_accounts: Vec<BlockedAccount>,
-    #[serde(default)]
-    truncated: Vec<Truncated>,
-    lanes: Vec<Lane>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Configuration {
-    file: Option<String>,
-    error: Option<Refused>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Refused {
-    message: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct Store {
-    kind: String,
-    degraded: bool,
-    #[serde(default)]
-    why: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Totals {
-    requests: u64,
-    failed: u64,
-    refused_by_shield: u64,
-    refused_by_groq: u64,
-    resends: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct BlockedAccount {
-    organization: String,
-    reason: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct Truncated {
-    model: String,
-    count: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Lane {
-    organization: String,
-    model: String,
-    tier: String,
-    dimensions: Vec<Dimension>,
-    waiting: Vec<Waiting>,
-    blocked_by: Option<Blocked>,
-    forecast_s: f64,
-    in_flight: usize,
-    breaker: Breaker,
-}
-
-#[derive(Debug, Deserialize)]
-struct Dimension {
-    dimension: String,
-    limit: u64,
-    level: f64,
-    source: String,
-    /// Shields up to 0.1 did not tell it.
-    #[serde(default)]
-    stated: Option<u64>,
-    exhausted_in_s: Option<f64>,
-    full_in_s: f64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Waiting {
-    app: String,
-    class: String,
-    count: usize,
-    oldest_s: f64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Blocked {
-    dimension: String,
-    for_s: f64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Breaker {
-    open: bool,
-    probe_in_s: Option<f64>,
-}
-
-fn table(report: &Report) -> String {
+fn table(status: &schema::Status) -> String {
     let mut out = String::new();
     // Writing to a string cannot fail.
-    let _ = write_table(report, &mut out);
+    let _ = write_table(status, &mut out);
     out
 }
 
-fn write_table(report: &Report, out: &mut String) -> std::fmt::Result {
-    let Report { version, state, upstream, totals, store, .. } = report;
-    let file = report.config.file.as_deref().unwrap_or("no file");
+fn write_table(status: &schema::Status, out: &mut String) -> std::fmt::Result {
+    let schema::Status { version, state, upstream, totals, store, .. } = status;
+    let file = status.config.file.as_deref().unwrap_or("no file");
     let degraded = if store.degraded { " DEGRADED" } else { "" };
     writeln!(
         out,
         "groq-shield {version} {state} for {}, before {upstream}, {file}, store {}{degraded}",
-        time(report.uptime_s),
+        time(status.uptime_s),
         store.kind
     )?;
     writeln!(
@@ -205,44 +103,44 @@ fn write_table(report: &Report, out: &mut String) -> std::fmt::Result {
     if let Some(why) = &store.why {
         writeln!(out, "the store is out of reach, each replica keeps to its share of every limit: {why}")?;
     }
-    if let Some(refused) = &report.config.error {
+    if let Some(refused) = &status.config.error {
         writeln!(out, "the configuration was changed and has faults, the one before is in force:")?;
         for line in refused.message.lines() {
             writeln!(out, "  {line}")?;
         }
     }
-    for account in &report.blocked_accounts {
+    for account in &status.blocked_accounts {
         writeln!(out, "Groq has BLOCKED the organization {}: {}", account.organization, account.reason)?;
     }
-    for Truncated { model, count } in &report.truncated {
+    for Truncated { model, count, .. } in &status.truncated {
         writeln!(
             out,
             "{count} answers of {model} had no content: max_completion_tokens ended them, raise it or lower reasoning_effort"
         )?;
     }
-    if report.lanes.is_empty() {
+    if status.limiters.is_empty() {
         writeln!(out, "no model has been used yet")?;
     }
-    for lane in &report.lanes {
-        write_lane(lane, out)?;
+    for limiter in &status.limiters {
+        write_limiter(limiter, out)?;
     }
     Ok(())
 }
 
-fn write_lane(lane: &Lane, out: &mut String) -> std::fmt::Result {
-    write!(out, "\n{} ({}, {})  {} in flight", lane.model, lane.organization, lane.tier, lane.in_flight)?;
-    if lane.breaker.open {
-        let probe = lane.breaker.probe_in_s.map_or_else(|| "now".into(), |after| format!("in {}", time(after)));
+fn write_limiter(limiter: &Limiter, out: &mut String) -> std::fmt::Result {
+    write!(out, "\n{} ({}, {})  {} in flight", limiter.model, limiter.organization, limiter.tier, limiter.in_flight)?;
+    if limiter.breaker.open {
+        let probe = limiter.breaker.probe_in_s.map_or_else(|| "now".into(), |after| format!("in {}", time(after)));
         write!(out, "  BREAKER OPEN, probe {probe}")?;
     }
-    writeln!(out, "  a new request waits {}", time(lane.forecast_s))?;
+    writeln!(out, "  a new request waits {}", time(limiter.forecast_s))?;
     writeln!(
         out,
         "  {:<6} {:<20} {:>12} {:>12}  {:<11} {:>9} {:>9}",
         "", "used", "left", "limit", "from", "empty in", "full in"
     )?;
-    for dimension in &lane.dimensions {
-        let used = 1.0 - dimension.level / (dimension.limit.max(1) as f64);
+    for dimension in &limiter.dimensions {
+        let used = 1.0 - dimension.remaining / (dimension.limit.max(1) as f64);
         let stated = dimension.stated.filter(|&stated| stated != dimension.limit);
         writeln!(
             out,
@@ -250,7 +148,7 @@ fn write_lane(lane: &Lane, out: &mut String) -> std::fmt::Result {
             dimension.dimension,
             bar(used),
             used * 100.0,
-            dimension.level,
+            dimension.remaining,
             dimension.limit,
             dimension.source,
             dimension.exhausted_in_s.map_or_else(|| "-".into(), time),
@@ -258,12 +156,12 @@ fn write_lane(lane: &Lane, out: &mut String) -> std::fmt::Result {
             stated.map_or_else(String::new, |stated| format!("  (Groq allows {stated})")),
         )?;
     }
-    for waiting in &lane.waiting {
+    for waiting in &limiter.waiting {
         let app = if waiting.app.is_empty() { "(no app)" } else { &waiting.app };
         writeln!(out, "  waiting: {} of {app}, {}, the oldest for {}", waiting.count, waiting.class, time(waiting.oldest_s))?;
     }
-    if let Some(blocked) = &lane.blocked_by {
-        writeln!(out, "  the line waits for {}, {} more", blocked.dimension, time(blocked.for_s))?;
+    if let Some(blocked) = &limiter.blocked_by {
+        writeln!(out, "  the queue waits for {}, {} more", blocked.dimension, time(blocked.for_s))?;
     }
     Ok(())
 }
@@ -291,28 +189,54 @@ pub(super) fn time(seconds: f64) -> String {
 mod tests {
     use super::*;
 
+    fn limiter() -> Limiter {
+        Limiter {
+            organization: "acme".into(),
+            model: "openai/gpt-oss-20b".into(),
+            tier: "on_demand".into(),
+            dimensions: vec![schema::Dimension {
+                dimension: "TPM".into(),
+                limit: 8000,
+                remaining: 2000.0,
+                source: "headers".into(),
+                exhausted_in_s: Some(75.0),
+                full_in_s: 45.0,
+                ..schema::Dimension::default()
+            }],
+            waiting: vec![schema::Waiting { app: "chat".into(), class: "interactive".into(), count: 3, oldest_s: 1.25 }],
+            blocked_by: Some(schema::BlockedBy { dimension: "TPM".into(), for_s: 0.5 }),
+            forecast_s: 2.5,
+            in_flight: 1,
+            refusals: 0,
+            breaker: schema::Breaker { open: true, probe_in_s: Some(3.0) },
+        }
+    }
+
     #[test]
     fn a_status_as_a_table() {
-        let report = r#"{
-            "version": "0.1.0", "uptime_s": 7384.2, "state": "running", "now": 1.0, "upstream": "api.groq.com", "connections": 2,
-            "config": {"file": "groq-shield.toml", "loaded_at": 1.0, "loads": 2, "error": {"at": 1.0, "message": "error: no\n  here"}},
-            "store": {"kind": "local", "degraded": false},
-            "totals": {"requests": 12, "failed": 1, "refused_by_shield": 2, "refused_by_groq": 3, "resends": 4},
-            "blocked_accounts": [{"organization": "acme", "reason": "blocked_api_access", "since": 1.0}],
-            "truncated": [{"model": "openai/gpt-oss-20b", "count": 2, "last": 1.0}],
-            "lanes": [{
-                "organization": "acme", "model": "openai/gpt-oss-20b", "tier": "on_demand",
-                "dimensions": [{"dimension": "TPM", "unit": "tokens", "period_s": 60.0, "limit": 8000, "level": 2000.0, "reserve": 400,
-                    "source": "headers", "foreign": 0.0, "exhausted_in_s": 75.0, "full_in_s": 45.0}],
-                "waiting": [{"app": "chat", "class": "interactive", "count": 3, "oldest_s": 1.25}],
-                "blocked_by": {"dimension": "TPM", "for_s": 0.5},
-                "forecast_s": 2.5, "in_flight": 1, "refusals": 0, "breaker": {"open": true, "probe_in_s": 3.0}
+        let status = schema::Status {
+            version: "0.1.0".into(),
+            uptime_s: 7384.2,
+            state: "running".into(),
+            upstream: "api.groq.com".into(),
+            config: schema::Config {
+                file: Some("groq-shield.toml".into()),
+                error: Some(schema::ConfigError { at: 1.0, message: "error: no\n  here".into() }),
+                ..schema::Config::default()
+            },
+            store: schema::Store { kind: "local".into(), ..schema::Store::default() },
+            totals: schema::Totals { requests: 12, failed: 1, refused_by_shield: 2, refused_by_groq: 3, resends: 4 },
+            blocked_accounts: vec![schema::BlockedAccount {
+                organization: "acme".into(),
+                reason: "blocked_api_access".into(),
+                since: 1.0,
             }],
-            "history": {}
-        }"#;
-        let report = serde_json::from_str(report).expect("a status");
+            truncated: vec![Truncated { model: "openai/gpt-oss-20b".into(), count: 2, last: 1.0 }],
+            limiters: vec![limiter()],
+            ..schema::Status::default()
+        };
         assert_eq!(
-            table(&report),
+            table(&status),
             "\
 groq-shield 0.1.0 running for 2h03m, before api.groq.com, groq-shield.toml, store local
 12 requests, 1 failed, 2 refused here, 3 refused by Groq, 4 sent again
@@ -326,7 +250,7 @@ openai/gpt-oss-20b (acme, on_demand)  1 in flight  BREAKER OPEN, probe in 3.0s  
          used                         left        limit  from         empty in   full in
   TPM    ###########...  75 %         2000         8000  headers         1m15s       45s
   waiting: 3 of chat, interactive, the oldest for 1.2s
-  the line waits for TPM, 0.5s more
+  the queue waits for TPM, 0.5s more
 "
         );
     }

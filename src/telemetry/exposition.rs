@@ -1,4 +1,4 @@
-//! What does Prometheus read? Every family by its documented name, from the counters and the lanes as they are now.
+//! The metric families by their documented names, from the counters and a snapshot of the limiters.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,8 +32,8 @@ const ORGANIZATIONS: usize = 100;
 /// What is not counted but read when asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Gauges {
-    /// Every lane that exists.
-    pub lanes: Vec<LimiterSnapshot>,
+    /// Every limiter that exists.
+    pub limiters: Vec<LimiterSnapshot>,
     /// Models whose breaker is not closed.
     pub open_breakers: BTreeSet<Arc<str>>,
     /// The shared store cannot be reached.
@@ -101,11 +101,11 @@ fn plain(page: &str) -> String {
     plain
 }
 
-/// One dimension of one lane, in bounded labels.
+/// One dimension of one limiter, in bounded labels.
 #[derive(Debug)]
-struct Level {
+struct Quota {
     limit: u64,
-    level: f64,
+    remaining: f64,
     exhausted_in: f64,
 }
 
@@ -113,7 +113,7 @@ struct Level {
 struct Families {
     sums: Sums,
     config_valid: bool,
-    levels: BTreeMap<[String; 4], Level>,
+    quotas: BTreeMap<[String; 4], Quota>,
     waiting: BTreeMap<(String, Class), u64>,
     breakers: BTreeMap<String, bool>,
     /// Organization, reason, whether it is blocked now.
@@ -125,41 +125,44 @@ impl Families {
     fn new(telemetry: &Telemetry, gauges: Gauges) -> Self {
         let counts = &telemetry.counts;
         let config_valid = telemetry.configuration().refused.is_none();
-        // Labels first: a lane's model gets its number here, so that the sums know it.
+        // Labels first: a limiter's model gets its number here, so that the sums know it.
         let label = |model: &str| counts.model_label(model).to_owned();
-        let mut levels = BTreeMap::new();
+        let mut quotas = BTreeMap::new();
         let mut waiting = BTreeMap::new();
         let mut breakers: BTreeMap<String, bool> = gauges.open_breakers.iter().map(|model| (label(model), true)).collect();
         let mut organizations = BTreeSet::new();
         let mut sums = counts.sums();
-        for lane in &gauges.lanes {
-            let model = label(&lane.model);
+        for limiter in &gauges.limiters {
+            let model = label(&limiter.model);
             if organizations.len() < ORGANIZATIONS {
-                organizations.insert(&lane.organization);
+                organizations.insert(&limiter.organization);
             }
-            let organization = if organizations.contains(&lane.organization) { &lane.organization } else { OTHER };
+            let organization = if organizations.contains(&limiter.organization) { &limiter.organization } else { OTHER };
             // The usual tier is the absent label, as in the documentation.
-            let tier = if &*lane.tier == "on_demand" { "" } else { &lane.tier };
+            let tier = if &*limiter.tier == "on_demand" { "" } else { &limiter.tier };
             let counted = sums.models.entry(model.as_str().into()).or_default();
-            for dimension in &lane.dimensions {
+            for dimension in &limiter.dimensions {
                 let code = dimension.dimension.code.to_string();
                 counted.refusals.entry(code.clone()).or_default();
-                let level = Level {
+                let quota = Quota {
                     limit: dimension.limit,
-                    level: dimension.remaining,
+                    remaining: dimension.remaining,
                     exhausted_in: dimension.exhausted_in.map_or(f64::INFINITY, |time| time.as_secs_f64()),
                 };
-                // Lanes that share labels (names beyond the bounds): the emptier one speaks for them.
+                // Limiters that share labels (names beyond the bounds) are shown as the emptiest of them.
                 let labels = [organization.to_owned(), model.clone(), code, tier.to_owned()];
-                let share = |level: &Level| level.level / level.limit.max(1) as f64;
-                match levels.get(&labels) {
-                    Some(other) if share(other) <= share(&level) => {}
-                    _ => drop(levels.insert(labels, level)),
+                let share = |quota: &Quota| quota.remaining / quota.limit.max(1) as f64;
+                match quotas.get(&labels) {
+                    Some(other) if share(other) <= share(&quota) => {}
+                    _ => drop(quotas.insert(labels, quota)),
                 }
             }
             for class in [Class::Interactive, Class::Batch] {
-                let here =
-                    lane.waiting.iter().filter(|waiting| Class::from(waiting.class) == class).map(|waiting| waiting.count as u64);
+                let here = limiter
+                    .waiting
+                    .iter()
+                    .filter(|waiting| Class::from(waiting.class) == class)
+                    .map(|waiting| waiting.count as u64);
                 *waiting.entry((model.clone(), class)).or_default() += here.sum::<u64>();
             }
             breakers.entry(model).or_default();
@@ -170,7 +173,7 @@ impl Families {
             let row = RequestLabels { app, model, endpoint, status: 200, source: Source::Upstream };
             sums.requests.entry(row).or_default();
         }
-        Self { sums, config_valid, levels, waiting, breakers, blocked: telemetry.blocked.states(), gauges }
+        Self { sums, config_valid, quotas, waiting, breakers, blocked: telemetry.blocked.states(), gauges }
     }
 }
 
@@ -194,7 +197,12 @@ impl Collector for Families {
             }),
         )?;
         let models = || self.sums.models.iter();
-        histogram(to, "wait_seconds", "Time in line, all attempts of a request together", models().map(|(m, c)| (m, &c.wait)))?;
+        histogram(
+            to,
+            "wait_seconds",
+            "Time in the queue, all attempts of a request together",
+            models().map(|(m, c)| (m, &c.wait)),
+        )?;
         histogram(
             to,
             "upstream_seconds",
@@ -259,20 +267,20 @@ impl Collector for Families {
         };
         gauge(to, "app_budget", "A budget of an app, in its unit: requests, tokens or USD", budgets(|row| row.1.limit))?;
         gauge(to, "app_budget_used", "How much of the budget is used in the running UTC day or month", budgets(|row| row.2))?;
-        let levels =
-            |value: fn(&Level) -> f64| self.levels.iter().map(move |(labels, level)| (lane_labels(labels), value(level)));
-        gauge(to, "limit", "The limit of a dimension: requests, tokens or seconds of audio", levels(|l| l.limit as f64))?;
-        gauge(to, "level", "What is left of the limit now; below zero in debt", levels(|l| l.level))?;
+        let quotas =
+            |value: fn(&Quota) -> f64| self.quotas.iter().map(move |(labels, quota)| (limiter_labels(labels), value(quota)));
+        gauge(to, "limit", "The limit of a dimension: requests, tokens or seconds of audio", quotas(|quota| quota.limit as f64))?;
+        gauge(to, "remaining", "What is left of the limit now; below zero in debt", quotas(|quota| quota.remaining))?;
         gauge(
             to,
             "exhaustion_seconds",
             "Time until the dimension is exhausted at the present rate of use; infinite where it is not heading there",
-            levels(|l| l.exhausted_in),
+            quotas(|quota| quota.exhausted_in),
         )?;
         gauge(
             to,
             "waiting",
-            "Requests in line",
+            "Requests in the queue",
             self.waiting.iter().map(|((model, class), n)| ([("model", model.as_str()), ("class", class_name(*class))], *n)),
         )?;
         gauge(
@@ -308,7 +316,7 @@ pub(super) fn class_name(class: Class) -> &'static str {
     }
 }
 
-fn lane_labels([organization, model, dimension, tier]: &[String; 4]) -> Vec<(&'static str, &str)> {
+fn limiter_labels([organization, model, dimension, tier]: &[String; 4]) -> Vec<(&'static str, &str)> {
     let mut labels = vec![("organization", organization.as_str()), ("model", model), ("dimension", dimension)];
     if !tier.is_empty() {
         labels.push(("tier", tier));

@@ -14,11 +14,11 @@ use super::*;
 const KEY: &str = "gsk_CanaryCanaryCanary";
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-fn lane(organization: &str, model: &str, tier: &str, level: f64) -> LimiterSnapshot {
+fn limiter(organization: &str, model: &str, tier: &str, remaining: f64) -> LimiterSnapshot {
     let dimension = |dimension| DimensionSnapshot {
         dimension,
         limit: 8000,
-        remaining: level,
+        remaining,
         margin: 400,
         source: groq_limiter::Source::Plan,
         configured: None,
@@ -81,14 +81,14 @@ fn samples(page: &str) -> BTreeMap<String, f64> {
     samples
 }
 
-fn scrape(telemetry: &Telemetry, lanes: Vec<LimiterSnapshot>) -> BTreeMap<String, f64> {
-    samples(&telemetry.metrics(Gauges { lanes, ..Gauges::default() }, Format::Plain))
+fn scrape(telemetry: &Telemetry, limiters: Vec<LimiterSnapshot>) -> BTreeMap<String, f64> {
+    samples(&telemetry.metrics(Gauges { limiters, ..Gauges::default() }, Format::Plain))
 }
 
 #[test]
-fn every_family_of_a_lane_is_there_from_its_start() {
+fn every_family_of_a_limiter_is_there_from_its_start() {
     let telemetry = Telemetry::default();
-    let samples = scrape(&telemetry, vec![lane("acme", "m", "on_demand", 8000.0)]);
+    let samples = scrape(&telemetry, vec![limiter("acme", "m", "on_demand", 8000.0)]);
     for sample in [
         r#"wait_seconds_count{model="m"}"#,
         r#"wait_seconds_bucket{le="+Inf",model="m"}"#,
@@ -111,7 +111,7 @@ fn every_family_of_a_lane_is_there_from_its_start() {
     }
     assert_eq!(samples[r#"groq_shield_waiting{model="m",class="batch"}"#], 3.0);
     assert_eq!(samples[r#"groq_shield_limit{organization="acme",model="m",dimension="TPM"}"#], 8000.0);
-    assert_eq!(samples[r#"groq_shield_level{organization="acme",model="m",dimension="TPM"}"#], 8000.0);
+    assert_eq!(samples[r#"groq_shield_remaining{organization="acme",model="m",dimension="TPM"}"#], 8000.0);
     assert_eq!(samples[r#"groq_shield_exhaustion_seconds{organization="acme",model="m",dimension="TPM"}"#], f64::INFINITY);
 }
 
@@ -165,14 +165,14 @@ fn a_request_is_counted_once_it_has_ended() {
 #[test]
 fn names_that_clients_choose_are_bounded_and_cannot_break_the_page() {
     let telemetry = Arc::<Telemetry>::default();
-    let mut lanes = Vec::new();
+    let mut limiters = Vec::new();
     for n in 0..400 {
         let mut record = record(&telemetry);
         record.app = format!("app-{n}\n\"}} 1\\").into();
         record.model = format!("model-{n}\n\"}} 1\\").into();
-        lanes.push(lane(&format!("key-{n}"), &record.model, "on_demand", f64::from(n)));
+        limiters.push(limiter(&format!("key-{n}"), &record.model, "on_demand", f64::from(n)));
     }
-    let samples = scrape(&telemetry, lanes);
+    let samples = scrape(&telemetry, limiters);
     let values = |label: &str| {
         let values = samples.keys().filter_map(|sample| sample.split(&format!("{label}=\"")).nth(1)?.split("\",").next());
         values.collect::<BTreeSet<_>>().len()
@@ -180,16 +180,16 @@ fn names_that_clients_choose_are_bounded_and_cannot_break_the_page() {
     assert_eq!(values("app"), 101);
     assert_eq!(samples.keys().filter(|sample| sample.starts_with("groq_shield_breaker_open")).count(), 201);
     assert_eq!(values("organization"), 101);
-    // Lanes without labels of their own: the emptiest speaks for them.
-    assert_eq!(samples[r#"groq_shield_level{organization="other",model="other",dimension="TPM"}"#], 200.0);
+    // Limiters without labels of their own are shown as the emptiest of them.
+    assert_eq!(samples[r#"groq_shield_remaining{organization="other",model="other",dimension="TPM"}"#], 200.0);
 }
 
 #[test]
 fn other_tiers_are_told_apart() {
-    let lanes = vec![lane("acme", "m", "on_demand", 1.0), lane("acme", "m", "flex", 2.0)];
-    let samples = scrape(&Telemetry::default(), lanes);
-    assert_eq!(samples[r#"groq_shield_level{organization="acme",model="m",dimension="TPM"}"#], 1.0);
-    assert_eq!(samples[r#"groq_shield_level{organization="acme",model="m",dimension="TPM",tier="flex"}"#], 2.0);
+    let limiters = vec![limiter("acme", "m", "on_demand", 1.0), limiter("acme", "m", "flex", 2.0)];
+    let samples = scrape(&Telemetry::default(), limiters);
+    assert_eq!(samples[r#"groq_shield_remaining{organization="acme",model="m",dimension="TPM"}"#], 1.0);
+    assert_eq!(samples[r#"groq_shield_remaining{organization="acme",model="m",dimension="TPM",tier="flex"}"#], 2.0);
 }
 
 #[test]
@@ -210,8 +210,8 @@ fn promtool_finds_no_fault() {
     let telemetry = Arc::<Telemetry>::default();
     drop(record(&telemetry));
     telemetry.refused("m", "TPM");
-    let lanes = vec![lane("acme", "m", "on_demand", 1.0), lane("acme", "m", "flex", -2.0)];
-    let page = telemetry.metrics(Gauges { lanes, ..Gauges::default() }, Format::Plain);
+    let limiters = vec![limiter("acme", "m", "on_demand", 1.0), limiter("acme", "m", "flex", -2.0)];
+    let page = telemetry.metrics(Gauges { limiters, ..Gauges::default() }, Format::Plain);
     let promtool = Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut promtool = match promtool {
         Ok(promtool) => promtool,

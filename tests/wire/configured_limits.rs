@@ -45,7 +45,7 @@ async fn a_configured_limit_below_groqs_holds_and_status_shows_both() {
         String::from_utf8(output.stdout).expect("UTF-8")
     };
     let report: Value = serde_json::from_str(&status(&["--json"])).expect("JSON");
-    let tokens = report["lanes"][0]["dimensions"].as_array().expect("dimensions").iter().find(|d| d["dimension"] == "TPM");
+    let tokens = report["limiters"][0]["dimensions"].as_array().expect("dimensions").iter().find(|d| d["dimension"] == "TPM");
     let tokens = tokens.expect("TPM is listed");
     assert_eq!((&tokens["limit"], &tokens["configured"], &tokens["stated"]), (&json!(2000), &json!(2000), &json!(100_000)));
     assert!(status(&[]).contains("(Groq allows 100000)"), "{}", status(&[]));

@@ -99,7 +99,7 @@ impl Facts {
     }
 }
 
-/// The tiers have limits of their own; a name that is none of Groq's must not make a lane.
+/// The tiers have limits of their own; a name that is none of Groq's must not make a limiter.
 fn tier(name: &str) -> Arc<str> {
     static TIERS: LazyLock<[Arc<str>; 3]> = LazyLock::new(|| ["on_demand", "flex", "performance"].map(Arc::from));
     TIERS[match name {

@@ -231,8 +231,8 @@ async fn each_attempt_takes_its_own_place_under_the_limits() {
     let (shield, _) = shield(limited(limits), vec![failing.clone(), failing, good()]);
     let (status, headers, _) = ask(&shield, false).await;
     assert_eq!((status, text(&headers, "x-shield-attempts")), (StatusCode::OK, Some("3")));
-    let lanes = shield.limits.snapshot();
-    let dimension = lanes[0].dimensions.iter().find(|d| d.dimension.code == "RPM").expect("configured");
+    let limiters = shield.limits.snapshot();
+    let dimension = limiters[0].dimensions.iter().find(|d| d.dimension.code == "RPM").expect("configured");
     // Back-off lets a little of it refill.
     assert!((57.0..59.0).contains(&dimension.remaining), "three of 60 were taken: {}", dimension.remaining);
 }

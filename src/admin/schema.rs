@@ -1,0 +1,221 @@
+//! The schema of `/status`: the admin server writes it, `groq-shield status` reads it, and so may scripts.
+//!
+//! Times are in seconds, points in time are Unix time in seconds.
+
+use std::{borrow::Cow, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+/// One of a few words that are documented at the field.
+pub type Word = Cow<'static, str>;
+
+/// The whole status.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The version of the shield.
+    pub version: Word,
+    /// Time since its start.
+    pub uptime_s: f64,
+    /// `running` or `draining`
+    pub state: Word,
+    /// When this was written.
+    pub now: f64,
+    /// The host that requests go to.
+    pub upstream: String,
+    /// Where apps connect, `null` where the system chose the port.
+    pub app_url: Option<String>,
+    /// Open connections of apps.
+    pub connections: usize,
+    /// The configuration in force.
+    pub config: Config,
+    /// Where the limiters keep what is left.
+    pub store: Store,
+    /// What became of all requests since the start.
+    pub totals: Totals,
+    /// The organizations that Groq has blocked or restricted.
+    pub blocked_accounts: Vec<BlockedAccount>,
+    /// The models with answers that max completion tokens ended before they had any content.
+    pub truncated: Vec<Truncated>,
+    /// The limiters of all organizations, models and tiers that are in use.
+    pub limiters: Vec<Limiter>,
+    /// The last quarter of an hour.
+    pub history: History,
+}
+
+/// The configuration in force.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// Its file; `null`: defaults, flags and environment alone.
+    pub file: Option<String>,
+    /// When it took effect.
+    pub loaded_at: Option<f64>,
+    /// How often one took effect, the start included.
+    pub loads: u64,
+    /// Why the last one was refused, `null` once one took effect.
+    pub error: Option<ConfigError>,
+}
+
+/// A configuration that was refused.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConfigError {
+    /// When.
+    pub at: f64,
+    /// Its faults.
+    pub message: String,
+}
+
+/// Where the limiters keep what is left.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Store {
+    /// `local` or `redis`
+    pub kind: Word,
+    /// It is out of reach: each replica keeps to its share of every limit.
+    pub degraded: bool,
+    /// Why it is out of reach, as last heard; `null` where it is not.
+    pub why: Option<Arc<str>>,
+    /// How many share it, as last heard; `null` where it is local.
+    pub replicas: Option<u32>,
+}
+
+/// What became of all requests since the start.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Requests that have ended.
+    pub requests: u64,
+    /// Those with a status of 500 and more.
+    pub failed: u64,
+    /// Those that the shield refused for want of room.
+    pub refused_by_shield: u64,
+    /// Attempts that Groq refused.
+    pub refused_by_groq: u64,
+    /// Sends after a request's first.
+    pub resends: u64,
+}
+
+/// An organization that Groq has blocked or restricted, until one of its requests succeeds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BlockedAccount {
+    /// The organization.
+    pub organization: String,
+    /// The code of Groq's error.
+    pub reason: String,
+    /// Since when.
+    pub since: f64,
+}
+
+/// A model with answers that max completion tokens ended before they had any content.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Truncated {
+    /// The model.
+    pub model: Arc<str>,
+    /// How many since the start.
+    pub count: u64,
+    /// When the last one ended.
+    pub last: f64,
+}
+
+/// The limiter of one organization, model and tier.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Limiter {
+    /// The organization.
+    pub organization: Arc<str>,
+    /// The model.
+    pub model: Arc<str>,
+    /// The service tier.
+    pub tier: Arc<str>,
+    /// Its limits.
+    pub dimensions: Vec<Dimension>,
+    /// Its queue, by app and class.
+    pub waiting: Vec<Waiting>,
+    /// What the head of the queue waits for.
+    pub blocked_by: Option<BlockedBy>,
+    /// The wait that a typical new request would see.
+    pub forecast_s: f64,
+    /// Requests that were sent and have not ended.
+    pub in_flight: usize,
+    /// Groq's refusals.
+    pub refusals: u64,
+    /// The breaker of its organization and model.
+    pub breaker: Breaker,
+}
+
+/// One dimension of a limit.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Dimension {
+    /// Its code: `TPM`, `RPD`, …
+    pub dimension: Word,
+    /// `requests`, `tokens`, `input tokens`, `output tokens`, `seconds of audio`
+    pub unit: Word,
+    /// The time in which an empty limit fills.
+    pub period_s: f64,
+    /// The limit.
+    pub limit: u64,
+    /// What is left of it; below zero in debt.
+    pub remaining: f64,
+    /// What is never spent, for what the shield cannot know.
+    pub safety_margin: u64,
+    /// Where the limit comes from: `configured`, `plan`, `headers`, `refusal`
+    pub source: Word,
+    /// The operator's bound, where there is one.
+    pub configured: Option<u64>,
+    /// The limit that Groq states, where it has.
+    pub stated: Option<u64>,
+    /// The share of the limit that others take past the shield.
+    pub external: f64,
+    /// Time until it is exhausted at the present rate of use; `null` where it is not heading there.
+    pub exhausted_in_s: Option<f64>,
+    /// Time until it is full if nothing more is sent.
+    pub full_in_s: f64,
+}
+
+/// The waiting requests of one app and class.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// The app.
+    pub app: Arc<str>,
+    /// `interactive` or `batch`
+    pub class: Word,
+    /// How many.
+    pub count: usize,
+    /// How long the oldest has waited.
+    pub oldest_s: f64,
+}
+
+/// What the head of a queue waits for.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BlockedBy {
+    /// The code of a dimension.
+    pub dimension: Word,
+    /// How long it will be.
+    pub for_s: f64,
+}
+
+/// A breaker.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Breaker {
+    /// Whether nothing is sent but a probe.
+    pub open: bool,
+    /// Time until the next probe.
+    pub probe_in_s: Option<f64>,
+}
+
+/// The last quarter of an hour in slices, oldest first; the last entry is the running one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct History {
+    /// The length of a slice.
+    pub slice_s: f64,
+    /// Requests that ended.
+    pub requests: Vec<u64>,
+    /// Those with a status of 500 and more.
+    pub failed: Vec<u64>,
+    /// Those that the shield refused for want of room.
+    pub refused_by_shield: Vec<u64>,
+    /// Attempts that Groq refused.
+    pub refused_by_groq: Vec<u64>,
+    /// Sends after a request's first.
+    pub resends: Vec<u64>,
+    /// Half of the requests waited at most this long.
+    pub wait_p50_s: Vec<Option<f64>>,
+    /// All but one in a hundred waited at most this long.
+    pub wait_p99_s: Vec<Option<f64>>,
+}
