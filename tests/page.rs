@@ -45,7 +45,7 @@ fn crowd(shield: &Arc<Shield>, app: &str) {
                 app,
                 weight: 1.0,
                 class: Class::Batch.into(),
-                cost: CostEstimate::Tokens { prompt: 100, ceiling: Some(100) },
+                cost: CostEstimate::Tokens { prompt: 100, max_completion_tokens: Some(100) },
                 bytes: 400,
             };
             let mut reservation = limits.reserve(&request, Instant::now() + 5 * BROWSER, None).await.expect("patient");

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, future::poll_fn, pin::pin, task::Poll, time::Duration};
 
 use groq_limiter::{
-    Requeue, Reservation,
+    Permit, Requeue,
     types::{Dimension, Observation},
 };
 use tokio::time::{Instant, sleep_until};
@@ -49,7 +49,7 @@ pub(super) async fn admit<'a>(
     mut place: Option<Requeue>,
     breaker_wait: &mut BreakerWait,
     record: &mut Record,
-) -> Result<(Pass<'a>, Option<Reservation>), Rejection> {
+) -> Result<(Pass<'a>, Option<Permit>), Rejection> {
     record.waits_from(if record.attempts == 0 { call.read_at } else { Instant::now() });
     loop {
         if shield.breakers.check(&call.breaker_key, Instant::now).is_err() {
@@ -60,15 +60,15 @@ pub(super) async fn admit<'a>(
             record.waited(began.elapsed());
             record.waits_from(Instant::now());
         }
-        let reservation = if call.is_limited() {
-            let reserved = shield.limits.reserve(&call.ask, call.deadline, place.take()).await;
-            let reservation = reserved.map_err(|refusal| call.rejection(refusal))?;
+        let permit = if call.is_limited() {
+            let reserved = shield.limits.reserve(&call.admission, call.deadline, place.take()).await;
+            let permit = reserved.map_err(|refusal| call.rejection(refusal))?;
             record.reserved = call.reserved();
-            record.waited(reservation.waited());
-            if let Some(bound) = reservation.bound_by() {
+            record.waited(permit.waited());
+            if let Some(bound) = permit.bound_by() {
                 record.bound = Some(bound.code.to_string());
             }
-            Some(reservation)
+            Some(permit)
         } else {
             record.waited(Duration::ZERO);
             None
@@ -76,7 +76,7 @@ pub(super) async fn admit<'a>(
         // The breaker may have opened while the call waited, or another call may be the probe by now: an upstream that is down
         // gets one probe, not the whole queue. The probe is taken last, so that nobody waits for one that waits in the queue.
         if let Ok(pass) = shield.breakers.pass(breaker_key, &settings.breaker, Instant::now) {
-            return Ok((pass, reservation));
+            return Ok((pass, permit));
         }
         record.waits_from(Instant::now());
     }
@@ -88,13 +88,13 @@ pub(super) async fn admit<'a>(
 ///
 /// # Errors
 /// The rejection that the app gets where it would wait beyond the call's deadline, or could never be sent.
-pub(super) async fn pass_caps(shield: &Shield, call: &Call, record: &mut Record) -> Result<Option<Reservation>, Rejection> {
+pub(super) async fn pass_caps(shield: &Shield, call: &Call, record: &mut Record) -> Result<Option<Permit>, Rejection> {
     if !call.is_capped || !call.is_limited() {
         return Ok(None);
     }
     record.waits_from(if record.attempts == 0 { call.read_at } else { Instant::now() });
     // Boxed: rare, and each waiting request would have room for it.
-    let reserved = Box::pin(shield.caps.reserve(&call.ask_of_caps(), call.deadline, None)).await;
+    let reserved = Box::pin(shield.caps.reserve(&call.cap_admission(), call.deadline, None)).await;
     let mut cap = reserved.map_err(|refusal| call.cap_rejection(refusal))?;
     record.waited(cap.waited());
     if let Some(bound) = cap.bound_by() {
@@ -153,7 +153,7 @@ async fn wait_for_breaker(
 /// a peer is then woken once for a burst, not for each request (−20 % CPU a request at 64 connections; streams cost 10 % more
 /// with it, so they do without). Unlike `tokio::task::yield_now` it does not poll the I/O driver first.
 pub(super) fn yield_if_busy(shield: &Shield, call: &Call) -> impl Future<Output = ()> + use<> {
-    let mut done = shield.bodies.held() <= call.ask.bytes;
+    let mut done = shield.bodies.held() <= call.admission.bytes;
     poll_fn(move |cx| {
         if done {
             return Poll::Ready(());

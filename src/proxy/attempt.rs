@@ -1,9 +1,9 @@
-//! One attempt at Groq: what came of it, and what that means for the reservation, the breaker, the retry and the app.
+//! One attempt at Groq: what came of it, and what that means for the permit, the breaker, the retry and the app.
 
 use std::time::{Duration, SystemTime};
 
 use groq_limiter::{
-    ActualUsage, Requeue, Reservation,
+    ActualUsage, Permit, Requeue,
     types::{Observation, UpstreamRefusal},
 };
 use http::{Response, StatusCode};
@@ -43,7 +43,7 @@ pub(super) enum Outcome {
 /// A response for the app, and what it has reserved under the limits.
 pub(super) struct Delivered {
     pub(super) response: Box<Response<ValidatedBody>>,
-    pub(super) reservation: Option<Reservation>,
+    pub(super) permit: Option<Permit>,
 }
 
 /// Sends `call` once, and reads as much of the response as must be known before a byte of it goes out.
@@ -51,7 +51,7 @@ pub(super) async fn send(
     shield: &Shield,
     call: &Call,
     upstream_request: &UpstreamRequest,
-    mut reservation: Option<&mut Reservation>,
+    mut permit: Option<&mut Permit>,
     record: &mut Record,
 ) -> Outcome {
     record.begins_attempt();
@@ -62,8 +62,8 @@ pub(super) async fn send(
     let sending = || {
         let now = Instant::now();
         sent_at = Some(now);
-        if let Some(reservation) = &mut reservation {
-            reservation.sent(now);
+        if let Some(permit) = &mut permit {
+            permit.sent(now);
         }
         now
     };
@@ -81,7 +81,7 @@ pub(super) async fn send(
         let body = relay::error_body(body, MAX_ERROR_BODY, ERROR_BODY_TIMEOUT).await;
         let mut error = Box::new(UpstreamError::new(status, head.headers, &body, SystemTime::now()));
         if let Some(reason) = error.blocks_account() {
-            shield.telemetry.account_blocked(&call.ask.organization, reason);
+            shield.telemetry.account_blocked(&call.admission.organization, reason);
         }
         if error.is_missing_model()
             && let Some(hint) = models_that_work(shield, call, record, now)
@@ -91,20 +91,20 @@ pub(super) async fn send(
         let text = matches!(status.as_u16(), 400 | 413 | 429).then(|| groq::parse_refusal(&error.message)).flatten();
         if status != StatusCode::TOO_MANY_REQUESTS
             && text.is_none()
-            && let Some(reservation) = &mut reservation
+            && let Some(permit) = &mut permit
         {
-            reservation.observe(&state, now);
+            permit.observe(&state, now);
         }
         return Outcome::Error { error, upstream_status: status, state, text };
     }
-    if let Some(reservation) = &mut reservation {
-        reservation.observe(&state, now);
+    if let Some(permit) = &mut permit {
+        permit.observe(&state, now);
     }
     match relay::validate(&head, body, call.expected(upstream_request), call.stream_must_end()).await {
         Ok(body) => {
             if status.is_success() && call.is_limited() {
-                shield.telemetry.account_served(&call.ask.organization);
-                shield.served_models.add(&call.ask.organization, &call.ask.model, record.endpoint, now);
+                shield.telemetry.account_served(&call.admission.organization);
+                shield.served_models.add(&call.admission.organization, &call.admission.model, record.endpoint, now);
             }
             Outcome::Validated(Box::new(Response::from_parts(head, body)))
         }
@@ -114,8 +114,8 @@ pub(super) async fn send(
 
 /// Names the models that the organization has used successfully of late, other than the one that is missing.
 fn models_that_work(shield: &Shield, call: &Call, record: &Record, now: Instant) -> Option<String> {
-    let models = shield.served_models.list(&call.ask.organization, record.endpoint, now);
-    let names: Vec<_> = models.iter().filter(|model| **model != call.ask.model).map(|model| format!("`{model}`")).collect();
+    let models = shield.served_models.list(&call.admission.organization, record.endpoint, now);
+    let names: Vec<_> = models.iter().filter(|model| **model != call.admission.model).map(|model| format!("`{model}`")).collect();
     (!names.is_empty()).then(|| format!("This organization has used these models successfully of late: {}.", names.join(", ")))
 }
 
@@ -172,26 +172,26 @@ impl Outcome {
     }
 
     /// Settles a failed attempt.
-    pub(super) fn settle(&self, reservation: Option<Reservation>, bill: &mut Bill) {
+    pub(super) fn settle(&self, permit: Option<Permit>, bill: &mut Bill) {
         bill.charge(self.spent());
-        if let Some(reservation) = reservation {
-            reservation.settle(self.spent(), Instant::now());
+        if let Some(permit) = permit {
+            permit.settle(self.spent(), Instant::now());
         }
     }
 
     /// The upstream's response, or its error.
-    pub(super) fn deliver(self, reservation: Option<Reservation>, bill: &mut Bill) -> Result<Delivered, Rejection> {
+    pub(super) fn deliver(self, permit: Option<Permit>, bill: &mut Bill) -> Result<Delivered, Rejection> {
         match self {
-            Self::Validated(response) => Ok(Delivered { response, reservation }),
+            Self::Validated(response) => Ok(Delivered { response, permit }),
             Self::Error { text: Some(ref text), ref state, .. } => {
-                if let Some(reservation) = reservation {
+                if let Some(permit) = permit {
                     // The text corrects the limits. The place in the queue is given up: the request can never fit.
-                    let _place = reservation.refused(Some(text), state, None, Instant::now());
+                    let _place = permit.refused(Some(text), state, None, Instant::now());
                 }
                 Err(self.into_rejection())
             }
             failed => {
-                failed.settle(reservation, bill);
+                failed.settle(permit, bill);
                 Err(failed.into_rejection())
             }
         }
@@ -201,16 +201,16 @@ impl Outcome {
     /// allow another attempt.
     pub(super) fn refused(
         self,
-        reservation: Option<Reservation>,
+        permit: Option<Permit>,
         shield: &Shield,
         call: &Call,
         late: bool,
     ) -> Result<Option<Requeue>, Rejection> {
         let Self::Error { ref error, ref state, ref text, .. } = self else { return Err(self.into_rejection()) };
         let dimension = text.as_ref().and_then(|text| text.dimension.as_ref());
-        shield.telemetry.refused(&call.ask.model, dimension.map_or("unknown", |d| d.code.as_ref()));
-        let refused = |held: Reservation| held.refused(text.as_ref(), state, error.retry_after, Instant::now());
-        match reservation.and_then(refused).filter(|_| !late) {
+        shield.telemetry.refused(&call.admission.model, dimension.map_or("unknown", |d| d.code.as_ref()));
+        let refused = |held: Permit| held.refused(text.as_ref(), state, error.retry_after, Instant::now());
+        match permit.and_then(refused).filter(|_| !late) {
             Some(place) => Ok(Some(place)),
             // Not limited by the shield, or too late: the upstream's answer is the app's.
             None => Err(self.into_rejection()),

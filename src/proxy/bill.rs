@@ -5,7 +5,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use groq_limiter::{ActualUsage, CostEstimate, Reservation};
+use groq_limiter::{ActualUsage, CostEstimate};
 use tokio::time::Instant;
 
 use crate::accounts::{Amounts, Budget, Exceeded, Ledger, Permit, Price};
@@ -22,7 +22,7 @@ pub struct Bill {
     completion: u64,
     total: Amounts,
     /// What the running attempt has reserved of its app's caps.
-    cap: Option<Reservation>,
+    cap: Option<groq_limiter::Permit>,
     /// Whether an attempt may have reached Groq and is not on the bill yet.
     in_flight: bool,
 }
@@ -46,7 +46,7 @@ impl Bill {
     /// The budget that is spent.
     pub(super) fn reserve(&mut self, ledger: &Arc<Ledger>, app: &Arc<str>, budgets: &[Budget]) -> Result<(), Exceeded> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        if let CostEstimate::Tokens { ceiling, .. } = self.cost {
+        if let CostEstimate::Tokens { max_completion_tokens: ceiling, .. } = self.cost {
             self.completion = ledger.expected_completion(app).min(ceiling.unwrap_or(u64::MAX));
         }
         let estimate = Amounts { requests: 1, ..self.amounts(ActualUsage::Unknown) };
@@ -60,7 +60,7 @@ impl Bill {
     }
 
     /// An attempt begins that has reserved `cap` of its app's caps.
-    pub(super) fn begin_attempt(&mut self, cap: Option<Reservation>) {
+    pub(super) fn begin_attempt(&mut self, cap: Option<groq_limiter::Permit>) {
         self.cap = cap;
         self.in_flight = true;
     }
@@ -117,7 +117,7 @@ mod tests {
     const PRICE: Price = Price { input: 1.0, cached_input: 0.5, output: 2.0, audio_hour: 3.6 };
 
     fn chat(prompt: u64) -> CostEstimate {
-        CostEstimate::Tokens { prompt, ceiling: Some(1000) }
+        CostEstimate::Tokens { prompt, max_completion_tokens: Some(1000) }
     }
 
     #[test]

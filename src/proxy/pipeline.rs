@@ -83,8 +83,8 @@ async fn respond(
         yield_if_busy(&shield, &call).await;
     }
     match outcome {
-        Ok(Delivered { response, reservation }) => {
-            deliver(*response, ResponseContext { reservation, bill: call.bill, record, cutoff, settled: false })
+        Ok(Delivered { response, permit }) => {
+            deliver(*response, ResponseContext { permit, bill: call.bill, record, cutoff, settled: false })
         }
         Err(rejection) => {
             record.nano_usd = call.bill.nano_usd();
@@ -103,7 +103,7 @@ async fn forward(
 ) -> Result<Delivered, Rejection> {
     shield.budget.request(call.read_at);
     if let Some(budgets) = &call.budgets {
-        call.bill.reserve(&shield.ledger, &call.ask.app, budgets).map_err(Rejection::BudgetSpent)?;
+        call.bill.reserve(&shield.ledger, &call.admission.app, budgets).map_err(Rejection::BudgetSpent)?;
     }
     // Before the ceiling is fitted: each fallback model starts from the body as it came.
     let body = (call.may_fall_back && !settings.fallback.is_empty()).then(|| upstream_request.body().clone());
@@ -117,7 +117,7 @@ async fn forward(
         if record.is_opened_early() || !call.switch_model(to, &body, settings, upstream_request) {
             break;
         }
-        record.falls_back(&from, &call.ask.model, reason);
+        record.falls_back(&from, &call.admission.model, reason);
         match Box::pin(serve(shield, settings, call, upstream_request, record)).await {
             // It cannot take the request either.
             Err(rejection) if fallback::reason(&rejection).is_some() => record.stays(&from),
@@ -151,10 +151,9 @@ async fn serve(
         // The block ends the outcome's life before the pause: it is large, and would be kept through it.
         let pause = {
             let cap = pass_caps(shield, call, record).await?;
-            let (pass, mut reservation) =
-                admit(shield, settings, call, &breaker_key, place.take(), &mut breaker_wait, record).await?;
+            let (pass, mut permit) = admit(shield, settings, call, &breaker_key, place.take(), &mut breaker_wait, record).await?;
             call.bill.begin_attempt(cap);
-            let outcome = Box::pin(attempt::send(shield, call, upstream_request, reservation.as_mut(), record)).await;
+            let outcome = Box::pin(attempt::send(shield, call, upstream_request, permit.as_mut(), record)).await;
             let health = outcome.health();
             // The breaker is open again: the next attempt would be the next probe, and its app would hear of the outage after four.
             let class = match health {
@@ -164,10 +163,10 @@ async fn serve(
             pass.record(health);
             shield.telemetry.attempt(outcome.label());
             match attempts.next(class, &shield.budget, fastrand::f64(), Instant::now) {
-                Verdict::Deliver => return outcome.deliver(reservation, &mut call.bill),
+                Verdict::Deliver => return outcome.deliver(permit, &mut call.bill),
                 Verdict::Requeue(pause) => {
                     call.bill.charge(ActualUsage::Nothing);
-                    place = outcome.refused(reservation, shield, call, pause.is_none())?;
+                    place = outcome.refused(permit, shield, call, pause.is_none())?;
                     if call.fitted.is_none() {
                         call.fit_ceiling(shield, settings, upstream_request);
                         record.is_fitted(call.fitted);
@@ -178,11 +177,11 @@ async fn serve(
                     }
                 }
                 Verdict::Again(pause) => {
-                    outcome.settle(reservation, &mut call.bill);
+                    outcome.settle(permit, &mut call.bill);
                     pause
                 }
                 Verdict::GiveUp => {
-                    outcome.settle(reservation, &mut call.bill);
+                    outcome.settle(permit, &mut call.bill);
                     return Err(outcome.into_rejection());
                 }
             }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use groq_limiter::{ActualUsage, Reservation};
+use groq_limiter::{ActualUsage, Permit};
 use http::{HeaderMap, header, response::Parts};
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, timeout_at};
@@ -150,7 +150,7 @@ fn media_type(headers: &HeaderMap) -> &str {
 /// What belongs to a response until its body ends, however it ends.
 pub struct ResponseContext {
     /// Settled when the usage is known.
-    pub reservation: Option<Reservation>,
+    pub permit: Option<Permit>,
     /// What the call has used so far.
     pub bill: Bill,
     /// Logged when dropped.
@@ -169,8 +169,8 @@ impl ResponseContext {
         }
         self.bill.charge(spent);
         self.record.nano_usd = self.bill.nano_usd();
-        if let Some(reservation) = self.reservation.take() {
-            reservation.settle(spent, Instant::now());
+        if let Some(permit) = self.permit.take() {
+            permit.settle(spent, Instant::now());
         }
     }
 

@@ -36,7 +36,7 @@ use facts::Facts;
 /// A request that has been read.
 pub(super) struct Call {
     /// What it asks of the limits.
-    pub(super) ask: AdmissionRequest,
+    pub(super) admission: AdmissionRequest,
     pub(super) breaker_key: breaker::Key,
     /// When all of it had arrived.
     pub(super) read_at: Instant,
@@ -93,7 +93,7 @@ where
         body_buffer::collect(body, record.started, identity.class, max_body, timeout, &shield.bodies).await?;
     let facts = Facts::of(endpoint, &headers, &body)?;
     record.model = facts.model.clone();
-    let ask = AdmissionRequest {
+    let admission = AdmissionRequest {
         organization: identity.organization.clone(),
         model: facts.model.clone(),
         tier: facts.tier.clone(),
@@ -103,10 +103,11 @@ where
         cost: facts.cost,
         bytes: body.len() as u64,
     };
-    let (max_wait, deadline_by_client) = facts::max_wait(&headers, &settings.queue, || shield.limits.usual_time_to_head(&ask));
+    let (max_wait, deadline_by_client) =
+        facts::max_wait(&headers, &settings.queue, || shield.limits.usual_time_to_head(&admission));
     let content_type = headers.get(header::CONTENT_TYPE).filter(|_| endpoint.takes_audio()).cloned();
     let may_fall_back = identity.fallback;
-    let bill = Bill::new(ask.cost, settings.price_of(&facts.model));
+    let bill = Bill::new(admission.cost, settings.price_of(&facts.model));
     let (is_capped, budgets) = (identity.is_capped, identity.budgets.clone());
     headers::to_upstream(&mut headers, endpoint.answers_json() || endpoint.takes_audio());
     shield.via.add_to(&mut headers, version);
@@ -115,7 +116,7 @@ where
     let read_at = Instant::now();
     let deadline = read_at + max_wait;
     let call = Call {
-        ask,
+        admission,
         breaker_key,
         read_at,
         deadline,
@@ -162,13 +163,13 @@ fn mapped(uri: &Uri) -> Result<PathAndQuery, Rejection> {
 impl Call {
     /// Whether it draws on a model's limits.
     pub(super) fn is_limited(&self) -> bool {
-        self.ask.cost != CostEstimate::Free && !self.ask.model.is_empty()
+        self.admission.cost != CostEstimate::Free && !self.admission.model.is_empty()
     }
 
     /// Tokens, or seconds of audio, that it asks of the limits.
     pub(super) fn reserved(&self) -> Option<u64> {
-        match self.ask.cost {
-            CostEstimate::Tokens { prompt, ceiling } => Some(prompt.saturating_add(ceiling.unwrap_or(0))),
+        match self.admission.cost {
+            CostEstimate::Tokens { prompt, max_completion_tokens: ceiling } => Some(prompt.saturating_add(ceiling.unwrap_or(0))),
             CostEstimate::Audio { seconds } => Some(seconds),
             CostEstimate::Free => None,
         }
@@ -177,8 +178,8 @@ impl Call {
     /// What the app is told where the limits refuse the call.
     pub(super) fn rejection(&self, refusal: AdmissionError) -> Rejection {
         match refusal {
-            AdmissionError::TooLarge { dimension, limit, asked, parts } => {
-                let stated = matches!(self.ask.cost, CostEstimate::Tokens { ceiling: Some(_), .. });
+            AdmissionError::TooLarge { dimension, limit, requested: asked, parts } => {
+                let stated = matches!(self.admission.cost, CostEstimate::Tokens { max_completion_tokens: Some(_), .. });
                 let lower = match facts::ceiling_name(self.endpoint) {
                     Some(name) if stated => CompletionLimit::Stated(name),
                     Some(name) => CompletionLimit::Unstated(name),
@@ -186,7 +187,7 @@ impl Call {
                 };
                 Rejection::NeverFits { dimension, limit, asked, parts, lower }
             }
-            AdmissionError::NotInTime { dimension, wait, fits, retry_after } => {
+            AdmissionError::NotInTime { dimension, wait, fitting_max_completion_tokens: fits, retry_after } => {
                 let fits = fits.zip(facts::ceiling_name(self.endpoint));
                 Rejection::NotInTime { dimension, wait, fits, retry_after, by_client: self.deadline_by_client }
             }
@@ -195,8 +196,13 @@ impl Call {
     }
 
     /// What it asks of its app's caps, which stand in the place of a model's limits.
-    pub(super) fn ask_of_caps(&self) -> AdmissionRequest {
-        AdmissionRequest { organization: Arc::default(), model: self.ask.app.clone(), tier: Arc::default(), ..self.ask.clone() }
+    pub(super) fn cap_admission(&self) -> AdmissionRequest {
+        AdmissionRequest {
+            organization: Arc::default(),
+            model: self.admission.app.clone(),
+            tier: Arc::default(),
+            ..self.admission.clone()
+        }
     }
 
     /// What the app is told where its caps refuse the call.
@@ -210,7 +216,7 @@ impl Call {
 
     /// How long it may wait for an open breaker: not at all where another model can serve it.
     pub(super) fn breaker_max_wait(&self, settings: &Settings) -> Duration {
-        let others = fallback::candidates(&settings.fallback, &self.ask.model, FallbackReason::Unavailable);
+        let others = fallback::candidates(&settings.fallback, &self.admission.model, FallbackReason::Unavailable);
         if self.may_fall_back && !others.is_empty() { Duration::ZERO } else { settings.breaker.max_wait() }
     }
 
@@ -241,8 +247,8 @@ impl Call {
         if !settings.limits.fit_ceiling {
             return;
         }
-        let Some(to) = shield.limits.fitting_ceiling(&self.ask) else { return };
-        if let CostEstimate::Tokens { ceiling, .. } = &mut self.ask.cost {
+        let Some(to) = shield.limits.fitting_max_completion_tokens(&self.admission) else { return };
+        if let CostEstimate::Tokens { max_completion_tokens: ceiling, .. } = &mut self.admission.cost {
             let from = ceiling.replace(to).unwrap_or(to);
             self.fitted = Some((from, to));
             upstream_request.replace_body(|body| facts::with_ceiling(self.endpoint, body, to));
@@ -263,10 +269,10 @@ impl Call {
         headers.extend(self.content_type.clone().map(|content_type| (header::CONTENT_TYPE, content_type)));
         let Some(body) = model::replace(self.endpoint, &headers, body, to) else { return false };
         let Ok(facts) = Facts::of(self.endpoint, &headers, &body) else { return false };
-        self.ask.model = facts.model.clone();
-        self.ask.cost = facts.cost;
+        self.admission.model = facts.model.clone();
+        self.admission.cost = facts.cost;
         self.bill.switch_model(facts.cost, settings.price_of(&facts.model));
-        self.ask.bytes = body.len() as u64;
+        self.admission.bytes = body.len() as u64;
         self.breaker_key.1 = facts.model.clone();
         self.fitted = None;
         self.facts = facts;

@@ -144,7 +144,7 @@ async fn in_a_long_line_batch_is_refused_first() {
         app: "a".into(),
         weight: 1.0,
         class,
-        cost: CostEstimate::Tokens { prompt: 10, ceiling: Some(10) },
+        cost: CostEstimate::Tokens { prompt: 10, max_completion_tokens: Some(10) },
         bytes: 100,
     };
     let deadline = Instant::now() + Duration::from_secs(3600);

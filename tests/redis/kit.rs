@@ -179,7 +179,7 @@ pub(crate) async fn until(degraded: bool, replicas: &[Limiters]) {
 }
 
 pub(crate) fn ask(app: &str, prompt: u64, ceiling: u64) -> AdmissionRequest {
-    AdmissionRequest { app: app.into(), ..start::ask(0, prompt, ceiling) }
+    AdmissionRequest { app: app.into(), ..start::request(0, prompt, ceiling) }
 }
 
 /// Groq's law for tokens: an exact bucket that holds prompt and ceiling until the end.

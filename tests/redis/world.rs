@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use groq_limiter::{
     bucket::Ns,
-    limiter::{Limiter, Permit},
+    limiter::{Grant, Limiter},
     queue::Id,
     store::protocol::Transaction,
     store::redis::wire::{Offset, Reply},
@@ -62,7 +62,7 @@ pub(crate) struct Outcome {
 enum Step {
     Arrive(usize),
     Leave(usize),
-    End(usize, Box<Permit>),
+    End(usize, Box<Grant>),
     Look(usize),
 }
 

@@ -27,7 +27,7 @@ fn limits() -> LimitSettings {
     LimitSettings { plan: Plan::None, default: model, ..LimitSettings::default() }
 }
 
-fn ask(app: usize, ceiling: u64) -> AdmissionRequest {
+fn request(app: usize, ceiling: u64) -> AdmissionRequest {
     AdmissionRequest {
         organization: "organization".into(),
         model: "openai/gpt-oss-20b".into(),
@@ -35,7 +35,7 @@ fn ask(app: usize, ceiling: u64) -> AdmissionRequest {
         app: format!("app{app}").into(),
         weight: 1.0,
         class: Priority::Interactive,
-        cost: CostEstimate::Tokens { prompt: 200, ceiling: Some(ceiling) },
+        cost: CostEstimate::Tokens { prompt: 200, max_completion_tokens: Some(ceiling) },
         bytes: 0,
     }
 }
@@ -43,7 +43,7 @@ fn ask(app: usize, ceiling: u64) -> AdmissionRequest {
 /// A limiter past its cold start with so many waiting, of ten apps and all sizes.
 fn limiter(waiting: usize) -> Limiter {
     let mut limiter = Limiter::new("m".into(), Arc::new(limits()), START);
-    if let Admission::Granted(mut probe) = limiter.submit(&ask(0, 1), START, START + HOUR, None, true) {
+    if let Admission::Granted(mut probe) = limiter.submit(&request(0, 1), START, START + HOUR, None, true) {
         limiter.sent(&mut probe, START);
         limiter.observe(&mut probe, &Observation::default(), START);
         limiter.settle(*probe, ActualUsage::Nothing, START);
@@ -51,10 +51,10 @@ fn limiter(waiting: usize) -> Limiter {
     let mut n = 0;
     while limiter.waiting() < waiting {
         let sizes = [100, 4000, 20_000, 120_000];
-        match limiter.submit(&ask(n % 10, sizes[n % 4]), START, START + 1_000_000 * HOUR, None, true) {
-            Admission::Granted(mut charge) => {
-                limiter.sent(&mut charge, START);
-                limiter.settle(*charge, ActualUsage::Unknown, START);
+        match limiter.submit(&request(n % 10, sizes[n % 4]), START, START + 1_000_000 * HOUR, None, true) {
+            Admission::Granted(mut grant) => {
+                limiter.sent(&mut grant, START);
+                limiter.settle(*grant, ActualUsage::Unknown, START);
             }
             Admission::Queued(_) => {}
             Admission::Rejected(refusal) => panic!("it can wait: {refusal:?}"),
@@ -94,18 +94,18 @@ fn passes(bench: &mut Criterion) {
             *now = limiter.wake().unwrap_or(*now);
             limiter.dispatch(*now, &mut events);
             for event in events.drain(..) {
-                if let Event::Granted(_, mut charge) = event {
-                    limiter.sent(&mut charge, *now);
-                    limiter.settle(charge, ActualUsage::Unknown, *now);
+                if let Event::Granted(_, mut grant) = event {
+                    limiter.sent(&mut grant, *now);
+                    limiter.settle(grant, ActualUsage::Unknown, *now);
                 }
             }
         });
     });
     bench.bench_function("arrival and leaving, 10000 waiting", |bench| {
         let mut limiter = limiter(10_000);
-        let ask = ask(3, 4000);
+        let request = request(3, 4000);
         bench.iter(|| {
-            let Admission::Queued(id) = limiter.submit(black_box(&ask), START, START + 1_000_000 * HOUR, None, true) else {
+            let Admission::Queued(id) = limiter.submit(black_box(&request), START, START + 1_000_000 * HOUR, None, true) else {
                 panic!("it waits")
             };
             limiter.cancel(id, START);
@@ -116,32 +116,34 @@ fn passes(bench: &mut Criterion) {
 fn life(bench: &mut Criterion) {
     let state =
         Observation { tokens: Some(RemoteQuota { limit: 250_000, remaining: 249_000, reset: None }), ..Observation::default() };
-    let ask = ask(1, 10);
+    let request = request(1, 10);
     bench.bench_function("core: submit, sent, observe, settle, nobody waiting", |bench| {
         let mut limiter = limiter(0);
         let mut now = START;
         bench.iter(|| {
             now += 1_000_000_000;
-            let Admission::Granted(mut charge) = limiter.submit(black_box(&ask), now, now, None, true) else { panic!("it fits") };
-            limiter.sent(&mut charge, now);
-            limiter.observe(&mut charge, &state, now);
-            limiter.settle(*charge, ActualUsage::Tokens { prompt: 200, completion: 10, prompt_total: 200 }, now);
+            let Admission::Granted(mut grant) = limiter.submit(black_box(&request), now, now, None, true) else {
+                panic!("it fits")
+            };
+            limiter.sent(&mut grant, now);
+            limiter.observe(&mut grant, &state, now);
+            limiter.settle(*grant, ActualUsage::Tokens { prompt: 200, completion: 10, prompt_total: 200 }, now);
         });
     });
     bench.bench_function("core: settle alone", |bench| {
         let mut limiter = limiter(0);
         let mut now = START;
         bench.iter_custom(|count| {
-            let mut spent = Duration::ZERO;
+            let mut usage = Duration::ZERO;
             for _ in 0..count {
                 now += 1_000_000_000;
-                let Admission::Granted(mut charge) = limiter.submit(&ask, now, now, None, true) else { panic!("it fits") };
-                limiter.sent(&mut charge, now);
+                let Admission::Granted(mut grant) = limiter.submit(&request, now, now, None, true) else { panic!("it fits") };
+                limiter.sent(&mut grant, now);
                 let begun = Instant::now();
-                limiter.settle(*charge, black_box(ActualUsage::Tokens { prompt: 200, completion: 10, prompt_total: 200 }), now);
-                spent += begun.elapsed();
+                limiter.settle(*grant, black_box(ActualUsage::Tokens { prompt: 200, completion: 10, prompt_total: 200 }), now);
+                usage += begun.elapsed();
             }
-            spent
+            usage
         });
     });
     bench.bench_function("handle: reserve, sent, settle, nobody waiting", |bench| {
@@ -150,7 +152,7 @@ fn life(bench: &mut Criterion) {
         bench.iter_batched(
             Instant::now,
             |now| {
-                let mut turn = Box::pin(limits.reserve(&ask, now, None));
+                let mut turn = Box::pin(limits.reserve(&request, now, None));
                 if let std::task::Poll::Ready(Ok(mut reservation)) = Pin::as_mut(&mut turn).poll(&mut context) {
                     reservation.sent(now);
                     reservation.settle(ActualUsage::Nothing, now);
@@ -177,7 +179,7 @@ fn waiters(count: usize) {
     runtime.block_on(async {
         let queue = QueueSettings { max_waiting: count, ..QueueSettings::default() };
         let limits = Limiters::new(Settings { limits: Arc::new(limits()), queue, ..Settings::default() });
-        let asks: Vec<AdmissionRequest> = (0..20).map(|n| ask(n % 10, 120_000)).collect();
+        let asks: Vec<AdmissionRequest> = (0..20).map(|n| request(n % 10, 120_000)).collect();
         let deadline = Instant::now() + Duration::from_secs(10_000_000);
         let mut context = Context::from_waker(std::task::Waker::noop());
         // The futures belong to their connections' tasks: room for them is made before.

@@ -7,7 +7,7 @@ static OFF: AtomicU32 = AtomicU32::new(0);
 /// A mechanism that has to earn its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mechanism {
-    /// Remaining that is never spent.
+    /// Remaining that is never usage.
     SafetyMargin,
     /// A larger margin after refusals.
     MarginGrowth,

@@ -27,27 +27,27 @@
 //!     app: "chat".into(),
 //!     weight: 1.0,
 //!     class: Priority::Interactive,
-//!     cost: CostEstimate::Tokens { prompt: 60, ceiling: Some(500) },
+//!     cost: CostEstimate::Tokens { prompt: 60, max_completion_tokens: Some(500) },
 //!     bytes: 0,
 //! };
 //!
 //! // Waits for its fair turn, a minute at most. Dropping the future leaves the queue.
-//! let mut reservation = limiters.reserve(&request, Instant::now() + Duration::from_secs(60), None).await?;
+//! let mut permit = limiters.reserve(&request, Instant::now() + Duration::from_secs(60), None).await?;
 //!
 //! // Send it, with whatever HTTP client. Here: what `x-ratelimit-limit-tokens` and `-remaining-tokens` say, and `usage`.
-//! reservation.sent(Instant::now());
+//! permit.sent(Instant::now());
 //! let (limit, remaining, prompt, completion) = call_groq().await;
 //!
 //! // The headers correct the prediction, and the tokens that were not used come back.
 //! let tokens = RemoteQuota { limit, remaining, reset: None };
-//! reservation.observe(&Observation { tokens: Some(tokens), ..Observation::default() }, Instant::now());
-//! reservation.settle(ActualUsage::Tokens { prompt, completion, prompt_total: prompt }, Instant::now());
+//! permit.observe(&Observation { tokens: Some(tokens), ..Observation::default() }, Instant::now());
+//! permit.settle(ActualUsage::Tokens { prompt, completion, prompt_total: prompt }, Instant::now());
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! A reservation that is dropped gives back what was never sent, and keeps the rest reserved until headers correct it. After a
-//! 429, [`Reservation::refused`] takes what its text says and gives a [`Requeue`] for the next [`Limiters::reserve`].
+//! A permit that is dropped gives back what was never sent, and keeps the rest reserved until headers correct it. After a
+//! 429, [`Permit::refused`] takes what its text says and gives a [`Requeue`] for the next [`Limiters::reserve`].
 //!
 //! Several processes share their quotas through Redis (feature `redis`); without an answer of Redis each goes on with its part
 //! of every limit:
@@ -85,12 +85,12 @@ pub mod ablation;
 pub mod bucket;
 pub mod estimate;
 pub mod limiter;
+mod permit;
 pub mod plans;
 pub mod queue;
 pub mod quota;
 pub mod quota_set;
 mod registry;
-mod reservation;
 pub mod settings;
 mod shared;
 pub mod store;
@@ -98,7 +98,7 @@ mod timer;
 pub mod types;
 
 pub use limiter::Requeue;
-pub use reservation::Reservation;
+pub use permit::Permit;
 
 /// What a request draws on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,8 +107,8 @@ pub enum CostEstimate {
     Tokens {
         /// Estimated prompt tokens (or characters of speech), before the limiter's own correction.
         prompt: u64,
-        /// The request's own ceiling on completion tokens; `None`: what the limiter assumes.
-        ceiling: Option<u64>,
+        /// The request's own `max_completion_tokens`; `None`: what the limiter assumes.
+        max_completion_tokens: Option<u64>,
     },
     /// Requests and seconds of audio, rounded up, the 10 s floor included.
     Audio {
@@ -140,7 +140,7 @@ pub struct AdmissionRequest {
     pub bytes: u64,
 }
 
-/// Why a request gets no reservation. No quota was changed.
+/// Why a request gets no permit. No quota was changed.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AdmissionError {
     /// More than a limit can ever hold.
@@ -150,8 +150,8 @@ pub enum AdmissionError {
         /// The limit.
         limit: u64,
         /// What it would take.
-        asked: u64,
-        /// Prompt and ceiling, where tokens are meant.
+        requested: u64,
+        /// Prompt and `max_completion_tokens`, where tokens are meant.
         parts: Option<(u64, u64)>,
     },
     /// Not before the deadline.
@@ -161,7 +161,7 @@ pub enum AdmissionError {
         /// Forecast wait.
         wait: Duration,
         /// With a `max_completion_tokens` of at most so much it need not wait for a large answer to be forgotten.
-        fits: Option<u64>,
+        fitting_max_completion_tokens: Option<u64>,
         /// After so long the same request would be sent in time.
         retry_after: Duration,
     },
@@ -215,14 +215,14 @@ impl Limiters {
         self.0.reconfigure(settings);
     }
 
-    /// The ceiling that `ask` would have to be lowered to, where its ceiling alone is what can never fit.
-    pub fn fitting_ceiling(&self, ask: &AdmissionRequest) -> Option<u64> {
-        self.0.limiter(ask).now(|limiter, now| limiter.fitting_ceiling(ask, now))
+    /// What `max_completion_tokens` would have to be lowered to, where it alone is what can never fit.
+    pub fn fitting_max_completion_tokens(&self, request: &AdmissionRequest) -> Option<u64> {
+        self.0.limiter(request).now(|limiter, now| limiter.fitting_max_completion_tokens(request, now))
     }
 
     /// The limiter's usual time from sending to an answer's head; zero before the first one.
-    pub fn usual_time_to_head(&self, ask: &AdmissionRequest) -> Duration {
-        self.0.find(ask).map_or(Duration::ZERO, |limiter| limiter.with(|limiter| limiter.usual_time_to_head()))
+    pub fn usual_time_to_head(&self, request: &AdmissionRequest) -> Duration {
+        self.0.find(request).map_or(Duration::ZERO, |limiter| limiter.with(|limiter| limiter.usual_time_to_head()))
     }
 
     /// Waits for its fair turn, at most until `deadline`. Dropping the future leaves the queue.
@@ -231,19 +231,19 @@ impl Limiters {
     /// The [`AdmissionError`] says whether the same request could go later, or never. No quota was changed then.
     pub async fn reserve(
         &self,
-        ask: &AdmissionRequest,
+        request: &AdmissionRequest,
         deadline: Instant,
         requeue: Option<Requeue>,
-    ) -> Result<Reservation, AdmissionError> {
-        if ask.cost == CostEstimate::Free {
-            return Ok(Reservation::free());
+    ) -> Result<Permit, AdmissionError> {
+        if request.cost == CostEstimate::Free {
+            return Ok(Permit::free());
         }
-        let limiter = self.0.limiter(ask);
-        let waiting = match limiter.submit(ask, deadline, requeue)? {
-            Submitted::Now(charge) => return Ok(Reservation::new(limiter, charge)),
+        let limiter = self.0.limiter(request);
+        let waiting = match limiter.submit(request, deadline, requeue)? {
+            Submitted::Now(charge) => return Ok(Permit::new(limiter, charge)),
             Submitted::Later(waiting) => waiting,
         };
-        waiting.await.map(|charge| Reservation::new(limiter, Box::new(charge)))
+        waiting.await.map(|charge| Permit::new(limiter, Box::new(charge)))
     }
 
     /// Levels, queue and forecasts of every limiter.
@@ -304,7 +304,7 @@ pub struct DimensionSnapshot {
     pub limit: u64,
     /// What is left now; below zero in debt.
     pub remaining: f64,
-    /// Never spent below this.
+    /// Never usage below this.
     pub margin: u64,
     /// Where the limit's number comes from.
     pub source: Source,

@@ -2,13 +2,13 @@
 //! nothing is spawned.
 //!
 //! Whoever drives it calls [`Limiter::submit`], then [`Limiter::dispatch`] after every change, takes the [`Event`]s, and calls
-//! `dispatch` again at [`Limiter::wake`] at the latest. A granted request holds a [`Permit`] that ends in exactly one of
+//! `dispatch` again at [`Limiter::wake`] at the latest. A granted request holds a [`Grant`] that ends in exactly one of
 //! [`Limiter::settle`] and [`Limiter::refused`].
 
 use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, time::Duration};
 
 use self::cold_start::ColdStart;
-pub use self::{permit::Permit, pricing::Requeue};
+pub use self::{grant::Grant, pricing::Requeue};
 use super::{
     AdmissionError, AdmissionRequest,
     bucket::{Ns, Readiness},
@@ -21,8 +21,8 @@ use crate::settings::{LimitSettings, Plan};
 mod backfill;
 mod cold_start;
 mod expiry;
+mod grant;
 mod learn;
-mod permit;
 mod pricing;
 mod snapshot;
 mod store_session;
@@ -35,7 +35,7 @@ const SECOND: Ns = 1_000_000_000;
 #[derive(Debug)]
 pub enum Admission {
     /// It goes.
-    Granted(Box<Permit>),
+    Granted(Box<Grant>),
     /// It waits under this number; an [`Event`] will tell.
     Queued(Id),
     /// It does not.
@@ -46,7 +46,7 @@ pub enum Admission {
 #[derive(Debug)]
 pub enum Event {
     /// Its turn has come.
-    Granted(Id, Permit),
+    Granted(Id, Grant),
     /// It cannot go in time, or never.
     Rejected(Id, AdmissionError),
 }
@@ -57,14 +57,14 @@ pub struct Limiter {
     clock: Ns,
     used_at: Ns,
     paused_until: Ns,
-    knowledge: ColdStart,
+    cold_start: ColdStart,
     in_flight: u32,
-    pauses: u32,
+    consecutive_pauses: u32,
     /// To the store, where replicas share quotas.
     link: Option<Box<store_session::StoreSession>>,
     quotas: QuotaSet,
     queue: FairQueue,
-    calibration: Estimates,
+    estimates: Estimates,
     model: Arc<str>,
     tables: Arc<LimitSettings>,
     /// The plan whose table is in force; `None`: none fits what headers say.
@@ -87,13 +87,13 @@ impl Limiter {
             quotas: QuotaSet::default(),
             link: None,
             queue: FairQueue::default(),
-            calibration: Estimates::default(),
-            knowledge: ColdStart::Unknown,
+            estimates: Estimates::default(),
+            cold_start: ColdStart::Unknown,
             probing_until: None,
             guessed: false,
             deadlines: BinaryHeap::new(),
             paused_until: 0,
-            pauses: 0,
+            consecutive_pauses: 0,
             blocked: None,
             wake: None,
             clock: now,
@@ -111,23 +111,30 @@ impl Limiter {
     /// Asks for a turn. `again`: it was here before. `room`: whether the queue may grow.
     ///
     /// After [`Admission::Queued`] the caller dispatches.
-    pub fn submit(&mut self, ask: &AdmissionRequest, now: Ns, deadline: Ns, again: Option<Requeue>, room: bool) -> Admission {
+    pub fn submit(
+        &mut self,
+        request: &AdmissionRequest,
+        now: Ns,
+        deadline: Ns,
+        requeue: Option<Requeue>,
+        room: bool,
+    ) -> Admission {
         let now = self.advance(now);
         self.used_at = now;
-        let app = self.queue.app(&ask.app, ask.class, ask.weight, now);
-        let (waiter, asker) = self.read(ask, app, now, deadline, again);
+        let app = self.queue.app(&request.app, request.class, request.weight, now);
+        let (waiter, arrival) = self.read(request, app, now, deadline, requeue);
         if let Some(refusal) = self.never(&waiter, now) {
             return Admission::Rejected(refusal);
         }
         let open = self.queue.is_empty() && self.paused_until <= now && self.is_open(now);
-        let fits = open && self.quotas.fit(&waiter.amount, now).0 == Readiness::Now;
-        if fits && !self.asks_store() {
+        let fits = open && self.quotas.fit(&waiter.cost, now).0 == Readiness::Now;
+        if fits && !self.store_decides() {
             return Admission::Granted(Box::new(self.grant(waiter, None, None, now)));
         }
-        let forecast = self.forecast(&asker, now);
-        if let Some(refusal) = self.not_in_time(forecast, &waiter.amount, now, now, deadline) {
+        let forecast = self.forecast(&arrival, now);
+        if let Some(refusal) = self.not_in_time(forecast, &waiter.cost, now, now, deadline) {
             // Until the probe's head is here the limits are a guess, and nobody is refused by a guess.
-            if !matches!(self.knowledge, ColdStart::Probing { .. }) {
+            if !matches!(self.cold_start, ColdStart::Probing { .. }) {
                 return Admission::Rejected(refusal);
             }
             self.guessed = true;
@@ -157,7 +164,7 @@ impl Limiter {
                 break;
             }
             if !self.is_open(now) {
-                if let ColdStart::Probing { until } = self.knowledge {
+                if let ColdStart::Probing { until } = self.cold_start {
                     self.block(None, until);
                 }
                 break;
@@ -169,14 +176,14 @@ impl Limiter {
                 continue;
             }
             let booked = self.due(head);
-            if booked.is_none() && self.asks_store() {
-                self.ask(head, now);
+            if booked.is_none() && self.store_decides() {
+                self.book(head, now);
                 if self.turn_denied_away(now, events) {
                     continue;
                 }
                 break;
             }
-            match booked.unwrap_or_else(|| self.quotas.fit(&waiter.amount, now)) {
+            match booked.unwrap_or_else(|| self.quotas.fit(&waiter.cost, now)) {
                 (Readiness::Now, _) => self.go(head, bound, now, events),
                 (Readiness::At(at), slot) => {
                     self.block(slot, at);
@@ -224,8 +231,8 @@ impl Limiter {
     fn go(&mut self, id: Id, bound: Option<usize>, now: Ns, events: &mut Vec<Event>) {
         let booking = self.take_booking(id);
         if let Some(waiter) = self.leave(id) {
-            let taken = booking.map(|booked| booked.booking.taken);
-            events.push(Event::Granted(id, self.grant(waiter, taken, bound, now)));
+            let reserved = booking.map(|booked| booked.booking.reserved);
+            events.push(Event::Granted(id, self.grant(waiter, reserved, bound, now)));
         }
     }
 

@@ -40,7 +40,7 @@ pub struct QueuedRequest {
     /// Its size class.
     pub size: u8,
     /// What it takes.
-    pub amount: Cost,
+    pub cost: Cost,
     /// Completion tokens that it will probably use, for forecasts.
     pub expected: u32,
     /// Arrival order.
@@ -155,10 +155,10 @@ impl FairQueue {
     }
 
     /// Changes what a waiter takes. Its place stays, and its size class.
-    pub fn reprice(&mut self, id: Id, amount: Cost, expected: u32) {
+    pub fn reprice(&mut self, id: Id, cost: Cost, expected: u32) {
         let Some(waiters) = self.waiters.as_mut() else { return };
         let Some(before) = waiters.get(id).cloned() else { return };
-        let after = QueuedRequest { amount, expected, ..before.clone() };
+        let after = QueuedRequest { cost, expected, ..before.clone() };
         let led = waiters.follow(id);
         let app = self.apps[before.app as usize].as_mut().expect("a waiter's app is known");
         app.reprice(&before, &after);
@@ -213,28 +213,28 @@ impl FairQueue {
     }
 
     /// The app was served so much; a negative cost takes it back.
-    pub fn serve(&mut self, app_id: AppId, size: u8, cost: f64, now: Ns) {
+    pub fn serve(&mut self, app_id: AppId, size: u8, service: f64, now: Ns) {
         let Some(app) = self.apps.get_mut(app_id as usize).and_then(Option::as_mut) else { return };
         let class = app.class as usize;
         let priority_class = &mut self.classes[class];
         let before = app.start;
-        if cost > 0.0 {
+        if service > 0.0 {
             priority_class.served_start = priority_class.served_start.max(app.start);
         }
-        app.start = advance(app.start, cost / app.weight);
+        app.start = advance(app.start, service / app.weight);
         let of_size = &mut app.starts[usize::from(size)];
-        *of_size = advance(*of_size, cost);
+        *of_size = advance(*of_size, service);
         if let Some(waiters) = &mut self.waiters
             && waiters.active[class].remove(&(before, app_id))
         {
             waiters.active[class].insert((app.start, app_id));
         }
         let share = if app.class == Priority::Batch { BATCH_SHARE } else { 1.0 };
-        if cost > 0.0 {
+        if service > 0.0 {
             self.served_start = self.served_start.max(priority_class.start);
         }
-        priority_class.start = advance(priority_class.start, cost / share);
-        app.count_served(cost, now);
+        priority_class.start = advance(priority_class.start, service / share);
+        app.count_served(service, now);
     }
 
     fn lift_urgency(&mut self, class: usize) {
@@ -252,7 +252,7 @@ impl FairQueue {
     }
 }
 
-fn advance(start: Start, cost: f64) -> Start {
-    let step = cost * ONE;
+fn advance(start: Start, service: f64) -> Start {
+    let step = service * ONE;
     if step >= 0.0 { start.saturating_add(step as u64) } else { start.saturating_sub((-step) as u64) }
 }

@@ -27,7 +27,7 @@ const BOOST_HALF: f64 = 1800.0 * SECOND;
 const DRIFT_HALF: f64 = 900.0 * SECOND;
 /// What headers show of others, and our own spending, are averaged over this time.
 const MEMORY: f64 = 60.0 * SECOND;
-/// Weight of the newest request in the typical amount.
+/// Weight of the newest request in the typical cost.
 const TYPICAL_GAIN: f64 = 0.02;
 
 /// For every quota of every limiter: so many copies would be in no cache.
@@ -38,7 +38,7 @@ static KNOWN: LazyLock<[Arc<Dimension>; 8]> = LazyLock::new(|| Dimension::KNOWN.
 pub struct Quota {
     /// Which.
     pub dimension: Arc<Dimension>,
-    terms: Statements,
+    statements: Statements,
     /// The operator's own bound beside a higher limit of the upstream's, which counts other requests as well and fills faster.
     bound: bool,
     bucket: Option<Bucket>,
@@ -76,11 +76,11 @@ pub struct Quota {
 
 impl Quota {
     /// A full one. Without a limit it holds nobody back.
-    pub fn new(dimension: Dimension, terms: Statements, headroom: f64, now: Ns) -> Self {
+    pub fn new(dimension: Dimension, statements: Statements, headroom: f64, now: Ns) -> Self {
         let known = KNOWN.iter().find(|known| ***known == dimension).cloned();
         let mut quota = Self {
             dimension: known.unwrap_or_else(|| Arc::new(dimension)),
-            terms: Statements::default(),
+            statements: Statements::default(),
             bound: false,
             bucket: None,
             share: None,
@@ -104,14 +104,14 @@ impl Quota {
             spending: 0.0,
             then: now,
         };
-        quota.agree(terms, 0, now);
+        quota.agree(statements, 0, now);
         quota
     }
 
     /// The operator's bound in a dimension whose upstream allows more. `used` units of it are taken.
     pub fn bound(dimension: Dimension, limit: u64, used: u64, now: Ns) -> Self {
-        let terms = Statements { configured: Some(limit), ..Statements::default() };
-        let mut quota = Self { bound: true, ..Self::new(dimension, terms, 0.0, now) };
+        let statements = Statements { configured: Some(limit), ..Statements::default() };
+        let mut quota = Self { bound: true, ..Self::new(dimension, statements, 0.0, now) };
         quota.restore(used, now);
         quota
     }
@@ -136,17 +136,17 @@ impl Quota {
         self.bucket.as_ref()
     }
 
-    /// What the limit counts of an amount.
-    pub fn of(&self, amount: &Cost) -> u64 {
+    /// What the limit counts of an cost.
+    pub fn of(&self, cost: &Cost) -> u64 {
         // The operator means what is used, not what the upstream reserves.
-        let amount = if self.bound { &amount.with_output(amount.answer) } else { amount };
-        amount.of(self.dimension.unit)
+        let cost = if self.bound { &cost.with_output(cost.answer) } else { cost };
+        cost.of(self.dimension.unit)
     }
 
-    /// What it takes of an amount: never more than it can hold.
-    pub fn asked(&self, amount: &Cost) -> u64 {
-        let asked = self.of(amount);
-        self.limit().map_or(asked, |limit| asked.min(limit))
+    /// What it takes of an cost: never more than it can hold.
+    pub fn units(&self, cost: &Cost) -> u64 {
+        let units = self.of(cost);
+        self.limit().map_or(units, |limit| units.min(limit))
     }
 
     /// Time passes: the others' share is charged, boosts fade.
@@ -171,8 +171,8 @@ impl Quota {
         self.then = now;
     }
 
-    /// What a request of `asked` must leave untouched. A legal request always fits a full bucket.
-    pub fn margin(&self, asked: u64) -> u64 {
+    /// What a request of `units` must leave untouched. A legal request always fits a full bucket.
+    pub fn margin(&self, units: u64) -> u64 {
         let Some(limit) = self.limit().filter(|_| !self.bound) else { return 0 };
         if !Mechanism::SafetyMargin.is_on() {
             return 0;
@@ -184,67 +184,67 @@ impl Quota {
             (Unit::Requests, false) => (0.05 * whole).max(2.0),
             // The upstream takes an answer when it ends, which is before this limiter knows of it.
             (Unit::OutputTokens, _) => 0.0,
-            (_, true) => asked as f64,
+            (_, true) => units as f64,
             (_, false) => (6.0 * self.typical).clamp(0.05 * whole, 0.30 * whole),
         };
-        ((view + self.margin_growth).min(0.40 * whole) as u64).min(limit.saturating_sub(asked))
+        ((view + self.margin_growth).min(0.40 * whole) as u64).min(limit.saturating_sub(units))
     }
 
-    /// Whether `asked` fits beside the margin.
-    pub fn peek(&self, asked: u64, now: Ns) -> Readiness {
-        let Some(bucket) = self.bucket.as_ref().filter(|_| asked > 0) else { return Readiness::Now };
-        let fit = bucket.peek(asked, self.margin(asked), now);
+    /// Whether `units` fits beside the margin.
+    pub fn peek(&self, units: u64, now: Ns) -> Readiness {
+        let Some(bucket) = self.bucket.as_ref().filter(|_| units > 0) else { return Readiness::Now };
+        let fit = bucket.peek(units, self.margin(units), now);
         match &self.share {
-            Some(share) => fit.max(share.peek(asked.min(share.limit()), 0, now)),
+            Some(share) => fit.max(share.peek(units.min(share.limit()), 0, now)),
             None => fit,
         }
     }
 
-    /// The earliest instant at which `asked` fits once `before` units more were taken.
-    pub fn fits_at(&self, asked: u64, before: u64, now: Ns) -> Ns {
-        let Some(bucket) = self.bucket.as_ref().filter(|_| asked > 0) else { return now };
-        let fit = bucket.peek(asked, self.margin(asked) + before, now);
-        let share = self.share.as_ref().map(|share| share.peek(asked.min(share.limit()), before, now));
+    /// The earliest instant at which `units` fits once `before` units more were taken.
+    pub fn fits_at(&self, units: u64, before: u64, now: Ns) -> Ns {
+        let Some(bucket) = self.bucket.as_ref().filter(|_| units > 0) else { return now };
+        let fit = bucket.peek(units, self.margin(units) + before, now);
+        let share = self.share.as_ref().map(|share| share.peek(units.min(share.limit()), before, now));
         share.map_or(fit, |share| share.max(fit)).instant(now)
     }
 
-    /// Takes `asked`; it counts as not sent yet.
-    pub fn charge(&mut self, asked: u64, now: Ns) {
-        self.spend(asked, now);
+    /// Takes `units`; it counts as not sent yet.
+    pub fn charge(&mut self, units: u64, now: Ns) {
+        self.spend(units, now);
         if let Some(bucket) = &mut self.bucket {
-            charge(bucket, asked, now);
-            self.unsent = self.unsent.saturating_add(bucket.span(asked));
+            charge(bucket, units, now);
+            self.unsent = self.unsent.saturating_add(bucket.span(units));
         }
     }
 
     /// Everything about a charge but the bucket itself.
-    fn spend(&mut self, asked: u64, now: Ns) {
-        if asked == 0 {
+    fn spend(&mut self, units: u64, now: Ns) {
+        if units == 0 {
             return;
         }
-        self.typical += if self.typical == 0.0 { 1.0 } else { TYPICAL_GAIN } * (asked as f64 - self.typical);
-        self.spending += asked as f64;
+        self.typical += if self.typical == 0.0 { 1.0 } else { TYPICAL_GAIN } * (units as f64 - self.typical);
+        self.spending += units as f64;
         if let Some(share) = &mut self.share {
-            charge(share, asked, now);
+            charge(share, units, now);
         }
     }
 
-    /// The truth replaces what was asked for.
-    pub fn settle(&mut self, asked: u64, used: u64, now: Ns) {
-        self.spending = (self.spending + used as f64 - asked as f64).max(0.0);
+    /// The truth replaces what was reserved.
+    pub fn settle(&mut self, units: u64, used: u64, now: Ns) {
+        self.spending = (self.spending + used as f64 - units as f64).max(0.0);
         if let Some(bucket) = &self.bucket {
-            self.add_pending(bucket.span(used) as i64 - bucket.span(asked) as i64);
+            self.add_pending(bucket.span(used) as i64 - bucket.span(units) as i64);
         }
         self.forget_sent(now);
         if let (Some(bucket), Some(&(first, ..)), Some(&(last, ..))) = (&self.bucket, self.recent.front(), self.recent.back()) {
             // Groq gave it back before the answer came, perhaps before these arrived.
-            self.add_uncertainty(first, last, bucket.span(asked.saturating_sub(used)));
+            self.add_uncertainty(first, last, bucket.span(units.saturating_sub(used)));
         }
         for bucket in self.bucket.iter_mut().chain(self.share.as_deref_mut()) {
-            match used.checked_sub(asked) {
+            match used.checked_sub(units) {
                 Some(0) => {}
                 Some(more) => bucket.debit(more, now),
-                None => bucket.refund(asked - used),
+                None => bucket.refund(units - used),
             }
         }
     }
@@ -284,9 +284,9 @@ impl Quota {
 }
 
 /// Takes what has been found to fit; what goes without it makes a debt.
-fn charge(bucket: &mut Bucket, amount: u64, now: Ns) {
-    if bucket.take(amount, now) != Readiness::Now {
-        bucket.debit(amount, now);
+fn charge(bucket: &mut Bucket, cost: u64, now: Ns) {
+    if bucket.take(cost, now) != Readiness::Now {
+        bucket.debit(cost, now);
     }
 }
 

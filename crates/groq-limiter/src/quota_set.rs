@@ -1,4 +1,4 @@
-//! All quotas of one limiter, taken all or none.
+//! All quotas of one limiter, reserved all or none.
 //!
 //! [`QuotaSet`] answers at once, from this process. Where replicas share quotas, the store charges ([`QuotaSet::reserved`] takes
 //! note), and these quotas are a forecast: the store's last word and what it has not been told. Without the store they
@@ -81,20 +81,20 @@ impl Cost {
     }
 }
 
-/// A mark for each of the slots, which are two in most limiters.
+/// A snapshot for each of the slots, which are two in most limiters.
 type SendSnapshots = SmallVec<[SendSnapshot; 2]>;
 
-/// What was taken from the quotas, to be settled once.
+/// What was reserved from the quotas, to be settled once.
 #[derive(Clone, Debug)]
 pub struct Reserved {
     /// How much.
-    pub amount: Cost,
+    pub cost: Cost,
     /// Its place in the limiter's order of sending; 0 before it is sent.
     pub position: u64,
     /// When it was sent.
     pub sent_at: Ns,
-    /// The place that the store gave it; 0: taken in this process alone.
-    pub(super) reserved: BookingOrder,
+    /// The place that the store gave it; 0: reserved in this process alone.
+    pub(super) order: BookingOrder,
     /// Which slots were charged, one bit each.
     slots: u32,
     /// How each slot stood that there was then.
@@ -129,7 +129,7 @@ pub struct QuotaSet {
 }
 
 impl QuotaSet {
-    /// Every dimension. A slot, once taken, stays that dimension's.
+    /// Every dimension. A slot, once reserved, stays that dimension's.
     pub fn all(&self) -> &[Quota] {
         &self.quotas
     }
@@ -178,9 +178,9 @@ impl QuotaSet {
         }
     }
 
-    /// The amount as things stand: with what is expected of its answer.
-    pub fn expect(&self, amount: Cost) -> Cost {
-        Cost { expected: self.expected_output.of(amount.expected, self.now), ..amount }
+    /// The cost as things stand: with what is expected of its answer.
+    pub fn expect(&self, cost: Cost) -> Cost {
+        Cost { expected: self.expected_output.of(cost.expected, self.now), ..cost }
     }
 
     /// What limits on output test.
@@ -189,8 +189,8 @@ impl QuotaSet {
     }
 
     /// Where so large an answer is expected that a limit on output cannot hold it: its slot, and the largest that fits.
-    pub fn too_large_answer(&self, amount: &Cost) -> Option<(usize, u64)> {
-        let expected = self.expect(*amount).expected;
+    pub fn too_large_answer(&self, cost: &Cost) -> Option<(usize, u64)> {
+        let expected = self.expect(*cost).expected;
         self.quotas.iter().enumerate().find_map(|(slot, quota)| {
             let limit = quota.limit().filter(|&limit| quota.counts_expected() && u64::from(expected) > limit)?;
             Some((slot, limit))
@@ -198,11 +198,11 @@ impl QuotaSet {
     }
 
     /// When this quota has room.
-    pub fn fit_level(&self, quota: &Quota, amount: &Cost, now: Ns) -> Readiness {
-        let fit = quota.peek(quota.asked(&self.expect(*amount)), now);
+    pub fn fit_level(&self, quota: &Quota, cost: &Cost, now: Ns) -> Readiness {
+        let fit = quota.peek(quota.units(&self.expect(*cost)), now);
         let Some(limit) = quota.limit().filter(|_| quota.counts_expected()) else { return fit };
         let falls = u32::try_from(limit).map_or(now, |limit| self.expected_output.falls_to(limit, now));
-        if falls > now && u64::from(amount.expected) > limit {
+        if falls > now && u64::from(cost.expected) > limit {
             return Readiness::At(falls);
         }
         match (fit, self.expected_output.next_fall(now)) {
@@ -213,10 +213,10 @@ impl QuotaSet {
     }
 
     /// When everything fits, and the slot that decides it.
-    pub fn fit(&self, amount: &Cost, now: Ns) -> (Readiness, Option<usize>) {
+    pub fn fit(&self, cost: &Cost, now: Ns) -> (Readiness, Option<usize>) {
         let mut worst = (Readiness::Now, None);
         for (slot, quota) in self.quotas.iter().enumerate() {
-            let fit = self.fit_level(quota, amount, now);
+            let fit = self.fit_level(quota, cost, now);
             if fit > worst.0 {
                 worst = (fit, Some(slot));
             }
@@ -229,116 +229,116 @@ impl QuotaSet {
         let (head, other) = (&self.expect(*head), &self.expect(*other));
         let (mut alone, mut after) = (0, 0);
         for quota in &self.quotas {
-            let (asked, before) = (quota.asked(head), quota.asked(other));
-            alone = alone.max(quota.fits_at(asked, 0, now));
-            after = after.max(quota.fits_at(asked, before, now));
+            let (units, before) = (quota.units(head), quota.units(other));
+            alone = alone.max(quota.fits_at(units, 0, now));
+            after = after.max(quota.fits_at(units, before, now));
         }
         after.saturating_sub(alone)
     }
 
     /// Takes it from every dimension. Only after [`QuotaSet::fit`] said so, under the same lock.
-    pub fn take(&mut self, amount: Cost, now: Ns) -> Reserved {
-        let amount = self.expect(amount);
+    pub fn take(&mut self, cost: Cost, now: Ns) -> Reserved {
+        let cost = self.expect(cost);
         let mut slots = 0;
         for (slot, quota) in self.quotas.iter_mut().enumerate() {
-            quota.charge(quota.asked(&amount), now);
+            quota.charge(quota.units(&cost), now);
             slots |= 1 << slot;
         }
         Reserved {
-            amount,
+            cost,
             position: 0,
             sent_at: now,
-            reserved: BookingOrder::default(),
+            order: BookingOrder::default(),
             slots,
             snapshots: smallvec![SendSnapshot::default(); self.quotas.len()],
         }
     }
 
-    /// It goes out now: it gets its position, and every dimension's mark.
-    pub fn sent(&mut self, taken: &mut Reserved, now: Ns) {
-        taken.sent_at = now;
-        taken.position = if taken.is_reserved() {
-            taken.reserved.position
+    /// It goes out now: it gets its position, and every dimension's snapshot.
+    pub fn sent(&mut self, reserved: &mut Reserved, now: Ns) {
+        reserved.sent_at = now;
+        reserved.position = if reserved.is_reserved() {
+            reserved.order.position
         } else {
             self.position += 1;
             self.position
         };
-        for (slot, quota) in self.quotas.iter_mut().enumerate().filter(|(slot, _)| taken.slots & (1 << slot) != 0) {
-            let asked = quota.asked(&taken.amount);
-            if !taken.is_reserved() {
-                quota.no_longer_unsent(asked);
+        for (slot, quota) in self.quotas.iter_mut().enumerate().filter(|(slot, _)| reserved.slots & (1 << slot) != 0) {
+            let units = quota.units(&reserved.cost);
+            if !reserved.is_reserved() {
+                quota.no_longer_unsent(units);
             }
-            let mark = quota.sent(taken.position, asked, now);
-            // The store's mark counts what all replicas had taken before.
-            if taken.is_reserved() {
-                quota.set_out(asked, taken.reserved, &mut taken.snapshots[slot], now);
-                quota.ended(asked - taken.outstanding(quota));
+            let snapshot = quota.sent(reserved.position, units, now);
+            // The store's snapshot counts what all replicas had reserved before.
+            if reserved.is_reserved() {
+                quota.set_out(units, reserved.order, &mut reserved.snapshots[slot], now);
+                quota.ended(units - reserved.outstanding(quota));
             } else {
-                taken.snapshots[slot] = mark;
+                reserved.snapshots[slot] = snapshot;
             }
         }
     }
 
-    /// Groq says what it had used of this slot when it saw `taken`; `counted`: that request included. One way to Groq
+    /// Groq says what it had used of this slot when it saw `reserved`; `counted`: that request included. One way to Groq
     /// takes `delay`. The correction, ns, unless a newer position has been heard of.
-    pub fn observe(&mut self, taken: &mut Reserved, slot: usize, used: u64, counted: bool, delay: Ns, now: Ns) -> Option<i64> {
+    pub fn observe(&mut self, reserved: &mut Reserved, slot: usize, used: u64, counted: bool, delay: Ns, now: Ns) -> Option<i64> {
         // Positions of this process alone say nothing in the order that replicas share.
-        if self.is_joined() && taken.reserved.position <= self.forgotten {
+        if self.is_joined() && reserved.order.position <= self.forgotten {
             return None;
         }
-        let at = taken.sent_at.saturating_add(delay);
-        let charged = taken.slots & (1 << slot) != 0;
+        let at = reserved.sent_at.saturating_add(delay);
+        let charged = reserved.slots & (1 << slot) != 0;
         let quota = &mut self.quotas[slot];
-        let used = if charged && !counted { used.saturating_add(quota.asked(&taken.amount)) } else { used };
+        let used = if charged && !counted { used.saturating_add(quota.units(&reserved.cost)) } else { used };
         // A dimension that is younger than the request: from now on it is charged there as well.
-        let mark = taken.snapshots.get(slot).filter(|_| charged).copied().unwrap_or_else(|| quota.mark());
-        taken.slots |= u32::from(counted) << slot;
-        quota.observe(taken.position, mark, used, at, now)
+        let snapshot = reserved.snapshots.get(slot).filter(|_| charged).copied().unwrap_or_else(|| quota.snapshot());
+        reserved.slots |= u32::from(counted) << slot;
+        quota.observe(reserved.position, snapshot, used, at, now)
     }
 
-    /// Groq has taken more for it than it was charged here. `corrected`: the slot whose header says so, and has corrected it.
-    pub fn raise(&mut self, taken: &mut Reserved, amount: Cost, corrected: usize, now: Ns) {
-        let charged = |slot: &usize| taken.slots & (1 << slot) != 0 && *slot != corrected;
+    /// Groq has reserved more for it than it was charged here. `corrected`: the slot whose header says so, and has corrected it.
+    pub fn raise(&mut self, reserved: &mut Reserved, cost: Cost, corrected: usize, now: Ns) {
+        let charged = |slot: &usize| reserved.slots & (1 << slot) != 0 && *slot != corrected;
         for (_, quota) in self.quotas.iter_mut().enumerate().filter(|(slot, _)| charged(slot)) {
-            let (before, after) = (quota.asked(&taken.amount), quota.asked(&amount));
+            let (before, after) = (quota.units(&reserved.cost), quota.units(&cost));
             quota.settle(before, after, now);
         }
-        taken.amount = amount;
+        reserved.cost = cost;
     }
 
     /// From now on a slot that is younger than this charge counts it, too; it has been charged there.
-    pub fn cover(&self, taken: &mut Reserved, slot: usize) {
-        taken.slots |= 1 << slot;
+    pub fn cover(&self, reserved: &mut Reserved, slot: usize) {
+        reserved.slots |= 1 << slot;
     }
 
-    /// The truth replaces what was asked for, in every dimension that was charged.
-    pub fn settle(&mut self, taken: Reserved, used: Cost, now: Ns) {
+    /// The truth replaces what was reserved, in every dimension that was charged.
+    pub fn settle(&mut self, reserved: Reserved, used: Cost, now: Ns) {
         for (slot, quota) in self.quotas.iter_mut().enumerate() {
-            if taken.slots & (1 << slot) == 0 {
-                // An answer is taken when it ends, by a limit that was not known when its request was sent, too.
+            if reserved.slots & (1 << slot) == 0 {
+                // An answer is reserved when it ends, by a limit that was not known when its request was sent, too.
                 if quota.counts_expected() {
                     quota.settle(0, quota.of(&used), now);
                 }
                 continue;
             }
-            let asked = quota.asked(&taken.amount);
-            if taken.position == 0 && !taken.is_reserved() {
-                quota.no_longer_unsent(asked);
+            let units = quota.units(&reserved.cost);
+            if reserved.position == 0 && !reserved.is_reserved() {
+                quota.no_longer_unsent(units);
             }
-            if taken.is_reserved() {
-                quota.ended(taken.outstanding(quota));
+            if reserved.is_reserved() {
+                quota.ended(reserved.outstanding(quota));
             }
-            quota.settle(asked, quota.of(&used), now);
+            quota.settle(units, quota.of(&used), now);
         }
     }
 
-    /// The first dimension that can certainly never hold `amount`: its limit, and what would be asked of it.
-    pub fn never(&self, amount: &Cost, now: Ns) -> Option<(&Dimension, u64, u64)> {
+    /// The first dimension that can certainly never hold `cost`: its limit, and what would be requested of it.
+    pub fn never(&self, cost: &Cost, now: Ns) -> Option<(&Dimension, u64, u64)> {
         // What is expected of an answer can fall.
         self.quotas.iter().filter(|quota| !quota.counts_expected()).find_map(|quota| {
-            let asked = quota.of(amount);
+            let units = quota.of(cost);
             let limit = quota.limit()?;
-            (asked > limit && quota.is_certain(now)).then_some((&*quota.dimension, limit, asked))
+            (units > limit && quota.is_certain(now)).then_some((&*quota.dimension, limit, units))
         })
     }
 }

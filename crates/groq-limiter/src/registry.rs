@@ -44,8 +44,8 @@ pub(super) struct Scope {
 }
 
 impl Scope {
-    fn of(ask: &AdmissionRequest) -> Self {
-        Self { organization: ask.organization.clone(), model: ask.model.clone(), tier: ask.tier.clone() }
+    fn of(request: &AdmissionRequest) -> Self {
+        Self { organization: request.organization.clone(), model: request.model.clone(), tier: request.tier.clone() }
     }
 }
 
@@ -187,9 +187,9 @@ impl Registry {
     }
 
     /// The limiter of a request, if there is one.
-    pub(super) fn find(&self, ask: &AdmissionRequest) -> Option<Arc<SharedLimiter>> {
+    pub(super) fn find(&self, request: &AdmissionRequest) -> Option<Arc<SharedLimiter>> {
         let limiters = self.limiters.read().unwrap_or_else(PoisonError::into_inner);
-        let kept = limiters.get(&Scope::of(ask))?;
+        let kept = limiters.get(&Scope::of(request))?;
         let made = self.numbers.load(Relaxed);
         // Looked at first: as long as no limiter is made, nobody writes to memory that all cores read.
         if kept.used.load(Relaxed) != made {
@@ -199,11 +199,11 @@ impl Registry {
     }
 
     /// The limiter of a request.
-    pub(super) fn limiter(&self, ask: &AdmissionRequest) -> Arc<SharedLimiter> {
-        if let Some(limiter) = self.find(ask) {
+    pub(super) fn limiter(&self, request: &AdmissionRequest) -> Arc<SharedLimiter> {
+        if let Some(limiter) = self.find(request) {
             return limiter;
         }
-        let key = Scope::of(ask);
+        let key = Scope::of(request);
         let mut limiters = self.limiters.write().unwrap_or_else(PoisonError::into_inner);
         if limiters.len() >= MOST_LANES && !limiters.contains_key(&key) {
             self.evict(&mut limiters);

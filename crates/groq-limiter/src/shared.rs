@@ -14,7 +14,7 @@ use super::store::protocol::{Answer, State};
 use super::{
     AdmissionError, AdmissionRequest,
     bucket::Ns,
-    limiter::{Admission, Event, Limiter, Permit, Requeue},
+    limiter::{Admission, Event, Grant, Limiter, Requeue},
     queue::Id,
     registry::{Scope, SharedLimiter},
 };
@@ -22,7 +22,7 @@ use super::{
 /// A limiter's answer to a request.
 pub(super) enum Submitted {
     /// It goes.
-    Now(Box<Permit>),
+    Now(Box<Grant>),
     /// It waits.
     Later(Waiting),
 }
@@ -34,7 +34,7 @@ pub(super) struct Locked {
     /// Who is to be woken, by number in the queue.
     sleepers: Vec<Option<Sleeping>>,
     /// Outcomes that their futures have not fetched yet, by serial.
-    outcomes: HashMap<u64, Result<Permit, AdmissionError>>,
+    outcomes: HashMap<u64, Result<Grant, AdmissionError>>,
     serial: u64,
     armed: Option<Ns>,
 }
@@ -59,24 +59,24 @@ impl SharedLimiter {
     /// Asks for a turn.
     pub(super) fn submit(
         self: &Arc<Self>,
-        ask: &AdmissionRequest,
+        request: &AdmissionRequest,
         deadline: Instant,
-        again: Option<Requeue>,
+        requeue: Option<Requeue>,
     ) -> Result<Submitted, AdmissionError> {
         let common = &self.common;
         let deadline = common.clock.at(deadline);
         // Who was in the queue already and was refused by Groq is not one more.
-        let room = again.is_some() || common.has_room(ask.class, ask.bytes);
+        let room = requeue.is_some() || common.has_room(request.class, request.bytes);
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let now = common.clock.now();
-        let id = match inside.limiter.submit(ask, now, deadline, again, room) {
-            Admission::Granted(charge) => {
+        let id = match inside.limiter.submit(request, now, deadline, requeue, room) {
+            Admission::Granted(grant) => {
                 common.changed.store(true, Relaxed);
                 if inside.limiter.is_linked() {
                     self.dispatch(inside, now);
                     common.timer.start(common.clock);
                 }
-                return Ok(Submitted::Now(charge));
+                return Ok(Submitted::Now(grant));
             }
             Admission::Rejected(refusal) => return Err(refusal),
             Admission::Queued(id) => id,
@@ -94,8 +94,8 @@ impl SharedLimiter {
         }
         inside.sleepers[slot] = Some(Sleeping { serial, waker: None });
         common.waiting.fetch_add(1, Relaxed);
-        common.bytes.fetch_add(ask.bytes, Relaxed);
-        let waiting = Waiting { limiter: self.clone(), id, serial, bytes: ask.bytes, done: false };
+        common.bytes.fetch_add(request.bytes, Relaxed);
+        let waiting = Waiting { limiter: self.clone(), id, serial, bytes: request.bytes, done: false };
         self.dispatch(inside, now);
         common.timer.start(common.clock);
         Ok(Submitted::Later(waiting))
@@ -147,7 +147,7 @@ impl SharedLimiter {
         }
         for event in events {
             let (id, outcome) = match event {
-                Event::Granted(id, charge) => (id, Ok(charge)),
+                Event::Granted(id, grant) => (id, Ok(grant)),
                 Event::Rejected(id, refusal) => (id, Err(refusal)),
             };
             let sleeper = sleepers[id as usize].take().expect("every waiter has its sleeper");
@@ -207,7 +207,7 @@ pub(super) struct Waiting {
 }
 
 impl Future for Waiting {
-    type Output = Result<Permit, AdmissionError>;
+    type Output = Result<Grant, AdmissionError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let outcome = {
@@ -245,7 +245,7 @@ impl Drop for Waiting {
         let mut inside = self.limiter.inside.lock().unwrap_or_else(PoisonError::into_inner);
         match inside.outcomes.remove(&self.serial) {
             // Granted, and nobody there to take it.
-            Some(Ok(charge)) => inside.limiter.settle(charge, super::ActualUsage::Nothing, now),
+            Some(Ok(grant)) => inside.limiter.settle(grant, super::ActualUsage::Nothing, now),
             Some(Err(_)) => {}
             None => {
                 inside.sleepers[self.id as usize] = None;

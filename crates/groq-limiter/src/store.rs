@@ -35,7 +35,7 @@ pub(crate) struct Store {
 #[derive(Debug)]
 #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
 pub(crate) enum Command {
-    /// A limiter has something to tell or to ask.
+    /// A limiter has something to tell or to request.
     Call(Call),
     /// This replica ends. Answered when the store knows everything, or has had time to.
     End(mpsc::Sender<()>),

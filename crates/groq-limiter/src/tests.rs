@@ -24,7 +24,7 @@ fn shield(model: ModelLimits) -> Limiters {
     Limiters::new(settings(model))
 }
 
-fn ask(app: &str, prompt: u64, ceiling: u64) -> AdmissionRequest {
+fn request(app: &str, prompt: u64, ceiling: u64) -> AdmissionRequest {
     AdmissionRequest {
         organization: "org".into(),
         model: "m".into(),
@@ -32,7 +32,7 @@ fn ask(app: &str, prompt: u64, ceiling: u64) -> AdmissionRequest {
         app: app.into(),
         weight: 1.0,
         class: Priority::Interactive,
-        cost: CostEstimate::Tokens { prompt, ceiling: Some(ceiling) },
+        cost: CostEstimate::Tokens { prompt, max_completion_tokens: Some(ceiling) },
         bytes: 100,
     }
 }
@@ -43,7 +43,7 @@ fn per_minute(requests: u64, tokens: u64) -> ModelLimits {
 
 /// Ends the cold start: one answered request that used nothing to speak of.
 async fn warm(limits: &Limiters) {
-    let mut first = limits.reserve(&ask("warm", 1, 1), Instant::now(), None).await.expect("the first goes");
+    let mut first = limits.reserve(&request("warm", 1, 1), Instant::now(), None).await.expect("the first goes");
     first.sent(Instant::now());
     first.observe(&Observation::default(), Instant::now());
     first.settle(ActualUsage::Nothing, Instant::now());

@@ -74,12 +74,14 @@ impl Facts {
         self.stream = members.stream;
         self.cost = match endpoint {
             _ if self.model.is_empty() || !endpoint.spends() => CostEstimate::Free,
-            Endpoint::Embeddings => CostEstimate::Tokens { prompt: members.prompt.tokens(Family::None), ceiling: Some(0) },
-            Endpoint::Speech => CostEstimate::Tokens { prompt: members.prompt.characters(), ceiling: Some(0) },
+            Endpoint::Embeddings => {
+                CostEstimate::Tokens { prompt: members.prompt.tokens(Family::None), max_completion_tokens: Some(0) }
+            }
+            Endpoint::Speech => CostEstimate::Tokens { prompt: members.prompt.characters(), max_completion_tokens: Some(0) },
             // Groq takes n = 1 only: the ceiling is the whole answer's.
             _ => CostEstimate::Tokens {
                 prompt: members.prompt.tokens(Family::of(&self.model)),
-                ceiling: members.ceiling.as_ref().map(|c| c.value),
+                max_completion_tokens: members.ceiling.as_ref().map(|c| c.value),
             },
         };
         Ok(())

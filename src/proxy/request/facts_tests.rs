@@ -15,7 +15,7 @@ fn chat(body: &str) -> Facts {
 
 fn cost(facts: &Facts) -> (u64, Option<u64>) {
     match facts.cost {
-        CostEstimate::Tokens { prompt, ceiling } => (prompt, ceiling),
+        CostEstimate::Tokens { prompt, max_completion_tokens: ceiling } => (prompt, ceiling),
         other => panic!("{other:?}"),
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use groq_limiter::{
     ActualUsage,
     bucket::Ns,
-    limiter::{Admission, Event, Permit},
+    limiter::{Admission, Event, Grant},
     quota_set::Cost,
     types::{Observation, RemoteQuota},
 };
@@ -13,7 +13,7 @@ use groq_limiter::{
 use super::{Command, Replica, Step, World};
 use crate::{
     history::Job,
-    start::{MS, SECOND, ask},
+    start::{MS, SECOND, request},
 };
 
 impl World<'_> {
@@ -40,13 +40,13 @@ impl World<'_> {
                     }
                 }
             }
-            Step::End(n, charge) => {
+            Step::End(n, grant) => {
                 let (job, number) = (&jobs[n], n % self.replicas.len());
                 let completion = job.completion();
-                let spent = ActualUsage::Tokens { prompt: job.prompt, completion, prompt_total: job.prompt };
+                let usage = ActualUsage::Tokens { prompt: job.prompt, completion, prompt_total: job.prompt };
                 let held = i128::from(job.prompt + job.ceiling);
                 self.tokens.add(i128::from(job.prompt + completion) - held, to);
-                self.replicas[number].limiter.settle(*charge, spent, to);
+                self.replicas[number].limiter.settle(*grant, usage, to);
                 self.dispatch(number);
             }
             Step::Look(number) => {
@@ -59,8 +59,8 @@ impl World<'_> {
     fn arrive(&mut self, n: usize, job: &Job) {
         let number = n % self.replicas.len();
         let Replica { limiter, waiting, .. } = &mut self.replicas[number];
-        match limiter.submit(&ask(job.app, job.prompt, job.ceiling), self.now, self.now + 60 * SECOND, None, true) {
-            Admission::Granted(charge) => self.send(n, *charge),
+        match limiter.submit(&request(job.app, job.prompt, job.ceiling), self.now, self.now + 60 * SECOND, None, true) {
+            Admission::Granted(grant) => self.send(n, *grant),
             Admission::Queued(id) => {
                 waiting.insert(id, n);
                 if let Some(after) = job.leaves {
@@ -82,9 +82,9 @@ impl World<'_> {
             }
             for event in std::mem::take(&mut events) {
                 match event {
-                    Event::Granted(id, charge) => {
+                    Event::Granted(id, grant) => {
                         let n = self.replicas[number].waiting.remove(&id).expect("it waited");
-                        self.send(n, charge);
+                        self.send(n, grant);
                     }
                     Event::Rejected(id, _) => {
                         self.replicas[number].waiting.remove(&id).expect("it waited");
@@ -108,12 +108,12 @@ impl World<'_> {
         );
     }
 
-    fn send(&mut self, n: usize, mut charge: Permit) {
+    fn send(&mut self, n: usize, mut grant: Grant) {
         let (job, now, number) = (&self.plan.jobs[n], self.now, n % self.replicas.len());
-        self.replicas[number].limiter.sent(&mut charge, now);
+        self.replicas[number].limiter.sent(&mut grant, now);
         self.outcome.sends += 1;
         self.outcome.last = now;
-        let Cost { input, output, .. } = charge.amount();
+        let Cost { input, output, .. } = grant.cost();
         self.outcome.beyond += u64::from(input) + u64::from(output) - job.prompt - job.ceiling;
         let ok =
             self.requests.as_mut().is_none_or(|exact| exact.admit(1, now)) && self.tokens.admit(job.prompt + job.ceiling, now);
@@ -123,11 +123,11 @@ impl World<'_> {
         let state = Observation { tokens, ..Observation::default() };
         let limiter = &mut self.replicas[number].limiter;
         if ok {
-            limiter.observe(&mut charge, &state, now);
-            self.plan_at(now + job.latency_ms * MS, Step::End(n, Box::new(charge)));
+            limiter.observe(&mut grant, &state, now);
+            self.plan_at(now + job.latency_ms * MS, Step::End(n, Box::new(grant)));
         } else {
             self.outcome.refused_by_groq += 1;
-            let _place = limiter.refused(charge, None, &state, Some(Duration::from_secs(1)), now);
+            let _place = limiter.refused(grant, None, &state, Some(Duration::from_secs(1)), now);
         }
     }
 

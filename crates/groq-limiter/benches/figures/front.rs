@@ -9,7 +9,7 @@ use std::{
 use fastrand::Rng;
 use groq_limiter::{
     ActualUsage, AdmissionRequest, CostEstimate,
-    limiter::{Admission, Event, Limiter, Permit, Requeue},
+    limiter::{Admission, Event, Grant, Limiter, Requeue},
     queue::Id,
     settings::{LimitSettings, ModelLimits, Plan},
     types::{Observation, Priority},
@@ -48,7 +48,7 @@ pub(crate) trait Front {
 pub(crate) struct Shield {
     limiter: Limiter,
     waiting: HashMap<Id, Number>,
-    charges: HashMap<Number, Permit>,
+    grants: HashMap<Number, Grant>,
     events: Vec<Event>,
 }
 
@@ -63,25 +63,25 @@ impl Shield {
         Self {
             limiter: Limiter::new("m".into(), Arc::new(tables), START),
             waiting: HashMap::new(),
-            charges: HashMap::new(),
+            grants: HashMap::new(),
             events: Vec::new(),
         }
     }
 
-    fn submit(&mut self, number: Number, job: &Job, again: Option<Requeue>, now: Ns) -> Vec<Decision> {
-        let ask = AdmissionRequest {
+    fn submit(&mut self, number: Number, job: &Job, requeue: Option<Requeue>, now: Ns) -> Vec<Decision> {
+        let request = AdmissionRequest {
             organization: "o".into(),
             model: "m".into(),
             tier: "on_demand".into(),
             app: job.app.into(),
             weight: 1.0,
             class: Priority::Interactive,
-            cost: CostEstimate::Tokens { prompt: job.estimate, ceiling: Some(job.size.ceiling) },
+            cost: CostEstimate::Tokens { prompt: job.estimate, max_completion_tokens: Some(job.size.ceiling) },
             bytes: 0,
         };
         let mut decisions = Vec::new();
-        match self.limiter.submit(&ask, START + now, START + job.deadline, again, true) {
-            Admission::Granted(charge) => self.send(number, *charge, now, &mut decisions),
+        match self.limiter.submit(&request, START + now, START + job.deadline, requeue, true) {
+            Admission::Granted(grant) => self.send(number, *grant, now, &mut decisions),
             Admission::Queued(id) => {
                 self.waiting.insert(id, number);
             }
@@ -91,9 +91,9 @@ impl Shield {
         decisions
     }
 
-    fn send(&mut self, number: Number, mut charge: Permit, now: Ns, decisions: &mut Vec<Decision>) {
-        self.limiter.sent(&mut charge, START + now);
-        self.charges.insert(number, charge);
+    fn send(&mut self, number: Number, mut grant: Grant, now: Ns, decisions: &mut Vec<Decision>) {
+        self.limiter.sent(&mut grant, START + now);
+        self.grants.insert(number, grant);
         decisions.push(Decision::Send(number));
     }
 }
@@ -104,17 +104,17 @@ impl Front for Shield {
     }
 
     fn answered(&mut self, number: Number, job: &Job, state: &Observation, now: Ns) -> Vec<Decision> {
-        let mut charge = self.charges.remove(&number).expect("it was sent");
-        self.limiter.observe(&mut charge, state, START + now);
+        let mut grant = self.grants.remove(&number).expect("it was sent");
+        self.limiter.observe(&mut grant, state, START + now);
         let (prompt, completion) = (job.size.prompt, job.size.completion);
-        self.limiter.settle(charge, ActualUsage::Tokens { prompt, completion, prompt_total: prompt }, START + now);
+        self.limiter.settle(grant, ActualUsage::Tokens { prompt, completion, prompt_total: prompt }, START + now);
         self.wake(now)
     }
 
     fn refused(&mut self, number: Number, job: &Job, refused: &Refused, now: Ns) -> Vec<Decision> {
-        let charge = self.charges.remove(&number).expect("it was sent");
+        let grant = self.grants.remove(&number).expect("it was sent");
         let after = Some(refused.retry_after);
-        let again = self.limiter.refused(charge, Some(&refused.text), &refused.state, after, START + now);
+        let again = self.limiter.refused(grant, Some(&refused.text), &refused.state, after, START + now);
         self.submit(number, job, Some(again), now)
     }
 
@@ -124,9 +124,9 @@ impl Front for Shield {
         let mut decisions = Vec::new();
         for event in events.drain(..) {
             match event {
-                Event::Granted(id, charge) => {
+                Event::Granted(id, grant) => {
                     let number = self.waiting.remove(&id).expect("it waited");
-                    self.send(number, charge, now, &mut decisions);
+                    self.send(number, grant, now, &mut decisions);
                 }
                 Event::Rejected(id, _) => decisions.push(Decision::Fail(self.waiting.remove(&id).expect("it waited"))),
             }

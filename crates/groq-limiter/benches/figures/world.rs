@@ -166,7 +166,7 @@ impl World<'_> {
             Event::StoreHealth(number) => self.reach(number),
             Event::Finish(number) => self.finish(number),
             Event::Back(number) => self.back(number),
-            Event::Requeue(number) => self.ask(number, |front, job, now| front.again(number, job, now)),
+            Event::Requeue(number) => self.request(number, |front, job, now| front.again(number, job, now)),
             Event::Wake(replica, at) if self.armed[replica] == Some(at) => {
                 self.armed[replica] = None;
                 let decisions = self.fronts[replica].wake(self.now);
@@ -187,7 +187,7 @@ impl World<'_> {
         let size = sizes.draw(&mut self.load);
         let replica = self.load.usize(..self.row.replicas);
         let number = self.job(app, offer, size, Some(replica));
-        self.ask(number, |front, job, now| front.arrive(number, job, now));
+        self.request(number, |front, job, now| front.arrive(number, job, now));
         self.row.counted(&size)
     }
 
@@ -246,15 +246,15 @@ impl World<'_> {
 
     fn back(&mut self, number: Number) {
         match self.jobs[number].reply.take().expect("it was answered") {
-            Ok(state) => self.ask(number, |front, job, now| front.answered(number, job, &state, now)),
+            Ok(state) => self.request(number, |front, job, now| front.answered(number, job, &state, now)),
             Err(refused) => {
                 self.jobs[number].refusals.push(self.now);
-                self.ask(number, |front, job, now| front.refused(number, job, &refused, now));
+                self.request(number, |front, job, now| front.refused(number, job, &refused, now));
             }
         }
     }
 
-    fn ask(&mut self, number: Number, tell: impl FnOnce(&mut dyn Front, &Job, Ns) -> Vec<Decision>) {
+    fn request(&mut self, number: Number, tell: impl FnOnce(&mut dyn Front, &Job, Ns) -> Vec<Decision>) {
         let replica = self.jobs[number].replica.expect("others go past the fronts");
         let decisions = tell(&mut *self.fronts[replica], &self.jobs[number], self.now);
         self.act(replica, decisions);

@@ -22,18 +22,18 @@ impl Limiter {
         let waiter = self.queue.get_mut(head)?;
         let bypass_budget =
             *waiter.bypass_budget.get_or_insert_with(|| ((at - now) as f64 * BYPASS_BUDGET.0) as Ns + BYPASS_BUDGET.1);
-        let amount = waiter.amount;
+        let cost = waiter.cost;
         let urgent = self.queue.app_of(self.queue.get(head)?.app)?.class == Priority::Interactive;
         let mut found = None;
         let mut wake = Ns::MAX;
         for id in self.queue.small_heads().take(BACKFILL_CANDIDATES).filter(|&id| id != head) {
             let Some(small) = self.queue.get(id) else { continue };
-            let delay = self.quotas.delay(&amount, &small.amount, now);
+            let delay = self.quotas.delay(&cost, &small.cost, now);
             let batch = self.queue.app_of(small.app).is_some_and(|app| app.class == Priority::Batch);
             if delay > bypass_budget || (delay > 0 && urgent && batch) {
                 continue;
             }
-            match self.quotas.fit(&small.amount, now).0 {
+            match self.quotas.fit(&small.cost, now).0 {
                 Readiness::Now => {
                     found = Some((id, delay));
                     break;

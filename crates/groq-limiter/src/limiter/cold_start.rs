@@ -1,6 +1,6 @@
 //! The cold start: until a first response has come, one request goes ahead as a probe.
 
-use super::{Limiter, SECOND, permit::Permit};
+use super::{Limiter, SECOND, grant::Grant};
 use crate::ablation::Mechanism;
 use crate::bucket::Ns;
 
@@ -21,12 +21,12 @@ pub(super) enum ColdStart {
 impl Limiter {
     /// Whether anybody but a probe may go.
     pub(super) fn is_open(&mut self, now: Ns) -> bool {
-        match self.knowledge {
+        match self.cold_start {
             _ if !Mechanism::Probe.is_on() => true,
             ColdStart::Known => true,
             ColdStart::Unknown => self.in_flight == 0,
             ColdStart::Probing { until } if until <= now => {
-                self.knowledge = ColdStart::Known;
+                self.cold_start = ColdStart::Known;
                 true
             }
             ColdStart::Probing { .. } => false,
@@ -34,11 +34,11 @@ impl Limiter {
     }
 
     /// A probe that ended without an answer's head makes way for the next.
-    pub(super) fn end_probe(&mut self, charge: &Permit) {
-        if let ColdStart::Probing { until } = self.knowledge
-            && charge.probe
+    pub(super) fn end_probe(&mut self, grant: &Grant) {
+        if let ColdStart::Probing { until } = self.cold_start
+            && grant.probe
         {
-            self.knowledge = ColdStart::Unknown;
+            self.cold_start = ColdStart::Unknown;
             // Who waits goes on waiting for the next, but not for longer in all.
             self.probing_until = Some(until).filter(|_| !self.queue.is_empty());
         }

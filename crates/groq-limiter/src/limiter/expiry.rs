@@ -20,7 +20,7 @@ impl Limiter {
     pub(super) fn not_in_time(
         &self,
         forecast: Forecast,
-        amount: &Cost,
+        cost: &Cost,
         since: Ns,
         now: Ns,
         deadline: Ns,
@@ -29,27 +29,32 @@ impl Limiter {
         if wait.is_zero() || wait <= Duration::from_nanos(deadline.saturating_sub(now)) {
             return None;
         }
-        Some(self.late(forecast, amount, since, deadline))
+        Some(self.late(forecast, cost, since, deadline))
     }
 
-    fn late(&self, forecast: Forecast, amount: &Cost, since: Ns, deadline: Ns) -> AdmissionError {
+    fn late(&self, forecast: Forecast, cost: &Cost, since: Ns, deadline: Ns) -> AdmissionError {
         let max_wait = Duration::from_nanos(deadline.saturating_sub(since));
         let over = forecast.wait.mul_f64(CAUTION).saturating_sub(max_wait).as_secs_f64().ceil();
         let slot = forecast.slot.or(self.blocked.and_then(|(slot, _)| slot)).unwrap_or(0);
         let dimension = self.quotas.all().get(slot).map_or(Dimension::RPM, |quota| Dimension::clone(&quota.dimension));
-        let fits = self.quotas.too_large_answer(amount).filter(|&(too_large, _)| too_large == slot).map(|(_, limit)| limit);
-        AdmissionError::NotInTime { dimension, wait: forecast.wait, fits, retry_after: Duration::from_secs_f64(over.max(1.0)) }
+        let fits = self.quotas.too_large_answer(cost).filter(|&(too_large, _)| too_large == slot).map(|(_, limit)| limit);
+        AdmissionError::NotInTime {
+            dimension,
+            wait: forecast.wait,
+            fitting_max_completion_tokens: fits,
+            retry_after: Duration::from_secs_f64(over.max(1.0)),
+        }
     }
 
-    pub(super) fn forecast(&self, asker: &Arrival, now: Ns) -> Forecast {
-        let mut forecast = forecast(&self.quotas, &self.queue, asker, now);
+    pub(super) fn forecast(&self, arrival: &Arrival, now: Ns) -> Forecast {
+        let mut forecast = forecast(&self.quotas, &self.queue, arrival, now);
         forecast.wait = forecast.wait.max(Duration::from_nanos(self.paused_until.saturating_sub(now)));
         forecast
     }
 
-    pub(super) fn asker(&self, waiter: &QueuedRequest) -> Arrival {
+    pub(super) fn arrival(&self, waiter: &QueuedRequest) -> Arrival {
         let class = self.queue.app_of(waiter.app).map_or(Priority::Interactive, |app| app.class);
-        Arrival { app: waiter.app, class, size: waiter.size, amount: self.forecast_amount(waiter), ticket: Some(waiter.ticket) }
+        Arrival { app: waiter.app, class, size: waiter.size, cost: self.forecast_cost(waiter), ticket: Some(waiter.ticket) }
     }
 
     /// Out of the queue, whatever the reason.
@@ -76,9 +81,9 @@ impl Limiter {
         {
             // At its deadline a request may still go if it is its turn.
             if self.paused_until <= now
-                && !self.asks_store()
+                && !self.store_decides()
                 && self.queue.head() == Some(id)
-                && self.queue.get(id).is_some_and(|waiter| self.quotas.fit(&waiter.amount, now).0 == Readiness::Now)
+                && self.queue.get(id).is_some_and(|waiter| self.quotas.fit(&waiter.cost, now).0 == Readiness::Now)
                 && self.is_open(now)
             {
                 let bound = self.blocked.and_then(|(slot, _)| slot);
@@ -89,7 +94,7 @@ impl Limiter {
                 self.deadlines.pop();
                 continue;
             };
-            let refusal = self.late(self.forecast(&self.asker(&waiter), now), &waiter.amount, waiter.since, deadline);
+            let refusal = self.late(self.forecast(&self.arrival(&waiter), now), &waiter.cost, waiter.since, deadline);
             events.push(Event::Rejected(id, refusal));
         }
     }
@@ -104,8 +109,8 @@ impl Limiter {
         waiting.sort_unstable_by_key(|&(ticket, ..)| ticket);
         for (_, id, deadline) in waiting {
             let late = self.queue.get(id).and_then(|waiter| {
-                let forecast = self.forecast(&self.asker(waiter), now);
-                self.not_in_time(forecast, &waiter.amount, waiter.since, now, deadline)
+                let forecast = self.forecast(&self.arrival(waiter), now);
+                self.not_in_time(forecast, &waiter.cost, waiter.since, now, deadline)
             });
             if let Some(refusal) = late {
                 self.leave(id);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Limiter, Permit};
+use super::{Grant, Limiter};
 use crate::{
     ActualUsage, Source,
     bucket::Ns,
@@ -33,32 +33,32 @@ impl Limiter {
             let plan = row.map(|limit| (limit, chosen));
             match self.quotas.slot(&dimension.code) {
                 Some(slot) => {
-                    let terms = Statements { configured, plan, ..self.quotas.all()[slot].terms() };
-                    self.agree(slot, terms, now);
+                    let statements = Statements { configured, plan, ..self.quotas.all()[slot].statements() };
+                    self.agree(slot, statements, now);
                 }
                 None if configured.is_some() || plan.is_some() => {
-                    let terms = Statements { configured, plan, stated: None };
-                    self.quotas.add(Quota::new(dimension, terms, self.tables.headroom, now), now);
+                    let statements = Statements { configured, plan, stated: None };
+                    self.quotas.add(Quota::new(dimension, statements, self.tables.headroom, now), now);
                 }
                 None => {}
             }
         }
     }
 
-    fn agree(&mut self, slot: usize, terms: Statements, now: Ns) {
+    fn agree(&mut self, slot: usize, statements: Statements, now: Ns) {
         let position = self.quotas.position();
         let quota = &mut self.quotas.all_mut()[slot];
-        if quota.terms() == terms {
+        if quota.statements() == statements {
             return;
         }
         let used = quota.bucket().map_or(0.0, |bucket| bucket.used(now)) as u64;
-        quota.agree(terms, position, now);
+        quota.agree(statements, position, now);
         let dimension = Dimension::clone(&quota.dimension);
-        let bound = terms.configured.filter(|&configured| terms.stated.is_some_and(|(stated, _)| stated > configured));
+        let bound = statements.configured.filter(|&configured| statements.stated.is_some_and(|(stated, _)| stated > configured));
         match (self.quotas.bound_slot(&dimension.code), bound) {
             (Some(slot), bound) => {
-                let terms = Statements { configured: bound, ..Statements::default() };
-                self.quotas.all_mut()[slot].agree(terms, position, now);
+                let statements = Statements { configured: bound, ..Statements::default() };
+                self.quotas.all_mut()[slot].agree(statements, position, now);
             }
             (None, Some(limit)) => {
                 self.quotas.add(Quota::bound(dimension, limit, used, now), now);
@@ -75,7 +75,7 @@ impl Limiter {
             Some(slot) => slot,
             None => self.quotas.add(Quota::new(dimension.clone(), Statements::default(), headroom, now), now)?,
         };
-        let before = self.quotas.all()[slot].terms();
+        let before = self.quotas.all()[slot].statements();
         // A refusal repeats what headers show: the dimension stays a visible one.
         let source = match before.stated {
             Some((same, Source::Headers)) if same == limit => Source::Headers,
@@ -84,7 +84,7 @@ impl Limiter {
         self.agree(slot, Statements { stated: Some((limit, source)), ..before }, now);
         self.quotas.all_mut()[slot].confirm(now);
         if known.is_none() && self.quotas.all()[slot].counts_expected() {
-            // Answers were taken before the limit was known; a refusal as too large says nothing of them.
+            // Answers were reserved before the limit was known; a refusal as too large says nothing of them.
             let used = self.quotas.expected_output().left_in_use(limit as f64 / dimension.period.as_secs_f64(), now);
             self.quotas.all_mut()[slot].restore(used, now);
         }
@@ -92,7 +92,7 @@ impl Limiter {
     }
 
     /// Corrects what headers show. A refusal's do not count its request.
-    pub(super) fn learn_headers(&mut self, charge: &mut Permit, state: &Observation, counted: bool, now: Ns) {
+    pub(super) fn learn_headers(&mut self, grant: &mut Grant, state: &Observation, counted: bool, now: Ns) {
         let audio = state.audio.map(|shown| (self.audio_dimension(&shown), shown));
         let shown = [(Dimension::TPM, state.tokens), (Dimension::RPD, state.requests)];
         let shown = shown.into_iter().filter_map(|(dimension, shown)| Some((dimension, shown?))).chain(audio);
@@ -101,21 +101,21 @@ impl Limiter {
             if shown.limit == 0 {
                 continue;
             }
-            let before = self.quotas.slot(&dimension.code).map(|slot| self.quotas.all()[slot].terms().stated);
+            let before = self.quotas.slot(&dimension.code).map(|slot| self.quotas.all()[slot].statements().stated);
             let bound = self.quotas.bound_slot(&dimension.code);
             let Some(slot) = self.stated(&dimension, shown.limit, Source::Headers, now) else { continue };
             if let (None, Some(bound)) = (bound, self.quotas.bound_slot(&dimension.code)) {
-                self.quotas.cover(&mut charge.taken, bound);
+                self.quotas.cover(&mut grant.reserved, bound);
             }
             news |= before.flatten().map(|(limit, _)| limit) != Some(shown.limit);
             let used = shown.limit.saturating_sub(shown.remaining);
             let first = !self.quotas.all()[slot].is_observed();
-            let error = self.quotas.observe(&mut charge.taken, slot, used, counted, self.calibration.one_way(), now);
-            if counted && !charge.has_ceiling && dimension == Dimension::TPM {
-                charge.shown_used = Some(used);
-                let prompt = charge.estimated.into();
-                self.learn_assumed(|limiter| limiter.calibration.assumed.head(used, prompt));
-                self.hold_assumed(charge, slot, error.filter(|_| !first), now);
+            let error = self.quotas.observe(&mut grant.reserved, slot, used, counted, self.estimates.one_way(), now);
+            if counted && !grant.has_ceiling && dimension == Dimension::TPM {
+                grant.shown_used = Some(used);
+                let prompt = grant.estimated.into();
+                self.learn_assumed(|limiter| limiter.estimates.assumed.head(used, prompt));
+                self.hold_assumed(grant, slot, error.filter(|_| !first), now);
             }
         }
         if news {
@@ -130,7 +130,7 @@ impl Limiter {
         }
         let stated = |dimension: &Dimension| {
             let quota = &self.quotas.all()[self.quotas.slot(&dimension.code)?];
-            quota.terms().stated.filter(|&(_, source)| source == Source::Headers).map(|(limit, _)| limit)
+            quota.statements().stated.filter(|&(_, source)| source == Source::Headers).map(|(limit, _)| limit)
         };
         let (tokens, requests) = (stated(&Dimension::TPM), stated(&Dimension::RPD));
         if tokens.is_some() || requests.is_some() {
@@ -153,24 +153,24 @@ impl Limiter {
         }
     }
 
-    /// A refusal's text is an exact calibration. `false`: neither it nor the headers say which quota is low.
+    /// A refusal's text is an exact estimates. `false`: neither it nor the headers say which quota is low.
     pub(super) fn learn_refusal(
         &mut self,
-        charge: &mut Permit,
+        grant: &mut Grant,
         text: Option<&UpstreamRefusal>,
         state: &Observation,
         now: Ns,
     ) -> bool {
-        let Some(text) = text.filter(|text| text.limit > 0) else { return self.refused_by_headers(charge, state, now) };
+        let Some(text) = text.filter(|text| text.limit > 0) else { return self.refused_by_headers(grant, state, now) };
         let Some(dimension) = self.named(text) else { return false };
         let Some(slot) = self.stated(&dimension, text.limit, Source::UpstreamRefusal, now) else { return false };
-        if let Some(requested) = self.requested_in_all(charge, Some(text)) {
-            let prompt = charge.estimated.into();
-            self.learn_assumed(|limiter| limiter.calibration.assumed.refused(requested.into(), prompt, now));
+        if let Some(requested) = self.requested_in_all(grant, Some(text)) {
+            let prompt = grant.estimated.into();
+            self.learn_assumed(|limiter| limiter.estimates.assumed.refused(requested.into(), prompt, now));
         }
         let counts_expected = self.quotas.all()[slot].counts_expected();
         if counts_expected {
-            let ceiling = if charge.has_ceiling { charge.taken.amount.output } else { u32::MAX };
+            let ceiling = if grant.has_ceiling { grant.reserved.cost.output } else { u32::MAX };
             let requested = u32::try_from(text.requested).unwrap_or(u32::MAX);
             self.quotas.expected_output().refused(requested, ceiling, now);
         }
@@ -184,23 +184,23 @@ impl Limiter {
             // Too large for any quota: it says nothing of this one.
             (None, None) => return true,
         };
-        let gap = self.quotas.observe(&mut charge.taken, slot, used, false, self.calibration.one_way(), now);
+        let gap = self.quotas.observe(&mut grant.reserved, slot, used, false, self.estimates.one_way(), now);
         // One that was expected to answer more than we knew says nothing of the quota.
-        let explained = counts_expected && text.requested > charge.taken.amount.expected.into();
+        let explained = counts_expected && text.requested > grant.reserved.cost.expected.into();
         if !text.hopeless() && !explained {
             let last = self.quotas.position();
-            self.quotas.all_mut()[slot].refused(charge.taken.position, last, gap.unwrap_or(0), now);
+            self.quotas.all_mut()[slot].refused(grant.reserved.position, last, gap.unwrap_or(0), now);
         }
         true
     }
 
-    fn refused_by_headers(&mut self, charge: &mut Permit, state: &Observation, now: Ns) -> bool {
-        let position = charge.taken.position;
-        let low = |shown: Option<RemoteQuota>, unit| shown.is_some_and(|shown| shown.remaining < charge.taken.amount.of(unit));
+    fn refused_by_headers(&mut self, grant: &mut Grant, state: &Observation, now: Ns) -> bool {
+        let position = grant.reserved.position;
+        let low = |shown: Option<RemoteQuota>, unit| shown.is_some_and(|shown| shown.remaining < grant.reserved.cost.of(unit));
         let tokens = low(state.tokens, Unit::Tokens);
         let requests = low(state.requests, Unit::Requests);
         let audio = low(state.audio, Unit::AudioSeconds);
-        self.learn_headers(charge, state, false, now);
+        self.learn_headers(grant, state, false, now);
         let last = self.quotas.position();
         for quota in self.quotas.all_mut().iter_mut().filter(|quota| quota.is_visible()) {
             let low = match quota.dimension.unit {
@@ -226,24 +226,24 @@ impl Limiter {
     }
 
     /// Estimates learn from what was really used.
-    pub(super) fn learn_usage(&mut self, charge: &Permit, spent: ActualUsage, now: Ns) {
-        if charge.taken.amount.seconds > 0 {
+    pub(super) fn learn_usage(&mut self, grant: &Grant, usage: ActualUsage, now: Ns) {
+        if grant.reserved.cost.seconds > 0 {
             return;
         }
-        if let ActualUsage::Tokens { completion, .. } | ActualUsage::Partial { completion } = spent {
+        if let ActualUsage::Tokens { completion, .. } | ActualUsage::Partial { completion } = usage {
             self.quotas.expected_output().answered(u32::try_from(completion).unwrap_or(u32::MAX), now);
         }
-        let ActualUsage::Tokens { completion, prompt_total, .. } = spent else { return };
-        if let Some(requested) = charge.requested {
-            self.learn_assumed(|limiter| limiter.calibration.assumed.answered_after_refusal(requested.into(), prompt_total, now));
-        } else if let Some(used) = charge.shown_used {
-            self.learn_assumed(|limiter| limiter.calibration.assumed.answered(used, prompt_total, now));
+        let ActualUsage::Tokens { completion, prompt_total, .. } = usage else { return };
+        if let Some(requested) = grant.requested {
+            self.learn_assumed(|limiter| limiter.estimates.assumed.answered_after_refusal(requested.into(), prompt_total, now));
+        } else if let Some(used) = grant.shown_used {
+            self.learn_assumed(|limiter| limiter.estimates.assumed.answered(used, prompt_total, now));
         }
-        self.calibration.prompt.learn(charge.estimated.into(), prompt_total);
-        self.calibration.completion.learn(completion as f32);
-        if let Some(app) = self.queue.running(charge.app, true) {
+        self.estimates.prompt.learn(grant.estimated.into(), prompt_total);
+        self.estimates.completion.learn(completion as f32);
+        if let Some(app) = self.queue.running(grant.app, true) {
             app.completion.learn(completion as f32);
-            self.queue.running(charge.app, false);
+            self.queue.running(grant.app, false);
         }
     }
 

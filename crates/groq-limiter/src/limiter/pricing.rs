@@ -27,9 +27,9 @@ pub struct Requeue {
 
 impl Limiter {
     /// The ceiling that a request's own would have to be lowered to, where its ceiling alone is what can never fit.
-    pub fn fitting_ceiling(&self, ask: &AdmissionRequest, now: Ns) -> Option<u64> {
-        let (amount, _, given) = self.amount(ask.cost);
-        if let (CostEstimate::Tokens { .. }, Some((slot, limit))) = (ask.cost, self.quotas.too_large_answer(&amount)) {
+    pub fn fitting_max_completion_tokens(&self, request: &AdmissionRequest, now: Ns) -> Option<u64> {
+        let (cost, _, given) = self.cost(request.cost);
+        if let (CostEstimate::Tokens { .. }, Some((slot, limit))) = (request.cost, self.quotas.too_large_answer(&cost)) {
             // The whole limit would have to be free for itself; half of it is sooner.
             let left = self.quotas.all()[slot].bucket().map_or(0.0, |bucket| bucket.remaining(now));
             return Some((limit / 2).max(left.max(0.0) as u64).max(1));
@@ -43,61 +43,61 @@ impl Limiter {
             .iter()
             .filter(|quota| quota.is_certain(now))
             .filter_map(|quota| match quota.dimension.unit {
-                Unit::Tokens => Some(quota.limit()?.saturating_sub(amount.input.into())),
+                Unit::Tokens => Some(quota.limit()?.saturating_sub(cost.input.into())),
                 _ => None,
             })
             .min()?;
-        (room > 0 && room < amount.output.into()).then_some(room)
+        (room > 0 && room < cost.output.into()).then_some(room)
     }
 
     /// What a request asks, as a waiter would hold it.
     pub(super) fn read(
         &mut self,
-        ask: &AdmissionRequest,
+        request: &AdmissionRequest,
         app: AppId,
         now: Ns,
         deadline: Ns,
-        again: Option<Requeue>,
+        requeue: Option<Requeue>,
     ) -> (QueuedRequest, Arrival) {
-        let (amount, estimated, has_ceiling) = self.amount(ask.cost);
-        let amount = match again {
+        let (cost, estimated, has_ceiling) = self.cost(request.cost);
+        let cost = match requeue {
             // The refusal gave the sum of both parts.
             Some(Requeue { requested: Some(requested), .. }) if !has_ceiling => {
-                Cost { output: requested.saturating_sub(amount.input), ..amount }
+                Cost { output: requested.saturating_sub(cost.input), ..cost }
             }
-            Some(again) => amount.at_least(again.least),
-            None => amount,
+            Some(requeue) => cost.at_least(requeue.least),
+            None => cost,
         };
-        let ticket = again.map(|again| again.ticket);
-        let size = self.size(&amount);
-        let usual = self.queue.app_of(app).and_then(|app| app.completion.mean()).or(self.calibration.completion.mean());
-        let expected = self.expected(usual, amount.output, has_ceiling);
+        let ticket = requeue.map(|requeue| requeue.ticket);
+        let size = self.size(&cost);
+        let usual = self.queue.app_of(app).and_then(|app| app.completion.mean()).or(self.estimates.completion.mean());
+        let expected = self.expected(usual, cost.output, has_ceiling);
         let waiter = QueuedRequest {
             app,
             size,
-            amount,
+            cost,
             expected,
             estimated,
             has_ceiling,
-            requested: again.and_then(|again| again.requested),
+            requested: requeue.and_then(|requeue| requeue.requested),
             ticket: ticket.unwrap_or_else(|| self.queue.ticket()),
             since: now,
             deadline,
             bypass_budget: None,
         };
-        let asker = Arrival { app, class: ask.class, size, amount: self.forecast_amount(&waiter), ticket };
-        (waiter, asker)
+        let arrival = Arrival { app, class: request.class, size, cost: self.forecast_cost(&waiter), ticket };
+        (waiter, arrival)
     }
 
     /// What a cost means in units: pessimistic for the prompt, the whole ceiling for the completion.
-    fn amount(&self, cost: CostEstimate) -> (Cost, u32, bool) {
+    fn cost(&self, cost: CostEstimate) -> (Cost, u32, bool) {
         let cut = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         match cost {
-            CostEstimate::Tokens { prompt, ceiling } => {
-                let input = if prompt == 0 { 0 } else { (prompt as f32 * self.calibration.prompt.high()).ceil() as u64 + 4 };
-                let amount = Cost { requests: 1, input: cut(input), ..Cost::default() };
-                let amount = ceiling.map_or_else(|| self.unbounded(amount), |ceiling| amount.with_output(cut(ceiling)));
-                (amount, cut(prompt), ceiling.is_some())
+            CostEstimate::Tokens { prompt, max_completion_tokens: ceiling } => {
+                let input = if prompt == 0 { 0 } else { (prompt as f32 * self.estimates.prompt.high()).ceil() as u64 + 4 };
+                let cost = Cost { requests: 1, input: cut(input), ..Cost::default() };
+                let cost = ceiling.map_or_else(|| self.unbounded(cost), |ceiling| cost.with_output(cut(ceiling)));
+                (cost, cut(prompt), ceiling.is_some())
             }
             CostEstimate::Audio { seconds } => (Cost { requests: 1, seconds: cut(seconds), ..Cost::default() }, 0, true),
             CostEstimate::Free => (Cost::default(), 0, true),
@@ -105,35 +105,35 @@ impl Limiter {
     }
 
     /// Size class: by the share of the tightest limit it asks for.
-    fn size(&self, amount: &Cost) -> u8 {
+    fn size(&self, cost: &Cost) -> u8 {
         if !Mechanism::SizeClasses.is_on() {
             return 0;
         }
-        let amount = &self.quotas.expect(*amount);
+        let cost = &self.quotas.expect(*cost);
         let share = self
             .quotas
             .all()
             .iter()
             .filter(|quota| quota.dimension.unit != Unit::Requests)
-            .filter_map(|quota| Some(quota.asked(amount) as f64 / quota.limit()? as f64))
+            .filter_map(|quota| Some(quota.units(cost) as f64 / quota.limit()? as f64))
             .fold(0.0, f64::max);
         [1.0 / 32.0, 1.0 / 8.0, 0.5].iter().filter(|&&bound| share > bound).count() as u8
     }
 
     /// Its certain sum is over a certain limit.
     pub(super) fn never(&self, waiter: &QueuedRequest, now: Ns) -> Option<AdmissionError> {
-        let least = self.calibration.prompt.low().min(LEAST);
+        let least = self.estimates.prompt.low().min(LEAST);
         let input = (waiter.estimated as f32 * least) as u32;
-        let output = if waiter.has_ceiling { waiter.amount.output } else { 0 };
-        let (dimension, limit, _) = self.quotas.never(&Cost { input, ..waiter.amount }.with_output(output), now)?;
+        let output = if waiter.has_ceiling { waiter.cost.output } else { 0 };
+        let (dimension, limit, _) = self.quotas.never(&Cost { input, ..waiter.cost }.with_output(output), now)?;
         // What people are told is the estimate itself, not its lower bound.
         let prompt = if input == 0 { 0 } else { u64::from(waiter.estimated) };
-        let told = Cost { input: waiter.estimated, ..waiter.amount }.with_output(output);
+        let told = Cost { input: waiter.estimated, ..waiter.cost }.with_output(output);
         let parts = (dimension.unit == Unit::Tokens).then_some((prompt, u64::from(output)));
         Some(AdmissionError::TooLarge {
             dimension: dimension.clone(),
             limit,
-            asked: told.of(dimension.unit).max(limit + 1),
+            requested: told.of(dimension.unit).max(limit + 1),
             parts,
         })
     }

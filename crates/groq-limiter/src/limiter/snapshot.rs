@@ -63,12 +63,12 @@ impl Limiter {
 
     /// What a request like the last in the queue would wait.
     fn typical_wait(&self, now: Ns) -> Duration {
-        let Some(QueuedRequest { app, size, amount, .. }) = self.queue.iter().max_by_key(|waiter| waiter.ticket) else {
+        let Some(QueuedRequest { app, size, cost, .. }) = self.queue.iter().max_by_key(|waiter| waiter.ticket) else {
             return Duration::from_nanos(self.paused_until.saturating_sub(now));
         };
         let Some(class) = self.queue.app_of(*app).map(|app| app.class) else { return Duration::ZERO };
-        let asker = Arrival { app: *app, class, size: *size, amount: *amount, ticket: None };
-        forecast(&self.quotas, &self.queue, &asker, now).wait
+        let arrival = Arrival { app: *app, class, size: *size, cost: *cost, ticket: None };
+        forecast(&self.quotas, &self.queue, &arrival, now).wait
     }
 
     /// Nobody waits or runs, and every quota is full again: dropping it loses only what was learnt.
@@ -84,7 +84,7 @@ impl Limiter {
 
     /// Whether Groq has said anything about its limits.
     pub fn has_learnt(&self) -> bool {
-        self.quotas.all().iter().any(|quota| quota.terms().stated.is_some())
+        self.quotas.all().iter().any(|quota| quota.statements().stated.is_some())
     }
 
     /// When it was last used.
@@ -94,7 +94,7 @@ impl Limiter {
 
     /// The limiter's usual time from sending to an answer's head.
     pub fn usual_time_to_head(&self) -> Duration {
-        self.calibration.usual_time_to_head()
+        self.estimates.usual_time_to_head()
     }
 
     /// A dimension by its slot.
@@ -139,8 +139,8 @@ fn dimension(quota: &Quota, now: Ns) -> Option<DimensionSnapshot> {
         remaining: left,
         margin: quota.margin(quota.typical()),
         source: quota.source(),
-        configured: quota.terms().configured,
-        stated: quota.terms().stated.map(|(limit, _)| limit),
+        configured: quota.statements().configured,
+        stated: quota.statements().stated.map(|(limit, _)| limit),
         external: quota.external(),
         exhausted_in: exhausted_in.filter(|&at| nanos(at) < 10 * bucket.period()),
         full_in: Duration::from_nanos(bucket.tat().saturating_sub(now)),

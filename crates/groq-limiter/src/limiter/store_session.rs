@@ -91,11 +91,11 @@ impl Limiter {
     }
 
     /// Whether the store decides who goes; a limiter that is new to a store that can be reached waits for its answer.
-    pub(super) fn asks_store(&self) -> bool {
+    pub(super) fn store_decides(&self) -> bool {
         self.link.as_ref().is_some_and(|link| link.up && (self.quotas.is_joined() || !link.known))
     }
 
-    /// What the store is to be told or asked now, if anything. One at a time: its end is [`Limiter::answered`] or
+    /// What the store is to be told or units now, if anything. One at a time: its end is [`Limiter::answered`] or
     /// [`Limiter::lost`].
     pub fn transaction(&mut self, now: Ns) -> Option<Transaction> {
         let now = self.advance(now);
@@ -115,9 +115,9 @@ impl Limiter {
             hello,
             gone: if hello { 0 } else { std::mem::take(&mut link.gone) },
             max_wait: head.map(|(_, waiter)| waiter.deadline.saturating_sub(now)),
-            cells: self.quotas.cells(hello, head.map(|(_, waiter)| &waiter.amount)),
+            cells: self.quotas.cells(hello, head.map(|(_, waiter)| &waiter.cost)),
         };
-        let head = head.map(|(id, waiter)| (id, waiter.ticket, self.quotas.expect(waiter.amount)));
+        let head = head.map(|(id, waiter)| (id, waiter.ticket, self.quotas.expect(waiter.cost)));
         link.under_way = Some(UnderWay { transaction: transaction.clone(), head });
         Some(transaction)
     }
@@ -146,23 +146,23 @@ impl Limiter {
                     self.gone(lost.transaction.gone);
                 }
                 // It went on alone.
-                Some((.., amount)) if answer.before.1 => {
-                    self.quotas.give_up(&amount);
+                Some((.., cost)) if answer.before.1 => {
+                    self.quotas.give_up(&cost);
                     self.gone(NO_PLACE);
                 }
                 _ => {}
             }
         }
         self.quotas.hear(&answer.state, true, now);
-        if let Some((id, ticket, amount)) = under_way.head {
+        if let Some((id, ticket, cost)) = under_way.head {
             let waits = self.queue.get(id).is_some_and(|waiter| waiter.ticket == ticket);
             match (answer.granted, waits, &mut self.link) {
                 (true, true, Some(link)) => {
-                    let booking = self.quotas.reserved(amount, answer.state.version, now);
+                    let booking = self.quotas.reserved(cost, answer.state.version, now);
                     link.booked = Some(Booked { id, booking, at_once: answer.wait == 0 });
                 }
                 (true, false, _) => {
-                    self.quotas.give_up(&amount);
+                    self.quotas.give_up(&cost);
                     self.gone(answer.state.position);
                     self.tell(0, now);
                 }
@@ -223,16 +223,16 @@ impl Limiter {
     }
 
     /// Asks for the head of the queue, or finds out why not yet.
-    pub(super) fn ask(&mut self, head: Id, now: Ns) {
+    pub(super) fn book(&mut self, head: Id, now: Ns) {
         let Some(waiter) = self.queue.get(head) else { return };
-        let (amount, deadline) = (waiter.amount, waiter.deadline);
-        let (fit, slot) = self.quotas.fit(&amount, now);
+        let (cost, deadline) = (waiter.cost, waiter.deadline);
+        let (fit, slot) = self.quotas.fit(&cost, now);
         let at = match fit {
             Readiness::Now => now,
             Readiness::At(at) => at,
             Readiness::Never => now + SECOND,
         };
-        let own = match self.quotas.fit_own(&amount, now) {
+        let own = match self.quotas.fit_own(&cost, now) {
             Readiness::Now => now,
             Readiness::At(at) => at,
             Readiness::Never => now + SECOND,
@@ -253,8 +253,8 @@ impl Limiter {
     pub(super) fn turn_denied_away(&mut self, now: Ns, events: &mut Vec<Event>) -> bool {
         let Some(id) = self.link.as_mut().and_then(|link| link.denied.take()) else { return false };
         let late = self.queue.get(id).and_then(|waiter| {
-            let forecast = self.forecast(&self.asker(waiter), now);
-            self.not_in_time(forecast, &waiter.amount, waiter.since, now, waiter.deadline)
+            let forecast = self.forecast(&self.arrival(waiter), now);
+            self.not_in_time(forecast, &waiter.cost, waiter.since, now, waiter.deadline)
         });
         late.is_some_and(|refusal| {
             self.leave(id);
@@ -286,8 +286,8 @@ impl Limiter {
     /// It leaves the queue: its booking is given up.
     pub(super) fn give_up(&mut self, head: Id) {
         if let Some(booked) = self.take_booking(head) {
-            self.quotas.cancel(&booked.booking.taken);
-            self.gone(booked.booking.taken.reserved.position);
+            self.quotas.cancel(&booked.booking.reserved);
+            self.gone(booked.booking.reserved.order.position);
             self.tell(0, self.clock);
         }
     }

@@ -1,6 +1,6 @@
 //! Requests without a ceiling: their price follows what is learnt of the upstream, also for those that wait already.
 
-use super::{Limiter, Permit};
+use super::{Grant, Limiter};
 use crate::{
     bucket::{Ns, Readiness},
     estimate::default_output::DEFAULT,
@@ -17,12 +17,12 @@ impl Limiter {
     pub(super) fn assumed(&self) -> u32 {
         let configured =
             self.tables.of_model(&self.model).assumed_completion_tokens.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        configured.unwrap_or_else(|| self.calibration.assumed.tokens())
+        configured.unwrap_or_else(|| self.estimates.assumed.tokens())
     }
 
     /// What a request without a ceiling takes beside its prompt.
     pub(super) fn unbounded(&self, prompt: Cost) -> Cost {
-        let (output, usual) = (self.assumed(), self.calibration.completion.high());
+        let (output, usual) = (self.assumed(), self.estimates.completion.high());
         let answer = output.max(usual.map_or(DEFAULT, |usual| usual as u32));
         Cost { output, answer, expected: u32::MAX, ..prompt }
     }
@@ -39,7 +39,7 @@ impl Limiter {
 
     /// Whether requests without a ceiling are still priced by a guess, and may be sent in slow start.
     pub(super) fn is_trying(&self) -> bool {
-        !self.calibration.assumed.is_settled()
+        !self.estimates.assumed.is_settled()
             && self.tables.of_model(&self.model).assumed_completion_tokens.is_none()
             && !self.is_linked()
     }
@@ -50,10 +50,10 @@ impl Limiter {
     }
 
     /// What a request's wait is forecast by: nobody is refused for tokens that may not be reserved.
-    pub(super) fn forecast_amount(&self, waiter: &QueuedRequest) -> Cost {
-        match waiter.amount {
+    pub(super) fn forecast_cost(&self, waiter: &QueuedRequest) -> Cost {
+        match waiter.cost {
             Cost { requests, expected, .. } if self.is_guess(waiter) => Cost { requests, expected, ..Cost::default() },
-            amount => amount,
+            cost => cost,
         }
     }
 
@@ -61,13 +61,13 @@ impl Limiter {
     /// and it fits then. Otherwise the limiter wakes up when it is time.
     pub(super) fn try_unpriced(&mut self, id: Id, now: Ns) -> bool {
         let Some(waiter) = self.queue.get(id).filter(|waiter| self.is_guess(waiter)) else { return false };
-        let (amount, expected) = (Cost { output: 0, ..waiter.amount }, waiter.expected);
-        if self.quotas.fit(&amount, now).0 != Readiness::Now {
+        let (cost, expected) = (Cost { output: 0, ..waiter.cost }, waiter.expected);
+        if self.quotas.fit(&cost, now).0 != Readiness::Now {
             return false;
         }
-        match self.calibration.assumed.try_now(now) {
+        match self.estimates.assumed.try_now(now) {
             Ok(()) => {
-                self.queue.reprice(id, amount, expected);
+                self.queue.reprice(id, cost, expected);
                 true
             }
             Err(at) => {
@@ -88,8 +88,8 @@ impl Limiter {
             let Some(waiter) = self.queue.get(id).filter(|waiter| !waiter.has_ceiling && waiter.requested.is_none()) else {
                 continue;
             };
-            let (amount, expected) = (self.unbounded(waiter.amount), waiter.expected);
-            self.queue.reprice(id, amount, expected);
+            let (cost, expected) = (self.unbounded(waiter.cost), waiter.expected);
+            self.queue.reprice(id, cost, expected);
         }
         // By another price some may not make it in time.
         self.guessed = true;
@@ -97,26 +97,26 @@ impl Limiter {
 
     /// An answer's head has come. If Groq holds more for it than was charged here, the quotas show so from now on, and the
     /// difference comes back when the answer ends. `error`: by how much its header has corrected `slot`, ns.
-    pub(super) fn hold_assumed(&mut self, charge: &mut Permit, slot: usize, error: Option<i64>, now: Ns) {
-        let amount = charge.amount();
+    pub(super) fn hold_assumed(&mut self, grant: &mut Grant, slot: usize, error: Option<i64>, now: Ns) {
+        let cost = grant.cost();
         let most = self.assumed();
         let held = match error.and_then(|error| u64::try_from(error).ok()) {
-            _ if self.calibration.assumed.is_settled() => most,
+            _ if self.estimates.assumed.is_settled() => most,
             Some(error) => {
                 let unit = self.quotas.all()[slot].bucket().map_or(1, |bucket| bucket.span(1));
-                most.min(amount.output.saturating_add(u32::try_from(error / unit).unwrap_or(u32::MAX)))
+                most.min(cost.output.saturating_add(u32::try_from(error / unit).unwrap_or(u32::MAX)))
             }
             None => return,
         };
-        if held > amount.output {
-            self.quotas.raise(&mut charge.taken, Cost { output: held, ..amount }, slot, now);
+        if held > cost.output {
+            self.quotas.raise(&mut grant.reserved, Cost { output: held, ..cost }, slot, now);
         }
     }
 
     /// `Requested` of a request without a ceiling, where it is prompt and assumed completion tokens. What can never succeed
     /// says nothing of others: its prompt may be all of it.
-    pub(super) fn requested_in_all(&self, charge: &Permit, text: Option<&UpstreamRefusal>) -> Option<u32> {
-        let text = text.filter(|text| !charge.has_ceiling && !text.hopeless())?;
+    pub(super) fn requested_in_all(&self, grant: &Grant, text: Option<&UpstreamRefusal>) -> Option<u32> {
+        let text = text.filter(|text| !grant.has_ceiling && !text.hopeless())?;
         let counts_all = self.named(text)?.unit == Unit::Tokens;
         counts_all.then(|| u32::try_from(text.requested).unwrap_or(u32::MAX))
     }

@@ -133,9 +133,9 @@ impl App {
     }
 
     /// It was served so much; a negative cost takes it back.
-    pub(super) fn count_served(&mut self, cost: f64, now: Ns) {
+    pub(super) fn count_served(&mut self, service: f64, now: Ns) {
         let fade = (-(now.saturating_sub(self.served_at) as f64) / (RATE_MEMORY * 1e9)).exp();
-        self.served = (self.served * fade + cost).max(0.0);
+        self.served = (self.served * fade + service).max(0.0);
         self.served_at = now;
     }
 

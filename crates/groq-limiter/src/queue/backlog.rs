@@ -24,18 +24,18 @@ impl Backlog {
 
     pub(super) fn add(&mut self, waiter: &QueuedRequest) {
         self.count += 1;
-        self.requests += u64::from(waiter.amount.requests);
-        self.input += u64::from(waiter.amount.input);
+        self.requests += u64::from(waiter.cost.requests);
+        self.input += u64::from(waiter.cost.input);
         self.output += u64::from(waiter.expected);
-        self.seconds += u64::from(waiter.amount.seconds);
+        self.seconds += u64::from(waiter.cost.seconds);
     }
 
     pub(super) fn take(&mut self, waiter: &QueuedRequest) {
         self.count -= 1;
-        self.requests -= u64::from(waiter.amount.requests);
-        self.input -= u64::from(waiter.amount.input);
+        self.requests -= u64::from(waiter.cost.requests);
+        self.input -= u64::from(waiter.cost.input);
         self.output -= u64::from(waiter.expected);
-        self.seconds -= u64::from(waiter.amount.seconds);
+        self.seconds -= u64::from(waiter.cost.seconds);
     }
 
     /// The sum that a dimension of this unit counts.

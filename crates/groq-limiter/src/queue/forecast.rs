@@ -30,33 +30,33 @@ pub struct Arrival {
     /// Its size class.
     pub size: u8,
     /// What it takes.
-    pub amount: Cost,
+    pub cost: Cost,
     /// A place that it had before.
     pub ticket: Option<Ticket>,
 }
 
 /// The wait for a newcomer (or one who comes back to its place).
-pub fn forecast(quotas: &QuotaSet, queue: &FairQueue, asker: &Arrival, now: Ns) -> Forecast {
-    let Some(app) = queue.app_of(asker.app) else { return Forecast::default() };
+pub fn forecast(quotas: &QuotaSet, queue: &FairQueue, arrival: &Arrival, now: Ns) -> Forecast {
+    let Some(app) = queue.app_of(arrival.app) else { return Forecast::default() };
     let interactive = queue.backlog(Priority::Interactive);
     let batch = queue.backlog(Priority::Batch);
     // The limiter's part that this priority class has while the other one waits as well.
-    let (everyone, part) = match asker.class {
+    let (everyone, part) = match arrival.class {
         Priority::Interactive if batch.count == 0 => (vec![interactive], 1.0),
         Priority::Interactive => (vec![interactive], 1.0 - BATCH_SHARE),
         Priority::Batch if interactive.count == 0 => (vec![batch], 1.0),
         Priority::Batch => (vec![interactive, batch], 1.0),
     };
-    let batch_only = match asker.class {
+    let batch_only = match arrival.class {
         Priority::Batch if interactive.count > 0 => BATCH_SHARE,
         _ => part,
     };
-    let own = part.min(batch_only) * own_share(queue, asker, now);
-    let own_size = app.size_backlog(asker.size);
+    let own = part.min(batch_only) * own_share(queue, arrival, now);
+    let own_size = app.size_backlog(arrival.size);
     let sizes = app.active_sizes() + usize::from(own_size.count == 0);
     // With a place of its own only those before it in its size class are ahead.
-    let before = match asker.ticket {
-        Some(ticket) if own_size.count > 0 => app.before(asker.size, ticket) as f64 / f64::from(own_size.count),
+    let before = match arrival.ticket {
+        Some(ticket) if own_size.count > 0 => app.before(arrival.size, ticket) as f64 / f64::from(own_size.count),
         Some(_) => 0.0,
         None => 1.0,
     };
@@ -65,26 +65,26 @@ pub fn forecast(quotas: &QuotaSet, queue: &FairQueue, asker: &Arrival, now: Ns) 
     let views = if Mechanism::ForecastViews.is_on() { &views[..] } else { &views[..1] };
     views
         .iter()
-        .map(|(ahead, scale, share)| view(quotas, ahead, *scale, *share, asker, now))
+        .map(|(ahead, scale, share)| view(quotas, ahead, *scale, *share, arrival, now))
         .min_by(|a, b| a.wait.cmp(&b.wait))
         .unwrap_or_default()
 }
 
 /// The longest wait over all dimensions, if `share` of each one's rate works off what is ahead.
-fn view(quotas: &QuotaSet, ahead: &[&Backlog], scale: f64, share: f64, asker: &Arrival, now: Ns) -> Forecast {
+fn view(quotas: &QuotaSet, ahead: &[&Backlog], scale: f64, share: f64, arrival: &Arrival, now: Ns) -> Forecast {
     let mut worst = Forecast::default();
     for (slot, quota) in quotas.all().iter().enumerate() {
         let unit = quota.dimension.unit;
-        let asked = quota.asked(&quotas.expect(asker.amount));
-        let Some(rate) = rate(quota).filter(|_| asked > 0) else { continue };
+        let units = quota.units(&quotas.expect(arrival.cost));
+        let Some(rate) = rate(quota).filter(|_| units > 0) else { continue };
         let ahead: u64 = ahead.iter().map(|backlog| backlog.of(unit)).sum();
-        let alone = match quotas.fit_level(quota, &asker.amount, now) {
+        let alone = match quotas.fit_level(quota, &arrival.cost, now) {
             Readiness::Now => 0.0,
             Readiness::At(at) => (at - now) as f64 / 1e9,
             Readiness::Never => continue,
         };
         // What the quota holds beyond this request's own need goes to those ahead.
-        let spare = quota.bucket().map_or(0.0, |bucket| bucket.remaining(now) - (asked + quota.margin(asked)) as f64).max(0.0);
+        let spare = quota.bucket().map_or(0.0, |bucket| bucket.remaining(now) - (units + quota.margin(units)) as f64).max(0.0);
         let queue = (ahead as f64 * scale - spare).max(0.0) / (rate * share);
         let wait = Duration::try_from_secs_f64(alone + queue).unwrap_or(Duration::MAX);
         if wait > worst.wait {
@@ -100,11 +100,11 @@ fn rate(quota: &Quota) -> Option<f64> {
     Some(bucket.rate() * (1.0 - quota.external()).max(0.1))
 }
 
-/// The share of the limiter that the asker's app can count on.
-fn own_share(queue: &FairQueue, asker: &Arrival, now: Ns) -> f64 {
-    let Some(app) = queue.app_of(asker.app) else { return 1.0 };
+/// The share of the limiter that the arrival's app can count on.
+fn own_share(queue: &FairQueue, arrival: &Arrival, now: Ns) -> f64 {
+    let Some(app) = queue.app_of(arrival.app) else { return 1.0 };
     let (mut weights, mut others) = (app.weight, 0.0);
-    for other in queue.apps().filter(|other| other.class == asker.class && !std::ptr::eq(*other, app)) {
+    for other in queue.apps().filter(|other| other.class == arrival.class && !std::ptr::eq(*other, app)) {
         if other.backlog().count > 0 {
             weights += other.weight;
         }

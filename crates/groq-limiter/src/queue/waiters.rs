@@ -67,18 +67,18 @@ impl Waiters {
     /// It is the head of its size class from now on.
     pub(super) fn lead(&mut self, id: Id) {
         if let Some(waiter) = self.get(id) {
-            self.heads.insert((reach(&waiter.amount), id));
+            self.heads.insert((reach(&waiter.cost), id));
         }
     }
 
     /// It no longer is; whether it was.
     pub(super) fn follow(&mut self, id: Id) -> bool {
-        let key = self.get(id).map(|waiter| (reach(&waiter.amount), id));
+        let key = self.get(id).map(|waiter| (reach(&waiter.cost), id));
         key.is_some_and(|key| self.heads.remove(&key))
     }
 }
 
 /// How much of a limiter a request occupies, for "smaller than".
-fn reach(amount: &Cost) -> u64 {
-    u64::from(amount.input) + u64::from(amount.output) + u64::from(amount.seconds)
+fn reach(cost: &Cost) -> u64 {
+    u64::from(cost.input) + u64::from(cost.output) + u64::from(cost.seconds)
 }

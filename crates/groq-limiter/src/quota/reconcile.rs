@@ -15,26 +15,26 @@ pub(super) struct FormerLimit {
 impl Quota {
     /// Groq says that `used` units were taken at `at`, the request at this position included. Only a newer position
     /// than all before counts, so late answers, in any order, do no harm. The correction in ns.
-    pub fn observe(&mut self, position: u64, mark: SendSnapshot, used: u64, at: Ns, now: Ns) -> Option<i64> {
-        let (mark, at) = if Mechanism::SendPosition.is_on() { (mark, at) } else { (self.mark(), now) };
+    pub fn observe(&mut self, position: u64, snapshot: SendSnapshot, used: u64, at: Ns, now: Ns) -> Option<i64> {
+        let (snapshot, at) = if Mechanism::SendPosition.is_on() { (snapshot, at) } else { (self.snapshot(), now) };
         if position <= self.newest && Mechanism::SendPosition.is_on() {
             return None;
         }
         let first = std::mem::replace(&mut self.newest, position) == 0;
-        let mark = self.rescaled(position, mark, at);
+        let snapshot = self.rescaled(position, snapshot, at);
         let bucket = self.bucket.as_mut()?;
-        let expected = mark.tat.saturating_add_signed(self.corrections.wrapping_sub(mark.corrections)).max(at);
+        let expected = snapshot.tat.saturating_add_signed(self.corrections.wrapping_sub(snapshot.corrections)).max(at);
         let truth = bucket.tat_of(used, at);
         let error = (i128::from(truth) - i128::from(expected)).clamp(i64::MIN.into(), i64::MAX.into()) as i64;
         // Less in use than expected may be what was overtaken on its way, or a refund that both have seen.
         let uncertainties = self.uncertainties.iter().filter(|&&(first, last, _)| (first..=last).contains(&position));
-        let uncertain = uncertainties.fold(mark.recent, |sum: Ns, &(.., span)| sum.saturating_add(span));
+        let uncertain = uncertainties.fold(snapshot.recent, |sum: Ns, &(.., span)| sum.saturating_add(span));
         let uncertain = if Mechanism::Uncertainty.is_on() { uncertain } else { 0 };
         let error = if error < 0 { error.saturating_add_unsigned(uncertain).min(0) } else { error };
         self.uncertainties.retain(|&(_, last, _)| last > position);
         bucket.correct(error, at, now);
         self.corrections = self.corrections.wrapping_add(error);
-        self.report_observation(SentObservation { position, mark, at, truth });
+        self.report_observation(SentObservation { position, snapshot, at, truth });
         // What was taken before our first request does not say how fast others take.
         if !first && Mechanism::ExternalUsage.is_on() {
             self.external = (self.external + error as f64 / MEMORY).clamp(0.0, 0.9);
@@ -62,13 +62,13 @@ impl Quota {
         self.last_refusal = Some(now);
     }
 
-    /// A mark in today's units.
-    fn rescaled(&self, position: u64, mark: SendSnapshot, at: Ns) -> SendSnapshot {
-        let Some(bucket) = self.bucket.as_ref().filter(|_| position <= self.before.position) else { return mark };
+    /// A snapshot in today's units.
+    fn rescaled(&self, position: u64, snapshot: SendSnapshot, at: Ns) -> SendSnapshot {
+        let Some(bucket) = self.bucket.as_ref().filter(|_| position <= self.before.position) else { return snapshot };
         let FormerLimit { unit, corrections, .. } = self.before;
-        let tat = mark.tat.saturating_add_signed(corrections.wrapping_sub(mark.corrections));
+        let tat = snapshot.tat.saturating_add_signed(corrections.wrapping_sub(snapshot.corrections));
         let used = tat.saturating_sub(at).checked_div(unit).unwrap_or(0);
-        SendSnapshot { tat: bucket.tat_of(used, at), corrections, ..mark }
+        SendSnapshot { tat: bucket.tat_of(used, at), corrections, ..snapshot }
     }
 }
 
@@ -81,11 +81,11 @@ mod tests {
 
     #[test]
     fn what_was_taken_before_our_first_request_is_nobodys_rate() {
-        let terms = Statements { configured: Some(60_000), ..Statements::default() };
-        let mut quota = Quota::new(Dimension::TPM, terms, 0.0, 0);
-        quota.observe(1, quota.mark(), 57_000, 0, 0);
+        let statements = Statements { configured: Some(60_000), ..Statements::default() };
+        let mut quota = Quota::new(Dimension::TPM, statements, 0.0, 0);
+        quota.observe(1, quota.snapshot(), 57_000, 0, 0);
         assert_eq!((quota.external(), quota.is_full(0)), (0.0, false), "only the quota is corrected");
-        quota.observe(2, quota.mark(), 60_000, 0, 0);
+        quota.observe(2, quota.snapshot(), 60_000, 0, 0);
         assert!((0.04..0.06).contains(&quota.external()), "a twentieth of a minute's limit came since");
     }
 }

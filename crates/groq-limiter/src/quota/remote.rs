@@ -46,8 +46,8 @@ pub(super) struct Remote {
 impl Remote {
     /// By how much settlements, corrections and reservations given up have moved the quota for this place since it stood
     /// so, ns.
-    fn since(&self, mark: &SendSnapshot, place: BookingOrder) -> i64 {
-        let adjusted = self.view.adjusted.wrapping_add(self.before).wrapping_sub(mark.adjusted);
+    fn since(&self, snapshot: &SendSnapshot, place: BookingOrder) -> i64 {
+        let adjusted = self.view.adjusted.wrapping_add(self.before).wrapping_sub(snapshot.adjusted);
         let gone = self.view.gone.iter().filter(|gone| gone.version > place.version && gone.position < place.position);
         let gained: i64 = gone.map(|gone| gone.span as i64).sum();
         adjusted.saturating_add(self.settled).saturating_add(self.told.0).saturating_sub(gained)
@@ -96,8 +96,9 @@ impl Quota {
             && remote.observation.is_none_or(|before| before.position < observation.position)
         {
             // In the sums of the store's record.
-            let adjusted = observation.mark.adjusted.wrapping_sub(remote.before);
-            remote.observation = Some(SentObservation { mark: SendSnapshot { adjusted, ..observation.mark }, ..observation });
+            let adjusted = observation.snapshot.adjusted.wrapping_sub(remote.before);
+            remote.observation =
+                Some(SentObservation { snapshot: SendSnapshot { adjusted, ..observation.snapshot }, ..observation });
         }
     }
 
@@ -116,8 +117,8 @@ impl Quota {
 
     /// Its part of a transaction. `None` without a limit. A hello tells nothing.
     pub fn cell(&mut self, hello: bool, head: Option<&Cost>) -> Option<Cell> {
-        let asked = head.map_or(0, |amount| self.asked(amount));
-        let margin = self.margin(asked);
+        let units = head.map_or(0, |cost| self.units(cost));
+        let margin = self.margin(units);
         let code = self.stored_code().into();
         let (bucket, remote) = (self.bucket.as_ref()?, self.remote.as_mut()?);
         let owed = remote.settled.saturating_add(remote.given_up);
@@ -130,7 +131,7 @@ impl Quota {
             claimed: false,
             observation: None,
             outstanding: remote.outstanding,
-            asked: bucket.span(asked),
+            asked: bucket.span(units),
             margin: bucket.span(margin),
         };
         if !hello {
@@ -157,7 +158,7 @@ impl Quota {
     pub fn renew(&mut self, view: &RemoteView) {
         if let Some(remote) = &mut self.remote {
             remote.before = remote.before.wrapping_add(remote.view.adjusted).wrapping_sub(view.adjusted);
-            // Its mark is of the old record.
+            // Its snapshot is of the old record.
             remote.observation = None;
         }
     }
@@ -177,11 +178,11 @@ impl Quota {
         }
     }
 
-    /// The store has charged `asked`: how it stands, and when it would be full again with what is left untouched.
-    pub fn charged(&mut self, asked: u64, now: Ns) -> (SendSnapshot, Ns) {
-        self.spend(asked, now);
+    /// The store has charged `units`: how it stands, and when it would be full again with what is left untouched.
+    pub fn charged(&mut self, units: u64, now: Ns) -> (SendSnapshot, Ns) {
+        self.spend(units, now);
         if let (Some(bucket), Some(remote)) = (&self.bucket, &mut self.remote) {
-            remote.outstanding = remote.outstanding.saturating_add(bucket.span(asked));
+            remote.outstanding = remote.outstanding.saturating_add(bucket.span(units));
         }
         self.remote.as_ref().map_or_else(Default::default, |remote| {
             let &RemoteView { tat, corrections, adjusted, recent, room, .. } = &remote.view;
@@ -191,19 +192,19 @@ impl Quota {
 
     /// What the store has charged goes out now: Groq has seen what was given back since, and counts it from now. Where the
     /// quota had room before the others had, what has come back since it was charged is owed.
-    pub fn set_out(&mut self, asked: u64, place: BookingOrder, mark: &mut SendSnapshot, now: Ns) {
+    pub fn set_out(&mut self, units: u64, place: BookingOrder, snapshot: &mut SendSnapshot, now: Ns) {
         if let Some(remote) = &self.remote {
-            mark.tat = mark.tat.saturating_add_signed(remote.since(mark, place));
-            mark.corrections = remote.view.corrections;
-            mark.adjusted = remote.view.adjusted.wrapping_add(remote.before);
-            mark.recent = mark.recent.max(remote.view.recent).saturating_add(remote.abreast(place, now));
+            snapshot.tat = snapshot.tat.saturating_add_signed(remote.since(snapshot, place));
+            snapshot.corrections = remote.view.corrections;
+            snapshot.adjusted = remote.view.adjusted.wrapping_add(remote.before);
+            snapshot.recent = snapshot.recent.max(remote.view.recent).saturating_add(remote.abreast(place, now));
         }
-        let Some(bucket) = self.bucket.as_mut().filter(|_| asked > 0) else { return };
-        let drained = bucket.tat_of(asked, now).saturating_sub(mark.tat);
+        let Some(bucket) = self.bucket.as_mut().filter(|_| units > 0) else { return };
+        let drained = bucket.tat_of(units, now).saturating_sub(snapshot.tat);
         if drained > JITTER {
-            let drained = drained.min(bucket.span(asked));
-            mark.tat = mark.tat.saturating_add(drained);
-            mark.adjusted = mark.adjusted.saturating_add(drained as i64);
+            let drained = drained.min(bucket.span(units));
+            snapshot.tat = snapshot.tat.saturating_add(drained);
+            snapshot.adjusted = snapshot.adjusted.saturating_add(drained as i64);
             bucket.drain(drained, now, now);
             self.add_pending(drained as i64);
         }
@@ -224,23 +225,23 @@ impl Quota {
     }
 
     /// A reservation of the store's is not used: before its time, so nobody that came before gains from it.
-    pub fn give_up(&mut self, asked: u64) {
+    pub fn give_up(&mut self, units: u64) {
         let Some(bucket) = &mut self.bucket else { return };
-        bucket.refund(asked);
+        bucket.refund(units);
         if let Some(remote) = &mut self.remote {
-            remote.given_up = remote.given_up.saturating_sub(i64::try_from(bucket.span(asked)).unwrap_or(i64::MAX));
+            remote.given_up = remote.given_up.saturating_sub(i64::try_from(bucket.span(units)).unwrap_or(i64::MAX));
         }
     }
 
     /// When a head may go that the store has charged when the quota stood so, with its room until then.
-    pub fn due(&self, room: Ns, place: BookingOrder, mark: &SendSnapshot) -> Ns {
+    pub fn due(&self, room: Ns, place: BookingOrder, snapshot: &SendSnapshot) -> Ns {
         let (Some(bucket), Some(remote)) = (self.bucket.as_ref().filter(|_| room > 0), &self.remote) else { return 0 };
-        bucket.out_of_debt(room.saturating_add_signed(remote.since(mark, place)))
+        bucket.out_of_debt(room.saturating_add_signed(remote.since(snapshot, place)))
     }
 
     /// When what the store does not know of has room: the part of our own.
-    pub fn peek_own(&self, asked: u64, now: Ns) -> Readiness {
-        self.share.as_ref().map_or(Readiness::Now, |share| share.peek(asked.min(share.limit()), 0, now))
+    pub fn peek_own(&self, units: u64, now: Ns) -> Readiness {
+        self.share.as_ref().map_or(Readiness::Now, |share| share.peek(units.min(share.limit()), 0, now))
     }
 
     /// The store is lost: limit ÷ replicas from here.
@@ -285,13 +286,13 @@ mod tests {
 
     const NOW: Ns = 1_000_000_000_000;
 
-    fn terms(limit: u64) -> Statements {
+    fn statements(limit: u64) -> Statements {
         Statements { configured: Some(limit), ..Statements::default() }
     }
 
     /// A quota of 6000 a minute that two replicas share through the store.
     fn joined() -> Quota {
-        let mut quota = Quota::new(Dimension::TPM, terms(6000), 0.0, NOW);
+        let mut quota = Quota::new(Dimension::TPM, statements(6000), 0.0, NOW);
         quota.link(2, NOW);
         quota.join(NOW);
         quota
@@ -311,7 +312,7 @@ mod tests {
         quota.charged(50, NOW);
         assert_eq!(outstanding(&mut quota), 150);
         for limit in [12_000, 250, 6000] {
-            quota.agree(terms(limit), 0, NOW);
+            quota.agree(statements(limit), 0, NOW);
             assert_eq!(outstanding(&mut quota), 150, "limit {limit}");
         }
         quota.ended(100);
@@ -325,7 +326,7 @@ mod tests {
         quota.agree(Statements::default(), 0, NOW);
         assert!(quota.cell(true, None).is_none());
         // A limit that comes back knows nothing of what was reserved before it.
-        quota.agree(terms(6000), 0, NOW + Duration::from_secs(1).as_nanos() as Ns);
+        quota.agree(statements(6000), 0, NOW + Duration::from_secs(1).as_nanos() as Ns);
         assert_eq!(outstanding(&mut quota), 0);
     }
 }

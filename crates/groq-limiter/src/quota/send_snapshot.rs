@@ -23,27 +23,27 @@ pub struct SendSnapshot {
 
 impl Quota {
     /// It goes out at this position; how the quota stands then.
-    pub fn sent(&mut self, position: u64, asked: u64, now: Ns) -> SendSnapshot {
+    pub fn sent(&mut self, position: u64, units: u64, now: Ns) -> SendSnapshot {
         self.forget_sent(now);
         // They went out so shortly before that they may arrive later.
         self.add_uncertainty(position, position, self.on_its_way);
         if let Some(bucket) = &self.bucket {
-            let span = bucket.span(asked);
+            let span = bucket.span(units);
             self.recent.push_back((position, now, span));
             self.on_its_way = self.on_its_way.saturating_add(span);
         }
-        self.mark()
+        self.snapshot()
     }
 
-    /// `asked` is on its way, or never will be: others' positions may count it.
-    pub fn no_longer_unsent(&mut self, asked: u64) {
+    /// `units` is on its way, or never will be: others' positions may count it.
+    pub fn no_longer_unsent(&mut self, units: u64) {
         if let Some(bucket) = &self.bucket {
-            self.unsent = self.unsent.saturating_sub(bucket.span(asked));
+            self.unsent = self.unsent.saturating_sub(bucket.span(units));
         }
     }
 
     /// How it stands for a request that is sent now and counted in it.
-    pub fn mark(&self) -> SendSnapshot {
+    pub fn snapshot(&self) -> SendSnapshot {
         let tat = self.bucket.as_ref().map_or(0, Bucket::tat);
         SendSnapshot { tat: tat.saturating_sub(self.unsent), corrections: self.corrections, adjusted: 0, recent: 0 }
     }

@@ -35,12 +35,12 @@ impl Statements {
 impl Quota {
     /// Where the limit's number comes from.
     pub fn source(&self) -> Source {
-        self.terms.limit().1
+        self.statements.limit().1
     }
 
     /// Who says what.
-    pub fn terms(&self) -> Statements {
-        self.terms
+    pub fn statements(&self) -> Statements {
+        self.statements
     }
 
     /// Whether more than the limit can be refused for good on our own word. A table that nobody chose, or a number
@@ -48,7 +48,7 @@ impl Quota {
     pub fn is_certain(&self, now: Ns) -> bool {
         match self.source() {
             Source::Configured => true,
-            Source::Plan => self.terms.plan.is_some_and(|(_, chosen)| chosen),
+            Source::Plan => self.statements.plan.is_some_and(|(_, chosen)| chosen),
             Source::Headers | Source::UpstreamRefusal => now.saturating_sub(self.confirmed) < TRUSTED_FOR,
         }
     }
@@ -60,13 +60,13 @@ impl Quota {
 
     /// Whether headers show this dimension.
     pub fn is_visible(&self) -> bool {
-        matches!(self.terms.stated, Some((_, Source::Headers)))
+        matches!(self.statements.stated, Some((_, Source::Headers)))
     }
 
     /// Another word on the limit; what was used stays used. Positions up to `position` were counted under the old one.
-    pub fn agree(&mut self, terms: Statements, position: u64, now: Ns) {
-        self.terms = terms;
-        let (limit, _) = terms.limit();
+    pub fn agree(&mut self, statements: Statements, position: u64, now: Ns) {
+        self.statements = statements;
+        let (limit, _) = statements.limit();
         if self.limit() == limit.filter(|&limit| limit <= u32::MAX.into() && limit > 0) {
             return;
         }

@@ -10,7 +10,7 @@ use crate::{
 /// What the store has charged for a head.
 #[derive(Debug)]
 pub struct Booking {
-    pub(crate) taken: Reserved,
+    pub(crate) reserved: Reserved,
     /// When each quota would be full again with it and what it leaves untouched.
     rooms: [Ns; SLOTS],
 }
@@ -18,13 +18,13 @@ pub struct Booking {
 impl Reserved {
     /// Whether the store took it, and not this process alone.
     pub(super) fn is_reserved(&self) -> bool {
-        self.reserved.position > 0
+        self.order.position > 0
     }
 
     /// So much of it comes back should this replica fall silent: the prompt of what was sent is Groq's.
     pub(super) fn outstanding(&self, quota: &Quota) -> u64 {
-        let sent = self.amount.with_output(0);
-        quota.asked(&self.amount) - if self.position > 0 { quota.asked(&sent) } else { 0 }
+        let sent = self.cost.with_output(0);
+        quota.units(&self.cost) - if self.position > 0 { quota.units(&sent) } else { 0 }
     }
 }
 
@@ -81,7 +81,7 @@ impl QuotaSet {
 
     /// Every dimension's part of a transaction.
     pub fn cells(&mut self, hello: bool, head: Option<&Cost>) -> Vec<Cell> {
-        let head = head.map(|amount| self.expect(*amount));
+        let head = head.map(|cost| self.expect(*cost));
         self.quotas.iter_mut().filter_map(|quota| quota.cell(hello, head.as_ref())).collect()
     }
 
@@ -106,44 +106,44 @@ impl QuotaSet {
     }
 
     /// The store has charged this; its record is at this version now.
-    pub fn reserved(&mut self, amount: Cost, version: u64, now: Ns) -> Booking {
+    pub fn reserved(&mut self, cost: Cost, version: u64, now: Ns) -> Booking {
         let (mut slots, mut snapshots, mut rooms) = (0, SendSnapshots::new(), [0; SLOTS]);
         for (slot, quota) in self.quotas.iter_mut().enumerate() {
-            let (mark, room) = quota.charged(quota.asked(&amount), now);
-            snapshots.push(mark);
+            let (snapshot, room) = quota.charged(quota.units(&cost), now);
+            snapshots.push(snapshot);
             rooms[slot] = room;
             slots |= 1 << slot;
         }
-        let reserved = BookingOrder { position: self.position, version };
-        let taken = Reserved { amount, position: 0, sent_at: now, reserved, slots, snapshots };
-        Booking { taken, rooms }
+        let order = BookingOrder { position: self.position, version };
+        let reserved = Reserved { cost, position: 0, sent_at: now, order, slots, snapshots };
+        Booking { reserved, rooms }
     }
 
     /// A booked head leaves before its time.
-    pub fn cancel(&mut self, taken: &Reserved) {
+    pub fn cancel(&mut self, reserved: &Reserved) {
         for quota in &mut self.quotas {
-            quota.ended(quota.asked(&taken.amount));
+            quota.ended(quota.units(&reserved.cost));
         }
-        self.give_up(&taken.amount);
+        self.give_up(&reserved.cost);
     }
 
     /// The store has charged a head that has gone already.
-    pub fn give_up(&mut self, amount: &Cost) {
+    pub fn give_up(&mut self, cost: &Cost) {
         for quota in &mut self.quotas {
-            quota.give_up(quota.asked(amount));
+            quota.give_up(quota.units(cost));
         }
     }
 
     /// When a head that the store has charged may go, and the slot that makes it wait.
-    pub fn due(&self, Booking { taken, rooms }: &Booking) -> (Ns, Option<usize>) {
-        let dues = self.quotas.iter().enumerate().filter(|(slot, _)| taken.slots & (1 << slot) != 0);
-        let dues = dues.map(|(slot, quota)| (quota.due(rooms[slot], taken.reserved, &taken.snapshots[slot]), Some(slot)));
+    pub fn due(&self, Booking { reserved, rooms }: &Booking) -> (Ns, Option<usize>) {
+        let dues = self.quotas.iter().enumerate().filter(|(slot, _)| reserved.slots & (1 << slot) != 0);
+        let dues = dues.map(|(slot, quota)| (quota.due(rooms[slot], reserved.order, &reserved.snapshots[slot]), Some(slot)));
         dues.max().unwrap_or_default()
     }
 
     /// When there is room in what the store knows nothing of.
-    pub fn fit_own(&self, amount: &Cost, now: Ns) -> Readiness {
-        let amount = &self.expect(*amount);
-        self.quotas.iter().map(|quota| quota.peek_own(quota.asked(amount), now)).max().unwrap_or(Readiness::Now)
+    pub fn fit_own(&self, cost: &Cost, now: Ns) -> Readiness {
+        let cost = &self.expect(*cost);
+        self.quotas.iter().map(|quota| quota.peek_own(quota.units(cost), now)).max().unwrap_or(Readiness::Now)
     }
 }

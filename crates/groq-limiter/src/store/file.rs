@@ -79,7 +79,7 @@ impl Saved {
     /// A limiter as it stands.
     pub(crate) fn of(limiter: &Limiter, now: Ns) -> Self {
         let quotas = limiter.all().iter().map(|quota| {
-            let terms = quota.terms();
+            let terms = quota.statements();
             SavedQuota {
                 code: quota.dimension.code.clone(),
                 unit: quota.dimension.unit.into(),

@@ -53,7 +53,7 @@ pub struct SentObservation {
     /// The request's place in the order of sending.
     pub position: u64,
     /// How the quotas stood when it was sent.
-    pub mark: SendSnapshot,
+    pub snapshot: SendSnapshot,
     /// When Groq saw it.
     pub at: Ns,
     /// When the quota would have been full again, then.

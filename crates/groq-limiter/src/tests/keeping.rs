@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{ask, in_a_minute, per_minute, settings, warm};
+use super::{in_a_minute, per_minute, request, settings, warm};
 use crate::{
     ActualUsage, AdmissionRequest, Limiters,
     registry::SharedLimiter,
@@ -27,14 +27,14 @@ async fn levels_outlive_the_process() {
     warm(&before).await;
     let mut held = Vec::new();
     for _ in 0..20 {
-        let mut one = before.reserve(&ask("app", 1, 100), in_a_minute(), None).await.expect("fits");
+        let mut one = before.reserve(&request("app", 1, 100), in_a_minute(), None).await.expect("fits");
         one.sent(Instant::now());
         held.push(one);
     }
     // Killed with everything in flight: all of it counts as charged.
     before.save_now().expect("saved");
     let after = Limiters::new(config.clone());
-    let mut probe = after.reserve(&ask("app", 1, 100), in_a_minute(), None).await.expect("the probe");
+    let mut probe = after.reserve(&request("app", 1, 100), in_a_minute(), None).await.expect("the probe");
     probe.sent(Instant::now());
     probe.observe(&Observation::default(), Instant::now());
     probe.settle(ActualUsage::Nothing, Instant::now());
@@ -73,7 +73,7 @@ async fn run_saves_what_has_changed_and_wakes_the_line() {
     warm(&limits).await;
     for n in 0..2 {
         let deadline = Instant::now() + Duration::from_secs(100);
-        let mut one = limits.reserve(&ask("app", 1, 1), deadline, None).await.expect("in time");
+        let mut one = limits.reserve(&request("app", 1, 1), deadline, None).await.expect("in time");
         assert_eq!(one.waited().as_secs(), 60 * n);
         one.sent(Instant::now());
         one.settle(ActualUsage::Unknown, Instant::now());
@@ -90,10 +90,10 @@ async fn a_lane_that_is_full_again_and_has_learnt_nothing_goes() {
         let limits = limits.clone();
         async move { limits.run().await }
     });
-    let ask = |model: &str| AdmissionRequest { model: model.into(), ..ask("app", 10, 10) };
-    let _held = limits.reserve(&ask("held"), in_a_minute(), None).await.expect("it goes");
+    let request = |model: &str| AdmissionRequest { model: model.into(), ..request("app", 10, 10) };
+    let _held = limits.reserve(&request("held"), in_a_minute(), None).await.expect("it goes");
     for model in ["plain", "learnt"] {
-        let mut one = limits.reserve(&ask(model), in_a_minute(), None).await.expect("it goes");
+        let mut one = limits.reserve(&request(model), in_a_minute(), None).await.expect("it goes");
         one.sent(Instant::now());
         let shown = RemoteQuota { limit: 8000, remaining: 7980, reset: None };
         let tokens = (model == "learnt").then_some(shown);
@@ -112,8 +112,8 @@ async fn a_lane_that_is_full_again_and_has_learnt_nothing_goes() {
 async fn models_beyond_a_hundred_thousand_do_not_stay() {
     let limits = Limiters::new(Settings::default());
     for n in 0..110_000 {
-        let ask = AdmissionRequest { model: format!("m{n}").into(), ..ask("app", 10, 10) };
-        let mut one = limits.reserve(&ask, in_a_minute(), None).await.expect("nothing is known");
+        let request = AdmissionRequest { model: format!("m{n}").into(), ..request("app", 10, 10) };
+        let mut one = limits.reserve(&request, in_a_minute(), None).await.expect("nothing is known");
         one.sent(Instant::now());
         let shown = RemoteQuota { limit: 8000, remaining: 7980, reset: None };
         one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
@@ -125,22 +125,22 @@ async fn models_beyond_a_hundred_thousand_do_not_stay() {
 #[tokio::test(start_paused = true)]
 async fn what_was_taken_of_a_lane_that_made_room_is_remembered() {
     let limits = Limiters::new(settings(per_minute(1, 8000)));
-    let take = async |ask: &AdmissionRequest| {
-        let mut one = limits.reserve(ask, Instant::now() + Duration::from_secs(100), None).await.expect("in time");
+    let take = async |request: &AdmissionRequest| {
+        let mut one = limits.reserve(request, Instant::now() + Duration::from_secs(100), None).await.expect("in time");
         one.sent(Instant::now());
         let waited = one.waited().as_secs();
         one.settle(ActualUsage::Unknown, Instant::now());
         waited
     };
     warm(&limits).await;
-    let ours = ask("app", 1, 1);
+    let ours = request("app", 1, 1);
     assert_eq!(take(&ours).await, 0);
     let is_there = || limits.snapshot().iter().any(|limiter| *limiter.model == *ours.model);
     let mut others = 0;
     while is_there() {
         // Thousands at a time: a snapshot is of all of them.
         for _ in 0..20_000 {
-            take(&AdmissionRequest { model: format!("m{others}").into(), ..ask("app", 10, 10) }).await;
+            take(&AdmissionRequest { model: format!("m{others}").into(), ..request("app", 10, 10) }).await;
             others += 1;
         }
         assert!(others <= 200_000, "it stays although it was used longest ago");

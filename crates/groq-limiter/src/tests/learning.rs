@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{ask, in_a_minute, per_minute, settings, shield, warm};
+use super::{in_a_minute, per_minute, request, settings, shield, warm};
 use crate::{
     ActualUsage, AdmissionError, AdmissionRequest, CostEstimate, Limiters, Source,
     settings::{ModelLimits, Settings},
@@ -14,11 +14,11 @@ use crate::{
 #[tokio::test(start_paused = true)]
 async fn a_cold_start_sends_one_probe_and_learns_from_it() {
     let limits = shield(ModelLimits::default());
-    let mut probe = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("the probe");
+    let mut probe = limits.reserve(&request("app", 10, 100), in_a_minute(), None).await.expect("the probe");
     probe.sent(Instant::now());
     let second = tokio::spawn({
         let limits = limits.clone();
-        async move { limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.map(|r| r.waited()) }
+        async move { limits.reserve(&request("app", 10, 100), in_a_minute(), None).await.map(|r| r.waited()) }
     });
     sleep(Duration::from_millis(300)).await;
     assert!(!second.is_finished());
@@ -36,12 +36,12 @@ async fn a_cold_start_sends_one_probe_and_learns_from_it() {
 #[tokio::test(start_paused = true)]
 async fn nobody_is_refused_by_a_guess_and_everybody_by_what_is_known() {
     let limits = shield(ModelLimits { requests_per_minute: Some(30), ..ModelLimits::default() });
-    let mut probe = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("the probe");
+    let mut probe = limits.reserve(&request("app", 10, 100), in_a_minute(), None).await.expect("the probe");
     probe.sent(Instant::now());
     let mut burst = tokio::task::JoinSet::new();
     for _ in 0..89 {
         let limits = limits.clone();
-        burst.spawn(async move { (limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.is_ok(), Instant::now()) });
+        burst.spawn(async move { (limits.reserve(&request("app", 10, 100), in_a_minute(), None).await.is_ok(), Instant::now()) });
     }
     sleep(Duration::from_millis(300)).await;
     assert!(burst.try_join_next().is_none(), "all wait for the probe");
@@ -57,8 +57,8 @@ async fn nobody_is_refused_by_a_guess_and_everybody_by_what_is_known() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_probe_makes_way() {
     let limits = shield(ModelLimits::default());
-    let _lost = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("the probe");
-    let second = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("after two seconds");
+    let _lost = limits.reserve(&request("app", 10, 100), in_a_minute(), None).await.expect("the probe");
+    let second = limits.reserve(&request("app", 10, 100), in_a_minute(), None).await.expect("after two seconds");
     assert_eq!(second.waited(), Duration::from_secs(2));
 }
 
@@ -66,7 +66,7 @@ async fn a_lost_probe_makes_way() {
 async fn a_refusal_teaches_a_hidden_limit() {
     let limits = shield(ModelLimits::default());
     warm(&limits).await;
-    let mut sent = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("nothing is known");
+    let mut sent = limits.reserve(&request("app", 10, 100), in_a_minute(), None).await.expect("nothing is known");
     sent.sent(Instant::now());
     let text = UpstreamRefusal {
         dimension: Some(Dimension::RPM),
@@ -78,7 +78,7 @@ async fn a_refusal_teaches_a_hidden_limit() {
         wait: Some(Duration::from_secs(2)),
     };
     let place = sent.refused(Some(&text), &Observation::default(), None, Instant::now());
-    let again = limits.reserve(&ask("app", 10, 100), in_a_minute(), place).await.expect("in time");
+    let again = limits.reserve(&request("app", 10, 100), in_a_minute(), place).await.expect("in time");
     // The wait of the text, and the standing reserve of two requests, two seconds each.
     let waited = again.waited().as_secs_f64();
     assert!((5.9..=6.1).contains(&waited), "{waited}");
@@ -89,7 +89,7 @@ async fn a_refusal_teaches_a_hidden_limit() {
 async fn a_refused_request_asks_for_what_groq_says_that_it_asks() {
     let limits = shield(per_minute(1000, 15_000));
     warm(&limits).await;
-    let mut sent = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("fits");
+    let mut sent = limits.reserve(&request("app", 10, 100), in_a_minute(), None).await.expect("fits");
     sent.sent(Instant::now());
     let text = UpstreamRefusal {
         dimension: Some(Dimension::TPM),
@@ -101,11 +101,11 @@ async fn a_refused_request_asks_for_what_groq_says_that_it_asks() {
         wait: Some(Duration::from_millis(5289)),
     };
     let place = sent.refused(Some(&text), &Observation::default(), None, Instant::now());
-    let again = limits.reserve(&ask("app", 10, 100), in_a_minute(), place).await.expect("in time");
+    let again = limits.reserve(&request("app", 10, 100), in_a_minute(), place).await.expect("in time");
     assert!(again.waited() >= Duration::from_millis(5288), "{:?}", again.waited());
     // The estimate of the next one is its own.
     drop(again);
-    let other = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("fits");
+    let other = limits.reserve(&request("app", 10, 100), in_a_minute(), None).await.expect("fits");
     assert_eq!(other.waited(), Duration::ZERO);
 }
 
@@ -115,7 +115,7 @@ async fn a_refusal_that_states_no_wait_rests_the_lane_all_the_same() {
     warm(&limits).await;
     let mut place = None;
     for rest in [1, 2, 4] {
-        let mut sent = limits.reserve(&ask("app", 10, 100), in_a_minute(), place).await.expect("in time");
+        let mut sent = limits.reserve(&request("app", 10, 100), in_a_minute(), place).await.expect("in time");
         assert_eq!(sent.waited().as_secs(), rest / 2);
         sent.sent(Instant::now());
         place = sent.refused(None, &Observation::default(), Some(Duration::ZERO), Instant::now());
@@ -126,10 +126,10 @@ async fn a_refusal_that_states_no_wait_rests_the_lane_all_the_same() {
 async fn a_refusal_without_words_rests_the_lane() {
     let limits = shield(per_minute(1000, 100_000));
     warm(&limits).await;
-    let mut sent = limits.reserve(&ask("app", 10, 100), in_a_minute(), None).await.expect("fits");
+    let mut sent = limits.reserve(&request("app", 10, 100), in_a_minute(), None).await.expect("fits");
     sent.sent(Instant::now());
     let place = sent.refused(None, &Observation::default(), Some(Duration::from_secs(7)), Instant::now());
-    let (mine, theirs) = (ask("app", 10, 100), ask("other", 10, 100));
+    let (mine, theirs) = (request("app", 10, 100), request("other", 10, 100));
     let again = limits.reserve(&mine, in_a_minute(), place);
     let (again, other) = tokio::join!(again, limits.reserve(&theirs, in_a_minute(), None));
     assert_eq!(again.expect("in time").waited(), Duration::from_secs(7));
@@ -139,9 +139,9 @@ async fn a_refusal_without_words_rests_the_lane() {
 #[tokio::test(start_paused = true)]
 async fn the_plan_follows_the_headers() {
     let limits = Limiters::new(Settings::default());
-    let ask = AdmissionRequest { model: "openai/gpt-oss-20b".into(), ..ask("app", 10, 10) };
+    let request = AdmissionRequest { model: "openai/gpt-oss-20b".into(), ..request("app", 10, 10) };
     let answered = async |tokens: u64| {
-        let mut one = limits.reserve(&ask, in_a_minute(), None).await.expect("fits");
+        let mut one = limits.reserve(&request, in_a_minute(), None).await.expect("fits");
         one.sent(Instant::now());
         let shown = RemoteQuota { limit: tokens, remaining: tokens - 20, reset: None };
         one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
@@ -162,13 +162,13 @@ async fn a_limit_stated_by_mistake_silences_nobody_for_hours() {
         Observation { tokens: Some(shown), ..Observation::default() }
     };
     for limit in [60_000, 1] {
-        let mut one = limits.reserve(&ask("app", 50, 100), in_a_minute(), None).await.expect("fits");
+        let mut one = limits.reserve(&request("app", 50, 100), in_a_minute(), None).await.expect("fits");
         one.sent(Instant::now());
         one.observe(&stated(limit), Instant::now());
         one.settle(ActualUsage::Tokens { prompt: 50, completion: 90, prompt_total: 50 }, Instant::now());
     }
     let start = Instant::now();
-    while limits.reserve(&ask("app", 50, 100), in_a_minute(), None).await.is_err() {
+    while limits.reserve(&request("app", 50, 100), in_a_minute(), None).await.is_err() {
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert!(start.elapsed() < Duration::from_secs(15 * 60), "nothing is sent that could teach better");
     }
@@ -176,16 +176,16 @@ async fn a_limit_stated_by_mistake_silences_nobody_for_hours() {
 
 /// A request without a ceiling.
 fn unbounded(prompt: u64) -> AdmissionRequest {
-    AdmissionRequest { cost: CostEstimate::Tokens { prompt, ceiling: None }, ..ask("app", 10, 100) }
+    AdmissionRequest { cost: CostEstimate::Tokens { prompt, max_completion_tokens: None }, ..request("app", 10, 100) }
 }
 
 /// An answer whose head shows so much of 8000 tokens a minute in use.
-async fn answered(limits: &Limiters, ask: &AdmissionRequest, used: u64, spent: (u64, u64)) {
-    let mut one = limits.reserve(ask, in_a_minute(), None).await.expect("in time");
+async fn answered(limits: &Limiters, request: &AdmissionRequest, used: u64, usage: (u64, u64)) {
+    let mut one = limits.reserve(request, in_a_minute(), None).await.expect("in time");
     one.sent(Instant::now());
     let shown = RemoteQuota { limit: 8000, remaining: 8000 - used, reset: None };
     one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
-    one.settle(ActualUsage::Tokens { prompt: spent.0, completion: spent.1, prompt_total: spent.0 }, Instant::now());
+    one.settle(ActualUsage::Tokens { prompt: usage.0, completion: usage.1, prompt_total: usage.0 }, Instant::now());
 }
 
 /// 48,000 spaces are 12,000 tokens to Groq and a few hundred to our estimate.
@@ -240,7 +240,7 @@ async fn a_configured_limit_holds_below_groqs() {
     let limits = shield(ModelLimits { tokens_per_minute: Some(2000), ..ModelLimits::default() });
     let (start, mut used) = (Instant::now(), 0);
     while start.elapsed() < Duration::from_secs(60) {
-        let Ok(mut one) = limits.reserve(&ask("app", 100, 900), in_a_minute(), None).await else { break };
+        let Ok(mut one) = limits.reserve(&request("app", 100, 900), in_a_minute(), None).await else { break };
         if start.elapsed() >= Duration::from_secs(60) {
             break;
         }
@@ -256,7 +256,7 @@ async fn a_configured_limit_holds_below_groqs() {
     assert_eq!((shown.limit, shown.source), (2000, Source::Configured));
     assert_eq!((shown.configured, shown.stated), (Some(2000), Some(100_000)));
     assert_eq!(limits.snapshot()[0].dimensions.len(), 1);
-    let too_large = limits.reserve(&ask("app", 100, 2000), in_a_minute(), None).await.expect_err("over the bound");
+    let too_large = limits.reserve(&request("app", 100, 2000), in_a_minute(), None).await.expect_err("over the bound");
     assert!(matches!(too_large, AdmissionError::TooLarge { limit: 2000, .. }), "{too_large:?}");
     // Unset, Groq's limit is in force; and the other way round.
     limits.reconfigure(settings(ModelLimits::default()));

@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{ask, in_a_minute, shield};
+use super::{in_a_minute, request, shield};
 use crate::{
     ActualUsage, AdmissionError, AdmissionRequest, CostEstimate, Limiters,
     settings::ModelLimits,
@@ -82,14 +82,14 @@ fn limiter(otpm: Option<u64>) -> Limiters {
 async fn send(
     limits: &Limiters,
     upstream: &Mutex<Upstream>,
-    ask: &AdmissionRequest,
+    request: &AdmissionRequest,
     tokens: u64,
     deadline: Instant,
 ) -> Result<Duration, AdmissionError> {
     let (start, mut place) = (Instant::now(), None);
-    let CostEstimate::Tokens { ceiling, .. } = ask.cost else { panic!("tokens") };
+    let CostEstimate::Tokens { max_completion_tokens: ceiling, .. } = request.cost else { panic!("tokens") };
     loop {
-        let mut one = limits.reserve(ask, deadline, place.take()).await?;
+        let mut one = limits.reserve(request, deadline, place.take()).await?;
         one.sent(Instant::now());
         let waited = start.elapsed();
         sleep(Duration::from_millis(20)).await;
@@ -119,7 +119,7 @@ async fn ceilings_over_the_limit_are_served() {
             let (limits, upstream) = (limits.clone(), upstream.clone());
             running.spawn(async move {
                 sleep(Duration::from_millis(1500) * u32::try_from(n).expect("small")).await;
-                send(&limits, &upstream, &ask("app", 10, ceiling), 60 + n * 67 % 201, Instant::now() + 4 * WINDOW).await
+                send(&limits, &upstream, &request("app", 10, ceiling), 60 + n * 67 % 201, Instant::now() + 4 * WINDOW).await
             });
         }
         let outcomes = running.join_all().await;
@@ -143,7 +143,7 @@ async fn nobody_is_held_longer_than_the_law_needs() {
         let ceiling = 900 + n * 997 % 3101;
         let needs = upstream.lock().expect("a lock").wait(ceiling);
         let deadline = Instant::now() + WINDOW;
-        let waited = send(&limits, &upstream, &ask("app", 10, ceiling), 60 + n * 131 % 341, deadline).await.expect("in time");
+        let waited = send(&limits, &upstream, &request("app", 10, ceiling), 60 + n * 131 % 341, deadline).await.expect("in time");
         assert!(waited.as_secs_f64() <= 1.1 * needs + 0.2, "{n}: {waited:?} for {needs} s");
         (needed, held) = (needed + needs, held + waited.as_secs_f64());
     }
@@ -156,21 +156,22 @@ async fn nobody_is_held_longer_than_the_law_needs() {
 async fn a_large_answer_is_waited_for_until_it_is_forgotten() {
     let (limits, upstream) = (limiter(Some(1000)), Mutex::new(Upstream::default()));
     let later = |seconds| Instant::now() + Duration::from_secs(seconds);
-    send(&limits, &upstream, &ask("app", 10, 4000), 1308, in_a_minute()).await.expect("nothing is known yet");
-    let Err(AdmissionError::NotInTime { dimension, wait, fits, .. }) =
-        send(&limits, &upstream, &ask("app", 10, 4000), 100, in_a_minute()).await
+    send(&limits, &upstream, &request("app", 10, 4000), 1308, in_a_minute()).await.expect("nothing is known yet");
+    let Err(AdmissionError::NotInTime { dimension, wait, fitting_max_completion_tokens: fits, .. }) =
+        send(&limits, &upstream, &request("app", 10, 4000), 100, in_a_minute()).await
     else {
         panic!("the answer is remembered for longer than a minute")
     };
     assert_eq!((dimension, fits), (Dimension::OTPM, Some(1000)));
     assert!(wait > Duration::from_secs(140), "{wait:?}");
-    assert_eq!(limits.fitting_ceiling(&ask("app", 10, 4000)), Some(500));
-    let unbounded = AdmissionRequest { cost: CostEstimate::Tokens { prompt: 10, ceiling: None }, ..ask("app", 10, 1) };
-    assert_eq!(limits.fitting_ceiling(&unbounded), Some(500));
+    assert_eq!(limits.fitting_max_completion_tokens(&request("app", 10, 4000)), Some(500));
+    let unbounded =
+        AdmissionRequest { cost: CostEstimate::Tokens { prompt: 10, max_completion_tokens: None }, ..request("app", 10, 1) };
+    assert_eq!(limits.fitting_max_completion_tokens(&unbounded), Some(500));
     // A lower ceiling waits for room only, and one that waits goes as soon as the answer is forgotten.
-    let lower = send(&limits, &upstream, &ask("app", 10, 400), 100, in_a_minute()).await.expect("it fits");
+    let lower = send(&limits, &upstream, &request("app", 10, 400), 100, in_a_minute()).await.expect("it fits");
     assert!(lower < Duration::from_secs(45), "{lower:?}");
-    let waited = send(&limits, &upstream, &ask("app", 10, 4000), 100, later(300)).await.expect("it is forgotten");
+    let waited = send(&limits, &upstream, &request("app", 10, 4000), 100, later(300)).await.expect("it is forgotten");
     assert!(waited < Duration::from_secs(150), "{waited:?}");
     assert!(upstream.lock().expect("a lock").refused.is_empty());
 }
@@ -181,9 +182,9 @@ async fn somebody_elses_large_answer_costs_one_refusal() {
     let (limits, upstream) = (limiter(None), Mutex::new(Upstream::default()));
     upstream.lock().expect("a lock").answer(1308);
     sleep(Duration::from_secs(80)).await;
-    let late = send(&limits, &upstream, &ask("app", 10, 4000), 100, in_a_minute()).await;
-    assert!(matches!(late, Err(AdmissionError::NotInTime { fits: Some(1000), .. })), "{late:?}");
-    send(&limits, &upstream, &ask("app", 10, 4000), 100, Instant::now() + 2 * WINDOW).await.expect("later it goes");
+    let late = send(&limits, &upstream, &request("app", 10, 4000), 100, in_a_minute()).await;
+    assert!(matches!(late, Err(AdmissionError::NotInTime { fitting_max_completion_tokens: Some(1000), .. })), "{late:?}");
+    send(&limits, &upstream, &request("app", 10, 4000), 100, Instant::now() + 2 * WINDOW).await.expect("later it goes");
     assert_eq!(upstream.lock().expect("a lock").refused, [1308]);
 }
 
@@ -197,7 +198,7 @@ async fn an_upstream_that_tests_ceilings_is_not_stormed() {
         running.spawn(async move {
             sleep(Duration::from_secs(5) * u32::try_from(n).expect("small")).await;
             let ceiling = 400 + n * 37 % 500;
-            send(&limits, &upstream, &ask("app", 10, ceiling), 50 + n * 13 % 30, Instant::now() + 4 * WINDOW).await
+            send(&limits, &upstream, &request("app", 10, ceiling), 50 + n * 13 % 30, Instant::now() + 4 * WINDOW).await
         });
     }
     let outcomes = running.join_all().await;
@@ -213,19 +214,19 @@ async fn absurd_figures_hold_nobody_for_long() {
     for (limit, requested, used) in
         [(1000, u64::MAX, None), (1000, 0, Some(0)), (0, 5, None), (u64::MAX, u64::MAX, Some(u64::MAX))]
     {
-        let mut one = limits.reserve(&ask("app", 10, 500), in_a_minute(), None).await.expect("it goes");
+        let mut one = limits.reserve(&request("app", 10, 500), in_a_minute(), None).await.expect("it goes");
         one.sent(Instant::now());
         let dimension = Some(Dimension::OTPM);
         let text = UpstreamRefusal { dimension, code: None, unit: None, limit, used, requested, wait: None };
         let _place = one.refused(Some(&text), &Observation::default(), None, Instant::now());
         sleep(Duration::from_secs(60)).await;
     }
-    let mut huge = limits.reserve(&ask("app", 10, 500), in_a_minute(), None).await.expect("it goes");
+    let mut huge = limits.reserve(&request("app", 10, 500), in_a_minute(), None).await.expect("it goes");
     huge.sent(Instant::now());
     huge.settle(ActualUsage::Tokens { prompt: 10, completion: 100_000, prompt_total: 10 }, Instant::now());
-    let Err(AdmissionError::NotInTime { .. }) = limits.reserve(&ask("app", 10, 500), in_a_minute(), None).await else {
+    let Err(AdmissionError::NotInTime { .. }) = limits.reserve(&request("app", 10, 500), in_a_minute(), None).await else {
         panic!("a debt of 99 minutes' tokens, of which ten are kept")
     };
     sleep(Duration::from_secs(600)).await;
-    limits.reserve(&ask("app", 10, 500), in_a_minute(), None).await.expect("it goes");
+    limits.reserve(&request("app", 10, 500), in_a_minute(), None).await.expect("it goes");
 }

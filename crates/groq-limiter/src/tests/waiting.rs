@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, advance, sleep};
 
-use super::{ask, in_a_minute, per_minute, settings, shield, warm};
+use super::{in_a_minute, per_minute, request, settings, shield, warm};
 use crate::{
     ActualUsage, AdmissionError, AdmissionRequest, Limiters,
     settings::{LimitSettings, Plan, QueueSettings, Settings},
@@ -21,7 +21,7 @@ async fn thirty_a_minute_in_order() {
         let limits = limits.clone();
         running.push(tokio::spawn(async move {
             sleep(Duration::from_millis(n)).await;
-            let mut reservation = limits.reserve(&ask("app", 10, 10), in_a_minute(), None).await.expect("in time");
+            let mut reservation = limits.reserve(&request("app", 10, 10), in_a_minute(), None).await.expect("in time");
             reservation.sent(Instant::now());
             reservation.settle(ActualUsage::Unknown, Instant::now());
             start.elapsed()
@@ -44,12 +44,12 @@ async fn refused_on_arrival_with_a_true_retry_after() {
     warm(&limits).await;
     let mut held = Vec::new();
     for _ in 0..28 {
-        held.push(limits.reserve(&ask("app", 10, 10), Instant::now(), None).await.expect("the burst"));
+        held.push(limits.reserve(&request("app", 10, 10), Instant::now(), None).await.expect("the burst"));
     }
     let soon = Instant::now() + Duration::from_secs(1);
     let before = Instant::now();
-    let Err(AdmissionError::NotInTime { dimension, wait, retry_after, fits: None }) =
-        limits.reserve(&ask("app", 10, 10), soon, None).await
+    let Err(AdmissionError::NotInTime { dimension, wait, retry_after, fitting_max_completion_tokens: None }) =
+        limits.reserve(&request("app", 10, 10), soon, None).await
     else {
         panic!("it cannot go within a second")
     };
@@ -63,7 +63,7 @@ async fn refused_on_arrival_with_a_true_retry_after() {
         one.settle(ActualUsage::Unknown, Instant::now());
     }
     advance(retry_after).await;
-    limits.reserve(&ask("app", 10, 10), Instant::now() + Duration::from_secs(1), None).await.expect("as told");
+    limits.reserve(&request("app", 10, 10), Instant::now() + Duration::from_secs(1), None).await.expect("as told");
 }
 
 #[tokio::test(start_paused = true)]
@@ -72,9 +72,9 @@ async fn leaving_the_line_changes_no_level() {
     warm(&limits).await;
     let mut held = Vec::new();
     for _ in 0..28 {
-        held.push(limits.reserve(&ask("app", 10, 10), Instant::now(), None).await.expect("the burst"));
+        held.push(limits.reserve(&request("app", 10, 10), Instant::now(), None).await.expect("the burst"));
     }
-    let mine = ask("app", 10, 10);
+    let mine = request("app", 10, 10);
     let impatient = tokio::time::timeout(Duration::from_millis(100), limits.reserve(&mine, in_a_minute(), None));
     assert!(impatient.await.is_err());
     assert_eq!(limits.waiting(), 0);
@@ -89,11 +89,13 @@ async fn leaving_the_line_changes_no_level() {
 async fn a_settled_ceiling_lets_the_next_go_at_once() {
     let limits = shield(per_minute(1000, 10_000));
     warm(&limits).await;
-    let mut first = limits.reserve(&ask("app", 100, 6000), in_a_minute(), None).await.expect("fits");
+    let mut first = limits.reserve(&request("app", 100, 6000), in_a_minute(), None).await.expect("fits");
     first.sent(Instant::now());
     let second = tokio::spawn({
         let limits = limits.clone();
-        async move { limits.reserve(&ask("app", 100, 6000), in_a_minute(), None).await.map(|r| (r.waited(), r.bound_by().cloned())) }
+        async move {
+            limits.reserve(&request("app", 100, 6000), in_a_minute(), None).await.map(|r| (r.waited(), r.bound_by().cloned()))
+        }
     });
     sleep(Duration::from_secs(1)).await;
     first.settle(ActualUsage::Tokens { prompt: 100, completion: 50, prompt_total: 100 }, Instant::now());
@@ -105,13 +107,13 @@ async fn a_settled_ceiling_lets_the_next_go_at_once() {
 #[tokio::test(start_paused = true)]
 async fn what_can_never_fit_is_told_so() {
     let limits = shield(per_minute(30, 8000));
-    let refusal = limits.reserve(&ask("app", 881, 11_000), in_a_minute(), None).await.expect_err("never");
+    let refusal = limits.reserve(&request("app", 881, 11_000), in_a_minute(), None).await.expect_err("never");
     assert_eq!(
         refusal,
-        AdmissionError::TooLarge { dimension: Dimension::TPM, limit: 8000, asked: 11_881, parts: Some((881, 11_000)) }
+        AdmissionError::TooLarge { dimension: Dimension::TPM, limit: 8000, requested: 11_881, parts: Some((881, 11_000)) }
     );
     // Exactly the limit: the estimate's own caution must not make it impossible.
-    limits.reserve(&ask("app", 1000, 7000), in_a_minute(), None).await.expect("exactly the limit");
+    limits.reserve(&request("app", 1000, 7000), in_a_minute(), None).await.expect("exactly the limit");
 }
 
 #[tokio::test(start_paused = true)]
@@ -119,12 +121,12 @@ async fn the_line_is_bounded_by_count_and_bytes() {
     let queue = QueueSettings { max_waiting: 2, max_bytes: 250 };
     let limits = Limiters::new(Settings { queue, ..settings(per_minute(1, 100)) });
     warm(&limits).await;
-    let _held = limits.reserve(&ask("app", 1, 1), in_a_minute(), None).await.expect("one");
+    let _held = limits.reserve(&request("app", 1, 1), in_a_minute(), None).await.expect("one");
     let waiter = |bytes| {
         let limits = limits.clone();
         tokio::spawn(async move {
-            let ask = AdmissionRequest { bytes, ..ask("app", 1, 1) };
-            limits.reserve(&ask, Instant::now() + Duration::from_secs(600), None).await.map(drop)
+            let request = AdmissionRequest { bytes, ..request("app", 1, 1) };
+            limits.reserve(&request, Instant::now() + Duration::from_secs(600), None).await.map(drop)
         })
     };
     let first = waiter(200);
@@ -143,9 +145,9 @@ async fn the_line_is_bounded_by_count_and_bytes() {
 async fn organizations_never_mix() {
     let limits = shield(per_minute(1, 100));
     warm(&limits).await;
-    let _mine = limits.reserve(&ask("app", 1, 1), Instant::now(), None).await.expect("one");
-    assert!(limits.reserve(&ask("app", 1, 1), Instant::now(), None).await.is_err());
-    let theirs = AdmissionRequest { organization: "another".into(), ..ask("app", 1, 1) };
+    let _mine = limits.reserve(&request("app", 1, 1), Instant::now(), None).await.expect("one");
+    assert!(limits.reserve(&request("app", 1, 1), Instant::now(), None).await.is_err());
+    let theirs = AdmissionRequest { organization: "another".into(), ..request("app", 1, 1) };
     limits.reserve(&theirs, Instant::now(), None).await.expect("their own lane");
 }
 
@@ -157,7 +159,7 @@ async fn headroom_is_left_to_others() {
     warm(&limits).await;
     let mut sent = 0;
     let end = Instant::now() + Duration::from_secs(60);
-    while let Ok(mut one) = limits.reserve(&ask("app", 1, 1), end, None).await {
+    while let Ok(mut one) = limits.reserve(&request("app", 1, 1), end, None).await {
         one.sent(Instant::now());
         one.settle(ActualUsage::Unknown, Instant::now());
         sent += 1;
@@ -172,13 +174,13 @@ async fn lanes_are_shared_between_runtimes() {
     warm(&limits).await;
     let mut held = Vec::new();
     for _ in 0..57 {
-        held.push(limits.reserve(&ask("app", 1, 1), in_a_minute(), None).await.expect("the burst"));
+        held.push(limits.reserve(&request("app", 1, 1), in_a_minute(), None).await.expect("the burst"));
     }
     let other = std::thread::spawn({
         let limits = limits.clone();
         move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-            runtime.block_on(async move { limits.reserve(&ask("app", 1, 1), in_a_minute(), None).await.map(drop) })
+            runtime.block_on(async move { limits.reserve(&request("app", 1, 1), in_a_minute(), None).await.map(drop) })
         }
     });
     while limits.waiting() == 0 && !other.is_finished() {

@@ -5,13 +5,13 @@ use std::{collections::BTreeMap, time::Duration};
 use groq_limiter::{
     ActualUsage, AdmissionError,
     bucket::Ns,
-    limiter::{Admission, Event, Limiter, Permit},
+    limiter::{Admission, Event, Grant, Limiter},
     queue::Id,
     types::{Observation, RemoteQuota},
 };
 use proptest::prelude::*;
 
-use crate::start::{MS, SECOND, START, ask};
+use crate::start::{MS, SECOND, START, request};
 
 /// An upstream's law for one dimension, exact: units × period, so that nothing is rounded.
 pub(crate) struct Exact {
@@ -92,7 +92,7 @@ pub(crate) fn job() -> impl Strategy<Value = Job> {
 enum Step {
     Arrive(usize),
     Leave(usize),
-    End(usize, Box<Permit>),
+    End(usize, Box<Grant>),
 }
 
 /// What came of a run.
@@ -152,9 +152,9 @@ pub(crate) fn run_before(
             match step {
                 Step::Arrive(n) => {
                     let job = &jobs[n];
-                    let verdict = limiter.submit(&ask(job.app, job.prompt, job.ceiling), now, now + 60 * SECOND, None, true);
+                    let verdict = limiter.submit(&request(job.app, job.prompt, job.ceiling), now, now + 60 * SECOND, None, true);
                     match verdict {
-                        Admission::Granted(charge) => granted.push((n, *charge)),
+                        Admission::Granted(grant) => granted.push((n, *grant)),
                         Admission::Queued(id) => {
                             waiting.insert(id, n);
                             if let Some(after) = job.leaves {
@@ -171,16 +171,12 @@ pub(crate) fn run_before(
                         outcome.left += 1;
                     }
                 }
-                Step::End(n, charge) => {
+                Step::End(n, grant) => {
                     let job = &jobs[n];
                     let completion = job.completion();
                     let held = i128::from(job.prompt + job.ceiling);
                     exact_tokens.add(i128::from(job.prompt + completion) - held, now);
-                    limiter.settle(
-                        *charge,
-                        ActualUsage::Tokens { prompt: job.prompt, completion, prompt_total: job.prompt },
-                        now,
-                    );
+                    limiter.settle(*grant, ActualUsage::Tokens { prompt: job.prompt, completion, prompt_total: job.prompt }, now);
                 }
             }
         }
@@ -188,7 +184,7 @@ pub(crate) fn run_before(
             limiter.dispatch(now, &mut events);
             for event in events.drain(..) {
                 match event {
-                    Event::Granted(id, charge) => granted.push((waiting.remove(&id).expect("it waited"), charge)),
+                    Event::Granted(id, grant) => granted.push((waiting.remove(&id).expect("it waited"), grant)),
                     Event::Rejected(id, refusal) => {
                         assert!(matches!(refusal, AdmissionError::NotInTime { .. } | AdmissionError::TooLarge { .. }));
                         waiting.remove(&id).expect("it waited");
@@ -199,9 +195,9 @@ pub(crate) fn run_before(
             if granted.is_empty() {
                 break;
             }
-            for (n, mut charge) in granted.drain(..) {
+            for (n, mut grant) in granted.drain(..) {
                 let job = &jobs[n];
-                limiter.sent(&mut charge, now);
+                limiter.sent(&mut grant, now);
                 outcome.sends += 1;
                 outcome.grants.push((now, job.prompt + job.completion()));
                 if others && n % 7 == 3 {
@@ -213,11 +209,11 @@ pub(crate) fn run_before(
                 let shown = RemoteQuota { limit: tokens, remaining, reset: Some(exact_tokens.reset()) };
                 let state = Observation { tokens: Some(shown), ..Observation::default() };
                 if ok {
-                    limiter.observe(&mut charge, &state, now);
-                    plan(&mut agenda, now + job.latency_ms * MS, Step::End(n, Box::new(charge)));
+                    limiter.observe(&mut grant, &state, now);
+                    plan(&mut agenda, now + job.latency_ms * MS, Step::End(n, Box::new(grant)));
                 } else {
                     outcome.refused_by_groq += 1;
-                    let _place = limiter.refused(charge, None, &state, Some(Duration::from_secs(1)), now);
+                    let _place = limiter.refused(grant, None, &state, Some(Duration::from_secs(1)), now);
                 }
             }
         }

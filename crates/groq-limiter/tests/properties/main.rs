@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use groq_limiter::{
     ActualUsage, AdmissionError, AdmissionRequest,
     bucket::{Ns, Readiness},
-    limiter::{Admission, Event, Limiter, Permit},
+    limiter::{Admission, Event, Grant, Limiter},
     settings::ModelLimits,
     types::{Dimension, Observation, Priority, RemoteQuota, Unit, UpstreamRefusal},
 };
@@ -18,7 +18,7 @@ mod start;
 mod starvation;
 
 use history::{Job, Outcome, job, run};
-use start::{MS, SECOND, START, ask, limits, tables, warm};
+use start::{MS, SECOND, START, limits, request, tables, warm};
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(600) })]
@@ -56,13 +56,13 @@ proptest! {
         for (prompt, ceiling, gap) in asks {
             now += gap * MS;
             let before = limiter.all().iter().map(|quota| quota.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
-            let verdict = limiter.submit(&ask(1, prompt, ceiling), now, now, None, true);
+            let verdict = limiter.submit(&request(1, prompt, ceiling), now, now, None, true);
             let after = limiter.all().iter().map(|quota| quota.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
             match verdict {
-                Admission::Granted(charge) => {
+                Admission::Granted(grant) => {
                     for (slot, quota) in limiter.all().iter().enumerate() {
                         let bucket = quota.bucket().expect("a limit");
-                        let asked = quota.asked(&charge.amount());
+                        let asked = quota.units(&grant.cost());
                         prop_assert_eq!(after[slot], before[slot] + bucket.span(asked));
                         prop_assert!(bucket.remaining(now) >= 0.0, "never into debt by a grant");
                     }
@@ -78,28 +78,28 @@ proptest! {
     fn only_the_newest_position_counts(sends in prop::collection::vec((1..100u64, 0..8000u64), 1..12), seed in any::<u64>()) {
         let mut straight = warm(limits(None, 8000));
         let mut shuffled = warm(limits(None, 8000));
-        let mut charges = Vec::new();
+        let mut grants = Vec::new();
         for (n, &(ceiling, remaining)) in sends.iter().enumerate() {
             // Further apart than ways differ: nobody overtakes.
             let now = START + n as Ns * 150 * MS;
             let [one, other] = [&mut straight, &mut shuffled].map(|limiter| {
-                let Admission::Granted(mut charge) = limiter.submit(&ask(1, 1, ceiling), now, now, None, true) else { panic!("it fits") };
-                limiter.sent(&mut charge, now);
-                *charge
+                let Admission::Granted(mut grant) = limiter.submit(&request(1, 1, ceiling), now, now, None, true) else { panic!("it fits") };
+                limiter.sent(&mut grant, now);
+                *grant
             });
             let state = Observation { tokens: Some(RemoteQuota { limit: 8000, remaining, reset: None }), ..Observation::default() };
-            charges.push((one, other, state));
+            grants.push((one, other, state));
         }
         let later = START + 3 * SECOND;
-        let (mut last, _, state) = charges.last().expect("one at least").clone();
+        let (mut last, _, state) = grants.last().expect("one at least").clone();
         straight.observe(&mut last, &state, later);
         let mut rng = fastrand::Rng::with_seed(seed);
         for round in 0..2 {
-            let mut order: Vec<usize> = (0..charges.len()).collect();
+            let mut order: Vec<usize> = (0..grants.len()).collect();
             rng.shuffle(&mut order);
             for n in order {
-                let (_, mut charge, state) = charges[n].clone();
-                shuffled.observe(&mut charge, &state, later);
+                let (_, mut grant, state) = grants[n].clone();
+                shuffled.observe(&mut grant, &state, later);
             }
             let tat = |limiter: &Limiter| limiter.all()[0].bucket().expect("a limit").tat();
             prop_assert_eq!(tat(&straight), tat(&shuffled), "round {}", round);
@@ -114,15 +114,15 @@ proptest! {
         let mut served = [0.0f64; 2];
         let mut events = Vec::new();
         // A third app empties the quota first, so that everybody waits.
-        while let Admission::Granted(mut charge) = limiter.submit(&ask(9, 1, 900), START, START, None, true) {
-            limiter.sent(&mut charge, START);
-            limiter.settle(*charge, ActualUsage::Unknown, START);
+        while let Admission::Granted(mut grant) = limiter.submit(&request(9, 1, 900), START, START, None, true) {
+            limiter.sent(&mut grant, START);
+            limiter.settle(*grant, ActualUsage::Unknown, START);
         }
         for &size in &sizes {
             for app in 0..2u8 {
                 let weight = if app == 1 { f64::from(weight) } else { 1.0 };
-                let ask = AdmissionRequest { weight, ..ask(app, 0, size) };
-                if let Admission::Queued(id) = limiter.submit(&ask, START, START + 100_000 * SECOND, None, true) {
+                let request = AdmissionRequest { weight, ..request(app, 0, size) };
+                if let Admission::Queued(id) = limiter.submit(&request, START, START + 100_000 * SECOND, None, true) {
                     whose.insert(id, (app, size));
                 }
             }
@@ -133,10 +133,10 @@ proptest! {
             let now = limiter.wake().unwrap_or(START);
             limiter.dispatch(now, &mut events);
             for event in events.drain(..) {
-                let Event::Granted(id, mut charge) = event else { panic!("there is time") };
+                let Event::Granted(id, mut grant) = event else { panic!("there is time") };
                 let (app, size) = whose.remove(&id).expect("it waits");
-                limiter.sent(&mut charge, now);
-                limiter.settle(charge, ActualUsage::Tokens { prompt: 0, completion: size, prompt_total: 0 }, now);
+                limiter.sent(&mut grant, now);
+                limiter.settle(grant, ActualUsage::Tokens { prompt: 0, completion: size, prompt_total: 0 }, now);
                 served[usize::from(app)] += size as f64;
                 count[usize::from(app)] += 1;
                 if count.iter().all(|&count| count < sizes.len()) {
@@ -157,56 +157,56 @@ proptest! {
             ..ModelLimits::default()
         };
         let mut limiter = Limiter::new("m".into(), tables(model), START);
-        let mut held: Vec<Permit> = Vec::new();
+        let mut held: Vec<Grant> = Vec::new();
         let mut events = Vec::new();
-        for (op, number, amount) in ops {
+        for (op, number, cost) in ops {
             // From long before the start to a year ahead, back and forth.
             let now = START / 2 + number % (START / 2 + 365 * 86_400 * SECOND);
             match op {
-                0 => match limiter.submit(&ask(number as u8, amount / 2, amount / 2), now, now + SECOND, None, true) {
-                    Admission::Granted(charge) => held.push(*charge),
+                0 => match limiter.submit(&request(number as u8, cost / 2, cost / 2), now, now + SECOND, None, true) {
+                    Admission::Granted(grant) => held.push(*grant),
                     Admission::Queued(_) | Admission::Rejected(_) => {}
                 },
                 1 => {
-                    if let Some(mut charge) = held.pop() {
-                        limiter.sent(&mut charge, now);
+                    if let Some(mut grant) = held.pop() {
+                        limiter.sent(&mut grant, now);
                         // Headers that lie.
                         let lie = |limit, remaining| Some(RemoteQuota { limit, remaining, reset: Some(Duration::from_nanos(number)) });
-                        let state = Observation { tokens: lie(amount, number), requests: lie(number, amount), audio: lie(amount, 0) };
-                        limiter.observe(&mut charge, &state, now);
-                        held.push(charge);
+                        let state = Observation { tokens: lie(cost, number), requests: lie(number, cost), audio: lie(cost, 0) };
+                        limiter.observe(&mut grant, &state, now);
+                        held.push(grant);
                     }
                 }
                 2 => {
-                    if let Some(charge) = held.pop() {
-                        limiter.settle(charge, ActualUsage::Tokens { prompt: amount, completion: number, prompt_total: number }, now);
+                    if let Some(grant) = held.pop() {
+                        limiter.settle(grant, ActualUsage::Tokens { prompt: cost, completion: number, prompt_total: number }, now);
                     }
                 }
                 _ => {
-                    if let Some(mut charge) = held.pop() {
-                        limiter.sent(&mut charge, now);
+                    if let Some(mut grant) = held.pop() {
+                        limiter.sent(&mut grant, now);
                         let text = UpstreamRefusal {
                             dimension: Some(Dimension::TPM),
                             code: Some("TPM".into()),
                             unit: Some(Unit::Tokens),
-                            limit: amount,
+                            limit: cost,
                             used: Some(number),
-                            requested: amount / 2,
+                            requested: cost / 2,
                             wait: Some(Duration::from_millis(3_723_500)),
                         };
-                        let _place = limiter.refused(charge, Some(&text), &Observation::default(), None, now);
+                        let _place = limiter.refused(grant, Some(&text), &Observation::default(), None, now);
                     }
                 }
             }
             limiter.dispatch(now, &mut events);
             for event in events.drain(..) {
-                if let Event::Granted(_, charge) = event {
-                    held.push(charge);
+                if let Event::Granted(_, grant) = event {
+                    held.push(grant);
                 }
             }
         }
-        for charge in held {
-            limiter.settle(charge, ActualUsage::Nothing, START);
+        for grant in held {
+            limiter.settle(grant, ActualUsage::Nothing, START);
         }
         prop_assert_eq!(limiter.in_flight(), 0);
     }
@@ -217,10 +217,10 @@ proptest! {
 fn exactly_the_limit() {
     let mut limiter = warm(limits(Some(1), 8000));
     assert!(matches!(
-        limiter.submit(&ask(1, 0, 8001), START, START + SECOND, None, true),
+        limiter.submit(&request(1, 0, 8001), START, START + SECOND, None, true),
         Admission::Rejected(AdmissionError::TooLarge { .. })
     ));
-    assert!(matches!(limiter.submit(&ask(1, 0, 8000), START, START, None, true), Admission::Granted(_)));
+    assert!(matches!(limiter.submit(&request(1, 0, 8000), START, START, None, true), Admission::Granted(_)));
     for quota in limiter.all() {
         assert!(matches!(quota.peek(1, START), Readiness::At(_)), "{} is empty", quota.dimension.code);
     }
@@ -231,14 +231,14 @@ fn exactly_the_limit() {
 fn batch_gets_its_share() {
     let mut limiter = warm(limits(None, 60_000));
     let mut classes = BTreeMap::new();
-    while let Admission::Granted(mut charge) = limiter.submit(&ask(9, 1, 2000), START, START, None, true) {
-        limiter.sent(&mut charge, START);
-        limiter.settle(*charge, ActualUsage::Unknown, START);
+    while let Admission::Granted(mut grant) = limiter.submit(&request(9, 1, 2000), START, START, None, true) {
+        limiter.sent(&mut grant, START);
+        limiter.settle(*grant, ActualUsage::Unknown, START);
     }
     for n in 0..800 {
         let class = if n % 2 == 0 { Priority::Batch } else { Priority::Interactive };
-        let ask = AdmissionRequest { class, ..ask(n as u8 % 2, 0, 500) };
-        if let Admission::Queued(id) = limiter.submit(&ask, START, START + 100_000 * SECOND, None, true) {
+        let request = AdmissionRequest { class, ..request(n as u8 % 2, 0, 500) };
+        if let Admission::Queued(id) = limiter.submit(&request, START, START + 100_000 * SECOND, None, true) {
             classes.insert(id, class);
         }
     }
@@ -248,9 +248,9 @@ fn batch_gets_its_share() {
         let now = limiter.wake().unwrap_or(START);
         limiter.dispatch(now, &mut events);
         for event in events.drain(..) {
-            let Event::Granted(id, mut charge) = event else { panic!("there is time") };
-            limiter.sent(&mut charge, now);
-            limiter.settle(charge, ActualUsage::Unknown, now);
+            let Event::Granted(id, mut grant) = event else { panic!("there is time") };
+            limiter.sent(&mut grant, now);
+            limiter.settle(grant, ActualUsage::Unknown, now);
             all += 1;
             batch += usize::from(classes[&id] == Priority::Batch);
         }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use groq_limiter::{
     ActualUsage,
     bucket::Ns,
-    limiter::{Admission, Event, Limiter, Permit},
+    limiter::{Admission, Event, Grant, Limiter},
     queue::Id,
     types::{Observation, RemoteQuota},
 };
@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use crate::{
     history::Exact,
-    start::{MS, SECOND, START, ask, limits, warm},
+    start::{MS, SECOND, START, limits, request, warm},
 };
 
 /// A request, and its ways: there, back with the head, back with the end.
@@ -40,10 +40,10 @@ fn journey() -> impl Strategy<Value = Journey> {
 
 enum Step {
     Asks(usize),
-    Arrives(usize, Box<Permit>),
-    Head(usize, Box<Permit>, Observation),
+    Arrives(usize, Box<Grant>),
+    Head(usize, Box<Grant>, Observation),
     GivesBack(usize),
-    End(usize, Box<Permit>),
+    End(usize, Box<Grant>),
 }
 
 /// What is asked for within a span of time.
@@ -84,10 +84,10 @@ impl World {
         let mut bucket = Exact::new(limit, 60 * SECOND);
         let mut left = (limit as f64 * in_use) as u64;
         while left > limit / 50
-            && let Admission::Granted(mut charge) = limiter.submit(&ask(9, 0, limit / 50), START, START, None, true)
+            && let Admission::Granted(mut grant) = limiter.submit(&request(9, 0, limit / 50), START, START, None, true)
         {
-            limiter.sent(&mut charge, START);
-            limiter.settle(*charge, ActualUsage::Unknown, START);
+            limiter.sent(&mut grant, START);
+            limiter.settle(*grant, ActualUsage::Unknown, START);
             assert!(bucket.admit(limit / 50, START));
             left -= limit / 50;
         }
@@ -124,8 +124,8 @@ impl World {
                     Step::Asks(n) => {
                         let Journey { app, asked, .. } = self.journeys[n];
                         let units = (self.bucket.limit as u64 * asked / 10_000).max(1);
-                        match self.limiter.submit(&ask(app, 0, units), now, now + 3600 * SECOND, None, true) {
-                            Admission::Granted(charge) => self.send(n, *charge, now),
+                        match self.limiter.submit(&request(app, 0, units), now, now + 3600 * SECOND, None, true) {
+                            Admission::Granted(grant) => self.send(n, *grant, now),
                             Admission::Queued(id) => drop(waiting.insert(id, n)),
                             Admission::Rejected(refusal) => panic!("there is time: {refusal:?}"),
                         }
@@ -135,20 +135,20 @@ impl World {
             }
             self.limiter.dispatch(now, &mut events);
             for event in events.drain(..) {
-                let Event::Granted(id, charge) = event else { panic!("there is time") };
-                self.send(waiting.remove(&id).expect("it waited"), charge, now);
+                let Event::Granted(id, grant) = event else { panic!("there is time") };
+                self.send(waiting.remove(&id).expect("it waited"), grant, now);
             }
         }
     }
 
-    fn send(&mut self, n: usize, mut charge: Permit, now: Ns) {
+    fn send(&mut self, n: usize, mut grant: Grant, now: Ns) {
         let quota = &self.limiter.all()[0];
-        let asked = quota.asked(&charge.amount());
+        let asked = quota.units(&grant.cost());
         self.asked.add(now, asked);
         self.margin = self.margin.min(quota.margin(asked));
         self.held[n] = (asked as f64 * self.journeys[n].shares.0) as u64;
-        self.limiter.sent(&mut charge, now);
-        self.plan(now + self.way(n, 0), Step::Arrives(n, Box::new(charge)));
+        self.limiter.sent(&mut grant, now);
+        self.plan(now + self.way(n, 0), Step::Arrives(n, Box::new(grant)));
         self.sent += 1;
     }
 
@@ -156,30 +156,30 @@ impl World {
         let used = |world: &Self, n: usize| (world.held[n] as f64 * world.journeys[n].shares.1) as u64;
         match step {
             Step::Asks(_) => {}
-            Step::Arrives(n, charge) => {
+            Step::Arrives(n, grant) => {
                 if !self.bucket.admit(self.held[n], now) {
                     self.refused += 1;
-                    return self.limiter.settle(*charge, ActualUsage::Nothing, now);
+                    return self.limiter.settle(*grant, ActualUsage::Nothing, now);
                 }
                 let limit = self.bucket.limit as u64;
                 let remaining = limit.saturating_sub(self.bucket.units());
                 let shown = RemoteQuota { limit, remaining, reset: Some(self.bucket.reset()) };
                 let state = Observation { tokens: Some(shown), ..Observation::default() };
                 let ready = now + self.journeys[n].latency.0;
-                self.plan(ready + self.way(n, 1), Step::Head(n, charge, state));
+                self.plan(ready + self.way(n, 1), Step::Head(n, grant, state));
             }
-            Step::Head(n, mut charge, state) => {
-                self.limiter.observe(&mut charge, &state, now);
+            Step::Head(n, mut grant, state) => {
+                self.limiter.observe(&mut grant, &state, now);
                 // The end leaves after the head and does not overtake it.
                 let ready = now - self.way(n, 1) + self.journeys[n].latency.1;
                 let end = (ready + self.way(n, 2)).max(now);
                 self.plan(ready.max(now), Step::GivesBack(n));
-                self.plan(end.max(ready.max(now)), Step::End(n, charge));
+                self.plan(end.max(ready.max(now)), Step::End(n, grant));
             }
             Step::GivesBack(n) => self.bucket.add(i128::from(used(self, n)) - i128::from(self.held[n]), now),
-            Step::End(n, charge) => {
-                let spent = ActualUsage::Tokens { prompt: 0, completion: used(self, n), prompt_total: 0 };
-                self.limiter.settle(*charge, spent, now);
+            Step::End(n, grant) => {
+                let usage = ActualUsage::Tokens { prompt: 0, completion: used(self, n), prompt_total: 0 };
+                self.limiter.settle(*grant, usage, now);
             }
         }
     }

@@ -23,7 +23,7 @@ pub(crate) fn limits(requests: Option<u64>, tokens: u64) -> ModelLimits {
     ModelLimits { requests_per_minute: requests, tokens_per_minute: Some(tokens), ..ModelLimits::default() }
 }
 
-pub(crate) fn ask(app: u8, prompt: u64, ceiling: u64) -> AdmissionRequest {
+pub(crate) fn request(app: u8, prompt: u64, ceiling: u64) -> AdmissionRequest {
     AdmissionRequest {
         organization: "o".into(),
         model: "m".into(),
@@ -31,7 +31,7 @@ pub(crate) fn ask(app: u8, prompt: u64, ceiling: u64) -> AdmissionRequest {
         app: format!("app{app}").into(),
         weight: 1.0,
         class: Priority::Interactive,
-        cost: CostEstimate::Tokens { prompt, ceiling: Some(ceiling) },
+        cost: CostEstimate::Tokens { prompt, max_completion_tokens: Some(ceiling) },
         bytes: 0,
     }
 }
@@ -39,11 +39,11 @@ pub(crate) fn ask(app: u8, prompt: u64, ceiling: u64) -> AdmissionRequest {
 /// A limiter past its cold start.
 pub(crate) fn warm(model: ModelLimits) -> Limiter {
     let mut limiter = Limiter::new("m".into(), tables(model), START);
-    let Admission::Granted(mut charge) = limiter.submit(&ask(0, 1, 1), START, START + SECOND, None, true) else {
+    let Admission::Granted(mut grant) = limiter.submit(&request(0, 1, 1), START, START + SECOND, None, true) else {
         panic!("an unused limiter lets the first go")
     };
-    limiter.sent(&mut charge, START);
-    limiter.observe(&mut charge, &Observation::default(), START);
-    limiter.settle(*charge, ActualUsage::Nothing, START);
+    limiter.sent(&mut grant, START);
+    limiter.observe(&mut grant, &Observation::default(), START);
+    limiter.settle(*grant, ActualUsage::Nothing, START);
     limiter
 }

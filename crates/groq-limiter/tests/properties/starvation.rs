@@ -9,7 +9,7 @@ use groq_limiter::{
 };
 use proptest::prelude::*;
 
-use crate::start::{MS, SECOND, START, ask, limits, warm};
+use crate::start::{MS, SECOND, START, limits, request, warm};
 
 /// A head's own time may grow by this share, and a little.
 const BYPASS_BUDGET: (f64, u64) = (0.25, 50 * MS);
@@ -27,24 +27,24 @@ proptest! {
         let mut events = Vec::new();
         let part = |of_ten_thousand: u64| (limit * of_ten_thousand / 10_000).max(1);
         // Six hundredths each empty the quota.
-        while let Admission::Granted(mut charge) = limiter.submit(&ask(9, 0, part(600)), START, START, None, true) {
-            limiter.sent(&mut charge, START);
-            limiter.settle(*charge, ActualUsage::Unknown, START);
+        while let Admission::Granted(mut grant) = limiter.submit(&request(9, 0, part(600)), START, START, None, true) {
+            limiter.sent(&mut grant, START);
+            limiter.settle(*grant, ActualUsage::Unknown, START);
         }
         let mut now = START;
         if before > 0 {
-            let Admission::Queued(id) = limiter.submit(&ask(8, 0, part(before)), now, now + 3600 * SECOND, None, true) else {
+            let Admission::Queued(id) = limiter.submit(&request(8, 0, part(before)), now, now + 3600 * SECOND, None, true) else {
                 panic!("the quota is empty")
             };
             limiter.dispatch(now, &mut events);
             now = limiter.blocked_until().expect("it waits");
             limiter.dispatch(now, &mut events);
-            let Some(Event::Granted(granted, mut charge)) = events.pop() else { panic!("its time has come") };
+            let Some(Event::Granted(granted, mut grant)) = events.pop() else { panic!("its time has come") };
             prop_assert_eq!(granted, id);
-            limiter.sent(&mut charge, now);
-            limiter.settle(charge, ActualUsage::Unknown, now);
+            limiter.sent(&mut grant, now);
+            limiter.settle(grant, ActualUsage::Unknown, now);
         }
-        let Admission::Queued(head) = limiter.submit(&ask(8, 0, part(large)), now, now + 3600 * SECOND, None, true) else {
+        let Admission::Queued(head) = limiter.submit(&request(8, 0, part(large)), now, now + 3600 * SECOND, None, true) else {
             panic!("the quota is empty")
         };
         limiter.dispatch(now, &mut events);
@@ -72,26 +72,26 @@ proptest! {
             let next = arrivals.first_key_value().map(|(&(at, _), _)| at);
             now = next.into_iter().chain(limiter.wake()).min().expect("the head waits");
             most = most.max(limiter.all()[0].margin(part(large)));
-            let mut charges = Vec::new();
+            let mut grants = Vec::new();
             if next == Some(now) {
                 let (_, (app, units)) = arrivals.pop_first().expect("there is one");
-                match limiter.submit(&ask(app, 0, part(units)), now, now + 36_000 * SECOND, None, true) {
-                    Admission::Granted(charge) => charges.push(*charge),
+                match limiter.submit(&request(app, 0, part(units)), now, now + 36_000 * SECOND, None, true) {
+                    Admission::Granted(grant) => grants.push(*grant),
                     Admission::Queued(_) => {}
                     Admission::Rejected(refusal) => prop_assert!(false, "there is time: {refusal:?}"),
                 }
             }
             limiter.dispatch(now, &mut events);
             for event in events.drain(..) {
-                let Event::Granted(id, charge) = event else { panic!("there is time") };
+                let Event::Granted(id, grant) = event else { panic!("there is time") };
                 if id == head {
                     out = Some(now);
                 }
-                charges.push(charge);
+                grants.push(grant);
             }
-            for mut charge in charges {
-                limiter.sent(&mut charge, now);
-                limiter.settle(charge, ActualUsage::Unknown, now);
+            for mut grant in grants {
+                limiter.sent(&mut grant, now);
+                limiter.settle(grant, ActualUsage::Unknown, now);
             }
         }
         let grown = limiter.all()[0].bucket().expect("a limit").span(most - margin);

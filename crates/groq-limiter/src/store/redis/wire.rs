@@ -59,7 +59,7 @@ impl Offset {
     pub fn learn(&mut self, now: i64, sent: Ns, received: Ns) {
         let (sent, received) = (micros(sent), micros(received));
         let (by, half) = (now - (sent + received) / 2, (received - sent) / 2);
-        // Clocks external usage apart by less than a thousandth: an older measure is worth less with time.
+        // Clocks drift apart by less than a thousandth: an older measure is worth less with time.
         let add_uncertainty = self.exact_to.map_or(i64::MAX, |exact| exact.saturating_add((received - micros(self.at)) / 1000));
         if half <= add_uncertainty || (by - self.by).abs() > half.saturating_add(add_uncertainty) {
             *self = Self { by, exact_to: Some(half), at: received as Ns * 1000 };
@@ -101,10 +101,10 @@ impl Offset {
             wire["n"] = observation.position.into();
             wire["u"] = self.there(observation.truth).into();
             wire["a"] = self.there(observation.at).into();
-            wire["m"] = self.there(observation.mark.tat).into();
-            wire["o"] = (observation.mark.recent / 1000).into();
-            wire["v"] = (observation.mark.adjusted / 1000).into();
-            wire["x"] = (observation.mark.corrections / 1000).into();
+            wire["m"] = self.there(observation.snapshot.tat).into();
+            wire["o"] = (observation.snapshot.recent / 1000).into();
+            wire["v"] = (observation.snapshot.adjusted / 1000).into();
+            wire["x"] = (observation.snapshot.corrections / 1000).into();
         }
         wire
     }

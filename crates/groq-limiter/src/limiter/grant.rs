@@ -20,8 +20,8 @@ const LONGEST_REST: Ns = 3600 * SECOND;
 
 /// What a granted request holds.
 #[derive(Clone, Debug)]
-pub struct Permit {
-    pub(super) taken: Reserved,
+pub struct Grant {
+    pub(super) reserved: Reserved,
     pub(super) app: AppId,
     size: u8,
     pub(super) probe: bool,
@@ -33,7 +33,7 @@ pub struct Permit {
     /// Prompt tokens before the limiter's own correction.
     pub(super) estimated: u32,
     /// Cost at the time of granting, and what settles it: the slot and the price of one unit.
-    cost: f32,
+    service: f32,
     price: (u8, f32),
     ticket: Ticket,
     /// How long it waited, ns.
@@ -42,62 +42,62 @@ pub struct Permit {
     pub bound: Option<u8>,
 }
 
-impl Permit {
+impl Grant {
     /// Whether it has been sent.
     pub fn is_sent(&self) -> bool {
-        self.taken.position > 0
+        self.reserved.position > 0
     }
 
     /// What it took.
-    pub fn amount(&self) -> Cost {
-        self.taken.amount
+    pub fn cost(&self) -> Cost {
+        self.reserved.cost
     }
 }
 
 impl Limiter {
     /// Right before the first byte goes out.
-    pub fn sent(&mut self, charge: &mut Permit, now: Ns) {
+    pub fn sent(&mut self, grant: &mut Grant, now: Ns) {
         let now = self.advance(now);
-        if !charge.is_sent() {
-            self.quotas.sent(&mut charge.taken, now);
+        if !grant.is_sent() {
+            self.quotas.sent(&mut grant.reserved, now);
             self.add_pending(now);
         }
     }
 
     /// The request has ended and this is the truth. The caller dispatches.
-    pub fn settle(&mut self, charge: Permit, spent: ActualUsage, now: Ns) {
+    pub fn settle(&mut self, grant: Grant, usage: ActualUsage, now: Ns) {
         let now = self.advance(now);
-        self.learn_usage(&charge, spent, now);
-        let used = used(&charge, spent);
-        let priced = self.quotas.all().get(usize::from(charge.price.0));
-        let cost = match spent {
+        self.learn_usage(&grant, usage, now);
+        let used = used(&grant, usage);
+        let priced = self.quotas.all().get(usize::from(grant.price.0));
+        let service = match usage {
             ActualUsage::Nothing => 0.0,
-            _ => priced.map_or(charge.cost, |quota| quota.of(&used) as f32 * charge.price.1),
+            _ => priced.map_or(grant.service, |quota| quota.of(&used) as f32 * grant.price.1),
         };
-        self.queue.serve(charge.app, charge.size, f64::from(cost - charge.cost), now);
-        self.queue.running(charge.app, false);
-        self.end_probe(&charge);
+        self.queue.serve(grant.app, grant.size, f64::from(service - grant.service), now);
+        self.queue.running(grant.app, false);
+        self.end_probe(&grant);
         self.in_flight = self.in_flight.saturating_sub(1);
         self.used_at = now;
-        self.quotas.settle(charge.taken, used, now);
+        self.quotas.settle(grant.reserved, used, now);
         self.add_pending(now);
     }
 
     /// An answer's head: its headers correct the quotas. The caller dispatches.
-    pub fn observe(&mut self, charge: &mut Permit, state: &Observation, now: Ns) {
+    pub fn observe(&mut self, grant: &mut Grant, state: &Observation, now: Ns) {
         let now = self.advance(now);
-        self.calibration.head(now.saturating_sub(charge.taken.sent_at));
-        self.knowledge = ColdStart::Known;
-        self.pauses = 0;
-        self.learn_headers(charge, state, true, now);
+        self.estimates.head(now.saturating_sub(grant.reserved.sent_at));
+        self.cold_start = ColdStart::Known;
+        self.consecutive_pauses = 0;
+        self.learn_headers(grant, state, true, now);
         self.add_pending(now);
     }
 
-    /// Groq refused: the text (or the headers) corrects the quotas and everything comes back. What to ask again
+    /// Groq refused: the text (or the headers) corrects the quotas and everything comes back. What to request again
     /// with. The caller dispatches.
     pub fn refused(
         &mut self,
-        mut charge: Permit,
+        mut grant: Grant,
         text: Option<&UpstreamRefusal>,
         state: &Observation,
         retry_after: Option<Duration>,
@@ -105,36 +105,36 @@ impl Limiter {
     ) -> Requeue {
         let now = self.advance(now);
         self.refusals += 1;
-        let asked = charge.amount();
-        let least = text.and_then(|text| Some(asked.raised(self.named(text)?.unit, text.requested))).unwrap_or(asked);
-        if !self.learn_refusal(&mut charge, text, state, now) {
+        let units = grant.cost();
+        let least = text.and_then(|text| Some(units.raised(self.named(text)?.unit, text.requested))).unwrap_or(units);
+        if !self.learn_refusal(&mut grant, text, state, now) {
             // Nothing said which quota is low: the whole limiter comes to rest.
-            self.pauses = (self.pauses + 1).min(6);
-            let rest = retry_after.map_or(0, nanos).max(SECOND << (self.pauses - 1)).min(LONGEST_REST);
+            self.consecutive_pauses = (self.consecutive_pauses + 1).min(6);
+            let rest = retry_after.map_or(0, nanos).max(SECOND << (self.consecutive_pauses - 1)).min(LONGEST_REST);
             self.paused_until = self.paused_until.max(now + rest);
         }
-        self.knowledge = ColdStart::Known;
-        let requested = self.requested_in_all(&charge, text).or(charge.requested);
-        let again = Requeue { ticket: charge.ticket, least, requested };
-        self.settle(charge, ActualUsage::Nothing, now);
+        self.cold_start = ColdStart::Known;
+        let requested = self.requested_in_all(&grant, text).or(grant.requested);
+        let again = Requeue { ticket: grant.ticket, least, requested };
+        self.settle(grant, ActualUsage::Nothing, now);
         again
     }
 
-    /// `taken`: the store has charged it.
-    pub(super) fn grant(&mut self, waiter: QueuedRequest, taken: Option<Reserved>, bound: Option<usize>, now: Ns) -> Permit {
-        let expected = waiter.amount.with_output(waiter.expected);
+    /// `reserved`: the store has charged it.
+    pub(super) fn grant(&mut self, waiter: QueuedRequest, reserved: Option<Reserved>, bound: Option<usize>, now: Ns) -> Grant {
+        let expected = waiter.cost.with_output(waiter.expected);
         let (slot, price) = self.price(&expected, now);
-        let cost = self.quotas.all().get(slot).map_or(0.0, |quota| quota.asked(&expected) as f32 * price);
-        let taken = taken.unwrap_or_else(|| self.quotas.take(waiter.amount, now));
-        self.queue.serve(waiter.app, waiter.size, f64::from(cost), now);
+        let service = self.quotas.all().get(slot).map_or(0.0, |quota| quota.units(&expected) as f32 * price);
+        let reserved = reserved.unwrap_or_else(|| self.quotas.take(waiter.cost, now));
+        self.queue.serve(waiter.app, waiter.size, f64::from(service), now);
         self.queue.running(waiter.app, true);
         self.in_flight += 1;
-        let probe = self.knowledge == ColdStart::Unknown;
+        let probe = self.cold_start == ColdStart::Unknown;
         if probe {
-            self.knowledge = ColdStart::Probing { until: self.probing_until.take().unwrap_or(now + PROBE) };
+            self.cold_start = ColdStart::Probing { until: self.probing_until.take().unwrap_or(now + PROBE) };
         }
-        Permit {
-            taken,
+        Grant {
+            reserved,
             app: waiter.app,
             size: waiter.size,
             probe,
@@ -142,7 +142,7 @@ impl Limiter {
             requested: waiter.requested,
             shown_used: None,
             estimated: waiter.estimated,
-            cost,
+            service,
             price: (slot as u8, price),
             ticket: waiter.ticket,
             waited: now.saturating_sub(waiter.since),
@@ -151,14 +151,14 @@ impl Limiter {
     }
 
     /// The dimension in which this costs most, as a share of what is there and comes within a minute; one unit's price.
-    fn price(&self, amount: &Cost, now: Ns) -> (usize, f32) {
+    fn price(&self, cost: &Cost, now: Ns) -> (usize, f32) {
         let mut dearest = (0, 0.0, 0.0);
         for (slot, quota) in self.quotas.all().iter().enumerate() {
             let Some(bucket) = quota.bucket() else { continue };
             let price = 1.0 / (bucket.remaining(now).max(0.0) + 60.0 * bucket.rate());
-            let cost = quota.asked(amount) as f64 * price;
-            if cost > dearest.1 {
-                dearest = (slot, cost, price);
+            let share = quota.units(cost) as f64 * price;
+            if share > dearest.1 {
+                dearest = (slot, share, price);
             }
         }
         (dearest.0, dearest.2 as f32)
@@ -166,16 +166,16 @@ impl Limiter {
 }
 
 /// What a request used, by unit.
-fn used(charge: &Permit, spent: ActualUsage) -> Cost {
+fn used(grant: &Grant, usage: ActualUsage) -> Cost {
     let cut = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-    let asked = charge.taken.amount;
-    match spent {
+    let units = grant.reserved.cost;
+    match usage {
         ActualUsage::Nothing => Cost::default(),
-        ActualUsage::Request => Cost { requests: asked.requests, ..Cost::default() },
+        ActualUsage::Request => Cost { requests: units.requests, ..Cost::default() },
         // Audio is billed by the second, whatever the answer says of tokens.
-        ActualUsage::Tokens { .. } | ActualUsage::Partial { .. } if asked.seconds > 0 => asked,
-        ActualUsage::Tokens { prompt, completion, .. } => Cost { input: cut(prompt), ..asked }.with_output(cut(completion)),
-        ActualUsage::Partial { completion } => asked.with_output(cut(completion)),
-        ActualUsage::Unknown => asked,
+        ActualUsage::Tokens { .. } | ActualUsage::Partial { .. } if units.seconds > 0 => units,
+        ActualUsage::Tokens { prompt, completion, .. } => Cost { input: cut(prompt), ..units }.with_output(cut(completion)),
+        ActualUsage::Partial { completion } => units.with_output(cut(completion)),
+        ActualUsage::Unknown => units,
     }
 }

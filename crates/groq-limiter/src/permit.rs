@@ -1,0 +1,89 @@
+//! The guard that a request holds. It is settled exactly once, whoever drops it, wherever.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{ActualUsage, Requeue, limiter::Grant, registry::SharedLimiter};
+use crate::types::{Dimension, Observation, UpstreamRefusal};
+
+/// What was taken; settled exactly once. Dropped before it was sent: all comes back; after: the grant stands.
+#[derive(Debug)]
+pub struct Permit {
+    /// `None`: nothing was taken, or it is settled.
+    held: Option<(Arc<SharedLimiter>, Box<Grant>)>,
+    waited: Duration,
+    bound_by: Option<Dimension>,
+}
+
+impl Permit {
+    pub(super) fn new(limiter: Arc<SharedLimiter>, grant: Box<Grant>) -> Self {
+        let bound_by = grant.bound.and_then(|slot| limiter.with(|limiter| limiter.dimension(slot).cloned()));
+        Self { waited: Duration::from_nanos(grant.waited), bound_by, held: Some((limiter, grant)) }
+    }
+
+    /// Of something that draws on no limit.
+    pub(super) fn free() -> Self {
+        Self { held: None, waited: Duration::ZERO, bound_by: None }
+    }
+
+    /// How long it waited.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// The dimension that made it wait.
+    pub fn bound_by(&self) -> Option<&Dimension> {
+        self.bound_by.as_ref()
+    }
+
+    /// Right before the first byte goes out.
+    pub fn sent(&mut self, now: Instant) {
+        if let Some((limiter, grant)) = &mut self.held {
+            let now = limiter.at(now);
+            limiter.with(|limiter| limiter.sent(grant, now));
+        }
+    }
+
+    /// An answer's head: its headers correct the quotas, by send position; its time is learnt.
+    pub fn observe(&mut self, state: &Observation, now: Instant) {
+        if let Some((limiter, grant)) = &mut self.held {
+            let now = limiter.at(now);
+            limiter.change(|limiter| limiter.observe(grant, state, now));
+        }
+    }
+
+    /// Groq refused (429): the text corrects the quotas, the grant comes back, the place in the queue is kept, if there was one.
+    pub fn refused(
+        mut self,
+        text: Option<&UpstreamRefusal>,
+        state: &Observation,
+        retry_after: Option<Duration>,
+        now: Instant,
+    ) -> Option<Requeue> {
+        let (limiter, grant) = self.held.take()?;
+        let now = limiter.at(now);
+        Some(limiter.change(|limiter| limiter.refused(*grant, text, state, retry_after, now)))
+    }
+
+    /// The truth is known.
+    pub fn settle(mut self, usage: ActualUsage, now: Instant) {
+        self.end(usage, now);
+    }
+
+    fn end(&mut self, usage: ActualUsage, now: Instant) {
+        if let Some((limiter, grant)) = self.held.take() {
+            let now = limiter.at(now);
+            limiter.change(|limiter| limiter.settle(*grant, usage, now));
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some((_, grant)) = &self.held {
+            let usage = if grant.is_sent() { ActualUsage::Unknown } else { ActualUsage::Nothing };
+            self.end(usage, Instant::now());
+        }
+    }
+}
