@@ -3,9 +3,9 @@
 use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, Uri};
+use http::{Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full};
-use hyper::client::conn::http2;
+use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::{
@@ -19,7 +19,7 @@ pub(crate) const LONG: Duration = Duration::from_secs(60);
 /// The longest body of a failure, bytes.
 const LONGEST: usize = 16 << 10;
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A whole answer.
 #[derive(Clone, Debug)]
@@ -78,20 +78,13 @@ async fn ask_http2(address: SocketAddr, request: &str) -> Result<Answer, BoxErro
     let socket = TcpStream::connect(address).await?;
     let (mut client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await?;
     let connection = tokio::spawn(connection);
-    let (head, body) = client.send_request(in_http2(address, request)?).await?.into_parts();
-    let body = body.collect().await?.to_bytes();
+    let answer = Answer::of(client.send_request(in_http2(address, request)?).await?).await?;
     connection.abort();
-    let headers = head.headers.iter().map(|(n, v)| (n.to_string(), String::from_utf8_lossy(v.as_bytes()).into_owned()));
-    Ok(Answer {
-        status: head.status.as_u16(),
-        reason: "none over HTTP/2".into(),
-        headers: headers.collect(),
-        body: String::from_utf8_lossy(&body).into_owned(),
-    })
+    Ok(answer)
 }
 
 /// The same request without what HTTP/1.1 says of its connection.
-fn in_http2(address: SocketAddr, request: &str) -> Result<Request<Full<Bytes>>, BoxError> {
+pub(crate) fn in_http2(address: SocketAddr, request: &str) -> Result<Request<Full<Bytes>>, BoxError> {
     let (head, body) = request.split_once("\r\n\r\n").ok_or("a head")?;
     let mut lines = head.split("\r\n");
     let mut first = lines.next().ok_or("a request line")?.split(' ');
@@ -122,6 +115,19 @@ pub(crate) async fn try_ask(address: SocketAddr, bytes: &[u8]) -> std::io::Resul
 }
 
 impl Answer {
+    /// A response of hyper's client, read to its end.
+    pub(crate) async fn of(response: Response<Incoming>) -> Result<Self, BoxError> {
+        let (head, body) = response.into_parts();
+        let body = body.collect().await?.to_bytes();
+        let headers = head.headers.iter().map(|(n, v)| (n.to_string(), String::from_utf8_lossy(v.as_bytes()).into_owned()));
+        Ok(Self {
+            status: head.status.as_u16(),
+            reason: "not known".into(),
+            headers: headers.collect(),
+            body: String::from_utf8_lossy(&body).into_owned(),
+        })
+    }
+
     fn read(bytes: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(bytes);
         let (head, body) = text.split_once("\r\n\r\n")?;

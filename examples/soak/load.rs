@@ -1,0 +1,122 @@
+//! Clients: calls and streams over HTTP/1.1 and HTTP/2, some of which leave early or send nonsense.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Uri, header};
+use http_body_util::Full;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
+
+use super::{
+    BoxError, CLIENTS, LIMIT,
+    client::{Answer, KEY, chat_with, in_http2, request, try_ask},
+    tally::Tally,
+};
+
+/// No request may take longer: the waits and time limits of the configuration are well under it.
+const HUNG: Duration = Duration::from_secs(90);
+
+/// How a client speaks.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Kind {
+    /// A connection for each request.
+    Http1PerRequest,
+    /// One that is kept.
+    Http1,
+    /// One that is kept.
+    Http2,
+}
+
+/// A kept connection.
+enum Connection {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
+}
+
+/// One client, until `over`.
+pub(super) async fn client(kind: Kind, app: SocketAddr, tally: Arc<Tally>, over: Arc<AtomicBool>) {
+    let pause = Duration::from_secs_f64(60.0 * CLIENTS as f64 / (3.0 * LIMIT as f64));
+    let mut connection = None;
+    while !over.load(Relaxed) {
+        let text = next(kind);
+        tally.sent.fetch_add(1, Relaxed);
+        let patience = if fastrand::u8(..10) == 0 { Duration::from_millis(fastrand::u64(1..2000)) } else { HUNG };
+        let answered = async {
+            match kind {
+                Kind::Http1PerRequest => Ok(try_ask(app, text.as_bytes()).await?),
+                Kind::Http1 | Kind::Http2 => on_kept(kind, app, &mut connection, &text).await,
+            }
+        };
+        match timeout(patience, answered).await {
+            Err(_) if patience == HUNG => drop(tally.hung.fetch_add(1, Relaxed)),
+            Err(_) => {
+                tally.left.fetch_add(1, Relaxed);
+                // Over HTTP/1.1 leaving closes the connection; over HTTP/2 it resets the stream.
+                connection = connection.filter(|_| kind == Kind::Http2);
+            }
+            Ok(answered) => tally.judge(&text, answered),
+        }
+        sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
+    }
+}
+
+/// Sends on the connection, or on a new one if it has closed.
+async fn on_kept(kind: Kind, app: SocketAddr, kept: &mut Option<Connection>, text: &str) -> Result<Answer, BoxError> {
+    let usable = match kept {
+        Some(Connection::Http1(sender)) => sender.ready().await.is_ok(),
+        Some(Connection::Http2(sender)) => sender.ready().await.is_ok(),
+        None => false,
+    };
+    if !usable {
+        *kept = Some(connect(kind, app).await?);
+    }
+    let mut request = in_http2(app, text)?;
+    match kept {
+        Some(Connection::Http1(sender)) => {
+            *request.uri_mut() = request.uri().path_and_query().cloned().map(Uri::from).unwrap_or_default();
+            request.headers_mut().insert(header::HOST, HeaderValue::from_static("shield"));
+            Answer::of(sender.send_request(request).await?).await
+        }
+        Some(Connection::Http2(sender)) => Answer::of(sender.send_request(request).await?).await,
+        None => Err("no connection".into()),
+    }
+}
+
+async fn connect(kind: Kind, app: SocketAddr) -> Result<Connection, BoxError> {
+    let io = TokioIo::new(TcpStream::connect(app).await?);
+    if kind == Kind::Http2 {
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
+        tokio::spawn(connection);
+        Ok(Connection::Http2(sender))
+    } else {
+        let (sender, connection) = http1::handshake(io).await?;
+        tokio::spawn(connection);
+        Ok(Connection::Http1(sender))
+    }
+}
+
+/// Calls mostly, streams a third of them; large ones and nonsense between.
+fn next(kind: Kind) -> String {
+    let ceiling = r#","max_completion_tokens":200"#;
+    match fastrand::u8(..20) {
+        0 if kind == Kind::Http1PerRequest => "GET\r\n\r\n".into(),
+        1 => request("POST", "/openai/v1/chat/completions", KEY, "{\"model\":"),
+        2 => request("GET", "/openai/v1/models", KEY, ""),
+        3 => chat_with("x-shield-class: batch\r\n", &format!(r#"{ceiling},"user":"{}""#, "x".repeat(60_000))),
+        4 => chat_with("x-shield-max-wait-ms: 700\r\n", ceiling),
+        5..=10 => chat_with("", &format!(r#"{ceiling},"stream":true"#)),
+        _ => chat_with("", ceiling),
+    }
+}

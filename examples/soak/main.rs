@@ -1,0 +1,224 @@
+//! A soak test: mixed faults and three times the load that the limits hold, for minutes or hours, then a count of what is left.
+//!
+//! `cargo run --release --example soak -- --minutes 60` (needs redis-server). The shield runs in a process of its own, before the
+//! simulated Groq and with its quotas in Redis, which is killed twice; its configuration is reloaded every 20 seconds, each third
+//! time with a file that has faults. Exit code 1 if a request hung, an answer was off the contract, or anything leaked.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use clap::Parser;
+use groq_sim::{Pace, Sim};
+use serde_json::{Value, json};
+use tokio::{
+    net::TcpListener,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+#[path = "../../tests/contract/client.rs"]
+#[expect(dead_code, reason = "the tests use all of it")]
+mod client;
+mod load;
+mod process;
+mod redis;
+mod shield;
+mod tally;
+
+use load::Kind;
+use process::ShieldProcess;
+use redis::Redis;
+use tally::Tally;
+
+// The shield's own, so that its resident memory is that of the command.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Requests a minute that the limits hold; three times as many are sent.
+const LIMIT: u64 = 600;
+/// Clients at once; a third of each kind.
+const CLIENTS: u64 = 99;
+/// How often the configuration is read again.
+const RELOAD: Duration = Duration::from_secs(20);
+/// How long Redis is away each time, unless the whole run is shorter than ten minutes.
+const REDIS_AWAY: Duration = Duration::from_secs(30);
+/// Minutes at which the shield's resident memory is read.
+const READINGS: [f64; 3] = [5.0, 30.0, 60.0];
+
+#[derive(Parser)]
+struct Arguments {
+    /// How long load is made.
+    #[arg(long, default_value_t = 10.0)]
+    minutes: f64,
+    /// Be the shield of a soak, with this configuration.
+    #[arg(long, hide = true)]
+    shield: Option<PathBuf>,
+}
+
+fn main() -> Result<ExitCode, BoxError> {
+    let arguments = Arguments::parse();
+    if let Some(config) = arguments.shield {
+        return shield::run(config).map(|()| ExitCode::SUCCESS);
+    }
+    tokio::runtime::Runtime::new()?.block_on(soak(Duration::from_secs_f64(60.0 * arguments.minutes)))
+}
+
+/// Everything that Groq and the way to it are known to do, at random.
+fn faults() -> Vec<groq_sim::Fault> {
+    let faults = [
+        json!({"action": "status", "status": 500}),
+        json!({"action": "status", "status": 503, "retry_after": "1"}),
+        json!({"action": "status", "status": 498}),
+        json!({"action": "html", "status": 502}),
+        json!({"action": "html", "status": 524}),
+        json!({"action": "forbidden"}),
+        json!({"action": "empty", "status": 503}),
+        json!({"action": "untyped", "status": 403}),
+        json!({"action": "refused", "message": "Rate limit reached for model `m` in organization `org_01soak` on requests per minute (RPM): Limit 600, Used 600, Requested 1. Please try again in 200ms."}),
+        json!({"action": "close"}),
+        json!({"action": "close_in_head"}),
+        json!({"action": "close_in_body"}),
+        json!({"action": "garbage"}),
+        json!({"action": "slow_head", "ms": 5}),
+        json!({"action": "wrong_length", "by": 7}),
+        json!({"action": "not_json"}),
+        json!({"action": "truncated_json"}),
+        json!({"action": "stall", "ms": 4000}),
+        json!({"action": "cut", "after": 2, "half": true}),
+        json!({"action": "cut", "after": 0}),
+        json!({"action": "stall_stream", "after": 2, "ms": 4000}),
+        json!({"action": "no_done"}),
+        json!({"action": "error_frame", "after": 2}),
+        json!({"action": "error_event", "after": 2}),
+        json!({"action": "x_groq_error", "after": 2}),
+    ];
+    let read = |mut fault: Value| {
+        fault["probability"] = json!(0.015);
+        serde_json::from_value(fault).expect("as documented")
+    };
+    faults.into_iter().map(read).collect()
+}
+
+/// The shield's configuration; `round` changes what is live.
+fn configuration(upstream: SocketAddr, redis: &Redis, round: u64) -> String {
+    let (max_waiting, attempts) = (60 + round % 2, 4 - round % 2);
+    // Every third time it cannot be used, and the last one stays in force.
+    let fault = if round % 3 == 2 { "max_wiating = 1" } else { "" };
+    format!(
+        r#"
+        [server]
+        listen = "127.0.0.1:0"
+        threads = 2
+        drain_timeout = "10s"
+        [admin]
+        listen = "127.0.0.1:0"
+        [upstream]
+        base_url = "http://{upstream}"
+        response_timeout = "3s"
+        idle_timeout = "3s"
+        [queue]
+        max_wait = "5s"
+        max_waiting = {max_waiting}
+        max_bytes = "1MiB"
+        {fault}
+        [retry]
+        attempts = {attempts}
+        [breaker]
+        open = "500ms"
+        [limits]
+        plan = "none"
+        [limits.model."m"]
+        requests_per_minute = {LIMIT}
+        [store]
+        kind = "redis"
+        url = "{}"
+        "#,
+        redis.url()
+    )
+}
+
+/// Makes load for this long, and tells what became of it.
+async fn soak(time: Duration) -> Result<ExitCode, BoxError> {
+    let limits = groq_sim::ModelLimits { requests_per_minute: Some(LIMIT), ..Default::default() };
+    let pace = Pace { head: Duration::from_millis(100), completion: 40.0, ..Pace::default() };
+    let groq =
+        Sim::new(groq_sim::Options { plan: groq_sim::Plan::uniform(limits), pace, faults: faults(), ..Default::default() });
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let upstream = listener.local_addr()?;
+    let serving = tokio::spawn({
+        let groq = groq.clone();
+        async move { groq.serve(listener).await }
+    });
+    let mut redis = Redis::start()?;
+    let folder = tempfile::tempdir()?;
+    let config = folder.path().join("groq-shield.toml");
+    std::fs::write(&config, configuration(upstream, &redis, 0))?;
+    let mut shield = ShieldProcess::start(&config)?;
+
+    let (tally, over) = (Arc::<Tally>::default(), Arc::<AtomicBool>::default());
+    let mut clients = JoinSet::new();
+    for number in 0..CLIENTS {
+        let kind = [Kind::Http1PerRequest, Kind::Http1, Kind::Http2][number as usize % 3];
+        clients.spawn(load::client(kind, shield.app, tally.clone(), over.clone()));
+    }
+    let began = Instant::now();
+    let (mut reloads, mut kills, mut readings) = (0, 0, Vec::new());
+    let away = REDIS_AWAY.min(time / 20);
+    while began.elapsed() < time {
+        sleep(Duration::from_secs(1).min(time)).await;
+        let (passed, second) = (began.elapsed(), began.elapsed().as_secs());
+        if passed.as_secs() / RELOAD.as_secs() > reloads {
+            reloads += 1;
+            std::fs::write(&config, configuration(upstream, &redis, reloads))?;
+            shield.reload()?;
+        }
+        if kills < 2 && passed > time * (kills + 1) / 3 {
+            kills += 1;
+            redis.kill()?;
+        } else if !redis.runs() && passed > time * kills / 3 + away {
+            redis.restart()?;
+        }
+        if let Some(&minute) = READINGS.get(readings.len()).filter(|&&minute| passed.as_secs_f64() >= 60.0 * minute - 1.0) {
+            readings.push(format!("minute {minute}: {} KiB", shield.resident()?));
+        }
+        if second % 30 == 0 {
+            eprintln!("{second:>5} s  {} sent, {} KiB resident", tally.sent.load(Relaxed), shield.resident()?);
+        }
+    }
+    over.store(true, Relaxed);
+    let gone = clients.join_all().await.len();
+    readings.push(format!("end: {} KiB", shield.resident()?));
+
+    let left = shield.left()?;
+    let stopped = shield.drained()?;
+    serving.abort();
+    let stats = groq.stats();
+    println!(
+        "{gone} clients, {:.0} s, {reloads} reloads, Redis killed {kills} times; the upstream saw {} requests, played {} faults, \
+         refused {}",
+        began.elapsed().as_secs_f64(),
+        stats.requests,
+        stats.faults,
+        stats.refusals()
+    );
+    let ended_well = tally.tell();
+    println!("store degraded at the end {}", left.degraded);
+    println!("leaked tasks              {}", stopped.tasks);
+    println!("leaked places in line     {}", left.places);
+    println!("leaked connections        {}", left.connections);
+    println!("leaked bytes              {}", left.bytes);
+    println!("leaked descriptors        {}", stopped.descriptors);
+    println!("resident memory           {}", readings.join(", "));
+    let leaked = stopped.tasks + left.places + left.connections + left.bytes + stopped.descriptors;
+    Ok(if ended_well && leaked == 0 && !left.degraded { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
