@@ -1,24 +1,30 @@
-# Sugar for the lines of .ci/run.
+# The gate's parts, each of them `.ci/run PART`, and what regenerates files. `just` is optional.
 
-# Everything that the gate runs.
-ci:
-    .ci/run
+# All parts of the gate, or those that are named.
+ci *PARTS:
+    .ci/run {{PARTS}}
 
+format: (ci "format")
+lint: (ci "lint")
+doc: (ci "doc")
+deny: (ci "deny")
+build: (ci "build")
+unit: (ci "unit")
+limiter: (ci "limiter")
+commands: (ci "commands")
+simulation: (ci "simulation")
+contract: (ci "contract")
+wire: (ci "wire")
+redis: (ci "redis")
+suites: (ci "suites")
+deploy: (ci "deploy")
+
+# Formats the code.
 fmt:
     cargo fmt --all
 
-lint:
-    cargo clippy --workspace --all-targets -- -D warnings
-
 test *ARGS:
     cargo test {{ARGS}}
-
-doc:
-    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
-
-# Licences, sources and banned crates.
-deny:
-    cargo deny check bans licenses sources
 
 # Known vulnerabilities; fetches the advisory database.
 advisories:
@@ -31,3 +37,15 @@ clients:
 # The configuration's generated files: example, JSON schema, documentation.
 config:
     UPDATE_CONFIG=1 cargo test --lib config::example
+
+# README's figures, from those under docs.
+figures:
+    UPDATE_README=1 cargo test --test layout figures
+
+# README's picture of the page, over the simulated Groq; needs Chromium.
+picture:
+    cargo build && docs/picture.sh
+
+# The documentation as a book with search, in target/book. Needs mdbook: cargo install mdbook --locked
+book:
+    mdbook build

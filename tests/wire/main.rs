@@ -2,12 +2,12 @@
 
 mod bad_input;
 mod configured_limits;
+mod docs;
 mod http2;
 mod kit;
 mod outage;
 mod output_limits;
 mod paths;
-mod readme;
 mod restart;
 mod ring;
 mod sdk;

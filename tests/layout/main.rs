@@ -1,5 +1,7 @@
 //! Layering rules that the compiler cannot check: which module may use which, and what pure cores may not name.
 
+mod docs;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,

@@ -1,4 +1,6 @@
-//! Is the README true? Every command of it is run, every example of a file is checked, its failures and messages are the code's.
+//! The documentation's examples: every command in it is run, every example of a file is checked.
+//!
+//! A comment `<!-- test: MARK -->` before a block says how. Links, names and figures are checked in `tests/layout`.
 
 use std::{
     collections::BTreeSet,
@@ -11,15 +13,16 @@ use tempfile::TempDir;
 
 use crate::kit::{Process, binary, python};
 
-const README: &str = include_str!("../../README.md");
-const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+/// For people who work on the shield: their commands take minutes, or need what a usual machine has not. That these name what is
+/// there is checked in `tests/layout`.
+const FOR_DEVELOPERS: [&str; 6] = ["SUMMARY", "performance", "figures", "limiter", "promises", "conformance"];
 
-/// One fenced block with the comment before it that says how it is tested.
-#[derive(Debug)]
+/// One fenced block with its mark.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Block {
-    mark: &'static str,
-    language: &'static str,
-    text: &'static str,
+    mark: String,
+    language: String,
+    text: String,
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -29,45 +32,54 @@ async fn every_command_runs() {
     fs::write(directory.path().join("app.py"), "import os\nprint(os.environ['GROQ_BASE_URL'], os.environ['OPENAI_BASE_URL'])\n")
         .expect("written");
     fs::write(directory.path().join("groq-shield.toml"), "[queue]\nmax_wait = \"20s\"\n").expect("written");
-    let mut shield = None;
-    for block in blocks() {
-        let shielded = || shield.as_ref().unwrap_or_else(|| panic!("no shield runs yet: {block:?}"));
-        match (block.mark, block.language) {
+    let shield = simulated(&["serve", "--simulate"]);
+    let blocks: BTreeSet<_> = documents().iter().flat_map(|path| blocks(path)).collect();
+    assert!(blocks.len() > 20, "{blocks:?}");
+    for block in &blocks {
+        match (block.mark.as_str(), block.language.as_str()) {
             ("background", "sh") => {
                 let arguments: Vec<_> = block.text.split_whitespace().skip_while(|word| *word != "--").skip(1).collect();
                 assert!(block.text.starts_with("cargo run --release -- "), "{block:?}");
-                shield = Some(Process::start(
-                    &arguments,
-                    &[("GROQ_SHIELD_LISTEN", "127.0.0.1:0"), ("GROQ_SHIELD_ADMIN", "127.0.0.1:0")],
-                ));
+                drop(simulated(&arguments));
             }
             ("run", "sh") => {
-                let out = shell.succeeds(block.text, Some(shielded())).await;
+                let out = shell.succeeds(&block.text, Some(&shield)).await;
                 assert!(!out.is_empty() && !out.starts_with("{\"error\""), "{block:?}:\n{out}");
             }
-            ("silent", "sh") => drop(shell.succeeds(block.text, Some(shielded())).await),
+            ("silent", "sh") => drop(shell.succeeds(&block.text, Some(&shield)).await),
             ("python", "python") => {
                 let (file, interpreter) = (directory.path().join("snippet.py"), python());
-                fs::write(&file, pointed_at(block.text, shielded())).expect("written");
+                fs::write(&file, pointed_at(&block.text, &shield)).expect("written");
                 let out = shell.succeeds(&format!("{} {}", interpreter.display(), file.display()), None).await;
                 assert!(!out.trim().is_empty(), "{block:?}");
             }
             ("exec", "sh") => {
-                let out = shell.succeeds(block.text, None).await;
+                let out = shell.succeeds(&block.text, None).await;
                 assert!(out.contains("http://127.0.0.1:") && out.contains("/openai/v1"), "{out}");
             }
             ("check", "sh") => {
-                let out = shell.succeeds(block.text, None).await;
+                let out = shell.succeeds(&block.text, None).await;
                 assert!(out.contains("20s"), "{out}");
             }
+            ("digest", "sh") => {
+                let out = shell.succeeds(&format!("TOKEN=abc\n{}", block.text), None).await;
+                assert!(out.starts_with("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"), "{out}");
+            }
             ("config", "toml") => {
-                fs::write(directory.path().join("example.toml"), block.text).expect("written");
+                fs::write(directory.path().join("example.toml"), &block.text).expect("written");
                 shell.succeeds("groq-shield check --config example.toml", None).await;
+            }
+            ("manifest", "yaml") => {
+                use saphyr::{LoadableYamlNode as _, Yaml};
+                let manifest = &Yaml::load_from_str(&block.text).expect("YAML")[0];
+                assert_eq!(manifest["kind"].as_str(), Some("NetworkPolicy"), "{block:?}");
+                assert!(manifest["spec"]["ingress"][0]["ports"][0]["port"].as_integer() == Some(8788), "{block:?}");
             }
             ("demo", "sh") => {
                 let command = block.text.replace("cargo run --release --", "groq-shield");
                 let out = shell.succeeds(&command, None).await;
-                let picture = README.split("```\n").find(|text| text.contains("the SDKs alone")).expect("the picture");
+                let readme = fs::read_to_string(file("README.md")).expect("the README");
+                let picture = readme.split("```\n").find(|text| text.contains("the SDKs alone")).expect("the picture");
                 // Its rows by name; the figures are of one run.
                 for row in picture.lines().skip(2).map(|row| row.split("  ").find(|cell| !cell.is_empty()).unwrap_or_default()) {
                     assert!(out.contains(row.trim()), "{row}:\n{out}");
@@ -79,44 +91,15 @@ async fn every_command_runs() {
                 let arguments = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
                 assert!(Process::start(&arguments, &[]).log().contains("127.0.0.1"));
             }
-            // The command that runs this test, and the gate's.
-            ("this", "sh") => {
-                assert!(fs::read_to_string(file(".ci/run")).expect("the gate").contains(block.text.trim()), "{block:?}")
-            }
             ("", "json" | "") => {}
             _ => panic!("how is this tested? {block:?}"),
         }
     }
 }
 
-#[test]
-fn the_failures_are_the_codes() {
-    let section = section("## What an app sees");
-    let told: BTreeSet<_> = quoted(section).into_iter().filter(|word| is_code(word)).collect();
-    let table = fs::read_to_string(file("src/proxy/error/table.rs")).expect("the failure table");
-    let table = table.split("#[cfg(test)]").next().unwrap_or_default();
-    let made: BTreeSet<_> = table.split('"').skip(1).step_by(2).filter(|word| is_code(word)).collect();
-    let missing: Vec<_> = made.iter().filter(|code| !told.contains(*code)).collect();
-    assert!(missing.is_empty(), "codes that the README does not explain: {missing:?}");
-}
-
-#[test]
-fn the_messages_are_the_codes() {
-    let mut source = String::new();
-    read_all(Path::new(SOURCES), &mut source);
-    let rows = section("## Troubleshooting").lines().filter(|line| line.starts_with("| `"));
-    let messages: Vec<_> = rows.filter_map(|row| row.split('`').nth(1)).collect();
-    assert!(messages.len() > 8, "{messages:?}");
-    for message in messages {
-        assert!(source.contains(message), "nothing says {message:?} any more");
-    }
-}
-
-#[test]
-fn what_it_points_to_is_there() {
-    for target in README.split("](").skip(1).filter_map(|rest| rest.split(')').next()).filter(|target| !target.contains("://")) {
-        assert!(file(target).exists(), "{target}");
-    }
+/// A shield on free ports.
+fn simulated(arguments: &[&str]) -> Process {
+    Process::start(arguments, &[("GROQ_SHIELD_LISTEN", "127.0.0.1:0"), ("GROQ_SHIELD_ADMIN", "127.0.0.1:0")])
 }
 
 /// Runs commands in a directory, with the tested binary first in the path.
@@ -157,50 +140,32 @@ impl<'a> Shell<'a> {
     }
 }
 
-/// A script with the README's two addresses replaced by a shield's own.
+/// A script with the documentation's two addresses replaced by a shield's own.
 fn pointed_at(script: &str, shield: &Process) -> String {
     script.replace("127.0.0.1:8787", &shield.address().to_string()).replace("127.0.0.1:8788", &shield.admin().to_string())
 }
 
-fn blocks() -> Vec<Block> {
-    let mut parts = README.split("```");
+/// The README, and everything under `docs` that is for users.
+fn documents() -> Vec<PathBuf> {
+    let docs = fs::read_dir(file("docs")).expect("docs can be listed").map(|entry| entry.expect("an entry").path());
+    let is_for_users = |path: &PathBuf| {
+        path.extension().is_some_and(|extension| extension == "md")
+            && !FOR_DEVELOPERS.iter().any(|name| path.file_stem().is_some_and(|stem| stem == *name))
+    };
+    docs.filter(is_for_users).chain([file("README.md")]).collect()
+}
+
+fn blocks(document: &Path) -> Vec<Block> {
+    let text = fs::read_to_string(document).expect("a document is UTF-8");
+    let mut parts = text.split("```");
     let mut found = Vec::new();
     while let (Some(before), Some(fenced)) = (parts.next(), parts.next()) {
         let (language, text) = fenced.split_once('\n').expect("a fence ends its line");
         let last = before.trim_end().lines().last().unwrap_or_default();
-        let mark = last.strip_prefix("<!-- readme: ").and_then(|rest| rest.strip_suffix(" -->")).unwrap_or_default();
-        found.push(Block { mark, language, text });
+        let mark = last.strip_prefix("<!-- test: ").and_then(|rest| rest.strip_suffix(" -->")).unwrap_or_default();
+        found.push(Block { mark: mark.to_owned(), language: language.to_owned(), text: text.to_owned() });
     }
-    assert!(found.len() > 8, "{found:?}");
     found
-}
-
-/// The text below a heading, up to the next of its rank.
-fn section(heading: &str) -> &'static str {
-    let from = README.find(&format!("{heading}\n")).unwrap_or_else(|| panic!("no {heading}"));
-    let rest = &README[from + heading.len()..];
-    &rest[..rest.find("\n## ").unwrap_or(rest.len())]
-}
-
-/// Everything between single backticks.
-fn quoted(text: &str) -> Vec<&str> {
-    text.lines().flat_map(|line| line.split('`').skip(1).step_by(2)).collect()
-}
-
-/// Codes are words in snake case; other strings of the failure table are sentences, types, members or header names.
-fn is_code(word: &str) -> bool {
-    let snake = word.contains('_') && word.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-    snake && !["invalid_request_error", "internal_server_error", "status_code"].contains(&word)
-}
-
-fn read_all(directory: &Path, into: &mut String) {
-    for entry in fs::read_dir(directory).expect("sources can be listed") {
-        let path = entry.expect("an entry").path();
-        match path.is_dir() {
-            true => read_all(&path, into),
-            false => into.push_str(&fs::read_to_string(&path).unwrap_or_default()),
-        }
-    }
 }
 
 fn file(name: &str) -> PathBuf {
