@@ -1,4 +1,5 @@
-//! Conformance: raw requests and odd answers, each tied to a clause of RFC 9110, 9112 and their kin, judged by what came back.
+//! Conformance: raw requests, odd answers and HTTP/2 frames, each tied to a clause of RFC 9110, 9112, 9113 and their kin,
+//! judged by what came back.
 //!
 //! The gate runs every row against a shield of this build, and holds its deviations to those in `deviations.rs`. Against
 //! other servers: `CONFORMANCE_ADDRESS=127.0.0.1:8080 cargo test --test conformance -- --ignored address --nocapture`.
@@ -6,6 +7,7 @@
 mod case;
 mod cases;
 mod deviations;
+mod http2;
 mod probe;
 mod response_rule;
 mod rule;
@@ -16,6 +18,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     fmt::Write as _,
     io,
+    net::SocketAddr,
     sync::{Arc, Mutex, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -25,7 +28,8 @@ use cases::{REQUESTS, RESPONSES};
 use deviations::{DEVIATIONS, Deviation, expected};
 use probe::{Patience, probe};
 use rule::{Exchange, Verdict};
-use servers::{Lane, Server};
+use servers::{LANES, Lane, Server};
+use tokio::task::JoinSet;
 
 const QUICK: Patience = Patience { answer: Duration::from_secs(2), more: Duration::from_millis(250) };
 /// For a second look at what went against expectation: the machine may have been busy.
@@ -52,7 +56,34 @@ async fn all(server: &Server) -> io::Result<Results> {
         let lanes: Vec<Lane> = server.lanes.iter().map(|_| Lane { address, seen: None }).collect();
         results.extend(go(&lanes, RESPONSES).await?);
     }
+    if let Some(address) = server.http2 {
+        results.extend(frames(address).await?);
+    }
     Ok(results)
+}
+
+/// The rows of HTTP/2.
+async fn frames(address: SocketAddr) -> io::Result<Results> {
+    let left = Arc::new(Mutex::new(VecDeque::from(http2::cases())));
+    let results: Arc<Mutex<Results>> = Arc::default();
+    let mut running = JoinSet::new();
+    for _ in 0..LANES {
+        let (left, results) = (left.clone(), results.clone());
+        running.spawn(async move {
+            loop {
+                let Some(case) = left.lock().expect("no panic with it").pop_front() else { return Ok::<_, io::Error>(()) };
+                let mut result = http2::probe(address, &case, QUICK.answer).await?;
+                if result.0 != expected(case.name) {
+                    result = http2::probe(address, &case, SLOW.answer).await?;
+                }
+                results.lock().expect("no panic with it").insert(case.name, result);
+            }
+        });
+    }
+    while let Some(done) = running.join_next().await {
+        done.expect("no panic")?;
+    }
+    Ok(std::mem::take(&mut *results.lock().expect("no panic with it")))
 }
 
 async fn requests(lanes: &[Lane]) -> io::Result<Results> {
@@ -62,7 +93,7 @@ async fn requests(lanes: &[Lane]) -> io::Result<Results> {
 async fn go(lanes: &[Lane], tables: &'static [&'static [Case]]) -> io::Result<Results> {
     let left: Arc<Mutex<VecDeque<&'static Case>>> = Arc::new(Mutex::new(rows(tables).collect()));
     let results: Arc<Mutex<Results>> = Arc::default();
-    let mut running = tokio::task::JoinSet::new();
+    let mut running = JoinSet::new();
     for lane in lanes {
         let lane = Lane { address: lane.address, seen: lane.seen.clone() };
         let (left, results) = (left.clone(), results.clone());
@@ -114,10 +145,12 @@ async fn a_401_names_its_scheme() {
 
 #[test]
 fn names_are_unique_and_deviations_are_of_cases() {
-    let mut names: Vec<_> = rows(REQUESTS).chain(rows(RESPONSES)).map(|case| case.name).collect();
+    let frames = http2::cases();
+    let names = rows(REQUESTS).chain(rows(RESPONSES)).map(|case| case.name);
+    let mut names: Vec<_> = names.chain(frames.iter().map(|case| case.name)).collect();
     names.sort_unstable();
     assert!(names.windows(2).all(|two| two[0] != two[1]), "{names:?}");
-    assert_eq!(rows(REQUESTS).count(), 215);
+    assert_eq!((rows(REQUESTS).count(), frames.len()), (215, 147));
     for case in DEVIATIONS.iter().flat_map(|deviation| deviation.cases) {
         assert!(names.contains(case), "{case}");
         let reasons = DEVIATIONS.iter().filter(|deviation| deviation.cases.contains(case) && !deviation.reason.is_empty());
@@ -160,30 +193,54 @@ async fn compare() {
     }
 }
 
+/// A row of a table in `docs/conformance.md`.
+struct Row {
+    name: &'static str,
+    clause: &'static str,
+    sent: String,
+    allowed: String,
+}
+
+impl From<&Case> for Row {
+    fn from(case: &Case) -> Self {
+        let sent = case.answer.map_or_else(|| case.sent(), |answer| answer.escape_ascii().to_string());
+        Self { name: case.name, clause: case.clause, sent, allowed: case.rule.allowed.into() }
+    }
+}
+
+impl From<&http2::Case> for Row {
+    fn from(case: &http2::Case) -> Self {
+        Self { name: case.name, clause: case.clause, sent: case.sent(), allowed: case.allowed.text() }
+    }
+}
+
 fn table(columns: &[(&str, Results)]) -> String {
     let mut text = String::from(
         "# Conformance, row by row\n\nWritten by `UPDATE_CONFORMANCE=1 cargo test --test conformance -- --ignored compare`. \
          What the tables are and what they show stands in [promises.md](promises.md#conformance).\n",
     );
-    for (title, tables) in [("Requests", REQUESTS), ("Answers of the upstream", RESPONSES)] {
+    let tables: [(&str, Vec<Row>); 3] = [
+        ("Requests", rows(REQUESTS).map(Row::from).collect()),
+        ("Answers of the upstream", rows(RESPONSES).map(Row::from).collect()),
+        ("HTTP/2", http2::cases().iter().map(Row::from).collect()),
+    ];
+    for (title, rows) in &tables {
         let columns: Vec<_> =
-            columns.iter().filter(|(_, results)| rows(tables).all(|case| results.contains_key(case.name))).collect();
+            columns.iter().filter(|(_, results)| rows.iter().all(|row| results.contains_key(row.name))).collect();
         let _ = writeln!(text, "\n## {title}\n");
         let names: Vec<_> = columns.iter().map(|(name, _)| *name).collect();
         let _ = writeln!(text, "| case | clause | sent | allowed | {} |", names.join(" | "));
         let _ = writeln!(text, "|---|---|---|---|{}", "---|".repeat(names.len()));
-        for case in rows(tables) {
-            let sent = case.answer.map_or_else(|| case.sent(), |answer| answer.escape_ascii().to_string());
+        for Row { name, clause, sent, allowed } in rows {
             let told = |(_, results): &&(&str, Results)| {
-                let (verdict, told) = &results[case.name];
+                let (verdict, told) = &results[name];
                 format!("{verdict:?}: {told}").to_lowercase()
             };
             let told: Vec<_> = columns.iter().map(told).collect();
-            let Case { name, clause, rule, .. } = case;
-            let _ = writeln!(text, "| {name} | {clause} | `{sent}` | {} | {} |", rule.allowed, told.join(" | "));
+            let _ = writeln!(text, "| {name} | {clause} | `{sent}` | {allowed} | {} |", told.join(" | "));
         }
         let total = |this: Verdict| {
-            let count = |(_, results): &&(&str, Results)| rows(tables).filter(|case| results[case.name].0 == this).count();
+            let count = |(_, results): &&(&str, Results)| rows.iter().filter(|row| results[row.name].0 == this).count();
             columns.iter().map(|column| count(column).to_string()).collect::<Vec<_>>().join(" | ")
         };
         for verdict in [Verdict::Pass, Verdict::Warn, Verdict::Fail] {

@@ -52,6 +52,18 @@ pub(crate) const ONE_LENGTH: Rule = rule("502, or one length", |e, _| {
 pub(crate) const NO_CONTENT: Rule = rule("204 without body, Content-Length, Transfer-Encoding", |e, _| {
     bodyless(e, &[204], |answer| answer.header("content-length").is_none() && answer.header("transfer-encoding").is_none())
 });
+/// RFC 9110 §15.3.6 forbids a server to generate content; who forwards a response may pass what it was sent.
+pub(crate) const RESET_CONTENT: Rule = rule("205 without a body, or 502; one that is framed is tolerated", |e, _| {
+    let framed = |answer: &Answer| answer.status == 205 && answer.whole;
+    match bodyless(e, &[205], |_| true) {
+        Fail if matches!(e.first.answers.as_slice(), [answer] if framed(answer)) && e.first.stray.is_empty() => Warn,
+        verdict => verdict,
+    }
+});
+/// A 407 is between a client and its own proxy: from beyond, it is no answer of the upstream's.
+pub(crate) const NOT_407_ALONE: Rule = rule("407 with its Proxy-Authenticate, or another status", |e, _| {
+    when(matches!(e.first.answers.as_slice(), [answer] if answer.status != 407 || answer.header("proxy-authenticate").is_some()))
+});
 pub(crate) const BODYLESS: Rule = rule("the answer without a body", |e, _| bodyless(e, &[200, 304], |_| true));
 pub(crate) const LENGTH_OF_GET: Rule = rule("no Content-Length, or the upstream's", |e, _| {
     bodyless(e, &[200], |answer| answer.header("content-length").is_none_or(|length| length == "5"))

@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::{cases::RESPONSES, upstream};
 
 /// Cases that run at the same time against one server, each before an upstream of its own, whose counter is theirs alone.
-const LANES: usize = 8;
+pub(crate) const LANES: usize = 8;
 
 /// One way to a server.
 #[derive(Debug)]
@@ -37,6 +37,8 @@ pub(crate) struct Server {
     pub(crate) lanes: Vec<Lane>,
     /// Where the scripted upstream stands behind it.
     pub(crate) responses: Option<SocketAddr>,
+    /// Where it speaks HTTP/2 without TLS.
+    pub(crate) http2: Option<SocketAddr>,
     _running: Vec<Running>,
     _process: Option<Process>,
 }
@@ -68,7 +70,8 @@ pub(crate) async fn shield() -> io::Result<Server> {
     let responses = Some(scripted.app);
     running.push(scripted);
     let name = format!("groq-shield {}", env!("CARGO_PKG_VERSION"));
-    Ok(Server { name, lanes, responses, _running: running, _process: None })
+    let http2 = Some(lanes[0].address);
+    Ok(Server { name, lanes, responses, http2, _running: running, _process: None })
 }
 
 /// A shield that holds no key.
@@ -105,7 +108,7 @@ fn run(settings: Settings) -> io::Result<Running> {
 /// A server that runs already.
 pub(crate) fn at(address: SocketAddr) -> Server {
     let lanes = (0..LANES).map(|_| Lane { address, seen: None }).collect();
-    Server { name: address.to_string(), lanes, responses: None, _running: Vec::new(), _process: None }
+    Server { name: address.to_string(), lanes, responses: None, http2: Some(address), _running: Vec::new(), _process: None }
 }
 
 /// hyper's own server, with nothing before it.
@@ -115,13 +118,14 @@ pub(crate) async fn hyper() -> io::Result<Server> {
         let (address, _) = upstream::echo().await?;
         lanes.push(Lane { address, seen: None });
     }
-    Ok(Server { name: "hyper 1 (server)".into(), lanes, responses: None, _running: Vec::new(), _process: None })
+    let http2 = Some(upstream::echo_http2().await?);
+    Ok(Server { name: "hyper 1 (server)".into(), lanes, responses: None, http2, _running: Vec::new(), _process: None })
 }
 
 /// nginx as a reverse proxy, as Debian configures it.
 pub(crate) async fn nginx() -> io::Result<Server> {
     let version = version(Command::new("nginx").arg("-v"))?;
-    let configure = |folder: &Path, ports: &[(SocketAddr, SocketAddr)]| {
+    let configure = |folder: &Path, ports: &[Port]| {
         let mut text = format!(
             "daemon off; master_process off; pid {0}/pid; error_log {0}/error.log;\nevents {{}}\nhttp {{\naccess_log off;\n",
             folder.display()
@@ -129,10 +133,11 @@ pub(crate) async fn nginx() -> io::Result<Server> {
         for name in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
             let _ = writeln!(text, "{name}_temp_path {}/{name};", folder.display());
         }
-        for (listen, upstream) in ports {
+        for Port { listen, upstream, http2 } in ports {
+            let protocol = if *http2 { " http2" } else { "" };
             let _ = writeln!(
                 text,
-                "server {{ listen {listen}; location / {{ proxy_pass http://{upstream}; proxy_http_version 1.1; \
+                "server {{ listen {listen}{protocol}; location / {{ proxy_pass http://{upstream}; proxy_http_version 1.1; \
                  proxy_set_header Connection \"\"; proxy_set_header Host $http_host; }} }}"
             );
         }
@@ -149,10 +154,11 @@ pub(crate) async fn nginx() -> io::Result<Server> {
 /// HAProxy as a reverse proxy, with its defaults.
 pub(crate) async fn haproxy() -> io::Result<Server> {
     let version = version(Command::new("haproxy").arg("-v"))?;
-    let configure = |_: &Path, ports: &[(SocketAddr, SocketAddr)]| {
+    let configure = |_: &Path, ports: &[Port]| {
         let mut text = "defaults\n  mode http\n  timeout connect 5s\n  timeout client 30s\n  timeout server 30s\n".to_owned();
-        for (n, (listen, upstream)) in ports.iter().enumerate() {
-            let _ = writeln!(text, "listen l{n}\n  bind {listen}\n  server s {upstream}");
+        for (n, Port { listen, upstream, http2 }) in ports.iter().enumerate() {
+            let protocol = if *http2 { " proto h2" } else { "" };
+            let _ = writeln!(text, "listen l{n}\n  bind {listen}{protocol}\n  server s {upstream}");
         }
         text
     };
@@ -171,10 +177,17 @@ fn version(command: &mut Command) -> io::Result<String> {
     Ok(line.split([' ']).take(2).collect::<Vec<_>>().join(" "))
 }
 
+/// A port of a proxy's.
+struct Port {
+    listen: SocketAddr,
+    upstream: SocketAddr,
+    http2: bool,
+}
+
 /// Starts a proxy on free ports, each before an upstream of its own.
 async fn proxy(
     name: String,
-    configure: impl Fn(&Path, &[(SocketAddr, SocketAddr)]) -> String,
+    configure: impl Fn(&Path, &[Port]) -> String,
     command: impl Fn(&Path) -> Command,
 ) -> io::Result<Server> {
     let mut lanes = Vec::new();
@@ -182,11 +195,13 @@ async fn proxy(
     for _ in 0..LANES {
         let (upstream, seen) = upstream::echo().await?;
         let address = free().await?;
-        ports.push((address, upstream));
+        ports.push(Port { listen: address, upstream, http2: false });
         lanes.push(Lane { address, seen: Some(seen) });
     }
     let responses = free().await?;
-    ports.push((responses, upstream::scripted(RESPONSES).await?));
+    ports.push(Port { listen: responses, upstream: upstream::scripted(RESPONSES).await?, http2: false });
+    let http2 = free().await?;
+    ports.push(Port { listen: http2, upstream: upstream::echo().await?.0, http2: true });
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("proxy.conf");
     std::fs::write(&file, configure(folder.path(), &ports))?;
@@ -194,7 +209,8 @@ async fn proxy(
     let process = Process { child, _folder: folder };
     for _ in 0..500 {
         if TcpStream::connect(responses).await.is_ok() {
-            return Ok(Server { name, lanes, responses: Some(responses), _running: Vec::new(), _process: Some(process) });
+            let (responses, http2) = (Some(responses), Some(http2));
+            return Ok(Server { name, lanes, responses, http2, _running: Vec::new(), _process: Some(process) });
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -13,8 +13,12 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -38,6 +42,19 @@ pub(crate) async fn echo() -> io::Result<(SocketAddr, Arc<AtomicUsize>)> {
         }
     });
     Ok((address, seen))
+}
+
+/// The same over HTTP/2, for the comparison.
+pub(crate) async fn echo_http2() -> io::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let service = service_fn(|request| answer(request, Arc::default()));
+            tokio::spawn(http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(socket), service));
+        }
+    });
+    Ok(address)
 }
 
 async fn answer(request: Request<Incoming>, seen: Arc<AtomicUsize>) -> Result<Response<Full<Bytes>>, hyper::Error> {

@@ -9,75 +9,13 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::kit::{LONG, Log, request, rest, settings, start, told, upstream};
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-const PROTOCOL_ERROR: u32 = 1;
-const FLOW_CONTROL_ERROR: u32 = 3;
-const FRAME_SIZE_ERROR: u32 = 6;
-const REFUSED_STREAM: u32 = 7;
-const ENHANCE_YOUR_CALM: u32 = 11;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-/// A header block, every field a literal that is not indexed.
-fn block(fields: &[(&str, &str)]) -> Vec<u8> {
-    let mut block = Vec::new();
-    for (name, value) in fields {
-        block.push(0);
-        for text in [name, value] {
-            length(&mut block, text.len());
-            block.extend(text.as_bytes());
-        }
-    }
-    block
-}
-
-/// HPACK's integers with a prefix of seven bits.
-fn length(block: &mut Vec<u8>, mut length: usize) {
-    if length < 127 {
-        return block.push(length as u8);
-    }
-    block.push(127);
-    length -= 127;
-    while length >= 128 {
-        block.push(length as u8 | 128);
-        length >>= 7;
-    }
-    block.push(length as u8);
-}
-
-/// HEADERS and as many CONTINUATION frames as it takes.
-fn headers(stream: u32, flags: u8, fields: &[(&str, &str)]) -> Vec<u8> {
-    let block = block(fields);
-    let mut pieces = block.chunks(16 << 10).peekable();
-    let (mut frames, mut kind, mut flags) = (Vec::new(), HEADERS, flags);
-    while let Some(piece) = pieces.next() {
-        let end = if pieces.peek().is_none() { END_HEADERS } else { 0 };
-        frames.extend(frame(kind, flags | end, stream, piece));
-        (kind, flags) = (CONTINUATION, 0);
-    }
-    frames
-}
+use crate::{
+    frames::{
+        CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, GOAWAY, HEADERS,
+        PING, PREFACE, PROTOCOL_ERROR, REFUSED_STREAM, RST_STREAM, SETTINGS, WINDOW_UPDATE, block, frame, headers,
+    },
+    kit::{LONG, Log, request, rest, settings, start, told, upstream},
+};
 
 /// The fields of a request that the upstream answers, by a name that its log shows.
 fn fields(path: &str) -> Vec<(&str, &str)> {

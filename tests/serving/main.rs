@@ -8,3 +8,7 @@ mod idle;
 mod kit;
 mod malformed;
 mod tls;
+
+#[path = "../conformance/http2/frames.rs"]
+#[expect(dead_code, reason = "the tables of conformance need more")]
+mod frames;

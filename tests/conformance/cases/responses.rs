@@ -6,8 +6,9 @@
 use crate::{
     case::{Case, response},
     response_rule::{
-        BAD_GATEWAY, BODYLESS, CUT, DECHUNKED, EARLY_HINTS, LENGTH_OF_GET, NO_CONTENT, NO_FOLD, NO_HOP, NO_SPACE, NOT_SWITCHED,
-        ONE_FRAMING, ONE_LENGTH, OWN_VERSION, READ_OR_REFUSED, REFUSED_OR_CLEAN, WHOLE, keeps, whole,
+        BAD_GATEWAY, BODYLESS, CUT, DECHUNKED, EARLY_HINTS, LENGTH_OF_GET, NO_CONTENT, NO_FOLD, NO_HOP, NO_SPACE, NOT_407_ALONE,
+        NOT_SWITCHED, ONE_FRAMING, ONE_LENGTH, OWN_VERSION, READ_OR_REFUSED, REFUSED_OR_CLEAN, RESET_CONTENT, WHOLE, keeps,
+        whole,
     },
 };
 
@@ -98,6 +99,13 @@ pub(crate) const HEADS: &[Case] = &[
     response("resp-no-reason", "RFC 9112 §4", GET, b"HTTP/1.1 200 \r\nContent-Length: 5\r\n\r\nhello", WHOLE),
     response("resp-empty", "RFC 9110 §15.6.3", GET, b"", BAD_GATEWAY),
     response("resp-cut-head", "RFC 9112 §8", GET, b"HTTP/1.1 200 OK\r\nContent-Le", BAD_GATEWAY),
+    response(
+        "resp-blanks-around-value",
+        "RFC 9110 §5.5",
+        GET,
+        b"HTTP/1.1 200 OK\r\nX-Odd: \t a \t\r\nContent-Length: 5\r\n\r\nhello",
+        whole("x-odd: a"),
+    ),
     response("resp-date-missing", "RFC 9110 §6.6.1", GET, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", keeps("date")),
     response(
         "resp-hop-by-hop",
@@ -122,12 +130,19 @@ pub(crate) const STATUSES: &[Case] = &[
     response("resp-101-unasked", "RFC 9110 §7.8", GET, b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello", NOT_SWITCHED),
     response("resp-101-without-upgrade", "RFC 9110 §15.2.2", UPGRADE, b"HTTP/1.1 101 Switching Protocols\r\n\r\nhello", NOT_SWITCHED),
     response("resp-101-other-protocol", "RFC 9110 §7.8", UPGRADE, b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: other\r\n\r\nhello", NOT_SWITCHED),
+    response("resp-205-body", "RFC 9110 §15.3.6", GET, b"HTTP/1.1 205 Reset Content\r\nContent-Length: 5\r\n\r\nhello", RESET_CONTENT),
     response("resp-206", "RFC 9110 §15.3.7.1", GET, b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-4/9\r\nContent-Length: 5\r\n\r\nhello", whole("content-range: bytes 0-4/9")),
     response("resp-206-multipart", "RFC 9110 §15.3.7.2", GET, b"HTTP/1.1 206 Partial Content\r\nContent-Type: multipart/byteranges; boundary=x\r\nContent-Length: 5\r\n\r\nhello", whole("content-type: multipart/byteranges; boundary=x")),
     response("resp-301", "RFC 9110 §15.4.2", GET, b"HTTP/1.1 301 Moved Permanently\r\nLocation: /b\r\nContent-Length: 0\r\n\r\n", keeps("location")),
+    response("resp-300", "RFC 9110 §15.4.1", GET, b"HTTP/1.1 300 Multiple Choices\r\nLocation: /b\r\nContent-Length: 0\r\n\r\n", keeps("location")),
+    response("resp-302", "RFC 9110 §15.4.3", GET, b"HTTP/1.1 302 Found\r\nLocation: /b\r\nContent-Length: 0\r\n\r\n", keeps("location")),
+    response("resp-303", "RFC 9110 §15.4.4", GET, b"HTTP/1.1 303 See Other\r\nLocation: /b\r\nContent-Length: 0\r\n\r\n", keeps("location")),
+    response("resp-307", "RFC 9110 §15.4.8", GET, b"HTTP/1.1 307 Temporary Redirect\r\nLocation: /b\r\nContent-Length: 0\r\n\r\n", keeps("location")),
+    response("resp-308", "RFC 9110 §15.4.9", GET, b"HTTP/1.1 308 Permanent Redirect\r\nLocation: /b\r\nContent-Length: 0\r\n\r\n", keeps("location")),
     response("resp-304-headers", "RFC 9110 §15.4.5", GET, b"HTTP/1.1 304 Not Modified\r\nETag: \"v1\"\r\nCache-Control: max-age=5\r\n\r\n", keeps("etag")),
     response("resp-401", "RFC 9110 §15.5.2", GET, b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Bearer\r\nContent-Length: 5\r\n\r\nhello", keeps("www-authenticate")),
     response("resp-405", "RFC 9110 §15.5.6", GET, b"HTTP/1.1 405 Method Not Allowed\r\nAllow: POST\r\nContent-Length: 5\r\n\r\nhello", keeps("allow")),
+    response("resp-407", "RFC 9110 §15.5.8", GET, b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=x\r\nContent-Length: 5\r\n\r\nhello", NOT_407_ALONE),
     response("resp-413", "RFC 9110 §15.5.14", GET, b"HTTP/1.1 413 Content Too Large\r\nRetry-After: 5\r\nContent-Length: 5\r\n\r\nhello", keeps("retry-after")),
     response("resp-415", "RFC 9110 §15.5.16", GET, b"HTTP/1.1 415 Unsupported Media Type\r\nAccept: application/json\r\nContent-Length: 5\r\n\r\nhello", keeps("accept")),
     response("resp-416", "RFC 9110 §15.5.17", GET, b"HTTP/1.1 416 Range Not Satisfiable\r\nContent-Range: bytes */9\r\nContent-Length: 5\r\n\r\nhello", keeps("content-range")),
