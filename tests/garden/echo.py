@@ -8,8 +8,8 @@ import sys
 LOG = os.open(os.environ["GARDEN_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
 
-def told(method, path, body):
-    line = json.dumps({"method": method, "path": path, "body": body.hex()}).encode()
+def told(method, path, body, version=""):
+    line = json.dumps({"method": method, "path": path, "http": version, "body": body.hex()}).encode()
     os.write(LOG, line + b"\n")
     return line
 
@@ -33,7 +33,7 @@ async def asgi(scope, receive, send):
         body += message.get("body", b"")
         if not message.get("more_body"):
             break
-    line = told(scope["method"], scope["raw_path"].decode("latin1"), body)
+    line = told(scope["method"], scope["raw_path"].decode("latin1"), body, scope["http_version"])
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(line)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": line})

@@ -160,7 +160,7 @@ async fn client(name: usize, to: SocketAddr, requests: usize) -> io::Result<(usi
 }
 
 async fn deliver(requests: usize) {
-    let shield = super::shield(upstream().await.expect("a free port")).expect("it starts");
+    let shield = super::shield(upstream().await.expect("a free port"), None).expect("it starts");
     let mut clients = JoinSet::new();
     for name in 0..CLIENTS {
         clients.spawn(client(name, shield.app, requests / CLIENTS));

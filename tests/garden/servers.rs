@@ -20,6 +20,8 @@ use tokio::net::{TcpListener, TcpStream};
 pub(crate) struct Server {
     pub(crate) name: &'static str,
     pub(crate) address: SocketAddr,
+    /// Of a server that speaks HTTP/2 over TLS.
+    pub(crate) certificate: Option<PathBuf>,
     log: PathBuf,
     children: Vec<Child>,
     folder: TempDir,
@@ -49,11 +51,20 @@ fn here(file: &str) -> PathBuf {
 /// Starts an echo by the command that is made for its port.
 async fn start(name: &'static str, command: impl FnOnce(u16) -> Command) -> io::Result<Server> {
     let folder = tempfile::tempdir()?;
+    start_in(name, folder, None, command).await
+}
+
+async fn start_in(
+    name: &'static str,
+    folder: TempDir,
+    certificate: Option<PathBuf>,
+    command: impl FnOnce(u16) -> Command,
+) -> io::Result<Server> {
     let log = folder.path().join("log");
     let address = free().await?;
     let child =
         command(address.port()).env("GARDEN_LOG", &log).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn()?;
-    let server = Server { name, address, log, children: vec![child], folder };
+    let server = Server { name, address, certificate, log, children: vec![child], folder };
     listens(name, address).await?;
     Ok(server)
 }
@@ -76,6 +87,26 @@ pub(crate) async fn node() -> io::Result<Server> {
     start("Node's http", |port| {
         let mut command = Command::new("node");
         command.arg(here("echo.mjs")).arg(port.to_string());
+        command
+    })
+    .await
+}
+
+/// Starts an echo that speaks HTTP/2 over TLS, by the command that is made for its port, certificate and key.
+async fn start_http2(name: &'static str, command: impl FnOnce(u16, &Path, &Path) -> Command) -> io::Result<Server> {
+    let folder = tempfile::tempdir()?;
+    let (certificate, key) = (folder.path().join("certificate.pem"), folder.path().join("key.pem"));
+    let pair = rcgen::KeyPair::generate().map_err(io::Error::other)?;
+    let params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).map_err(io::Error::other)?;
+    fs::write(&certificate, params.self_signed(&pair).map_err(io::Error::other)?.pem())?;
+    fs::write(&key, pair.serialize_pem())?;
+    start_in(name, folder, Some(certificate.clone()), |port| command(port, &certificate, &key)).await
+}
+
+pub(crate) async fn node_http2() -> io::Result<Server> {
+    start_http2("Node's http2", |port, certificate, key| {
+        let mut command = Command::new("node");
+        command.arg(here("echo.mjs")).arg(port.to_string()).args([certificate, key]);
         command
     })
     .await
@@ -181,8 +212,15 @@ pub(crate) async fn all() -> io::Result<Vec<Server>> {
     };
     let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let uvicorn = |parser: &str| words(&format!("echo:asgi --port PORT --no-access-log --http {parser}"));
+    let hypercorn_http2 = |port: u16, certificate: &Path, key: &Path| {
+        let mut command = python("hypercorn", words("echo:asgi -b 127.0.0.1:PORT"))(port);
+        command.arg("--certfile").arg(certificate).arg("--keyfile").arg(key);
+        command
+    };
     Ok(vec![
         node().await?,
+        node_http2().await?,
+        start_http2("hypercorn, HTTP/2", hypercorn_http2).await?,
         nginx().await?,
         haproxy().await?,
         apache().await?,
