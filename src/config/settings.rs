@@ -10,18 +10,20 @@ use http::Uri;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::accounts::{Budget, Period, Price, Unit};
+mod apps;
+mod limits;
+
+pub use apps::{App, Class, ModelPrice};
+pub use limits::{Limits, ModelLimits, Plan};
 
 use super::{
     fallback::Fallback,
     formats::{Address, As, BaseUrl, Digest, Maybe, ProxyUrl, Size, Time, TimeOrOff},
-    rules::{at_least_100_ms, env_name, finite, http_url, log_filter, not_empty, not_zero, positive, redis_url, short_name},
+    rules::{at_least_100_ms, env_name, finite, http_url, log_filter, not_empty, not_zero, redis_url},
 };
 
 /// Largest limit that is kept exactly: TOML's integers go so far.
 const MAX_LIMIT: u64 = i64::MAX as u64;
-/// Largest amount of money: its billionths fit a u64.
-const MAX_USD: f64 = 1e9;
 
 /// The whole file. Flags and environment variables win over it, it wins over these defaults.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
@@ -185,88 +187,6 @@ pub struct Organization {
     pub api_key_sha256: Vec<Digest>,
 }
 
-/// The starting table of limits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Plan {
-    /// Starts from free and follows the headers.
-    #[default]
-    Auto,
-    /// Groq's free plan.
-    Free,
-    /// Groq's developer plan.
-    Developer,
-    /// Only what is configured and what refusals teach.
-    None,
-}
-
-/// `[limits]`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
-#[serde(default, deny_unknown_fields)]
-#[garde(allow_unvalidated)]
-pub struct Limits {
-    /// The starting table: auto, free, developer or none. auto starts from free and follows the headers.
-    pub plan: Plan,
-    /// Share of every limit left to others, 0 to 0.9.
-    #[garde(range(min = 0.0, max = 0.9), custom(finite))]
-    pub headroom: f64,
-    /// File that keeps what is left of each limit across restarts; unset: it is not kept. A relative path is relative to the configuration file. Takes a restart.
-    #[garde(inner(custom(not_empty)))]
-    #[schemars(title = "a path", example = &"/var/lib/groq-shield/levels.json")]
-    pub state_file: Option<PathBuf>,
-    /// Instead of a 413, lower max_completion_tokens to what the limit can hold, and say so in x-shield-fitted.
-    pub fit_ceiling: bool,
-    /// Every model that has no table of its own. What is not set comes from the plan, headers or refusals. Live.
-    #[garde(dive)]
-    pub default: ModelLimits,
-    /// One model; the same keys. Live.
-    #[garde(dive)]
-    pub model: BTreeMap<String, ModelLimits>,
-}
-
-/// `[limits.default]` and `[limits.model."…"]`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema, Validate)]
-#[serde(default, deny_unknown_fields)]
-#[garde(allow_unvalidated)]
-pub struct ModelLimits {
-    /// RPM
-    #[garde(range(min = 1, max = MAX_LIMIT))]
-    #[schemars(example = 30, extend("x-too-small" = "leave the key out where there is no such limit"))]
-    pub requests_per_minute: Option<u64>,
-    /// RPD
-    #[garde(range(min = 1, max = MAX_LIMIT))]
-    #[schemars(example = 1000, extend("x-too-small" = "leave the key out where there is no such limit"))]
-    pub requests_per_day: Option<u64>,
-    /// TPM: prompt and completion limit together.
-    #[garde(range(min = 1, max = MAX_LIMIT))]
-    #[schemars(example = 8000, extend("x-too-small" = "leave the key out where there is no such limit"))]
-    pub tokens_per_minute: Option<u64>,
-    /// TPD
-    #[garde(range(min = 1, max = MAX_LIMIT))]
-    #[schemars(example = 200000, extend("x-too-small" = "leave the key out where there is no such limit"))]
-    pub tokens_per_day: Option<u64>,
-    /// ITPM: prompts alone.
-    #[garde(range(min = 1, max = MAX_LIMIT))]
-    #[schemars(example = 7000, extend("x-too-small" = "leave the key out where there is no such limit"))]
-    pub input_tokens_per_minute: Option<u64>,
-    /// OTPM: answers alone; tested is the largest of the last minutes.
-    #[garde(range(min = 1, max = MAX_LIMIT))]
-    #[schemars(example = 1000, extend("x-too-small" = "leave the key out where there is no such limit"))]
-    pub output_tokens_per_minute: Option<u64>,
-    /// ASPH: seconds of audio.
-    #[garde(range(min = 1, max = MAX_LIMIT))]
-    #[schemars(example = 7200, extend("x-too-small" = "leave the key out where there is no such limit"))]
-    pub audio_seconds_per_hour: Option<u64>,
-    /// ASPD: seconds of audio.
-    #[garde(range(min = 1, max = MAX_LIMIT))]
-    #[schemars(example = 28800, extend("x-too-small" = "leave the key out where there is no such limit"))]
-    pub audio_seconds_per_day: Option<u64>,
-    /// Completion tokens that Groq reserves for a request without `max_completion_tokens`. Unset: learnt from its answers.
-    #[garde(range(max = MAX_LIMIT))]
-    #[schemars(example = 2048)]
-    pub assumed_completion_tokens: Option<u64>,
-}
-
 /// `[queue]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
 #[serde(default, deny_unknown_fields)]
@@ -331,129 +251,6 @@ impl Breaker {
     /// Longest wait of a request for an open breaker.
     pub fn max_wait(&self) -> Duration {
         self.max_wait.unwrap_or(self.open)
-    }
-}
-
-/// How urgent an app's requests are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Class {
-    /// Somebody waits for the answer.
-    #[default]
-    Interactive,
-    /// Nobody does.
-    Batch,
-}
-
-/// `[[app]]`
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
-#[serde(default, deny_unknown_fields)]
-#[schemars(extend("required" = ["name"]))]
-#[garde(allow_unvalidated)]
-pub struct App {
-    /// Its name in status and metrics; "*" stands for each app without an entry, every one by itself.
-    #[garde(custom(short_name))]
-    #[schemars(title = "text", example = &"chat")]
-    pub name: String,
-    /// Variable that holds its token, sent as the Bearer token.
-    #[garde(inner(custom(env_name)))]
-    #[schemars(title = "the name of an environment variable", example = &"CHAT_TOKEN")]
-    pub token_env: Option<String>,
-    /// SHA-256 of its token, hex.
-    pub token_sha256: Option<Digest>,
-    /// Its share relative to the others'.
-    #[garde(custom(positive))]
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub weight: f64,
-    /// interactive or batch, where a request does not say.
-    pub class: Class,
-    /// Whether its requests may be served by another model, as `[[fallback]]` says.
-    pub fallback: bool,
-    /// Cap: requests a minute. More of them wait; other apps pass.
-    #[garde(range(min = 1, max = MAX_LIMIT))]
-    #[schemars(example = &30)]
-    pub requests_per_minute: Option<u64>,
-    /// Cap: tokens a minute. More of them wait; other apps pass.
-    #[garde(range(min = 1, max = MAX_LIMIT))]
-    #[schemars(example = &20_000)]
-    pub tokens_per_minute: Option<u64>,
-    /// Budget: requests a UTC day. Spent: 429 until midnight.
-    #[garde(range(min = 1, max = MAX_LIMIT))]
-    #[schemars(example = &1000)]
-    pub requests_per_day: Option<u64>,
-    /// Budget: tokens a UTC day. Spent: 429 until midnight.
-    #[garde(range(min = 1, max = MAX_LIMIT))]
-    #[schemars(example = &500_000)]
-    pub tokens_per_day: Option<u64>,
-    /// Budget: USD a UTC day, by the prices of `[price]`.
-    #[garde(range(min = 0.000_001, max = MAX_USD))]
-    #[schemars(example = &2.5)]
-    pub cost_per_day: Option<f64>,
-    /// Budget: USD a UTC month, by the prices of `[price]`.
-    #[garde(range(min = 0.000_001, max = MAX_USD))]
-    #[schemars(example = &40.0)]
-    pub cost_per_month: Option<f64>,
-}
-
-impl App {
-    /// The name of the entry that stands for each app without one.
-    pub const EVERYONE_ELSE: &str = "*";
-
-    /// Whether it has a cap.
-    pub fn is_capped(&self) -> bool {
-        self.requests_per_minute.is_some() || self.tokens_per_minute.is_some()
-    }
-
-    /// Its budgets.
-    pub fn budgets(&self) -> Vec<Budget> {
-        let nano_usd = |usd: Option<f64>| usd.map(|usd| (usd * 1e9).round() as u64);
-        [
-            (Unit::Requests, Period::Day, self.requests_per_day),
-            (Unit::Tokens, Period::Day, self.tokens_per_day),
-            (Unit::Cost, Period::Day, nano_usd(self.cost_per_day)),
-            (Unit::Cost, Period::Month, nano_usd(self.cost_per_month)),
-        ]
-        .into_iter()
-        .filter_map(|(unit, period, limit)| Some(Budget { unit, period, limit: limit? }))
-        .collect()
-    }
-}
-
-/// `[price."MODEL"]`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
-#[serde(default, deny_unknown_fields)]
-#[garde(allow_unvalidated)]
-pub struct ModelPrice {
-    /// USD for a million prompt tokens.
-    #[garde(range(min = 0.0, max = MAX_USD))]
-    #[schemars(example = &0.15)]
-    pub input: Option<f64>,
-    /// USD for a million cached prompt tokens; unset: as input.
-    #[garde(range(min = 0.0, max = MAX_USD))]
-    #[schemars(example = &0.075)]
-    pub cached_input: Option<f64>,
-    /// USD for a million completion tokens.
-    #[garde(range(min = 0.0, max = MAX_USD))]
-    #[schemars(example = &0.6)]
-    pub output: Option<f64>,
-    /// USD for an hour of audio.
-    #[garde(range(min = 0.0, max = MAX_USD))]
-    #[schemars(example = &0.04)]
-    pub audio_hour: Option<f64>,
-}
-
-impl Settings {
-    /// The price of a model, where one is given.
-    pub fn price_of(&self, model: &str) -> Option<Price> {
-        self.price.get(model).map(|price| {
-            let input = price.input.unwrap_or(0.0);
-            Price {
-                input,
-                cached_input: price.cached_input.unwrap_or(input),
-                output: price.output.unwrap_or(0.0),
-                audio_hour: price.audio_hour.unwrap_or(0.0),
-            }
-        })
     }
 }
 
