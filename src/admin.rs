@@ -3,7 +3,7 @@
 use std::{
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -20,11 +20,11 @@ use tokio::{
 };
 
 use crate::{
-    accounts::{AppUse, Budget},
     proxy::Shield,
     telemetry::{Format, Gauges, Trend},
 };
 
+mod apps;
 mod guard;
 mod page;
 pub mod schema;
@@ -171,26 +171,16 @@ impl Desk {
         }
     }
 
-    /// The budgets of apps that have used some of theirs: the app, the budget, what is used.
-    fn budgets(&self) -> Vec<(Arc<str>, Budget, u64)> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let identities = self.shield.identities.load();
-        let mut apps = self.shield.ledger.list(now);
-        apps.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
-        let of_app = |(app, usage): (Arc<str>, AppUse)| {
-            let budgets = identities.budgets_of(&app).to_vec();
-            budgets.into_iter().map(move |budget| (app.clone(), budget, usage.used(budget.period).of(budget.unit)))
-        };
-        apps.into_iter().flat_map(of_app).collect()
-    }
-
     fn metrics(&self, headers: &HeaderMap) -> Response<Full<Bytes>> {
         let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let format = Format::of(accept);
         let gauges = Gauges {
             limiters: self.shield.limits.snapshot(),
             open_breakers: self.shield.breakers.open(Instant::now()).into_iter().map(|(_, model, _)| model).collect(),
-            budgets: self.budgets(),
+            budgets: apps::budgets(&self.shield)
+                .into_iter()
+                .map(|(app, budget, usage)| (app, budget, usage.used(budget.period).of(budget.unit)))
+                .collect(),
             connections: self.shield.connections.len(),
             store_degraded: self.shield.limits.store().is_some_and(|store| store.degraded),
         };

@@ -6,6 +6,7 @@ use clap::{ArgAction, CommandFactory, Parser, Subcommand, error::ErrorKind};
 
 use crate::config::{Faults, schema};
 
+mod apps;
 mod ask;
 mod check;
 #[cfg(feature = "demo")]
@@ -72,7 +73,7 @@ enum Command {
     /// The simulated Groq alone
     #[cfg(feature = "demo")]
     Simulate(simulate::Simulate),
-    /// Limits, queue, forecast and breaker of a running shield, as a table
+    /// Limits, queue, apps, forecast and breaker of a running shield, as a table
     Status(status::Status),
     /// Runs a command behind a shield of its own, which the usual variables for base URLs point at
     Exec(exec::Exec),

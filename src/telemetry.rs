@@ -1,17 +1,14 @@
 //! Logs and metrics: the set-up of tracing, one access line per request, the metric families.
 
 use std::{
+    collections::BTreeMap,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
 
-use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family},
-};
 use tokio::time::Instant;
 
 use crate::{
@@ -34,6 +31,8 @@ mod recent;
 #[cfg(test)]
 mod tests;
 mod trend;
+mod unpriced;
+mod usage;
 
 pub use blocked::BlockedAccount;
 pub use configuration::Configuration;
@@ -43,10 +42,12 @@ pub use log::{Handle, filter, init};
 pub use observed::{ObservedRefusal, ObservedTotals};
 pub use recent::{KEPT, RecentRequest};
 pub use trend::{Slice, Trend};
+pub use usage::{AppUsage, Fallback};
 
 use blocked::BlockedAccounts;
 use counts::Counts;
 use recent::Recent;
+use unpriced::Unpriced;
 
 /// Who made the answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -303,16 +304,10 @@ pub struct Telemetry {
     in_flight: AtomicUsize,
     configuration: Mutex<Configuration>,
     /// Bounded by the configuration, which names both models.
-    fallbacks: Family<FallbackLabels, Counter>,
+    fallbacks: Mutex<BTreeMap<Fallback, u64>>,
+    unpriced: Unpriced,
     recent: Recent,
     blocked: BlockedAccounts,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct FallbackLabels {
-    from: String,
-    to: String,
-    reason: &'static str,
 }
 
 impl Telemetry {
@@ -343,8 +338,17 @@ impl Telemetry {
 
     /// Counts a request that another model served.
     pub fn fell_back(&self, from: &str, to: &str, reason: FallbackReason) {
-        let labels = FallbackLabels { from: from.to_owned(), to: to.to_owned(), reason: reason.as_str() };
-        self.fallbacks.get_or_create(&labels).inc();
+        let fallback = Fallback { from: from.to_owned(), to: to.to_owned(), reason: reason.as_str() };
+        *self.fallback_counts().entry(fallback).or_default() += 1;
+    }
+
+    fn fallback_counts(&self) -> MutexGuard<'_, BTreeMap<Fallback, u64>> {
+        self.fallbacks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the apps that have entries in the configuration labels of their own, however many names clients choose.
+    pub fn name_apps<'a>(&self, apps: impl IntoIterator<Item = &'a str>) {
+        apps.into_iter().for_each(|app| self.counts.name_app(app));
     }
 
     /// Groq has answered a request of `organization` with `reason`, the code of a blocked or restricted account.

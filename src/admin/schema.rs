@@ -2,7 +2,7 @@
 //!
 //! Times are in seconds, points in time are Unix time in seconds.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,12 @@ pub struct Status {
     pub truncated: Vec<Truncated>,
     /// The limiters of all organizations, models and tiers that are in use.
     pub limiters: Vec<Limiter>,
+    /// Apps: those that have used most first, at last the sum of those without a row of their own, as `other`.
+    pub apps: Vec<App>,
+    /// Requests that another model served, since the start.
+    pub fallbacks: Vec<Fallback>,
+    /// What observe mode has counted since the start.
+    pub observed: Observed,
     /// The last quarter of an hour.
     pub history: History,
 }
@@ -197,6 +203,113 @@ pub struct Breaker {
     pub open: bool,
     /// Time until the next probe.
     pub probe_in_s: Option<f64>,
+}
+
+/// An app.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct App {
+    /// Its name.
+    pub app: Arc<str>,
+    /// What it has used since the start.
+    #[serde(flatten)]
+    pub usage: Usage,
+    /// The same by model, those that were used most first, at last the sum of more than ten, as `other`.
+    pub models: Vec<ModelUsage>,
+    /// Its caps.
+    pub caps: Vec<Cap>,
+    /// Requests that wait for its caps.
+    pub waiting: usize,
+    /// Its budgets.
+    pub budgets: Vec<Budget>,
+    /// Models without a price that it has used although it has a budget in USD: they count for nothing there.
+    pub unpriced_models: Vec<Arc<str>>,
+}
+
+/// What requests have used.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Requests that have ended, failed ones included.
+    pub requests: u64,
+    /// Prompt tokens, cached ones included.
+    pub prompt_tokens: u64,
+    /// Prompt tokens that came from the cache.
+    pub cached_tokens: u64,
+    /// Completion tokens.
+    pub completion_tokens: u64,
+    /// Cost by the prices of `[price]`.
+    pub cost_usd: f64,
+}
+
+/// What an app has used of a model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModelUsage {
+    /// The model; empty for requests without one.
+    pub model: Arc<str>,
+    /// What was used of it.
+    #[serde(flatten)]
+    pub usage: Usage,
+}
+
+/// A cap of an app: its requests wait for room under it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cap {
+    /// `RPM` or `TPM`
+    pub cap: Word,
+    /// `requests` or `tokens`
+    pub unit: Word,
+    /// How much a minute.
+    pub limit: u64,
+    /// What is left now; below zero in debt.
+    pub remaining: f64,
+    /// Time until all of it is back if nothing more is sent.
+    pub full_in_s: f64,
+}
+
+/// A budget of an app: its requests are refused when it is spent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Budget {
+    /// Its key in `[[app]]`: `tokens_per_day`, `cost_per_month`, …
+    pub budget: Word,
+    /// `requests`, `tokens` or `USD`
+    pub unit: Word,
+    /// `day` or `month`, of UTC
+    pub period: Word,
+    /// How much a period.
+    pub limit: f64,
+    /// How much is used.
+    pub used: f64,
+    /// How much requests in flight have reserved.
+    pub reserved: f64,
+    /// What is neither used nor reserved.
+    pub remaining: f64,
+    /// Time until the next period.
+    pub resets_in_s: f64,
+}
+
+/// Requests that another model served.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Fallback {
+    /// The model that they named.
+    pub from: String,
+    /// The model that served them.
+    pub to: String,
+    /// `daily_limit`, `too_large`, `decommissioned`, `unavailable`, `wait`
+    pub reason: Word,
+    /// How many.
+    pub count: u64,
+}
+
+/// What observe mode has counted.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Observed {
+    /// Requests that would have been sent, at once or after a wait.
+    pub admitted: u64,
+    /// Half of these would have waited at most this long.
+    pub wait_p50_s: Option<f64>,
+    /// All but one in a hundred of these would have waited at most this long.
+    pub wait_p99_s: Option<f64>,
+    /// Requests that would have been refused, by reason; reasons without any are left out.
+    pub refusals: BTreeMap<Word, u64>,
 }
 
 /// The last quarter of an hour in slices, oldest first; the last entry is the running one.

@@ -12,13 +12,16 @@ use groq_limiter::{
 use tokio::time::Instant;
 
 use super::{
-    Desk,
+    Desk, apps,
     schema::{
-        BlockedAccount, BlockedBy, Breaker, Config, ConfigError, Dimension, History, Limiter, Status, Store, Totals, Truncated,
-        Waiting,
+        BlockedAccount, BlockedBy, Breaker, Config, ConfigError, Dimension, Fallback, History, Limiter, Observed, Status, Store,
+        Totals, Truncated, Waiting,
     },
 };
-use crate::{config::StoreKind, telemetry::Slice};
+use crate::{
+    config::StoreKind,
+    telemetry::{ObservedRefusal, Slice, Telemetry},
+};
 
 impl Desk {
     /// The whole status.
@@ -82,6 +85,9 @@ impl Desk {
                 .map(|(model, count, last)| Truncated { model, count, last: unix(last) })
                 .collect(),
             limiters: limiters.into_iter().map(|snapshot| limiter(snapshot, &open_breakers)).collect(),
+            apps: apps::list(shield),
+            fallbacks: fallbacks(&shield.telemetry),
+            observed: observed(&shield.telemetry),
             history: history(slices),
         }
     }
@@ -141,6 +147,24 @@ fn limiter(snapshot: LimiterSnapshot, open_breakers: &[(Arc<str>, Arc<str>, Dura
     }
 }
 
+fn fallbacks(telemetry: &Telemetry) -> Vec<Fallback> {
+    let counts = telemetry.fallbacks().into_iter();
+    counts
+        .map(|(fallback, count)| Fallback { from: fallback.from, to: fallback.to, reason: fallback.reason.into(), count })
+        .collect()
+}
+
+fn observed(telemetry: &Telemetry) -> Observed {
+    let totals = telemetry.observed();
+    let refusals = ObservedRefusal::ALL.iter().zip(totals.refusals).filter(|(_, n)| *n > 0);
+    Observed {
+        admitted: totals.admitted,
+        wait_p50_s: totals.wait_p50_s.map(rounded),
+        wait_p99_s: totals.wait_p99_s.map(rounded),
+        refusals: refusals.map(|(reason, n)| (reason.as_str().into(), n)).collect(),
+    }
+}
+
 fn history(slices: Vec<Slice>) -> History {
     let mut history = History { slice_s: seconds(crate::telemetry::Trend::SLICE), ..History::default() };
     for slice in slices {
@@ -159,11 +183,11 @@ fn unix(time: SystemTime) -> f64 {
     seconds(time.duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
-fn seconds(time: Duration) -> f64 {
+pub(super) fn seconds(time: Duration) -> f64 {
     rounded(time.as_secs_f64())
 }
 
 /// Thousandths are enough for anyone who reads this.
-fn rounded(number: f64) -> f64 {
+pub(super) fn rounded(number: f64) -> f64 {
     (number * 1000.0).round() / 1000.0
 }

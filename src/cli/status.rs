@@ -1,4 +1,4 @@
-//! `groq-shield status`: limits, queue, forecast and breaker of a running shield as a table.
+//! `groq-shield status`: limits, queue, apps, forecast and breaker of a running shield as a table.
 
 use std::{
     fmt::Write,
@@ -7,17 +7,20 @@ use std::{
 };
 
 use super::{
+    apps::{self, cut},
     ask::{self, Whom},
     failed, print,
     requests::{self, Filter},
 };
 use crate::{
-    admin::schema::{self, Limiter, Truncated},
+    admin::schema::{self, Fallback, Limiter, Observed, Truncated},
     telemetry::RecentRequest,
 };
 
 const LIMIT: Duration = Duration::from_secs(5);
 const EVERY: Duration = Duration::from_secs(1);
+/// Characters of a model's name.
+const NAME: usize = 60;
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
 /// `groq-shield status`
@@ -118,11 +121,30 @@ fn write_table(status: &schema::Status, out: &mut String) -> std::fmt::Result {
             "{count} answers of {model} had no content: max_completion_tokens ended them, raise it or lower reasoning_effort"
         )?;
     }
+    write_counts(status, out)?;
     if status.limiters.is_empty() {
         writeln!(out, "no model has been used yet")?;
     }
     for limiter in &status.limiters {
         write_limiter(limiter, out)?;
+    }
+    apps::write(&status.apps, out)
+}
+
+/// What other models served, and what observe mode has counted.
+fn write_counts(status: &schema::Status, out: &mut String) -> std::fmt::Result {
+    for Fallback { from, to, reason, count } in &status.fallbacks {
+        writeln!(out, "{count} requests for {} were served by {} ({reason})", cut(from, NAME), cut(to, NAME))?;
+    }
+    let Observed { admitted, wait_p50_s, wait_p99_s, refusals } = &status.observed;
+    if *admitted > 0 || !refusals.is_empty() {
+        write!(out, "observe mode: {admitted} requests would have been sent")?;
+        if let (Some(half), Some(most)) = (wait_p50_s, wait_p99_s) {
+            write!(out, " (half within {}, 99 % within {})", time(*half), time(*most))?;
+        }
+        let refusals: Vec<_> = refusals.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+        let refusals = if refusals.is_empty() { "none".into() } else { refusals.join(", ") };
+        writeln!(out, ", would have been refused: {refusals}")?;
     }
     Ok(())
 }
@@ -167,7 +189,7 @@ fn write_limiter(limiter: &Limiter, out: &mut String) -> std::fmt::Result {
 }
 
 /// How full, fourteen characters wide.
-fn bar(used: f64) -> String {
+pub(super) fn bar(used: f64) -> String {
     const WIDTH: usize = 14;
     let full = (used.clamp(0.0, 1.0) * WIDTH as f64).round() as usize;
     format!("{}{}", "#".repeat(full), ".".repeat(WIDTH - full))
@@ -233,6 +255,13 @@ mod tests {
             }],
             truncated: vec![Truncated { model: "openai/gpt-oss-20b".into(), count: 2, last: 1.0 }],
             limiters: vec![limiter()],
+            fallbacks: vec![Fallback { from: "m".into(), to: "n".into(), reason: "daily_limit".into(), count: 5 }],
+            observed: Observed {
+                admitted: 9,
+                wait_p50_s: Some(0.5),
+                wait_p99_s: Some(7.0),
+                refusals: [("app_budget".into(), 2), ("max_wait".into(), 1)].into(),
+            },
             ..schema::Status::default()
         };
         assert_eq!(
@@ -245,6 +274,8 @@ the configuration was changed and has faults, the one before is in force:
     here
 Groq has BLOCKED the organization acme: blocked_api_access
 2 answers of openai/gpt-oss-20b had no content: max_completion_tokens ended them, raise it or lower reasoning_effort
+5 requests for m were served by n (daily_limit)
+observe mode: 9 requests would have been sent (half within 0.5s, 99 % within 7.0s), would have been refused: 2 app_budget, 1 max_wait
 
 openai/gpt-oss-20b (acme, on_demand)  1 in flight  BREAKER OPEN, probe in 3.0s  a new request waits 2.5s
          used                         left        limit  from         empty in   full in

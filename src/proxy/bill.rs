@@ -59,6 +59,11 @@ impl Bill {
         (self.cost, self.price) = (cost, price);
     }
 
+    /// Whether its model has a price.
+    pub(super) fn has_price(&self) -> bool {
+        self.price.is_some()
+    }
+
     /// An attempt begins that has reserved `cap` of its app's caps.
     pub(super) fn begin_attempt(&mut self, cap: Option<groq_limiter::Permit>) {
         self.cap = cap;

@@ -138,6 +138,9 @@ async fn serve(
     upstream_request: &mut UpstreamRequest,
     record: &mut Record,
 ) -> Result<Delivered, Rejection> {
+    if call.lacks_price() {
+        shield.telemetry.unpriced(&call.admission.app, &call.admission.model);
+    }
     call.fit_ceiling(shield, settings, upstream_request);
     record.is_fitted(call.fitted);
     if shield.limits.waiting() > 0 {

@@ -17,7 +17,7 @@ use super::{
     relay::Expected,
 };
 use crate::{
-    accounts::Budget,
+    accounts::{Budget, Unit},
     config::{FallbackReason, Settings},
     groq::{Endpoint, map_path},
     headers,
@@ -164,6 +164,12 @@ impl Call {
     /// Whether it draws on a model's limits.
     pub(super) fn is_limited(&self) -> bool {
         self.admission.cost != CostEstimate::Free && !self.admission.model.is_empty()
+    }
+
+    /// Whether its app has a budget in USD, and its model no price.
+    pub(super) fn lacks_price(&self) -> bool {
+        let in_usd = |budgets: &[Budget]| budgets.iter().any(|budget| budget.unit == Unit::Cost);
+        self.budgets.as_deref().is_some_and(in_usd) && !self.bill.has_price() && self.is_limited()
     }
 
     /// Tokens, or seconds of audio, that it asks of the limits.

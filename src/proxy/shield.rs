@@ -67,6 +67,8 @@ impl Shield {
         if let Some(state_file) = &settings.limits.state_file {
             accounts::file::restore(&ledger, &accounts::file::path(state_file));
         }
+        let telemetry = Arc::<Telemetry>::default();
+        telemetry.name_apps(settings.named_apps());
         Arc::new(Self {
             identities: ArcSwap::from_pointee(IdentityIndex::new(&settings, |name| std::env::var(name).ok())),
             ledger,
@@ -76,7 +78,7 @@ impl Shield {
             budget: Budget::new(Instant::now()),
             upstream,
             served_models: ServedModels::default(),
-            telemetry: Arc::default(),
+            telemetry,
             bodies: Bodies::new(settings.queue.max_bytes),
             shutdown: Arc::default(),
             via: Via::default(),
@@ -94,6 +96,7 @@ impl Shield {
     /// limits, and places in the queue, stay.
     pub fn reload(&self, settings: Settings) {
         self.identities.store(Arc::new(IdentityIndex::new(&settings, |name| std::env::var(name).ok())));
+        self.telemetry.name_apps(settings.named_apps());
         self.limits.reconfigure(settings.limiter());
         self.caps.reconfigure(settings.caps());
         self.bodies.resize(settings.queue.max_bytes);

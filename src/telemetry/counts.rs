@@ -29,41 +29,70 @@ pub(super) const OTHER: &str = "other";
 /// A name's number; 0 is [`OTHER`].
 type Id = u16;
 
-/// The first names that were seen, numbered. Reading takes no lock.
+/// Names that the operator chose and the first ones that clients chose, numbered. Reading takes no lock.
 #[derive(Debug)]
-struct Names {
-    bound: usize,
-    ids: ArcSwap<HashMap<Arc<str>, Id>>,
+struct Names(ArcSwap<Numbered>);
+
+#[derive(Clone, Debug)]
+struct Numbered {
+    ids: HashMap<Arc<str>, Id>,
+    /// How many more names clients may choose.
+    free: usize,
+}
+
+impl Numbered {
+    fn add(&mut self, name: &str) -> bool {
+        let Ok(next) = Id::try_from(self.ids.len()) else { return false };
+        let new = !self.ids.contains_key(name);
+        if new {
+            self.ids.insert(name.into(), next);
+        }
+        new
+    }
 }
 
 impl Names {
     fn new(bound: usize) -> Self {
-        Self { bound, ids: ArcSwap::from_pointee(HashMap::from_iter([(OTHER.into(), 0)])) }
+        Self(ArcSwap::from_pointee(Numbered { ids: HashMap::from_iter([(OTHER.into(), 0)]), free: bound }))
     }
 
     fn id(&self, name: &str) -> Id {
-        let ids = self.ids.load();
-        if let Some(id) = ids.get(name) {
+        let numbered = self.0.load();
+        if let Some(id) = numbered.ids.get(name) {
             return *id;
         }
-        if ids.len() > self.bound {
+        if numbered.free == 0 {
             return 0;
         }
-        self.ids.rcu(|ids| {
-            let mut ids = HashMap::clone(ids);
-            if ids.len() <= self.bound && !ids.contains_key(name) {
-                ids.insert(name.into(), ids.len() as Id);
+        self.0.rcu(|numbered| {
+            let mut numbered = Numbered::clone(numbered);
+            if numbered.free > 0 && numbered.add(name) {
+                numbered.free -= 1;
             }
-            ids
+            numbered
         });
-        self.ids.load().get(name).copied().unwrap_or(0)
+        self.known(name).unwrap_or(0)
+    }
+
+    /// The number of a name that has one.
+    fn known(&self, name: &str) -> Option<Id> {
+        self.0.load().ids.get(name).copied()
+    }
+
+    /// Numbers a name that the operator chose.
+    fn reserve(&self, name: &str) {
+        self.0.rcu(|numbered| {
+            let mut numbered = Numbered::clone(numbered);
+            numbered.add(name);
+            numbered
+        });
     }
 
     /// The names in order of their numbers.
     fn listed(&self) -> Vec<Arc<str>> {
-        let ids = self.ids.load();
+        let ids = &self.0.load().ids;
         let mut names = vec![Arc::from(OTHER); ids.len()];
-        for (name, id) in ids.iter() {
+        for (name, id) in ids {
             names[usize::from(*id)] = name.clone();
         }
         names
@@ -240,6 +269,16 @@ impl Counts {
         if self.models.id(model) == 0 { OTHER } else { model }
     }
 
+    /// The label of an app that has one: itself, else [`OTHER`].
+    pub(super) fn app_label<'a>(&self, app: &'a str) -> &'a str {
+        if self.apps.known(app).is_some() { app } else { OTHER }
+    }
+
+    /// Gives an app that the operator named a label of its own.
+    pub(super) fn name_app(&self, app: &str) {
+        self.apps.reserve(app);
+    }
+
     /// Everything so far.
     pub(super) fn sums(&self) -> Sums {
         let mut sums = Sums::default();
@@ -316,6 +355,19 @@ mod tests {
         let sums = counts.sums();
         assert_eq!(sums.models.len(), MODELS + 1);
         assert_eq!(sums.models[OTHER].refusals["TPM"], 50);
+    }
+
+    #[test]
+    fn apps_that_the_operator_named_have_labels_however_many_others_there_are() {
+        let counts = Counts::default();
+        let app = |n: usize| format!("app-{n}");
+        assert!((0..APPS).all(|n| counts.apps.id(&app(n)) > 0));
+        assert_eq!(counts.app_label("named"), OTHER);
+        counts.name_app("named");
+        counts.name_app("named");
+        assert_eq!(counts.app_label("named"), "named");
+        assert_eq!((counts.apps.id(&app(APPS)), counts.app_label(&app(APPS))), (0, OTHER));
+        assert_eq!(counts.apps.listed().len(), APPS + 2);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use prometheus_client::{
 };
 
 use super::{
-    ObservedRefusal, Outcome, Source, Telemetry,
+    Fallback, ObservedRefusal, Outcome, Source, Telemetry,
     counts::{OTHER, RequestLabels, Sums},
     histogram::Histogram,
 };
@@ -24,8 +24,6 @@ use crate::{
     config::Class,
 };
 
-/// Budgets with rows of their own: under `name = "*"` clients choose how many there are.
-const BUDGETS: usize = 400;
 /// Organizations with labels of their own: an unlisted key is one too, so clients choose how many there are.
 const ORGANIZATIONS: usize = 100;
 
@@ -38,7 +36,7 @@ pub struct Gauges {
     pub open_breakers: BTreeSet<Arc<str>>,
     /// The shared store cannot be reached.
     pub store_degraded: bool,
-    /// Budgets of apps that have used some of theirs: the app, the budget, what is used.
+    /// The budgets of apps: the app, the budget, what is used.
     pub budgets: Vec<(Arc<str>, Budget, u64)>,
     /// Open connections of apps.
     pub connections: usize,
@@ -72,7 +70,6 @@ impl Format {
 pub(super) fn write(telemetry: &Telemetry, gauges: Gauges, format: Format) -> String {
     let mut registry = Registry::with_prefix("groq_shield");
     registry.register_collector(Box::new(Families::new(telemetry, gauges)));
-    registry.register("fallbacks", "Requests served by another model than the one that they named", telemetry.fallbacks.clone());
     let mut page = String::new();
     text::encode(&mut page, &registry).expect("a String takes all that is written");
     match format {
@@ -116,6 +113,9 @@ struct Families {
     quotas: BTreeMap<[String; 4], Quota>,
     waiting: BTreeMap<(String, Class), u64>,
     breakers: BTreeMap<String, bool>,
+    /// By app and key of the budget: the budget, what is used.
+    budgets: BTreeMap<(String, String), (Budget, u64)>,
+    fallbacks: Vec<(Fallback, u64)>,
     /// Organization, reason, whether it is blocked now.
     blocked: Vec<(String, String, bool)>,
     gauges: Gauges,
@@ -167,13 +167,32 @@ impl Families {
             }
             breakers.entry(model).or_default();
         }
+        let mut budgets: BTreeMap<_, (Budget, u64)> = BTreeMap::new();
+        for (app, budget, used) in &gauges.budgets {
+            let share = |(budget, used): (Budget, u64)| used as f64 / budget.limit.max(1) as f64;
+            // Apps that share a label are shown as the one that has used most of its budget.
+            let row = budgets.entry((counts.app_label(app).to_owned(), budget.key())).or_insert((*budget, *used));
+            if share((*budget, *used)) > share(*row) {
+                *row = (*budget, *used);
+            }
+        }
         // A combination's successes are there, at 0, as soon as anything of it is.
         let seen: BTreeSet<_> = sums.requests.keys().map(|row| (row.app.clone(), row.model.clone(), row.endpoint)).collect();
         for (app, model, endpoint) in seen {
             let row = RequestLabels { app, model, endpoint, status: 200, source: Source::Upstream };
             sums.requests.entry(row).or_default();
         }
-        Self { sums, config_valid, quotas, waiting, breakers, blocked: telemetry.blocked.states(), gauges }
+        Self {
+            sums,
+            config_valid,
+            quotas,
+            waiting,
+            breakers,
+            budgets,
+            fallbacks: telemetry.fallbacks(),
+            blocked: telemetry.blocked.states(),
+            gauges,
+        }
     }
 }
 
@@ -259,14 +278,21 @@ impl Collector for Families {
             Unit::Cost => amount as f64 / 1e9,
             Unit::Requests | Unit::Tokens => amount as f64,
         };
-        let budgets = |amount: fn(&(Arc<str>, Budget, u64)) -> u64| {
-            let row = move |row: &(Arc<str>, Budget, u64)| {
-                ([("app", row.0.to_string()), ("budget", row.1.key())], in_unit(row.1, amount(row)))
-            };
-            self.gauges.budgets.iter().take(BUDGETS).map(row)
+        let budgets = |amount: fn(&(Budget, u64)) -> u64| {
+            self.budgets
+                .iter()
+                .map(move |((app, key), row)| ([("app", app.as_str()), ("budget", key.as_str())], in_unit(row.0, amount(row))))
         };
-        gauge(to, "app_budget", "A budget of an app, in its unit: requests, tokens or USD", budgets(|row| row.1.limit))?;
-        gauge(to, "app_budget_used", "How much of the budget is used in the running UTC day or month", budgets(|row| row.2))?;
+        gauge(to, "app_budget", "A budget of an app, in its unit: requests, tokens or USD", budgets(|row| row.0.limit))?;
+        gauge(to, "app_budget_used", "How much of the budget is used in the running UTC day or month", budgets(|row| row.1))?;
+        counter(
+            to,
+            "fallbacks",
+            "Requests served by another model than the one that they named",
+            self.fallbacks
+                .iter()
+                .map(|(fallback, n)| ([("from", fallback.from.as_str()), ("to", &fallback.to), ("reason", fallback.reason)], *n)),
+        )?;
         let quotas =
             |value: fn(&Quota) -> f64| self.quotas.iter().map(move |(labels, quota)| (limiter_labels(labels), value(quota)));
         gauge(to, "limit", "The limit of a dimension: requests, tokens or seconds of audio", quotas(|quota| quota.limit as f64))?;

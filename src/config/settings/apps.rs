@@ -125,6 +125,11 @@ pub struct ModelPrice {
 }
 
 impl Settings {
+    /// The names of the apps that have entries of their own.
+    pub fn named_apps(&self) -> impl Iterator<Item = &str> {
+        self.app.iter().map(|app| app.name.as_str()).filter(|name| *name != App::EVERYONE_ELSE)
+    }
+
     /// The price of a model, where one is given.
     pub fn price_of(&self, model: &str) -> Option<Price> {
         self.price.get(model).map(|price| {

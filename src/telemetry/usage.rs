@@ -1,0 +1,54 @@
+//! What apps have used since the start, by app and model.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::Telemetry;
+
+/// What an app has used of a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AppUsage {
+    /// Requests that have ended.
+    pub requests: u64,
+    /// Prompt tokens, cached ones included.
+    pub prompt: u64,
+    /// Prompt tokens that came from the cache.
+    pub cached: u64,
+    /// Completion tokens.
+    pub completion: u64,
+    /// Cost, billionths of a USD.
+    pub nano_usd: u64,
+}
+
+/// A request that another model served, by the models and the reason.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fallback {
+    /// The model that it named.
+    pub from: String,
+    /// The model that served it.
+    pub to: String,
+    /// `daily_limit`, `too_large`, `decommissioned`, `unavailable`, `wait`
+    pub reason: &'static str,
+}
+
+impl Telemetry {
+    /// What each app (or `other`, beyond the bound of names) has used of each model since the start. Requests without a model are
+    /// under the empty name.
+    pub fn usage(&self) -> BTreeMap<(Arc<str>, Arc<str>), AppUsage> {
+        let sums = self.counts.sums();
+        let mut usage: BTreeMap<_, AppUsage> = BTreeMap::new();
+        for (row, n) in sums.requests {
+            usage.entry((row.app, row.model)).or_default().requests += n;
+        }
+        for (key, used) in sums.apps {
+            let entry = usage.entry(key).or_default();
+            (entry.prompt, entry.cached, entry.completion) = (used.prompt, used.cached, used.completion);
+            entry.nano_usd = used.nano_usd;
+        }
+        usage
+    }
+
+    /// How often another model served a request, in order of names.
+    pub fn fallbacks(&self) -> Vec<(Fallback, u64)> {
+        self.fallback_counts().iter().map(|(fallback, n)| (fallback.clone(), *n)).collect()
+    }
+}
