@@ -5,11 +5,16 @@
 
 mod budget;
 mod calendar;
+mod count;
 pub mod file;
 mod ledger;
 mod price;
+mod protocol;
+mod sharing;
 
 pub use budget::{Amounts, Budget, Exceeded, Unit};
 pub use calendar::Period;
 pub use ledger::{AppUse, Ledger, Permit, Saved};
 pub use price::Price;
+pub use protocol::SCRIPT;
+pub use sharing::SharedLedger;

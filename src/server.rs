@@ -161,9 +161,13 @@ impl Running {
             tracing::warn!(%error, "the levels cannot be saved to limits.state_file");
         }
         if let Some(file) = self.shield.ledger_file()
-            && let Err(error) = accounts::file::save(&self.shield.ledger, &file)
+            && let Err(error) = accounts::file::save(self.shield.accounts.ledger(), &file)
         {
             tracing::warn!(%error, "what apps have used cannot be saved beside limits.state_file");
+        }
+        match Builder::new_current_thread().enable_time().build() {
+            Ok(runtime) => runtime.block_on(self.shield.accounts.clone().leave()),
+            Err(error) => tracing::warn!(%error, "replicas are not told what apps have used last"),
         }
         self.shield.limits.leave();
         self.shield.caps.leave();
@@ -271,7 +275,8 @@ fn serve_operators(
                 // The limiters' timers; what they know is saved once a second.
                 () = shield.limits.run() => {}
                 () = shield.caps.run() => {}
-                () = accounts::file::keep_saved(shield.ledger.clone(), shield.ledger_file()) => {}
+                () = accounts::file::keep_saved(shield.accounts.ledger().clone(), shield.ledger_file()) => {}
+                () = shield.accounts.clone().keep_told() => {}
                 () = shield.upstream.reap_idle() => {}
             }
         });

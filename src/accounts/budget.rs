@@ -28,6 +28,15 @@ impl Amounts {
         }
     }
 
+    /// The larger of both, in each unit.
+    pub(super) fn max(self, other: Self) -> Self {
+        Self {
+            requests: self.requests.max(other.requests),
+            tokens: self.tokens.max(other.tokens),
+            nano_usd: self.nano_usd.max(other.nano_usd),
+        }
+    }
+
     /// What is left without `other`; nothing is less than 0.
     #[must_use]
     pub(super) fn minus(self, other: Self) -> Self {
@@ -60,6 +69,9 @@ pub enum Unit {
 }
 
 impl Unit {
+    /// All of them, as [`Amounts`] has them.
+    pub(super) const ALL: [Self; 3] = [Self::Requests, Self::Tokens, Self::Cost];
+
     /// Its name in messages, metrics and the error object's `type`.
     pub fn as_str(self) -> &'static str {
         match self {

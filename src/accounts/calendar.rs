@@ -14,8 +14,11 @@ pub enum Period {
 }
 
 impl Period {
+    /// Both.
+    pub(super) const ALL: [Self; 2] = [Self::Day, Self::Month];
+
     /// When the period that contains `now` began, and when the next one begins. Unix time, seconds.
-    pub(super) fn bounds(self, now: u64) -> (u64, u64) {
+    fn bounds(self, now: u64) -> (u64, u64) {
         let now = i64::try_from(now).ok().and_then(|now| OffsetDateTime::from_unix_timestamp(now).ok());
         // A clock beyond the year 9999 is as good as any other wrong clock.
         let today = now.unwrap_or(OffsetDateTime::UNIX_EPOCH).date();
@@ -29,6 +32,11 @@ impl Period {
             Self::Month => first_of(today.year(), today.month().next()),
         };
         (midnight(first), midnight(next))
+    }
+
+    /// When the period that contains `now` began. Unix time, seconds.
+    pub(super) fn start(self, now: u64) -> u64 {
+        self.bounds(now).0
     }
 
     /// The time from `now` (Unix time, seconds) until the next period.

@@ -85,8 +85,8 @@ mod tests {
         assert!(file.ends_with("state.json.apps"));
         let ledger = Arc::<Ledger>::default();
         let amounts = |tokens| Amounts { requests: 1, tokens, nano_usd: 0 };
-        ledger.reserve(&"a".into(), &[], amounts(1), 86_400).expect("no budget").used(amounts(70));
-        let _in_flight = ledger.reserve(&"a".into(), &[], amounts(30), 86_400).expect("no budget");
+        ledger.reserve(&"a".into(), &[], amounts(1), 86_400, 1).expect("no budget").used(amounts(70));
+        let _in_flight = ledger.reserve(&"a".into(), &[], amounts(30), 86_400, 1).expect("no budget");
         save(&ledger, &file).expect("it can be written");
         let next = Ledger::default();
         restore(&next, &file);

@@ -1,7 +1,7 @@
 //! The ledger: what each app has used in the running day and month, and what its requests in flight have reserved.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -9,71 +9,125 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
-use super::{Amounts, Budget, Exceeded, Period};
+use super::{
+    Amounts, Budget, Exceeded, Period,
+    count::{Count, Counts, SavedCount, Total},
+    protocol::{Answer, Ask, Part, Transaction},
+};
 
-/// Apps with an account of their own. Clients choose their names under `[[app]] name = "*"`; all others share one account.
+/// Apps without an entry that have an account of their own. Clients choose their names under `[[app]] name = "*"`; all others
+/// share one account.
 const MAX_ACCOUNTS: usize = 10_000;
-/// The account of all apps beyond that.
-const OTHER: &str = "other";
+/// The account of all apps beyond that; no client can choose this name.
+const OTHER: &str = "(other)";
 
 /// The accounts of all apps that have budgets. Times are Unix time in seconds, given by the caller.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    accounts: Mutex<HashMap<Arc<str>, Account>>,
+    accounts: Mutex<Accounts>,
     changed: AtomicBool,
+    /// Whether replicas share it through a store.
+    is_shared: bool,
+    /// Something is to be told to the store.
+    pub(super) untold: Notify,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
+struct Accounts {
+    by_app: HashMap<Arc<str>, Account>,
+    /// Apps with an entry.
+    named: HashSet<Arc<str>>,
+    /// Apps of which the store has to be told something.
+    untold: HashSet<Arc<str>>,
+    /// When accounts that are over were looked for: the start of that month.
+    swept: u64,
+}
+
+#[derive(Clone, Debug, Default)]
 struct Account {
-    day: Used,
-    month: Used,
-    reserved: Amounts,
+    days: Counts,
+    months: Counts,
     /// Completion tokens of a response, on average; `None` before the first one.
     completion: Option<f64>,
+    /// Nothing was told to the store since its last answer.
+    in_step: bool,
 }
 
 /// Weight of the newest response in the average.
 const NEWEST: f64 = 0.1;
 
-/// What was used in the period that began at `start`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Used {
-    start: u64,
-    #[serde(flatten)]
-    amounts: Amounts,
-}
-
-impl Used {
-    /// Starts anew where `now` is in a later period. A clock that goes back changes nothing: a budget is never granted twice.
-    fn roll(&mut self, period: Period, now: u64) {
-        let (start, _) = period.bounds(now);
-        if start > self.start {
-            *self = Self { start, amounts: Amounts::default() };
-        }
-    }
-}
-
 impl Account {
-    fn roll(&mut self, now: u64) {
-        self.day.roll(Period::Day, now);
-        self.month.roll(Period::Month, now);
-    }
-
-    fn used(&self, period: Period) -> Amounts {
+    fn counts(&mut self, period: Period) -> &mut Counts {
         match period {
-            Period::Day => self.day.amounts,
-            Period::Month => self.month.amounts,
+            Period::Day => &mut self.days,
+            Period::Month => &mut self.months,
         }
     }
 
-    fn add(&mut self, amounts: Amounts) {
-        self.day.amounts = self.day.amounts.plus(amounts);
-        self.month.amounts = self.month.amounts.plus(amounts);
+    /// What was used and reserved; a period that has just begun has no count yet.
+    fn usage(&self, now: u64) -> AppUse {
+        let total = |counts: &Counts, period: Period| counts.total(period.start(now));
+        let (day, month) = (total(&self.days, Period::Day), total(&self.months, Period::Month));
+        AppUse { day: day.used, month: month.used, reserved: day.reserved }
+    }
+
+    fn has_used(&self) -> bool {
+        self.days.iter().chain(self.months.iter()).any(|count| count.mine != Total::default())
+    }
+
+    fn is_in_flight(&self) -> bool {
+        self.days.iter().chain(self.months.iter()).any(|count| count.mine.reserved != Amounts::default())
+    }
+
+    /// The counts of the day and the month that contain `now`.
+    fn at(&mut self, now: u64) -> Running {
+        let [day, month] = Period::ALL.map(|period| *self.counts(period).at(period.start(now)));
+        Running { day, month }
     }
 }
 
-/// What an app has used and reserved.
+/// The counts of the running day and month.
+struct Running {
+    day: Count,
+    month: Count,
+}
+
+impl Running {
+    fn of(&self, period: Period) -> &Count {
+        match period {
+            Period::Day => &self.day,
+            Period::Month => &self.month,
+        }
+    }
+
+    /// The first of `budgets` that `is_spent`.
+    fn exceeded(&self, budgets: &[Budget], now: u64, is_spent: impl Fn(&Count, &Budget) -> bool) -> Option<Exceeded> {
+        let budget = *budgets.iter().find(|budget| is_spent(self.of(budget.period), budget))?;
+        Some(Exceeded {
+            budget,
+            used: self.of(budget.period).total().used.of(budget.unit),
+            resets_in: budget.period.time_left(now),
+        })
+    }
+}
+
+impl Accounts {
+    /// The name of the account of `app`, and the account.
+    fn of(&mut self, app: &Arc<str>, now: u64) -> (Arc<str>, &mut Account) {
+        let month = Period::Month.start(now);
+        if self.by_app.len() >= MAX_ACCOUNTS && self.swept != month {
+            self.swept = month;
+            self.by_app.retain(|_, account| !(account.days.is_over(month) && account.months.is_over(month)));
+        }
+        let own = self.by_app.len() < MAX_ACCOUNTS || self.by_app.contains_key(app) || self.named.contains(app);
+        let name = if own { app.clone() } else { Arc::from(OTHER) };
+        (name.clone(), self.by_app.entry(name).or_default())
+    }
+}
+
+/// What an app has used and reserved, by all replicas as far as this one knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AppUse {
     /// Used in the running day.
@@ -98,14 +152,26 @@ impl AppUse {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved(BTreeMap<String, SavedAccount>);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct SavedAccount {
-    day: Used,
-    month: Used,
+    days: Vec<SavedCount>,
+    months: Vec<SavedCount>,
 }
 
 impl Ledger {
-    /// Reserves `estimate` for a request of `app`.
+    /// A ledger that replicas share.
+    #[must_use]
+    pub fn shared() -> Self {
+        Self { is_shared: true, ..Self::default() }
+    }
+
+    /// The apps that have entries: each has an account of its own, however many others there are.
+    pub fn name_apps<'a>(&self, apps: impl IntoIterator<Item = &'a str>) {
+        self.lock().named = apps.into_iter().map(Arc::from).collect();
+    }
+
+    /// Reserves `estimate` for a request of `app`, without asking anybody: this process is one of `replicas` that share, each for
+    /// itself, what was left when they last heard of each other.
     ///
     /// # Errors
     /// The budget of `budgets` that is spent: what was used and reserved has reached its limit. Nothing is reserved then.
@@ -115,49 +181,156 @@ impl Ledger {
         budgets: &[Budget],
         estimate: Amounts,
         now: u64,
+        replicas: u32,
     ) -> Result<Permit, Exceeded> {
         let mut accounts = self.lock();
-        let app = if accounts.len() < MAX_ACCOUNTS || accounts.contains_key(app) { app.clone() } else { Arc::from(OTHER) };
-        let account = accounts.entry(app.clone()).or_default();
-        account.roll(now);
-        for &budget in budgets {
-            let used = account.used(budget.period).of(budget.unit);
-            if used.saturating_add(account.reserved.of(budget.unit)) >= budget.limit {
-                return Err(Exceeded { budget, used, resets_in: budget.period.time_left(now) });
+        let (app, account) = accounts.of(app, now);
+        let spent = |count: &Count, budget: &Budget| !count.has_room(budget.unit, budget.limit, replicas);
+        match account.at(now).exceeded(budgets, now, spent) {
+            Some(exceeded) => Err(exceeded),
+            None => Ok(self.permit(account, app, Period::ALL.map(|period| period.start(now)), estimate)),
+        }
+    }
+
+    /// The account that `app` has: its own, or the one of all apps beyond the bound.
+    pub(super) fn account_of(&self, app: &Arc<str>, now: u64) -> Arc<str> {
+        self.lock().of(app, now).0
+    }
+
+    /// The transaction that asks the store for the same.
+    ///
+    /// # Errors
+    /// The budget that is spent for certain, so that nobody needs to be asked.
+    pub(super) fn ask(
+        self: &Arc<Self>,
+        app: &Arc<str>,
+        budgets: &[Budget],
+        estimate: Amounts,
+        now: u64,
+    ) -> Result<Transaction, Exceeded> {
+        let mut accounts = self.lock();
+        let (app, account) = accounts.of(app, now);
+        let running = account.at(now);
+        let spent = |count: &Count, budget: &Budget| count.total().used.of(budget.unit) >= budget.limit;
+        if let Some(exceeded) = running.exceeded(budgets, now, spent) {
+            return Err(exceeded);
+        }
+        account.in_step = false;
+        let parts = Period::ALL.map(|period| Part::new(period, running.of(period), now));
+        let ask = Ask { budgets: budgets.into(), estimate, now };
+        // Told again unless it is answered.
+        accounts.untold.insert(app.clone());
+        Ok(Transaction { app, parts: parts.into(), ask: Some(ask) })
+    }
+
+    /// The transaction that tells the store what it does not know of `app`; `None` where it knows everything.
+    pub(super) fn tell(&self, app: &Arc<str>, now: u64) -> Option<Transaction> {
+        let mut accounts = self.lock();
+        accounts.untold.remove(app);
+        let account = accounts.by_app.get_mut(app)?;
+        // A transaction without an answer may have been applied.
+        let in_step = std::mem::replace(&mut account.in_step, false);
+        let of_period = |period: Period, counts: &Counts| -> Vec<Part> {
+            let untold = counts.iter().filter(|count| !in_step || count.is_untold());
+            untold.map(|count| Part::new(period, count, now)).collect()
+        };
+        let parts = [of_period(Period::Day, &account.days), of_period(Period::Month, &account.months)].concat();
+        account.in_step = in_step && parts.is_empty();
+        (!parts.is_empty()).then(|| Transaction { app: app.clone(), parts, ask: None })
+    }
+
+    /// The store's answer to `transaction`: what was asked for is reserved where it has granted that.
+    ///
+    /// # Errors
+    /// The budget that is spent.
+    pub(super) fn answered(self: &Arc<Self>, transaction: &Transaction, answer: &Answer) -> Result<Option<Permit>, Exceeded> {
+        let mut accounts = self.lock();
+        let Transaction { app, parts, ask } = transaction;
+        accounts.untold.remove(app);
+        let account = accounts.by_app.entry(app.clone()).or_default();
+        account.in_step = true;
+        let granted = ask.as_ref().filter(|_| answer.granted);
+        let mut is_untold = false;
+        for (part, heard) in parts.iter().zip(&answer.parts) {
+            let asked = granted.map_or(Amounts::default(), |ask| ask.estimate);
+            let told = part.told.plus(Total { reserved: asked, ..Total::default() });
+            if let Some(count) = account.counts(part.period).find(part.start) {
+                count.answered(told, heard.version, heard.total);
+                is_untold |= count.mine != part.told;
             }
         }
-        account.reserved = account.reserved.plus(estimate);
-        self.changed.store(true, Ordering::Relaxed);
-        Ok(Permit { ledger: self.clone(), app, reserved: estimate, used: Amounts::default() })
+        let outcome = match (granted, ask) {
+            (Some(ask), _) => {
+                let starts = Period::ALL.map(|period| period.start(ask.now));
+                Ok(Some(self.permit(account, app.clone(), starts, ask.estimate)))
+            }
+            (None, None) => Ok(None),
+            (None, Some(Ask { budgets, now, .. })) => {
+                let spent = |count: &Count, budget: &Budget| count.total().of(budget.unit) >= budget.limit;
+                let running = account.at(*now);
+                // The store has counted the same; what has been settled since may have made room again.
+                let exceeded = running.exceeded(budgets, *now, spent).or_else(|| running.exceeded(budgets, *now, |_, _| true));
+                exceeded.map_or(Ok(None), Err)
+            }
+        };
+        if is_untold {
+            accounts.untold.insert(app.clone());
+            self.untold.notify_one();
+        }
+        outcome
+    }
+
+    /// News of what another replica has told the store.
+    pub(super) fn hear(&self, app: &str, period: Period, start: u64, version: u64, total: Total) {
+        if let Some(account) = self.lock().by_app.get_mut(app).filter(|account| account.in_step)
+            && let Some(count) = account.counts(period).find(start)
+        {
+            count.hear(version, total);
+        }
+    }
+
+    /// The store did not answer.
+    pub(super) fn remains_untold(&self, app: Arc<str>) {
+        self.lock().untold.insert(app);
+    }
+
+    /// The apps of which the store has to be told something; `all`: whatever it was told before.
+    pub(super) fn take_untold(&self, all: bool) -> Vec<Arc<str>> {
+        let mut accounts = self.lock();
+        if all {
+            let Accounts { by_app, untold, .. } = &mut *accounts;
+            untold.extend(by_app.iter().filter(|(_, account)| account.has_used()).map(|(app, _)| app.clone()));
+        }
+        accounts.untold.drain().collect()
+    }
+
+    /// Apps with requests in flight: what they have reserved has to be renewed in the store.
+    pub(super) fn in_flight(&self) -> Vec<Arc<str>> {
+        let accounts = self.lock();
+        accounts.by_app.iter().filter(|(_, account)| account.is_in_flight()).map(|(app, _)| app.clone()).collect()
     }
 
     /// Completion tokens that a response to `app` has on average; 0 before the first one.
     pub fn expected_completion(&self, app: &str) -> u64 {
-        self.lock().get(app).and_then(|account| account.completion).map_or(0, |mean| mean.round() as u64)
+        self.lock().by_app.get(app).and_then(|account| account.completion).map_or(0, |mean| mean.round() as u64)
     }
 
     /// What `app` has used and reserved.
     pub fn usage(&self, app: &str, now: u64) -> AppUse {
-        self.lock().get_mut(app).map_or_else(AppUse::default, |account| {
-            account.roll(now);
-            AppUse { day: account.day.amounts, month: account.month.amounts, reserved: account.reserved }
-        })
+        self.lock().by_app.get_mut(app).map_or_else(AppUse::default, |account| account.usage(now))
     }
 
     /// Every account, by app.
     pub fn list(&self, now: u64) -> Vec<(Arc<str>, AppUse)> {
-        let names: Vec<_> = self.lock().keys().cloned().collect();
-        names.into_iter().map(|app| (app.clone(), self.usage(&app, now))).collect()
+        self.lock().by_app.iter_mut().map(|(app, account)| (app.clone(), account.usage(now))).collect()
     }
 
     /// The ledger to be saved; `None` where nothing has changed since the last call.
     pub fn take_changes(&self) -> Option<Saved> {
         self.changed.swap(false, Ordering::Relaxed).then(|| {
             let accounts = self.lock();
-            let saved = accounts.iter().map(|(app, account)| {
-                let mut settled = *account;
-                settled.add(account.reserved);
-                (app.to_string(), SavedAccount { day: settled.day, month: settled.month })
+            let saved = accounts.by_app.iter().map(|(app, account)| {
+                (app.to_string(), SavedAccount { days: account.days.saved(), months: account.months.saved() })
             });
             Saved(saved.collect())
         })
@@ -166,21 +339,40 @@ impl Ledger {
     /// Takes up what an earlier process has saved.
     pub fn restore(&self, saved: Saved) {
         let mut accounts = self.lock();
-        for (app, SavedAccount { day, month }) in saved.0.into_iter().take(MAX_ACCOUNTS) {
-            accounts.insert(app.into(), Account { day, month, ..Account::default() });
+        for (app, SavedAccount { days, months }) in saved.0 {
+            let account = Account { days: Counts::restored(days), months: Counts::restored(months), ..Account::default() };
+            accounts.by_app.insert(app.into(), account);
         }
     }
 
-    /// Counts into the period that the account is in: which one a request counts to that is in flight at midnight does not matter.
-    fn settle(&self, app: &Arc<str>, reserved: Amounts, used: Amounts) {
-        if let Some(account) = self.lock().get_mut(app) {
-            account.reserved = account.reserved.minus(reserved);
-            account.add(used);
+    fn permit(self: &Arc<Self>, account: &mut Account, app: Arc<str>, starts: [u64; 2], estimate: Amounts) -> Permit {
+        for (period, start) in Period::ALL.into_iter().zip(starts) {
+            if let Some(count) = account.counts(period).find(start) {
+                count.mine.reserved = count.mine.reserved.plus(estimate);
+            }
         }
         self.changed.store(true, Ordering::Relaxed);
+        Permit { ledger: self.clone(), app, starts, reserved: estimate, used: Amounts::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Account>> {
+    /// Counts into the day and the month in which the request was reserved.
+    fn settle(&self, permit: &Permit) {
+        let mut accounts = self.lock();
+        let Some(account) = accounts.by_app.get_mut(&permit.app) else { return };
+        for (period, start) in Period::ALL.into_iter().zip(permit.starts) {
+            if let Some(count) = account.counts(period).find(start) {
+                count.mine.reserved = count.mine.reserved.minus(permit.reserved);
+                count.mine.used = count.mine.used.plus(permit.used);
+            }
+        }
+        self.changed.store(true, Ordering::Relaxed);
+        if self.is_shared {
+            accounts.untold.insert(permit.app.clone());
+            self.untold.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Accounts> {
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -190,6 +382,8 @@ impl Ledger {
 pub struct Permit {
     ledger: Arc<Ledger>,
     app: Arc<str>,
+    /// When the day and the month began in which it was reserved.
+    starts: [u64; 2],
     reserved: Amounts,
     used: Amounts,
 }
@@ -202,7 +396,7 @@ impl Permit {
 
     /// Learns how long the app's responses are.
     pub fn learn_completion(&self, tokens: u64) {
-        if let Some(account) = self.ledger.lock().get_mut(&self.app) {
+        if let Some(account) = self.ledger.lock().by_app.get_mut(&self.app) {
             let mean = account.completion.get_or_insert(tokens as f64);
             *mean += NEWEST * (tokens as f64 - *mean);
         }
@@ -216,130 +410,10 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.ledger.settle(&self.app, self.reserved, self.used);
+        self.ledger.settle(self);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::accounts::Unit;
-
-    const DAY: u64 = 86_400;
-
-    fn tokens(tokens: u64) -> Amounts {
-        Amounts { requests: 1, tokens, nano_usd: tokens * 50 }
-    }
-
-    fn per_day(limit: u64) -> [Budget; 1] {
-        [Budget { unit: Unit::Tokens, period: Period::Day, limit }]
-    }
-
-    fn app() -> Arc<str> {
-        "a".into()
-    }
-
-    #[test]
-    fn a_spent_budget_refuses_until_the_next_day() {
-        let ledger = Arc::<Ledger>::default();
-        let reserve = |now| ledger.reserve(&app(), &per_day(100), tokens(60), now);
-        let mut first = reserve(10 * DAY + 5).expect("nothing is used");
-        first.used(tokens(90));
-        drop(first);
-        reserve(10 * DAY + 6).expect("10 are left, and nothing is in flight").used(tokens(30));
-        let exceeded = reserve(10 * DAY + 7).expect_err("120 of 100 are used");
-        assert_eq!((exceeded.used, exceeded.resets_in.as_secs()), (120, DAY - 7));
-        assert_eq!(ledger.usage("a", 10 * DAY + 8).reserved, Amounts::default(), "a refusal reserves nothing");
-        reserve(11 * DAY).expect("a new day");
-        let month = ledger.usage("a", 11 * DAY);
-        assert_eq!((month.day.tokens, month.month.tokens), (0, 120));
-    }
-
-    #[test]
-    fn what_is_in_flight_is_reserved() {
-        let ledger = Arc::<Ledger>::default();
-        let reserve = || ledger.reserve(&app(), &per_day(100), tokens(60), DAY);
-        let (first, second) = (reserve().expect("0 of 100"), reserve().expect("60 of 100"));
-        let exceeded = reserve().expect_err("120 are reserved");
-        assert_eq!(exceeded.used, 0);
-        drop((first, second));
-        reserve().expect("nothing was used");
-    }
-
-    #[test]
-    fn a_clock_that_goes_back_grants_nothing_twice() {
-        let ledger = Arc::<Ledger>::default();
-        let spend = |now| ledger.reserve(&app(), &per_day(100), tokens(100), now).map(|mut permit| permit.used(tokens(100)));
-        spend(40 * DAY).expect("the first day");
-        spend(41 * DAY).expect("the next day");
-        for now in [40 * DAY, 41 * DAY, 0] {
-            assert!(spend(now).is_err(), "at {now}");
-        }
-        spend(42 * DAY).expect("a later day");
-    }
-
-    #[test]
-    fn a_budget_lowered_below_what_is_used_refuses_at_once() {
-        let ledger = Arc::<Ledger>::default();
-        ledger.reserve(&app(), &per_day(1000), tokens(10), DAY).expect("0 of 1000").used(tokens(500));
-        assert!(ledger.reserve(&app(), &per_day(400), tokens(10), DAY).is_err());
-        assert!(ledger.reserve(&app(), &per_day(501), tokens(10), DAY).is_ok());
-        assert!(ledger.reserve(&app(), &[], tokens(10), DAY).is_ok(), "without budgets");
-    }
-
-    #[test]
-    fn apps_beyond_the_bound_share_an_account() {
-        let ledger = Arc::<Ledger>::default();
-        for n in 0..MAX_ACCOUNTS + 100 {
-            ledger.reserve(&format!("app-{n}").into(), &[], tokens(1), DAY).expect("no budget").used(tokens(1));
-        }
-        assert_eq!(ledger.list(DAY).len(), MAX_ACCOUNTS + 1);
-        assert_eq!(ledger.usage(OTHER, DAY).day.tokens, 100);
-    }
-
-    #[test]
-    fn what_is_saved_counts_what_was_in_flight() {
-        let ledger = Arc::<Ledger>::default();
-        assert_eq!(ledger.take_changes(), None);
-        ledger.reserve(&app(), &[], tokens(1), DAY).expect("no budget").used(tokens(7));
-        let in_flight = ledger.reserve(&app(), &[], tokens(30), DAY).expect("no budget");
-        let saved = ledger.take_changes().expect("it has changed");
-        assert_eq!(ledger.take_changes(), None);
-        let text = serde_json::to_string(&saved).expect("JSON");
-        let restored = Arc::<Ledger>::default();
-        restored.restore(serde_json::from_str(&text).expect("the same"));
-        assert_eq!(restored.usage("a", DAY).day.tokens, 37);
-        drop(in_flight);
-        assert_eq!(ledger.usage("a", DAY).day.tokens, 7, "the running process knows better");
-    }
-
-    proptest! {
-        /// However requests overlap: one is admitted while what was used and reserved is below the limit, and only then, so that a
-        /// budget is overrun by what was in flight at most.
-        #[test]
-        fn a_budget_is_overrun_by_what_was_in_flight_at_most(
-            steps in proptest::collection::vec((any::<bool>(), 1..200_u64, 0..200_u64), 1..100),
-        ) {
-            const LIMIT: u64 = 1000;
-            let ledger = Arc::<Ledger>::default();
-            let mut in_flight: Vec<(u64, Permit)> = Vec::new();
-            let mut used_so_far = 0;
-            for (ends, estimate, used) in steps {
-                let reserved: u64 = in_flight.iter().map(|(estimate, _)| estimate).sum();
-                if ends && !in_flight.is_empty() {
-                    in_flight.remove(0).1.used(tokens(used));
-                    used_so_far += used;
-                } else {
-                    let permit = ledger.reserve(&app(), &per_day(LIMIT), tokens(estimate), DAY);
-                    prop_assert_eq!(permit.is_ok(), used_so_far + reserved < LIMIT);
-                    in_flight.extend(permit.ok().map(|permit| (estimate, permit)));
-                }
-                prop_assert_eq!(ledger.usage("a", DAY).day.tokens, used_so_far);
-            }
-            in_flight.clear();
-            prop_assert_eq!(ledger.usage("a", DAY).reserved, Amounts::default());
-        }
-    }
-}
+#[path = "ledger_tests.rs"]
+mod tests;

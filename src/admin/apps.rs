@@ -30,7 +30,7 @@ const OTHER: &str = "other";
 /// The budgets of the apps that have an entry, and of those that have used some of theirs, in order of their names.
 pub(super) fn budgets(shield: &Shield) -> Vec<(Arc<str>, accounts::Budget, AppUse)> {
     let identities = shield.identities.load();
-    let mut apps: BTreeMap<Arc<str>, AppUse> = shield.ledger.list(now()).into_iter().collect();
+    let mut apps: BTreeMap<Arc<str>, AppUse> = shield.accounts.ledger().list(now()).into_iter().collect();
     for app in shield.settings.load().named_apps() {
         apps.entry(app.into()).or_default();
     }
@@ -217,7 +217,7 @@ mod tests {
         request(&shield, "big", "m", 100);
         request(&shield, "big", "n", 500);
         let used = Amounts { requests: 1, tokens: 1200, nano_usd: 500_000_000 };
-        shield.ledger.reserve(&"capped".into(), &[], used, now()).expect("no budget").used(used);
+        shield.accounts.ledger().reserve(&"capped".into(), &[], used, now(), 1).expect("no budget").used(used);
         shield.telemetry.unpriced(&"capped".into(), &"m".into());
         let apps = list(&shield);
         assert_eq!(apps.iter().map(|app| &*app.app).collect::<Vec<_>>(), ["big", "capped"]);
@@ -247,7 +247,7 @@ mod tests {
             let app: Arc<str> = format!("app-{n}").into();
             request(&shield, &app, &format!("model-{}", n % 30), 1);
             request(&shield, "busy", &format!("model-{n}"), 1);
-            shield.ledger.reserve(&app, &[], used, now()).expect("no budget").used(used);
+            shield.accounts.ledger().reserve(&app, &[], used, now(), 1).expect("no budget").used(used);
         }
         request(&shield, "named", "m", 1);
         let apps = list(&shield);
@@ -282,7 +282,7 @@ mod tests {
         let shield = shield(&[everyone]);
         for n in 0..2 * LISTED {
             let used = Amounts { requests: 1, tokens: n as u64, nano_usd: 0 };
-            shield.ledger.reserve(&format!("app-{n}").into(), &[], used, now()).expect("no budget").used(used);
+            shield.accounts.ledger().reserve(&format!("app-{n}").into(), &[], used, now(), 1).expect("no budget").used(used);
         }
         let apps = list(&shield);
         assert_eq!(apps.len(), LISTED);

@@ -122,7 +122,7 @@ async fn metrics_say_what_is_used_of_each_budget() {
     let desk = Desk::new(Shield::new(Settings { app: vec![app], ..Settings::default() }).expect("no file to read"));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
     let used = crate::accounts::Amounts { requests: 1, tokens: 70, nano_usd: 500_000_000 };
-    desk.shield.ledger.reserve(&"a".into(), &[], used, now).expect("no budget").used(used);
+    desk.shield.accounts.ledger().reserve(&"a".into(), &[], used, now, 1).expect("no budget").used(used);
     let (_, _, metrics) = get(&desk, "/metrics").await;
     for line in [
         r#"groq_shield_app_budget{app="a",budget="tokens_per_day"} 100"#,

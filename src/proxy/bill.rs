@@ -8,7 +8,7 @@ use std::{
 use groq_limiter::{ActualUsage, CostEstimate};
 use tokio::time::Instant;
 
-use crate::accounts::{Amounts, Budget, Exceeded, Ledger, Permit, Price};
+use crate::accounts::{Amounts, Budget, Exceeded, Permit, Price, SharedLedger};
 
 /// What a call has used so far.
 #[derive(Debug)]
@@ -44,13 +44,13 @@ impl Bill {
     ///
     /// # Errors
     /// The budget that is spent.
-    pub(super) fn reserve(&mut self, ledger: &Arc<Ledger>, app: &Arc<str>, budgets: &[Budget]) -> Result<(), Exceeded> {
+    pub(super) async fn reserve(&mut self, accounts: &SharedLedger, app: &Arc<str>, budgets: &[Budget]) -> Result<(), Exceeded> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         if let CostEstimate::Tokens { max_completion_tokens: ceiling, .. } = self.cost {
-            self.completion = ledger.expected_completion(app).min(ceiling.unwrap_or(u64::MAX));
+            self.completion = accounts.ledger().expected_completion(app).min(ceiling.unwrap_or(u64::MAX));
         }
         let estimate = Amounts { requests: 1, ..self.amounts(ActualUsage::Unknown) };
-        self.permit = Some(ledger.reserve(app, budgets, estimate, now)?);
+        self.permit = Some(accounts.reserve(app, budgets, estimate, now).await?);
         Ok(())
     }
 
@@ -154,21 +154,21 @@ mod tests {
         assert_eq!(unpriced.total, Amounts { requests: 1, tokens: 170, nano_usd: 90_000 });
     }
 
-    #[test]
-    fn what_is_reserved_follows_what_answers_of_the_app_were_like() {
-        let (ledger, app) = (Arc::<Ledger>::default(), Arc::from("a"));
+    #[tokio::test]
+    async fn what_is_reserved_follows_what_answers_of_the_app_were_like() {
+        let (accounts, app) = (SharedLedger::new(None, ""), Arc::from("a"));
         let budgets = [Budget { unit: Unit::Tokens, period: Period::Day, limit: 500 }];
-        let call = || {
+        let call = async || {
             let mut bill = Bill::new(chat(80), None);
-            bill.reserve(&ledger, &app, &budgets).map(|()| bill)
+            bill.reserve(&accounts, &app, &budgets).await.map(|()| bill)
         };
-        let mut first = call().expect("nothing is used");
+        let mut first = call().await.expect("nothing is used");
         first.charge(ActualUsage::Tokens { prompt: 80, completion: 100, prompt_total: 80 });
         drop(first);
-        let second = call().expect("180 of 500 are used");
+        let second = call().await.expect("180 of 500 are used");
         assert_eq!(second.permit.as_ref().map(|permit| permit.reserved().tokens), Some(180));
-        let third = call().expect("360 are used or reserved");
-        assert_eq!(call().expect_err("540 are used or reserved").used, 180);
+        let third = call().await.expect("360 are used or reserved");
+        assert_eq!(call().await.expect_err("540 are used or reserved").used, 180);
         drop((second, third));
     }
 }

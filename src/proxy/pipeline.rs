@@ -103,7 +103,8 @@ async fn forward(
 ) -> Result<Delivered, Rejection> {
     shield.budget.request(call.read_at);
     if let Some(budgets) = &call.budgets {
-        call.bill.reserve(&shield.ledger, &call.admission.app, budgets).map_err(Rejection::BudgetSpent)?;
+        // Boxed: rare, and each waiting request would have room for it.
+        Box::pin(call.bill.reserve(&shield.accounts, &call.admission.app, budgets)).await.map_err(Rejection::BudgetSpent)?;
     }
     // Before the ceiling is fitted: each fallback model starts from the body as it came.
     let body = (call.may_fall_back && !settings.fallback.is_empty()).then(|| upstream_request.body().clone());

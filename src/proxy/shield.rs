@@ -12,7 +12,7 @@ use super::{
     via::Via,
 };
 use crate::{
-    accounts::{self, Ledger},
+    accounts::{self, SharedLedger},
     config::Settings,
     shutdown::Shutdown,
     telemetry::Telemetry,
@@ -26,7 +26,7 @@ pub struct Shield {
     /// Known keys and app tokens; swapped with the settings.
     pub identities: ArcSwap<IdentityIndex>,
     /// What apps with budgets have used.
-    pub ledger: Arc<Ledger>,
+    pub accounts: Arc<SharedLedger>,
     /// Caps of apps: limiters in front of Groq's, whose "models" are apps.
     pub caps: Limiters,
     /// Limiters and queues.
@@ -63,17 +63,19 @@ impl Shield {
 
     /// A shield in front of this upstream.
     pub fn over(settings: Settings, upstream: Upstream) -> Arc<Self> {
-        let ledger = Arc::<Ledger>::default();
+        let limits = Limiters::new(settings.limiter());
+        let accounts = SharedLedger::new(limits.store_handle(), &settings.store.prefix);
         if let Some(state_file) = &settings.limits.state_file {
-            accounts::file::restore(&ledger, &accounts::file::path(state_file));
+            accounts::file::restore(accounts.ledger(), &accounts::file::path(state_file));
         }
+        accounts.ledger().name_apps(settings.named_apps());
         let telemetry = Arc::<Telemetry>::default();
         telemetry.name_apps(settings.named_apps());
         Arc::new(Self {
             identities: ArcSwap::from_pointee(IdentityIndex::new(&settings, |name| std::env::var(name).ok())),
-            ledger,
+            accounts: Arc::new(accounts),
             caps: Limiters::new(settings.caps()),
-            limits: Limiters::new(settings.limiter()),
+            limits,
             breakers: Breakers::default(),
             budget: Budget::new(Instant::now()),
             upstream,
@@ -99,6 +101,7 @@ impl Shield {
         self.telemetry.name_apps(settings.named_apps());
         self.limits.reconfigure(settings.limiter());
         self.caps.reconfigure(settings.caps());
+        self.accounts.ledger().name_apps(settings.named_apps());
         self.bodies.resize(settings.queue.max_bytes);
         self.settings.store(Arc::new(settings));
     }

@@ -99,6 +99,7 @@ pub mod types;
 
 pub use limiter::Requeue;
 pub use permit::Permit;
+pub use store::StoreHandle;
 
 /// What a request draws on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -254,6 +255,11 @@ impl Limiters {
     /// The store that replicas share. `None`: quotas are kept in this process.
     pub fn store(&self) -> Option<StoreSnapshot> {
         self.0.store()
+    }
+
+    /// The same store for what else the program shares. `None`: quotas are kept in this process.
+    pub fn store_handle(&self) -> Option<StoreHandle> {
+        self.0.store_handle()
     }
 
     /// How many wait, in all limiters.

@@ -17,7 +17,7 @@ use super::{
     limiter::Limiter,
     shared::Locked,
     store::file::{self, Saved},
-    store::{self, Store},
+    store::{self, Store, StoreHandle},
     timer::{Timer, TimerDriver},
 };
 use crate::{settings::Settings, types::Priority};
@@ -173,6 +173,10 @@ impl Registry {
 
     pub(super) fn store(&self) -> Option<StoreSnapshot> {
         self.common.store.as_ref().map(Store::snapshot)
+    }
+
+    pub(super) fn store_handle(&self) -> Option<StoreHandle> {
+        self.common.store.as_ref().map(Store::handle)
     }
 
     pub(super) fn reconfigure(&self, settings: Settings) {

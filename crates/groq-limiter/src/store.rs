@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::SendError, unbounded_channel};
+use tokio::sync::{
+    mpsc::{UnboundedReceiver, UnboundedSender, error::SendError, unbounded_channel},
+    oneshot,
+};
 
 use super::{
     StoreSnapshot,
@@ -37,6 +40,10 @@ pub(crate) struct Store {
 pub(crate) enum Command {
     /// A limiter has something to tell or to request.
     Call(Call),
+    /// The program runs a script of its own.
+    Run(ScriptCall),
+    /// The program wants to hear news that are not of limiters.
+    Listen(UnboundedSender<String>),
     /// This replica ends. Answered when the store knows everything, or has had time to.
     End(mpsc::Sender<()>),
 }
@@ -49,11 +56,25 @@ pub(crate) struct Call {
     pub(crate) transaction: Transaction,
 }
 
+/// A call of a script of the program's own.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
+pub(crate) struct ScriptCall {
+    pub(crate) script: &'static str,
+    /// The first one is also the name under which a cluster's lost node is remembered.
+    pub(crate) keys: Vec<String>,
+    pub(crate) argument: String,
+    /// Dropped where there is no answer.
+    pub(crate) answer: oneshot::Sender<Vec<String>>,
+}
+
 /// What is known of the store.
 #[derive(Debug, Default)]
 pub(crate) struct StoreHealth {
     /// It answers.
     pub(crate) up: AtomicBool,
+    /// How often it has been found.
+    pub(crate) sessions: AtomicU64,
     /// So many limiters' part of it does not.
     pub(crate) apart: AtomicUsize,
     /// Why it did not, the last time.
@@ -88,6 +109,10 @@ impl Store {
         }
     }
 
+    pub(crate) fn handle(&self) -> StoreHandle {
+        StoreHandle { words: self.words.clone(), health: self.reach.clone() }
+    }
+
     pub(crate) fn snapshot(&self) -> StoreSnapshot {
         let degraded = !self.reach.up.load(Relaxed) || self.reach.apart.load(Relaxed) > 0;
         let why = self.reach.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -97,6 +122,47 @@ impl Store {
             replicas: self.reach.replicas.load(Relaxed),
             calls: self.reach.calls.load(Relaxed),
         }
+    }
+}
+
+/// The store, for what else replicas of the program share: its connection, its time limit and its health are those of the
+/// limiters.
+#[derive(Clone, Debug)]
+pub struct StoreHandle {
+    words: UnboundedSender<Command>,
+    health: Arc<StoreHealth>,
+}
+
+impl StoreHandle {
+    /// Whether it answers.
+    pub fn is_up(&self) -> bool {
+        self.health.up.load(Relaxed)
+    }
+
+    /// How often it has been found: it may have lost everything each time.
+    pub fn sessions(&self) -> u64 {
+        self.health.sessions.load(Relaxed)
+    }
+
+    /// How many replicas there are, as last heard.
+    pub fn replicas(&self) -> u32 {
+        self.health.replicas.load(Relaxed)
+    }
+
+    /// Runs a Lua script on `keys`, which are one node's. It gets `argument` and the channel for news, and answers with a list of
+    /// texts. `None`: it did not answer within the store's time limit.
+    pub async fn run(&self, script: &'static str, keys: Vec<String>, argument: String) -> Option<Vec<String>> {
+        let (answer, answered) = oneshot::channel();
+        self.words.send(Command::Run(ScriptCall { script, keys, argument, answer })).ok()?;
+        answered.await.ok()
+    }
+
+    /// What other replicas publish on the channel for news. One listener at a time.
+    pub fn listen(&self) -> UnboundedReceiver<String> {
+        let (news, heard) = unbounded_channel();
+        // Without the thread there are no news.
+        let _ = self.words.send(Command::Listen(news));
+        heard
     }
 }
 

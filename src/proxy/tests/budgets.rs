@@ -24,7 +24,7 @@ async fn ask(shield: &Arc<Shield>, app: &str, stream: bool) -> (StatusCode, Head
 
 fn used(shield: &Shield, app: &str) -> (u64, u64, u64) {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
-    let usage = shield.ledger.usage(app, now);
+    let usage = shield.accounts.ledger().usage(app, now);
     assert_eq!(usage.reserved, Default::default(), "nothing is in flight");
     (usage.day.requests, usage.day.tokens, usage.day.nano_usd)
 }

@@ -63,6 +63,7 @@ pub(crate) fn start(
         apart: Mutex::default(),
         silent: Mutex::default(),
         known: Mutex::default(),
+        listener: Mutex::default(),
         limiters,
         clock,
         reach,
@@ -102,6 +103,8 @@ struct RedisTask {
     silent: Mutex<Vec<Silent>>,
     /// Lanes by key, for news.
     known: Mutex<HashMap<String, Weak<SharedLimiter>>>,
+    /// Who hears news that are of no limiter.
+    listener: Mutex<Option<UnboundedSender<String>>>,
     limiters: Weak<Registry>,
     clock: Clock,
     reach: Arc<StoreHealth>,
@@ -115,6 +118,8 @@ impl RedisTask {
             tokio::select! {
                 word = calls.recv() => match word {
                     Some(Command::Call(call)) => drop(tokio::spawn(self.clone().call(call))),
+                    Some(Command::Run(call)) => drop(tokio::spawn(self.clone().run_script(call))),
+                    Some(Command::Listen(listener)) => *self.listener() = Some(listener),
                     Some(Command::End(done)) => {
                         beating.abort();
                         tokio::spawn(self.clone().end(done));
@@ -165,6 +170,10 @@ impl RedisTask {
 
     fn offset(&self) -> MutexGuard<'_, Offset> {
         self.offset.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn listener(&self) -> MutexGuard<'_, Option<UnboundedSender<String>>> {
+        self.listener.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Weak<SharedLimiter>>> {

@@ -5,15 +5,15 @@ use std::{
     sync::{Arc, Weak, atomic::Ordering::Relaxed},
 };
 
-use redis::{ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Value, aio::ConnectionLike, from_redis_value};
+use redis::{ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Script, Value, aio::ConnectionLike, from_redis_value};
 use sha2::{Digest, Sha256};
 use tokio::time::{sleep, timeout};
 
 use super::{Connection, RedisTask, health::LOOK, too_late, wire::Reply};
 use crate::{
     registry::{Scope, SharedLimiter},
-    store::Call,
     store::protocol::{Answer, Transaction},
+    store::{Call, ScriptCall},
 };
 
 impl RedisTask {
@@ -69,6 +69,36 @@ impl RedisTask {
         offset.answer(reply).ok_or_else(not_understood)
     }
 
+    /// Runs a script of the program's own. A failure is the store's, as for a limiter.
+    pub(super) async fn run_script(self: Arc<Self>, call: ScriptCall) {
+        let generation = self.generation.load(Relaxed);
+        let ScriptCall { script, keys, argument, answer } = call;
+        let Some(connection) = self.connection().clone() else { return };
+        let of_cluster = matches!(connection, Connection::Cluster(_));
+        let key = keys.first().cloned().unwrap_or_default();
+        self.reach.calls.fetch_add(1, Relaxed);
+        let running = async {
+            let script = Script::new(script);
+            let mut invocation = script.prepare_invoke();
+            invocation.key(keys).arg(argument).arg(self.channel());
+            let reply: Value = match connection {
+                Connection::One(mut one) => run(&invocation, &mut one).await?,
+                Connection::Cluster(mut all) => run(&invocation, &mut all).await?,
+            };
+            Ok(from_redis_value(reply)?)
+        };
+        match timeout(self.time_limit, running).await.unwrap_or_else(|_| Err(too_late())) {
+            // Who asked may have left.
+            Ok(reply) => drop(answer.send(reply)),
+            Err(why) if of_cluster => {
+                self.alone(&key, &why);
+            }
+            Err(why) => {
+                self.lost(generation, &why);
+            }
+        }
+    }
+
     /// News of a settlement, or of a lost connection.
     pub(super) fn hear(&self, push: &PushInfo) {
         match push.kind {
@@ -83,6 +113,13 @@ impl RedisTask {
                 };
                 let Some((key, reply)) = text.split_once(' ') else { return };
                 let limiter = self.known().get(key).and_then(Weak::upgrade);
+                if limiter.is_none()
+                    && let Some(listener) = &*self.listener()
+                {
+                    // One that has gone hears nothing more.
+                    let _ = listener.send(text);
+                    return;
+                }
                 let reply = serde_json::from_str(reply).ok().and_then(Reply::parse);
                 if let Some((limiter, answer)) = limiter.zip(reply.and_then(|reply| self.offset().answer(reply))) {
                     limiter.hear(&answer.state);

@@ -37,6 +37,7 @@ impl RedisTask {
             match timeout(CONNECT + self.time_limit, self.reached()).await.unwrap_or_else(|_| Err(too_late())) {
                 Ok(()) => {
                     if !self.reach.up.swap(true, Relaxed) {
+                        self.reach.sessions.fetch_add(1, Relaxed);
                         tracing::info!(replicas = self.reach.replicas.load(Relaxed), "the store answers: limits are shared");
                         self.each(|limiter| limiter.reached());
                         said = None;

@@ -1,0 +1,393 @@
+//! What is reserved, refused, settled and remembered, in given times.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::accounts::{Unit, protocol::Heard};
+
+const DAY: u64 = 86_400;
+
+fn tokens(tokens: u64) -> Amounts {
+    Amounts { requests: 1, tokens, nano_usd: tokens * 50 }
+}
+
+fn per_day(limit: u64) -> [Budget; 1] {
+    [Budget { unit: Unit::Tokens, period: Period::Day, limit }]
+}
+
+fn app() -> Arc<str> {
+    "a".into()
+}
+
+#[test]
+fn a_spent_budget_refuses_until_the_next_day() {
+    let ledger = Arc::<Ledger>::default();
+    let reserve = |now| ledger.reserve(&app(), &per_day(100), tokens(60), now, 1);
+    let mut first = reserve(10 * DAY + 5).expect("nothing is used");
+    first.used(tokens(90));
+    drop(first);
+    reserve(10 * DAY + 6).expect("10 are left, and nothing is in flight").used(tokens(30));
+    let exceeded = reserve(10 * DAY + 7).expect_err("120 of 100 are used");
+    assert_eq!((exceeded.used, exceeded.resets_in.as_secs()), (120, DAY - 7));
+    assert_eq!(ledger.usage("a", 10 * DAY + 8).reserved, Amounts::default(), "a refusal reserves nothing");
+    reserve(11 * DAY).expect("a new day");
+    let month = ledger.usage("a", 11 * DAY);
+    assert_eq!((month.day.tokens, month.month.tokens), (0, 120));
+}
+
+#[test]
+fn what_is_in_flight_is_reserved() {
+    let ledger = Arc::<Ledger>::default();
+    let reserve = || ledger.reserve(&app(), &per_day(100), tokens(60), DAY, 1);
+    let (first, second) = (reserve().expect("0 of 100"), reserve().expect("60 of 100"));
+    let exceeded = reserve().expect_err("120 are reserved");
+    assert_eq!(exceeded.used, 0);
+    drop((first, second));
+    reserve().expect("nothing was used");
+}
+
+#[test]
+fn a_clock_that_goes_back_grants_nothing_twice() {
+    let ledger = Arc::<Ledger>::default();
+    let spend = |now| ledger.reserve(&app(), &per_day(100), tokens(100), now, 1).map(|mut permit| permit.used(tokens(100)));
+    spend(40 * DAY).expect("the first day");
+    spend(41 * DAY).expect("the next day");
+    for now in [40 * DAY, 41 * DAY, 0] {
+        assert!(spend(now).is_err(), "at {now}");
+    }
+    spend(42 * DAY).expect("a later day");
+}
+
+/// A clock that was wrong must not refuse until the day that it showed.
+#[test]
+fn a_clock_that_goes_forward_and_back_grants_each_day_once() {
+    const YEARS: u64 = 10_000 * DAY;
+    let ledger = Arc::<Ledger>::default();
+    let spend = |now| ledger.reserve(&app(), &per_day(100), tokens(100), now, 1).map(|mut permit| permit.used(tokens(100)));
+    spend(40 * DAY).expect("the first day");
+    spend(40 * DAY + YEARS).expect("another day, as far as anybody knows");
+    assert!(spend(40 * DAY).is_err(), "back again");
+    spend(41 * DAY).expect("the next day");
+    // The same where the process began with the wrong clock.
+    let ledger = Arc::<Ledger>::default();
+    let spend = |now| ledger.reserve(&app(), &per_day(100), tokens(100), now, 1).map(|mut permit| permit.used(tokens(100)));
+    spend(40 * DAY + YEARS).expect("the first day");
+    assert!(spend(40 * DAY).is_err(), "nothing is granted twice");
+    spend(41 * DAY).expect("the next day");
+}
+
+/// It is reserved and used in the day in which it was sent, and the new day is untouched.
+#[test]
+fn what_is_in_flight_at_midnight_belongs_to_the_day_in_which_it_was_reserved() {
+    let ledger = Arc::<Ledger>::default();
+    let reserve = |now| ledger.reserve(&app(), &per_day(100), tokens(60), now, 1);
+    let mut before = vec![reserve(11 * DAY - 1).expect("nothing is used"), reserve(11 * DAY - 1).expect("60 are reserved")];
+    assert!(reserve(11 * DAY - 1).is_err(), "120 are reserved");
+    let after = [reserve(11 * DAY).expect("a new day"), reserve(11 * DAY).expect("60 are reserved")];
+    before.iter_mut().for_each(|permit| permit.used(tokens(90)));
+    drop(before);
+    assert_eq!(ledger.usage("a", 11 * DAY).day, Amounts::default());
+    assert_eq!((ledger.usage("a", 11 * DAY - 1).day.tokens, ledger.usage("a", 11 * DAY).month.tokens), (180, 180));
+    assert_eq!(ledger.usage("a", 11 * DAY).reserved.tokens, 120);
+    drop(after);
+}
+
+/// Day after day under load: each day grants its budget, and what was in flight.
+#[test]
+fn every_day_grants_its_budget_once() {
+    let ledger = Arc::<Ledger>::default();
+    let mut in_flight = std::collections::VecDeque::new();
+    let mut admitted = [0; 3];
+    for now in (100 * DAY..103 * DAY).step_by(600) {
+        if let Ok(mut permit) = ledger.reserve(&app(), &per_day(1000), tokens(50), now, 1) {
+            permit.used(tokens(50));
+            admitted[(now / DAY - 100) as usize] += 50;
+            in_flight.push_back(permit);
+        }
+        // Each takes fifty minutes.
+        if in_flight.len() > 5 {
+            in_flight.pop_front();
+        }
+    }
+    assert_eq!(admitted, [1000; 3]);
+}
+
+#[test]
+fn a_budget_lowered_below_what_is_used_refuses_at_once() {
+    let ledger = Arc::<Ledger>::default();
+    ledger.reserve(&app(), &per_day(1000), tokens(10), DAY, 1).expect("0 of 1000").used(tokens(500));
+    assert!(ledger.reserve(&app(), &per_day(400), tokens(10), DAY, 1).is_err());
+    assert!(ledger.reserve(&app(), &per_day(501), tokens(10), DAY, 1).is_ok());
+    assert!(ledger.reserve(&app(), &[], tokens(10), DAY, 1).is_ok(), "without budgets");
+    assert!(ledger.reserve(&app(), &per_day(2000), tokens(10), DAY, 1).is_ok(), "a budget that is raised");
+}
+
+#[test]
+fn apps_beyond_the_bound_share_an_account_and_named_ones_do_not() {
+    let ledger = Arc::<Ledger>::default();
+    ledger.name_apps(["named"]);
+    let spend =
+        |app: &str, now| ledger.reserve(&app.into(), &per_day(100), tokens(1), now, 1).map(|mut permit| permit.used(tokens(1)));
+    for n in 0..MAX_ACCOUNTS {
+        spend(&format!("app-{n}"), DAY).expect("nothing is used");
+    }
+    for n in 0..100 {
+        spend(&format!("more-{n}"), DAY).expect("less than 100 are used");
+    }
+    assert_eq!(spend("more-0", DAY).expect_err("all of them share one budget").used, 100);
+    assert_eq!(spend("another", DAY).expect_err("whoever comes next").used, 100);
+    spend("app-0", DAY).expect("it has its own");
+    spend("named", DAY).expect("so has an app with an entry");
+    assert_eq!(ledger.list(DAY).len(), MAX_ACCOUNTS + 2);
+    // Next month nobody has used anything.
+    spend("another", 40 * DAY).expect("a new month");
+    assert_eq!(ledger.list(40 * DAY).len(), 1);
+}
+
+#[test]
+fn what_is_saved_counts_what_was_in_flight() {
+    let ledger = Arc::<Ledger>::default();
+    assert_eq!(ledger.take_changes(), None);
+    ledger.reserve(&app(), &[], tokens(1), DAY, 1).expect("no budget").used(tokens(7));
+    let in_flight = ledger.reserve(&app(), &[], tokens(30), DAY, 1).expect("no budget");
+    let saved = ledger.take_changes().expect("it has changed");
+    assert_eq!(ledger.take_changes(), None);
+    let text = serde_json::to_string(&saved).expect("JSON");
+    let restored = Arc::<Ledger>::default();
+    restored.restore(serde_json::from_str(&text).expect("the same"));
+    assert_eq!(restored.usage("a", DAY).day.tokens, 37);
+    assert_eq!(
+        restored.usage("a", 2 * DAY),
+        AppUse { month: tokens(37).plus(Amounts { requests: 1, ..Amounts::default() }), ..AppUse::default() }
+    );
+    drop(in_flight);
+    assert_eq!(ledger.usage("a", DAY).day.tokens, 7, "the running process knows better");
+}
+
+proptest! {
+    /// However requests overlap: one is admitted while what was used and reserved is below the limit, and only then, so that a
+    /// budget is overrun by what was in flight at most.
+    #[test]
+    fn a_budget_is_overrun_by_what_was_in_flight_at_most(
+        steps in proptest::collection::vec((any::<bool>(), 1..200_u64, 0..200_u64), 1..100),
+    ) {
+        const LIMIT: u64 = 1000;
+        let ledger = Arc::<Ledger>::default();
+        let mut in_flight: Vec<(u64, Permit)> = Vec::new();
+        let mut used_so_far = 0;
+        for (ends, estimate, used) in steps {
+            let reserved: u64 = in_flight.iter().map(|(estimate, _)| estimate).sum();
+            if ends && !in_flight.is_empty() {
+                in_flight.remove(0).1.used(tokens(used));
+                used_so_far += used;
+            } else {
+                let permit = ledger.reserve(&app(), &per_day(LIMIT), tokens(estimate), DAY, 1);
+                prop_assert_eq!(permit.is_ok(), used_so_far + reserved < LIMIT);
+                in_flight.extend(permit.ok().map(|permit| (estimate, permit)));
+            }
+            prop_assert_eq!(ledger.usage("a", DAY).day.tokens, used_so_far);
+        }
+        in_flight.clear();
+        prop_assert_eq!(ledger.usage("a", DAY).reserved, Amounts::default());
+    }
+}
+
+/// The store's law, written again: what each replica has used counts for ever, what it has reserved as long as it lives.
+#[derive(Default)]
+struct Law {
+    version: u64,
+    told: HashMap<usize, Total>,
+}
+
+impl Law {
+    fn transact(&mut self, replica: usize, transaction: &Transaction) -> Answer {
+        self.version += 1;
+        let part = &transaction.parts[0];
+        let mine = self.told.entry(replica).or_default();
+        *mine = Total { used: mine.used.max(part.told.used), reserved: part.told.reserved };
+        let before = self.total();
+        let ask = transaction.ask.as_ref();
+        let fits = |budget: &Budget| before.of(budget.unit) < budget.limit;
+        let granted = ask.filter(|ask| ask.budgets.iter().all(fits));
+        if let Some(ask) = granted {
+            let mine = self.told.entry(replica).or_default();
+            mine.reserved = mine.reserved.plus(ask.estimate);
+        }
+        let heard = Heard { version: self.version, total: self.total() };
+        Answer { granted: granted.is_some(), parts: vec![heard; transaction.parts.len()] }
+    }
+
+    fn total(&self) -> Total {
+        self.told.values().fold(Total::default(), |sum, told| sum.plus(*told))
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// A request of this replica, by an estimate.
+    Reserve(usize, u64),
+    /// The oldest request of this replica ends, and has used this.
+    Settle(usize, u64),
+    /// The store is lost for everybody, or found again.
+    Turn,
+    /// The answer to what this replica tells is lost: the store has applied it.
+    Lose(usize, u64),
+    /// This replica is killed, and starts again.
+    Kill(usize),
+}
+
+const REPLICAS: usize = 3;
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (0..REPLICAS, 1..200_u64).prop_map(|(replica, estimate)| Step::Reserve(replica, estimate)),
+        8 => (0..REPLICAS, 0..200_u64).prop_map(|(replica, used)| Step::Settle(replica, used)),
+        1 => Just(Step::Turn),
+        1 => (0..REPLICAS, 1..200_u64).prop_map(|(replica, estimate)| Step::Lose(replica, estimate)),
+        1 => (0..REPLICAS).prop_map(Step::Kill),
+    ]
+}
+
+/// Replicas and their store.
+struct World {
+    law: Law,
+    is_up: bool,
+    ledgers: Vec<Arc<Ledger>>,
+    in_flight: Vec<Vec<(u64, Permit)>>,
+    /// Names of processes in the store: one that is started again has another.
+    names: Vec<usize>,
+    /// What each replica has reserved last: it had room for less.
+    last: [u64; REPLICAS],
+    /// Used by all processes, those that were killed included.
+    used: u64,
+}
+
+impl World {
+    const LIMIT: u64 = 2000;
+
+    fn new() -> Self {
+        let ledgers = std::iter::repeat_with(|| Arc::new(Ledger::shared())).take(REPLICAS).collect();
+        let in_flight = std::iter::repeat_with(Vec::new).take(REPLICAS).collect();
+        let mut world = Self {
+            law: Law::default(),
+            is_up: true,
+            ledgers,
+            in_flight,
+            names: (0..REPLICAS).collect(),
+            last: [0; REPLICAS],
+            used: 0,
+        };
+        (0..REPLICAS).for_each(|replica| world.meet(replica));
+        world
+    }
+
+    /// A replica hears of the others as soon as it asks, whatever the answer.
+    fn meet(&mut self, replica: usize) {
+        if let Ok(transaction) = self.ledgers[replica].ask(&app(), &per_day(0), tokens(0), DAY) {
+            panic!("nothing fits into a budget of nothing: {transaction:?}");
+        }
+        let transaction = self.ledgers[replica].ask(&app(), &[], tokens(0), DAY).expect("no budget");
+        let answer = self.law.transact(self.names[replica], &transaction);
+        drop(self.ledgers[replica].answered(&transaction, &answer));
+        self.tell(replica);
+    }
+
+    /// Tells the store everything, and everybody hears of it.
+    fn tell(&mut self, replica: usize) {
+        let transaction = self.ledgers[replica].tell(&app(), DAY);
+        if let Some(transaction) = transaction {
+            let answer = self.law.transact(self.names[replica], &transaction);
+            self.ledgers[replica].answered(&transaction, &answer).expect("nothing is asked for");
+        }
+        for ledger in &self.ledgers {
+            for period in Period::ALL {
+                ledger.hear("a", period, period.start(DAY), self.law.version, self.law.total());
+            }
+        }
+    }
+
+    fn reserved(&self) -> u64 {
+        self.in_flight.iter().flatten().map(|(estimate, _)| estimate).sum()
+    }
+
+    fn reserve(&mut self, replica: usize, estimate: u64) -> Result<(), TestCaseError> {
+        let (before, budgets) = (self.used + self.reserved(), per_day(Self::LIMIT));
+        let ledger = self.ledgers[replica].clone();
+        let reserved = if self.is_up {
+            ledger.ask(&app(), &budgets, tokens(estimate), DAY).and_then(|transaction| {
+                let answer = self.law.transact(self.names[replica], &transaction);
+                ledger.answered(&transaction, &answer)
+            })
+        } else {
+            ledger.reserve(&app(), &budgets, tokens(estimate), DAY, REPLICAS as u32).map(Some)
+        };
+        if self.is_up {
+            self.tell(replica);
+            prop_assert_eq!(reserved.is_ok(), before < Self::LIMIT, "{} are used or reserved", before);
+        }
+        if let Ok(Some(permit)) = reserved {
+            self.in_flight[replica].push((estimate, permit));
+            self.last[replica] = estimate;
+        }
+        let (after, last) = (self.used + self.reserved(), self.last.iter().sum::<u64>());
+        prop_assert!(after < Self::LIMIT + last.max(1), "{} are used or reserved, the last ones {}", after, last);
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+
+    /// With the store a request is admitted while all replicas together have used and reserved less than the budget, and only then;
+    /// without it each replica exceeds its share by one reservation at most. Nothing is lost or counted twice.
+    #[test]
+    fn replicas_together_never_exceed_the_budget_and_what_was_in_flight(steps in prop::collection::vec(step(), 1..80)) {
+        let mut world = World::new();
+        for step in steps {
+            match step {
+                Step::Reserve(replica, estimate) => world.reserve(replica, estimate)?,
+                Step::Settle(replica, used) if !world.in_flight[replica].is_empty() => {
+                    let (estimate, mut permit) = world.in_flight[replica].remove(0);
+                    // No more than was reserved: an underestimate is what a budget is overrun by.
+                    let used = used.min(estimate);
+                    permit.used(tokens(used));
+                    world.used += used;
+                    drop(permit);
+                    if world.is_up {
+                        world.tell(replica);
+                    }
+                }
+                Step::Turn => {
+                    world.is_up = !world.is_up;
+                    if world.is_up {
+                        (0..REPLICAS).for_each(|replica| world.tell(replica));
+                    }
+                }
+                Step::Lose(replica, estimate) if world.is_up => {
+                    let ledger = world.ledgers[replica].clone();
+                    if let Ok(transaction) = ledger.ask(&app(), &per_day(World::LIMIT), tokens(estimate), DAY) {
+                        world.law.transact(world.names[replica], &transaction);
+                    }
+                    world.tell(replica);
+                }
+                // Without the store nobody would know what it has used: that is the state file's to tell.
+                Step::Kill(replica) if world.is_up => {
+                    world.in_flight[replica].clear();
+                    let name = world.names[replica];
+                    world.law.told.entry(name).or_default().reserved = Amounts::default();
+                    world.names[replica] += REPLICAS;
+                    world.ledgers[replica] = Arc::new(Ledger::shared());
+                    (0..REPLICAS).for_each(|replica| world.meet(replica));
+                }
+                _ => {}
+            }
+        }
+        world.is_up = true;
+        world.in_flight.iter_mut().for_each(Vec::clear);
+        (0..REPLICAS).for_each(|replica| world.tell(replica));
+        for ledger in &world.ledgers {
+            let usage = ledger.usage("a", DAY);
+            prop_assert_eq!((usage.day.tokens, usage.reserved), (world.used, Amounts::default()), "nothing is lost or counted twice");
+        }
+    }
+}
