@@ -2,6 +2,7 @@
 //! the tests start on ports of their own.
 #![cfg(feature = "redis")]
 
+mod budgets;
 #[expect(dead_code, reason = "the kit of tests/wire, of which these tests need a part")]
 #[path = "../wire/kit/client.rs"]
 mod client;

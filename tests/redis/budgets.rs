@@ -1,0 +1,258 @@
+//! Budgets and caps of apps: one process, the same after a restart, and several replicas that share a Redis.
+
+use std::time::Duration;
+
+use http::Method;
+use http_body_util::Full;
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    client::{Answer, Client},
+    kit::{PATIENT, Redis},
+    process::{Process, Shield, Simulator},
+};
+
+const MODEL: &str = "openai/gpt-oss-20b";
+const BUDGET: u64 = 10_000;
+const CLIENTS: usize = 50;
+/// Within this the end of a request has been told to the store.
+const TOLD: Duration = Duration::from_millis(200);
+
+/// A request that was served.
+struct Served {
+    began: Instant,
+    ended: Instant,
+    tokens: u64,
+}
+
+async fn ask(client: Client, app: &str, wish: &str) -> Answer {
+    let body = json!({
+        "model": MODEL, "max_completion_tokens": 1000,
+        "messages": [{"role": "user", "content": format!("Tell me a story, please. [[sim {wish}]]")}],
+    });
+    let request = client.request(Method::POST, "/openai/v1/chat/completions").header("content-type", "application/json");
+    client.send(request.header("x-shield-app", app).body(Full::from(body.to_string())).expect("a valid request")).await
+}
+
+/// Clients that ask one after the other until they are told that the budget is spent.
+async fn spend(processes: &[&Process], clients: usize) -> Vec<Served> {
+    let mut asking = JoinSet::new();
+    for n in 0..clients {
+        let client = processes[n % processes.len()].client();
+        asking.spawn(async move {
+            let mut served = Vec::new();
+            loop {
+                let began = Instant::now();
+                let answer = ask(client, "a", "completion=10 head_ms=300").await;
+                if answer.status != 200 {
+                    assert_eq!(
+                        (answer.status.as_u16(), answer.code().as_str()),
+                        (429, "app_budget_exceeded"),
+                        "{}",
+                        answer.text()
+                    );
+                    return served;
+                }
+                let tokens = answer.json()["usage"]["total_tokens"].as_u64().expect("a number");
+                served.push(Served { began, ended: Instant::now(), tokens });
+            }
+        });
+    }
+    asking.join_all().await.into_iter().flatten().collect()
+}
+
+/// The budget is used, and overrun by what was in flight when the last request was admitted, at most.
+fn check(what: &str, served: &[Served]) {
+    let used: u64 = served.iter().map(|one| one.tokens).sum();
+    let last = served.iter().map(|one| one.began).max().expect("some are served");
+    let in_flight: u64 = served.iter().filter(|one| one.ended + TOLD >= last).map(|one| one.tokens).sum();
+    println!("{what}: {used} of {BUDGET} tokens by {} requests, {in_flight} were in flight at the last one", served.len());
+    assert!(used >= BUDGET && in_flight < used, "{what}: {used} used, {in_flight} in flight");
+    assert!(used <= BUDGET + in_flight, "{what}: {used} used, {in_flight} in flight");
+}
+
+/// What a process says is used of the budget.
+async fn used(process: &Process) -> u64 {
+    let metrics = Client::new(process.admin()).plain("/metrics", None).await.text();
+    let line =
+        metrics.lines().find_map(|line| line.strip_prefix(r#"groq_shield_app_budget_used{app="a",budget="tokens_per_day"} "#));
+    line.map_or(0, |number| number.parse::<f64>().expect("a number") as u64)
+}
+
+async fn until_used(process: &Process, tokens: u64) {
+    let start = Instant::now();
+    while used(process).await != tokens {
+        assert!(start.elapsed() < Duration::from_secs(20), "{} of {tokens} are used", used(process).await);
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Days are those of the calendar: none of them ends while a test runs.
+async fn not_at_midnight() {
+    const DAY: u64 = 86_400;
+    let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
+    if now % DAY > DAY - 100 {
+        sleep(Duration::from_secs(DAY - now % DAY + 1)).await;
+    }
+}
+
+const APP: &str = "[limits]\nplan = \"none\"\n[[app]]\nname = \"a\"\ntokens_per_day = 10000\n";
+
+fn shared(redis: &Redis) -> String {
+    let timeout = PATIENT.as_millis();
+    format!("{APP}[store]\nkind = \"redis\"\nurl = \"{}\"\ntimeout = \"{timeout}ms\"\nreplicas = 2\n", redis.url())
+}
+
+/// Until each of them is, or is not, with its store.
+async fn until(degraded: bool, shields: &[&Shield]) {
+    let start = Instant::now();
+    for shield in shields {
+        let status = || async { Client::new(shield.process.admin()).plain("/status", None).await.json() };
+        while status().await["store"]["degraded"] != degraded
+            || !degraded && status().await["store"]["replicas"].as_u64() < Some(shields.len() as u64)
+        {
+            assert!(start.elapsed() < Duration::from_secs(30), "degraded is still {}:\n{}", !degraded, shield.process.log());
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_process_and_a_restart() {
+    not_at_midnight().await;
+    let simulator = Simulator::generous();
+    let directory = tempfile::tempdir().expect("a folder");
+    let state = format!("state_file = {:?}\n", directory.path().join("limits"));
+    let config = APP.replace("plan = \"none\"\n", &format!("plan = \"none\"\n{state}"));
+    let mut first = Shield::before(simulator.process.address(), &config);
+    let served = spend(&[&first.process], CLIENTS).await;
+    check("one process", &served);
+    let total: u64 = served.iter().map(|one| one.tokens).sum();
+    // The ledger is saved once a second.
+    sleep(Duration::from_secs(3)).await;
+    first.process.signal(Signal::SIGKILL);
+    first.process.ended(Duration::from_secs(5)).await;
+    let second = Shield::before(simulator.process.address(), &config);
+    assert!(spend(&[&second.process], CLIENTS).await.is_empty(), "it is spent");
+    assert_eq!(used(&second.process).await, total, "what was used is known exactly");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_replicas_and_a_restart() {
+    not_at_midnight().await;
+    let (redis, simulator) = (Redis::start(&[]).await, Simulator::generous());
+    let shield = || Shield::before(simulator.process.address(), &shared(&redis));
+    let (mut first, second) = (shield(), shield());
+    until(false, &[&first, &second]).await;
+    let served = spend(&[&first.process, &second.process], CLIENTS).await;
+    check("two replicas", &served);
+    let total: u64 = served.iter().map(|one| one.tokens).sum();
+    // Both know of what the other has used.
+    until_used(&first.process, total).await;
+    until_used(&second.process, total).await;
+    first.process.signal(Signal::SIGKILL);
+    first.process.ended(Duration::from_secs(5)).await;
+    let third = shield();
+    until(false, &[&second, &third]).await;
+    assert!(spend(&[&second.process, &third.process], 4).await.is_empty(), "it is spent");
+    until_used(&third.process, total).await;
+    // No name of an app is readable in Redis.
+    let keys: Vec<String> = redis::from_redis_value(redis.say(&["KEYS", "groq-shield:budgets:*"])).expect("a list");
+    assert!(!keys.is_empty() && keys.iter().all(|key| key.len() > 60 && !key.contains("{a}")), "{keys:?}");
+    for key in keys {
+        let left: i64 = redis::from_redis_value(redis.say(&["TTL", &key])).expect("a number");
+        assert!(left > 0, "{key} would stay for ever");
+    }
+}
+
+/// Without Redis each replica has its share of what is left; when it is back, what they used counts once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_is_killed_and_comes_back_empty() {
+    not_at_midnight().await;
+    let (mut redis, simulator) = (Redis::start(&[]).await, Simulator::generous());
+    let shield = || Shield::before(simulator.process.address(), &shared(&redis));
+    let (first, second) = (shield(), shield());
+    until(false, &[&first, &second]).await;
+    let mut total = 0;
+    for process in [&first.process, &second.process] {
+        let answer = ask(process.client(), "a", "completion=900 head_ms=1").await;
+        total += answer.json()["usage"]["total_tokens"].as_u64().expect("a number");
+    }
+    until_used(&first.process, total).await;
+    until_used(&second.process, total).await;
+    redis.kill();
+    until(true, &[&first, &second]).await;
+    // One client each: nothing else is in flight.
+    let served = spend(&[&first.process], 1).await;
+    let alone: u64 = served.iter().map(|one| one.tokens).sum();
+    let (share, one) = ((BUDGET - total) / 2, served[0].tokens);
+    assert!((share..share + one).contains(&alone), "{alone} of a share of {share}");
+    let served = spend(&[&second.process], 1).await;
+    total += alone + served.iter().map(|one| one.tokens).sum::<u64>();
+    println!("without Redis: {total} of {BUDGET}");
+    assert!((BUDGET..BUDGET + 2 * one).contains(&total), "{total}");
+    redis.restart().await;
+    until(false, &[&first, &second]).await;
+    until_used(&first.process, total).await;
+    until_used(&second.process, total).await;
+    assert!(spend(&[&first.process, &second.process], 2).await.is_empty(), "it is spent");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_replica_had_reserved_of_a_budget_comes_back() {
+    not_at_midnight().await;
+    let (redis, simulator) = (Redis::start(&[]).await, Simulator::generous());
+    // By requests, which are reserved exactly.
+    let config = shared(&redis).replace("tokens_per_day = 10000", "requests_per_day = 5");
+    let shield = || Shield::before(simulator.process.address(), &config);
+    let (first, second) = (shield(), shield());
+    until(false, &[&first, &second]).await;
+    let holding: JoinSet<()> = (0..5)
+        .map(|_| {
+            let client = first.process.client();
+            async move { drop(ask(client, "a", "completion=10 head_ms=60000").await) }
+        })
+        .collect();
+    let start = Instant::now();
+    while simulator.log().await.len() < 5 {
+        assert!(start.elapsed() < Duration::from_secs(20), "they are not sent");
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(ask(second.process.client(), "a", "completion=10").await.status, 429, "all are reserved");
+    first.process.signal(Signal::SIGKILL);
+    drop(holding);
+    let killed = Instant::now();
+    while ask(second.process.client(), "a", "completion=10").await.status != 200 {
+        assert!(killed.elapsed() < Duration::from_secs(40), "it stays reserved");
+        sleep(Duration::from_millis(250)).await;
+    }
+    println!("back {:?} after the kill", killed.elapsed());
+    assert!(killed.elapsed() > Duration::from_secs(5), "a replica that is slow keeps its own");
+}
+
+/// A cap of 10 requests a minute is one cap, whichever replica the app asks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cap_is_shared_by_replicas() {
+    let (redis, simulator) = (Redis::start(&[]).await, Simulator::generous());
+    let config = shared(&redis).replace("tokens_per_day = 10000", "requests_per_minute = 10") + "[queue]\nmax_wait = \"1s\"\n";
+    let shield = || Shield::before(simulator.process.address(), &config);
+    let shields = [shield(), shield()];
+    until(false, &[&shields[0], &shields[1]]).await;
+    // The caps' limiters are with the store once one of each has been served.
+    let asking: JoinSet<u16> = (0..40)
+        .map(|n| {
+            let client = shields[n % 2].process.client();
+            async move { ask(client, "a", "completion=1 head_ms=1").await.status.as_u16() }
+        })
+        .collect();
+    let statuses = asking.join_all().await;
+    let served = statuses.iter().filter(|&&status| status == 200).count();
+    assert!(statuses.iter().all(|status| matches!(status, 200 | 429)), "{statuses:?}");
+    println!("{served} of 10 a minute");
+    assert!((8..=12).contains(&served), "{served} served");
+}
