@@ -30,9 +30,14 @@ impl Connection {
         origin: &Origin,
         deadline: Instant,
     ) -> Result<Response<Incoming>, Unanswered> {
-        match self {
-            Self::Http1(connection) => connection.exchange(request.to_http1(origin), deadline).await,
-            Self::Http2(stream) => stream.exchange(request.to_http2(origin), deadline).await,
+        let response = match self {
+            Self::Http1(connection) => connection.exchange(request.to_http1(origin), deadline).await?,
+            Self::Http2(stream) => stream.exchange(request.to_http2(origin), deadline).await?,
+        };
+        // 101 was not asked for. The classes of statuses end at 599 (RFC 9110 §15), and hyper reads numbers up to 999.
+        match response.status().as_u16() {
+            200..600 => Ok(response),
+            _ => Err(Unanswered::Failed(ExchangeError::NOT_HTTP)),
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, header};
+use http::{Request, Response, header};
 use http_body::{Body as _, Frame};
 use hyper::{
     body::Incoming,
@@ -74,9 +74,6 @@ impl Connection {
             }
         });
         let response = outcome.await?;
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(Unanswered::Failed(ExchangeError::NOT_HTTP));
-        }
         let headers = response.headers();
         // Something between us and the upstream could see another end of the body.
         self.may_be_reused = !(headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH));

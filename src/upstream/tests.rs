@@ -196,6 +196,13 @@ async fn cuts_and_nonsense_have_their_names() {
         (b"HTTP/1.1 200 OK\r\nconte", ExchangeError::Closed),
         (b"\x16\x03\x01\x02\x00 hello", ExchangeError::Invalid("it is not HTTP")),
         (b"220 smtp ready\r\n", ExchangeError::Invalid("it is not HTTP")),
+        (
+            b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
+            ExchangeError::Invalid("it is not HTTP"),
+        ),
+        // zzuf: a status beyond 599 was passed on as a success.
+        (b"HTTP/1.1 600 OK\r\ncontent-length: 0\r\n\r\n", ExchangeError::Invalid("it is not HTTP")),
+        (b"HTTP/1.1 999 OK\r\ncontent-length: 0\r\n\r\n", ExchangeError::Invalid("it is not HTTP")),
     ] {
         let (upstream, _) = upstream(move |_, mut io| async move {
             read_request(&mut io).await;

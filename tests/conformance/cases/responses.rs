@@ -96,6 +96,7 @@ pub(crate) const HEADS: &[Case] = &[
     response("resp-status-text", "RFC 9112 §4", GET, b"HTTP/1.1 abc OK\r\nContent-Length: 5\r\n\r\nhello", BAD_GATEWAY),
     response("resp-status-two-digits", "RFC 9112 §4", GET, b"HTTP/1.1 20 OK\r\nContent-Length: 5\r\n\r\nhello", BAD_GATEWAY),
     response("resp-status-four-digits", "RFC 9112 §4", GET, b"HTTP/1.1 2000 OK\r\nContent-Length: 5\r\n\r\nhello", BAD_GATEWAY),
+    response("resp-status-600", "RFC 9110 §15", GET, b"HTTP/1.1 600 Odd\r\nContent-Length: 5\r\n\r\nhello", BAD_GATEWAY),
     response("resp-no-reason", "RFC 9112 §4", GET, b"HTTP/1.1 200 \r\nContent-Length: 5\r\n\r\nhello", WHOLE),
     response("resp-empty", "RFC 9110 §15.6.3", GET, b"", BAD_GATEWAY),
     response("resp-cut-head", "RFC 9112 §8", GET, b"HTTP/1.1 200 OK\r\nContent-Le", BAD_GATEWAY),
