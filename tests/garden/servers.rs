@@ -213,7 +213,7 @@ pub(crate) async fn all() -> io::Result<Vec<Server>> {
     let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let uvicorn = |parser: &str| words(&format!("echo:asgi --port PORT --no-access-log --http {parser}"));
     let hypercorn_http2 = |port: u16, certificate: &Path, key: &Path| {
-        let mut command = python("hypercorn", words("echo:asgi -b 127.0.0.1:PORT"))(port);
+        let mut command = python("hypercorn", words("-c hypercorn.toml echo:asgi -b 127.0.0.1:PORT"))(port);
         command.arg("--certfile").arg(certificate).arg("--keyfile").arg(key);
         command
     };
