@@ -36,7 +36,7 @@ clients:
 
 # The configuration's generated files: example, JSON schema, documentation.
 config:
-    UPDATE_CONFIG=1 cargo test --lib config::example
+    UPDATE_CONFIG=1 cargo test --lib generated_files_are
 
 # README's figures, from those under docs.
 figures:
