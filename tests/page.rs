@@ -40,6 +40,7 @@ fn crowd(shield: &Arc<Shield>, app: &str) {
         tokio::spawn(async move {
             let request = AdmissionRequest {
                 organization: "acme".into(),
+                key: 0,
                 model: "busy".into(),
                 tier: "on_demand".into(),
                 app,

@@ -12,8 +12,8 @@ use serde_json::Value;
 pub struct Usage {
     /// Prompt tokens, cached ones included.
     pub prompt: u64,
-    /// Completion tokens, reasoning included.
-    pub completion: u64,
+    /// Completion tokens, reasoning included; `None` where neither they nor the total are stated.
+    pub completion: Option<u64>,
     /// Prompt tokens that came from the cache and do not count against limits.
     pub cached: u64,
 }
@@ -40,6 +40,8 @@ struct Counts {
     prompt_tokens: Option<u64>,
     #[serde(default, alias = "output_tokens")]
     completion_tokens: Option<u64>,
+    #[serde(default)]
+    total_tokens: Option<u64>,
     #[serde(default, alias = "input_tokens_details")]
     prompt_tokens_details: Option<Details>,
 }
@@ -84,21 +86,23 @@ impl Usage {
 
     /// Chat says prompt and completion, responses say input and output.
     fn of_value(usage: &Value) -> Option<Self> {
-        let count = |names: [&str; 2]| names.iter().find_map(|name| usage.get(name)?.as_u64());
+        let count = |names: &[&str]| names.iter().find_map(|name| usage.get(name)?.as_u64());
         let cached = |name| usage.get(name)?.get("cached_tokens")?.as_u64();
         let cached = cached("prompt_tokens_details").or_else(|| cached("input_tokens_details"));
-        Self::of(count(["prompt_tokens", "input_tokens"]), count(["completion_tokens", "output_tokens"]), cached)
+        let (prompt, completion) = (count(&["prompt_tokens", "input_tokens"]), count(&["completion_tokens", "output_tokens"]));
+        Self::of(prompt, completion, count(&["total_tokens"]), cached)
     }
 
     fn of_counts(counts: Counts) -> Option<Self> {
         let cached = counts.prompt_tokens_details.and_then(|details| details.cached_tokens);
-        Self::of(counts.prompt_tokens, counts.completion_tokens, cached)
+        Self::of(counts.prompt_tokens, counts.completion_tokens, counts.total_tokens, cached)
     }
 
-    fn of(prompt: Option<u64>, completion: Option<u64>, cached: Option<u64>) -> Option<Self> {
+    fn of(prompt: Option<u64>, completion: Option<u64>, total: Option<u64>, cached: Option<u64>) -> Option<Self> {
         (prompt.is_some() || completion.is_some()).then(|| {
+            let completion = completion.or_else(|| total?.checked_sub(prompt?));
             let prompt = prompt.unwrap_or(0);
-            Self { prompt, completion: completion.unwrap_or(0), cached: cached.unwrap_or(0).min(prompt) }
+            Self { prompt, completion, cached: cached.unwrap_or(0).min(prompt) }
         })
     }
 }
@@ -111,7 +115,8 @@ mod tests {
 
     #[test]
     fn of_whole_answers() {
-        let used = |prompt, completion, cached| Some(Usage { prompt, completion, cached });
+        let used = |prompt, completion, cached| Some(Usage { prompt, completion: Some(completion), cached });
+        let no_completion = |prompt, cached| Some(Usage { prompt, completion: None, cached });
         let table = [
             (
                 r#"{"id":"x","choices":[],"usage":{"queue_time":0.1,"prompt_tokens":78,"completion_tokens":9,"total_tokens":87}}"#,
@@ -121,7 +126,10 @@ mod tests {
                 r#"{"usage":{"prompt_tokens":78,"completion_tokens":9,"prompt_tokens_details":{"cached_tokens":64}}}"#,
                 used(78, 9, 64),
             ),
-            (r#"{"usage":{"prompt_tokens":8,"prompt_tokens_details":{"cached_tokens":64}}}"#, used(8, 0, 8)),
+            (r#"{"usage":{"prompt_tokens":8,"prompt_tokens_details":{"cached_tokens":64}}}"#, no_completion(8, 8)),
+            (r#"{"usage":{"prompt_tokens":8,"completion_tokens":null}}"#, no_completion(8, 0)),
+            (r#"{"usage":{"prompt_tokens":8,"total_tokens":30}}"#, used(8, 22, 0)),
+            (r#"{"usage":{"prompt_tokens":8,"total_tokens":3}}"#, no_completion(8, 0)),
             (r#"{"usage":{"input_tokens":5,"output_tokens":6,"input_tokens_details":{"cached_tokens":1}}}"#, used(5, 6, 1)),
             (r#"{"usage":{"prompt_tokens":12,"total_tokens":12},"object":"list"}"#, used(12, 0, 0)),
             (r#"{"x_groq":{"id":"r","usage":{"prompt_tokens":1,"completion_tokens":2}},"usage":null}"#, used(1, 2, 0)),
@@ -147,9 +155,9 @@ mod tests {
     #[test]
     fn scanned_from_a_tail() {
         let tail = br#"ge":{"prompt_tokens":9}} "text":"\"usage\":{\"prompt_tokens\":1}","usage" : {"input_tokens":3,"output_tokens":4},"user":null}"#;
-        assert_eq!(Usage::scan(tail), Some(Usage { prompt: 3, completion: 4, cached: 0 }));
+        assert_eq!(Usage::scan(tail), Some(Usage { prompt: 3, completion: Some(4), cached: 0 }));
         let schema = br#"{"usage":{"prompt_tokens":3},"tools":[{"properties":{"usage":{"type":"object"}}}]}"#;
-        assert_eq!(Usage::scan(schema), Some(Usage { prompt: 3, completion: 0, cached: 0 }));
+        assert_eq!(Usage::scan(schema), Some(Usage { prompt: 3, completion: None, cached: 0 }));
         assert_eq!(Usage::scan(br#"{"usage":{"prompt_tokens":3"#), None);
         assert_eq!(Usage::scan(br#"{"usage":null}"#), None);
     }

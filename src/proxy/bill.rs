@@ -108,6 +108,9 @@ impl Bill {
             (CostEstimate::Tokens { .. }, ActualUsage::Tokens { prompt, completion, prompt_total }) => {
                 tokens(prompt_total, prompt_total.saturating_sub(prompt), completion)
             }
+            (CostEstimate::Tokens { .. }, ActualUsage::Prompt { prompt, prompt_total }) => {
+                tokens(prompt_total, prompt_total.saturating_sub(prompt), self.completion)
+            }
             (CostEstimate::Tokens { prompt, .. }, ActualUsage::Partial { completion }) => tokens(prompt, 0, completion),
             (CostEstimate::Tokens { prompt, .. }, ActualUsage::Unknown) => tokens(prompt, 0, self.completion),
         }
@@ -131,6 +134,7 @@ mod tests {
             (ActualUsage::Nothing, 0, 0),
             (ActualUsage::Request, 0, 0),
             (ActualUsage::Tokens { prompt: 60, completion: 10, prompt_total: 100 }, 70, 60_000 + 20_000 + 20_000),
+            (ActualUsage::Prompt { prompt: 60, prompt_total: 100 }, 60, 60_000 + 20_000),
             (ActualUsage::Partial { completion: 5 }, 85, 80_000 + 10_000),
             (ActualUsage::Unknown, 80, 80_000),
         ] {

@@ -182,10 +182,10 @@ impl ResponseContext {
 
 /// Usage as Groq's limits count it: cached prompt tokens are free.
 fn spent(usage: Usage) -> ActualUsage {
-    ActualUsage::Tokens {
-        prompt: usage.prompt.saturating_sub(usage.cached),
-        completion: usage.completion,
-        prompt_total: usage.prompt,
+    let (prompt, prompt_total) = (usage.prompt.saturating_sub(usage.cached), usage.prompt);
+    match usage.completion {
+        Some(completion) => ActualUsage::Tokens { prompt, completion, prompt_total },
+        None => ActualUsage::Prompt { prompt, prompt_total },
     }
 }
 

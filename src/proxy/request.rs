@@ -95,6 +95,7 @@ where
     record.model = facts.model.clone();
     let admission = AdmissionRequest {
         organization: identity.organization.clone(),
+        key: identity.key_number,
         model: facts.model.clone(),
         tier: facts.tier.clone(),
         app: identity.app.clone(),

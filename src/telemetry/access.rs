@@ -36,7 +36,7 @@ pub(super) fn write(record: &Record) {
         observed_refusal = record.observed_refusal.map(super::ObservedRefusal::as_str),
         attempts = record.attempts,
         prompt_tokens = record.usage.prompt,
-        completion_tokens = record.usage.completion,
+        completion_tokens = record.usage.completion.unwrap_or(0),
         cached_tokens = record.usage.cached,
         truncated = record.truncated.then_some(true),
         upstream_id = record.upstream_id.as_deref().map(|id| clean(id, NAME)).as_deref(),

@@ -227,7 +227,7 @@ impl Counts {
         }
         let used = AppCounts {
             prompt: record.usage.prompt,
-            completion: record.usage.completion,
+            completion: record.usage.completion.unwrap_or(0),
             cached: record.usage.cached,
             nano_usd: record.nano_usd,
         };

@@ -79,7 +79,7 @@ pub(super) fn span(record: &Record) {
     if !record.model.is_empty() {
         attributes.push(text("gen_ai.request.model", &record.model));
         attributes.push(KeyValue::new("gen_ai.usage.input_tokens", record.usage.prompt as i64));
-        attributes.push(KeyValue::new("gen_ai.usage.output_tokens", record.usage.completion as i64));
+        attributes.push(KeyValue::new("gen_ai.usage.output_tokens", record.usage.completion.unwrap_or(0) as i64));
     }
     if let Some(bound) = &record.bound {
         attributes.push(text("groq_shield.bound", bound));

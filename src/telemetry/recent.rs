@@ -114,7 +114,7 @@ impl RecentRequest {
             reserved: record.reserved,
             prompt_tokens: record.usage.prompt,
             cached_tokens: record.usage.cached,
-            completion_tokens: record.usage.completion,
+            completion_tokens: record.usage.completion.unwrap_or(0),
             truncated: record.truncated,
         }
     }

@@ -56,7 +56,7 @@ fn record(telemetry: &Arc<Telemetry>) -> Record {
     record.attempts = 2;
     record.status = 200;
     record.source = Source::Upstream;
-    record.usage = Usage { prompt: 71, completion: 30, cached: 64 };
+    record.usage = Usage { prompt: 71, completion: Some(30), cached: 64 };
     record.upstream_id = Some("req_up".into());
     record.time_to_head = Some(Duration::from_millis(80));
     record.traceparent = Some(TRACEPARENT.into());

@@ -139,6 +139,7 @@ async fn in_a_long_line_batch_is_refused_first() {
     let limits = Limiters::new(settings.limiter());
     let ask = |class| AdmissionRequest {
         organization: "o".into(),
+        key: 0,
         model: "m".into(),
         tier: "on_demand".into(),
         app: "a".into(),

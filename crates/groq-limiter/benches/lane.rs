@@ -30,6 +30,7 @@ fn limits() -> LimitSettings {
 fn request(app: usize, ceiling: u64) -> AdmissionRequest {
     AdmissionRequest {
         organization: "organization".into(),
+        key: 0,
         model: "openai/gpt-oss-20b".into(),
         tier: "on_demand".into(),
         app: format!("app{app}").into(),

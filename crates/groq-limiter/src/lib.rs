@@ -22,6 +22,7 @@
 //! let limiters = Limiters::new(Settings::default());
 //! let request = AdmissionRequest {
 //!     organization: "mine".into(),
+//!     key: 0,
 //!     model: "openai/gpt-oss-20b".into(),
 //!     tier: "on_demand".into(),
 //!     app: "chat".into(),
@@ -125,6 +126,9 @@ pub enum CostEstimate {
 pub struct AdmissionRequest {
     /// Whose limits: a configured organization's name or the key's digest (never the key).
     pub organization: Arc<str>,
+    /// Which of its API keys, by any number of the caller's: a limit on output expects of a request what its key's answers were
+    /// like.
+    pub key: u32,
     /// The model.
     pub model: Arc<str>,
     /// The service tier: `on_demand` (and `auto`), `flex`, `performance`.
@@ -186,6 +190,13 @@ pub enum ActualUsage {
         prompt: u64,
         /// Completion tokens.
         completion: u64,
+        /// Prompt tokens in all, for learning the estimate.
+        prompt_total: u64,
+    },
+    /// The truth as far as it is stated: `usage` has no completion tokens, so what was reserved for them counts.
+    Prompt {
+        /// Prompt tokens that count (cached ones taken off).
+        prompt: u64,
         /// Prompt tokens in all, for learning the estimate.
         prompt_total: u64,
     },

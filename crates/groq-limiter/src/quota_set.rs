@@ -8,7 +8,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::{
     bucket::{Ns, Readiness},
-    estimate::expected_output::ExpectedOutput,
+    estimate::expected_output::ExpectedOutputs,
     quota::{Quota, SendSnapshot},
 };
 use crate::types::{Dimension, Unit};
@@ -36,6 +36,8 @@ pub struct Cost {
     pub expected: u32,
     /// Seconds of audio.
     pub seconds: u32,
+    /// The API key whose answers tell what to expect of this one.
+    pub key: u32,
 }
 
 impl Cost {
@@ -118,7 +120,7 @@ pub struct QuotaSet {
     /// The newest send position.
     position: u64,
     /// What limits on output test.
-    expected_output: ExpectedOutput,
+    expected_output: ExpectedOutputs,
     now: Ns,
     /// Between so many replicas quotas are shared.
     replicas: Option<u32>,
@@ -180,11 +182,11 @@ impl QuotaSet {
 
     /// The cost as things stand: with what is expected of its answer.
     pub fn expect(&self, cost: Cost) -> Cost {
-        Cost { expected: self.expected_output.of(cost.expected, self.now), ..cost }
+        Cost { expected: self.expected_output.of(cost.key, cost.expected, self.now), ..cost }
     }
 
     /// What limits on output test.
-    pub fn expected_output(&mut self) -> &mut ExpectedOutput {
+    pub fn expected_output(&mut self) -> &mut ExpectedOutputs {
         &mut self.expected_output
     }
 
@@ -199,15 +201,17 @@ impl QuotaSet {
 
     /// When this quota has room.
     pub fn fit_level(&self, quota: &Quota, cost: &Cost, now: Ns) -> Readiness {
-        let fit = quota.peek(quota.units(&self.expect(*cost)), now);
-        let Some(limit) = quota.limit().filter(|_| quota.counts_expected()) else { return fit };
-        let falls = u32::try_from(limit).map_or(now, |limit| self.expected_output.falls_to(limit, now));
+        let units = quota.units(&self.expect(*cost));
+        let Some(limit) = quota.limit().filter(|_| quota.counts_expected()) else { return quota.peek(units, now) };
+        // A limit in debt lets nobody pass, however little is expected of the answer.
+        let fit = quota.peek(units.max(1), now);
+        let falls = u32::try_from(limit).map_or(now, |limit| self.expected_output.falls_to(cost.key, limit, now));
         if falls > now && u64::from(cost.expected) > limit {
             return Readiness::At(falls);
         }
-        match (fit, self.expected_output.next_fall(now)) {
-            // Less may be expected before there is room for so much.
-            (Readiness::At(at), Some(fall)) => Readiness::At(at.min(fall)),
+        match (fit, self.expected_output.next_fall(cost.key, now)) {
+            // Less may be expected before there is room for so much, but not before the limit is out of debt.
+            (Readiness::At(at), Some(fall)) => Readiness::At(at.min(fall.max(quota.peek(1, now).instant(now)))),
             (fit, _) => fit,
         }
     }

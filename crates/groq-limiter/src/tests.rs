@@ -27,6 +27,7 @@ fn shield(model: ModelLimits) -> Limiters {
 fn request(app: &str, prompt: u64, ceiling: u64) -> AdmissionRequest {
     AdmissionRequest {
         organization: "org".into(),
+        key: 0,
         model: "m".into(),
         tier: "on_demand".into(),
         app: app.into(),

@@ -61,6 +61,8 @@ fn keys_of_one_organization_share_it() {
         assert_eq!(identity.organization.as_ref(), "acme", "{key}");
         assert_eq!(sent(&identity, &[("authorization", key)]).as_deref(), Some(key));
     }
+    let number = |key| resolve(&settings, &[("authorization", key)]).expect("a key").key_number;
+    assert!(number("Bearer gsk_b") == number("bearer gsk_b") && number("Bearer gsk_a") != number("Bearer gsk_b"));
     let own = resolve(&settings, &[("authorization", "Bearer gsk_c")]).expect("a key");
     // printf gsk_c | sha256sum
     let hex: String = digest(b"gsk_c").iter().map(|b| format!("{b:02x}")).collect();

@@ -71,6 +71,7 @@ impl Shield {
     fn submit(&mut self, number: Number, job: &Job, requeue: Option<Requeue>, now: Ns) -> Vec<Decision> {
         let request = AdmissionRequest {
             organization: "o".into(),
+            key: 0,
             model: "m".into(),
             tier: "on_demand".into(),
             app: job.app.into(),

@@ -1,13 +1,16 @@
 //! Expected output: what Groq tests against a limit on output tokens per minute (OTPM).
 //!
-//! Not a request's ceiling: the smaller of it and of the largest answer that the key has had in the last minutes (GROQ.md
-//! §2, observed in September 2026). Nothing shows that figure but refusals, so the largest recent answer is followed here,
-//! per limiter. How long an answer counts is learnt from refusals, too: Groq went on refusing for 65 to 150 s.
+//! Not a request's ceiling: the smaller of it and of the largest answer that its API key has had in the last minutes
+//! (observed in September 2026). Nothing shows that figure but refusals, so the largest recent answer is followed here, per
+//! key: what one key of an organization was answered holds up no other. How long an answer counts is learnt from refusals,
+//! too: Groq went on refusing for 65 to 150 s.
 //!
-//! Answers of others that use the same key are seen when a refusal states a larger figure than any answer of ours. So are
+//! Answers of other processes that use the same key are seen when a refusal states a larger figure than any answer of ours. So are
 //! upstreams that test ceilings after all: several refusals in a row state the ceiling of the request itself.
 
 use std::collections::VecDeque;
+
+use smallvec::SmallVec;
 
 use crate::bucket::Ns;
 
@@ -25,9 +28,77 @@ const CEILINGS_AFTER: u8 = 3;
 /// For so long, ns; then it is tried again.
 const CEILINGS_FOR: Ns = 1800 * SECOND;
 
-/// The largest recent answer. Times are nanoseconds on the limiter's clock.
+/// Keys whose answers are remembered; of more, the one that was answered longest ago is forgotten, for a refusal at most.
+const KEYS: usize = 16;
+
+/// The largest recent answer of each API key that uses a limiter.
+#[derive(Clone, Debug, Default)]
+pub struct ExpectedOutputs {
+    by_key: SmallVec<[(u32, ExpectedOutput); 1]>,
+}
+
+impl ExpectedOutputs {
+    fn find(&self, key: u32) -> Option<&ExpectedOutput> {
+        self.by_key.iter().find(|(known, _)| *known == key).map(|(_, expected)| expected)
+    }
+
+    fn entry(&mut self, key: u32) -> &mut ExpectedOutput {
+        let place = self.by_key.iter().position(|(known, _)| *known == key).unwrap_or_else(|| {
+            if self.by_key.len() >= KEYS {
+                let last = |(_, expected): &(u32, ExpectedOutput)| expected.answers.back().map_or(0, |&(ended, _)| ended);
+                if let Some(oldest) = (0..KEYS).min_by_key(|&place| last(&self.by_key[place])) {
+                    self.by_key.swap_remove(oldest);
+                }
+            }
+            self.by_key.push((key, ExpectedOutput::default()));
+            self.by_key.len() - 1
+        });
+        &mut self.by_key[place].1
+    }
+
+    /// Output tokens that a request with this key and ceiling is expected to have; `u32::MAX` for one without a ceiling.
+    pub fn of(&self, key: u32, ceiling: u32, now: Ns) -> u32 {
+        self.find(key).map_or(0, |expected| expected.of(ceiling, now))
+    }
+
+    /// From when on no more than `tokens` are expected, if nothing larger is answered until then; `now` if that is so already.
+    pub fn falls_to(&self, key: u32, tokens: u32, now: Ns) -> Ns {
+        self.find(key).map_or(now, |expected| expected.falls_to(tokens, now))
+    }
+
+    /// When the figure falls next. `None`: nothing is expected.
+    pub fn next_fall(&self, key: u32, now: Ns) -> Option<Ns> {
+        self.find(key)?.next_fall(now)
+    }
+
+    /// An answer has ended with so many completion tokens.
+    pub fn answered(&mut self, key: u32, tokens: u32, now: Ns) {
+        self.entry(key).answered(tokens, now);
+    }
+
+    /// A refusal stated `requested` for a request with this ceiling (`u32::MAX` without one).
+    pub fn refused(&mut self, key: u32, requested: u32, ceiling: u32, now: Ns) {
+        self.entry(key).refused(requested, ceiling, now);
+    }
+
+    /// Units that the answers of all keys have left in use of a limit that fills at `rate` units a second, rounded up: rounded
+    /// down, the next request would go by a unit's time too early. Smaller answers that ended before larger ones are not
+    /// remembered.
+    pub fn left_in_use(&self, rate: f64, now: Ns) -> u64 {
+        let mut answers: Vec<_> = self.by_key.iter().flat_map(|(_, expected)| expected.answers.iter().copied()).collect();
+        answers.sort_unstable();
+        let mut used = (0.0f64, 0);
+        for (at, tokens) in answers.into_iter().chain([(now, 0)]) {
+            let drained = rate * (at - used.1) as f64 / SECOND as f64;
+            used = ((used.0 - drained).max(0.0) + f64::from(tokens), at);
+        }
+        used.0.ceil() as u64
+    }
+}
+
+/// The largest recent answer of one key. Times are nanoseconds on the limiter's clock.
 #[derive(Clone, Debug)]
-pub struct ExpectedOutput {
+struct ExpectedOutput {
     /// When an answer ended, and its completion tokens: later ones are smaller.
     answers: VecDeque<(Ns, u32)>,
     window: Ns,
@@ -44,7 +115,7 @@ impl Default for ExpectedOutput {
 
 impl ExpectedOutput {
     /// Output tokens that a request with this ceiling is expected to have; `u32::MAX` for one without.
-    pub fn of(&self, ceiling: u32, now: Ns) -> u32 {
+    fn of(&self, ceiling: u32, now: Ns) -> u32 {
         ceiling.min(self.largest(now))
     }
 
@@ -57,13 +128,13 @@ impl ExpectedOutput {
     }
 
     /// From when on no more than `tokens` are expected, if nothing larger is answered until then; `now` if that is so already.
-    pub fn falls_to(&self, tokens: u32, now: Ns) -> Ns {
+    fn falls_to(&self, tokens: u32, now: Ns) -> Ns {
         let last_larger = self.answers.iter().rev().find(|&&(_, answer)| answer > tokens);
         last_larger.map_or(now, |&(ended, _)| ended.saturating_add(self.window)).max(now).max(self.ceilings_until)
     }
 
     /// When the figure falls next. `None`: nothing is expected.
-    pub fn next_fall(&self, now: Ns) -> Option<Ns> {
+    fn next_fall(&self, now: Ns) -> Option<Ns> {
         if now < self.ceilings_until {
             return Some(self.ceilings_until);
         }
@@ -71,7 +142,7 @@ impl ExpectedOutput {
     }
 
     /// An answer has ended with so many completion tokens.
-    pub fn answered(&mut self, tokens: u32, now: Ns) {
+    fn answered(&mut self, tokens: u32, now: Ns) {
         // Smaller ones that ended earlier can never be the largest again.
         while self.answers.back().is_some_and(|&(_, smaller)| smaller <= tokens) {
             self.answers.pop_back();
@@ -86,19 +157,8 @@ impl ExpectedOutput {
         }
     }
 
-    /// Units that these answers have left in use of a limit that fills at `rate` units a second; smaller ones that ended before
-    /// larger ones are not remembered.
-    pub fn left_in_use(&self, rate: f64, now: Ns) -> u64 {
-        let mut used = (0.0f64, 0);
-        for (at, tokens) in self.answers.iter().copied().chain([(now, 0)]) {
-            let drained = rate * (at - used.1) as f64 / SECOND as f64;
-            used = ((used.0 - drained).max(0.0) + f64::from(tokens), at);
-        }
-        used.0 as u64
-    }
-
     /// A refusal stated `requested` for a request with this ceiling (`u32::MAX` without one).
-    pub fn refused(&mut self, requested: u32, ceiling: u32, now: Ns) {
+    fn refused(&mut self, requested: u32, ceiling: u32, now: Ns) {
         let largest = self.largest(now);
         if requested > ceiling || requested == 0 {
             return; // no figure of this law
@@ -167,12 +227,35 @@ mod tests {
         assert_eq!(expected.falls_to(100, 40 * SECOND), 180 * SECOND);
     }
 
+    fn of_keys(answers: &[(u32, u64, u32)]) -> ExpectedOutputs {
+        let mut expected = ExpectedOutputs::default();
+        for &(key, at, tokens) in answers {
+            expected.answered(key, tokens, at * SECOND);
+        }
+        expected
+    }
+
+    #[test]
+    fn each_key_has_its_own_and_the_least_recent_is_forgotten() {
+        let mut expected = of_keys(&[(1, 0, 500), (2, 1, 40)]);
+        assert_eq!([1, 2, 3].map(|key| expected.of(key, 900, 2 * SECOND)), [500, 40, 0]);
+        assert_eq!([1, 2].map(|key| expected.falls_to(key, 100, 2 * SECOND)), [150 * SECOND, 2 * SECOND]);
+        for key in 0..1000 {
+            expected.answered(key, 7, (10 + u64::from(key)) * SECOND);
+        }
+        assert_eq!(expected.by_key.len(), KEYS);
+        assert_eq!([1, 999].map(|key| expected.of(key, 900, 1010 * SECOND)), [0, 7]);
+    }
+
     #[test]
     fn what_answers_have_left_in_use_drains() {
-        let expected = of(&[(0, 500), (10, 1089), (20, 40)]);
+        let expected = of_keys(&[(0, 0, 500), (0, 10, 1089), (0, 20, 40)]);
         assert_eq!(expected.left_in_use(10.0, 20 * SECOND), 1029);
         assert_eq!(expected.left_in_use(10.0, 30 * SECOND), 929);
-        assert_eq!((expected.left_in_use(10.0, 300 * SECOND), of(&[]).left_in_use(10.0, SECOND)), (0, 0));
+        assert_eq!(expected.left_in_use(10.0, 30 * SECOND + 1), 929, "rounded up");
+        assert_eq!((expected.left_in_use(10.0, 300 * SECOND), of_keys(&[]).left_in_use(10.0, SECOND)), (0, 0));
+        // Of several keys: one limit drains, once.
+        assert_eq!(of_keys(&[(1, 0, 500), (2, 10, 300)]).left_in_use(10.0, 20 * SECOND), 600);
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl Limiter {
     pub fn settle(&mut self, grant: Grant, usage: ActualUsage, now: Ns) {
         let now = self.advance(now);
         self.learn_usage(&grant, usage, now);
-        let used = used(&grant, usage);
+        let used = used(&grant, usage, self.estimates.completion.mean());
         let priced = self.quotas.all().get(usize::from(grant.price.0));
         let service = match usage {
             ActualUsage::Nothing => 0.0,
@@ -165,17 +165,20 @@ impl Limiter {
     }
 }
 
-/// What a request used, by unit.
-fn used(grant: &Grant, usage: ActualUsage) -> Cost {
+/// What a request used, by unit. `usual`: completion tokens of an answer, in the mean.
+fn used(grant: &Grant, usage: ActualUsage, usual: Option<f32>) -> Cost {
     let cut = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     let units = grant.reserved.cost;
+    // A limit on output reserves nothing while no answer has been seen lately. An answer of unknown size has used some of it.
+    let unseen = units.expected.max(usual.map_or(0, |usual| usual as u32).min(units.answer));
     match usage {
         ActualUsage::Nothing => Cost::default(),
         ActualUsage::Request => Cost { requests: units.requests, ..Cost::default() },
         // Audio is billed by the second, whatever the answer says of tokens.
-        ActualUsage::Tokens { .. } | ActualUsage::Partial { .. } if units.seconds > 0 => units,
+        ActualUsage::Tokens { .. } | ActualUsage::Prompt { .. } | ActualUsage::Partial { .. } if units.seconds > 0 => units,
         ActualUsage::Tokens { prompt, completion, .. } => Cost { input: cut(prompt), ..units }.with_output(cut(completion)),
         ActualUsage::Partial { completion } => units.with_output(cut(completion)),
-        ActualUsage::Unknown => units,
+        ActualUsage::Prompt { prompt, .. } => Cost { input: cut(prompt), expected: unseen, ..units },
+        ActualUsage::Unknown => Cost { expected: unseen, ..units },
     }
 }

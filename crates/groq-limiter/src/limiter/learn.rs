@@ -172,7 +172,7 @@ impl Limiter {
         if counts_expected {
             let ceiling = if grant.has_ceiling { grant.reserved.cost.output } else { u32::MAX };
             let requested = u32::try_from(text.requested).unwrap_or(u32::MAX);
-            self.quotas.expected_output().refused(requested, ceiling, now);
+            self.quotas.expected_output().refused(grant.reserved.cost.key, requested, ceiling, now);
         }
         let used = match (text.wait, text.used) {
             // The printed `Used` is rounded up: the wait is the exact figure.
@@ -231,15 +231,17 @@ impl Limiter {
             return;
         }
         if let ActualUsage::Tokens { completion, .. } | ActualUsage::Partial { completion } = usage {
-            self.quotas.expected_output().answered(u32::try_from(completion).unwrap_or(u32::MAX), now);
+            let completion = u32::try_from(completion).unwrap_or(u32::MAX);
+            self.quotas.expected_output().answered(grant.reserved.cost.key, completion, now);
         }
-        let ActualUsage::Tokens { completion, prompt_total, .. } = usage else { return };
+        let (ActualUsage::Tokens { prompt_total, .. } | ActualUsage::Prompt { prompt_total, .. }) = usage else { return };
         if let Some(requested) = grant.requested {
             self.learn_assumed(|limiter| limiter.estimates.assumed.answered_after_refusal(requested.into(), prompt_total, now));
         } else if let Some(used) = grant.shown_used {
             self.learn_assumed(|limiter| limiter.estimates.assumed.answered(used, prompt_total, now));
         }
         self.estimates.prompt.learn(grant.estimated.into(), prompt_total);
+        let ActualUsage::Tokens { completion, .. } = usage else { return };
         self.estimates.completion.learn(completion as f32);
         if let Some(app) = self.queue.running(grant.app, true) {
             app.completion.learn(completion as f32);

@@ -28,7 +28,7 @@ pub struct Requeue {
 impl Limiter {
     /// The ceiling that a request's own would have to be lowered to, where its ceiling alone is what can never fit.
     pub fn fitting_max_completion_tokens(&self, request: &AdmissionRequest, now: Ns) -> Option<u64> {
-        let (cost, _, given) = self.cost(request.cost);
+        let (cost, _, given) = self.cost(request);
         if let (CostEstimate::Tokens { .. }, Some((slot, limit))) = (request.cost, self.quotas.too_large_answer(&cost)) {
             // The whole limit would have to be free for itself; half of it is sooner.
             let left = self.quotas.all()[slot].bucket().map_or(0.0, |bucket| bucket.remaining(now));
@@ -59,7 +59,7 @@ impl Limiter {
         deadline: Ns,
         requeue: Option<Requeue>,
     ) -> (QueuedRequest, Arrival) {
-        let (cost, estimated, has_ceiling) = self.cost(request.cost);
+        let (cost, estimated, has_ceiling) = self.cost(request);
         let cost = match requeue {
             // The refusal gave the sum of both parts.
             Some(Requeue { requested: Some(requested), .. }) if !has_ceiling => {
@@ -90,12 +90,12 @@ impl Limiter {
     }
 
     /// What a cost means in units: pessimistic for the prompt, the whole ceiling for the completion.
-    fn cost(&self, cost: CostEstimate) -> (Cost, u32, bool) {
+    fn cost(&self, request: &AdmissionRequest) -> (Cost, u32, bool) {
         let cut = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-        match cost {
+        match request.cost {
             CostEstimate::Tokens { prompt, max_completion_tokens: ceiling } => {
                 let input = if prompt == 0 { 0 } else { (prompt as f32 * self.estimates.prompt.high()).ceil() as u64 + 4 };
-                let cost = Cost { requests: 1, input: cut(input), ..Cost::default() };
+                let cost = Cost { requests: 1, input: cut(input), key: request.key, ..Cost::default() };
                 let cost = ceiling.map_or_else(|| self.unbounded(cost), |ceiling| cost.with_output(cut(ceiling)));
                 (cost, cut(prompt), ceiling.is_some())
             }

@@ -52,7 +52,7 @@ impl Limiter {
     /// What a request's wait is forecast by: nobody is refused for tokens that may not be reserved.
     pub(super) fn forecast_cost(&self, waiter: &QueuedRequest) -> Cost {
         match waiter.cost {
-            Cost { requests, expected, .. } if self.is_guess(waiter) => Cost { requests, expected, ..Cost::default() },
+            Cost { requests, expected, key, .. } if self.is_guess(waiter) => Cost { requests, expected, key, ..Cost::default() },
             cost => cost,
         }
     }

@@ -26,7 +26,8 @@ const WINDOW: Duration = Duration::from_secs(150);
 struct Upstream {
     used: f64,
     at: Option<Instant>,
-    answers: Vec<(Instant, u64)>,
+    /// When each ended, its key and its tokens.
+    answers: Vec<(Instant, u32, u64)>,
     refused: Vec<u64>,
     tests_ceilings: bool,
 }
@@ -38,10 +39,14 @@ impl Upstream {
         self.used = (self.used - passed.as_secs_f64() * LIMIT / 60.0).max(0.0);
     }
 
-    fn admit(&mut self, ceiling: u64) -> Result<(), Box<UpstreamRefusal>> {
+    fn expected(&self, key: u32, ceiling: u64) -> u64 {
+        let recent = self.answers.iter().filter(|&&(ended, of, _)| of == key && ended.elapsed() < WINDOW);
+        recent.map(|&(.., tokens)| tokens).max().unwrap_or(0).min(ceiling)
+    }
+
+    fn admit(&mut self, key: u32, ceiling: u64) -> Result<(), Box<UpstreamRefusal>> {
         self.drain();
-        let recent = self.answers.iter().filter(|(ended, _)| ended.elapsed() < WINDOW).map(|&(_, tokens)| tokens);
-        let requested = if self.tests_ceilings { ceiling } else { recent.max().unwrap_or(0).min(ceiling) };
+        let requested = if self.tests_ceilings { ceiling } else { self.expected(key, ceiling) };
         let over = self.used + requested as f64 - LIMIT;
         if over <= 1e-6 {
             return Ok(());
@@ -62,14 +67,13 @@ impl Upstream {
     /// How long the law has a request wait now, ns rounded away.
     fn wait(&mut self, ceiling: u64) -> f64 {
         self.drain();
-        let recent = self.answers.iter().filter(|(ended, _)| ended.elapsed() < WINDOW).map(|&(_, tokens)| tokens);
-        ((self.used + recent.max().unwrap_or(0).min(ceiling) as f64 - LIMIT) * 60.0 / LIMIT).max(0.0)
+        ((self.used + self.expected(0, ceiling) as f64 - LIMIT) * 60.0 / LIMIT).max(0.0)
     }
 
-    fn answer(&mut self, tokens: u64) {
+    fn answer(&mut self, key: u32, tokens: u64) {
         self.drain();
         self.used += tokens as f64;
-        self.answers.push((Instant::now(), tokens));
+        self.answers.push((Instant::now(), key, tokens));
     }
 }
 
@@ -93,7 +97,7 @@ async fn send(
         one.sent(Instant::now());
         let waited = start.elapsed();
         sleep(Duration::from_millis(20)).await;
-        let admitted = upstream.lock().expect("a lock").admit(ceiling.unwrap_or(u64::MAX));
+        let admitted = upstream.lock().expect("a lock").admit(request.key, ceiling.unwrap_or(u64::MAX));
         sleep(Duration::from_millis(20)).await;
         if let Err(refusal) = admitted {
             place = one.refused(Some(&refusal), &Observation::default(), None, Instant::now());
@@ -101,7 +105,7 @@ async fn send(
         }
         sleep(Duration::from_millis(1000)).await;
         let tokens = tokens.min(ceiling.unwrap_or(u64::MAX));
-        upstream.lock().expect("a lock").answer(tokens);
+        upstream.lock().expect("a lock").answer(request.key, tokens);
         sleep(Duration::from_millis(20)).await;
         one.observe(&Observation::default(), Instant::now());
         one.settle(ActualUsage::Tokens { prompt: 10, completion: tokens, prompt_total: 10 }, Instant::now());
@@ -127,7 +131,7 @@ async fn ceilings_over_the_limit_are_served() {
         let upstream = upstream.lock().expect("a lock");
         assert!(upstream.refused.len() <= most, "{otpm:?} {ceiling}: {:?}", upstream.refused);
         // What does not fit into the limit comes back at 1000 a minute, of which the largest answer has to be free.
-        let sum: u64 = upstream.answers.iter().map(|(_, tokens)| tokens).sum();
+        let sum: u64 = upstream.answers.iter().map(|&(.., tokens)| tokens).sum();
         let least = (sum as f64 - LIMIT) * 60.0 / LIMIT;
         let took = start.elapsed().as_secs_f64();
         assert!(took <= 1.1 * least.max(36.0) + 16.0, "{otpm:?} {ceiling}: {took} of {least}");
@@ -180,12 +184,74 @@ async fn a_large_answer_is_waited_for_until_it_is_forgotten() {
 #[tokio::test(start_paused = true)]
 async fn somebody_elses_large_answer_costs_one_refusal() {
     let (limits, upstream) = (limiter(None), Mutex::new(Upstream::default()));
-    upstream.lock().expect("a lock").answer(1308);
+    upstream.lock().expect("a lock").answer(0, 1308);
     sleep(Duration::from_secs(80)).await;
     let late = send(&limits, &upstream, &request("app", 10, 4000), 100, in_a_minute()).await;
     assert!(matches!(late, Err(AdmissionError::NotInTime { fitting_max_completion_tokens: Some(1000), .. })), "{late:?}");
     send(&limits, &upstream, &request("app", 10, 4000), 100, Instant::now() + 2 * WINDOW).await.expect("later it goes");
     assert_eq!(upstream.lock().expect("a lock").refused, [1308]);
+}
+
+/// Of keys of one organization each has its own largest answer: what one was answered holds up no other.
+#[tokio::test(start_paused = true)]
+async fn a_large_answer_holds_up_its_own_key_only() {
+    let (limits, upstream) = (limiter(Some(1000)), Mutex::new(Upstream::default()));
+    let of_key = |key| AdmissionRequest { key, ..request("app", 10, 4000) };
+    send(&limits, &upstream, &of_key(1), 1308, in_a_minute()).await.expect("nothing is known yet");
+    let held = limits.reserve(&of_key(1), in_a_minute(), None).await;
+    assert!(matches!(held, Err(AdmissionError::NotInTime { fitting_max_completion_tokens: Some(1000), .. })), "{held:?}");
+    let waited = send(&limits, &upstream, &of_key(2), 100, in_a_minute()).await.expect("another key");
+    assert!((18.0..20.0).contains(&waited.as_secs_f64()), "until the debt is paid: {waited:?}");
+    assert!(upstream.lock().expect("a lock").refused.is_empty());
+}
+
+/// The limit is learnt from "too large", which does not say how much of it is in use. What our answers have left in use is rounded
+/// up: rounded down, the same request with a lower ceiling would go by up to a unit's time too early.
+#[tokio::test(start_paused = true)]
+async fn a_lower_ceiling_goes_when_there_is_room_and_not_a_unit_early() {
+    for n in 0..20 {
+        let (limits, upstream) = (limiter(None), Mutex::new(Upstream::default()));
+        send(&limits, &upstream, &request("app", 10, 4000), 1308, in_a_minute()).await.expect("nothing is known yet");
+        // Another fraction of the 60 ms in which a unit comes back.
+        sleep(Duration::from_millis(3000 + 3 * n)).await;
+        let mut large = limits.reserve(&request("app", 10, 4000), in_a_minute(), None).await.expect("no limit is known");
+        large.sent(Instant::now());
+        let refusal = upstream.lock().expect("a lock").admit(0, 4000).expect_err("too large");
+        let _place = large.refused(Some(&refusal), &Observation::default(), None, Instant::now());
+        let fits = limits.fitting_max_completion_tokens(&request("app", 10, 4000)).expect("a lower ceiling fits");
+        let mut lower = limits.reserve(&request("app", 10, fits), in_a_minute(), None).await.expect("it waits for room");
+        lower.sent(Instant::now());
+        let admitted = upstream.lock().expect("a lock").admit(0, fits);
+        assert_eq!(admitted, Ok(()), "{n}");
+    }
+}
+
+/// `usage` without completion tokens: what was expected of the answer is taken, not nothing.
+#[tokio::test(start_paused = true)]
+async fn an_answer_of_unknown_size_takes_what_was_expected_of_it() {
+    for unknown in [ActualUsage::Prompt { prompt: 10, prompt_total: 10 }, ActualUsage::Unknown] {
+        let limits = limiter(Some(1000));
+        for (spent, left) in [
+            // Nothing is known of answers.
+            (unknown, 1000),
+            (ActualUsage::Tokens { prompt: 10, completion: 300, prompt_total: 10 }, 700),
+            (unknown, 400),
+            (unknown, 100),
+        ] {
+            let mut one = limits.reserve(&request("app", 10, 900), in_a_minute(), None).await.expect("there is room");
+            one.sent(Instant::now());
+            one.observe(&Observation::default(), Instant::now());
+            one.settle(spent, Instant::now());
+            let remaining = limits.snapshot()[0].dimensions[0].remaining;
+            assert!((remaining - f64::from(left)).abs() < 1.0, "{remaining} left, not {left}, after {spent:?}");
+        }
+        // Answers of 150 s ago tell nothing of what is expected, but of what is usual.
+        sleep(Duration::from_secs(200)).await;
+        let mut one = limits.reserve(&request("app", 10, 900), in_a_minute(), None).await.expect("there is room");
+        one.sent(Instant::now());
+        one.settle(unknown, Instant::now());
+        assert_eq!(limits.snapshot()[0].dimensions[0].remaining.round(), 700.0);
+    }
 }
 
 /// An upstream that tests ceilings after all: they are charged once that is known.

@@ -26,6 +26,7 @@ pub(crate) fn limits(requests: Option<u64>, tokens: u64) -> ModelLimits {
 pub(crate) fn request(app: u8, prompt: u64, ceiling: u64) -> AdmissionRequest {
     AdmissionRequest {
         organization: "o".into(),
+        key: 0,
         model: "m".into(),
         tier: "t".into(),
         app: format!("app{app}").into(),
