@@ -109,6 +109,8 @@ pub struct Exceeded {
     pub used: u64,
     /// When it starts anew, from now.
     pub resets_in: Duration,
+    /// So many replicas cannot ask each other, and each has its share; 1: there is but one, or they can.
+    pub shares: u32,
 }
 
 /// An amount in words: `1200 tokens`, `0.25 USD`.
@@ -138,7 +140,11 @@ impl fmt::Display for Exceeded {
             period.as_str(),
             InWords(self.used, unit),
             self.resets_in.as_secs(),
-        )
+        )?;
+        match self.shares {
+            0 | 1 => Ok(()),
+            shares => write!(f, "; the store is out of reach, so that each of {shares} replicas has its share of what was left"),
+        }
     }
 }
 
@@ -152,6 +158,7 @@ mod tests {
             budget: Budget { unit, period, limit },
             used,
             resets_in: Duration::from_secs(3600),
+            shares: 1,
         };
         assert_eq!(
             exceeded(Unit::Tokens, Period::Day, 10_000, 10_012).to_string(),
@@ -160,6 +167,11 @@ mod tests {
         assert_eq!(
             exceeded(Unit::Cost, Period::Month, 2_500_000_000, 2_500_000_001).to_string(),
             "its budget of 2.5 USD a month is spent (2.500000001 USD used); it starts anew in 3600 s, on the first of next month, UTC"
+        );
+        let shared = Exceeded { shares: 3, ..exceeded(Unit::Requests, Period::Day, 9, 3) }.to_string();
+        assert!(
+            shared
+                .ends_with("midnight UTC; the store is out of reach, so that each of 3 replicas has its share of what was left")
         );
         assert_eq!(Budget { unit: Unit::Cost, period: Period::Day, limit: 1 }.key(), "cost_per_day");
     }

@@ -109,6 +109,7 @@ impl Running {
             budget,
             used: self.of(budget.period).total().used.of(budget.unit),
             resets_in: budget.period.time_left(now),
+            shares: 1,
         })
     }
 }
@@ -187,7 +188,7 @@ impl Ledger {
         let (app, account) = accounts.of(app, now);
         let spent = |count: &Count, budget: &Budget| !count.has_room(budget.unit, budget.limit, replicas);
         match account.at(now).exceeded(budgets, now, spent) {
-            Some(exceeded) => Err(exceeded),
+            Some(exceeded) => Err(Exceeded { shares: replicas, ..exceeded }),
             None => Ok(self.permit(account, app, Period::ALL.map(|period| period.start(now)), estimate)),
         }
     }
@@ -297,11 +298,14 @@ impl Ledger {
     /// The apps of which the store has to be told something; `all`: whatever it was told before.
     pub(super) fn take_untold(&self, all: bool) -> Vec<Arc<str>> {
         let mut accounts = self.lock();
+        let Accounts { by_app, untold, .. } = &mut *accounts;
         if all {
-            let Accounts { by_app, untold, .. } = &mut *accounts;
-            untold.extend(by_app.iter().filter(|(_, account)| account.has_used()).map(|(app, _)| app.clone()));
+            for (app, account) in by_app.iter_mut().filter(|(_, account)| account.has_used()) {
+                account.in_step = false;
+                untold.insert(app.clone());
+            }
         }
-        accounts.untold.drain().collect()
+        untold.drain().collect()
     }
 
     /// Apps with requests in flight: what they have reserved has to be renewed in the store.

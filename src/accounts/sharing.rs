@@ -34,6 +34,10 @@ const BACK_OFF: Duration = Duration::from_millis(500);
 const RENEW: Duration = LEASE.checked_div(3).expect("three is not zero");
 /// A store that has been found again is noticed within this.
 const LOOK: Duration = Duration::from_millis(250);
+/// So long each replica keeps to its share after that: until then all of them have told what they used meanwhile.
+const MEETING: Duration = Duration::from_secs(2);
+/// Everything is told again this often, to a store that has been emptied and not been away.
+const REPEAT: Duration = Duration::from_secs(60);
 /// Transactions at once that tell what has been used.
 const TELLING: usize = 64;
 
@@ -52,6 +56,8 @@ struct Store {
     /// This process.
     replica: String,
     serial: AtomicU64,
+    /// The last of the store's sessions in which all replicas have told what they had used before.
+    met: AtomicU64,
     /// Until when the store is not asked.
     slots: [AsyncMutex<Option<Instant>>; SLOTS],
     /// Apps by the digest in their keys, for news.
@@ -67,6 +73,8 @@ impl SharedLedger {
             prefix: prefix.to_owned(),
             replica: format!("{:016x}", fastrand::u64(..)),
             serial: AtomicU64::new(0),
+            // A process that has just started has nothing to tell.
+            met: AtomicU64::new(1),
             slots: std::array::from_fn(|_| AsyncMutex::default()),
             apps: Mutex::default(),
         });
@@ -86,7 +94,7 @@ impl SharedLedger {
         let Some(store) = &self.store else { return self.ledger.reserve(app, budgets, estimate, now, 1) };
         let app = self.ledger.account_of(app, now);
         let mut slot = store.slot(&app).lock().await;
-        if store.is_asked(&slot) {
+        if store.is_reachable(&slot) && store.has_met() {
             let transaction = self.ledger.ask(&app, budgets, estimate, now)?;
             if let Some(answer) = store.transact(&mut slot, &transaction).await
                 && let Some(permit) = self.ledger.answered(&transaction, &answer)?
@@ -101,7 +109,7 @@ impl SharedLedger {
     pub async fn keep_told(self: Arc<Self>) {
         let Some(store) = &self.store else { return std::future::pending().await };
         let mut news = store.handle.listen();
-        let (mut session, mut renewed) = (0, Instant::now());
+        let (mut session, mut found, mut renewed, mut repeated) = (0, Instant::now(), Instant::now(), Instant::now());
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -116,12 +124,22 @@ impl SharedLedger {
             if !store.handle.is_up() {
                 continue;
             }
+            let now = Instant::now();
             // A store that has been found again may have lost everything.
-            let found = store.handle.sessions();
-            let mut apps = self.ledger.take_untold(found != session);
-            session = found;
-            if renewed.elapsed() >= RENEW {
-                renewed = Instant::now();
+            let mut all = session != store.handle.sessions() || now - repeated >= REPEAT;
+            if session != store.handle.sessions() {
+                (session, found) = (store.handle.sessions(), now);
+            }
+            if !store.has_met() && now - found >= MEETING {
+                store.met.store(session, Ordering::Relaxed);
+                all = true;
+            }
+            let mut apps = self.ledger.take_untold(all);
+            if all {
+                repeated = now;
+            }
+            if now - renewed >= RENEW {
+                renewed = now;
                 apps.extend(self.ledger.in_flight());
             }
             self.tell(apps).await;
@@ -146,8 +164,8 @@ impl SharedLedger {
         let Some(store) = &self.store else { return };
         let mut slot = store.slot(&app).lock().await;
         let Some(transaction) = self.ledger.tell(&app, now()) else { return };
-        let answer = if store.is_asked(&slot) { store.transact(&mut slot, &transaction).await } else { None };
-        match answer {
+        let answer = if store.is_reachable(&slot) { store.transact(&mut slot, &transaction).await } else { None };
+        match answer.filter(|_| store.has_met()) {
             // Nothing was asked for, so that nothing is refused.
             Some(answer) => drop(self.ledger.answered(&transaction, &answer)),
             None => self.ledger.remains_untold(app),
@@ -174,8 +192,13 @@ impl Store {
         &self.slots[FixedState::default().hash_one(app) as usize % SLOTS]
     }
 
-    fn is_asked(&self, not_before: &Option<Instant>) -> bool {
+    fn is_reachable(&self, not_before: &Option<Instant>) -> bool {
         self.handle.is_up() && not_before.is_none_or(|at| Instant::now() >= at)
+    }
+
+    /// Whether the store knows what all replicas have used. Until it does, its answers are of no use.
+    fn has_met(&self) -> bool {
+        self.met.load(Ordering::Relaxed) >= self.handle.sessions()
     }
 
     /// The store's answer, within its time limit.

@@ -184,6 +184,7 @@ impl Outcome {
         match self {
             Self::Validated(response) => Ok(Delivered { response, permit }),
             Self::Error { text: Some(ref text), ref state, .. } => {
+                bill.charge(ActualUsage::Nothing);
                 if let Some(permit) = permit {
                     // The text corrects the limits. The place in the queue is given up: the request can never fit.
                     let _place = permit.refused(Some(text), state, None, Instant::now());

@@ -1,6 +1,12 @@
 //! Budgets and caps of apps: one process, the same after a restart, and several replicas that share a Redis.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use http::Method;
 use http_body_util::Full;
@@ -11,9 +17,13 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use groq_limiter::Limiters;
+use groq_shield::accounts::{Amounts, Budget, Period, SharedLedger, Unit};
+
 use crate::{
     client::{Answer, Client},
-    kit::{PATIENT, Redis},
+    kit::{self, PATIENT, Redis},
+    outages::{Outage, Scene, TIMEOUT},
     process::{Process, Shield, Simulator},
 };
 
@@ -255,4 +265,74 @@ async fn a_cap_is_shared_by_replicas() {
     assert!(statuses.iter().all(|status| matches!(status, 200 | 429)), "{statuses:?}");
     println!("{served} of 10 a minute");
     assert!((8..=12).contains(&served), "{served} served");
+}
+
+/// Clients of each replica, and what each of their requests reserves and uses.
+const EACH: usize = 10;
+const TOKENS: u64 = 100;
+const LARGE: Budget = Budget { unit: Unit::Tokens, period: Period::Day, limit: 200_000 };
+
+fn now() -> u64 {
+    std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs()
+}
+
+/// Two replicas under load, and what befalls their Redis: what they used together, and what each of them knows of it.
+async fn under_load(outage: Outage) -> (Outage, u64, Vec<u64>) {
+    let mut scene = Scene::of(outage).await;
+    let limits: Vec<Limiters> = (0..2).map(|_| kit::replica(&scene.url(), kit::tokens(1), TIMEOUT)).collect();
+    let replicas: Vec<_> = limits.iter().map(|limits| Arc::new(SharedLedger::new(limits.store_handle(), "test"))).collect();
+    let telling: JoinSet<()> = replicas.iter().map(|replica| replica.clone().keep_told()).collect();
+    kit::until(false, &limits).await;
+    let (used, end) = (Arc::new(AtomicU64::new(0)), Instant::now() + Duration::from_secs(12));
+    let mut clients = JoinSet::new();
+    for n in 0..2 * EACH {
+        let (replica, used) = (replicas[n % 2].clone(), used.clone());
+        clients.spawn(async move {
+            let amounts = Amounts { requests: 1, tokens: TOKENS, nano_usd: 0 };
+            // 40,000 tokens a second in all: the budget lasts for five seconds, and longer where Redis is waited for.
+            loop {
+                sleep(Duration::from_millis(50)).await;
+                match replica.reserve(&"a".into(), &[LARGE], amounts, now()).await {
+                    Ok(mut permit) => {
+                        used.fetch_add(TOKENS, Relaxed);
+                        permit.used(amounts);
+                    }
+                    // Spent, and not only this replica's share.
+                    Err(_) if Instant::now() > end => break,
+                    Err(_) => {}
+                }
+            }
+        });
+    }
+    sleep(Duration::from_secs(2)).await;
+    scene.strike(outage).await;
+    if outage.degrades() {
+        kit::until(true, &limits).await;
+    }
+    sleep(Duration::from_secs(1)).await;
+    scene.heal(outage).await;
+    kit::until(false, &limits).await;
+    clients.join_all().await;
+    let used = used.load(Relaxed);
+    let known = || replicas.iter().map(|replica| replica.ledger().usage("a", now()).day.tokens).collect::<Vec<_>>();
+    let start = Instant::now();
+    while known() != [used; 2] && start.elapsed() < Duration::from_secs(10) {
+        sleep(Duration::from_millis(50)).await;
+    }
+    drop(telling);
+    (outage, used, known())
+}
+
+/// Nine Redises at once. The budget is spent and kept, and nothing is counted twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_befalls_redis_a_budget_is_kept() {
+    not_at_midnight().await;
+    let scenes: JoinSet<_> = Outage::EVERY.into_iter().map(under_load).collect();
+    for (outage, used, known) in scenes.join_all().await {
+        println!("{outage:?}: {used} of {}, known {known:?}", LARGE.limit);
+        // What was in flight, and once more what one replica had not heard of the other when it was lost.
+        let in_flight = 2 * EACH as u64 * TOKENS;
+        assert!((LARGE.limit..=LARGE.limit + 2 * in_flight).contains(&used), "{outage:?}: {used} used");
+        assert_eq!(known, [used; 2], "{outage:?}");
+    }
 }

@@ -1,12 +1,15 @@
 //! Budgets of apps: what counts, who is refused, and what the app is told.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use http::{HeaderMap, StatusCode};
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use tokio::time::timeout;
 
-use super::{FIRST, GOOD, Step, answer, chat, code, good, shield, stream, whole};
+use super::{FIRST, GOOD, Step, answer, asked, chat, code, good, shield, stream, whole};
 use crate::{
-    config::{App, ModelPrice, Settings},
+    config::{App, Fallback, FallbackReason, ModelPrice, Settings},
     headers::text,
     proxy::{Shield, handle},
 };
@@ -88,6 +91,125 @@ async fn a_budget_in_usd_is_spent_by_the_prices() {
     let metrics = shield.telemetry.metrics(Default::default(), crate::telemetry::Format::Plain);
     assert!(metrics.contains(r#"groq_shield_cost_usd_total{app="a",model="m"} 0.00004"#), "{metrics}");
     assert!(metrics.contains(r#"groq_shield_tokens_total{app="a",model="m",kind="prompt"} 20"#), "{metrics}");
+}
+
+/// A budget that nothing here comes near to, in tokens and USD.
+fn ample() -> Settings {
+    let app = App { name: "a".into(), tokens_per_day: Some(1_000_000), ..App::default() };
+    let mut settings = with([app]);
+    let price =
+        |input| ModelPrice { input: Some(input), output: Some(2.0 * input), audio_hour: Some(3.6), ..ModelPrice::default() };
+    settings.price.insert("m".into(), price(1.0));
+    settings.price.insert("b".into(), price(10.0));
+    settings
+}
+
+/// The app's own model could not serve it, and cost nothing.
+#[tokio::test(start_paused = true)]
+async fn the_model_that_served_is_paid() {
+    let gone = r#"{"error":{"message":"gone","type":"invalid_request_error","code":"model_decommissioned"}}"#;
+    let mut settings = ample();
+    settings.fallback = vec![Fallback { model: "m".into(), to: vec!["b".into()], when: vec![FallbackReason::Decommissioned] }];
+    let (shield, _) = shield(settings, vec![answer("404 Not Found", "application/json", gone), good()]);
+    assert_eq!(ask(&shield, "a", false).await.0, StatusCode::OK);
+    // 10 prompt tokens at 10, 5 completion tokens at 20.
+    assert_eq!(used(&shield, "a"), (1, 15, 200_000));
+}
+
+/// Groq counts nothing for what it refuses as too large.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_costs_nothing() {
+    let too_large = r#"{"error":{"message":"Request too large for model `m` in organization `o` service tier `on_demand` on tokens per minute (TPM): Limit 8000, Requested 11881, please reduce your message size and try again.","type":"tokens","code":"rate_limit_exceeded"}}"#;
+    let (shield, _) = shield(ample(), vec![answer("413 Payload Too Large", "application/json", too_large)]);
+    assert_eq!(ask(&shield, "a", false).await.0, StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(used(&shield, "a"), (0, 0, 0));
+}
+
+/// What was sent is paid though nobody waits for it any more; what still waited is not.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_pays_for_what_was_sent() {
+    let begun = [stream(&[FIRST], false), vec![Step::UntilClosed]].concat();
+    let (shield, _) = shield(ample(), vec![vec![Step::UntilClosed], begun]);
+    assert!(timeout(Duration::from_secs(5), ask(&shield, "a", false)).await.is_err(), "the upstream says nothing");
+    let (requests, prompt, _) = used(&shield, "a");
+    assert!(requests == 1 && prompt > 0, "{requests} requests, {prompt} tokens");
+    let mut request = chat(true);
+    request.headers_mut().insert("x-shield-app", "a".parse().expect("a value"));
+    let mut response = handle(&shield, request, None).await;
+    response.body_mut().frame().await.expect("an event").expect("good");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
+    assert_eq!(shield.accounts.ledger().usage("a", now).reserved.requests, 1, "as long as it runs");
+    drop(response);
+    // The prompt again, which says `stream` now, and the one token that had been written.
+    let (requests, tokens, _) = used(&shield, "a");
+    assert!(requests == 2 && (2 * prompt + 1..2 * prompt + 4).contains(&tokens), "{tokens} tokens, {prompt} of the first");
+    let mut settings = ample();
+    settings.app[0].requests_per_minute = Some(1);
+    settings.queue.max_wait = Duration::from_secs(120);
+    let (shield, _) = super::shield(settings, vec![good()]);
+    assert_eq!(ask(&shield, "a", false).await.0, StatusCode::OK);
+    assert!(timeout(Duration::from_secs(5), ask(&shield, "a", false)).await.is_err(), "it waits for the cap");
+    assert_eq!(used(&shield, "a").0, 1);
+}
+
+/// A second of audio is billed as ten, by the hour's price.
+#[tokio::test(start_paused = true)]
+async fn audio_is_paid_by_the_hour() {
+    let wav = include_bytes!("../../../tests/corpus/audio/one.wav");
+    let part = |name: &str| format!("--x\r\ncontent-disposition: form-data; name=\"{name}\"");
+    let mut body = format!("{}\r\n\r\nm\r\n{}; filename=\"a.wav\"\r\n\r\n", part("model"), part("file")).into_bytes();
+    body.extend_from_slice(wav);
+    body.extend_from_slice(b"\r\n--x--\r\n");
+    let mut request: Request<Full<Bytes>> = asked(Method::POST, "/openai/v1/audio/transcriptions", String::new());
+    request.headers_mut().insert("content-type", "multipart/form-data; boundary=x".parse().expect("a value"));
+    request.headers_mut().insert("x-shield-app", "a".parse().expect("a value"));
+    *request.body_mut() = Full::from(body);
+    let (shield, _) = shield(ample(), vec![answer("200 OK", "application/json", r#"{"text":"hello"}"#)]);
+    let (status, _, said) = whole(handle(&shield, request, None).await).await;
+    assert_eq!(status, StatusCode::OK, "{said}");
+    assert_eq!(used(&shield, "a"), (1, 0, 10_000_000));
+}
+
+/// Two of three attempts may have been generated: each is paid.
+#[tokio::test(start_paused = true)]
+async fn every_attempt_that_groq_may_have_served_is_paid() {
+    let cut = vec![Step::Write("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{".into())];
+    let failed = answer("503 Service Unavailable", "application/json", r#"{"error":{"message":"m","type":"t"}}"#);
+    let (shield, seen) = shield(ample(), vec![cut, failed, good()]);
+    assert_eq!(ask(&shield, "a", false).await.0, StatusCode::OK);
+    assert_eq!(seen.lock().expect("unpoisoned").len(), 3);
+    let (requests, tokens, _) = used(&shield, "a");
+    assert!(requests == 1 && tokens > 15, "the prompt of the first attempt, and what the last one says: {tokens}");
+}
+
+/// An app that is taken out of the configuration and put back finds what it had used.
+#[tokio::test(start_paused = true)]
+async fn an_app_that_comes_back_has_its_account() {
+    let app = || App { name: "a".into(), tokens_per_day: Some(30), ..App::default() };
+    let (shield, _) = shield(with([app()]), vec![good()]);
+    assert_eq!(ask(&shield, "a", false).await.0, StatusCode::OK);
+    shield.reload(with([]));
+    assert_eq!(ask(&shield, "a", false).await.0, StatusCode::OK, "without an entry nothing is counted");
+    shield.reload(with([app()]));
+    assert_eq!(used(&shield, "a"), (1, 15, 0));
+    assert_eq!(ask(&shield, "a", false).await.0, StatusCode::OK);
+    assert_eq!(ask(&shield, "a", false).await.0, StatusCode::TOO_MANY_REQUESTS);
+}
+
+/// Quotes, a line break or 10 KB in a client's name for itself: it is told, counted and shown under a name that harms nothing.
+#[tokio::test(start_paused = true)]
+async fn odd_names_of_apps_are_budgeted_too() {
+    let star = App { name: "*".into(), requests_per_day: Some(1), ..App::default() };
+    let (shield, _) = shield(with([star]), vec![good()]);
+    let long = "x".repeat(10_000);
+    for (name, known_as) in
+        [(r#"a"b\"#, "a_b_"), ("a\tb", "a_b"), (long.as_str(), &long[..64]), ("*", "_"), ("(other)", "_other_")]
+    {
+        assert_eq!(ask(&shield, name, false).await.0, StatusCode::OK, "{known_as}");
+        let (status, _, body) = ask(&shield, name, false).await;
+        assert_eq!((status, code(&body).as_str()), (StatusCode::TOO_MANY_REQUESTS, "app_budget_exceeded"));
+        assert_eq!(used(&shield, known_as).0, 1, "{known_as}");
+    }
 }
 
 /// What was used today is not forgotten when the budget is lowered, nor when there was none before.
