@@ -185,7 +185,12 @@ async fn compare() {
     for server in &servers {
         columns.push((server.name.as_str(), all(server).await.expect("it listens")));
     }
-    let table = table(&columns);
+    let told = |program: &str, arguments: &[&str]| {
+        let output = std::process::Command::new(program).args(arguments).output().expect("git and date are there");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    let (day, commit) = (told("date", &["-u", "+%-d %B %Y"]), told("git", &["rev-parse", "--short", "HEAD"]));
+    let table = table(&columns, &format!("on {day}, at commit {commit}"));
     println!("{table}");
     if std::env::var_os("UPDATE_CONFORMANCE").is_some() {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/conformance.md");
@@ -214,9 +219,9 @@ impl From<&http2::Case> for Row {
     }
 }
 
-fn table(columns: &[(&str, Results)]) -> String {
-    let mut text = String::from(
-        "# Conformance, row by row\n\nWritten by `UPDATE_CONFORMANCE=1 cargo test --test conformance -- --ignored compare`. \
+fn table(columns: &[(&str, Results)], ran: &str) -> String {
+    let mut text = format!(
+        "# Conformance, row by row\n\nWritten by `UPDATE_CONFORMANCE=1 cargo test --test conformance -- --ignored compare` {ran}. \
          What the tables are and what they show stands in [promises.md](promises.md#conformance).\n",
     );
     let tables: [(&str, Vec<Row>); 3] = [
