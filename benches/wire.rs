@@ -1,4 +1,4 @@
-//! How long does it take to read what goes over the wire? Calls, headers, refusals, error bodies, streams.
+//! The time it takes to read calls, headers, refusals, error bodies and streams.
 
 use std::{
     hint::black_box,

@@ -1,4 +1,4 @@
-//! Is every limit used whole, never refused, and the light app served, over real sockets too? Overload for 75 s, then the table.
+//! Overload over real sockets for 75 s, then a table: how much of each limit was used, what was refused, how a light app was served.
 //!
 //! `cargo run --example overload`. Each row is a simulated Groq with Groq's law and a shield before it, on loopback; all
 //! rows and their runs go side by side. Open-loop Poisson load at three times the limit, by the figures' own sizes.

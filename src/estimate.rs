@@ -1,4 +1,4 @@
-//! How many tokens is this text? Counted by kinds of letters, with figures measured on `o200k`; no tokenizer.
+//! Token estimates: counted by kinds of letters, with figures measured on `o200k`. A tokenizer costs megabytes and fits one family.
 //!
 //! A limiter learns the rest, the ratio of its model's true counts to these, from `usage`.
 

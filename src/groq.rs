@@ -1,4 +1,4 @@
-//! What does Groq say on the wire? Paths, headers, durations, refusal texts, usage. Pure: no socket, no clock.
+//! Groq's wire: paths, headers, durations, refusal texts, usage. Pure: no socket, no clock.
 //! Sources: GROQ's documentation and captured traffic; every text here is one of the captured ones.
 
 use groq_limiter::types::{Observation, RemoteQuota, Unit};

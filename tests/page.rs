@@ -1,4 +1,4 @@
-//! Does the page work in a browser, and can no other page reach it? A real Chromium before a real admin listener.
+//! The page in a real Chromium, and that no page of another origin can read the admin listener.
 
 use std::{net::SocketAddr, path::Path, process::Stdio, sync::Arc, time::Duration};
 

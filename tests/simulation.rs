@@ -1,4 +1,4 @@
-//! Does the whole of it hold together, whatever happens when? The shield before the simulated Groq in virtual time:
+//! The whole system in virtual time, the shield in front of the simulated Groq:
 //! delays, latencies, faults, strangers and clients that leave, all by a seed.
 //!
 //! A failure names its seed; `SIMULATION_SEED=n cargo test --test simulation` plays it again.

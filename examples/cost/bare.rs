@@ -1,4 +1,4 @@
-//! What does a proxy cost that decides nothing? hyper's server and hyper-util's pooling client on one thread, and a
+//! A proxy that decides nothing, for comparison: hyper's server and hyper-util's pooling client on one thread, and a
 //! header or two: the yardstick.
 
 use std::{convert::Infallible, io, net::SocketAddr};

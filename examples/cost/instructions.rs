@@ -1,4 +1,4 @@
-//! How many instructions does a request take? The same under valgrind's callgrind, which counts and does not time.
+//! Instructions of a request, counted by valgrind's callgrind, which does not depend on time.
 
 use std::{
     fs, io,

@@ -1,4 +1,4 @@
-//! How is load made? Closed loops over kept connections, each request answered before the next; all on one thread.
+//! The load: closed loops over kept connections, each request answered before the next; all on one thread.
 
 use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! What does a request cost? The shield's release binary beside a bare hyper proxy and nginx, on one core, in turns.
+//! What a request costs: the shield's release binary beside a bare hyper proxy and nginx, on one core, in turns.
 //!
 //! `cargo build --release && cargo run --release --example cost` prints the table of `docs/performance.md`: Linux, two
 //! cores, a few minutes. `-- memory` prints its rows on memory alone, `-- scale` the cost against load, `-- parts` where

@@ -1,4 +1,4 @@
-//! What does a connection take, what a request that waits? Ten thousand of each, by the difference.
+//! Memory of a connection and of a waiting request: ten thousand of each, by the difference.
 
 use std::{
     io::{self, Write as _},

@@ -1,4 +1,4 @@
-//! Where do a request's instructions go, part by part? callgrind counts each of them at its address, `addr2line` knows whose
+//! A request's instructions, part by part: callgrind counts each of them at its address, `addr2line` knows whose
 //! code was inlined there.
 //!
 //! An instruction belongs to the innermost code that is ours, hyper's or tokio's: what either asks of the standard

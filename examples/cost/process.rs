@@ -1,4 +1,4 @@
-//! What does a process take? Started on one core, asked what it has used, ended with us.
+//! A measured process: started on one core, asked what it has used, ended with us.
 
 use std::{
     fs, io,

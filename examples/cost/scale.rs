@@ -1,4 +1,4 @@
-//! Does a request cost the same when there is more of everything? Connections, requests that wait, lanes.
+//! The cost of a request as connections, waiting requests and limiters grow in number.
 
 use std::{cell::Cell, io, path::Path, rc::Rc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Who is measured under a load, and what answers them?
+//! The proxies that are measured, and the upstream behind them.
 
 use std::{io, net::SocketAddr, path::Path, process::Command};
 

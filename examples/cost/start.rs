@@ -1,4 +1,4 @@
-//! How long until it is ready, how large is it, what does it take while nothing happens?
+//! Time until it is ready, size of the binary, memory while idle.
 
 use std::{
     io::{self, Read as _, Write as _},

@@ -1,4 +1,4 @@
-//! What stands behind the proxies? An upstream that answers every request at once, shaped like Groq, with limits that
+//! The upstream behind the proxies: it answers every request at once, shaped like Groq, with limits that
 //! never bind; a call with `"stream":true` gets 51 events, one write each: the worst case, for a model leaves gaps. And a
 //! server of the same answer that is measured itself.
 

@@ -1,4 +1,4 @@
-//! What does the shield cost beside what others cost, against its targets? All cells in turns, medians and ratios.
+//! The shield's costs beside those of others, against targets: all cells in turns, medians and ratios.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,4 @@
-//! What does the shield do all day? The table's loads, a line and the access log, for a build that learns from them.
+//! The load that a profiled build learns from: the table's loads, a queue and the access log.
 
 use std::{io, path::Path, time::Duration};
 

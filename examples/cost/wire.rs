@@ -1,4 +1,4 @@
-//! How do load and stub read HTTP at next to no price? One message, whole or not yet; no more than the two need.
+//! Just enough HTTP for load and stub, as cheap as possible: one message, whole or not yet.
 
 use std::io;
 

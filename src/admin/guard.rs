@@ -1,4 +1,4 @@
-//! Who may read the admin listener? Programs and people of the operator's; no web page of another origin.
+//! Access to the admin listener: the operator's programs and people, but no web page of another origin.
 //!
 //! A page elsewhere can make its reader's browser send requests here, and can point a name of its own at this address
 //! (DNS rebinding). So a request must name a host that is surely ours, and must not come from another origin.

@@ -1,4 +1,4 @@
-//! Where does the page come from? From this binary, whole; its scripts and styles are the ones named in its own policy.
+//! The page, embedded in the binary; its content security policy names its own script and style only.
 
 use std::sync::LazyLock;
 

@@ -1,4 +1,4 @@
-//! How does a command talk to a running shield? One GET at its admin listener.
+//! How commands talk to a running shield: one GET at its admin listener.
 
 use std::{path::PathBuf, time::Duration};
 

@@ -1,4 +1,4 @@
-//! What does the shield change? The same overload side by side: the SDKs alone, and through a shield.
+//! `groq-shield demo`: the same overload side by side, by the SDKs alone and through a shield.
 //!
 //! Two simulated Groqs with equal limits, one process, real sockets. Apps behave as the official SDKs do; they come at
 //! `load` times what the limit gives back, until as much is wanted as it gives back in all the `seconds`.

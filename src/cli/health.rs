@@ -1,4 +1,4 @@
-//! Does the shield live, is it ready? An exit code, for HEALTHCHECK and probes that run a command.
+//! `groq-shield health`: liveness or readiness as an exit code, for HEALTHCHECK and probes that run a command.
 
 use std::{process::ExitCode, time::Duration};
 

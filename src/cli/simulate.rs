@@ -1,4 +1,4 @@
-//! What does the simulated Groq need to run? Limits, an algorithm, an address.
+//! `groq-shield simulate`: the simulated Groq alone.
 
 use std::{fs, io, net::SocketAddr, path::PathBuf, process::ExitCode, thread};
 

@@ -1,4 +1,4 @@
-//! How many seconds of audio does a file declare? Read from its container's headers; nothing is decoded.
+//! Seconds of audio that a file declares, read from its container's headers; nothing is decoded.
 //!
 //! wav, flac, ogg (opus, vorbis), mp3, mp4 and m4a, webm and mkv. Groq bills what the container declares, so that is what
 //! counts, true or not. Of other formats, and where headers lack or lie beyond sense, the size tells: see

@@ -1,4 +1,4 @@
-//! What in a request becomes prompt? Texts, messages, schemas, images; counted while the JSON is read, nothing is kept.
+//! What becomes prompt: texts, messages, schemas, images. Counted while the JSON is read; nothing is kept.
 
 use std::fmt;
 

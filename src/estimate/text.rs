@@ -1,4 +1,4 @@
-//! How many tokens is a text, by the kinds of its letters?
+//! The tokens of a text, by the kinds of its letters.
 //!
 //! A tokenizer's work is imitated roughly: runs of one kind of character are what it cuts a text into. The prices of the
 //! runs were fitted to `o200k` counts of eighty texts in ten languages, code and JSON, and those of words and punctuation

@@ -1,4 +1,4 @@
-//! How long does Groq say to wait? Go's durations, and `retry-after` in every form it comes in.
+//! Go's durations, and `retry-after` in every form it comes in.
 
 use std::time::{Duration, SystemTime};
 

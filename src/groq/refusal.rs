@@ -1,4 +1,4 @@
-//! What does a refusal's text teach? Its dimension, limit, use and exact wait, from every wording captured so far.
+//! Refusal texts: dimension, limit, use and exact wait, from every wording captured so far.
 
 use std::time::Duration;
 

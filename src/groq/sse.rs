@@ -1,4 +1,4 @@
-//! What does a stream say of itself as it passes? Whole events, its end, its cost, an error in its midst.
+//! Server-sent events as they pass: whole events, the end, usage, an error within the stream.
 //!
 //! The bytes are looked at where they are; of an event that comes in pieces an excerpt of at most [`EXCERPT`] is kept.
 

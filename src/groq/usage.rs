@@ -1,4 +1,4 @@
-//! What did an answer cost? `usage` and `x_groq.usage`, of whole answers and of a stream's last events.
+//! What an answer cost: `usage` and `x_groq.usage`, of whole answers and of a stream's last events.
 
 use memchr::memmem;
 use serde::{

@@ -1,4 +1,4 @@
-//! How does a request's body come in whole? Bounded per request, in time between reads, and over all requests together.
+//! Buffers request bodies: bounded per request, in the time between reads, and over all requests together.
 //!
 //! When memory grows short, first no new body is begun, then those that nobody waits for are refused, then all.
 

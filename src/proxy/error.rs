@@ -1,4 +1,4 @@
-//! What does an app see when something fails? One exhaustive table, and the documented error object.
+//! Every failure as an app sees it: one exhaustive table, and the documented error object.
 //!
 //! Every failure made here is `{"error":{"message","type","code"}}` with a status from Groq's documented table.
 //! Messages name the remedy, and never the words that trip clients where they are not meant
@@ -82,7 +82,7 @@ pub enum Rejection {
     },
     /// A budget of the app is spent.
     BudgetSpent(Exceeded),
-    /// The line is full by count or bytes, or the shield is out of memory for bodies.
+    /// The queue is full by count or bytes, or the shield is out of memory for bodies.
     Overloaded {
         /// When to come again.
         retry_after: Duration,

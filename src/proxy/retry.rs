@@ -1,8 +1,8 @@
-//! After an attempt: deliver, again after so long, or give up? Pure: the clock is an argument.
+//! The retry policy: deliver, send again after a delay, or give up. Pure: the clock is an argument.
 //!
 //! Whether a failure may be retried is a property of the failure. When is full jitter over an exponential bound,
 //! on top of the upstream's `retry-after`. How often is bounded three times: by attempts, by a budget over all
-//! requests (so that an outage is not answered with a storm), and by the client's patience.
+//! requests (so that an outage is not answered with a storm), and by the client's longest wait.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::config;
 pub enum Class {
     /// An answer to deliver: successes, and the client's own faults.
     Answered,
-    /// Groq refused (429): not a retry, the request goes back to the front of its line.
+    /// Groq refused (429): not a retry, the request goes back to the front of its app's queue.
     Refused,
     /// May be cured by sending again; `retry_after` is the least wait that the upstream asked for.
     Transient {
@@ -43,7 +43,7 @@ impl Class {
 pub enum Verdict {
     /// The answer is the app's.
     Deliver,
-    /// Back to the front of the line after so long; `None`: its client's patience ends before.
+    /// Back to the front of its app's queue after so long; `None`: its client's longest wait ends before.
     Requeue(Option<Duration>),
     /// Send again after so long.
     Again(Duration),
@@ -85,7 +85,7 @@ impl Attempts {
         }
     }
 
-    /// After a refusal: the first has told the limits when to come back. Who is refused again knows that they do not hold.
+    /// After a refusal: the first has corrected the limits. A second 429 means that our estimate is wrong, so back off.
     fn pause(&mut self, now: impl FnOnce() -> Instant) -> Option<Duration> {
         self.refused += 1;
         if self.refused == 1 {

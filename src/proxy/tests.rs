@@ -1,4 +1,4 @@
-//! One request's story in virtual time: a scripted upstream over memory, the client is a function call.
+//! One request in virtual time: a scripted upstream over memory, the client is a function call.
 
 use std::{
     sync::{

@@ -1,4 +1,4 @@
-//! What does the log say of one request? One line, whatever became of it, and nothing that is not the operator's.
+//! The access line: one per request, whatever became of it, without keys or content.
 
 use std::borrow::Cow;
 

@@ -1,4 +1,4 @@
-//! Which configuration is in force, and what was wrong with the last one that was not?
+//! The configuration in force, and the faults of the last one that was refused.
 
 use std::{
     path::{Path, PathBuf},

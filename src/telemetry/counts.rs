@@ -1,5 +1,4 @@
-//! How is every request counted without a lock that all cores share? Each thread adds to a shard of its own; a
-//! scrape sums them.
+//! Counters without a lock that all cores share: each thread adds to a shard of its own; a scrape sums them.
 
 use std::{
     collections::BTreeMap,

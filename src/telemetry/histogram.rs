@@ -1,4 +1,4 @@
-//! How long did things take? Counts over fixed bounds, from which quantiles are read.
+//! Histograms of durations: counts over fixed bounds, from which quantiles are read.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Where do log lines go? To standard error, as text or JSON, by a filter that a reload can change.
+//! The log: to standard error, as text or JSON, by a filter that a reload can change.
 
 use std::io::{self, IsTerminal};
 

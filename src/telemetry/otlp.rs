@@ -1,4 +1,4 @@
-//! What does a collector get? One server span per finished request, child of the client's own where it sent one, over
+//! Spans over OTLP: one server span per finished request, child of the client's own where it sent one, over
 //! OTLP/HTTP in the background.
 
 use std::{

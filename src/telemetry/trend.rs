@@ -1,4 +1,4 @@
-//! How did the last minutes go? A ring of slices, each the difference of two readings of the counters.
+//! The last minutes for the page: a ring of slices, each the difference of two readings of the counters.
 
 use std::{collections::VecDeque, time::Duration};
 

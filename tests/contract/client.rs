@@ -1,4 +1,4 @@
-//! Who asks? A client that sees every byte: status line, headers, body; and what the contract says of each failure.
+//! A client that sees every byte, status line, headers and body, and the contract's rules for each failure.
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -129,10 +129,10 @@ async fn every_failure_in_the_contract_limits() {
     let spent = (429, "requests", "rate_limit_exceeded", true);
     let minute = |settings: &mut Settings| limited(settings, ModelLimits { requests_per_minute: Some(1), ..Default::default() });
     let impatient = chat_with("x-shield-max-wait-ms: 1000\r\n", "");
-    let answer = hold("not within patience", minute, &[chat(), impatient], spent).await;
+    let answer = hold("not within the longest wait", minute, &[chat(), impatient], spent).await;
     assert!(answer.error()["message"].as_str().is_some_and(|text| text.contains("later than its client waits")), "{answer:?}");
     let after: u64 = answer.header("retry-after").parse().expect("checked");
-    assert!((30..=90).contains(&after), "{after} s: it takes a minute, less patience, and jitter goes upward");
+    assert!((30..=90).contains(&after), "{after} s: it takes a minute, less the longest wait, and jitter only adds");
     let day = |settings: &mut Settings| limited(settings, ModelLimits { requests_per_day: Some(1), ..Default::default() });
     let answer = hold("not today", day, &[chat(), chat()], spent).await;
     assert!(answer.error()["message"].as_str().is_some_and(|text| text.contains("later than queue.max_wait")), "{answer:?}");
@@ -212,6 +212,6 @@ async fn every_failure_in_the_contract_panic() {
         check("panic", &answer, (500, SERVER, "shield_internal", false));
     }
     assert_eq!((shield.bodies.held(), shield.limits.waiting()), (0, 0), "a panic gives back what it held");
-    assert!(shield.limits.snapshot().iter().all(|lane| lane.in_flight == 0), "a panic gives back its place");
+    assert!(shield.limits.snapshot().iter().all(|limiter| limiter.in_flight == 0), "a panic gives back its place");
     running.end();
 }

@@ -82,7 +82,7 @@ async fn dead_upstream(count: usize) {
         (
             shield.bodies.held(),
             shield.limits.waiting(),
-            shield.limits.snapshot().iter().map(|lane| lane.in_flight).sum::<usize>(),
+            shield.limits.snapshot().iter().map(|limiter| limiter.in_flight).sum::<usize>(),
             shield.connections.len(),
         )
     };
@@ -129,7 +129,7 @@ async fn in_overload_batch_is_refused_first_then_all() {
     shield.end();
 }
 
-/// The last quarter of the line is not batch's.
+/// The last quarter of the queue is not for batch.
 #[tokio::test(start_paused = true)]
 async fn in_a_long_line_batch_is_refused_first() {
     let mut settings = Settings::default();
@@ -154,7 +154,7 @@ async fn in_a_long_line_batch_is_refused_first() {
         let mut waiter = Box::pin(async move { limits.reserve(&ask, deadline, None).await });
         match timeout(Duration::from_millis(1), &mut waiter).await {
             Ok(Err(refusal)) => Err(refusal),
-            Ok(Ok(_)) => panic!("the line is served too quickly for this test"),
+            Ok(Ok(_)) => panic!("the queue is served too quickly for this test"),
             Err(_) => Ok(waiter),
         }
     };

@@ -150,7 +150,7 @@ async fn a_healthy_stream_with_long_gaps_is_never_cut() {
     tokio::join!(over(Protocol::Http1), over(Protocol::Http2));
 }
 
-/// Thirty a minute: what comes after the burst waits up to two seconds in line.
+/// Thirty a minute: what comes after the burst waits up to two seconds in the queue.
 #[tokio::test]
 async fn a_stream_in_line_is_kept_alive_by_comments() {
     tokio::join!(kept_alive(Protocol::Http1), kept_alive(Protocol::Http2));

@@ -269,7 +269,7 @@ fn own_errors() -> Vec<Row> {
             ours: true,
             retry_after: Some(1),
             ..passed(
-                "429 beyond patience",
+                "429 beyond the longest wait",
                 429,
                 "tokens",
                 "rate_limit_exceeded",
@@ -292,7 +292,7 @@ fn own_errors() -> Vec<Row> {
             request: models,
             retry_after: Some(3),
             ..passed(
-                "429 where no levels are kept",
+                "429 where no limits are kept",
                 429,
                 "requests",
                 "rate_limit_exceeded",

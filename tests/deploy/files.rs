@@ -1,4 +1,4 @@
-//! Do the files under `deploy/` agree with the repository: paths, versions, names, no machine's own traces?
+//! The files under `deploy/` agree with the repository in paths, versions and names, and hold no traces of a machine.
 
 use std::{
     collections::BTreeSet,

@@ -1,4 +1,4 @@
-//! Does a running shield do what the dashboard, the alerts and the socket unit count on?
+//! A running shield does what the dashboard, the alerts and the socket unit rely on.
 
 use std::{
     io,

@@ -1,4 +1,4 @@
-//! Does what lies under `deploy/` work? Every file is read; what runs here, runs.
+//! The files under `deploy/`: all of them are read, and what can run here is run.
 //!
 //! `files` and `settings` need nothing but the build, `live` runs the binary on free ports, and `tools` runs `tests/deploy/run`
 //! with what other projects provide to check such files (promtool, hadolint, schemas, pip, npm). No container engine and no

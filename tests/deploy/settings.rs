@@ -1,4 +1,4 @@
-//! Are the settings and commands that `deploy/` gives the shield ones that it understands, and do their times fit together?
+//! The settings and commands that `deploy/` gives the shield are ones that it understands, and their times fit together.
 
 use std::fs;
 
@@ -75,7 +75,7 @@ fn every_configuration_passes_check() {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, toml) in configurations() {
         let file = folder.path().join("groq-shield.toml");
-        // Where levels are kept there; `check` wants the directory to be there.
+        // Where the state file is kept there; `check` wants the directory to be there.
         let toml = toml.replace("/var/lib/groq-shield/", &format!("{}/", folder.path().display()));
         fs::write(&file, toml).expect("the file is written");
         let output = run(&["check", "--config", file.to_str().expect("UTF-8")], &KEYS);

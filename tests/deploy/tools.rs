@@ -1,4 +1,4 @@
-//! What do the tools of others say: promtool, hadolint, schemas, systemd, pip, npm?
+//! Checks by other tools: promtool, hadolint, schemas, systemd, pip, npm.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! Does the script keep to the law, in whatever order replicas come? It runs one transaction after the other, so every
+//! The script keeps Groq's law in whatever order replicas come. It runs one transaction after the other, so every
 //! interleaving is a sequence: generated ones, against the same law written again, and against an exact limiter.
 
 use std::collections::HashMap;

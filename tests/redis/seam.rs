@@ -1,4 +1,4 @@
-//! Do the local quotas and the shared ones keep the same promises? The same properties on both, the shared ones with the real
+//! Local and shared quotas keep the same promises: the same properties on both, the shared ones with the real
 //! script, in every order in which replicas may be heard.
 
 use std::cell::{Cell, RefCell};

@@ -1,4 +1,4 @@
-//! What can happen to replicas and their store, in what order? Lanes stepped by hand and the real script on a real Redis, whose
+//! Replicas and their store in any order of events: limiters stepped by hand and the real script on a real Redis, whose
 //! clock is this world's: who is heard when, what is lost, and when time goes on is chosen from outside, step by step.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! What becomes of input that nobody should send? A clear answer, no panic, and the next request is served.
+//! Input that nobody should send gets a clear answer and no panic, and the next request is served.
 
 use std::time::Duration;
 

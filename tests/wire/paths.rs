@@ -1,4 +1,4 @@
-//! What reaches Groq? Every path form, every byte, every header that should, and none that should not.
+//! What reaches Groq: every form of path, every byte, every header that should, and none that should not.
 
 use bytes::Bytes;
 use http::Method;

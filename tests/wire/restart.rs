@@ -1,4 +1,4 @@
-//! What of the levels outlives the process? `limits.state_file` through a real `kill -9`, and a file torn in two.
+//! `limits.state_file` through a real `kill -9`, and a state file that is cut in two.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ fn served(answers: &[Answer]) -> usize {
     answers.iter().filter(|answer| answer.status == 200).count()
 }
 
-/// Without its levels a restarted shield would send a fresh burst, and Groq would refuse it.
+/// Without its state file a restarted shield would send a fresh burst, and Groq would refuse it.
 #[tokio::test(flavor = "multi_thread")]
 async fn after_kill_9_there_is_no_refusal_and_no_fresh_burst() {
     let table = format!("[limits.model.\"{MODEL}\"]\nrequests_per_minute = 60\n");

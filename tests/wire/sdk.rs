@@ -1,4 +1,4 @@
-//! Do the official clients, unmodified, reach Groq through a shield, and what do their users see of every failure?
+//! The official clients, unmodified, through a shield, and what their users see of every failure.
 //!
 //! Each client is one process of `tests/sdk` that does what it is told; the table of what it saw is a snapshot.
 

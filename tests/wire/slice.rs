@@ -1,4 +1,4 @@
-//! Does the first whole slice hold under load? Many streams at once, clients that leave, limits in real time.
+//! Many streams at once, clients that leave, and limits in real time.
 
 use std::time::Duration;
 
@@ -108,7 +108,7 @@ async fn thirty_a_minute_are_never_refused() {
     let log = simulator.log().await;
     assert!(log.iter().all(|request| request["status"] == 200), "the simulator refused: {log:#?}");
     assert_eq!(log.len(), served + 1);
-    // 30 at once and one every two seconds of a patience of 50, less what the standing reserve and the margin keep.
+    // 30 at once and one every two seconds of a longest wait of 50, less what the safety margin keeps.
     assert!((45..=60).contains(&served), "{served} served");
     let number = |request: &Value| -> u32 {
         let headers = request["headers"].as_array().expect("a list").iter();

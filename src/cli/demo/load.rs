@@ -1,4 +1,4 @@
-//! Who asks, and how? Apps on the official SDKs: two retries, `retry-after` obeyed up to a minute, back-off with jitter.
+//! The demo's load: apps on the official SDKs, with two retries, `retry-after` obeyed up to a minute, back-off with jitter.
 
 use std::{io, time::Duration};
 

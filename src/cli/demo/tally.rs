@@ -1,4 +1,4 @@
-//! What became of one way's requests?
+//! Counts what became of one side's requests.
 
 use std::{
     net::SocketAddr,

@@ -1,4 +1,4 @@
-//! What is to be seen meanwhile? Two bars on a terminal, else a line every few seconds; on standard error.
+//! Progress on standard error: two bars on a terminal, else a line every few seconds.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! How does a stream end that cannot go on? In one `data:` frame that every client tested raises on.
+//! The end of a stream that cannot go on: one `data:` frame at which every tested client raises.
 
 use bytes::Bytes;
 use http::StatusCode;

@@ -163,7 +163,7 @@ impl Rejection {
                     S::SERVICE_UNAVAILABLE,
                     SERVER,
                     "shield_overloaded",
-                    "The shield's line is full. Send fewer requests at once, or raise queue.max_waiting and queue.max_bytes.".into(),
+                    "The shield's queue is full. Send fewer requests at once, or raise queue.max_waiting and queue.max_bytes.".into(),
                 ),
             ),
             Self::ShuttingDown => after(

@@ -1,4 +1,4 @@
-//! What becomes of an error answer of the upstream's: passed where it is the documented object already, rebuilt where not.
+//! Errors of the upstream: passed where they are the documented object already, rebuilt where not.
 
 use std::{
     borrow::Cow,

@@ -1,4 +1,4 @@
-//! What is asked? Endpoint, organization, app, model, what it may cost, how patient its client is: read once, from head and body.
+//! What a request asks: endpoint, model, what it may cost, how long its client waits. Read once, from head and body.
 
 use std::{
     sync::{Arc, LazyLock},

@@ -1,4 +1,4 @@
-//! What does a multipart form hold? Its parts where they lie in the body, in any order; nothing is copied.
+//! Multipart forms: their parts where they lie in the body, in any order; nothing is copied.
 
 use memchr::memmem;
 

@@ -1,4 +1,4 @@
-//! Who asks, and for whom? The organization by its key, the app by its token or its word; and the key that goes to Groq.
+//! Who asks: the organization by its key, the app by its token or by `x-shield-app`; and the key that goes to Groq.
 
 use std::sync::Arc;
 

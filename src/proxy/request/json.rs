@@ -1,4 +1,4 @@
-//! What does a JSON body ask for? One pass over the bytes; of what does not matter here only the syntax is seen.
+//! What a JSON body asks for, in one pass over the bytes; of members that do not matter only the syntax is checked.
 
 use std::{borrow::Cow, fmt, ops::Range};
 

@@ -1,4 +1,4 @@
-//! When is a request sent again, when not, and what is its client told?
+//! When a request is sent again, when it is not, and what its client sees.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What becomes of a stream: whole, cut, stalled, failed, waiting, drained?
+//! Streams: whole, cut, stalled, failed, waiting, drained.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What becomes of requests? They come, go to an exact upstream, end or leave as their jobs say.
+//! Requests of a simulated replica: they come, go to an exact upstream, end or leave as their jobs say.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What becomes of words between a replica and its store? They arrive, are carried out by the real script, or get lost.
+//! Messages between a replica and its store: they arrive, are carried out by the real script, or get lost.
 
 use groq_limiter::{
     bucket::Ns,

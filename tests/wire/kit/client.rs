@@ -1,4 +1,4 @@
-//! Who asks? A plain HTTP/1.1 client: one connection a request, and every failure is checked against the contract.
+//! A plain HTTP/1.1 client: one connection per request, and every failure is checked against the contract.
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Who runs? `groq-shield` processes on free ports, killed when their test lets go of them.
+//! `groq-shield` processes on free ports, killed when they are dropped.
 
 use std::{
     io::{BufRead, BufReader, Read},

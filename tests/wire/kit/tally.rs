@@ -1,4 +1,4 @@
-//! How often did a client ask? A TCP relay that changes nothing and counts requests.
+//! A TCP relay that changes nothing and counts requests.
 
 use std::{
     net::SocketAddr,

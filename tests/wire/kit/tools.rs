@@ -1,4 +1,4 @@
-//! What do these tests need? Python and Node packages in a directory of their own below `target`, system packages by apt.
+//! What these tests need: Python and Node packages in a directory of their own below `target`, system packages by apt.
 
 use std::{
     fs::{self, File},

@@ -1,4 +1,4 @@
-//! What is kept, and what is not: quotas beyond the process, limiters beyond their use?
+//! State that is kept: quotas beyond the process, limiters beyond their use.
 
 use std::time::Duration;
 

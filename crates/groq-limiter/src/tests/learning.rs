@@ -1,4 +1,4 @@
-//! What does a limiter make of a cold start, of headers and of refusals?
+//! Cold starts, headers and refusals.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Who goes when, and who is told at once that it cannot?
+//! The order in which requests go, and which are refused at once.
 
 use std::time::Duration;
 

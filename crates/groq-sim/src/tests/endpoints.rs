@@ -1,4 +1,4 @@
-//! What do embeddings, audio, models and files get, and in which form?
+//! The answers of embeddings, audio, models and files.
 
 use std::io::Read;
 

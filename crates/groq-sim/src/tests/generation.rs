@@ -1,4 +1,4 @@
-//! What is generated for chats and responses, and how long does it take?
+//! What chats and responses generate, and how long it takes.
 
 use std::time::Duration;
 
