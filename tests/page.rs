@@ -5,14 +5,15 @@ use std::{net::SocketAddr, path::Path, process::Stdio, sync::Arc, time::Duration
 use groq_limiter::{AdmissionRequest, CostEstimate};
 use groq_shield::{
     admin,
-    config::{Class, ModelLimits, Settings},
+    config::{App, Class, FallbackReason, ModelLimits, Settings},
+    groq::Usage,
     proxy::Shield,
-    telemetry::Record,
+    telemetry::{ObservedRefusal, Record},
 };
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     process::Command,
     time::{Instant, sleep, timeout},
 };
@@ -23,7 +24,10 @@ const BROWSER: Duration = Duration::from_secs(90);
 const PAUSE: Duration = Duration::from_millis(50);
 
 async fn operated() -> (Arc<Shield>, SocketAddr) {
-    let mut settings = Settings::default();
+    operated_with(Settings::default()).await
+}
+
+async fn operated_with(mut settings: Settings) -> (Arc<Shield>, SocketAddr) {
     let limits = ModelLimits { requests_per_minute: Some(10), tokens_per_minute: Some(100_000), ..ModelLimits::default() };
     settings.limits.model.insert("busy".into(), limits);
     let shield = Shield::new(settings).expect("the defaults name no file");
@@ -118,7 +122,7 @@ async fn the_page_shows_the_state_and_takes_names_for_text() {
         assert!(page.contains(shown), "{shown} in {page}");
     }
 
-    for shown in ["Last requests", "<td class=\"\" title=\"200\"", "<option value=\"m\">m</option>"] {
+    for shown in ["Last requests", "<td class=\"\" data-name=\"Status\" title=\"200\"", "<option value=\"m\">m</option>"] {
         assert!(page.contains(shown), "{shown} in {page}");
     }
 
@@ -128,6 +132,114 @@ async fn the_page_shows_the_state_and_takes_names_for_text() {
     let picture = std::fs::read(picture).expect("a picture");
     // A page that shows nothing compresses to next to nothing.
     assert!(picture.starts_with(b"\x89PNG") && picture.len() > 10_000, "{} bytes", picture.len());
+}
+
+/// A request of `app` that has ended.
+fn request(shield: &Arc<Shield>, app: &str, model: &str) {
+    let mut record = Record::new(&shield.telemetry, "/openai/v1/chat/completions", Instant::now());
+    (record.app, record.model, record.status) = (app.into(), model.into(), 200);
+    record.usage = Usage { prompt: 1200, cached: 200, completion: Some(300), ..Usage::default() };
+    record.nano_usd = 2_500_000_000;
+}
+
+/// A shield with an app that has caps and budgets, and one whose name is as bad as configuration and headers allow, and worse.
+async fn with_apps() -> (Arc<Shield>, SocketAddr) {
+    let hostile = format!("\"><img src=x onerror=alert(1)>\n{}", "w".repeat(10_000));
+    let app = App {
+        name: "nightly".into(),
+        tokens_per_minute: Some(20_000),
+        tokens_per_day: Some(1000),
+        cost_per_month: Some(10.0),
+        ..App::default()
+    };
+    let everyone_else = App { name: "*".into(), tokens_per_day: Some(1000), ..App::default() };
+    let (shield, address) = operated_with(Settings { app: vec![app, everyone_else], ..Settings::default() }).await;
+    for (app, model) in [("nightly", "m"), ("nightly", "n"), (&hostile, "m")] {
+        request(&shield, app, model);
+    }
+    shield.telemetry.fell_back("m", "n", FallbackReason::DailyLimit);
+    shield.telemetry.unpriced(&"nightly".into(), &"m".into());
+    (shield, address)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn apps_are_shown_with_what_they_used_and_what_is_left() {
+    let (shield, address) = with_apps().await;
+    shield.telemetry.observed_wait("m", Duration::from_secs(2));
+    shield.telemetry.observed_refusal(ObservedRefusal::AppBudget);
+    let (page, console) = rendered(&format!("http://{address}/"), None).await;
+    assert_eq!(console, "", "{page}");
+    for shown in [
+        "2 requests · 2,400 prompt (400 cached) and 600 completion tokens",
+        "$5.00",
+        "tokens per minute",
+        "20,000 left of 20,000",
+        "tokens per day",
+        "1,000 left of 1,000",
+        "$10.00 left of $10.00",
+        "starts anew in ",
+        "2 models",
+        "without a price, and so outside its budgets in USD: m",
+        "&lt;img src=x onerror=alert(1)&gt;",
+        "m → n",
+        "daily limit",
+        "would have been refused",
+        "app budget",
+    ] {
+        assert!(page.contains(shown), "{shown} in {page}");
+    }
+    assert!(!page.contains("<img"), "{page}");
+}
+
+/// The page in a frame of 375 px, as wide as a phone: a server that passes the admin listener's answers on without what forbids
+/// frames, since a browser's window cannot be as narrow.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_cut_off_on_a_phone() {
+    let (shield, admin) = with_apps().await;
+    for n in 0..30 {
+        request(&shield, &format!("app-{n}"), "a-model-with-a-rather-long-name/instruct-preview-0905");
+    }
+    let frame = r#"<!doctype html><iframe id="phone" src="/" scrolling="no" style="width: 375px; height: 800px; border: 0"></iframe><pre id="widths"></pre><script>
+        setTimeout(() => {
+          const page = document.getElementById("phone").contentDocument;
+          const apps = page.querySelectorAll(".account");
+          const cut = [...page.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > 375.5).map(e => e.tagName + "." + e.className);
+          document.getElementById("widths").textContent = page.documentElement.scrollWidth + " of 375, " + apps.length + " apps, beyond: " + cut;
+        }, 3000);
+        </script>"#;
+    let server = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}/phone", server.local_addr().expect("an address"));
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = server.accept().await {
+            tokio::spawn(async move {
+                let mut head = vec![0; 8192];
+                let Ok(length) = socket.read(&mut head).await else { return };
+                let head = String::from_utf8_lossy(&head[..length]).into_owned();
+                let path = head.split(' ').nth(1).unwrap_or_default();
+                let body = if path == "/phone" { frame.to_owned() } else { body_of(admin, path).await };
+                let kind = if path == "/status" || path == "/requests" { "application/json" } else { "text/html; charset=utf-8" };
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                    body.len()
+                );
+                // A browser that changes its mind is no failure of this test.
+                let _ = socket.write_all(format!("{head}{body}").as_bytes()).await;
+            });
+        }
+    });
+    let (page, _) = rendered(&url, None).await;
+    let widths = page.split("<pre id=\"widths\">").nth(1).and_then(|rest| rest.split("</pre>").next()).expect("the widths");
+    assert_eq!(widths, "375 of 375, 20 apps, beyond: ");
+}
+
+/// The body of an answer of the admin listener.
+async fn body_of(admin: SocketAddr, path: &str) -> String {
+    let mut socket = TcpStream::connect(admin).await.expect("it listens");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
+    socket.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.expect("an answer");
+    answer.split_once("\r\n\r\n").expect("a head").1.to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]

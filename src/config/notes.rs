@@ -1,6 +1,8 @@
 //! Remarks on a configuration without faults, for `check` and the start log.
 
-use super::{Settings, StoreKind};
+use std::collections::BTreeSet;
+
+use super::{Settings, StoreKind, faults::quoted};
 
 /// Something that is good to know though it is no fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +22,14 @@ pub(super) fn of(settings: &Settings, has: &dyn Fn(&str) -> bool) -> Vec<Note> {
     }
     if settings.store.url.is_some() && settings.store.kind == StoreKind::Local {
         note(true, "store.url is not used: store.kind is \"local\"".into());
+    }
+    if let Some(app) = settings.app.iter().find(|app| app.has_budget_in_usd()) {
+        let fallbacks = settings.fallback.iter().map(|chain| &chain.model);
+        let models: BTreeSet<_> = settings.limits.model.keys().chain(fallbacks).collect();
+        for model in models.into_iter().filter(|model| !settings.price.contains_key(*model)) {
+            let held = "what is used of it is not held against that budget";
+            note(true, format!("{} has no price, and app {} has a budget in USD: {held}", quoted(model), quoted(&app.name)));
+        }
     }
     for name in named(settings).into_iter().filter(|name| !has(name)) {
         note(true, format!("the variable {name} is named in the configuration and not set"));

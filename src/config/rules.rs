@@ -168,6 +168,7 @@ pub(super) fn between_keys(settings: &Settings, document: &Document<'_>) -> Vec<
     conflicts.extend(fallbacks(settings, document));
     conflicts.extend(circular_fallbacks(settings));
     conflicts.extend(budgets(settings));
+    conflicts.extend(unpriced_fallbacks(settings));
     conflicts.extend(shared_names(settings));
     conflicts.extend(shared_secrets(settings));
     conflicts
@@ -252,6 +253,25 @@ fn budgets(settings: &Settings) -> Vec<Conflict> {
                     Some(help.into()),
                 ));
             }
+        }
+    }
+    conflicts
+}
+
+/// Fallback models that apps with a budget in USD may get have prices: without one they would be free of charge, and the budget
+/// would never end.
+fn unpriced_fallbacks(settings: &Settings) -> Vec<Conflict> {
+    let Some(app) = settings.app.iter().find(|app| app.has_budget_in_usd() && app.fallback) else { return Vec::new() };
+    // Without any price the budget itself is the fault.
+    if settings.price.is_empty() {
+        return Vec::new();
+    }
+    let mut conflicts = Vec::new();
+    for (at, chain) in settings.fallback.iter().enumerate() {
+        for (n, to) in chain.to.iter().enumerate().filter(|(_, to)| !to.is_empty() && !settings.price.contains_key(*to)) {
+            let message = format!("{} has no price, and app {} has a budget in USD", quoted(to), quoted(&app.name));
+            let help = format!("add [price.{}], or set `fallback = false` for the app", quoted(to));
+            conflicts.push((format!("fallback[{at}].to[{n}]"), message, Some(help)));
         }
     }
     conflicts

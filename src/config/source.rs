@@ -359,6 +359,22 @@ mod tests {
     }
 
     #[test]
+    fn models_without_a_price_are_noted_where_an_app_has_a_budget_in_usd() {
+        let warnings = |app: &str| {
+            let text = format!(
+                "[[app]]\nname = \"a\"\n{app}\n[limits.model.m]\nrequests_per_day = 1\n[limits.model.priced]\nrequests_per_day = 1\n\
+                 [[fallback]]\nmodel = \"from\"\nto = [\"priced\"]\n[price.priced]\ninput = 1\n"
+            );
+            let loaded = loaded(&text, &[], Source::default());
+            assert!(loaded.faults.faults.is_empty(), "{}", loaded.faults);
+            let notes = loaded.notes.into_iter().filter(|note| note.is_warning && note.message.contains("has no price"));
+            notes.map(|note| note.message.split(' ').next().map(str::to_owned)).collect::<Vec<_>>()
+        };
+        assert_eq!(warnings("cost_per_month = 5.0"), [Some("\"from\"".to_owned()), Some("\"m\"".to_owned())]);
+        assert!(warnings("tokens_per_day = 5").is_empty());
+    }
+
+    #[test]
     fn notes_name_what_is_missing() {
         let text = "[server]\nlisten = \"0.0.0.0:8787\"\n[upstream]\napi_key_env = \"THE_KEY\"\n";
         let notes =

@@ -217,6 +217,13 @@ fn budgets_and_circular_fallbacks_are_checked() {
             "a budget in USD, and no price of any model",
             "give the models that it uses their prices: [price.\"openai/gpt-oss-20b\"] input = 0.1, output = 0.5",
         ),
+        (
+            "[[fallback]]\nmodel = \"openai/gpt-oss-120b\"\nto = [\"openai/gpt-oss-20b\"]\n\
+             [[app]]\nname = \"a\"\ncost_per_day = 1.5\n[price.\"openai/gpt-oss-120b\"]\ninput = 1\n",
+            "3:7",
+            "\"openai/gpt-oss-20b\" has no price, and app \"a\" has a budget in USD",
+            "add [price.\"openai/gpt-oss-20b\"], or set `fallback = false` for the app",
+        ),
         ("[[app]]\nname = \"a\"\ntokens_per_day = -5\n", "3:18", "`tokens_per_day`: -5 is too small: at least 1", ""),
         (
             "[[app]]\nname = \"*\"\ntoken_env = \"T\"\n",

@@ -46,6 +46,15 @@ async fn every_command_runs() {
                 let out = shell.succeeds(&block.text, Some(&shield)).await;
                 assert!(!out.is_empty() && !out.starts_with("{\"error\""), "{block:?}:\n{out}");
             }
+            ("usage", "sh") => {
+                let request = "curl -sS --fail http://127.0.0.1:8787/openai/v1/chat/completions -H 'authorization: Bearer a-key' \
+                    -H 'x-shield-app: nightly' -H 'content-type: application/json' \
+                    -d '{\"model\": \"openai/gpt-oss-20b\", \"messages\": [{\"role\": \"user\", \"content\": \"hello\"}]}'";
+                shell.succeeds(request, Some(&shield)).await;
+                let out = shell.succeeds(&block.text, Some(&shield)).await;
+                assert!(out.contains("app, since the start") && out.lines().any(|line| line.starts_with("nightly ")), "{out}");
+                assert!(out.contains(r#"tokens_total{app="nightly",model="openai/gpt-oss-20b",kind="prompt"}"#), "{out}");
+            }
             ("silent", "sh") => drop(shell.succeeds(&block.text, Some(&shield)).await),
             ("python", "python") => {
                 let (file, interpreter) = (directory.path().join("snippet.py"), python());

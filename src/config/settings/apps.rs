@@ -86,6 +86,11 @@ impl App {
         self.requests_per_minute.is_some() || self.tokens_per_minute.is_some()
     }
 
+    /// Whether it has a budget in USD.
+    pub fn has_budget_in_usd(&self) -> bool {
+        self.cost_per_day.is_some() || self.cost_per_month.is_some()
+    }
+
     /// Its budgets.
     pub fn budgets(&self) -> Vec<Budget> {
         let nano_usd = |usd: Option<f64>| usd.map(|usd| (usd * 1e9).round() as u64);
