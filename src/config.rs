@@ -30,7 +30,7 @@ pub use formats::Digest;
 pub use notes::Note;
 pub use reload::{Change, Next, Reload};
 pub use settings::{
-    Admin, App, Breaker, Class, Limits, Log, LogFormat, ModelLimits, ModelPrice, Organization, Plan, Queue, Retry, Server,
+    Admin, App, Breaker, Class, Limits, Log, LogFormat, Mode, ModelLimits, ModelPrice, Organization, Plan, Queue, Retry, Server,
     Settings, Store, StoreKind, Tls, Upstream,
 };
 pub use source::{Loaded, PLACES, Source};

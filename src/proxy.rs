@@ -8,6 +8,7 @@
 //! | `admission` | waits for the breaker and the limits |
 //! | `attempt` | sends the request once |
 //! | `retry`, `breaker`, `fallback` | pure policies: deliver, try again, give up; whether to try at all; another model |
+//! | `observe` | observe mode: nothing waits, and what would have become of requests is counted |
 //! | `relay` | response bodies: usage and truncation are observed while they pass |
 //! | `response` | response heads: what the shield adds |
 //! | `served_models` | the models that each organization has used of late, for the message when one is gone |
@@ -22,6 +23,7 @@ pub mod body_buffer;
 pub mod breaker;
 pub mod error;
 mod fallback;
+mod observe;
 mod pipeline;
 pub mod relay;
 pub mod request;

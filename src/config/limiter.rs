@@ -30,6 +30,15 @@ impl Settings {
 }
 
 impl Settings {
+    /// The limiters of observe mode, which stand beside those that keep the truth: nothing of theirs is saved or shared. A replica
+    /// sees its own part of the traffic, and observes with its part of the limits.
+    pub fn observed(&self, settings: settings::Settings) -> settings::Settings {
+        let replicas = if self.store.kind == StoreKind::Redis { self.store.replicas.max(1) } else { 1 };
+        let mut limits = settings::LimitSettings::clone(&settings.limits);
+        limits.headroom = 1.0 - (1.0 - limits.headroom) / f64::from(replicas);
+        settings::Settings { limits: limits.into(), state_file: None, redis: None, ..settings }
+    }
+
     /// The limiters of apps' caps: each app stands in the place of a model.
     pub fn caps(&self) -> settings::Settings {
         let caps = |app: &App| settings::ModelLimits {

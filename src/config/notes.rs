@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Settings, StoreKind, faults::quoted};
+use super::{Mode, Settings, StoreKind, faults::quoted};
 
 /// Something that is good to know though it is no fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,9 @@ pub struct Note {
 pub(super) fn of(settings: &Settings, has: &dyn Fn(&str) -> bool) -> Vec<Note> {
     let mut notes = Vec::new();
     let mut note = |is_warning, message: String| notes.push(Note { message, is_warning });
+    if settings.limits.mode == Mode::Observe {
+        note(false, "limits.mode is \"observe\": nothing waits or is refused, and what would have been is counted".into());
+    }
     if settings.limits.state_file.is_none() && settings.store.kind == StoreKind::Local {
         note(false, "limits.state_file is not set: what is left of each limit is not kept across restarts".into());
     }

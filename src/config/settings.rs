@@ -14,7 +14,7 @@ mod apps;
 mod limits;
 
 pub use apps::{App, Class, ModelPrice};
-pub use limits::{Limits, ModelLimits, Plan};
+pub use limits::{Limits, Mode, ModelLimits, Plan};
 
 use super::{
     fallback::Fallback,

@@ -198,23 +198,21 @@ impl Outcome {
         }
     }
 
-    /// Corrects the limits by a refusal. The request keeps its place at the front of its app's queue, unless its deadline does not
-    /// allow another attempt.
-    pub(super) fn refused(
-        self,
-        permit: Option<Permit>,
-        shield: &Shield,
-        call: &Call,
-        late: bool,
-    ) -> Result<Option<Requeue>, Rejection> {
-        let Self::Error { ref error, ref state, ref text, .. } = self else { return Err(self.into_rejection()) };
+    /// Corrects the limits by a refusal. The place at the front of its app's queue that the request may keep; `None` where the
+    /// shield does not limit it.
+    pub(super) fn refused(&self, permit: Option<Permit>, shield: &Shield, call: &Call) -> Option<Requeue> {
+        let Self::Error { error, state, text, .. } = self else { return None };
         let dimension = text.as_ref().and_then(|text| text.dimension.as_ref());
         shield.telemetry.refused(&call.admission.model, dimension.map_or("unknown", |d| d.code.as_ref()));
-        let refused = |held: Permit| held.refused(text.as_ref(), state, error.retry_after, Instant::now());
-        match permit.and_then(refused).filter(|_| !late) {
-            Some(place) => Ok(Some(place)),
-            // Not limited by the shield, or too late: the upstream's answer is the app's.
-            None => Err(self.into_rejection()),
+        permit?.refused(text.as_ref(), state, error.retry_after, Instant::now())
+    }
+
+    /// What the response's head says of the limits.
+    pub(super) fn state(&self) -> Observation {
+        match self {
+            Self::Validated(response) => groq::rate_limits(response.headers()),
+            Self::Error { state, .. } => *state,
+            Self::Failed(_) => Observation::default(),
         }
     }
 

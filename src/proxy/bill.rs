@@ -5,9 +5,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use groq_limiter::{ActualUsage, CostEstimate};
+use groq_limiter::{ActualUsage, CostEstimate, types::Observation};
 use tokio::time::Instant;
 
+use super::observe::Observed;
 use crate::accounts::{Amounts, Budget, Exceeded, Permit, Price, SharedLedger};
 
 /// What a call has used so far.
@@ -23,6 +24,8 @@ pub struct Bill {
     total: Amounts,
     /// What the running attempt has reserved of its app's caps.
     cap: Option<groq_limiter::Permit>,
+    /// The running attempt as observe mode sees it.
+    observed: Option<Observed>,
     /// Whether an attempt may have reached Groq and is not on the bill yet.
     in_flight: bool,
 }
@@ -37,7 +40,7 @@ impl Drop for Bill {
 impl Bill {
     /// A bill that nothing is on, for an app without budgets.
     pub(super) fn new(cost: CostEstimate, price: Option<Price>) -> Self {
-        Self { permit: None, price, cost, completion: 0, total: Amounts::default(), cap: None, in_flight: false }
+        Self { permit: None, price, cost, completion: 0, total: Amounts::default(), cap: None, observed: None, in_flight: false }
     }
 
     /// Reserves what the call is expected to use of its app's `budgets`.
@@ -64,10 +67,25 @@ impl Bill {
         self.price.is_some()
     }
 
-    /// An attempt begins that has reserved `cap` of its app's caps.
-    pub(super) fn begin_attempt(&mut self, cap: Option<groq_limiter::Permit>) {
-        self.cap = cap;
+    /// An attempt begins that has reserved `cap` of its app's caps. `observed`: what would have become of it, in observe mode.
+    pub(super) fn begin_attempt(&mut self, cap: Option<groq_limiter::Permit>, observed: Option<Observed>) {
+        (self.cap, self.observed) = (cap, observed);
         self.in_flight = true;
+    }
+
+    /// The head of the running attempt's response has come.
+    pub(super) fn head(&mut self, state: impl FnOnce() -> Observation) {
+        if let Some(observed) = &mut self.observed {
+            observed.head(&state());
+        }
+    }
+
+    /// Groq has refused the running attempt.
+    pub(super) fn refused(&mut self) {
+        if let Some(observed) = self.observed.take() {
+            observed.refused();
+        }
+        self.charge(ActualUsage::Nothing);
     }
 
     /// Puts the running attempt on the bill.
@@ -75,6 +93,9 @@ impl Bill {
         self.in_flight = false;
         if let Some(cap) = self.cap.take() {
             cap.settle(spent, Instant::now());
+        }
+        if let Some(observed) = self.observed.take() {
+            observed.settle(spent);
         }
         let mut amounts = self.amounts(spent);
         if self.total.requests == 0 && spent != ActualUsage::Nothing {

@@ -3,23 +3,28 @@
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use bytes::Bytes;
-use groq_limiter::ActualUsage;
 use http::{Request, Response};
 use tokio::time::{Instant, sleep};
 
 use super::{
     admission::{BreakerWait, admit, pass_caps, yield_if_busy},
     attempt::{self, Delivered},
-    breaker::Health,
+    breaker::{Health, Pass},
     error::Rejection,
     fallback,
+    observe::{self, Admitted, Observer},
     relay::{self, Body, ResponseContext},
     request::{self, Call},
     response::{deliver, early_headers, new_request_id, reject},
     retry::{Attempts, Class, Verdict},
     shield::Shield,
 };
-use crate::{config::Settings, shutdown::Cutoff, telemetry::Record, upstream::UpstreamRequest};
+use crate::{
+    config::Settings,
+    shutdown::Cutoff,
+    telemetry::{ObservedRefusal, Record},
+    upstream::UpstreamRequest,
+};
 
 /// Responds to one request, whatever happens to it.
 ///
@@ -102,13 +107,23 @@ async fn forward(
     record: &mut Record,
 ) -> Result<Delivered, Rejection> {
     shield.budget.request(call.read_at);
+    let observer = shield.observer.load_full();
     if let Some(budgets) = &call.budgets {
+        let app = call.admission.app.clone();
         // Boxed: rare, and each waiting request would have room for it.
-        Box::pin(call.bill.reserve(&shield.accounts, &call.admission.app, budgets)).await.map_err(Rejection::BudgetSpent)?;
+        if let Err(exceeded) = Box::pin(call.bill.reserve(&shield.accounts, &app, budgets)).await {
+            if observer.is_none() {
+                return Err(Rejection::BudgetSpent(exceeded));
+            }
+            observe::refuse(&shield.telemetry, record, ObservedRefusal::AppBudget);
+            // Without a budget to hold it against, what it uses still counts.
+            Box::pin(call.bill.reserve(&shield.accounts, &app, &[])).await.map_err(Rejection::BudgetSpent)?;
+        }
     }
+    let falls_back = call.may_fall_back && observer.is_none() && !settings.fallback.is_empty();
     // Before the ceiling is fitted: each fallback model starts from the body as it came.
-    let body = (call.may_fall_back && !settings.fallback.is_empty()).then(|| upstream_request.body().clone());
-    let rejection = match serve(shield, settings, call, upstream_request, record).await {
+    let body = falls_back.then(|| upstream_request.body().clone());
+    let rejection = match serve(shield, settings, call, observer.as_ref(), upstream_request, record).await {
         Err(rejection) => rejection,
         delivered => return delivered,
     };
@@ -119,7 +134,7 @@ async fn forward(
             break;
         }
         record.falls_back(&from, &call.admission.model, reason);
-        match Box::pin(serve(shield, settings, call, upstream_request, record)).await {
+        match Box::pin(serve(shield, settings, call, None, upstream_request, record)).await {
             // It cannot take the request either.
             Err(rejection) if fallback::reason(&rejection).is_some() => record.stays(&from),
             outcome => {
@@ -131,19 +146,23 @@ async fn forward(
     Err(rejection)
 }
 
-/// Admits, attempts and judges until there is a response to deliver, or none to be had from this model.
+/// Admits, attempts and judges until there is a response to deliver, or none to be had from this model. With an `observer` nothing
+/// waits but retries, and nothing is rewritten.
 async fn serve(
     shield: &Shield,
     settings: &Settings,
     call: &mut Call,
+    observer: Option<&Arc<Observer>>,
     upstream_request: &mut UpstreamRequest,
     record: &mut Record,
 ) -> Result<Delivered, Rejection> {
     if call.lacks_price() {
         shield.telemetry.unpriced(&call.admission.app, &call.admission.model);
     }
-    call.fit_ceiling(shield, settings, upstream_request);
-    record.is_fitted(call.fitted);
+    if observer.is_none() {
+        call.fit_ceiling(shield, settings, upstream_request);
+        record.is_fitted(call.fitted);
+    }
     if shield.limits.waiting() > 0 {
         upstream_request.compact();
     }
@@ -154,23 +173,38 @@ async fn serve(
     loop {
         // The block ends the outcome's life before the pause: it is large, and would be kept through it.
         let pause = {
-            let cap = pass_caps(shield, call, record).await?;
-            let (pass, mut permit) = admit(shield, settings, call, &breaker_key, place.take(), &mut breaker_wait, record).await?;
-            call.bill.begin_attempt(cap);
+            let admitted = match observer {
+                None => {
+                    let cap = pass_caps(shield, call, record).await?;
+                    let (pass, permit) =
+                        admit(shield, settings, call, &breaker_key, place.take(), &mut breaker_wait, record).await?;
+                    Admitted { cap, pass: Some(pass), permit, observed: None }
+                }
+                Some(observer) => observe::admit(shield, settings, call, observer, &breaker_key, record),
+            };
+            let Admitted { cap, pass, mut permit, observed } = admitted;
+            call.bill.begin_attempt(cap, observed);
             let outcome = Box::pin(attempt::send(shield, call, upstream_request, permit.as_mut(), record)).await;
             let health = outcome.health();
             // The breaker is open again: the next attempt would be the next probe, and its app would hear of the outage after four.
             let class = match health {
-                Health::Bad { .. } if pass.is_probe() => Class::Broken,
+                Health::Bad { .. } if pass.as_ref().is_some_and(Pass::is_probe) => Class::Broken,
                 _ => outcome.class(),
             };
-            pass.record(health);
+            if let Some(pass) = pass {
+                pass.record(health);
+            }
+            call.bill.head(|| outcome.state());
             shield.telemetry.attempt(outcome.label());
             match attempts.next(class, &shield.budget, fastrand::f64(), Instant::now) {
                 Verdict::Deliver => return outcome.deliver(permit, &mut call.bill),
                 Verdict::Requeue(pause) => {
-                    call.bill.charge(ActualUsage::Nothing);
-                    place = outcome.refused(permit, shield, call, pause.is_none())?;
+                    call.bill.refused();
+                    place = outcome.refused(permit, shield, call);
+                    // Not limited by the shield, or too late, or nothing waits: the upstream's answer is the app's.
+                    if place.is_none() || pause.is_none() || observer.is_some() {
+                        return Err(outcome.into_rejection());
+                    }
                     if call.fitted.is_none() {
                         call.fit_ceiling(shield, settings, upstream_request);
                         record.is_fitted(call.fitted);

@@ -2,18 +2,18 @@
 
 use std::{io, path::PathBuf, sync::Arc};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use groq_limiter::Limiters;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    body_buffer::Bodies, breaker::Breakers, request::identity::IdentityIndex, retry::Budget, served_models::ServedModels,
-    via::Via,
+    body_buffer::Bodies, breaker::Breakers, observe::Observer, request::identity::IdentityIndex, retry::Budget,
+    served_models::ServedModels, via::Via,
 };
 use crate::{
     accounts::{self, SharedLedger},
-    config::Settings,
+    config::{Mode, Settings},
     shutdown::Shutdown,
     telemetry::Telemetry,
     upstream::Upstream,
@@ -31,6 +31,8 @@ pub struct Shield {
     pub caps: Limiters,
     /// Limiters and queues.
     pub limits: Limiters,
+    /// What would have become of requests, where limits are not enforced (`limits.mode`).
+    pub observer: ArcSwapOption<Observer>,
     /// Whether Groq answers at all, by organization and model.
     pub breakers: Breakers,
     /// The budget of retries over all requests.
@@ -71,10 +73,12 @@ impl Shield {
         accounts.ledger().name_apps(settings.named_apps());
         let telemetry = Arc::<Telemetry>::default();
         telemetry.name_apps(settings.named_apps());
+        let caps = Limiters::new(settings.caps());
         Arc::new(Self {
+            observer: ArcSwapOption::from(Observer::beside(&limits, &caps, &settings)),
             identities: ArcSwap::from_pointee(IdentityIndex::new(&settings, |name| std::env::var(name).ok())),
             accounts: Arc::new(accounts),
-            caps: Limiters::new(settings.caps()),
+            caps,
             limits,
             breakers: Breakers::default(),
             budget: Budget::new(Instant::now()),
@@ -102,6 +106,10 @@ impl Shield {
         self.limits.reconfigure(settings.limiter());
         self.caps.reconfigure(settings.caps());
         self.accounts.ledger().name_apps(settings.named_apps());
+        match (settings.limits.mode, &*self.observer.load()) {
+            (Mode::Observe, Some(observer)) => observer.reconfigure(&settings),
+            _ => self.observer.store(Observer::beside(&self.limits, &self.caps, &settings)),
+        }
         self.bodies.resize(settings.queue.max_bytes);
         self.settings.store(Arc::new(settings));
     }

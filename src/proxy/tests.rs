@@ -28,6 +28,7 @@ mod attempts;
 mod budgets;
 mod caps;
 mod fallback;
+mod observe;
 mod streams;
 mod unread;
 

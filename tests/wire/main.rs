@@ -5,6 +5,7 @@ mod configured_limits;
 mod docs;
 mod http2;
 mod kit;
+mod observe;
 mod outage;
 mod output_limits;
 mod paths;

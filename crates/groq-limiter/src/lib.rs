@@ -258,6 +258,40 @@ impl Limiters {
         waiting.await.map(|charge| Permit::new(limiter, Box::new(charge)))
     }
 
+    /// Takes what `request` costs at once, into debt if need be: for a request that is sent whatever the limits say.
+    pub fn take(&self, request: &AdmissionRequest) -> Permit {
+        if request.cost == CostEstimate::Free {
+            return Permit::free();
+        }
+        let limiter = self.0.limiter(request);
+        let grant = limiter.change_now(|limiter, now| limiter.take(request, now));
+        Permit::new(limiter, Box::new(grant))
+    }
+
+    /// Limiters of their own with other settings, where these stand now.
+    #[must_use]
+    pub fn copy(&self, settings: Settings) -> Self {
+        Self(self.0.copy(settings))
+    }
+
+    /// Takes up the limits that Groq has stated to `others` for the model of `request`. What is used stays.
+    pub fn adopt_limits(&self, others: &Self, request: &AdmissionRequest) {
+        if let Some(other) = others.0.find(request) {
+            let stated = other.with(|limiter| limiter.stated_limits());
+            self.0.limiter(request).change_now(|limiter, now| limiter.adopt_limits(&stated, now));
+        }
+    }
+
+    /// How long a request like `request` would wait.
+    pub fn forecast(&self, request: &AdmissionRequest) -> Duration {
+        self.0.limiter(request).now(|limiter, now| limiter.forecast_of(request, now))
+    }
+
+    /// Completion tokens that an answer has on average; `None` before the first one.
+    pub fn usual_completion(&self, request: &AdmissionRequest) -> Option<u64> {
+        self.0.find(request)?.with(|limiter| limiter.usual_completion())
+    }
+
     /// Levels, queue and forecasts of every limiter.
     pub fn snapshot(&self) -> Vec<LimiterSnapshot> {
         self.0.snapshot()

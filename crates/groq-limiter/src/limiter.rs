@@ -27,6 +27,7 @@ mod pricing;
 mod snapshot;
 mod store_session;
 mod unbounded;
+mod unqueued;
 
 const MILLISECOND: Ns = 1_000_000;
 const SECOND: Ns = 1_000_000_000;

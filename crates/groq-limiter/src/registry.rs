@@ -166,6 +166,16 @@ impl Registry {
         limiters
     }
 
+    /// Limiters of their own with other settings, where these stand now.
+    pub(super) fn copy(&self, settings: Settings) -> Arc<Self> {
+        let copy = Self::new(settings);
+        let mut remembered = self.remembered().clone();
+        remembered
+            .extend(self.all().iter().map(|shared| (shared.key.clone(), shared.now(|limiter, now| Saved::of(limiter, now)))));
+        *copy.remembered() = remembered;
+        copy
+    }
+
     #[cfg(feature = "redis")]
     pub(super) fn clock(&self) -> Clock {
         self.common.clock

@@ -113,6 +113,11 @@ impl SharedLimiter {
         outcome
     }
 
+    /// The same as of now.
+    pub(super) fn change_now<T>(self: &Arc<Self>, change: impl FnOnce(&mut Limiter, Ns) -> T) -> T {
+        self.change(|limiter| change(limiter, self.common.clock.now()))
+    }
+
     /// Reads the limiter, or changes what nobody waits for.
     pub(super) fn with<T>(&self, read: impl FnOnce(&mut Limiter) -> T) -> T {
         read(&mut self.inside.lock().unwrap_or_else(PoisonError::into_inner).limiter)

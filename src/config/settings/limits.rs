@@ -24,6 +24,17 @@ pub enum Plan {
     None,
 }
 
+/// Whether the limits are enforced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Requests wait, and are refused.
+    #[default]
+    Enforce,
+    /// Requests pass as they come; what would have become of them is counted.
+    Observe,
+}
+
 /// `[limits]`
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
 #[serde(default, deny_unknown_fields)]
@@ -31,6 +42,8 @@ pub enum Plan {
 pub struct Limits {
     /// The starting table: auto, free, developer or none. auto starts from free and follows the headers.
     pub plan: Plan,
+    /// enforce, or observe: nothing waits, is refused, capped or rewritten; what would have been is counted in metrics and the log. Live.
+    pub mode: Mode,
     /// Share of every limit left to others, 0 to 0.9.
     #[garde(range(min = 0.0, max = 0.9), custom(finite))]
     pub headroom: f64,

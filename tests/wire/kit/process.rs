@@ -18,6 +18,8 @@ use tempfile::TempDir;
 use super::{Answer, Client};
 
 const START: Duration = Duration::from_secs(30);
+/// What the log says after a reload.
+const RELOADED: &str = "configuration read again";
 
 /// One running `groq-shield`.
 pub(crate) struct Process {
@@ -174,7 +176,7 @@ impl Simulator {
 /// A shield before an upstream.
 pub(crate) struct Shield {
     pub(crate) process: Process,
-    _config: TempDir,
+    config: TempDir,
 }
 
 impl Shield {
@@ -191,6 +193,19 @@ impl Shield {
         let (file, upstream) = (file.to_str().expect("temporary paths are UTF-8"), format!("http://{upstream}"));
         let arguments =
             ["serve", "--config", file, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--upstream", upstream.as_str()];
-        Self { process: Process::start(&arguments, environment), _config: directory }
+        Self { process: Process::start(&arguments, environment), config: directory }
+    }
+
+    /// Puts another configuration in force, and waits until the log says so.
+    pub(crate) async fn reload(&self, config: &str) {
+        let reloads = || self.process.log().matches(RELOADED).count();
+        let before = reloads();
+        std::fs::write(self.config.path().join("groq-shield.toml"), config).expect("the configuration can be written");
+        self.process.signal(Signal::SIGHUP);
+        let deadline = tokio::time::Instant::now() + START;
+        while reloads() == before {
+            assert!(tokio::time::Instant::now() < deadline, "not reloaded:\n{}", self.process.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }

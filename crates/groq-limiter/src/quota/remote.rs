@@ -90,6 +90,13 @@ impl Quota {
         }
     }
 
+    /// So many units were taken without the store, which is to hear of it.
+    pub fn tell_taken(&mut self, units: u64) {
+        if let Some(bucket) = &self.bucket {
+            self.add_pending(i64::try_from(bucket.span(units)).unwrap_or(i64::MAX));
+        }
+    }
+
     /// Groq's word, for the store.
     pub(super) fn report_observation(&mut self, observation: SentObservation) {
         if let Some(remote) = self.remote.as_mut().filter(|remote| remote.parted.is_none())

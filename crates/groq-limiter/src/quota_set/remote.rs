@@ -90,6 +90,13 @@ impl QuotaSet {
         self.quotas.iter().position(|quota| quota.stored_code() == code)
     }
 
+    /// This was taken without the store, which is to hear of it.
+    pub fn tell_taken(&mut self, taken: &Reserved) {
+        for quota in &mut self.quotas {
+            quota.tell_taken(quota.units(&taken.cost));
+        }
+    }
+
     /// A lost transaction was never applied.
     pub fn retract(&mut self, cells: &[Cell]) {
         for cell in cells {

@@ -1,0 +1,195 @@
+//! Observe mode: requests pass as they come, and what would have become of them is counted.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{HeaderMap, StatusCode};
+use tokio::time::{Instant, sleep};
+
+use super::{answer, ask, asked, chat, code, good, shield, whole};
+use crate::{
+    config::{App, Fallback, FallbackReason, Mode, ModelLimits, Plan, Settings},
+    headers::text,
+    proxy::{Shield, handle},
+    telemetry::{ObservedRefusal, ObservedTotals},
+};
+
+const REFUSED: &str = r#"{"error":{"message":"Rate limit reached for model `m` in organization `org_x` service tier `on_demand` on requests per minute (RPM): Limit 2, Used 2, Requested 1. Please try again in 30s.","type":"requests","code":"rate_limit_exceeded"}}"#;
+
+fn observing(limits: ModelLimits) -> Settings {
+    let mut settings = Settings::default();
+    settings.limits.plan = Plan::None;
+    settings.limits.mode = Mode::Observe;
+    settings.limits.model.insert("m".into(), limits);
+    settings
+}
+
+fn enforcing(settings: &Settings) -> Settings {
+    let mut settings = settings.clone();
+    settings.limits.mode = Mode::Enforce;
+    settings
+}
+
+fn refusals(shield: &Shield, reason: ObservedRefusal) -> u64 {
+    shield.telemetry.observed().refusals[reason as usize]
+}
+
+async fn ask_for(shield: &Arc<Shield>, app: &str) -> (StatusCode, HeaderMap, String) {
+    let mut request = chat(false);
+    request.headers_mut().insert("x-shield-app", app.parse().expect("a value"));
+    whole(handle(shield, request, None).await).await
+}
+
+/// Twelve at once where ten a minute are allowed, of which two are the margin: in a wait of at most ten seconds there is room for one
+/// more.
+#[tokio::test(start_paused = true)]
+async fn nothing_waits_and_what_would_have_been_is_counted() {
+    let mut settings = observing(ModelLimits { requests_per_minute: Some(10), ..Default::default() });
+    settings.queue.max_wait = Duration::from_secs(10);
+    let (shield, _) = shield(settings, vec![good()]);
+    let began = Instant::now();
+    for _ in 0..12 {
+        let (status, headers, _) = ask(&shield, false).await;
+        assert_eq!((status, text(&headers, "x-shield-wait-ms")), (StatusCode::OK, Some("0")));
+    }
+    assert!(began.elapsed() < Duration::from_millis(10), "{:?}", began.elapsed());
+    let ObservedTotals { admitted, .. } = shield.telemetry.observed();
+    assert_eq!((admitted, refusals(&shield, ObservedRefusal::MaxWait)), (8, 3), "one still waits");
+    sleep(Duration::from_secs(11)).await;
+    let ObservedTotals { admitted, wait_p99_s, .. } = shield.telemetry.observed();
+    assert_eq!(admitted, 9);
+    assert!(wait_p99_s.is_some_and(|wait| (5.0..=10.0).contains(&wait)), "{wait_p99_s:?}");
+    let recent = shield.telemetry.recent_requests();
+    assert_eq!(recent[0].observed_refusal.as_deref(), Some("max_wait"));
+    assert!(recent.iter().any(|request| request.observed_wait_s.is_some_and(|wait| (5.0..=10.0).contains(&wait))), "{recent:?}");
+    assert!(recent.iter().all(|request| request.wait_s == 0.0), "{recent:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_enforces_what_is_left_and_observes_again_from_there() {
+    let settings = observing(ModelLimits { requests_per_day: Some(10), ..Default::default() });
+    let (shield, _) = shield(settings.clone(), vec![good()]);
+    for _ in 0..13 {
+        assert_eq!(ask(&shield, false).await.0, StatusCode::OK);
+    }
+    let left = shield.limits.snapshot()[0].dimensions[0].remaining;
+    assert!((-3.1..=-2.9).contains(&left), "the truth, into debt: {left}");
+    shield.reload(enforcing(&settings));
+    let (status, headers, body) = ask(&shield, false).await;
+    assert_eq!((status, code(&body).as_str()), (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"));
+    assert_eq!(text(&headers, "x-shield-error"), Some("rate_limit_exceeded"));
+    let before = refusals(&shield, ObservedRefusal::MaxWait);
+    shield.reload(settings);
+    assert_eq!(ask(&shield, false).await.0, StatusCode::OK);
+    assert_eq!(refusals(&shield, ObservedRefusal::MaxWait), before + 1, "a day's limit that was spent before still is");
+}
+
+#[tokio::test(start_paused = true)]
+async fn caps_and_budgets_refuse_nobody() {
+    let mut settings = observing(ModelLimits::default());
+    settings.queue.max_wait = Duration::from_secs(1);
+    settings.app = vec![
+        App { name: "capped".into(), requests_per_minute: Some(2), ..App::default() },
+        App { name: "spent".into(), tokens_per_day: Some(20), ..App::default() },
+    ];
+    let (shield, _) = shield(settings.clone(), vec![good()]);
+    for app in ["capped", "spent"] {
+        for _ in 0..4 {
+            assert_eq!(ask_for(&shield, app).await.0, StatusCode::OK, "{app}");
+        }
+    }
+    assert_eq!(refusals(&shield, ObservedRefusal::AppCap), 2);
+    assert_eq!(refusals(&shield, ObservedRefusal::AppBudget), 2, "15 tokens each: the third and the fourth");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
+    assert_eq!(shield.accounts.ledger().usage("spent", now).day.tokens, 60, "what passes counts");
+    shield.reload(enforcing(&settings));
+    for (app, code_of) in [("capped", "rate_limit_exceeded"), ("spent", "app_budget_exceeded")] {
+        let (status, _, body) = ask_for(&shield, app).await;
+        assert_eq!((status, code(&body).as_str()), (StatusCode::TOO_MANY_REQUESTS, code_of));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_rewritten() {
+    let mut settings = observing(ModelLimits { tokens_per_minute: Some(500), requests_per_day: Some(1), ..Default::default() });
+    settings.limits.fit_ceiling = true;
+    settings.fallback = vec![Fallback { model: "m".into(), to: vec!["b".into()], when: FallbackReason::DEFAULT.to_vec() }];
+    let (shield, seen) = shield(settings, vec![good()]);
+    for _ in 0..2 {
+        let body = r#"{"model":"m","max_completion_tokens":9000,"messages":[{"role":"user","content":"hi"}]}"#;
+        let request = asked(http::Method::POST, "/openai/v1/chat/completions", body.into());
+        let (status, headers, _) = whole(handle(&shield, request, None).await).await;
+        assert_eq!(status, StatusCode::OK);
+        assert!(!headers.contains_key("x-shield-fitted") && !headers.contains_key("x-shield-fallback"), "{headers:?}");
+    }
+    for request in seen.lock().expect("unpoisoned").iter() {
+        assert!(request.contains(r#""model":"m","max_completion_tokens":9000"#), "{request}");
+    }
+    assert_eq!(refusals(&shield, ObservedRefusal::TooLarge), 0, "its ceiling would have been lowered");
+    assert_eq!(refusals(&shield, ObservedRefusal::MaxWait), 1);
+}
+
+/// Nothing is delayed, so the refusal is the app's to wait for; and it shows the observer a limit that nobody had told.
+#[tokio::test(start_paused = true)]
+async fn groqs_refusal_passes_at_once_and_teaches_the_limit() {
+    let (shield, seen) = shield(
+        observing(ModelLimits::default()),
+        vec![good(), answer("429 Too Many Requests", "application/json", REFUSED), good()],
+    );
+    ask(&shield, false).await;
+    let began = Instant::now();
+    let (status, headers, body) = ask(&shield, false).await;
+    assert_eq!((status, code(&body).as_str()), (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"));
+    assert!(body.contains("Limit 2, Used 2") && !body.contains("org_x"), "{body}");
+    let after: u64 = text(&headers, "retry-after").and_then(|after| after.parse().ok()).expect("seconds");
+    assert!((30..=38).contains(&after), "{after}");
+    assert_eq!((text(&headers, "x-should-retry"), text(&headers, "x-shield-error")), (Some("true"), None));
+    assert_eq!((began.elapsed(), seen.lock().expect("unpoisoned").len()), (Duration::ZERO, 2));
+    for _ in 0..6 {
+        assert_eq!(ask(&shield, false).await.0, StatusCode::OK);
+    }
+    assert!(refusals(&shield, ObservedRefusal::MaxWait) > 0, "{:?}", shield.telemetry.observed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_are_retried_and_told_as_always_and_no_breaker_holds_up() {
+    let mut settings = observing(ModelLimits::default());
+    settings.breaker.failures = 3;
+    let failing = answer("500 Internal Server Error", "application/json", r#"{"error":{"message":"m","type":"t"}}"#);
+    let (shield, seen) = shield(settings, vec![failing]);
+    let (status, headers, _) = ask(&shield, false).await;
+    assert_eq!((status.as_u16(), text(&headers, "x-shield-attempts")), (500, Some("4")));
+    let began = Instant::now();
+    let (status, _, body) = ask(&shield, false).await;
+    assert_eq!(status.as_u16(), 500, "{body}");
+    assert!(seen.lock().expect("unpoisoned").len() >= 8, "it was sent, the breaker open or not");
+    assert!(began.elapsed() < Duration::from_secs(5), "back-off alone: {:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_beside_the_traffic_is_bounded() {
+    let mut settings = observing(ModelLimits { requests_per_minute: Some(10), ..Default::default() });
+    settings.queue.max_waiting = 4;
+    let (shield, _) = shield(settings, vec![good()]);
+    for _ in 0..100 {
+        assert_eq!(ask(&shield, false).await.0, StatusCode::OK);
+    }
+    assert_eq!(shield.limits.waiting(), 0, "nobody waits");
+    let refused = [ObservedRefusal::QueueFull, ObservedRefusal::MaxWait].map(|reason| refusals(&shield, reason));
+    assert_eq!((refused[0] + refused[1], shield.telemetry.observed().admitted), (88, 8), "{refused:?}");
+    assert!(refused[0] > 0, "{refused:?}");
+}
+
+/// A client that leaves while its request waits beside the traffic: what it has used is settled all the same.
+#[tokio::test(start_paused = true)]
+async fn nothing_stays_in_flight() {
+    let settings = observing(ModelLimits { requests_per_minute: Some(10), ..Default::default() });
+    let (shield, _) = shield(settings, vec![vec![super::Step::UntilClosed]]);
+    for _ in 0..20 {
+        let left = tokio::time::timeout(Duration::from_millis(5), ask(&shield, false)).await;
+        assert!(left.is_err(), "the upstream says nothing");
+    }
+    sleep(Duration::from_secs(120)).await;
+    assert_eq!(shield.limits.snapshot()[0].in_flight, 0);
+    let observer = shield.observer.load_full().expect("it observes");
+    assert_eq!(observer.in_flight(), 0);
+}
