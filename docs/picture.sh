@@ -22,6 +22,13 @@ tokens_per_day = 200000
 name = "nightly"
 class = "batch"
 requests_per_minute = 30
+cost_per_day = 0.01
+[price."openai/gpt-oss-20b"]
+input = 0.1
+output = 0.5
+[price."openai/gpt-oss-120b"]
+input = 0.15
+output = 0.75
 TOML
 "$shield" --config "$work/groq-shield.toml" --simulate 2>"$work/log" &
 until curl -sf http://127.0.0.1:18788/readyz >/dev/null; do sleep 0.1; done
@@ -43,5 +50,5 @@ sleep 120
 
 browser=$(command -v chromium || command -v chromium-browser || command -v google-chrome)
 "$browser" --headless --no-sandbox --disable-gpu --no-first-run --user-data-dir="$work/profile" --hide-scrollbars \
-  --virtual-time-budget=4000 --window-size=1180,1280 --screenshot="$picture" http://127.0.0.1:18788/ >"$work/browser" 2>&1
+  --virtual-time-budget=4000 --window-size=1180,1500 --screenshot="$picture" http://127.0.0.1:18788/ >"$work/browser" 2>&1
 echo "$picture"

@@ -138,7 +138,7 @@ async fn the_page_shows_the_state_and_takes_names_for_text() {
 fn request(shield: &Arc<Shield>, app: &str, model: &str) {
     let mut record = Record::new(&shield.telemetry, "/openai/v1/chat/completions", Instant::now());
     (record.app, record.model, record.status) = (app.into(), model.into(), 200);
-    record.usage = Usage { prompt: 1200, cached: 200, completion: Some(300), ..Usage::default() };
+    record.usage = Usage { prompt: 1200, cached: 200, completion: Some(300) };
     record.nano_usd = 2_500_000_000;
 }
 

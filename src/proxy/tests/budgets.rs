@@ -93,6 +93,21 @@ async fn a_budget_in_usd_is_spent_by_the_prices() {
     assert!(metrics.contains(r#"groq_shield_tokens_total{app="a",model="m",kind="prompt"} 20"#), "{metrics}");
 }
 
+/// Two apps use a model without a price; one of them has a budget in USD.
+#[tokio::test(start_paused = true)]
+async fn a_model_without_a_price_is_told_where_a_budget_in_usd_would_need_one() {
+    let in_usd = App { name: "in-usd".into(), cost_per_day: Some(1.0), ..App::default() };
+    let in_tokens = App { name: "in-tokens".into(), tokens_per_day: Some(1000), ..App::default() };
+    let mut settings = with([in_usd, in_tokens]);
+    settings.price.insert("another".into(), ModelPrice { input: Some(1.0), ..ModelPrice::default() });
+    let (shield, _) = shield(settings, vec![good()]);
+    for app in ["in-usd", "in-tokens"] {
+        assert_eq!(ask(&shield, app, false).await.0, StatusCode::OK);
+    }
+    assert_eq!(shield.telemetry.unpriced_of("in-usd"), [Arc::<str>::from("m")]);
+    assert!(shield.telemetry.unpriced_of("in-tokens").is_empty());
+}
+
 /// A budget that nothing here comes near to, in tokens and USD.
 fn ample() -> Settings {
     let app = App { name: "a".into(), tokens_per_day: Some(1_000_000), ..App::default() };
