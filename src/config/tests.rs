@@ -247,6 +247,21 @@ fn budgets_and_circular_fallbacks_are_checked() {
         let expected = (place.to_owned(), message.to_owned(), help.to_owned());
         assert_eq!(only(text), expected, "{text}");
     }
+    for (value, word) in [
+        ("tokens_per_day = 9223372036854775808", "not so large a number"),
+        ("requests_per_day = 0", "too small"),
+        ("cost_per_day = -0.5", "too small"),
+        ("cost_per_month = 1e300", "too large"),
+        ("cost_per_month = nan", "cost_per_month"),
+        ("cost_per_day = inf", "cost_per_day"),
+        ("[price.x]\noutput = nan", "output"),
+        ("requests_per_minute = -1", "too small"),
+    ] {
+        let faults = faults(&format!("[[app]]\nname = \"a\"\n{value}\n[price.m]\ninput = 1\n"));
+        assert!(faults.ends_with("1 fault in the configuration") && faults.contains(word), "{value}: {faults}");
+    }
+    let quoted = settings("[[app]]\nname = 'say \"a\"'\ntokens_per_day = 9223372036854775807\n");
+    assert_eq!(quoted.app[0].budgets()[0].limit, i64::MAX as u64);
     let long = format!("[[app]]\nname = \"{}\"\n", "x".repeat(10_000));
     assert_eq!(only(&long).1, "`name`: is longer than 128 bytes");
     let priced =

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use groq_limiter::{Limiters, settings::RedisSettings};
+use groq_shield::accounts::{Amounts, Budget, Period, SharedLedger, Unit};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::time::{Instant, sleep};
 
@@ -11,9 +12,9 @@ use crate::{
     process::{Shield, Simulator},
 };
 
-/// What README names as the rights that the shield needs, and nothing else.
-const RIGHTS: &str = "~test:* &test:news resetchannels &test:news +evalsha +script|load +info +subscribe +time \
-                      +get +set +hmget +hset +pexpire +publish +zadd +zrem +zrangebyscore +zremrangebyscore +zcard";
+/// What the documents name as the rights that the shield needs, and nothing else.
+const RIGHTS: &str = "~test:* resetchannels &test:news &test:caps:news +evalsha +script|load +info +subscribe +time \
+                      +get +set +hmget +hgetall +hset +hdel +pexpire +publish +zadd +zrem +zrangebyscore +zremrangebyscore +zcard";
 
 /// A Redis with a TLS port, whose certificate is signed by an authority of its own.
 struct Secure {
@@ -79,6 +80,15 @@ async fn tls_with_a_private_authority_and_a_user_of_few_rights() {
     held.sent(Instant::now());
     let other = replicas[1].reserve(&ask("a", 1, 890), soon(), None).await;
     assert!(other.is_err(), "the quota is shared: {other:?}");
+    let budget = [Budget { unit: Unit::Requests, period: Period::Month, limit: 1 }];
+    let amounts = Amounts { requests: 1, ..Amounts::default() };
+    let accounts = [0, 1].map(|n: usize| SharedLedger::new(replicas[n].store_handle(), "test"));
+    let month = accounts[0].reserve(&"a".into(), &budget, amounts, 0).await.expect("nothing is used");
+    let other = accounts[1].reserve(&"a".into(), &budget, amounts, 0).await;
+    assert!(other.is_err(), "the budget is shared: {other:?}");
+    drop(month);
+    let caps = replica_of(RedisSettings { prefix: "test:caps".into(), ..redis.store(RIGHT, Some(redis.ca())) }, tokens(1000));
+    until(false, &[caps]).await;
     let [one, two] = replicas;
     drop(held);
     one.leave();

@@ -9,7 +9,7 @@ use crate::{
     accounts::{Budget, Period, Price, Unit},
     config::{
         formats::Digest,
-        rules::{env_name, positive, short_name},
+        rules::{env_name, finite, positive, short_name},
     },
 };
 
@@ -68,11 +68,11 @@ pub struct App {
     #[schemars(example = &500_000)]
     pub tokens_per_day: Option<u64>,
     /// Budget: USD a UTC day, by the prices of `[price]`.
-    #[garde(range(min = 0.000_001, max = MAX_USD))]
+    #[garde(range(min = 0.000_001, max = MAX_USD), inner(custom(finite)))]
     #[schemars(example = &2.5)]
     pub cost_per_day: Option<f64>,
     /// Budget: USD a UTC month, by the prices of `[price]`.
-    #[garde(range(min = 0.000_001, max = MAX_USD))]
+    #[garde(range(min = 0.000_001, max = MAX_USD), inner(custom(finite)))]
     #[schemars(example = &40.0)]
     pub cost_per_month: Option<f64>,
 }
@@ -112,19 +112,19 @@ impl App {
 #[garde(allow_unvalidated)]
 pub struct ModelPrice {
     /// USD for a million prompt tokens.
-    #[garde(range(min = 0.0, max = MAX_USD))]
+    #[garde(range(min = 0.0, max = MAX_USD), inner(custom(finite)))]
     #[schemars(example = &0.15)]
     pub input: Option<f64>,
     /// USD for a million cached prompt tokens; unset: as input.
-    #[garde(range(min = 0.0, max = MAX_USD))]
+    #[garde(range(min = 0.0, max = MAX_USD), inner(custom(finite)))]
     #[schemars(example = &0.075)]
     pub cached_input: Option<f64>,
     /// USD for a million completion tokens.
-    #[garde(range(min = 0.0, max = MAX_USD))]
+    #[garde(range(min = 0.0, max = MAX_USD), inner(custom(finite)))]
     #[schemars(example = &0.6)]
     pub output: Option<f64>,
     /// USD for an hour of audio.
-    #[garde(range(min = 0.0, max = MAX_USD))]
+    #[garde(range(min = 0.0, max = MAX_USD), inner(custom(finite)))]
     #[schemars(example = &0.04)]
     pub audio_hour: Option<f64>,
 }
