@@ -2,7 +2,7 @@
 //! Sources: GROQ's documentation and captured traffic; every text here is one of the captured ones.
 
 use groq_limiter::types::{Observation, RemoteQuota, Unit};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 
 mod duration;
 mod mask;
@@ -20,23 +20,38 @@ pub use sse::{SseTail, StreamError};
 pub use truncation::is_truncated_without_content;
 pub use usage::Usage;
 
+/// The names of the headers that describe one quota: parsed once, not at each look-up.
+struct QuotaHeaders {
+    limit: HeaderName,
+    remaining: HeaderName,
+    reset: HeaderName,
+}
+
+const REQUESTS: QuotaHeaders = QuotaHeaders {
+    limit: HeaderName::from_static("x-ratelimit-limit-requests"),
+    remaining: HeaderName::from_static("x-ratelimit-remaining-requests"),
+    reset: HeaderName::from_static("x-ratelimit-reset-requests"),
+};
+const TOKENS: QuotaHeaders = QuotaHeaders {
+    limit: HeaderName::from_static("x-ratelimit-limit-tokens"),
+    remaining: HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    reset: HeaderName::from_static("x-ratelimit-reset-tokens"),
+};
+const AUDIO: QuotaHeaders = QuotaHeaders {
+    limit: HeaderName::from_static("x-ratelimit-limit-audio-seconds"),
+    remaining: HeaderName::from_static("x-ratelimit-remaining-audio-seconds"),
+    reset: HeaderName::from_static("x-ratelimit-reset-audio-seconds"),
+};
+
 /// What the `x-ratelimit-*` headers of a response say; what is absent or unparsable is `None`.
 pub fn rate_limits(headers: &HeaderMap) -> Observation {
-    let snapshot = |[limit, remaining, reset]: [&str; 3]| {
-        let limit = count(headers.get(limit)?.as_bytes()).filter(|limit| *limit > 0)?;
-        let remaining = count(headers.get(remaining)?.as_bytes())?.min(limit);
-        let reset = headers.get(reset).and_then(|reset| parse_duration(reset.to_str().ok()?));
+    let quota = |names: QuotaHeaders| {
+        let limit = count(headers.get(names.limit)?.as_bytes()).filter(|limit| *limit > 0)?;
+        let remaining = count(headers.get(names.remaining)?.as_bytes())?.min(limit);
+        let reset = headers.get(names.reset).and_then(|reset| parse_duration(reset.to_str().ok()?));
         Some(RemoteQuota { limit, remaining, reset })
     };
-    Observation {
-        requests: snapshot(["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"]),
-        tokens: snapshot(["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"]),
-        audio: snapshot([
-            "x-ratelimit-limit-audio-seconds",
-            "x-ratelimit-remaining-audio-seconds",
-            "x-ratelimit-reset-audio-seconds",
-        ]),
-    }
+    Observation { requests: quota(REQUESTS), tokens: quota(TOKENS), audio: quota(AUDIO) }
 }
 
 /// The error object's `type` for a refusal in this unit.
@@ -68,7 +83,7 @@ fn loose_count(text: &str) -> Option<u64> {
 mod tests {
     use std::time::Duration;
 
-    use http::{HeaderName, HeaderValue};
+    use http::HeaderValue;
     use proptest::prelude::*;
 
     use super::*;

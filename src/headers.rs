@@ -26,29 +26,31 @@ pub fn from_upstream(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers);
 }
 
-/// Hop-by-hop headers (RFC 9110, 7.6.1). `proxy-connection` and `keep-alive` are not standardized, but in use.
-const HOP_BY_HOP: [HeaderName; 9] = [
-    header::CONNECTION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
-
-/// Headers that only the shield sets, and requests to the shield itself.
-const OURS: &str = "x-shield-";
+/// Whether a header is hop-by-hop (RFC 9110, 7.6.1), or one that only the shield sets or reads. `proxy-connection` and
+/// `keep-alive` are not standardized, but in use.
+fn ends_here(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "keep-alive"
+            | "proxy-connection"
+    ) || name.starts_with("x-shield-")
+}
 
 /// Removes hop-by-hop headers, those that `connection` names, and `x-shield-*`.
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let values = headers.get_all(header::CONNECTION).iter().map(HeaderValue::as_bytes);
     let tokens = values.flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
-    let named: Vec<HeaderName> = tokens.filter_map(|token| HeaderName::from_bytes(token).ok()).collect();
-    let ours = headers.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect::<Vec<_>>();
-    for name in named.iter().chain(&HOP_BY_HOP).chain(&ours) {
+    let named = tokens.filter_map(|token| HeaderName::from_bytes(token).ok());
+    // One pass over the names that are there: looking each hop-by-hop name up costs a hash for each of them.
+    let present = headers.keys().filter(|name| ends_here(name.as_str())).cloned();
+    for name in named.chain(present).collect::<Vec<_>>() {
         headers.remove(name);
     }
 }

@@ -1,9 +1,9 @@
 //! Answers that max completion tokens ended before they had any content, usually because reasoning took all of them. By their
 //! status they are successes.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::LazyLock};
 
-use memchr::memmem;
+use memchr::memmem::{self, Finder};
 use serde::Deserialize;
 
 /// Whether a complete JSON answer of chat completions or responses was ended by max completion tokens and has no content.
@@ -51,7 +51,9 @@ impl TruncationWatch {
 
 /// Whether the bytes hold one of the values by which such an answer ends.
 fn ends_by_length(json: &[u8]) -> bool {
-    memmem::find(json, br#""length""#).is_some() || memmem::find(json, br#""max_output_tokens""#).is_some()
+    static LENGTH: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(br#""length""#));
+    static MAX_OUTPUT_TOKENS: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(br#""max_output_tokens""#));
+    LENGTH.find(json).is_some() || MAX_OUTPUT_TOKENS.find(json).is_some()
 }
 
 /// Whether the member `name` (in its quotes) has a string that is not empty. Inside a JSON string quotes are escaped, so

@@ -5,11 +5,15 @@ use http::{HeaderMap, HeaderValue, Version, header};
 /// The name of this process in `Via`. It is random, so that shields may stand one behind another, and only a ring is refused.
 pub struct Via {
     name: String,
+    /// The value for a request that came by HTTP/1.0, HTTP/1.1, HTTP/2.
+    values: [HeaderValue; 3],
 }
 
 impl Default for Via {
     fn default() -> Self {
-        Self { name: format!("groq-shield-{:016x}", fastrand::u64(..)) }
+        let name = format!("groq-shield-{:016x}", fastrand::u64(..));
+        let value = |protocol| HeaderValue::try_from(format!("{protocol} {name}")).expect("the name is hexadecimal");
+        Self { values: ["1.0", "1.1", "2"].map(value), name }
     }
 }
 
@@ -24,13 +28,13 @@ impl Via {
 
     /// Adds this process to the headers of a request that it received as `version`.
     pub fn add_to(&self, headers: &mut HeaderMap, version: Version) {
-        let protocol = match version {
-            Version::HTTP_09 | Version::HTTP_10 => "1.0",
-            Version::HTTP_2 => "2",
-            _ => "1.1",
+        let [http10, http11, http2] = &self.values;
+        let value = match version {
+            Version::HTTP_09 | Version::HTTP_10 => http10,
+            Version::HTTP_2 => http2,
+            _ => http11,
         };
-        let value = HeaderValue::try_from(format!("{protocol} {}", self.name)).expect("the name is hexadecimal");
-        headers.append(header::VIA, value);
+        headers.append(header::VIA, value.clone());
     }
 }
 

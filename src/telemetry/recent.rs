@@ -68,7 +68,7 @@ pub struct RecentRequest {
     pub truncated: bool,
 }
 
-/// The last [`KEPT`] requests.
+/// The last [`KEPT`] requests, with their texts as they came: they are cleaned when somebody reads them.
 #[derive(Debug, Default)]
 pub(super) struct Recent(Mutex<VecDeque<RecentRequest>>);
 
@@ -85,27 +85,26 @@ impl Recent {
 
     /// The requests, the newest first.
     pub(super) fn list(&self) -> Vec<RecentRequest> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().map(RecentRequest::cleaned).collect()
     }
 }
 
 impl RecentRequest {
     fn of(record: &Record) -> Self {
-        let name = |text: &str| access::clean(text, access::NAME).into_owned();
         Self {
-            id: name(record.request_id()),
+            id: record.request_id().to_owned(),
             ended_at: millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()),
-            app: name(&record.app),
+            app: record.app.as_ref().to_owned(),
             class: record.class_name().into(),
-            model: name(&record.model),
-            fallback_from: record.fallback.as_ref().map(|(from, _)| name(from)),
+            model: record.model.as_ref().to_owned(),
+            fallback_from: record.fallback.as_ref().map(|(from, _)| from.as_ref().to_owned()),
             fallback_reason: record.fallback.as_ref().map(|(_, reason)| reason.as_str().into()),
             endpoint: record.endpoint.into(),
             status: record.status(),
             source: record.source.as_str().into(),
-            error: record.error.as_deref().map(|error| access::clean(error, access::REASON).into_owned()),
+            error: record.error.clone(),
             wait_s: millis(record.wait.as_secs_f64()),
-            waited_for: record.bound.as_deref().filter(|_| !record.wait.is_zero()).map(name),
+            waited_for: record.bound.clone().filter(|_| !record.wait.is_zero()),
             observed_wait_s: record.observed_wait.map(|wait| millis(wait.as_secs_f64())),
             observed_refusal: record.observed_refusal.map(|reason| reason.as_str().into()),
             attempts: record.attempts,
@@ -117,6 +116,18 @@ impl RecentRequest {
             completion_tokens: record.usage.completion.unwrap_or(0),
             truncated: record.truncated,
         }
+    }
+
+    /// Fit to be shown: texts that others chose are cut, and have no control characters, keys or organization ids.
+    fn cleaned(mut self) -> Self {
+        let names = [&mut self.id, &mut self.app, &mut self.model];
+        for name in names.into_iter().chain(&mut self.fallback_from).chain(&mut self.waited_for) {
+            *name = access::clean(name, access::NAME).into_owned();
+        }
+        for error in &mut self.error {
+            *error = access::clean(error, access::REASON).into_owned();
+        }
+        self
     }
 }
 

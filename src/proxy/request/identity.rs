@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use foldhash::HashMap;
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
@@ -17,9 +17,9 @@ type Digest = [u8; 32];
 
 const EVERYONE_ELSE: &str = crate::config::App::EVERYONE_ELSE;
 
-const APP: &str = "x-shield-app";
-const CLASS: &str = "x-shield-class";
-const FALLBACK: &str = "x-shield-fallback";
+const APP: HeaderName = HeaderName::from_static("x-shield-app");
+const CLASS: HeaderName = HeaderName::from_static("x-shield-class");
+const FALLBACK: HeaderName = HeaderName::from_static("x-shield-fallback");
 
 /// An app's name from a header is no longer than this, bytes.
 const LONGEST_APP: usize = 64;
@@ -211,7 +211,7 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 /// A name that a client chose: bounded, and of letters that harm no log and no label.
-fn name(headers: &HeaderMap, header: &str) -> Option<String> {
+fn name(headers: &HeaderMap, header: HeaderName) -> Option<String> {
     let value = headers.get(header)?.as_bytes().trim_ascii();
     let plain = |b: &u8| if b.is_ascii_alphanumeric() || b"-_.:/@+".contains(b) { char::from(*b) } else { '_' };
     let name: String = value.iter().take(LONGEST_APP).map(plain).collect();
