@@ -1,12 +1,15 @@
-//! A proxy that decides nothing, for comparison: hyper's server and hyper-util's pooling client on one thread, and a
-//! header or two: the yardstick.
+//! The reference: a proxy without any policy, hyper's server and hyper-util's pooling client on one thread.
 
 use std::{convert::Infallible, io, net::SocketAddr};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, Uri, Version, header, uri::Authority};
 use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioIo},
@@ -16,7 +19,7 @@ use tokio::net::TcpListener;
 const HOP_BY_HOP: [&str; 7] = ["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
 
 /// Serves until it is killed.
-pub(crate) async fn run(listen: SocketAddr, upstream: SocketAddr) -> io::Result<()> {
+pub(crate) async fn run(http2: bool, listen: SocketAddr, upstream: SocketAddr) -> io::Result<()> {
     let listener = TcpListener::bind(listen).await?;
     let authority: Authority = upstream.to_string().parse().map_err(io::Error::other)?;
     let mut connector = HttpConnector::new();
@@ -27,7 +30,12 @@ pub(crate) async fn run(listen: SocketAddr, upstream: SocketAddr) -> io::Result<
         socket.set_nodelay(true)?;
         let (client, authority) = (client.clone(), authority.clone());
         let service = service_fn(move |request| pass(request, client.clone(), authority.clone()));
-        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(socket), service));
+        let socket = TokioIo::new(socket);
+        if http2 {
+            tokio::spawn(http2::Builder::new(TokioExecutor::new()).serve_connection(socket, service));
+        } else {
+            tokio::spawn(http1::Builder::new().serve_connection(socket, service));
+        }
     }
 }
 

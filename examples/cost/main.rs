@@ -1,8 +1,8 @@
 //! What a request costs: the shield's release binary beside a bare hyper proxy and nginx, on one core, in turns.
 //!
 //! `cargo build --release && cargo run --release --example cost` prints the table of `docs/performance.md`: Linux, two
-//! cores, a few minutes. `-- memory` prints its rows on memory alone, `-- scale` the cost against load, `-- parts` where
-//! the instructions go. All of it stays on this machine's loopback, and nothing is left running.
+//! cores, a few minutes. `-- memory` prints its rows on memory alone, `-- http2` the cost over HTTP/2, `-- streams` what is
+//! added to streamed answers, `-- scale` the cost against load, `-- parts` where the instructions go. All of it stays on this machine's loopback, and nothing is left running.
 
 use std::{io, net::SocketAddr, path::PathBuf, process::ExitCode};
 
@@ -11,6 +11,7 @@ use tokio::task::LocalSet;
 
 mod bare;
 mod beside;
+mod http2;
 mod instructions;
 mod load;
 mod memory;
@@ -20,6 +21,7 @@ mod rig;
 mod scale;
 mod sides;
 mod start;
+mod streams;
 mod stub;
 mod table;
 mod train;
@@ -44,6 +46,10 @@ enum What {
     Table(table::Options),
     /// The table's rows on memory alone
     Memory,
+    /// CPU a request over HTTP/2 beside bare hyper
+    Http2(table::Options),
+    /// Time to the first token and gaps between frames that a proxy adds, and the streams that a core carries
+    Streams(table::Options),
     /// CPU a request and memory against connections, waiting requests and lanes
     Scale,
     /// Instructions a request, part by part: `cargo build --profile symbols`, and this with the same profile
@@ -54,12 +60,21 @@ enum What {
     /// The upstream alone
     #[command(hide = true)]
     Stub { listen: SocketAddr },
+    /// The upstream of paced streams alone
+    #[command(hide = true)]
+    PacedStub { listen: SocketAddr },
     /// A server that only answers
     #[command(hide = true)]
     OnlyAnswer { listen: SocketAddr },
     /// The bare proxy alone
     #[command(hide = true)]
-    Bare { listen: SocketAddr, upstream: SocketAddr },
+    Bare {
+        /// Serve HTTP/2 with prior knowledge instead of HTTP/1.1
+        #[arg(long)]
+        http2: bool,
+        listen: SocketAddr,
+        upstream: SocketAddr,
+    },
 }
 
 fn main() -> ExitCode {
@@ -90,6 +105,14 @@ fn run(shield: &std::path::Path, what: What) -> io::Result<()> {
             let shield = measured()?;
             on_one_thread(Box::pin(async move { table::memory(&shield).await }))
         }
+        What::Http2(options) => {
+            let shield = measured()?;
+            on_one_thread(Box::pin(async move { http2::run(&shield, &options).await }))
+        }
+        What::Streams(options) => {
+            let shield = measured()?;
+            on_one_thread(Box::pin(async move { streams::run(&shield, &options).await }))
+        }
         What::Scale => {
             let shield = measured()?;
             on_one_thread(Box::pin(async move { scale::run(&shield).await }))
@@ -103,7 +126,8 @@ fn run(shield: &std::path::Path, what: What) -> io::Result<()> {
             on_one_thread(Box::pin(async move { parts::run(&shield, &options).await }))
         }
         What::Stub { listen } => on_one_thread(Box::pin(stub::run(listen))),
+        What::PacedStub { listen } => on_one_thread(Box::pin(streams::paced_stub(listen))),
         What::OnlyAnswer { listen } => on_one_thread(Box::pin(stub::only_answer(listen))),
-        What::Bare { listen, upstream } => on_one_thread(Box::pin(bare::run(listen, upstream))),
+        What::Bare { http2, listen, upstream } => on_one_thread(Box::pin(bare::run(http2, listen, upstream))),
     }
 }
