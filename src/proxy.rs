@@ -10,6 +10,7 @@
 //! | `retry`, `breaker`, `fallback` | pure policies: deliver, try again, give up; whether to try at all; another model |
 //! | `observe` | observe mode: nothing waits, and what would have become of requests is counted |
 //! | `relay` | response bodies: usage and truncation are observed while they pass |
+//! | `rate_limit` | `RateLimit` and `RateLimit-Policy` of every response |
 //! | `response` | response heads: what the shield adds |
 //! | `served_models` | the models that each organization has used of late, for the message when one is gone |
 //! | `shield` | what all requests share |
@@ -25,6 +26,7 @@ pub mod error;
 mod fallback;
 mod observe;
 mod pipeline;
+mod rate_limit;
 pub mod relay;
 pub mod request;
 mod response;

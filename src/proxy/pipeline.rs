@@ -13,6 +13,7 @@ use super::{
     error::Rejection,
     fallback,
     observe::{self, Admitted, Observer},
+    rate_limit::Limited,
     relay::{self, Body, ResponseContext},
     request::{self, Call},
     response::{deliver, early_headers, new_request_id, reject},
@@ -20,7 +21,7 @@ use super::{
     shield::Shield,
 };
 use crate::{
-    config::Settings,
+    config::{FallbackReason, Settings},
     shutdown::Cutoff,
     telemetry::{ObservedRefusal, Record},
     upstream::UpstreamRequest,
@@ -57,8 +58,16 @@ where
             return respond(shield, settings, call, upstream_request, record).await;
         };
         let early = record.may_open_early(new_request_id());
+        let (limited, limits) = (Limited::of(&call), shield.clone());
         let response = Box::pin(respond(shield, settings, call, upstream_request, record));
-        relay::open_early(response, period, || early_headers(&early)).await
+        let headers = || {
+            let mut headers = early_headers(&early);
+            if let Some(limited) = limited {
+                limited.add_to(&mut headers, &limits);
+            }
+            headers
+        };
+        relay::open_early(response, period, headers).await
     }
 }
 
@@ -87,7 +96,8 @@ async fn respond(
     if !call.streams() {
         yield_if_busy(&shield, &call).await;
     }
-    match outcome {
+    let limited = Limited::of(&call);
+    let mut response = match outcome {
         Ok(Delivered { response, permit }) => {
             deliver(*response, ResponseContext { permit, bill: call.bill, record, cutoff, settled: false })
         }
@@ -95,7 +105,12 @@ async fn respond(
             record.nano_usd = call.bill.nano_usd();
             reject(rejection, record)
         }
+    };
+    // Last: a body that has arrived whole has been settled by now.
+    if let Some(limited) = limited {
+        limited.add_to(response.headers_mut(), &shield);
     }
+    response
 }
 
 /// Serves the call by the model that it names, or else by the first of its fallback models that can take it.
@@ -127,7 +142,11 @@ async fn forward(
         Err(rejection) => rejection,
         delivered => return delivered,
     };
-    let (Some(body), Some(reason)) = (body, fallback::reason(&rejection)) else { return Err(rejection) };
+    let (Some(body), Some(reason)) =
+        (body, fallback::reason(&rejection).or(call.probe_failed.then_some(FallbackReason::Unavailable)))
+    else {
+        return Err(rejection);
+    };
     let from = record.model.clone();
     for to in fallback::candidates(&settings.fallback, &from, reason) {
         if record.is_opened_early() || !call.switch_model(to, &body, settings, upstream_request) {
@@ -187,8 +206,10 @@ async fn serve(
             let outcome = Box::pin(attempt::send(shield, call, upstream_request, permit.as_mut(), record)).await;
             let health = outcome.health();
             // The breaker is open again: the next attempt would be the next probe, and its app would hear of the outage after four.
+            let probe_failed = matches!(health, Health::Bad { .. }) && pass.as_ref().is_some_and(Pass::is_probe);
+            call.probe_failed = probe_failed;
             let class = match health {
-                Health::Bad { .. } if pass.as_ref().is_some_and(Pass::is_probe) => Class::Broken,
+                _ if probe_failed => Class::Broken,
                 _ => outcome.class(),
             };
             if let Some(pass) = pass {

@@ -46,6 +46,8 @@ pub(super) struct Call {
     deadline_by_client: bool,
     /// The `max_completion_tokens` that it came with and the lower one that it is sent with.
     pub(super) fitted: Option<(u64, u64)>,
+    /// Whether it was the probe of an open breaker, and failed.
+    pub(super) probe_failed: bool,
     /// What it has used so far.
     pub(super) bill: Bill,
     /// Whether its app has caps.
@@ -123,6 +125,7 @@ where
         deadline,
         deadline_by_client,
         fitted: None,
+        probe_failed: false,
         bill,
         is_capped,
         budgets,
@@ -159,6 +162,11 @@ fn mapped(uri: &Uri) -> Result<PathAndQuery, Rejection> {
         std::borrow::Cow::Borrowed(same) if same.len() == path.as_str().len() => Ok(path.clone()),
         mapped => mapped.parse().map_err(|_| Rejection::Malformed("the path")),
     }
+}
+
+/// What a request asks of its app's caps, which stand in the place of a model's limits.
+pub(super) fn cap_admission(admission: &AdmissionRequest) -> AdmissionRequest {
+    AdmissionRequest { organization: Arc::default(), model: admission.app.clone(), tier: Arc::default(), ..admission.clone() }
 }
 
 impl Call {
@@ -204,12 +212,7 @@ impl Call {
 
     /// What it asks of its app's caps, which stand in the place of a model's limits.
     pub(super) fn cap_admission(&self) -> AdmissionRequest {
-        AdmissionRequest {
-            organization: Arc::default(),
-            model: self.admission.app.clone(),
-            tier: Arc::default(),
-            ..self.admission.clone()
-        }
+        cap_admission(&self.admission)
     }
 
     /// What the app is told where its caps refuse the call.
@@ -282,6 +285,7 @@ impl Call {
         self.admission.bytes = body.len() as u64;
         self.breaker_key.1 = facts.model.clone();
         self.fitted = None;
+        self.probe_failed = false;
         self.facts = facts;
         upstream_request.replace_body(|_| body);
         true

@@ -29,6 +29,7 @@ mod budgets;
 mod caps;
 mod fallback;
 mod observe;
+mod rate_limit;
 mod streams;
 mod unread;
 

@@ -132,8 +132,8 @@ fn edges() -> Vec<Row> {
                 json("504 Gateway Timeout", r#"{"error":{"message":"It took too long.","type":"x"}}"#),
             )
         },
-        own("418, which Groq does not know", 400, answer("418 I'm a teapot", "", "short and stout")),
-        own("405, which Groq does not know", 404, page(405)),
+        own("418, which Groq does not know", 418, answer("418 I'm a teapot", "", "short and stout")),
+        own("405, which Groq does not know", 405, page(405)),
         Row { says: "over", ..error("loose JSON", 503, json("503 Service Unavailable", r#"{"error":"over capacity"}"#)) },
         Row {
             settings: |settings| settings.upstream.idle_timeout = Duration::from_millis(300),

@@ -258,6 +258,13 @@ impl Limiters {
         waiting.await.map(|charge| Permit::new(limiter, Box::new(charge)))
     }
 
+    /// Every limit that is known for `request`: its dimension, the limit, what is left, and the time until it is full.
+    pub fn visit_quotas(&self, request: &AdmissionRequest, visit: impl FnMut(&Dimension, u64, f64, Duration)) {
+        if let Some(limiter) = self.0.find(request) {
+            limiter.now(|limiter, now| limiter.visit_quotas(now, visit));
+        }
+    }
+
     /// Takes what `request` costs at once, into debt if need be: for a request that is sent whatever the limits say.
     pub fn take(&self, request: &AdmissionRequest) -> Permit {
         if request.cost == CostEstimate::Free {

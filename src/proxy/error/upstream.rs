@@ -53,8 +53,9 @@ impl UpstreamError {
         let shown = match status.as_u16() {
             429 if hopeless => StatusCode::PAYLOAD_TOO_LARGE,
             504 | 520..=530 => StatusCode::BAD_GATEWAY,
-            _ if message.is_some() && (status.is_client_error() || status.is_server_error()) => status,
-            _ => documented(status),
+            _ if status.is_client_error() || status.is_server_error() => status,
+            // A redirect, for example: none that an API answers with.
+            _ => StatusCode::BAD_GATEWAY,
         };
         for name in OF_THE_BODY {
             headers.remove(name);
@@ -143,7 +144,7 @@ const MODELS_OWN: &str = "failed_generation";
 
 /// Whether the same request may be answered otherwise later.
 fn waiting_cures(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 408 | 409 | 425 | 429 | 498 | 500..)
+    matches!(status.as_u16(), 408 | 409 | 413 | 425 | 429 | 498 | 500..)
 }
 
 /// Headers that describe a body which the app will not see as it was, and the wait that is stated anew.
@@ -213,20 +214,6 @@ fn kind_by_status(status: StatusCode, refusal: Option<&UpstreamRefusal>) -> Cow<
         _ => SERVER,
     }
     .into()
-}
-
-/// The nearest status of Groq's documented table.
-fn documented(status: StatusCode) -> StatusCode {
-    let nearest = match status.as_u16() {
-        known @ (400 | 401 | 403 | 404 | 413 | 422 | 424 | 429 | 498 | 499 | 500 | 502 | 503) => known,
-        402 | 407 | 451 => 403,
-        405 | 410 => 404,
-        414 | 431 => 413,
-        408 => 502,
-        400..=499 => 400,
-        _ => 502,
-    };
-    StatusCode::from_u16(nearest).unwrap_or(StatusCode::BAD_GATEWAY)
 }
 
 /// Why an answer without an error object failed, and what to do.

@@ -121,11 +121,11 @@ fn pages_text_and_nothing_are_told_in_words() {
         (524, "", 502, "internal_server_error"),
         (530, "error code: 1016", 502, "internal_server_error"),
         (503, "", 503, "internal_server_error"),
-        (501, html, 502, "internal_server_error"),
+        (501, html, 501, "internal_server_error"),
         (403, "error code: 1010", 403, "invalid_request_error"),
         (403, html, 403, "invalid_request_error"),
-        (405, html, 404, "invalid_request_error"),
-        (418, "cf-secret", 400, "invalid_request_error"),
+        (405, html, 405, "invalid_request_error"),
+        (418, "cf-secret", 418, "invalid_request_error"),
         (429, html, 429, "requests"),
         (498, "", 498, "invalid_request_error"),
         (301, html, 502, "internal_server_error"),
@@ -164,6 +164,8 @@ fn waits_come_from_the_text_then_the_header() {
     assert_eq!(wait(503, Some("7"), "over capacity"), Some(Duration::from_secs(7)));
     assert_eq!(wait(503, Some("7"), "Please try again in 1m0.5s."), Some(Duration::from_millis(60_500)));
     assert_eq!(wait(503, None, "over capacity"), None);
+    assert_eq!(wait(413, Some("7"), "too large at the moment"), Some(Duration::from_secs(7)));
+    assert_eq!(wait(400, Some("7"), "never"), None);
     let hopeless =
         "Rate limit reached on tokens per minute (TPM): Limit 7000, Used 0, Requested ~12903. Please try again in 50.6s.";
     assert_eq!(wait(429, Some("51"), hopeless), None);

@@ -166,3 +166,43 @@ async fn a_fitted_ceiling_does_not_follow_to_the_next_model() {
     let bodies = bodies(&seen);
     assert!(!bodies[0].contains("9000") && bodies[1].contains("9000"), "{bodies:?}");
 }
+
+/// The breaker opens again at once: the request that found out is served by the next model like those behind it.
+#[tokio::test(start_paused = true)]
+async fn a_failed_probe_falls_back() {
+    let mut settings = settings(ModelLimits::default(), &FallbackReason::DEFAULT);
+    settings.retry.attempts = 1;
+    settings.breaker.failures = 1;
+    let failing = answer("500 Internal Server Error", "application/json", r#"{"error":{"message":"m","type":"t"}}"#);
+    let open = settings.breaker.open;
+    let (shield, seen) = shield(settings, vec![failing.clone(), failing, good()]);
+    assert_eq!(ask(&shield, chat(false)).await.0.as_u16(), 500);
+    tokio::time::sleep(open).await;
+    let (status, headers, body) = ask(&shield, chat(false)).await;
+    assert_eq!((status, text(&headers, "x-shield-fallback")), (StatusCode::OK, Some("m>b; reason=unavailable")), "{body}");
+    assert_eq!(bodies(&seen).len(), 3, "the probe went out");
+}
+
+/// `model` twice, and once more within: both of the body's own are replaced, so that it does not matter which one counts.
+#[tokio::test(start_paused = true)]
+async fn a_model_that_is_named_twice_or_within_something_else() {
+    let gone = answer("404 Not Found", "application/json", DECOMMISSIONED);
+    let (shield, seen) = shield(settings(ModelLimits::default(), &FallbackReason::DEFAULT), vec![gone, good()]);
+    let body = r#"{"model":"x","metadata":{"model":"m"},"messages":[{"role":"user","content":"{\"model\":\"m\"}"}],"model":"m"}"#;
+    let request = super::asked(http::Method::POST, "/openai/v1/chat/completions", body.into());
+    let (status, headers, _) = ask(&shield, request).await;
+    assert_eq!((status, text(&headers, "x-shield-fallback")), (StatusCode::OK, Some("m>b; reason=decommissioned")));
+    let expected = body.replace(r#""model":"x""#, r#""model":"b""#).replace(r#"],"model":"m""#, r#"],"model":"b""#);
+    assert_eq!(bodies(&seen)[1], expected);
+}
+
+/// The next model's own limits hold: `b` has no room for it either, `c` has.
+#[tokio::test(start_paused = true)]
+async fn a_fallback_model_has_limits_of_its_own() {
+    let mut settings = settings(one_a_day(), &FallbackReason::DEFAULT);
+    settings.limits.model.insert("b".into(), ModelLimits { tokens_per_minute: Some(10), ..Default::default() });
+    let (shield, _) = shield(settings, vec![good()]);
+    ask(&shield, chat(false)).await;
+    let (_, headers, _) = ask(&shield, chat(false)).await;
+    assert_eq!(text(&headers, "x-shield-fallback"), Some("m>c; reason=daily_limit"));
+}

@@ -61,6 +61,25 @@ impl Limiter {
         shown
     }
 
+    /// Every dimension that has a limit: the limit, what is left, and the time until it is full. Where the operator's bound is below
+    /// the upstream's limit, it is what is shown. Cheap, for every response has it.
+    pub fn visit_quotas(&self, now: Ns, mut visit: impl FnMut(&Dimension, u64, f64, Duration)) {
+        for quota in self.quotas.all() {
+            let Some(bucket) = quota.bucket() else { continue };
+            let (mut limit, mut remaining, mut tat) = (bucket.limit(), bucket.remaining(now), bucket.tat());
+            if quota.is_bound() {
+                continue;
+            }
+            let bound = self.quotas.bound_slot(&quota.dimension.code).and_then(|slot| self.quotas.all()[slot].bucket());
+            if let Some(bound) = bound {
+                limit = bound.limit();
+                remaining = remaining.min(bound.remaining(now));
+                tat = tat.max(bound.tat());
+            }
+            visit(&quota.dimension, limit, remaining, Duration::from_nanos(tat.saturating_sub(now)));
+        }
+    }
+
     /// What a request like the last in the queue would wait.
     fn typical_wait(&self, now: Ns) -> Duration {
         let Some(QueuedRequest { app, size, cost, .. }) = self.queue.iter().max_by_key(|waiter| waiter.ticket) else {

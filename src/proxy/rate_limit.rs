@@ -1,0 +1,137 @@
+//! `RateLimit-Policy` and `RateLimit` of draft-ietf-httpapi-ratelimit-headers: every limit that is known for a request, those that
+//! Groq shows nowhere and those of its app included. Both are structured fields (RFC 9651): lists of strings with parameters.
+
+use std::{
+    fmt::Write as _,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use groq_limiter::{
+    AdmissionRequest, CostEstimate,
+    types::{Dimension, Unit},
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::{
+    request::{Call, cap_admission},
+    shield::Shield,
+};
+use crate::accounts::{Budget, Period, Unit as BudgetUnit};
+
+const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+/// The largest integer of a structured field.
+const MAX_INTEGER: u64 = 999_999_999_999_999;
+
+/// What limits a request.
+#[derive(Clone)]
+pub(super) struct Limited {
+    admission: AdmissionRequest,
+    is_capped: bool,
+    budgets: Option<Arc<[Budget]>>,
+}
+
+impl Limited {
+    /// What limits `call`; `None` where nothing does.
+    pub(super) fn of(call: &Call) -> Option<Self> {
+        let is_limited = call.admission.cost != CostEstimate::Free && !call.admission.model.is_empty();
+        let budgets = call.budgets.clone();
+        is_limited.then(|| Self { admission: call.admission.clone(), is_capped: call.is_capped, budgets })
+    }
+
+    /// Adds both fields, with what is left now. The upstream's own ones stay: lists over several lines are one list.
+    pub(super) fn add_to(&self, headers: &mut HeaderMap, shield: &Shield) {
+        let mut fields = Fields { policy: String::with_capacity(256), limit: String::with_capacity(192) };
+        shield.limits.visit_quotas(&self.admission, |dimension, limit, remaining, full_in| {
+            fields.dimension("", dimension, limit, remaining, full_in);
+        });
+        if self.is_capped {
+            shield.caps.visit_quotas(&cap_admission(&self.admission), |dimension, limit, remaining, full_in| {
+                fields.dimension("app-", dimension, limit, remaining, full_in);
+            });
+        }
+        if let Some(budgets) = &self.budgets {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            let usage = shield.accounts.ledger().usage(&self.admission.app, now);
+            for budget in budgets.iter() {
+                let used = usage.used(budget.period).of(budget.unit).saturating_add(usage.reserved.of(budget.unit));
+                fields.budget(*budget, used, budget.period.time_left(now));
+            }
+        }
+        if fields.policy.is_empty() {
+            return;
+        }
+        for (name, value) in [(POLICY, fields.policy), (LIMIT, fields.limit)] {
+            headers.append(name, HeaderValue::try_from(value).expect("names and numbers"));
+        }
+    }
+}
+
+struct Fields {
+    policy: String,
+    limit: String,
+}
+
+impl Fields {
+    fn dimension(&mut self, of: &str, dimension: &Dimension, limit: u64, remaining: f64, full_in: Duration) {
+        let (unit, quota_unit) = match dimension.unit {
+            Unit::Requests => ("requests", ""),
+            Unit::Tokens => ("tokens", "tokens"),
+            Unit::InputTokens => ("input-tokens", "tokens"),
+            Unit::OutputTokens => ("output-tokens", "tokens"),
+            Unit::AudioSeconds => ("audio-seconds", "audio-seconds"),
+        };
+        let window = dimension.period.as_secs().max(1);
+        let remaining = (remaining.max(0.0) as u64).min(limit);
+        let seconds = full_in.as_millis().div_ceil(1000) as u64;
+        match window {
+            60 => self.add(format_args!("{of}{unit}-per-minute"), quota_unit, limit, Some(window), remaining, seconds),
+            3600 => self.add(format_args!("{of}{unit}-per-hour"), quota_unit, limit, Some(window), remaining, seconds),
+            86_400 => self.add(format_args!("{of}{unit}-per-day"), quota_unit, limit, Some(window), remaining, seconds),
+            _ => self.add(format_args!("{of}{unit}-per-{window}s"), quota_unit, limit, Some(window), remaining, seconds),
+        }
+    }
+
+    fn budget(&mut self, budget: Budget, used: u64, resets_in: Duration) {
+        // Billionths are more digits than an integer may have.
+        let (quota_unit, scale) = match budget.unit {
+            BudgetUnit::Requests => ("", 1),
+            BudgetUnit::Tokens => ("tokens", 1),
+            BudgetUnit::Cost => ("micro-usd", 1000),
+        };
+        let window = match budget.period {
+            Period::Day => Some(86_400),
+            Period::Month => None,
+        };
+        let name = (budget.unit.as_str(), budget.period.as_str());
+        let (limit, left) = (budget.limit / scale, budget.limit.saturating_sub(used) / scale);
+        self.add(format_args!("app-{}-per-{}", name.0, name.1), quota_unit, limit, window, left, resets_in.as_secs());
+    }
+
+    /// `quota_unit`: empty for requests, which is the default.
+    fn add(
+        &mut self,
+        name: std::fmt::Arguments<'_>,
+        quota_unit: &str,
+        limit: u64,
+        window: Option<u64>,
+        remaining: u64,
+        seconds: u64,
+    ) {
+        let Self { policy, limit: left } = self;
+        for field in [&mut *policy, &mut *left] {
+            if !field.is_empty() {
+                field.push_str(", ");
+            }
+        }
+        let (limit, remaining) = (limit.min(MAX_INTEGER), remaining.min(MAX_INTEGER));
+        // Writing to a string cannot fail.
+        let _ = write!(policy, "\"{name}\";q={limit}");
+        let _ = window.map_or(Ok(()), |window| write!(policy, ";w={window}"));
+        if !quota_unit.is_empty() {
+            let _ = write!(policy, ";qu=\"{quota_unit}\"");
+        }
+        let _ = write!(left, "\"{name}\";r={remaining};t={seconds}");
+    }
+}

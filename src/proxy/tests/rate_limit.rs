@@ -1,0 +1,148 @@
+//! `RateLimit-Policy` and `RateLimit`: on which responses, in what syntax, and that their figures are sensible.
+
+use std::collections::BTreeMap;
+
+use http::{HeaderMap, StatusCode};
+
+use super::{FIRST, Step, answer, ask, asked, chat, good, shield, stream, whole};
+use crate::{
+    config::{App, ModelLimits, Plan, Settings},
+    headers::text,
+    proxy::handle,
+};
+
+fn settings() -> Settings {
+    let mut settings = Settings::default();
+    settings.limits.plan = Plan::None;
+    settings.limits.model.insert(
+        "m".into(),
+        ModelLimits {
+            requests_per_minute: Some(30),
+            tokens_per_day: Some(200_000),
+            output_tokens_per_minute: Some(1000),
+            ..Default::default()
+        },
+    );
+    settings
+}
+
+/// A list of strings with integer and string parameters, as RFC 9651 writes it.
+fn list(value: &str) -> BTreeMap<String, BTreeMap<String, String>> {
+    let member = |member: &str| {
+        let mut parts = member.split(';');
+        let name = parts.next().and_then(|name| name.strip_prefix('"')?.strip_suffix('"')).expect("a quoted name");
+        assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'), "{name}");
+        let parameters = parts.map(|parameter| {
+            let (key, value) = parameter.split_once('=').expect("key=value");
+            assert!(key.bytes().all(|b| b.is_ascii_lowercase()), "{parameter}");
+            let is_string = value.len() > 2 && value.starts_with('"') && value.ends_with('"');
+            assert!(is_string || value.len() <= 15 && value.parse::<u64>().is_ok(), "{parameter}");
+            (key.to_owned(), value.to_owned())
+        });
+        (name.to_owned(), parameters.collect())
+    };
+    let members: Vec<_> = value.split(", ").map(member).collect();
+    let count = members.len();
+    let list: BTreeMap<_, _> = members.into_iter().collect();
+    assert_eq!(list.len(), count, "no name twice: {value}");
+    list
+}
+
+/// Name, limit, what is left, and the time until it is full, in order of the names.
+fn limits(headers: &HeaderMap) -> Vec<(String, u64, u64, u64)> {
+    let (policy, left) =
+        (text(headers, "ratelimit-policy").expect("a policy"), text(headers, "ratelimit").expect("what is left"));
+    let (policy, left) = (list(policy), list(left));
+    assert!(policy.keys().eq(left.keys()), "{policy:?} {left:?}");
+    let figure = |parameters: &BTreeMap<String, String>, key: &str| parameters[key].parse::<u64>().expect("a number");
+    let rows = policy.iter().map(|(name, policy)| {
+        let (q, r, t) = (figure(policy, "q"), figure(&left[name], "r"), figure(&left[name], "t"));
+        assert!(r <= q, "{name}: {r} of {q}");
+        if let Some(window) = policy.get("w") {
+            assert!(t <= window.parse::<u64>().expect("seconds"), "{name}: full in {t} s");
+        }
+        (name.clone(), q, r, t)
+    });
+    rows.collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_response_says_what_is_left_of_every_limit() {
+    let failing = answer("500 Internal Server Error", "application/json", r#"{"error":{"message":"m","type":"t"}}"#);
+    let mut settings = settings();
+    settings.retry.attempts = 1;
+    let (shield, _) = shield(settings, vec![good(), stream(&[FIRST, "data: [DONE]\n\n"], true), failing, good()]);
+    let (status, headers, _) = ask(&shield, false).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(
+        text(&headers, "ratelimit-policy"),
+        Some(
+            r#""requests-per-minute";q=30;w=60, "tokens-per-day";q=200000;w=86400;qu="tokens", "output-tokens-per-minute";q=1000;w=60;qu="tokens""#
+        )
+    );
+    assert_eq!(
+        text(&headers, "ratelimit"),
+        Some(r#""requests-per-minute";r=29;t=2, "tokens-per-day";r=199985;t=7, "output-tokens-per-minute";r=995;t=1"#)
+    );
+    for stream in [true, false] {
+        let (_, headers, _) = ask(&shield, stream).await;
+        assert_eq!(limits(&headers).len(), 3);
+    }
+    // Refused here: nothing is left.
+    let mut last = HeaderMap::new();
+    for _ in 0..40 {
+        let mut request = chat(false);
+        request.headers_mut().insert("x-shield-max-wait-ms", "0".parse().expect("a value"));
+        last = whole(handle(&shield, request, None).await).await.1;
+    }
+    assert_eq!(text(&last, "x-shield-error"), Some("rate_limit_exceeded"));
+    let requests = limits(&last).into_iter().find(|(name, ..)| name == "requests-per-minute").expect("RPM");
+    assert!(requests.2 <= 2 && requests.3 >= 56, "{requests:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_apps_caps_and_budgets_are_there_too() {
+    let mut settings = settings();
+    settings.app = vec![App {
+        name: "*".into(),
+        requests_per_minute: Some(10),
+        tokens_per_day: Some(100),
+        cost_per_month: Some(2.5),
+        ..App::default()
+    }];
+    let (shield, _) = shield(settings, vec![good()]);
+    let (_, headers, _) = ask(&shield, false).await;
+    let limits = limits(&headers);
+    let of = |wanted: &str| limits.iter().find(|(name, ..)| name == wanted).map(|(_, q, r, _)| (*q, *r));
+    assert_eq!(of("app-requests-per-minute"), Some((10, 9)));
+    assert_eq!(of("app-tokens-per-day").map(|(q, _)| q), Some(100));
+    assert_eq!(of("app-cost-per-month").map(|(q, _)| q), Some(2_500_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_opened_early_has_them_and_what_is_unlimited_has_none() {
+    let mut settings = settings();
+    settings.queue.stream_keepalive = Some(std::time::Duration::from_secs(1));
+    let late = [vec![Step::Pause(3)], stream(&[FIRST, "data: [DONE]\n\n"], true)].concat();
+    let (shield, _) = shield(settings, vec![late, good()]);
+    let (_, headers, body) = ask(&shield, true).await;
+    assert!(body.starts_with(": waiting\n\n"), "{body}");
+    assert_eq!(limits(&headers).len(), 3);
+    let models = asked(http::Method::GET, "/openai/v1/models", String::new());
+    let (_, headers, _) = whole(handle(&shield, models, None).await).await;
+    assert_eq!(text(&headers, "ratelimit"), None);
+}
+
+/// Lists over several lines are one list: the upstream's own members stay as they are.
+#[tokio::test(start_paused = true)]
+async fn the_upstreams_own_stay() {
+    let own = super::GOOD;
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nratelimit: \"default\";r=5;t=9\r\ncontent-length: {}\r\n\r\n{own}",
+        own.len()
+    );
+    let (shield, _) = shield(settings(), vec![vec![Step::Write(head)]]);
+    let (_, headers, _) = ask(&shield, false).await;
+    let lines: Vec<_> = headers.get_all("ratelimit").iter().filter_map(|line| line.to_str().ok()).collect();
+    assert_eq!((lines.len(), lines[0]), (2, r#""default";r=5;t=9"#));
+}
