@@ -27,6 +27,9 @@ const BOOST_HALF: f64 = 1800.0 * SECOND;
 const DRIFT_HALF: f64 = 900.0 * SECOND;
 /// What headers show of others, and our own spending, are averaged over this time.
 const MEMORY: f64 = 60.0 * SECOND;
+/// So much of the margin is given back where nobody else uses the limits. Down to 1 % of the limit, large requests on small limits
+/// were refused: 0.5 of 1000 on S.
+const RELEASED: f64 = 0.6;
 /// Weight of the newest request in the typical cost.
 const TYPICAL_GAIN: f64 = 0.02;
 
@@ -61,6 +64,8 @@ pub struct Quota {
     confirmed: Ns,
     typical: f64,
     margin_growth: f64,
+    /// The part of the margin that is given back, 0 to 1.
+    margin_release: f64,
     learnt_external: f64,
     external: f64,
     /// Units taken, fading: ours per minute.
@@ -99,6 +104,7 @@ impl Quota {
             last_refusal: None,
             typical: 0.0,
             margin_growth: 0.0,
+            margin_release: 0.0,
             learnt_external: 0.0,
             external: 0.0,
             spending: 0.0,
@@ -171,6 +177,11 @@ impl Quota {
         self.then = now;
     }
 
+    /// From now on this part of the margin is given back, 0 to 1.
+    pub fn release_margin(&mut self, part: f64) {
+        self.margin_release = part;
+    }
+
     /// What a request of `units` must leave untouched. A legal request always fits a full bucket.
     pub fn margin(&self, units: u64) -> u64 {
         let Some(limit) = self.limit().filter(|_| !self.bound) else { return 0 };
@@ -178,7 +189,8 @@ impl Quota {
             return 0;
         }
         let whole = limit as f64;
-        let view = match (self.dimension.unit, self.dimension.period >= Duration::from_secs(86_400)) {
+        let a_day = self.dimension.period >= Duration::from_secs(86_400);
+        let view = match (self.dimension.unit, a_day) {
             // Seven minutes of a day: who finds it used up would wait for a twentieth for more than an hour.
             (Unit::Requests, true) => (0.005 * whole).max(2.0),
             (Unit::Requests, false) => (0.05 * whole).max(2.0),
@@ -187,6 +199,7 @@ impl Quota {
             (_, true) => units as f64,
             (_, false) => (6.0 * self.typical).clamp(0.05 * whole, 0.30 * whole),
         };
+        let view = if a_day { view } else { view * (1.0 - RELEASED * self.margin_release) };
         ((view + self.margin_growth).min(0.40 * whole) as u64).min(limit.saturating_sub(units))
     }
 

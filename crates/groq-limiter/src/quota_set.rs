@@ -4,6 +4,8 @@
 //! note), and these quotas are a forecast: the store's last word and what it has not been told. Without the store they
 //! decide alone, with every limit divided by the number of replicas.
 
+use std::time::Duration;
+
 use smallvec::{SmallVec, smallvec};
 
 use super::{
@@ -14,8 +16,10 @@ use super::{
 use crate::types::{Dimension, Unit};
 
 mod remote;
+mod sole_use;
 
 pub use self::remote::Booking;
+use self::sole_use::SoleUse;
 
 /// Levels of one limiter at most: the eight dimensions that are known, a bound of the operator's beside each, and two that
 /// refusals may teach.
@@ -121,6 +125,7 @@ pub struct QuotaSet {
     position: u64,
     /// What limits on output test.
     expected_output: ExpectedOutputs,
+    sole_use: SoleUse,
     now: Ns,
     /// Between so many replicas quotas are shared.
     replicas: Option<u32>,
@@ -297,7 +302,26 @@ impl QuotaSet {
         // A dimension that is younger than the request: from now on it is charged there as well.
         let snapshot = reserved.snapshots.get(slot).filter(|_| charged).copied().unwrap_or_else(|| quota.snapshot());
         reserved.slots |= u32::from(counted) << slot;
-        quota.observe(reserved.position, snapshot, used, at, now)
+        let error = quota.observe(reserved.position, snapshot, used, at, now)?;
+        // A unit of a day's limit is more than others take in a minute.
+        if quota.is_visible() && quota.dimension.period < Duration::from_secs(86_400) {
+            let released = self.sole_use.header(quota.external(), now);
+            // Replicas that share quotas see each other's use as their own.
+            self.release_margin(if self.replicas.is_none() { released } else { 0.0 });
+        }
+        Some(error)
+    }
+
+    /// The upstream has refused a request that should have fit.
+    pub fn refused(&mut self, now: Ns) {
+        self.sole_use.refused(now);
+        self.release_margin(0.0);
+    }
+
+    fn release_margin(&mut self, part: f64) {
+        for quota in &mut self.quotas {
+            quota.release_margin(part);
+        }
     }
 
     /// Groq has reserved more for it than it was charged here. `corrected`: the slot whose header says so, and has corrected it.

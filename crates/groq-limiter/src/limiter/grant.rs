@@ -105,6 +105,7 @@ impl Limiter {
     ) -> Requeue {
         let now = self.advance(now);
         self.refusals += 1;
+        self.quotas.refused(now);
         let units = grant.cost();
         let least = text.and_then(|text| Some(units.raised(self.named(text)?.unit, text.requested))).unwrap_or(units);
         if !self.learn_refusal(&mut grant, text, state, now) {
