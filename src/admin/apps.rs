@@ -198,7 +198,7 @@ mod tests {
     fn request(shield: &Arc<Shield>, app: &str, model: &str, prompt: u64) {
         let mut record = Record::new(&shield.telemetry, "/openai/v1/chat/completions", tokio::time::Instant::now());
         (record.app, record.model, record.status) = (app.into(), model.into(), 200);
-        record.usage = crate::groq::Usage { prompt, completion: Some(10), cached: 5, ..Default::default() };
+        record.usage = crate::groq::Usage { prompt, completion: Some(10), cached: 5 };
         record.nano_usd = 1_000_000 * prompt;
     }
 

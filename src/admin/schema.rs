@@ -18,6 +18,8 @@ pub struct Status {
     pub uptime_s: f64,
     /// `running` or `draining`
     pub state: Word,
+    /// `enforce` or `observe` (`limits.mode`)
+    pub mode: Word,
     /// When this was written.
     pub now: f64,
     /// The host that requests go to.

@@ -19,7 +19,7 @@ use super::{
     },
 };
 use crate::{
-    config::StoreKind,
+    config::{Mode, StoreKind},
     telemetry::{ObservedRefusal, Slice, Telemetry},
 };
 
@@ -38,6 +38,11 @@ impl Desk {
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_s: seconds(self.started.elapsed()),
             state: if shield.shutdown.draining.is_cancelled() { "draining" } else { "running" }.into(),
+            mode: match settings.limits.mode {
+                Mode::Enforce => "enforce",
+                Mode::Observe => "observe",
+            }
+            .into(),
             now: unix(SystemTime::now()),
             upstream: settings.upstream.base_url.host().unwrap_or_default().to_owned(),
             app_url: (settings.server.listen.port() != 0).then(|| {

@@ -42,6 +42,7 @@ async fn status_says_what_the_page_shows() {
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(status["config"]["file"], "shield.toml");
     assert_eq!(status["config"]["error"]["message"], "line 3: unknown key");
+    assert_eq!(status["mode"], "enforce");
     assert_eq!(status["store"]["kind"], "local");
     assert_eq!(status["history"]["slice_s"], 5.0);
     for plot in ["requests", "failed", "refused_by_shield", "refused_by_groq", "resends", "wait_p50_s", "wait_p99_s"] {

@@ -137,8 +137,11 @@ fn write_counts(status: &schema::Status, out: &mut String) -> std::fmt::Result {
         writeln!(out, "{count} requests for {} were served by {} ({reason})", cut(from, NAME), cut(to, NAME))?;
     }
     let Observed { admitted, wait_p50_s, wait_p99_s, refusals } = &status.observed;
+    if status.mode == "observe" {
+        writeln!(out, "observe mode: nothing is delayed or refused")?;
+    }
     if *admitted > 0 || !refusals.is_empty() {
-        write!(out, "observe mode: {admitted} requests would have been sent")?;
+        write!(out, "observed: {admitted} requests would have been sent")?;
         if let (Some(half), Some(most)) = (wait_p50_s, wait_p99_s) {
             write!(out, " (half within {}, 99 % within {})", time(*half), time(*most))?;
         }
@@ -240,6 +243,7 @@ mod tests {
             version: "0.1.0".into(),
             uptime_s: 7384.2,
             state: "running".into(),
+            mode: "observe".into(),
             upstream: "api.groq.com".into(),
             config: schema::Config {
                 file: Some("groq-shield.toml".into()),
@@ -275,7 +279,8 @@ the configuration was changed and has faults, the one before is in force:
 Groq has BLOCKED the organization acme: blocked_api_access
 2 answers of openai/gpt-oss-20b had no content: max_completion_tokens ended them, raise it or lower reasoning_effort
 5 requests for m were served by n (daily_limit)
-observe mode: 9 requests would have been sent (half within 0.5s, 99 % within 7.0s), would have been refused: 2 app_budget, 1 max_wait
+observe mode: nothing is delayed or refused
+observed: 9 requests would have been sent (half within 0.5s, 99 % within 7.0s), would have been refused: 2 app_budget, 1 max_wait
 
 openai/gpt-oss-20b (acme, on_demand)  1 in flight  BREAKER OPEN, probe in 3.0s  a new request waits 2.5s
          used                         left        limit  from         empty in   full in
