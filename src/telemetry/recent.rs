@@ -124,7 +124,7 @@ impl RecentRequest {
         for name in names.into_iter().chain(&mut self.fallback_from).chain(&mut self.waited_for) {
             *name = access::clean(name, access::NAME).into_owned();
         }
-        for error in &mut self.error {
+        if let Some(error) = &mut self.error {
             *error = access::clean(error, access::REASON).into_owned();
         }
         self
