@@ -130,6 +130,65 @@ fn a_limit_on_output_is_used_whatever_the_ceilings() {
     }
 }
 
+/// Two apps at three times what the limit gives, one of them capped at a tenth of it: ± 2 % of that, and nothing of the limit is lost.
+#[test]
+fn a_capped_app_gets_its_tenth_and_the_other_the_rest() {
+    const MINUTES: u64 = 20;
+    /// Until the bursts are used and both queues are as long as they get.
+    const START: Duration = Duration::from_secs(120);
+    let end = START + Duration::from_secs(60 * MINUTES);
+    let seed = 1;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
+    runtime.block_on(LocalSet::new().run_until(async {
+        fastrand::seed(seed);
+        let mut random = Rng::with_seed(seed);
+        let limits = groq_sim::ModelLimits { tokens_per_minute: Some(TPM), ..Default::default() };
+        let sim = Sim::new(groq_sim::Options { plan: groq_sim::Plan::uniform(limits), seed, ..Default::default() });
+        let told = config::ModelLimits { tokens_per_minute: Some(TPM), ..Default::default() };
+        let limits = config::Limits { plan: Plan::None, default: told, ..Default::default() };
+        let capped = config::App { name: "capped".into(), tokens_per_minute: Some(TPM / 10), ..Default::default() };
+        let shield = with_settings(&sim, seed, Settings { limits, app: vec![capped], ..Default::default() });
+        let used = [(); 2].map(|()| Rc::<Cell<u64>>::default());
+        let began = Instant::now();
+        let mut clients = Vec::new();
+        let mut number = 0;
+        while began.elapsed() < end {
+            // Nine a second of about 70 tokens, where 200 tokens a second come back.
+            sleep(Duration::from_secs_f64(-(1.0 - random.f64()).ln() / 9.0)).await;
+            number += 1;
+            let (shield, used, completion) = (shield.clone(), used[number % 2].clone(), random.u64(20..80));
+            let app = ["capped", "free"][number % 2];
+            clients.push(tokio::task::spawn_local(async move {
+                let content = format!("[[sim completion={completion}]] hello");
+                let body =
+                    json!({"model": "m", "max_completion_tokens": 100, "messages": [{"role": "user", "content": content}]});
+                let request = Request::post("/openai/v1/chat/completions").header("authorization", "Bearer gsk_test");
+                let request = request.header("content-type", "application/json").header("x-shield-app", app);
+                let request = request.body(Full::new(Bytes::from(body.to_string()))).expect("a valid request");
+                let (head, body) = handle(&shield, request, None).await.into_parts();
+                let body = body.collect().await.expect("a body that ends properly").to_bytes();
+                if head.status == StatusCode::OK && (START..end).contains(&began.elapsed()) {
+                    let answer: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+                    used.set(used.get() + answer["usage"]["total_tokens"].as_u64().expect("usage"));
+                }
+            }));
+        }
+        for client in clients {
+            client.await.expect("no client panics");
+        }
+        let given = (TPM * MINUTES) as f64;
+        let [capped, free] = used.map(|used| used.get() as f64);
+        println!(
+            "{:.1} % used, the capped app {:.2} % of what was given",
+            100.0 * (capped + free) / given,
+            100.0 * capped / given
+        );
+        assert_eq!(sim.stats().refusals(), 0);
+        assert!((capped / given - 0.1).abs() <= 0.002, "{capped} of {given}");
+        assert!(capped + free >= 0.98 * given, "{capped} + {free} of {given}");
+    }));
+}
+
 #[test]
 fn a_seed_is_the_same_life_again() {
     let lives = Cell::new(Vec::new());
@@ -223,7 +282,10 @@ async fn live(world: World, seed: u64) -> (Sim, Rc<Ends>) {
 
 fn shield(sim: &Sim, seed: u64, told: config::ModelLimits) -> Arc<Shield> {
     let limits = config::Limits { plan: Plan::None, default: told, ..Default::default() };
-    let settings = Settings { limits, ..Default::default() };
+    with_settings(sim, seed, Settings { limits, ..Default::default() })
+}
+
+fn with_settings(sim: &Sim, seed: u64, settings: Settings) -> Arc<Shield> {
     let (sim, connections) = (sim.clone(), AtomicU64::new(0));
     let upstream = Upstream::over(&settings.upstream, move || {
         let mut random = Rng::with_seed(seed ^ (connections.fetch_add(1, Ordering::Relaxed) << 32));
