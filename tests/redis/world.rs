@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use groq_limiter::{
-    bucket::Ns,
     limiter::{Grant, Limiter},
     queue::Id,
     store::protocol::Transaction,
     store::redis::wire::{Offset, Reply},
+    types::Ns,
 };
 use redis::Connection;
 
@@ -98,7 +98,7 @@ impl<'a> World<'a> {
         let replicas = (0..plan.replicas).map(|_| {
             let mut limiter = warm(limits(plan.requests, plan.tokens));
             if matches!(quotas, Levels::Registry(..)) {
-                limiter.link(true, plan.replicas as u32, START);
+                limiter.share(true, plan.replicas as u32, START);
             }
             let mut offset = Offset::default();
             offset.learn(server(START), START, START);
@@ -136,7 +136,8 @@ impl<'a> World<'a> {
         }
         let full_in = match &self.quotas {
             Levels::Local => {
-                let quota = self.replicas[0].limiter.all().iter().find(|quota| quota.dimension.code == "TPM").expect("a limit");
+                let quota =
+                    self.replicas[0].limiter.quotas().iter().find(|quota| quota.dimension.code == "TPM").expect("a limit");
                 quota.bucket().expect("a limit").tat().saturating_sub(self.now)
             }
             Levels::Registry(..) => 1000 * self.told.get("TPM").map_or(0, |tat| tat.saturating_sub(server(self.now) as u64)),
@@ -181,7 +182,7 @@ impl<'a> World<'a> {
             2 => {
                 let (reply, _) = self.replicas[replica].news.remove(0);
                 let Replica { limiter, offset, .. } = &mut self.replicas[replica];
-                limiter.hear(&offset.answer(reply).expect("the script's words").state, self.now);
+                limiter.published(&offset.answer(reply).expect("the script's words").state, self.now);
                 self.dispatch(replica);
             }
             _ => self.advance(next.expect("it was an option")),

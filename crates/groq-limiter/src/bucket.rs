@@ -23,10 +23,7 @@ use governor::{
     state::{NotKeyed, StateStore},
 };
 
-use crate::ablation::Mechanism;
-
-/// Nanoseconds: an instant on a limiter's clock, or a span.
-pub type Ns = u64;
+use crate::{ablation::Mechanism, types::Ns};
 
 /// Debts beyond so many periods are cut: nobody waits that long, and a limit that was stated by mistake silences nobody for
 /// longer.
@@ -88,6 +85,13 @@ impl Bucket {
     /// Takes `amount` units if they fit.
     pub fn take(&mut self, amount: u64, now: Ns) -> Readiness {
         self.check(amount, 0, true, now)
+    }
+
+    /// Takes `amount` units; what does not fit makes a debt.
+    pub fn take_or_debit(&mut self, amount: u64, now: Ns) {
+        if self.take(amount, now) != Readiness::Now {
+            self.debit(amount, now);
+        }
     }
 
     /// Whether `amount` fits while `margin` units stay untouched. Changes nothing.

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use self::default_output::AssumedOutput;
-use crate::bucket::Ns;
+use self::{default_output::AssumedOutput, running_mean::RunningMean};
+use crate::types::Ns;
 
 pub mod default_output;
 pub mod expected_output;
+pub mod running_mean;
 
 /// How far prompt estimates are off: actual ÷ estimated.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,43 +26,12 @@ impl PromptRatio {
 
     /// Few prompts are shorter; before the first answer estimates are right, within a tenth.
     pub fn low(&self) -> f32 {
-        self.0.mean().map_or(0.9, |mean| mean - 2.0 * self.0.deviation).max(Self::BOUNDS.0)
+        self.0.low().unwrap_or(0.9).max(Self::BOUNDS.0)
     }
 
     /// Few prompts are longer.
     pub fn high(&self) -> f32 {
-        self.0.mean().map_or(1.1, |mean| mean + 2.0 * self.0.deviation).min(Self::BOUNDS.1)
-    }
-}
-
-/// A mean and a mean deviation that follow the newest few dozen samples.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RunningMean {
-    mean: f32,
-    deviation: f32,
-    samples: u32,
-}
-
-impl RunningMean {
-    /// One more sample.
-    pub fn learn(&mut self, sample: f32) {
-        self.samples = self.samples.saturating_add(1);
-        let gain = (1.0 / self.samples as f32).max(0.05);
-        let off = sample - self.mean;
-        self.mean += gain * off;
-        if self.samples > 1 {
-            self.deviation += gain * (off.abs() - self.deviation);
-        }
-    }
-
-    /// The mean, once there is one.
-    pub fn mean(&self) -> Option<f32> {
-        (self.samples > 0).then_some(self.mean)
-    }
-
-    /// Most samples are below.
-    pub fn high(&self) -> Option<f32> {
-        (self.samples > 0).then_some(self.mean + 2.0 * self.deviation)
+        self.0.high().unwrap_or(1.1).min(Self::BOUNDS.1)
     }
 }
 

@@ -63,11 +63,12 @@
 //! | question | file |
 //! |---|---|
 //! | how a bucket takes, refunds and goes into debt | [`bucket`] |
-//! | why a request waits: one dimension's bucket and safety margin | [`quota`], all of them together [`quota_set`] |
-//! | how a header or a refusal corrects us | `quota/reconcile`, `quota/send_snapshot`, `limiter/learn` |
-//! | who goes next, and how long it takes | [`queue`], `queue/forecast`, `limiter/backfill` |
+//! | why a request waits: one dimension's bucket and safety margin | [`quota`], `quota/margin`; all of them together: [`quota_set`] |
+//! | how a header or a refusal corrects us | `quota/reconcile`, `quota/send_history`, `limiter/limits` |
+//! | what others take of the same limits | `quota/external` |
+//! | who goes next, and how long it takes | [`queue`], `queue/backfill`, `queue/forecast` |
+//! | what a request costs | `limiter/pricing`, by what [`estimate`] has learnt |
 //! | one organization × model × tier as a state machine | [`limiter`] |
-//! | what is learnt of prompts, outputs and response times | [`estimate`] |
 //! | what survives a restart | `store/file` |
 //! | what replicas share, and what happens without Redis | `store`, `limiter/store_session`, `quota/remote` |
 
@@ -75,15 +76,20 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use self::{registry::Registry, shared::Submitted};
-use crate::{
-    settings::Settings,
-    types::{Dimension, Priority},
+pub use self::{
+    limiter::Requeue,
+    permit::Permit,
+    request::{ActualUsage, AdmissionError, AdmissionRequest, CostEstimate},
+    snapshot::{DimensionSnapshot, LimiterSnapshot, StoreSnapshot, WaitingSnapshot},
+    store::StoreHandle,
+    types::Source,
 };
+use self::{registry::Registry, settings::Settings, shared::Submitted, store::Store};
 
 #[doc(hidden)]
 pub mod ablation;
 pub mod bucket;
+mod clock;
 pub mod estimate;
 pub mod limiter;
 mod permit;
@@ -92,122 +98,13 @@ pub mod queue;
 pub mod quota;
 pub mod quota_set;
 mod registry;
+pub mod request;
 pub mod settings;
 mod shared;
+pub mod snapshot;
 pub mod store;
 mod timer;
 pub mod types;
-
-pub use limiter::Requeue;
-pub use permit::Permit;
-pub use store::StoreHandle;
-
-/// What a request draws on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CostEstimate {
-    /// Requests and tokens: chat, responses, embeddings, speech.
-    Tokens {
-        /// Estimated prompt tokens (or characters of speech), before the limiter's own correction.
-        prompt: u64,
-        /// The request's own `max_completion_tokens`; `None`: what the limiter assumes.
-        max_completion_tokens: Option<u64>,
-    },
-    /// Requests and seconds of audio, rounded up, the 10 s floor included.
-    Audio {
-        /// Seconds.
-        seconds: u64,
-    },
-    /// Nothing seen: models, files, batches.
-    Free,
-}
-
-/// One request as the limits see it.
-#[derive(Clone, Debug)]
-pub struct AdmissionRequest {
-    /// Whose limits: a configured organization's name or the key's digest (never the key).
-    pub organization: Arc<str>,
-    /// Which of its API keys, by any number of the caller's: a limit on output expects of a request what its key's answers were
-    /// like.
-    pub key: u32,
-    /// The model.
-    pub model: Arc<str>,
-    /// The service tier: `on_demand` (and `auto`), `flex`, `performance`.
-    pub tier: Arc<str>,
-    /// The app, for fair shares.
-    pub app: Arc<str>,
-    /// The app's weight.
-    pub weight: f64,
-    /// Interactive before batch.
-    pub class: Priority,
-    /// What it may cost.
-    pub cost: CostEstimate,
-    /// Bytes that it holds while it waits.
-    pub bytes: u64,
-}
-
-/// Why a request gets no permit. No quota was changed.
-#[derive(Clone, Debug, PartialEq)]
-pub enum AdmissionError {
-    /// More than a limit can ever hold.
-    TooLarge {
-        /// The limit's dimension.
-        dimension: Dimension,
-        /// The limit.
-        limit: u64,
-        /// What it would take.
-        requested: u64,
-        /// Prompt and `max_completion_tokens`, where tokens are meant.
-        parts: Option<(u64, u64)>,
-    },
-    /// Not before the deadline.
-    NotInTime {
-        /// What makes it wait.
-        dimension: Dimension,
-        /// Forecast wait.
-        wait: Duration,
-        /// With a `max_completion_tokens` of at most so much it need not wait for a large answer to be forgotten.
-        fitting_max_completion_tokens: Option<u64>,
-        /// After so long the same request would be sent in time.
-        retry_after: Duration,
-    },
-    /// The queue is full, by count or bytes.
-    QueueFull {
-        /// When there may be room.
-        retry_after: Duration,
-    },
-}
-
-/// What became of a sent request, for its charge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ActualUsage {
-    /// Never sent, or refused by Groq: everything comes back.
-    Nothing,
-    /// Answered with a failure that is not charged (5xx): tokens come back, the request counts.
-    Request,
-    /// The truth from `usage`.
-    Tokens {
-        /// Prompt tokens that count (cached ones taken off).
-        prompt: u64,
-        /// Completion tokens.
-        completion: u64,
-        /// Prompt tokens in all, for learning the estimate.
-        prompt_total: u64,
-    },
-    /// The truth as far as it is stated: `usage` has no completion tokens, so what was reserved for them counts.
-    Prompt {
-        /// Prompt tokens that count (cached ones taken off).
-        prompt: u64,
-        /// Prompt tokens in all, for learning the estimate.
-        prompt_total: u64,
-    },
-    /// A stream that was left: its prompt and the completion tokens seen so far.
-    Partial {
-        /// Completion tokens seen.
-        completion: u64,
-    },
-    /// Unknown: what was reserved counts, until headers correct it.
-    Unknown,
-}
 
 /// The limiters of this process: a cheap handle, all clones share them.
 #[derive(Clone, Debug)]
@@ -219,7 +116,16 @@ impl Limiters {
     /// With `redis`, quotas are shared. Until Redis answers, and whenever it does not, this process goes on alone with
     /// every limit divided by the number of replicas.
     pub fn new(settings: Settings) -> Self {
-        Self(Registry::new(settings))
+        let (store, commands) = settings.redis.as_ref().map(|redis| Store::new(redis.replicas)).unzip();
+        let health = store.as_ref().map(|store| store.reach.clone());
+        let redis = settings.redis.clone();
+        let registry = Arc::new(Registry::new(settings, store));
+        if let (Some(redis), Some(commands), Some(health)) = (redis, commands, health)
+            && let Err(error) = start_store(redis, &registry, commands, health)
+        {
+            tracing::error!(%error, "nothing is shared: the store's thread cannot start");
+        }
+        Self(registry)
     }
 
     /// Other limits, bounds and state file: used amounts and places in the queue stay. `redis` cannot change.
@@ -252,14 +158,14 @@ impl Limiters {
         }
         let limiter = self.0.limiter(request);
         let waiting = match limiter.submit(request, deadline, requeue)? {
-            Submitted::Now(charge) => return Ok(Permit::new(limiter, charge)),
+            Submitted::Now(grant) => return Ok(Permit::new(limiter, grant)),
             Submitted::Later(waiting) => waiting,
         };
-        waiting.await.map(|charge| Permit::new(limiter, Box::new(charge)))
+        waiting.await.map(|grant| Permit::new(limiter, grant))
     }
 
     /// Every limit that is known for `request`: its dimension, the limit, what is left, and the time until it is full.
-    pub fn visit_quotas(&self, request: &AdmissionRequest, visit: impl FnMut(&Dimension, u64, f64, Duration)) {
+    pub fn visit_quotas(&self, request: &AdmissionRequest, visit: impl FnMut(&types::Dimension, u64, f64, Duration)) {
         if let Some(limiter) = self.0.find(request) {
             limiter.now(|limiter, now| limiter.visit_quotas(now, visit));
         }
@@ -272,13 +178,13 @@ impl Limiters {
         }
         let limiter = self.0.limiter(request);
         let grant = limiter.change_now(|limiter, now| limiter.take(request, now));
-        Permit::new(limiter, Box::new(grant))
+        Permit::new(limiter, grant)
     }
 
     /// Limiters of their own with other settings, where these stand now.
     #[must_use]
     pub fn copy(&self, settings: Settings) -> Self {
-        Self(self.0.copy(settings))
+        Self(Arc::new(self.0.copy(settings)))
     }
 
     /// Takes up the limits that Groq has stated to `others` for the model of `request`. What is used stays.
@@ -299,7 +205,7 @@ impl Limiters {
         self.0.find(request)?.with(|limiter| limiter.usual_completion())
     }
 
-    /// Levels, queue and forecasts of every limiter.
+    /// Quotas, queue and forecasts of every limiter.
     pub fn snapshot(&self) -> Vec<LimiterSnapshot> {
         self.0.snapshot()
     }
@@ -340,91 +246,25 @@ impl Limiters {
     }
 }
 
-/// Where a limit's number comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The operator said so.
-    Configured,
-    /// The plan's table.
-    Plan,
-    /// Groq's headers.
-    Headers,
-    /// A refusal's text.
-    UpstreamRefusal,
+/// Starts the thread that talks to the store. It ends with the limiters.
+#[cfg(feature = "redis")]
+fn start_store(
+    redis: settings::RedisSettings,
+    registry: &Arc<Registry>,
+    commands: store::Commands<shared::SharedLimiter>,
+    health: Arc<store::StoreHealth>,
+) -> std::io::Result<()> {
+    store::redis::start(redis, Arc::downgrade(registry), commands, health)
 }
 
-/// One dimension of a limiter, for people.
-#[derive(Clone, Debug)]
-pub struct DimensionSnapshot {
-    /// Which.
-    pub dimension: Dimension,
-    /// The limit.
-    pub limit: u64,
-    /// What is left now; below zero in debt.
-    pub remaining: f64,
-    /// Never usage below this.
-    pub margin: u64,
-    /// Where the limit's number comes from.
-    pub source: Source,
-    /// The operator's bound, where there is one.
-    pub configured: Option<u64>,
-    /// What Groq states, where it has.
-    pub stated: Option<u64>,
-    /// Share of the limit's rate that others take.
-    pub external: f64,
-    /// Time until exhausted at the present rate of use, `None` if it is not heading there.
-    pub exhausted_in: Option<Duration>,
-    /// Time until full if nothing more is sent.
-    pub full_in: Duration,
-}
-
-/// The store that replicas share, for people.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoreSnapshot {
-    /// It is out of reach: every limit is divided by `replicas`.
-    pub degraded: bool,
-    /// Why, as last heard.
-    pub why: Option<Arc<str>>,
-    /// How many replicas there are, as last heard.
-    pub replicas: u32,
-    /// Transactions sent since the start.
-    pub calls: u64,
-}
-
-/// Who waits in a limiter, per app and class.
-#[derive(Clone, Debug)]
-pub struct WaitingSnapshot {
-    /// The app.
-    pub app: Arc<str>,
-    /// Its class.
-    pub class: Priority,
-    /// How many.
-    pub count: usize,
-    /// The longest wait so far.
-    pub oldest: Duration,
-}
-
-/// One limiter, for people.
-#[derive(Clone, Debug)]
-pub struct LimiterSnapshot {
-    /// Whose.
-    pub organization: Arc<str>,
-    /// Which model.
-    pub model: Arc<str>,
-    /// Which tier.
-    pub tier: Arc<str>,
-    /// Its dimensions.
-    pub dimensions: Vec<DimensionSnapshot>,
-    /// Its queue.
-    pub waiting: Vec<WaitingSnapshot>,
-    /// The dimension that blocks the head of the queue, and for how long.
-    pub blocked_by: Option<(Dimension, Duration)>,
-    /// Wait that a typical new request would see.
-    pub forecast: Duration,
-    /// Sent and not settled.
-    pub in_flight: usize,
-    /// Groq's refusals so far.
-    pub refusals: u64,
+#[cfg(not(feature = "redis"))]
+fn start_store<Commands>(
+    _: settings::RedisSettings,
+    _: &Arc<Registry>,
+    _: Commands,
+    _: Arc<store::StoreHealth>,
+) -> std::io::Result<()> {
+    Err(std::io::Error::other("built without the feature `redis`"))
 }
 
 #[cfg(test)]

@@ -4,26 +4,30 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{ActualUsage, Requeue, limiter::Grant, registry::SharedLimiter};
-use crate::types::{Dimension, Observation, UpstreamRefusal};
+use crate::{
+    limiter::{Grant, Requeue},
+    request::ActualUsage,
+    shared::SharedLimiter,
+    types::{Dimension, Observation, UpstreamRefusal},
+};
 
-/// What was taken; settled exactly once. Dropped before it was sent: all comes back; after: the grant stands.
+/// What was taken; settled exactly once. Dropped before it was sent: all comes back; after: it stays reserved.
 #[derive(Debug)]
 pub struct Permit {
     /// `None`: nothing was taken, or it is settled.
-    held: Option<(Arc<SharedLimiter>, Box<Grant>)>,
+    held: Option<(Arc<SharedLimiter>, Grant)>,
     waited: Duration,
     bound_by: Option<Dimension>,
 }
 
 impl Permit {
-    pub(super) fn new(limiter: Arc<SharedLimiter>, grant: Box<Grant>) -> Self {
+    pub(crate) fn new(limiter: Arc<SharedLimiter>, grant: Grant) -> Self {
         let bound_by = grant.bound.and_then(|slot| limiter.with(|limiter| limiter.dimension(slot).cloned()));
         Self { waited: Duration::from_nanos(grant.waited), bound_by, held: Some((limiter, grant)) }
     }
 
     /// Of something that draws on no limit.
-    pub(super) fn free() -> Self {
+    pub(crate) fn free() -> Self {
         Self { held: None, waited: Duration::ZERO, bound_by: None }
     }
 
@@ -53,7 +57,7 @@ impl Permit {
         }
     }
 
-    /// Groq refused (429): the text corrects the quotas, the grant comes back, the place in the queue is kept, if there was one.
+    /// Groq refused (429): the text corrects the quotas, what was taken comes back, the place in the queue is kept, if there was one.
     pub fn refused(
         mut self,
         text: Option<&UpstreamRefusal>,
@@ -63,7 +67,7 @@ impl Permit {
     ) -> Option<Requeue> {
         let (limiter, grant) = self.held.take()?;
         let now = limiter.at(now);
-        Some(limiter.change(|limiter| limiter.refused(*grant, text, state, retry_after, now)))
+        Some(limiter.change(|limiter| limiter.refused(grant, text, state, retry_after, now)))
     }
 
     /// The truth is known.
@@ -74,7 +78,7 @@ impl Permit {
     fn end(&mut self, usage: ActualUsage, now: Instant) {
         if let Some((limiter, grant)) = self.held.take() {
             let now = limiter.at(now);
-            limiter.change(|limiter| limiter.settle(*grant, usage, now));
+            limiter.change(|limiter| limiter.settle(grant, usage, now));
         }
     }
 }

@@ -1,135 +1,122 @@
-//! One dimension of one limiter, as the upstream sees it: a bucket, the safety margin, external usage, and what corrects them.
+//! One dimension of one limiter, as the upstream sees it: a bucket, its safety margin, external usage, and what corrects them.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, LazyLock},
-    time::Duration,
+use std::borrow::Cow;
+
+use self::{
+    external::ExternalUsage,
+    margin::SafetyMargin,
+    reconcile::{Reconciler, Refusals},
+    remote::Remote,
+    send_history::SendHistory,
+};
+pub use self::{reconcile::Reported, send_history::SendSnapshot, statements::Statements};
+use crate::{
+    ablation::Mechanism,
+    bucket::{Bucket, Readiness},
+    request::Cost,
+    store::protocol::{BookingOrder, Cell, RemoteView, SentObservation},
+    types::{Dimension, Ns, Source, Unit},
 };
 
-use self::reconcile::FormerLimit;
-pub use self::{send_snapshot::SendSnapshot, statements::Statements};
-use super::{
-    bucket::{Bucket, Ns, Readiness},
-    quota_set::Cost,
-};
-use crate::ablation::Mechanism;
-use crate::types::{Dimension, Unit};
-
+mod external;
+mod margin;
 mod reconcile;
 mod remote;
-mod send_snapshot;
+pub(crate) mod send_history;
 mod statements;
 
-const SECOND: f64 = 1e9;
-/// The margin growth after an own refusal halves in this time.
-const BOOST_HALF: f64 = 1800.0 * SECOND;
-/// The others' share that refusals taught halves in this time.
-const DRIFT_HALF: f64 = 900.0 * SECOND;
-/// What headers show of others, and our own spending, are averaged over this time.
-const MEMORY: f64 = 60.0 * SECOND;
-/// So much of the margin is given back where nobody else uses the limits. Down to 1 % of the limit, large requests on small limits
-/// were refused: 0.5 of 1000 on S.
-const RELEASED: f64 = 0.6;
-/// Weight of the newest request in the typical cost.
-const TYPICAL_GAIN: f64 = 0.02;
-
-/// For every quota of every limiter: so many copies would be in no cache.
-static KNOWN: LazyLock<[Arc<Dimension>; 8]> = LazyLock::new(|| Dimension::KNOWN.map(Arc::new));
+/// Our own use is averaged over this time, ns.
+const MEMORY: f64 = 60e9;
+/// Shorter spans are left for the next tick, ns.
+const TICK: Ns = 1_000_000;
 
 /// One dimension of a limiter. Its slot in the limiter never moves; a limit that is dropped leaves it without a bucket.
 #[derive(Debug)]
 pub struct Quota {
     /// Which.
-    pub dimension: Arc<Dimension>,
-    statements: Statements,
+    pub dimension: Dimension,
     /// The operator's own bound beside a higher limit of the upstream's, which counts other requests as well and fills faster.
-    bound: bool,
-    bucket: Option<Bucket>,
-    /// What others are always left: our own use alone, against the rest of the limit.
-    share: Option<Box<Bucket>>,
-    /// The store's side, where replicas share the quota.
-    remote: Option<Box<remote::Remote>>,
-    /// Charged and not on its way yet, ns: not part of what Groq can have seen.
-    unsent: Ns,
-    /// What went out of late: position, time, ns.
-    recent: VecDeque<(u64, Ns, Ns)>,
-    /// Sum of it, ns.
-    on_its_way: Ns,
-    /// What headers from the first position to the second may not show yet, or no longer, ns; the newest first.
-    uncertainties: VecDeque<(u64, u64, Ns)>,
-    /// Sum of all corrections, ns; wraps, only differences count.
-    corrections: i64,
-    /// The newest send position that has corrected it.
-    newest: u64,
+    is_bound: bool,
+    statements: Statements,
+    /// When Groq stated the limit last.
     confirmed: Ns,
-    typical: f64,
-    margin_growth: f64,
-    /// The part of the margin that is given back, 0 to 1.
-    margin_release: f64,
-    learnt_external: f64,
-    external: f64,
+    bucket: Option<Bucket>,
+    /// Our part of the limit, where it is not all of it: our own use alone.
+    share: Option<Bucket>,
+    /// Share of the limit that is left to others.
+    headroom: f64,
+    margin: SafetyMargin,
+    external: ExternalUsage,
+    sends: SendHistory,
+    reconciler: Reconciler,
+    refusals: Refusals,
     /// Units taken, fading: ours per minute.
     spending: f64,
-    then: Ns,
-    /// SendSnapshots from before the last change of the limit are in its units.
-    before: FormerLimit,
-    /// Positions up to here are older than the last refusal that was learnt from.
-    refused_until: u64,
-    last_refusal: Option<Ns>,
-    headroom: f64,
+    /// The store's side, where replicas share the quota.
+    remote: Option<Box<Remote>>,
+    ticked_at: Ns,
 }
 
 impl Quota {
     /// A full one. Without a limit it holds nobody back.
     pub fn new(dimension: Dimension, statements: Statements, headroom: f64, now: Ns) -> Self {
-        let known = KNOWN.iter().find(|known| ***known == dimension).cloned();
         let mut quota = Self {
-            dimension: known.unwrap_or_else(|| Arc::new(dimension)),
+            dimension,
+            is_bound: false,
             statements: Statements::default(),
-            bound: false,
+            confirmed: now,
             bucket: None,
             share: None,
             headroom,
-            remote: None,
-            confirmed: now,
-            corrections: 0,
-            unsent: 0,
-            // Lanes may be many: no room for more than one request at once needs.
-            recent: VecDeque::with_capacity(1),
-            on_its_way: 0,
-            uncertainties: VecDeque::with_capacity(1),
-            before: FormerLimit::default(),
-            newest: 0,
-            refused_until: 0,
-            last_refusal: None,
-            typical: 0.0,
-            margin_growth: 0.0,
-            margin_release: 0.0,
-            learnt_external: 0.0,
-            external: 0.0,
+            margin: SafetyMargin::default(),
+            external: ExternalUsage::default(),
+            sends: SendHistory::default(),
+            reconciler: Reconciler::default(),
+            refusals: Refusals::default(),
             spending: 0.0,
-            then: now,
+            remote: None,
+            ticked_at: now,
         };
-        quota.agree(statements, 0, now);
+        quota.set_statements(statements, 0, now);
         quota
     }
 
     /// The operator's bound in a dimension whose upstream allows more. `used` units of it are taken.
     pub fn bound(dimension: Dimension, limit: u64, used: u64, now: Ns) -> Self {
         let statements = Statements { configured: Some(limit), ..Statements::default() };
-        let mut quota = Self { bound: true, ..Self::new(dimension, statements, 0.0, now) };
+        let mut quota = Self { is_bound: true, ..Self::new(dimension, statements, 0.0, now) };
         quota.restore(used, now);
         quota
     }
 
-    /// Whether it tests what is expected of an answer, not its ceiling.
-    pub fn counts_expected(&self) -> bool {
-        self.dimension.unit == Unit::OutputTokens && !self.bound
-    }
-
     /// Whether it is the operator's bound: nothing that the upstream says corrects it.
     pub fn is_bound(&self) -> bool {
-        self.bound
+        self.is_bound
+    }
+
+    /// Whether it tests what is expected of an answer, not its `max_completion_tokens`.
+    pub fn counts_expected(&self) -> bool {
+        self.dimension.unit == Unit::OutputTokens && !self.is_bound
+    }
+
+    /// Who says what about the limit.
+    pub fn statements(&self) -> Statements {
+        self.statements
+    }
+
+    /// Where the limit's number comes from.
+    pub fn source(&self) -> Source {
+        self.statements.limit().1
+    }
+
+    /// Whether more than the limit can be refused for good on our own word.
+    pub fn is_certain(&self, now: Ns) -> bool {
+        self.statements.is_certain(now.saturating_sub(self.confirmed))
+    }
+
+    /// Whether headers show this dimension.
+    pub fn is_visible(&self) -> bool {
+        self.statements.is_visible()
     }
 
     /// The limit in force.
@@ -142,124 +129,218 @@ impl Quota {
         self.bucket.as_ref()
     }
 
-    /// What the limit counts of an cost.
+    /// What the limit counts of a cost.
     pub fn of(&self, cost: &Cost) -> u64 {
         // The operator means what is used, not what the upstream reserves.
-        let cost = if self.bound { &cost.with_output(cost.answer) } else { cost };
+        let cost = if self.is_bound { &cost.with_output(cost.answer) } else { cost };
         cost.of(self.dimension.unit)
     }
 
-    /// What it takes of an cost: never more than it can hold.
+    /// What it takes of a cost: never more than it can hold.
     pub fn units(&self, cost: &Cost) -> u64 {
-        let units = self.of(cost);
-        self.limit().map_or(units, |limit| units.min(limit))
+        self.of(cost).min(self.limit().unwrap_or(u64::MAX))
     }
 
-    /// Time passes: the others' share is charged, boosts fade.
-    pub fn tick(&mut self, now: Ns) {
-        let Some(passed) = now.checked_sub(self.then).filter(|&ns| ns >= 1_000_000) else { return };
-        if self.learnt_external > 0.0
-            && let Some(bucket) = &mut self.bucket
-        {
-            let taken = (self.learnt_external * passed as f64) as Ns;
-            bucket.drain(taken, self.then, now);
-            self.learnt_external = vanish(self.learnt_external * fade(passed, DRIFT_HALF));
-            self.add_pending(taken as i64);
-        }
-        if self.margin_growth > 0.0 {
-            self.margin_growth = vanish(self.margin_growth * fade(passed, BOOST_HALF));
-        }
-        if self.external > 0.0 || self.spending > 0.0 {
-            let faded = (-(passed as f64) / MEMORY).exp();
-            self.external = vanish(self.external * faded);
-            self.spending = vanish(self.spending * faded);
-        }
-        self.then = now;
+    /// The share of the limit's rate that others take.
+    pub fn external(&self) -> f64 {
+        self.external.share()
+    }
+
+    /// Units that we take each second, averaged over a minute.
+    pub fn spending(&self) -> f64 {
+        self.spending * 1e9 / MEMORY
+    }
+
+    /// What a request usually takes.
+    pub fn typical(&self) -> u64 {
+        self.margin.typical()
+    }
+
+    /// Whether headers or refusals have said how full it is.
+    pub fn is_observed(&self) -> bool {
+        self.reconciler.has_corrected()
+    }
+
+    /// Nothing is used of it.
+    pub fn is_full(&self, now: Ns) -> bool {
+        self.bucket.as_ref().is_none_or(|bucket| bucket.tat() <= now)
     }
 
     /// From now on this part of the margin is given back, 0 to 1.
     pub fn release_margin(&mut self, part: f64) {
-        self.margin_release = part;
+        self.margin.release(part);
     }
 
-    /// What a request of `units` must leave untouched. A legal request always fits a full bucket.
+    /// What a request of `units` must leave untouched.
     pub fn margin(&self, units: u64) -> u64 {
-        let Some(limit) = self.limit().filter(|_| !self.bound) else { return 0 };
-        if !Mechanism::SafetyMargin.is_on() {
-            return 0;
-        }
-        let whole = limit as f64;
-        let a_day = self.dimension.period >= Duration::from_secs(86_400);
-        let view = match (self.dimension.unit, a_day) {
-            // Seven minutes of a day: who finds it used up would wait for a twentieth for more than an hour.
-            (Unit::Requests, true) => (0.005 * whole).max(2.0),
-            (Unit::Requests, false) => (0.05 * whole).max(2.0),
-            // The upstream takes an answer when it ends, which is before this limiter knows of it.
-            (Unit::OutputTokens, _) => 0.0,
-            (_, true) => units as f64,
-            (_, false) => (6.0 * self.typical).clamp(0.05 * whole, 0.30 * whole),
-        };
-        let view = if a_day { view } else { view * (1.0 - RELEASED * self.margin_release) };
-        ((view + self.margin_growth).min(0.40 * whole) as u64).min(limit.saturating_sub(units))
+        let limit = self.limit().filter(|_| !self.is_bound);
+        limit.map_or(0, |limit| self.margin.units(&self.dimension, limit, units))
     }
 
-    /// Whether `units` fits beside the margin.
+    /// Whether `units` fit beside the margin.
     pub fn peek(&self, units: u64, now: Ns) -> Readiness {
+        self.peek_after(units, 0, now)
+    }
+
+    /// Whether `units` fit beside the margin once `before` units more were taken.
+    pub fn peek_after(&self, units: u64, before: u64, now: Ns) -> Readiness {
         let Some(bucket) = self.bucket.as_ref().filter(|_| units > 0) else { return Readiness::Now };
-        let fit = bucket.peek(units, self.margin(units), now);
-        match &self.share {
-            Some(share) => fit.max(share.peek(units.min(share.limit()), 0, now)),
-            None => fit,
+        bucket.peek(units, self.margin(units) + before, now).max(self.peek_share(units, before, now))
+    }
+
+    /// Whether `units` fit into our part of the limit, of which the upstream and the store know nothing.
+    pub fn peek_share(&self, units: u64, before: u64, now: Ns) -> Readiness {
+        self.share.as_ref().map_or(Readiness::Now, |share| share.peek(units.min(share.limit()), before, now))
+    }
+
+    /// Time passes: what others take is charged, what was learnt fades.
+    pub fn tick(&mut self, now: Ns) {
+        let passed = now.saturating_sub(self.ticked_at);
+        if passed < TICK {
+            return;
         }
+        let taken = self.external.tick(passed);
+        if let Some(bucket) = self.bucket.as_mut().filter(|_| taken > 0) {
+            bucket.drain(taken, self.ticked_at, now);
+            self.add_settled(taken as i64);
+        }
+        self.margin.fade(passed);
+        self.spending *= (-(passed as f64) / MEMORY).exp();
+        self.ticked_at = now;
     }
 
-    /// The earliest instant at which `units` fits once `before` units more were taken.
-    pub fn fits_at(&self, units: u64, before: u64, now: Ns) -> Ns {
-        let Some(bucket) = self.bucket.as_ref().filter(|_| units > 0) else { return now };
-        let fit = bucket.peek(units, self.margin(units) + before, now);
-        let share = self.share.as_ref().map(|share| share.peek(units.min(share.limit()), before, now));
-        share.map_or(fit, |share| share.max(fit)).instant(now)
-    }
-
-    /// Takes `units`; it counts as not sent yet.
-    pub fn charge(&mut self, units: u64, now: Ns) {
-        self.spend(units, now);
+    /// Takes `units`, which have been found to fit; they count as not sent yet.
+    pub fn reserve(&mut self, units: u64, now: Ns) {
+        self.count(units, now);
         if let Some(bucket) = &mut self.bucket {
-            charge(bucket, units, now);
-            self.unsent = self.unsent.saturating_add(bucket.span(units));
+            bucket.take_or_debit(units, now);
+            self.sends.reserved(bucket.span(units));
         }
     }
 
-    /// Everything about a charge but the bucket itself.
-    fn spend(&mut self, units: u64, now: Ns) {
+    /// Everything about a reservation but the bucket itself.
+    fn count(&mut self, units: u64, now: Ns) {
         if units == 0 {
             return;
         }
-        self.typical += if self.typical == 0.0 { 1.0 } else { TYPICAL_GAIN } * (units as f64 - self.typical);
+        self.margin.learn(units);
         self.spending += units as f64;
         if let Some(share) = &mut self.share {
-            charge(share, units, now);
+            share.take_or_debit(units, now);
         }
+    }
+
+    /// A request of `units` goes out at this position; how the quota stands then.
+    pub fn sent(&mut self, position: u64, units: u64, now: Ns) -> SendSnapshot {
+        if let Some(bucket) = &self.bucket {
+            self.sends.sent(position, bucket.span(units), now);
+        }
+        self.send_snapshot()
+    }
+
+    /// `units` are on their way, or never will be.
+    pub fn no_longer_unsent(&mut self, units: u64) {
+        if let Some(bucket) = &self.bucket {
+            self.sends.no_longer_unsent(bucket.span(units));
+        }
+    }
+
+    /// How the quota stands for a request that is sent now and counted in it.
+    pub fn send_snapshot(&self) -> SendSnapshot {
+        let tat = self.bucket.as_ref().map_or(0, Bucket::tat).saturating_sub(self.sends.unsent());
+        SendSnapshot { tat, corrections: self.reconciler.corrections, adjusted: 0, recent: 0 }
     }
 
     /// The truth replaces what was reserved.
     pub fn settle(&mut self, units: u64, used: u64, now: Ns) {
         self.spending = (self.spending + used as f64 - units as f64).max(0.0);
         if let Some(bucket) = &self.bucket {
-            self.add_pending(bucket.span(used) as i64 - bucket.span(units) as i64);
+            let span = bucket.span(used) as i64 - bucket.span(units) as i64;
+            self.sends.given_back(bucket.span(units.saturating_sub(used)), now);
+            self.add_settled(span);
         }
-        self.forget_sent(now);
-        if let (Some(bucket), Some(&(first, ..)), Some(&(last, ..))) = (&self.bucket, self.recent.front(), self.recent.back()) {
-            // Groq gave it back before the answer came, perhaps before these arrived.
-            self.add_uncertainty(first, last, bucket.span(units.saturating_sub(used)));
-        }
-        for bucket in self.bucket.iter_mut().chain(self.share.as_deref_mut()) {
+        for bucket in self.bucket.iter_mut().chain(&mut self.share) {
             match used.checked_sub(units) {
                 Some(0) => {}
                 Some(more) => bucket.debit(more, now),
                 None => bucket.refund(units - used),
             }
         }
+    }
+
+    /// Groq has said what was in use. The correction, ns, unless the report of a newer request has come before.
+    pub fn observe(&mut self, reported: Reported, now: Ns) -> Option<i64> {
+        let reported = if Mechanism::SendPosition.is_on() {
+            reported
+        } else {
+            Reported { snapshot: self.send_snapshot(), at: now, ..reported }
+        };
+        let Reported { position, at, .. } = reported;
+        let bucket = self.bucket.as_mut()?;
+        if !self.reconciler.is_news(position) {
+            return None;
+        }
+        let snapshot = self.reconciler.rescaled(bucket, position, reported.snapshot, at);
+        let uncertain = self.sends.take_uncertainty(position).saturating_add(snapshot.recent);
+        let first = !self.reconciler.has_corrected();
+        let error = self.reconciler.correct(bucket, &Reported { snapshot, ..reported }, uncertain, now);
+        let truth = bucket.tat_of(reported.used, at);
+        if let Some(remote) = &mut self.remote {
+            remote.report(SentObservation { position, snapshot, at, truth });
+        }
+        // What was taken before our first request does not say how fast others take.
+        if !first {
+            self.external.corrected(error);
+        }
+        Some(error)
+    }
+
+    /// A refusal of our own request: from the second one on more is kept back, and where no header shows this dimension, external
+    /// usage is learnt from what grew beyond our quota since the last one. `gap` is the refusal's correction, ns.
+    pub fn refused(&mut self, position: u64, last_position: u64, gap: i64, now: Ns) {
+        if let Some(since) = self.refusals.add(position, last_position, now) {
+            self.margin.grow(self.dimension.unit);
+            if !self.is_visible() {
+                self.external.refused(gap, since);
+            }
+        }
+    }
+
+    /// Groq has stated its limit, again or anew.
+    pub fn confirm(&mut self, now: Ns) {
+        self.confirmed = now;
+    }
+
+    /// Another statement of the limit; what was used stays used. Positions up to `position` were counted under the old one.
+    pub fn set_statements(&mut self, statements: Statements, position: u64, now: Ns) {
+        self.statements = statements;
+        let (limit, _) = statements.limit();
+        if self.limit() == limit.filter(|&limit| limit <= u32::MAX.into() && limit > 0) {
+            return;
+        }
+        let unit = self.bucket.as_ref().map_or(0, |bucket| bucket.span(1));
+        let kept = self.bucket.take().zip(limit).and_then(|(bucket, limit)| bucket.requota(limit, now));
+        self.reconciler.requota(position, unit);
+        self.sends.requota(kept.as_ref().map_or(0, |bucket| bucket.rescale(self.sends.unsent(), unit)));
+        self.bucket = kept.or_else(|| limit.and_then(|limit| Bucket::new(limit, self.dimension.period)));
+        if let (Some(remote), Some(bucket)) = (&mut self.remote, &self.bucket) {
+            remote.requota(bucket, unit);
+        }
+        self.refusals.requota();
+        self.external.reset_learnt();
+        self.margin.reset_growth();
+        self.set_headroom(self.headroom, now);
+    }
+
+    /// Leaves this share of the limit to others.
+    pub fn set_headroom(&mut self, headroom: f64, now: Ns) {
+        self.headroom = headroom;
+        let remote = self.remote.as_ref();
+        let part = (1.0 - headroom) * remote.map_or(1.0, |remote| remote.part());
+        let is_part = part < 1.0 || remote.is_some_and(|remote| remote.is_detached());
+        let ours = self.limit().filter(|_| is_part).map(|limit| ((limit as f64 * part) as u64).max(1));
+        let kept = self.share.take().zip(ours).and_then(|(share, ours)| share.requota(ours, now));
+        self.share = kept.or_else(|| ours.and_then(|ours| Bucket::new(ours, self.dimension.period)));
     }
 
     /// Puts the quota where it was, as saved by an earlier process.
@@ -269,44 +350,140 @@ impl Quota {
             bucket.set_tat(tat, now);
         }
     }
+}
 
-    /// The share of the limit's rate that others take.
-    pub fn external(&self) -> f64 {
-        self.learnt_external.max(self.external)
+/// The quota in a store that replicas share: with it the bucket is a forecast.
+impl Quota {
+    /// From now on it is shared; detached until the store has answered.
+    pub fn share(&mut self, replicas: u32, now: Ns) {
+        if self.remote.is_none() {
+            let tat = self.bucket.as_ref().map_or(now, Bucket::tat);
+            self.remote = Some(Box::new(Remote::new(replicas, tat)));
+            self.start_share(now);
+        }
     }
 
-    /// Units that we take each second, averaged over a minute.
-    pub fn spending(&self) -> f64 {
-        self.spending * SECOND / MEMORY
+    /// The store is lost: limit ÷ replicas from here.
+    pub fn detach(&mut self, replicas: u32, now: Ns) {
+        let tat = self.bucket.as_ref().map_or(now, Bucket::tat);
+        if self.remote.as_mut().is_some_and(|remote| remote.detach(replicas, tat)) {
+            self.start_share(now);
+        }
     }
 
-    /// What a request usually asks for.
-    pub fn typical(&self) -> u64 {
-        self.typical as u64
+    /// The own part of the limit starts as full as the limit is.
+    fn start_share(&mut self, now: Ns) {
+        self.share = None;
+        self.set_headroom(self.headroom, now);
+        if let (Some(bucket), Some(share)) = (&self.bucket, &mut self.share) {
+            share.set_tat(bucket.tat(), now);
+        }
     }
 
-    /// Whether headers or refusals have said how full it is.
-    pub fn is_observed(&self) -> bool {
-        self.newest > 0
+    /// The store is back: what was used meanwhile is owed.
+    pub fn attach(&mut self, now: Ns) {
+        let visible = self.is_visible();
+        let Some(remote) = &mut self.remote else { return };
+        if remote.attach(self.bucket.as_ref(), self.share.as_ref(), visible, now) {
+            self.share = None;
+            self.set_headroom(self.headroom, now);
+        }
     }
 
-    /// Nothing is used of it.
-    pub fn is_full(&self, now: Ns) -> bool {
-        self.bucket.as_ref().is_none_or(|bucket| bucket.tat() <= now)
+    fn add_settled(&mut self, span: i64) {
+        if let Some(remote) = &mut self.remote {
+            remote.add_settled(span);
+        }
+    }
+
+    /// So many units were taken without the store, which is to hear of it.
+    pub fn settle_unbooked(&mut self, units: u64) {
+        if let Some(bucket) = &self.bucket {
+            self.add_settled(i64::try_from(bucket.span(units)).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Whether the store has to be told something; and whether that changes what others may take.
+    pub fn has_pending(&self) -> (bool, bool) {
+        self.remote.as_ref().map_or((false, false), |remote| remote.has_pending())
+    }
+
+    /// Its name in the store.
+    pub fn stored_code(&self) -> Cow<'static, str> {
+        if self.is_bound { format!("{}:configured", self.dimension.code).into() } else { self.dimension.code.clone() }
+    }
+
+    /// Its part of a transaction. `None` without a limit. A hello tells nothing.
+    pub fn cell(&mut self, hello: bool, head: Option<&Cost>) -> Option<Cell> {
+        let units = head.map_or(0, |cost| self.units(cost));
+        let (margin, code) = (self.margin(units), self.stored_code().into());
+        Some(self.remote.as_mut()?.cell(self.bucket.as_ref()?, code, hello, units, margin))
+    }
+
+    /// A transaction that was lost was never applied.
+    pub fn retract(&mut self, cell: &Cell) {
+        if let Some(remote) = &mut self.remote {
+            remote.retract(cell);
+        }
+    }
+
+    /// The store's record has begun anew, like this.
+    pub fn renew(&mut self, view: &RemoteView) {
+        if let Some(remote) = &mut self.remote {
+            remote.renew(view);
+        }
+    }
+
+    /// The store's state. `mine`: an answer to what was told; else news of another replica's doing.
+    pub fn update(&mut self, view: &RemoteView, mine: bool, now: Ns) {
+        let (Some(bucket), Some(remote)) = (&mut self.bucket, &mut self.remote) else { return };
+        if let Some(tat) = remote.update(view, mine) {
+            bucket.set_tat(tat, now);
+            (self.reconciler.corrections, self.reconciler.newest) = (view.corrections, view.newest);
+        }
+    }
+
+    /// The store has charged `units`: how the quota stands, and when it would be full again with what is left untouched.
+    pub fn booked(&mut self, units: u64, now: Ns) -> (SendSnapshot, Ns) {
+        self.count(units, now);
+        let span = self.bucket.as_ref().map_or(0, |bucket| bucket.span(units));
+        self.remote.as_mut().map_or_else(Default::default, |remote| remote.booked(span))
+    }
+
+    /// What the store has charged goes out now.
+    pub fn sent_booked(&mut self, units: u64, order: BookingOrder, snapshot: &mut SendSnapshot, now: Ns) {
+        if let (Some(bucket), Some(remote)) = (&mut self.bucket, &mut self.remote) {
+            let drained = remote.sent(bucket, units, order, snapshot, now);
+            if drained > 0 {
+                bucket.drain(drained, now, now);
+            }
+        }
+    }
+
+    /// So much of what was reserved in the store has ended, or will not come back.
+    pub fn ended(&mut self, units: u64) {
+        if let (Some(bucket), Some(remote)) = (&self.bucket, &mut self.remote) {
+            remote.ended(bucket.span(units));
+        }
+    }
+
+    /// A reservation of the store's is not used.
+    pub fn give_up(&mut self, units: u64) {
+        let Some(bucket) = &mut self.bucket else { return };
+        bucket.refund(units);
+        if let Some(remote) = &mut self.remote {
+            remote.give_up(bucket.span(units));
+        }
+    }
+
+    /// When a head may go that the store has charged when the quota stood so, with its room until then.
+    pub fn due(&self, room: Ns, order: BookingOrder, snapshot: &SendSnapshot) -> Ns {
+        match (&self.bucket, &self.remote) {
+            (Some(bucket), Some(remote)) if room > 0 => bucket.out_of_debt(remote.due(room, order, snapshot)),
+            _ => 0,
+        }
     }
 }
 
-/// Takes what has been found to fit; what goes without it makes a debt.
-fn charge(bucket: &mut Bucket, cost: u64, now: Ns) {
-    if bucket.take(cost, now) != Readiness::Now {
-        bucket.debit(cost, now);
-    }
-}
-
-fn vanish(x: f64) -> f64 {
-    if x < 1e-4 { 0.0 } else { x }
-}
-
-fn fade(passed: Ns, half: f64) -> f64 {
-    (-(passed as f64) / half).exp2()
-}
+#[cfg(test)]
+mod tests;

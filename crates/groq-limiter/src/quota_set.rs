@@ -1,142 +1,52 @@
-//! All quotas of one limiter, reserved all or none.
+//! All quotas of one limiter, taken all or none.
 //!
-//! [`QuotaSet`] answers at once, from this process. Where replicas share quotas, the store charges ([`QuotaSet::reserved`] takes
-//! note), and these quotas are a forecast: the store's last word and what it has not been told. Without the store they
+//! [`QuotaSet`] answers at once, from this process. Where replicas share quotas, the store charges ([`QuotaSet::booked`] takes
+//! note), and these quotas are a forecast: the store's last answer and what it has not been told. Without the store they
 //! decide alone, with every limit divided by the number of replicas.
 
 use std::time::Duration;
 
-use smallvec::{SmallVec, smallvec};
+use smallvec::smallvec;
 
-use super::{
-    bucket::{Ns, Readiness},
+pub use self::reserved::{Booking, Reserved};
+use self::{reserved::SLOTS, sole_use::SoleUse};
+use crate::{
+    bucket::Readiness,
     estimate::expected_output::ExpectedOutputs,
-    quota::{Quota, SendSnapshot},
+    quota::{Quota, Reported, SendSnapshot},
+    request::Cost,
+    store::protocol::{BookingOrder, Cell, State},
+    types::{Dimension, Ns},
 };
-use crate::types::{Dimension, Unit};
 
-mod remote;
+mod reserved;
 mod sole_use;
-
-pub use self::remote::Booking;
-use self::sole_use::SoleUse;
-
-/// Levels of one limiter at most: the eight dimensions that are known, a bound of the operator's beside each, and two that
-/// refusals may teach.
-pub const SLOTS: usize = 18;
-
-/// What a request takes, by unit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cost {
-    /// Requests: one, or none for what is not counted.
-    pub requests: u32,
-    /// Prompt tokens.
-    pub input: u32,
-    /// Completion tokens that the upstream reserves: the ceiling, or what it assumes without one.
-    pub output: u32,
-    /// Completion tokens that the answer may have: the ceiling, or what is usual without one.
-    pub answer: u32,
-    /// Completion tokens that a limit on output tests: the ceiling (`u32::MAX` without one), at most what is expected.
-    pub expected: u32,
-    /// Seconds of audio.
-    pub seconds: u32,
-    /// The API key whose answers tell what to expect of this one.
-    pub key: u32,
-}
-
-impl Cost {
-    /// Raised to what a refusal has said of the request. Its answer is as its ceiling and what is assumed have it now.
-    pub fn at_least(self, other: Self) -> Self {
-        Self {
-            requests: self.requests.max(other.requests),
-            input: self.input.max(other.input),
-            seconds: self.seconds.max(other.seconds),
-            ..self
-        }
-    }
-
-    /// The same with so many completion tokens.
-    pub fn with_output(self, tokens: u32) -> Self {
-        Self { output: tokens, answer: tokens, expected: tokens, ..self }
-    }
-
-    /// The same, raised to so much of a unit.
-    pub fn raised(mut self, unit: Unit, to: u64) -> Self {
-        let to = u32::try_from(to).unwrap_or(u32::MAX);
-        let (part, to) = match unit {
-            Unit::Requests => (&mut self.requests, to),
-            Unit::Tokens => (&mut self.input, to.saturating_sub(self.output)),
-            Unit::InputTokens => (&mut self.input, to),
-            // What is expected follows from the answers, and from what refusals say of them.
-            Unit::OutputTokens => return self,
-            Unit::AudioSeconds => (&mut self.seconds, to),
-        };
-        *part = to.max(*part);
-        self
-    }
-
-    /// The part that a dimension of this unit counts.
-    pub fn of(&self, unit: Unit) -> u64 {
-        match unit {
-            Unit::Requests => self.requests.into(),
-            Unit::Tokens => u64::from(self.input) + u64::from(self.output),
-            Unit::InputTokens => self.input.into(),
-            Unit::OutputTokens => self.expected.into(),
-            Unit::AudioSeconds => self.seconds.into(),
-        }
-    }
-}
-
-/// A snapshot for each of the slots, which are two in most limiters.
-type SendSnapshots = SmallVec<[SendSnapshot; 2]>;
-
-/// What was reserved from the quotas, to be settled once.
-#[derive(Clone, Debug)]
-pub struct Reserved {
-    /// How much.
-    pub cost: Cost,
-    /// Its place in the limiter's order of sending; 0 before it is sent.
-    pub position: u64,
-    /// When it was sent.
-    pub sent_at: Ns,
-    /// The place that the store gave it; 0: reserved in this process alone.
-    pub(super) order: BookingOrder,
-    /// Which slots were charged, one bit each.
-    slots: u32,
-    /// How each slot stood that there was then.
-    snapshots: SendSnapshots,
-}
-
-/// A reservation's place in the store.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BookingOrder {
-    /// In the order of reservations.
-    pub position: u64,
-    /// The record's version that told of it.
-    pub version: u64,
-}
 
 /// The quotas of one limiter, in this process.
 #[derive(Debug, Default)]
 pub struct QuotaSet {
-    /// Headers show two of most models, which so need no place of their own.
-    quotas: SmallVec<[Quota; 2]>,
+    quotas: Vec<Quota>,
     /// The newest send position.
     position: u64,
     /// What limits on output test.
     expected_output: ExpectedOutputs,
     sole_use: SoleUse,
     now: Ns,
-    /// Between so many replicas quotas are shared.
-    replicas: Option<u32>,
+    shared: Option<Shared>,
+}
+
+/// Between replicas.
+#[derive(Clone, Copy, Debug)]
+struct Shared {
+    replicas: u32,
     /// The store is there.
-    joined: bool,
+    attached: bool,
     /// Positions up to here are of another record in the store, or of none.
     forgotten: u64,
 }
 
 impl QuotaSet {
-    /// Every dimension. A slot, once reserved, stays that dimension's.
+    /// Every dimension. A slot, once taken, stays that dimension's.
     pub fn all(&self) -> &[Quota] {
         &self.quotas
     }
@@ -144,6 +54,11 @@ impl QuotaSet {
     /// Every dimension, to be changed.
     pub fn all_mut(&mut self) -> &mut [Quota] {
         &mut self.quotas
+    }
+
+    /// The quota in a slot.
+    pub fn get(&self, slot: usize) -> Option<&Quota> {
+        self.quotas.get(slot)
     }
 
     /// The newest send position.
@@ -161,17 +76,20 @@ impl QuotaSet {
         self.quotas.iter().position(|quota| quota.is_bound() && quota.dimension.code == code)
     }
 
+    /// The quota of the dimension with this code.
+    pub fn find(&self, code: &str) -> Option<&Quota> {
+        self.get(self.slot(code)?)
+    }
+
     /// Adds a dimension; `None` when a limiter has as many as it can keep.
     pub fn add(&mut self, mut quota: Quota, now: Ns) -> Option<usize> {
-        if let Some(replicas) = self.replicas {
-            quota.link(replicas, now);
-            if self.joined {
-                quota.join(now);
+        if let Some(shared) = self.shared {
+            quota.share(shared.replicas, now);
+            if shared.attached {
+                quota.attach(now);
             }
         }
         (self.quotas.len() < SLOTS).then(|| {
-            // Levels are large, and limiters may be thousands: no room for more than there are.
-            self.quotas.reserve_exact(1);
             self.quotas.push(quota);
             self.quotas.len() - 1
         })
@@ -205,32 +123,32 @@ impl QuotaSet {
     }
 
     /// When this quota has room.
-    pub fn fit_level(&self, quota: &Quota, cost: &Cost, now: Ns) -> Readiness {
+    pub fn readiness_in(&self, quota: &Quota, cost: &Cost, now: Ns) -> Readiness {
         let units = quota.units(&self.expect(*cost));
         let Some(limit) = quota.limit().filter(|_| quota.counts_expected()) else { return quota.peek(units, now) };
         // A limit in debt lets nobody pass, however little is expected of the answer.
-        let fit = quota.peek(units.max(1), now);
+        let ready = quota.peek(units.max(1), now);
         let falls = u32::try_from(limit).map_or(now, |limit| self.expected_output.falls_to(cost.key, limit, now));
         if falls > now && u64::from(cost.expected) > limit {
             return Readiness::At(falls);
         }
-        match (fit, self.expected_output.next_fall(cost.key, now)) {
+        match (ready, self.expected_output.next_fall(cost.key, now)) {
             // Less may be expected before there is room for so much, but not before the limit is out of debt.
             (Readiness::At(at), Some(fall)) => Readiness::At(at.min(fall.max(quota.peek(1, now).instant(now)))),
-            (fit, _) => fit,
+            (ready, _) => ready,
         }
     }
 
-    /// When everything fits, and the slot that decides it.
-    pub fn fit(&self, cost: &Cost, now: Ns) -> (Readiness, Option<usize>) {
-        let mut worst = (Readiness::Now, None);
+    /// When everything has room, and the slot that decides it.
+    pub fn readiness(&self, cost: &Cost, now: Ns) -> (Readiness, Option<usize>) {
+        let mut last = (Readiness::Now, None);
         for (slot, quota) in self.quotas.iter().enumerate() {
-            let fit = self.fit_level(quota, cost, now);
-            if fit > worst.0 {
-                worst = (fit, Some(slot));
+            let ready = self.readiness_in(quota, cost, now);
+            if ready > last.0 {
+                last = (ready, Some(slot));
             }
         }
-        worst
+        last
     }
 
     /// How much later `head` would fit if `other` went before it, ns.
@@ -239,51 +157,46 @@ impl QuotaSet {
         let (mut alone, mut after) = (0, 0);
         for quota in &self.quotas {
             let (units, before) = (quota.units(head), quota.units(other));
-            alone = alone.max(quota.fits_at(units, 0, now));
-            after = after.max(quota.fits_at(units, before, now));
+            alone = alone.max(quota.peek(units, now).instant(now));
+            after = after.max(quota.peek_after(units, before, now).instant(now));
         }
         after.saturating_sub(alone)
     }
 
-    /// Takes it from every dimension. Only after [`QuotaSet::fit`] said so, under the same lock.
-    pub fn take(&mut self, cost: Cost, now: Ns) -> Reserved {
+    /// Takes it from every dimension. Only after [`QuotaSet::readiness`] said so, under the same lock.
+    pub fn reserve(&mut self, cost: Cost, now: Ns) -> Reserved {
         let cost = self.expect(cost);
-        let mut slots = 0;
-        for (slot, quota) in self.quotas.iter_mut().enumerate() {
-            quota.charge(quota.units(&cost), now);
-            slots |= 1 << slot;
+        for quota in &mut self.quotas {
+            quota.reserve(quota.units(&cost), now);
         }
-        Reserved {
-            cost,
-            position: 0,
-            sent_at: now,
-            order: BookingOrder::default(),
-            slots,
-            snapshots: smallvec![SendSnapshot::default(); self.quotas.len()],
-        }
+        Reserved::new(cost, BookingOrder::default(), smallvec![SendSnapshot::default(); self.quotas.len()], now)
     }
 
-    /// It goes out now: it gets its position, and every dimension's snapshot.
+    /// It goes out now: it gets its position, and a snapshot of every dimension.
     pub fn sent(&mut self, reserved: &mut Reserved, now: Ns) {
-        reserved.sent_at = now;
-        reserved.position = if reserved.is_reserved() {
-            reserved.order.position
-        } else {
+        let booked = reserved.is_booked();
+        if !booked {
             self.position += 1;
-            self.position
-        };
-        for (slot, quota) in self.quotas.iter_mut().enumerate().filter(|(slot, _)| reserved.slots & (1 << slot) != 0) {
+        }
+        reserved.sent_at = now;
+        reserved.position = if booked { reserved.order.position } else { self.position };
+        let (position, order) = (reserved.position, reserved.order);
+        for (slot, quota) in self.quotas.iter_mut().enumerate() {
+            if !reserved.covers(slot) {
+                continue;
+            }
             let units = quota.units(&reserved.cost);
-            if !reserved.is_reserved() {
+            if !booked {
                 quota.no_longer_unsent(units);
             }
-            let snapshot = quota.sent(reserved.position, units, now);
-            // The store's snapshot counts what all replicas had reserved before.
-            if reserved.is_reserved() {
-                quota.set_out(units, reserved.order, &mut reserved.snapshots[slot], now);
-                quota.ended(units - reserved.outstanding(quota));
+            let sent = quota.sent(position, units, now);
+            let Some(snapshot) = reserved.snapshot_mut(slot) else { continue };
+            // The store's snapshot counts what all replicas had taken before.
+            if booked {
+                quota.sent_booked(units, order, snapshot, now);
+                quota.ended(units - reserved.outstanding(|cost| quota.units(cost)));
             } else {
-                reserved.snapshots[slot] = snapshot;
+                *snapshot = sent;
             }
         }
     }
@@ -292,22 +205,24 @@ impl QuotaSet {
     /// takes `delay`. The correction, ns, unless a newer position has been heard of.
     pub fn observe(&mut self, reserved: &mut Reserved, slot: usize, used: u64, counted: bool, delay: Ns, now: Ns) -> Option<i64> {
         // Positions of this process alone say nothing in the order that replicas share.
-        if self.is_joined() && reserved.order.position <= self.forgotten {
+        if self.shared.is_some_and(|shared| shared.attached && reserved.order.position <= shared.forgotten) {
             return None;
         }
-        let at = reserved.sent_at.saturating_add(delay);
-        let charged = reserved.slots & (1 << slot) != 0;
         let quota = &mut self.quotas[slot];
-        let used = if charged && !counted { used.saturating_add(quota.units(&reserved.cost)) } else { used };
+        let covered = reserved.covers(slot);
+        let used = if covered && !counted { used.saturating_add(quota.units(&reserved.cost)) } else { used };
         // A dimension that is younger than the request: from now on it is charged there as well.
-        let snapshot = reserved.snapshots.get(slot).filter(|_| charged).copied().unwrap_or_else(|| quota.snapshot());
-        reserved.slots |= u32::from(counted) << slot;
-        let error = quota.observe(reserved.position, snapshot, used, at, now)?;
+        let snapshot = reserved.snapshot(slot).filter(|_| covered).unwrap_or_else(|| quota.send_snapshot());
+        if counted {
+            reserved.cover(slot);
+        }
+        let at = reserved.sent_at.saturating_add(delay);
+        let error = quota.observe(Reported { position: reserved.position, snapshot, used, at }, now)?;
         // A unit of a day's limit is more than others take in a minute.
         if quota.is_visible() && quota.dimension.period < Duration::from_secs(86_400) {
             let released = self.sole_use.header(quota.external(), now);
             // Replicas that share quotas see each other's use as their own.
-            self.release_margin(if self.replicas.is_none() { released } else { 0.0 });
+            self.release_margin(if self.shared.is_none() { released } else { 0.0 });
         }
         Some(error)
     }
@@ -324,49 +239,171 @@ impl QuotaSet {
         }
     }
 
-    /// Groq has reserved more for it than it was charged here. `corrected`: the slot whose header says so, and has corrected it.
+    /// Groq has taken more for it than was charged here. `corrected`: the slot whose header says so, and has corrected it.
     pub fn raise(&mut self, reserved: &mut Reserved, cost: Cost, corrected: usize, now: Ns) {
-        let charged = |slot: &usize| reserved.slots & (1 << slot) != 0 && *slot != corrected;
-        for (_, quota) in self.quotas.iter_mut().enumerate().filter(|(slot, _)| charged(slot)) {
-            let (before, after) = (quota.units(&reserved.cost), quota.units(&cost));
-            quota.settle(before, after, now);
+        for (slot, quota) in self.quotas.iter_mut().enumerate() {
+            if reserved.covers(slot) && slot != corrected {
+                quota.settle(quota.units(&reserved.cost), quota.units(&cost), now);
+            }
         }
         reserved.cost = cost;
-    }
-
-    /// From now on a slot that is younger than this charge counts it, too; it has been charged there.
-    pub fn cover(&self, reserved: &mut Reserved, slot: usize) {
-        reserved.slots |= 1 << slot;
     }
 
     /// The truth replaces what was reserved, in every dimension that was charged.
     pub fn settle(&mut self, reserved: Reserved, used: Cost, now: Ns) {
         for (slot, quota) in self.quotas.iter_mut().enumerate() {
-            if reserved.slots & (1 << slot) == 0 {
-                // An answer is reserved when it ends, by a limit that was not known when its request was sent, too.
+            if !reserved.covers(slot) {
+                // An answer is taken when it ends, by a limit that was not known when its request was sent, too.
                 if quota.counts_expected() {
                     quota.settle(0, quota.of(&used), now);
                 }
                 continue;
             }
             let units = quota.units(&reserved.cost);
-            if reserved.position == 0 && !reserved.is_reserved() {
+            if reserved.is_booked() {
+                quota.ended(reserved.outstanding(|cost| quota.units(cost)));
+            } else if !reserved.is_sent() {
                 quota.no_longer_unsent(units);
-            }
-            if reserved.is_reserved() {
-                quota.ended(reserved.outstanding(quota));
             }
             quota.settle(units, quota.of(&used), now);
         }
     }
 
-    /// The first dimension that can certainly never hold `cost`: its limit, and what would be requested of it.
-    pub fn never(&self, cost: &Cost, now: Ns) -> Option<(&Dimension, u64, u64)> {
+    /// The first dimension that can certainly never hold `cost`, and its limit.
+    pub fn never(&self, cost: &Cost, now: Ns) -> Option<(&Dimension, u64)> {
         // What is expected of an answer can fall.
         self.quotas.iter().filter(|quota| !quota.counts_expected()).find_map(|quota| {
-            let units = quota.of(cost);
             let limit = quota.limit()?;
-            (units > limit && quota.is_certain(now)).then_some((&*quota.dimension, limit, units))
+            (quota.of(cost) > limit && quota.is_certain(now)).then_some((&quota.dimension, limit))
         })
+    }
+}
+
+/// The quotas in a store that replicas share.
+impl QuotaSet {
+    /// From now on quotas are shared between so many replicas; alone until the store has answered.
+    pub fn share(&mut self, replicas: u32, now: Ns) {
+        self.shared = Some(Shared { replicas, attached: false, forgotten: 0 });
+        for quota in &mut self.quotas {
+            quota.share(replicas, now);
+        }
+    }
+
+    /// Whether the store decides.
+    pub fn is_attached(&self) -> bool {
+        self.shared.is_some_and(|shared| shared.attached)
+    }
+
+    /// The store is lost.
+    pub fn detach(&mut self, replicas: u32, now: Ns) {
+        if let Some(shared) = &mut self.shared {
+            (shared.attached, shared.replicas) = (false, replicas);
+        }
+        for quota in &mut self.quotas {
+            quota.detach(replicas, now);
+        }
+    }
+
+    /// The store is back, or there for the first time, with this state.
+    pub fn attach(&mut self, state: &State, now: Ns) {
+        for quota in &mut self.quotas {
+            quota.attach(now);
+        }
+        if let Some(shared) = &mut self.shared {
+            (shared.attached, shared.forgotten) = (true, state.position);
+        }
+    }
+
+    /// The store's record has begun anew: positions up to this one belong to another.
+    pub fn renew(&mut self, state: &State, position: u64) {
+        if let Some(shared) = &mut self.shared {
+            shared.forgotten = position;
+        }
+        for (code, view) in &state.views {
+            if let Some(quota) = self.stored(code) {
+                quota.renew(view);
+            }
+        }
+    }
+
+    /// The store's state. `mine`: an answer to what was told; else news of another replica's doing.
+    pub fn update(&mut self, state: &State, mine: bool, now: Ns) {
+        self.position = self.position.max(state.position);
+        for (code, view) in &state.views {
+            if let Some(quota) = self.stored(code) {
+                quota.update(view, mine, now);
+            }
+        }
+    }
+
+    /// Every dimension's part of a transaction.
+    pub fn cells(&mut self, hello: bool, head: Option<&Cost>) -> Vec<Cell> {
+        let head = head.map(|cost| self.expect(*cost));
+        self.quotas.iter_mut().filter_map(|quota| quota.cell(hello, head.as_ref())).collect()
+    }
+
+    /// The quota that the store knows by this code.
+    fn stored(&mut self, code: &str) -> Option<&mut Quota> {
+        self.quotas.iter_mut().find(|quota| quota.stored_code() == code)
+    }
+
+    /// This was taken without the store, which is to hear of it.
+    pub fn settle_unbooked(&mut self, reserved: &Reserved) {
+        for quota in &mut self.quotas {
+            quota.settle_unbooked(quota.units(&reserved.cost));
+        }
+    }
+
+    /// A lost transaction was never applied.
+    pub fn retract(&mut self, cells: &[Cell]) {
+        for cell in cells {
+            if let Some(quota) = self.stored(&cell.code) {
+                quota.retract(cell);
+            }
+        }
+    }
+
+    /// Whether there is something to tell, and whether it changes what others may take.
+    pub fn has_pending(&self) -> (bool, bool) {
+        let each = self.quotas.iter().map(Quota::has_pending);
+        each.fold((false, false), |(any, spans), quota| (any | quota.0, spans | quota.1))
+    }
+
+    /// The store has charged this; its record is at this version now.
+    pub fn booked(&mut self, cost: Cost, version: u64, now: Ns) -> Booking {
+        let booked = self.quotas.iter_mut().map(|quota| quota.booked(quota.units(&cost), now));
+        let (snapshots, rooms) = booked.unzip();
+        let order = BookingOrder { position: self.position, version };
+        Booking { reserved: Reserved::new(cost, order, snapshots, now), rooms }
+    }
+
+    /// A booked head leaves before its time.
+    pub fn cancel(&mut self, reserved: &Reserved) {
+        for quota in &mut self.quotas {
+            quota.ended(quota.units(&reserved.cost));
+        }
+        self.give_up(&reserved.cost);
+    }
+
+    /// The store has charged a head that has gone already.
+    pub fn give_up(&mut self, cost: &Cost) {
+        for quota in &mut self.quotas {
+            quota.give_up(quota.units(cost));
+        }
+    }
+
+    /// When a head that the store has charged may go, and the slot that makes it wait.
+    pub fn due(&self, Booking { reserved, rooms }: &Booking) -> (Ns, Option<usize>) {
+        let each =
+            self.quotas.iter().zip(rooms).enumerate().filter_map(|(slot, (quota, &room))| {
+                Some((quota.due(room, reserved.order, &reserved.snapshot(slot)?), Some(slot)))
+            });
+        each.max().unwrap_or_default()
+    }
+
+    /// When there is room in what the store knows nothing of.
+    pub fn own_readiness(&self, cost: &Cost, now: Ns) -> Readiness {
+        let cost = &self.expect(*cost);
+        self.quotas.iter().map(|quota| quota.peek_share(quota.units(cost), 0, now)).max().unwrap_or(Readiness::Now)
     }
 }

@@ -1,115 +1,40 @@
 //! All limiters of this process: found, made, swept, saved.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use foldhash::HashMap;
-use tokio::time::Instant;
-
-use super::{
-    AdmissionRequest, LimiterSnapshot, StoreSnapshot,
-    bucket::Ns,
+#[cfg(feature = "redis")]
+use crate::clock::Clock;
+use crate::{
     limiter::Limiter,
-    shared::Locked,
-    store::file::{self, Saved},
-    store::{self, Store, StoreHandle},
-    timer::{Timer, TimerDriver},
+    request::{AdmissionRequest, Scope},
+    settings::Settings,
+    shared::{Shared, SharedLimiter},
+    snapshot::{LimiterSnapshot, StoreSnapshot},
+    store::{
+        Store, StoreHandle,
+        file::{self, Saved},
+    },
+    timer::TimerDriver,
+    types::Ns,
 };
-use crate::{settings::Settings, types::Priority};
 
-/// Limiter clocks start here, so that quotas from before the start have room: 100 days.
-const ORIGIN: Ns = 8_640_000_000_000_000;
-/// Lanes at once, as long as some are unused, and as many are remembered: models are the clients' to name.
-const MOST_LANES: usize = 100_000;
+/// Limiters at once, as long as some are unused, and as many are remembered: models are the clients' to name.
+const MOST_LIMITERS: usize = 100_000;
 /// When there are too many, one in so many goes at once: looking at all of them is what costs.
 const SHARE: usize = 40;
 /// A full, unused limiter that Groq has taught nothing is dropped after so long, ns.
 const IDLE: Ns = 60_000_000_000;
 /// Idle limiters are looked for this often.
 const SWEEP: Duration = Duration::from_secs(10);
-/// Levels are saved this often at most.
+/// Quotas are saved this often at most.
 const SAVE: Duration = Duration::from_secs(1);
-
-/// Whose limits, which model, which tier.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Scope {
-    pub(super) organization: Arc<str>,
-    pub(super) model: Arc<str>,
-    pub(super) tier: Arc<str>,
-}
-
-impl Scope {
-    fn of(request: &AdmissionRequest) -> Self {
-        Self { organization: request.organization.clone(), model: request.model.clone(), tier: request.tier.clone() }
-    }
-}
-
-/// The clock of all limiters: tokio's, in ns.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Clock(Instant);
-
-impl Clock {
-    pub(super) fn now(&self) -> Ns {
-        self.at(Instant::now())
-    }
-
-    pub(super) fn at(&self, at: Instant) -> Ns {
-        let since = at.saturating_duration_since(self.0).as_nanos();
-        ORIGIN.saturating_add(Ns::try_from(since).unwrap_or(Ns::MAX))
-    }
-
-    pub(super) fn instant(&self, at: Ns) -> Instant {
-        // Waits of more than a year are looked at again after one.
-        let year = Duration::from_secs(31_536_000);
-        self.0 + Duration::from_nanos(at.saturating_sub(ORIGIN)).min(self.0.elapsed() + year)
-    }
-}
-
-/// What all limiters share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) clock: Clock,
-    pub(super) timer: Arc<Timer>,
-    pub(super) waiting: AtomicUsize,
-    pub(super) bytes: AtomicU64,
-    /// Whether a quota has changed since the last save.
-    pub(super) changed: AtomicBool,
-    /// Where replicas share quotas.
-    pub(super) store: Option<Store>,
-    max_waiting: AtomicUsize,
-    max_bytes: AtomicU64,
-}
-
-impl Shared {
-    /// Whether one more of this class may wait, holding so many bytes. The last quarter is not batch's.
-    pub(super) fn has_room(&self, class: Priority, bytes: u64) -> bool {
-        let (mut count, mut most) = (self.max_waiting.load(Relaxed), self.max_bytes.load(Relaxed));
-        if class == Priority::Batch {
-            (count, most) = (count - count / 4, most - most / 4);
-        }
-        self.waiting.load(Relaxed) < count && self.bytes.load(Relaxed).saturating_add(bytes) <= most
-    }
-}
-
-/// One limiter, shared by the connections that use it.
-#[derive(Debug)]
-pub(super) struct SharedLimiter {
-    pub(super) key: Scope,
-    pub(super) number: u64,
-    pub(super) common: Arc<Shared>,
-    pub(super) inside: Mutex<Locked>,
-}
-
-impl SharedLimiter {
-    pub(super) fn at(&self, now: Instant) -> Ns {
-        self.common.clock.at(now)
-    }
-}
 
 /// A limiter in its place.
 #[derive(Debug)]
@@ -121,54 +46,38 @@ struct RegistryEntry {
 
 /// All limiters.
 #[derive(Debug)]
-pub(super) struct Registry {
+pub(crate) struct Registry {
     common: Arc<Shared>,
     settings: RwLock<Settings>,
     limiters: RwLock<HashMap<Scope, RegistryEntry>>,
-    /// Levels of limiters that are not there: from an earlier process, or dropped.
+    /// Quotas of limiters that are not there: from an earlier process, or dropped.
     remembered: Mutex<HashMap<Scope, Saved>>,
     numbers: AtomicU64,
     saving: Mutex<()>,
     /// So long the store may take at the end.
-    max_wait: Duration,
+    leave_within: Duration,
     warned: AtomicBool,
 }
 
 impl Registry {
-    pub(super) fn new(settings: Settings) -> Arc<Self> {
-        let (link, calls) = settings.redis.as_ref().map(|redis| Store::new(redis.replicas)).unzip();
-        let common = Shared {
-            clock: Clock(Instant::now()),
-            timer: Arc::default(),
-            waiting: AtomicUsize::new(0),
-            bytes: AtomicU64::new(0),
-            changed: AtomicBool::new(false),
-            store: link,
-            max_waiting: AtomicUsize::new(settings.queue.max_waiting),
-            max_bytes: AtomicU64::new(settings.queue.max_bytes),
-        };
-        let remembered = settings.state_file.as_deref().map(file::load).unwrap_or_default();
-        let limiters = Arc::new(Self {
-            common: Arc::new(common),
-            settings: RwLock::new(settings.clone()),
+    /// `store`: where replicas share the quotas.
+    pub(crate) fn new(settings: Settings, store: Option<Store<SharedLimiter>>) -> Self {
+        let leave_within = settings.redis.as_ref().map(|redis| 2 * redis.timeout + Duration::from_millis(100));
+        Self {
+            common: Arc::new(Shared::new(settings.queue, store)),
             limiters: RwLock::default(),
-            remembered: Mutex::new(remembered),
+            remembered: Mutex::new(settings.state_file.as_deref().map(file::load).unwrap_or_default()),
             numbers: AtomicU64::new(0),
             saving: Mutex::new(()),
-            max_wait: settings.redis.as_ref().map_or(Duration::ZERO, |redis| 2 * redis.timeout + Duration::from_millis(100)),
+            leave_within: leave_within.unwrap_or_default(),
             warned: AtomicBool::new(false),
-        });
-        if let Some(((link, calls), redis)) = limiters.common.store.as_ref().zip(calls).zip(settings.redis)
-            && let Err(error) = store::start(redis, Arc::downgrade(&limiters), calls, link.reach.clone())
-        {
-            tracing::error!(%error, "nothing is shared: the store's thread cannot start");
+            settings: RwLock::new(settings),
         }
-        limiters
     }
 
     /// Limiters of their own with other settings, where these stand now.
-    pub(super) fn copy(&self, settings: Settings) -> Arc<Self> {
-        let copy = Self::new(settings);
+    pub(crate) fn copy(&self, settings: Settings) -> Self {
+        let copy = Self::new(settings, None);
         let mut remembered = self.remembered().clone();
         remembered
             .extend(self.all().iter().map(|shared| (shared.key.clone(), shared.now(|limiter, now| Saved::of(limiter, now)))));
@@ -177,21 +86,20 @@ impl Registry {
     }
 
     #[cfg(feature = "redis")]
-    pub(super) fn clock(&self) -> Clock {
+    pub(crate) fn clock(&self) -> Clock {
         self.common.clock
     }
 
-    pub(super) fn store(&self) -> Option<StoreSnapshot> {
+    pub(crate) fn store(&self) -> Option<StoreSnapshot> {
         self.common.store.as_ref().map(Store::snapshot)
     }
 
-    pub(super) fn store_handle(&self) -> Option<StoreHandle> {
+    pub(crate) fn store_handle(&self) -> Option<StoreHandle> {
         self.common.store.as_ref().map(Store::handle)
     }
 
-    pub(super) fn reconfigure(&self, settings: Settings) {
-        self.common.max_waiting.store(settings.queue.max_waiting, Relaxed);
-        self.common.max_bytes.store(settings.queue.max_bytes, Relaxed);
+    pub(crate) fn reconfigure(&self, settings: Settings) {
+        self.common.set_bounds(settings.queue);
         let tables = settings.limits.clone();
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
         for limiter in self.all() {
@@ -201,7 +109,7 @@ impl Registry {
     }
 
     /// The limiter of a request, if there is one.
-    pub(super) fn find(&self, request: &AdmissionRequest) -> Option<Arc<SharedLimiter>> {
+    pub(crate) fn find(&self, request: &AdmissionRequest) -> Option<Arc<SharedLimiter>> {
         let limiters = self.limiters.read().unwrap_or_else(PoisonError::into_inner);
         let kept = limiters.get(&Scope::of(request))?;
         let made = self.numbers.load(Relaxed);
@@ -213,13 +121,13 @@ impl Registry {
     }
 
     /// The limiter of a request.
-    pub(super) fn limiter(&self, request: &AdmissionRequest) -> Arc<SharedLimiter> {
+    pub(crate) fn limiter(&self, request: &AdmissionRequest) -> Arc<SharedLimiter> {
         if let Some(limiter) = self.find(request) {
             return limiter;
         }
         let key = Scope::of(request);
         let mut limiters = self.limiters.write().unwrap_or_else(PoisonError::into_inner);
-        if limiters.len() >= MOST_LANES && !limiters.contains_key(&key) {
+        if limiters.len() >= MOST_LIMITERS && !limiters.contains_key(&key) {
             self.evict(&mut limiters);
         }
         let make = || {
@@ -230,7 +138,7 @@ impl Registry {
                 saved.restore(&mut limiter, now);
             }
             if let Some(store) = &self.common.store {
-                limiter.link(store.reach.up.load(Relaxed), store.reach.replicas.load(Relaxed), now);
+                limiter.share(store.reach.up.load(Relaxed), store.reach.replicas.load(Relaxed), now);
             }
             let number = self.numbers.fetch_add(1, Relaxed);
             RegistryEntry {
@@ -241,7 +149,7 @@ impl Registry {
         limiters.entry(key.clone()).or_insert_with(make).limiter.clone()
     }
 
-    pub(super) fn snapshot(&self) -> Vec<LimiterSnapshot> {
+    pub(crate) fn snapshot(&self) -> Vec<LimiterSnapshot> {
         let mut limiters = self.all();
         limiters.sort_by(|a, b| a.key.cmp(&b.key));
         limiters
@@ -250,14 +158,14 @@ impl Registry {
             .collect()
     }
 
-    pub(super) fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.common.waiting.load(Relaxed)
     }
 
-    pub(super) async fn run(&self) {
+    pub(crate) async fn run(&self) {
         let drive = async {
             match TimerDriver::take(&self.common.timer) {
-                Some(driver) => driver.drive(self.common.clock).await,
+                Some(driver) => driver.drive().await,
                 None => std::future::pending().await,
             }
         };
@@ -281,7 +189,7 @@ impl Registry {
     }
 
     /// Saves every quota; `clean`: nothing will be sent after it.
-    pub(super) fn save(&self, clean: bool) -> std::io::Result<()> {
+    pub(crate) fn save(&self, clean: bool) -> std::io::Result<()> {
         let path = self.settings.read().unwrap_or_else(PoisonError::into_inner).state_file.clone();
         let Some(path) = path.as_deref() else { return Ok(()) };
         if !self.common.changed.swap(false, Relaxed) && !clean {
@@ -295,12 +203,12 @@ impl Registry {
     }
 
     /// Tells the store what it does not know yet, and that this replica leaves.
-    pub(super) fn leave(&self) {
+    pub(crate) fn leave(&self) {
         let Some(store) = &self.common.store else { return };
         for limiter in self.all() {
-            limiter.change(|inside| inside.hurry(self.common.clock.now()));
+            limiter.change(|inside| inside.flush_pending(true, self.common.clock.now()));
         }
-        store.end(self.max_wait);
+        store.end(self.leave_within);
     }
 
     /// Drops limiters that are full again, unused for a while, and have learnt nothing.
@@ -352,14 +260,14 @@ impl Registry {
         for (key, kept) in going {
             let saved =
                 kept.limiter.now(|limiter, now| (limiter.has_learnt() || !limiter.is_idle(now)).then(|| Saved::of(limiter, now)));
-            if let Some(saved) = saved.filter(|_| remembered.len() < MOST_LANES) {
+            if let Some(saved) = saved.filter(|_| remembered.len() < MOST_LIMITERS) {
                 remembered.insert(key, saved);
             }
         }
         gone
     }
 
-    pub(super) fn all(&self) -> Vec<Arc<SharedLimiter>> {
+    pub(crate) fn all(&self) -> Vec<Arc<SharedLimiter>> {
         self.limiters.read().unwrap_or_else(PoisonError::into_inner).values().map(|kept| kept.limiter.clone()).collect()
     }
 

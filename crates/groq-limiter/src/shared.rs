@@ -1,35 +1,94 @@
 //! A limiter shared between connections, and the future of a queued request.
 
 use std::{
+    collections::HashMap,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll, Waker},
 };
 
-use foldhash::{HashMap, HashMapExt as _};
 use tokio::time::Instant;
 
 #[cfg(feature = "redis")]
-use super::store::protocol::{Answer, State};
-use super::{
-    AdmissionError, AdmissionRequest,
-    bucket::Ns,
+use crate::store::protocol::{Answer, State};
+use crate::{
+    clock::Clock,
     limiter::{Admission, Event, Grant, Limiter, Requeue},
     queue::Id,
-    registry::{Scope, SharedLimiter},
+    request::{ActualUsage, AdmissionError, AdmissionRequest, Scope},
+    settings::QueueSettings,
+    store::Store,
+    timer::{Timer, WakeUp},
+    types::{Ns, Priority},
 };
 
+/// What all limiters share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) clock: Clock,
+    pub(crate) timer: Arc<Timer<SharedLimiter>>,
+    pub(crate) waiting: AtomicUsize,
+    pub(crate) bytes: AtomicU64,
+    /// Whether a quota has changed since the last save.
+    pub(crate) changed: AtomicBool,
+    /// Where replicas share quotas.
+    pub(crate) store: Option<Store<SharedLimiter>>,
+    max_waiting: AtomicUsize,
+    max_bytes: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new(queue: QueueSettings, store: Option<Store<SharedLimiter>>) -> Self {
+        Self {
+            clock: Clock::start(),
+            timer: Arc::new(Timer::new()),
+            waiting: AtomicUsize::new(0),
+            bytes: AtomicU64::new(0),
+            changed: AtomicBool::new(false),
+            store,
+            max_waiting: AtomicUsize::new(queue.max_waiting),
+            max_bytes: AtomicU64::new(queue.max_bytes),
+        }
+    }
+
+    pub(crate) fn set_bounds(&self, queue: QueueSettings) {
+        self.max_waiting.store(queue.max_waiting, Relaxed);
+        self.max_bytes.store(queue.max_bytes, Relaxed);
+    }
+
+    /// Whether one more of this class may wait, holding so many bytes. The last quarter is not batch's.
+    pub(crate) fn has_room(&self, class: Priority, bytes: u64) -> bool {
+        let (mut count, mut most) = (self.max_waiting.load(Relaxed), self.max_bytes.load(Relaxed));
+        if class == Priority::Batch {
+            (count, most) = (count - count / 4, most - most / 4);
+        }
+        self.waiting.load(Relaxed) < count && self.bytes.load(Relaxed).saturating_add(bytes) <= most
+    }
+}
+
+/// One limiter, shared by the connections that use it.
+#[derive(Debug)]
+pub(crate) struct SharedLimiter {
+    pub(crate) key: Scope,
+    pub(crate) number: u64,
+    pub(crate) common: Arc<Shared>,
+    pub(crate) inside: Mutex<Locked>,
+}
+
 /// A limiter's answer to a request.
-pub(super) enum Submitted {
+pub(crate) enum Submitted {
     /// It goes.
-    Now(Box<Grant>),
+    Now(Grant),
     /// It waits.
     Later(Waiting),
 }
 
 /// What a limiter's lock guards.
 #[derive(Debug)]
-pub(super) struct Locked {
+pub(crate) struct Locked {
     limiter: Limiter,
     /// Who is to be woken, by number in the queue.
     sleepers: Vec<Option<Sleeping>>,
@@ -46,18 +105,22 @@ struct Sleeping {
 }
 
 impl Locked {
-    pub(super) fn new(limiter: Limiter) -> Self {
+    pub(crate) fn new(limiter: Limiter) -> Self {
         Self { limiter, sleepers: Vec::new(), outcomes: HashMap::new(), serial: 0, armed: None }
     }
 }
 
 impl SharedLimiter {
-    pub(super) fn new(key: Scope, number: u64, common: Arc<super::registry::Shared>, limiter: Limiter) -> Arc<Self> {
+    pub(crate) fn at(&self, now: Instant) -> Ns {
+        self.common.clock.at(now)
+    }
+
+    pub(crate) fn new(key: Scope, number: u64, common: Arc<Shared>, limiter: Limiter) -> Arc<Self> {
         Arc::new(Self { key, number, common, inside: Mutex::new(Locked::new(limiter)) })
     }
 
     /// Asks for a turn.
-    pub(super) fn submit(
+    pub(crate) fn submit(
         self: &Arc<Self>,
         request: &AdmissionRequest,
         deadline: Instant,
@@ -72,9 +135,9 @@ impl SharedLimiter {
         let id = match inside.limiter.submit(request, now, deadline, requeue, room) {
             Admission::Granted(grant) => {
                 common.changed.store(true, Relaxed);
-                if inside.limiter.is_linked() {
+                if inside.limiter.is_shared() {
                     self.dispatch(inside, now);
-                    common.timer.start(common.clock);
+                    common.timer.start();
                 }
                 return Ok(Submitted::Now(grant));
             }
@@ -85,11 +148,6 @@ impl SharedLimiter {
         let serial = inside.serial;
         let slot = id as usize;
         if inside.sleepers.len() <= slot {
-            // Grows by a quarter: ten thousand waiters must not cost twenty thousand places.
-            let missing = slot + 1 - inside.sleepers.len();
-            if inside.sleepers.capacity() <= slot {
-                inside.sleepers.reserve_exact(missing + slot / 4 + 16);
-            }
             inside.sleepers.resize_with(slot + 1, || None);
         }
         inside.sleepers[slot] = Some(Sleeping { serial, waker: None });
@@ -97,16 +155,16 @@ impl SharedLimiter {
         common.bytes.fetch_add(request.bytes, Relaxed);
         let waiting = Waiting { limiter: self.clone(), id, serial, bytes: request.bytes, done: false };
         self.dispatch(inside, now);
-        common.timer.start(common.clock);
+        common.timer.start();
         Ok(Submitted::Later(waiting))
     }
 
     /// Reads or changes the limiter, then lets go whoever can.
-    pub(super) fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut Limiter) -> T) -> T {
+    pub(crate) fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut Limiter) -> T) -> T {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = change(&mut inside.limiter);
         self.common.changed.store(true, Relaxed);
-        if inside.limiter.has_waiters() || inside.limiter.is_linked() {
+        if inside.limiter.waiting() > 0 || inside.limiter.is_shared() {
             let now = self.common.clock.now();
             self.dispatch(inside, now);
         }
@@ -114,32 +172,22 @@ impl SharedLimiter {
     }
 
     /// The same as of now.
-    pub(super) fn change_now<T>(self: &Arc<Self>, change: impl FnOnce(&mut Limiter, Ns) -> T) -> T {
+    pub(crate) fn change_now<T>(self: &Arc<Self>, change: impl FnOnce(&mut Limiter, Ns) -> T) -> T {
         self.change(|limiter| change(limiter, self.common.clock.now()))
     }
 
     /// Reads the limiter, or changes what nobody waits for.
-    pub(super) fn with<T>(&self, read: impl FnOnce(&mut Limiter) -> T) -> T {
+    pub(crate) fn with<T>(&self, read: impl FnOnce(&mut Limiter) -> T) -> T {
         read(&mut self.inside.lock().unwrap_or_else(PoisonError::into_inner).limiter)
     }
 
     /// The same as of now.
-    pub(super) fn now<T>(&self, read: impl FnOnce(&mut Limiter, Ns) -> T) -> T {
+    pub(crate) fn now<T>(&self, read: impl FnOnce(&mut Limiter, Ns) -> T) -> T {
         self.with(|limiter| read(limiter, self.common.clock.now()))
     }
 
-    /// Its wake-up has come; the timer has taken it off.
-    pub(super) fn wake_up(self: &Arc<Self>) {
-        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = self.common.clock.now();
-        if inside.armed.is_some_and(|at| at <= now) {
-            inside.armed = None;
-        }
-        self.dispatch(inside, now);
-    }
-
     /// The store is lost.
-    pub(super) fn lost(self: &Arc<Self>, replicas: u32) {
+    pub(crate) fn lost(self: &Arc<Self>, replicas: u32) {
         self.change(|limiter| limiter.lost(replicas, self.common.clock.now()));
     }
 
@@ -161,15 +209,26 @@ impl SharedLimiter {
         }
         let wake = inside.limiter.wake();
         if wake != inside.armed {
-            self.common.timer.set(self, inside.armed, wake);
+            self.common.timer.set(self.number, self, wake.map(|at| self.common.clock.instant(at)));
             inside.armed = wake;
         }
         let transaction = inside.limiter.transaction(now);
         drop(inside);
         if let Some((store, transaction)) = self.common.store.as_ref().zip(transaction) {
-            store.send(self, transaction);
+            if store.send(self, transaction).is_err() {
+                self.lost(store.reach.replicas.load(Relaxed));
+            }
         }
         woken.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl WakeUp for SharedLimiter {
+    fn wake_up(self: Arc<Self>) {
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        inside.armed = None;
+        let now = self.common.clock.now();
+        self.dispatch(inside, now);
     }
 }
 
@@ -177,12 +236,12 @@ impl SharedLimiter {
 #[cfg(feature = "redis")]
 impl SharedLimiter {
     /// The store's answer to this transaction.
-    pub(super) fn answered(self: &Arc<Self>, serial: u64, answer: &Answer) {
+    pub(crate) fn answered(self: &Arc<Self>, serial: u64, answer: &Answer) {
         self.change(|limiter| limiter.answered(serial, answer, self.common.clock.now()));
     }
 
     /// The store does not answer this transaction.
-    pub(super) fn unanswered(self: &Arc<Self>, serial: u64, replicas: u32) {
+    pub(crate) fn unanswered(self: &Arc<Self>, serial: u64, replicas: u32) {
         self.change(|limiter| {
             if limiter.waits_for(serial) {
                 limiter.lost(replicas, self.common.clock.now());
@@ -191,19 +250,19 @@ impl SharedLimiter {
     }
 
     /// The store can be reached.
-    pub(super) fn reached(self: &Arc<Self>) {
+    pub(crate) fn reached(self: &Arc<Self>) {
         self.change(Limiter::reached);
     }
 
     /// News from the store.
-    pub(super) fn hear(self: &Arc<Self>, state: &State) {
-        self.change(|limiter| limiter.hear(state, self.common.clock.now()));
+    pub(crate) fn hear(self: &Arc<Self>, state: &State) {
+        self.change(|limiter| limiter.published(state, self.common.clock.now()));
     }
 }
 
 /// A request in the queue. Dropping it leaves the queue.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(crate) struct Waiting {
     limiter: Arc<SharedLimiter>,
     id: Id,
     serial: u64,
@@ -250,7 +309,7 @@ impl Drop for Waiting {
         let mut inside = self.limiter.inside.lock().unwrap_or_else(PoisonError::into_inner);
         match inside.outcomes.remove(&self.serial) {
             // Granted, and nobody there to take it.
-            Some(Ok(grant)) => inside.limiter.settle(grant, super::ActualUsage::Nothing, now),
+            Some(Ok(grant)) => inside.limiter.settle(grant, ActualUsage::Nothing, now),
             Some(Err(_)) => {}
             None => {
                 inside.sleepers[self.id as usize] = None;

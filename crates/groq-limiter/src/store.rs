@@ -1,9 +1,8 @@
 //! The store that replicas share, as limiters see it: a channel to the thread that talks to it.
 
 use std::{
-    io,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
         mpsc,
     },
@@ -11,16 +10,11 @@ use std::{
 };
 
 use tokio::sync::{
-    mpsc::{UnboundedReceiver, UnboundedSender, error::SendError, unbounded_channel},
+    mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     oneshot,
 };
 
-use super::{
-    StoreSnapshot,
-    registry::{Registry, SharedLimiter},
-    store::protocol::Transaction,
-};
-use crate::settings::RedisSettings;
+use crate::{snapshot::StoreSnapshot, store::protocol::Transaction};
 
 pub mod file;
 pub mod protocol;
@@ -29,30 +23,45 @@ pub mod redis;
 
 /// The limiters' end.
 #[derive(Debug)]
-pub(crate) struct Store {
-    words: UnboundedSender<Command>,
+pub(crate) struct Store<L> {
+    commands: UnboundedSender<Command<L>>,
+    requests: UnboundedSender<Request>,
     pub(crate) reach: Arc<StoreHealth>,
+}
+
+/// The thread's end: what limiters tell it, and what else the program wants of the store.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
+pub(crate) struct Commands<L> {
+    pub(crate) of_limiters: UnboundedReceiver<Command<L>>,
+    pub(crate) of_program: UnboundedReceiver<Request>,
 }
 
 /// What the thread hears.
 #[derive(Debug)]
 #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
-pub(crate) enum Command {
+pub(crate) enum Command<L> {
     /// A limiter has something to tell or to request.
-    Call(Call),
-    /// The program runs a script of its own.
-    Run(ScriptCall),
-    /// The program wants to hear news that are not of limiters.
-    Listen(UnboundedSender<String>),
+    Call(Call<L>),
     /// This replica ends. Answered when the store knows everything, or has had time to.
     End(mpsc::Sender<()>),
+}
+
+/// What else the program wants.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
+pub(crate) enum Request {
+    /// Run a script of its own.
+    Run(ScriptCall),
+    /// Hear news that are not of limiters.
+    Listen(UnboundedSender<String>),
 }
 
 /// One limiter's transaction.
 #[derive(Debug)]
 #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
-pub(crate) struct Call {
-    pub(crate) limiter: Arc<SharedLimiter>,
+pub(crate) struct Call<L> {
+    pub(crate) limiter: Arc<L>,
     pub(crate) transaction: Transaction,
 }
 
@@ -85,32 +94,34 @@ pub(crate) struct StoreHealth {
     pub(crate) calls: AtomicU64,
 }
 
-impl Store {
+impl<L> Store<L> {
     /// A store whose thread is not started yet, and the thread's end. So many replicas are reckoned with until it tells.
-    pub(crate) fn new(replicas: u32) -> (Self, UnboundedReceiver<Command>) {
-        let (words, received) = unbounded_channel();
+    pub(crate) fn new(replicas: u32) -> (Self, Commands<L>) {
+        let (commands, of_limiters) = unbounded_channel();
+        let (requests, of_program) = unbounded_channel();
         let reach = StoreHealth { replicas: AtomicU32::new(replicas), ..StoreHealth::default() };
-        (Self { words, reach: Arc::new(reach) }, received)
+        (Self { commands, requests, reach: Arc::new(reach) }, Commands { of_limiters, of_program })
     }
 
     /// Sends a limiter's transaction. It is answered, or lost within the store's time limit.
-    pub(crate) fn send(&self, limiter: &Arc<SharedLimiter>, transaction: Transaction) {
+    ///
+    /// # Errors
+    /// There is no thread any more.
+    pub(crate) fn send(&self, limiter: &Arc<L>, transaction: Transaction) -> Result<(), Unsent> {
         let call = Call { limiter: limiter.clone(), transaction };
-        if let Err(SendError(Command::Call(unsent))) = self.words.send(Command::Call(call)) {
-            unsent.limiter.lost(self.reach.replicas.load(Relaxed));
-        }
+        self.commands.send(Command::Call(call)).map_err(|_| Unsent)
     }
 
     /// Blocks until the thread has left the store, at most so long.
     pub(crate) fn end(&self, max_wait: Duration) {
         let (done, ended) = mpsc::channel();
-        if self.words.send(Command::End(done)).is_ok() && ended.recv_timeout(max_wait).is_err() {
+        if self.commands.send(Command::End(done)).is_ok() && ended.recv_timeout(max_wait).is_err() {
             tracing::debug!("the store was left without a word");
         }
     }
 
     pub(crate) fn handle(&self) -> StoreHandle {
-        StoreHandle { words: self.words.clone(), health: self.reach.clone() }
+        StoreHandle { requests: self.requests.clone(), health: self.reach.clone() }
     }
 
     pub(crate) fn snapshot(&self) -> StoreSnapshot {
@@ -129,7 +140,7 @@ impl Store {
 /// limiters.
 #[derive(Clone, Debug)]
 pub struct StoreHandle {
-    words: UnboundedSender<Command>,
+    requests: UnboundedSender<Request>,
     health: Arc<StoreHealth>,
 }
 
@@ -153,7 +164,7 @@ impl StoreHandle {
     /// texts. `None`: it did not answer within the store's time limit.
     pub async fn run(&self, script: &'static str, keys: Vec<String>, argument: String) -> Option<Vec<String>> {
         let (answer, answered) = oneshot::channel();
-        self.words.send(Command::Run(ScriptCall { script, keys, argument, answer })).ok()?;
+        self.requests.send(Request::Run(ScriptCall { script, keys, argument, answer })).ok()?;
         answered.await.ok()
     }
 
@@ -161,23 +172,11 @@ impl StoreHandle {
     pub fn listen(&self) -> UnboundedReceiver<String> {
         let (news, heard) = unbounded_channel();
         // Without the thread there are no news.
-        let _ = self.words.send(Command::Listen(news));
+        let _ = self.requests.send(Request::Listen(news));
         heard
     }
 }
 
-/// Starts the thread that talks to the store. It ends with the limiters.
-#[cfg(feature = "redis")]
-pub(crate) fn start(
-    redis: RedisSettings,
-    limiters: Weak<Registry>,
-    calls: UnboundedReceiver<Command>,
-    reach: Arc<StoreHealth>,
-) -> io::Result<()> {
-    redis::start(redis, limiters, calls, reach)
-}
-
-#[cfg(not(feature = "redis"))]
-pub(crate) fn start(_: RedisSettings, _: Weak<Registry>, _: UnboundedReceiver<Command>, _: Arc<StoreHealth>) -> io::Result<()> {
-    Err(io::Error::other("built without the feature `redis`"))
-}
+/// Nobody talks to the store.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unsent;

@@ -1,107 +1,115 @@
-//! One task that sleeps until the earliest wake-up of all limiters.
+//! One task that wakes every limiter at its time.
 
 use std::{
-    collections::BTreeMap,
+    collections::HashMap,
+    future::poll_fn,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
 };
 
-use tokio::{sync::Notify, time::sleep_until};
+use tokio::{runtime::Handle, sync::Notify, time::Instant};
+use tokio_util::time::{DelayQueue, delay_queue::Key};
 
-use super::{
-    bucket::Ns,
-    registry::{Clock, SharedLimiter},
-};
+/// What is woken.
+pub(crate) trait WakeUp: Send + Sync + 'static {
+    /// Its time has come.
+    fn wake_up(self: Arc<Self>);
+}
 
-/// The wake-ups of all limiters. Each limiter has at most one.
-#[derive(Debug, Default)]
-pub(super) struct Timer {
-    due: Mutex<BTreeMap<(Ns, u64), Weak<SharedLimiter>>>,
-    earlier: Notify,
+/// The wake-ups of all limiters. Each limiter has at most one, under its number.
+#[derive(Debug)]
+pub(crate) struct Timer<L> {
+    delays: Mutex<Delays<L>>,
+    ended: Notify,
     driven: AtomicBool,
 }
 
-impl Timer {
+#[derive(Debug)]
+struct Delays<L> {
+    queue: DelayQueue<u64>,
+    limiters: HashMap<u64, (Key, Weak<L>)>,
+    /// Whose timers they are: a limiter may be changed by a thread without a runtime.
+    runtime: Option<Handle>,
+}
+
+impl<L: WakeUp> Timer<L> {
+    pub(crate) fn new() -> Self {
+        let delays = Delays { queue: DelayQueue::new(), limiters: HashMap::new(), runtime: None };
+        Self { delays: Mutex::new(delays), ended: Notify::new(), driven: AtomicBool::new(false) }
+    }
+
     /// Moves a limiter's wake-up.
-    pub(super) fn set(&self, limiter: &Arc<SharedLimiter>, before: Option<Ns>, at: Option<Ns>) {
-        let mut due = self.due();
-        if let Some(before) = before {
-            due.remove(&(before, limiter.number));
-        }
-        if let Some(at) = at {
-            let first = due.first_key_value().is_none_or(|(&(first, _), _)| at < first);
-            due.insert((at, limiter.number), Arc::downgrade(limiter));
-            if first {
-                self.earlier.notify_one();
+    pub(crate) fn set(&self, number: u64, limiter: &Arc<L>, at: Option<Instant>) {
+        let Delays { queue, limiters, runtime } = &mut *self.delays();
+        let _runtime = runtime.as_ref().map(Handle::enter);
+        match (limiters.get(&number), at) {
+            (Some((key, _)), Some(at)) => queue.reset_at(key, at),
+            (None, Some(at)) => {
+                limiters.insert(number, (queue.insert_at(number, at), Arc::downgrade(limiter)));
             }
+            (Some((key, _)), None) => {
+                queue.remove(key);
+                limiters.remove(&number);
+            }
+            (None, None) => {}
         }
     }
 
     /// Starts the task on the current runtime unless there is one.
-    pub(super) fn start(self: &Arc<Self>, clock: Clock) {
+    pub(crate) fn start(self: &Arc<Self>) {
         if let Some(driver) = TimerDriver::take(self) {
-            tokio::spawn(driver.drive(clock));
+            tokio::spawn(driver.drive());
         }
     }
 
-    /// The limiters whose time has come; their wake-ups are taken off.
-    fn take_due(&self, now: Ns) -> Vec<Arc<SharedLimiter>> {
-        let mut due = self.due();
-        let later = due.split_off(&(now + 1, 0));
-        std::mem::replace(&mut *due, later).into_values().filter_map(|limiter| limiter.upgrade()).collect()
+    /// The limiters are gone: the task ends.
+    pub(crate) fn end(&self) {
+        self.ended.notify_one();
     }
 
-    fn first(&self) -> Option<Ns> {
-        self.due().first_key_value().map(|(&(at, _), _)| at)
+    /// The next limiter whose time has come; its wake-up is taken off.
+    fn poll_due(&self, context: &mut Context<'_>) -> Poll<Arc<L>> {
+        let Delays { queue, limiters, .. } = &mut *self.delays();
+        while let Poll::Ready(Some(due)) = queue.poll_expired(context) {
+            if let Some(limiter) = limiters.remove(due.get_ref()).and_then(|(_, limiter)| limiter.upgrade()) {
+                return Poll::Ready(limiter);
+            }
+        }
+        Poll::Pending
     }
 
-    fn due(&self) -> MutexGuard<'_, BTreeMap<(Ns, u64), Weak<SharedLimiter>>> {
-        self.due.lock().unwrap_or_else(PoisonError::into_inner)
+    fn delays(&self) -> MutexGuard<'_, Delays<L>> {
+        self.delays.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Whoever holds it drives the timer. Dropped with its runtime, it makes way for another.
 #[derive(Debug)]
-pub(super) struct TimerDriver(Arc<Timer>);
+pub(crate) struct TimerDriver<L: WakeUp>(Arc<Timer<L>>);
 
-impl TimerDriver {
+impl<L: WakeUp> TimerDriver<L> {
     /// The driver, unless somebody has it.
-    pub(super) fn take(timer: &Arc<Timer>) -> Option<Self> {
+    pub(crate) fn take(timer: &Arc<Timer<L>>) -> Option<Self> {
         (!timer.driven.swap(true, Ordering::AcqRel)).then(|| Self(timer.clone()))
     }
 
-    /// Pumps every limiter at its time, until nobody else knows the timer.
-    pub(super) async fn drive(self, clock: Clock) {
-        let timer = &self.0;
+    /// Dispatches every limiter at its time, until the limiters are gone.
+    pub(crate) async fn drive(self) {
+        self.0.delays().runtime = Some(Handle::current());
         loop {
-            match timer.first() {
-                Some(at) => tokio::select! {
-                    () = sleep_until(clock.instant(at)) => {}
-                    () = timer.earlier.notified() => {}
-                },
-                None => timer.earlier.notified().await,
-            }
-            for limiter in timer.take_due(clock.now()) {
-                limiter.wake_up();
-            }
-            if Arc::strong_count(timer) == 1 {
-                return;
+            tokio::select! {
+                limiter = poll_fn(|context| self.0.poll_due(context)) => limiter.wake_up(),
+                () = self.0.ended.notified() => return,
             }
         }
     }
 }
 
-impl Drop for TimerDriver {
+impl<L: WakeUp> Drop for TimerDriver<L> {
     fn drop(&mut self) {
         self.0.driven.store(false, Ordering::Release);
-    }
-}
-
-impl Timer {
-    /// The limiters are gone: the task ends once it looks.
-    pub(super) fn end(&self) {
-        self.earlier.notify_one();
     }
 }

@@ -2,6 +2,9 @@
 
 use std::{borrow::Cow, time::Duration};
 
+/// Nanoseconds: an instant on a limiter's clock, or a span.
+pub type Ns = u64;
+
 /// What a limit counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Unit {
@@ -188,4 +191,17 @@ pub enum Priority {
     Interactive,
     /// Nobody does: served while interactive requests leave room, and 5 % of the limit in any case.
     Batch,
+}
+
+/// Where a limit's number comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The operator said so.
+    Configured,
+    /// The plan's table.
+    Plan,
+    /// Groq's headers.
+    Headers,
+    /// A refusal's text.
+    UpstreamRefusal,
 }

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use groq_limiter::{
     ActualUsage,
-    bucket::Ns,
     limiter::{Admission, Event, Grant},
-    quota_set::Cost,
-    types::{Observation, RemoteQuota},
+    request::Cost,
+    types::{Ns, Observation, RemoteQuota},
 };
 
 use super::{Command, Replica, Step, World};
@@ -60,7 +59,7 @@ impl World<'_> {
         let number = n % self.replicas.len();
         let Replica { limiter, waiting, .. } = &mut self.replicas[number];
         match limiter.submit(&request(job.app, job.prompt, job.ceiling), self.now, self.now + 60 * SECOND, None, true) {
-            Admission::Granted(grant) => self.send(n, *grant),
+            Admission::Granted(grant) => self.send(n, grant),
             Admission::Queued(id) => {
                 waiting.insert(id, n);
                 if let Some(after) = job.leaves {

@@ -1,9 +1,9 @@
 //! Messages between a replica and its store: they arrive, are carried out by the real script, or get lost.
 
 use groq_limiter::{
-    bucket::Ns,
     store::protocol::Transaction,
     store::redis::{SCRIPT, wire::Reply},
+    types::Ns,
 };
 
 use super::{Command, Levels, Replica, Step, World};

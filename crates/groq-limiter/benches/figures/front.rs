@@ -82,7 +82,7 @@ impl Shield {
         };
         let mut decisions = Vec::new();
         match self.limiter.submit(&request, START + now, START + job.deadline, requeue, true) {
-            Admission::Granted(grant) => self.send(number, *grant, now, &mut decisions),
+            Admission::Granted(grant) => self.send(number, grant, now, &mut decisions),
             Admission::Queued(id) => {
                 self.waiting.insert(id, number);
             }

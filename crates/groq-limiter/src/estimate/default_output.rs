@@ -12,7 +12,7 @@
 //! Until one of them has settled the figure, requests that do not fit by it are sent as if nothing were reserved, in slow
 //! start: one, and twice as many with every round that is not refused. A wrong guess costs a refusal or two, and those teach.
 
-use crate::bucket::Ns;
+use crate::types::Ns;
 
 const MILLISECOND: Ns = 1_000_000;
 /// Reserved before anything is known. Seen for OTPM (GROQ.md §2).

@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 
 use smallvec::SmallVec;
 
-use crate::bucket::Ns;
+use crate::types::Ns;
 
 const SECOND: Ns = 1_000_000_000;
 /// How long an answer counts before refusals have taught better, and within which bounds they can.

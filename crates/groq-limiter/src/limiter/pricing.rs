@@ -1,18 +1,20 @@
-//! What a request costs in every dimension, and whether it can ever fit.
+//! What a request costs in every dimension, by what is learnt of prompts, answers and of requests without
+//! `max_completion_tokens`.
 
-use super::Limiter;
-use crate::ablation::Mechanism;
+use std::sync::Arc;
+
 use crate::{
-    AdmissionError, AdmissionRequest, CostEstimate,
-    bucket::Ns,
-    queue::forecast::Arrival,
-    queue::{AppId, QueuedRequest, Ticket},
-    quota_set::Cost,
-    types::Unit,
+    estimate::{Estimates, default_output::DEFAULT},
+    queue::{QueuedRequest, Ticket},
+    request::{ActualUsage, AdmissionRequest, Cost, CostEstimate},
+    settings::LimitSettings,
+    types::Ns,
 };
 
 /// Estimates are taken for so much too high before a request is called impossible, until answers have taught better.
 const LEAST: f32 = 0.8;
+/// Completion tokens of an answer, for forecasts before any has been seen.
+const USUAL: u32 = 256;
 
 /// A request that Groq has refused asks again.
 #[derive(Clone, Copy, Debug)]
@@ -21,120 +23,148 @@ pub struct Requeue {
     pub ticket: Ticket,
     /// What Groq has said that it asks: a lower estimate would go before Groq lets it.
     pub least: Cost,
-    /// `Requested`, where it is the sum of its prompt and of what Groq reserves for a request without a ceiling.
+    /// `Requested`, where it is the sum of its prompt and of what Groq reserves without `max_completion_tokens`.
     pub requested: Option<u32>,
 }
 
-impl Limiter {
-    /// The ceiling that a request's own would have to be lowered to, where its ceiling alone is what can never fit.
-    pub fn fitting_max_completion_tokens(&self, request: &AdmissionRequest, now: Ns) -> Option<u64> {
-        let (cost, _, given) = self.cost(request);
-        if let (CostEstimate::Tokens { .. }, Some((slot, limit))) = (request.cost, self.quotas.too_large_answer(&cost)) {
-            // The whole limit would have to be free for itself; half of it is sooner.
-            let left = self.quotas.all()[slot].bucket().map_or(0.0, |bucket| bucket.remaining(now));
-            return Some((limit / 2).max(left.max(0.0) as u64).max(1));
-        }
-        if !given {
-            return None;
-        }
-        let room = self
-            .quotas
-            .all()
-            .iter()
-            .filter(|quota| quota.is_certain(now))
-            .filter_map(|quota| match quota.dimension.unit {
-                Unit::Tokens => Some(quota.limit()?.saturating_sub(cost.input.into())),
-                _ => None,
-            })
-            .min()?;
-        (room > 0 && room < cost.output.into()).then_some(room)
+/// What a [`CostEstimate`] means.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Priced {
+    pub(super) cost: Cost,
+    /// Prompt tokens before correction.
+    pub(super) estimated: u32,
+    /// Whether its client stated `max_completion_tokens`.
+    pub(super) states_max: bool,
+}
+
+/// The prices of one limiter.
+#[derive(Debug, Default)]
+pub(super) struct Pricing {
+    pub(super) estimates: Estimates,
+    /// The operator's number for requests without `max_completion_tokens`.
+    configured: Option<u32>,
+    /// Replicas would try the same guess at once.
+    shared: bool,
+}
+
+impl Pricing {
+    /// The operator's settings for a model.
+    pub(super) fn configure(&mut self, settings: &Arc<LimitSettings>, model: &str) {
+        let configured = settings.of_model(model).assumed_completion_tokens;
+        self.configured = configured.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
     }
 
-    /// What a request asks, as a waiter would hold it.
-    pub(super) fn read(
-        &mut self,
-        request: &AdmissionRequest,
-        app: AppId,
-        now: Ns,
-        deadline: Ns,
-        requeue: Option<Requeue>,
-    ) -> (QueuedRequest, Arrival) {
-        let (cost, estimated, has_ceiling) = self.cost(request);
-        let cost = match requeue {
-            // The refusal gave the sum of both parts.
-            Some(Requeue { requested: Some(requested), .. }) if !has_ceiling => {
-                Cost { output: requested.saturating_sub(cost.input), ..cost }
-            }
-            Some(requeue) => cost.at_least(requeue.least),
-            None => cost,
-        };
-        let ticket = requeue.map(|requeue| requeue.ticket);
-        let size = self.size(&cost);
-        let usual = self.queue.app_of(app).and_then(|app| app.completion.mean()).or(self.estimates.completion.mean());
-        let expected = self.expected(usual, cost.output, has_ceiling);
-        let waiter = QueuedRequest {
-            app,
-            size,
-            cost,
-            expected,
-            estimated,
-            has_ceiling,
-            requested: requeue.and_then(|requeue| requeue.requested),
-            ticket: ticket.unwrap_or_else(|| self.queue.ticket()),
-            since: now,
-            deadline,
-            bypass_budget: None,
-        };
-        let arrival = Arrival { app, class: request.class, size, cost: self.forecast_cost(&waiter), ticket };
-        (waiter, arrival)
+    /// Replicas share the quotas.
+    pub(super) fn share(&mut self) {
+        self.shared = true;
     }
 
-    /// What a cost means in units: pessimistic for the prompt, the whole ceiling for the completion.
-    fn cost(&self, request: &AdmissionRequest) -> (Cost, u32, bool) {
+    /// A cost in units: pessimistic for the prompt, all of `max_completion_tokens` for the answer.
+    pub(super) fn price(&self, request: &AdmissionRequest) -> Priced {
         let cut = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let of = |cost, estimated, states_max| Priced { cost, estimated, states_max };
         match request.cost {
-            CostEstimate::Tokens { prompt, max_completion_tokens: ceiling } => {
+            CostEstimate::Tokens { prompt, max_completion_tokens } => {
                 let input = if prompt == 0 { 0 } else { (prompt as f32 * self.estimates.prompt.high()).ceil() as u64 + 4 };
                 let cost = Cost { requests: 1, input: cut(input), key: request.key, ..Cost::default() };
-                let cost = ceiling.map_or_else(|| self.unbounded(cost), |ceiling| cost.with_output(cut(ceiling)));
-                (cost, cut(prompt), ceiling.is_some())
+                match max_completion_tokens {
+                    Some(max) => of(cost.with_output(cut(max)), cut(prompt), true),
+                    None => of(self.with_assumed_output(cost), cut(prompt), false),
+                }
             }
-            CostEstimate::Audio { seconds } => (Cost { requests: 1, seconds: cut(seconds), ..Cost::default() }, 0, true),
-            CostEstimate::Free => (Cost::default(), 0, true),
+            CostEstimate::Audio { seconds } => of(Cost { requests: 1, seconds: cut(seconds), ..Cost::default() }, 0, true),
+            CostEstimate::Free => of(Cost::default(), 0, true),
         }
     }
 
-    /// Size class: by the share of the tightest limit it asks for.
-    fn size(&self, cost: &Cost) -> u8 {
-        if !Mechanism::SizeClasses.is_on() {
-            return 0;
-        }
-        let cost = &self.quotas.expect(*cost);
-        let share = self
-            .quotas
-            .all()
-            .iter()
-            .filter(|quota| quota.dimension.unit != Unit::Requests)
-            .filter_map(|quota| Some(quota.units(cost) as f64 / quota.limit()? as f64))
-            .fold(0.0, f64::max);
-        [1.0 / 32.0, 1.0 / 8.0, 0.5].iter().filter(|&&bound| share > bound).count() as u8
+    /// Completion tokens that are reserved for a request without `max_completion_tokens`.
+    pub(super) fn assumed(&self) -> u32 {
+        self.configured.unwrap_or_else(|| self.estimates.assumed.tokens())
     }
 
-    /// Its certain sum is over a certain limit.
-    pub(super) fn never(&self, waiter: &QueuedRequest, now: Ns) -> Option<AdmissionError> {
-        let least = self.estimates.prompt.low().min(LEAST);
-        let input = (waiter.estimated as f32 * least) as u32;
-        let output = if waiter.has_ceiling { waiter.cost.output } else { 0 };
-        let (dimension, limit, _) = self.quotas.never(&Cost { input, ..waiter.cost }.with_output(output), now)?;
-        // What people are told is the estimate itself, not its lower bound.
-        let prompt = if input == 0 { 0 } else { u64::from(waiter.estimated) };
-        let told = Cost { input: waiter.estimated, ..waiter.cost }.with_output(output);
-        let parts = (dimension.unit == Unit::Tokens).then_some((prompt, u64::from(output)));
-        Some(AdmissionError::TooLarge {
-            dimension: dimension.clone(),
-            limit,
-            requested: told.of(dimension.unit).max(limit + 1),
-            parts,
-        })
+    /// What a request without `max_completion_tokens` takes, the prompt included.
+    pub(super) fn with_assumed_output(&self, prompt: Cost) -> Cost {
+        let (output, usual) = (self.assumed(), self.estimates.completion.high());
+        let answer = output.max(usual.map_or(DEFAULT, |usual| usual as u32));
+        Cost { output, answer, expected: u32::MAX, ..prompt }
     }
+
+    /// Completion tokens that a request will probably use: what is usual (for its app, where that is known), at most `output`
+    /// where its client stated so.
+    pub(super) fn expected(&self, usual_of_app: Option<f32>, output: u32, states_max: bool) -> u32 {
+        match usual_of_app.or(self.estimates.completion.mean()) {
+            Some(usual) if states_max => (usual as u32).min(output),
+            Some(usual) => usual as u32,
+            None if states_max => output,
+            None => USUAL,
+        }
+    }
+
+    /// Whether requests without `max_completion_tokens` are still priced by a guess, and may be sent in slow start.
+    pub(super) fn is_trying(&self) -> bool {
+        !self.estimates.assumed.is_settled() && self.configured.is_none() && !self.shared
+    }
+
+    /// Whether this one's price is a guess.
+    pub(super) fn is_guess(&self, queued: &QueuedRequest) -> bool {
+        !queued.states_max && queued.requested.is_none() && self.is_trying()
+    }
+
+    /// What a request's wait is forecast by: nobody is refused for tokens that may not be reserved.
+    pub(super) fn forecast_cost(&self, queued: &QueuedRequest) -> Cost {
+        match queued.cost {
+            Cost { requests, expected, key, .. } if self.is_guess(queued) => Cost { requests, expected, key, ..Cost::default() },
+            cost => cost,
+        }
+    }
+
+    /// The least that a request can turn out to take.
+    pub(super) fn least(&self, queued: &QueuedRequest) -> Cost {
+        let input = queued.estimated as f32 * self.estimates.prompt.low().min(LEAST);
+        Cost { input: input as u32, ..stated(queued) }
+    }
+
+    /// What Groq holds at most for a request without `max_completion_tokens` whose answer's head has come, its header having
+    /// corrected the quota by `error` units (`None`: its first header).
+    pub(super) fn held(&self, reserved: u32, error: Option<u64>) -> Option<u32> {
+        let most = self.assumed();
+        match error {
+            _ if self.estimates.assumed.is_settled() => Some(most),
+            Some(error) => Some(most.min(reserved.saturating_add(u32::try_from(error).unwrap_or(u32::MAX)))),
+            None => None,
+        }
+    }
+
+    /// A refusal stated `requested` of a request without `max_completion_tokens`.
+    pub(super) fn refused(&mut self, requested: u32, estimated: u32, now: Ns) {
+        self.estimates.assumed.refused(requested.into(), estimated.into(), now);
+    }
+
+    /// An answer has ended: its request, if it was without `max_completion_tokens`, was refused before with `requested`, or its
+    /// head showed `shown_used` in use.
+    pub(super) fn answered(
+        &mut self,
+        usage: ActualUsage,
+        estimated: u32,
+        requested: Option<u32>,
+        shown_used: Option<u64>,
+        now: Ns,
+    ) {
+        let (ActualUsage::Tokens { prompt_total, .. } | ActualUsage::Prompt { prompt_total, .. }) = usage else { return };
+        match (requested, shown_used) {
+            (Some(requested), _) => self.estimates.assumed.answered_after_refusal(requested.into(), prompt_total, now),
+            (None, Some(used)) => self.estimates.assumed.answered(used, prompt_total, now),
+            (None, None) => {}
+        }
+        self.estimates.prompt.learn(estimated.into(), prompt_total);
+        if let ActualUsage::Tokens { completion, .. } = usage {
+            self.estimates.completion.learn(completion as f32);
+        }
+    }
+}
+
+/// What a request takes by its client's own words: the estimated prompt and `max_completion_tokens`, if any.
+pub(super) fn stated(queued: &QueuedRequest) -> Cost {
+    let output = if queued.states_max { queued.cost.output } else { 0 };
+    Cost { input: queued.estimated, ..queued.cost }.with_output(output)
 }

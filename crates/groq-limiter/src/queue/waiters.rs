@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::{AppId, Backlog, Cost, Id, QueuedRequest, Start};
+use super::request::{AppId, Backlog, Id, QueuedRequest, Start};
+use crate::request::Cost;
 
-/// Those who wait in one limiter.
-#[derive(Debug)]
+/// The queued requests of one limiter.
+#[derive(Debug, Default)]
 pub(super) struct Waiters {
     places: Vec<Option<QueuedRequest>>,
     free: Vec<Id>,
@@ -17,15 +18,6 @@ pub(super) struct Waiters {
     pub(super) backlogs: [Backlog; 2],
 }
 
-/// Nobody.
-pub(super) const NOBODY: Waiters = Waiters {
-    places: Vec::new(),
-    free: Vec::new(),
-    heads: BTreeSet::new(),
-    active: [const { BTreeSet::new() }; 2],
-    backlogs: [Backlog::NONE; 2],
-};
-
 impl Waiters {
     pub(super) fn get(&self, id: Id) -> Option<&QueuedRequest> {
         self.places.get(id as usize)?.as_ref()
@@ -35,45 +27,41 @@ impl Waiters {
         self.places.get_mut(id as usize)?.as_mut()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &QueuedRequest> {
-        self.places.iter().flatten()
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Id, &QueuedRequest)> {
+        (0..).zip(&self.places).filter_map(|(id, queued)| Some((id, queued.as_ref()?)))
     }
 
-    /// Numbers in use are below this.
-    pub(super) fn places(&self) -> usize {
-        self.places.len()
+    /// Takes a place.
+    pub(super) fn insert(&mut self, queued: QueuedRequest) -> Id {
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.places.push(None);
+            (self.places.len() - 1) as Id
+        });
+        self.places[id as usize] = Some(queued);
+        id
     }
 
-    /// A free place, for who joins next.
-    pub(super) fn place(&mut self) -> Id {
-        self.free.pop().unwrap_or(self.places.len() as Id)
-    }
-
-    /// Takes the place.
-    pub(super) fn join(&mut self, id: Id, waiter: QueuedRequest) {
-        match self.places.get_mut(id as usize) {
-            Some(place) => *place = Some(waiter),
-            None => self.places.push(Some(waiter)),
-        }
-    }
-
-    /// Leaves the place.
-    pub(super) fn part(&mut self, id: Id) -> Option<QueuedRequest> {
-        let waiter = self.places.get_mut(id as usize)?.take()?;
+    /// Leaves its place.
+    pub(super) fn remove(&mut self, id: Id) -> Option<QueuedRequest> {
+        let queued = self.places.get_mut(id as usize)?.take()?;
         self.free.push(id);
-        Some(waiter)
+        if self.free.len() == self.places.len() {
+            // The room of a long queue is not kept for the next one.
+            (self.places, self.free) = Default::default();
+        }
+        Some(queued)
     }
 
     /// It is the head of its size class from now on.
-    pub(super) fn lead(&mut self, id: Id) {
-        if let Some(waiter) = self.get(id) {
-            self.heads.insert((reach(&waiter.cost), id));
+    pub(super) fn add_head(&mut self, id: Id) {
+        if let Some(queued) = self.get(id) {
+            self.heads.insert((reach(&queued.cost), id));
         }
     }
 
     /// It no longer is; whether it was.
-    pub(super) fn follow(&mut self, id: Id) -> bool {
-        let key = self.get(id).map(|waiter| (reach(&waiter.cost), id));
+    pub(super) fn remove_head(&mut self, id: Id) -> bool {
+        let key = self.get(id).map(|queued| (reach(&queued.cost), id));
         key.is_some_and(|key| self.heads.remove(&key))
     }
 }

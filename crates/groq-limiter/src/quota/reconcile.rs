@@ -1,91 +1,106 @@
-//! Headers and refusals correct a quota by send position, and teach its safety margin and external usage.
+//! Reconciliation: headers and refusals correct a bucket, by position in our own order of sending.
+//!
+//! A header tells what was in use when Groq saw the request, so it is compared with what we knew when we sent it. No clocks are
+//! compared, and of several headers only the one of the newest request counts: late ones, in any order, do no harm.
 
-use super::{MEMORY, Quota, SECOND, send_snapshot::SendSnapshot};
-use crate::ablation::Mechanism;
-use crate::{bucket::Ns, store::protocol::SentObservation, types::Unit};
+use super::send_history::SendSnapshot;
+use crate::{ablation::Mechanism, bucket::Bucket, types::Ns};
 
-/// The end of an older limit: positions up to `position` were marked under it.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct FormerLimit {
-    pub(super) position: u64,
-    pub(super) unit: Ns,
-    pub(super) corrections: i64,
+/// What Groq said was in use when it saw a request of ours.
+#[derive(Clone, Copy, Debug)]
+pub struct Reported {
+    /// The request's position in the order of sending.
+    pub position: u64,
+    /// How the quota stood when it was sent.
+    pub snapshot: SendSnapshot,
+    /// Units in use, the request's own included.
+    pub used: u64,
+    /// When Groq saw it.
+    pub at: Ns,
 }
 
-impl Quota {
-    /// Groq says that `used` units were taken at `at`, the request at this position included. Only a newer position
-    /// than all before counts, so late answers, in any order, do no harm. The correction in ns.
-    pub fn observe(&mut self, position: u64, snapshot: SendSnapshot, used: u64, at: Ns, now: Ns) -> Option<i64> {
-        let (snapshot, at) = if Mechanism::SendPosition.is_on() { (snapshot, at) } else { (self.snapshot(), now) };
-        if position <= self.newest && Mechanism::SendPosition.is_on() {
-            return None;
-        }
-        let first = std::mem::replace(&mut self.newest, position) == 0;
-        let snapshot = self.rescaled(position, snapshot, at);
-        let bucket = self.bucket.as_mut()?;
+/// The end of an older limit: snapshots of positions up to `position` are in its units.
+#[derive(Clone, Copy, Debug, Default)]
+struct FormerLimit {
+    position: u64,
+    unit: Ns,
+    corrections: i64,
+}
+
+/// The corrections of one bucket.
+#[derive(Debug, Default)]
+pub(super) struct Reconciler {
+    /// Sum of all corrections, ns; wraps, only differences count.
+    pub(super) corrections: i64,
+    /// The newest position that has corrected the bucket.
+    pub(super) newest: u64,
+    former: FormerLimit,
+}
+
+impl Reconciler {
+    /// Whether headers or refusals have said how full the bucket is.
+    pub(super) fn has_corrected(&self) -> bool {
+        self.newest > 0
+    }
+
+    /// Whether a header of this position is newer than all before.
+    pub(super) fn is_news(&self, position: u64) -> bool {
+        position > self.newest || !Mechanism::SendPosition.is_on()
+    }
+
+    /// Corrects the bucket; `uncertain` of a surplus may be what the header does not show. The correction, ns.
+    pub(super) fn correct(&mut self, bucket: &mut Bucket, reported: &Reported, uncertain: Ns, now: Ns) -> i64 {
+        let Reported { position, snapshot, used, at } = *reported;
+        self.newest = position;
         let expected = snapshot.tat.saturating_add_signed(self.corrections.wrapping_sub(snapshot.corrections)).max(at);
         let truth = bucket.tat_of(used, at);
         let error = (i128::from(truth) - i128::from(expected)).clamp(i64::MIN.into(), i64::MAX.into()) as i64;
         // Less in use than expected may be what was overtaken on its way, or a refund that both have seen.
-        let uncertainties = self.uncertainties.iter().filter(|&&(first, last, _)| (first..=last).contains(&position));
-        let uncertain = uncertainties.fold(snapshot.recent, |sum: Ns, &(.., span)| sum.saturating_add(span));
         let uncertain = if Mechanism::Uncertainty.is_on() { uncertain } else { 0 };
         let error = if error < 0 { error.saturating_add_unsigned(uncertain).min(0) } else { error };
-        self.uncertainties.retain(|&(_, last, _)| last > position);
         bucket.correct(error, at, now);
         self.corrections = self.corrections.wrapping_add(error);
-        self.report_observation(SentObservation { position, snapshot, at, truth });
-        // What was taken before our first request does not say how fast others take.
-        if !first && Mechanism::ExternalUsage.is_on() {
-            self.external = (self.external + error as f64 / MEMORY).clamp(0.0, 0.9);
-        }
-        Some(error)
+        error
     }
 
-    /// A refusal of our own: more is kept back, and where no header shows this dimension, the others' share is learnt
-    /// from what grew beyond our quotas since the last one. `gap` is the refusal's correction, ns.
-    pub fn refused(&mut self, position: u64, last_position: u64, gap: i64, now: Ns) {
-        // Those that were on their way already teach nothing more.
-        if position <= self.refused_until {
-            return;
-        }
-        self.refused_until = last_position;
-        if let Some(last) = self.last_refusal {
-            if Mechanism::MarginGrowth.is_on() {
-                self.margin_growth += if self.dimension.unit == Unit::Requests { 1.0 } else { self.typical };
-            }
-            if !self.is_visible() && Mechanism::ExternalUsage.is_on() {
-                let since = (now.saturating_sub(last) as f64).max(20.0 * SECOND);
-                self.learnt_external = (self.learnt_external + 0.5 * gap.max(0) as f64 / since).min(0.9);
-            }
-        }
-        self.last_refusal = Some(now);
+    /// Another limit counts from now on. `unit`: what one unit was, ns.
+    pub(super) fn requota(&mut self, position: u64, unit: Ns) {
+        self.former = FormerLimit { position, unit, corrections: self.corrections };
     }
 
     /// A snapshot in today's units.
-    fn rescaled(&self, position: u64, snapshot: SendSnapshot, at: Ns) -> SendSnapshot {
-        let Some(bucket) = self.bucket.as_ref().filter(|_| position <= self.before.position) else { return snapshot };
-        let FormerLimit { unit, corrections, .. } = self.before;
+    pub(super) fn rescaled(&self, bucket: &Bucket, position: u64, snapshot: SendSnapshot, at: Ns) -> SendSnapshot {
+        let FormerLimit { position: last, unit, corrections } = self.former;
+        if position > last {
+            return snapshot;
+        }
         let tat = snapshot.tat.saturating_add_signed(corrections.wrapping_sub(snapshot.corrections));
         let used = tat.saturating_sub(at).checked_div(unit).unwrap_or(0);
         SendSnapshot { tat: bucket.tat_of(used, at), corrections, ..snapshot }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use crate::{
-        quota::{Quota, Statements},
-        types::Dimension,
-    };
+/// Groq's refusals of requests for one dimension.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    /// Positions up to here are older than the last refusal that was learnt from.
+    until: u64,
+    last: Option<Ns>,
+}
 
-    #[test]
-    fn what_was_taken_before_our_first_request_is_nobodys_rate() {
-        let statements = Statements { configured: Some(60_000), ..Statements::default() };
-        let mut quota = Quota::new(Dimension::TPM, statements, 0.0, 0);
-        quota.observe(1, quota.snapshot(), 57_000, 0, 0);
-        assert_eq!((quota.external(), quota.is_full(0)), (0.0, false), "only the quota is corrected");
-        quota.observe(2, quota.snapshot(), 60_000, 0, 0);
-        assert!((0.04..0.06).contains(&quota.external()), "a twentieth of a minute's limit came since");
+impl Refusals {
+    /// A refusal of the request at this position. How long after the last one it came; `None` for the first, and for one that
+    /// was on its way when the last one came.
+    pub(super) fn add(&mut self, position: u64, last_position: u64, now: Ns) -> Option<Ns> {
+        if position <= self.until {
+            return None;
+        }
+        self.until = last_position;
+        self.last.replace(now).map(|last| now.saturating_sub(last))
+    }
+
+    /// Under another limit the next refusal is the first.
+    pub(super) fn requota(&mut self) {
+        self.last = None;
     }
 }

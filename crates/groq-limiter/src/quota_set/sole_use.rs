@@ -3,7 +3,7 @@
 //! The margin holds for what others take between two headers. It is kept back from the first burst, where nothing is known
 //! of others yet; given back once it is known that there are none, it costs nothing in the end.
 
-use crate::{ablation::Mechanism, bucket::Ns};
+use crate::{ablation::Mechanism, types::Ns};
 
 const SECOND: Ns = 1_000_000_000;
 /// Others who take less than this share of a limit's rate are noise of the network.

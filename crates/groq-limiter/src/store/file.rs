@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    collections::HashMap,
     fs, io,
     io::Write,
     path::Path,
@@ -9,11 +10,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use foldhash::{HashMap, HashMapExt as _};
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Dimension, Unit};
-use crate::{Source, bucket::Ns, limiter::Limiter, registry::Scope};
+use crate::{
+    limiter::Limiter,
+    request::Scope,
+    types::{Dimension, Ns, Source, Unit},
+};
 
 /// The file's first word: what it is, and which version.
 const FORMAT: &str = "groq-shield limits 2";
@@ -78,7 +81,7 @@ enum SavedUnit {
 impl Saved {
     /// A limiter as it stands.
     pub(crate) fn of(limiter: &Limiter, now: Ns) -> Self {
-        let quotas = limiter.all().iter().map(|quota| {
+        let quotas = limiter.quotas().iter().map(|quota| {
             let terms = quota.statements();
             SavedQuota {
                 code: quota.dimension.code.clone(),
@@ -107,7 +110,7 @@ impl Saved {
         limiter.follow_plan(now);
         for (quota, dimension) in sane() {
             let unsaved = if self.clean { 0.0 } else { UNSAVED * quota.spending.max(0.0) };
-            limiter.restore_level(&dimension, quota.bound, quota.used.max(0.0) + unsaved, passed, now);
+            limiter.restore_usage(&dimension, quota.bound, quota.used.max(0.0) + unsaved, passed, now);
         }
     }
 }

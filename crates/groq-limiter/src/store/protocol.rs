@@ -1,6 +1,6 @@
 //! What a limiter and the shared store tell each other: plain data, in the limiter's own time.
 
-use crate::{bucket::Ns, quota::SendSnapshot};
+use crate::{quota::send_history::SendSnapshot, types::Ns};
 
 /// What a limiter tells the store, and asks of it, in one step.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +45,15 @@ pub struct Cell {
     pub asked: Ns,
     /// What it must leave untouched, ns.
     pub margin: Ns,
+}
+
+/// A reservation's place in the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BookingOrder {
+    /// In the order of reservations; 0: none.
+    pub position: u64,
+    /// The record's version that told of it.
+    pub version: u64,
 }
 
 /// What an answer's head said of a dimension.

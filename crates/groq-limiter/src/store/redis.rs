@@ -2,34 +2,34 @@
 //! announce themselves, settlements are published. The only part of this crate with a network.
 
 use std::{
-    collections::{HashMap, HashSet},
     io,
-    path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
         mpsc,
     },
     time::Duration,
 };
 
-use redis::{PushInfo, RedisError, Script, aio::MultiplexedConnection, cluster_async::ClusterConnection};
+use redis::{PushInfo, Script};
 use tokio::{
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    sync::mpsc::{UnboundedReceiver, unbounded_channel},
     time::{Instant, sleep, timeout},
 };
 
-use self::{health::ANNOUNCE, lost_replicas::Silent, wire::Offset};
+use self::{health::ANNOUNCE, task::RedisTask, wire::Offset};
 use crate::settings::RedisSettings;
 use crate::{
-    registry::{Clock, Registry, SharedLimiter},
-    store::{Command, StoreHealth},
+    registry::Registry,
+    shared::SharedLimiter,
+    store::{Command, Commands, Request, StoreHealth},
 };
 
 mod commands;
 mod connect;
 mod health;
 mod lost_replicas;
+mod task;
 pub mod wire;
 
 /// One transaction, in Redis' Lua: all of it or nothing.
@@ -41,7 +41,7 @@ pub const GIVE_BACK: &str = include_str!("redis/lost_replicas.lua");
 pub(crate) fn start(
     redis: RedisSettings,
     limiters: Weak<Registry>,
-    calls: UnboundedReceiver<Command>,
+    commands: Commands<SharedLimiter>,
     reach: Arc<StoreHealth>,
 ) -> io::Result<()> {
     let Some(clock) = limiters.upgrade().map(|limiters| limiters.clock()) else { return Ok(()) };
@@ -69,62 +69,26 @@ pub(crate) fn start(
         reach,
         news,
     });
-    let body = move || runtime.block_on(task.keep(calls, heard));
+    let body = move || runtime.block_on(task.keep(commands, heard));
     std::thread::Builder::new().name("store".into()).spawn(body).map(drop)
 }
 
-/// A connection to one Redis or to a cluster of them.
-#[derive(Clone)]
-enum Connection {
-    One(MultiplexedConnection),
-    Cluster(ClusterConnection),
-}
-
-/// The thread's state.
-struct RedisTask {
-    url: String,
-    ca_file: Option<PathBuf>,
-    prefix: String,
-    time_limit: Duration,
-    /// This replica's.
-    name: String,
-    script: Script,
-    announce: Script,
-    give_back: Script,
-    connection: Mutex<Option<Connection>>,
-    /// Counts losses: a failure is told once.
-    generation: AtomicU64,
-    offset: Mutex<Offset>,
-    /// The most replicas heard of lately, and when.
-    counted: Mutex<(u32, Instant)>,
-    /// Of a cluster: keys whose node does not answer.
-    apart: Mutex<HashSet<String>>,
-    /// Replicas that are not heard any more.
-    silent: Mutex<Vec<Silent>>,
-    /// Lanes by key, for news.
-    known: Mutex<HashMap<String, Weak<SharedLimiter>>>,
-    /// Who hears news that are of no limiter.
-    listener: Mutex<Option<UnboundedSender<String>>>,
-    limiters: Weak<Registry>,
-    clock: Clock,
-    reach: Arc<StoreHealth>,
-    news: UnboundedSender<PushInfo>,
-}
-
 impl RedisTask {
-    async fn keep(self: Arc<Self>, mut calls: UnboundedReceiver<Command>, mut heard: UnboundedReceiver<PushInfo>) {
+    async fn keep(self: Arc<Self>, mut commands: Commands<SharedLimiter>, mut heard: UnboundedReceiver<PushInfo>) {
         let beating = tokio::spawn(self.clone().beat());
         loop {
             tokio::select! {
-                word = calls.recv() => match word {
+                word = commands.of_limiters.recv() => match word {
                     Some(Command::Call(call)) => drop(tokio::spawn(self.clone().call(call))),
-                    Some(Command::Run(call)) => drop(tokio::spawn(self.clone().run_script(call))),
-                    Some(Command::Listen(listener)) => *self.listener() = Some(listener),
                     Some(Command::End(done)) => {
                         beating.abort();
                         tokio::spawn(self.clone().end(done));
                     }
                     None => break,
+                },
+                Some(request) = commands.of_program.recv() => match request {
+                    Request::Run(call) => drop(tokio::spawn(self.clone().run_script(call))),
+                    Request::Listen(listener) => *self.listener() = Some(listener),
                 },
                 Some(push) = heard.recv() => self.hear(&push),
             }
@@ -141,7 +105,7 @@ impl RedisTask {
             while !self
                 .limiters
                 .upgrade()
-                .is_none_or(|limiters| limiters.all().iter().all(|limiter| limiter.with(|limiter| limiter.is_told())))
+                .is_none_or(|limiters| limiters.all().iter().all(|limiter| limiter.with(|limiter| limiter.is_flushed())))
             {
                 sleep(Duration::from_millis(2)).await;
             }
@@ -153,34 +117,4 @@ impl RedisTask {
         // Who waits may have given up.
         let _ = done.send(());
     }
-
-    fn each(&self, tell: impl Fn(&Arc<SharedLimiter>)) {
-        if let Some(limiters) = self.limiters.upgrade() {
-            limiters.all().iter().for_each(tell);
-        }
-    }
-
-    fn connection(&self) -> MutexGuard<'_, Option<Connection>> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn apart(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.apart.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn offset(&self) -> MutexGuard<'_, Offset> {
-        self.offset.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn listener(&self) -> MutexGuard<'_, Option<UnboundedSender<String>>> {
-        self.listener.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn known(&self) -> MutexGuard<'_, HashMap<String, Weak<SharedLimiter>>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn too_late() -> RedisError {
-    RedisError::from(io::Error::new(io::ErrorKind::TimedOut, "no answer within store.timeout"))
 }

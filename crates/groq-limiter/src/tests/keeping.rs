@@ -7,8 +7,8 @@ use tokio::time::{Instant, sleep};
 use super::{in_a_minute, per_minute, request, settings, warm};
 use crate::{
     ActualUsage, AdmissionRequest, Limiters,
-    registry::SharedLimiter,
     settings::Settings,
+    shared::SharedLimiter,
     types::{Observation, RemoteQuota},
 };
 

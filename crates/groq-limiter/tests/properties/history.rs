@@ -4,10 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use groq_limiter::{
     ActualUsage, AdmissionError,
-    bucket::Ns,
     limiter::{Admission, Event, Grant, Limiter},
     queue::Id,
-    types::{Observation, RemoteQuota},
+    types::{Ns, Observation, RemoteQuota},
 };
 use proptest::prelude::*;
 
@@ -154,7 +153,7 @@ pub(crate) fn run_before(
                     let job = &jobs[n];
                     let verdict = limiter.submit(&request(job.app, job.prompt, job.ceiling), now, now + 60 * SECOND, None, true);
                     match verdict {
-                        Admission::Granted(grant) => granted.push((n, *grant)),
+                        Admission::Granted(grant) => granted.push((n, grant)),
                         Admission::Queued(id) => {
                             waiting.insert(id, n);
                             if let Some(after) = job.leaves {

@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use groq_limiter::{
     ActualUsage, AdmissionError, AdmissionRequest,
-    bucket::{Ns, Readiness},
+    bucket::Readiness,
     limiter::{Admission, Event, Grant, Limiter},
     settings::ModelLimits,
-    types::{Dimension, Observation, Priority, RemoteQuota, Unit, UpstreamRefusal},
+    types::{Dimension, Ns, Observation, Priority, RemoteQuota, Unit, UpstreamRefusal},
 };
 use proptest::prelude::*;
 
@@ -36,7 +36,7 @@ proptest! {
         prop_assert_eq!(limiter.in_flight(), 0);
         prop_assert_eq!(limiter.wake(), None);
         let last = START + 4 * 3600 * SECOND;
-        prop_assert!(limiter.is_idle(last), "{:?}", limiter.all());
+        prop_assert!(limiter.is_idle(last), "{:?}", limiter.quotas());
     }
 
     /// Strangers that headers show are seen, and few of ours are refused for them.
@@ -55,12 +55,12 @@ proptest! {
         let mut now = START;
         for (prompt, ceiling, gap) in asks {
             now += gap * MS;
-            let before = limiter.all().iter().map(|quota| quota.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
+            let before = limiter.quotas().iter().map(|quota| quota.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
             let verdict = limiter.submit(&request(1, prompt, ceiling), now, now, None, true);
-            let after = limiter.all().iter().map(|quota| quota.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
+            let after = limiter.quotas().iter().map(|quota| quota.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
             match verdict {
                 Admission::Granted(grant) => {
-                    for (slot, quota) in limiter.all().iter().enumerate() {
+                    for (slot, quota) in limiter.quotas().iter().enumerate() {
                         let bucket = quota.bucket().expect("a limit");
                         let asked = quota.units(&grant.cost());
                         prop_assert_eq!(after[slot], before[slot] + bucket.span(asked));
@@ -85,7 +85,7 @@ proptest! {
             let [one, other] = [&mut straight, &mut shuffled].map(|limiter| {
                 let Admission::Granted(mut grant) = limiter.submit(&request(1, 1, ceiling), now, now, None, true) else { panic!("it fits") };
                 limiter.sent(&mut grant, now);
-                *grant
+                grant
             });
             let state = Observation { tokens: Some(RemoteQuota { limit: 8000, remaining, reset: None }), ..Observation::default() };
             grants.push((one, other, state));
@@ -101,7 +101,7 @@ proptest! {
                 let (_, mut grant, state) = grants[n].clone();
                 shuffled.observe(&mut grant, &state, later);
             }
-            let tat = |limiter: &Limiter| limiter.all()[0].bucket().expect("a limit").tat();
+            let tat = |limiter: &Limiter| limiter.quotas()[0].bucket().expect("a limit").tat();
             prop_assert_eq!(tat(&straight), tat(&shuffled), "round {}", round);
         }
     }
@@ -116,7 +116,7 @@ proptest! {
         // A third app empties the quota first, so that everybody waits.
         while let Admission::Granted(mut grant) = limiter.submit(&request(9, 1, 900), START, START, None, true) {
             limiter.sent(&mut grant, START);
-            limiter.settle(*grant, ActualUsage::Unknown, START);
+            limiter.settle(grant, ActualUsage::Unknown, START);
         }
         for &size in &sizes {
             for app in 0..2u8 {
@@ -164,7 +164,7 @@ proptest! {
             let now = START / 2 + number % (START / 2 + 365 * 86_400 * SECOND);
             match op {
                 0 => match limiter.submit(&request(number as u8, cost / 2, cost / 2), now, now + SECOND, None, true) {
-                    Admission::Granted(grant) => held.push(*grant),
+                    Admission::Granted(grant) => held.push(grant),
                     Admission::Queued(_) | Admission::Rejected(_) => {}
                 },
                 1 => {
@@ -221,7 +221,7 @@ fn exactly_the_limit() {
         Admission::Rejected(AdmissionError::TooLarge { .. })
     ));
     assert!(matches!(limiter.submit(&request(1, 0, 8000), START, START, None, true), Admission::Granted(_)));
-    for quota in limiter.all() {
+    for quota in limiter.quotas() {
         assert!(matches!(quota.peek(1, START), Readiness::At(_)), "{} is empty", quota.dimension.code);
     }
 }
@@ -233,7 +233,7 @@ fn batch_gets_its_share() {
     let mut classes = BTreeMap::new();
     while let Admission::Granted(mut grant) = limiter.submit(&request(9, 1, 2000), START, START, None, true) {
         limiter.sent(&mut grant, START);
-        limiter.settle(*grant, ActualUsage::Unknown, START);
+        limiter.settle(grant, ActualUsage::Unknown, START);
     }
     for n in 0..800 {
         let class = if n % 2 == 0 { Priority::Batch } else { Priority::Interactive };

@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use groq_limiter::{
     ActualUsage,
-    bucket::Ns,
     limiter::{Admission, Event, Grant, Limiter},
     queue::Id,
-    types::{Observation, RemoteQuota},
+    types::{Ns, Observation, RemoteQuota},
 };
 use proptest::prelude::*;
 
@@ -87,7 +86,7 @@ impl World {
             && let Admission::Granted(mut grant) = limiter.submit(&request(9, 0, limit / 50), START, START, None, true)
         {
             limiter.sent(&mut grant, START);
-            limiter.settle(*grant, ActualUsage::Unknown, START);
+            limiter.settle(grant, ActualUsage::Unknown, START);
             assert!(bucket.admit(limit / 50, START));
             left -= limit / 50;
         }
@@ -125,7 +124,7 @@ impl World {
                         let Journey { app, asked, .. } = self.journeys[n];
                         let units = (self.bucket.limit as u64 * asked / 10_000).max(1);
                         match self.limiter.submit(&request(app, 0, units), now, now + 3600 * SECOND, None, true) {
-                            Admission::Granted(grant) => self.send(n, *grant, now),
+                            Admission::Granted(grant) => self.send(n, grant, now),
                             Admission::Queued(id) => drop(waiting.insert(id, n)),
                             Admission::Rejected(refusal) => panic!("there is time: {refusal:?}"),
                         }
@@ -142,7 +141,7 @@ impl World {
     }
 
     fn send(&mut self, n: usize, mut grant: Grant, now: Ns) {
-        let quota = &self.limiter.all()[0];
+        let quota = &self.limiter.quotas()[0];
         let asked = quota.units(&grant.cost());
         self.asked.add(now, asked);
         self.margin = self.margin.min(quota.margin(asked));

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use groq_limiter::{
     ActualUsage, AdmissionRequest, CostEstimate,
-    bucket::Ns,
     limiter::{Admission, Limiter},
     settings::{LimitSettings, ModelLimits, Plan},
-    types::{Observation, Priority},
+    types::{Ns, Observation, Priority},
 };
 
 pub(crate) const START: Ns = 8_640_000_000_000_000;
@@ -45,6 +44,6 @@ pub(crate) fn warm(model: ModelLimits) -> Limiter {
     };
     limiter.sent(&mut grant, START);
     limiter.observe(&mut grant, &Observation::default(), START);
-    limiter.settle(*grant, ActualUsage::Nothing, START);
+    limiter.settle(grant, ActualUsage::Nothing, START);
     limiter
 }

@@ -29,7 +29,7 @@ proptest! {
         // Six hundredths each empty the quota.
         while let Admission::Granted(mut grant) = limiter.submit(&request(9, 0, part(600)), START, START, None, true) {
             limiter.sent(&mut grant, START);
-            limiter.settle(*grant, ActualUsage::Unknown, START);
+            limiter.settle(grant, ActualUsage::Unknown, START);
         }
         let mut now = START;
         if before > 0 {
@@ -50,15 +50,15 @@ proptest! {
         limiter.dispatch(now, &mut events);
         let blocked_at = now;
         let own_time = limiter.blocked_until().expect("it waits");
-        prop_assert_eq!(limiter.all()[0].peek(part(large), now), Readiness::At(own_time));
+        prop_assert_eq!(limiter.quotas()[0].peek(part(large), now), Readiness::At(own_time));
 
         // Each app comes in beside the last one served, so it is behind by what that was at most, twice for prices.
         let apps = flood.iter().map(|&(app, ..)| app).collect::<BTreeSet<_>>().len() as u64;
         let first = if before > 0 { apps * (2 * part(before) + part(400)) } else { 0 };
-        let span = limiter.all()[0].bucket().expect("a limit").span(first);
+        let span = limiter.quotas()[0].bucket().expect("a limit").span(first);
         let bypass_budget = ((own_time - blocked_at) as f64 * BYPASS_BUDGET.0) as u64 + BYPASS_BUDGET.1;
         let latest = own_time + bypass_budget + span;
-        let margin = limiter.all()[0].margin(part(large));
+        let margin = limiter.quotas()[0].margin(part(large));
         let mut most = margin;
 
         let mut arrivals = BTreeMap::new();
@@ -71,12 +71,12 @@ proptest! {
         while out.is_none() {
             let next = arrivals.first_key_value().map(|(&(at, _), _)| at);
             now = next.into_iter().chain(limiter.wake()).min().expect("the head waits");
-            most = most.max(limiter.all()[0].margin(part(large)));
+            most = most.max(limiter.quotas()[0].margin(part(large)));
             let mut grants = Vec::new();
             if next == Some(now) {
                 let (_, (app, units)) = arrivals.pop_first().expect("there is one");
                 match limiter.submit(&request(app, 0, part(units)), now, now + 36_000 * SECOND, None, true) {
-                    Admission::Granted(grant) => grants.push(*grant),
+                    Admission::Granted(grant) => grants.push(grant),
                     Admission::Queued(_) => {}
                     Admission::Rejected(refusal) => prop_assert!(false, "there is time: {refusal:?}"),
                 }
@@ -94,7 +94,7 @@ proptest! {
                 limiter.settle(grant, ActualUsage::Unknown, now);
             }
         }
-        let grown = limiter.all()[0].bucket().expect("a limit").span(most - margin);
+        let grown = limiter.quotas()[0].bucket().expect("a limit").span(most - margin);
         let late = out.expect("it went").saturating_sub(latest + grown);
         let own = own_time - blocked_at;
         prop_assert_eq!(late, 0, "{} ms of its own, {} ms of bypass_budget, {} ms too late", own / MS, bypass_budget / MS, late / MS);

@@ -9,16 +9,21 @@ use redis::{ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Script, Valu
 use sha2::{Digest, Sha256};
 use tokio::time::{sleep, timeout};
 
-use super::{Connection, RedisTask, health::LOOK, too_late, wire::Reply};
+use super::{
+    health::LOOK,
+    task::{Connection, RedisTask, too_late},
+    wire::Reply,
+};
 use crate::{
-    registry::{Scope, SharedLimiter},
+    request::Scope,
+    shared::SharedLimiter,
     store::protocol::{Answer, Transaction},
     store::{Call, ScriptCall},
 };
 
 impl RedisTask {
     /// Runs a limiter's transaction and tells it the end.
-    pub(super) async fn call(self: Arc<Self>, call: Call) {
+    pub(super) async fn call(self: Arc<Self>, call: Call<SharedLimiter>) {
         let generation = self.generation.load(Relaxed);
         let Call { limiter, transaction } = call;
         let key = self.key(&limiter.key);

@@ -8,7 +8,7 @@ use redis::{
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
-use super::{Connection, RedisTask};
+use super::task::{Connection, RedisTask};
 
 /// For name, TCP, TLS and greeting together. No request waits for it.
 pub(super) const CONNECT: Duration = Duration::from_secs(2);

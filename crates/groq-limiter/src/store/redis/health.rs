@@ -8,7 +8,10 @@ use std::{
 use redis::{RedisError, RedisResult, cmd};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Connection, RedisTask, connect::CONNECT, too_late};
+use super::{
+    connect::CONNECT,
+    task::{Connection, RedisTask, too_late},
+};
 
 /// A replica announces itself this often.
 const BEAT: Duration = Duration::from_secs(1);

@@ -1,27 +1,17 @@
 //! Reservations of killed replicas: the others notice the silence and give them back, limiter by limiter.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use redis::{RedisResult, Value};
 use tokio::time::{Instant, timeout};
 
-use super::{Connection, RedisTask, commands::run, too_late};
+use super::{
+    commands::run,
+    task::{Connection, RedisTask, Silent, too_late},
+};
 
 /// It must have been silent for so long since it was missed: a store that comes back has heard of nobody for a while.
 const SURE: Duration = Duration::from_secs(3);
-
-/// A replica that has gone silent.
-#[derive(Debug)]
-pub(super) struct Silent {
-    name: String,
-    since: Instant,
-    /// Lanes that have nothing of its any more.
-    done: HashSet<String>,
-}
 
 impl RedisTask {
     /// These are silent, and nobody else.
@@ -70,9 +60,5 @@ impl RedisTask {
         });
         let given: Value = given.await.unwrap_or_else(|_| Err(too_late()))?;
         redis::from_redis_value(given).map_err(Into::into)
-    }
-
-    pub(super) fn silent(&self) -> MutexGuard<'_, Vec<Silent>> {
-        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

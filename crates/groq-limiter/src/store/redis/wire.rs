@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::{
-    bucket::Ns,
     store::protocol::{Answer, Cell, PendingBooking, Released, RemoteView, State, Transaction},
+    types::Ns,
 };
 
 /// Numbers before the dimensions in a reply.

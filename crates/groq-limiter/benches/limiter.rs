@@ -1,15 +1,14 @@
 //! What does one decision cost? A pass over a limiter with nobody, a hundred and ten thousand waiting, one request's whole
-//! life, and the memory of a waiter. `cargo bench --bench limiter`
+//! life, and the memory of a waiter. `cargo bench -p groq-limiter --bench limiter`
 
 use std::{fs, hint::black_box, pin::Pin, sync::Arc, task::Context, time::Duration};
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use groq_limiter::{
     ActualUsage, AdmissionRequest, CostEstimate, Limiters,
-    bucket::Ns,
     limiter::{Admission, Event, Limiter},
     settings::{LimitSettings, ModelLimits, Plan, QueueSettings, Settings},
-    types::{Observation, Priority, RemoteQuota},
+    types::{Ns, Observation, Priority, RemoteQuota},
 };
 use tokio::time::Instant;
 
@@ -47,7 +46,7 @@ fn limiter(waiting: usize) -> Limiter {
     if let Admission::Granted(mut probe) = limiter.submit(&request(0, 1), START, START + HOUR, None, true) {
         limiter.sent(&mut probe, START);
         limiter.observe(&mut probe, &Observation::default(), START);
-        limiter.settle(*probe, ActualUsage::Nothing, START);
+        limiter.settle(probe, ActualUsage::Nothing, START);
     }
     let mut n = 0;
     while limiter.waiting() < waiting {
@@ -55,7 +54,7 @@ fn limiter(waiting: usize) -> Limiter {
         match limiter.submit(&request(n % 10, sizes[n % 4]), START, START + 1_000_000 * HOUR, None, true) {
             Admission::Granted(mut grant) => {
                 limiter.sent(&mut grant, START);
-                limiter.settle(*grant, ActualUsage::Unknown, START);
+                limiter.settle(grant, ActualUsage::Unknown, START);
             }
             Admission::Queued(_) => {}
             Admission::Rejected(refusal) => panic!("it can wait: {refusal:?}"),
@@ -128,7 +127,7 @@ fn life(bench: &mut Criterion) {
             };
             limiter.sent(&mut grant, now);
             limiter.observe(&mut grant, &state, now);
-            limiter.settle(*grant, ActualUsage::Tokens { prompt: 200, completion: 10, prompt_total: 200 }, now);
+            limiter.settle(grant, ActualUsage::Tokens { prompt: 200, completion: 10, prompt_total: 200 }, now);
         });
     });
     bench.bench_function("core: settle alone", |bench| {
@@ -141,7 +140,7 @@ fn life(bench: &mut Criterion) {
                 let Admission::Granted(mut grant) = limiter.submit(&request, now, now, None, true) else { panic!("it fits") };
                 limiter.sent(&mut grant, now);
                 let begun = Instant::now();
-                limiter.settle(*grant, black_box(ActualUsage::Tokens { prompt: 200, completion: 10, prompt_total: 200 }), now);
+                limiter.settle(grant, black_box(ActualUsage::Tokens { prompt: 200, completion: 10, prompt_total: 200 }), now);
                 usage += begun.elapsed();
             }
             usage

@@ -1,0 +1,79 @@
+//! The apps that a queue knows, by number and by name.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{
+    app::App,
+    request::{AppId, Start},
+};
+use crate::types::{Ns, Priority};
+
+/// Apps without a queued request are forgotten beyond so many.
+const IDLE_APPS: usize = 256;
+/// Beyond so many apps at once, all further ones share one place: names are the clients' to choose.
+const MOST_APPS: usize = 2048;
+/// The name of that place.
+const EVERYONE_ELSE: &str = "other";
+
+/// The apps of one limiter.
+#[derive(Debug, Default)]
+pub(super) struct Apps {
+    apps: Vec<Option<App>>,
+    free: Vec<AppId>,
+    ids: [HashMap<Arc<str>, AppId>; 2],
+    /// Idle apps are looked for when so many are known.
+    forget_at: usize,
+}
+
+impl Apps {
+    pub(super) fn get(&self, id: AppId) -> Option<&App> {
+        self.apps.get(id as usize)?.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, id: AppId) -> Option<&mut App> {
+        self.apps.get_mut(id as usize)?.as_mut()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &App> {
+        self.apps.iter().flatten()
+    }
+
+    /// The app's number; it is taken up if it was unknown. `served_starts`: where newcomers begin, by priority class.
+    pub(super) fn id(&mut self, name: &Arc<str>, class: Priority, weight: f64, served_starts: [Start; 2], now: Ns) -> AppId {
+        let weight = if weight.is_finite() { weight.clamp(1e-3, 1e3) } else { 1.0 };
+        if let Some(&id) = self.ids[class as usize].get(name) {
+            if let Some(app) = self.get_mut(id) {
+                app.weight = weight;
+            }
+            return id;
+        }
+        if self.known() >= self.forget_at.max(IDLE_APPS) {
+            self.forget_idle(served_starts, now);
+            self.forget_at = 2 * self.known();
+        }
+        if self.known() >= MOST_APPS && **name != *EVERYONE_ELSE {
+            return self.id(&EVERYONE_ELSE.into(), class, 1.0, served_starts, now);
+        }
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.apps.push(None);
+            (self.apps.len() - 1) as AppId
+        });
+        self.apps[id as usize] = Some(App::new(name.clone(), class, weight, now));
+        self.ids[class as usize].insert(name.clone(), id);
+        id
+    }
+
+    fn known(&self) -> usize {
+        self.ids[0].len() + self.ids[1].len()
+    }
+
+    /// Forgets apps that have nothing in the queue and whose late use is over.
+    fn forget_idle(&mut self, served_starts: [Start; 2], now: Ns) {
+        for (id, place) in self.apps.iter_mut().enumerate() {
+            if let Some(app) = place.take_if(|app| app.is_idle(served_starts[app.class as usize], now)) {
+                self.ids[app.class as usize].remove(&app.name);
+                self.free.push(id as AppId);
+            }
+        }
+    }
+}

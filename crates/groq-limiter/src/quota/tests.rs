@@ -1,0 +1,59 @@
+use std::time::Duration;
+
+use super::*;
+
+const NOW: Ns = 1_000_000_000_000;
+
+fn configured(limit: u64) -> Statements {
+    Statements { configured: Some(limit), ..Statements::default() }
+}
+
+/// A quota of 6000 a minute that two replicas share through the store.
+fn attached() -> Quota {
+    let mut quota = Quota::new(Dimension::TPM, configured(6000), 0.0, NOW);
+    quota.share(2, NOW);
+    quota.attach(NOW);
+    quota
+}
+
+/// What would come back should this replica fall silent, units.
+fn outstanding(quota: &mut Quota) -> u64 {
+    let unit = quota.bucket().expect("it has a limit").span(1);
+    quota.cell(true, None).expect("it has a limit").outstanding / unit
+}
+
+/// In nanoseconds it would be another number of units under another limit, and the store would give back too much.
+#[test]
+fn what_is_outstanding_stays_the_same_number_of_units_under_another_limit() {
+    let mut quota = attached();
+    quota.booked(100, NOW);
+    quota.booked(50, NOW);
+    assert_eq!(outstanding(&mut quota), 150);
+    for limit in [12_000, 250, 6000] {
+        quota.set_statements(configured(limit), 0, NOW);
+        assert_eq!(outstanding(&mut quota), 150, "limit {limit}");
+    }
+    quota.ended(100);
+    assert_eq!(outstanding(&mut quota), 50);
+}
+
+#[test]
+fn without_a_limit_nothing_is_outstanding() {
+    let mut quota = attached();
+    quota.booked(100, NOW);
+    quota.set_statements(Statements::default(), 0, NOW);
+    assert!(quota.cell(true, None).is_none());
+    // A limit that comes back knows nothing of what was reserved before it.
+    quota.set_statements(configured(6000), 0, NOW + Duration::from_secs(1).as_nanos() as Ns);
+    assert_eq!(outstanding(&mut quota), 0);
+}
+
+#[test]
+fn what_was_taken_before_our_first_request_is_nobodys_rate() {
+    let mut quota = Quota::new(Dimension::TPM, configured(60_000), 0.0, 0);
+    let reported = |quota: &Quota, position, used| Reported { position, snapshot: quota.send_snapshot(), used, at: 0 };
+    quota.observe(reported(&quota, 1, 57_000), 0);
+    assert_eq!((quota.external(), quota.is_full(0)), (0.0, false), "only the quota is corrected");
+    quota.observe(reported(&quota, 2, 60_000), 0);
+    assert!((0.04..0.06).contains(&quota.external()), "a twentieth of a minute's limit came since");
+}

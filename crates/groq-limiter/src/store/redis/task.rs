@@ -1,0 +1,98 @@
+//! The state of the thread that talks to Redis.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicU64},
+    time::Duration,
+};
+
+use redis::{PushInfo, RedisError, Script, aio::MultiplexedConnection, cluster_async::ClusterConnection};
+use tokio::{sync::mpsc::UnboundedSender, time::Instant};
+
+use super::wire::Offset;
+use crate::{clock::Clock, registry::Registry, shared::SharedLimiter, store::StoreHealth};
+
+/// A connection to one Redis or to a cluster of them.
+#[derive(Clone)]
+pub(super) enum Connection {
+    One(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+/// The thread's state.
+pub(super) struct RedisTask {
+    pub(super) url: String,
+    pub(super) ca_file: Option<PathBuf>,
+    pub(super) prefix: String,
+    pub(super) time_limit: Duration,
+    /// This replica's.
+    pub(super) name: String,
+    pub(super) script: Script,
+    pub(super) announce: Script,
+    pub(super) give_back: Script,
+    pub(super) connection: Mutex<Option<Connection>>,
+    /// Counts losses: a failure is told once.
+    pub(super) generation: AtomicU64,
+    pub(super) offset: Mutex<Offset>,
+    /// The most replicas heard of lately, and when.
+    pub(super) counted: Mutex<(u32, Instant)>,
+    /// Of a cluster: keys whose node does not answer.
+    pub(super) apart: Mutex<HashSet<String>>,
+    /// Replicas that are not heard any more.
+    pub(super) silent: Mutex<Vec<Silent>>,
+    /// Lanes by key, for news.
+    pub(super) known: Mutex<HashMap<String, Weak<SharedLimiter>>>,
+    /// Who hears news that are of no limiter.
+    pub(super) listener: Mutex<Option<UnboundedSender<String>>>,
+    pub(super) limiters: Weak<Registry>,
+    pub(super) clock: Clock,
+    pub(super) reach: Arc<StoreHealth>,
+    pub(super) news: UnboundedSender<PushInfo>,
+}
+
+/// A replica that has gone silent.
+#[derive(Debug)]
+pub(super) struct Silent {
+    pub(super) name: String,
+    pub(super) since: Instant,
+    /// Limiters that have nothing of its any more.
+    pub(super) done: HashSet<String>,
+}
+
+impl RedisTask {
+    pub(super) fn each(&self, tell: impl Fn(&Arc<SharedLimiter>)) {
+        if let Some(limiters) = self.limiters.upgrade() {
+            limiters.all().iter().for_each(tell);
+        }
+    }
+
+    pub(super) fn connection(&self) -> MutexGuard<'_, Option<Connection>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn apart(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.apart.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn offset(&self) -> MutexGuard<'_, Offset> {
+        self.offset.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn listener(&self) -> MutexGuard<'_, Option<UnboundedSender<String>>> {
+        self.listener.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn known(&self) -> MutexGuard<'_, HashMap<String, Weak<SharedLimiter>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn silent(&self) -> MutexGuard<'_, Vec<Silent>> {
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(super) fn too_late() -> RedisError {
+    RedisError::from(io::Error::new(io::ErrorKind::TimedOut, "no answer within store.timeout"))
+}
