@@ -45,7 +45,7 @@ const PATIENCE: u64 = 60_000;
 /// Share of the tokens that is taken at the start: a full bucket would hide what refills.
 const TAKEN: f64 = 0.93;
 /// Who goes past the shield.
-const STRANGER: &str = "stranger";
+const EXTERNAL: &str = "external";
 
 #[derive(Parser)]
 struct Arguments {
@@ -61,20 +61,20 @@ struct Row {
     requests_per_minute: u64,
     tokens_per_minute: u64,
     /// What goes past the shield, as a share of the limit.
-    strangers: f64,
+    external: f64,
     /// Refusals per 1000 sends at most.
     refusals: f64,
     /// Runs that are counted as one: a large request is a tenth of what M refills meanwhile.
     runs: u64,
 }
 
-const M: Row = Row { name: "M", requests_per_minute: 120, tokens_per_minute: 60_000, strangers: 0.0, refusals: 1.0, runs: 16 };
+const M: Row = Row { name: "M", requests_per_minute: 120, tokens_per_minute: 60_000, external: 0.0, refusals: 1.0, runs: 16 };
 const X: Row = Row { name: "X", requests_per_minute: 1000, tokens_per_minute: 300_000, runs: 1, ..M };
 const ROWS: [Row; 4] = [
     M,
     X,
-    Row { name: "M, strangers", strangers: 0.2, refusals: 4.0, ..M },
-    Row { name: "X, strangers", strangers: 0.2, refusals: 4.0, ..X },
+    Row { name: "M, external", external: 0.2, refusals: 4.0, ..M },
+    Row { name: "X, external", external: 0.2, refusals: 4.0, ..X },
 ];
 
 /// What came of a row, all its runs together.
@@ -82,7 +82,7 @@ const ROWS: [Row; 4] = [
 struct Outcome {
     refilled: f64,
     own: f64,
-    strangers: f64,
+    external: f64,
     sends: u64,
     refused: u64,
     /// Waits of the light app's served requests, and how many it sent.
@@ -168,7 +168,7 @@ impl Row {
 
         let rate = self.tokens_per_minute as f64 / 60.0;
         let mut outcome = Outcome { refilled: rate * (TO - FROM).as_secs_f64(), ..Outcome::default() };
-        let offers = [("light", 0.15, shield.app), ("heavy", 2.85, shield.app), (STRANGER, self.strangers, upstream)];
+        let offers = [("light", 0.15, shield.app), ("heavy", 2.85, shield.app), (EXTERNAL, self.external, upstream)];
         let mut random = Rng::with_seed(seed);
         let (mean, _) = Sizes::USUAL.measure();
         let mut clients = JoinSet::new();
@@ -190,7 +190,7 @@ impl Row {
             outcome.count(answered.expect("no client panics"));
         }
         let before = (began - born).as_secs_f64();
-        for sent in groq.log().iter().filter(|sent| sent.header("user-agent") != Some(STRANGER)) {
+        for sent in groq.log().iter().filter(|sent| sent.header("user-agent") != Some(EXTERNAL)) {
             if measured(Duration::from_secs_f64((sent.at_ms / 1000.0 - before).max(0.0))) {
                 outcome.sends += 1;
                 outcome.refused += u64::from(sent.refused.is_some());
@@ -208,7 +208,7 @@ impl Outcome {
     fn count(&mut self, answered: Option<Answered>) {
         let Some(answered) = answered.filter(|answered| answered.served) else { return };
         if measured(answered.ended) {
-            *(if answered.app == STRANGER { &mut self.strangers } else { &mut self.own }) += answered.tokens as f64;
+            *(if answered.app == EXTERNAL { &mut self.external } else { &mut self.own }) += answered.tokens as f64;
         }
         if answered.app == "light" && measured(answered.arrived) {
             self.light.push(answered.waited);
@@ -218,7 +218,7 @@ impl Outcome {
     fn add(&mut self, other: Self) {
         self.refilled += other.refilled;
         self.own += other.own;
-        self.strangers += other.strangers;
+        self.external += other.external;
         self.sends += other.sends;
         self.refused += other.refused;
         self.light.extend(other.light);
@@ -232,11 +232,11 @@ impl Outcome {
             self.light.get(index.saturating_sub(1)).map_or(0.0, Duration::as_secs_f64)
         };
         let percent = |tokens: f64| 100.0 * tokens / self.refilled;
-        let used = percent(self.own + self.strangers);
+        let used = percent(self.own + self.external);
         let refused = 1000.0 * self.refused as f64 / self.sends.max(1) as f64;
         let failed = self.light_asked - self.light.len();
-        // With strangers only refusals have a target: how much is left over for them is theirs to take.
-        let alone = row.strangers == 0.0;
+        // With external usage only refusals have a target: how much is left over for them is theirs to take.
+        let alone = row.external == 0.0;
         let judged = [
             (!alone || used >= 98.5, "used"),
             (refused <= row.refusals, "refusals"),
@@ -247,7 +247,7 @@ impl Outcome {
         let verdict = if misses.is_empty() { "PASS".to_owned() } else { format!("miss: {}", misses.join(", ")) };
         let (used, target) = match alone {
             true => (format!("{used:.1}"), "used ≥ 98.5, light p99 ≤ 8, "),
-            false => (format!("{:.1} + {:.1}", percent(self.own), percent(self.strangers)), ""),
+            false => (format!("{:.1} + {:.1}", percent(self.own), percent(self.external)), ""),
         };
         format!(
             "| {} | {used} | {refused:.1} ({} of {}) | {:.2} / {:.2} | {failed} of {} | {target}failed ≤ 0, ≤ {:.0} ‰ | {verdict} |",
