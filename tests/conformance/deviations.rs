@@ -87,24 +87,9 @@ pub(crate) const DEVIATIONS: &[Deviation] = &[
     ),
     because("hyper speaks HTTP/1.0 and HTTP/1.1; no client in use says 1.2.", Fail, &["comp-http12-version"]),
     because(
-        "An upstream's error without the documented object is rebuilt with the nearest status that Groq documents (405 becomes 404).",
-        Warn,
-        &["comp-405-allow"],
-    ),
-    because(
-        "An upstream's error without the documented object is rebuilt with the nearest status that Groq documents (501 becomes 502).",
-        Fail,
-        &["comp-method-case", "comp-unknown-method"],
-    ),
-    because(
-        "An upstream's error without the documented object is rebuilt (416 and 426 become 400), without what described its body.",
+        "An upstream's error without the documented object is rebuilt with its status, without what described its body or belongs to one connection.",
         Fail,
         &["resp-416", "resp-426"],
-    ),
-    because(
-        "Retry-After on a 413 is dropped: the same request never fits, and clients would send it again.",
-        Fail,
-        &["resp-413"],
     ),
     because(
         "Interim responses are not forwarded: no client of Groq's API uses them, and hyper's client does not surface them.",

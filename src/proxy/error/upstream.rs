@@ -53,6 +53,8 @@ impl UpstreamError {
         let shown = match status.as_u16() {
             429 if hopeless => StatusCode::PAYLOAD_TOO_LARGE,
             504 | 520..=530 => StatusCode::BAD_GATEWAY,
+            // It is between the shield and its own proxy, and would need a Proxy-Authenticate (RFC 9110 §15.5.8).
+            407 => StatusCode::BAD_GATEWAY,
             _ if status.is_client_error() || status.is_server_error() => status,
             // A redirect, for example: none that an API answers with.
             _ => StatusCode::BAD_GATEWAY,
