@@ -214,10 +214,10 @@ impl SharedLimiter {
         }
         let transaction = inside.limiter.transaction(now);
         drop(inside);
-        if let Some((store, transaction)) = self.common.store.as_ref().zip(transaction) {
-            if store.send(self, transaction).is_err() {
-                self.lost(store.reach.replicas.load(Relaxed));
-            }
+        if let Some((store, transaction)) = self.common.store.as_ref().zip(transaction)
+            && store.send(self, transaction).is_err()
+        {
+            self.lost(store.reach.replicas.load(Relaxed));
         }
         woken.into_iter().for_each(Waker::wake);
     }

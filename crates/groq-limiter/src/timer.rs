@@ -35,6 +35,17 @@ struct Delays<L> {
     runtime: Option<Handle>,
 }
 
+impl<L> Delays<L> {
+    /// The timers are this runtime's from now on: those of an earlier one may have gone with it.
+    fn enter(&mut self, runtime: Handle) {
+        let mut queue = DelayQueue::new();
+        for (number, (key, _)) in &mut self.limiters {
+            *key = queue.insert_at(*number, self.queue.deadline(key));
+        }
+        (self.queue, self.runtime) = (queue, Some(runtime));
+    }
+}
+
 impl<L: WakeUp> Timer<L> {
     pub(crate) fn new() -> Self {
         let delays = Delays { queue: DelayQueue::new(), limiters: HashMap::new(), runtime: None };
@@ -98,7 +109,7 @@ impl<L: WakeUp> TimerDriver<L> {
 
     /// Dispatches every limiter at its time, until the limiters are gone.
     pub(crate) async fn drive(self) {
-        self.0.delays().runtime = Some(Handle::current());
+        self.0.delays().enter(Handle::current());
         loop {
             tokio::select! {
                 limiter = poll_fn(|context| self.0.poll_due(context)) => limiter.wake_up(),
