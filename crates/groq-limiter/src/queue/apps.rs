@@ -18,7 +18,8 @@ const EVERYONE_ELSE: &str = "other";
 /// The apps of one limiter.
 #[derive(Debug, Default)]
 pub(super) struct Apps {
-    apps: Vec<Option<App>>,
+    /// Boxed: most limiters have one, and a vector has room for four.
+    apps: Vec<Option<Box<App>>>,
     free: Vec<AppId>,
     ids: [HashMap<Arc<str>, AppId>; 2],
     /// Idle apps are looked for when so many are known.
@@ -27,15 +28,15 @@ pub(super) struct Apps {
 
 impl Apps {
     pub(super) fn get(&self, id: AppId) -> Option<&App> {
-        self.apps.get(id as usize)?.as_ref()
+        self.apps.get(id as usize)?.as_deref()
     }
 
     pub(super) fn get_mut(&mut self, id: AppId) -> Option<&mut App> {
-        self.apps.get_mut(id as usize)?.as_mut()
+        self.apps.get_mut(id as usize)?.as_deref_mut()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &App> {
-        self.apps.iter().flatten()
+        self.apps.iter().filter_map(Option::as_deref)
     }
 
     /// The app's number; it is taken up if it was unknown. `served_starts`: where newcomers begin, by priority class.
@@ -58,7 +59,7 @@ impl Apps {
             self.apps.push(None);
             (self.apps.len() - 1) as AppId
         });
-        self.apps[id as usize] = Some(App::new(name.clone(), class, weight, now));
+        self.apps[id as usize] = Some(Box::new(App::new(name.clone(), class, weight, now)));
         self.ids[class as usize].insert(name.clone(), id);
         id
     }
