@@ -70,6 +70,8 @@ impl SendHistory {
         self.forget(now);
         // Those before it went out so shortly ago that they may arrive later.
         self.add_uncertainty(Uncertainty { first: position, last: position, span: self.in_transit });
+        // Room for one is enough for most of 100,000 limiters; with room for four they took a tenth more.
+        self.recent.reserve_exact(usize::from(self.recent.is_empty()));
         self.recent.push_back(Sent { position, at: now, span });
         self.in_transit = self.in_transit.saturating_add(span);
     }
@@ -98,6 +100,7 @@ impl SendHistory {
     fn add_uncertainty(&mut self, uncertainty: Uncertainty) {
         if uncertainty.span > 0 {
             self.uncertainties.truncate(UNCERTAINTIES - 1);
+            self.uncertainties.reserve_exact(usize::from(self.uncertainties.is_empty()));
             self.uncertainties.push_front(uncertainty);
         }
     }
