@@ -67,6 +67,7 @@ impl Sim {
             let mut connection = pin!(builder.serve_connection(TokioIo::new(io.clone()), service));
             loop {
                 tokio::select! {
+                    biased;
                     // An error means that the client left or that a body was cut on purpose: the socket just closes.
                     _ended = connection.as_mut() => return,
                     order = orders.recv() => match order {

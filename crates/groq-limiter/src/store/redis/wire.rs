@@ -39,7 +39,7 @@ impl Reply {
     /// `None` for anything that the script does not say.
     pub fn parse(words: Vec<String>) -> Option<Self> {
         let (head, quotas) = words.split_at_checked(HEAD)?;
-        let number = |word: &String| word.parse::<i64>().ok().filter(|n| n.abs() <= 100 * LONGEST);
+        let number = |word: &String| word.parse::<i64>().ok().filter(|n| n.unsigned_abs() <= 100 * LONGEST as u64);
         let head: Vec<i64> = head.iter().map(number).collect::<Option<_>>()?;
         let head: [i64; HEAD] = head.try_into().ok()?;
         let quota = |words: &[String]| {
@@ -58,10 +58,10 @@ impl Offset {
     /// The server said `now` between these two of ours.
     pub fn learn(&mut self, now: i64, sent: Ns, received: Ns) {
         let (sent, received) = (micros(sent), micros(received));
-        let (by, half) = (now - (sent + received) / 2, (received - sent) / 2);
+        let (by, half) = (now.saturating_sub((sent + received) / 2), (received - sent) / 2);
         // Clocks drift apart by less than a thousandth: an older measure is worth less with time.
         let add_uncertainty = self.exact_to.map_or(i64::MAX, |exact| exact.saturating_add((received - micros(self.at)) / 1000));
-        if half <= add_uncertainty || (by - self.by).abs() > half.saturating_add(add_uncertainty) {
+        if half <= add_uncertainty || by.saturating_sub(self.by).saturating_abs() > half.saturating_add(add_uncertainty) {
             *self = Self { by, exact_to: Some(half), at: received as Ns * 1000 };
         }
     }
@@ -182,7 +182,7 @@ fn three(word: &str) -> Option<[i64; 3]> {
 }
 
 fn span(micros: i64) -> Option<i64> {
-    (micros.abs() <= LONGEST).then(|| micros * 1000)
+    (micros.unsigned_abs() <= LONGEST as u64).then(|| micros * 1000)
 }
 
 #[cfg(test)]
@@ -225,6 +225,28 @@ mod tests {
         assert_eq!(learn(base + 1900, 1000, 2000), 0, "a longer trip knows less");
         assert_eq!(learn(base + 3010, 3000, 3010), 5, "a shorter one more");
         assert_eq!(learn(base + 9_000_000, 4000, 5000), 8_995_500, "another server's clock");
+    }
+
+    /// Found by the fuzz target `redis`.
+    #[test]
+    fn a_server_may_say_any_time() {
+        let mut offset = Offset::default();
+        for now in [1, i64::MAX, i64::MIN, 5, i64::MIN, i64::MAX] {
+            offset.learn(now, 8_640_000_000_000_000, 8_640_000_000_200_000);
+            assert!(offset.here(8_640_000_000_000).is_none_or(|at| at <= LONGEST as Ns * 1000));
+        }
+    }
+
+    /// Found by the fuzz target `redis`: there is no positive number as large.
+    #[test]
+    fn the_least_number_is_none_of_the_scripts() {
+        let least = i64::MIN.to_string();
+        for place in 0..HEAD {
+            let mut words = vec!["0".to_owned(); HEAD];
+            words[place].clone_from(&least);
+            assert!(Reply::parse(words).is_none(), "number {place}");
+        }
+        assert_eq!((span(i64::MIN), span(LONGEST), span(-LONGEST)), (None, Some(LONGEST * 1000), Some(-LONGEST * 1000)));
     }
 
     #[test]
