@@ -41,6 +41,28 @@ error: unknown key `lisen` in [server]
     );
 }
 
+/// Found by the fuzz target `prices`: a price that is no number was taken, and the bill with it was none.
+#[test]
+fn no_number_is_nan_or_infinite() {
+    for key in [
+        "[limits]\nheadroom",
+        "[retry]\nbudget",
+        "[[app]]\nname = \"a\"\nweight",
+        "[[app]]\nname = \"a\"\ncost_per_day",
+        "[[app]]\nname = \"a\"\ncost_per_month",
+        "[price.m]\ninput",
+        "[price.m]\ncached_input",
+        "[price.m]\noutput",
+        "[price.m]\naudio_hour",
+    ] {
+        for value in ["nan", "-nan", "inf", "-inf"] {
+            let (_, message, _) = only(&format!("{key} = {value}\n"));
+            let name = key.lines().last().expect("a line");
+            assert!(message.starts_with(&format!("`{name}`: ")), "{key} = {value}: {message}");
+        }
+    }
+}
+
 #[test]
 fn all_faults_come_in_one_go_and_in_the_order_of_the_file() {
     let text = "[server]\nlisen = 1\nthreads = = 2\n[queue]\nmax_wait = \"5\"\n[retry]\nattempts = 0\n[[app]]\nname = \"\"\n";
