@@ -3,10 +3,18 @@
 
 use std::{
     path::PathBuf,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
+use groq_limiter::{
+    AdmissionRequest, CostEstimate,
+    limiter::Limiter,
+    settings::{LimitSettings, ModelLimits, Plan},
+    store::redis::wire::{Offset, Reply},
+    types::Priority,
+};
 use groq_shield::{
     config::{Settings, Source},
     estimate::audio,
@@ -25,13 +33,15 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 pub(crate) type Check = fn(&[u8]);
 
 /// The names of the targets and of their folders in the corpus.
-pub(crate) const ALL: [(&str, Check); 6] = [
+pub(crate) const ALL: [(&str, Check); 8] = [
     ("answer", answer),
     ("refusal", refusal),
     ("sse", sse),
     ("multipart", multipart),
     ("configuration", configuration),
     ("audio", sound),
+    ("redis", redis_reply),
+    ("prices", prices),
 ];
 
 /// The documented object: strings where strings are due.
@@ -195,4 +205,66 @@ fn scratch() -> PathBuf {
 /// Audio of some length, whatever its headers say.
 pub(crate) fn sound(bytes: &[u8]) {
     let _ = audio::seconds(bytes);
+}
+
+/// What Redis answers: the clock on the first line, then the reply's words line by line. A limiter that takes it goes on.
+pub(crate) fn redis_reply(bytes: &[u8]) {
+    const START: u64 = 8_640_000_000_000_000;
+    const SECOND: u64 = 1_000_000_000;
+    let text = String::from_utf8_lossy(bytes);
+    let mut lines = text.lines();
+    let mut offset = Offset::default();
+    for now in lines.next().unwrap_or_default().split(' ').filter_map(|now| now.parse().ok()) {
+        offset.learn(now, START, START + 200_000);
+    }
+    let Some(answer) = Reply::parse(lines.map(str::to_owned).collect()).and_then(|reply| offset.answer(reply)) else { return };
+    let model = ModelLimits { requests_per_minute: Some(60), tokens_per_minute: Some(6000), ..ModelLimits::default() };
+    let tables = LimitSettings { plan: Plan::None, default: model, ..LimitSettings::default() };
+    let mut limiter = Limiter::new("m".into(), Arc::new(tables), START);
+    limiter.link(true, 2, START);
+    let request = AdmissionRequest {
+        organization: "o".into(),
+        model: "m".into(),
+        tier: "t".into(),
+        app: "a".into(),
+        weight: 1.0,
+        class: Priority::Interactive,
+        cost: CostEstimate::Tokens { prompt: 10, max_completion_tokens: Some(100) },
+        bytes: 0,
+    };
+    // Who waits is sent, or refused at the deadline at the latest, when the store is lost after its odd answers.
+    let _ = limiter.submit(&request, START, START + 30 * SECOND, None, true);
+    let mut events = Vec::new();
+    for step in 1..4 {
+        let now = START + step * SECOND;
+        if let Some(transaction) = limiter.transaction(now) {
+            let _ = offset.request(&transaction);
+            limiter.answered(transaction.serial, &answer, now);
+        }
+        limiter.hear(&answer.state, now);
+        limiter.dispatch(now, &mut events);
+    }
+    limiter.lost(2, START + 4 * SECOND);
+    limiter.dispatch(START + 40 * SECOND, &mut events);
+    assert_eq!(limiter.waiting(), 0, "it waits beyond its deadline");
+}
+
+/// A model's prices as text: refused, or costs that are never less for more.
+pub(crate) fn prices(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let mut lines = text.lines();
+    let mut number = || lines.next().and_then(|line| line.trim().parse::<u64>().ok()).unwrap_or(u64::MAX);
+    let [prompt, cached, completion] = [number(), number(), number()];
+    let table: String = lines.map(|line| format!("{line}\n")).collect();
+    let file = scratch();
+    std::fs::write(&file, format!("[price.\"m\"]\n{table}")).expect("a scratch file can be written");
+    let loaded = Source { config: Some(file.clone()), ..Source::default() }.load().settings();
+    std::fs::remove_file(file).expect("it was written");
+    let Some(price) = loaded.ok().and_then(|settings| settings.price_of("m")) else { return };
+    let parts = [price.input, price.cached_input, price.output, price.audio_hour];
+    assert!(parts.iter().all(|part| part.is_finite() && *part >= 0.0), "{price:?}");
+    assert_eq!((price.of_tokens(0, 0, 0), price.of_audio(0)), (0, 0), "{price:?}");
+    let cost = price.of_tokens(prompt, cached, completion);
+    assert!(cost <= price.of_tokens(prompt, cached, completion.saturating_add(1)), "{price:?}");
+    assert!(price.of_audio(completion) <= price.of_audio(completion.saturating_add(1)), "{price:?}");
 }

@@ -3,6 +3,7 @@
 #![no_main]
 
 #[path = "../../tests/serving/any_bytes.rs"]
+#[expect(dead_code, reason = "the target `http2` runs the other one")]
 mod any_bytes;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| any_bytes::check(bytes));

@@ -20,6 +20,20 @@ pub(crate) fn check(bytes: &[u8]) {
     });
 }
 
+/// The same with HTTP/2 frames: a client's preface and settings, then a frame for each kind, flags, stream and length of
+/// `bytes`, which its payload follows. Frames are whole, so that what is in them is reached.
+pub(crate) fn check_frames(mut bytes: &[u8]) {
+    const EMPTY_SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let mut connection = [PREFACE, &EMPTY_SETTINGS].concat();
+    while let [kind, flags, stream, length, rest @ ..] = bytes {
+        let (payload, rest) = rest.split_at(rest.len().min(usize::from(*length)));
+        let header = [0, 0, payload.len() as u8, *kind, *flags, 0, 0, 0, *stream];
+        connection.extend(header.iter().chain(payload));
+        bytes = rest;
+    }
+    check(&connection);
+}
+
 /// Everything that comes back, from a client that leaves after its bytes or waits for the end.
 async fn answers(bytes: &[u8], leaves: bool) -> Vec<u8> {
     let mut settings = Settings::default();
