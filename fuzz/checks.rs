@@ -221,9 +221,10 @@ pub(crate) fn redis_reply(bytes: &[u8]) {
     let model = ModelLimits { requests_per_minute: Some(60), tokens_per_minute: Some(6000), ..ModelLimits::default() };
     let tables = LimitSettings { plan: Plan::None, default: model, ..LimitSettings::default() };
     let mut limiter = Limiter::new("m".into(), Arc::new(tables), START);
-    limiter.link(true, 2, START);
+    limiter.share(true, 2, START);
     let request = AdmissionRequest {
         organization: "o".into(),
+        key: 0,
         model: "m".into(),
         tier: "t".into(),
         app: "a".into(),
@@ -241,7 +242,7 @@ pub(crate) fn redis_reply(bytes: &[u8]) {
             let _ = offset.request(&transaction);
             limiter.answered(transaction.serial, &answer, now);
         }
-        limiter.hear(&answer.state, now);
+        limiter.published(&answer.state, now);
         limiter.dispatch(now, &mut events);
     }
     limiter.lost(2, START + 4 * SECOND);

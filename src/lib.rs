@@ -27,3 +27,4 @@ pub mod server;
 mod shutdown;
 pub mod telemetry;
 pub mod upstream;
+pub mod wall_clock;

@@ -27,8 +27,8 @@ mod shared;
 mod timer;
 mod write_errors;
 
-use connector::Connector;
-pub use connector::Io;
+use connector::{Connect, Connector};
+pub use connector::{Io, Stream};
 use pool::Pool;
 pub use request::UpstreamRequest;
 use request::{ForwardProxy, Origin};
@@ -131,13 +131,16 @@ impl Upstream {
 
     /// An upstream at the other end of connections made by `connect`: for tests in virtual time.
     pub fn over(settings: &config::Upstream, connect: impl Fn() -> io::Result<Io> + Send + Sync + 'static) -> Self {
-        Self::with_connector(Connector::made_by(Box::new(connect), false, settings.connect_timeout), None, settings)
+        Self::connected_by(settings, false, move || std::future::ready(connect()))
     }
 
-    /// As [`Self::over`], where connections may speak HTTP/2.
-    #[cfg(test)]
-    fn over_http2(settings: &config::Upstream, connect: impl Fn() -> io::Result<Io> + Send + Sync + 'static) -> Self {
-        Self::with_connector(Connector::made_by(Box::new(connect), true, settings.connect_timeout), None, settings)
+    /// As [`Self::over`], where connecting takes time, and with `http2` connections may speak HTTP/2.
+    pub fn connected_by<F>(settings: &config::Upstream, http2: bool, connect: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = io::Result<Io>> + Send + 'static,
+    {
+        let connect: Connect = Box::new(move || Box::pin(connect()));
+        Self::with_connector(Connector::made_by(connect, http2, settings.connect_timeout), None, settings)
     }
 
     fn with_connector(connector: Connector, forward_proxy: Option<&Intercept>, settings: &config::Upstream) -> Self {

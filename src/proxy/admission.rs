@@ -141,6 +141,7 @@ async fn wait_for_breaker(
             break Err(Rejection::BreakerOpen { retry_after });
         }
         tokio::select! {
+            biased;
             () = &mut notified => {}
             () = sleep_until(opened.until.unwrap_or(last)) => {}
         }

@@ -1,6 +1,6 @@
 //! One attempt at Groq: what came of it, and what that means for the permit, the breaker, the retry and the app.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use groq_limiter::{
     ActualUsage, Permit, Requeue,
@@ -79,7 +79,7 @@ pub(super) async fn send(
     let status = head.status;
     if status.is_client_error() || status.is_server_error() {
         let body = relay::error_body(body, MAX_ERROR_BODY, ERROR_BODY_TIMEOUT).await;
-        let mut error = Box::new(UpstreamError::new(status, head.headers, &body, SystemTime::now()));
+        let mut error = Box::new(UpstreamError::new(status, head.headers, &body, shield.wall_clock.now()));
         if let Some(reason) = error.blocks_account() {
             shield.telemetry.account_blocked(&call.admission.organization, reason);
         }

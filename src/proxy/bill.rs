@@ -1,9 +1,6 @@
 //! The bill of one call: what its attempts have used, for its app's budgets and for accounts.
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
 use groq_limiter::{ActualUsage, CostEstimate, types::Observation};
 use tokio::time::Instant;
@@ -43,12 +40,17 @@ impl Bill {
         Self { permit: None, price, cost, completion: 0, total: Amounts::default(), cap: None, observed: None, in_flight: false }
     }
 
-    /// Reserves what the call is expected to use of its app's `budgets`.
+    /// Reserves what the call is expected to use of its app's `budgets`. `now` is Unix time, seconds.
     ///
     /// # Errors
     /// The budget that is spent.
-    pub(super) async fn reserve(&mut self, accounts: &SharedLedger, app: &Arc<str>, budgets: &[Budget]) -> Result<(), Exceeded> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    pub(super) async fn reserve(
+        &mut self,
+        accounts: &SharedLedger,
+        app: &Arc<str>,
+        budgets: &[Budget],
+        now: u64,
+    ) -> Result<(), Exceeded> {
         if let CostEstimate::Tokens { max_completion_tokens: ceiling, .. } = self.cost {
             self.completion = accounts.ledger().expected_completion(app).min(ceiling.unwrap_or(u64::MAX));
         }
@@ -143,6 +145,7 @@ mod tests {
     use super::*;
     use crate::accounts::{Period, Unit};
 
+    const NOW: u64 = 1_790_000_000;
     const PRICE: Price = Price { input: 1.0, cached_input: 0.5, output: 2.0, audio_hour: 3.6 };
 
     fn chat(prompt: u64) -> CostEstimate {
@@ -185,7 +188,7 @@ mod tests {
         let budgets = [Budget { unit: Unit::Tokens, period: Period::Day, limit: 500 }];
         let call = async || {
             let mut bill = Bill::new(chat(80), None);
-            bill.reserve(&accounts, &app, &budgets).await.map(|()| bill)
+            bill.reserve(&accounts, &app, &budgets, NOW).await.map(|()| bill)
         };
         let mut first = call().await.expect("nothing is used");
         first.charge(ActualUsage::Tokens { prompt: 80, completion: 100, prompt_total: 80 });

@@ -125,14 +125,15 @@ async fn forward(
     let observer = shield.observer.load_full();
     if let Some(budgets) = &call.budgets {
         let app = call.admission.app.clone();
+        let now = shield.wall_clock.unix_seconds();
         // Boxed: rare, and each waiting request would have room for it.
-        if let Err(exceeded) = Box::pin(call.bill.reserve(&shield.accounts, &app, budgets)).await {
+        if let Err(exceeded) = Box::pin(call.bill.reserve(&shield.accounts, &app, budgets, now)).await {
             if observer.is_none() {
                 return Err(Rejection::BudgetSpent(exceeded));
             }
             observe::refuse(&shield.telemetry, record, ObservedRefusal::AppBudget);
             // Without a budget to hold it against, what it uses still counts.
-            Box::pin(call.bill.reserve(&shield.accounts, &app, &[])).await.map_err(Rejection::BudgetSpent)?;
+            Box::pin(call.bill.reserve(&shield.accounts, &app, &[], now)).await.map_err(Rejection::BudgetSpent)?;
         }
     }
     let falls_back = call.may_fall_back && observer.is_none() && !settings.fallback.is_empty();

@@ -17,6 +17,7 @@ use crate::{
     shutdown::Shutdown,
     telemetry::Telemetry,
     upstream::Upstream,
+    wall_clock::WallClock,
 };
 
 /// What all requests share.
@@ -51,6 +52,8 @@ pub struct Shield {
     pub via: Via,
     /// Every running connection.
     pub connections: TaskTracker,
+    /// Days and months of budgets, and HTTP dates, are by it.
+    pub wall_clock: WallClock,
 }
 
 impl Shield {
@@ -65,6 +68,11 @@ impl Shield {
 
     /// A shield in front of this upstream.
     pub fn over(settings: Settings, upstream: Upstream) -> Arc<Self> {
+        Self::with_clock(settings, upstream, WallClock::default())
+    }
+
+    /// As [`Self::over`], by this wall clock.
+    pub fn with_clock(settings: Settings, upstream: Upstream, wall_clock: WallClock) -> Arc<Self> {
         let limits = Limiters::new(settings.limiter());
         let accounts = SharedLedger::new(limits.store_handle(), &settings.store.prefix);
         if let Some(state_file) = &settings.limits.state_file {
@@ -89,6 +97,7 @@ impl Shield {
             shutdown: Arc::default(),
             via: Via::default(),
             connections: TaskTracker::new(),
+            wall_clock,
             settings: ArcSwap::from_pointee(settings),
         })
     }

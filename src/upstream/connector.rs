@@ -35,10 +35,19 @@ pub enum Io {
     Tunnel(Box<TlsStream<TokioIo<Upgraded>>>),
     /// Within this process: tests.
     Memory(DuplexStream),
-    /// As if TLS had negotiated HTTP/2.
-    #[cfg(test)]
-    MemoryHttp2(DuplexStream),
+    /// Of any kind, as if TLS had negotiated its protocol: simulated networks.
+    Simulated {
+        /// Its bytes.
+        stream: Box<dyn Stream>,
+        /// Whether it speaks HTTP/2.
+        http2: bool,
+    },
 }
+
+/// What carries bytes both ways.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 impl Io {
     /// Whether TLS negotiated HTTP/2.
@@ -46,9 +55,8 @@ impl Io {
         let protocol = match self {
             Self::Tls(stream) => stream.get_ref().1.alpn_protocol(),
             Self::Tunnel(stream) => stream.get_ref().1.alpn_protocol(),
-            Self::Tcp(_) | Self::Memory(_) => None,
-            #[cfg(test)]
-            Self::MemoryHttp2(_) => Some(HTTP2),
+            Self::Simulated { http2: true, .. } => Some(HTTP2),
+            Self::Tcp(_) | Self::Memory(_) | Self::Simulated { .. } => None,
         };
         protocol == Some(HTTP2)
     }
@@ -71,7 +79,8 @@ enum Route {
     Made(Connect),
 }
 
-type Connect = Box<dyn Fn() -> io::Result<Io> + Send + Sync>;
+/// Makes a connection, in its own time.
+pub(super) type Connect = Box<dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<Io>> + Send>> + Send + Sync>;
 
 impl Connector {
     pub(super) fn new(settings: &config::Upstream, proxy: Option<Intercept>) -> io::Result<Self> {
@@ -113,7 +122,7 @@ impl Connector {
 impl Route {
     async fn connect(&self) -> Result<Io, ExchangeError> {
         match self {
-            Self::Made(connect) => connect().map_err(|e| unreachable(&e)),
+            Self::Made(connect) => connect().await.map_err(|e| unreachable(&e)),
             Self::Net { host, port, tls, proxy: None } => {
                 let tcp = tcp(host, *port).await?;
                 match tls {
@@ -209,8 +218,7 @@ macro_rules! each {
             Io::Tls($io) => $call,
             Io::Tunnel($io) => $call,
             Io::Memory($io) => $call,
-            #[cfg(test)]
-            Io::MemoryHttp2($io) => $call,
+            Io::Simulated { stream: $io, .. } => $call,
         }
     };
 }

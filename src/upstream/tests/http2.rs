@@ -26,6 +26,11 @@ const NOT_HTTP: Failure = Failure { error: ExchangeError::Invalid("it is not HTT
 type Peer = Connection<DuplexStream, Bytes>;
 type Respond = SendResponse<Bytes>;
 
+/// An upstream whose connections may speak HTTP/2.
+fn over_http2(settings: &config::Upstream, connect: impl Fn() -> std::io::Result<Io> + Send + Sync + 'static) -> Upstream {
+    Upstream::connected_by(settings, true, move || std::future::ready(connect()))
+}
+
 /// An upstream whose n-th connection is served by `serve`, and how many there were.
 fn upstream<F>(serve: impl Fn(usize, DuplexStream) -> F + Send + Sync + 'static) -> (Arc<Upstream>, Arc<AtomicUsize>)
 where
@@ -34,10 +39,10 @@ where
     let count = Arc::new(AtomicUsize::new(0));
     let counted = count.clone();
     let settings = config::Upstream { idle_timeout: Duration::from_secs(90), ..Default::default() };
-    let upstream = Upstream::over_http2(&settings, move || {
+    let upstream = over_http2(&settings, move || {
         let (ours, theirs) = duplex(1 << 16);
         tokio::spawn(serve(counted.fetch_add(1, Ordering::Relaxed), theirs));
-        Ok(Io::MemoryHttp2(ours))
+        Ok(Io::Simulated { stream: Box::new(ours), http2: true })
     });
     (Arc::new(upstream), count)
 }
@@ -422,7 +427,7 @@ async fn connections_are_closed_when_idle_and_left_when_old() {
 async fn an_upstream_of_http1_only_is_found_out_once() {
     let connections = Arc::new(AtomicUsize::new(0));
     let counted = connections.clone();
-    let upstream = Arc::new(Upstream::over_http2(&config::Upstream::default(), move || {
+    let upstream = Arc::new(over_http2(&config::Upstream::default(), move || {
         counted.fetch_add(1, Ordering::Relaxed);
         let (ours, mut theirs) = duplex(1 << 16);
         tokio::spawn(async move {
@@ -446,7 +451,7 @@ async fn an_upstream_of_http1_only_is_found_out_once() {
 async fn a_connection_that_cannot_be_made_fails_all_that_wait_for_it() {
     let attempts = Arc::new(AtomicUsize::new(0));
     let counted = attempts.clone();
-    let upstream = Arc::new(Upstream::over_http2(&config::Upstream::default(), move || {
+    let upstream = Arc::new(over_http2(&config::Upstream::default(), move || {
         counted.fetch_add(1, Ordering::Relaxed);
         Err(std::io::ErrorKind::ConnectionRefused.into())
     }));

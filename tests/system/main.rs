@@ -1,0 +1,189 @@
+//! The whole shield, hyper included, between simulated clients, the simulated Groq and a simulated network, in virtual time.
+//! Everything is by a seed: what clients do, latencies, partitions, connections that are refused, reset or half open, closes that
+//! overtake bytes, faults of the upstream, steps of the wall clock, reloads.
+//!
+//! A failure names its seed: `SYSTEM_SEED=7 cargo test --test system`. More of them: `SYSTEM_SEEDS=2000 cargo test --test system`.
+#![cfg(feature = "demo")]
+
+use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    time::{Duration, SystemTime},
+};
+
+use fastrand::Rng;
+use groq_sim::Sim;
+use serde_json::json;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+mod client;
+mod network;
+mod world;
+
+use client::{Client, Ends};
+use network::{Faults, Network};
+use world::{Wall, balance, settings, shield};
+
+const CLIENTS: usize = 12;
+const REQUESTS: usize = 5;
+/// The clients are busy for about so long.
+const SPAN: Duration = Duration::from_secs(40);
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Weather {
+    /// Nothing but latency.
+    Calm,
+    /// The upstream, the network to it and the one to the clients, the clients, the clock.
+    Storm,
+}
+
+/// What came of a seed.
+#[derive(Debug, PartialEq, Eq)]
+struct Life {
+    ends: Ends,
+    refusals: u64,
+    trace: u64,
+}
+
+#[test]
+fn a_calm_network() {
+    let mut good = 0;
+    each_seed(Weather::Calm, |life| {
+        let Ends { failed, left, broken, .. } = life.ends;
+        assert_eq!((failed, left, broken, life.refusals), (0, 0, 0, 0), "{life:?}");
+        good += life.ends.good;
+    });
+    assert!(good > CLIENTS * REQUESTS / 2, "{good} good answers");
+}
+
+#[test]
+fn everything_goes_wrong() {
+    let (mut all, mut refusals) = (Ends::default(), 0);
+    each_seed(Weather::Storm, |life| {
+        all.add(&life.ends);
+        refusals += life.refusals;
+    });
+    println!("{all:?}, {refusals} refused by the upstream");
+    assert!(all.good > all.sum() / 4 && all.failed > 0 && all.broken > 0 && all.left > 0, "{all:?}");
+    assert_eq!(refusals, 0, "nobody else spends");
+}
+
+#[test]
+fn a_seed_is_the_same_life_again() {
+    for seed in 1..=3 {
+        for weather in [Weather::Calm, Weather::Storm] {
+            assert_eq!(live(weather, seed), live(weather, seed), "seed {seed}, {weather:?}");
+        }
+    }
+}
+
+/// 25 seeds, as many as `SYSTEM_SEEDS` says, or the one of `SYSTEM_SEED`.
+fn each_seed(weather: Weather, mut check: impl FnMut(&Life)) {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let seeds = match number("SYSTEM_SEED") {
+        Some(seed) => seed..=seed,
+        None => 1..=number("SYSTEM_SEEDS").unwrap_or(25),
+    };
+    for seed in seeds {
+        let told = Told(seed);
+        check(&live(weather, seed));
+        drop(told);
+    }
+}
+
+/// Says the seed if a check fails.
+struct Told(u64);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("again with SYSTEM_SEED={} cargo test --test system", self.0);
+        }
+    }
+}
+
+fn live(weather: Weather, seed: u64) -> Life {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
+    runtime.block_on(life(weather, seed))
+}
+
+fn faults() -> Vec<groq_sim::Fault> {
+    let faults = json!([
+        {"probability": 0.02, "action": "status", "status": 503},
+        {"probability": 0.02, "action": "status", "status": 500},
+        {"probability": 0.02, "action": "close"},
+        {"probability": 0.02, "action": "close_in_body"},
+        {"probability": 0.02, "action": "cut", "after": 2},
+        {"probability": 0.02, "action": "html", "status": 502},
+        {"probability": 0.02, "action": "go_away"},
+        {"probability": 0.02, "action": "refuse_stream"},
+        {"probability": 0.02, "action": "stall", "ms": 40_000},
+    ]);
+    serde_json::from_value(faults).expect("as documented")
+}
+
+async fn life(weather: Weather, seed: u64) -> Life {
+    fastrand::seed(seed);
+    let mut random = Rng::with_seed(seed);
+    let storm = weather == Weather::Storm;
+    let sim = Sim::new(groq_sim::Options {
+        plan: groq_sim::Plan::uniform(groq_sim::ModelLimits {
+            requests_per_minute: Some(world::RPM),
+            tokens_per_minute: Some(world::TPM),
+            ..Default::default()
+        }),
+        faults: if storm { faults() } else { Vec::new() },
+        seed,
+        ..Default::default()
+    });
+    let faults = Faults { refused: 0.03, reset: 0.05, half_open: 0.05, overtaken: 0.1, partitions: 3 };
+    let faults = if storm { faults } else { Faults::default() };
+    let [to_upstream, to_clients] = [0, 1].map(|_| Network::new(random.fork(), faults, SPAN));
+    let wall = Wall::new();
+    let shield = shield(&sim, &to_upstream, &wall, random.bool());
+    let background = tokio::spawn({
+        let shield = shield.clone();
+        async move { tokio::join!(shield.limits.run(), shield.caps.run(), shield.upstream.reap_idle()) }
+    });
+    let mut clients = JoinSet::new();
+    for number in 0..CLIENTS {
+        let random = random.fork();
+        let client = Client { number, shield: shield.clone(), network: to_clients.clone(), random, leaves: storm };
+        clients.spawn(client.run(REQUESTS));
+    }
+    let began = Instant::now();
+    while storm && began.elapsed() < SPAN {
+        sleep(Duration::from_secs_f64(SPAN.as_secs_f64() * random.f64() / 3.0)).await;
+        wall.step(random.i64(-200_000..200_000));
+        let mut settings = settings();
+        settings.queue.max_waiting -= random.usize(..10);
+        shield.reload(settings);
+    }
+    let mut ends = Ends::default();
+    while let Some(client) = clients.join_next().await {
+        ends.add(&client.expect("no client panics"));
+        if clients.len() == CLIENTS / 2 {
+            shield.shutdown.draining.cancel();
+        }
+    }
+    assert_eq!(ends.sum(), CLIENTS * REQUESTS, "each request has one end: {ends:?}");
+    // Until every limit has been refilled, and every time limit on connections has passed.
+    sleep(Duration::from_secs(1000)).await;
+    balance(&shield, &sim, &wall, (weather == Weather::Calm).then_some(&ends));
+    assert_eq!((to_clients.open(), to_upstream.open()), (0, 0), "connections are left");
+    background.abort();
+    let mut trace = DefaultHasher::new();
+    (to_clients.trace(), to_upstream.trace(), &ends).hash(&mut trace);
+    for request in sim.log() {
+        (request.at_ms.to_bits(), request.status, request.ended).hash(&mut trace);
+    }
+    Life { refusals: sim.stats().refusals(), ends, trace: trace.finish() }
+}
+
+/// The start of every life by the wall clock.
+fn epoch() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000)
+}
