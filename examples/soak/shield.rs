@@ -46,6 +46,8 @@ pub(super) struct Stopped {
 
 /// Serves until SIGTERM. The end of standard input is the question what is left.
 pub(super) fn run(config: PathBuf) -> Result<(), BoxError> {
+    // tokio keeps the pipe of its signals, two descriptors, for the life of the process.
+    drop(tokio::runtime::Builder::new_current_thread().enable_all().build()?);
     let before = descriptors();
     let source = Source::new(Some(config));
     let loaded = source.load();

@@ -170,10 +170,10 @@ async fn a_client_that_leaves_pays_for_what_was_sent() {
 /// A second of audio is billed as ten, by the hour's price.
 #[tokio::test(start_paused = true)]
 async fn audio_is_paid_by_the_hour() {
-    let wav = include_bytes!("../../../tests/corpus/audio/one.wav");
+    let wav = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/audio/one.wav")).expect("the corpus");
     let part = |name: &str| format!("--x\r\ncontent-disposition: form-data; name=\"{name}\"");
     let mut body = format!("{}\r\n\r\nm\r\n{}; filename=\"a.wav\"\r\n\r\n", part("model"), part("file")).into_bytes();
-    body.extend_from_slice(wav);
+    body.extend_from_slice(&wav);
     body.extend_from_slice(b"\r\n--x--\r\n");
     let mut request: Request<Full<Bytes>> = asked(Method::POST, "/openai/v1/audio/transcriptions", String::new());
     request.headers_mut().insert("content-type", "multipart/form-data; boundary=x".parse().expect("a value"));
