@@ -20,6 +20,7 @@ use super::{
     beside,
     load::{self, KEY, MODEL},
     process::{OURS, Running, THEIRS, free, ourselves, settle, shield},
+    stub::HEADERS,
     table::Options,
     wire::Wire,
 };
@@ -225,7 +226,8 @@ async fn serve(mut wire: Wire) -> io::Result<()> {
             );
             let mut frame = format!("{:x}\r\n{data}\n\n\r\n", data.len() + 2);
             if n == 0 {
-                frame.insert_str(0, "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n");
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n";
+                frame.insert_str(0, &format!("{head}{HEADERS}\r\n"));
             }
             wire.stream.write_all(frame.as_bytes()).await?;
         }

@@ -13,7 +13,8 @@ use tokio::{
 
 use super::wire::Wire;
 
-const HEADERS: &str = "date: Tue, 12 Nov 2024 14:20:34 GMT\r\nvary: Origin\r\nx-groq-region: us-west-1\r
+/// What Groq says beside the body, with limits that never bind; each line with its end.
+pub(crate) const HEADERS: &str = "date: Tue, 12 Nov 2024 14:20:34 GMT\r\nvary: Origin\r\nx-groq-region: us-west-1\r
 cache-control: private, max-age=0, no-store, no-cache, must-revalidate\r
 x-ratelimit-limit-requests: 4000000000\r\nx-ratelimit-limit-tokens: 4000000000\r
 x-ratelimit-remaining-requests: 3999999999\r\nx-ratelimit-remaining-tokens: 3999999947\r
