@@ -87,7 +87,7 @@ impl Client {
             let began = Instant::now();
             let witness = connection.witness.clone();
             match timeout(leaves_after.unwrap_or(LONGEST), self.exchange(connection, &mut ends)).await {
-                Ok(connection) => kept = connection.filter(|_| self.number % 3 != 0),
+                Ok(connection) => kept = connection.filter(|_| !self.number.is_multiple_of(3)),
                 Err(_) if leaves_after.is_some() => ends.left += 1,
                 // Its own end of a half-open connection notices nothing.
                 Err(_) if witness.harmed() => ends.broken += 1,
