@@ -15,7 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cli", &["admin", "config", "groq", "proxy", "server", "telemetry", "upstream"]),
     ("server", &["accounts", "admin", "config", "proxy", "shutdown", "telemetry"]),
     ("admin", &["accounts", "config", "groq", "proxy", "telemetry"]),
-    ("proxy", &["accounts", "config", "estimate", "groq", "headers", "shutdown", "telemetry", "upstream"]),
+    ("proxy", &["accounts", "config", "estimate", "groq", "headers", "shutdown", "telemetry", "upstream", "wall_clock"]),
     ("telemetry", &["accounts", "config", "groq"]),
     ("upstream", &["config"]),
     ("estimate", &["groq"]),
@@ -23,6 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("groq", &["headers"]),
     ("headers", &[]),
     ("shutdown", &[]),
+    ("wall_clock", &[]),
     ("sim", &[]),
 ];
 
