@@ -233,7 +233,7 @@ pub(crate) fn redis_reply(bytes: &[u8]) {
         cost: CostEstimate::Tokens { prompt: 10, max_completion_tokens: Some(100) },
         bytes: 0,
     };
-    // Who waits is sent, or refused at the deadline at the latest, when the store is lost after its odd answers.
+    // A waiting request is sent, or refused at the deadline at the latest, when the store is lost after its odd answers.
     let _ = limiter.submit(&request, START, START + 30 * SECOND, None, true);
     let mut events = Vec::new();
     for step in 1..4 {

@@ -52,15 +52,15 @@ pub(super) async fn client(kind: Kind, app: SocketAddr, tally: Arc<Tally>, over:
     while !over.load(Relaxed) {
         let text = next(kind);
         tally.sent.fetch_add(1, Relaxed);
-        let patience = if fastrand::u8(..10) == 0 { Duration::from_millis(fastrand::u64(1..2000)) } else { HUNG };
+        let time_limit = if fastrand::u8(..10) == 0 { Duration::from_millis(fastrand::u64(1..2000)) } else { HUNG };
         let answered = async {
             match kind {
                 Kind::Http1PerRequest => Ok(try_ask(app, text.as_bytes()).await?),
                 Kind::Http1 | Kind::Http2 => on_kept(kind, app, &mut connection, &text).await,
             }
         };
-        match timeout(patience, answered).await {
-            Err(_) if patience == HUNG => drop(tally.hung.fetch_add(1, Relaxed)),
+        match timeout(time_limit, answered).await {
+            Err(_) if time_limit == HUNG => drop(tally.hung.fetch_add(1, Relaxed)),
             Err(_) => {
                 tally.left.fetch_add(1, Relaxed);
                 // Over HTTP/1.1 leaving closes the connection; over HTTP/2 it resets the stream.

@@ -84,7 +84,7 @@ pub(super) async fn admit<'a>(
 
 /// Waits until the caps of the call's app have room for it: `None` where the app has none.
 ///
-/// Caps are limiters of their own, one for each app, in front of Groq's: who waits for a cap holds up nobody else.
+/// Caps are limiters of their own, one for each app, in front of Groq's: a request that waits for a cap holds up no other app's.
 ///
 /// # Errors
 /// The rejection that the app gets where it would wait beyond the call's deadline, or could never be sent.

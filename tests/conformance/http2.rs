@@ -159,7 +159,7 @@ impl Allowed {
 struct Connection {
     socket: TcpStream,
     read: Vec<u8>,
-    patience: Duration,
+    time_limit: Duration,
 }
 
 /// What comes next.
@@ -172,7 +172,7 @@ enum Next {
 impl Connection {
     async fn send(&mut self, bytes: &[u8]) {
         // A server that closes takes no more, which the rule judges.
-        let _ = timeout(self.patience, self.socket.write_all(bytes)).await;
+        let _ = timeout(self.time_limit, self.socket.write_all(bytes)).await;
     }
 
     async fn next(&mut self) -> Next {
@@ -180,7 +180,7 @@ impl Connection {
             if let Some(frame) = Frame::take(&mut self.read) {
                 return Next::Frame(frame);
             }
-            match timeout(self.patience, self.socket.read_buf(&mut self.read)).await {
+            match timeout(self.time_limit, self.socket.read_buf(&mut self.read)).await {
                 // A reset ends the connection as well.
                 Ok(Ok(0) | Err(_)) => return Next::Closed,
                 Ok(Ok(_)) => {}
@@ -212,10 +212,10 @@ impl Connection {
 }
 
 /// Runs a case: the verdict, and what led to it.
-pub(crate) async fn probe(to: SocketAddr, case: &Case, patience: Duration) -> io::Result<(Verdict, String)> {
+pub(crate) async fn probe(to: SocketAddr, case: &Case, time_limit: Duration) -> io::Result<(Verdict, String)> {
     let socket = TcpStream::connect(to).await?;
     socket.set_nodelay(true)?;
-    let mut connection = Connection { socket, read: Vec::new(), patience };
+    let mut connection = Connection { socket, read: Vec::new(), time_limit };
     let mut limits = Limits::default();
     if case.handshake {
         connection.handshake(&mut limits).await?;

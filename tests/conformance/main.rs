@@ -26,14 +26,14 @@ use std::{
 use case::Case;
 use cases::{REQUESTS, RESPONSES};
 use deviations::{DEVIATIONS, Deviation, expected};
-use probe::{Patience, probe};
+use probe::{TimeLimits, probe};
 use rule::{Exchange, Verdict};
 use servers::{LANES, Lane, Server};
 use tokio::task::JoinSet;
 
-const QUICK: Patience = Patience { answer: Duration::from_secs(2), more: Duration::from_millis(250) };
+const QUICK: TimeLimits = TimeLimits { answer: Duration::from_secs(2), more: Duration::from_millis(250) };
 /// For a second look at what went against expectation: the machine may have been busy.
-const SLOW: Patience = Patience { answer: Duration::from_secs(10), more: Duration::from_secs(2) };
+const SLOW: TimeLimits = TimeLimits { answer: Duration::from_secs(10), more: Duration::from_secs(2) };
 
 /// The verdicts on a server, by the case's name, and what it did.
 type Results = BTreeMap<&'static str, (Verdict, String)>;
@@ -42,9 +42,9 @@ fn rows(tables: &'static [&'static [Case]]) -> impl Iterator<Item = &'static Cas
     tables.iter().copied().flatten()
 }
 
-async fn run(lane: &Lane, case: &Case, patience: Patience) -> io::Result<Exchange> {
+async fn run(lane: &Lane, case: &Case, time_limits: TimeLimits) -> io::Result<Exchange> {
     let before = lane.seen.as_ref().map(|seen| seen.load(Relaxed));
-    let mut exchange = probe(lane.address, case, patience).await?;
+    let mut exchange = probe(lane.address, case, time_limits).await?;
     exchange.reached = lane.seen.as_ref().zip(before).map(|(seen, before)| seen.load(Relaxed) - before);
     Ok(exchange)
 }

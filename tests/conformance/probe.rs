@@ -15,7 +15,7 @@ use crate::{
 
 /// How long to wait.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
+pub(crate) struct TimeLimits {
     /// For the first byte of an answer, and for the rest of one that has begun.
     pub(crate) answer: Duration,
     /// After a whole answer, for more of them or the close.
@@ -23,20 +23,20 @@ pub(crate) struct Patience {
 }
 
 /// Runs a case against the server at this address.
-pub(crate) async fn probe(to: SocketAddr, case: &Case, patience: Patience) -> io::Result<Exchange> {
+pub(crate) async fn probe(to: SocketAddr, case: &Case, time_limits: TimeLimits) -> io::Result<Exchange> {
     let (send, then) = case.bytes(to);
     let mut socket = TcpStream::connect(to).await?;
     socket.set_nodelay(true)?;
-    let first = talk(&mut socket, &send, case.is_head(), patience).await;
+    let first = talk(&mut socket, &send, case.is_head(), time_limits).await;
     let second = match then {
-        Some(then) if !first.closed => Some(talk(&mut socket, &then, false, patience).await),
+        Some(then) if !first.closed => Some(talk(&mut socket, &then, false, time_limits).await),
         _ => None,
     };
     Ok(Exchange { first, second, reached: None })
 }
 
 /// Sends these bytes; what comes back until the server closes or is quiet.
-async fn talk(socket: &mut TcpStream, send: &[u8], is_head: bool, patience: Patience) -> Reply {
+async fn talk(socket: &mut TcpStream, send: &[u8], is_head: bool, time_limits: TimeLimits) -> Reply {
     let (mut from, mut to) = socket.split();
     let mut bytes = Vec::new();
     let mut closed = false;
@@ -44,7 +44,7 @@ async fn talk(socket: &mut TcpStream, send: &[u8], is_head: bool, patience: Pati
         loop {
             let reply = parse(&bytes, is_head, closed);
             let whole = reply.answers.last().is_some_and(|answer| answer.whole) || !reply.stray.is_empty();
-            let wait = if whole { patience.more } else { patience.answer };
+            let wait = if whole { time_limits.more } else { time_limits.answer };
             let mut some = [0; 16 << 10];
             match timeout(wait, from.read(&mut some)).await {
                 // A reset ends the connection as well.

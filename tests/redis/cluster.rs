@@ -106,7 +106,7 @@ async fn a_node_is_lost(lose: impl Fn(&mut Redis), bring_back: impl AsyncFn(&mut
         lose(&mut nodes[1]);
         until(true, &replicas).await;
         sleep(Duration::from_secs(4)).await;
-        // The others' limiters are shared as before: what one replica took, the other cannot. Lanes of their own, to tell.
+        // The others' limiters are shared as before: what one replica took, the other cannot. Limiters of their own, to tell them apart.
         bring_back(&mut nodes[1]).await;
         let back = Instant::now();
         until(false, &replicas).await;

@@ -67,7 +67,7 @@ impl FairQueue {
         self.waiters.get_mut(id)
     }
 
-    /// Who waits, in no order.
+    /// The waiting requests, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (Id, &QueuedRequest)> {
         self.waiters.iter()
     }

@@ -90,7 +90,7 @@ pub(crate) enum Submitted {
 #[derive(Debug)]
 pub(crate) struct Locked {
     limiter: Limiter,
-    /// Who is to be woken, by number in the queue.
+    /// The waiters to wake, by number in the queue.
     sleepers: Vec<Option<Sleeping>>,
     /// Outcomes that their futures have not fetched yet, by serial.
     outcomes: HashMap<u64, Result<Grant, AdmissionError>>,

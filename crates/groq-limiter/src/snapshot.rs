@@ -42,7 +42,7 @@ pub struct StoreSnapshot {
     pub calls: u64,
 }
 
-/// Who waits in a limiter, per app and class.
+/// The requests that wait in a limiter, per app and class.
 #[derive(Clone, Debug)]
 pub struct WaitingSnapshot {
     /// The app.

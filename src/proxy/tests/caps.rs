@@ -1,4 +1,4 @@
-//! Caps of apps: who waits for them, who does not, and what an app is told that waits too long.
+//! Caps of apps: which requests wait for them, which do not, and what an app is told that waits too long.
 
 use std::{sync::Arc, time::Duration};
 

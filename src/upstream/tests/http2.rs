@@ -446,7 +446,7 @@ async fn an_upstream_of_http1_only_is_found_out_once() {
     assert_eq!((start.elapsed().as_secs(), connections.load(Ordering::Relaxed)), (2, 64));
 }
 
-/// Everyone who waits for a connection is told that there is none.
+/// Every request that waits for a connection fails when there is none.
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_cannot_be_made_fails_all_that_wait_for_it() {
     let attempts = Arc::new(AtomicUsize::new(0));

@@ -65,7 +65,7 @@ impl ColdStart {
     pub(super) fn probe_ended(&mut self, queued: bool) {
         if let Some(until) = self.probing_until() {
             self.phase = Phase::Unknown;
-            // Who waits goes on waiting for the next, but not for longer in all.
+            // A waiting request goes on waiting for the next one, but not for longer in all.
             self.waiting_until = queued.then_some(until);
         }
     }

@@ -45,7 +45,7 @@ fn dimension(quota: &Quota, now: Ns) -> Option<DimensionSnapshot> {
     })
 }
 
-/// Who waits, by app and priority class.
+/// The waiting requests, by app and priority class.
 pub(super) fn waiting(queue: &FairQueue, now: Ns) -> Vec<WaitingSnapshot> {
     let mut waiting: BTreeMap<(Arc<str>, Priority), WaitingSnapshot> = BTreeMap::new();
     for (_, queued) in queue.iter() {

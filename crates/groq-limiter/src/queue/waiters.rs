@@ -12,7 +12,7 @@ pub(super) struct Waiters {
     free: Vec<Id>,
     /// Head of every size class of every app, smallest first: who may pass a blocked head.
     pub(super) heads: BTreeSet<(u64, Id)>,
-    /// The apps that wait, by priority class: who is next.
+    /// The apps that wait, by priority class, the next one first.
     pub(super) active: [BTreeSet<(Start, AppId)>; 2],
     /// What waits, by priority class.
     pub(super) backlogs: [Backlog; 2],

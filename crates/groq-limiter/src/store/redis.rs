@@ -114,7 +114,7 @@ impl RedisTask {
             tracing::warn!("the store was not told of every settlement before the end");
         }
         self.leave().await;
-        // Who waits may have given up.
+        // The caller may have given up.
         let _ = done.send(());
     }
 }

@@ -216,7 +216,7 @@ pub(crate) fn run_before(
                 }
             }
         }
-        // No lost wake-up: who waits has a wake-up ahead.
+        // No lost wake-up: as long as a request waits, a wake-up is ahead.
         assert_eq!(waiting.len(), limiter.waiting(), "the queue and its owners agree");
         if limiter.waiting() > 0 {
             assert!(limiter.wake().is_some(), "somebody waits and nothing will wake the lane");

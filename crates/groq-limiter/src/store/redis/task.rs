@@ -42,7 +42,7 @@ pub(super) struct RedisTask {
     pub(super) apart: Mutex<HashSet<String>>,
     /// Replicas that are not heard any more.
     pub(super) silent: Mutex<Vec<Silent>>,
-    /// Lanes by key, for news.
+    /// Limiters by key, for published changes.
     pub(super) known: Mutex<HashMap<String, Weak<SharedLimiter>>>,
     /// Who hears news that are of no limiter.
     pub(super) listener: Mutex<Option<UnboundedSender<String>>>,
