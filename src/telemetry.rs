@@ -9,12 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::time::Instant;
-
-use crate::{
-    config::{Class, FallbackReason},
-    groq::Usage,
-};
+use crate::config::FallbackReason;
 
 mod access;
 mod blocked;
@@ -28,6 +23,7 @@ mod observed;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod recent;
+mod record;
 #[cfg(test)]
 mod tests;
 mod trend;
@@ -41,6 +37,7 @@ pub use exposition::{Format, Gauges};
 pub use log::{Handle, filter, init};
 pub use observed::{ObservedRefusal, ObservedTotals};
 pub use recent::{KEPT, RecentRequest};
+pub use record::{Outcome, Record, Source};
 pub use trend::{Slice, Trend};
 pub use usage::{AppUsage, Fallback};
 
@@ -48,240 +45,6 @@ use blocked::BlockedAccounts;
 use counts::Counts;
 use recent::Recent;
 use unpriced::Unpriced;
-
-/// Who made the answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Source {
-    /// The client left or spoke nonsense.
-    Client,
-    /// The shield.
-    Shield,
-    /// Groq.
-    #[default]
-    Upstream,
-}
-
-impl Source {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Client => "client",
-            Self::Shield => "shield",
-            Self::Upstream => "upstream",
-        }
-    }
-}
-
-/// How one attempt ended, for `attempts_total{outcome}`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// An answer that is delivered.
-    Answered,
-    /// Groq refused (429).
-    Refused,
-    /// A failure status.
-    Failed,
-    /// No answer: connection failures, time limits.
-    Broken,
-}
-
-impl Outcome {
-    const ALL: [Self; 4] = [Self::Answered, Self::Refused, Self::Failed, Self::Broken];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Answered => "answered",
-            Self::Refused => "refused",
-            Self::Failed => "failed",
-            Self::Broken => "broken",
-        }
-    }
-}
-
-/// One request's life, filled in on its way; dropping it writes the access line and counts it, whoever drops it.
-#[derive(Debug)]
-pub struct Record {
-    telemetry: Arc<Telemetry>,
-    /// When the head had been read.
-    pub started: Instant,
-    /// `x-request-id` as made here, where the upstream gave none.
-    pub id: String,
-    /// The path that was asked for (no query).
-    pub path: String,
-    /// A short endpoint name for labels.
-    pub endpoint: &'static str,
-    /// The app.
-    pub app: Arc<str>,
-    /// The model, empty where there is none.
-    pub model: Arc<str>,
-    /// Its class.
-    pub class: Class,
-    /// `traceparent`, as it came.
-    pub traceparent: Option<String>,
-    /// Time in the queue, all attempts together.
-    pub wait: Duration,
-    /// Since when it waits; `None`: it does not, or that is in `wait` already.
-    waiting: Option<Instant>,
-    /// The dimension code that made it wait.
-    pub bound: Option<String>,
-    /// Tokens (audio: seconds) reserved under the limits.
-    pub reserved: Option<u64>,
-    /// Sends.
-    pub attempts: u32,
-    /// The status sent; 0: the client left before there was one.
-    pub status: u16,
-    /// Who made the answer.
-    pub source: Source,
-    /// What the upstream says it used.
-    pub usage: Usage,
-    /// Whether max completion tokens ended the answer before it had any content.
-    pub truncated: bool,
-    /// The upstream's `x-request-id`.
-    pub upstream_id: Option<String>,
-    /// From the last send to the answer's head.
-    pub time_to_head: Option<Duration>,
-    /// What it has cost, billionths of a USD; 0 without a price for its model.
-    pub nano_usd: u64,
-    /// What the log says of a failure (the client reads less).
-    pub error: Option<String>,
-    /// Which model the request named, and why another one (`model`) serves it.
-    pub fallback: Option<(Arc<str>, FallbackReason)>,
-    /// The max completion tokens that the request came with and the lower ones that it is sent with.
-    pub fitted: Option<(u64, u64)>,
-    /// Observe mode: how long it would have waited, by the limiter's forecast.
-    pub observed_wait: Option<Duration>,
-    /// Observe mode: why it would have been refused.
-    pub observed_refusal: Option<ObservedRefusal>,
-    /// The head of a response that may be opened before its outcome is known (`queue.stream_keepalive`).
-    early: Option<Arc<EarlyHead>>,
-}
-
-impl Record {
-    /// The `x-request-id` that the app has seen.
-    fn request_id(&self) -> &str {
-        if let Some(early) = self.early.as_ref().filter(|early| early.is_opened()) {
-            return early.id();
-        }
-        if self.id.is_empty() { self.upstream_id.as_deref().unwrap_or_default() } else { &self.id }
-    }
-
-    /// Starts the record of a request that has just been read.
-    pub fn new(telemetry: &Arc<Telemetry>, path: &str, now: Instant) -> Self {
-        telemetry.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self {
-            telemetry: telemetry.clone(),
-            started: now,
-            id: String::new(),
-            path: path.to_owned(),
-            endpoint: "other",
-            app: Arc::default(),
-            model: Arc::default(),
-            class: Class::default(),
-            traceparent: None,
-            wait: Duration::ZERO,
-            waiting: None,
-            bound: None,
-            reserved: None,
-            attempts: 0,
-            status: 0,
-            source: Source::Client,
-            usage: Usage::default(),
-            truncated: false,
-            upstream_id: None,
-            time_to_head: None,
-            nano_usd: 0,
-            error: None,
-            fallback: None,
-            fitted: None,
-            observed_wait: None,
-            observed_refusal: None,
-            early: None,
-        }
-    }
-
-    /// It waits from now on.
-    pub fn waits_from(&mut self, now: Instant) {
-        self.waiting = Some(now);
-        self.update_early();
-    }
-
-    /// Another attempt begins.
-    pub fn begins_attempt(&mut self) {
-        self.attempts += 1;
-        self.update_early();
-    }
-
-    /// It is sent with lower max completion tokens than it came with.
-    pub fn is_fitted(&mut self, fitted: Option<(u64, u64)>) {
-        self.fitted = fitted;
-        self.update_early();
-    }
-
-    /// It has waited for so long, and goes.
-    pub fn waited(&mut self, wait: Duration) {
-        self.wait += wait;
-        self.waiting = None;
-        self.update_early();
-    }
-
-    /// It waits no longer, whatever came of it.
-    pub fn stop_waiting(&mut self) {
-        if let Some(since) = self.waiting {
-            self.waited(since.elapsed());
-        }
-    }
-
-    /// Its response may be opened before its outcome is known; `id` is its `x-request-id` then.
-    pub fn may_open_early(&mut self, id: String) -> Arc<EarlyHead> {
-        self.early.insert(Arc::new(EarlyHead::new(id))).clone()
-    }
-
-    /// Whether bytes of the response have gone out before its outcome was known.
-    pub fn is_opened_early(&self) -> bool {
-        self.early.as_ref().is_some_and(|early| early.is_opened())
-    }
-
-    /// The value of `x-shield-fallback`.
-    pub fn fallback_header(&self) -> Option<String> {
-        self.fallback.as_ref().map(|(from, reason)| format!("{from}>{}; reason={}", self.model, reason.as_str()))
-    }
-
-    fn update_early(&self) {
-        if let Some(early) = &self.early {
-            early.update(self);
-        }
-    }
-
-    /// Another model than the one that the request named is to serve it.
-    pub fn falls_back(&mut self, from: &Arc<str>, to: &Arc<str>, reason: FallbackReason) {
-        self.fallback = Some((from.clone(), reason));
-        self.model = to.clone();
-        self.update_early();
-    }
-
-    /// No other model could serve it.
-    pub fn stays(&mut self, model: &Arc<str>) {
-        self.fallback = None;
-        self.model = model.clone();
-        self.update_early();
-    }
-
-    /// The status for logs and labels: 499 (documented: the client closed the request) where none was sent.
-    fn status(&self) -> u16 {
-        if self.status == 0 { 499 } else { self.status }
-    }
-
-    fn class_name(&self) -> &'static str {
-        exposition::class_name(self.class)
-    }
-}
-
-impl Drop for Record {
-    fn drop(&mut self) {
-        self.stop_waiting();
-        self.telemetry.finished(self);
-        self.telemetry.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 /// What became of all requests so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
