@@ -15,10 +15,10 @@ use nix::{
     unistd::Pid,
 };
 
-/// A line that does not come within this is missing.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest wait for a log line.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// The binary, in an empty folder and with nothing of the developer's own in its environment.
+/// The binary in an empty working directory, without the developer's own GROQ_* and proxy variables.
 fn shield(folder: &Path, words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_groq-shield"));
     command.args(words).current_dir(folder).stdin(Stdio::null()).env("NO_COLOR", "1");
@@ -63,11 +63,11 @@ impl Running {
         Self { child, lines }
     }
 
-    /// The next line that has this in it.
+    /// The next log line that contains `part`.
     fn line(&self, part: &str) -> String {
         let mut before = String::new();
         loop {
-            match self.lines.recv_timeout(PATIENCE) {
+            match self.lines.recv_timeout(LONGEST_WAIT) {
                 Ok(line) if line.contains(part) => return line,
                 Ok(line) => before += &format!("{line}\n"),
                 Err(_) => panic!("no line with {part:?} after:\n{before}"),
@@ -86,7 +86,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -98,7 +98,7 @@ fn address(line: &str, name: &str) -> String {
     line.split(' ').find_map(|word| word.strip_prefix(&mark)).unwrap_or_else(|| panic!("no {mark} in {line}")).to_owned()
 }
 
-/// Two shields on one port both said "ready", and the kernel dealt requests to either.
+/// Regression: two shields on one port both became ready, and the kernel distributed connections between them.
 #[test]
 fn a_second_shield_on_one_port_fails_and_says_why() {
     let folder = folder();
@@ -117,7 +117,7 @@ fn a_second_shield_on_one_port_fails_and_says_why() {
 }
 
 #[test]
-fn shields_that_both_set_reuse_port_replace_each_other_on_both_addresses() {
+fn shields_with_reuse_port_can_replace_each_other() {
     let folder = folder();
     let start = |app: &str, admin: &str| {
         let words = ["--simulate", "--listen", app, "--admin", admin];
@@ -135,7 +135,7 @@ fn shields_that_both_set_reuse_port_replace_each_other_on_both_addresses() {
 }
 
 #[test]
-fn the_ready_line_has_urls_to_paste() {
+fn the_ready_line_has_complete_urls() {
     let folder = folder();
     let words = ["--simulate", "--listen", "0.0.0.0:0", "--admin", "127.0.0.1:0"];
     let running = Running::new(&mut shield(folder.path(), &words));
@@ -152,14 +152,14 @@ fn the_ready_line_has_urls_to_paste() {
 }
 
 #[test]
-fn localhost_is_an_address() {
+fn localhost_is_accepted_as_a_listen_address() {
     let folder = folder();
     let running = Running::new(&mut shield(folder.path(), &["--simulate", "--listen", "localhost:0", "--admin", "LOCALHOST:0"]));
     let ready = running.line("ready");
     assert!(address(&ready, "app").starts_with("127.0.0.1:") && address(&ready, "admin").starts_with("127.0.0.1:"), "{ready}");
 }
 
-/// One GET opened 4,049 connections in 4 s.
+/// Regression: one GET opened 4,049 connections in 4 s.
 #[test]
 fn an_upstream_that_is_the_shield_itself_is_refused_at_start() {
     let folder = folder();
@@ -171,9 +171,9 @@ fn an_upstream_that_is_the_shield_itself_is_refused_at_start() {
     }
 }
 
-/// `check` said that all was well, and a shield started and kept nothing.
+/// Regression: `check` found nothing wrong, and a shield started that saved no state.
 #[test]
-fn a_state_file_that_cannot_be_kept_ends_check_and_serve() {
+fn check_and_serve_refuse_a_state_file_that_cannot_be_written() {
     let folder = folder();
     write(folder.path(), "[limits]\nstate_file = \"nowhere/levels\"\n");
     for words in [&["check"][..], &["--simulate", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]] {
@@ -185,9 +185,9 @@ fn a_state_file_that_cannot_be_kept_ends_check_and_serve() {
     }
 }
 
-/// Started from another directory, the file was looked for and left there.
+/// Regression: a relative path was resolved against the working directory.
 #[test]
-fn a_relative_state_file_lies_beside_the_configuration_and_its_absence_is_told_once() {
+fn a_relative_state_file_is_relative_to_the_configuration_file() {
     let (folder, elsewhere) = (folder(), self::folder());
     write(folder.path(), "[limits]\nstate_file = \"levels\"\n");
     let file = folder.path().join("groq-shield.toml");
@@ -223,7 +223,7 @@ fn long_stream(app: &str) -> BufReader<TcpStream> {
 }
 
 #[test]
-fn a_second_signal_ends_streams_with_the_error_frame_and_exits_with_128_and_its_number() {
+fn a_second_signal_ends_streams_with_the_error_frame() {
     let folder = folder();
     write(folder.path(), "[limits]\nplan = \"none\"\n");
     for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
@@ -247,7 +247,7 @@ fn a_second_signal_ends_streams_with_the_error_frame_and_exits_with_128_and_its_
 const SERVE: [&str; 5] = ["--simulate", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
 
 #[test]
-fn a_bad_file_ends_check_and_serve_with_64_and_every_fault() {
+fn check_and_serve_report_every_fault_of_a_file_and_exit_with_64() {
     let folder = folder();
     write(folder.path(), "[server]\nlisen = \"127.0.0.1:0\"\n[queue]\nmax_wait = 5\n");
     for words in [&["check"][..], &["serve"], &[], &["exec", "--", "true"]] {
@@ -266,7 +266,7 @@ fn a_bad_file_ends_check_and_serve_with_64_and_every_fault() {
 }
 
 #[test]
-fn check_tells_what_is_in_effect_and_from_where_without_secrets() {
+fn check_prints_the_effective_settings_with_sources_and_without_secrets() {
     let folder = folder();
     write(
         folder.path(),
@@ -288,7 +288,7 @@ fn check_tells_what_is_in_effect_and_from_where_without_secrets() {
 }
 
 #[test]
-fn what_check_prints_is_a_configuration() {
+fn the_output_of_check_is_a_valid_configuration() {
     let folder = folder();
     let (_, example, _) = ran(&mut shield(folder.path(), &["check", "--example"]));
     write(folder.path(), &example);
@@ -302,7 +302,7 @@ fn what_check_prints_is_a_configuration() {
 }
 
 #[test]
-fn wrong_command_lines_end_with_64_and_help_with_0() {
+fn invalid_command_lines_exit_with_64_and_help_with_0() {
     let folder = folder();
     for words in [&["--lisen", "x"][..], &["exec"], &["serv"], &["check", "--config", "nowhere.toml"]] {
         let (code, _, errors) = ran(&mut shield(folder.path(), words));
@@ -329,7 +329,7 @@ fn exec_passes_the_environment_and_the_exit_code() {
     assert_eq!(code, 7);
     assert!(groq.starts_with("http://127.0.0.1:") && !groq.ends_with(":0"), "{groq}");
     assert_eq!((openai, base, direct), (format!("{groq}/openai/v1").as_str(), groq, "example.com,127.0.0.1"));
-    // No log line of ours between the command's own output, one line at its end.
+    // No log lines between the command's own output; one line at its end.
     assert_eq!(errors.lines().count(), 1, "{errors}");
     assert!(errors.starts_with("groq-shield: no request came through. CMD ignores the base URL"), "{errors}");
     for (words, expected) in [
@@ -343,9 +343,9 @@ fn exec_passes_the_environment_and_the_exit_code() {
     }
 }
 
-/// An SDK does not start without a key, and there is none to have for a simulated Groq.
+/// SDKs do not start without a key, and there is no key for a simulated Groq.
 #[test]
-fn exec_before_the_simulator_needs_no_key_and_says_at_the_end_what_came_through() {
+fn exec_with_the_simulator_needs_no_key_and_prints_a_summary() {
     let folder = folder();
     let body = r#"{"model": "openai/gpt-oss-20b", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}"#;
     let script = format!(
@@ -371,7 +371,7 @@ fn exec_before_the_simulator_needs_no_key_and_says_at_the_end_what_came_through(
 }
 
 #[test]
-fn exec_passes_signals_on() {
+fn exec_forwards_signals() {
     let folder = folder();
     for (signal, name) in [(Signal::SIGINT, "INT"), (Signal::SIGTERM, "TERM"), (Signal::SIGHUP, "HUP")] {
         let script = format!("trap 'echo caught; exit 3' {name}; echo waiting; while :; do sleep 0.05; done");
@@ -384,7 +384,7 @@ fn exec_passes_signals_on() {
 }
 
 #[test]
-fn health_and_status_ask_the_running_shield() {
+fn health_and_status_query_the_running_shield() {
     let folder = folder();
     let running = Running::new(&mut shield(folder.path(), &SERVE));
     let admin = address(&running.line("ready"), "admin");
@@ -417,7 +417,7 @@ fn health_finds_the_listener_in_the_file_even_when_it_has_faults() {
 }
 
 #[test]
-fn the_file_is_read_again_when_it_changes_and_on_sighup() {
+fn the_configuration_is_reloaded_on_change_and_on_sighup() {
     let folder = folder();
     write(folder.path(), "[queue]\nmax_wait = \"1s\"\n");
     let running = Running::new(&mut shield(folder.path(), &SERVE));

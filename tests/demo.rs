@@ -1,4 +1,4 @@
-//! The two commands that need nothing but the binary: `demo` and `simulate`.
+//! The commands that need no configuration and no network: `demo` and `simulate`.
 #![cfg(feature = "demo")]
 
 use std::{
@@ -16,7 +16,7 @@ fn groq_shield(arguments: &[&str]) -> Command {
 }
 
 #[test]
-fn the_demo_tells_both_ways() {
+fn the_demo_compares_direct_and_shielded_clients() {
     let ended = groq_shield(&["demo", "--seconds", "3", "--load", "4", "--json"]).output().expect("runs");
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
     let told: Value = serde_json::from_slice(&ended.stdout).expect("JSON and nothing else");
@@ -31,7 +31,7 @@ fn the_demo_tells_both_ways() {
 }
 
 #[test]
-fn a_load_that_makes_no_sense_is_told_so() {
+fn an_invalid_load_is_reported() {
     for arguments in [["demo", "--load", "0"], ["demo", "--load", "x"], ["demo", "--seconds", "1"]] {
         let ended = groq_shield(&arguments).output().expect("runs");
         assert_eq!(ended.status.code(), Some(64), "{arguments:?}");
@@ -39,7 +39,7 @@ fn a_load_that_makes_no_sense_is_told_so() {
 }
 
 #[test]
-fn the_simulator_keeps_the_limits_of_its_file() {
+fn the_simulator_enforces_the_limits_of_its_file() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("limits.toml");
     std::fs::write(&file, "[limits.default]\nrequests_per_minute = 1\n").expect("written");
@@ -63,14 +63,14 @@ fn the_simulator_keeps_the_limits_of_its_file() {
         .expect("signalled");
     assert!(child.wait().expect("ends").success());
     assert!(answers[0].starts_with("HTTP/1.1 200 "), "{}", answers[0]);
-    // A window may have ended between two of them, not between all.
+    // One window may end between two of the requests, but not more than one.
     assert!(
         answers[1..].iter().any(|answer| answer.starts_with("HTTP/1.1 429 ") && answer.contains("Limit 1, Used 1, Requested 1."))
     );
 }
 
 #[test]
-fn a_fault_in_the_limits_is_shown_where_it_is() {
+fn a_fault_in_the_limits_file_is_reported_with_its_position() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("limits.toml");
     std::fs::write(&file, "[limits.default]\nrequests_per_minuet = 1\n").expect("written");
@@ -80,9 +80,9 @@ fn a_fault_in_the_limits_is_shown_where_it_is() {
     assert!(said.contains("limits.toml") && said.contains("line 2") && said.contains("requests_per_minuet"), "{said}");
 }
 
-/// The simulator shares no code with the limiter, so each has its own copy of Groq's tables.
+/// The simulator shares no code with the limiter, so both have their own tables of Groq's plans.
 #[test]
-fn the_simulator_and_the_limiter_know_the_same_plans() {
+fn the_simulator_and_the_limiter_have_the_same_plans() {
     use groq_limiter::{
         plans,
         settings::{ModelLimits, Plan},

@@ -1,4 +1,4 @@
-//! The page in a real Chromium, and that no page of another origin can read the admin listener.
+//! The page in a real Chromium; and no page of another origin can read the admin listener.
 
 use std::{net::SocketAddr, path::Path, process::Stdio, sync::Arc, time::Duration};
 
@@ -18,16 +18,16 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// What a browser may take, start included, on a slow machine.
+/// Longest time for a browser run, its start included, on a slow machine.
 const BROWSER: Duration = Duration::from_secs(90);
-/// Between two looks.
+/// Between two polls.
 const PAUSE: Duration = Duration::from_millis(50);
 
-async fn operated() -> (Arc<Shield>, SocketAddr) {
-    operated_with(Settings::default()).await
+async fn shield_with_admin() -> (Arc<Shield>, SocketAddr) {
+    shield_with_admin_and(Settings::default()).await
 }
 
-async fn operated_with(mut settings: Settings) -> (Arc<Shield>, SocketAddr) {
+async fn shield_with_admin_and(mut settings: Settings) -> (Arc<Shield>, SocketAddr) {
     let limits = ModelLimits { requests_per_minute: Some(10), tokens_per_minute: Some(100_000), ..ModelLimits::default() };
     settings.limits.model.insert("busy".into(), limits);
     let shield = Shield::new(settings).expect("the defaults name no file");
@@ -37,8 +37,8 @@ async fn operated_with(mut settings: Settings) -> (Arc<Shield>, SocketAddr) {
     (shield, address)
 }
 
-/// More requests of one app than its limit lets through at once; they wait as long as the test runs.
-fn crowd(shield: &Arc<Shield>, app: &str) {
+/// Queues more requests of one app than its limit lets through at once; they wait as long as the test runs.
+fn queue_requests(shield: &Arc<Shield>, app: &str) {
     for _ in 0..30 {
         let (limits, app) = (shield.limits.clone(), Arc::from(app));
         tokio::spawn(async move {
@@ -60,7 +60,7 @@ fn crowd(shield: &Arc<Shield>, app: &str) {
     }
 }
 
-/// The page's document after its scripts have run for a while, and what the browser's console said.
+/// The page's document after its scripts have run, and the browser's console output.
 async fn rendered(url: &str, picture: Option<&Path>) -> (String, String) {
     let browser = ["chromium", "chromium-browser", "google-chrome"].into_iter().find(|name| {
         std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(name).is_file()))
@@ -92,12 +92,12 @@ async fn rendered(url: &str, picture: Option<&Path>) -> (String, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_page_shows_the_state_and_takes_names_for_text() {
-    let (shield, address) = operated().await;
+async fn the_page_shows_the_state_and_escapes_names() {
+    let (shield, address) = shield_with_admin().await;
     let mut record = Record::new(&shield.telemetry, "/openai/v1/chat/completions", Instant::now());
     (record.model, record.status, record.truncated) = ("m".into(), 200, true);
     drop(record);
-    crowd(&shield, "<b>app</b>");
+    queue_requests(&shield, "<b>app</b>");
     // The first request of a limiter is its probe; the others wait for its answer before they wait for a limit.
     let blocked = async {
         while shield.limits.snapshot().iter().all(|limiter| limiter.blocked_by.is_none()) {
@@ -130,11 +130,11 @@ async fn the_page_shows_the_state_and_takes_names_for_text() {
     let picture = folder.path().join("page.png");
     rendered(&format!("http://{address}/"), Some(&picture)).await;
     let picture = std::fs::read(picture).expect("a picture");
-    // A page that shows nothing compresses to next to nothing.
+    // A blank page compresses to almost nothing.
     assert!(picture.starts_with(b"\x89PNG") && picture.len() > 10_000, "{} bytes", picture.len());
 }
 
-/// A request of `app` that has ended.
+/// A finished request of `app`.
 fn request(shield: &Arc<Shield>, app: &str, model: &str) {
     let mut record = Record::new(&shield.telemetry, "/openai/v1/chat/completions", Instant::now());
     (record.app, record.model, record.status) = (app.into(), model.into(), 200);
@@ -142,7 +142,7 @@ fn request(shield: &Arc<Shield>, app: &str, model: &str) {
     record.nano_usd = 2_500_000_000;
 }
 
-/// A shield with an app that has caps and budgets, and one whose name is as bad as configuration and headers allow, and worse.
+/// A shield with an app that has caps and budgets, and one whose name is as hostile as configuration and headers allow.
 async fn with_apps() -> (Arc<Shield>, SocketAddr) {
     let hostile = format!("\"><img src=x onerror=alert(1)>\n{}", "w".repeat(10_000));
     let app = App {
@@ -153,7 +153,7 @@ async fn with_apps() -> (Arc<Shield>, SocketAddr) {
         ..App::default()
     };
     let everyone_else = App { name: "*".into(), tokens_per_day: Some(1000), ..App::default() };
-    let (shield, address) = operated_with(Settings { app: vec![app, everyone_else], ..Settings::default() }).await;
+    let (shield, address) = shield_with_admin_and(Settings { app: vec![app, everyone_else], ..Settings::default() }).await;
     for (app, model) in [("nightly", "m"), ("nightly", "n"), (&hostile, "m")] {
         request(&shield, app, model);
     }
@@ -163,7 +163,7 @@ async fn with_apps() -> (Arc<Shield>, SocketAddr) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn apps_are_shown_with_what_they_used_and_what_is_left() {
+async fn the_page_shows_usage_and_remaining_budgets_of_apps() {
     let (shield, address) = with_apps().await;
     shield.telemetry.observed_wait("m", Duration::from_secs(2));
     shield.telemetry.observed_refusal(ObservedRefusal::AppBudget);
@@ -191,10 +191,10 @@ async fn apps_are_shown_with_what_they_used_and_what_is_left() {
     assert!(!page.contains("<img"), "{page}");
 }
 
-/// The page in a frame of 375 px, as wide as a phone: a server that passes the admin listener's answers on without what forbids
-/// frames, since a browser's window cannot be as narrow.
+/// Renders the page in a frame 375 px wide, a phone's width, since browser windows cannot be that narrow. The frame comes from a
+/// server that relays the admin listener without its anti-framing headers.
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_cut_off_on_a_phone() {
+async fn the_page_fits_a_phone() {
     let (shield, admin) = with_apps().await;
     for n in 0..30 {
         request(&shield, &format!("app-{n}"), "a-model-with-a-rather-long-name/instruct-preview-0905");
@@ -222,7 +222,7 @@ async fn nothing_is_cut_off_on_a_phone() {
                     "HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
                     body.len()
                 );
-                // A browser that changes its mind is no failure of this test.
+                // A browser that closes its connection early is no failure of this test.
                 let _ = socket.write_all(format!("{head}{body}").as_bytes()).await;
             });
         }
@@ -232,7 +232,7 @@ async fn nothing_is_cut_off_on_a_phone() {
     assert_eq!(widths, "375 of 375, 20 apps, beyond: ");
 }
 
-/// The body of an answer of the admin listener.
+/// The body of an admin response.
 async fn body_of(admin: SocketAddr, path: &str) -> String {
     let mut socket = TcpStream::connect(admin).await.expect("it listens");
     let request = format!("GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
@@ -243,8 +243,8 @@ async fn body_of(admin: SocketAddr, path: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_of_another_origin_learns_nothing() {
-    let (shield, address) = operated().await;
+async fn a_page_of_another_origin_cannot_read_the_admin_listener() {
+    let (shield, address) = shield_with_admin().await;
     shield.telemetry.reload_refused("canary");
     let foreign = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}/", foreign.local_addr().expect("an address"));
@@ -269,7 +269,7 @@ async fn a_page_of_another_origin_learns_nothing() {
                 attack.len()
             );
             let mut request = [0; 4096];
-            // A browser that changes its mind is no failure of this test.
+            // A browser that closes its connection early is no failure of this test.
             if socket.read(&mut request).await.is_ok() {
                 let _ = socket.write_all(head.as_bytes()).await;
                 let _ = socket.write_all(attack.as_bytes()).await;

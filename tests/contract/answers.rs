@@ -1,4 +1,4 @@
-//! ANY ANSWER: random statuses, types, bodies, framings and cuts, where the failure table has one of each.
+//! Random upstream answers: statuses, types, bodies, framings and cuts, where the failure table has one of each.
 
 use proptest::{prelude::*, sample::select};
 use serde_json::Value;
@@ -28,7 +28,7 @@ const BODIES: [&str; 14] = [
     "error code: 1015",
 ];
 
-/// How the upstream says where a body ends.
+/// How the upstream delimits a body.
 #[derive(Clone, Copy, Debug)]
 enum Framing {
     Length,
@@ -51,9 +51,9 @@ fn whole(status: u16, kind: &str, body: &str, framing: Framing) -> String {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
 
-    /// A good answer passes as it is; whatever else comes, cut anywhere, is a failure that the app's SDK can read.
+    /// A valid answer passes unchanged; any other, cut anywhere, becomes a failure that the app's SDK can parse.
     #[test]
-    fn any_answer_is_whole_or_the_object(
+    fn any_upstream_answer_passes_whole_or_becomes_the_error_object(
         status in select(&STATUSES[..]),
         kind in select(&TYPES[..]),
         body in prop_oneof![3 => select(&BODIES[..]).prop_map(str::to_owned), 1 => "\\PC{0,200}"],
@@ -62,7 +62,7 @@ proptest! {
     ) {
         let whole = whole(status, kind, &body, framing);
         let end = cut.map_or(whole.len(), |share: f64| (whole.len() as f64 * share) as usize);
-        // It holds by itself that 400 and more is the object, and that pieces make no difference.
+        // `seen` has checked that 400 and above carries the error object, and that splitting the bytes makes no difference.
         let (told, shown) = seen(&whole.as_bytes()[..end]);
         let is_call = serde_json::from_str::<Value>(&body).is_ok_and(|body| body["choices"].is_array());
         if end == whole.len() && kind.starts_with(JSON) && matches!(status, 200..=202) && is_call {

@@ -1,4 +1,4 @@
-//! A client that sees every byte, status line, headers and body, and the contract's rules for each failure.
+//! A client that reads the raw status line, headers and body, and the contract's rules for every failure.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -14,8 +14,8 @@ use tokio::{
     time::timeout,
 };
 
-/// Nothing here takes so long, on the slowest machine.
-pub(crate) const LONG: Duration = Duration::from_secs(60);
+/// Longest time that any exchange here may take, on a slow machine.
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// The longest body of a failure, bytes.
 const LONGEST: usize = 16 << 10;
 
@@ -30,7 +30,7 @@ pub(crate) struct Answer {
     pub(crate) body: String,
 }
 
-/// A request that closes its connection.
+/// A request with `connection: close`.
 pub(crate) fn request(method: &str, target: &str, headers: &str, body: &str) -> String {
     format!(
         "{method} {target} HTTP/1.1\r\nhost: shield\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n{body}",
@@ -38,10 +38,10 @@ pub(crate) fn request(method: &str, target: &str, headers: &str, body: &str) -> 
     )
 }
 
-/// The key that no failure may show.
+/// The key, which no failure may contain.
 pub(crate) const KEY: &str = "authorization: Bearer gsk_canary0123456789\r\n";
 
-/// A chat call with more headers.
+/// A chat call with additional headers and body members.
 pub(crate) fn chat_with(headers: &str, more: &str) -> String {
     let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"canary prompt"}}]{more}}}"#);
     request("POST", "/openai/v1/chat/completions", &format!("{KEY}content-type: application/json\r\n{headers}"), &body)
@@ -57,7 +57,7 @@ pub(crate) fn chat_stream() -> String {
     chat_with("", r#","stream":true"#)
 }
 
-/// What a client speaks.
+/// The protocol that the client speaks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Protocol {
     Http1,
@@ -70,7 +70,7 @@ pub(crate) const PROTOCOLS: [Protocol; 2] = [Protocol::Http1, Protocol::Http2];
 pub(crate) async fn ask_in(protocol: Protocol, address: SocketAddr, request: &str) -> Answer {
     match protocol {
         Protocol::Http1 => ask(address, request.as_bytes()).await,
-        Protocol::Http2 => timeout(LONG, ask_http2(address, request)).await.expect("it is answered").expect("an answer"),
+        Protocol::Http2 => timeout(LONGEST_WAIT, ask_http2(address, request)).await.expect("it is answered").expect("an answer"),
     }
 }
 
@@ -83,7 +83,7 @@ async fn ask_http2(address: SocketAddr, request: &str) -> Result<Answer, BoxErro
     Ok(answer)
 }
 
-/// The same request without what HTTP/1.1 says of its connection.
+/// The same request for HTTP/2: without hop-by-hop headers.
 pub(crate) fn in_http2(address: SocketAddr, request: &str) -> Result<Request<Full<Bytes>>, BoxError> {
     let (head, body) = request.split_once("\r\n\r\n").ok_or("a head")?;
     let mut lines = head.split("\r\n");
@@ -99,13 +99,13 @@ pub(crate) fn in_http2(address: SocketAddr, request: &str) -> Result<Request<Ful
     Ok(request.body(Full::new(Bytes::from(body.to_owned())))?)
 }
 
-/// Sends these bytes; the first answer that comes back.
+/// Sends these bytes and returns the first answer.
 pub(crate) async fn ask(address: SocketAddr, bytes: &[u8]) -> Answer {
-    let asked = timeout(LONG, try_ask(address, bytes)).await.expect("it is answered and closed");
+    let asked = timeout(LONGEST_WAIT, try_ask(address, bytes)).await.expect("it is answered and closed");
     asked.expect("a whole answer and a clean close")
 }
 
-/// The same, where it may fail.
+/// Like `ask`, but the exchange may fail.
 pub(crate) async fn try_ask(address: SocketAddr, bytes: &[u8]) -> std::io::Result<Answer> {
     let mut socket = TcpStream::connect(address).await?;
     socket.write_all(bytes).await?;
@@ -150,7 +150,7 @@ impl Answer {
         serde_json::from_str::<Value>(&self.body).map(|mut body| body["error"].take()).unwrap_or_default()
     }
 
-    /// Everything in which this failure is not as the contract has every failure.
+    /// The contract's rules that this failure breaks.
     pub(crate) fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         let mut must = |holds: bool, what: &str| {
@@ -183,7 +183,7 @@ impl Answer {
             (Ok(seconds), Ok(ms)) => must(*seconds == ms.div_ceil(1000) && *ms > 0, "the same time in both retry-after headers"),
             _ => must(seconds.is_empty() && ms.is_empty(), "retry-after and retry-after-ms are integers"),
         }
-        // An outage has been waited for already: `retry-after` is for people then, and for clients that insist.
+        // The shield has waited already: this `retry-after` is for people and for clients that retry all the same.
         let outage = error["code"] == "upstream_unavailable";
         let curable = !outage && matches!(pair, (Ok(_), Ok(ms)) if ms <= 60_000);
         must(

@@ -1,4 +1,4 @@
-//! PARSERS never panic: the fuzz targets' corpora as ordinary tests. What once made one fail is kept there under a name.
+//! Parsers never panic: the fuzz targets' corpora as ordinary tests. Inputs that once made one fail are in the corpora, by name.
 
 use std::{fs, path::Path};
 
@@ -16,7 +16,7 @@ fn parsers_never_panic() {
         assert!(inputs.len() >= 5, "{name}: {} inputs", inputs.len());
         for input in inputs {
             let bytes = fs::read(&input).expect("a file");
-            // Cut short anywhere, it is the usual way in which input is wrong.
+            // Truncated input is the most common malformed input.
             for end in [bytes.len(), bytes.len() / 2, bytes.len() / 3] {
                 let checked = std::panic::catch_unwind(|| check(&bytes[..end]));
                 assert!(checked.is_ok(), "{}, its first {end} bytes", input.display());

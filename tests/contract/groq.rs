@@ -1,4 +1,4 @@
-//! What Groq says about accounts, models and truncated answers, and what the shield makes of it.
+//! Blocked accounts, missing models and truncated answers of Groq's, and what the shield does about them.
 
 use std::net::SocketAddr;
 
@@ -29,7 +29,7 @@ async fn a_blocked_organization_is_passed_on_once_and_shown_until_it_is_served_a
         ("400 Bad Request", "blocked_api_access"),
         ("400 Bad Request", "spend_limit_reached"),
         ("403 Forbidden", "organization_restricted"),
-        // Whatever the status: no retry lifts a block.
+        // Whatever the status: a block is never retried.
         ("503 Service Unavailable", "blocked_api_access"),
         ("429 Too Many Requests", "spend_alert_blocked"),
     ] {
@@ -100,7 +100,7 @@ fn events(events: &[&str]) -> Vec<Step> {
 }
 
 #[tokio::test]
-async fn answers_without_content_that_their_ceiling_ended_are_counted() {
+async fn answers_truncated_before_any_content_are_counted() {
     let responses = |stream: bool| {
         let body = format!(r#"{{"model":"m","input":"hi","stream":{stream}}}"#);
         request("POST", "/openai/v1/responses", "authorization: Bearer gsk_x\r\ncontent-type: application/json\r\n", &body)

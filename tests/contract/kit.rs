@@ -1,4 +1,4 @@
-//! A shield in this process, before an upstream that does with every request what its script says.
+//! A shield in this process in front of an upstream that plays a script for each request.
 
 use std::{
     net::SocketAddr,
@@ -21,50 +21,50 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// What the upstream does with a request, one step after the other; then it closes.
+/// One step of the upstream's script; after the last one it closes the connection.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     Write(String),
     Pause(Duration),
-    /// Goes without a good-bye.
+    /// Closes without `close_notify`.
     Reset,
-    /// Says nothing for as long as anybody waits.
+    /// Sends nothing until the client gives up.
     Hold,
 }
 
-/// What the upstream is.
+/// The kind of upstream.
 #[derive(Clone, Debug)]
 pub(crate) enum Kind {
-    /// Its name is nobody's.
+    /// A host name that does not resolve.
     NoName,
-    /// Nobody listens.
+    /// A port on which nobody listens.
     NoPort,
-    /// Plain HTTP: reads a request, then plays the script for the n-th (the last one again and again).
+    /// Plain HTTP: reads a request, then plays the n-th script; the last script repeats.
     Plain(Vec<Vec<Step>>),
     /// Plays the script before it has read anything.
     Early(Vec<Step>),
     /// HTTP over TLS, by this certificate.
     Tls(Certificate, Vec<Step>),
-    /// The shield comes with TLS, and a plain script answers.
+    /// The shield speaks TLS to it, and it answers in plain text.
     PlainOnTls(Vec<Step>),
-    /// The shield comes without TLS.
+    /// The shield speaks plain text to a TLS server.
     TlsOnPlain,
 }
 
-/// Which certificate an upstream shows.
+/// The certificate that an upstream presents.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Certificate {
     Good,
     WrongName,
     Expired,
-    /// Signed by nobody that the shield trusts.
+    /// Signed by an authority that the shield does not trust.
     Untrusted,
 }
 
 /// The requests that reached the upstream.
 pub(crate) type Log = Arc<Mutex<Vec<String>>>;
 
-/// A running upstream, and what the shield must be told of it.
+/// A running upstream, and the settings that lead the shield to it.
 pub(crate) struct Upstream {
     pub(crate) url: String,
     pub(crate) ca_file: Option<PathBuf>,
@@ -75,7 +75,7 @@ pub(crate) struct Upstream {
 impl Upstream {
     pub(crate) async fn start(kind: &Kind) -> Self {
         let log = Log::default();
-        // Port 1 is never given to anybody who asks for a free one, as a port that was free a moment ago is.
+        // Port 1 is never an ephemeral port; a port that was free a moment ago may be taken again.
         let nowhere = match kind {
             Kind::NoName => Some("http://groq-shield-test.invalid"),
             Kind::NoPort => Some("http://127.0.0.1:1"),
@@ -114,7 +114,7 @@ impl Upstream {
         upstream
     }
 
-    /// A certificate, and the file by which the shield trusts it.
+    /// Creates a certificate, and the CA file by which the shield trusts it.
     fn certify(&mut self, kind: Certificate) -> TlsAcceptor {
         let name = if kind == Certificate::WrongName { "elsewhere.example" } else { "127.0.0.1" };
         let mut params = rcgen::CertificateParams::new([name.to_owned()]).expect("a name");
@@ -141,12 +141,12 @@ impl Upstream {
         TlsAcceptor::from(Arc::new(config))
     }
 
-    /// How many requests it has seen.
+    /// The number of requests that it has received.
     pub(crate) fn seen(&self) -> usize {
         self.log.lock().expect("no panic with it").len()
     }
 
-    /// Settings for a shield before it: free ports, quick retries, no limits, nothing of the breaker's.
+    /// Settings for a shield in front of it: free ports, short retry delays, no limits, a breaker that stays closed.
     pub(crate) fn settings(&self) -> Settings {
         let mut settings = Settings::default();
         settings.server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -164,7 +164,7 @@ impl Upstream {
     }
 }
 
-/// A shield by these settings.
+/// Starts a shield with these settings.
 pub(crate) fn start(settings: Settings) -> Running {
     let listeners = Listeners::open(&settings).expect("free ports");
     server::start(Shield::new(settings).expect("nothing to fail on"), listeners).expect("it starts")
@@ -178,7 +178,7 @@ where
         let mut count = 0;
         while let Ok((socket, _)) = listener.accept().await {
             let serving = serve(socket, count);
-            // Its errors are the shield's leaving.
+            // Fails when the shield closes the connection, which some scripts provoke.
             tokio::spawn(async { drop(serving.await) });
             count += 1;
         }
@@ -226,7 +226,7 @@ async fn play(io: &mut (impl AsyncRead + AsyncWrite + Unpin), step: Step) -> std
     }
 }
 
-/// One request's head and body.
+/// Reads one request's head and body.
 async fn read_request(io: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> std::io::Result<String> {
     use tokio::io::AsyncBufReadExt;
     let mut head = String::new();
@@ -241,16 +241,16 @@ async fn read_request(io: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> std::i
     Ok(head + &String::from_utf8_lossy(&body))
 }
 
-/// Headers that no app may see: of the upstream's own connection, and what only the shield may say.
+/// Headers that must not reach an app: hop-by-hop ones, and one that only the shield may set.
 const PRIVATE: &str = "connection: close, x-hop\r\nx-hop: 1\r\nkeep-alive: timeout=5\r\nx-shield-error: a-lie\r\n";
 
-/// A whole answer, and the connection's end.
+/// A complete answer, then the end of the connection.
 pub(crate) fn answer(status: &str, headers: &str, body: &str) -> Vec<Step> {
     let length = body.len();
     vec![Step::Write(format!("HTTP/1.1 {status}\r\n{PRIVATE}content-length: {length}\r\n{headers}\r\n{body}"))]
 }
 
-/// The same by chunks: as Groq's front sends its pages.
+/// The same in chunks, as Groq's CDN sends its pages.
 pub(crate) fn in_chunks(status: &str, headers: &str, body: &str) -> Vec<Step> {
     let chunks = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
     vec![Step::Write(format!("HTTP/1.1 {status}\r\n{PRIVATE}transfer-encoding: chunked\r\n{headers}\r\n{chunks}"))]
@@ -261,7 +261,7 @@ pub(crate) fn json(status: &str, body: &str) -> Vec<Step> {
     answer(status, "content-type: application/json\r\n", body)
 }
 
-/// A good answer to a chat call.
+/// A successful answer to a chat call.
 pub(crate) fn good() -> Vec<Step> {
     json("200 OK", r#"{"id":"x","choices":[],"usage":{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15}}"#)
 }

@@ -1,4 +1,4 @@
-//! CONTRACT: every failure over real sockets, as its table has it; what is promised when everything fails at once.
+//! The contract's failure table over real sockets, and its promises under overload.
 
 mod answers;
 #[path = "../../fuzz/checks.rs"]

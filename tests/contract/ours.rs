@@ -1,4 +1,4 @@
-//! CONTRACT, the failure table: what the shield refuses by itself, and how it says so.
+//! The failure table: what the shield refuses by itself.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::{
     kit::{Kind, Step, Upstream, good, json, start},
 };
 
-/// What is expected of an answer: status, type, code, whether `retry-after` comes with it.
+/// What is expected of an answer: status, type, code, and whether it has `retry-after`.
 type Expected = (u16, &'static str, &'static str, bool);
 
 const SERVER: &str = "internal_server_error";
@@ -33,13 +33,13 @@ fn check(name: &str, answer: &Answer, (status, kind, code, waits): Expected) {
     assert_eq!(answer.faults(), [""; 0], "{name}: {answer:?}");
 }
 
-/// Sends to a shield with these settings; the last request is the one that is checked, the others are answered well.
+/// Sends `requests` to a shield with these settings over each protocol; the last answer is checked, the others must succeed.
 async fn hold(name: &str, settings: impl Fn(&mut Settings), requests: &[String], expected: Expected) -> Answer {
     hold_in(Protocol::Http2, name, &settings, requests, expected).await;
     hold_in(Protocol::Http1, name, settings, requests, expected).await
 }
 
-/// The same over one protocol, where it has such a thing.
+/// The same over one protocol; skipped where the protocol has no such request.
 async fn hold_in(
     protocol: Protocol,
     name: &str,
@@ -78,7 +78,7 @@ async fn every_failure_in_the_contract_requests() {
     let refused = (403, INVALID, "destination_not_allowed", false);
     hold("CONNECT", nothing, &["CONNECT elsewhere.example:443 HTTP/1.1\r\nhost: elsewhere.example:443\r\n\r\n".into()], refused)
         .await;
-    // Over HTTP/2 every request names an authority: it is what Host is in HTTP/1.1.
+    // Not over HTTP/2: there `:authority` takes the place of Host.
     hold_in(
         Protocol::Http1,
         "foreign authority",

@@ -1,4 +1,4 @@
-//! PROMISES under fire: a dead upstream, memory that runs short, more clients than anybody can serve.
+//! Promises under overload: a dead upstream, little memory, more clients than can be served.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ use crate::{
 
 const CHAT: &str = "/openai/v1/chat/completions";
 
-/// A chat call of so many bytes.
+/// A chat call with a body of `bytes` bytes.
 fn chat_of(bytes: usize, headers: &str) -> String {
     let frame = r#"{"model":"m","messages":[{"role":"user","content":""}]}"#;
     let body = frame.replace(r#""""#, &format!("\"{}\"", "x".repeat(bytes - frame.len())));
@@ -30,19 +30,19 @@ fn chat_of(bytes: usize, headers: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn never_hangs_and_never_grows_before_a_dead_upstream() {
+async fn a_dead_upstream_neither_blocks_clients_nor_uses_up_memory() {
     dead_upstream(500).await;
 }
 
-/// `cargo test --test contract -- --ignored ten_thousand --nocapture`; takes 40 000 descriptors (`ulimit -n`).
+/// `cargo test --test contract -- --ignored ten_thousand --nocapture`; needs 40,000 file descriptors (`ulimit -n`).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes 40 000 descriptors"]
-async fn ten_thousand_before_a_dead_upstream_take_bounded_memory() {
+async fn ten_thousand_clients_of_a_dead_upstream_use_bounded_memory() {
     dead_upstream(10_000).await;
 }
 
-/// So many clients at once before an upstream that takes every request and never says a word: each is told, by its time
-/// limits, and afterwards nothing of them is left.
+/// `count` clients at once in front of an upstream that accepts every request and never answers: each gets a failure within
+/// its time limits, and no memory, connection or queue entry remains.
 async fn dead_upstream(count: usize) {
     const BODY: usize = 20_000;
     let upstream = Upstream::start(&Kind::Plain(vec![vec![Step::Hold]])).await;
@@ -76,7 +76,7 @@ async fn dead_upstream(count: usize) {
             .all(|code| ["502 upstream_timeout", "503 upstream_unavailable", "503 shield_overloaded"].contains(&code.as_str())),
         "{codes:?}"
     );
-    // The clients, their copies of what they sent and the upstream's log of it are in this process, too.
+    // Resident memory includes the clients, their copies of what they sent, and the upstream's log.
     assert!(grown < cap + (count * (4 * BODY + (64 << 10))) as u64, "{} MiB", grown >> 20);
     let left = || {
         (
@@ -94,10 +94,10 @@ async fn dead_upstream(count: usize) {
     running.end();
 }
 
-/// TRUST's order: stop reading new bodies, refuse batch, refuse all with 503 and `retry-after`, refuse connections
+/// The order under overload: stop reading new bodies, refuse batch, refuse all with 503 and `retry-after`, refuse connections
 /// (`beyond_max_connections_clients_wait_for_a_place`).
 #[tokio::test]
-async fn in_overload_batch_is_refused_first_then_all() {
+async fn overload_refuses_batch_first_and_then_all() {
     let upstream = Upstream::start(&Kind::Plain(vec![vec![Step::Hold]])).await;
     let mut settings = upstream.settings();
     settings.queue.max_bytes = 1_000_000;
@@ -129,9 +129,9 @@ async fn in_overload_batch_is_refused_first_then_all() {
     shield.end();
 }
 
-/// The last quarter of the queue is not for batch.
+/// The last quarter of the queue is closed to batch requests.
 #[tokio::test(start_paused = true)]
-async fn in_a_long_line_batch_is_refused_first() {
+async fn batch_is_refused_first_when_the_queue_is_nearly_full() {
     let mut settings = Settings::default();
     settings.limits.plan = Plan::None;
     settings.limits.model.insert("m".into(), ModelLimits { requests_per_minute: Some(3), ..Default::default() });
@@ -158,7 +158,7 @@ async fn in_a_long_line_batch_is_refused_first() {
             Err(_) => Ok(waiter),
         }
     };
-    // Whoever is first goes, and its place is not settled: the next ones wait for it, or for the limit.
+    // The first request is dispatched and not settled: those behind it wait for its settlement or for the limit.
     let _first = limits.reserve(&ask(Priority::Interactive), deadline, None).await.expect("it is the first");
     let mut line = Vec::new();
     let mut refused = None;
@@ -178,7 +178,7 @@ async fn in_a_long_line_batch_is_refused_first() {
     assert_eq!(limits.waiting(), 0);
 }
 
-/// Bytes of this process in memory, its clients' side included.
+/// Resident memory of this process in bytes, the clients' side included.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("this runs on Linux");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it is told");

@@ -1,4 +1,4 @@
-//! PROMISES: every test that docs/promises.md names is there.
+//! Every test that docs/promises.md names exists.
 
 use std::{fs, path::Path};
 

@@ -1,4 +1,4 @@
-//! CONTRACT, streams: how one that breaks ends, and that a healthy one is left alone.
+//! Streams: how a broken one ends, and that a healthy one is never cut.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ fn end() -> Step {
     Step::Write("0\r\n\r\n".into())
 }
 
-/// The frame after `passed`: the documented object, with an integer status.
+/// The error frame after `passed`: the documented object, with an integer status.
 #[track_caller]
 fn frame(name: &str, body: &str, passed: &str) -> Value {
     let frame = body.strip_prefix(passed).unwrap_or_else(|| panic!("{name}: what came whole passes: {body}"));
@@ -104,7 +104,7 @@ async fn an_error_in_a_stream_is_one_that_every_client_raises_on() {
 }
 
 #[tokio::test]
-async fn a_stream_broken_before_its_first_frame_is_retried_whole() {
+async fn a_stream_broken_before_its_first_frame_is_retried() {
     let whole = vec![head(), chunk(FIRST), chunk(DONE), end()];
     for (broken, protocol) in over_both(&[vec![head()], vec![head(), chunk(&FIRST[..10])], vec![head(), end()]]) {
         let upstream = Upstream::start(&Kind::Plain(vec![broken.clone(), whole.clone()])).await;
@@ -136,7 +136,7 @@ async fn a_healthy_stream_with_long_gaps_is_never_cut() {
     let over = async |protocol| {
         let upstream = Upstream::start(&Kind::Plain(vec![script.clone()])).await;
         let mut settings = upstream.settings();
-        // Every limit but the one between frames is shorter than the stream.
+        // Every time limit but `idle_timeout` is shorter than the stream.
         settings.upstream.idle_timeout = Duration::from_secs(20);
         settings.upstream.response_timeout = Duration::from_secs(3);
         settings.queue.max_wait = Duration::from_secs(3);
@@ -150,9 +150,9 @@ async fn a_healthy_stream_with_long_gaps_is_never_cut() {
     tokio::join!(over(Protocol::Http1), over(Protocol::Http2));
 }
 
-/// Thirty a minute: what comes after the burst waits up to two seconds in the queue.
+/// Thirty requests a minute: after the burst, each waits up to two seconds in the queue.
 #[tokio::test]
-async fn a_stream_in_line_is_kept_alive_by_comments() {
+async fn a_queued_stream_is_kept_alive_by_comments() {
     tokio::join!(kept_alive(Protocol::Http1), kept_alive(Protocol::Http2));
 }
 
@@ -167,7 +167,7 @@ async fn kept_alive(protocol: Protocol) {
         let comments = answer.body.matches(": waiting\n\n").count();
         assert_eq!(answer.body, [&": waiting\n\n".repeat(comments), FIRST, DONE].concat(), "the {sent}th");
         assert_eq!(upstream.seen(), sent);
-        // Before, it is a slow machine that shows them.
+        // Comments show that the request is waiting; without them the machine was too slow for this test.
         if comments > 0 && sent > 28 {
             let header = |name| answer.header(name).to_owned();
             assert!(header("x-request-id").starts_with("req_shield_"), "{answer:?}");

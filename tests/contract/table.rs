@@ -1,4 +1,4 @@
-//! CONTRACT, the failure table: what the upstream does, and what the app sees of it.
+//! The failure table: what the upstream does, and what the app gets.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::{
     kit::{Certificate, Kind, Step, Upstream, answer, good, in_chunks, json, start},
 };
 
-/// One row.
+/// One row of the table.
 pub(crate) struct Row {
     pub(crate) name: String,
     upstream: Kind,
@@ -22,7 +22,7 @@ pub(crate) struct Row {
     says: &'static str,
     /// Whether the shield made it: `x-shield-error`.
     ours: bool,
-    /// `retry-after` is at least so much.
+    /// The least `retry-after`.
     retry_after: Option<u64>,
     /// Requests that reach the upstream.
     seen: usize,
@@ -31,7 +31,7 @@ pub(crate) struct Row {
 const SERVER: &str = "internal_server_error";
 const INVALID: &str = "invalid_request_error";
 
-/// A failure of Groq's that the shield puts in words, after two attempts.
+/// A failure of Groq's that the shield rebuilds, after two attempts.
 fn row(name: impl Into<String>, upstream: Kind, code: &'static str) -> Row {
     Row {
         name: name.into(),
@@ -56,7 +56,7 @@ fn write(text: &str) -> Step {
     Step::Write(text.into())
 }
 
-/// No answer, or half of one.
+/// No answer, or a partial one.
 fn connections() -> Vec<Row> {
     let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{\"id\":";
     let short = |settings: &mut Settings| {
@@ -89,7 +89,7 @@ fn connections() -> Vec<Row> {
     ]
 }
 
-/// TLS. What no attempt can cure is tried once.
+/// TLS. Permanent failures are tried once.
 fn handshakes() -> Vec<Row> {
     let tls = |certificate| Kind::Tls(certificate, good());
     let row = |name: &str, upstream, code| Row { seen: 0, ..row(name, upstream, code) };
@@ -109,7 +109,7 @@ fn handshakes() -> Vec<Row> {
 
 const PAGE: &str = "<!DOCTYPE html>\n<html><head><title>api.groq.com | 502: Bad gateway</title></head></html>";
 
-/// What is in front of Groq answers in its place.
+/// Answers of the CDN in front of Groq.
 fn edges() -> Vec<Row> {
     let page = |status: u16| answer(&format!("{status} X"), "content-type: text/html; charset=UTF-8\r\n", PAGE);
     let error = |name: &str, status: u16, script| Row { status, ..row(name, plain(script), "upstream_error") };
@@ -159,7 +159,7 @@ fn edges() -> Vec<Row> {
     rows
 }
 
-/// Errors of Groq's own: they pass, mended and masked.
+/// Groq's own errors: passed with their members, ids masked.
 fn own_errors() -> Vec<Row> {
     let passed = |name: &str, status: u16, kind, code, script| Row {
         status,
@@ -303,7 +303,7 @@ fn own_errors() -> Vec<Row> {
 }
 
 impl Row {
-    /// Everything in which the answer over this protocol is not as the row has it.
+    /// The differences between the row and the answer over this protocol.
     async fn faults(&self, protocol: Protocol) -> Vec<String> {
         let upstream = Upstream::start(&self.upstream).await;
         let mut settings = upstream.settings();
@@ -365,7 +365,7 @@ async fn every_failure_in_the_contract_connections() {
 #[tokio::test]
 async fn every_failure_in_the_contract_tls() {
     hold(handshakes()).await;
-    // The table means something: the same upstream with a good certificate answers.
+    // Control: the same upstream with a valid certificate is reached.
     let upstream = Upstream::start(&Kind::Tls(Certificate::Good, good())).await;
     let shield = start(upstream.settings());
     assert_eq!(ask(shield.app, chat().as_bytes()).await.status, 200);
@@ -378,13 +378,13 @@ async fn every_failure_in_the_contract_edges() {
 }
 
 #[tokio::test]
-async fn every_failure_in_the_contract_groqs_own() {
+async fn every_failure_in_the_contract_own_errors() {
     hold(own_errors()).await;
 }
 
-/// Transient failures that pass are not seen at all.
+/// The app does not notice transient failures that a retry cures.
 #[tokio::test]
-async fn what_a_retry_cures_is_a_success() {
+async fn a_failure_that_a_retry_cures_is_a_success() {
     for script in [vec![], vec![Step::Reset], json("500 X", ""), json("530 X", PAGE), json("498 X", "{}"), json("200 OK", "{")] {
         let upstream = Upstream::start(&Kind::Plain(vec![script.clone(), good()])).await;
         let shield = start(upstream.settings());

@@ -1,4 +1,4 @@
-//! The files under `deploy/` agree with the repository in paths, versions and names, and hold no traces of a machine.
+//! The files under `deploy/` agree with the repository in paths, versions and names, and contain no paths of a developer's machine.
 
 use std::{
     collections::BTreeSet,
@@ -9,7 +9,7 @@ use std::{
 use super::{ROOT, path, text, words, yaml};
 use serde_json::Value;
 
-/// `COPY` lines from the build context: the sources.
+/// Sources of the `COPY` lines that copy from the build context.
 fn copied() -> Vec<String> {
     let dockerfile = text("deploy/Dockerfile");
     let copies = dockerfile.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|line| !line.starts_with("--from"));
@@ -33,9 +33,9 @@ fn the_image_is_built_from_files_that_exist() {
     }
 }
 
-/// Cargo builds nothing where a target that the manifest names has no file.
+/// Cargo refuses to build when a target that the manifest names has no file.
 #[test]
-fn named_targets_are_copied() {
+fn the_image_copies_every_target_of_the_manifest() {
     let manifest: toml::Table = text("Cargo.toml").parse().expect("TOML");
     assert!(manifest.contains_key("bench"));
     for (target, folder) in [("bench", "benches"), ("test", "tests"), ("example", "examples")] {
@@ -45,7 +45,7 @@ fn named_targets_are_copied() {
 }
 
 #[test]
-fn what_is_compiled_in_is_copied() {
+fn the_image_copies_every_included_file() {
     let mut included = BTreeSet::new();
     for folder in ["src", "crates"] {
         includes(&path(folder), &mut included);
@@ -57,7 +57,7 @@ fn what_is_compiled_in_is_copied() {
     }
 }
 
-/// What `include_str!` and `include_bytes!` take, tests' own files apart.
+/// The files of `include_str!` and `include_bytes!`, tests excluded.
 fn includes(folder: &Path, found: &mut BTreeSet<PathBuf>) {
     for entry in fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
         if entry.is_dir() {
@@ -119,14 +119,14 @@ fn dashboard_panels_do_not_overlap() {
     }
 }
 
-/// The names of ours in a text: `groq_shield_…`.
+/// Our metric names in a text: `groq_shield_…`.
 pub(super) fn metrics(text: &str) -> BTreeSet<String> {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     text.split(|c| !word(c)).filter(|name| name.starts_with("groq_shield_")).map(str::to_owned).collect()
 }
 
 #[test]
-fn every_alert_is_tested_and_says_what_to_do() {
+fn every_alert_has_a_test_and_a_description() {
     let tests = text("deploy/prometheus/alerts.test.yaml");
     let rules = yaml("deploy/prometheus/alerts.yaml")[0]["groups"][0]["rules"].as_array().expect("rules").clone();
     assert!(rules.len() >= 7);

@@ -1,4 +1,4 @@
-//! A running shield does what the dashboard, the alerts and the socket unit rely on.
+//! A running shield provides what the dashboard, the alerts and the socket unit rely on.
 
 use std::{
     io,
@@ -25,10 +25,10 @@ use tokio::{
 
 use super::{BINARY, files::metrics, text};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 const CHAT: &str = r#"{"model":"openai/gpt-oss-20b","max_completion_tokens":8,"messages":[{"role":"user","content":"Hello"}]}"#;
 
-/// A shield before its own simulator; killed when dropped.
+/// A shield in front of its own simulator; killed when dropped.
 struct Shield {
     child: Child,
     app: SocketAddr,
@@ -51,8 +51,8 @@ impl Shield {
                 seen.push_str(&line);
             }
         };
-        let line = timeout(PATIENCE, ready).await.expect("it becomes ready");
-        // The pipe must not fill up.
+        let line = timeout(LONGEST_WAIT, ready).await.expect("it becomes ready");
+        // Drains the pipe, which must not fill up.
         tokio::spawn(async move { tokio::io::copy(&mut log, &mut tokio::io::sink()).await });
         let words = line.split(|c: char| c.is_whitespace() || "=\",\u{1b}".contains(c));
         let addresses: Vec<SocketAddr> = words.filter_map(|word| word.parse().ok()).collect();
@@ -60,16 +60,16 @@ impl Shield {
         Self { child, app, admin }
     }
 
-    /// SIGTERM, and its end.
+    /// Sends SIGTERM and waits for the exit.
     async fn end(mut self) {
         let id = self.child.id().expect("it runs");
         kill(Pid::from_raw(id.cast_signed()), Signal::SIGTERM).expect("it can be signalled");
-        let status = timeout(PATIENCE, self.child.wait()).await.expect("SIGTERM ends it").expect("a child");
+        let status = timeout(LONGEST_WAIT, self.child.wait()).await.expect("SIGTERM ends it").expect("a child");
         assert!(status.success(), "{status}");
     }
 }
 
-/// One request on a connection of its own: the whole answer as text.
+/// Sends one request on a connection of its own and returns the raw answer.
 async fn ask(address: SocketAddr, request: &str, body: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
     let length = body.len();
@@ -79,12 +79,12 @@ async fn ask(address: SocketAddr, request: &str, body: &str) -> io::Result<Strin
     );
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
-    timeout(PATIENCE, stream.read_to_string(&mut answer)).await??;
+    timeout(LONGEST_WAIT, stream.read_to_string(&mut answer)).await??;
     Ok(answer)
 }
 
 #[tokio::test]
-async fn every_metric_that_is_watched_exists() {
+async fn dashboards_and_alerts_use_existing_metrics() {
     let arguments = ["serve", "--simulate", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
     let shield = Shield::start(Command::new(BINARY).args(arguments).env("NO_COLOR", "1")).await;
     let answer = ask(shield.app, "POST /openai/v1/chat/completions", CHAT).await.expect("an answer");
@@ -98,9 +98,9 @@ async fn every_metric_that_is_watched_exists() {
     shield.end().await;
 }
 
-/// A shield that is handed `listener` as systemd does.
+/// A shield that gets `listener` as systemd would pass it.
 async fn behind(listener: &TcpListener) -> Shield {
-    // The socket comes as standard input, and the shell makes it the first passed descriptor.
+    // The socket is inherited as standard input; the shell moves it to descriptor 3, the first that systemd passes.
     let script = r#"LISTEN_FDS=1 LISTEN_PID=$$ NO_COLOR=1 exec "$0" serve --simulate --admin 127.0.0.1:0 3<&0 </dev/null"#;
     let socket: OwnedFd = listener.try_clone().expect("a descriptor").into();
     Shield::start(Command::new("sh").args(["-c", script, BINARY]).stdin(socket)).await

@@ -1,8 +1,8 @@
-//! The files under `deploy/`: all of them are read, and what can run here is run.
+//! The files under `deploy/`: every one is parsed, and what can run here is run.
 //!
-//! `files` and `settings` need nothing but the build, `live` runs the binary on free ports, and `tools` runs `tests/deploy/run`
-//! with what other projects provide to check such files (promtool, hadolint, schemas, pip, npm). No container engine and no
-//! cluster is asked for: images are not built and manifests are not applied by any test.
+//! `files` and `settings` need only the build, `live` runs the binary on free ports, and `tools` runs `tests/deploy/run` with
+//! other projects' checkers (promtool, hadolint, schemas, pip, npm). No container engine or cluster is needed: no test builds
+//! images or applies manifests.
 
 mod files;
 mod live;

@@ -1,4 +1,4 @@
-//! The settings and commands that `deploy/` gives the shield are ones that it understands, and their times fit together.
+//! The settings and commands in `deploy/` are valid, and their timeouts fit together.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 const KEYS: [(&str, &str); 2] = [("GROQ_API_KEY", "gsk_test"), ("APP_TOKEN", "token_test")];
 
-/// Every TOML under `deploy/`: name and text.
+/// Name and text of every TOML under `deploy/`.
 fn configurations() -> Vec<(String, String)> {
     let mut found = Vec::new();
     for name in ["deploy/compose.toml", "deploy/compose.redis.toml", "deploy/systemd/groq-shield.toml"] {
@@ -22,7 +22,7 @@ fn configurations() -> Vec<(String, String)> {
     found
 }
 
-/// What the shield is told to do: where, and its arguments.
+/// Where a shield is started, and its arguments.
 fn commands() -> Vec<(String, Vec<String>)> {
     let mut found = Vec::new();
     let mut add = |place: &str, words: Vec<&str>| {
@@ -55,7 +55,7 @@ fn commands() -> Vec<(String, Vec<String>)> {
     found
 }
 
-/// Every pod with a shield in it: file, the shield's container, the pod's spec.
+/// Every pod with a shield: file, the shield's container, the pod's spec.
 fn sidecars() -> Vec<(String, Value, Value)> {
     let mut found = Vec::new();
     for name in ["deploy/kubernetes/sidecar.yaml", "deploy/kubernetes/redis.yaml"] {
@@ -75,7 +75,7 @@ fn every_configuration_passes_check() {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, toml) in configurations() {
         let file = folder.path().join("groq-shield.toml");
-        // Where the state file is kept there; `check` wants the directory to be there.
+        // The state file's directory exists there; `check` requires it.
         let toml = toml.replace("/var/lib/groq-shield/", &format!("{}/", folder.path().display()));
         fs::write(&file, toml).expect("the file is written");
         let output = run(&["check", "--config", file.to_str().expect("UTF-8")], &KEYS);
@@ -101,7 +101,7 @@ fn every_command_and_flag_exists() {
 }
 
 #[test]
-fn a_drain_ends_before_the_kill() {
+fn the_drain_timeout_fits_the_grace_period() {
     let drain = 25;
     for (name, toml) in configurations() {
         let line = toml.lines().find(|line| line.starts_with("drain_timeout"));

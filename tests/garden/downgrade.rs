@@ -1,5 +1,5 @@
-//! Payloads over HTTP/2: what a client writes into fields and bodies there must not become a line, a body or a request of its
-//! own where the upstream speaks HTTP/1.1.
+//! Payloads over HTTP/2: nothing that a client writes into fields and bodies may become a line, a body or a request of its own
+//! towards an upstream that speaks HTTP/1.1.
 
 use std::{collections::BTreeMap, io, net::SocketAddr, time::Duration};
 
@@ -20,7 +20,7 @@ type Field = (Vec<u8>, Vec<u8>);
 /// A name, fields, a body.
 type Added = (&'static str, &'static [(&'static str, &'static str)], &'static str);
 
-/// A request, perhaps one that no server should read.
+/// A request, possibly an invalid one.
 #[derive(Clone, Debug)]
 pub(crate) struct Payload {
     pub(crate) name: String,
@@ -57,8 +57,8 @@ fn fields(pairs: &[(&str, &str)]) -> Vec<Field> {
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
 const CHUNKED: &str = "0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// What is added to a POST, and its body: the ways of smugglex 0.4.0 (H2.CL, H2.TE, pseudo-headers, line ends in fields) and of
-/// portswigger.net/research/http2, as fields of HTTP/2.
+/// Fields and bodies that are added to a POST: the techniques of smugglex 0.4.0 (H2.CL, H2.TE, pseudo-headers, line breaks in
+/// fields) and of portswigger.net/research/http2, as HTTP/2 fields.
 const ADDED: &[Added] = &[
     ("two methods", &[(":method", "GET")], ""),
     ("two paths", &[(":path", "/admin")], ""),
@@ -127,7 +127,7 @@ const ADDED: &[Added] = &[
     ("a body that closes chunks", &[], "0\r\n\r\n"),
 ];
 
-/// Pseudo-headers that hold more than they should.
+/// Pseudo-headers with invalid content.
 const PSEUDO: &[(&str, &str, &str)] = &[
     ("a request line in the method", ":method", "GET / HTTP/1.1\r\ntransfer-encoding: chunked\r\nx: x"),
     ("a path in the method", ":method", "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\nGET"),
@@ -156,8 +156,8 @@ const PSEUDO: &[(&str, &str, &str)] = &[
     ("lines in the scheme", ":scheme", "http\r\nx: y"),
 ];
 
-/// A request by another version of HTTP is written as HTTP/2 writes it: the request line as pseudo-headers, names in small
-/// letters, lines that are no field left out. `framed` keeps its own idea of where the body ends.
+/// Translates an HTTP/1.1 request to HTTP/2: pseudo-headers, lower-case names, without lines that are no field. `framed` keeps
+/// Content-Length and Transfer-Encoding.
 fn translated(name: &str, bytes: &[u8], framed: bool) -> Option<Payload> {
     let end = memchr::memmem::find(bytes, b"\r\n\r\n")?;
     let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
@@ -178,7 +178,7 @@ fn translated(name: &str, bytes: &[u8], framed: bool) -> Option<Payload> {
     Some(Payload { name, fields, body, trailers: Vec::new() })
 }
 
-/// Everything that is sent; of the mutations, the first so many.
+/// All payloads, and the first `mutated` mutations.
 pub(crate) fn payloads(mutated: u64) -> Vec<Payload> {
     let post = || fields(&[(":method", "POST"), (":scheme", "http"), (":path", "/a"), (":authority", "a")]);
     let payload = |name: &str, fields: Vec<Field>, body: &str, trailers: &[(&str, &str)]| Payload {
@@ -214,7 +214,7 @@ pub(crate) fn payloads(mutated: u64) -> Vec<Payload> {
     all
 }
 
-/// A valid request with a byte of its fields changed, inserted, left out or repeated here and there.
+/// A valid request with bytes of its fields changed, inserted, removed or repeated.
 fn mutation(seed: u64) -> Payload {
     const INTERESTING: &[u8] = b"\0\t\n\x0b\r \"#*+,-0:;=_\x7f\x85\xa0\xff";
     let mut random = fastrand::Rng::with_seed(seed);
@@ -244,11 +244,11 @@ fn mutation(seed: u64) -> Payload {
     Payload { name: format!("HTTP/2: mutation {seed}"), fields, body: SMUGGLED.into(), trailers: Vec::new() }
 }
 
-/// What came back on each stream: the payload's 1 and, where the connection goes on, 3 for `GET /next`.
+/// The answers by stream: 1 is the payload and, if the connection is still open, 3 is `GET /next`.
 pub(crate) async fn exchange(to: SocketAddr, payload: &Payload) -> io::Result<BTreeMap<u32, String>> {
     let mut socket = TcpStream::connect(to).await?;
     let mut bodies: BTreeMap<u32, String> = BTreeMap::new();
-    // A server that has refused takes no more.
+    // A server that has refused may have closed its side.
     let _ = socket.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), &payload.bytes()].concat()).await;
     let mut read = Vec::new();
     let (mut refused, mut followed) = (false, false);

@@ -1,6 +1,6 @@
-//! A garden of real servers behind the shield, after narfindustries/http-garden: whatever a client sends, over HTTP/1.1 or
-//! HTTP/2, no upstream sees another number of requests, another path or another body than the client got answers for. And no
-//! odd answer of an upstream reaches another client.
+//! Real servers behind the shield, after narfindustries/http-garden: whatever a client sends over HTTP/1.1 or HTTP/2, no upstream
+//! sees another number of requests, another path or another body than the client got answers for, and no malformed answer of an
+//! upstream reaches another client.
 
 mod downgrade;
 #[path = "../conformance/http2/frames.rs"]
@@ -26,10 +26,10 @@ use tokio::{
 /// Names and escaped bytes: the payloads in the trophies of narfindustries/http-garden (ffb9164, December 2025) and those of
 /// smugglex 0.4.0 (CL.TE, TE.CL, TE.TE, edges of Content-Length).
 const PAYLOADS: &str = include_str!("payloads.txt");
-/// After the last byte, for more answers or the close.
+/// Time without data after which no more answers are expected.
 const QUIET: Duration = Duration::from_millis(250);
 
-/// A shield before an upstream; with a certificate, over TLS, where it speaks HTTP/2.
+/// A shield in front of an upstream; with a certificate it speaks TLS and HTTP/2 to it.
 pub(crate) fn shield(upstream: SocketAddr, certificate: Option<&Path>) -> io::Result<Running> {
     let mut settings = Settings::default();
     settings.server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -38,7 +38,7 @@ pub(crate) fn shield(upstream: SocketAddr, certificate: Option<&Path>) -> io::Re
     let scheme = if certificate.is_some() { "https" } else { "http" };
     settings.upstream.base_url = format!("{scheme}://{upstream}").parse().expect("a URL");
     settings.upstream.ca_file = certificate.map(Path::to_owned);
-    // Any variable that cargo sets: payloads need no key then.
+    // A variable that cargo always sets, so that payloads need no key.
     settings.upstream.api_key_env = Some("CARGO_PKG_NAME".into());
     settings.limits.plan = Plan::None;
     settings.retry.attempts = 1;
@@ -67,7 +67,7 @@ fn unescape(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// Valid requests with a byte changed, inserted, left out or repeated here and there, as http-garden's fuzzer has them.
+/// Valid requests with bytes changed, inserted, removed or repeated, like those of http-garden's fuzzer.
 fn mutations(count: u64) -> impl Iterator<Item = (String, Vec<u8>)> {
     const SEEDS: [&[u8]; 3] = [
         b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhelloGET /b HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -92,11 +92,11 @@ fn mutations(count: u64) -> impl Iterator<Item = (String, Vec<u8>)> {
     })
 }
 
-/// Sends these bytes; everything that comes back until the close or until it is quiet.
+/// Sends these bytes and returns what comes back until the close or until `QUIET`.
 async fn send(to: SocketAddr, bytes: &[u8]) -> io::Result<String> {
     let mut socket = TcpStream::connect(to).await?;
     let mut all = Vec::new();
-    // It may answer and close before it has read all.
+    // The server may answer and close before it has read everything.
     let _ = socket.write_all(bytes).await;
     let mut some = [0; 16 << 10];
     while let Ok(Ok(count @ 1..)) = timeout(QUIET, socket.read(&mut some)).await {
@@ -113,18 +113,18 @@ fn listed() -> impl Iterator<Item = (String, Vec<u8>)> {
     })
 }
 
-/// How one server went.
+/// One run of all payloads against one server.
 #[derive(Default)]
 struct Walk {
     sent: usize,
     parsed: usize,
     wrong: String,
-    /// Lines of the log that have been looked at.
+    /// Lines of the log that have been read.
     logged: usize,
 }
 
 impl Walk {
-    /// Compares what the upstream has logged since with what the client was told.
+    /// Compares what the upstream has logged since with what the client was answered.
     fn compare(&mut self, server: &Server, name: &str, told: &[&str]) {
         let fresh = server.log().split_off(self.logged);
         self.logged += fresh.len();
@@ -156,7 +156,7 @@ async fn through(server: &Server, mutated: u64) -> io::Result<Walk> {
         let bodies = downgrade::exchange(shield.app, &payload).await?;
         let told: Vec<&str> = bodies.values().flat_map(MatchesJson::matches_json).collect();
         walk.compare(server, &payload.name, &told);
-        // What was served is what was sent.
+        // The body that was served is the one that was sent.
         let first = bodies.get(&1).and_then(|body| body.matches_json().next());
         let path = String::from_utf8_lossy(payload.field(":path"));
         let plain = path.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'/');
@@ -167,7 +167,7 @@ async fn through(server: &Server, mutated: u64) -> io::Result<Walk> {
             let _ = writeln!(walk.wrong, "{}: {}: served as {line}", server.name, payload.name);
         }
     }
-    // The upstream's connections are as good as before.
+    // The upstream's connections still work.
     for n in 0..20 {
         let request = format!("POST /after/{n} HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
         let answers = send(shield.app, request.as_bytes()).await?;
@@ -178,7 +178,7 @@ async fn through(server: &Server, mutated: u64) -> io::Result<Walk> {
     Ok(walk)
 }
 
-/// The echoed lines in a client's bytes.
+/// The echoed JSON lines in the bytes that a client received.
 trait MatchesJson {
     fn matches_json(&self) -> impl Iterator<Item = &str>;
 }
@@ -197,7 +197,7 @@ async fn walk(servers: Vec<Server>, mutated: u64) {
         let Walk { sent, parsed, wrong: differs, .. } = through(server, mutated).await.expect("it goes on");
         let differ = differs.lines().count();
         println!("{}: {sent} payloads, {parsed} requests parsed, {differ} differ, {:?}", server.name, started.elapsed());
-        // Some of the payloads are valid, and most requests that follow one over HTTP/2 are served.
+        // Some payloads are valid, and most requests that follow one over HTTP/2 are served.
         assert!(parsed > 400, "{}: {parsed} requests parsed", server.name);
         wrong += &differs;
     }
@@ -205,12 +205,12 @@ async fn walk(servers: Vec<Server>, mutated: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn node_parses_what_the_shield_counted() {
+async fn node_sees_the_requests_that_the_shield_forwarded() {
     let (http1, http2) = tokio::join!(servers::node(), servers::node_http2());
     tokio::join!(walk(vec![http1.expect("Node starts")], 40), walk(vec![http2.expect("Node starts")], 40));
 }
 
-/// All servers. Installs those of PyPI into `target/garden`; needs nginx, HAProxy, Apache and Node.
+/// All servers. Installs those from PyPI into `target/garden`; needs nginx, HAProxy, Apache and Node.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "installs servers, takes minutes"]
 async fn garden() {

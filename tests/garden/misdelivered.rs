@@ -1,4 +1,4 @@
-//! Odd answers on reused connections: none may reach another client than the one that asked.
+//! Malformed answers on reused connections: none may reach another client than the one that asked.
 
 use std::{
     io,
@@ -19,7 +19,7 @@ use tokio::{
 
 const CLIENTS: usize = 50;
 
-/// Ways to answer a request with `body`, and perhaps more than was asked for.
+/// Ways to answer a request with `body`, some of them with more data than one answer.
 const WAYS: usize = 14;
 
 fn odd(way: usize, body: &str) -> String {
@@ -44,7 +44,7 @@ fn odd(way: usize, body: &str) -> String {
     }
 }
 
-/// Answers each request with its own body, in one odd way after the other; the thirteenth before it has read the body.
+/// Answers each request with its own body, in the ways of `odd` in turn; the thirteenth way answers before the body is read.
 async fn upstream() -> io::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
@@ -80,7 +80,7 @@ async fn serve(socket: TcpStream, count: Arc<AtomicUsize>) -> io::Result<()> {
         let mut body = vec![0; length];
         socket.read_exact(&mut body).await?;
         if is_head {
-            // A body that no answer to HEAD has.
+            // A body, which no answer to HEAD may have.
             socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged").await?;
         } else if way < 13 {
             socket.write_all(odd(way, &format!("{path} {}", String::from_utf8_lossy(&body))).as_bytes()).await?;
@@ -91,7 +91,7 @@ async fn serve(socket: TcpStream, count: Arc<AtomicUsize>) -> io::Result<()> {
     }
 }
 
-/// One answer's status and body. The shield frames each by length or chunks.
+/// Reads one answer's status and body. The shield delimits each by length or chunks.
 async fn answer(socket: &mut BufReader<TcpStream>, is_head: bool) -> io::Result<(u16, String, bool)> {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -123,7 +123,7 @@ async fn answer(socket: &mut BufReader<TcpStream>, is_head: bool) -> io::Result<
     Ok((status, String::from_utf8_lossy(&body).into_owned(), header("connection") == Some("close")))
 }
 
-/// A client that keeps its connection as long as it may. Returns how many answers were its own, and how many were none.
+/// A client that keeps its connection open while it can. Returns how many answers were its own, and how many were failures.
 async fn client(name: usize, to: SocketAddr, requests: usize) -> io::Result<(usize, usize)> {
     let (mut own, mut none) = (0, 0);
     let mut kept = None;
@@ -147,7 +147,7 @@ async fn client(name: usize, to: SocketAddr, requests: usize) -> io::Result<(usi
                 let mine = told == whole || told == early;
                 match status {
                     200 if is_head || mine => own += 1,
-                    // Without a body; that of a failure is the shield's own.
+                    // Without a body; a failure's body is the shield's own.
                     204 | 304 | 502 => none += 1,
                     _ => return Err(io::Error::other(format!("client {name}, request {n}: {status} {told:?}"))),
                 }
@@ -184,6 +184,6 @@ async fn no_answer_reaches_another_client() {
 /// `cargo test --test garden -- --ignored hundred_thousand --nocapture`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes"]
-async fn no_answer_of_a_hundred_thousand_reaches_another_client() {
+async fn none_of_a_hundred_thousand_answers_reaches_another_client() {
     deliver(100_000).await;
 }

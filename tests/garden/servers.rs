@@ -1,4 +1,4 @@
-//! The servers of the garden. nginx, HAProxy and Apache stand before Node's echo, which says what came out of them.
+//! The servers of the garden. nginx, HAProxy and Apache run in front of Node's echo, which logs what reaches it.
 
 use std::{
     fs, io,
@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 pub(crate) struct Server {
     pub(crate) name: &'static str,
     pub(crate) address: SocketAddr,
-    /// Of a server that speaks HTTP/2 over TLS.
+    /// The certificate of a server that speaks HTTP/2 over TLS.
     pub(crate) certificate: Option<PathBuf>,
     log: PathBuf,
     children: Vec<Child>,
@@ -30,7 +30,7 @@ pub(crate) struct Server {
 impl Drop for Server {
     fn drop(&mut self) {
         for child in &mut self.children {
-            // With the workers that it has started, which outlive it otherwise.
+            // Also its worker processes, which would outlive it.
             let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
             let _ = child.wait();
         }
@@ -48,7 +48,7 @@ fn here(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/garden").join(file)
 }
 
-/// Starts an echo by the command that is made for its port.
+/// Starts an echo server by the command for its port.
 async fn start(name: &'static str, command: impl FnOnce(u16) -> Command) -> io::Result<Server> {
     let folder = tempfile::tempdir()?;
     start_in(name, folder, None, command).await
@@ -92,7 +92,7 @@ pub(crate) async fn node() -> io::Result<Server> {
     .await
 }
 
-/// Starts an echo that speaks HTTP/2 over TLS, by the command that is made for its port, certificate and key.
+/// Starts an echo server that speaks HTTP/2 over TLS, by the command for its port, certificate and key.
 async fn start_http2(name: &'static str, command: impl FnOnce(u16, &Path, &Path) -> Command) -> io::Result<Server> {
     let folder = tempfile::tempdir()?;
     let (certificate, key) = (folder.path().join("certificate.pem"), folder.path().join("key.pem"));
@@ -112,7 +112,7 @@ pub(crate) async fn node_http2() -> io::Result<Server> {
     .await
 }
 
-/// Puts a proxy before Node's echo.
+/// Puts a proxy in front of Node's echo.
 async fn before_node(
     name: &'static str,
     configure: impl FnOnce(&Path, u16, SocketAddr) -> String,
@@ -185,7 +185,7 @@ async fn apache() -> io::Result<Server> {
     .await
 }
 
-/// The folder of the virtual environment, with everything installed.
+/// The virtual environment with everything installed.
 fn installed() -> io::Result<PathBuf> {
     let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/garden");
     let run = |command: &mut Command| match command.status()?.success() {
