@@ -1,7 +1,7 @@
-//! The whole system in virtual time, the shield in front of the simulated Groq:
-//! delays, latencies, faults, strangers and clients that leave, all by a seed.
+//! The shield in front of the simulated Groq in virtual time, by seeds: delays, latencies, faults, external usage and clients
+//! that disconnect.
 //!
-//! A failure names its seed; `SIMULATION_SEED=n cargo test --test simulation` plays it again.
+//! A failure prints its seed; `SIMULATION_SEED=n cargo test --test simulation` replays it.
 #![cfg(feature = "demo")]
 
 use std::{
@@ -45,7 +45,7 @@ struct World {
     leaving: bool,
 }
 
-/// What became of the requests.
+/// How the requests ended.
 #[derive(Debug, Default)]
 struct Ends {
     good: Cell<usize>,
@@ -55,7 +55,7 @@ struct Ends {
 }
 
 #[test]
-fn nobody_is_refused() {
+fn groq_refuses_nothing_without_external_usage() {
     each_seed(World::default(), |sim, ends| {
         assert_eq!(sim.stats().refusals(), 0);
         assert_eq!(ends.failed.get(), 0);
@@ -64,7 +64,7 @@ fn nobody_is_refused() {
 }
 
 #[test]
-fn clients_that_leave_at_any_moment_leave_nothing_behind() {
+fn clients_that_disconnect_at_any_await_leave_nothing_behind() {
     each_seed(World { leaving: true, ..World::default() }, |sim, ends| {
         assert_eq!(sim.stats().refusals(), 0);
         assert!(ends.left.get() > REQUESTS / 10, "{ends:?}");
@@ -72,7 +72,7 @@ fn clients_that_leave_at_any_moment_leave_nothing_behind() {
 }
 
 #[test]
-fn faults_and_strangers_and_clients_that_leave() {
+fn faults_external_usage_and_disconnects() {
     each_seed(World { faults: true, strangers: true, leaving: true }, |sim, ends| {
         let stats = sim.stats();
         assert!(stats.refusals() <= 2 + stats.admitted / 50, "{:?} of {}", stats.refused, stats.admitted);
@@ -80,10 +80,10 @@ fn faults_and_strangers_and_clients_that_leave() {
     });
 }
 
-/// Groq's limit on output tokens: three times what it gives back is asked for, with ceilings up to four times the limit. Three
-/// organizations' worth of surplus is refused by the shield with a wait; nothing is too large, and Groq refuses next to nothing.
+/// Groq's limit on output tokens: three times what it refills is requested, with max completion tokens up to four times the
+/// limit. The surplus is refused by the shield with a wait; nothing is too large, and Groq refuses almost nothing.
 #[test]
-fn a_limit_on_output_is_used_whatever_the_ceilings() {
+fn a_limit_on_output_is_used_with_any_max_completion_tokens() {
     const OTPM: u64 = 1000;
     const MINUTES: u64 = 10;
     for seed in 1..=3 {
@@ -130,11 +130,11 @@ fn a_limit_on_output_is_used_whatever_the_ceilings() {
     }
 }
 
-/// Two apps at three times what the limit gives, one of them capped at a tenth of it: ± 2 % of that, and nothing of the limit is lost.
+/// Two apps at three times what the limit gives, one of them capped at a tenth: it gets that ± 2 %, and the limit is used up.
 #[test]
-fn a_capped_app_gets_its_tenth_and_the_other_the_rest() {
+fn a_capped_app_gets_its_cap_and_another_app_the_rest() {
     const MINUTES: u64 = 20;
-    /// Until the bursts are used and both queues are as long as they get.
+    /// Until the bursts are used up and both queues have their steady length.
     const START: Duration = Duration::from_secs(120);
     let end = START + Duration::from_secs(60 * MINUTES);
     let seed = 1;
@@ -190,7 +190,7 @@ fn a_capped_app_gets_its_tenth_and_the_other_the_rest() {
 }
 
 #[test]
-fn a_seed_is_the_same_life_again() {
+fn a_seed_is_reproducible() {
     let lives = Cell::new(Vec::new());
     for _ in 0..2 {
         one_seed(World { faults: true, strangers: true, leaving: true }, 7, &|sim, ends| {
@@ -215,13 +215,13 @@ fn one_seed(world: World, seed: u64, check: &impl Fn(&Sim, &Ends)) {
     let told = Told(seed);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
     runtime.block_on(LocalSet::new().run_until(async {
-        let (sim, ends) = live(world, seed).await;
+        let (sim, ends) = run(world, seed).await;
         check(&sim, &ends);
     }));
     drop(told);
 }
 
-/// Says the seed if a check fails.
+/// Prints the seed if a check panics.
 struct Told(u64);
 
 impl Drop for Told {
@@ -232,8 +232,8 @@ impl Drop for Told {
     }
 }
 
-/// One whole life: a burst and more than the limits refill, then until everything has ended and every level is full again.
-async fn live(world: World, seed: u64) -> (Sim, Rc<Ends>) {
+/// One run: a burst and more than the limits refill, then until everything has ended and every limit is full again.
+async fn run(world: World, seed: u64) -> (Sim, Rc<Ends>) {
     fastrand::seed(seed);
     let mut random = Rng::with_seed(seed);
     let limits = groq_sim::ModelLimits { requests_per_minute: Some(RPM), tokens_per_minute: Some(TPM), ..Default::default() };
@@ -260,13 +260,13 @@ async fn live(world: World, seed: u64) -> (Sim, Rc<Ends>) {
         clients.push(tokio::task::spawn_local(client(shield, ends, random, number, world.leaving)));
     }
     for client in clients {
-        // Patience, an answer, and retries: nobody hangs.
+        // Max wait, answer and retries have passed: nothing hangs.
         timeout(Duration::from_secs(600), client).await.expect("every request ends").expect("no client panics");
     }
     let count = ends.good.get() + ends.refused_by_us.get() + ends.failed.get() + ends.left.get();
     assert_eq!(count, REQUESTS, "{ends:?}");
     assert_eq!(shield.limits.waiting(), 0);
-    // Strangers go on; without them both sides' books come out even.
+    // External usage never ends; without it both sides agree exactly.
     sleep(Duration::from_secs(600)).await;
     let [lane] = &shield.limits.snapshot()[..] else { panic!("one model, one lane") };
     assert_eq!((lane.in_flight, lane.waiting.len()), (0, 0), "{lane:?}");
@@ -311,7 +311,7 @@ async fn way(mut from: ReadHalf<DuplexStream>, mut to: WriteHalf<DuplexStream>, 
         }
     }
     sleep(Duration::from_millis(random.u64(10..50))).await;
-    // The other end may have gone before.
+    // The other end may have closed.
     drop(to.shutdown().await);
 }
 
@@ -331,7 +331,7 @@ async fn client(shield: Arc<Shield>, ends: Rc<Ends>, mut random: Rng, number: us
         let (head, body) = handle(&shield, request, None).await.into_parts();
         (head.status, head.headers, body.collect().await.map(|body| body.to_bytes()))
     };
-    // Some leave after a time, some at the n-th time that they are looked at: at any await.
+    // Some leave after a time, some at the n-th poll: at any await point.
     let (after, polls) = match (leaving, random.u8(..100)) {
         (true, 0..20) => (Duration::from_millis(random.u64(0..10_000)), usize::MAX),
         (true, 20..60) => (Duration::from_secs(3600), random.usize(1..8)),
@@ -358,7 +358,7 @@ async fn client(shield: Arc<Shield>, ends: Rc<Ends>, mut random: Rng, number: us
     }
 }
 
-/// Polls so often at most, then drops it.
+/// Polls at most `polls` times, then drops the future.
 async fn at_most<F: Future>(mut polls: usize, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     poll_fn(|cx| {

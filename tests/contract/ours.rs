@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    client::{Answer, KEY, LONG, PROTOCOLS, Protocol, ask, ask_in, chat, chat_with, request},
+    client::{Answer, KEY, LONGEST_WAIT, PROTOCOLS, Protocol, ask, ask_in, chat, chat_with, request},
     kit::{Kind, Step, Upstream, good, json, start},
 };
 
@@ -183,7 +183,7 @@ async fn every_failure_in_the_contract_draining() {
     while upstream.seen() == 1 {
         sleep(Duration::from_millis(5)).await;
     }
-    let (read, ()) = tokio::join!(timeout(LONG, running.read_to_end(&mut answer)), shield.drained());
+    let (read, ()) = tokio::join!(timeout(LONGEST_WAIT, running.read_to_end(&mut answer)), shield.drained());
     check("shutting down", &http2.await.expect("no panic"), (503, SERVER, "shutting_down", true));
     read.expect("in time").expect("a clean close");
     let answer = String::from_utf8(answer).expect("text");

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    client::{KEY, LONG, ask, request},
+    client::{KEY, LONGEST_WAIT, ask, request},
     kit::{Kind, Step, Upstream, start},
 };
 
@@ -63,7 +63,7 @@ async fn dead_upstream(count: usize) {
         clients.spawn(async move { ask(app, bytes.as_bytes()).await });
     }
     let mut codes = std::collections::BTreeMap::<String, usize>::new();
-    while let Some(answer) = timeout(2 * LONG, clients.join_next()).await.expect("nobody hangs") {
+    while let Some(answer) = timeout(2 * LONGEST_WAIT, clients.join_next()).await.expect("nobody hangs") {
         let answer = answer.expect("it is answered");
         assert_eq!(answer.faults(), [""; 0], "{answer:?}");
         *codes.entry(format!("{} {}", answer.status, answer.header("x-shield-error"))).or_default() += 1;
@@ -86,7 +86,7 @@ async fn dead_upstream(count: usize) {
             shield.connections.len(),
         )
     };
-    let deadline = Instant::now() + LONG;
+    let deadline = Instant::now() + LONGEST_WAIT;
     while left() != (0, 0, 0, 0) {
         assert!(Instant::now() < deadline, "bytes, waiting, in flight, connections left: {:?}", left());
         sleep(Duration::from_millis(10)).await;
@@ -107,7 +107,7 @@ async fn overload_refuses_batch_first_and_then_all() {
         let mut socket = TcpStream::connect(shield.app).await.expect("it listens");
         socket.write_all(chat_of(bytes, "").as_bytes()).await.expect("it is taken");
         running.push(socket);
-        let deadline = Instant::now() + LONG;
+        let deadline = Instant::now() + LONGEST_WAIT;
         while upstream.seen() < running.len() {
             assert!(Instant::now() < deadline, "{} of {} reached the upstream", upstream.seen(), running.len());
             sleep(Duration::from_millis(5)).await;

@@ -1,4 +1,4 @@
-//! A shield in this process before an HTTP/2 server of others, which is a process of its own.
+//! A shield in this process in front of an HTTP/2 server of another project, which is a process of its own.
 
 use std::{
     net::SocketAddr,
@@ -28,11 +28,11 @@ use tokio::{
 
 use crate::tools;
 
-/// Nothing here takes so long, on the slowest machine.
-const LONG: Duration = Duration::from_secs(60);
+/// Longest time that any exchange here may take, on a slow machine.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/http2");
 
-/// An upstream, and what a shield must know of it.
+/// A running upstream, and what a shield needs to reach it.
 pub(crate) struct Upstream {
     pub(crate) address: SocketAddr,
     certificate: PathBuf,
@@ -53,7 +53,7 @@ impl Whole {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// How many attempts it took.
+    /// The number of attempts, from `x-shield-attempts`.
     pub(crate) fn attempts(&self) -> &str {
         self.headers["x-shield-attempts"].to_str().expect("a number")
     }
@@ -72,16 +72,16 @@ fn certificate() -> (tempfile::TempDir, PathBuf, PathBuf) {
 }
 
 impl Upstream {
-    /// Node's `http2`; `mode` says how it misbehaves.
+    /// Node's `http2`; `mode` selects its misbehaviour.
     pub(crate) async fn node(mode: &str) -> Self {
-        // Installs Node where it is missing.
+        // Installs Node if it is missing.
         tokio::task::spawn_blocking(tools::node).await.expect("Node can be installed");
         let (folder, certificate, key) = certificate();
         let mut command = Command::new("node");
         command.arg(Path::new(SOURCES).join("upstream.mjs")).args([&certificate, &key]).arg(mode);
         let mut process = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("Node starts");
         let mut lines = BufReader::new(process.stdout.take().expect("it is piped")).lines();
-        let port = timeout(LONG, lines.next_line()).await.expect("in time").expect("a line").expect("a line");
+        let port = timeout(LONGEST_WAIT, lines.next_line()).await.expect("in time").expect("a line").expect("a line");
         let address = format!("127.0.0.1:{port}").parse().expect("a port");
         Self { address, certificate, _process: process, _folder: folder }
     }
@@ -97,7 +97,7 @@ impl Upstream {
         let process = command.kill_on_drop(true).spawn().expect("Python starts");
         let begun = Instant::now();
         while TcpStream::connect(free).await.is_err() {
-            assert!(begun.elapsed() < LONG, "hypercorn does not listen");
+            assert!(begun.elapsed() < LONGEST_WAIT, "hypercorn does not listen");
             sleep(Duration::from_millis(20)).await;
         }
         Self { address: free, certificate, _process: process, _folder: folder }
@@ -118,7 +118,7 @@ impl Upstream {
         settings
     }
 
-    /// A shield before it.
+    /// A shield in front of it.
     pub(crate) fn shield(&self) -> Running {
         start(self.settings())
     }
@@ -149,13 +149,14 @@ pub(crate) async fn send(address: SocketAddr, path: &str, body: &Value) -> Whole
     let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.expect("a connection");
     let driver = tokio::spawn(connection);
     let request = request(address, body).uri(path).body(payload(body)).expect("a request");
-    let (head, body) = timeout(LONG, sender.send_request(request)).await.expect("in time").expect("a response").into_parts();
-    let body = timeout(LONG, body.collect()).await.expect("in time").expect("a whole body").to_bytes();
+    let (head, body) =
+        timeout(LONGEST_WAIT, sender.send_request(request)).await.expect("in time").expect("a response").into_parts();
+    let body = timeout(LONGEST_WAIT, body.collect()).await.expect("in time").expect("a whole body").to_bytes();
     driver.abort();
     Whole { status: head.status, headers: head.headers, body }
 }
 
-/// So many chat calls at once.
+/// Sends `count` chat calls at once.
 pub(crate) async fn chats(address: SocketAddr, count: usize) -> Vec<Whole> {
     let mut tasks = JoinSet::new();
     for _ in 0..count {
@@ -164,7 +165,7 @@ pub(crate) async fn chats(address: SocketAddr, count: usize) -> Vec<Whole> {
     tasks.join_all().await
 }
 
-/// So many chat calls at once, a hundred on each HTTP/2 connection to the shield.
+/// Sends `count` chat calls at once, a hundred on each HTTP/2 connection to the shield.
 pub(crate) async fn many_chats(address: SocketAddr, count: usize) -> Vec<StatusCode> {
     let mut tasks = JoinSet::new();
     for _ in 0..count / 100 {
@@ -176,9 +177,9 @@ pub(crate) async fn many_chats(address: SocketAddr, count: usize) -> Vec<StatusC
             tasks.spawn(async move {
                 let uri = format!("http://{address}/openai/v1/chat/completions");
                 let request = request(address, &body).uri(uri).body(payload(&body)).expect("a request");
-                let response = timeout(LONG, sender.send_request(request)).await.expect("in time").expect("a response");
+                let response = timeout(LONGEST_WAIT, sender.send_request(request)).await.expect("in time").expect("a response");
                 let status = response.status();
-                timeout(LONG, response.into_body().collect()).await.expect("in time").expect("a whole body");
+                timeout(LONGEST_WAIT, response.into_body().collect()).await.expect("in time").expect("a whole body");
                 status
             });
         }
@@ -186,7 +187,7 @@ pub(crate) async fn many_chats(address: SocketAddr, count: usize) -> Vec<StatusC
     tasks.join_all().await
 }
 
-/// What the upstream counted.
+/// The upstream's counters.
 pub(crate) async fn counts(address: SocketAddr) -> Value {
     send(address, "/counts", &Value::Null).await.json()
 }

@@ -1,4 +1,4 @@
-//! HTTP/2 towards upstreams that are not hyper: Node's `http2` and hypercorn, over TLS, in every mood.
+//! HTTP/2 towards upstreams that are not hyper: Node's `http2` and hypercorn over TLS, working and failing.
 
 mod kit;
 mod servers;

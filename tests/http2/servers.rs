@@ -1,4 +1,4 @@
-//! What apps see of an upstream over HTTP/2, well and ill.
+//! What apps see of HTTP/2 upstreams, working and failing.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ async fn a_thousand_streams_at_once() {
 
 /// hypercorn allows a hundred streams on a connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_streams_at_once_on_a_server_of_a_hundred() {
+async fn a_thousand_streams_at_once_where_a_connection_allows_a_hundred() {
     let upstream = Upstream::hypercorn("h2").await;
     let shield = upstream.shield();
     let statuses = many_chats(shield.app, 1000).await;
@@ -59,7 +59,7 @@ async fn a_thousand_streams_at_once_on_a_server_of_a_hundred() {
     shield.drained().await;
 }
 
-/// The stream below its last id is served, those above go to another connection, and none of it is a retry.
+/// Streams up to its last id are served, those above go to another connection, and none of them counts as a retry.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_goaway_in_mid_flight_costs_no_request() {
     let upstream = Upstream::node("goaway").await;
@@ -73,7 +73,7 @@ async fn a_goaway_in_mid_flight_costs_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_stream_goes_again_and_is_no_retry() {
+async fn a_refused_stream_is_sent_again_and_does_not_count_as_a_retry() {
     let upstream = Upstream::node("refused").await;
     let shield = upstream.shield();
     for response in chats(shield.app, 4).await {
@@ -84,7 +84,7 @@ async fn a_refused_stream_goes_again_and_is_no_retry() {
     shield.drained().await;
 }
 
-/// `NO_ERROR` too: a stream that ends in a reset has not ended.
+/// Also with `NO_ERROR`: a reset stream is not complete.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reset_within_a_stream_ends_it_in_an_error_frame() {
     for mode in ["reset", "early-end"] {
@@ -99,9 +99,9 @@ async fn a_reset_within_a_stream_ends_it_in_an_error_frame() {
     }
 }
 
-/// The upstream takes no byte of any body. What needs none is served meanwhile.
+/// The upstream never opens the window. Requests without a body are served meanwhile.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_window_that_stays_shut_is_a_timeout() {
+async fn a_flow_control_window_that_stays_closed_is_a_timeout() {
     let upstream = Upstream::node("shut").await;
     let mut settings = upstream.settings();
     settings.upstream.response_timeout = Duration::from_secs(1);
@@ -121,9 +121,9 @@ async fn a_window_that_stays_shut_is_a_timeout() {
     shield.drained().await;
 }
 
-/// What was in flight may have been processed: the retry policy decides.
+/// Requests in flight may have been processed: the retry policy decides.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_breaks_is_retried_for_what_was_in_flight() {
+async fn requests_in_flight_on_a_broken_connection_are_retried() {
     let upstream = Upstream::node("crash").await;
     let shield = upstream.shield();
     assert_eq!(send(shield.app, CHAT, &chat(false)).await.attempts(), "1");
@@ -135,9 +135,9 @@ async fn a_connection_that_breaks_is_retried_for_what_was_in_flight() {
     shield.drained().await;
 }
 
-/// The upstream must not go on generating for nobody. The connection stays for others.
+/// The upstream must stop generating. The connection stays open for others.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_app_that_leaves_has_its_stream_cancelled() {
+async fn a_disconnected_app_cancels_its_stream() {
     let upstream = Upstream::node("endless").await;
     let shield = upstream.shield();
     for _ in 0..3 {
@@ -152,9 +152,9 @@ async fn an_app_that_leaves_has_its_stream_cancelled() {
     shield.drained().await;
 }
 
-/// A first burst is not served one after the other while it finds that out.
+/// The first burst must not be serialized until the protocol is known.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_of_http1_only_is_spoken_to_in_http1() {
+async fn an_upstream_without_http2_gets_http1() {
     let upstream = Upstream::node("http1").await;
     let shield = upstream.shield();
     let begun = Instant::now();
@@ -172,7 +172,7 @@ async fn an_upstream_of_http1_only_is_spoken_to_in_http1() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn http2_is_not_offered_where_it_is_switched_off() {
+async fn http2_is_not_offered_when_disabled() {
     let upstream = Upstream::hypercorn("h2").await;
     let mut settings = upstream.settings();
     settings.upstream.http2 = false;

@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::kit::{Upstream, chats, counts, start};
 
-/// Opens the tunnel that one client asks for.
+/// Opens the tunnel that a client asks for.
 async fn serve(client: TcpStream) -> std::io::Result<()> {
     let mut client = BufReader::new(client);
     let mut head = String::new();

@@ -1,4 +1,4 @@
-//! The documents name what is there: files, links, commands, codes, messages; and figures stand in one place.
+//! The documents name only what exists: files, links, commands, codes, messages; and each figure is maintained in one place.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,11 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What a path in the documents begins with.
+/// First components of paths in the documents.
 const ROOTS: [&str; 10] = ["src/", "crates/", "tests/", "config/", "deploy/", "docs/", "benches/", "examples/", "fuzz/", ".ci/"];
 
 #[test]
-fn every_file_that_documents_name_is_there() {
+fn files_named_in_documents_exist() {
     let mut missing = Vec::new();
     for (name, text) in documents() {
         for word in quoted(&text).into_iter().flat_map(str::split_whitespace).map(|word| word.trim_start_matches("./")) {
@@ -24,7 +24,7 @@ fn every_file_that_documents_name_is_there() {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn links_in_documents_resolve() {
     let mut broken = Vec::new();
     let documents = documents();
     let headings: BTreeMap<_, BTreeSet<_>> = documents.iter().map(|(name, text)| (name.clone(), anchors(text))).collect();
@@ -36,7 +36,7 @@ fn every_link_leads_somewhere() {
             if !root(&target).exists() || (!anchor.is_empty() && !headings.get(&target).is_some_and(|all| all.contains(anchor))) {
                 broken.push(format!("{name}: {link}"));
             }
-            // The book holds what lies under docs, and nothing else.
+            // The book contains the files under docs and nothing else.
             if name.starts_with("docs/") && path.starts_with("..") {
                 broken.push(format!("{name}: {link} leads out of the book; name the file instead"));
             }
@@ -46,16 +46,16 @@ fn every_link_leads_somewhere() {
 }
 
 #[test]
-fn the_book_has_every_document() {
+fn the_book_contains_every_document() {
     let summary = fs::read_to_string(root("docs/SUMMARY.md")).expect("the book's contents");
     let listed: BTreeSet<_> = links(&summary).into_iter().map(|link| format!("docs/{link}")).collect();
     let found = documents().into_keys().filter(|name| name.starts_with("docs/") && name != "docs/SUMMARY.md").collect();
     assert_eq!(listed, found);
 }
 
-/// `--test wire`, `--bench shield`, `--example soak`, `fuzz run sse`, `just lint`: each names what there is.
+/// `--test wire`, `--bench shield`, `--example soak`, `fuzz run sse`, `just lint`: each names an existing target.
 #[test]
-fn every_command_names_what_is_there() {
+fn commands_in_documents_name_existing_targets() {
     let recipes = fs::read_to_string(root("justfile")).expect("the justfile");
     let mut missing = Vec::new();
     for (name, text) in documents() {
@@ -84,9 +84,9 @@ fn every_command_names_what_is_there() {
     assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
 
-/// The gate runs every test target, in parts that the justfile knows too, and CONTRIBUTING tells their times.
+/// The gate runs every test target, in parts that the justfile has too, and CONTRIBUTING lists their times.
 #[test]
-fn the_gates_parts_are_complete() {
+fn the_gate_runs_every_test_target() {
     let gate = fs::read_to_string(root(".ci/run")).expect("the gate");
     let list = gate.split("\nall=(").nth(1).and_then(|rest| rest.split(')').next()).expect("the list of parts");
     let recipes = fs::read_to_string(root("justfile")).expect("the justfile");
@@ -107,7 +107,7 @@ fn the_gates_parts_are_complete() {
 }
 
 #[test]
-fn every_code_is_explained() {
+fn every_error_code_is_documented() {
     let documents = documents();
     let told: BTreeSet<_> = quoted(after(&documents["docs/errors.md"], "<!-- codes -->")).into_iter().collect();
     let table = fs::read_to_string(root("src/proxy/error/table.rs")).expect("the failure table");
@@ -119,7 +119,7 @@ fn every_code_is_explained() {
 }
 
 #[test]
-fn every_message_is_said() {
+fn every_documented_message_exists() {
     let mut source = String::new();
     read_all(&root("src"), &mut source);
     let documents = documents();
@@ -131,7 +131,7 @@ fn every_message_is_said() {
     }
 }
 
-/// The README's figures are those of the documents that say how they were measured.
+/// The README's figures are copies of those in the documents that say how they were measured.
 /// `UPDATE_README=1 cargo test --test layout figures` writes them.
 #[test]
 fn the_readme_has_the_figures_of_the_documents() {
@@ -184,7 +184,7 @@ fn the_readme_has_the_figures_of_the_documents() {
     );
 }
 
-/// Who reads a figure can measure it again: a table of them stands below a line with date, commit and command.
+/// Every figure can be measured again: a table of figures stands below a line with date, commit and command.
 #[test]
 fn every_table_of_figures_says_how_it_was_measured() {
     let documents = documents();
@@ -219,7 +219,7 @@ fn is_measured(line: &str) -> bool {
         && how.is_some_and(|how| how.contains('`'))
 }
 
-/// The cell of the first table that has such a row, by its first cell and the beginning of its column's name.
+/// The cell of the first table with such a row, by its first cell and the beginning of its column's name.
 fn cell(text: &str, row: &str, column: &str) -> String {
     let cells = |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
     let mut header = Vec::new();

@@ -32,7 +32,7 @@ const CORES: &[&str] = &["proxy/retry", "proxy/breaker", "groq", "estimate"];
 const NOT_IN_CORES: &[&str] = &["tokio::net", "std::net", "hyper", "Instant::now()", "SystemTime::now()"];
 
 #[test]
-fn modules_use_only_what_is_to_their_right() {
+fn modules_use_only_the_modules_they_are_allowed_to() {
     let arrows: BTreeMap<_, BTreeSet<_>> = ARROWS.iter().map(|(from, to)| (*from, to.iter().copied().collect())).collect();
     let mut wrong = Vec::new();
     for source in sources() {
@@ -48,7 +48,7 @@ fn modules_use_only_what_is_to_their_right() {
 }
 
 #[test]
-fn the_arrows_make_no_circle() {
+fn allowed_uses_have_no_cycle() {
     let mut left: BTreeMap<_, Vec<_>> = ARROWS.iter().map(|(from, to)| (*from, to.to_vec())).collect();
     while let Some(leaf) = left.iter().find(|(_, to)| to.iter().all(|to| !left.contains_key(to))).map(|(from, _)| *from) {
         left.remove(leaf);
@@ -57,7 +57,7 @@ fn the_arrows_make_no_circle() {
 }
 
 #[test]
-fn cores_name_no_socket_and_no_clock() {
+fn cores_use_no_sockets_and_no_clocks() {
     let mut wrong = Vec::new();
     for source in sources().into_iter().filter(|s| CORES.iter().any(|core| s.path.with_extension("").starts_with(core))) {
         for name in NOT_IN_CORES {
@@ -108,7 +108,7 @@ fn sources() -> Vec<Source> {
     found
 }
 
-/// Big test modules have files of their own; what they use is their own affair.
+/// Test modules may use anything.
 fn is_test(path: &Path) -> bool {
     path.components().any(|part| part.as_os_str().to_string_lossy().trim_end_matches(".rs") == "tests")
 }
@@ -148,12 +148,12 @@ fn first_segments(group: &str) -> BTreeSet<String> {
 fn identifier(text: &str) -> Option<String> {
     let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
     let name = &text[..end];
-    // A macro or a type of the crate root is no module.
+    // A macro or a type of the crate root is not a module.
     name.starts_with(|c: char| c.is_lowercase()).then(|| name.to_owned())
 }
 
 #[test]
-fn the_reader_of_arrows_reads_groups_and_lines() {
+fn used_modules_reads_groups_and_single_uses() {
     let code = "use crate::{a::{B, C}, d, e::F};\nuse crate::g::H;\nfn f() { crate::i::j() }";
     assert_eq!(used_modules(code).into_iter().collect::<Vec<_>>(), ["a", "d", "e", "g", "i"]);
 }

@@ -22,7 +22,7 @@ use groq_shield::accounts::{Amounts, Budget, Period, SharedLedger, Unit};
 
 use crate::{
     client::{Answer, Client},
-    kit::{self, PATIENT, Redis},
+    kit::{self, LONG_TIMEOUT, Redis},
     outages::{Outage, Scene, TIMEOUT},
     process::{Process, Shield, Simulator},
 };
@@ -30,7 +30,7 @@ use crate::{
 const MODEL: &str = "openai/gpt-oss-20b";
 const BUDGET: u64 = 10_000;
 const CLIENTS: usize = 50;
-/// Within this the end of a request has been told to the store.
+/// By then the end of a request has reached the store.
 const TOLD: Duration = Duration::from_millis(200);
 
 /// A request that was served.
@@ -49,7 +49,7 @@ async fn ask(client: Client, app: &str, wish: &str) -> Answer {
     client.send(request.header("x-shield-app", app).body(Full::from(body.to_string())).expect("a valid request")).await
 }
 
-/// Clients that ask one after the other until they are told that the budget is spent.
+/// Clients that send requests one after the other until the budget is spent.
 async fn spend(processes: &[&Process], clients: usize) -> Vec<Served> {
     let mut asking = JoinSet::new();
     for n in 0..clients {
@@ -76,7 +76,7 @@ async fn spend(processes: &[&Process], clients: usize) -> Vec<Served> {
     asking.join_all().await.into_iter().flatten().collect()
 }
 
-/// The budget is used, and overrun by what was in flight when the last request was admitted, at most.
+/// The budget is used up, and exceeded at most by what was in flight when the last request was admitted.
 fn check(what: &str, served: &[Served]) {
     let used: u64 = served.iter().map(|one| one.tokens).sum();
     let last = served.iter().map(|one| one.began).max().expect("some are served");
@@ -86,7 +86,7 @@ fn check(what: &str, served: &[Served]) {
     assert!(used <= BUDGET + in_flight, "{what}: {used} used, {in_flight} in flight");
 }
 
-/// What a process says is used of the budget.
+/// What a process reports as used of the budget.
 async fn used(process: &Process) -> u64 {
     let metrics = Client::new(process.admin()).plain("/metrics", None).await.text();
     let line =
@@ -102,7 +102,7 @@ async fn until_used(process: &Process, tokens: u64) {
     }
 }
 
-/// Days are those of the calendar: none of them ends while a test runs.
+/// Budgets follow calendar days: waits so that no day ends while a test runs.
 async fn not_at_midnight() {
     const DAY: u64 = 86_400;
     let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
@@ -114,11 +114,11 @@ async fn not_at_midnight() {
 const APP: &str = "[limits]\nplan = \"none\"\n[[app]]\nname = \"a\"\ntokens_per_day = 10000\n";
 
 fn shared(redis: &Redis) -> String {
-    let timeout = PATIENT.as_millis();
+    let timeout = LONG_TIMEOUT.as_millis();
     format!("{APP}[store]\nkind = \"redis\"\nurl = \"{}\"\ntimeout = \"{timeout}ms\"\nreplicas = 2\n", redis.url())
 }
 
-/// Until each of them is, or is not, with its store.
+/// Waits until each shield has reached its store, or has lost it.
 async fn until(degraded: bool, shields: &[&Shield]) {
     let start = Instant::now();
     for shield in shields {
@@ -133,7 +133,7 @@ async fn until(degraded: bool, shields: &[&Shield]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_process_and_a_restart() {
+async fn a_budget_survives_a_restart() {
     not_at_midnight().await;
     let simulator = Simulator::generous();
     let directory = tempfile::tempdir().expect("a folder");
@@ -153,7 +153,7 @@ async fn one_process_and_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_replicas_and_a_restart() {
+async fn a_shared_budget_survives_a_restart() {
     not_at_midnight().await;
     let (redis, simulator) = (Redis::start(&[]).await, Simulator::generous());
     let shield = || Shield::before(simulator.process.address(), &shared(&redis));
@@ -162,7 +162,7 @@ async fn two_replicas_and_a_restart() {
     let served = spend(&[&first.process, &second.process], CLIENTS).await;
     check("two replicas", &served);
     let total: u64 = served.iter().map(|one| one.tokens).sum();
-    // Both know of what the other has used.
+    // Both know what the other one has used.
     until_used(&first.process, total).await;
     until_used(&second.process, total).await;
     first.process.signal(Signal::SIGKILL);
@@ -171,7 +171,7 @@ async fn two_replicas_and_a_restart() {
     until(false, &[&second, &third]).await;
     assert!(spend(&[&second.process, &third.process], 4).await.is_empty(), "it is spent");
     until_used(&third.process, total).await;
-    // No name of an app is readable in Redis.
+    // App names are not readable in Redis.
     let keys: Vec<String> = redis::from_redis_value(redis.say(&["KEYS", "groq-shield:budgets:*"])).expect("a list");
     assert!(!keys.is_empty() && keys.iter().all(|key| key.len() > 60 && !key.contains("{a}")), "{keys:?}");
     for key in keys {
@@ -180,9 +180,9 @@ async fn two_replicas_and_a_restart() {
     }
 }
 
-/// Without Redis each replica has its share of what is left; when it is back, what they used counts once.
+/// Without Redis each replica has its share of the remaining budget; when Redis is back, that usage counts once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn redis_is_killed_and_comes_back_empty() {
+async fn a_shared_budget_survives_a_redis_that_comes_back_empty() {
     not_at_midnight().await;
     let (mut redis, simulator) = (Redis::start(&[]).await, Simulator::generous());
     let shield = || Shield::before(simulator.process.address(), &shared(&redis));
@@ -214,7 +214,7 @@ async fn redis_is_killed_and_comes_back_empty() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_killed_replica_had_reserved_of_a_budget_comes_back() {
+async fn budget_reservations_of_a_killed_replica_are_released() {
     not_at_midnight().await;
     let (redis, simulator) = (Redis::start(&[]).await, Simulator::generous());
     // By requests, which are reserved exactly.
@@ -245,7 +245,7 @@ async fn what_a_killed_replica_had_reserved_of_a_budget_comes_back() {
     assert!(killed.elapsed() > Duration::from_secs(5), "a replica that is slow keeps its own");
 }
 
-/// A cap of 10 requests a minute is one cap, whichever replica the app asks.
+/// A cap of 10 requests a minute holds for all replicas together.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cap_is_shared_by_replicas() {
     let (redis, simulator) = (Redis::start(&[]).await, Simulator::generous());
@@ -253,7 +253,7 @@ async fn a_cap_is_shared_by_replicas() {
     let shield = || Shield::before(simulator.process.address(), &config);
     let shields = [shield(), shield()];
     until(false, &[&shields[0], &shields[1]]).await;
-    // The caps' limiters are with the store once one of each has been served.
+    // The caps' limiters are connected to the store once one of each has been used.
     let asking: JoinSet<u16> = (0..40)
         .map(|n| {
             let client = shields[n % 2].process.client();
@@ -267,7 +267,7 @@ async fn a_cap_is_shared_by_replicas() {
     assert!((8..=12).contains(&served), "{served} served");
 }
 
-/// Clients of each replica, and what each of their requests reserves and uses.
+/// Clients of each replica, and what each request reserves and uses.
 const EACH: usize = 10;
 const TOKENS: u64 = 100;
 const LARGE: Budget = Budget { unit: Unit::Tokens, period: Period::Day, limit: 200_000 };
@@ -276,7 +276,7 @@ fn now() -> u64 {
     std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs()
 }
 
-/// Two replicas under load, and what befalls their Redis: what they used together, and what each of them knows of it.
+/// Two replicas under load during an outage of their Redis: what they used together, and what each of them knows of it.
 async fn under_load(outage: Outage) -> (Outage, u64, Vec<u64>) {
     let mut scene = Scene::of(outage).await;
     let limits: Vec<Limiters> = (0..2).map(|_| kit::replica(&scene.url(), kit::tokens(1), TIMEOUT)).collect();
@@ -289,7 +289,7 @@ async fn under_load(outage: Outage) -> (Outage, u64, Vec<u64>) {
         let (replica, used) = (replicas[n % 2].clone(), used.clone());
         clients.spawn(async move {
             let amounts = Amounts { requests: 1, tokens: TOKENS, nano_usd: 0 };
-            // 40,000 tokens a second in all: the budget lasts for five seconds, and longer where Redis is waited for.
+            // 40,000 tokens a second in all: the budget lasts for five seconds, longer where requests wait for Redis.
             loop {
                 sleep(Duration::from_millis(50)).await;
                 match replica.reserve(&"a".into(), &[LARGE], amounts, now()).await {
@@ -297,7 +297,7 @@ async fn under_load(outage: Outage) -> (Outage, u64, Vec<u64>) {
                         used.fetch_add(TOKENS, Relaxed);
                         permit.used(amounts);
                     }
-                    // Spent, and not only this replica's share.
+                    // The whole budget is spent, not only this replica's share.
                     Err(_) if Instant::now() > end => break,
                     Err(_) => {}
                 }
@@ -323,14 +323,14 @@ async fn under_load(outage: Outage) -> (Outage, u64, Vec<u64>) {
     (outage, used, known())
 }
 
-/// Nine Redises at once. The budget is spent and kept, and nothing is counted twice.
+/// Nine Redises at once. The budget is used and kept, and nothing is counted twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_befalls_redis_a_budget_is_kept() {
+async fn a_shared_budget_is_kept_in_every_outage() {
     not_at_midnight().await;
     let scenes: JoinSet<_> = Outage::EVERY.into_iter().map(under_load).collect();
     for (outage, used, known) in scenes.join_all().await {
         println!("{outage:?}: {used} of {}, known {known:?}", LARGE.limit);
-        // What was in flight, and once more what one replica had not heard of the other when it was lost.
+        // What was in flight, and in addition what one replica had not yet heard of a lost one.
         let in_flight = 2 * EACH as u64 * TOKENS;
         assert!((LARGE.limit..=LARGE.limit + 2 * in_flight).contains(&used), "{outage:?}: {used} used");
         assert_eq!(known, [used; 2], "{outage:?}");

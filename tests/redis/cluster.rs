@@ -1,4 +1,4 @@
-//! A Redis Cluster of three nodes: every limiter is one hash slot's, wherever that is. A lost node is its own limiters' loss.
+//! A Redis Cluster of three nodes: every limiter is in one hash slot. Losing a node affects only the limiters that it holds.
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    kit::{PATIENT, Redis, Upstream, ask, replica, tokens, until},
+    kit::{LONG_TIMEOUT, Redis, Upstream, ask, replica, tokens, until},
     load::{flood, with_both},
 };
 
@@ -50,9 +50,9 @@ fn of(model: &str, ceiling: u64) -> AdmissionRequest {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_nodes_are_one_store() {
     let nodes = cluster().await;
-    let replicas = [(); 2].map(|()| replica(&nodes[0].url(), tokens(1000), PATIENT));
+    let replicas = [(); 2].map(|()| replica(&nodes[0].url(), tokens(1000), LONG_TIMEOUT));
     until(false, &replicas).await;
-    // As many limiters as it takes to meet every node.
+    // Enough limiters that every node holds some.
     for model in 0..12 {
         let ask = of(&format!("model{model}"), 890);
         let soon = Instant::now() + Duration::from_secs(5);
@@ -71,7 +71,7 @@ fn keys(node: &Redis) -> i64 {
     redis::from_redis_value(node.say(&["DBSIZE"])).expect("a number")
 }
 
-/// A model of each node's.
+/// One model for each node.
 async fn models(nodes: &[Redis], replica: &Limiters) -> [&'static str; 3] {
     const NAMES: [&str; 24] = [
         "m0", "m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "m9", "m10", "m11", "m12", "m13", "m14", "m15", "m16", "m17",
@@ -88,7 +88,7 @@ async fn models(nodes: &[Redis], replica: &Limiters) -> [&'static str; 3] {
     found.map(|name| name.expect("a model for every node"))
 }
 
-/// Two replicas, three limiters under load, one on each node; the second node is lost for a while.
+/// Two replicas, three limiters under load, one on each node; the second node fails for a while.
 async fn a_node_is_lost(lose: impl Fn(&mut Redis), bring_back: impl AsyncFn(&mut Redis)) {
     let mut nodes = cluster().await;
     let replicas = [(); 2].map(|()| replica(&nodes[0].url(), tokens(LIMIT), TIMEOUT));
@@ -106,7 +106,7 @@ async fn a_node_is_lost(lose: impl Fn(&mut Redis), bring_back: impl AsyncFn(&mut
         lose(&mut nodes[1]);
         until(true, &replicas).await;
         sleep(Duration::from_secs(4)).await;
-        // The others' limiters are shared as before: what one replica took, the other cannot. Limiters of their own, to tell them apart.
+        // The other limiters are still shared: what one replica reserved, the other cannot. Uses limiters of their own to tell.
         bring_back(&mut nodes[1]).await;
         let back = Instant::now();
         until(false, &replicas).await;
@@ -122,11 +122,11 @@ async fn a_node_is_lost(lose: impl Fn(&mut Redis), bring_back: impl AsyncFn(&mut
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_node_is_its_own_lanes_loss() {
+async fn a_killed_node_affects_only_its_own_limiters() {
     a_node_is_lost(Redis::kill, async |node| node.restart().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_paused_node_is_its_own_lanes_loss() {
+async fn a_paused_node_affects_only_its_own_limiters() {
     a_node_is_lost(|node| node.signal(Signal::SIGSTOP), async |node| node.signal(Signal::SIGCONT)).await;
 }

@@ -1,4 +1,4 @@
-//! The figures of several replicas, in one run:
+//! The figures of several replicas, measured in one run:
 //! `cargo test --test redis -- --ignored --nocapture figures`
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
@@ -11,12 +11,12 @@ use groq_limiter::{
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    kit::{PATIENT, Redis, Upstream, ask, replica, tokens, until},
+    kit::{LONG_TIMEOUT, Redis, Upstream, ask, replica, tokens, until},
     load::{flood, with_both},
 };
 
 const LIMIT: u64 = 3_000_000;
-/// Measured after this, for so long, seconds.
+/// The warm-up and the measured time, seconds.
 const WARM: u64 = 12;
 const MEASURED: u64 = 42;
 
@@ -41,9 +41,9 @@ async fn figures() {
 
 async fn loaded(count: usize, store: Store) {
     let mut redis = Redis::start(&[]).await;
-    let replicas: Vec<_> = (0..count).map(|_| replica(&redis.url(), tokens(LIMIT), PATIENT)).collect();
+    let replicas: Vec<_> = (0..count).map(|_| replica(&redis.url(), tokens(LIMIT), LONG_TIMEOUT)).collect();
     until(false, &replicas).await;
-    // Everybody has heard of everybody.
+    // Every replica has heard of all others.
     while replicas.iter().any(|replica| replica.store().is_none_or(|store| store.replicas as usize != count)) {
         sleep(Duration::from_millis(50)).await;
     }
@@ -69,10 +69,10 @@ async fn loaded(count: usize, store: Store) {
     println!("| {count} | {store:?} | {used:.1} % | {per_thousand:.2} | {sent} | {:.2} |", calls as f64 / sent as f64);
 }
 
-/// From asking to the grant where the limit holds nobody back.
+/// Time from the request to the grant where the limit has room.
 async fn latency() {
     let redis = Redis::start(&[]).await;
-    let shared = replica(&redis.url(), tokens(1 << 30), PATIENT);
+    let shared = replica(&redis.url(), tokens(1 << 30), LONG_TIMEOUT);
     until(false, std::slice::from_ref(&shared)).await;
     let limits = LimitSettings { plan: Plan::None, default: tokens(1 << 30), ..LimitSettings::default() };
     let local = Limiters::new(Settings { limits: limits.into(), ..Settings::default() });

@@ -1,4 +1,4 @@
-//! A redis-server of a test's own, replicas on it, and an upstream that is an exact bucket.
+//! A redis-server for each test, replicas on it, and an upstream with an exact bucket.
 
 use std::{
     net::TcpListener,
@@ -33,12 +33,12 @@ pub(crate) struct Redis {
 }
 
 impl Redis {
-    /// One with these arguments on a free port, serving.
+    /// Starts one with these arguments on a free port.
     pub(crate) async fn start(arguments: &[&str]) -> Self {
         Self::with_second(|_| arguments.iter().map(|&argument| argument.into()).collect()).await
     }
 
-    /// One that listens on a second port too, as its arguments say.
+    /// Starts one that also listens on a second port, which its arguments name.
     pub(crate) async fn with_second(arguments: impl Fn(u16) -> Vec<String>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         for _ in 0..5 {
@@ -54,7 +54,7 @@ impl Redis {
         panic!("redis-server does not serve");
     }
 
-    /// Requeue on the same port, empty.
+    /// Restarts it on the same port, empty.
     pub(crate) async fn restart(&mut self) {
         self.kill();
         self.process = spawn(self.port, &self.folder, &self.arguments);
@@ -82,7 +82,7 @@ impl Redis {
         url(self.port)
     }
 
-    /// A command as an operator would give it.
+    /// Runs a command as an operator would.
     pub(crate) fn say(&self, words: &[&str]) -> redis::Value {
         let client = redis::Client::open(self.url()).expect("a URL");
         let mut connection = client.get_connection().expect("a connection");
@@ -92,7 +92,7 @@ impl Redis {
 }
 
 impl Redis {
-    /// A command's answer as text.
+    /// A command's reply as text.
     pub(crate) fn told(&self, words: &[&str]) -> String {
         redis::from_redis_value(self.say(words)).expect("text")
     }
@@ -100,7 +100,7 @@ impl Redis {
 
 impl Drop for Redis {
     fn drop(&mut self) {
-        // A stopped one is killed as well.
+        // Also a stopped one.
         if self.process.kill().is_ok() {
             self.process.wait().expect("ended");
         }
@@ -122,19 +122,19 @@ fn url(port: u16) -> String {
     format!("redis://127.0.0.1:{port}")
 }
 
-/// A port that nobody listens on, below those that the kernel gives to connections: one of those was taken, between the
-/// look and redis-server's start, by a connection of another test.
+/// A port that nobody listens on, below the ephemeral range: an ephemeral port could be taken by another test's connection before
+/// redis-server starts.
 fn free_port() -> u16 {
     const FIRST: u16 = 10_000;
     const PORTS: u16 = 20_000;
     static TRIED: AtomicU16 = AtomicU16::new(0);
-    // Processes that run side by side begin apart.
+    // Test processes that run side by side start at different ports.
     let begin = (std::process::id() % 400) as u16 * 50;
     let mut ports = (0..PORTS).map(|_| FIRST + (begin + TRIED.fetch_add(1, Ordering::Relaxed) % PORTS) % PORTS);
     ports.find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("a free port")
 }
 
-/// Whether this very process answers: one whose second port is taken ends after its first has been seen to listen.
+/// Whether this process answers: one whose second port is taken exits after the first one has been seen to listen.
 async fn serves(process: &mut Child, port: u16) -> bool {
     let its = format!("process_id:{}\r\n", process.id());
     let client = redis::Client::open(url(port)).expect("a URL");
@@ -152,7 +152,7 @@ async fn serves(process: &mut Child, port: u16) -> bool {
     false
 }
 
-/// A replica on this store, by these limits.
+/// A replica on this store with these limits.
 pub(crate) fn replica(url: &str, model: ModelLimits, timeout: Duration) -> Limiters {
     replica_of(store(url, timeout), model)
 }
@@ -166,10 +166,10 @@ pub(crate) fn replica_of(store: RedisSettings, model: ModelLimits) -> Limiters {
     Limiters::new(Settings { limits: limits.into(), redis: Some(store), ..Settings::default() })
 }
 
-/// The store's time limit where a test is not about it: long enough for a busy machine.
-pub(crate) const PATIENT: Duration = Duration::from_secs(2);
+/// The store's timeout where a test is not about it: long enough for a busy machine.
+pub(crate) const LONG_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Waits until a replica is, or is not, with its store.
+/// Waits until each replica has reached its store, or has lost it.
 pub(crate) async fn until(degraded: bool, replicas: &[Limiters]) {
     let at = Instant::now();
     while replicas.iter().any(|replica| replica.store().expect("a store").degraded != degraded) {
@@ -182,7 +182,7 @@ pub(crate) fn ask(app: &str, prompt: u64, ceiling: u64) -> AdmissionRequest {
     AdmissionRequest { app: app.into(), ..start::request(0, prompt, ceiling) }
 }
 
-/// Groq's law for tokens: an exact bucket that holds prompt and ceiling until the end.
+/// Groq's accounting of tokens: an exact bucket that holds prompt and max completion tokens until the end.
 pub(crate) struct Upstream {
     limit: f64,
     rate: f64,
@@ -195,7 +195,7 @@ impl Upstream {
         Arc::new(Self { limit: limit as f64, rate: limit as f64 / 60.0, quota: Mutex::new((limit as f64, Instant::now())) })
     }
 
-    /// Takes `asked`; the headers, or a refusal.
+    /// Takes `asked`; returns the headers, or a refusal.
     pub(crate) fn take(&self, asked: u64) -> Result<Observation, ()> {
         let quota = self.add(0.0);
         if quota < asked as f64 {
@@ -207,7 +207,7 @@ impl Upstream {
         Ok(Observation { tokens: Some(shown), ..Observation::default() })
     }
 
-    /// In use now.
+    /// Tokens in use now.
     pub(crate) fn used(&self) -> f64 {
         self.limit - self.add(0.0)
     }
@@ -225,7 +225,7 @@ impl Upstream {
     }
 }
 
-/// Tokens a minute and nothing else.
+/// A limit on tokens a minute only.
 pub(crate) fn tokens(limit: u64) -> ModelLimits {
     ModelLimits { tokens_per_minute: Some(limit), ..ModelLimits::default() }
 }

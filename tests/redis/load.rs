@@ -1,4 +1,4 @@
-//! Three times what the limit holds, on several replicas before one upstream.
+//! Three times the load that the limit allows, on several replicas in front of one upstream.
 
 use std::{
     sync::{
@@ -13,23 +13,23 @@ use tokio::time::{Instant, sleep};
 
 use crate::kit::{Upstream, ask};
 
-/// Prompt, ceiling, and what of it is really used.
+/// Prompt tokens, max completion tokens, and the completion tokens that are used.
 const PROMPT: u64 = 100;
 const CEILING: u64 = 900;
 const COMPLETION: u64 = 300;
-/// From sending to the end.
+/// From sending to the end of the answer.
 const GENERATION: Duration = Duration::from_millis(60);
 
-/// What came of it.
+/// Results.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) sent: AtomicU64,
     pub(crate) refused: AtomicU64,
-    /// Tokens really used.
+    /// Tokens used, by the upstream.
     pub(crate) used: AtomicU64,
-    /// The longest time from asking to an answer of the limits', when they said no or yes, ms.
+    /// The longest time from the request to a grant or a refusal, ms.
     pub(crate) longest: AtomicU64,
-    /// Requests of each of the two apps that were sent.
+    /// Requests sent by each of the two apps.
     pub(crate) apps: [AtomicU64; 2],
 }
 
@@ -39,12 +39,12 @@ impl Tally {
     }
 }
 
-/// Every replica, each with both apps.
+/// Every replica with both apps.
 pub(crate) fn with_both(replicas: &[Limiters]) -> Vec<(&Limiters, &'static [usize])> {
     replicas.iter().map(|replica| (replica, &[0, 1][..])).collect()
 }
 
-/// Clients of these apps on every replica that always want more, until `end`. The tokens used after `from` are counted.
+/// Clients of these apps on every replica that always have another request, until `end`. Counts tokens used after `from`.
 pub(crate) async fn flood(
     replicas: Vec<(&Limiters, &'static [usize])>,
     model: &'static str,
@@ -59,7 +59,7 @@ pub(crate) async fn flood(
         for client in 0..clients {
             let (limits, upstream, tally) = (limits.clone(), upstream.clone(), tally.clone());
             tasks.spawn(async move {
-                // Not all at the same moment.
+                // Staggered starts.
                 sleep(Duration::from_millis((7 * client + number) as u64 % 50)).await;
                 while Instant::now() < end {
                     once(&limits, model, &upstream, &tally, apps[client % apps.len()], from, end).await;

@@ -1,5 +1,5 @@
-//! Replicas that share a Redis keep one limit, and go on when Redis fails. Against real redis-servers that
-//! the tests start on ports of their own.
+//! Replicas that share a Redis keep one limit, and continue when Redis fails. The tests start real redis-servers on ports of
+//! their own.
 #![cfg(feature = "redis")]
 
 mod budgets;
@@ -13,6 +13,7 @@ mod figures;
 mod history;
 mod kit;
 mod load;
+mod local_and_shared;
 mod network;
 mod outages;
 #[expect(dead_code, reason = "the kit of tests/wire, of which these tests need a part")]
@@ -20,7 +21,6 @@ mod outages;
 mod process;
 mod processes;
 mod script;
-mod seam;
 mod secure;
 mod sharing;
 #[path = "../../crates/groq-limiter/tests/properties/start.rs"]

@@ -1,4 +1,4 @@
-//! A network before a Redis that can be cut, slowed, made to lie, or led to another Redis.
+//! A relay in front of a Redis that can be cut, slowed, made to send wrong replies, or redirected to another Redis.
 
 use std::{
     sync::{
@@ -16,22 +16,22 @@ use tokio::{
     time::sleep,
 };
 
-/// What becomes of what passes.
+/// What the relay does to the bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Weather {
-    /// It comes through.
+    /// Relays them.
     Fair,
-    /// Nothing comes through, nothing is closed: a cable pulled out.
+    /// Drops everything without closing: a pulled cable.
     Hole,
-    /// Everything is closed, and so is everything new.
+    /// Closes every connection, new ones too.
     Closed,
-    /// Replies become other ones.
+    /// Replaces replies.
     Rubbish,
-    /// Every piece of a reply takes so long.
+    /// Delays every piece of a reply by so long.
     Slow(Duration),
 }
 
-/// A network before a Redis.
+/// A relay in front of a Redis.
 pub(crate) struct Network {
     address: std::net::SocketAddr,
     weather: watch::Sender<Weather>,
@@ -56,7 +56,7 @@ impl Network {
         self.weather.send_replace(weather);
     }
 
-    /// New connections go there.
+    /// New connections go to this port.
     pub(crate) fn lead_to(&self, port: u16) {
         self.port.store(port, Relaxed);
     }
@@ -76,7 +76,7 @@ async fn serve(listener: TcpListener, mut seen: watch::Receiver<Weather>, port: 
     let accept = async {
         while let Ok((client, _)) = listener.accept().await {
             let closed = *seen.borrow_and_update() == Weather::Closed;
-            // Nobody there any more: the client finds out by its connection's end.
+            // Nobody listens there any more: the client sees its connection close.
             let Ok(server) = TcpStream::connect(("127.0.0.1", port.load(Relaxed))).await else { continue };
             if closed {
                 continue;

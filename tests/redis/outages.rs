@@ -1,4 +1,4 @@
-//! Everything that can befall Redis, under load: neither open nor closed, and back when it is back.
+//! Every kind of Redis outage under load: the limit is neither exceeded nor left unused, and sharing resumes afterwards.
 //!
 //! `cargo test --test redis -- --ignored --nocapture every_outage` does the same with two and eight processes, for longer.
 
@@ -12,35 +12,35 @@ use tokio::{
 };
 
 use crate::{
-    kit::{PATIENT, Redis, Upstream, ask, replica, tokens, until},
+    kit::{LONG_TIMEOUT, Redis, Upstream, ask, replica, tokens, until},
     load::{Tally, flood, with_both},
     network::{Network, Weather},
 };
 
 const LIMIT: u64 = 1_200_000;
-/// The store's time limit: longer than a busy machine is busy.
+/// The store's timeout: longer than a busy machine's pauses.
 pub(crate) const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What befalls Redis.
+/// A kind of outage.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Outage {
     /// The process is killed, and comes back empty.
     Killed,
-    /// The process is stopped, and goes on.
+    /// The process is stopped, and continues later.
     Paused,
     /// Keys and scripts are deleted.
     Flushed,
-    /// The network loses everything without a word.
+    /// The network drops everything silently.
     Cut,
     /// The network closes everything.
     Closed,
-    /// It takes no writes, being a replica of another; and loses everything by that.
+    /// It becomes read-only as a replica of another, and loses its data by that.
     ReadOnly,
-    /// It answers what nobody asked.
+    /// It sends wrong replies.
     Rubbish,
-    /// Its answers take longer than anybody waits.
+    /// It replies later than the timeout.
     Slow,
-    /// It is gone, and its replica takes its place: read-only at first.
+    /// It is killed, and its replica is promoted: read-only at first.
     FailedOver,
 }
 
@@ -57,13 +57,13 @@ impl Outage {
         Self::FailedOver,
     ];
 
-    /// Whether replicas have to do without it.
+    /// Whether replicas lose the store in this outage.
     pub(crate) fn degrades(self) -> bool {
         self != Self::Flushed
     }
 }
 
-/// A Redis behind a network, and another one beside it.
+/// A Redis behind a relay, and a second one.
 pub(crate) struct Scene {
     redis: Redis,
     beside: Redis,
@@ -140,19 +140,19 @@ impl Scene {
     }
 }
 
-/// What came of it.
+/// Results.
 #[derive(Debug)]
 struct Outcome {
     outage: Outage,
     used: f64,
     sent: u64,
     refused: u64,
-    /// From the outage's begin until every replica knew, and from its end until every replica was back.
+    /// From the start of the outage until every replica had noticed, and from its end until every replica was back.
     lost: Duration,
     back: Duration,
-    /// The longest way to a grant on a limiter that holds nobody back.
+    /// The longest time to a grant on a limiter that has room.
     longest: Duration,
-    /// In use on the way back, by the store and in truth.
+    /// Tokens in use on the way back, by the store and by the upstream.
     charged: (f64, f64),
 }
 
@@ -177,7 +177,7 @@ async fn under_load(outage: Outage, count: usize) -> Outcome {
         let healed = Instant::now();
         until(false, &replicas).await;
         let back = healed.elapsed();
-        // The limiters have told what they used meanwhile.
+        // The limiters have reported what they used meanwhile.
         sleep(Duration::from_millis(500)).await;
         (lost, back, (scene.used(outage, LIMIT), upstream.used()))
     };
@@ -188,7 +188,7 @@ async fn under_load(outage: Outage, count: usize) -> Outcome {
     Outcome { outage, used, sent: sent.load(Relaxed), refused: refused.load(Relaxed), lost, back, longest, charged }
 }
 
-/// Requests on a limiter of their own that has room for them, until `end`; the longest way to a grant.
+/// Requests on a limiter of their own that has room for them, until `end`; returns the longest time to a grant.
 async fn unhindered(limits: &Limiters, end: Instant) -> Duration {
     let mut longest = Duration::ZERO;
     while Instant::now() < end {
@@ -203,9 +203,9 @@ async fn unhindered(limits: &Limiters, end: Instant) -> Duration {
     longest
 }
 
-/// Nine Redises at once, two replicas at each.
+/// Nine Redises at once, each with two replicas.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_befalls_it_the_limit_is_kept_and_used() {
+async fn a_shared_limit_is_kept_and_used_in_every_outage() {
     let mut scenes = JoinSet::new();
     for outage in Outage::EVERY {
         scenes.spawn(under_load(outage, 2));
@@ -223,8 +223,8 @@ async fn whatever_befalls_it_the_limit_is_kept_and_used() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn never_there_is_no_reason_to_stand_still() {
-    let alone = replica("redis://127.0.0.1:1", tokens(LIMIT), PATIENT);
+async fn requests_are_served_when_redis_was_never_there() {
+    let alone = replica("redis://127.0.0.1:1", tokens(LIMIT), LONG_TIMEOUT);
     let granted = alone.reserve(&ask("a", 10, 10), Instant::now() + Duration::from_secs(5), None).await.expect("granted");
     assert!(granted.waited() < Duration::from_secs(1), "{:?}", granted.waited());
     assert!(alone.store().expect("a store").degraded);

@@ -1,4 +1,4 @@
-//! The real binary, several of it, before one simulated Groq.
+//! Several processes of the real binary in front of one simulated Groq.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ const MODEL: &str = "openai/gpt-oss-20b";
 const LIMIT: u64 = 450_000;
 const LIMITS: &str = "[limits]\nplan = \"none\"\n[limits.model.\"openai/gpt-oss-20b\"]\nrequests_per_minute = 60000\n\
     tokens_per_minute = 450000\n[limits.model.\"llama-3.1-8b-instant\"]\ntokens_per_minute = 100000000\n";
-/// Clients in all, each with a request of some 230 tokens in 0.3 s: four times the limit.
+/// All clients together, each with requests of some 230 tokens that take 0.3 s: four times the limit.
 const CLIENTS: usize = 40;
 
 fn body(model: &str, ceiling: u64, wish: &str) -> Value {
@@ -30,7 +30,7 @@ fn body(model: &str, ceiling: u64, wish: &str) -> Value {
     })
 }
 
-/// Requests of one replica's clients until `end`: every status but 200.
+/// Requests of one replica's clients until `end`; returns every status but 200.
 fn flood(process: &Process, clients: usize, end: Instant) -> JoinSet<Vec<u16>> {
     let client = process.client();
     let mut tasks = JoinSet::new();
@@ -51,7 +51,7 @@ fn flood(process: &Process, clients: usize, end: Instant) -> JoinSet<Vec<u16>> {
     tasks
 }
 
-/// Requests that nothing holds back, until `end`: the longest time spent in the shield.
+/// Requests that have room under the limits, until `end`; returns the longest time spent in the shield.
 async fn unhindered(process: &Process, end: Instant) -> Duration {
     let (client, mut longest) = (process.client(), 0);
     while Instant::now() < end {
@@ -69,7 +69,7 @@ async fn status(process: &Process) -> Value {
     crate::client::Client::new(process.admin()).plain("/status", None).await.json()
 }
 
-/// What the simulated Groq has counted: sent, refused, tokens charged.
+/// The simulated Groq's counters: sent, refused, tokens charged.
 async fn counted(simulator: &Simulator) -> [f64; 3] {
     let stats = simulator.process.client().plain("/_sim/stats", None).await.json();
     let scopes = stats["scopes"].as_array().expect("scopes");
@@ -79,7 +79,7 @@ async fn counted(simulator: &Simulator) -> [f64; 3] {
     [admitted.as_f64().expect("a number") + refused, refused, spent.as_f64().expect("a number")]
 }
 
-/// Takes most of a full quota, as a stranger.
+/// Uses up most of a full quota from outside of the shields.
 async fn drain(simulator: &Simulator, pieces: usize) {
     let content = "word ".repeat(80_000);
     for _ in 0..pieces {
@@ -89,7 +89,7 @@ async fn drain(simulator: &Simulator, pieces: usize) {
     }
 }
 
-/// Until every one is, or is not, with its store, by status and metrics.
+/// Waits until each shield has reached its store, or has lost it, by status and metrics.
 async fn until(degraded: bool, shields: &[Shield]) {
     let start = Instant::now();
     for shield in shields {
@@ -114,7 +114,7 @@ fn shields(count: usize, simulator: &Simulator, url: &str) -> Vec<Shield> {
     (0..count).map(|_| Shield::before(simulator.process.address(), &config(url))).collect()
 }
 
-/// Seconds: to warm up, with Redis, without, with it again.
+/// Seconds of each phase: warm-up, with Redis, without, with it again.
 struct Course {
     warm: u64,
     before: u64,
@@ -125,7 +125,7 @@ struct Course {
 const SHORT: Course = Course { warm: 3, before: 3, without: 3, after: 4 };
 const LONG: Course = Course { warm: 8, before: 12, without: 15, after: 15 };
 
-/// What came of it.
+/// Results.
 #[derive(Debug)]
 struct Outcome {
     used: f64,
@@ -136,7 +136,7 @@ struct Outcome {
     others: Vec<u16>,
 }
 
-/// So many processes under load, and what befalls their Redis.
+/// `count` processes under load during an outage of their Redis.
 async fn under_load(count: usize, outage: Option<Outage>, course: &Course) -> Outcome {
     let mut scene = Scene::of(outage.unwrap_or(Outage::Killed)).await;
     let simulator = Simulator::start(LIMITS);
@@ -196,9 +196,9 @@ async fn eight_processes_and_redis_is_killed() {
     check("eight", &under_load(8, Some(Outage::Killed), &SHORT).await, 5.0, 0.8);
 }
 
-/// What it held and Groq has given up is the other one's as soon as Groq's headers say so.
+/// What it had reserved and Groq has released is available to the other one as soon as Groq's headers show it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_replica_gives_back_what_it_held() {
+async fn headers_release_the_reservations_of_a_killed_replica() {
     let redis = Redis::start(&[]).await;
     let simulator = Simulator::start(LIMITS);
     let shields = shields(2, &simulator, &redis.url());
@@ -241,9 +241,9 @@ async fn a_killed_replica_gives_back_what_it_held() {
     assert!(refused <= 1.0, "{refused} of {sent} were refused");
 }
 
-/// What no header shows comes back as well: the others notice that it is gone.
+/// What no header shows comes back as well, when the others notice that the replica is gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_killed_replica_had_reserved_comes_back() {
+async fn reservations_of_a_killed_replica_are_released() {
     let redis = Redis::start(&[]).await;
     let simulator = Simulator::start(LIMITS);
     let daily = config(&redis.url()).replace("450000\n", "450000\ntokens_per_day = 400000\n");
@@ -271,7 +271,7 @@ async fn what_a_killed_replica_had_reserved_comes_back() {
     println!("back {:?} after the kill", killed.elapsed());
 }
 
-/// Tokens in use, in truth.
+/// Tokens in use, by the simulated Groq.
 async fn quota(simulator: &Simulator) -> f64 {
     let stats = simulator.process.client().plain("/_sim/stats", None).await.json();
     let scopes = stats["scopes"].as_array().expect("scopes");
@@ -279,10 +279,10 @@ async fn quota(simulator: &Simulator) -> f64 {
     scope["limits"]["TPM"]["used"].as_f64().expect("a number")
 }
 
-/// As in `deploy/compose.redis.yaml`: two shields and a Redis. One is stopped while it still has an answer to give; what that did
-/// not use is the other one's at once.
+/// As in `deploy/compose.redis.yaml`: two shields and a Redis. One is stopped while an answer is still in flight; what that
+/// answer did not use is available to the other one at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drained_replica_leaves_nothing_untold() {
+async fn a_drained_replica_reports_all_its_settlements() {
     let redis = Redis::start(&[]).await;
     let simulator = Simulator::start(LIMITS);
     let deployed = include_str!("../../deploy/compose.redis.toml").replace("redis://redis:6379", &redis.url());

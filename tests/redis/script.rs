@@ -1,5 +1,5 @@
-//! The script keeps Groq's law in whatever order replicas come. It runs one transaction after the other, so every
-//! interleaving is a sequence: generated ones, against the same law written again, and against an exact limiter.
+//! The script keeps Groq's accounting in every order of replicas. It runs one transaction after the other, so every interleaving
+//! is a sequence: generated ones, against a second implementation, and against an exact limiter.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use groq_limiter::store::redis::{GIVE_BACK, SCRIPT};
 
 use crate::kit::Redis;
 
-/// Time in which an empty bucket fills, µs; and what a request leaves untouched.
+/// Time in which an empty bucket refills, µs; and the safety margin of a request.
 const CAP: i64 = 60_000_000;
 const RESERVE: i64 = 3_000_000;
 const REPLICAS: usize = 3;
@@ -22,16 +22,16 @@ struct Step {
     replica: usize,
     settled: i64,
     given_up: i64,
-    /// Back from a time without the store, it claims this much more than it last heard.
+    /// On its return from a time without the store it claims this much more than it last heard.
     claimed: Option<i64>,
-    /// Behind the newest position by so many, and how far the truth is off.
+    /// How many positions it is behind the newest one, and how far the reported figure is off.
     observation: Option<(i64, i64)>,
-    /// So much less may be a add_uncertainty.
+    /// The reported figure may be so much too high.
     add_uncertainty: i64,
     asked: Option<(i64, i64)>,
-    /// It comes too late: a later one of the same replica was applied before.
+    /// It arrives late: a later transaction of the same replica was applied before.
     late: bool,
-    /// Everything is lost before it.
+    /// All data is lost before it.
     flushed: bool,
 }
 
@@ -57,7 +57,7 @@ fn step() -> impl Strategy<Value = Step> {
     )
 }
 
-/// The law, written again.
+/// A second implementation of the script's rules.
 #[derive(Clone, Debug, Default)]
 struct Law {
     epoch: i64,
@@ -66,12 +66,12 @@ struct Law {
     corrections: i64,
     adjusted: i64,
     newest: i64,
-    /// What headers gave back lately, and when it was so much, µs.
+    /// What headers gave back lately, and when it was reset, µs.
     given: i64,
     at: i64,
-    /// Room for the last reservation, less what was adjusted.
+    /// Room for the last reservation, less adjustments.
     reach: Option<i64>,
-    /// Reservations given up, with the version that told of it.
+    /// Reservations given up, with the version that reported it.
     gone: Vec<String>,
     version: i64,
 }
@@ -88,7 +88,7 @@ fn run(connection: &mut Connection, key: &str, replica: usize, request: &Value) 
     script.key(key).key(format!("{key}:{replica}")).arg(request.to_string()).arg("news").invoke(connection)
 }
 
-/// Runs a sequence; every grant as (when it goes, what it takes).
+/// Runs a sequence; returns every grant as (time of dispatch, cost).
 fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(i64, i64)>, TestCaseError> {
     let mut law: Option<Law> = None;
     let mut known: HashMap<usize, Known> = HashMap::new();
@@ -165,7 +165,7 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
         }
         (next.given, next.at) = (format!("{given:.0}").parse().expect("a number"), now);
         if let Some((asked, max_wait)) = step.asked {
-            // Whoever came before goes before.
+            // Earlier reservations are dispatched first.
             let room = next.reach.map_or(i64::MIN, |reach| reach + next.adjusted);
             let room = room.max(next.tat.max(now) + asked + RESERVE);
             let wait = (room - CAP - now).max(0);
@@ -202,7 +202,7 @@ pub(crate) fn config(cases: u32) -> ProptestConfig {
 }
 
 #[test]
-fn the_script_keeps_the_law_in_every_order() {
+fn the_script_agrees_with_a_second_implementation() {
     with_redis(|connection| {
         let (connection, number) = (std::cell::RefCell::new(connection), std::cell::Cell::new(0));
         let mut runner = proptest::test_runner::TestRunner::new(config(150));
@@ -214,9 +214,9 @@ fn the_script_keeps_the_law_in_every_order() {
     });
 }
 
-/// Nobody settles and nobody corrects, so what is granted can be held against an exact limiter, each at its time.
+/// Without settlements and corrections, the grants can be compared with an exact limiter, each at its time.
 #[test]
-fn what_all_replicas_are_granted_never_exceeds_the_limit() {
+fn grants_of_all_replicas_together_never_exceed_the_limit() {
     with_redis(|connection| {
         let (connection, number) = (std::cell::RefCell::new(connection), std::cell::Cell::new(0));
         let mut runner = proptest::test_runner::TestRunner::new(config(150));
@@ -224,7 +224,7 @@ fn what_all_replicas_are_granted_never_exceeds_the_limit() {
         let outcome = runner.run(&prop::collection::vec(only_asking, 1..40), |steps| {
             number.set(number.get() + 1);
             let mut granted = drive(&mut connection.borrow_mut(), &format!("{{sum{}}}", number.get()), &steps)?;
-            // A record that was lost is made again from what those know who come: the last one may be missing.
+            // A lost record is rebuilt from what the replicas know that come next: the last one may be missing.
             if steps.iter().any(|step| step.flushed) {
                 return Ok(());
             }
@@ -253,7 +253,7 @@ fn tell(connection: &mut Connection, epoch: &mut i64, replica: usize, serial: i6
 }
 
 #[test]
-fn what_a_silent_replica_had_reserved_comes_back_once() {
+fn reservations_of_a_silent_replica_are_released_once() {
     with_redis(|connection| {
         let mut epoch = 0;
         let give_back = |connection: &mut Connection| -> u32 {
@@ -266,11 +266,11 @@ fn what_a_silent_replica_had_reserved_comes_back_once() {
         let reserved = tell(connection, &mut epoch, 0, 1, json!({ "q": 20_000_000 }));
         assert_eq!([give_back(connection), give_back(connection)], [1, 0]);
         assert_eq!(tat(connection), reserved - 20_000_000);
-        // It lives: it takes the same again, and settles as if nothing had been.
+        // It is alive: it reserves the same again, and settles as if nothing had happened.
         assert_eq!(tell(connection, &mut epoch, 0, 2, json!({ "d": -15_000_000 })), reserved - 15_000_000);
         assert_eq!(give_back(connection), 0, "all has ended");
 
-        // Headers that another one saw have shown a part of it to be back.
+        // Headers that another replica saw have shown that part of it is back.
         let reserved = tell(connection, &mut epoch, 0, 3, json!({ "q": 30_000_000 }));
         let seen =
             json!({ "n": 9, "a": reserved - CAP, "u": reserved - 12_000_000, "m": reserved, "x": 0, "o": 0, "v": -15_000_000 });
@@ -278,7 +278,7 @@ fn what_a_silent_replica_had_reserved_comes_back_once() {
         assert_eq!(give_back(connection), 1);
         assert_eq!(tat(connection), reserved - 30_000_000);
 
-        // What was sent and what still waits, as the replica itself says.
+        // What was sent and what still waits, as the replica itself reports.
         let reserved = tell(connection, &mut epoch, 0, 4, json!({ "q": 10_000_000, "l": 4_000_000 }));
         assert_eq!(give_back(connection), 1);
         assert_eq!(tat(connection), reserved - 14_000_000);

@@ -1,4 +1,4 @@
-//! Redis behind TLS with a private authority, and a user of its own: let in with the right words, told what is wrong without.
+//! Redis behind TLS with a private authority and a user of its own: accepted with correct credentials, clear errors otherwise.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -8,11 +8,11 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    kit::{PATIENT, Redis, ask, replica_of, store, tokens, until},
+    kit::{LONG_TIMEOUT, Redis, ask, replica_of, store, tokens, until},
     process::{Shield, Simulator},
 };
 
-/// What the documents name as the rights that the shield needs, and nothing else.
+/// The rights that the documentation says the shield needs.
 const RIGHTS: &str = "~test:* resetchannels &test:news &test:caps:news +evalsha +script|load +info +subscribe +time \
                       +get +set +hmget +hgetall +hset +hdel +pexpire +publish +zadd +zrem +zrangebyscore +zremrangebyscore +zcard";
 
@@ -64,7 +64,7 @@ impl Secure {
     }
 
     fn store(&self, password: &str, ca: Option<PathBuf>) -> RedisSettings {
-        RedisSettings { ca_file: ca, ..store(&self.url(password), PATIENT) }
+        RedisSettings { ca_file: ca, ..store(&self.url(password), LONG_TIMEOUT) }
     }
 }
 
@@ -92,12 +92,12 @@ async fn tls_with_a_private_authority_and_a_user_of_few_rights() {
     let [one, two] = replicas;
     drop(held);
     one.leave();
-    // That it left is known at once to who comes next.
+    // A replica's departure is known to the next one at once.
     let redis::Value::Int(left) = redis.redis.say(&["ZCARD", "test:replicas"]) else { panic!("a number") };
     assert_eq!((left, two.store().expect("a store").degraded), (1, false));
 }
 
-/// Until it says why it cannot be reached.
+/// Waits until it reports why the store cannot be reached.
 async fn why(replica: &Limiters) -> String {
     let start = Instant::now();
     loop {
@@ -112,7 +112,7 @@ async fn why(replica: &Limiters) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_wrong_is_said_and_no_secret_is() {
+async fn connection_errors_are_explained_without_secrets() {
     let redis = Secure::start().await;
     let nowhere = redis.folder.path().join("nowhere.pem");
     let empty = redis.folder.path().join("empty.pem");
@@ -127,7 +127,7 @@ async fn what_is_wrong_is_said_and_no_secret_is() {
         let said = why(&replica).await;
         assert!(said.contains(word), "{word} is not in: {said}");
         assert!(!said.contains("hunter2") && !said.contains("word@"), "{said}");
-        // It goes on alone meanwhile.
+        // It continues alone meanwhile.
         let granted = replica.reserve(&ask("a", 1, 10), Instant::now() + Duration::from_secs(5), None).await;
         assert!(granted.is_ok(), "{granted:?}");
     }
@@ -135,14 +135,14 @@ async fn what_is_wrong_is_said_and_no_secret_is() {
     let replica = replica_of(redis.store(RIGHT, Some(redis.ca())), tokens(1000));
     let said = why(&replica).await;
     assert!(said.contains("permissions"), "{said}");
-    // Given the rights, it comes by itself.
+    // With the rights granted, it reconnects by itself.
     redis.user("p@ss/word", RIGHTS);
     until(false, std::slice::from_ref(&replica)).await;
     assert_eq!(replica.store().and_then(|store| store.why), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_binary_says_in_log_and_status_what_is_wrong() {
+async fn the_log_and_the_status_explain_store_errors() {
     let redis = Secure::start().await;
     let simulator = Simulator::generous();
     let url = redis.url("hunter2");

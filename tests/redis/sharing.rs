@@ -1,4 +1,4 @@
-//! With Redis: one limit, whoever of the replicas takes from it.
+//! Replicas with a Redis share one limit.
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -6,21 +6,21 @@ use groq_limiter::{ActualUsage, AdmissionError, types::Observation};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    kit::{PATIENT, Redis, Upstream, ask, replica, tokens, until},
+    kit::{LONG_TIMEOUT, Redis, Upstream, ask, replica, tokens, until},
     load::{flood, with_both},
 };
 
 const LIMIT: u64 = 600_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_one_replica_took_another_cannot() {
+async fn a_reservation_of_one_replica_is_seen_by_another() {
     let redis = Redis::start(&[]).await;
-    let [one, two] = [(); 2].map(|()| replica(&redis.url(), tokens(1000), PATIENT));
+    let [one, two] = [(); 2].map(|()| replica(&redis.url(), tokens(1000), LONG_TIMEOUT));
     until(false, &[one.clone(), two.clone()]).await;
     let soon = || Instant::now() + Duration::from_secs(5);
     let mut held = one.reserve(&ask("a", 1, 890), soon(), None).await.expect("a full level");
     held.sent(Instant::now());
-    // The second one has not asked Groq yet: its quotas alone would let it go.
+    // The second one has not heard from Groq yet: by its own quotas it would send.
     let refused = two.reserve(&ask("a", 1, 890), soon(), None).await;
     assert!(matches!(refused, Err(AdmissionError::NotInTime { .. })), "{refused:?}");
     let again = ask("a", 1, 890);
@@ -44,10 +44,10 @@ async fn eight_replicas_under_three_times_the_load() {
     loaded(8, 6).await;
 }
 
-/// No refusal, and nothing of the limit left over.
+/// No refusal, and the limit used up.
 async fn loaded(count: usize, clients: usize) {
     let redis = Redis::start(&[]).await;
-    let replicas: Vec<_> = (0..count).map(|_| replica(&redis.url(), tokens(LIMIT), PATIENT)).collect();
+    let replicas: Vec<_> = (0..count).map(|_| replica(&redis.url(), tokens(LIMIT), LONG_TIMEOUT)).collect();
     until(false, &replicas).await;
     let upstream = Upstream::new(LIMIT);
     upstream.take(LIMIT * 9 / 10).expect("it is full");
@@ -61,20 +61,20 @@ async fn loaded(count: usize, clients: usize) {
     println!("{count} replicas: {:.1} % used, {tally:?}, {:.2} calls a request", 100.0 * used, calls as f64 / sent as f64);
     assert_eq!(tally.refused.load(Relaxed), 0, "refused");
     assert!(used > 0.9, "{used}");
-    // Both apps always want more. Each replica serves them in turn, so they differ by what one queue allows, from each:
+    // Both apps always have requests. Each replica serves them in turn, so they differ by what one queue allows for each replica:
     // two of the largest requests (of 1000 tokens, where 400 are used).
     let [one, two] = [0, 1].map(|app| tally.apps[app].load(Relaxed));
     assert!(one.abs_diff(two) <= 5 * count as u64, "{one} and {two}");
     assert!(calls <= 2 * sent + 10 * count as u64, "{calls} calls for {sent} requests");
 }
 
-/// Replicas take turns, request by request: an app that asks through one of two gets half of the turns if the other replica
-/// has other apps, and shares its own replica's half fairly if that one has them too.
+/// Replicas take turns, request by request: an app on one of two replicas gets half of the turns if the other replica has other
+/// apps, and shares its own replica's half fairly if that one has other apps too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_app_on_one_replica_of_two_has_its_part_of_that_ones_turns() {
+async fn an_app_on_one_of_two_replicas_gets_its_share_of_that_replica() {
     for (apps, least) in [([&[0][..], &[1][..]], 0.45), ([&[0][..], &[0, 1][..]], 0.2)] {
         let redis = Redis::start(&[]).await;
-        let replicas = [(); 2].map(|()| replica(&redis.url(), tokens(LIMIT), PATIENT));
+        let replicas = [(); 2].map(|()| replica(&redis.url(), tokens(LIMIT), LONG_TIMEOUT));
         until(false, &replicas).await;
         let upstream = Upstream::new(LIMIT);
         upstream.take(LIMIT * 9 / 10).expect("it is full");
@@ -89,9 +89,9 @@ async fn an_app_on_one_replica_of_two_has_its_part_of_that_ones_turns() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn scripts_and_levels_that_the_store_forgot_are_told_again() {
+async fn scripts_and_quotas_are_restored_after_a_flush() {
     let redis = Redis::start(&[]).await;
-    let replicas = [(); 2].map(|()| replica(&redis.url(), tokens(1000), PATIENT));
+    let replicas = [(); 2].map(|()| replica(&redis.url(), tokens(1000), LONG_TIMEOUT));
     until(false, &replicas).await;
     let soon = || Instant::now() + Duration::from_secs(5);
     let mut held = replicas[0].reserve(&ask("a", 1, 890), soon(), None).await.expect("a full level");
@@ -99,7 +99,7 @@ async fn scripts_and_levels_that_the_store_forgot_are_told_again() {
     held.observe(&Observation::default(), Instant::now());
     redis.say(&["FLUSHALL"]);
     redis.say(&["SCRIPT", "FLUSH"]);
-    // What the first replica knows is in the store again with its next word.
+    // What the first replica knows is in the store again with its next message.
     let own = replicas[0].reserve(&ask("a", 1, 890), soon(), None).await;
     assert!(matches!(own, Err(AdmissionError::NotInTime { .. })), "{own:?}");
     held.settle(ActualUsage::Tokens { prompt: 1, completion: 880, prompt_total: 1 }, Instant::now());

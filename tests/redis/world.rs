@@ -1,5 +1,5 @@
-//! Replicas and their store in any order of events: limiters stepped by hand and the real script on a real Redis, whose
-//! clock is this world's: who is heard when, what is lost, and when time goes on is chosen from outside, step by step.
+//! Replicas and their store in any order of events: limiters stepped by hand and the real script on a real Redis with this
+//! world's clock. The test chooses, step by step, which message arrives, which is lost, and when time advances.
 
 use std::collections::BTreeMap;
 
@@ -12,48 +12,48 @@ use groq_limiter::{
 };
 use redis::Connection;
 
-use self::words::server;
+use self::messages::server;
 use crate::{
     history::{Exact, Job},
     start::{MS, SECOND, START, limits, warm},
 };
 
+mod messages;
 mod requests;
-mod words;
 
-/// Words and news take less.
+/// The longest time that messages and news take.
 const LONGEST: Ns = 40 * MS;
 
 /// Where quotas are kept.
-pub(crate) enum Levels<'a> {
+pub(crate) enum Quotas<'a> {
     /// In the one limiter.
     Local,
     /// In a Redis, under this key.
     Registry(&'a mut Connection, String),
 }
 
-/// What the world is made of.
+/// The setup of a world.
 pub(crate) struct Plan<'a> {
     pub(crate) jobs: &'a [Job],
     pub(crate) replicas: usize,
     pub(crate) tokens: u64,
     pub(crate) requests: Option<u64>,
-    /// Answers' heads say how much is left.
+    /// Whether response heads show the remaining quota.
     pub(crate) headers: bool,
-    /// Words get lost.
+    /// Whether messages get lost.
     pub(crate) lossy: bool,
 }
 
-/// What came of it.
+/// Results.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Outcome {
     pub(crate) sends: usize,
     pub(crate) refused_by_groq: usize,
     pub(crate) refused_by_us: usize,
     pub(crate) left: usize,
-    /// When the last one went.
+    /// When the last request was dispatched.
     pub(crate) last: Ns,
-    /// In use when all is over, by the quotas and in truth.
+    /// Tokens in use at the end, by the quotas and by the upstream.
     pub(crate) used: (u64, u64),
     /// Reserved beyond what the upstream holds for the same requests.
     pub(crate) beyond: u64,
@@ -66,7 +66,7 @@ enum Step {
     Look(usize),
 }
 
-/// A limiter's word on its way to the store, or the store's on its way back.
+/// A limiter's message on its way to the store, or the reply on its way back.
 enum Command {
     There(Transaction),
     Back(u64, Reply),
@@ -82,7 +82,7 @@ struct Replica {
 
 pub(crate) struct World<'a> {
     plan: Plan<'a>,
-    quotas: Levels<'a>,
+    quotas: Quotas<'a>,
     replicas: Vec<Replica>,
     tokens: Exact,
     requests: Option<Exact>,
@@ -94,10 +94,10 @@ pub(crate) struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    pub(crate) fn new(plan: Plan<'a>, quotas: Levels<'a>) -> Self {
+    pub(crate) fn new(plan: Plan<'a>, quotas: Quotas<'a>) -> Self {
         let replicas = (0..plan.replicas).map(|_| {
             let mut limiter = warm(limits(plan.requests, plan.tokens));
-            if matches!(quotas, Levels::Registry(..)) {
+            if matches!(quotas, Quotas::Registry(..)) {
                 limiter.share(true, plan.replicas as u32, START);
             }
             let mut offset = Offset::default();
@@ -128,26 +128,26 @@ impl<'a> World<'a> {
         world
     }
 
-    /// Runs until nothing is left to happen. `choose` picks one of so many.
+    /// Runs until nothing is left to happen. `choose` picks one of n.
     pub(crate) fn run(mut self, choose: &mut dyn FnMut(usize) -> usize) -> Outcome {
         while self.step(choose) {}
         for replica in &self.replicas {
             assert_eq!((replica.limiter.waiting(), replica.limiter.in_flight()), (0, 0), "nobody is left behind");
         }
         let full_in = match &self.quotas {
-            Levels::Local => {
+            Quotas::Local => {
                 let quota =
                     self.replicas[0].limiter.quotas().iter().find(|quota| quota.dimension.code == "TPM").expect("a limit");
                 quota.bucket().expect("a limit").tat().saturating_sub(self.now)
             }
-            Levels::Registry(..) => 1000 * self.told.get("TPM").map_or(0, |tat| tat.saturating_sub(server(self.now) as u64)),
+            Quotas::Registry(..) => 1000 * self.told.get("TPM").map_or(0, |tat| tat.saturating_sub(server(self.now) as u64)),
         };
         self.tokens.drain(self.now);
         self.outcome.used = (full_in * self.plan.tokens / (60 * SECOND), self.tokens.units());
         self.outcome
     }
 
-    /// One thing happens; `false` when nothing can.
+    /// Performs one event; `false` when none is left.
     fn step(&mut self, choose: &mut dyn FnMut(usize) -> usize) -> bool {
         let sent = |replica: &Replica| {
             let word = replica.word.as_ref().map(|&(_, at)| at);
@@ -168,7 +168,7 @@ impl<'a> World<'a> {
                 options.push((number, 2));
             }
         }
-        // Nothing waits for longer than it may.
+        // No request waits longer than its max wait.
         if next.is_some_and(|next| late.is_none_or(|late| next <= late)) {
             options.push((0, 3));
         }

@@ -1,10 +1,10 @@
-//! Ending and being replaced: nothing that was taken is lost.
+//! Draining and replacement: no accepted request is lost.
 
 use std::{net::SocketAddr, process::Command};
 
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
-use crate::kit::{LONG, one, request, rest, settings, start, upstream};
+use crate::kit::{LONGEST_WAIT, one, request, rest, settings, start, upstream};
 
 #[tokio::test]
 async fn a_drain_closes_idle_connections_and_waits_for_running_requests() {
@@ -23,7 +23,7 @@ async fn a_drain_closes_idle_connections_and_waits_for_running_requests() {
     assert!(TcpStream::connect(app).await.is_err(), "nobody listens any more");
 }
 
-/// Sends requests one after the other as a client with a pool does: a connection that said `close` is not used again.
+/// Sends requests one after the other like a pooling client: a connection that said `close` is not used again.
 async fn keep_asking(app: SocketAddr, count: usize) -> usize {
     let mut answered = 0;
     let mut socket = None;
@@ -44,7 +44,7 @@ async fn keep_asking(app: SocketAddr, count: usize) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shield_is_replaced_by_another_on_its_port_and_no_request_is_lost() {
+async fn a_shield_is_replaced_on_its_port_without_losing_requests() {
     let (address, _) = upstream().await;
     let mut settings = settings(address);
     settings.server.reuse_port = true;
@@ -56,14 +56,14 @@ async fn a_shield_is_replaced_by_another_on_its_port_and_no_request_is_lost() {
     settings.admin.listen = old.admin;
     let new = start(settings);
     assert_eq!((new.app, new.admin), (app, old.admin));
-    timeout(LONG, old.drained()).await.expect("it drains under load");
+    timeout(LONGEST_WAIT, old.drained()).await.expect("it drains under load");
     for client in clients {
         assert_eq!(client.await.expect("no request fails"), 400);
     }
 }
 
-/// The process that `a_socket_passed_on_is_served` starts, with the socket at descriptor 3.
-async fn serve_what_was_passed(upstream: &str, app: &str) {
+/// The process that `a_passed_socket_is_served` starts, with the socket at descriptor 3.
+async fn serve_passed_socket(upstream: &str, app: &str) {
     let shield = start(settings(upstream.parse().expect("an address")));
     assert_eq!(shield.app, app.parse().expect("an address"));
     let mut socket = TcpStream::connect(shield.app).await.expect("it listens");
@@ -72,19 +72,19 @@ async fn serve_what_was_passed(upstream: &str, app: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_socket_passed_on_is_served() {
+async fn a_passed_socket_is_served() {
     if let (Ok(upstream), Ok(app)) = (std::env::var("TEST_UPSTREAM"), std::env::var("TEST_APP")) {
-        return serve_what_was_passed(&upstream, &app).await;
+        return serve_passed_socket(&upstream, &app).await;
     }
     let (address, log) = upstream().await;
     let app = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let bound = app.local_addr().expect("it is bound");
-    // What systemd does: the socket at descriptor 3, and the environment that says so.
+    // As systemd does: the socket at descriptor 3, and the environment that announces it.
     let mut child = Command::new("sh");
     child.args(["-c", "exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"", "sh"]);
     child.arg(std::env::current_exe().expect("this test"));
-    // This test again, which is told by its environment.
-    child.args(["--exact", "drain::a_socket_passed_on_is_served", "--nocapture"]);
+    // Runs this test again in a child process, which the environment tells to serve.
+    child.args(["--exact", "drain::a_passed_socket_is_served", "--nocapture"]);
     child.env("TEST_UPSTREAM", address.to_string()).env("TEST_APP", bound.to_string());
     child.stdin(std::os::fd::OwnedFd::from(app));
     let ended = tokio::task::spawn_blocking(move || child.output()).await.expect("no panic").expect("sh runs");

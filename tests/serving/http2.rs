@@ -1,4 +1,4 @@
-//! HTTP/2 frame by frame: what no client should send gets a documented answer, or a clean error of its stream or connection.
+//! HTTP/2 frame by frame: invalid input gets a documented answer, or a clean error of its stream or connection.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -14,10 +14,10 @@ use crate::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, GOAWAY, HEADERS,
         PING, PREFACE, PROTOCOL_ERROR, REFUSED_STREAM, RST_STREAM, SETTINGS, WINDOW_UPDATE, block, frame, headers,
     },
-    kit::{LONG, Log, request, rest, settings, start, told, upstream},
+    kit::{LONGEST_WAIT, Log, request, rest, settings, start, told, upstream},
 };
 
-/// The fields of a request that the upstream answers, by a name that its log shows.
+/// The fields of a valid request; `path` identifies it in the upstream's log.
 fn fields(path: &str) -> Vec<(&str, &str)> {
     vec![(":method", "GET"), (":scheme", "http"), (":authority", "shield"), (":path", path), ("authorization", "Bearer gsk_test")]
 }
@@ -33,10 +33,10 @@ fn with<'a>(name: &'a str, value: &'a str) -> Vec<(&'a str, &'a str)> {
     fields
 }
 
-/// A client that sends what it likes.
+/// A client that sends raw frames.
 struct Client {
     socket: BufReader<TcpStream>,
-    /// What has come of each stream.
+    /// What has arrived for each stream.
     streams: BTreeMap<u32, Stream>,
     goaway: Option<u32>,
     pongs: usize,
@@ -59,14 +59,14 @@ impl Client {
     }
 
     async fn send(&mut self, bytes: &[u8]) {
-        // A server that has said good-bye takes no more.
+        // Fails once the server has closed.
         let _ = self.socket.get_mut().write_all(bytes).await;
     }
 
     /// Reads one frame; false at the end of the connection.
     async fn read(&mut self) -> bool {
         let mut head = [0; 9];
-        if !matches!(timeout(LONG, self.socket.read_exact(&mut head)).await.expect("in time"), Ok(9)) {
+        if !matches!(timeout(LONGEST_WAIT, self.socket.read_exact(&mut head)).await.expect("in time"), Ok(9)) {
             return false;
         }
         let [high, mid, low, kind, flags, stream @ ..] = head;
@@ -94,7 +94,7 @@ impl Client {
         self.streams.entry(id).or_default()
     }
 
-    /// Reads until the stream is over, or the connection.
+    /// Reads until the stream or the connection ends.
     async fn outcome(&mut self, id: u32) -> Outcome {
         loop {
             let stream = self.stream(id);
@@ -119,7 +119,7 @@ impl Client {
 #[derive(Debug, PartialEq)]
 enum Outcome {
     Answer(String),
-    /// Its stream is reset with this code.
+    /// The stream is reset with this code.
     Reset(u32),
     /// The connection is closed with this code.
     Closed(u32),
@@ -128,7 +128,7 @@ enum Outcome {
 use Outcome::{Answer, Closed, Reset};
 
 impl Outcome {
-    /// The same, where an answer is only known by a part of its body.
+    /// Equality, except that an expected answer is a part of the body.
     fn is(&self, expected: &Self) -> bool {
         match (self, expected) {
             (Answer(body), Answer(part)) => body.contains(part),
@@ -141,7 +141,7 @@ fn seen(log: &Log) -> Vec<String> {
     log.lock().expect("no panic with it").clone()
 }
 
-/// Nothing of a bad request reaches the upstream, and others on the connection go on unless it is closed.
+/// Invalid requests do not reach the upstream, and others on the connection continue unless it is closed.
 #[tokio::test]
 async fn bad_requests_get_an_answer_or_a_clean_error() {
     let (address, log) = upstream().await;
@@ -157,7 +157,7 @@ async fn bad_requests_get_an_answer_or_a_clean_error() {
     };
     let twice = [&with(":method", "POST")[..], &[("content-length", "2"), ("content-length", "3")]].concat();
     let table = [
-        // What HTTP/1.1 says of a connection has no meaning here.
+        // Connection-specific fields of HTTP/1.1.
         ("connection", only(&with("connection", "close")), Reset(PROTOCOL_ERROR)),
         ("keep-alive", only(&with("keep-alive", "timeout=5")), Reset(PROTOCOL_ERROR)),
         ("proxy-connection", only(&with("proxy-connection", "keep-alive")), Reset(PROTOCOL_ERROR)),
@@ -189,7 +189,7 @@ async fn bad_requests_get_an_answer_or_a_clean_error() {
             only(&[(":method", "CONNECT"), (":authority", "elsewhere.example:443")]),
             Answer("\"destination_not_allowed\"".into()),
         ),
-        // hyper ends the connection.
+        // hyper closes the connection.
         (
             "CONNECT with a body",
             [
@@ -227,7 +227,7 @@ async fn bad_requests_get_an_answer_or_a_clean_error() {
         // Sizes.
         ("a header list too large", only(&with("x", &refused)), malformed()),
         ("too many fields", only(&many), malformed()),
-        // h2 answers it with an empty 431.
+        // h2 answers with an empty 431.
         ("one too large to decode", only(&with("x", &too_large)), Answer(String::new())),
         ("one that is an attack", only(&with("x", &way_too_large)), Closed(ENHANCE_YOUR_CALM)),
         // Frames out of order.
@@ -268,10 +268,10 @@ async fn bad_requests_get_an_answer_or_a_clean_error() {
     let bad = seen(&log).into_iter().filter(|line| !line.contains("/slow") && !line.contains("/good"));
     faults.extend(bad.map(|line| format!("the upstream saw {line}")));
     assert!(faults.is_empty(), "{}", faults.join("\n"));
-    timeout(LONG, shield.drained()).await.expect("nothing is left behind");
+    timeout(LONGEST_WAIT, shield.drained()).await.expect("nothing is left behind");
 }
 
-/// Sends these frames on a connection where another request runs, and one follows. What is not as expected?
+/// Sends these frames on a connection where another request is running, and a request after them. Returns the differences.
 async fn case(app: SocketAddr, name: &'static str, bytes: Vec<u8>, expected: Outcome) -> Vec<String> {
     let mut faults = Vec::new();
     let mut client = Client::connect(app).await;
@@ -293,9 +293,9 @@ async fn case(app: SocketAddr, name: &'static str, bytes: Vec<u8>, expected: Out
     faults
 }
 
-/// As over HTTP/1.1, where a client puts its own idea of the shield's name in Host.
+/// As over HTTP/1.1, where clients put their own name for the shield in Host.
 #[tokio::test]
-async fn any_authority_is_the_shields_own() {
+async fn any_authority_is_accepted() {
     let (address, log) = upstream().await;
     let shield = start(settings(address));
     let mut client = Client::connect(shield.app).await;
@@ -309,13 +309,13 @@ async fn any_authority_is_the_shields_own() {
 }
 
 #[tokio::test]
-async fn a_preface_cut_short_gets_the_object_and_what_follows_a_whole_one_nothing() {
+async fn a_truncated_preface_gets_the_error_object() {
     let (address, _) = upstream().await;
     let mut settings = settings(address);
     settings.server.header_timeout = Duration::from_millis(300);
     let shield = start(settings);
     for cut in [1, 10, PREFACE.len() - 1] {
-        // It leaves; then one that stays.
+        // A client that leaves, then one that stays.
         let mut leaves = TcpStream::connect(shield.app).await.expect("it listens");
         leaves.write_all(&PREFACE[..cut]).await.expect("it is taken");
         leaves.shutdown().await.expect("it is open");
@@ -324,15 +324,15 @@ async fn a_preface_cut_short_gets_the_object_and_what_follows_a_whole_one_nothin
         let answer = told(shield.app, &PREFACE[..cut]).await;
         assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("\"request_timeout\""), "{cut}: {answer}");
     }
-    // A request of HTTP/1.1 in a connection of HTTP/2.
+    // A request of HTTP/1.1 on an HTTP/2 connection.
     let mut client = Client::connect(shield.app).await;
     client.send(request("bad").as_bytes()).await;
     assert_eq!(client.outcome(1).await, Closed(FRAME_SIZE_ERROR));
 }
 
-/// An upgrade is optional: the request is answered, in HTTP/1.1.
+/// Upgrades are optional: the request is answered in HTTP/1.1.
 #[tokio::test]
-async fn an_upgrade_to_http_2_is_not_taken_up() {
+async fn an_upgrade_to_http2_is_ignored() {
     let (address, log) = upstream().await;
     let shield = start(settings(address));
     let upgrade =
@@ -342,7 +342,7 @@ async fn an_upgrade_to_http_2_is_not_taken_up() {
     assert_eq!(seen(&log).len(), 1);
 }
 
-/// A connection's flood, and how it ends.
+/// Floods a connection, and returns the code of the GOAWAY that ends it.
 async fn flood(app: SocketAddr, first: &[u8], again: impl Fn(u32) -> Vec<u8>, count: u32) -> Option<u32> {
     let mut client = Client::connect(app).await;
     client.send(first).await;
@@ -359,7 +359,7 @@ async fn flood(app: SocketAddr, first: &[u8], again: impl Fn(u32) -> Vec<u8>, co
 }
 
 #[tokio::test]
-async fn floods_are_ended_and_others_are_served_meanwhile() {
+async fn floods_are_ended_while_other_clients_are_served() {
     let (address, log) = upstream().await;
     let shield = start(settings(address));
     let slow = headers(1, END_STREAM, &fields("/openai/v1/models/slow"));
@@ -369,7 +369,7 @@ async fn floods_are_ended_and_others_are_served_meanwhile() {
     };
     let app = shield.app;
     let serving = async {
-        // One after the other on a connection of its own, while the floods come.
+        // One after the other on a connection of its own, during the floods.
         let mut slowest = Duration::ZERO;
         let mut client = Client::connect(app).await;
         for n in 0..50 {
@@ -384,7 +384,7 @@ async fn floods_are_ended_and_others_are_served_meanwhile() {
     };
     let floods = async {
         let began = Instant::now();
-        // Frames that carry nothing: beyond a thousand the connection is closed.
+        // Frames without effect: after a thousand the connection is closed.
         flood(app, &slow, |_| frame(PING, 0, 0, &[7; 8]), 1_000_000).await;
         flood(app, &slow, |_| frame(SETTINGS, 0, 0, &[]), 1_000_000).await;
         flood(app, &slow, |n| frame(2, 0, 3 + 2 * (n % 1000), &[0, 0, 0, 0, 1]), 1_000_000).await;
@@ -399,16 +399,16 @@ async fn floods_are_ended_and_others_are_served_meanwhile() {
             flood(app, &[], |n| headers(1 + 2 * n, END_STREAM, &with("connection", "close")), 100_000).await,
         ];
         assert_eq!(codes, [Some(ENHANCE_YOUR_CALM); 4]);
-        assert!(began.elapsed() < LONG / 2, "{:?}", began.elapsed());
+        assert!(began.elapsed() < LONGEST_WAIT / 2, "{:?}", began.elapsed());
     };
     tokio::join!(serving, floods);
     let resets = seen(&log).iter().filter(|line| line.contains("/models/reset")).count();
     assert!(resets < 1000, "{resets} requests that were reset at once reached the upstream");
 }
 
-/// The answer ends the stream, whatever its client goes on sending, and nothing else on the connection.
+/// The answer ends the stream even if its client keeps sending, and affects no other stream.
 #[tokio::test]
-async fn bodies_too_slow_and_too_large_are_answered_early() {
+async fn slow_and_oversized_bodies_are_answered_early() {
     let (address, log) = upstream().await;
     let mut settings = settings(address);
     settings.server.body_timeout = Duration::from_millis(300);

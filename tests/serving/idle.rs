@@ -1,4 +1,4 @@
-//! Connections without a request: what `server.header_timeout` is for, and what not.
+//! Connections without a request: what `server.header_timeout` bounds, and what it does not.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::kit::{one, request, rest, settings, start, upstream};
 
-/// The documentation said that idle connections are closed after it.
+/// Regression: the documentation said that it also closes idle connections.
 #[tokio::test]
 async fn header_timeout_bounds_a_first_request_and_not_the_pause_between_requests() {
     let (address, _) = upstream().await;

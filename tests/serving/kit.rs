@@ -1,4 +1,4 @@
-//! A shield in this process, and an upstream that keeps a log of the requests that reach it.
+//! A shield in this process, and an upstream that logs the requests that reach it.
 
 use std::{
     net::SocketAddr,
@@ -17,13 +17,13 @@ use tokio::{
     time::timeout,
 };
 
-/// Nothing here takes so long, on the slowest machine.
-pub(crate) const LONG: Duration = Duration::from_secs(60);
+/// Longest time that any exchange here may take, on a slow machine.
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// The request lines that reached the upstream.
 pub(crate) type Log = Arc<Mutex<Vec<String>>>;
 
-/// An upstream on a free port. `/slow…` takes its time, everything else is answered at once, with a model list.
+/// An upstream on a free port. It delays answers to `/slow…`, and answers everything else at once with a model list.
 pub(crate) async fn upstream() -> (SocketAddr, Log) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("it is bound");
@@ -67,7 +67,7 @@ async fn answer(socket: TcpStream, log: Log) -> std::io::Result<()> {
     }
 }
 
-/// Settings for free ports before this upstream.
+/// Settings for free ports and this upstream.
 pub(crate) fn settings(upstream: SocketAddr) -> Settings {
     let mut settings = Settings::default();
     settings.server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -77,18 +77,18 @@ pub(crate) fn settings(upstream: SocketAddr) -> Settings {
     settings
 }
 
-/// A shield by these settings.
+/// Starts a shield with these settings.
 pub(crate) fn start(settings: Settings) -> Running {
     let listeners = Listeners::open(&settings).expect("free ports");
     server::start(Shield::new(settings).expect("nothing to fail on"), listeners).expect("it starts")
 }
 
-/// A request that the upstream answers, by a name that its log shows.
+/// A valid request; `name` identifies it in the upstream's log.
 pub(crate) fn request(name: &str) -> String {
     format!("GET /openai/v1/models/{name} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer gsk_test\r\n\r\n")
 }
 
-/// Sends these bytes alone; everything that comes until the connection closes.
+/// Sends these bytes alone; returns everything until the connection closes.
 pub(crate) async fn told(address: SocketAddr, bytes: &[u8]) -> String {
     let mut socket = TcpStream::connect(address).await.expect("it listens");
     socket.write_all(bytes).await.expect("they are taken");
@@ -98,16 +98,16 @@ pub(crate) async fn told(address: SocketAddr, bytes: &[u8]) -> String {
 /// Everything that comes until the connection closes.
 pub(crate) async fn rest(socket: &mut (impl AsyncReadExt + Unpin)) -> String {
     let mut all = Vec::new();
-    timeout(LONG, socket.read_to_end(&mut all)).await.expect("it closes").expect("it closes cleanly");
+    timeout(LONGEST_WAIT, socket.read_to_end(&mut all)).await.expect("it closes").expect("it closes cleanly");
     String::from_utf8_lossy(&all).into_owned()
 }
 
-/// One answer of a connection that stays: its head and body.
+/// One answer of a connection that stays open: its head and body.
 pub(crate) async fn one(socket: &mut (impl AsyncReadExt + Unpin)) -> std::io::Result<String> {
     let mut all = Vec::new();
     loop {
         let mut some = [0; 4096];
-        let count = timeout(LONG, socket.read(&mut some)).await??;
+        let count = timeout(LONGEST_WAIT, socket.read(&mut some)).await??;
         if count == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }

@@ -1,11 +1,11 @@
-//! One request in, at most one out: what reaches the upstream, by the upstream's own log.
+//! Malformed requests: each reaches the upstream at most once, by the upstream's own log.
 
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
-use crate::kit::{LONG, one, request, rest, settings, start, told, upstream};
+use crate::kit::{LONGEST_WAIT, one, request, rest, settings, start, told, upstream};
 
 #[tokio::test]
-async fn one_request_in_at_most_one_out() {
+async fn a_malformed_request_reaches_the_upstream_at_most_once() {
     let (address, log) = upstream().await;
     let shield = start(settings(address));
     let smuggled = request("smuggled");
@@ -36,16 +36,16 @@ async fn one_request_in_at_most_one_out() {
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{name}: {answer}");
         assert!(log.lock().expect("no panic").is_empty(), "{name}: {log:?}");
     }
-    // An upgrade that nobody agreed to: what follows is not another protocol, and not a second answer's cause.
+    // An upgrade that is not accepted: the bytes that follow are neither another protocol nor another request.
     let early = start_of("GET", "connection: upgrade\r\nupgrade: h2c\r\n") + "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let answer = told(shield.app, early.as_bytes()).await;
     assert_eq!(log.lock().expect("no panic").len(), 1, "{answer}");
     assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("malformed_request"), "{answer}");
-    tokio::time::timeout(LONG, shield.drained()).await.expect("nothing is left behind");
+    tokio::time::timeout(LONGEST_WAIT, shield.drained()).await.expect("nothing is left behind");
 }
 
 #[tokio::test]
-async fn an_answer_given_early_is_not_lost_in_a_reset() {
+async fn an_early_answer_is_not_lost_in_a_reset() {
     let (address, log) = upstream().await;
     let mut settings = settings(address);
     settings.server.max_body = 1000;
@@ -67,14 +67,14 @@ async fn slow_clients_do_not_keep_others_waiting() {
     slow_clients(500).await;
 }
 
-/// `cargo test --test serving -- --ignored ten_thousand --nocapture`; takes 20 000 descriptors (`ulimit -n`).
+/// `cargo test --test serving -- --ignored ten_thousand --nocapture`; needs 20,000 file descriptors (`ulimit -n`).
 #[tokio::test]
 #[ignore = "takes 20 000 descriptors"]
 async fn ten_thousand_slow_clients_take_bounded_memory() {
     slow_clients(10_000).await;
 }
 
-/// So many clients begin a body of 1 MB and stop: one that is quick gets its answer, and memory stays bounded.
+/// `count` clients begin a body of 1 MB and stop: a fast client is still served, and memory stays bounded.
 async fn slow_clients(count: usize) {
     let (address, _) = upstream().await;
     let mut settings = settings(address);
@@ -94,7 +94,7 @@ async fn slow_clients(count: usize) {
     let grown = resident().saturating_sub(before);
     println!("{count} slow clients: {} MiB more, {} KiB each", grown >> 20, (grown >> 10) / count as u64);
     assert!(grown < cap + (count as u64) * (64 << 10), "{} MiB", grown >> 20);
-    // Their bodies took the room there was; what needs none is served.
+    // Their bodies have used up the budget; requests without a body are served.
     let mut quick = TcpStream::connect(shield.app).await.expect("it listens");
     quick.write_all(request("quick").as_bytes()).await.expect("it is taken");
     let answer = one(&mut quick).await.expect("an answer");
@@ -117,7 +117,7 @@ async fn beyond_max_connections_clients_wait_for_a_place() {
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
 }
 
-/// Bytes of this process in memory, its clients' side included.
+/// Resident memory of this process in bytes, the clients' side included.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("this runs on Linux");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it is told");

@@ -1,4 +1,4 @@
-//! TLS for apps: the certificate of the files, and the next one after a reload.
+//! TLS for apps: the certificate files, and their replacement by a reload.
 
 use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
@@ -26,7 +26,7 @@ async fn connect(address: SocketAddr, trusted: &CertificateDer<'static>) -> std:
     connect_with(address, trusted, &[b"http/1.1"]).await
 }
 
-/// A client that offers these protocols.
+/// A client that offers these protocols in ALPN.
 async fn connect_with(
     address: SocketAddr,
     trusted: &CertificateDer<'static>,
@@ -74,7 +74,7 @@ async fn apps_are_served_over_tls_and_a_reload_takes_the_next_certificate() {
     connect(shield.app, &second).await.expect("what was good stays");
 }
 
-/// HTTP/2 for a client that offers it, HTTP/1.1 for one that offers that or nothing.
+/// HTTP/2 for clients that offer it, HTTP/1.1 for others.
 #[tokio::test]
 async fn the_protocol_is_negotiated() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,4 +1,4 @@
-//! Clients of the shield: over HTTP/1.1 and HTTP/2, on connections of the simulated network.
+//! Clients of the shield over HTTP/1.1 and HTTP/2, on connections of the simulated network.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,22 +14,22 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::network::{Network, Witness};
 
-/// An answer comes before: queue, attempts and time limits together.
+/// The longest time to an answer: queue, attempts and timeouts together.
 const LONGEST: Duration = Duration::from_secs(600);
 
-/// What became of requests.
+/// How requests ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Ends {
     pub(crate) good: usize,
     /// 429 and 503 of the shield.
     pub(crate) refused: usize,
-    /// Documented failures of other kinds.
+    /// Other documented failures.
     pub(crate) failed: usize,
     /// The client left before the end.
     pub(crate) left: usize,
     /// The network between client and shield broke the exchange.
     pub(crate) broken: usize,
-    /// Tokens by the answers' own word.
+    /// Tokens by the answers' `usage`.
     pub(crate) tokens: u64,
 }
 
@@ -69,7 +69,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Sends so many requests, one after the other.
+    /// Sends `requests` requests, one after the other.
     pub(crate) async fn run(mut self, requests: usize) -> Ends {
         let mut ends = Ends::default();
         let mut kept = None;
@@ -89,7 +89,7 @@ impl Client {
             match timeout(leaves_after.unwrap_or(LONGEST), self.exchange(connection, &mut ends)).await {
                 Ok(connection) => kept = connection.filter(|_| !self.number.is_multiple_of(3)),
                 Err(_) if leaves_after.is_some() => ends.left += 1,
-                // Its own end of a half-open connection notices nothing.
+                // A half-open connection looks healthy at its own end.
                 Err(_) if witness.harmed() => ends.broken += 1,
                 Err(_) => panic!("client {}: no answer after {:?}", self.number, began.elapsed()),
             }
@@ -112,7 +112,7 @@ impl Client {
                 return Some(connection);
             }
         }
-        // The shield's end is the first: those are counted.
+        // The shield's end comes first: those are counted.
         let (theirs, ours) = self.network.connect().await.ok()?;
         let witness = ours.witness();
         tokio::spawn(serve_connection(theirs, self.shield.clone(), self.shield.connections.token()));
@@ -132,7 +132,7 @@ impl Client {
         Some(Connection { sender, witness })
     }
 
-    /// One request and its answer; the connection, if it goes on.
+    /// One request and its answer; returns the connection if it can be reused.
     async fn exchange(&mut self, mut connection: Connection, ends: &mut Ends) -> Option<Connection> {
         let completion = self.random.u64(10..120);
         let stream = self.random.bool();
@@ -175,7 +175,7 @@ impl Client {
     }
 }
 
-/// The answer is this request's, whole, or a documented failure.
+/// The answer is complete and belongs to this request, or is a documented failure.
 fn judge(status: StatusCode, headers: &HeaderMap, body: &Bytes, (completion, stream): (u64, bool), ends: &mut Ends) {
     let text = String::from_utf8_lossy(body);
     if status != StatusCode::OK {

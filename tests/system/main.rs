@@ -1,8 +1,8 @@
-//! The whole shield, hyper included, between simulated clients, the simulated Groq and a simulated network, in virtual time.
-//! Everything is by a seed: what clients do, latencies, partitions, connections that are refused, reset or half open, closes that
+//! The whole shield, hyper included, between simulated clients, the simulated Groq and a simulated network, in virtual time. A
+//! seed decides everything: what clients do, latencies, partitions, connections that are refused, reset or half open, closes that
 //! overtake bytes, faults of the upstream, steps of the wall clock, reloads.
 //!
-//! A failure names its seed: `SYSTEM_SEED=7 cargo test --test system`. More of them: `SYSTEM_SEEDS=2000 cargo test --test system`.
+//! A failure prints its seed: `SYSTEM_SEED=7 cargo test --test system`. More seeds: `SYSTEM_SEEDS=2000 cargo test --test system`.
 #![cfg(feature = "demo")]
 
 use std::{
@@ -28,28 +28,28 @@ use world::{Wall, balance, settings, shield};
 
 const CLIENTS: usize = 12;
 const REQUESTS: usize = 5;
-/// The clients are busy for about so long.
+/// About how long the clients are busy.
 const SPAN: Duration = Duration::from_secs(40);
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Weather {
-    /// Nothing but latency.
+    /// Nothing; only latency.
     Calm,
-    /// The upstream, the network to it and the one to the clients, the clients, the clock.
+    /// The upstream, both networks, the clients and the clock fail.
     Storm,
 }
 
-/// What came of a seed.
+/// The result of a seed.
 #[derive(Debug, PartialEq, Eq)]
-struct Life {
+struct Run {
     ends: Ends,
     refusals: u64,
     trace: u64,
 }
 
 #[test]
-fn a_calm_network() {
+fn nothing_is_lost_on_a_healthy_network() {
     let mut good = 0;
     each_seed(Weather::Calm, |life| {
         let Ends { failed, left, broken, .. } = life.ends;
@@ -60,7 +60,7 @@ fn a_calm_network() {
 }
 
 #[test]
-fn everything_goes_wrong() {
+fn nothing_is_lost_when_everything_fails() {
     let (mut all, mut refusals) = (Ends::default(), 0);
     each_seed(Weather::Storm, |life| {
         all.add(&life.ends);
@@ -72,16 +72,16 @@ fn everything_goes_wrong() {
 }
 
 #[test]
-fn a_seed_is_the_same_life_again() {
+fn a_seed_is_reproducible() {
     for seed in 1..=3 {
         for weather in [Weather::Calm, Weather::Storm] {
-            assert_eq!(live(weather, seed), live(weather, seed), "seed {seed}, {weather:?}");
+            assert_eq!(run(weather, seed), run(weather, seed), "seed {seed}, {weather:?}");
         }
     }
 }
 
 /// 25 seeds, as many as `SYSTEM_SEEDS` says, or the one of `SYSTEM_SEED`.
-fn each_seed(weather: Weather, mut check: impl FnMut(&Life)) {
+fn each_seed(weather: Weather, mut check: impl FnMut(&Run)) {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let seeds = match number("SYSTEM_SEED") {
         Some(seed) => seed..=seed,
@@ -89,12 +89,12 @@ fn each_seed(weather: Weather, mut check: impl FnMut(&Life)) {
     };
     for seed in seeds {
         let told = Told(seed);
-        check(&live(weather, seed));
+        check(&run(weather, seed));
         drop(told);
     }
 }
 
-/// Says the seed if a check fails.
+/// Prints the seed if a check panics.
 struct Told(u64);
 
 impl Drop for Told {
@@ -105,9 +105,9 @@ impl Drop for Told {
     }
 }
 
-fn live(weather: Weather, seed: u64) -> Life {
+fn run(weather: Weather, seed: u64) -> Run {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
-    runtime.block_on(life(weather, seed))
+    runtime.block_on(run_async(weather, seed))
 }
 
 fn faults() -> Vec<groq_sim::Fault> {
@@ -125,7 +125,7 @@ fn faults() -> Vec<groq_sim::Fault> {
     serde_json::from_value(faults).expect("as documented")
 }
 
-async fn life(weather: Weather, seed: u64) -> Life {
+async fn run_async(weather: Weather, seed: u64) -> Run {
     fastrand::seed(seed);
     let mut random = Rng::with_seed(seed);
     let storm = weather == Weather::Storm;
@@ -170,7 +170,7 @@ async fn life(weather: Weather, seed: u64) -> Life {
         }
     }
     assert_eq!(ends.sum(), CLIENTS * REQUESTS, "each request has one end: {ends:?}");
-    // Until every limit has been refilled, and every time limit on connections has passed.
+    // Until every limit has been refilled, and every timeout of connections has passed.
     sleep(Duration::from_secs(1000)).await;
     balance(&shield, &sim, &wall, (weather == Weather::Calm).then_some(&ends));
     assert_eq!((to_clients.open(), to_upstream.open()), (0, 0), "connections are left");
@@ -180,10 +180,10 @@ async fn life(weather: Weather, seed: u64) -> Life {
     for request in sim.log() {
         (request.at_ms.to_bits(), request.status, request.ended).hash(&mut trace);
     }
-    Life { refusals: sim.stats().refusals(), ends, trace: trace.finish() }
+    Run { refusals: sim.stats().refusals(), ends, trace: trace.finish() }
 }
 
-/// The start of every life by the wall clock.
+/// The wall clock at the start of every run.
 fn epoch() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000)
 }

@@ -1,4 +1,4 @@
-//! A simulated network: connections whose bytes take time, stop for a while or for good, and end in any order.
+//! A simulated network: connections whose bytes take time, stall for a while or for ever, and end in any order.
 
 use std::{
     collections::VecDeque,
@@ -18,25 +18,25 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until},
 };
 
-/// Bytes under way in one direction at most.
+/// Most bytes in flight in one direction.
 const WINDOW: usize = 32 << 10;
 
-/// What can happen to a connection, each with its probability.
+/// Possible faults of a connection, each with its probability.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Faults {
-    /// It is not accepted.
+    /// It is refused.
     pub(crate) refused: f64,
-    /// Both ends are told that it is reset, some time after it was made.
+    /// Both ends see a reset, some time after the connection was made.
     pub(crate) reset: f64,
-    /// From some time on nothing arrives any more, at either end, and neither end is told.
+    /// From some time on nothing arrives at either end, and neither end is told.
     pub(crate) half_open: f64,
-    /// When an end is closed, the other one hears of it before the bytes that were sent last.
+    /// When an end is closed, the other one sees that before the bytes that were sent last.
     pub(crate) overtaken: f64,
     /// How often nothing passes on any connection for a while.
     pub(crate) partitions: u64,
 }
 
-/// The network between two hosts. Clones are the same one.
+/// The network between two hosts. Clones are the same network.
 #[derive(Clone)]
 pub(crate) struct Network(Arc<Mutex<Inner>>);
 
@@ -45,10 +45,10 @@ struct Inner {
     faults: Faults,
     blocked_until: Instant,
     connections: u64,
-    /// Ends that are open at the first host.
+    /// Open ends at the first host.
     open: usize,
     trace: DefaultHasher,
-    /// Who has got something in this instant.
+    /// Sockets that have received something at this instant.
     instant: (Instant, Vec<(u64, usize)>),
     began: Instant,
 }
@@ -81,7 +81,7 @@ impl Network {
         network
     }
 
-    /// A new connection, after the time that it takes; the first end is the first host's.
+    /// Opens a connection after the network's latency; the first end is the first host's.
     pub(crate) async fn connect(&self) -> io::Result<(Socket, Socket)> {
         let (latency, mut random, number, fate) = {
             let mut inner = self.inner();
@@ -130,7 +130,7 @@ impl Network {
         Ok((near, far))
     }
 
-    /// Ends that are open at the first host.
+    /// Open ends at the first host.
     pub(crate) fn open(&self) -> usize {
         self.inner().open
     }
@@ -140,8 +140,7 @@ impl Network {
         self.inner().trace.finish()
     }
 
-    /// How many bytes arrive is left out: hyper's `date` is by the system's clock, and HPACK writes one that it has written
-    /// before in fewer bytes.
+    /// Sizes are left out: hyper's `date` header follows the system's clock, and HPACK encodes a repeated value in fewer bytes.
     fn note(&self, number: u64, side: usize) {
         let mut inner = self.inner();
         let (now, end) = (Instant::now(), (number, side));
@@ -188,11 +187,11 @@ struct Link {
 struct Direction {
     pieces: VecDeque<(Instant, Bytes)>,
     bytes: usize,
-    /// The end of the bytes arrives.
+    /// The end of the stream arrives.
     ends_at: Option<Instant>,
     /// A reset arrives.
     reset_at: Option<Instant>,
-    /// The sender has closed its end altogether.
+    /// The sender has closed its end completely.
     is_closed: bool,
     last: Option<Instant>,
     reader: Option<Waker>,
@@ -206,7 +205,7 @@ impl Direction {
 }
 
 impl Link {
-    /// When something that is sent now arrives: after all that was sent before.
+    /// When something that is sent now arrives: after everything that was sent before.
     fn arrival(&mut self, side: usize) -> Instant {
         let passes = self.network.inner().blocked_until.max(Instant::now());
         let at = passes + self.latency + Duration::from_micros(self.random.u64(..5000));
@@ -229,7 +228,7 @@ impl Link {
         }
     }
 
-    /// An end is closed: the other one gets the end of the bytes, or a reset where bytes were left unread.
+    /// Closes an end: the other one gets the end of the stream, or a reset where bytes were left unread.
     fn close(&mut self, side: usize) {
         let unread = !self.directions[1 - side].pieces.is_empty();
         let at = self.arrival(side);
@@ -255,12 +254,12 @@ pub(crate) struct Socket {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-/// Knows what has happened to a connection.
+/// Observes what has happened to a connection.
 #[derive(Clone)]
 pub(crate) struct Witness(Arc<Mutex<Link>>);
 
 impl Witness {
-    /// Whether an end may take it for failed, though its other end did nothing wrong.
+    /// Whether an end may see a failure that its peer did not cause.
     pub(crate) fn harmed(&self) -> bool {
         lock(&self.0).harmed
     }
@@ -336,7 +335,7 @@ impl AsyncWrite for Socket {
         let length = buf.len().min(room);
         let at = link.arrival(self.side);
         if left_alone {
-            // Nobody is there to read it: that is told by a reset.
+            // The peer is closed, which it tells by a reset.
             link.directions[1 - self.side].reset_at.get_or_insert(at);
             link.directions[1 - self.side].wake();
             return Poll::Ready(Ok(length));

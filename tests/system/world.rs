@@ -1,4 +1,4 @@
-//! The shield of a simulated world, its wall clock, and what must be left of everything at the end.
+//! The shield of a simulated world, its wall clock, and the checks of the final state.
 
 use std::{
     io,
@@ -30,12 +30,12 @@ pub(crate) fn settings() -> Settings {
         Settings { limits: Limits { plan: Plan::None, default: model, ..Default::default() }, ..Default::default() };
     settings.upstream.response_timeout = Duration::from_secs(30);
     settings.upstream.idle_timeout = Duration::from_secs(20);
-    // Never spent: they are kept accounts of.
+    // Never used up, but accounted.
     settings.app = vec![App { name: "*".into(), tokens_per_day: Some(1_000_000_000), ..App::default() }];
     settings
 }
 
-/// A wall clock that goes on with virtual time, and steps.
+/// A wall clock that follows virtual time, and steps.
 #[derive(Clone)]
 pub(crate) struct Wall {
     began: Instant,
@@ -47,7 +47,7 @@ impl Wall {
         Self { began: Instant::now(), stepped: Arc::default() }
     }
 
-    /// Steps by so many seconds.
+    /// Steps by `seconds`.
     pub(crate) fn step(&self, seconds: i64) {
         self.stepped.fetch_add(seconds, Relaxed);
     }
@@ -65,7 +65,7 @@ impl Wall {
     }
 }
 
-/// A shield before `sim`, at the other end of the network.
+/// A shield in front of `sim`, at the other end of the network.
 pub(crate) fn shield(sim: &Sim, network: &Network, wall: &Wall, http2: bool) -> Arc<Shield> {
     let settings = settings();
     let (sim, network) = (sim.clone(), network.clone());
@@ -80,8 +80,8 @@ pub(crate) fn shield(sim: &Sim, network: &Network, wall: &Wall, http2: bool) -> 
     Shield::with_clock(settings, upstream, wall.clock())
 }
 
-/// Nothing is left in flight, every limit is full again on both sides, and both sides counted the same, where `exact` says what
-/// the clients have got.
+/// Checks that nothing is in flight, every limit is full on both sides, and, where `exact` has the clients' results, that both
+/// sides counted the same.
 pub(crate) fn balance(shield: &Shield, sim: &Sim, wall: &Wall, exact: Option<&Ends>) {
     assert_eq!(shield.limits.waiting(), 0);
     assert_eq!((shield.bodies.held(), shield.telemetry.in_flight(), shield.connections.len()), (0, 0, 0));

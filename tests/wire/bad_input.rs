@@ -1,4 +1,4 @@
-//! Input that nobody should send gets a clear answer and no panic, and the next request is served.
+//! Invalid input gets a clear error and causes no panic, and the next request is served.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ impl Pair {
         client.send(request.body(Full::new(body.into())).expect("a valid request")).await
     }
 
-    /// What every test here ends with.
+    /// The last check of every test here.
     async fn still_serves(&self) {
         self.simulator.faults(json!([])).await;
         let answer = self.shield.process.client().post(CHAT, &chat(MODEL, "Still there?")).await;
@@ -59,7 +59,7 @@ async fn json_that_does_not_parse() {
 }
 
 #[tokio::test]
-async fn json_of_an_odd_shape_is_groqs_to_judge() {
+async fn valid_json_of_an_unexpected_shape_is_passed_to_groq() {
     let pair = Pair::start();
     for body in [
         "[]",
@@ -91,7 +91,7 @@ async fn ten_megabytes_of_json() {
     assert!(body.len() > 10 << 20);
     let length = body.len();
     let answer = pair.send("application/json", body).await;
-    // Groq's to judge, and no model of its holds that much.
+    // Passed to Groq, where no model holds that much.
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (400, "context_length_exceeded"), "{}", answer.text());
     assert_eq!(pair.simulator.log().await[0]["body_length"], length);
     pair.still_serves().await;
@@ -123,7 +123,7 @@ async fn a_hundred_megabytes_of_audio() {
 }
 
 #[tokio::test]
-async fn forms_that_are_none() {
+async fn malformed_forms() {
     let pair = Pair::start();
     let client = pair.shield.process.client();
     for (kind, body) in [
@@ -140,7 +140,7 @@ async fn forms_that_are_none() {
 }
 
 #[tokio::test]
-async fn a_model_never_heard_of() {
+async fn an_unknown_model() {
     let pair = Pair::start();
     for model in ["nobody/has-this", "", "x\u{0}y", "💬", &"m".repeat(5000)] {
         let answer = pair.shield.process.client().post(CHAT, &chat(model, "hello")).await;

@@ -1,4 +1,4 @@
-//! The documentation's examples: every command in it is run, every example of a file is checked.
+//! The documentation's examples: every command is run, every configuration example is checked.
 //!
 //! A comment `<!-- test: MARK -->` before a block says how. Links, names and figures are checked in `tests/layout`.
 
@@ -13,8 +13,8 @@ use tempfile::TempDir;
 
 use crate::kit::{Process, binary, python};
 
-/// For people who work on the shield: their commands take minutes, or need what a usual machine has not. That these name what is
-/// there is checked in `tests/layout`.
+/// Documents for developers of the shield: their commands take minutes or need special machines. `tests/layout` checks that what
+/// they name exists.
 const FOR_DEVELOPERS: [&str; 6] = ["SUMMARY", "performance", "figures", "limiter", "promises", "conformance"];
 
 /// One fenced block with its mark.
@@ -89,12 +89,12 @@ async fn every_command_runs() {
                 let out = shell.succeeds(&command, None).await;
                 let readme = fs::read_to_string(file("README.md")).expect("the README");
                 let picture = readme.split("```\n").find(|text| text.contains("the SDKs alone")).expect("the picture");
-                // Its rows by name; the figures are of one run.
+                // The rows by name; the figures are those of one run.
                 for row in picture.lines().skip(2).map(|row| row.split("  ").find(|cell| !cell.is_empty()).unwrap_or_default()) {
                     assert!(out.contains(row.trim()), "{row}:\n{out}");
                 }
             }
-            // Installing takes a release build; that the package can be installed is cargo's affair, what it starts is ours.
+            // `cargo install` takes a release build and is skipped; the tested binary takes its place.
             ("start", "sh") => {
                 assert!(block.text.ends_with("groq-shield\n"), "{block:?}");
                 let arguments = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
@@ -106,7 +106,7 @@ async fn every_command_runs() {
     }
 }
 
-/// A shield on free ports.
+/// A shield in front of a simulated Groq, on free ports.
 fn simulated(arguments: &[&str]) -> Process {
     Process::start(arguments, &[("GROQ_SHIELD_LISTEN", "127.0.0.1:0"), ("GROQ_SHIELD_ADMIN", "127.0.0.1:0")])
 }
@@ -120,7 +120,7 @@ struct Shell<'a> {
 impl<'a> Shell<'a> {
     fn new(directory: &'a TempDir) -> Self {
         let bin = Path::new(env!("CARGO_BIN_EXE_groq-shield")).parent().expect("the binary lies in a directory");
-        // `python` is `python3` where nobody has said otherwise.
+        // `python` is an alias of `python3`, which some systems lack.
         let path =
             format!("{}:{}:{}", bin.display(), python().with_file_name("").display(), std::env::var("PATH").unwrap_or_default());
         Self { directory, path }
@@ -130,7 +130,7 @@ impl<'a> Shell<'a> {
         let script = shield.map_or_else(|| script.to_owned(), |shield| pointed_at(script, shield));
         let mut command = tokio::process::Command::from({
             let mut clean = std::process::Command::new("bash");
-            // The environment of `binary`: nothing of the developer's own.
+            // The environment of `binary`: without the developer's own settings.
             clean.envs(binary().get_envs().filter_map(|(name, value)| Some((name, value?))));
             for (name, _) in binary().get_envs().filter(|(_, value)| value.is_none()) {
                 clean.env_remove(name);
@@ -149,12 +149,12 @@ impl<'a> Shell<'a> {
     }
 }
 
-/// A script with the documentation's two addresses replaced by a shield's own.
+/// Replaces the documentation's two addresses by a running shield's.
 fn pointed_at(script: &str, shield: &Process) -> String {
     script.replace("127.0.0.1:8787", &shield.address().to_string()).replace("127.0.0.1:8788", &shield.admin().to_string())
 }
 
-/// The README, and everything under `docs` that is for users.
+/// The README, and the documents under `docs` that are for users.
 fn documents() -> Vec<PathBuf> {
     let docs = fs::read_dir(file("docs")).expect("docs can be listed").map(|entry| entry.expect("an entry").path());
     let is_for_users = |path: &PathBuf| {

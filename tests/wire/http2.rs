@@ -1,4 +1,4 @@
-//! HTTP/2 clients that others have written, unmodified: curl, httpx and the official clients on it, Node's http2.
+//! HTTP/2 clients of other projects, unmodified: curl, httpx and the official clients on it, Node's http2.
 
 use std::{fs, path::Path, process::Stdio};
 
@@ -10,7 +10,7 @@ use crate::kit::{Shield, Simulator, node, python};
 const CHAT: &str = "/openai/v1/chat/completions";
 const CONFIG: &str = "[limits]\nplan = \"none\"\n";
 
-/// What a command writes.
+/// A command's output.
 async fn output(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await.expect("it is installed");
     let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -18,7 +18,7 @@ async fn output(command: &mut Command) -> String {
     out.into_owned()
 }
 
-/// What a script of `tests/sdk` has seen.
+/// The output of a script of `tests/sdk`.
 async fn script(interpreter: &Path, name: &str, root: &str) -> Value {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk").join(name);
     serde_json::from_str(&output(Command::new(interpreter).arg(script).arg(root)).await).expect("a JSON object")
@@ -63,7 +63,7 @@ async fn curl() {
     assert_eq!(reached(&simulator).await, 5);
     let told = output(curl(&["-d", small, &chat]).args(&key[2..])).await;
     assert!(told.ends_with("\n2 401") && told.contains("\"invalid_api_key\""), "{told}");
-    // An upgrade of HTTP/1.1 is not taken up, and the request is answered.
+    // An upgrade from HTTP/1.1 is not accepted, and the request is answered.
     let mut upgrade = Command::new("curl");
     upgrade.args(["-sS", "--http2", "-w", "\n%{http_version} %{http_code}"]).args(key).arg(&models);
     let told = output(&mut upgrade).await;
@@ -71,7 +71,7 @@ async fn curl() {
     assert_eq!(reached(&simulator).await, 6);
 }
 
-/// TLS: curl takes HTTP/2 where it is offered.
+/// curl negotiates HTTP/2 by ALPN.
 #[tokio::test]
 async fn curl_over_tls() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -116,7 +116,7 @@ async fn httpx_and_the_official_clients_on_it() {
 async fn nodes_http2() {
     let simulator = Simulator::generous();
     let shield = Shield::before(simulator.process.address(), CONFIG);
-    // Installs Node where it is missing.
+    // Installs Node if it is missing.
     node();
     let seen = script(Path::new("node"), "http2.mjs", &format!("http://{}", shield.process.address())).await;
     let expected = json!({

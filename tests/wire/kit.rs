@@ -1,4 +1,4 @@
-//! The kit of these tests: real processes that end with their test, and a client that checks the form of every answer.
+//! Test kit: real processes that end with their test, and a client that checks the form of every answer.
 
 mod client;
 mod process;

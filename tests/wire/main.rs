@@ -1,16 +1,16 @@
-//! What happens on the wire: real processes, real sockets, the loopback device.
+//! Real processes, real sockets, the loopback device.
 
 mod bad_input;
 mod configured_limits;
+mod default_output;
 mod docs;
 mod http2;
 mod kit;
+mod loops;
 mod observe;
 mod outage;
 mod output_limits;
 mod paths;
 mod restart;
-mod ring;
 mod sdk;
-mod slice;
-mod without_ceiling;
+mod streams;

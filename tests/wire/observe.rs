@@ -1,5 +1,5 @@
-//! Observe mode before a simulated Groq: three times what the limit gives passes as it comes, and what is counted is about what
-//! enforcing the limit does to the same traffic.
+//! Observe mode in front of a simulated Groq: three times the load that the limit allows passes unchanged, and the counters are
+//! close to what enforcing the limit does to the same traffic.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::kit::{Answer, Client, Shield, Simulator};
 const MODEL: &str = "openai/gpt-oss-20b";
 /// The whole limit, of which the shield keeps a twentieth as its margin.
 const BURST: u32 = 60;
-/// Three a second where one a second comes back.
+/// Three a second, where one a second is refilled.
 const AFTERWARDS: u32 = 24;
 
 async fn ask(client: Client) -> (Answer, Duration) {
@@ -24,12 +24,12 @@ async fn ask(client: Client) -> (Answer, Duration) {
     (client.send(request.body(Full::from(body.to_string())).expect("a valid request")).await, began.elapsed())
 }
 
-/// A burst, then eight seconds of three times what comes back.
+/// A burst, then eight seconds of three times the refill rate.
 async fn overload(client: Client) -> Vec<(Answer, Duration)> {
     let mut asking = JoinSet::new();
     for n in 0..BURST + AFTERWARDS {
         asking.spawn(async move {
-            // The first alone shows the limits.
+            // The first response shows the limits.
             let after = if n == 0 { 0 } else { 200 + u64::from(n.saturating_sub(BURST)) * 1000 / 3 };
             tokio::time::sleep(Duration::from_millis(after)).await;
             ask(client).await
@@ -45,7 +45,7 @@ async fn metric(shield: &Shield, name: &str) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_times_the_limit_passes_and_is_counted_as_enforcing_would_have_it() {
+async fn observed_counts_match_what_enforcing_would_do() {
     let table = format!("[limits.model.\"{MODEL}\"]\nrequests_per_minute = {BURST}\n");
     let config = |mode: &str| format!("[queue]\nmax_wait = \"5s\"\n[limits]\nplan = \"none\"\nmode = \"{mode}\"\n{table}");
     let simulators = [(); 2].map(|()| Simulator::start(&format!("[limits]\nplan = \"none\"\n{table}")));
@@ -53,14 +53,14 @@ async fn three_times_the_limit_passes_and_is_counted_as_enforcing_would_have_it(
     let enforcing = Shield::before(simulators[1].process.address(), &config("enforce"));
     let (observed, enforced) = tokio::join!(overload(observing.process.client()), overload(enforcing.process.client()));
 
-    // Nothing waits, and every request has reached Groq, once.
+    // Nothing waits, and every request has reached Groq once.
     for (answer, took) in &observed {
         assert_eq!((answer.header("x-shield-wait-ms"), answer.header("x-shield-attempts")), ("0", "1"), "{}", answer.text());
         assert!(*took < Duration::from_secs(4), "{took:?}");
     }
     let log = simulators[0].log().await;
     assert_eq!(log.len(), observed.len());
-    // What Groq has refused is the app's, in Groq's words.
+    // Groq's refusals reach the app unchanged.
     let refused: Vec<_> = observed.iter().filter(|(answer, _)| answer.status != 200).collect();
     assert_eq!(refused.len(), log.iter().filter(|request| request["status"] == 429).count());
     assert!(refused.len() >= 10, "{} of {}", refused.len(), observed.len());
@@ -69,7 +69,7 @@ async fn three_times_the_limit_passes_and_is_counted_as_enforcing_would_have_it(
         assert_eq!(answer.header("x-shield-error"), "");
     }
 
-    // Those that still wait beside the traffic do so for five seconds at most.
+    // Requests that would still be waiting at the end count for five seconds at most.
     tokio::time::sleep(Duration::from_secs(6)).await;
     let served = enforced.iter().filter(|(answer, _)| answer.status == 200).count() as f64;
     let waited =

@@ -1,4 +1,4 @@
-//! An outage of the upstream: how soon each call hears of it, measured. `cargo test --test wire outage -- --nocapture` prints it.
+//! An outage of the upstream: how soon each call fails. `cargo test --test wire outage -- --nocapture` prints the times.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -15,7 +15,7 @@ use crate::kit::{Answer, Client, Shield, Simulator};
 
 /// `breaker.open`, and the default of `breaker.max_wait`.
 const OPEN: Duration = Duration::from_secs(5);
-/// For the attempts themselves, on a busy machine.
+/// For the attempts themselves on a busy machine.
 const SLACK: Duration = Duration::from_millis(1500);
 
 async fn ask(client: Client) -> (Duration, Answer) {
@@ -25,7 +25,7 @@ async fn ask(client: Client) -> (Duration, Answer) {
     (start.elapsed(), answer)
 }
 
-/// Opens the breaker, then asks once, then twelve times at once; the longest wait of each.
+/// Opens the breaker, then sends one request, then twelve at once; prints the longest wait of each.
 async fn measure(what: &str, upstream: SocketAddr) {
     let shield = Shield::before(upstream, "[limits]\nplan = \"none\"\n");
     let client = shield.process.client();
@@ -51,7 +51,7 @@ async fn measure(what: &str, upstream: SocketAddr) {
         let after: u64 = answer.header("retry-after").parse().expect("seconds");
         assert!((1..=9).contains(&after), "{what}: the next probe, and some jitter: {after}");
     }
-    // Written when each response has been sent, and read from a pipe: a moment after the client has it.
+    // Logged after each response has been sent, and read from a pipe: slightly after the client has the response.
     let named = || shield.process.log().lines().filter(|line| line.contains("bound=\"breaker\"")).count();
     let written = async {
         while named() < 12 {
@@ -63,24 +63,24 @@ async fn measure(what: &str, upstream: SocketAddr) {
     assert!(lone <= OPEN + SLACK && longest <= OPEN + SLACK, "{what}: {lone:?} alone, {longest:?} of twelve");
 }
 
-/// Nobody listens there.
+/// Nobody listens on that port.
 #[tokio::test]
-async fn an_upstream_that_refuses_connections_is_told_within_one_period_of_the_breaker() {
+async fn refused_connections_fail_calls_within_one_breaker_period() {
     let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
     measure("refused", free).await;
 }
 
 #[tokio::test]
-async fn an_upstream_that_answers_503_is_told_within_one_period_of_the_breaker() {
+async fn answers_of_503_fail_calls_within_one_breaker_period() {
     let simulator = Simulator::generous();
     let down = json!({"error": {"message": "Service unavailable.", "type": "internal_server_error"}});
     simulator.faults(json!([{"action": "status", "status": 503, "body": down}])).await;
     measure("503", simulator.process.address()).await;
 }
 
-/// Each attempt of the official clients, and of those that retry by status, hears of the outage at once where nothing is to be waited for.
+/// For clients that retry by status: each of their attempts fails at once while the breaker is open and nothing may wait.
 #[tokio::test]
-async fn without_a_wait_an_open_breaker_is_told_at_once() {
+async fn an_open_breaker_fails_calls_at_once_without_a_max_wait() {
     let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
     let config = "[limits]\nplan = \"none\"\n[retry]\nattempts = 1\n[breaker]\nfailures = 1\nmax_wait = \"0s\"\n";
     let shield = Shield::before(free, config);

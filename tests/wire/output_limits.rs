@@ -1,4 +1,4 @@
-//! A limit on output tokens over sockets: before the simulated Groq, which tests the largest answer of the last minutes.
+//! A limit on output tokens over sockets, in front of the simulated Groq, which tests the largest answer of the last minutes.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::kit::{Answer, Client, Shield, Simulator};
 
 const MODEL: &str = "qwen/qwen3.8-27b";
 
-/// 6000 output tokens a minute, of which the shield knows nothing.
+/// 6000 output tokens a minute, which the shield does not know at first.
 fn start(config: &str) -> (Simulator, Shield) {
     let simulator =
         Simulator::start(&format!("[limits]\nplan = \"none\"\n[limits.model.\"{MODEL}\"]\noutput_tokens_per_minute = 6000\n"));
@@ -38,9 +38,9 @@ async fn refusals(simulator: &Simulator) -> usize {
     simulator.log().await.iter().filter(|request| request["status"] == 429).count()
 }
 
-/// Issue 20, item 1: ceilings above the limit, answers far below it. Today's calls were refused with 413.
+/// Regression: requests with max completion tokens above the limit were refused with 413, though answers are far below it.
 #[tokio::test(flavor = "multi_thread")]
-async fn ceilings_above_the_limit_are_served() {
+async fn max_completion_tokens_above_the_limit_are_served() {
     let (simulator, shield) = start("");
     let client = shield.process.client();
     let (begun, mut calls) = (Instant::now(), JoinSet::new());
@@ -54,15 +54,15 @@ async fn ceilings_above_the_limit_are_served() {
     let took = begun.elapsed();
     assert!(answers.iter().all(|answer| answer.status == 200), "{:?}", answers.iter().map(Answer::text).collect::<Vec<_>>());
     assert!(refusals(&simulator).await <= 2, "{}", refusals(&simulator).await);
-    // What does not fit at once comes back at 100 a second, of which the largest answer has to be free.
+    // What does not fit at once is refilled at 100 a second; the largest recent answer has to fit.
     let used: u64 = answers.iter().filter_map(|answer| answer.json()["usage"]["completion_tokens"].as_u64()).sum();
     let least = used.saturating_sub(6000) as f64 / 100.0;
     assert!(took.as_secs_f64() <= 1.1 * (least + 16.0), "{took:?} for {least} s at least");
 }
 
-/// An answer that is larger than the limit keeps others out until it is forgotten: the message names the remedy, and `fit_ceiling` is one.
+/// An answer larger than the limit blocks others until it expires: the message names the remedy, and `fit_ceiling` applies it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_answer_is_cured_by_a_lower_ceiling() {
+async fn lower_max_completion_tokens_cure_a_block_by_a_large_answer() {
     let (simulator, shield) = start("");
     let client = shield.process.client();
     assert_eq!(call(client, 10_800, 6100, 5000).await.status, 200);
@@ -85,7 +85,7 @@ async fn a_large_answer_is_cured_by_a_lower_ceiling() {
 
 /// Keys of one organization share the limit, and each has its own largest answer.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_answer_holds_up_its_own_key_only() {
+async fn a_large_answer_blocks_its_own_key_only() {
     let simulator = Simulator::start(&format!("[limits.model.\"{MODEL}\"]\noutput_tokens_per_minute = 6000\n"));
     let shield = Shield::with(
         simulator.process.address(),
@@ -104,7 +104,7 @@ async fn a_large_answer_holds_up_its_own_key_only() {
     assert_eq!(other.status.as_u16(), 200, "{}", other.text());
 }
 
-/// The same answer whole and as a stream, with this usage.
+/// The same answer plain and streamed, with this usage.
 fn answers(usage: &Value) -> [Value; 2] {
     let whole = json!({"id": "x", "choices": [{"message": {"role": "assistant", "content": "hi"}}], "usage": usage});
     let chunk = json!({"id": "x", "choices": [{"index": 0, "delta": {"content": "hi"}}], "x_groq": {"usage": usage}});
@@ -115,9 +115,9 @@ fn answers(usage: &Value) -> [Value; 2] {
     ]
 }
 
-/// What `usage` says is what counts; without completion tokens in it, what was expected of the answer.
+/// `usage` counts; without completion tokens in it, the expected output does.
 #[tokio::test(flavor = "multi_thread")]
-async fn usage_without_completion_tokens_takes_what_was_expected() {
+async fn usage_without_completion_tokens_counts_as_expected() {
     let simulator = Simulator::generous();
     for (nth, stream) in [false, true].into_iter().enumerate() {
         let limit = format!("[limits]\nplan = \"none\"\n[limits.model.\"{MODEL}\"]\noutput_tokens_per_minute = 1000\n");
@@ -140,10 +140,10 @@ async fn usage_without_completion_tokens_takes_what_was_expected() {
     }
 }
 
-/// An answer of 100,000 tokens, and a refusal that states more than any answer had: nobody is told nonsense, and a lower ceiling
-/// or time cures it.
+/// An answer of 100,000 tokens, and a refusal that states more than any answer had: messages stay sensible, and a lower output
+/// limit or time cures both.
 #[tokio::test(flavor = "multi_thread")]
-async fn figures_beyond_every_answer_are_cured_like_others() {
+async fn implausibly_large_figures_are_recovered_from() {
     let simulator = Simulator::generous();
     let limit = format!("[limits]\nplan = \"none\"\n[limits.model.\"{MODEL}\"]\noutput_tokens_per_minute = 1000\n");
     let shield = Shield::before(simulator.process.address(), &limit);
@@ -154,7 +154,7 @@ async fn figures_beyond_every_answer_are_cured_like_others() {
     simulator.faults(json!([])).await;
     let debt = call(client, 400, 50, 2000).await;
     assert_eq!((debt.status.as_u16(), debt.code().as_str()), (429, "rate_limit_exceeded"), "{}", debt.text());
-    // A debt counts for ten minutes at most: longer ones are left to the upstream's next refusal.
+    // A debt counts for ten minutes at most; larger ones are left to the upstream's next refusal.
     let seconds: u64 = debt.header("retry-after").parse().expect("an integer");
     assert!((500..=720).contains(&seconds), "{seconds}");
 
@@ -171,10 +171,10 @@ async fn figures_beyond_every_answer_are_cured_like_others() {
     assert_eq!(call(client, 400, 20, 2000).await.status, 200);
 }
 
-/// Texts of an output limit without some of their figures, or with the figures in another order: none is a storm, each is answered
-/// within the client's max wait, and the next request is served.
+/// Refusals of an output limit without some of their figures, or with the figures in another order: no retry storm, each request
+/// is answered within the client's max wait, and the next one is served.
 #[tokio::test(flavor = "multi_thread")]
-async fn texts_with_figures_missing_or_in_another_order() {
+async fn refusals_with_missing_or_reordered_figures() {
     let simulator = Simulator::generous();
     for figures in
         ["Limit 1000.", "Requested 1080.", "", "Used 3.", "Requested 1080, Limit 1000.", "Requested 300, Used 900, Limit 1000."]

@@ -47,14 +47,14 @@ async fn upload(client: Client, path: &str, (kind, body): (String, Bytes)) -> cr
     client.send(request.body(Full::new(body)).expect("a valid request")).await
 }
 
-/// Bytes that compress badly and repeat nowhere.
+/// Bytes that do not compress or repeat.
 fn noise(length: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(7);
     std::iter::repeat_with(|| random.u8(..)).take(length).collect()
 }
 
 #[tokio::test]
-async fn every_path_form_is_mapped_to_groqs() {
+async fn every_form_of_path_is_mapped_to_groqs() {
     let (simulator, shield) = pair().await;
     let client = shield.process.client();
     let spellings = [
@@ -62,7 +62,7 @@ async fn every_path_form_is_mapped_to_groqs() {
         "/openai/v1/openai/v1/chat/completions",
         "/v1/chat/completions",
         "/chat/completions",
-        // Base URLs as async-openai, groq and genai were seen to be given them.
+        // The base URLs that async-openai, groq and genai are commonly given.
         "/openai/v1//chat/completions",
         "//chat/completions",
         "/v1/openai/v1/chat/completions",
@@ -104,7 +104,7 @@ async fn an_unknown_path_has_groqs_own_404() {
 }
 
 #[tokio::test]
-async fn headers_pass_except_for_ours_and_the_connections() {
+async fn headers_pass_except_ours_and_hop_by_hop_ones() {
     let (simulator, shield) = pair().await;
     let client = shield.process.client();
     let request = client
@@ -155,7 +155,7 @@ async fn headers_pass_except_for_ours_and_the_connections() {
 #[tokio::test]
 async fn json_passes_byte_for_byte() {
     let (simulator, shield) = pair().await;
-    // Odd spacing, escapes, a duplicate key, members nobody knows, a big number: nothing is read and written anew.
+    // Odd spacing, escapes, a duplicate key, unknown members, a large number: the body is not parsed and serialized again.
     let body = format!(
         "{{ \"model\" :\"{MODEL}\",\n\t\"x_unknown\": {{\"a\":1.10,\"a\":2}}, \"seed\":12345678901234567890, \
          \"messages\":[{{\"role\":\"user\",\"content\":\"\\u00e4\\ud83d\\ude00 \u{e4}\"}}],\"max_tokens\":16 }}  "
@@ -232,9 +232,9 @@ async fn the_absolute_form_is_served_for_the_upstream_only() {
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (403, "destination_not_allowed"));
 }
 
-/// As the README says of a client that has `https://api.groq.com` written into it, and the shield as its proxy.
+/// As documented for clients with a fixed `https://api.groq.com` and the shield as their proxy.
 #[tokio::test]
-async fn a_client_that_asks_for_a_tunnel_is_told_that_there_is_none() {
+async fn connect_requests_are_refused() {
     let (simulator, shield) = pair().await;
     let connect = b"CONNECT api.groq.com:443 HTTP/1.1\r\nhost: api.groq.com:443\r\n\r\n";
     let mut socket = TcpStream::connect(shield.process.address()).await.expect("it listens");

@@ -1,4 +1,4 @@
-//! `limits.state_file` through a real `kill -9`, and a state file that is cut in two.
+//! `limits.state_file` through a real `kill -9`, and a truncated state file.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::kit::{Answer, Client, Shield, Simulator};
 
 const MODEL: &str = "openai/gpt-oss-20b";
 
-/// Requests that wait at most a second, all at once; their answers.
+/// Sends requests that wait at most a second, all at once.
 async fn burst(client: Client, requests: usize) -> Vec<Answer> {
     let mut asking = JoinSet::new();
     for _ in 0..requests {
@@ -31,9 +31,9 @@ fn served(answers: &[Answer]) -> usize {
     answers.iter().filter(|answer| answer.status == 200).count()
 }
 
-/// Without its state file a restarted shield would send a fresh burst, and Groq would refuse it.
+/// Without its state file a restarted shield would send a second burst, and Groq would refuse it.
 #[tokio::test(flavor = "multi_thread")]
-async fn after_kill_9_there_is_no_refusal_and_no_fresh_burst() {
+async fn a_restart_after_kill_9_causes_no_refusals() {
     let table = format!("[limits.model.\"{MODEL}\"]\nrequests_per_minute = 60\n");
     let simulator = Simulator::start(&format!("[limits]\nplan = \"none\"\n{table}"));
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -43,7 +43,7 @@ async fn after_kill_9_there_is_no_refusal_and_no_fresh_burst() {
     let mut first = Shield::before(simulator.process.address(), &config);
     let sent = served(&burst(first.process.client(), 70).await);
     assert!((50..=62).contains(&sent), "nearly the whole limit at once: {sent}");
-    // Levels are written once a second.
+    // The state is written once a second.
     tokio::time::sleep(Duration::from_secs(2)).await;
     first.process.signal(Signal::SIGKILL);
     first.process.ended(Duration::from_secs(5)).await;
@@ -58,7 +58,7 @@ async fn after_kill_9_there_is_no_refusal_and_no_fresh_burst() {
 }
 
 #[tokio::test]
-async fn a_torn_state_file_is_told_and_does_no_harm() {
+async fn a_truncated_state_file_is_reported_and_ignored() {
     let simulator = Simulator::generous();
     let directory = tempfile::tempdir().expect("a temporary directory");
     let state = directory.path().join("levels");

@@ -1,6 +1,6 @@
 //! The official clients, unmodified, through a shield, and what their users see of every failure.
 //!
-//! Each client is one process of `tests/sdk` that does what it is told; the table of what it saw is a snapshot.
+//! Each client is one process of `tests/sdk` that executes orders; a snapshot holds what it saw.
 
 use std::{fmt::Write as _, process::Stdio, time::Duration};
 
@@ -14,8 +14,7 @@ use crate::kit::{Shield, Simulator, Tally, node, python};
 
 const MODEL: &str = "openai/gpt-oss-20b";
 
-/// No breaker, which would answer for Groq after five failures, and a budget for failures only; back-offs that nobody
-/// has to wait for.
+/// No breaker, which would answer in Groq's place after five failures; a retry budget for failures only; short delays.
 const CONFIG: &str = r#"
 [limits]
 plan = "developer"
@@ -36,16 +35,16 @@ struct Sdk {
     _child: Child,
 }
 
-/// What one client does about a failure.
+/// How a client decides whether to retry.
 #[derive(Clone, Copy, PartialEq)]
 enum Retries {
-    /// It heeds `x-should-retry`: one attempt at every failure.
+    /// By `x-should-retry`: one attempt at every failure.
     AsTold,
-    /// It looks at the status only.
+    /// By the status only.
     ByStatus,
 }
 
-/// What a client can do beside chat and streams.
+/// What a client supports besides chat and streams.
 #[derive(Clone, Copy)]
 struct Abilities {
     transcription: bool,
@@ -55,7 +54,7 @@ struct Abilities {
 
 const CHAT_ONLY: Abilities = Abilities { transcription: false, models: false, asynchronous: false };
 
-/// One failure: how it comes about, and what is asked.
+/// One failure: how it is caused, and the order.
 struct Failure {
     name: &'static str,
     faults: Value,
@@ -104,7 +103,7 @@ async fn langchain_groq_node() {
     client("node", "@langchain/groq", CHAT_ONLY, Retries::ByStatus).await;
 }
 
-/// `GROQ_API_BASE` means two things, and people add `/openai/v1` where the client does, or forget it.
+/// `GROQ_API_BASE` differs between clients, and people add `/openai/v1` where the client does so too, or forget it.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_form_of_the_base_url_reaches_groq() {
     let simulator = Simulator::start("[limits]\nplan = \"developer\"\n");
@@ -129,7 +128,7 @@ async fn client(language: &str, name: &str, abilities: Abilities, retries: Retri
     let shield = Shield::before(simulator.process.address(), CONFIG);
     let tally = Tally::before(shield.process.address()).await;
     let root = format!("http://{}", tally.address);
-    // The form of the base URL that the client documents.
+    // The base URL as the client documents it.
     let base = if matches!(name, "openai" | "litellm") { format!("{root}/openai/v1") } else { root.clone() };
     let mut sdk = Sdk::start(language, name, &root, &base);
     for order in successes(abilities) {
@@ -214,7 +213,7 @@ fn failures() -> Vec<Failure> {
 }
 
 impl Sdk {
-    /// Starts a client with the base URL where it documents it; `root` is the host alone.
+    /// Starts a client with its documented base URL; `root` is the host alone.
     fn start(language: &str, name: &str, root: &str, base: &str) -> Self {
         let mut command = match language {
             "python" => {
@@ -246,7 +245,7 @@ impl Sdk {
         Self { stdin, lines, _child: child }
     }
 
-    /// Has one order carried out. Lines that are not JSON objects are a client's own chatter.
+    /// Sends one order and reads its result. Lines that are not JSON objects are the client's own output.
     async fn ask(&mut self, order: &Value) -> Value {
         self.stdin.write_all(format!("{order}\n").as_bytes()).await.expect("the client reads");
         loop {

@@ -1,4 +1,4 @@
-//! Requests of a simulated replica: they come, go to an exact upstream, end or leave as their jobs say.
+//! Requests of a simulated replica: they arrive, are sent to an exact upstream, and end or are cancelled as their jobs say.
 
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ impl World<'_> {
         self.dispatch(number);
     }
 
-    /// Whoever can goes, and what is to be told is on its way.
+    /// Dispatches what can go, and sends the messages that result.
     pub(super) fn dispatch(&mut self, number: usize) {
         let mut events = Vec::new();
         loop {

@@ -1,4 +1,4 @@
-//! A plain HTTP/1.1 client: one connection per request, and every failure is checked against the contract.
+//! A plain HTTP/1.1 client with one connection per request; every failure is checked against the contract.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -14,18 +14,18 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// No test of ours waits longer for one answer.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// Longest wait for one answer.
+const LONGEST_WAIT: Duration = Duration::from_secs(90);
 /// The longest body of a failure, bytes.
 const LONGEST_FAILURE: usize = 16 << 10;
 
-/// Asks one address.
+/// A client of one address.
 #[derive(Clone, Copy)]
 pub(crate) struct Client {
     address: SocketAddr,
 }
 
-/// A whole answer.
+/// A complete answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -33,7 +33,7 @@ pub(crate) struct Answer {
     pub(crate) body: Bytes,
 }
 
-/// An answer that still comes; dropping it closes the connection.
+/// An answer that is still arriving; dropping it closes the connection.
 pub(crate) struct Streaming {
     pub(crate) response: Response<Incoming>,
     connection: JoinHandle<()>,
@@ -44,7 +44,7 @@ impl Client {
         Self { address }
     }
 
-    /// A request with a key and this path.
+    /// A request for this path with a key.
     pub(crate) fn request(&self, method: Method, path: &str) -> http::request::Builder {
         Request::builder()
             .method(method)
@@ -64,41 +64,41 @@ impl Client {
         self.send(self.request(Method::GET, path).body(Full::default()).expect("a valid request")).await
     }
 
-    /// GETs from something that is not a shield, or POSTs where there is a body.
+    /// GETs from a server that is not a shield, or POSTs if there is a body.
     pub(crate) async fn plain(&self, path: &str, body: Option<&Value>) -> Answer {
         let (method, body) = body.map_or((Method::GET, String::new()), |body| (Method::POST, body.to_string()));
         self.open(self.request(method, path).body(Full::from(body)).expect("a valid request")).await.whole().await
     }
 
-    /// Sends to a shield; the answer is whole and checked.
+    /// Sends to a shield; the answer is complete and checked.
     pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
         let answer = self.open(request).await.whole().await;
         answer.check();
         answer
     }
 
-    /// Sends, and returns when the answer's head is there.
+    /// Sends, and returns when the answer's head has arrived.
     pub(crate) async fn open(&self, request: Request<Full<Bytes>>) -> Streaming {
         let socket = TcpStream::connect(self.address).await.expect("the listener accepts");
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.expect("a connection");
-        // Its errors are the request's errors.
+        // Connection errors are seen as request errors.
         let connection = tokio::spawn(async { drop(connection.await) });
         let what = format!("{} {}", request.method(), request.uri());
-        let response = tokio::time::timeout(PATIENCE, sender.send_request(request)).await;
-        let response = response.unwrap_or_else(|_| panic!("{what}: no head in {PATIENCE:?}"));
+        let response = tokio::time::timeout(LONGEST_WAIT, sender.send_request(request)).await;
+        let response = response.unwrap_or_else(|_| panic!("{what}: no head in {LONGEST_WAIT:?}"));
         Streaming { response: response.unwrap_or_else(|e| panic!("{what}: {e:?}")), connection }
     }
 
-    /// Writes bytes that need not be HTTP, and reads to the end of the connection.
+    /// Writes raw bytes, and reads to the end of the connection.
     pub(crate) async fn raw(&self, bytes: &[u8]) -> Vec<u8> {
         let mut socket = TcpStream::connect(self.address).await.expect("the listener accepts");
-        // It may answer and close before it has read everything.
+        // The server may answer and close before it has read everything.
         let _ = socket.write_all(bytes).await;
         let _ = socket.shutdown().await;
         let mut answer = Vec::new();
-        // A reset after the answer leaves what came before it.
-        let read = tokio::time::timeout(PATIENCE, socket.read_to_end(&mut answer)).await;
-        assert!(read.is_ok(), "the connection is still open after {PATIENCE:?}");
+        // A reset after the answer does not discard the answer.
+        let read = tokio::time::timeout(LONGEST_WAIT, socket.read_to_end(&mut answer)).await;
+        assert!(read.is_ok(), "the connection is still open after {LONGEST_WAIT:?}");
         answer
     }
 }
@@ -107,7 +107,7 @@ impl Streaming {
     /// The next piece of the body; `None` at its end.
     pub(crate) async fn piece(&mut self) -> Option<Bytes> {
         loop {
-            let frame = tokio::time::timeout(PATIENCE, self.response.body_mut().frame()).await.expect("a frame in time")?;
+            let frame = tokio::time::timeout(LONGEST_WAIT, self.response.body_mut().frame()).await.expect("a frame in time")?;
             if let Ok(data) = frame.expect("a body without an error").into_data() {
                 return Some(data);
             }
@@ -150,7 +150,7 @@ impl Answer {
         self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// What the contract promises of every answer, and of every failure.
+    /// The contract's rules for every answer, and for every failure.
     pub(crate) fn check(&self) {
         let told = || format!("{} {:?}\n{}", self.status, self.headers, self.text().chars().take(2000).collect::<String>());
         for name in ["x-shield-wait-ms", "x-shield-attempts"] {

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use super::{Answer, Client};
 
 const START: Duration = Duration::from_secs(30);
-/// What the log says after a reload.
+/// The log line after a reload.
 const RELOADED: &str = "configuration read again";
 
 /// One running `groq-shield`.
@@ -31,7 +31,7 @@ pub(crate) struct Process {
 impl Process {
     /// Starts the real binary and waits for the log line that says it is ready.
     ///
-    /// Panics with everything it wrote if that line does not come.
+    /// Panics with the log if that line does not come.
     pub(crate) fn start(args: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = binary();
         let mut child = command
@@ -52,17 +52,17 @@ impl Process {
         process
     }
 
-    /// Everything written so far.
+    /// The log so far.
     pub(crate) fn log(&self) -> String {
         self.log.lock().expect("nobody panics with the log in hand").clone()
     }
 
-    /// Where apps connect.
+    /// The address for apps.
     pub(crate) fn address(&self) -> SocketAddr {
         self.addresses[0]
     }
 
-    /// Where operators connect.
+    /// The admin address.
     pub(crate) fn admin(&self) -> SocketAddr {
         *self.addresses.get(1).unwrap_or_else(|| panic!("no admin address in the ready line:\n{}", self.log()))
     }
@@ -77,7 +77,7 @@ impl Process {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("the process can be signalled");
     }
 
-    /// Waits for its end, at most `limit`.
+    /// Waits at most `limit` for its exit.
     pub(crate) async fn ended(&mut self, limit: Duration) -> ExitStatus {
         let deadline = tokio::time::Instant::now() + limit;
         loop {
@@ -92,7 +92,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail only where it has ended already.
+        // Both fail only if it has exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
@@ -101,7 +101,7 @@ impl Drop for Process {
     }
 }
 
-/// The binary with an environment that says nothing: no key, no proxy, no setting of the developer's own.
+/// The binary without any environment variables of the developer's: no keys, proxies or settings.
 pub(crate) fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_groq-shield"));
     let ours = |name: &str| name.starts_with("GROQ_") || name.starts_with("OPENAI_") || name.to_lowercase().ends_with("_proxy");
@@ -112,7 +112,7 @@ pub(crate) fn binary() -> Command {
     command
 }
 
-/// Reads one of the two outputs to its end; the addresses of the first line that says "ready" go to `ready`.
+/// Reads one output to its end; sends the addresses of the first line that says "ready" to `ready`.
 fn collect(output: impl Read + Send + 'static, log: Arc<Mutex<String>>, ready: mpsc::Sender<Vec<SocketAddr>>) {
     thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
@@ -122,7 +122,7 @@ fn collect(output: impl Read + Send + 'static, log: Arc<Mutex<String>>, ready: m
             log.push('\n');
             drop(log);
             if !found.is_empty() {
-                // Nobody listens after the first.
+                // Only the first ready line has a receiver.
                 let _ = ready.send(found);
             }
         }
@@ -155,37 +155,37 @@ impl Simulator {
         Self { process: Process::start(&["simulate", "--listen", "127.0.0.1:0", "--limits", file], &[]), _limits: directory }
     }
 
-    /// One without limits.
+    /// A simulated Groq without limits.
     pub(crate) fn generous() -> Self {
         Self::start("[limits]\nplan = \"none\"\n")
     }
 
-    /// Scripts what becomes of the next requests.
+    /// Sets the faults of the next requests.
     pub(crate) async fn faults(&self, script: serde_json::Value) {
         let answer = self.process.client().plain("/_sim/faults", Some(&script)).await;
         assert!(answer.status.is_success(), "the simulator takes the script: {} {}", answer.status, answer.text());
     }
 
-    /// What came over the wire, oldest first.
+    /// The requests that it has received, oldest first.
     pub(crate) async fn log(&self) -> Vec<serde_json::Value> {
         let answer: Answer = self.process.client().plain("/_sim/log", None).await;
         serde_json::from_slice(&answer.body).expect("the wire log is a JSON array")
     }
 }
 
-/// A shield before an upstream.
+/// A shield in front of an upstream.
 pub(crate) struct Shield {
     pub(crate) process: Process,
     config: TempDir,
 }
 
 impl Shield {
-    /// A shield before `upstream` with `config` (TOML without `[server]`, `[admin]` and `upstream.base_url`).
+    /// A shield in front of `upstream` with `config` (TOML without `[server]`, `[admin]` and `upstream.base_url`).
     pub(crate) fn before(upstream: SocketAddr, config: &str) -> Self {
         Self::with(upstream, config, &[])
     }
 
-    /// The same with an environment.
+    /// The same with environment variables.
     pub(crate) fn with(upstream: SocketAddr, config: &str, environment: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = directory.path().join("groq-shield.toml");
@@ -196,7 +196,7 @@ impl Shield {
         Self { process: Process::start(&arguments, environment), config: directory }
     }
 
-    /// Puts another configuration in force, and waits until the log says so.
+    /// Replaces the configuration, and waits until the log says that it was reloaded.
     pub(crate) async fn reload(&self, config: &str) {
         let reloads = || self.process.log().matches(RELOADED).count();
         let before = reloads();

@@ -17,7 +17,7 @@ use tokio::{
 /// The end of every request line; no JSON holds a raw CR LF.
 const MARK: &[u8] = b" HTTP/1.1\r\n";
 
-/// Stands before `upstream`, byte for byte.
+/// A relay in front of `upstream`.
 pub(crate) struct Tally {
     pub(crate) address: SocketAddr,
     requests: Arc<AtomicU64>,
@@ -59,18 +59,18 @@ async fn relay(client: TcpStream, upstream: SocketAddr, count: Arc<AtomicU64>) {
         while let Ok(length @ 1..) = from_client.read(&mut piece).await {
             seen.extend_from_slice(&piece[..length]);
             count.fetch_add(memchr::memmem::find_iter(&seen, MARK).count() as u64, Relaxed);
-            // A mark in two pieces is found with the second of them, and none twice.
+            // A marker split over two reads is found with the second one, and none is found twice.
             let keep = seen.len() - seen.len().min(MARK.len() - 1);
             seen.drain(..keep);
             if to_server.write_all(&piece[..length]).await.is_err() {
                 return;
             }
         }
-        // The client has left; a failure means that the server has too.
+        // The client has disconnected; the shutdown fails if the server has too.
         let _ = to_server.shutdown().await;
     };
     let back = async {
-        // Either side may cut; the other sees just that.
+        // Either side may close early; the other one sees exactly that.
         let _ = tokio::io::copy(&mut from_server, &mut to_client).await;
         let _ = to_client.shutdown().await;
     };

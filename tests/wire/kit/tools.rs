@@ -1,4 +1,4 @@
-//! What these tests need: Python and Node packages in a directory of their own below `target`, system packages by apt.
+//! Tools of these tests: Python and Node packages in a directory below `target`, system packages from apt.
 
 use std::{
     fs::{self, File},
@@ -6,21 +6,21 @@ use std::{
     process::Command,
 };
 
-/// The official clients' directory in the sources.
+/// The sources of the client scripts.
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk");
-/// Where everything is installed.
+/// Where packages are installed.
 const ROOT: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/sdk");
 
 /// A Python with the packages of `tests/sdk/requirements.txt`.
 ///
-/// Panics with the reason where they cannot be installed: a test that cannot run has failed.
+/// Panics if they cannot be installed: a test that cannot run has failed.
 pub(crate) fn python() -> PathBuf {
     venv("venv", &Path::new(SOURCES).join("requirements.txt"))
 }
 
-/// A Python with the packages of this list, in a virtual environment of this name.
+/// A Python with the packages of `wanted`, in a virtual environment of this name.
 ///
-/// Panics with the reason where they cannot be installed.
+/// Panics if they cannot be installed.
 pub(crate) fn venv(name: &str, wanted: &Path) -> PathBuf {
     let _lock = lock();
     let venv = Path::new(ROOT).join(name);
@@ -37,7 +37,7 @@ pub(crate) fn venv(name: &str, wanted: &Path) -> PathBuf {
 
 /// The directory with `clients.mjs` and its `node_modules`.
 ///
-/// Panics with the reason where they cannot be installed.
+/// Panics if they cannot be installed.
 pub(crate) fn node() -> PathBuf {
     let _lock = lock();
     let (directory, sources) = (Path::new(ROOT).join("node"), Path::new(SOURCES));
@@ -51,12 +51,12 @@ pub(crate) fn node() -> PathBuf {
         }
         run(Command::new("npm").args(["ci", "--no-audit", "--no-fund", "--loglevel=error"]).current_dir(&directory))
     });
-    // Modules are looked for from where the script lies.
+    // Node looks for modules beside the script.
     fs::copy(sources.join("clients.mjs"), directory.join("clients.mjs")).expect("the script can be copied");
     directory
 }
 
-/// Several test processes may need the same things at once.
+/// Several test processes may install the same packages at once.
 fn lock() -> File {
     fs::create_dir_all(ROOT).expect("target can be written");
     let file = File::create(Path::new(ROOT).join("lock")).expect("target can be written");
@@ -64,7 +64,7 @@ fn lock() -> File {
     file
 }
 
-/// Installs unless the list of what is wanted is the one installed last.
+/// Installs unless the installed list is the wanted one.
 fn once(directory: &Path, list: &Path, install: impl FnOnce() -> Result<(), String>) {
     let wanted = fs::read(list).expect("the list of packages is there");
     let stamp = directory.join("installed");
@@ -77,7 +77,7 @@ fn once(directory: &Path, list: &Path, install: impl FnOnce() -> Result<(), Stri
     fs::write(stamp, wanted).expect("target can be written");
 }
 
-/// Installs what is missing from the system where that is possible: as root, with apt-get.
+/// Installs missing system packages where possible: as root, with apt-get.
 fn install_system_packages(packages: &[&str]) {
     let apt = |arguments: &[&str]| run(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(arguments));
     let install = [&["install", "-qy", "--no-install-recommends"], packages].concat();

@@ -194,7 +194,7 @@ async fn somebody_elses_large_answer_costs_one_refusal() {
 
 /// Of keys of one organization each has its own largest answer: what one was answered holds up no other.
 #[tokio::test(start_paused = true)]
-async fn a_large_answer_holds_up_its_own_key_only() {
+async fn a_large_answer_blocks_its_own_key_only() {
     let (limits, upstream) = (limiter(Some(1000)), Mutex::new(Upstream::default()));
     let of_key = |key| AdmissionRequest { key, ..request("app", 10, 4000) };
     send(&limits, &upstream, &of_key(1), 1308, in_a_minute()).await.expect("nothing is known yet");
@@ -205,8 +205,8 @@ async fn a_large_answer_holds_up_its_own_key_only() {
     assert!(upstream.lock().expect("a lock").refused.is_empty());
 }
 
-/// The limit is learnt from "too large", which does not say how much of it is in use. What our answers have left in use is rounded
-/// up: rounded down, the same request with a lower ceiling would go by up to a unit's time too early.
+/// The limit is learnt from "too large", which does not say how much of it is in use. What our answers have left in use is
+/// rounded up: rounded down, the same request with a lower ceiling would go by up to a unit's time too early.
 #[tokio::test(start_paused = true)]
 async fn a_lower_ceiling_goes_when_there_is_room_and_not_a_unit_early() {
     for n in 0..20 {

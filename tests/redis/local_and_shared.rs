@@ -1,5 +1,5 @@
-//! Local and shared quotas keep the same promises: the same properties on both, the shared ones with the real
-//! script, in every order in which replicas may be heard.
+//! Local and shared quotas keep the same promises: the same properties on both, the shared ones with the real script and with
+//! messages of replicas in every order.
 
 use std::cell::{Cell, RefCell};
 
@@ -9,7 +9,7 @@ use redis::Connection;
 use crate::{
     history::{Job, job},
     script::{config, with_redis},
-    world::{Levels, Outcome, Plan, World},
+    world::{Outcome, Plan, Quotas, World},
 };
 
 /// A generated history.
@@ -40,10 +40,10 @@ impl Store<'_> {
     fn run(&mut self, history: &History, lossy: bool, choose: &mut dyn FnMut(usize) -> usize) -> Outcome {
         let History { jobs, tokens, requests, headers, .. } = history;
         let (replicas, quotas) = match self {
-            Store::Local => (1, Levels::Local),
+            Store::Local => (1, Quotas::Local),
             Store::Redis { connection, keys } => {
                 *keys += 1;
-                (history.replicas, Levels::Registry(connection, format!("{{world{keys}}}")))
+                (history.replicas, Quotas::Registry(connection, format!("{{world{keys}}}")))
             }
         };
         let plan = Plan { jobs, replicas, tokens: *tokens, requests: *requests, headers: *headers, lossy };
@@ -52,13 +52,13 @@ impl Store<'_> {
 
     fn random(&mut self, history: &History, lossy: bool) -> Outcome {
         let mut random = fastrand::Rng::with_seed(history.seed);
-        // Words are lost now and then, not half of the time.
+        // Messages are lost now and then, not half of the time.
         self.run(history, lossy, &mut |options| if lossy && random.u8(..) > 40 { 0 } else { random.usize(..options) })
     }
 }
 
-/// What both keep: the sum of what is let in fits an exact upstream at every instant, in all dimensions or in none (the world
-/// checks each step of the store's), everybody is served, refused or gone, and what was settled has come back.
+/// The common properties: the sum of what is granted fits an exact upstream at every instant, in all dimensions or in none (the
+/// world checks each step of the store's), every request is served, refused or gone, and what was settled has come back.
 fn keeps(store: &mut Store<'_>, history: &History, lossy: bool) -> Result<Outcome, TestCaseError> {
     let outcome = store.random(history, lossy);
     prop_assert_eq!(outcome.sends + outcome.refused_by_us + outcome.left, history.jobs.len());
@@ -67,8 +67,8 @@ fn keeps(store: &mut Store<'_>, history: &History, lossy: bool) -> Result<Outcom
     }
     let (quotas, truth) = outcome.used;
     let rounding = 2 * history.jobs.len() as u64;
-    // What Groq has not heard of yet is doubted where it gives back, never where it takes: rather too much in use, until
-    // the next header. What was reserved beyond the truth may be lost upstream, where the quota is full by then.
+    // What Groq has not confirmed yet counts as used until the next header. What was reserved beyond the truth may be lost
+    // upstream, where the quota is full by then.
     let (less, more) = if history.headers { (5, 50) } else { (2, 2) };
     prop_assert!(
         quotas + rounding + outcome.beyond + history.tokens * less / 100 >= truth,
@@ -80,12 +80,12 @@ fn keeps(store: &mut Store<'_>, history: &History, lossy: bool) -> Result<Outcom
     Ok(outcome)
 }
 
-/// Runs the suite; sends and refusals of all histories.
+/// Runs the suite; returns sends and refusals of all histories.
 fn suite(store: Store<'_>, cases: u32, lossy: bool) -> (usize, usize) {
     let (store, sum) = (RefCell::new(store), Cell::new((0, 0)));
     let outcome = TestRunner::new(config(cases)).run(&history(), |history| {
         let outcome = keeps(&mut store.borrow_mut(), &history, lossy)?;
-        // Levels that headers do not correct are counted, not estimated: not one too many.
+        // Without corrections by headers, quotas are counted, not estimated: no refusal at all.
         if !history.headers && !lossy {
             prop_assert_eq!(outcome.refused_by_groq, 0, "of {} sends", outcome.sends);
         }
@@ -98,29 +98,30 @@ fn suite(store: Store<'_>, cases: u32, lossy: bool) -> (usize, usize) {
 }
 
 #[test]
-fn local_books_keep_the_promises() {
+fn local_quotas_keep_the_promises() {
     let (_, refused) = suite(Store::Local, 200, false);
     assert_eq!(refused, 0);
 }
 
 #[test]
-fn shared_books_keep_the_promises() {
+fn shared_quotas_keep_the_promises() {
     with_redis(|connection| {
         let (sends, refused) = suite(Store::Redis { connection, keys: 0 }, 200, false);
         assert!(refused <= sends / 2000, "{refused} of {sends}");
     });
 }
 
-/// Nobody is forgotten and nothing comes back twice when words are lost, there or back; the reserve holds what is not known.
+/// When messages are lost in either direction, every request ends and nothing comes back twice; the margin covers what is
+/// unknown.
 #[test]
-fn lost_words_lose_nobody() {
+fn every_request_ends_when_messages_are_lost() {
     with_redis(|connection| {
         let (sends, refused) = suite(Store::Redis { connection, keys: 0 }, 150, true);
         assert!(refused <= sends / 1000, "{refused} of {sends}");
     });
 }
 
-/// What becomes of a small world in which words and news arrive before time goes on.
+/// Runs a small world in which messages and news arrive before time advances.
 fn in_order(jobs: &[(u64, u64, f64, u64, Option<u64>)]) -> (usize, usize, usize) {
     let jobs = jobs.iter().map(|&(gap_ms, ceiling, completion_share, latency_ms, leaves)| Job {
         app: 0,
@@ -140,14 +141,14 @@ fn in_order(jobs: &[(u64, u64, f64, u64, Option<u64>)]) -> (usize, usize, usize)
     (sends, left, refused_by_groq)
 }
 
-/// Two replicas' turns come at the same instant, and whose was charged last goes first. Groq's word on it does not show the
-/// other one, which is not gone for good: what it takes is not let in again.
+/// Two replicas' requests are due at the same instant, and the one that was charged last goes first. Groq's headers on it do not
+/// include the other one, whose cost must not be given back.
 #[test]
-fn whose_turn_overtakes_another_does_not_give_it_back() {
+fn headers_of_an_overtaking_replica_release_nothing_of_another() {
     let job = |gap_ms, ceiling| (gap_ms, ceiling, 1.0, 60_000, None);
     let outcome = in_order(&[
-        // Every other one is the second replica's. Its usual request is large and leaves much untouched, so when its third
-        // one goes there is room for the first replica's next as well.
+        // Every other one is the second replica's. Its usual request is large and so is its margin, so when its third one
+        // goes there is room for the first replica's next as well.
         job(0, 100),
         job(1000, 3000),
         job(1000, 100),
@@ -156,16 +157,16 @@ fn whose_turn_overtakes_another_does_not_give_it_back() {
         job(1000, 3000),
         job(1000, 100),
         (1000, 100, 1.0, 60_000, Some(10)),
-        // The first replica asks again right after, for more than there is.
+        // The first replica sends a request right after, for more than there is.
         job(18_500, 2000),
     ]);
     assert_eq!(outcome, (8, 1, 0));
 }
 
-/// The same where a replica's own request gives back so much that its turn comes before it has told the store, and the
-/// other one, whose turn was long before, hears of it.
+/// The same where a replica's own settlement gives back so much that its turn comes before it has told the store, and the other
+/// replica, whose turn was long before, hears of it.
 #[test]
-fn whose_own_request_hastens_its_turn_does_not_give_another_back() {
+fn headers_of_an_early_turn_release_nothing_of_another() {
     let outcome = in_order(&[
         (0, 4500, 1.0, 60_000, None),
         (1000, 5000, 0.8, 23_000, None),
@@ -177,9 +178,9 @@ fn whose_own_request_hastens_its_turn_does_not_give_another_back() {
     assert_eq!(outcome, (5, 1, 0));
 }
 
-/// A small world in every order: what each step's first choices can be, all of them, words lost included.
+/// A small world in every order of its first choices, losses included.
 fn every_order(lossy: bool, depth: usize) -> usize {
-    // Two replicas, half a limit each time; who ends early gives most of it back.
+    // Two replicas, half a limit each time; requests that end early give most of it back.
     let job = |ceiling, completion_share, latency_ms| Job {
         app: 0,
         gap_ms: 0,
@@ -194,7 +195,7 @@ fn every_order(lossy: bool, depth: usize) -> usize {
     let mut worlds = 0;
     with_redis(|connection| {
         let mut store = Store::Redis { connection, keys: 0 };
-        // What was chosen of how many, at each of the first steps; counted up like a number.
+        // The choices made at the first steps, counted up like digits of a number.
         let mut path: Vec<(usize, usize)> = Vec::new();
         loop {
             let mut step = 0;
@@ -208,7 +209,7 @@ fn every_order(lossy: bool, depth: usize) -> usize {
             });
             worlds += 1;
             assert_eq!(outcome.sends + outcome.refused_by_us, 4, "{path:?}");
-            // One that is cut off alone keeps to its share, beside what the other one takes of the whole.
+            // A replica that is cut off alone keeps to its share, beside what the other one takes of the whole.
             assert!(outcome.refused_by_groq <= usize::from(lossy), "{path:?}");
             while path.last().is_some_and(|&(chosen, options)| chosen + 1 == options) {
                 path.pop();
@@ -221,13 +222,13 @@ fn every_order(lossy: bool, depth: usize) -> usize {
 }
 
 #[test]
-fn no_order_of_words_lets_in_too_much() {
+fn no_order_of_messages_exceeds_the_limit() {
     let worlds = every_order(false, 6);
     assert!(worlds > 100, "{worlds}");
 }
 
 #[test]
-fn no_lost_word_loses_anybody() {
+fn every_request_ends_whichever_message_is_lost() {
     let worlds = every_order(true, 4);
     assert!(worlds > 100, "{worlds}");
 }

@@ -1,4 +1,5 @@
-//! Requests without `max_completion_tokens` before upstreams that reserve nothing, 2048 tokens or a model's maximum for them.
+//! Requests without `max_completion_tokens` in front of upstreams that reserve nothing, 2048 tokens or a model's maximum for
+//! them.
 
 use std::time::Duration;
 
@@ -11,14 +12,14 @@ use crate::kit::{Client, Shield, Simulator};
 
 const MODEL: &str = "openai/gpt-oss-20b";
 
-/// A simulated Groq, and a shield before it that knows nothing of its limits.
+/// A simulated Groq, and a shield in front of it that does not know its limits.
 fn start(limits: &str) -> (Simulator, Shield) {
     let simulator = Simulator::start(&format!("[limits]\nplan = \"none\"\n[limits.model.\"{MODEL}\"]\n{limits}"));
     let shield = Shield::before(simulator.process.address(), "[limits]\nplan = \"none\"\n");
     (simulator, shield)
 }
 
-/// So many at once: their statuses, and how long all of them took.
+/// Sends `count` at once: their statuses, and the time for all of them.
 async fn at_once(client: Client, count: usize, content: &str) -> (Vec<u16>, Duration) {
     let body = json!({"model": MODEL, "messages": [{"role": "user", "content": content}]}).to_string();
     let (start, mut requests) = (Instant::now(), JoinSet::new());
@@ -36,9 +37,9 @@ async fn refusals(simulator: &Simulator) -> usize {
 
 const TWO_SECONDS: &str = "hi [[sim completion=10 head_ms=2000]]";
 
-/// Issue 17, item 2: each answer's headers show 38 tokens charged, so ten fit into 8000 at once.
+/// Regression: each answer's headers show 38 tokens charged, so ten fit into 8000 at once.
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_at_once_are_not_serialized_where_nothing_is_reserved() {
+async fn ten_at_once_are_not_serialized_when_nothing_is_reserved() {
     let (simulator, shield) = start("tokens_per_minute = 8000\n");
     let client = shield.process.client();
     let (statuses, first) = at_once(client, 10, TWO_SECONDS).await;
@@ -46,14 +47,14 @@ async fn ten_at_once_are_not_serialized_where_nothing_is_reserved() {
     let (statuses, second) = at_once(client, 10, TWO_SECONDS).await;
     assert_eq!(statuses, [200; 10]);
     assert_eq!(refusals(&simulator).await, 0);
-    // The first of all is a probe, and the others wait for its head.
+    // The first one is a probe, and the others wait for its head.
     assert!(first < Duration::from_millis(5500), "{first:?}");
     assert!(second < Duration::from_millis(3500), "{second:?}");
 }
 
-/// Three of them fit into 8000 with what is left untouched: sending all ten would mean refusals.
+/// Three of them fit into 8000 beside the margin: sending all ten would cause refusals.
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_at_once_are_hardly_refused_where_2048_are_reserved() {
+async fn ten_at_once_are_rarely_refused_when_2048_are_reserved() {
     let (simulator, shield) = start("tokens_per_minute = 8000\nassumed_completion_tokens = 2048\n");
     let client = shield.process.client();
     for _ in 0..2 {
@@ -65,7 +66,7 @@ async fn ten_at_once_are_hardly_refused_where_2048_are_reserved() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn twenty_at_once_are_hardly_refused_where_a_models_maximum_is_reserved() {
+async fn twenty_at_once_are_rarely_refused_when_a_models_maximum_is_reserved() {
     let (simulator, shield) = start("tokens_per_minute = 250000\nassumed_completion_tokens = 65536\n");
     let client = shield.process.client();
     for _ in 0..2 {
@@ -76,9 +77,9 @@ async fn twenty_at_once_are_hardly_refused_where_a_models_maximum_is_reserved() 
     assert!(refusals(&simulator).await <= 3, "{}", refusals(&simulator).await);
 }
 
-/// Issue 17, item 1: 48,000 spaces are 12,000 tokens, refused with 413. It is that request's price, not everyone's.
+/// Regression: 48,000 spaces are 12,000 tokens, refused with 413. That must change that request's cost only.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_413_poisons_nothing() {
+async fn a_413_changes_only_its_own_requests_cost() {
     let (_simulator, shield) = start("tokens_per_minute = 8000\n");
     let client = shield.process.client();
     let (small, large) = ("hi [[sim completion=10 head_ms=100]]", " ".repeat(48_000));

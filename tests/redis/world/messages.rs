@@ -1,4 +1,4 @@
-//! Messages between a replica and its store: they arrive, are carried out by the real script, or get lost.
+//! Messages between a replica and its store: they arrive, are executed by the real script, or get lost.
 
 use groq_limiter::{
     store::protocol::Transaction,
@@ -6,16 +6,16 @@ use groq_limiter::{
     types::Ns,
 };
 
-use super::{Command, Levels, Replica, Step, World};
+use super::{Command, Quotas, Replica, Step, World};
 use crate::start::MS;
 
-/// A limiter without its store looks for it after so long.
+/// The interval in which a limiter without its store looks for it.
 const LOOK: Ns = 500 * MS;
 /// How far the server's clock is ahead of the limiters', µs.
 const AHEAD: i64 = 1_700_000_000_123_457;
 
 impl World<'_> {
-    /// A word arrives.
+    /// A message arrives.
     pub(super) fn carry(&mut self, number: usize) {
         let (word, sent) = self.replicas[number].word.take().expect("it was an option");
         match word {
@@ -39,7 +39,7 @@ impl World<'_> {
         }
     }
 
-    /// A word gets lost, there or back.
+    /// A message is lost, in either direction.
     pub(super) fn lose(&mut self, number: usize) {
         self.replicas[number].word = None;
         self.lost(number);
@@ -52,9 +52,9 @@ impl World<'_> {
         self.dispatch(number);
     }
 
-    /// The script, at this world's time.
+    /// Runs the script at this world's time.
     fn execute(&mut self, number: usize, transaction: &Transaction) -> Option<(Reply, Option<Vec<String>>)> {
-        let Levels::Registry(connection, key) = &mut self.quotas else { unreachable!("nobody asks a store that is not there") };
+        let Quotas::Registry(connection, key) = &mut self.quotas else { unreachable!("nobody asks a store that is not there") };
         let time = server(self.now);
         let script = format!(
             "local published, real = false, redis
@@ -80,7 +80,7 @@ impl World<'_> {
         Some((Reply::parse(words).expect("the script's words"), news))
     }
 
-    /// Who is let in is charged in every dimension, who is not in none.
+    /// A granted request is charged in every dimension, a refused one in none.
     fn all_or_none(&mut self, transaction: &Transaction, words: &[String]) {
         let now = server(self.now) as u64;
         for (cell, told) in transaction.cells.iter().zip(words[8..].chunks(9)) {

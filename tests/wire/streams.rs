@@ -1,4 +1,4 @@
-//! Many streams at once, clients that leave, and limits in real time.
+//! Many streams at once, clients that disconnect, and limits in real time.
 
 use std::time::Duration;
 
@@ -40,11 +40,11 @@ async fn a_hundred_streams_at_once_through_serve_simulate() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_ends_its_upstream_request_at_once() {
+async fn a_disconnected_client_ends_its_upstream_request_at_once() {
     let simulator = Simulator::generous();
     let shield = Shield::before(simulator.process.address(), "[limits]\nplan = \"none\"\n");
     let client = shield.process.client();
-    // In the midst of a stream of some twenty seconds, and before a head that takes as long.
+    // In the middle of a stream of some twenty seconds, and before a head that takes as long.
     let long = json!({
         "model": MODEL, "stream": true, "max_tokens": 20_000, "messages": [{"role": "user", "content": "[[sim completion=20000 head_ms=1]]"}],
     });
@@ -58,8 +58,8 @@ async fn a_client_that_leaves_ends_its_upstream_request_at_once() {
     until(Duration::from_secs(5), async || simulator.log().await.iter().all(|request| request["ended"] == "dropped")).await;
 }
 
-/// 90 requests within seconds against 30 a minute: 30 go at once, then one every two seconds. Each that waits is
-/// answered in order; each that cannot make it is told at once, and told the truth.
+/// 90 requests within seconds against 30 a minute: 30 go at once, then one every two seconds. Waiting requests are answered in
+/// order; those that cannot be served in time are refused at once, with a correct `retry-after`.
 #[tokio::test(flavor = "multi_thread")]
 async fn thirty_a_minute_are_never_refused() {
     let limits =
@@ -94,7 +94,7 @@ async fn thirty_a_minute_are_never_refused() {
         assert_eq!(answer.json()["error"]["type"], "requests");
         assert!(took < Duration::from_secs(2), "{n} was told after {took:?}");
         if n == 89 {
-            // The last comes again when it was told to: nobody came after it who could have taken its place.
+            // The last refused one is sent again after its `retry-after`: no other request has arrived since.
             let after = Duration::from_millis(answer.header("retry-after-ms").parse().expect("milliseconds"));
             again.spawn(async move {
                 tokio::time::sleep(after).await;
@@ -108,7 +108,7 @@ async fn thirty_a_minute_are_never_refused() {
     let log = simulator.log().await;
     assert!(log.iter().all(|request| request["status"] == 200), "the simulator refused: {log:#?}");
     assert_eq!(log.len(), served + 1);
-    // 30 at once and one every two seconds of a longest wait of 50, less what the safety margin keeps.
+    // 30 at once and one every two seconds of a max wait of 50, less the safety margin.
     assert!((45..=60).contains(&served), "{served} served");
     let number = |request: &Value| -> u32 {
         let headers = request["headers"].as_array().expect("a list").iter();
@@ -120,7 +120,7 @@ async fn thirty_a_minute_are_never_refused() {
 }
 
 #[tokio::test]
-async fn a_signal_drains_it_and_health_says_so() {
+async fn a_signal_starts_draining_and_health_reports_it() {
     let simulator = Simulator::generous();
     let mut shield = Shield::before(simulator.process.address(), "[limits]\nplan = \"none\"\n");
     let (client, admin) = (shield.process.client(), Client::new(shield.process.admin()));
@@ -135,7 +135,7 @@ async fn a_signal_drains_it_and_health_says_so() {
     assert!(status.success(), "{status}");
 }
 
-/// Waits until it is so.
+/// Waits until `so` holds.
 async fn until(limit: Duration, mut so: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + limit;
     while !so().await {

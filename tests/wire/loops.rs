@@ -1,4 +1,4 @@
-//! Shields whose requests come back to them.
+//! Shields that forward to each other.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -13,9 +13,9 @@ fn start(listen: SocketAddr, upstream: SocketAddr) -> Process {
     Process::start(&["--listen", &listen, "--admin", "127.0.0.1:0", "--upstream", &upstream], &[])
 }
 
-/// One GET opened thousands of connections, until there were no descriptors left.
+/// Regression: one GET opened thousands of connections, until there were no descriptors left.
 #[tokio::test]
-async fn two_shields_in_a_ring_refuse_the_request_when_it_comes_back() {
+async fn a_loop_of_two_shields_is_refused() {
     let (first, second) = (free(), free());
     let shields = [start(first, second), start(second, first)];
     let answer = shields[0].client().get("/openai/v1/models").await;
@@ -27,7 +27,7 @@ async fn two_shields_in_a_ring_refuse_the_request_when_it_comes_back() {
 }
 
 #[tokio::test]
-async fn a_shield_behind_a_shield_is_no_ring() {
+async fn a_shield_behind_a_shield_is_no_loop() {
     let simulator = Simulator::generous();
     let behind = Shield::before(simulator.process.address(), "");
     let front = Shield::before(behind.process.address(), "");
