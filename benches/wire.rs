@@ -1,4 +1,4 @@
-//! The time it takes to read calls, headers, refusals, error bodies and streams.
+//! Time to parse calls, headers, refusals, error bodies and streams.
 
 use std::{
     hint::black_box,
@@ -24,7 +24,7 @@ const REFUSAL: &str = "Rate limit reached for model `llama3-70b-8192` in organiz
 const STREAM: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 const EVENT: &str = "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"model\":\"m\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"}}]}\n\n";
 
-/// A chat call with so many bytes of text and of an image.
+/// A chat call with this many bytes of text and of an image.
 fn chat(text: usize, image: usize) -> Bytes {
     let text = "Could you summarise the quarterly report in three bullet points? ".repeat(text / 65);
     let image = format!("data:image/png;base64,{}", "iVBORw0K".repeat(image / 8));
@@ -82,7 +82,7 @@ fn upstream() -> Upstream {
     })
 }
 
-/// One whole stream; the bytes that came through.
+/// Relays one stream; returns its bytes.
 async fn relayed(upstream: &Upstream) -> usize {
     let path = PathAndQuery::from_static("/openai/v1/chat/completions");
     let request = UpstreamRequest::new(Method::POST, path, HeaderMap::new(), Bytes::from_static(b"{}"));

@@ -1,7 +1,8 @@
-//! Overload over real sockets for 75 s, then a table: how much of each limit was used, what was refused, how a light app was served.
+//! Overload over real sockets for 75 s, then a table: how much of each limit was used, what was refused, how a light app was
+//! served.
 //!
-//! `cargo run --example overload`. Each row is a simulated Groq with Groq's law and a shield before it, on loopback; all
-//! rows and their runs go side by side. Open-loop Poisson load at three times the limit, by the figures' own sizes.
+//! `cargo run --example overload`. Each row is a simulated Groq and a shield in front of it, on loopback; all rows and their runs go
+//! in parallel. Open-loop Poisson load at three times the limit, with the sizes of the figures' load.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -34,22 +35,22 @@ type Ns = u64;
 const MS: Ns = 1_000_000;
 const SECOND: Ns = 1000 * MS;
 
-/// How long load is made.
+/// Duration of the load.
 const LASTS: Duration = Duration::from_secs(75);
-/// What is measured begins here,
+/// The measured time starts here,
 const FROM: Duration = Duration::from_secs(15);
 /// and ends here.
 const TO: Duration = Duration::from_secs(60);
-/// How long each request may wait, milliseconds.
-const PATIENCE: u64 = 60_000;
-/// Share of the tokens that is taken at the start: a full bucket would hide what refills.
+/// The max wait of each request, milliseconds.
+const MAX_WAIT_MS: u64 = 60_000;
+/// Share of the tokens that is used up at the start: a full bucket would hide the refill rate.
 const TAKEN: f64 = 0.93;
-/// Who goes past the shield.
+/// The traffic that bypasses the shield.
 const EXTERNAL: &str = "external";
 
 #[derive(Parser)]
 struct Arguments {
-    /// Everything random follows from it, but for what the machine's own time adds
+    /// Seed of all random choices; the machine's timing remains
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -60,11 +61,11 @@ struct Row {
     name: &'static str,
     requests_per_minute: u64,
     tokens_per_minute: u64,
-    /// What goes past the shield, as a share of the limit.
+    /// The external traffic, as a share of the limit.
     external: f64,
-    /// Refusals per 1000 sends at most.
+    /// Most refusals per 1000 sends.
     refusals: f64,
-    /// Runs that are counted as one: a large request is a tenth of what M refills meanwhile.
+    /// Runs that are summed: a large request is a tenth of what M refills meanwhile.
     runs: u64,
 }
 
@@ -77,7 +78,7 @@ const ROWS: [Row; 4] = [
     Row { name: "X, external", external: 0.2, refusals: 4.0, ..X },
 ];
 
-/// What came of a row, all its runs together.
+/// Results of a row, all its runs together.
 #[derive(Default)]
 struct Outcome {
     refilled: f64,
@@ -90,7 +91,7 @@ struct Outcome {
     light_asked: usize,
 }
 
-/// What became of one request.
+/// How one request ended.
 struct Answered {
     app: &'static str,
     arrived: Duration,
@@ -104,15 +105,15 @@ fn measured(at: Duration) -> bool {
     (FROM..TO).contains(&at)
 }
 
-/// Asks when it is due; `None` where no whole answer came.
+/// Sends a request when it is due; `None` where no complete answer came.
 async fn ask(to: SocketAddr, app: &'static str, size: Size, began: Instant, at: Duration) -> Option<Answered> {
     let wish = format!("[[sim completion={}]]", size.completion);
-    // The simulated Groq counts 20 tokens for the form and one for four characters.
+    // The simulated Groq counts 20 tokens for the template and one for four characters.
     let length = usize::try_from(4 * size.prompt.saturating_sub(20)).ok()?;
     let content = format!("{wish:x<length$}");
     let body = json!({"model": "m", "max_completion_tokens": size.ceiling, "messages": [{"role": "user", "content": content}]});
     let headers = format!(
-        "{KEY}content-type: application/json\r\nuser-agent: {app}\r\nx-shield-app: {app}\r\nx-shield-max-wait-ms: {PATIENCE}\r\n"
+        "{KEY}content-type: application/json\r\nuser-agent: {app}\r\nx-shield-app: {app}\r\nx-shield-max-wait-ms: {MAX_WAIT_MS}\r\n"
     );
     let bytes = request("POST", "/openai/v1/chat/completions", &headers, &body.to_string());
     sleep_until(began + at).await;
@@ -145,7 +146,7 @@ impl Row {
         settings
     }
 
-    /// Plays it once.
+    /// One run.
     async fn run(self, seed: u64) -> Outcome {
         let limits = groq_sim::ModelLimits {
             requests_per_minute: Some(self.requests_per_minute),
@@ -235,7 +236,7 @@ impl Outcome {
         let used = percent(self.own + self.external);
         let refused = 1000.0 * self.refused as f64 / self.sends.max(1) as f64;
         let failed = self.light_asked - self.light.len();
-        // With external usage only refusals have a target: how much is left over for them is theirs to take.
+        // With external usage only refusals have a target: how much of the limit remains depends on the others.
         let alone = row.external == 0.0;
         let judged = [
             (!alone || used >= 98.5, "used"),

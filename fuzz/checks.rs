@@ -1,5 +1,5 @@
-//! What holds for any bytes in each reader of others' bytes. The fuzz targets run these, and the test
-//! `tests/contract/corpus.rs` runs them on `fuzz/corpus`.
+//! Properties of every parser for arbitrary bytes. The fuzz targets run these, and `tests/contract/corpus.rs` runs them on
+//! `fuzz/corpus`.
 
 use std::{
     path::PathBuf,
@@ -32,7 +32,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 /// One check.
 pub(crate) type Check = fn(&[u8]);
 
-/// The names of the targets and of their folders in the corpus.
+/// The names of the targets, which are those of their corpus directories.
 pub(crate) const ALL: [(&str, Check); 8] = [
     ("answer", answer),
     ("refusal", refusal),
@@ -44,7 +44,7 @@ pub(crate) const ALL: [(&str, Check); 8] = [
     ("prices", prices),
 ];
 
-/// The documented object: strings where strings are due.
+/// The documented error object: its members are strings.
 fn assert_object(body: &[u8]) {
     let body: Value = serde_json::from_slice(body).expect("JSON");
     let error = &body["error"];
@@ -52,12 +52,12 @@ fn assert_object(body: &[u8]) {
     assert!(error.get("code").is_none_or(|code| code.is_string() || code.is_null()), "{body}");
 }
 
-/// Whatever an upstream answers, in whatever pieces: the app gets the same whole answer, and where it fails the object.
+/// Whatever an upstream answers, in whatever pieces: the app gets the same complete answer, and the error object on failure.
 pub(crate) fn answer(bytes: &[u8]) {
     seen(bytes);
 }
 
-/// Status and body that the app sees, in whatever pieces the upstream sends these bytes.
+/// The status and body that the app gets, the same for every size of pieces.
 pub(crate) fn seen(bytes: &[u8]) -> (u16, Vec<u8>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
     let [whole, ones, sevens] = [bytes.len().max(1), 1, 7].map(|size| runtime.block_on(answered(bytes, size)));
@@ -65,7 +65,7 @@ pub(crate) fn seen(bytes: &[u8]) -> (u16, Vec<u8>) {
     whole
 }
 
-/// Status and body that the app sees where the upstream sends these bytes in pieces of this size, and closes.
+/// The status and body that the app gets when the upstream sends these bytes in pieces of `size` and closes.
 async fn answered(bytes: &[u8], size: usize) -> (u16, Vec<u8>) {
     let mut settings = Settings::default();
     settings.retry.attempts = 1;
@@ -77,7 +77,7 @@ async fn answered(bytes: &[u8], size: usize) -> (u16, Vec<u8>) {
             let mut request = [0; 4096];
             let _ = theirs.read(&mut request).await;
             for piece in pieces {
-                // Who is refused takes no more.
+                // Fails once the shield has refused.
                 let _ = theirs.write_all(&piece).await;
                 tokio::task::yield_now().await;
             }
@@ -92,7 +92,7 @@ async fn answered(bytes: &[u8], size: usize) -> (u16, Vec<u8>) {
         .expect("a valid request");
     request.headers_mut().extend(headers);
     let (head, body) = handle(&shield, request, None).await.into_parts();
-    // A body that breaks ends its connection.
+    // A truncated body ends its connection.
     let body = body.collect().await.map_or_else(|_| b"cut".to_vec(), |body| body.to_bytes().to_vec());
     if head.status.as_u16() >= 400 {
         assert_object(&body);
@@ -100,7 +100,7 @@ async fn answered(bytes: &[u8], size: usize) -> (u16, Vec<u8>) {
     (head.status.as_u16(), body)
 }
 
-/// A refusal's text, a duration, a header's wait, an error's body: each reads it or passes; the app gets the object.
+/// A refusal's text, a duration, a wait header, an error body: each is parsed or passed; the app gets the error object.
 pub(crate) fn refusal(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     if let Some(refusal) = groq::parse_refusal(&text) {
@@ -138,7 +138,7 @@ pub(crate) fn refusal(bytes: &[u8]) {
     }
 }
 
-/// A stream tells the same however it is cut up, and an error in it becomes the documented object.
+/// A stream is read the same however it is split, and an error in it becomes the documented object.
 pub(crate) fn sse(bytes: &[u8]) {
     let told = |size: usize| {
         let mut tail = SseTail::default();
@@ -157,7 +157,7 @@ pub(crate) fn sse(bytes: &[u8]) {
     }
 }
 
-/// A form, its boundary `b`: read or passed, and the model is no longer than a name.
+/// A form with the boundary `b`: parsed or passed, and the model is no longer than a name.
 pub(crate) fn multipart(bytes: &[u8]) {
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("multipart/form-data; boundary=b"));
@@ -167,7 +167,7 @@ pub(crate) fn multipart(bytes: &[u8]) {
             assert!(facts.model.len() <= 200, "{}", facts.model);
         }
     }
-    // The same bytes as JSON: read, or refused with words.
+    // The same bytes as JSON: parsed, or refused with a message.
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     for endpoint in [Endpoint::Chat, Endpoint::Responses, Endpoint::Embeddings, Endpoint::Speech] {
         if let Err(rejection) = Facts::of(endpoint, &headers, &body) {
@@ -176,7 +176,7 @@ pub(crate) fn multipart(bytes: &[u8]) {
     }
 }
 
-/// A configuration is read or refused with its faults; what was read reads back the same.
+/// A configuration is accepted or refused with its faults; an accepted one reads back the same.
 pub(crate) fn configuration(bytes: &[u8]) {
     let file = scratch();
     let load = |content: &[u8]| {
@@ -187,7 +187,7 @@ pub(crate) fn configuration(bytes: &[u8]) {
     let effective = loaded.effective.clone();
     match loaded.settings() {
         Err(faults) => assert!(!faults.to_string().is_empty()),
-        // Secrets are shown by their beginnings.
+        // Secrets are shown by their first characters.
         Ok(_) if effective.contains('…') => {}
         Ok(settings) => {
             let again = load(effective.as_bytes()).settings().unwrap_or_else(|faults| panic!("{faults}\n{effective}"));
@@ -197,17 +197,17 @@ pub(crate) fn configuration(bytes: &[u8]) {
     let _ = std::fs::remove_file(file);
 }
 
-/// A file of this thread's own.
+/// A file for this thread.
 fn scratch() -> PathBuf {
     std::env::temp_dir().join(format!("groq-shield-fuzz-{}-{:?}.toml", std::process::id(), std::thread::current().id()))
 }
 
-/// Audio of some length, whatever its headers say.
+/// Audio has some length, whatever its headers say.
 pub(crate) fn sound(bytes: &[u8]) {
     let _ = audio::seconds(bytes);
 }
 
-/// What Redis answers: the clock on the first line, then the reply's words line by line. A limiter that takes it goes on.
+/// A reply of Redis: the clock on the first line, then the reply's words line by line. A limiter that accepts it keeps working.
 pub(crate) fn redis_reply(bytes: &[u8]) {
     const START: u64 = 8_640_000_000_000_000;
     const SECOND: u64 = 1_000_000_000;
@@ -233,7 +233,7 @@ pub(crate) fn redis_reply(bytes: &[u8]) {
         cost: CostEstimate::Tokens { prompt: 10, max_completion_tokens: Some(100) },
         bytes: 0,
     };
-    // A waiting request is sent, or refused at the deadline at the latest, when the store is lost after its odd answers.
+    // When the store is lost after these replies, a waiting request is sent, or refused at its deadline at the latest.
     let _ = limiter.submit(&request, START, START + 30 * SECOND, None, true);
     let mut events = Vec::new();
     for step in 1..4 {
@@ -250,7 +250,7 @@ pub(crate) fn redis_reply(bytes: &[u8]) {
     assert_eq!(limiter.waiting(), 0, "it waits beyond its deadline");
 }
 
-/// A model's prices as text: refused, or costs that are never less for more.
+/// A model's prices as text: refused, or costs that grow with usage.
 pub(crate) fn prices(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let mut lines = text.lines();

@@ -1,4 +1,4 @@
-//! The reference: a proxy without any policy, hyper's server and hyper-util's pooling client on one thread.
+//! The baseline: a proxy without any policy, hyper's server and hyper-util's pooling client on one thread.
 
 use std::{convert::Infallible, io, net::SocketAddr};
 

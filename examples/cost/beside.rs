@@ -1,4 +1,4 @@
-//! What stands beside the shield, where it is installed: nginx as a proxy, oha for an open loop.
+//! Other programs that are measured or used if installed: nginx as a proxy, oha for open-loop load.
 
 use std::{
     fs, io,
@@ -16,14 +16,14 @@ use super::{
     table::Cell,
 };
 
-/// A program of this name, on PATH or where Debian puts daemons.
+/// The path of a program: on PATH, or where Debian installs daemons.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::env::split_paths(&path).chain(["/usr/sbin".into()]);
     places.map(|place| place.join(name)).find(|file| file.is_file())
 }
 
-/// nginx before `upstream`, one worker, no log; `None` where it is not installed.
+/// nginx in front of `upstream`, one worker, no log; `None` if it is not installed.
 pub(crate) fn nginx(upstream: SocketAddr) -> io::Result<Option<(Running, TempDir)>> {
     let Some(program) = program("nginx") else { return Ok(None) };
     let (listen, home) = (free()?, TempDir::new()?);
@@ -49,7 +49,7 @@ http {{
     Ok(Some((Running::start(THEIRS, &command, listen)?, home)))
 }
 
-/// A thousand requests a second for so long, latency counted from when each was due; `None` without `oha`.
+/// A thousand requests a second for `seconds`, latency measured from when each was due; `None` without `oha`.
 pub(crate) fn open_loop(to: SocketAddr, call: &str, seconds: u64) -> io::Result<Option<Cell>> {
     let Some(oha) = program("oha") else { return Ok(None) };
     let mut command = Command::new(oha);

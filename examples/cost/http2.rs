@@ -1,5 +1,5 @@
-//! CPU per request over HTTP/2: 64 streams at a time on one connection from the app, beside a bare hyper proxy with
-//! hyper's own settings. Both talk HTTP/1.1 to the upstream, whose connections are pooled.
+//! CPU per request over HTTP/2: 64 concurrent streams on one connection from the app, compared with a bare hyper proxy with
+//! hyper's default settings. Both use pooled HTTP/1.1 connections to the upstream.
 
 use std::{io, net::SocketAddr, path::Path, time::Duration};
 
@@ -16,7 +16,7 @@ use super::{
     table::{Options, median},
 };
 
-/// Streams at a time.
+/// Concurrent streams.
 const STREAMS: usize = 64;
 /// The profile's name and the bytes of its request body.
 const PROFILES: [(&str, usize); 2] = [("1k", 1027), ("16k", 16_389)];
@@ -55,7 +55,7 @@ pub(crate) async fn run(program: &Path, options: &Options) -> io::Result<()> {
     Ok(())
 }
 
-/// How many requests were answered, in how long. An answer other than 200 is an error.
+/// The number of requests answered, and the time taken. An answer other than 200 is an error.
 async fn closed_loop(to: SocketAddr, call: &Bytes, time: Duration) -> io::Result<(usize, Duration)> {
     let socket = TcpStream::connect(to).await?;
     socket.set_nodelay(true)?;

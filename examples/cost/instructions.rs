@@ -1,4 +1,4 @@
-//! Instructions of a request, counted by valgrind's callgrind, which does not depend on time.
+//! Instructions per request, counted by valgrind's callgrind: independent of time.
 
 use std::{
     fs, io,
@@ -15,21 +15,21 @@ use super::{
 
 /// Connections.
 const AT_ONCE: usize = 8;
-/// Before counting begins, on each.
+/// Requests on each connection before counting begins.
 const BEFORE: usize = 50;
-/// Counted, on each.
+/// Counted requests on each connection.
 const COUNTED: usize = 125;
 
-/// A count, and callgrind's file about it.
+/// A count, and the path of callgrind's output.
 pub(crate) struct Counted {
-    /// Instructions a request, outside the kernel.
+    /// Instructions per request, without the kernel's.
     pub(crate) each: f64,
     /// callgrind's output.
     pub(crate) profile: PathBuf,
     _home: TempDir,
 }
 
-/// Whether it can be counted here.
+/// Whether valgrind is available.
 pub(crate) fn is_possible() -> bool {
     let run = |program| Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     run("valgrind").is_ok_and(|status| status.success())
@@ -61,7 +61,7 @@ async fn count(proxy: &Command, address: std::net::SocketAddr, make: &Make) -> i
     Ok(Counted { each, profile: dumped, _home: home })
 }
 
-/// The shield, and bare hyper.
+/// Counts for the shield and for bare hyper.
 pub(crate) async fn both(program: &Path, make: &Make) -> io::Result<(Counted, Counted)> {
     let stub = Running::start_role(OURS, |listen| ourselves(&["stub", &listen.to_string()]))?;
     let (listen, admin) = (free()?, free()?);
@@ -82,7 +82,7 @@ fn control(option: &str, value: &str, running: &Running) -> io::Result<()> {
     if status.success() { Ok(()) } else { Err(io::Error::other("callgrind_control failed")) }
 }
 
-/// The one file that was dumped.
+/// The single profile that was dumped.
 fn dumped(home: &Path) -> io::Result<PathBuf> {
     let mut files = fs::read_dir(home)?.filter_map(|entry| Some(entry.ok()?.path()));
     files.find(|file| total(file).is_ok_and(|total| total > 0)).ok_or_else(|| io::Error::other("callgrind wrote nothing"))

@@ -1,4 +1,4 @@
-//! The load: closed loops over kept connections, each request answered before the next; all on one thread.
+//! Closed-loop load over kept connections: each request is sent after the previous answer. Runs on one thread.
 
 use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 
@@ -7,11 +7,11 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet, time::Instant
 
 use super::wire::Wire;
 
-/// The key of requests that do not choose one.
+/// The default key.
 pub(crate) const KEY: &str = "gsk_test0123456789abcdef0123456789abcdef0123456789abcd";
-/// The model of requests that do not choose one.
+/// The default model.
 pub(crate) const MODEL: &str = "llama-3.3-70b-versatile";
-/// Where they go.
+/// The target path.
 pub(crate) const PATH: &str = "/openai/v1/chat/completions";
 
 /// A chat call of `size` bytes.
@@ -26,7 +26,7 @@ pub(crate) fn call(model: &str, size: usize, stream: bool) -> String {
     with(&text[..size.saturating_sub(with("").len())])
 }
 
-/// The whole request around a call.
+/// The HTTP request around a call.
 pub(crate) fn request(key: &str, call: &str) -> Bytes {
     format!(
         "POST {PATH} HTTP/1.1\r\nhost: shield\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\naccept: application/json\r\nuser-agent: Groq/Python 1.7.0\r\ncontent-length: {}\r\n\r\n{call}",
@@ -35,24 +35,24 @@ pub(crate) fn request(key: &str, call: &str) -> Bytes {
     .into()
 }
 
-/// What the n-th request is.
+/// Makes the n-th request.
 pub(crate) type Make = Rc<dyn Fn(usize) -> Bytes>;
 
-/// Always the same.
+/// The same request every time.
 pub(crate) fn always(request: Bytes) -> Make {
     Rc::new(move |_| request.clone())
 }
 
-/// What came of a load.
+/// Results of a load.
 #[derive(Default)]
 pub(crate) struct Tally {
-    /// Answered in all.
+    /// Answers.
     pub(crate) requests: usize,
-    /// Of them not with a 200.
+    /// Answers other than 200.
     pub(crate) failed: usize,
     /// From the first request to the last answer.
     pub(crate) took: Duration,
-    /// How long each took, sorted, µs.
+    /// Latencies, sorted, µs.
     latencies: Vec<u32>,
 }
 
@@ -62,14 +62,14 @@ impl Tally {
         self.requests as f64 / self.took.as_secs_f64()
     }
 
-    /// A quantile of the times, ms.
+    /// A quantile of the latencies, ms.
     pub(crate) fn quantile(&self, q: f64) -> f64 {
         let at = ((self.latencies.len() as f64 * q) as usize).min(self.latencies.len().saturating_sub(1));
         self.latencies.get(at).map_or(0.0, |&micros| f64::from(micros) / 1e3)
     }
 }
 
-/// So many connections.
+/// Opens `count` connections.
 pub(crate) async fn connect(to: SocketAddr, count: usize) -> io::Result<Vec<Wire>> {
     let mut wires = Vec::with_capacity(count);
     for _ in 0..count {
@@ -78,25 +78,25 @@ pub(crate) async fn connect(to: SocketAddr, count: usize) -> io::Result<Vec<Wire
     Ok(wires)
 }
 
-/// One request, its answer.
+/// Sends one request and reads its answer.
 pub(crate) async fn ask<'a>(wire: &'a mut Wire, request: &[u8]) -> io::Result<&'a [u8]> {
     wire.stream.write_all(request).await?;
     wire.next().await?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
-/// Keeps every connection busy for so long; gives them back.
+/// Keeps every connection busy for `time`, and returns the connections.
 pub(crate) async fn closed(wires: Vec<Wire>, time: Duration, make: &Make) -> io::Result<(Tally, Vec<Wire>)> {
     let at_once = wires.len();
     in_turn(wires, at_once, time, make).await
 }
 
-/// Keeps `at_once` of the connections busy for so long, all of them in turn; gives them back.
+/// Keeps `at_once` of the connections busy for `time`, all of them in turn, and returns them.
 pub(crate) async fn in_turn(wires: Vec<Wire>, at_once: usize, time: Duration, make: &Make) -> io::Result<(Tally, Vec<Wire>)> {
     let begun = Instant::now();
     run(wires, at_once, make, move |_| begun.elapsed() < time).await
 }
 
-/// So many requests on each connection.
+/// Sends `count` requests on each connection.
 pub(crate) async fn rounds(wires: Vec<Wire>, count: usize, make: &Make) -> io::Result<(Tally, Vec<Wire>)> {
     let at_once = wires.len();
     run(wires, at_once, make, move |done| done < count).await

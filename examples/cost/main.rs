@@ -1,8 +1,8 @@
-//! What a request costs: the shield's release binary beside a bare hyper proxy and nginx, on one core, in turns.
+//! The cost of a request: the shield's release binary compared with a bare hyper proxy and nginx, on one core, in turns.
 //!
-//! `cargo build --release && cargo run --release --example cost` prints the table of `docs/performance.md`: Linux, two
-//! cores, a few minutes. `-- memory` prints its rows on memory alone, `-- http2` the cost over HTTP/2, `-- streams` what is
-//! added to streamed answers, `-- scale` the cost against load, `-- parts` where the instructions go. All of it stays on this machine's loopback, and nothing is left running.
+//! `cargo build --release && cargo run --release --example cost` prints the table of `docs/performance.md`: Linux, two cores, a
+//! few minutes. `-- memory` prints only its memory rows, `-- http2` the cost over HTTP/2, `-- streams` what is added to streamed
+//! answers, `-- scale` the cost against load, `-- parts` the instructions by part of the code. All traffic stays on loopback.
 
 use std::{io, net::SocketAddr, path::PathBuf, process::ExitCode};
 
@@ -27,7 +27,7 @@ mod table;
 mod train;
 mod wire;
 
-// The shield's own, for bare hyper too: like with like.
+// The shield's allocator, so that bare hyper is compared with the same one.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -42,19 +42,19 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
-    /// The whole table beside bare hyper and nginx; what is done without a name
+    /// The whole table compared with bare hyper and nginx; the default
     Table(table::Options),
-    /// The table's rows on memory alone
+    /// The table's memory rows only
     Memory,
-    /// CPU a request over HTTP/2 beside bare hyper
+    /// CPU per request over HTTP/2 compared with bare hyper
     Http2(table::Options),
     /// Time to the first token and gaps between frames that a proxy adds, and the streams that a core carries
     Streams(table::Options),
-    /// CPU a request and memory against connections, waiting requests and lanes
+    /// CPU per request and memory by the number of connections, waiting requests and limiters
     Scale,
-    /// Instructions a request, part by part: `cargo build --profile symbols`, and this with the same profile
+    /// Instructions per request by part of the code: `cargo build --profile symbols`, then run this with the same profile
     Parts(parts::Options),
-    /// The table's loads without their figures, for `deploy/profiled.sh`
+    /// The table's loads without measuring, for `deploy/profiled.sh`
     #[command(hide = true)]
     Train,
     /// The upstream alone
@@ -63,7 +63,7 @@ enum What {
     /// The upstream of paced streams alone
     #[command(hide = true)]
     PacedStub { listen: SocketAddr },
-    /// A server that only answers
+    /// A server that always sends the same answer
     #[command(hide = true)]
     OnlyAnswer { listen: SocketAddr },
     /// The bare proxy alone

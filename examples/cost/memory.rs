@@ -1,4 +1,4 @@
-//! Memory of a connection and of a waiting request: ten thousand of each, by the difference.
+//! Memory per connection and per waiting request: the difference that ten thousand of each make.
 
 use std::{
     io::{self, Write as _},
@@ -19,31 +19,31 @@ use super::{
     wire::Wire,
 };
 
-/// How many.
+/// Connections, and waiting requests.
 pub(crate) const MANY: usize = 10_000;
-/// Requests at once while connections are made: the upstream's connections are not what is measured.
+/// Concurrent requests while connections are made: keeps the upstream's connections out of the figure.
 const AT_ONCE: usize = 16;
-/// The model whose line does not move.
+/// A model whose queue barely moves.
 const SLOW: &str = "slow";
-/// The model of which [`BRISK_RATE`] a second may go.
+/// A model with a limit of [`BRISK_RATE`] requests a second.
 pub(crate) const BRISK: &str = "brisk";
-/// Grants a second.
+/// Requests a second.
 pub(crate) const BRISK_RATE: usize = 1000;
-/// The allocator waits for a second before it gives memory back.
-const GIVEN_BACK: Duration = Duration::from_secs(2);
-/// The line is given so long to form.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The allocator returns memory to the system after a second.
+const PURGE_DELAY: Duration = Duration::from_secs(2);
+/// Longest time until the queue has formed.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// A shield whose line takes ten thousand, for hours.
-pub(crate) struct Patient {
+/// A shield whose queue holds ten thousand requests, for hours.
+pub(crate) struct QueueingShield {
     /// The process.
     pub(crate) running: Running,
     admin: std::net::SocketAddr,
     _configuration: NamedTempFile,
 }
 
-impl Patient {
-    /// Starts it; the models [`SLOW`] and [`BRISK`] have limits of their own, all others none that binds.
+impl QueueingShield {
+    /// Starts it; the models [`SLOW`] and [`BRISK`] have limits of their own, all others have none.
     pub(crate) fn start(program: &Path, upstream: std::net::SocketAddr) -> io::Result<Self> {
         let mut configuration = NamedTempFile::with_suffix(".toml")?;
         let brisk = BRISK_RATE * 60;
@@ -63,17 +63,17 @@ impl Patient {
         Ok(Self { running, admin, _configuration: configuration })
     }
 
-    /// Lets so many more wait in the line that does not move.
-    pub(crate) async fn line_up(&self, wires: &mut [Wire]) -> io::Result<()> {
+    /// Queues one request on each connection for the model [`SLOW`].
+    pub(crate) async fn queue_on(&self, wires: &mut [Wire]) -> io::Result<()> {
         let request = load::request(KEY, &load::call(SLOW, 1024, false));
         let expected = self.waiting()? + wires.len();
         for wire in wires.iter_mut() {
             wire.stream.write_all(&request).await?;
         }
         let begun = Instant::now();
-        // What its bucket lets go at once does not wait.
+        // The requests that the bucket lets through at once do not wait.
         while self.waiting()? + 100 < expected {
-            if begun.elapsed() > PATIENCE {
+            if begun.elapsed() > LONGEST_WAIT {
                 return Err(io::Error::other(format!("{} wait, not {expected}", self.waiting()?)));
             }
             sleep(Duration::from_millis(100)).await;
@@ -93,18 +93,18 @@ impl Patient {
     }
 }
 
-/// Connections that have had one answer each.
+/// Connections that have been used once.
 pub(crate) async fn used(running: &Running, count: usize) -> io::Result<Vec<Wire>> {
     let wires = load::connect(running.address, count).await?;
     load::once_each(wires, AT_ONCE, &usual()).await
 }
 
-/// The usual call of 1 KB.
+/// The standard call of 1 KB.
 pub(crate) fn usual() -> Make {
     always(load::request(KEY, &load::call(MODEL, 1027, false)))
 }
 
-/// Of an idle connection that has had an answer, bytes.
+/// Bytes per idle connection that has been used.
 pub(crate) async fn of_connection(running: &Running) -> io::Result<f64> {
     drop(used(running, 4 * AT_ONCE).await?);
     sleep(Duration::from_millis(500)).await;
@@ -115,18 +115,18 @@ pub(crate) async fn of_connection(running: &Running) -> io::Result<f64> {
     Ok((after - before) / MANY as f64)
 }
 
-/// Of a request of 1 KB that waits, beside its connection, bytes.
-pub(crate) async fn of_waiting(patient: &Patient) -> io::Result<f64> {
-    let mut wires = used(&patient.running, MANY).await?;
-    let before = at_rest(&patient.running).await?;
-    patient.line_up(&mut wires).await?;
-    let after = at_rest(&patient.running).await?;
+/// Bytes per waiting request of 1 KB, in addition to its connection.
+pub(crate) async fn of_waiting(shield: &QueueingShield) -> io::Result<f64> {
+    let mut wires = used(&shield.running, MANY).await?;
+    let before = at_rest(&shield.running).await?;
+    shield.queue_on(&mut wires).await?;
+    let after = at_rest(&shield.running).await?;
     Ok((after - before) / MANY as f64)
 }
 
-/// Memory when a burst is over: what it left free goes back to the system after a second, with the next requests.
+/// Memory after a burst: freed memory is returned to the system after a second, with the next requests.
 async fn at_rest(running: &Running) -> io::Result<f64> {
-    sleep(GIVEN_BACK).await;
+    sleep(PURGE_DELAY).await;
     drop(used(running, AT_ONCE).await?);
     sleep(Duration::from_millis(500)).await;
     running.memory()

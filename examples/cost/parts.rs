@@ -1,8 +1,8 @@
-//! A request's instructions, part by part: callgrind counts each of them at its address, `addr2line` knows whose
-//! code was inlined there.
+//! Instructions per request by part of the code: callgrind counts each instruction by address, and `addr2line` knows which code
+//! was inlined there.
 //!
-//! An instruction belongs to the innermost code that is ours, hyper's or tokio's: what either asks of the standard
-//! library, the allocator, a map of headers or a JSON parser is its own price, however far down.
+//! An instruction belongs to the innermost code that is ours, hyper's or tokio's: the standard library, allocator, header map and
+//! JSON parser are charged to their caller.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -14,7 +14,7 @@ use std::{
 
 use super::{instructions, memory};
 
-/// Our files by what they do for a request; the first that fits counts.
+/// Our files by their purpose; the first match counts.
 const OURS: &[(&str, &str)] = &[
     ("src/proxy/request/identity", "ours: whose key it is"),
     ("src/call", "ours: reading the call, and the estimate of its tokens"),
@@ -38,15 +38,15 @@ const OURS: &[(&str, &str)] = &[
     ("examples/", "the bare proxy's own"),
 ];
 
-/// Who else answers for instructions of his own.
+/// Other code that is charged for its own instructions.
 const OTHERS: &[(&str, &str)] =
     &[("httparse-", "httparse"), ("hyper-", "hyper"), ("tokio-", "tokio and mio"), ("mio-", "tokio and mio")];
 
 const NOBODY: &str = "not found";
-/// More than this without an owner: the binary has no lines.
+/// If more than this share has no owner, the binary lacks line information.
 const MOST_LOST: f64 = 0.3;
 
-/// How finely.
+/// Granularity.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Ours file by file
@@ -82,7 +82,7 @@ pub(crate) async fn run(program: &Path, options: &Options) -> io::Result<()> {
     Ok(())
 }
 
-/// Each part's share of what was counted.
+/// Each part's share of the count.
 fn parts(program: &Path, profile: &str, options: &Options) -> io::Result<BTreeMap<String, f64>> {
     let profile = Profile::read(profile, &program.to_string_lossy());
     let owners = owners(program, profile.addresses(), options)?;
@@ -110,7 +110,7 @@ fn parts(program: &Path, profile: &str, options: &Options) -> io::Result<BTreeMa
     Ok(parts.into_iter().map(|(part, cost)| (part, cost / total)).collect())
 }
 
-/// Charges the cost of code that anybody uses to those who called it, by what they called it for.
+/// Distributes the cost of shared code over its callers.
 fn share<'a>(
     function: u32,
     cost: f64,
@@ -137,18 +137,18 @@ fn share<'a>(
     above.remove(&function);
 }
 
-/// A place in the code.
+/// A location in the code.
 struct Site {
     function: u32,
-    /// `None` in another object than the program.
+    /// `None` outside of the program's own binary.
     address: Option<u64>,
 }
 
-/// What callgrind wrote with `--dump-instr=yes`.
+/// callgrind's output with `--dump-instr=yes`.
 #[derive(Default)]
 struct Profile {
     costs: Vec<(Site, f64)>,
-    /// From where, which function, what it took in all.
+    /// From where, which function, total cost.
     calls: Vec<(Site, u32, f64)>,
 }
 
@@ -200,7 +200,7 @@ fn named(value: &str) -> (u32, &str) {
     (id.trim_start_matches('(').parse().unwrap_or(0), name.trim())
 }
 
-/// An address, in full or by its distance from the one before.
+/// An address, absolute or relative to the previous one.
 fn moved(from: u64, position: &str) -> Option<u64> {
     match position.split_at_checked(1)? {
         ("*", _) => Some(from),
@@ -210,7 +210,7 @@ fn moved(from: u64, position: &str) -> Option<u64> {
     }
 }
 
-/// Whose code stands at each address, innermost first; addresses of nobody's are left out.
+/// The owner of the code at each address, innermost first; addresses without an owner are left out.
 fn owners(program: &Path, addresses: BTreeSet<u64>, options: &Options) -> io::Result<HashMap<u64, String>> {
     let mut command = Command::new("addr2line");
     command.args(["-a", "-i", "-e"]).arg(program);
@@ -230,7 +230,7 @@ fn owners(program: &Path, addresses: BTreeSet<u64>, options: &Options) -> io::Re
     Ok(owners)
 }
 
-/// Whose file it is.
+/// The owner of a source file.
 fn owner(file: &str, options: &Options) -> Option<String> {
     let found = |parts: &[(&str, &str)], path: &str| {
         parts.iter().find(|(begin, _)| path.starts_with(begin)).map(|(_, part)| (*part).to_owned())
@@ -239,7 +239,7 @@ fn owner(file: &str, options: &Options) -> Option<String> {
         return found(OTHERS, path.split_once('/')?.1);
     }
     let path = file.strip_prefix(env!("CARGO_MANIFEST_DIR"))?.trim_start_matches('/').split(':').next()?;
-    // Where the allocator stands: asked by somebody.
+    // The allocator is charged to its caller.
     if path.ends_with("main.rs") {
         return None;
     }

@@ -1,5 +1,5 @@
-//! The same cells from another rig: a directory with a `cost.sh NAME --profiles … -- CMD...` that prints a table in
-//! markdown, for whoever has wrk, nginx and HAProxy measured side by side already.
+//! The same cells from another test rig: a directory with a `cost.sh NAME --profiles … -- CMD...` that prints a Markdown table,
+//! for machines where wrk, nginx and HAProxy are measured side by side already.
 
 use std::{
     io,
@@ -9,7 +9,7 @@ use std::{
 
 use super::table::{Cell, Cells, Options, Proxy};
 
-/// Runs it for the shield without and with its access log; its own tables go to standard error.
+/// Runs it for the shield without and with its access log; the rig's own tables go to standard error.
 pub(crate) fn cells(rig: &Path, program: &Path, options: &Options) -> io::Result<Cells> {
     let script = rig.join("cost.sh");
     if !script.is_file() {
@@ -40,7 +40,7 @@ fn read(table: &str, shield: Proxy, cells: &mut Cells) {
         let [_, profile, name, rate, _, _, cpu, p50, p99, _, failed, _] = columns[..] else { continue };
         let proxy = match name {
             "shield" => shield,
-            // The run with the log is compared with the one without by bare hyper of its own.
+            // The run with the log is compared with the one without it relative to each run's own bare hyper.
             "pure_hyper" if shield == Proxy::Logging => Proxy::BareBesideLogging,
             "pure_hyper" => Proxy::Bare,
             "nginx" if shield == Proxy::Shield => Proxy::Nginx,

@@ -1,4 +1,4 @@
-//! The cost of a request as connections, waiting requests and limiters grow in number.
+//! The cost of a request by the number of connections, waiting requests and limiters.
 
 use std::{cell::Cell, io, path::Path, rc::Rc, time::Duration};
 
@@ -14,27 +14,27 @@ use super::{
     wire::Wire,
 };
 
-/// Requests at once.
+/// Concurrent requests.
 const AT_ONCE: usize = 64;
-/// How long one turn of a row is; its rows take turns, so that what else the machine does falls on all of them.
+/// Length of a turn; the rows take turns, so that other load on the machine affects all of them.
 const TURN: Duration = Duration::from_millis(1500);
-/// Turns that count, after one that does not.
+/// Counted turns, after one for warm-up.
 const TURNS: usize = 5;
-/// More than this, against the first of its rows, is not flat.
+/// A ratio to the first row above which the cost is not flat.
 const FLAT: f64 = 1.2;
 
-/// A process of its own with one load.
+/// A process with one load.
 struct Row {
     load: String,
     subject: Subject,
     wires: Vec<Wire>,
     at_once: usize,
     make: Make,
-    /// Connections that are idle, or whose requests wait, all the while.
+    /// Connections that are idle, or whose requests wait, during the measurement.
     _others: Vec<Wire>,
-    /// CPU a request, µs, turn by turn.
+    /// CPU per request, µs, by turn.
     cpu: Vec<f64>,
-    /// TCP segments a request, of all sides, turn by turn.
+    /// TCP segments per request, of all sides, by turn.
     segments: Vec<f64>,
     /// Bytes.
     memory: f64,
@@ -63,7 +63,7 @@ pub(crate) async fn run(program: &Path) -> io::Result<()> {
     }
     print(&waiting_elsewhere(shield).await?);
     print(&waiting_here(shield).await?);
-    print(&lanes(shield).await?);
+    print(&limiters(shield).await?);
     Ok(())
 }
 
@@ -108,7 +108,7 @@ impl Row {
     }
 }
 
-/// Turn by turn. The first is to warm up.
+/// All turns; the first one is warm-up.
 async fn measured(mut rows: Vec<Row>) -> io::Result<Vec<Row>> {
     for turn in 0..=TURNS {
         for row in &mut rows {
@@ -122,17 +122,17 @@ async fn measured(mut rows: Vec<Row>) -> io::Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// What is asked of many connections.
+/// What many connections do.
 #[derive(Clone, Copy, PartialEq)]
 enum How {
     /// Some of them are busy, the others idle.
     Open,
-    /// One after the other: when its turn comes, what the kernel and the process hold of it has left the caches, and its
-    /// client has acknowledged the last answer in a segment of its own.
+    /// One after the other: when a connection's turn comes, its state has left the caches, and its client has acknowledged the
+    /// last answer in a segment of its own.
     InTurn,
 }
 
-/// So many are open.
+/// `count` open connections.
 async fn connections(sides: Sides<'_>, how: How) -> io::Result<Vec<Row>> {
     let mut rows = Vec::new();
     for count in [AT_ONCE, 1000, MANY] {
@@ -149,7 +149,7 @@ async fn connections(sides: Sides<'_>, how: How) -> io::Result<Vec<Row>> {
     measured(rows).await
 }
 
-/// All at once.
+/// All of them busy.
 async fn busy(sides: Sides<'_>) -> io::Result<Vec<Row>> {
     let mut rows = Vec::new();
     for count in [AT_ONCE, 256, 1000, 4000] {
@@ -167,14 +167,14 @@ async fn waiting_elsewhere(sides: Sides<'_>) -> io::Result<Vec<Row>> {
         let wires = load::connect(patient.running.address, AT_ONCE).await?;
         let mut waiting = used(&patient.running, count).await?;
         patient.line_up(&mut waiting).await?;
-        let load = format!("shield: {count} waiting in another lane");
+        let load = format!("shield: {count} waiting in another limiter");
         rows.push(Row { _others: waiting, ..Row::new(load, Subject::Shield(patient), wires, AT_ONCE, usual()) });
     }
     measured(rows).await
 }
 
-/// A lane that lets go a thousand a second, with ever more who want it. All at the same time: the lane of a row that waits
-/// for its turn would fill, and a core that mostly sleeps finds its caches as others have left them.
+/// A limiter of a thousand requests a second with more and more clients. All rows at the same time: the queue of a row that waits
+/// for its turn would grow, and a core that mostly sleeps has cold caches.
 async fn waiting_here(sides: Sides<'_>) -> io::Result<Vec<Row>> {
     let make = always(load::request(KEY, &load::call(BRISK, 1027, false)));
     let mut lines = Vec::new();
@@ -182,10 +182,10 @@ async fn waiting_here(sides: Sides<'_>) -> io::Result<Vec<Row>> {
         let patient = Patient::start(sides.program, sides.upstream)?;
         let (make, address) = (make.clone(), patient.running.address);
         lines.push(spawn_local(async move {
-            // What its bucket holds goes first.
+            // The requests that the bucket lets through at once go first.
             let (_, mut wires) = load::closed(load::connect(address, AT_ONCE).await?, 6 * TURN, &make).await?;
             wires.extend(load::connect(address, count - wires.len()).await?);
-            let load = format!("shield: {count} waiting in a lane of 1000 a second");
+            let load = format!("shield: {count} waiting in a limiter of 1000 a second");
             io::Result::Ok(Row::new(load, Subject::Shield(patient), wires, count, make))
         }));
     }
@@ -198,27 +198,27 @@ async fn waiting_here(sides: Sides<'_>) -> io::Result<Vec<Row>> {
         rows.extend(turn.await??);
     }
     for row in &mut rows {
-        // Nobody's own: the machine counts all.
+        // The machine's counter, not a process's.
         row.segments.clear();
     }
     Ok(rows)
 }
 
-/// Models by organizations, each request of another one.
-async fn lanes(sides: Sides<'_>) -> io::Result<Vec<Row>> {
+/// Many models and organizations, each request for another limiter.
+async fn limiters(sides: Sides<'_>) -> io::Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (models, organizations) in [(1, 1), (100, 1), (1000, 1), (1000, 10), (1000, 100)] {
-        let (next, lanes) = (Cell::new(0usize), models * organizations);
+        let (next, limiters) = (Cell::new(0usize), models * organizations);
         let make: Make = Rc::new(move |_| {
-            // A step without a common divisor visits every lane.
-            let lane = next.replace(next.get() + 1).wrapping_mul(7919) % lanes;
-            let key = format!("gsk_organization{:08}", lane / models);
-            load::request(&key, &load::call(&format!("model-{:04}", lane % models), 1027, false))
+            // A step without a common divisor visits every limiter.
+            let limiter = next.replace(next.get() + 1).wrapping_mul(7919) % limiters;
+            let key = format!("gsk_organization{:08}", limiter / models);
+            load::request(&key, &load::call(&format!("model-{:04}", limiter % models), 1027, false))
         });
         let subject = sides.start()?;
         let wires = load::connect(subject.running().address, AT_ONCE).await?;
-        // Each lane once: what is found in it is not what it costs to make one.
-        let (_, warm) = load::rounds(wires, lanes.div_ceil(AT_ONCE), &make).await?;
+        // Warm-up creates every limiter, so that creation is not measured.
+        let (_, warm) = load::rounds(wires, limiters.div_ceil(AT_ONCE), &make).await?;
         rows.push(Row::new(format!("shield: {models} models × {organizations} organizations"), subject, warm, AT_ONCE, make));
     }
     measured(rows).await

@@ -6,28 +6,28 @@ use tempfile::TempDir;
 
 use super::{
     beside,
-    memory::Patient,
+    memory::QueueingShield,
     process::{Running, THEIRS, ourselves},
 };
 
 /// Its process.
 pub(crate) enum Subject {
-    Shield(Patient),
+    Shield(QueueingShield),
     Other { running: Running, _home: Option<TempDir> },
 }
 
-/// Who is measured.
+/// What is measured.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Who {
     /// With room for ten thousand connections.
     Shield,
     BareHyper,
     Nginx,
-    /// No proxy: about the least that one side of one costs on this runtime.
+    /// No proxy: about the least cost of one side of a proxy on this runtime.
     OnlyAnswers,
 }
 
-/// What is measured, and what answers it.
+/// The measured program and its upstream.
 #[derive(Clone, Copy)]
 pub(crate) struct Sides<'p> {
     pub(crate) program: &'p Path,
@@ -39,7 +39,7 @@ impl Sides<'_> {
     pub(crate) fn start(self) -> io::Result<Subject> {
         let upstream = self.upstream;
         Ok(match self.who {
-            Who::Shield => Subject::Shield(Patient::start(self.program, upstream)?),
+            Who::Shield => Subject::Shield(QueueingShield::start(self.program, upstream)?),
             Who::BareHyper => other(|listen| ourselves(&["bare", &listen.to_string(), &upstream.to_string()]))?,
             Who::OnlyAnswers => other(|listen| ourselves(&["only-answer", &listen.to_string()]))?,
             Who::Nginx => {
@@ -66,7 +66,7 @@ fn other(role: impl FnOnce(SocketAddr) -> io::Result<Command>) -> io::Result<Sub
 impl Subject {
     pub(crate) fn running(&self) -> &Running {
         match self {
-            Self::Shield(patient) => &patient.running,
+            Self::Shield(shield) => &shield.running,
             Self::Other { running, .. } => running,
         }
     }

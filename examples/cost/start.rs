@@ -12,12 +12,12 @@ use tokio::time::Instant;
 
 use super::process::{Running, THEIRS, free, pause, shield};
 
-/// Starts, of which the median is taken.
+/// Number of starts, of which the median is taken.
 const STARTS: usize = 15;
-/// Readiness is asked for this often.
+/// Interval between polls for readiness.
 const LOOK: Duration = Duration::from_micros(200);
 
-/// From spawning the process to its first good answer to `/readyz`; the median of some, ms.
+/// From spawning the process to its first successful answer to `/readyz`; median, ms.
 pub(crate) fn ready(program: &Path) -> io::Result<f64> {
     let mut times = Vec::new();
     for _ in 0..STARTS {
@@ -52,7 +52,7 @@ fn until_ready(child: &mut Child, admin: SocketAddr) -> io::Result<()> {
     }
 }
 
-/// What the admin listener says of `path`.
+/// The admin listener's answer to `path`.
 pub(crate) fn get(admin: SocketAddr, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(admin)?;
     write!(stream, "GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n")?;
@@ -69,7 +69,7 @@ pub(crate) fn idle(program: &Path) -> io::Result<f64> {
     running.memory()
 }
 
-/// The size of the binary, and of its sister for the image where that was built, bytes.
+/// The size of the binary, and of the one for the image if it was built, bytes.
 pub(crate) fn sizes(program: &Path) -> io::Result<(u64, Option<u64>)> {
     let image: Option<PathBuf> = program.parent().and_then(Path::parent).map(|target| target.join("image/groq-shield"));
     let image = image.and_then(|image| image.metadata().ok()).map(|file| file.len());

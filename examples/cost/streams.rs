@@ -28,13 +28,13 @@ use super::{
 /// Frames of one answer, and the time between two of them.
 const FRAMES: u32 = 50;
 const PACE: Duration = Duration::from_millis(20);
-/// Streams at a time in the table.
+/// Concurrent streams in the table.
 const AT_A_TIME: [usize; 3] = [1, 64, 1000];
-/// A core carries as many streams as have 99 of 100 frames less than this late.
+/// A core carries as many streams as have 99 % of their frames less than this late.
 const LATE: Duration = PACE;
 /// The steps in which the number of streams grows.
 const STEP: usize = 250;
-/// What comes before the time in a frame, and the digits of the time.
+/// The text before the time in a frame, and the digits of the time.
 const MARK: &[u8] = br#""content":" t"#;
 const DIGITS: usize = 16;
 
@@ -44,7 +44,7 @@ pub(crate) async fn run(program: &Path, options: &Options) -> io::Result<()> {
     let upstream = Running::start_role(OURS, |listen| ourselves(&["paced-stub", &listen.to_string()]))?;
     let address = upstream.address.to_string();
     let listen = free()?;
-    // The log is off, as in the other tables.
+    // Without the access log, as in the other tables.
     let shield = Running::start(THEIRS, &shield(program, listen, free()?, upstream.address, &[]), listen)?;
     let bare = Running::start_role(THEIRS, |listen| ourselves(&["bare", &listen.to_string(), &address]))?;
     let nginx = beside::nginx(upstream.address)?;
@@ -81,7 +81,7 @@ pub(crate) async fn run(program: &Path, options: &Options) -> io::Result<()> {
     sustained(&subjects).await
 }
 
-/// The largest number of streams at a time whose frames come in time.
+/// The largest number of concurrent streams whose frames arrive in time.
 async fn sustained(subjects: &[(&str, &Running)]) -> io::Result<()> {
     println!(
         "\n| streams of {} frames a second on one core | sustained | core busy then |\n|---|---|---|",
@@ -103,14 +103,14 @@ async fn sustained(subjects: &[(&str, &Running)]) -> io::Result<()> {
     Ok(())
 }
 
-/// What was seen of streams, µs.
+/// Measurements of streams, µs.
 #[derive(Default)]
 struct Seen {
     /// From the request to the first frame.
     first: Vec<u32>,
-    /// How much longer a gap between frames was than the upstream made it.
+    /// How much longer a gap between frames was than at the upstream.
     later: Vec<u32>,
-    /// CPU of the process under test, and the time of measuring.
+    /// CPU of the measured process, and the time of the measurement.
     cpu: Duration,
     time: Duration,
 }
@@ -123,7 +123,7 @@ impl Seen {
         self.time += other.time;
     }
 
-    /// p50 and p99 of the time to the first frame, p50 and p99 of how late a gap was; ms.
+    /// p50 and p99 of the time to the first frame, p50 and p99 of the delay of a gap; ms.
     fn quantiles(&mut self) -> [f64; 4] {
         let mut quantile = |of: fn(&mut Self) -> &mut Vec<u32>, q: f64| {
             let values = of(self);
@@ -142,7 +142,7 @@ impl Seen {
     }
 }
 
-/// Keeps `count` streams open for so long, on a connection each; their first frames are spread over one answer's time.
+/// Keeps `count` streams open for `time`, each on its own connection; starts are spread over one answer's duration.
 async fn streams(subject: &Running, count: usize, time: Duration) -> io::Result<Seen> {
     let request = load::request(KEY, &load::call(MODEL, 1024, true));
     let mut tasks = JoinSet::new();
@@ -196,7 +196,7 @@ async fn one(socket: &mut TcpStream, request: &[u8], seen: &mut Seen) -> io::Res
         if buffer.ends_with(b"\r\n0\r\n\r\n") {
             return Ok(());
         }
-        // What ends in the middle of a mark or of its digits is looked at again.
+        // A marker or number that is split over two reads is read again with the second one.
         buffer.drain(..read.max(buffer.len().saturating_sub(MARK.len() + DIGITS)));
     }
 }
@@ -207,7 +207,7 @@ pub(crate) async fn paced_stub(listen: SocketAddr) -> io::Result<()> {
     loop {
         let (socket, _) = listener.accept().await?;
         spawn_local(async move {
-            // A client that leaves in the middle of an answer is no error of this server.
+            // A client that leaves in the middle of an answer is not an error of this server.
             let _ = serve(Wire::new(socket)?).await;
             io::Result::Ok(())
         });
@@ -236,7 +236,7 @@ async fn serve(mut wire: Wire) -> io::Result<()> {
     Ok(())
 }
 
-/// The clock that upstream and client share, µs.
+/// The clock that upstream and clients share, µs.
 fn micros() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)

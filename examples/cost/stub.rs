@@ -1,6 +1,6 @@
-//! The upstream behind the proxies: it answers every request at once, shaped like Groq, with limits that
-//! never bind; a call with `"stream":true` gets 51 events, one write each: the worst case, for a model leaves gaps. And a
-//! server of the same answer that is measured itself.
+//! The upstream behind the proxies: it answers every request at once, in Groq's form, with limits that never bind. A call with
+//! `"stream":true` gets 51 events, one write each, which is the worst case. Also a server of the same answer that is measured
+//! itself.
 
 use std::{cell::RefCell, io, net::SocketAddr, rc::Rc};
 
@@ -13,7 +13,7 @@ use tokio::{
 
 use super::wire::Wire;
 
-/// What Groq says beside the body, with limits that never bind; each line with its end.
+/// Groq's response headers, with limits that never bind; each line with its end.
 pub(crate) const HEADERS: &str = "date: Tue, 12 Nov 2024 14:20:34 GMT\r\nvary: Origin\r\nx-groq-region: us-west-1\r
 cache-control: private, max-age=0, no-store, no-cache, must-revalidate\r
 x-ratelimit-limit-requests: 4000000000\r\nx-ratelimit-limit-tokens: 4000000000\r
@@ -34,15 +34,15 @@ pub(crate) async fn run(listen: SocketAddr) -> io::Result<()> {
         let (socket, _) = listener.accept().await?;
         let (plain, events) = (plain.clone(), events.clone());
         spawn_local(async move {
-            // A proxy that closes is none of ours to report.
+            // Proxies may close connections at any time.
             let _ = answer(Wire::new(socket)?, &plain, &events).await;
             io::Result::Ok(())
         });
     }
 }
 
-/// Says the same to whatever comes, and keeps nothing of a connection: what it takes more for many of them is the kernel's,
-/// and a fifth of it tokio's.
+/// Sends the same answer to anything and keeps no state for a connection: the cost that grows with connections here is the
+/// kernel's, and for a fifth tokio's.
 pub(crate) async fn only_answer(listen: SocketAddr) -> io::Result<()> {
     let listener = TcpListener::bind(listen).await?;
     let (plain, room) = (plain(), Rc::new(RefCell::new(vec![0; 64 << 10])));
@@ -50,7 +50,7 @@ pub(crate) async fn only_answer(listen: SocketAddr) -> io::Result<()> {
         let (socket, _) = listener.accept().await?;
         let (plain, room) = (plain.clone(), room.clone());
         spawn_local(async move {
-            // Who left, or takes no answer, is none of ours to report.
+            // Clients may leave at any time.
             let _ = repeat(&socket, &plain, &room).await;
         });
     }
@@ -61,7 +61,7 @@ async fn repeat(socket: &TcpStream, plain: &str, room: &RefCell<Vec<u8>>) -> io:
         socket.readable().await?;
         match socket.try_read(&mut room.borrow_mut()) {
             Ok(0) => return Ok(()),
-            // On loopback a call of a few KB comes at once.
+            // On loopback a call of a few KB arrives in one read.
             Ok(_) => drop(socket.try_write(plain.as_bytes())?),
             Err(why) if why.kind() == io::ErrorKind::WouldBlock => {}
             Err(why) => return Err(why),

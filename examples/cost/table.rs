@@ -1,4 +1,4 @@
-//! The shield's costs beside those of others, against targets: all cells in turns, medians and ratios.
+//! The shield's costs compared with others and with targets: all cells in turns, medians and ratios.
 
 use std::{
     collections::BTreeMap,
@@ -10,21 +10,21 @@ use std::{
 use super::{
     beside, instructions,
     load::{self, KEY, MODEL, always},
-    memory::{self, Patient},
+    memory::{self, QueueingShield},
     process::{OURS, Running, THEIRS, free, ourselves, settle, shield},
     rig, start,
 };
 
-/// How the table is made.
+/// Options of the table.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Rounds in which all take their turns
+    /// Rounds in which each proxy has a turn
     #[arg(long, default_value_t = 5)]
     pub(crate) reps: usize,
     /// Seconds of one turn
     #[arg(long, default_value_t = 2)]
     pub(crate) seconds: u64,
-    /// Load from another rig: a directory with its `cost.sh`
+    /// Take the load from another rig: a directory with its `cost.sh`
     #[arg(long, value_name = "DIR")]
     pub(crate) rig: Option<PathBuf>,
 }
@@ -35,7 +35,7 @@ impl Default for Options {
     }
 }
 
-/// Who was measured.
+/// The measured proxies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Proxy {
     /// Limits, metrics and reservation on, access log off.
@@ -53,7 +53,7 @@ pub(crate) enum Proxy {
 pub(crate) struct Cell {
     /// Requests a second.
     pub(crate) rate: f64,
-    /// CPU a request, µs.
+    /// CPU per request, µs.
     pub(crate) cpu: f64,
     /// ms
     pub p50: f64,
@@ -68,7 +68,7 @@ pub(crate) struct Cell {
 pub(crate) struct Cells(BTreeMap<(String, Proxy), Vec<Cell>>);
 
 impl Cells {
-    /// One more turn.
+    /// Adds a turn.
     pub(crate) fn add(&mut self, profile: &str, proxy: Proxy, cell: Cell) {
         self.0.entry((profile.to_owned(), proxy)).or_default().push(cell);
     }
@@ -92,7 +92,7 @@ impl Cells {
     }
 }
 
-/// The middle one; `None` of none.
+/// The median; `None` of an empty list.
 pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied()
@@ -103,9 +103,9 @@ const OPEN: &str = "1k@1000/s";
 pub(crate) const PROFILES: [(&str, usize, bool, usize); 4] =
     [("1k@64", 1027, false, 64), ("1k@256", 1027, false, 256), ("16k@64", 16_389, false, 64), ("1k_stream@64", 1024, true, 64)];
 
-/// Measures all and prints the table.
+/// Measures everything and prints the table.
 pub(crate) async fn run(program: &Path, options: &Options) -> io::Result<()> {
-    // Before everything is pinned to one core.
+    // Before this process is pinned to one core.
     let ready = start::ready(program)?;
     let (size, image) = start::sizes(program)?;
     let _settled = settle()?;
@@ -162,7 +162,7 @@ async fn cells(program: &Path, options: &Options) -> io::Result<Cells> {
                     continue;
                 }
                 let wires = load::connect(running.address, connections).await?;
-                // Round 0 warms up.
+                // Round 0 is warm-up.
                 let time = if round == 0 { Duration::from_millis(500) } else { time };
                 let before = running.cpu()?;
                 let (tally, _) = load::closed(wires, time, &make).await?;
@@ -186,7 +186,7 @@ async fn cells(program: &Path, options: &Options) -> io::Result<Cells> {
     Ok(cells)
 }
 
-/// Memory alone.
+/// The memory rows only.
 pub(crate) async fn memory(program: &Path) -> io::Result<()> {
     let _settled = settle()?;
     let mut rows = Rows::default();
@@ -202,14 +202,14 @@ async fn memories(program: &Path, rows: &mut Rows) -> io::Result<()> {
     let upstream = stub.address;
     let bare = Running::start_role(THEIRS, |listen| ourselves(&["bare", &listen.to_string(), &upstream.to_string()]))?;
     let bare = memory::of_connection(&bare).await?;
-    let each = memory::of_connection(&Patient::start(program, upstream)?.running).await?;
+    let each = memory::of_connection(&QueueingShield::start(program, upstream)?.running).await?;
     rows.figure("memory of an idle connection, KB", each / 1e3, Some(bare / 1e3), Target::most(16.0, 10.0));
-    let waiting = memory::of_waiting(&Patient::start(program, upstream)?).await?;
+    let waiting = memory::of_waiting(&QueueingShield::start(program, upstream)?).await?;
     rows.figure("memory of a waiting 1 KB request, KB", waiting / 1e3, None, Target::most(8.0, 4.0));
     Ok(())
 }
 
-/// Instructions a request; told where valgrind is installed.
+/// Instructions per request, if valgrind is installed.
 async fn counted(program: &Path, rows: &mut Rows) -> io::Result<()> {
     if !instructions::is_possible() {
         eprintln!("valgrind is not installed: no count of instructions (apt-get install valgrind)");
@@ -248,7 +248,7 @@ impl Target {
         }
     }
 
-    /// What is shown decides: what reads as the bound is within it.
+    /// Decided on the rounded value that is shown.
     fn verdict(self, value: f64) -> &'static str {
         let shown = (value * 100.0).round() / 100.0;
         match self {
@@ -264,7 +264,7 @@ impl Target {
     }
 }
 
-/// The lines of the table.
+/// The rows of the table.
 #[derive(Default)]
 struct Rows(Vec<String>);
 
@@ -293,7 +293,7 @@ impl Rows {
         self.line(what, [Some(value), bare, None], None, target, target.verdict(value));
     }
 
-    /// The price of the access log, beside the run without it.
+    /// The cost of the access log, relative to the run without it.
     fn log(&mut self, cells: &Cells) {
         let cpu = |cell: &Cell| cell.cpu;
         let value = cells.median("1k@64", Proxy::Logging, cpu);
@@ -318,7 +318,7 @@ impl Rows {
     }
 }
 
-/// Three that count.
+/// Three significant digits.
 fn digits(value: f64) -> String {
     match value {
         100.0.. => format!("{value:.0}"),

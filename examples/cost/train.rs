@@ -1,20 +1,20 @@
-//! The load that a profiled build learns from: the table's loads, a queue and the access log.
+//! The load for profile-guided optimization: the table's loads, a queue and the access log.
 
 use std::{io, path::Path, time::Duration};
 
 use super::{
     load::{self, KEY, MODEL, always},
-    memory::{BRISK, Patient},
+    memory::{BRISK, QueueingShield},
     process::{OURS, Running, THEIRS, free, ourselves, settle, shield},
     table::PROFILES,
 };
 
 /// How long each load runs.
 const EACH: Duration = Duration::from_secs(3);
-/// Connections that ask for more than their lane lets go.
+/// Connections that send more than their model's limit lets through.
 const TOO_MANY: usize = 32;
 
-/// Lets a binary that was built with `-Cprofile-generate` run, and end as SIGTERM ends it: then it writes what it has counted.
+/// Runs a binary that was built with `-Cprofile-generate` and stops it with SIGTERM, at which it writes its profile.
 pub(crate) async fn run(program: &Path) -> io::Result<()> {
     let _settled = settle()?;
     let stub = Running::start_role(OURS, |listen| ourselves(&["stub", &listen.to_string()]))?;
@@ -30,8 +30,8 @@ pub(crate) async fn run(program: &Path) -> io::Result<()> {
         running.end()?;
     }
     eprintln!("a line");
-    let patient = Patient::start(program, stub.address)?;
-    let wires = load::connect(patient.running.address, TOO_MANY).await?;
+    let shield = QueueingShield::start(program, stub.address)?;
+    let wires = load::connect(shield.running.address, TOO_MANY).await?;
     load::closed(wires, EACH, &always(load::request(KEY, &load::call(BRISK, 1027, false)))).await?;
-    patient.running.end()
+    shield.running.end()
 }

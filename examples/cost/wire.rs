@@ -1,4 +1,4 @@
-//! Just enough HTTP for load and stub, as cheap as possible: one message, whole or not yet.
+//! Minimal and cheap HTTP for load and stub: one message at a time.
 
 use std::io;
 
@@ -13,7 +13,7 @@ pub(crate) struct Wire {
     /// The socket.
     pub(crate) stream: TcpStream,
     buffer: Vec<u8>,
-    /// Where the body begins and how long it is (`None`: in chunks), once the head is there.
+    /// Where the body begins and its length (`None`: chunked), once the head has arrived.
     head: Option<(usize, Option<usize>)>,
 }
 
@@ -24,7 +24,7 @@ impl Wire {
         Ok(Self { stream, buffer: Vec::new(), head: None })
     }
 
-    /// The next message, `None` once the other side has closed. It is forgotten with the next call.
+    /// The next message, `None` once the other side has closed. Valid until the next call.
     pub(crate) async fn next(&mut self) -> io::Result<Option<&[u8]>> {
         self.buffer.clear();
         self.head = None;
@@ -52,7 +52,7 @@ impl Wire {
     }
 }
 
-/// The length of the body that this head announces, `None` for chunks.
+/// The length of the body by this head, `None` if chunked.
 fn length(head: &[u8]) -> Option<usize> {
     let lines = head.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok()?.split_once(':'));
     let mut length = Some(0);

@@ -1,4 +1,4 @@
-//! Clients: calls and streams over HTTP/1.1 and HTTP/2, some of which leave early or send nonsense.
+//! Clients: calls and streams over HTTP/1.1 and HTTP/2; some disconnect early or send malformed requests.
 
 use std::{
     net::SocketAddr,
@@ -25,17 +25,17 @@ use super::{
     tally::Tally,
 };
 
-/// No request may take longer: the waits and time limits of the configuration are well under it.
+/// A request that takes longer hangs: all waits and timeouts of the configuration are well below it.
 const HUNG: Duration = Duration::from_secs(90);
 
-/// How a client speaks.
+/// How a client uses connections.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Kind {
-    /// A connection for each request.
+    /// HTTP/1.1, a connection for each request.
     Http1PerRequest,
-    /// One that is kept.
+    /// HTTP/1.1, a kept connection.
     Http1,
-    /// One that is kept.
+    /// HTTP/2, a kept connection.
     Http2,
 }
 
@@ -45,7 +45,7 @@ enum Connection {
     Http2(http2::SendRequest<Full<Bytes>>),
 }
 
-/// One client, until `over`.
+/// Runs one client until `over`.
 pub(super) async fn client(kind: Kind, app: SocketAddr, tally: Arc<Tally>, over: Arc<AtomicBool>) {
     let pause = Duration::from_secs_f64(60.0 * CLIENTS as f64 / (3.0 * LIMIT as f64));
     let mut connection = None;
@@ -63,7 +63,7 @@ pub(super) async fn client(kind: Kind, app: SocketAddr, tally: Arc<Tally>, over:
             Err(_) if time_limit == HUNG => drop(tally.hung.fetch_add(1, Relaxed)),
             Err(_) => {
                 tally.left.fetch_add(1, Relaxed);
-                // Over HTTP/1.1 leaving closes the connection; over HTTP/2 it resets the stream.
+                // Disconnecting closes an HTTP/1.1 connection and resets an HTTP/2 stream.
                 connection = connection.filter(|_| kind == Kind::Http2);
             }
             Ok(answered) => tally.judge(&text, answered),
@@ -107,7 +107,7 @@ async fn connect(kind: Kind, app: SocketAddr) -> Result<Connection, BoxError> {
     }
 }
 
-/// Calls mostly, streams a third of them; large ones and nonsense between.
+/// A random request: mostly calls, a third streams, some large or malformed.
 fn next(kind: Kind) -> String {
     let ceiling = r#","max_completion_tokens":200"#;
     match fastrand::u8(..20) {

@@ -1,8 +1,8 @@
-//! A soak test: mixed faults and three times the load that the limits hold, for minutes or hours, then a count of what is left.
+//! A soak test: mixed faults and three times the load that the limits allow, for minutes or hours, then a check for leaks.
 //!
-//! `cargo run --release --example soak -- --minutes 60` (needs redis-server). The shield runs in a process of its own, before the
-//! simulated Groq and with its quotas in Redis, which is killed twice; its configuration is reloaded every 20 seconds, each third
-//! time with a file that has faults. Exit code 1 if a request hung, an answer was off the contract, or anything leaked.
+//! `cargo run --release --example soak -- --minutes 60` (needs redis-server). The shield runs in a process of its own, in front of
+//! the simulated Groq and with its quotas in Redis, which is killed twice; its configuration is reloaded every 20 seconds, each
+//! third time with faults. Exit code 1 if a request hung, an answer broke the contract, or anything leaked.
 
 use std::{
     net::SocketAddr,
@@ -38,29 +38,29 @@ use process::ShieldProcess;
 use redis::Redis;
 use tally::Tally;
 
-// The shield's own, so that its resident memory is that of the command.
+// The allocator of the shield, so that its resident memory is comparable with the command's.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Requests a minute that the limits hold; three times as many are sent.
+/// The limit in requests a minute; three times as many are sent.
 const LIMIT: u64 = 600;
 /// Clients at once; a third of each kind.
 const CLIENTS: u64 = 99;
-/// How often the configuration is read again.
+/// Interval between reloads.
 const RELOAD: Duration = Duration::from_secs(20);
-/// How long Redis is away each time, unless the whole run is shorter than ten minutes.
+/// How long Redis is down each time, unless the whole run is shorter than ten minutes.
 const REDIS_AWAY: Duration = Duration::from_secs(30);
 /// Minutes at which the shield's resident memory is read.
 const READINGS: [f64; 3] = [5.0, 30.0, 60.0];
 
 #[derive(Parser)]
 struct Arguments {
-    /// How long load is made.
+    /// Duration of the load, minutes.
     #[arg(long, default_value_t = 10.0)]
     minutes: f64,
-    /// Be the shield of a soak, with this configuration.
+    /// Run as the soak's shield, with this configuration.
     #[arg(long, hide = true)]
     shield: Option<PathBuf>,
 }
@@ -73,7 +73,7 @@ fn main() -> Result<ExitCode, BoxError> {
     tokio::runtime::Runtime::new()?.block_on(soak(Duration::from_secs_f64(60.0 * arguments.minutes)))
 }
 
-/// Everything that Groq and the way to it are known to do, at random.
+/// Every known fault of Groq and the network, at random.
 fn faults() -> Vec<groq_sim::Fault> {
     let faults = [
         json!({"action": "status", "status": 500}),
@@ -109,10 +109,10 @@ fn faults() -> Vec<groq_sim::Fault> {
     faults.into_iter().map(read).collect()
 }
 
-/// The shield's configuration; `round` changes what is live.
+/// The shield's configuration; `round` changes the live settings.
 fn configuration(upstream: SocketAddr, redis: &Redis, round: u64) -> String {
     let (max_waiting, attempts) = (60 + round % 2, 4 - round % 2);
-    // Every third time it cannot be used, and the last one stays in force.
+    // Every third one has faults and is rejected.
     let fault = if round % 3 == 2 { "max_wiating = 1" } else { "" };
     format!(
         r#"
@@ -147,7 +147,7 @@ fn configuration(upstream: SocketAddr, redis: &Redis, round: u64) -> String {
     )
 }
 
-/// Makes load for this long, and tells what became of it.
+/// Runs the load for `time` and reports.
 async fn soak(time: Duration) -> Result<ExitCode, BoxError> {
     let limits = groq_sim::ModelLimits { requests_per_minute: Some(LIMIT), ..Default::default() };
     let pace = Pace { head: Duration::from_millis(100), completion: 40.0, ..Pace::default() };

@@ -26,7 +26,7 @@ pub(super) struct ShieldProcess {
 }
 
 impl ShieldProcess {
-    /// Its log is written and not kept.
+    /// Its log is discarded.
     pub(super) fn start(config: &Path) -> Result<Self, BoxError> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("--shield").arg(config).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -40,14 +40,14 @@ impl ShieldProcess {
         self.signal(Signal::SIGHUP)
     }
 
-    /// KiB.
+    /// Resident memory, KiB.
     pub(super) fn resident(&self) -> Result<u64, BoxError> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 
-    /// What it holds now that its clients are gone.
+    /// What it still holds after its clients have disconnected.
     pub(super) fn left(&mut self) -> Result<Left, BoxError> {
         drop(self.process.stdin.take());
         read(&mut self.lines)
@@ -68,7 +68,7 @@ impl ShieldProcess {
 
 impl Drop for ShieldProcess {
     fn drop(&mut self) {
-        // It has ended already, unless the soak failed.
+        // It has exited already, unless the soak failed.
         if self.process.kill().is_ok() {
             drop(self.process.wait());
         }

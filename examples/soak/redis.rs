@@ -1,4 +1,4 @@
-//! The redis-server that keeps the shield's quotas.
+//! The redis-server with the shield's quotas.
 
 use std::{
     net::TcpListener,
@@ -21,7 +21,7 @@ impl Redis {
         Ok(redis)
     }
 
-    /// On the same port, and empty.
+    /// Restarts it on the same port, empty.
     pub(super) fn restart(&mut self) -> Result<(), BoxError> {
         let port = self.port.to_string();
         let mut command = Command::new("redis-server");

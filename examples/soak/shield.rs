@@ -1,4 +1,4 @@
-//! The shield's own process: `groq-shield serve`, with what it still holds told at the end.
+//! The shield's process: `groq-shield serve` that reports at the end what it still holds.
 
 use std::{
     io::{Read, Write},
@@ -18,35 +18,35 @@ use serde::{Deserialize, Serialize};
 
 use super::BoxError;
 
-/// How long counts have to become 0.
+/// Time for counts to reach 0.
 const SETTLE: Duration = Duration::from_secs(15);
 
-/// Told when it listens.
+/// Reported when it listens.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Ready {
     pub(super) app: SocketAddr,
 }
 
-/// Told once the clients have gone, while it still serves.
+/// Reported once the clients have disconnected, while it still serves.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Left {
     pub(super) bytes: u64,
     pub(super) places: u64,
     pub(super) connections: u64,
-    /// Redis is out of reach.
+    /// Whether Redis is out of reach.
     pub(super) degraded: bool,
 }
 
-/// Told after the drain.
+/// Reported after the drain.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Stopped {
     pub(super) tasks: u64,
     pub(super) descriptors: u64,
 }
 
-/// Serves until SIGTERM. The end of standard input is the question what is left.
+/// Serves until SIGTERM. The end of standard input asks for the report.
 pub(super) fn run(config: PathBuf) -> Result<(), BoxError> {
-    // tokio keeps the pipe of its signals, two descriptors, for the life of the process.
+    // tokio keeps the two descriptors of its signal pipe for the life of the process.
     drop(tokio::runtime::Builder::new_current_thread().enable_all().build()?);
     let before = descriptors();
     let source = Source::new(Some(config));
@@ -94,7 +94,7 @@ fn answer_at_end_of_input(shield: &Weak<Shield>) {
     }
 }
 
-/// Waits for 0, a while.
+/// Waits a while for 0.
 fn settled(count: impl Fn() -> u64) -> u64 {
     let step = Duration::from_millis(20);
     for _ in 0..SETTLE.as_millis() / step.as_millis() {

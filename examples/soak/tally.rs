@@ -1,4 +1,4 @@
-//! What became of the requests.
+//! Outcomes of requests.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Holds an answer against the contract.
+    /// Checks an answer against the contract.
     pub(super) fn judge(&self, asked: &str, answered: Result<Answer, BoxError>) {
         let (kind, faults) = match &answered {
             Err(error) => ("no answer".to_owned(), vec![error.to_string()]),
@@ -45,7 +45,7 @@ impl Tally {
         }
     }
 
-    /// Prints it; whether every request has one outcome, and none is off the contract or hangs.
+    /// Prints the outcomes; whether every request has one, and none breaks the contract or hangs.
     pub(super) fn tell(&self) -> bool {
         let (sent, left, hung) = (self.sent.load(Relaxed), self.left.load(Relaxed), self.hung.load(Relaxed));
         let answers = self.answers.lock().expect("no panic with it");
@@ -63,7 +63,7 @@ impl Tally {
     }
 }
 
-/// A stream ends in `[DONE]` or in a frame that clients raise on.
+/// Checks that a stream ends in `[DONE]` or in an error frame.
 fn ended(body: &str) -> (String, Vec<String>) {
     let last = body.trim_end().rsplit("data: ").next().unwrap_or_default();
     if last == "[DONE]" {

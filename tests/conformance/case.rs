@@ -1,17 +1,17 @@
-//! What a row of the tables holds: the clause that it tests, what is sent, and what is allowed.
+//! The rows of the tables: the clause that is tested, what is sent, and what is allowed.
 
 use std::net::SocketAddr;
 
 use crate::rule::Rule;
 
-/// One probe: a raw request, perhaps a second one on the same connection, and the rule that judges the answers.
+/// One probe: a raw request, optionally a second one on the same connection, and the rule that judges the answers.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) clause: &'static str,
     send: &'static [u8],
     then: Option<&'static [u8]>,
-    /// What the upstream answers, byte for byte; without it, the upstream echoes.
+    /// The upstream's answer, byte for byte; without it, the upstream echoes.
     pub(crate) answer: Option<&'static [u8]>,
     pub(crate) rule: Rule,
 }
@@ -23,7 +23,7 @@ pub(crate) const fn case(name: &'static str, clause: &'static str, send: &'stati
     Case { name, clause, send, then: None, answer: None, rule }
 }
 
-/// An odd answer of the upstream's to `send`, and what may come of it. `{path}` in `send` selects the answer.
+/// A malformed answer of the upstream to `send`, and what is allowed. `{path}` in `send` selects the answer.
 pub(crate) const fn response(
     name: &'static str,
     clause: &'static str,
@@ -41,12 +41,12 @@ impl Case {
         self
     }
 
-    /// The bytes to send first, and those to send then.
+    /// The first bytes to send, and the second.
     pub(crate) fn bytes(&self, to: SocketAddr) -> (Vec<u8>, Option<Vec<u8>>) {
         (expand(self.send, self.name, to), self.then.map(|then| expand(then, self.name, to)))
     }
 
-    /// Whether the first request is a HEAD, whose answer has no body whatever its head says.
+    /// Whether the first request is a HEAD, whose answer never has a body.
     pub(crate) fn is_head(&self) -> bool {
         self.send.starts_with(b"HEAD ")
     }
@@ -61,7 +61,7 @@ impl Case {
     }
 }
 
-/// Replaces what stands in braces.
+/// Replaces the placeholders.
 fn expand(template: &[u8], name: &str, to: SocketAddr) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = template;

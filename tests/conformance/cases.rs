@@ -29,7 +29,7 @@ pub(crate) const REQUESTS: &[&[Case]] = &[
     conditions::CASES,
 ];
 
-/// Odd answers.
+/// Malformed answers.
 pub(crate) const RESPONSES: &[&[Case]] = &[responses::FRAMING, responses::HEADS, responses::STATUSES];
 
 /// A request without a key, for a shield that holds none.

@@ -1,4 +1,4 @@
-//! Where the shield does not do what a row likes best, and why.
+//! Rows for which the shield's verdict is not Pass, and why.
 
 use crate::rule::Verdict::{self, Fail, Warn};
 

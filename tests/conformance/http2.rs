@@ -1,4 +1,4 @@
-//! HTTP/2: what a row sends frame by frame, and the rule that judges what comes back.
+//! HTTP/2: the frames that a row sends, and the rule that judges what comes back.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -21,7 +21,7 @@ use step::Step;
 /// One probe on a connection of its own.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
-    /// As h2spec numbers it.
+    /// h2spec's number.
     pub(crate) name: &'static str,
     pub(crate) clause: &'static str,
     /// Whether the connection is set up before the first step.
@@ -37,7 +37,7 @@ impl Case {
     }
 }
 
-/// What a server has announced, and what it has unless it announces something else.
+/// The limits that a server has announced, or their defaults.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     header_table: u32,
@@ -65,7 +65,7 @@ impl Limits {
     }
 }
 
-/// What may come back.
+/// What is allowed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Allowed {
     /// A response on stream 1.
@@ -114,7 +114,7 @@ impl Allowed {
         }
     }
 
-    /// Judges one frame; `None` leaves it to the next.
+    /// Judges one frame; `None` if the next one decides.
     fn judge(self, frame: &Frame) -> Option<Verdict> {
         const STATUS_400: u8 = 0x8c;
         let ack = frame.flags & ACK != 0;
@@ -145,7 +145,7 @@ impl Allowed {
         }
     }
 
-    /// The verdict on a connection that is closed before a frame has decided.
+    /// The verdict on a connection that closes before a frame has decided.
     fn judge_close(self) -> Verdict {
         match self {
             Self::PongOrClose(_) | Self::Close => Pass,
@@ -162,7 +162,7 @@ struct Connection {
     time_limit: Duration,
 }
 
-/// What comes next.
+/// The next event.
 enum Next {
     Frame(Frame),
     Closed,
@@ -171,7 +171,7 @@ enum Next {
 
 impl Connection {
     async fn send(&mut self, bytes: &[u8]) {
-        // A server that closes takes no more, which the rule judges.
+        // Fails once the server has closed, which the rule judges.
         let _ = timeout(self.time_limit, self.socket.write_all(bytes)).await;
     }
 
@@ -189,7 +189,7 @@ impl Connection {
         }
     }
 
-    /// Reads until this holds of a frame.
+    /// Reads until a frame satisfies `holds`.
     async fn until(&mut self, holds: impl Fn(&Frame) -> bool) -> io::Result<Frame> {
         loop {
             match self.next().await {
@@ -211,7 +211,7 @@ impl Connection {
     }
 }
 
-/// Runs a case: the verdict, and what led to it.
+/// Runs a case; returns the verdict, and what led to it.
 pub(crate) async fn probe(to: SocketAddr, case: &Case, time_limit: Duration) -> io::Result<(Verdict, String)> {
     let socket = TcpStream::connect(to).await?;
     socket.set_nodelay(true)?;

@@ -1,8 +1,8 @@
-//! Conformance: raw requests, odd answers and HTTP/2 frames, each tied to a clause of RFC 9110, 9112, 9113 and their kin,
-//! judged by what came back.
+//! Conformance: raw requests, malformed answers and HTTP/2 frames, each tied to a clause of RFC 9110, 9112, 9113 or a related
+//! one, judged by what comes back.
 //!
-//! The gate runs every row against a shield of this build, and holds its deviations to those in `deviations.rs`. Against
-//! other servers: `CONFORMANCE_ADDRESS=127.0.0.1:8080 cargo test --test conformance -- --ignored address --nocapture`.
+//! The gate runs every row against a shield of this build, and allows the deviations of `deviations.rs` only. Against other
+//! servers: `CONFORMANCE_ADDRESS=127.0.0.1:8080 cargo test --test conformance -- --ignored address --nocapture`.
 
 mod case;
 mod cases;
@@ -28,33 +28,33 @@ use cases::{REQUESTS, RESPONSES};
 use deviations::{DEVIATIONS, Deviation, expected};
 use probe::{TimeLimits, probe};
 use rule::{Exchange, Verdict};
-use servers::{LANES, Lane, Server};
+use servers::{INSTANCES, Instance, Server};
 use tokio::task::JoinSet;
 
 const QUICK: TimeLimits = TimeLimits { answer: Duration::from_secs(2), more: Duration::from_millis(250) };
-/// For a second look at what went against expectation: the machine may have been busy.
+/// For a second attempt after an unexpected verdict: the machine may have been busy.
 const SLOW: TimeLimits = TimeLimits { answer: Duration::from_secs(10), more: Duration::from_secs(2) };
 
-/// The verdicts on a server, by the case's name, and what it did.
+/// Verdicts by case name, and what the server did.
 type Results = BTreeMap<&'static str, (Verdict, String)>;
 
 fn rows(tables: &'static [&'static [Case]]) -> impl Iterator<Item = &'static Case> {
     tables.iter().copied().flatten()
 }
 
-async fn run(lane: &Lane, case: &Case, time_limits: TimeLimits) -> io::Result<Exchange> {
-    let before = lane.seen.as_ref().map(|seen| seen.load(Relaxed));
-    let mut exchange = probe(lane.address, case, time_limits).await?;
-    exchange.reached = lane.seen.as_ref().zip(before).map(|(seen, before)| seen.load(Relaxed) - before);
+async fn run(instance: &Instance, case: &Case, time_limits: TimeLimits) -> io::Result<Exchange> {
+    let before = instance.seen.as_ref().map(|seen| seen.load(Relaxed));
+    let mut exchange = probe(instance.address, case, time_limits).await?;
+    exchange.reached = instance.seen.as_ref().zip(before).map(|(seen, before)| seen.load(Relaxed) - before);
     Ok(exchange)
 }
 
-/// Every row against this server.
+/// Runs every row against this server.
 async fn all(server: &Server) -> io::Result<Results> {
-    let mut results = requests(&server.lanes).await?;
+    let mut results = requests(&server.instances).await?;
     if let Some(address) = server.responses {
-        let lanes: Vec<Lane> = server.lanes.iter().map(|_| Lane { address, seen: None }).collect();
-        results.extend(go(&lanes, RESPONSES).await?);
+        let instances: Vec<Instance> = server.instances.iter().map(|_| Instance { address, seen: None }).collect();
+        results.extend(go(&instances, RESPONSES).await?);
     }
     if let Some(address) = server.http2 {
         results.extend(frames(address).await?);
@@ -62,12 +62,12 @@ async fn all(server: &Server) -> io::Result<Results> {
     Ok(results)
 }
 
-/// The rows of HTTP/2.
+/// Runs the rows of HTTP/2.
 async fn frames(address: SocketAddr) -> io::Result<Results> {
     let left = Arc::new(Mutex::new(VecDeque::from(http2::cases())));
     let results: Arc<Mutex<Results>> = Arc::default();
     let mut running = JoinSet::new();
-    for _ in 0..LANES {
+    for _ in 0..INSTANCES {
         let (left, results) = (left.clone(), results.clone());
         running.spawn(async move {
             loop {
@@ -86,23 +86,23 @@ async fn frames(address: SocketAddr) -> io::Result<Results> {
     Ok(std::mem::take(&mut *results.lock().expect("no panic with it")))
 }
 
-async fn requests(lanes: &[Lane]) -> io::Result<Results> {
-    go(lanes, REQUESTS).await
+async fn requests(instances: &[Instance]) -> io::Result<Results> {
+    go(instances, REQUESTS).await
 }
 
-async fn go(lanes: &[Lane], tables: &'static [&'static [Case]]) -> io::Result<Results> {
+async fn go(instances: &[Instance], tables: &'static [&'static [Case]]) -> io::Result<Results> {
     let left: Arc<Mutex<VecDeque<&'static Case>>> = Arc::new(Mutex::new(rows(tables).collect()));
     let results: Arc<Mutex<Results>> = Arc::default();
     let mut running = JoinSet::new();
-    for lane in lanes {
-        let lane = Lane { address: lane.address, seen: lane.seen.clone() };
+    for instance in instances {
+        let instance = Instance { address: instance.address, seen: instance.seen.clone() };
         let (left, results) = (left.clone(), results.clone());
         running.spawn(async move {
             loop {
                 let Some(case) = left.lock().expect("no panic with it").pop_front() else { return Ok::<_, io::Error>(()) };
-                let mut exchange = run(&lane, case, QUICK).await?;
+                let mut exchange = run(&instance, case, QUICK).await?;
                 if case.rule.judge(&exchange) != expected(case.name) {
-                    exchange = run(&lane, case, SLOW).await?;
+                    exchange = run(&instance, case, SLOW).await?;
                 }
                 let result = (case.rule.judge(&exchange), exchange.told());
                 results.lock().expect("no panic with it").insert(case.name, result);
@@ -120,7 +120,7 @@ fn counts(results: &Results) -> [usize; 3] {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_shield_deviates_only_where_it_says_so() {
+async fn the_shield_deviates_only_where_documented() {
     let server = servers::shield().await.expect("it starts");
     let results = all(&server).await.expect("it listens");
     let mut wrong = String::new();
@@ -134,7 +134,7 @@ async fn the_shield_deviates_only_where_it_says_so() {
     assert!(wrong.is_empty(), "deviations that are not in deviations.rs, or no longer there:\n{wrong}");
 }
 
-/// Who generates a 401 names the scheme (RFC 9110 §15.5.2). The tables' shield holds the key and never sends one.
+/// A 401 must name the scheme (RFC 9110 §15.5.2). The shield of the tables holds the key and never sends one.
 #[tokio::test]
 async fn a_401_names_its_scheme() {
     let (address, _running) = servers::keyless().await.expect("it starts");
@@ -144,7 +144,7 @@ async fn a_401_names_its_scheme() {
 }
 
 #[test]
-fn names_are_unique_and_deviations_are_of_cases() {
+fn case_names_are_unique_and_deviations_name_cases() {
     let frames = http2::cases();
     let names = rows(REQUESTS).chain(rows(RESPONSES)).map(|case| case.name);
     let mut names: Vec<_> = names.chain(frames.iter().map(|case| case.name)).collect();

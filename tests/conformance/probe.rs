@@ -16,9 +16,9 @@ use crate::{
 /// How long to wait.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TimeLimits {
-    /// For the first byte of an answer, and for the rest of one that has begun.
+    /// For the first byte of an answer, and for each further one.
     pub(crate) answer: Duration,
-    /// After a whole answer, for more of them or the close.
+    /// After a complete answer, for another one or the close.
     pub(crate) more: Duration,
 }
 
@@ -35,7 +35,7 @@ pub(crate) async fn probe(to: SocketAddr, case: &Case, time_limits: TimeLimits) 
     Ok(Exchange { first, second, reached: None })
 }
 
-/// Sends these bytes; what comes back until the server closes or is quiet.
+/// Sends these bytes, and reads until the server closes or is quiet.
 async fn talk(socket: &mut TcpStream, send: &[u8], is_head: bool, time_limits: TimeLimits) -> Reply {
     let (mut from, mut to) = socket.split();
     let mut bytes = Vec::new();
@@ -57,7 +57,7 @@ async fn talk(socket: &mut TcpStream, send: &[u8], is_head: bool, time_limits: T
             }
         }
     };
-    // A server that has answered may read no more: what it did not take does not matter.
+    // A server that has answered may stop reading: the rest need not be sent.
     let sending = async {
         let _ = to.write_all(send).await;
         std::future::pending::<()>().await;
@@ -69,7 +69,7 @@ async fn talk(socket: &mut TcpStream, send: &[u8], is_head: bool, time_limits: T
     parse(&bytes, is_head, closed)
 }
 
-/// The responses in these bytes, one after the other.
+/// The responses in these bytes.
 fn parse(mut bytes: &[u8], is_head: bool, closed: bool) -> Reply {
     let mut reply = Reply { closed, ..Reply::default() };
     while !bytes.is_empty() {

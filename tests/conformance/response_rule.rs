@@ -1,4 +1,4 @@
-//! Rules for what an intermediary makes of an upstream's answer.
+//! Rules for how an intermediary forwards an upstream's answer.
 
 use crate::rule::{
     Answer, Exchange, Rule,
@@ -16,7 +16,7 @@ fn refused(exchange: &Exchange) -> bool {
         && exchange.first.stray.is_empty()
 }
 
-/// Refused, or the body whole and this true of the answer.
+/// Refused, or the complete body in an answer for which `holds` is true.
 fn refused_or(exchange: &Exchange, holds: fn(&Answer) -> bool) -> Verdict {
     when(refused(exchange) || hello(exchange) && holds(&exchange.first.answers[0]))
 }
@@ -30,7 +30,7 @@ fn bodyless(exchange: &Exchange, statuses: &[u16], holds: fn(&Answer) -> bool) -
 pub(crate) const WHOLE: Rule = rule("the answer, whole and alone", |e, _| when(hello(e)));
 pub(crate) const BAD_GATEWAY: Rule = rule("502", |e, _| match e.first.answers.as_slice() {
     _ if refused(e) => Pass,
-    // Nothing is passed on, which is all that the client needs.
+    // Nothing is passed on, which protects the client.
     [] if e.first.closed && e.first.stray.is_empty() => Warn,
     _ => Fail,
 });
@@ -52,7 +52,7 @@ pub(crate) const ONE_LENGTH: Rule = rule("502, or one length", |e, _| {
 pub(crate) const NO_CONTENT: Rule = rule("204 without body, Content-Length, Transfer-Encoding", |e, _| {
     bodyless(e, &[204], |answer| answer.header("content-length").is_none() && answer.header("transfer-encoding").is_none())
 });
-/// RFC 9110 §15.3.6 forbids a server to generate content; who forwards a response may pass what it was sent.
+/// RFC 9110 §15.3.6 forbids a server to generate content; an intermediary may forward what it received.
 pub(crate) const RESET_CONTENT: Rule = rule("205 without a body, or 502; one that is framed is tolerated", |e, _| {
     let framed = |answer: &Answer| answer.status == 205 && answer.whole;
     match bodyless(e, &[205], |_| true) {
@@ -60,7 +60,7 @@ pub(crate) const RESET_CONTENT: Rule = rule("205 without a body, or 502; one tha
         verdict => verdict,
     }
 });
-/// A 407 is between a client and its own proxy: from beyond, it is no answer of the upstream's.
+/// A 407 concerns a client and its own proxy; from an upstream it is not valid.
 pub(crate) const NOT_407_ALONE: Rule = rule("407 with its Proxy-Authenticate, or another status", |e, _| {
     when(matches!(e.first.answers.as_slice(), [answer] if answer.status != 407 || answer.header("proxy-authenticate").is_some()))
 });
@@ -107,7 +107,7 @@ pub(crate) const fn keeps(want: &'static str) -> Rule {
     Rule { allowed: "the status, with the header that it calls for", judge, want }
 }
 
-/// The answer as it came, with this header line.
+/// The unchanged answer, with this header line.
 pub(crate) const fn whole(want: &'static str) -> Rule {
     let judge = |e: &Exchange, want: &str| {
         let kept = |answer: &Answer| answer.headers.iter().any(|(name, value)| format!("{name}: {value}") == want);

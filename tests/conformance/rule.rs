@@ -1,13 +1,13 @@
-//! What came back, and the rules that judge it.
+//! The result of a probe, and the rules that judge it.
 
-/// How one probe went.
+/// The verdict on one probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Verdict {
-    /// As the clause has it, in its strictest reading.
+    /// As the clause says, in its strictest reading.
     Pass,
     /// Allowed, though not the safest choice.
     Warn,
-    /// Against the clause.
+    /// Violates the clause.
     Fail,
 }
 
@@ -20,9 +20,9 @@ pub(crate) struct Answer {
     /// Names in lower case.
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
-    /// The head as it came.
+    /// The raw head.
     pub(crate) head: Vec<u8>,
-    /// Whether the body came to the end that its head announces.
+    /// Whether the body is as long as its head announces.
     pub(crate) whole: bool,
 }
 
@@ -36,13 +36,13 @@ impl Answer {
     }
 }
 
-/// Everything that came back to what was sent in one go.
+/// Everything that came back for one write.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reply {
     pub(crate) answers: Vec<Answer>,
     /// Interim responses (1xx) before the first answer.
     pub(crate) interim: Vec<u16>,
-    /// Bytes after the last answer that are no response.
+    /// Bytes after the last answer that are not a response.
     pub(crate) stray: Vec<u8>,
     pub(crate) closed: bool,
 }
@@ -70,18 +70,18 @@ impl Reply {
     }
 }
 
-/// A probe as it went.
+/// The course of a probe.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Exchange {
     pub(crate) first: Reply,
     /// `None` when there was nothing more to send, or the connection was closed before.
     pub(crate) second: Option<Reply>,
-    /// Requests that reached the upstream, where it is ours.
+    /// Requests that reached the upstream, if it is one of ours.
     pub(crate) reached: Option<usize>,
 }
 
 impl Exchange {
-    /// In words: what the server did.
+    /// What the server did, in words.
     pub(crate) fn told(&self) -> String {
         let reply = |reply: &Reply| {
             let mut words: Vec<String> = reply.interim.iter().map(u16::to_string).collect();
@@ -106,17 +106,17 @@ impl Exchange {
     }
 }
 
-/// What is allowed, in words and as a function.
+/// What is allowed, as text and as a function.
 #[derive(Clone, Debug)]
 pub(crate) struct Rule {
     pub(crate) allowed: &'static str,
     pub(crate) judge: fn(&Exchange, &str) -> Verdict,
-    /// What the body has to be or hold, where the rule looks at it.
+    /// What the body has to equal or contain, if the rule checks it.
     pub(crate) want: &'static str,
 }
 
 impl Rule {
-    /// The verdict on an exchange. Whatever the rule, the upstream must not see more requests than it answered to the client.
+    /// The verdict on an exchange. For every rule, the upstream must not see more requests than were answered to the client.
     pub(crate) fn judge(&self, exchange: &Exchange) -> Verdict {
         let answers = |reply: &Reply| reply.answers.iter().filter(|answer| answer.header("x-upstream").is_some()).count();
         let answered = answers(&exchange.first) + exchange.second.as_ref().map_or(0, answers);
@@ -314,7 +314,7 @@ pub(crate) const NOT_NORMALIZED: Rule =
         None => when(e.first.closed),
     });
 
-/// A success whose body is this, or, where it holds what the upstream saw, contains it.
+/// A success whose body is `want`, or contains it if it shows what the upstream saw.
 pub(crate) const fn echo(want: &'static str) -> Rule {
     let judge = |e: &Exchange, want: &str| when(e.first.success() && e.first.first().is_some_and(|a| a.body().contains(want)));
     Rule { allowed: "2xx, and the upstream got what was sent", judge, want }

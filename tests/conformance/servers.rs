@@ -1,4 +1,4 @@
-//! The servers under test: a shield, and beside it nginx, HAProxy and bare hyper, each before upstreams of its own.
+//! The servers under test: a shield, and for comparison nginx, HAProxy and bare hyper, each with upstreams of its own.
 
 use std::{
     fmt::Write as _,
@@ -20,12 +20,12 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::{cases::RESPONSES, upstream};
 
-/// Cases that run at the same time against one server, each before an upstream of its own, whose counter is theirs alone.
-pub(crate) const LANES: usize = 8;
+/// Cases that run concurrently against one server, each with an upstream and a counter of its own.
+pub(crate) const INSTANCES: usize = 8;
 
-/// One way to a server.
+/// One listener of a server, with an upstream of its own.
 #[derive(Debug)]
-pub(crate) struct Lane {
+pub(crate) struct Instance {
     pub(crate) address: SocketAddr,
     /// Requests that have reached the upstream behind it.
     pub(crate) seen: Option<Arc<AtomicUsize>>,
@@ -34,10 +34,10 @@ pub(crate) struct Lane {
 /// A server under test.
 pub(crate) struct Server {
     pub(crate) name: String,
-    pub(crate) lanes: Vec<Lane>,
-    /// Where the scripted upstream stands behind it.
+    pub(crate) instances: Vec<Instance>,
+    /// The address that leads to the scripted upstream.
     pub(crate) responses: Option<SocketAddr>,
-    /// Where it speaks HTTP/2 without TLS.
+    /// The address for HTTP/2 without TLS.
     pub(crate) http2: Option<SocketAddr>,
     _running: Vec<Running>,
     _process: Option<Process>,
@@ -50,7 +50,7 @@ struct Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Its workers end with it.
+        // Its workers exit with it.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -58,20 +58,20 @@ impl Drop for Process {
 
 /// A shield of this build. It holds the key, so that probes need none.
 pub(crate) async fn shield() -> io::Result<Server> {
-    let mut lanes = Vec::new();
+    let mut instances = Vec::new();
     let mut running = Vec::new();
-    for _ in 0..LANES {
+    for _ in 0..INSTANCES {
         let (upstream, seen) = upstream::echo().await?;
         let shield = start(upstream)?;
-        lanes.push(Lane { address: shield.app, seen: Some(seen) });
+        instances.push(Instance { address: shield.app, seen: Some(seen) });
         running.push(shield);
     }
     let scripted = start(upstream::scripted(RESPONSES).await?)?;
     let responses = Some(scripted.app);
     running.push(scripted);
     let name = format!("groq-shield {}", env!("CARGO_PKG_VERSION"));
-    let http2 = Some(lanes[0].address);
-    Ok(Server { name, lanes, responses, http2, _running: running, _process: None })
+    let http2 = Some(instances[0].address);
+    Ok(Server { name, instances, responses, http2, _running: running, _process: None })
 }
 
 /// A shield that holds no key.
@@ -92,7 +92,7 @@ fn settings(upstream: SocketAddr) -> Settings {
     settings.admin.listen = settings.server.listen;
     settings.server.threads = Some(1);
     settings.upstream.base_url = format!("http://{upstream}").parse().expect("a URL");
-    // Any variable that cargo sets.
+    // A variable that cargo always sets.
     settings.upstream.api_key_env = Some("CARGO_PKG_NAME".into());
     settings.limits.plan = Plan::None;
     settings.retry.attempts = 1;
@@ -105,21 +105,21 @@ fn run(settings: Settings) -> io::Result<Running> {
     server::start(Shield::new(settings).expect("nothing to fail on"), listeners)
 }
 
-/// A server that runs already.
+/// A server that is running already.
 pub(crate) fn at(address: SocketAddr) -> Server {
-    let lanes = (0..LANES).map(|_| Lane { address, seen: None }).collect();
-    Server { name: address.to_string(), lanes, responses: None, http2: Some(address), _running: Vec::new(), _process: None }
+    let instances = (0..INSTANCES).map(|_| Instance { address, seen: None }).collect();
+    Server { name: address.to_string(), instances, responses: None, http2: Some(address), _running: Vec::new(), _process: None }
 }
 
-/// hyper's own server, with nothing before it.
+/// hyper's own server without a proxy.
 pub(crate) async fn hyper() -> io::Result<Server> {
-    let mut lanes = Vec::new();
-    for _ in 0..LANES {
+    let mut instances = Vec::new();
+    for _ in 0..INSTANCES {
         let (address, _) = upstream::echo().await?;
-        lanes.push(Lane { address, seen: None });
+        instances.push(Instance { address, seen: None });
     }
     let http2 = Some(upstream::echo_http2().await?);
-    Ok(Server { name: "hyper 1 (server)".into(), lanes, responses: None, http2, _running: Vec::new(), _process: None })
+    Ok(Server { name: "hyper 1 (server)".into(), instances, responses: None, http2, _running: Vec::new(), _process: None })
 }
 
 /// nginx as a reverse proxy, as Debian configures it.
@@ -177,26 +177,26 @@ fn version(command: &mut Command) -> io::Result<String> {
     Ok(line.split([' ']).take(2).collect::<Vec<_>>().join(" "))
 }
 
-/// A port of a proxy's.
+/// A port of a proxy.
 struct Port {
     listen: SocketAddr,
     upstream: SocketAddr,
     http2: bool,
 }
 
-/// Starts a proxy on free ports, each before an upstream of its own.
+/// Starts a proxy on free ports, each with an upstream of its own.
 async fn proxy(
     name: String,
     configure: impl Fn(&Path, &[Port]) -> String,
     command: impl Fn(&Path) -> Command,
 ) -> io::Result<Server> {
-    let mut lanes = Vec::new();
+    let mut instances = Vec::new();
     let mut ports = Vec::new();
-    for _ in 0..LANES {
+    for _ in 0..INSTANCES {
         let (upstream, seen) = upstream::echo().await?;
         let address = free().await?;
         ports.push(Port { listen: address, upstream, http2: false });
-        lanes.push(Lane { address, seen: Some(seen) });
+        instances.push(Instance { address, seen: Some(seen) });
     }
     let responses = free().await?;
     ports.push(Port { listen: responses, upstream: upstream::scripted(RESPONSES).await?, http2: false });
@@ -210,7 +210,7 @@ async fn proxy(
     for _ in 0..500 {
         if TcpStream::connect(responses).await.is_ok() {
             let (responses, http2) = (Some(responses), Some(http2));
-            return Ok(Server { name, lanes, responses, http2, _running: Vec::new(), _process: Some(process) });
+            return Ok(Server { name, instances, responses, http2, _running: Vec::new(), _process: Some(process) });
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -1,4 +1,4 @@
-//! Upstreams: one on bare hyper that echoes and counts, one that answers byte for byte what a row says.
+//! Upstreams: an echo on bare hyper that counts requests, and one that sends the bytes of a row.
 
 use std::{
     io,
@@ -28,7 +28,7 @@ use crate::case::Case;
 
 const MODIFIED: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
 
-/// Serves the echo on a free port. The counter holds the requests that it has read to their end.
+/// Serves the echo on a free port. The counter is the number of requests read completely.
 pub(crate) async fn echo() -> io::Result<(SocketAddr, Arc<AtomicUsize>)> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
@@ -124,7 +124,7 @@ async fn play(mut socket: TcpStream, cases: &[&[Case]]) -> io::Result<()> {
     let case = cases.iter().copied().flatten().find(|case| path.ends_with(&format!("/rule/{}", case.name)));
     socket.write_all(case.and_then(|case| case.answer).unwrap_or_default()).await?;
     socket.shutdown().await?;
-    // Until the other side has closed as well, so that nothing is lost in a reset.
+    // Waits for the other side to close, so that nothing is lost in a reset.
     while socket.read_buf(&mut request).await? > 0 {}
     Ok(())
 }

@@ -15,13 +15,13 @@ import sys
 
 from shield import Shield
 
-# An invalid preface is no HTTP/2: it is answered as what else the listener speaks, HTTP/1.1, with 400 and a close.
+# An invalid preface means HTTP/1.1 on this listener: it is answered with 400 and a close.
 EXPECTED = {"Sends invalid connection preface"}
 
 
 def main():
     h2spec = sys.argv[1] if len(sys.argv) > 1 else "h2spec"
-    # As many streams at once as may be open must not wait for one another.
+    # As many concurrent streams as are allowed must not block each other.
     with Shield('[limits]\nplan = "none"') as shield:
         command = [h2spec, "generic", "hpack", "http2", "-p", str(shield.port), "-h", "127.0.0.1", "--strict"]
         output = subprocess.run([*command, "--path", "/openai/v1/models"], capture_output=True, text=True).stdout

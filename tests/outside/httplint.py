@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 
-# This file has the name of the library.
+# This file has the library's name.
 sys.path = [path for path in sys.path if path != str(pathlib.Path(__file__).parent)]
 from httplint.message import HttpRequestLinter, HttpResponseLinter  # noqa: E402
 from httplint.note import levels  # noqa: E402
@@ -22,7 +22,7 @@ from httplint.note import levels  # noqa: E402
 sys.path.append(str(pathlib.Path(__file__).parent))
 from shield import Shield, exchange, free_port  # noqa: E402
 
-# Notes by their class in httplint, and why they stay.
+# Notes by their class in httplint, and why they are accepted.
 EXPECTED = {
     "FRESHNESS_HEURISTIC": "the upstream's own successes, which pass with the headers that they have",
     "STATUS_BAD_REQUEST": "marks the status 400 as such, which is what Groq documents",
@@ -43,7 +43,7 @@ def answer(status, body="", headers="", kind="application/json"):
 ERROR = '{"error":{"message":"no","type":"invalid_request_error","code":"x"}}'
 PAGE = "<html><body><h1>Bad gateway</h1></body></html>"
 EVENTS = 'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
-# What the upstream answers, by the end of the path.
+# The upstream's answers, by the end of the path.
 ANSWERS = {
     "chat": answer("200 OK", '{"id":"x","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}'),
     "stream": answer("200 OK", EVENTS + "data: [DONE]\n\n", kind="text/event-stream"),
@@ -78,7 +78,7 @@ def upstream(port):
             length = re.search(rb"content-length: (\d+)", head, re.I)
             while length and len(body) < int(length[1]):
                 body += connection.recv(65536)
-            # A query selects the answer where the path has to be an endpoint's.
+            # A query selects the answer where the path must be an endpoint's.
             target = head.split(b" ")[1].decode()
             connection.sendall(ANSWERS.get(re.split(r"[/?]", target)[-1], ANSWERS["chat"]))
 

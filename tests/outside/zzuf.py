@@ -22,7 +22,7 @@ from shield import Shield, exchange
 RATIOS = ("0.0005", "0.002", "0.01")
 LIMIT = 300
 CLIENTS = 24
-# How long a connection may be neither answered nor closed, longer than any of the shield's time limits below.
+# How long a connection may stay unanswered and open; longer than every timeout of the shield below.
 LONGEST = 30
 
 CHAT = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
@@ -42,7 +42,7 @@ REQUESTS = [
     post("/openai/v1/chat/completions", "application/json", CHAT.replace(b'"m"', b'"m","stream":true')),
     post("/openai/v1/audio/transcriptions", "multipart/form-data; boundary=b", FORM),
     b"POST /openai/v1/chat/completions HTTP/1.1\r\nhost: shield\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n" + CHUNKED,
-    # Two on one connection.
+    # Two requests on one connection.
     b"GET /openai/v1/models HTTP/1.1\r\nhost: shield\r\n\r\nPOST / HTTP/1.1\r\nhost: shield\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok",
 ]
 
@@ -62,7 +62,7 @@ def block(method, path, *more):
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 CHAT_BLOCK = block(b"POST", b"/openai/v1/chat/completions", (b"content-type", b"application/json"))
-# What follows the preface.
+# Frames after the preface.
 FRAMES = [
     frame(4, 0, 0) + frame(1, 5, 1, block(b"GET", b"/openai/v1/models")) + frame(6, 0, 0, b"12345678"),
     frame(4, 0, 0, b"\0\4\0\1\0\0") + frame(1, 4, 1, CHAT_BLOCK) + frame(0, 1, 1, CHAT) + frame(8, 0, 0, b"\0\0\x10\0"),
@@ -78,7 +78,7 @@ FRAMES = [
 
 BODY = b'{"id":"x","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}'
 EVENTS = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\ndata: [DONE]\n\n'
-# Each closes, so that a mutated length is not waited for.
+# Each closes, so that no time is lost on a mutated length.
 ANSWERS = [
     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-ratelimit-limit-requests: 14400\r\nx-ratelimit-remaining-requests: 14370\r\nx-ratelimit-reset-requests: 2m59.56s\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(BODY), BODY),
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(EVENTS), EVENTS),
@@ -216,7 +216,7 @@ class Run:
         return None if closed else "neither answered nor closed"
 
     def frames(self, number, seed, ratio):
-        # With GOAWAY, so that the server closes what goes well.
+        # With GOAWAY, so that the server closes successful connections.
         answer, closed = talk(self.shield.port, PREFACE + mutate(FRAMES[number], seed, ratio) + frame(7, 0, 0, b"\0" * 8))
         with self.lock:
             self.counts["connections over HTTP/2"] += 1
@@ -225,7 +225,7 @@ class Run:
 
     def answer(self, number, seed, ratio):
         chosen = seed * 2 * len(ANSWERS) + number
-        # A refusal holds up its own model alone.
+        # A refusal blocks only its own model.
         model = b'"m%d"' % (chosen % 5000) + (b',"stream":true' if number % 2 else b"")
         request = post("/openai/v1/chat/completions", "application/json", CHAT.replace(b'"m"', model))
         self.upstream.answers[chosen] = mutate(ANSWERS[number // 2], seed, ratio)
@@ -274,7 +274,7 @@ def main():
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 60
     first = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     upstream = Upstream()
-    # An answer whose `connection: close` was mutated leaves a connection that the upstream closes as the next request is sent.
+    # An answer whose `connection: close` was mutated leaves a connection that the upstream closes while the next request is sent.
     retry = '[retry]\nattempts = 3\nbase_delay = "10ms"\nmax_delay = "20ms"\nbudget = 1.0\n'
     config = f'[limits]\nplan = "none"\n{retry}[breaker]\nfailures = 1000000\n'
     server = 'header_timeout = "2s"\nbody_timeout = "2s"'

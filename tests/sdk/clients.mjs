@@ -1,8 +1,7 @@
 // The official Node clients, unmodified, one process each: `node clients.mjs NAME`.
 //
-// Reads one JSON order a line ({"call", "model", "key", ...}), does it with the client as a user would, with the base
-// URL where the client documents it, and writes one JSON line: what came, or what was raised and which fields a
-// user's code sees.
+// Reads one JSON order per line ({"call", "model", "key", ...}), executes it with the client as a user would, with the base URL
+// where the client documents it, and writes one JSON line: the result, or the error and the fields that a user's code sees.
 
 import { createReadStream, readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
@@ -77,7 +76,7 @@ const CLIENTS = {
 
 /** The fields of an error that user code reads. */
 function seen(raised) {
-  // ai wraps the last of its attempts.
+  // ai wraps the error of its last attempt.
   const error = raised.lastError ?? raised;
   const object = error.error?.error ?? error.error ?? error.data?.error ?? {};
   const headers = error.headers ?? error.responseHeaders ?? {};

@@ -68,7 +68,7 @@ impl Sim {
             loop {
                 tokio::select! {
                     biased;
-                    // An error means that the client left or that a body was cut on purpose: the socket just closes.
+                    // An error means that the client disconnected or that a body was cut on purpose: the socket is closed.
                     _ended = connection.as_mut() => return,
                     order = orders.recv() => match order {
                         Some(Order::Raw(raw)) => break raw,
@@ -109,7 +109,7 @@ impl Sim {
         self.respond_with(action, call, entry, head.version == Version::HTTP_2, orders).await
     }
 
-    /// Answers a request as its fault has it.
+    /// Answers a request as its fault demands.
     async fn respond_with(
         &self,
         action: Action,

@@ -93,7 +93,7 @@ fn every_key_has_its_own_expectation() {
 }
 
 #[test]
-fn max_completion_tokens_can_be_what_is_tested_after_all() {
+fn output_can_be_tested_by_max_completion_tokens() {
     let options = Options { output_test: OutputTest::MaxCompletionTokens, ..Options::default() };
     let mut limiter = limited(&options);
     let (status, message, ..) = refused(&mut limiter, 0, cost(20, 1024), QWEN, "o", &options);

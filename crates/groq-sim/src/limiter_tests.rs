@@ -1,4 +1,4 @@
-//! Groq's captured refusals, reached by driving the limiter.
+//! Groq's captured refusals, reproduced by driving the limiter.
 
 use super::*;
 use crate::{Algorithm, Plan, Wording};
@@ -106,7 +106,7 @@ fn seconds_of_audio_per_hour() {
 }
 
 #[test]
-fn the_name_may_be_missing() {
+fn a_refusal_may_omit_the_dimensions_name() {
     let options = Options { wording: Wording::NoDimension, ..Options::default() };
     let mut limiter = limiter(ModelLimits { tokens_per_day: Some(500_000), ..ModelLimits::default() }, &options);
     let debt = take(&mut limiter, 0, tokens(500_000));
@@ -118,7 +118,7 @@ fn the_name_may_be_missing() {
 }
 
 #[test]
-fn in_2024_the_hopeless_were_told_to_wait() {
+fn the_2024_wording_asks_oversized_requests_to_wait() {
     let options = Options { wording: Wording::From2024, ..Options::default() };
     let mut limiter = limiter(ModelLimits { tokens_per_minute: Some(7000), ..ModelLimits::default() }, &options);
     let (status, message, ..) = refused(&mut limiter, 0, tokens(12_903), "m", "o", &options);

@@ -1,4 +1,4 @@
-//! The requests that came in and what became of them: for tests, in the process and over `/_sim/log` and `/_sim/stats`.
+//! The requests received and how they ended: for tests, in the process and over `/_sim/log` and `/_sim/stats`.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -160,7 +160,7 @@ impl Log {
     }
 }
 
-/// Writes into the log how a request is answered and how it ends; dropped early, that the client left.
+/// Logs how a request is answered and how it ends; dropped early, that the client disconnected.
 #[derive(Debug)]
 pub(crate) struct EntryWriter {
     sim: Sim,

@@ -1,4 +1,4 @@
-//! What a simulated Groq is like: limits, how it charges and words things, how fast it generates, what goes wrong.
+//! Options of a simulated Groq: limits, how it charges and words refusals, how fast it generates, faults.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -119,7 +119,7 @@ pub struct Options {
     pub max_body: usize,
     /// Seed of everything random.
     pub seed: u64,
-    /// What is made to go wrong.
+    /// Injected faults.
     pub faults: Vec<Fault>,
 }
 

@@ -142,7 +142,7 @@ async fn the_captured_errors() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn its_own_paths_tell_what_happened() {
+async fn its_own_paths_report_requests() {
     let sim = Sim::new(Options { pace: Pace::instant(), ..Options::default() });
     answer(&sim, chat("hello", json!({}))).await;
     let (_, log) = answer_json(&sim, request("GET", "/_sim/log", "")).await;

@@ -1,4 +1,4 @@
-//! Bytes that are no HTTP, and heads that are too large.
+//! Bytes that are not HTTP, and oversized heads.
 
 use crate::{
     case::{Case, case},

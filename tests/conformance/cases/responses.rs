@@ -1,4 +1,4 @@
-//! Odd answers of an upstream's: what an intermediary may make of them.
+//! Malformed answers of an upstream, and what an intermediary may do with them.
 //!
 //! The response rules of cispa/http-conformance that bind who forwards a response, and the clauses of RFC 9112 for proxies.
 //! `{path}` asks the upstream for the answer of the row.

@@ -1,4 +1,4 @@
-//! Two requests, one of them hidden.
+//! Request smuggling: a second request hidden in the first.
 
 use crate::{
     case::{Case, case},

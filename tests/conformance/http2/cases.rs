@@ -8,7 +8,7 @@ mod streams;
 
 use super::{Allowed, Case, Step};
 
-/// A case on a connection that is set up.
+/// A case on an established connection.
 fn case<const N: usize>(name: &'static str, clause: &'static str, steps: [Step; N], allowed: Allowed) -> Case {
     Case { name, clause, handshake: true, steps: steps.into(), allowed }
 }

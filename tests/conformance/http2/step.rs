@@ -38,12 +38,12 @@ impl Step {
 
 type Fields<'a> = [(&'a str, &'a str)];
 
-/// The fields of a request that is served.
+/// The fields of a valid request.
 pub(crate) fn request(method: &'static str) -> Vec<(&'static str, &'static str)> {
     vec![(":method", method), (":scheme", "http"), (":path", "/"), (":authority", "localhost")]
 }
 
-/// A GET, the last four octets of its text telling what is added to it.
+/// A GET with additional fields, which its text in the table names.
 pub(crate) fn get_with(fields: &Fields<'static>) -> Step {
     let text: Vec<_> = fields.iter().map(|(name, value)| format!("{name}: {value}")).collect();
     let all = [&request("GET")[..], fields].concat();
@@ -56,12 +56,12 @@ pub(crate) fn post_with(fields: &Fields<'static>) -> Step {
     raw(HEADERS, END_HEADERS, 1, &block(&[&request("POST")[..], fields].concat()), &format!("POST{}", text.concat()))
 }
 
-/// A whole request.
+/// A complete request.
 pub(crate) fn get(stream: u32) -> Step {
     headers(stream, END_STREAM | END_HEADERS, "GET")
 }
 
-/// A request whose body is to come.
+/// A request with a body to follow.
 pub(crate) fn post(stream: u32) -> Step {
     headers(stream, END_HEADERS, "POST")
 }
@@ -147,7 +147,7 @@ pub(crate) fn raw(kind: u8, flags: u8, stream: u32, payload: &[u8], text: &str) 
     Step::Send { bytes: frame(kind, flags, stream, payload), text: parts.join(", ") + ")" }
 }
 
-/// Bytes that are no frame.
+/// Bytes that are not a frame.
 pub(crate) fn bytes(bytes: &[u8]) -> Step {
     Step::Send { bytes: bytes.to_vec(), text: bytes.escape_ascii().to_string() }
 }
@@ -216,7 +216,7 @@ pub(crate) fn code_name(code: u32) -> String {
     name.into()
 }
 
-/// A frame that came back.
+/// A received frame as text.
 pub(crate) fn told(frame: &Frame) -> String {
     let ack = matches!(frame.kind, SETTINGS | PING) && frame.flags & ACK != 0;
     let code = match frame.kind {

@@ -144,7 +144,7 @@ async fn streams_end_as_the_script_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn errors_come_by_their_codes() {
+async fn errors_can_be_injected_by_code() {
     let sim = Sim::new(Options { pace: Pace::instant(), ..Options::default() });
     for (code, status) in [
         ("blocked_api_access", 400),
@@ -197,7 +197,7 @@ async fn going_away_closes_after_the_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn chances_follow_the_seed() {
+async fn probabilities_follow_the_seed() {
     let run = async |seed| {
         let faults =
             vec![Fault { probability: Some(0.5), times: Some(20), action: Action::Empty { status: 500 }, ..Fault::default() }];

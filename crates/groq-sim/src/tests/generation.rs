@@ -49,7 +49,7 @@ async fn a_stream_begins_with_its_id_and_ends_with_usage_and_done() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn generation_takes_its_time_and_the_ceiling_cuts_it() {
+async fn generation_takes_time_and_is_cut_at_max_completion_tokens() {
     let pace = Pace { head: Duration::from_millis(200), head_sigma: 0.0, tokens_per_second: 100.0, ..Pace::default() };
     let sim = Sim::new(Options { pace, ..Options::default() });
     let started = Instant::now();
@@ -59,7 +59,7 @@ async fn generation_takes_its_time_and_the_ceiling_cuts_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_same_seed_says_the_same() {
+async fn the_same_seed_generates_the_same() {
     let run = async |seed| {
         let sim = Sim::new(Options { seed, ..Options::default() });
         let started = Instant::now();

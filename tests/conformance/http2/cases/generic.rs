@@ -1,4 +1,4 @@
-//! h2spec's `generic`: what every server has to take.
+//! h2spec's `generic`: what every server has to accept.
 
 use super::{case, first};
 use crate::http2::{
@@ -78,8 +78,8 @@ pub(super) fn cases() -> Vec<Case> {
     cases
 }
 
-/// Each way that HPACK has to write a field: `user-agent: h2spec` by its index, `x-test: h2spec` by its name, each plain
-/// and in Huffman's code.
+/// Each representation of a field in HPACK: `user-agent: h2spec` by its index, `x-test: h2spec` by its name, each plain and
+/// Huffman-coded.
 fn representations() -> Vec<Case> {
     const AGENT: &[u8] = b"\x0auser-agent\x06h2spec";
     const AGENT_HUFFMAN: &[u8] = b"\x87\xb5\x05\xb1\x61\xcc\x5a\x93\x84\x9c\x48\xac\xa4";

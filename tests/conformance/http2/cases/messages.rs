@@ -8,7 +8,7 @@ use crate::http2::{
     step::{Step, data, fields, get_with, post, post_with},
 };
 
-/// A whole request of exactly these fields.
+/// A complete request of exactly these fields.
 fn whole(list: &[(&str, &str)]) -> Step {
     fields(END_STREAM | END_HEADERS, list)
 }
