@@ -32,29 +32,29 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-/// Connections at once; more of them wait to be accepted.
+/// Concurrent connections; further ones wait to be accepted.
 const CONNECTIONS: usize = 64;
 /// Time for a request's head, and for the next request on a connection.
 const HEAD: Duration = Duration::from_secs(10);
-/// A connection is told to go after so long: a page that polls comes back with a new one.
+/// Longest life of a connection; a page that polls reconnects.
 const LONGEST: Duration = Duration::from_secs(120);
-/// Time for the answer that is under way then.
+/// Time to finish the current answer after that.
 const LAST_ANSWER: Duration = Duration::from_secs(5);
-/// How long accepting rests when the machine has no descriptor left.
+/// How long accepting pauses when it fails, for example because no file descriptor is left.
 const NO_DESCRIPTORS: Duration = Duration::from_millis(100);
 
-/// Serves operators; never ends, whoever runs it drops it.
+/// Serves operators for as long as it is polled.
 pub async fn serve(listener: TcpListener, shield: Arc<Shield>) {
-    let desk = Arc::new(Desk::new(shield));
+    let server = Arc::new(AdminServer::new(shield));
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let accepting = async {
         loop {
             let place = places.clone().acquire_owned().await.expect("never closed");
             match listener.accept().await {
                 Ok((socket, _)) => {
-                    let desk = desk.clone();
+                    let server = server.clone();
                     tokio::spawn(async move {
-                        desk.connection(socket).await;
+                        server.connection(socket).await;
                         drop(place);
                     });
                 }
@@ -65,22 +65,22 @@ pub async fn serve(listener: TcpListener, shield: Arc<Shield>) {
             }
         }
     };
-    tokio::join!(accepting, desk.watch());
+    tokio::join!(accepting, server.watch());
 }
 
-/// What answers are made from.
-struct Desk {
+/// The admin server's state.
+struct AdminServer {
     shield: Arc<Shield>,
     started: Instant,
     trend: Mutex<Trend>,
 }
 
-impl Desk {
+impl AdminServer {
     fn new(shield: Arc<Shield>) -> Self {
         Self { shield, started: Instant::now(), trend: Mutex::default() }
     }
 
-    /// Keeps the history of the last minutes.
+    /// Records the history of the last minutes.
     async fn watch(&self) {
         let mut clock = interval(Trend::SLICE);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -93,11 +93,11 @@ impl Desk {
 
     async fn connection(self: &Arc<Self>, socket: TcpStream) {
         let service = service_fn(|request: Request<Incoming>| {
-            let desk = self.clone();
+            let server = self.clone();
             async move {
-                // A page about a hundred thousand limiters takes half a second, which is not the apps' to wait.
+                // A page about a hundred thousand limiters takes half a second, which must not delay apps.
                 let is_long = matches!(request.uri().path(), "/metrics" | "/status");
-                let answer = move || desk.answer(&request);
+                let answer = move || server.answer(&request);
                 if is_long { spawn_blocking(answer).await } else { Ok::<_, JoinError>(answer()) }
             }
         });
@@ -108,7 +108,7 @@ impl Desk {
                 .max_buf_size(16 << 10)
                 .serve_connection(TokioIo::new(socket), service)
         );
-        // What goes wrong on such a connection is its client's affair: nothing is lost.
+        // Errors concern this connection only, and no data is lost.
         let ended = tokio::select! {
             ended = &mut http => ended,
             () = sleep(LONGEST) => {
@@ -121,7 +121,7 @@ impl Desk {
         }
     }
 
-    /// Every answer, failures too.
+    /// Answers a request; failures too.
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let mut response = self.respond(request);
         let headers = response.headers_mut();
@@ -198,7 +198,7 @@ fn json(value: &impl Serialize) -> Response<Full<Bytes>> {
     text("application/json", serde_json::to_vec(value).expect("numbers and texts are JSON"))
 }
 
-/// A failure as the documented object.
+/// A failure as the documented error object.
 fn refusal(status: StatusCode, code: &str, message: &str) -> Response<Full<Bytes>> {
     let kind = if status.is_server_error() { "internal_server_error" } else { "invalid_request_error" };
     let object = serde_json::json!({ "error": { "message": message, "type": kind, "code": code } });

@@ -105,7 +105,7 @@ pub fn run() -> ExitCode {
     match Arguments::try_parse_from(std::env::args_os()) {
         Ok(arguments) => arguments.run(),
         Err(error) => {
-            // Nobody is left to tell when the terminal is gone.
+            // There is no way to report that the terminal is closed.
             let _ = error.print();
             match error.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
@@ -147,7 +147,7 @@ impl Arguments {
     }
 }
 
-/// Writes to standard output; a reader that has left, such as `head`, is no failure.
+/// Writes to standard output; a reader that has closed, such as `head`, is no failure.
 fn print(bytes: &[u8]) -> ExitCode {
     use std::io::{ErrorKind, Write};
     let mut out = std::io::stdout().lock();

@@ -1,6 +1,6 @@
-//! Token estimates: counted by kinds of letters, with figures measured on `o200k`. A tokenizer costs megabytes and fits one family.
+//! Token estimates by character class, with weights measured on `o200k`. A tokenizer costs megabytes and fits one model family.
 //!
-//! A limiter learns the rest, the ratio of its model's true counts to these, from `usage`.
+//! Limiters learn the ratio of their model's true counts to these estimates from `usage`.
 
 pub mod audio;
 mod prompt;
@@ -17,7 +17,7 @@ pub enum Family {
     Llama,
     /// `qwen/…`
     Qwen,
-    /// Never heard of.
+    /// Unknown.
     Unknown,
     /// No template: embeddings.
     None,

@@ -1,5 +1,5 @@
-//! Groq's wire: paths, headers, durations, refusal texts, usage. Pure: no socket, no clock.
-//! Sources: GROQ's documentation and captured traffic; every text here is one of the captured ones.
+//! Groq's wire formats: paths, headers, durations, refusal texts, usage. Pure: no sockets, no clock.
+//! Sources: Groq's documentation and captured traffic; every text here was captured.
 
 use groq_limiter::types::{Observation, RemoteQuota, Unit};
 use http::{HeaderMap, HeaderName};
@@ -20,7 +20,7 @@ pub use sse::{SseTail, StreamError};
 pub use truncation::is_truncated_without_content;
 pub use usage::Usage;
 
-/// The names of the headers that describe one quota: parsed once, not at each look-up.
+/// The names of the headers of one quota, parsed once.
 struct QuotaHeaders {
     limit: HeaderName,
     remaining: HeaderName,
@@ -63,9 +63,9 @@ pub fn error_type(unit: Unit) -> &'static str {
     }
 }
 
-/// A whole number, or the whole part of a decimal one; less than nothing is nothing.
+/// A whole number, or the whole part of a decimal one; negative numbers count as 0.
 fn count(value: &[u8]) -> Option<u64> {
-    // Nearly every one is some digits, and so many of them fit.
+    // The fast path: almost every value is a few digits.
     if (1..20).contains(&value.len()) && value.iter().all(u8::is_ascii_digit) {
         return Some(value.iter().fold(0, |sum, digit| 10 * sum + u64::from(digit - b'0')));
     }

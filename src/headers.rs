@@ -48,7 +48,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let values = headers.get_all(header::CONNECTION).iter().map(HeaderValue::as_bytes);
     let tokens = values.flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
     let named = tokens.filter_map(|token| HeaderName::from_bytes(token).ok());
-    // One pass over the names that are there: looking each hop-by-hop name up costs a hash for each of them.
+    // One pass over the headers is cheaper than a lookup for each hop-by-hop name.
     let present = headers.keys().filter(|name| ends_here(name.as_str())).cloned();
     for name in named.chain(present).collect::<Vec<_>>() {
         headers.remove(name);
@@ -68,7 +68,7 @@ mod tests {
         pairs.iter().map(pair).collect()
     }
 
-    /// What is left, sorted by name: a `HeaderMap` keeps the order of the values of one name only.
+    /// The remaining headers, sorted by name: a `HeaderMap` keeps the order of values of the same name only.
     fn left(headers: &HeaderMap) -> Vec<(&str, &str)> {
         let mut left: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().expect("text"))).collect();
         left.sort_by_key(|(name, _)| *name);

@@ -1,4 +1,4 @@
-//! Reads arguments, runs, is the only place that exits.
+//! Reads the arguments, runs the command, and exits; nothing else calls `exit`.
 
 use std::process::ExitCode;
 

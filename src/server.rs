@@ -1,7 +1,7 @@
 //! The server: its threads, its listeners, its shutdown.
 //!
-//! There is one worker thread per core, each with a runtime of its own, and no work stealing: a connection stays on the thread
-//! that it was given to when it was accepted. A thread of its own serves operators.
+//! There is one worker thread per core, each with a runtime of its own and without work stealing: a connection stays on the
+//! thread that it was given to when it was accepted. The admin listener has a thread of its own.
 //!
 //! | file | what it does |
 //! |---|---|
@@ -43,26 +43,25 @@ pub use listener::Listeners;
 use tls::Certificate;
 use worker::Worker;
 
-/// The most I/O events that a runtime handles at once. A larger batch of requests would go through each step together, and every
-/// request would find its data evicted from the cache.
+/// Maximum I/O events per tick; larger batches evict request state from the cache between steps.
 const EVENTS_PER_TICK: usize = 64;
-/// Task polls between two looks for I/O events: more than a batch needs.
+/// Task polls between two polls for I/O events: more than a batch needs.
 const EVENT_INTERVAL: u32 = 256;
 
-/// A shield that serves: its addresses, and the way to end it.
+/// A running shield: its addresses, and the handle to stop it.
 pub struct Running {
-    /// Where apps connect.
+    /// The address for apps.
     pub app: SocketAddr,
-    /// Where operators connect.
+    /// The admin address.
     pub admin: SocketAddr,
     shield: Arc<Shield>,
     certificate: Option<Arc<Certificate>>,
-    /// Ends every thread.
+    /// Stops every thread.
     stopped: CancellationToken,
     threads: Vec<thread::JoinHandle<()>>,
 }
 
-/// Serves on these listeners in threads of its own until it is drained.
+/// Serves on these listeners in threads of its own until drained.
 ///
 /// # Errors
 /// When a thread or runtime cannot be started, and when `server.tls` cannot be used; the error says why.
@@ -115,22 +114,22 @@ impl Running {
         self.certificate.as_ref().map_or(Ok(()), |certificate| certificate.reload())
     }
 
-    /// Ends the drain now: streams get their error frame, what waits gets its 503, and what is left a second later is cut.
+    /// Ends the drain now: streams get their error frame, waiting requests a 503, and what is left a second later is aborted.
     pub fn cut_off(&self) {
         self.shield.shutdown.cutoff.cancel();
     }
 
-    /// Cuts everything that still runs.
+    /// Aborts everything that is still running.
     pub fn end(&self) {
         self.stopped.cancel();
     }
 
-    /// Where apps connect, as a URL that works on this machine.
+    /// The URL for apps on this machine.
     pub fn url(&self) -> String {
         url(if self.certificate.is_some() { "https" } else { "http" }, self.app)
     }
 
-    /// The addresses, and what apps are to be told.
+    /// The addresses, and the URLs for apps.
     pub fn log_ready(&self) {
         let url = self.url();
         tracing::info!(
@@ -173,7 +172,7 @@ impl Running {
         self.shield.caps.leave();
     }
 
-    /// Drains and waits for the end of it.
+    /// Drains, and waits for its end.
     pub async fn drained(self) {
         self.drain();
         if tokio::task::spawn_blocking(|| self.join()).await.is_err() {
@@ -187,7 +186,7 @@ impl Running {
 pub enum Ended {
     /// The drain was completed.
     Drained,
-    /// This signal, a second one, cut the drain short.
+    /// A second signal, this one, ended the drain early.
     Signalled(SignalKind),
 }
 
@@ -240,7 +239,7 @@ pub fn run(shield: Arc<Shield>, listeners: Listeners, mut reload: impl FnMut()) 
     Ok(ended)
 }
 
-/// The URL of a listening address; for one that stands for every interface, that of loopback.
+/// The URL of a listening address; loopback in place of an address for all interfaces.
 fn url(scheme: &str, mut address: SocketAddr) -> String {
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
@@ -248,14 +247,14 @@ fn url(scheme: &str, mut address: SocketAddr) -> String {
     format!("{scheme}://{address}")
 }
 
-/// Without systemd this does nothing.
+/// Does nothing without systemd.
 fn tell_systemd(state: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!(%error, "systemd cannot be told");
     }
 }
 
-/// Serves operators in a thread of its own, so that a scrape takes no time from requests. Ends last.
+/// Serves operators in a thread of its own, so that a scrape takes no time from requests. Stops last.
 fn serve_operators(
     shield: &Arc<Shield>,
     stopped: &CancellationToken,
@@ -272,7 +271,7 @@ fn serve_operators(
             tokio::select! {
                 () = stopped.cancelled() => {}
                 () = admin::serve(listener, shield.clone()) => {}
-                // The limiters' timers; what they know is saved once a second.
+                // The limiters' timer; their state is saved once a second.
                 () = shield.limits.run() => {}
                 () = shield.caps.run() => {}
                 () = accounts::file::keep_saved(shield.accounts.ledger().clone(), shield.ledger_file()) => {}

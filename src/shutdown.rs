@@ -8,7 +8,7 @@ use std::{
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// Tells connections and requests that the process is about to stop.
+/// Tells connections and requests about a shutdown.
 #[derive(Debug, Default)]
 pub struct Shutdown {
     /// No new connections are accepted; idle ones close.
@@ -17,8 +17,8 @@ pub struct Shutdown {
     pub cutoff: CancellationToken,
 }
 
-/// The cutoff as seen by one request. Nothing is registered, and no shared lock taken, before draining has begun; then every
-/// connection is polled once, and so is whoever asks here.
+/// The cutoff for one request. Before draining begins nothing is registered and no shared lock is taken; when it begins, every
+/// connection and every user of this is polled once.
 pub struct Cutoff {
     shutdown: Arc<Shutdown>,
     reached: Option<Pin<Box<WaitForCancellationFutureOwned>>>,

@@ -46,7 +46,7 @@ use counts::Counts;
 use recent::Recent;
 use unpriced::Unpriced;
 
-/// What became of all requests so far.
+/// Outcomes of all requests since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Requests that have ended.
@@ -109,7 +109,7 @@ impl Telemetry {
         self.fallbacks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the apps that have entries in the configuration labels of their own, however many names clients choose.
+    /// Gives apps with entries in the configuration labels of their own, however many names clients choose.
     pub fn name_apps<'a>(&self, apps: impl IntoIterator<Item = &'a str>) {
         apps.into_iter().for_each(|app| self.counts.name_app(app));
     }
@@ -129,7 +129,7 @@ impl Telemetry {
         self.blocked.list()
     }
 
-    /// What became of all requests so far.
+    /// Outcomes of all requests since the start.
     pub fn totals(&self) -> Totals {
         let sums = self.counts.sums();
         let failed = sums.requests.iter().filter(|(labels, _)| labels.status >= 400).map(|(_, n)| n).sum();
@@ -158,7 +158,7 @@ impl Telemetry {
         exposition::write(self, gauges, format)
     }
 
-    /// A request has ended: one line, its counters and histograms.
+    /// Logs and counts a request that has ended.
     fn finished(&self, record: &Record) {
         self.counts.request(record);
         self.recent.add(record);

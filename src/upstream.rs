@@ -1,9 +1,9 @@
 //! The client side: sends one request to Groq, and returns its response or a [`Failure`].
 //!
-//! The pool is ours, on `hyper::client::conn`, because hyper-util's do not say whether a request was sent, which decides
-//! whether it may be sent again and what it costs under the limits; and because they have one HTTP/2 connection, on which hyper
-//! queues the requests beyond the peer's limit. It also lets a request poll its own HTTP/1.1 connection: no task and no channel
-//! between them, and a request that is dropped closes its connection at once.
+//! The pool is ours, on `hyper::client::conn`, because hyper-util's pools do not report whether a request was sent, which decides
+//! whether it may be sent again and what it costs under the limits; and because they use a single HTTP/2 connection, on which
+//! hyper queues requests beyond the peer's limit. It also lets a request poll its own HTTP/1.1 connection, without a task and a
+//! channel between them, and dropping a request closes its connection at once.
 
 use std::{fmt, io, sync::Arc, time::Duration};
 
@@ -34,20 +34,20 @@ pub use request::UpstreamRequest;
 use request::{ForwardProxy, Origin};
 pub use response::ResponseBody;
 
-/// How often idle connections are looked at.
+/// How often idle connections are checked.
 const REAP_INTERVAL: Duration = Duration::from_secs(15);
-/// How long a connection is kept without a request. Groq's edge closes idle connections after some minutes; well before that a
-/// new one costs less than a lost request.
+/// How long an idle connection is kept. Groq's edge closes idle connections after some minutes; a new one costs less than a lost
+/// request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
-/// How long a connection is used. Under steady load one would never be idle, and never follow a change of the name's address.
+/// Longest life of a connection: under steady load it is never idle, and would never follow a change of DNS.
 const MAX_AGE: Duration = Duration::from_secs(600);
-/// Bytes of a response's head at most: twice what a client may send.
+/// Largest response head, bytes: twice the largest request head.
 const MAX_HEAD: usize = 128 << 10;
-/// How often a request that was not sent goes to another connection at once: the peer had closed it, or refused the stream.
-/// After that the retry policy decides, with its pauses.
+/// How often a request that was not sent moves to another connection at once, because the peer had closed the connection or
+/// refused the stream. After that the retry policy decides, with its delays.
 const MAX_RESENDS: usize = 3;
 
-/// Why an exchange with the upstream brought no complete response.
+/// Why an exchange with the upstream ended without a complete response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExchangeError {
     /// Name, TCP, connect timeout, the HTTP proxy.
@@ -58,7 +58,7 @@ pub enum ExchangeError {
     Closed,
     /// No head, or no next frame, in time.
     Timeout,
-    /// Not HTTP, or not what the endpoint responds with.
+    /// Not HTTP, or not a valid response of the endpoint.
     Invalid(&'static str),
 }
 
@@ -86,15 +86,15 @@ impl Failure {
     }
 }
 
-/// Why a connection brought no head of a response.
+/// Why a connection did not deliver the head of a response.
 enum Unanswered {
-    /// The request was not sent, or not processed. The error is for a request that is not sent again.
+    /// The request was not sent, or not processed. The error applies if it is not sent again.
     Unsent(ExchangeError),
     /// The request may have reached the upstream.
     Failed(ExchangeError),
 }
 
-/// The way to Groq: where it is, its time limits, its connections.
+/// The client for one upstream: its address, timeouts and connections.
 pub struct Upstream {
     origin: Origin,
     pool: Arc<Pool>,
@@ -118,7 +118,7 @@ impl Upstream {
     pub fn new(settings: &config::Upstream) -> io::Result<Self> {
         let proxy = match &settings.proxy {
             Some(proxy) => Matcher::builder().all(proxy.to_string()).build(),
-            // A proxy elsewhere cannot reach this machine's own loopback.
+            // A remote proxy cannot reach this machine's loopback.
             None if is_loopback(&settings.base_url) => Matcher::builder().build(),
             None => Matcher::from_env(),
         }
@@ -129,12 +129,12 @@ impl Upstream {
         Ok(Self::with_connector(connector, forward_proxy.as_ref(), settings))
     }
 
-    /// An upstream at the other end of connections made by `connect`: for tests in virtual time.
+    /// An upstream whose connections are made by `connect`: for tests in virtual time.
     pub fn over(settings: &config::Upstream, connect: impl Fn() -> io::Result<Io> + Send + Sync + 'static) -> Self {
         Self::connected_by(settings, false, move || std::future::ready(connect()))
     }
 
-    /// As [`Self::over`], where connecting takes time, and with `http2` connections may speak HTTP/2.
+    /// Like [`Self::over`], but connecting takes time, and with `http2` connections may speak HTTP/2.
     pub fn connected_by<F>(settings: &config::Upstream, http2: bool, connect: impl Fn() -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = io::Result<Io>> + Send + 'static,
@@ -159,7 +159,7 @@ impl Upstream {
         }
     }
 
-    /// The upstream's authority: the only one that a request in absolute form may name.
+    /// The upstream's authority, the only one that a request in absolute form may name.
     pub fn authority(&self) -> &str {
         self.origin.authority.as_str()
     }
@@ -190,7 +190,7 @@ impl Upstream {
         }
     }
 
-    /// Closes idle connections in time, for as long as it is polled: without requests nothing else looks at them.
+    /// Closes idle connections for as long as it is polled: without requests nothing else checks them.
     pub async fn reap_idle(&self) {
         loop {
             sleep(REAP_INTERVAL).await;

@@ -1,4 +1,4 @@
-//! The wall clock: what people and HTTP dates mean by the time. It may step; nothing is timed by it.
+//! The wall clock: calendar time and HTTP dates. It may step, so nothing is timed by it.
 
 use std::{
     fmt,

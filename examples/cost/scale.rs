@@ -7,7 +7,7 @@ use tokio::task::spawn_local;
 use super::{
     beside,
     load::{self, KEY, Make, always},
-    memory::{BRISK, MANY, Patient, used, usual},
+    memory::{BRISK, MANY, QueueingShield, used, usual},
     process::{OURS, Running, ourselves, segments, settle},
     sides::{Sides, Subject, Who},
     table::median,
@@ -163,12 +163,12 @@ async fn busy(sides: Sides<'_>) -> io::Result<Vec<Row>> {
 async fn waiting_elsewhere(sides: Sides<'_>) -> io::Result<Vec<Row>> {
     let mut rows = Vec::new();
     for count in [0, 1000, MANY] {
-        let patient = Patient::start(sides.program, sides.upstream)?;
-        let wires = load::connect(patient.running.address, AT_ONCE).await?;
-        let mut waiting = used(&patient.running, count).await?;
-        patient.line_up(&mut waiting).await?;
+        let queueing = QueueingShield::start(sides.program, sides.upstream)?;
+        let wires = load::connect(queueing.running.address, AT_ONCE).await?;
+        let mut waiting = used(&queueing.running, count).await?;
+        queueing.queue_on(&mut waiting).await?;
         let load = format!("shield: {count} waiting in another limiter");
-        rows.push(Row { _others: waiting, ..Row::new(load, Subject::Shield(patient), wires, AT_ONCE, usual()) });
+        rows.push(Row { _others: waiting, ..Row::new(load, Subject::Shield(queueing), wires, AT_ONCE, usual()) });
     }
     measured(rows).await
 }
@@ -179,14 +179,14 @@ async fn waiting_here(sides: Sides<'_>) -> io::Result<Vec<Row>> {
     let make = always(load::request(KEY, &load::call(BRISK, 1027, false)));
     let mut lines = Vec::new();
     for count in [100, 1000, MANY] {
-        let patient = Patient::start(sides.program, sides.upstream)?;
-        let (make, address) = (make.clone(), patient.running.address);
+        let queueing = QueueingShield::start(sides.program, sides.upstream)?;
+        let (make, address) = (make.clone(), queueing.running.address);
         lines.push(spawn_local(async move {
             // The requests that the bucket lets through at once go first.
             let (_, mut wires) = load::closed(load::connect(address, AT_ONCE).await?, 6 * TURN, &make).await?;
             wires.extend(load::connect(address, count - wires.len()).await?);
             let load = format!("shield: {count} waiting in a limiter of 1000 a second");
-            io::Result::Ok(Row::new(load, Subject::Shield(patient), wires, count, make))
+            io::Result::Ok(Row::new(load, Subject::Shield(queueing), wires, count, make))
         }));
     }
     let mut turns = Vec::new();

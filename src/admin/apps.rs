@@ -20,14 +20,14 @@ use crate::{
     telemetry::AppUsage,
 };
 
-/// Apps without an entry that are listed because of their budgets alone: clients choose how many there are.
+/// Apps without an entry that are listed for their budgets only: clients choose how many there are.
 const LISTED: usize = 100;
-/// Models listed for each app; the rest is summed up.
+/// Models listed for each app; the others are summed up.
 const MODELS: usize = 10;
-/// The name of the rest.
+/// The name of that sum.
 const OTHER: &str = "other";
 
-/// The budgets of the apps that have an entry, and of those that have used some of theirs, in order of their names.
+/// The budgets of apps that have an entry, and of those that have used some of theirs, by name.
 pub(super) fn budgets(shield: &Shield) -> Vec<(Arc<str>, accounts::Budget, AppUse)> {
     let identities = shield.identities.load();
     let mut apps: BTreeMap<Arc<str>, AppUse> = shield.accounts.ledger().list(now()).into_iter().collect();
@@ -41,7 +41,7 @@ pub(super) fn budgets(shield: &Shield) -> Vec<(Arc<str>, accounts::Budget, AppUs
     apps.into_iter().flat_map(of_app).collect()
 }
 
-/// The apps, those that have used most first.
+/// The apps, heaviest use first.
 pub(super) fn list(shield: &Shield) -> Vec<App> {
     let mut apps: BTreeMap<Arc<str>, App> = BTreeMap::new();
     for ((app, model), used) in shield.telemetry.usage() {
@@ -56,7 +56,7 @@ pub(super) fn list(shield: &Shield) -> Vec<App> {
     add_caps(shield, &mut apps);
     let mut apps: Vec<_> = apps.into_values().collect();
     for app in &mut apps {
-        // A price may have been given since.
+        // A price may have been added since.
         let unpriced = shield.telemetry.unpriced_of(&app.app).into_iter();
         app.unpriced_models = unpriced.filter(|model| shield.settings.load().price_of(model).is_none()).collect();
         app.models.sort_by_key(|of| (Reverse(of.usage.rank()), of.model.clone()));
@@ -74,7 +74,7 @@ fn named(app: &Arc<str>) -> App {
     App { app: app.clone(), ..App::default() }
 }
 
-/// Adds the budgets of the apps that are listed, and lists the apps that have used most of theirs, up to a bound.
+/// Adds the budgets of the listed apps, and lists the apps that have used most of theirs, up to a bound.
 fn add_budgets(shield: &Shield, apps: &mut BTreeMap<Arc<str>, App>) {
     let budgets = budgets(shield);
     let share = |(_, budget, usage): &(_, accounts::Budget, AppUse)| {
@@ -122,7 +122,7 @@ fn budget_of(budget: accounts::Budget, usage: AppUse) -> Budget {
     }
 }
 
-/// Adds the caps of the apps that are listed. One that nobody uses has no limiter: it is full.
+/// Adds the caps of the listed apps. A cap without a limiter is unused, and full.
 fn add_caps(shield: &Shield, apps: &mut BTreeMap<Arc<str>, App>) {
     let settings = shield.settings.load();
     let limiters: BTreeMap<_, _> = shield.caps.snapshot().into_iter().map(|limiter| (limiter.model.clone(), limiter)).collect();
@@ -168,7 +168,7 @@ impl Usage {
         self.cost_usd += other.cost_usd;
     }
 
-    /// Who has used more: by cost, then by tokens, then by requests.
+    /// Order by cost, then tokens, then requests.
     fn rank(&self) -> (u64, u64, u64) {
         ((self.cost_usd * 1e6) as u64, self.prompt_tokens + self.completion_tokens, self.requests)
     }
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn as_many_apps_and_models_as_clients_like_are_bounded() {
+    async fn client_chosen_apps_and_models_are_bounded() {
         let everyone =
             config::App { name: "*".into(), tokens_per_day: Some(1000), requests_per_minute: Some(5), ..Default::default() };
         let named = config::App { name: "named".into(), ..Default::default() };
@@ -251,7 +251,7 @@ mod tests {
         }
         request(&shield, "named", "m", 1);
         let apps = list(&shield);
-        // 100 names of clients, the one that has an entry, and the rest.
+        // 100 client-chosen names, the app with an entry, and `other`.
         assert_eq!(apps.len(), LISTED + 2);
         let rest = apps.last().expect("many");
         assert_eq!((&*rest.app, rest.budgets.len(), rest.caps.len()), (OTHER, 0, 0));

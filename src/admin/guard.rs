@@ -1,20 +1,20 @@
-//! Access to the admin listener: the operator's programs and people, but no web page of another origin.
+//! Access control of the admin listener: operators' programs and browsers, but no web page of another origin.
 //!
-//! A page elsewhere can make its reader's browser send requests here, and can point a name of its own at this address
-//! (DNS rebinding). So a request must name a host that is surely ours, and must not come from another origin.
+//! A web page can make its reader's browser send requests here, and can resolve a name of its own to this address (DNS
+//! rebinding). So a request must name a host that is certainly ours, and must not come from another origin.
 
 use std::net::IpAddr;
 
 use http::{HeaderMap, Request, header, uri::Authority};
 
-/// Lets a request in, or says why not.
+/// Admits a request, or says why not.
 pub(super) fn admit<B>(request: &Request<B>) -> Result<(), &'static str> {
     let headers = request.headers();
     let host = match (headers.get(header::HOST), request.uri().authority()) {
         (Some(host), _) => Some(host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()).ok_or(HOST)?),
         (None, authority) => authority.cloned(),
     };
-    // Browsers always name a host; a probe in HTTP/1.0 need not.
+    // Browsers always send Host; an HTTP/1.0 probe need not.
     if host.as_ref().is_some_and(|host| !is_ours(host.host())) {
         return Err(HOST);
     }
@@ -26,7 +26,7 @@ pub(super) fn admit<B>(request: &Request<B>) -> Result<(), &'static str> {
     }
     match word(headers, "sec-fetch-site") {
         None | Some("same-origin" | "none") => Ok(()),
-        // Following a link to the page shows it to its reader and tells the page that had the link nothing.
+        // Following a link shows the page to the reader and reveals nothing to the page with the link.
         Some(_) if request.uri().path() == "/" && is_link_followed(headers) => Ok(()),
         Some(_) => Err(ORIGIN),
     }
@@ -35,7 +35,7 @@ pub(super) fn admit<B>(request: &Request<B>) -> Result<(), &'static str> {
 const HOST: &str = "This host name could be anyone's. Use the address itself, localhost, or a name without dots.";
 const ORIGIN: &str = "Web pages of another origin cannot read the admin listener. Open its address directly.";
 
-/// Addresses cannot be rebound; names without a dot, and those under the suffixes that nobody can register, are local.
+/// Addresses cannot be rebound; names without a dot, and those under suffixes that nobody can register, are local.
 fn is_ours(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
     host.parse::<IpAddr>().is_ok()

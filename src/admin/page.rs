@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 const PAGE: &str = include_str!("page.html");
 
-/// Nothing is loaded but `/status` and `/requests`, nothing runs but what the page was built with.
+/// Loads nothing but `/status` and `/requests`, and runs only the embedded script.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let policy = format!(
         "default-src 'none'; script-src {}; style-src {}; img-src data:; connect-src 'self'; base-uri 'none'; \
@@ -27,7 +27,7 @@ pub(super) fn response() -> Response<Full<Bytes>> {
     response
 }
 
-/// The page's one inline element of this name, as a policy names it.
+/// The hash of the page's inline element of this name, as a policy lists it.
 fn source(element: &str) -> String {
     let (open, close) = (format!("<{element}>"), format!("</{element}>"));
     let inline = PAGE.split_once(&open).and_then(|(_, rest)| rest.split_once(&close)).expect("the page has one").0;
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_is_the_usual_one() {
+    fn base64_matches_the_standard() {
         for (bytes, text) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
             assert_eq!(base64(bytes.as_bytes()), text);
         }

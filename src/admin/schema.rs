@@ -6,7 +6,7 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-/// One of a few words that are documented at the field.
+/// A word from the list in the field's documentation.
 pub type Word = Cow<'static, str>;
 
 /// The whole status.
@@ -30,9 +30,9 @@ pub struct Status {
     pub connections: usize,
     /// The configuration in force.
     pub config: Config,
-    /// Where the limiters keep what is left.
+    /// Where quotas are kept.
     pub store: Store,
-    /// What became of all requests since the start.
+    /// Outcomes of all requests since the start.
     pub totals: Totals,
     /// The organizations that Groq has blocked or restricted.
     pub blocked_accounts: Vec<BlockedAccount>,
@@ -57,42 +57,42 @@ pub struct Config {
     pub file: Option<String>,
     /// When it took effect.
     pub loaded_at: Option<f64>,
-    /// How often one took effect, the start included.
+    /// How many configurations have taken effect, the first one included.
     pub loads: u64,
-    /// Why the last one was refused, `null` once one took effect.
+    /// Why the last one was rejected, `null` once another took effect.
     pub error: Option<ConfigError>,
 }
 
-/// A configuration that was refused.
+/// A rejected configuration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ConfigError {
-    /// When.
+    /// When it was rejected.
     pub at: f64,
     /// Its faults.
     pub message: String,
 }
 
-/// Where the limiters keep what is left.
+/// Where quotas are kept.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Store {
     /// `local` or `redis`
     pub kind: Word,
-    /// It is out of reach: each replica keeps to its share of every limit.
+    /// Whether it is out of reach; each replica then uses its share of every limit.
     pub degraded: bool,
-    /// Why it is out of reach, as last heard; `null` where it is not.
+    /// The last error; `null` while it is reachable.
     pub why: Option<Arc<str>>,
-    /// How many share it, as last heard; `null` where it is local.
+    /// The number of replicas that share it, as last heard; `null` if it is local.
     pub replicas: Option<u32>,
 }
 
-/// What became of all requests since the start.
+/// Outcomes of all requests since the start.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Totals {
     /// Requests that have ended.
     pub requests: u64,
     /// Those with a status of 500 and more.
     pub failed: u64,
-    /// Those that the shield refused for want of room.
+    /// Those that the shield refused for lack of room.
     pub refused_by_shield: u64,
     /// Attempts that Groq refused.
     pub refused_by_groq: u64,
@@ -160,7 +160,7 @@ pub struct Dimension {
     pub limit: u64,
     /// What is left of it; below zero in debt.
     pub remaining: f64,
-    /// What is never spent, for what the shield cannot know.
+    /// The safety margin: a part that is never used, for usage that the shield cannot see.
     pub safety_margin: u64,
     /// Where the limit comes from: `configured`, `plan`, `headers`, `refusal`
     pub source: Word,
@@ -168,9 +168,9 @@ pub struct Dimension {
     pub configured: Option<u64>,
     /// The limit that Groq states, where it has.
     pub stated: Option<u64>,
-    /// The share of the limit that others take past the shield.
+    /// External usage: the share of the limit that is used outside of the shield.
     pub external: f64,
-    /// Time until it is exhausted at the present rate of use; `null` where it is not heading there.
+    /// Time until it is exhausted at the current rate; `null` if it will not be.
     pub exhausted_in_s: Option<f64>,
     /// Time until it is full if nothing more is sent.
     pub full_in_s: f64,
@@ -194,14 +194,14 @@ pub struct Waiting {
 pub struct BlockedBy {
     /// The code of a dimension.
     pub dimension: Word,
-    /// How long it will be.
+    /// For how long.
     pub for_s: f64,
 }
 
 /// A breaker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Breaker {
-    /// Whether nothing is sent but a probe.
+    /// Whether it lets only a probe pass.
     pub open: bool,
     /// Time until the next probe.
     pub probe_in_s: Option<f64>,
@@ -223,7 +223,7 @@ pub struct App {
     pub waiting: usize,
     /// Its budgets.
     pub budgets: Vec<Budget>,
-    /// Models without a price that it has used although it has a budget in USD: they count for nothing there.
+    /// Models without a price that it has used although it has a budget in USD; that usage does not count towards the budget.
     pub unpriced_models: Vec<Arc<str>>,
 }
 
@@ -263,11 +263,11 @@ pub struct Cap {
     pub limit: u64,
     /// What is left now; below zero in debt.
     pub remaining: f64,
-    /// Time until all of it is back if nothing more is sent.
+    /// Time until it is full if nothing more is sent.
     pub full_in_s: f64,
 }
 
-/// A budget of an app: its requests are refused when it is spent.
+/// A budget of an app: its requests are refused once it is used up.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Budget {
     /// Its key in `[[app]]`: `tokens_per_day`, `cost_per_month`, …
@@ -323,7 +323,7 @@ pub struct History {
     pub requests: Vec<u64>,
     /// Those with a status of 500 and more.
     pub failed: Vec<u64>,
-    /// Those that the shield refused for want of room.
+    /// Those that the shield refused for lack of room.
     pub refused_by_shield: Vec<u64>,
     /// Attempts that Groq refused.
     pub refused_by_groq: Vec<u64>,

@@ -12,7 +12,7 @@ use groq_limiter::{
 use tokio::time::Instant;
 
 use super::{
-    Desk, apps,
+    AdminServer, apps,
     schema::{
         BlockedAccount, BlockedBy, Breaker, Config, ConfigError, Dimension, Fallback, History, Limiter, Observed, Status, Store,
         Totals, Truncated, Waiting,
@@ -23,7 +23,7 @@ use crate::{
     telemetry::{ObservedRefusal, Slice, Telemetry},
 };
 
-impl Desk {
+impl AdminServer {
     /// The whole status.
     pub(super) fn status(&self) -> Status {
         let shield = &self.shield;
@@ -192,7 +192,7 @@ pub(super) fn seconds(time: Duration) -> f64 {
     rounded(time.as_secs_f64())
 }
 
-/// Thousandths are enough for anyone who reads this.
+/// Rounded to thousandths.
 pub(super) fn rounded(number: f64) -> f64 {
     (number * 1000.0).round() / 1000.0
 }

@@ -6,37 +6,37 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::*;
 use crate::config::Settings;
 
-async fn get(desk: &Desk, path: &str) -> (StatusCode, HeaderMap, String) {
-    let response = desk.answer(&Request::get(path).header("host", "127.0.0.1:8788").body(()).expect("a request"));
+async fn get(server: &AdminServer, path: &str) -> (StatusCode, HeaderMap, String) {
+    let response = server.answer(&Request::get(path).header("host", "127.0.0.1:8788").body(()).expect("a request"));
     let (head, body) = response.into_parts();
     let body = body.collect().await.expect("a body in memory").to_bytes();
     (head.status, head.headers, String::from_utf8(body.to_vec()).expect("text"))
 }
 
-fn desk() -> Desk {
-    Desk::new(Shield::new(Settings::default()).expect("no file to read"))
+fn server() -> AdminServer {
+    AdminServer::new(Shield::new(Settings::default()).expect("no file to read"))
 }
 
 #[tokio::test]
-async fn readiness_turns_while_draining_and_liveness_does_not() {
-    let desk = desk();
-    assert_eq!(get(&desk, "/livez").await.0, StatusCode::OK);
-    assert_eq!(get(&desk, "/readyz").await.0, StatusCode::OK);
-    desk.shield.shutdown.draining.cancel();
-    let (status, _, body) = get(&desk, "/readyz").await;
+async fn readiness_fails_while_draining_and_liveness_does_not() {
+    let server = server();
+    assert_eq!(get(&server, "/livez").await.0, StatusCode::OK);
+    assert_eq!(get(&server, "/readyz").await.0, StatusCode::OK);
+    server.shield.shutdown.draining.cancel();
+    let (status, _, body) = get(&server, "/readyz").await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(body.contains("shutting_down"), "{body}");
-    assert_eq!(get(&desk, "/livez").await.0, StatusCode::OK);
-    let status: serde_json::Value = serde_json::from_str(&get(&desk, "/status").await.2).expect("JSON");
+    assert_eq!(get(&server, "/livez").await.0, StatusCode::OK);
+    let status: serde_json::Value = serde_json::from_str(&get(&server, "/status").await.2).expect("JSON");
     assert_eq!(status["state"], "draining");
 }
 
 #[tokio::test]
 async fn status_says_what_the_page_shows() {
-    let desk = desk();
-    desk.shield.telemetry.configured(Some("shield.toml".as_ref()));
-    desk.shield.telemetry.reload_refused("line 3: unknown key");
-    let (_, headers, body) = get(&desk, "/status").await;
+    let server = server();
+    server.shield.telemetry.configured(Some("shield.toml".as_ref()));
+    server.shield.telemetry.reload_refused("line 3: unknown key");
+    let (_, headers, body) = get(&server, "/status").await;
     assert_eq!(headers["content-type"], "application/json");
     let status: serde_json::Value = serde_json::from_str(&body).expect("JSON");
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
@@ -49,30 +49,30 @@ async fn status_says_what_the_page_shows() {
         assert_eq!(status["history"][plot].as_array().map(Vec::len), Some(1), "{plot}");
     }
     assert!(status["limiters"].is_array());
-    desk.shield.telemetry.configured(None);
-    let status: serde_json::Value = serde_json::from_str(&get(&desk, "/status").await.2).expect("JSON");
+    server.shield.telemetry.configured(None);
+    let status: serde_json::Value = serde_json::from_str(&get(&server, "/status").await.2).expect("JSON");
     assert!(status["config"]["error"].is_null());
 }
 
 #[tokio::test]
 async fn metrics_come_in_the_format_asked_for() {
-    let desk = desk();
-    desk.shield.telemetry.reload_refused("bad");
-    let (_, headers, body) = get(&desk, "/metrics").await;
+    let server = server();
+    server.shield.telemetry.reload_refused("bad");
+    let (_, headers, body) = get(&server, "/metrics").await;
     assert!(headers["content-type"].to_str().expect("text").starts_with("text/plain; version=0.0.4"));
     assert!(body.contains("\ngroq_shield_store_degraded 0\n"), "{body}");
     assert!(body.contains("\ngroq_shield_config_valid 0\n"), "{body}");
     let open = Request::get("/metrics").header("accept", "application/openmetrics-text; version=1.0.0");
-    let response = desk.answer(&open.body(()).expect("a request"));
+    let response = server.answer(&open.body(()).expect("a request"));
     assert!(response.headers()["content-type"].to_str().expect("text").starts_with("application/openmetrics-text"));
 }
 
 #[tokio::test]
-async fn every_answer_is_for_its_own_origin_alone_and_failures_are_the_documented_object() {
-    let desk = desk();
+async fn every_answer_forbids_other_origins_and_failures_are_the_error_object() {
+    let server = server();
     let request = |method: &str, path: &str, headers: &[(&str, &str)]| {
         let request = headers.iter().fold(Request::builder().method(method).uri(path), |request, (n, v)| request.header(*n, *v));
-        desk.answer(&request.body(()).expect("a request"))
+        server.answer(&request.body(()).expect("a request"))
     };
     for (response, expected) in [
         (request("GET", "/", &[]), 200),
@@ -118,13 +118,13 @@ async fn it_serves_over_a_socket() {
 }
 
 #[tokio::test]
-async fn metrics_say_what_is_used_of_each_budget() {
+async fn metrics_show_the_use_of_each_budget() {
     let app = crate::config::App { name: "a".into(), cost_per_day: Some(2.0), tokens_per_day: Some(100), ..Default::default() };
-    let desk = Desk::new(Shield::new(Settings { app: vec![app], ..Settings::default() }).expect("no file to read"));
+    let server = AdminServer::new(Shield::new(Settings { app: vec![app], ..Settings::default() }).expect("no file to read"));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
     let used = crate::accounts::Amounts { requests: 1, tokens: 70, nano_usd: 500_000_000 };
-    desk.shield.accounts.ledger().reserve(&"a".into(), &[], used, now, 1).expect("no budget").used(used);
-    let (_, _, metrics) = get(&desk, "/metrics").await;
+    server.shield.accounts.ledger().reserve(&"a".into(), &[], used, now, 1).expect("no budget").used(used);
+    let (_, _, metrics) = get(&server, "/metrics").await;
     for line in [
         r#"groq_shield_app_budget{app="a",budget="tokens_per_day"} 100"#,
         r#"groq_shield_app_budget_used{app="a",budget="tokens_per_day"} 70"#,

@@ -71,7 +71,7 @@ fn write_budget(budget: &Budget, out: &mut String) -> Result {
     )
 }
 
-/// An amount of money; fractions of a cent are seldom of interest, but the price of a single request is one.
+/// An amount of money: at least cents, and enough digits for the price of a single request.
 fn usd(amount: f64) -> String {
     match amount {
         0.0 => "0".into(),
@@ -85,7 +85,7 @@ fn name(app: &str) -> String {
     if app.is_empty() { "(no app)".into() } else { cut(app, NAME) }
 }
 
-/// A name as one word of a terminal: what would move the cursor is replaced, what is too long is cut.
+/// A name that is safe in a terminal: control characters are replaced, long names are cut.
 pub(super) fn cut(name: &str, width: usize) -> String {
     let mut shown: Vec<char> = name.chars().take(width + 1).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     if shown.len() > width {

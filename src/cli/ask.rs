@@ -1,4 +1,4 @@
-//! How commands talk to a running shield: one GET at its admin listener.
+//! How commands query a running shield: one GET at its admin listener.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -11,7 +11,7 @@ use tokio::{net::TcpStream, time::timeout};
 
 use crate::config::Source;
 
-/// Which shield to ask.
+/// Which shield to query.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Whom {
     /// The admin listener of the shield, http://127.0.0.1:8788 by default [env: GROQ_SHIELD_ADMIN]
@@ -23,7 +23,7 @@ pub(super) struct Whom {
 }
 
 impl Whom {
-    /// Host and port. A configuration with faults still names the listener of a shield that runs by the one before.
+    /// Host and port. A configuration with faults still names the listener of a shield that runs with the previous one.
     pub(super) fn address(&self) -> String {
         let named = self.admin.clone().or_else(|| std::env::var("GROQ_SHIELD_ADMIN").ok()).filter(|named| !named.is_empty());
         let address = named.unwrap_or_else(|| Source::new(self.config.clone()).load().settings.admin.listen.to_string());
@@ -37,7 +37,7 @@ impl Whom {
     }
 }
 
-/// GETs a path at `host:port`; status and body, or why there are none.
+/// GETs a path at `host:port`; returns status and body, or why there are none.
 pub(super) fn get(address: &str, path: &str, limit: Duration) -> Result<(StatusCode, Bytes), String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|why| why.to_string())?;
     let asked = runtime.block_on(async { timeout(limit, ask(address, path)).await });
@@ -59,7 +59,7 @@ async fn ask(address: &str, path: &str) -> Result<(StatusCode, Bytes), Box<dyn s
     tokio::pin!(asked);
     tokio::select! {
         answer = &mut asked => answer,
-        // The connection ends when everything has been read, or before.
+        // The connection's own result does not matter once the answer has been read.
         ended = connection => { ended?; asked.await }
     }
 }

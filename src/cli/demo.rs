@@ -1,7 +1,7 @@
-//! `groq-shield demo`: the same overload side by side, by the SDKs alone and through a shield.
+//! `groq-shield demo`: the same overload side by side, with the SDKs alone and through a shield.
 //!
-//! Two simulated Groqs with equal limits, one process, real sockets. Apps behave as the official SDKs do; they come at
-//! `load` times what the limit gives back, until as much is wanted as it gives back in all the `seconds`.
+//! Two simulated Groqs with equal limits, one process, real sockets. Apps behave like the official SDKs; they arrive at `load`
+//! times the refill rate of the limits, until they have requested as much as is refilled in `seconds`.
 
 use std::{
     io::{self, IsTerminal},
@@ -27,16 +27,16 @@ mod view;
 use load::{Arrival, MODEL};
 use tally::Tally;
 
-/// How long after `seconds` the last answers may take.
+/// Time after `seconds` for the last answers.
 const OVERTIME: Duration = Duration::from_secs(20);
-/// Share of the limit's tokens that is taken when the demo begins. The rest is about what the shield always leaves
-/// free, so that both ways have what the limit gives back meanwhile, and no full bucket to begin with.
+/// Share of the token limit that is used up when the demo begins. What remains is about the shield's safety margin, so that both
+/// sides have the refill of the demo's time and no full bucket.
 const TAKEN: f64 = 0.93;
 
 /// `groq-shield demo`
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Demo {
-    /// How many times what the limit gives back is asked for while requests come
+    /// The load, as a multiple of what the limits refill
     #[arg(long, default_value_t = 3.0, value_parser = times)]
     load: f64,
     /// How long it takes
@@ -72,7 +72,7 @@ pub(super) fn run(arguments: &Demo) -> ExitCode {
     }
 }
 
-/// Everything that takes part.
+/// The participants.
 struct Stage {
     arguments: Demo,
     arrivals: Vec<Arrival>,
@@ -135,10 +135,10 @@ impl Stage {
     }
 }
 
-/// What came of it.
+/// The results.
 struct Results {
     arguments: Demo,
-    /// How long requests came.
+    /// For how long requests arrived.
     lasted: Duration,
     alone: tally::Way,
     shielded: tally::Way,

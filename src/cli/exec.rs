@@ -26,11 +26,11 @@ use crate::{
     telemetry::Totals,
 };
 
-/// Exit codes of a command that cannot be run, as shells have them.
+/// Exit codes for a command that cannot be run, as in shells.
 const NOT_FOUND: u8 = 127;
 const NOT_RUNNABLE: u8 = 126;
 
-/// What is said of the variables; `environment` sets them.
+/// The help text about variables; `environment` sets them.
 const VARIABLES: &str = "\
 CMD gets these variables; programs that have a base URL written in do not ask for them:
   GROQ_BASE_URL     http://127.0.0.1:PORT            groq SDKs
@@ -43,7 +43,7 @@ CMD gets these variables; programs that have a base URL written in do not ask fo
 Only warnings are logged, unless log.level is set (GROQ_SHIELD_LOG_LEVEL=info). At the end a line on standard error says how
 many requests came through. The exit code is CMD's.";
 
-/// What simulated calls are made with where there is no key: clients do not start without one.
+/// The placeholder key for simulated calls: clients do not start without a key.
 const PLACEHOLDER_KEY: &str = "gsk_simulated";
 
 /// `groq-shield exec`
@@ -108,7 +108,7 @@ async fn shielded(words: &[OsString], variables: &[(&str, String)], running: Run
     Ok(code)
 }
 
-/// Runs the command to its end and passes signals on to it: it listens before there is a command to signal.
+/// Runs the command to its end and forwards signals to it; the handlers are installed before the command starts.
 async fn attended(command: &mut Command, reload: &impl Fn()) -> io::Result<io::Result<ExitStatus>> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -120,7 +120,7 @@ async fn attended(command: &mut Command, reload: &impl Fn()) -> io::Result<io::R
         Ok(child) => child,
         Err(why) => return Ok(Err(why)),
     };
-    // A terminal's Ctrl-C goes to the whole group of processes: the command has it already.
+    // A terminal sends Ctrl-C to the whole process group: the command has received it already.
     let terminal = io::stdin().is_terminal();
     loop {
         let (signal, has_it) = tokio::select! {
@@ -144,7 +144,7 @@ fn code(status: ExitStatus) -> u8 {
     u8::try_from(code).unwrap_or(u8::MAX)
 }
 
-/// One line on what became of the command's requests.
+/// One line about the outcomes of the command's requests.
 fn summary(Totals { requests, waited, retried, failed }: Totals) -> String {
     match requests {
         0 => "no request came through. CMD ignores the base URL in its environment: give its client base_url, \
@@ -155,7 +155,7 @@ fn summary(Totals { requests, waited, retried, failed }: Totals) -> String {
     }
 }
 
-/// Points every client at the shield, past any proxy.
+/// Points every client at the shield, bypassing proxies.
 fn environment(port: u16, simulated: bool) -> Vec<(&'static str, String)> {
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let host = format!("http://127.0.0.1:{port}");
@@ -163,7 +163,7 @@ fn environment(port: u16, simulated: bool) -> Vec<(&'static str, String)> {
     let mut variables = vec![
         ("OPENAI_BASE_URL", openai.clone()),
         ("OPENAI_API_BASE", openai),
-        // One client wants the host alone and another the whole path; the host serves both.
+        // Some clients want the host only, others the whole path; the host alone serves both.
         ("GROQ_API_BASE", host.clone()),
         ("GROQ_BASE_URL", host),
     ];

@@ -7,7 +7,7 @@ use super::{
     failed,
 };
 
-/// Under the shortest usual time limit of a probe, one second.
+/// Below the shortest common timeout of probes, one second.
 const LIMIT: Duration = Duration::from_millis(900);
 
 /// `groq-shield health`

@@ -1,4 +1,4 @@
-//! What `serve` and `exec` start in the same way: settings, the log, the simulated Groq, the shield.
+//! What `serve` and `exec` have in common: settings, the log, the simulated Groq, the shield.
 
 use std::{io, process::ExitCode, sync::Arc, time::Duration};
 
@@ -9,7 +9,7 @@ use crate::{
     telemetry::{self, Handle},
 };
 
-/// How often the file is looked at.
+/// How often the configuration file is checked for changes.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A shield that is ready to listen.
@@ -19,7 +19,7 @@ pub(super) struct Started {
     pub(super) reloading: Arc<Reloading>,
 }
 
-/// Reads the configuration again and puts it in force.
+/// Reads the configuration again and applies it.
 pub(super) struct Reloading {
     shield: Arc<Shield>,
     reload: Reload,
@@ -27,7 +27,7 @@ pub(super) struct Reloading {
 }
 
 impl Started {
-    /// Reads the configuration, starts the log, makes the shield; says why not on standard error.
+    /// Reads the configuration, starts the log, creates the shield; reports errors on standard error.
     pub(super) fn new(mut source: Source, simulate: bool) -> Result<Self, ExitCode> {
         if simulate {
             source.upstream = Some(simulated().map_err(|why| failed(&format!("the simulated Groq cannot start: {why}")))?);
@@ -50,7 +50,7 @@ impl Started {
 }
 
 impl Reloading {
-    /// Reads everything again; a bad configuration leaves the one in force.
+    /// Reads everything again; a faulty configuration changes nothing.
     pub(super) fn now(&self) {
         match self.reload.again() {
             Ok(next) => self.apply(next),
@@ -62,7 +62,7 @@ impl Reloading {
         }
     }
 
-    /// Looks at the file until the process ends.
+    /// Watches the file until the process ends.
     pub(super) async fn watch(&self) {
         loop {
             tokio::time::sleep(LOOK).await;
@@ -104,14 +104,14 @@ fn log_notes(notes: &[Note]) {
     }
 }
 
-/// Starts the watch over the file, in a thread of its own that ends with the process.
+/// Starts watching the file in a thread that ends with the process.
 pub(super) fn watch(reloading: Arc<Reloading>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let body = move || runtime.block_on(reloading.watch());
     std::thread::Builder::new().name("configuration".into()).spawn(body).map(drop)
 }
 
-/// Starts the simulated Groq; its URL.
+/// Starts the simulated Groq; returns its URL.
 #[cfg(feature = "demo")]
 fn simulated() -> io::Result<String> {
     let (address, _) = super::simulate::in_the_background(groq_sim::Options::default())?;

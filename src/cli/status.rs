@@ -131,7 +131,7 @@ fn write_table(status: &schema::Status, out: &mut String) -> std::fmt::Result {
     apps::write(&status.apps, out)
 }
 
-/// What other models served, and what observe mode has counted.
+/// Requests served by other models, and the counts of observe mode.
 fn write_counts(status: &schema::Status, out: &mut String) -> std::fmt::Result {
     for Fallback { from, to, reason, count } in &status.fallbacks {
         writeln!(out, "{count} requests for {} were served by {} ({reason})", cut(from, NAME), cut(to, NAME))?;
@@ -191,14 +191,14 @@ fn write_limiter(limiter: &Limiter, out: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
-/// How full, fourteen characters wide.
+/// A bar of fourteen characters.
 pub(super) fn bar(used: f64) -> String {
     const WIDTH: usize = 14;
     let full = (used.clamp(0.0, 1.0) * WIDTH as f64).round() as usize;
     format!("{}{}", "#".repeat(full), ".".repeat(WIDTH - full))
 }
 
-/// A time span, as short as can be.
+/// A duration in the shortest form.
 pub(super) fn time(seconds: f64) -> String {
     let whole = seconds.max(0.0) as u64;
     match whole {

@@ -1,22 +1,21 @@
 //! Seconds of audio that a file declares, read from its container's headers; nothing is decoded.
 //!
-//! wav, flac, ogg (opus, vorbis), mp3, mp4 and m4a, webm and mkv. Groq bills what the container declares, so that is what
-//! counts, true or not. Of other formats, and where headers lack or lie beyond sense, the size tells: see
-//! `TYPICAL_RATE`.
+//! wav, flac, ogg (opus, vorbis), mp3, mp4 and m4a, webm and mkv. Groq bills what the container declares, so that is what counts,
+//! true or not. For other formats, and where headers are missing or implausible, the size decides: see `TYPICAL_RATE`.
 
 use memchr::memmem;
 
-/// Bytes in a second of speech as it is commonly compressed, 32 kbit/s. Thinner audio is taken for too short, and the
-/// headers of the answer correct it; a lower figure would refuse whole hours of ordinary recordings as never fitting.
+/// Bytes per second of speech as it is commonly compressed, 32 kbit/s. Lower bit rates are underestimated, which the answer's
+/// headers correct; a lower figure here would refuse ordinary recordings of an hour as too long.
 const TYPICAL_RATE: f64 = 4000.0;
-/// No well-made file has more parts than this before those that matter.
+/// Most parts that are skipped before the ones that matter; well-made files have fewer.
 const MOST_PARTS: usize = 1000;
 
 /// Seconds of audio that `file` declares, rounded up.
 pub fn seconds(file: &[u8]) -> u64 {
     let seconds =
         declared(file).filter(|seconds| seconds.is_finite() && *seconds > 0.0).unwrap_or(file.len() as f64 / TYPICAL_RATE);
-    // What is whole but for rounding in the division is whole.
+    // Tolerates rounding errors of the division.
     (seconds - 1e-9).ceil() as u64
 }
 
@@ -31,7 +30,7 @@ fn declared(file: &[u8]) -> Option<f64> {
     }
 }
 
-/// Bytes of the data chunk by bytes in a second.
+/// Bytes of the data chunk ÷ bytes per second.
 fn wav(file: &[u8]) -> Option<f64> {
     let mut rate = None;
     let mut rest = file.get(12..)?;
@@ -41,7 +40,7 @@ fn wav(file: &[u8]) -> Option<f64> {
         match &rest[..4] {
             b"fmt " => rate = le32(content, 8),
             b"data" => {
-                // Written to a pipe, the size was never filled in.
+                // Written to a pipe: the size was never filled in.
                 let bytes = if matches!(size, 0 | 0xffff_ff00..) { content.len() as u64 } else { size };
                 return Some(bytes as f64 / rate.filter(|rate| *rate > 0)? as f64);
             }
@@ -111,7 +110,7 @@ fn atom<'f>(mut atoms: &'f [u8], kind: &[u8; 4]) -> Option<&'f [u8]> {
     None
 }
 
-/// `Info.Duration`; a live recording has none: then its clusters' times, carried on to the end.
+/// `Info.Duration`; live recordings have none, so it is extrapolated from the times of their clusters.
 fn matroska(file: &[u8]) -> Option<f64> {
     let mut nanos_per_tick = 1e6;
     let mut at = 0;
@@ -136,7 +135,7 @@ fn matroska(file: &[u8]) -> Option<f64> {
     Some(ticks as f64 * nanos_per_tick / 1e9 * file.len() as f64 / last as f64)
 }
 
-/// An element's id, where its content begins, and its size, where that is known.
+/// An element's id, where its content begins, and its size if it is known.
 fn element(file: &[u8], at: usize) -> Option<(u64, usize, Option<usize>)> {
     let id_len = file.get(at)?.leading_zeros() as usize + 1;
     let id = unsigned(file.get(at..at + id_len).filter(|id| id.len() <= 4)?);
@@ -160,7 +159,7 @@ fn float(bytes: &[u8]) -> Option<f64> {
     }
 }
 
-/// Frames by their samples where the first frame counts them, else bytes by the first frame's bit rate.
+/// Frames × samples if the first frame has a frame count, else bytes ÷ the first frame's bit rate.
 fn mp3(file: &[u8]) -> Option<f64> {
     let tag = match file.get(..10)? {
         [b'I', b'D', b'3', _, _, _, sizes @ ..] => 10 + sizes.iter().fold(0, |size, b| size << 7 | usize::from(b & 0x7f)),
@@ -168,7 +167,7 @@ fn mp3(file: &[u8]) -> Option<f64> {
     };
     let audio = file.get(tag..)?;
     let mut starts = memchr::memchr_iter(0xff, &audio[..audio.len().min(1 << 16)]);
-    // Of what looks like a frame the first that another follows is one.
+    // A frame is accepted only if another one follows it.
     let (start, frame) = starts.find_map(|start| {
         let frame = Frame::of(&audio[start..])?;
         let next = audio.get(start + frame.bytes..).filter(|next| !next.is_empty());
@@ -193,7 +192,7 @@ struct Frame {
     bit_rate: f64,
     samples: f64,
     bytes: usize,
-    /// Where a Xing or Info mark would be.
+    /// The position of a Xing or Info header.
     xing: usize,
 }
 
@@ -250,7 +249,7 @@ mod tests {
         };
     }
 
-    /// Files that ffmpeg made, and what ffprobe says of them (12.3 s; frames of mp3 round up; the bare one has no count).
+    /// Files made by ffmpeg, and what ffprobe says of them (12.3 s; mp3 rounds up to whole frames; the bare one has no count).
     const FILES: [((&str, &[u8]), f64); 10] = [
         (fixture!("one.wav"), 1.05),
         (fixture!("twelve.flac"), 12.3),
@@ -303,7 +302,7 @@ mod tests {
     fn a_live_recording_is_judged_by_its_clusters() {
         let mut webm = FILES[8].0.1.to_vec();
         let duration = memmem::find(&webm, &[0x44, 0x89, 0x88]).expect("a duration");
-        // An element that nobody knows, of the same length.
+        // An unknown element of the same length.
         webm[duration..duration + 2].copy_from_slice(&[0x44, 0x8a]);
         let seconds = seconds(&webm);
         assert!((10..=16).contains(&seconds), "{seconds}");

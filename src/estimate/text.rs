@@ -1,14 +1,15 @@
-//! The tokens of a text, by the kinds of its letters.
+//! The tokens of a text, by character classes.
 //!
-//! A tokenizer's work is imitated roughly: runs of one kind of character are what it cuts a text into. The prices of the
-//! runs were fitted to `o200k` counts of eighty texts in ten languages, code and JSON, and those of words and punctuation
-//! (and of Chinese) then raised by a tenth: too high an estimate comes back at settlement, too low a one is refused.
+//! A rough imitation of a tokenizer, which cuts a text into runs of one class of characters. The weights of the runs were fitted
+//! to
+//! `o200k` counts of eighty texts in ten languages, code and JSON; those of words, punctuation and Chinese were then raised by a
+//! tenth, because an overestimate is refunded at settlement and an underestimate is refused.
 
-/// A text is looked at whole up to here, bytes. Of a longer one a part stands for the rest, one byte in 32, at least this much and
-/// at most [`MOST`]: looking at all of a prompt took a third of all the instructions that the shield spent on its request.
+/// Longer texts are sampled, bytes: one byte in 32, at least this much and at most [`MOST`]. Counting whole prompts took a third
+/// of all instructions that the shield spent on a request.
 const WHOLE: usize = 256;
 const MOST: usize = 4 << 10;
-/// What is looked at in one go, bytes. So many before them tell what they go on with; six would do.
+/// Bytes counted in one go, and the bytes before them that are needed as context (six would do).
 const BLOCK: usize = 64;
 const BEFORE: usize = 17;
 
@@ -20,7 +21,7 @@ pub(super) fn millitokens(bytes: &[u8]) -> u64 {
     let blocks = (bytes.len() / 32).clamp(WHOLE, MOST) / BLOCK;
     let last = bytes.len() - BLOCK;
     let price: u64 = (0..blocks).map(|n| block(bytes, last * n / (blocks - 1))).sum();
-    // 2^64 thousandths are more than any body holds.
+    // 2^64 thousandths are more than any body can contain.
     (u128::from(price) * bytes.len() as u128 / (blocks * BLOCK) as u128) as u64
 }
 
@@ -30,10 +31,10 @@ const DIGIT: u8 = 4;
 const PUNCTUATION: u8 = 8;
 const SPACE: u8 = 16;
 const NEWLINE: u8 = 32;
-/// Of a character of several bytes, or NUL: none.
+/// Zero for characters of several bytes, and NUL.
 const OTHER: u8 = 0;
 
-/// The price of [`BLOCK`] bytes. Loops without a branch, which the compiler turns into vectors.
+/// The weight of [`BLOCK`] bytes. Loops without branches, which the compiler vectorizes.
 fn block(text: &[u8], from: usize) -> u64 {
     // Each row tells of the one before it, and begins so much later as that takes.
     let mut bytes = [0; BEFORE + BLOCK];
@@ -44,7 +45,7 @@ fn block(text: &[u8], from: usize) -> u64 {
     for (at, to) in kinds.iter_mut().enumerate() {
         *to = kind(bytes[at], bytes[at + 1]);
     }
-    // All ones where a byte goes on with what the one before began: small letters with capitals, but not the other way round.
+    // All ones where a byte continues the word of the byte before: a small letter after a capital, but not the other way round.
     let mut joined = [0; BLOCK + 8];
     for (at, to) in joined.iter_mut().enumerate() {
         let same = kinds[at + 8] & (kinds[at + 7] | kinds[at + 7] >> 1 & SMALL);
@@ -61,9 +62,9 @@ fn block(text: &[u8], from: usize) -> u64 {
             | (of(DIGIT, 115) & !second)
             | (of(PUNCTUATION, 90) & !second)
             | (of(NEWLINE, 100) & !second)
-            // The space before a word is part of its token.
+            // The space before a word is part of the word's token.
             | (of(SPACE, 90) & second & !third)
-            // Numbers are cut into threes.
+            // Numbers are split into groups of three digits.
             | (of(DIGIT, 115) & fourth & !joined(3))
             | (of(DIGIT, 38) & seventh)
             | (of(PUNCTUATION, 20) & second);
@@ -95,7 +96,7 @@ fn kind(before: u8, byte: u8) -> u8 {
     if (byte == b'\n') | (byte == b'\r') { NEWLINE } else { kind }
 }
 
-/// Thousandths of a token of a character of several bytes, told by its first two.
+/// Thousandths of a token for a character of several bytes, by its first two.
 fn wide(before: u8, byte: u8) -> u64 {
     match (before, byte) {
         (_, 0xc3..=0xc8) => 710,
@@ -118,7 +119,7 @@ mod tests {
 
     use super::*;
 
-    /// Texts that the prices were not fitted to, with their true `o200k` counts.
+    /// Texts that the weights were not fitted to, with their true `o200k` counts.
     const CORPUS: [(&str, &str, u64); 5] = [
         ("English", include_str!("../../tests/corpus/estimate/english.txt"), 211),
         ("code", include_str!("../../tests/corpus/estimate/code.txt"), 293),
@@ -155,7 +156,7 @@ mod tests {
     proptest! {
         #[test]
         fn blocks_cost_what_the_whole_does(text in "([a-zA-Z]{1,9}[ .,]|[0-9]{1,5} |漢字|über|\\n){1,18}", at in 0..64usize) {
-            // The same text elsewhere in its blocks.
+            // The same text at another offset.
             let whole = millitokens(text.as_bytes());
             let moved = millitokens(("\n".repeat(at + 1) + &text).as_bytes());
             prop_assume!(!text.starts_with('\n'));

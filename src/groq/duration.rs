@@ -6,7 +6,7 @@ use http::{HeaderMap, header};
 
 use crate::headers;
 
-/// Longer ones are nonsense, and would overflow a clock: they clamp to this.
+/// Longer durations are clamped to this: they are implausible, and could overflow a clock.
 const LONGEST: Duration = Duration::from_secs(366 * 86_400);
 
 /// Units as Go prints them, longest name first, in nanoseconds. Both of Unicode's micro signs are in use.

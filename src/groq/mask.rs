@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-/// Replaces organization ids (`org_…`) by `org_***` and keys (`gsk_…`) by `gsk_***`: users treat them as a leak.
+/// Replaces organization ids (`org_…`) by `org_***` and keys (`gsk_…`) by `gsk_***`, which users would consider leaks.
 pub fn mask(text: &str) -> Cow<'_, str> {
     match mask_after(text, "org_") {
         Cow::Borrowed(text) => mask_after(text, "gsk_"),

@@ -6,7 +6,7 @@ use http::Method;
 
 const ROOT: &str = "/openai/v1";
 
-/// What a path leads to.
+/// The endpoint that a path means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
     /// `chat/completions`

@@ -15,7 +15,7 @@ pub fn parse_refusal(message: &str) -> Option<UpstreamRefusal> {
     }
     let requested_at = lower.rfind("requested").filter(|at| number(&lower[at + "requested".len()..]).is_some())?;
     let requested = number(&lower[requested_at + "requested".len()..])?;
-    // In this order in every text seen so far; another one is read, too.
+    // In this order in every captured text; other orders are parsed too.
     let (limit_at, limit) = last_number(&lower[..requested_at], "limit").or_else(|| last_number(&lower, "limit"))?;
     let used = last_number(&lower, "used");
     let wait = stated_wait(message);
@@ -48,7 +48,7 @@ fn named(text: &str) -> (&str, Option<&str>) {
         Some((words, code)) => (words, Some(code.trim()).filter(|code| is_code(code))),
         None => (text, None),
     };
-    // The last "on" that is a word: "organization" and "on_demand" end or begin otherwise.
+    // The last "on" that is a word of its own, unlike in "organization" and "on_demand".
     let on = text.rmatch_indices("on").map(|(at, _)| at).find(|at| {
         let word = |c: char| c.is_alphanumeric() || c == '_' || c == '-';
         !text[..*at].ends_with(word) && !text[at + 2..].starts_with(word)
@@ -91,7 +91,7 @@ fn period_of(words: &str) -> Option<Duration> {
         "month" => 30 * 86_400,
         _ => return leading_duration(period).filter(|(period, rest)| rest.is_empty() && !period.is_zero()).map(|(p, _)| p),
     };
-    // "per" with nothing after it is no period.
+    // "per" without a word after it is not a period.
     let seconds = if name.is_empty() { return None } else { count.checked_mul(seconds)? };
     (1..=366 * 86_400).contains(&seconds).then(|| Duration::from_secs(seconds))
 }

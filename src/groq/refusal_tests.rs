@@ -1,4 +1,4 @@
-//! The captured refusal texts, and what is like them.
+//! The captured refusal texts, and variations of them.
 
 use proptest::prelude::*;
 

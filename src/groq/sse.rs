@@ -1,6 +1,6 @@
-//! Server-sent events as they pass: whole events, the end, usage, an error within the stream.
+//! Server-sent events in passing: complete events, the end, usage, an error in the stream.
 //!
-//! The bytes are looked at where they are; of an event that comes in pieces an excerpt of at most [`EXCERPT`] is kept.
+//! Bytes are parsed in place; of an event that arrives in pieces, an excerpt of at most [`EXCERPT`] is kept.
 
 use std::borrow::Cow;
 
@@ -14,27 +14,27 @@ use super::{Usage, truncation::TruncationWatch};
 const HEAD: usize = 1 << 10;
 /// Kept of an event's end (its usage), bytes.
 const TAIL: usize = 16 << 10;
-/// Longer events are judged by their beginning and their end.
+/// Longer events are parsed by their beginning and end only.
 const EXCERPT: usize = HEAD + TAIL;
 
 /// An error that came in a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamError {
-    /// The event's data, JSON where the upstream is well; at most `EXCERPT` bytes of it.
+    /// The event's data, normally JSON; at most `EXCERPT` bytes of it.
     pub data: Vec<u8>,
-    /// Whether every client raises on it as it is: a `data: {"error":…}` frame. `event: error` with other data and a
-    /// chunk with `x_groq.error` are not seen by all of them.
+    /// Whether every client raises on it unchanged: a `data: {"error":…}` frame. Not all of them see `event: error` with other
+    /// data or a chunk with `x_groq.error`.
     pub is_frame: bool,
 }
 
-/// Watches a stream. Feed it every byte in order, in any pieces.
+/// Parses a stream in passing. Feed it every byte in order, in any pieces.
 #[derive(Debug, Default)]
 pub struct SseTail {
-    /// What is kept of an event that began in an earlier piece.
+    /// The excerpt of an event that began in an earlier piece.
     partial: Excerpt,
-    /// Bytes of the line under way, in earlier pieces; its end makes a blank line where this is 0.
+    /// Bytes of the current line in earlier pieces; at 0, a line end makes a blank line.
     line: usize,
-    /// The last byte was a CR: an LF that follows belongs to it.
+    /// The last byte was a CR: a following LF belongs to it.
     after_cr: bool,
     /// Whether that CR ended an event, so that its LF goes with that event.
     after_blank: bool,
@@ -48,8 +48,8 @@ pub struct SseTail {
 }
 
 impl SseTail {
-    /// Looks at the next piece. Returns how many of its bytes complete events, together with all bytes held before:
-    /// those may pass; what follows the last blank line waits for the rest of its event. 0: everything waits.
+    /// Parses the next piece. Returns how many of its bytes complete events (together with all bytes held before) and may be
+    /// passed on; what follows the last blank line waits for the rest of its event. 0: everything waits.
     pub fn feed(&mut self, piece: &[u8]) -> usize {
         let mut passed = 0;
         let mut event_start = 0;
@@ -92,7 +92,7 @@ impl SseTail {
         passed
     }
 
-    /// Whether the stream has come to its own end: `[DONE]`, a response's last event, or an error.
+    /// Whether the stream has ended regularly: `[DONE]`, a response's last event, or an error.
     pub fn ended(&self) -> bool {
         self.done || self.terminal || self.error.is_some()
     }
@@ -107,7 +107,7 @@ impl SseTail {
         self.usage
     }
 
-    /// The first error that it carried.
+    /// The first error in the stream.
     pub fn error(&self) -> Option<&StreamError> {
         self.error.as_ref()
     }
@@ -117,7 +117,7 @@ impl SseTail {
         self.events
     }
 
-    /// Completion tokens so far, about: the events that carried a piece of the answer.
+    /// Completion tokens so far, approximately: the events with a piece of the answer.
     pub fn completion_tokens(&self) -> u64 {
         self.deltas
     }

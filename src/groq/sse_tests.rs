@@ -1,4 +1,4 @@
-//! Streams as the clients see them, whole and in pieces.
+//! Streams as clients read them, complete and in pieces.
 
 use proptest::prelude::*;
 
@@ -13,7 +13,7 @@ const CHAT: &str = concat!(
     "data: [DONE]\n\n",
 );
 
-/// Everything that a stream told, and how much of it may have passed.
+/// Everything parsed from a stream, and how much of it could have been passed on.
 #[derive(Debug, PartialEq)]
 struct Told {
     passed: usize,
@@ -24,7 +24,7 @@ struct Told {
     deltas: u64,
 }
 
-/// Feeds the stream in pieces of these lengths, over and over.
+/// Feeds the stream in pieces of these lengths, repeatedly.
 fn told(stream: &[u8], lengths: &[usize]) -> Told {
     let mut tail = SseTail::default();
     let (mut fed, mut passed) = (0, 0);
@@ -109,7 +109,7 @@ fn a_responses_stream() {
     assert_eq!((all.error, all.deltas), (None, 1));
     let cut = stream.find("event: response.completed").expect("there");
     assert!(!whole(&stream[..cut]).ended);
-    // The names may come in the data alone.
+    // Typed events may be named in the data only.
     let nameless: String = stream.split_inclusive('\n').filter(|line| !line.starts_with("event:")).collect();
     assert!(whole(&nameless).ended);
     assert!(!whole(&nameless[..nameless.find("data: {\"type\":\"response.completed").expect("there")]).ended);

@@ -1,5 +1,5 @@
-//! Answers that max completion tokens ended before they had any content, usually because reasoning took all of them. By their
-//! status they are successes.
+//! Answers that max completion tokens ended before they had any content, usually because reasoning used them up. Their status
+//! says success.
 
 use std::{borrow::Cow, sync::LazyLock};
 
@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 /// Whether a complete JSON answer of chat completions or responses was ended by max completion tokens and has no content.
 pub fn is_truncated_without_content(answer: &[u8]) -> bool {
-    // Nearly every answer is neither, and is not parsed for it.
+    // Cheap test first: almost no answer is parsed for this.
     if !ends_by_length(answer) {
         return false;
     }
@@ -21,7 +21,7 @@ pub fn is_truncated_without_content(answer: &[u8]) -> bool {
     })
 }
 
-/// Follows a stream of chat completions or responses for the same.
+/// Detects the same in a stream of chat completions or responses.
 #[derive(Debug, Default)]
 pub(super) struct TruncationWatch {
     has_content: bool,
@@ -29,9 +29,9 @@ pub(super) struct TruncationWatch {
 }
 
 impl TruncationWatch {
-    /// The data of the next event, and its name where it has one. Of a very long event, an excerpt.
+    /// Takes the next event's data, and its name if it has one. Very long events are excerpts.
     pub(super) fn event(&mut self, name: &[u8], data: &[u8]) {
-        // Content comes early in most streams, and most events after it are of no interest.
+        // Most streams have content early, after which events need no parsing.
         if !self.has_content {
             self.has_content = name == b"response.output_text.delta"
                 || memmem::find(data, br#""response.output_text.delta""#).is_some()

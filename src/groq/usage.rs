@@ -1,4 +1,4 @@
-//! What an answer cost: `usage` and `x_groq.usage`, of whole answers and of a stream's last events.
+//! The usage of an answer: `usage` and `x_groq.usage`, of complete answers and of a stream's last events.
 
 use memchr::memmem;
 use serde::{
@@ -7,7 +7,7 @@ use serde::{
 };
 use serde_json::Value;
 
-/// What an answer says that it used.
+/// The usage that an answer states.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Prompt tokens, cached ones included.
@@ -18,7 +18,7 @@ pub struct Usage {
     pub cached: u64,
 }
 
-/// The members of an answer that tell its cost; chat's, embeddings' and responses'.
+/// The members of an answer that state its usage: chat's, embeddings' and responses'.
 #[derive(Deserialize)]
 struct Answer {
     #[serde(default)]
@@ -33,7 +33,7 @@ struct Groq {
     usage: Option<Counts>,
 }
 
-/// `usage` as it usually is.
+/// `usage` in its common form.
 #[derive(Deserialize)]
 struct Counts {
     #[serde(default, alias = "input_tokens")]
@@ -52,7 +52,7 @@ struct Details {
     cached_tokens: Option<u64>,
 }
 
-/// More `"usage"` members in one event than this are nobody's, and would cost a parse each.
+/// Most `"usage"` members of one event that are parsed, which bounds the cost.
 const MOST_MATCHES: usize = 8;
 
 impl Usage {
@@ -61,17 +61,17 @@ impl Usage {
     /// # Errors
     /// Where `body` is not one JSON value.
     pub fn of_answer(body: &[u8]) -> Result<Option<Self>, serde_json::Error> {
-        // Of text that is UTF-8 throughout, each string need not be looked at again.
+        // The whole text is valid UTF-8, so strings need no check of their own.
         let text = simdutf8::basic::from_utf8(body).map_err(serde_json::Error::custom)?;
         match serde_json::from_str::<Answer>(text) {
             Ok(Answer { usage, x_groq }) => Ok(usage.and_then(Self::of_counts).or_else(|| Self::of_counts(x_groq?.usage?))),
-            // JSON, but no object, or its usage is not as it usually is.
+            // JSON, but not an object, or its usage has another form.
             Err(error) if error.is_data() => serde_json::from_str::<IgnoredAny>(text).map(|_| Self::scan(body)),
             Err(error) => Err(error),
         }
     }
 
-    /// The last usage in a part of an event, which may have lost its beginning.
+    /// The last usage in a part of an event, which may lack its beginning.
     ///
     /// `"usage"` cannot occur inside a JSON string, where its quotes are escaped, so the bytes can be searched.
     pub(super) fn scan(event: &[u8]) -> Option<Self> {

@@ -1,4 +1,4 @@
-//! One client connection: the protocol that it speaks, its time limits, its end.
+//! One client connection: its protocol, its timeouts, its end.
 
 use std::{
     any::Any,
@@ -30,23 +30,23 @@ mod frames;
 mod http1;
 mod http2;
 
-/// How long a connection is kept without a request: longer than any client in use keeps its own (OkHttp: 300 s), so that
-/// the client closes first and no request meets a closing connection.
+/// How long a connection is kept without a request: longer than any common client keeps its own (OkHttp: 300 s), so that the
+/// client closes first and no request meets a closing connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(330);
 /// How long hyper keeps a connection without a request.
 const QUIET: Duration = Duration::from_secs(1);
-/// A client that reads no byte of its response for so long is gone.
+/// Longest time in which a client may read nothing of its response.
 const LONGEST_BLOCKED: Duration = Duration::from_secs(120);
-/// While draining, a request that is on its way on an idle connection may still arrive.
+/// While draining, a request may already be on its way on an idle connection.
 const LAST_CALL: Duration = Duration::from_millis(250);
-/// After the end of `drain_timeout`, the time for a stream's error frame.
+/// After `drain_timeout`, the time for a stream's error frame.
 const LAST_FRAME: Duration = Duration::from_millis(500);
 /// How long a client may go on sending after its last response, so that the response is not lost in a reset.
 const LINGER: Duration = Duration::from_secs(10);
 
 /// What an HTTP/2 client sends first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// What is read at once of the first bytes of a connection: a usual request.
+/// Bytes of the first read of a connection: a typical request.
 const FIRST_READ: usize = 2 << 10;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -61,12 +61,12 @@ type Step<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 trait App: Clone + Send + Sync + 'static {
     type Body: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static;
 
-    /// Answers a request. `ambiguity` says why other servers could read it differently.
+    /// Answers a request. `ambiguity`: why other servers could parse it differently.
     ///
-    /// Boxed, so that the future is freed with its request: hyper keeps room for a service's future as long as a connection.
+    /// Boxed, so that its memory is freed with the request: hyper would keep the space as long as the connection.
     fn handle(&self, request: Request<Incoming>, ambiguity: Option<&'static str>) -> Handling<Self::Body>;
 
-    /// The response to what never became a request, and to one whose handler panicked.
+    /// The response to input that never became a request, and to a request whose handler panicked.
     fn refuse(&self, rejection: Rejection) -> Response<Self::Body>;
 }
 
@@ -82,7 +82,7 @@ impl App for Arc<Shield> {
     }
 }
 
-/// Serves one client until it leaves, fails, is idle for too long, or the shield drains. Drops `held` then.
+/// Serves one client until it disconnects, fails, is idle for too long, or the shield drains. Then drops `held`.
 pub async fn serve<I, T>(io: I, shield: Arc<Shield>, held: T)
 where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -92,7 +92,7 @@ where
     drop(held);
 }
 
-/// Draining has begun, and so long ago that no request is on its way any more. `begun` runs first.
+/// Draining began long enough ago that no request is on its way any more. `begun` runs first.
 async fn last_call(shutdown: &Shutdown, begun: impl FnOnce()) {
     // A child of the token: waiting on the shared one would make every connection contend for its lock.
     shutdown.draining.child_token().cancelled().await;
@@ -121,10 +121,11 @@ where
             protocol = timeout(limit, sniff(&mut io, &mut begun, used)) => protocol,
             () = last_call(&shield.shutdown, || ()) => return,
         };
-        // Boxed: the task of a connection is as large as its largest step.
+        // Boxed: the task of a connection is as large as its largest phase.
         match protocol {
             Ok(Ok(Protocol::Http1)) => match Box::pin(http1::serve(io, begun, &shield, app.clone())).await {
-                // Until its next request, a connection needs none of hyper's buffers: 7.5 KB in place of 18 (3000 idle ones, debug build).
+                // Between requests hyper's buffers are freed: 7.5 KB instead of 18 per idle connection (3000 of them, debug
+                // build).
                 Some(quiet) => (io, limit, used) = (quiet, IDLE_TIMEOUT - QUIET, true),
                 None => return,
             },
@@ -146,11 +147,11 @@ enum Protocol {
     Http2,
 }
 
-/// Reads the first bytes of a request until they are HTTP/2's preface or something else, whatever TLS has negotiated. A
-/// connection that has been `used` for HTTP/1.1 stays with it.
+/// Reads the first bytes until they are the HTTP/2 preface or something else, whatever TLS has negotiated. A connection that has
+/// been `used` for HTTP/1.1 stays with it.
 async fn sniff(io: &mut (impl AsyncRead + Unpin), begun: &mut BytesMut, used: bool) -> io::Result<Protocol> {
     loop {
-        // No buffer is kept while nothing comes.
+        // No buffer is allocated until something arrives.
         let read = poll_fn(|cx| {
             let mut buffer = [0; FIRST_READ];
             let mut buffer = ReadBuf::new(&mut buffer);

@@ -16,12 +16,12 @@ use tokio::time::{Instant, Sleep, sleep};
 pub(super) struct Deadline<S> {
     timer: Pin<Box<Sleep>>,
     state: S,
-    /// Since when the state has had a limit; `None` until it has one.
+    /// When the limit of the current state began; `None` if it has none.
     since: Option<Instant>,
 }
 
 impl<S: PartialEq> Deadline<S> {
-    /// A deadline that is first looked at for `state` with this limit.
+    /// A deadline for `state` with this limit.
     pub(super) fn new(state: S, limit: Duration) -> Self {
         Self { timer: Box::pin(sleep(limit)), state, since: Some(Instant::now()) }
     }
@@ -68,7 +68,7 @@ mod tests {
         assert_eq!(begun.elapsed(), seconds(10));
     }
 
-    /// The timer is set for the first state and fires for the second one, which is not due then.
+    /// The timer is set for the first state and fires during the second one, which is not due then.
     #[tokio::test(start_paused = true)]
     async fn a_change_of_state_starts_it_anew_in_either_direction() {
         for limit in [30, 5] {

@@ -1,11 +1,10 @@
 //! The I/O below hyper on an HTTP/1.1 connection: it hands hyper one request at a time.
 //!
-//! hyper gets the bytes of the next request only after the previous response has been flushed. Whatever it writes before
-//! the service was called is therefore its own empty 4xx, which is discarded: the connection answers with the error object
-//! instead. And since it is known here where each request begins, its framing can be checked before hyper normalizes it
-//! (see [`head`]).
+//! hyper gets the bytes of the next request only after the previous response has been flushed. Whatever it writes before the
+//! service was called is therefore its own empty 4xx, which is discarded: the connection sends the error object instead. And
+//! since the start of each request is known here, its framing can be checked before hyper normalizes it (see [`head`]).
 //!
-//! Bytes pass without a copy, except those that a client sends ahead of their turn.
+//! Bytes pass without a copy, except those that a client pipelines.
 
 use std::{
     io::{self, IoSlice},
@@ -30,7 +29,7 @@ use head::{Framing, Scanner};
 /// Pipelined bytes that are buffered; more stay in the socket.
 const MAX_AHEAD: usize = 64 << 10;
 
-/// How far the current exchange has come.
+/// The progress of the current exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Phase {
@@ -128,7 +127,7 @@ enum Next {
     Waiting,
 }
 
-/// A client's connection, dealt to hyper one request at a time.
+/// A client's connection that passes hyper one request at a time.
 #[derive(Debug)]
 pub(super) struct Guard<I> {
     io: I,
@@ -136,7 +135,7 @@ pub(super) struct Guard<I> {
     next: Next,
     scanner: Scanner,
     chunks: Chunks,
-    /// Bytes that have been read ahead of their turn.
+    /// Bytes of later requests that have been read already.
     ahead: BytesMut,
     unflushed: bool,
 }
@@ -155,8 +154,8 @@ impl<I> Guard<I> {
         }
     }
 
-    /// The client, and whether it may have sent more than was read: to close at once would reset the connection, and the
-    /// response could be lost.
+    /// The client, and whether it may have sent more than was read: closing at once would reset the connection, and the response
+    /// could be lost.
     pub(super) fn into_inner(self) -> (I, bool) {
         let unread = !self.ahead.is_empty()
             || self.exchange.phase() == Phase::Head
@@ -224,13 +223,13 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guard<I> {
             let taken = this.take(&ahead[..ahead.len().min(buf.remaining())])?;
             buf.put_slice(&ahead[..taken]);
             ahead.advance(taken);
-            // An empty buffer is dropped, not kept for the connection's life.
+            // An empty buffer is freed: most connections never need it.
             if !ahead.is_empty() {
                 this.ahead = ahead;
             }
             return Poll::Ready(Ok(()));
         }
-        // Reading goes on while a request runs, so that a client that leaves is noticed.
+        // Reading continues while a request runs, so that a disconnect is noticed.
         while this.ahead.len() < MAX_AHEAD {
             let before = buf.filled().len();
             ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
@@ -297,7 +296,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guard<I> {
         Poll::Ready(Ok(()))
     }
 
-    /// The connection itself closes the socket, after the error object if there is one to send.
+    /// The connection closes the socket itself, after the error object if there is one.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

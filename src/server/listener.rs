@@ -1,6 +1,6 @@
 //! The listening sockets, and the connections that they accept.
 //!
-//! The sockets are passed on by whoever started the process (systemd socket activation), or bound here.
+//! The sockets are passed by the process's parent (systemd socket activation), or bound here.
 
 use std::{
     io,
@@ -22,7 +22,7 @@ use crate::{config::Settings, proxy::Shield};
 
 /// Length of the accept queue.
 const BACKLOG: i32 = 1024;
-/// After `drain_timeout`, how long streams have for their last frame before they are cut.
+/// After `drain_timeout`, the time for streams' last frames.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long accepting pauses when it fails, for example because the process has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -114,7 +114,7 @@ impl Acceptor {
     }
 }
 
-/// Gives connections to the workers in turn until draining begins. At `max_connections` further ones wait in the accept queue.
+/// Distributes connections over the workers until draining begins. At `max_connections` further ones wait in the accept queue.
 async fn accept(listener: TcpListener, shield: &Shield, workers: Vec<mpsc::UnboundedSender<Accepted>>) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let permits = Arc::new(Semaphore::new(shield.settings.load().server.max_connections));
@@ -166,7 +166,7 @@ mod tests {
         settings
     }
 
-    /// Two shields on one port were each served a part of the connections, under limits of its own.
+    /// Regression: two shields on one port each got a part of the connections, with limits of their own.
     #[test]
     fn a_second_listener_on_one_address_fails_unless_both_ask_for_it() {
         let free = SocketAddr::from(([127, 0, 0, 1], 0));

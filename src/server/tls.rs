@@ -15,7 +15,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::config::Tls;
 
-/// The certificate, and the acceptor that shows it.
+/// The certificate, and the acceptor that uses it.
 pub(super) struct Certificate {
     files: Tls,
     current: Arc<Current>,
@@ -32,7 +32,7 @@ impl ResolvesServerCert for Current {
 }
 
 impl Certificate {
-    /// Reads the files; new connections use them.
+    /// Reads the files.
     pub(super) fn load(files: &Tls) -> io::Result<Self> {
         let current = Arc::new(Current(ArcSwap::from_pointee(read(files)?)));
         let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -44,14 +44,14 @@ impl Certificate {
         Ok(Self { files: files.clone(), current, acceptor: Arc::new(config).into() })
     }
 
-    /// Reads the files again; new connections use what they hold now.
+    /// Reads the files again for new connections.
     pub(super) fn reload(&self) -> io::Result<()> {
         self.current.0.store(Arc::new(read(&self.files)?));
         tracing::info!(cert = %self.files.cert.display(), "certificate reloaded");
         Ok(())
     }
 
-    /// The handshake.
+    /// Performs the handshake.
     pub(super) async fn accept(&self, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         self.acceptor.accept(socket).await
     }

@@ -1,4 +1,4 @@
-//! A worker thread: serves the connections that it is given.
+//! A worker thread, which serves the connections that it is given.
 
 use std::sync::Arc;
 
@@ -16,9 +16,9 @@ use crate::proxy::Shield;
 /// An accepted connection on its way to its worker.
 pub(super) struct Accepted {
     pub(super) socket: std::net::TcpStream,
-    /// Its place under `max_connections`.
+    /// Its permit under `max_connections`.
     pub(super) permit: Option<OwnedSemaphorePermit>,
-    /// A drain waits for it from here on.
+    /// Lets a drain wait for it.
     pub(super) tracked: TaskTrackerToken,
 }
 
@@ -45,7 +45,7 @@ impl Worker {
                 () = async { tokio::join!(self.serve(), running); stopped.cancelled().await } => {}
             }
         });
-        // A name lookup that hangs must not delay the end.
+        // A name lookup that hangs must not delay the exit.
         runtime.shutdown_background();
     }
 
@@ -70,7 +70,7 @@ impl Worker {
 
 async fn serve_tls<T>(socket: TcpStream, certificate: Arc<Certificate>, shield: Arc<Shield>, held: T) {
     let header_timeout = shield.settings.load().server.header_timeout;
-    // Boxed: the task of a connection is as large as its largest step.
+    // Boxed: the task of a connection is as large as its largest phase.
     match Box::pin(timeout(header_timeout, certificate.accept(socket))).await {
         Ok(Ok(socket)) => connection::serve(socket, shield, held).await,
         Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),

@@ -1,4 +1,4 @@
-//! Ends a connection whose client does not read what it is sent.
+//! Closes a connection whose client does not read its response.
 
 use std::{
     io::{self, IoSlice},
@@ -62,7 +62,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<I> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let flushed = Pin::new(&mut this.io).poll_flush(cx);
-        // TLS writes in its flush.
+        // TLS writes when it is flushed.
         this.check(flushed, cx)
     }
 

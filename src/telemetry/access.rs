@@ -1,4 +1,4 @@
-//! The access line: one per request, whatever became of it, without keys or content.
+//! The access line: one per request, without keys or content.
 
 use std::borrow::Cow;
 
@@ -14,7 +14,7 @@ const KEY: &str = "gsk_";
 
 /// Writes the access line. Costs one atomic load where the filter leaves it out.
 pub(super) fn write(record: &Record) {
-    // The macro would evaluate nothing either, but the reader need not know that.
+    // The macro would not evaluate anything either; this makes it explicit.
     if !tracing::enabled!(target: "groq_shield::access", tracing::Level::INFO) {
         return;
     }
@@ -52,7 +52,7 @@ pub(super) fn millis(time: std::time::Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// A text of someone else's, fit for a log: cut, no control characters (terminals obey them, JSON keeps some), without
+/// Makes untrusted text fit for a log: cut, without control characters, keys and organization ids.
 /// keys and organization ids.
 pub(super) fn clean(text: &str, longest: usize) -> Cow<'_, str> {
     let mut text = Cow::Borrowed(text);
@@ -68,7 +68,7 @@ pub(super) fn clean(text: &str, longest: usize) -> Cow<'_, str> {
     if text.contains(KEY) { without_keys(&text).into() } else { text }
 }
 
-/// Groq's keys become `gsk_***`, wherever a client or a proxy in between put one.
+/// Masks Groq's keys as `gsk_***`, wherever a client or proxy put one.
 fn without_keys(text: &str) -> String {
     let mut parts = text.split(KEY);
     let mut masked = parts.next().unwrap_or_default().to_owned();
@@ -79,7 +79,7 @@ fn without_keys(text: &str) -> String {
     masked
 }
 
-/// The trace id of a `traceparent`, where it is one.
+/// The trace id of a valid `traceparent`.
 pub(super) fn trace_id(traceparent: &str) -> Option<&str> {
     let mut parts = traceparent.split('-');
     let (_version, trace, _parent) = (parts.next()?, parts.next()?, parts.next()?);

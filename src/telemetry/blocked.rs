@@ -11,7 +11,7 @@ use std::{
 
 use super::access;
 
-/// Organizations and reasons that are kept: an unlisted key is an organization, so clients choose how many there are.
+/// Most organizations and reasons kept: an unlisted key is an organization, so clients choose how many there are.
 const MAX_ROWS: usize = 100;
 
 /// An organization that Groq has blocked.
@@ -31,7 +31,7 @@ type Rows = BTreeMap<(Arc<str>, String), Option<SystemTime>>;
 #[derive(Debug, Default)]
 pub(super) struct BlockedAccounts {
     rows: Mutex<Rows>,
-    /// Whether any organization is blocked: as long as none is, a success takes no lock.
+    /// Whether any organization is blocked: otherwise a success takes no lock.
     any: AtomicBool,
 }
 

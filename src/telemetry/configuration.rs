@@ -1,4 +1,4 @@
-//! The configuration in force, and the faults of the last one that was refused.
+//! The current configuration, and the faults of the last rejected one.
 
 use std::{
     path::{Path, PathBuf},
@@ -8,19 +8,19 @@ use std::{
 
 use super::Telemetry;
 
-/// Characters of a refused file's faults.
+/// Characters of a rejected file's faults.
 const FAULTS: usize = 4000;
 
 /// The configuration as operators see it.
 #[derive(Clone, Debug, Default)]
 pub struct Configuration {
-    /// The file in force; `None`: defaults, flags and environment alone.
+    /// Its file; `None`: defaults, flags and environment only.
     pub file: Option<PathBuf>,
     /// When it took effect.
     pub loaded: Option<SystemTime>,
-    /// How often one took effect, the start included.
+    /// How many configurations have taken effect, the first one included.
     pub loads: u64,
-    /// When and why the last one was refused; `None` once one took effect.
+    /// When and why the last one was rejected; `None` once another took effect.
     pub refused: Option<(SystemTime, String)>,
 }
 
@@ -32,7 +32,7 @@ impl Telemetry {
         *state = Configuration { file: file.map(Path::to_owned), loaded: Some(SystemTime::now()), loads, refused: None };
     }
 
-    /// A configuration has been refused; the old one stays in force. `faults` are shown as they are: without secrets.
+    /// A configuration has been rejected; the previous one stays in force. `faults` contain no secrets.
     pub fn reload_refused(&self, faults: &str) {
         let mut state = self.configuration.lock().unwrap_or_else(PoisonError::into_inner);
         state.refused = Some((SystemTime::now(), faults.chars().take(FAULTS).collect()));

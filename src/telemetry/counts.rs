@@ -1,4 +1,4 @@
-//! Counters without a lock that all cores share: each thread adds to a shard of its own; a scrape sums them.
+//! Counters without a lock shared by all cores: each thread adds to a shard of its own; a scrape sums them.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use foldhash::HashMap;
 
 use super::{ObservedRefusal, Outcome, Record, Source, histogram::Histogram};
 
-/// Models and apps that have labels of their own; clients choose these names, so the rest is [`OTHER`].
+/// Models and apps with labels of their own; clients choose these names, so the others are [`OTHER`].
 const MODELS: usize = 200;
 const APPS: usize = 100;
 /// Rows of `requests_total` per thread; beyond it, new combinations are counted under [`OTHER`].
@@ -28,14 +28,14 @@ pub(super) const OTHER: &str = "other";
 /// A name's number; 0 is [`OTHER`].
 type Id = u16;
 
-/// Names that the operator chose and the first ones that clients chose, numbered. Reading takes no lock.
+/// Interned names: the operator's, and the first ones that clients chose. Reading takes no lock.
 #[derive(Debug)]
 struct Names(ArcSwap<Numbered>);
 
 #[derive(Clone, Debug)]
 struct Numbered {
     ids: HashMap<Arc<str>, Id>,
-    /// How many more names clients may choose.
+    /// How many more client-chosen names are accepted.
     free: usize,
 }
 
@@ -113,7 +113,7 @@ struct Row {
 pub(super) struct ModelCounts {
     pub(super) wait: Histogram,
     pub(super) upstream: Histogram,
-    /// Observe mode: waits that would have been.
+    /// Observe mode: waits that would have happened.
     pub(super) observed_wait: Histogram,
     /// Answers that max completion tokens ended before they had any content.
     pub(super) truncated: u64,
@@ -163,7 +163,7 @@ pub(super) struct RequestLabels {
     pub(super) source: Source,
 }
 
-/// All shards in one, names resolved.
+/// The sum of all shards, with names.
 #[derive(Debug, Default)]
 pub(super) struct Sums {
     pub(super) requests: BTreeMap<RequestLabels, u64>,
@@ -230,7 +230,7 @@ impl Counts {
             cached: record.usage.cached,
             nano_usd: record.nano_usd,
         };
-        // As bounded as the rows of requests: apps and models that have names of their own, and the rest.
+        // As bounded as the rows of requests: apps and models with labels of their own, and the rest.
         if record.truncated {
             counts.truncated += 1;
             counts.truncated_at = Some(SystemTime::now());
@@ -243,13 +243,13 @@ impl Counts {
         self.shard().attempts[outcome as usize] += 1;
     }
 
-    /// Counts a wait that would have been.
+    /// Counts a wait that would have happened.
     pub(super) fn observed_wait(&self, model: &str, wait: Duration) {
         let model = self.models.id(model);
         self.shard().models.entry(model).or_default().observed_wait.observe(wait);
     }
 
-    /// Counts a refusal that would have been.
+    /// Counts a refusal that would have happened.
     pub(super) fn observed_refusal(&self, reason: ObservedRefusal) {
         self.shard().observed_refusals[reason as usize] += 1;
     }
@@ -273,17 +273,17 @@ impl Counts {
         if self.apps.known(app).is_some() { app } else { OTHER }
     }
 
-    /// Gives an app that the operator named a label of its own.
+    /// Gives an app of the configuration a label of its own.
     pub(super) fn name_app(&self, app: &str) {
         self.apps.reserve(app);
     }
 
-    /// Everything so far.
+    /// The counts since the start.
     pub(super) fn sums(&self) -> Sums {
         let mut sums = Sums::default();
         for shard in &self.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            // Listed under the lock: every number in this shard has its name by now.
+            // Names are listed under the shard's lock: by now every number in it has a name.
             let (models, apps) = (self.models.listed(), self.apps.listed());
             for (row, n) in &shard.requests {
                 let labels = RequestLabels {
@@ -315,11 +315,11 @@ impl Counts {
         sums
     }
 
-    /// This thread's shard: its lock is contended by a scrape only, or where threads outnumber shards.
+    /// This thread's shard: its lock is contended by scrapes only, or if there are more threads than shards.
     fn shard(&self) -> MutexGuard<'_, Shard> {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
         thread_local!(static THREAD: usize = THREADS.fetch_add(1, Ordering::Relaxed));
-        // A thread that is being torn down has no number any more.
+        // A thread that is being destroyed has no number any more.
         let thread = THREAD.try_with(|n| *n).unwrap_or(0);
         self.shards[thread % self.shards.len()].lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! Heads of responses that are opened before their outcome is known (`queue.stream_keepalive`): what they can say by then.
+//! Heads of responses that are opened before their outcome is known (`queue.stream_keepalive`).
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::Record;
 
-/// Shared by a request's record, which keeps it current, and by the head that may be sent at any moment.
+/// Shared by a request's record, which updates it, and by the head, which may be sent at any moment.
 #[derive(Debug)]
 pub struct EarlyHead {
     id: String,
@@ -37,7 +37,7 @@ pub struct EarlySnapshot {
     pub attempts: u32,
     /// `x-shield-fallback`, where another model than the named one is to serve the request.
     pub fallback: Option<String>,
-    /// `x-shield-fitted`: the max completion tokens that were asked for and the lower ones that are sent.
+    /// `x-shield-fitted`: the requested max completion tokens, and the lower ones that are sent.
     pub fitted: Option<(u64, u64)>,
 }
 

@@ -27,7 +27,7 @@ use crate::{
 /// Organizations with labels of their own: an unlisted key is one too, so clients choose how many there are.
 const ORGANIZATIONS: usize = 100;
 
-/// What is not counted but read when asked for.
+/// Values that are read at each scrape instead of counted.
 #[derive(Clone, Debug, Default)]
 pub struct Gauges {
     /// Every limiter that exists.
@@ -125,7 +125,7 @@ impl Families {
     fn new(telemetry: &Telemetry, gauges: Gauges) -> Self {
         let counts = &telemetry.counts;
         let config_valid = telemetry.configuration().refused.is_none();
-        // Labels first: a limiter's model gets its number here, so that the sums know it.
+        // Labels first: a limiter's model gets its number here, so that the sums include it.
         let label = |model: &str| counts.model_label(model).to_owned();
         let mut quotas = BTreeMap::new();
         let mut waiting = BTreeMap::new();
@@ -138,7 +138,7 @@ impl Families {
                 organizations.insert(&limiter.organization);
             }
             let organization = if organizations.contains(&limiter.organization) { &limiter.organization } else { OTHER };
-            // The usual tier is the absent label, as in the documentation.
+            // The default tier has no label, as documented.
             let tier = if &*limiter.tier == "on_demand" { "" } else { &limiter.tier };
             let counted = sums.models.entry(model.as_str().into()).or_default();
             for dimension in &limiter.dimensions {
@@ -176,7 +176,7 @@ impl Families {
                 *row = (*budget, *used);
             }
         }
-        // A combination's successes are there, at 0, as soon as anything of it is.
+        // A combination's successes are present, at 0, as soon as any of its counters is.
         let seen: BTreeSet<_> = sums.requests.keys().map(|row| (row.app.clone(), row.model.clone(), row.endpoint)).collect();
         for (app, model, endpoint) in seen {
             let row = RequestLabels { app, model, endpoint, status: 200, source: Source::Upstream };
@@ -202,7 +202,7 @@ impl Collector for Families {
         counter(
             to,
             "requests",
-            "Requests that have ended, by who made the answer (status 499: the client left before there was one)",
+            "Finished requests, by the source of the answer (status 499: the client disconnected before there was one)",
             self.sums.requests.iter().map(|(row, n)| {
                 let status = row.status.to_string();
                 let labels = [
@@ -216,12 +216,7 @@ impl Collector for Families {
             }),
         )?;
         let models = || self.sums.models.iter();
-        histogram(
-            to,
-            "wait_seconds",
-            "Time in the queue, all attempts of a request together",
-            models().map(|(m, c)| (m, &c.wait)),
-        )?;
+        histogram(to, "wait_seconds", "Time in the queue, over all attempts of a request", models().map(|(m, c)| (m, &c.wait)))?;
         histogram(
             to,
             "upstream_seconds",
@@ -231,7 +226,7 @@ impl Collector for Families {
         histogram(
             to,
             "observed_wait_seconds",
-            "Observe mode: time that requests would have waited, those that would have been refused apart",
+            "Observe mode: time that requests would have waited, without those that would have been refused",
             models().map(|(m, c)| (m, &c.observed_wait)),
         )?;
         counter(
@@ -243,19 +238,19 @@ impl Collector for Families {
         counter(
             to,
             "attempts",
-            "Sends to Groq, by how they ended",
+            "Attempts at Groq, by outcome",
             Outcome::ALL.map(|outcome| ([("outcome", outcome.as_str())], self.sums.attempts[outcome as usize])),
         )?;
         counter(
             to,
             "upstream_refusals",
-            "Refusals of Groq's (429), by the dimension that they name",
+            "Groq's refusals (429), by the dimension that they name",
             models().flat_map(|(m, c)| c.refusals.iter().map(move |(d, n)| ([("model", &**m), ("dimension", d)], *n))),
         )?;
         counter(
             to,
             "tokens",
-            "Tokens that answers say they used; cached ones are prompt tokens too",
+            "Tokens by the usage that answers state; cached ones are included in prompt",
             self.sums.apps.iter().flat_map(|((app, model), used)| {
                 [("prompt", used.prompt), ("completion", used.completion), ("cached", used.cached)]
                     .map(|(kind, n)| ([("app", &**app), ("model", &**model), ("kind", kind)], n))
@@ -271,7 +266,7 @@ impl Collector for Families {
         counter(
             to,
             "cost_usd",
-            "What requests have cost by the prices of [price]",
+            "Cost of requests by the prices of [price]",
             priced.map(|((app, model), used)| ([("app", &**app), ("model", &**model)], used.nano_usd as f64 / 1e9)),
         )?;
         let in_unit = |budget: Budget, amount: u64| match budget.unit {
@@ -284,7 +279,7 @@ impl Collector for Families {
                 .map(move |((app, key), row)| ([("app", app.as_str()), ("budget", key.as_str())], in_unit(row.0, amount(row))))
         };
         gauge(to, "app_budget", "A budget of an app, in its unit: requests, tokens or USD", budgets(|row| row.0.limit))?;
-        gauge(to, "app_budget_used", "How much of the budget is used in the running UTC day or month", budgets(|row| row.1))?;
+        gauge(to, "app_budget_used", "What is used of the budget in the current UTC day or month", budgets(|row| row.1))?;
         counter(
             to,
             "fallbacks",
@@ -296,11 +291,11 @@ impl Collector for Families {
         let quotas =
             |value: fn(&Quota) -> f64| self.quotas.iter().map(move |(labels, quota)| (limiter_labels(labels), value(quota)));
         gauge(to, "limit", "The limit of a dimension: requests, tokens or seconds of audio", quotas(|quota| quota.limit as f64))?;
-        gauge(to, "remaining", "What is left of the limit now; below zero in debt", quotas(|quota| quota.remaining))?;
+        gauge(to, "remaining", "Remaining units of the limit; negative in debt", quotas(|quota| quota.remaining))?;
         gauge(
             to,
             "exhaustion_seconds",
-            "Time until the dimension is exhausted at the present rate of use; infinite where it is not heading there",
+            "Time until the limit is exhausted at the current rate of use; infinite if it will not be",
             quotas(|quota| quota.exhausted_in),
         )?;
         gauge(
@@ -312,20 +307,20 @@ impl Collector for Families {
         gauge(
             to,
             "breaker_open",
-            "1 while Groq is not asked for this model because it failed too often",
+            "1 while the model's breaker is open or probing",
             self.breakers.iter().map(|(model, open)| ([("model", model.as_str())], u64::from(*open))),
         )?;
         gauge(
             to,
             "account_blocked",
-            "1 from the first answer by which Groq blocks the organization until its next success",
+            "1 while Groq blocks or restricts the organization, until its next success",
             self.blocked.iter().map(|(organization, reason, blocked)| {
                 ([("organization", organization.as_str()), ("reason", reason.as_str())], u64::from(*blocked))
             }),
         )?;
         for (name, help, n) in [
             ("store_degraded", "1 while the shared store is out of reach", u64::from(self.gauges.store_degraded)),
-            ("config_valid", "0 after a reload that was refused", self.config_valid.into()),
+            ("config_valid", "0 if the last reload was rejected", self.config_valid.into()),
             ("connections", "Open connections of apps", self.gauges.connections as u64),
         ] {
             ConstGauge::new(n).encode(to.encode_descriptor(name, help, None, MetricType::Gauge)?)?;

@@ -1,15 +1,15 @@
-//! Histograms of durations: counts over fixed bounds, from which quantiles are read.
+//! Histograms of durations: counts between fixed bounds, from which quantiles are estimated.
 
 use std::time::Duration;
 
-/// Upper bounds, seconds: from "not held up at all" to the longest that clients wait.
+/// Upper bounds, seconds: from no wait to the longest that clients accept.
 pub(super) const BOUNDS: [f64; 18] =
     [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 300.0];
 
-/// How many times fell between two bounds, and their sum.
+/// How many durations fell between two bounds, and their sum.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Histogram {
-    /// One for each bound, and one for what is above them all.
+    /// One for each bound, and one above all of them.
     counts: [u64; BOUNDS.len() + 1],
     /// Seconds.
     sum: f64,
@@ -52,7 +52,7 @@ impl Histogram {
         BOUNDS.into_iter().chain([f64::INFINITY]).zip(self.counts).collect()
     }
 
-    /// The time under which the share `q` of all lies, seconds, linear between bounds; `None` where there is nothing.
+    /// The quantile `q`, seconds, interpolated linearly between bounds; `None` without durations.
     pub(super) fn quantile(&self, q: f64) -> Option<f64> {
         let count = self.count();
         if count == 0 {

@@ -8,7 +8,7 @@ use tracing_subscriber::{
 
 use crate::config::{Log, LogFormat};
 
-/// The running log. Dropping it sends what is still to be exported.
+/// The running log. Dropping it exports the remaining spans.
 #[must_use = "dropping it ends the export of spans"]
 #[derive(Debug)]
 pub struct Handle {
@@ -58,7 +58,7 @@ pub fn filter(level: &str) -> Result<EnvFilter, String> {
 }
 
 impl Handle {
-    /// Puts another `log.level` in force.
+    /// Replaces `log.level`.
     ///
     /// # Errors
     ///
@@ -68,7 +68,7 @@ impl Handle {
     }
 }
 
-/// How an event becomes a line. Both formats quote what clients chose.
+/// Formats events. Both formats quote client-chosen text.
 pub(super) fn lines<S, W>(json: bool, coloured: bool, to: W) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: tracing::Subscriber + for<'a> LookupSpan<'a>,

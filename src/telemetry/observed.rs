@@ -1,4 +1,4 @@
-//! What observe mode counts: what would have become of requests if the limits were enforced.
+//! The counts of observe mode: what would have happened to requests if the limits were enforced.
 
 use super::counts::Sums;
 

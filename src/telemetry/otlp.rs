@@ -1,4 +1,4 @@
-//! Spans over OTLP: one server span per finished request, child of the client's own where it sent one, over
+//! Spans over OTLP: one server span per finished request, a child of the client's own span if it sent one, exported over
 //! OTLP/HTTP in the background.
 
 use std::{
@@ -22,10 +22,10 @@ use super::{Record, Source, access};
 
 /// Where spans go; unset where none are exported.
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
-/// The exit waits no longer than this on a collector.
+/// Longest wait for the collector at exit.
 const LAST_SPANS: Duration = Duration::from_secs(3);
 
-/// The running export. Dropping it sends what is left.
+/// The running export. Dropping it sends the remaining spans.
 #[derive(Debug)]
 pub(super) struct Export(SdkTracerProvider);
 

@@ -1,4 +1,4 @@
-//! The last requests, for `/requests`: who asked for which model, how long it waited and for what, what it used. No content.
+//! The last requests, for `/requests`: app, model, wait and its reason, usage. No content.
 
 use std::{
     borrow::Cow,
@@ -46,7 +46,8 @@ pub struct RecentRequest {
     /// Observe mode: how long it would have waited, seconds.
     #[serde(default)]
     pub observed_wait_s: Option<f64>,
-    /// Observe mode: why it would have been refused: `queue_full`, `too_large`, `max_wait`, `app_cap`, `app_budget`, `breaker_open`.
+    /// Observe mode: why it would have been refused: `queue_full`, `too_large`, `max_wait`, `app_cap`, `app_budget`,
+    /// `breaker_open`.
     #[serde(default)]
     pub observed_refusal: Option<Cow<'static, str>>,
     /// Attempts at Groq.
@@ -68,7 +69,7 @@ pub struct RecentRequest {
     pub truncated: bool,
 }
 
-/// The last [`KEPT`] requests, with their texts as they came: they are cleaned when somebody reads them.
+/// The last [`KEPT`] requests, with raw texts: they are cleaned when they are read.
 #[derive(Debug, Default)]
 pub(super) struct Recent(Mutex<VecDeque<RecentRequest>>);
 
@@ -118,7 +119,7 @@ impl RecentRequest {
         }
     }
 
-    /// Fit to be shown: texts that others chose are cut, and have no control characters, keys or organization ids.
+    /// Cleans client-chosen text: cut, without control characters, keys or organization ids.
     fn cleaned(mut self) -> Self {
         let names = [&mut self.id, &mut self.app, &mut self.model];
         for name in names.into_iter().chain(&mut self.fallback_from).chain(&mut self.waited_for) {
@@ -146,7 +147,7 @@ mod tests {
     use crate::telemetry::Telemetry;
 
     #[tokio::test(start_paused = true)]
-    async fn the_last_hundred_are_kept_newest_first() {
+    async fn the_last_hundred_requests_are_kept_newest_first() {
         let telemetry = Arc::<Telemetry>::default();
         for n in 0..KEPT + 5 {
             let mut record = Record::new(&telemetry, "/openai/v1/chat/completions", Instant::now());
@@ -163,7 +164,7 @@ mod tests {
         assert_eq!((*status, *wait_s, waited_for.as_deref(), *reserved), (200, 1.5, Some("TPM"), Some(70)));
     }
 
-    /// A client can choose names and cause errors; nothing of it may be a secret or a control character.
+    /// Clients can choose names and cause errors; neither may show secrets or control characters.
     #[tokio::test(start_paused = true)]
     async fn names_and_errors_are_cleaned() {
         let telemetry = Arc::<Telemetry>::default();

@@ -13,10 +13,10 @@ use crate::{
     groq::Usage,
 };
 
-/// Who made the answer.
+/// The source of an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Source {
-    /// The client left or spoke nonsense.
+    /// The client: it disconnected or sent an invalid request.
     Client,
     /// The shield.
     Shield,
@@ -44,7 +44,7 @@ pub enum Outcome {
     Refused,
     /// A failure status.
     Failed,
-    /// No answer: connection failures, time limits.
+    /// No answer: a connection failure or timeout.
     Broken,
 }
 
@@ -61,7 +61,7 @@ impl Outcome {
     }
 }
 
-/// One request's life, filled in on its way; dropping it writes the access line and counts it, whoever drops it.
+/// The record of one request. Dropping it writes the access line and counts the request.
 #[derive(Debug)]
 pub struct Record {
     telemetry: Arc<Telemetry>,
@@ -79,23 +79,23 @@ pub struct Record {
     pub model: Arc<str>,
     /// Its class.
     pub class: Class,
-    /// `traceparent`, as it came.
+    /// The request's `traceparent`, unchanged.
     pub traceparent: Option<String>,
     /// Time in the queue, all attempts together.
     pub wait: Duration,
-    /// Since when it waits; `None`: it does not, or that is in `wait` already.
+    /// When the current wait began; `None` outside of waits.
     pub(super) waiting: Option<Instant>,
-    /// The dimension code that made it wait.
+    /// The code of the dimension that made it wait.
     pub bound: Option<String>,
     /// Tokens (audio: seconds) reserved under the limits.
     pub reserved: Option<u64>,
-    /// Sends.
+    /// Attempts.
     pub attempts: u32,
-    /// The status sent; 0: the client left before there was one.
+    /// The status sent; 0: the client disconnected before there was one.
     pub status: u16,
     /// Who made the answer.
     pub source: Source,
-    /// What the upstream says it used.
+    /// The usage that the upstream states.
     pub usage: Usage,
     /// Whether max completion tokens ended the answer before it had any content.
     pub truncated: bool,
@@ -103,13 +103,13 @@ pub struct Record {
     pub upstream_id: Option<String>,
     /// From the last send to the answer's head.
     pub time_to_head: Option<Duration>,
-    /// What it has cost, billionths of a USD; 0 without a price for its model.
+    /// Its cost, billionths of a USD; 0 without a price for its model.
     pub nano_usd: u64,
-    /// What the log says of a failure (the client reads less).
+    /// The log's text about a failure (the client reads less).
     pub error: Option<String>,
     /// Which model the request named, and why another one (`model`) serves it.
     pub fallback: Option<(Arc<str>, FallbackReason)>,
-    /// The max completion tokens that the request came with and the lower ones that it is sent with.
+    /// The max completion tokens that the request came with, and the lower ones that it is sent with.
     pub fitted: Option<(u64, u64)>,
     /// Observe mode: how long it would have waited, by the limiter's forecast.
     pub observed_wait: Option<Duration>,
@@ -162,7 +162,7 @@ impl Record {
         }
     }
 
-    /// It waits from now on.
+    /// A wait begins.
     pub fn waits_from(&mut self, now: Instant) {
         self.waiting = Some(now);
         self.update_early();
@@ -180,14 +180,14 @@ impl Record {
         self.update_early();
     }
 
-    /// It has waited for so long, and goes.
+    /// A wait ends because the request is sent.
     pub fn waited(&mut self, wait: Duration) {
         self.wait += wait;
         self.waiting = None;
         self.update_early();
     }
 
-    /// It waits no longer, whatever came of it.
+    /// A wait ends, whatever the reason.
     pub fn stop_waiting(&mut self) {
         if let Some(since) = self.waiting {
             self.waited(since.elapsed());
@@ -222,14 +222,14 @@ impl Record {
         self.update_early();
     }
 
-    /// No other model could serve it.
+    /// No other model could serve it: the request's own model is recorded again.
     pub fn stays(&mut self, model: &Arc<str>) {
         self.fallback = None;
         self.model = model.clone();
         self.update_early();
     }
 
-    /// The status for logs and labels: 499 (documented: the client closed the request) where none was sent.
+    /// The status for logs and labels: 499 (documented: the client closed the request) if none was sent.
     pub(super) fn status(&self) -> u16 {
         if self.status == 0 { 499 } else { self.status }
     }

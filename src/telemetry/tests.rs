@@ -65,7 +65,7 @@ fn record(telemetry: &Arc<Telemetry>) -> Record {
     record
 }
 
-/// The exposition as samples, checked on the way: every sample belongs to the family described last, none is there twice.
+/// Parses the exposition into samples, and checks that each belongs to the family described last and occurs once.
 fn samples(page: &str) -> BTreeMap<String, f64> {
     let mut family = String::new();
     let mut families = BTreeSet::new();
@@ -182,7 +182,7 @@ fn names_that_clients_choose_are_bounded_and_cannot_break_the_page() {
     assert_eq!(values("app"), 101);
     assert_eq!(samples.keys().filter(|sample| sample.starts_with("groq_shield_breaker_open")).count(), 201);
     assert_eq!(values("organization"), 101);
-    // Limiters without labels of their own are shown as the emptiest of them.
+    // Limiters that share labels are shown as the emptiest of them.
     assert_eq!(samples[r#"groq_shield_remaining{organization="other",model="other",dimension="TPM"}"#], 200.0);
 }
 
@@ -245,7 +245,7 @@ fn the_trend_holds_what_happened_between_two_readings() {
     assert_eq!(trend.slices(&telemetry).len(), 181);
 }
 
-/// Everything that is logged while `work` runs, in JSON or text.
+/// Everything logged while `work` runs, in JSON or text.
 fn logged(json: bool, work: impl FnOnce()) -> String {
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
@@ -257,8 +257,8 @@ fn logged(json: bool, work: impl FnOnce()) -> String {
             Ok(())
         }
     }
-    // While there is one subscriber only, tracing takes the word of whichever thread comes to a line first on whether anybody
-    // listens, for all threads. With a second one it asks all that there are.
+    // With a single subscriber, tracing caches for all threads whether the first thread to reach a call site had one. With a
+    // second subscriber it asks each of them.
     static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
     LazyLock::force(&SECOND);
     let lines = Lines::default();

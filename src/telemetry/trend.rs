@@ -1,4 +1,4 @@
-//! The last minutes for the page: a ring of slices, each the difference of two readings of the counters.
+//! The history of the last minutes for the page: a ring of slices, each the difference of two readings of the counters.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -25,7 +25,7 @@ pub struct Slice {
     pub requests: u64,
     /// Those with a status of 500 and more.
     pub failed: u64,
-    /// Those that the shield refused for want of room (413, 429, 503).
+    /// Those that the shield refused for lack of room (413, 429, 503).
     pub refused_by_shield: u64,
     /// Attempts that Groq refused.
     pub refused_by_groq: u64,
@@ -48,7 +48,7 @@ impl Trend {
     /// The length of a slice: [`Trend::advance`] is to be called this often.
     pub const SLICE: Duration = Duration::from_secs(5);
 
-    /// Ends the running slice.
+    /// Ends the current slice.
     pub fn advance(&mut self, telemetry: &Telemetry) {
         let now = telemetry.reading();
         if self.slices.len() == SLICES {
@@ -58,7 +58,7 @@ impl Trend {
         self.last = now;
     }
 
-    /// The finished slices, oldest first, and the running one.
+    /// The finished slices, oldest first, and the current one.
     pub fn slices(&self, telemetry: &Telemetry) -> Vec<Slice> {
         self.slices.iter().copied().chain([telemetry.reading().since(&self.last)]).collect()
     }

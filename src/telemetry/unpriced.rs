@@ -1,4 +1,4 @@
-//! Apps with a budget in USD that use models without a price: what they use is not held against that budget.
+//! Apps with a budget in USD that use models without a price, whose usage does not count towards that budget.
 
 use std::{
     collections::BTreeSet,
@@ -7,7 +7,7 @@ use std::{
 
 use super::{Telemetry, access};
 
-/// Pairs of app and model that are kept: clients choose both names.
+/// Most pairs of app and model that are kept: clients choose both names.
 const KEPT: usize = 200;
 
 /// The pairs of app and model that were seen.
@@ -15,7 +15,7 @@ const KEPT: usize = 200;
 pub(super) struct Unpriced(Mutex<BTreeSet<(Arc<str>, Arc<str>)>>);
 
 impl Telemetry {
-    /// `app`, which has a budget in USD, uses `model`, which has no price. Logged once for each pair.
+    /// Records that `app`, which has a budget in USD, uses `model`, which has no price. Logged once for each pair.
     pub fn unpriced(&self, app: &Arc<str>, model: &Arc<str>) {
         let mut seen = self.unpriced.0.lock().unwrap_or_else(PoisonError::into_inner);
         let pair = (app.clone(), model.clone());
@@ -26,7 +26,7 @@ impl Telemetry {
         }
     }
 
-    /// The models without a price that `app` has used, which has a budget in USD.
+    /// The models without a price that `app` has used although it has a budget in USD.
     pub fn unpriced_of(&self, app: &str) -> Vec<Arc<str>> {
         let seen = self.unpriced.0.lock().unwrap_or_else(PoisonError::into_inner);
         seen.iter().filter(|(user, _)| &**user == app).map(|(_, model)| model.clone()).collect()

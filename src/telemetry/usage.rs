@@ -31,8 +31,8 @@ pub struct Fallback {
 }
 
 impl Telemetry {
-    /// What each app (or `other`, beyond the bound of names) has used of each model since the start. Requests without a model are
-    /// under the empty name.
+    /// The usage of each app (or `other`, beyond the bound of names) by model since the start. Requests without a model are under
+    /// the empty name.
     pub fn usage(&self) -> BTreeMap<(Arc<str>, Arc<str>), AppUsage> {
         let sums = self.counts.sums();
         let mut usage: BTreeMap<_, AppUsage> = BTreeMap::new();

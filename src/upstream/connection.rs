@@ -1,4 +1,4 @@
-//! A connection to the upstream as one request sees it, whatever its protocol.
+//! A connection to the upstream, independent of its protocol.
 
 use std::task::{Context, Poll};
 
@@ -34,7 +34,7 @@ impl Connection {
             Self::Http1(connection) => connection.exchange(request.to_http1(origin), deadline).await?,
             Self::Http2(stream) => stream.exchange(request.to_http2(origin), deadline).await?,
         };
-        // 101 was not asked for. The classes of statuses end at 599 (RFC 9110 §15), and hyper reads numbers up to 999.
+        // 101 was not requested. Status classes end at 599 (RFC 9110 §15), but hyper accepts numbers up to 999.
         match response.status().as_u16() {
             200..600 => Ok(response),
             _ => Err(Unanswered::Failed(ExchangeError::NOT_HTTP)),
@@ -53,7 +53,7 @@ impl Connection {
         }
     }
 
-    /// Whether it was open before this request, so that the peer may have closed it meanwhile.
+    /// Whether it was open before this request, so that the peer may have closed it.
     pub(super) fn was_open(&self) -> bool {
         match self {
             Self::Http1(connection) => connection.was_idle,

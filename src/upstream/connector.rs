@@ -1,4 +1,4 @@
-//! New connections to the upstream: name, TCP, the tunnel of an HTTP proxy and TLS, within one time limit.
+//! New connections to the upstream: name lookup, TCP, an HTTP proxy's tunnel and TLS, within one timeout.
 
 use std::{
     io,
@@ -25,26 +25,26 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use super::ExchangeError;
 use crate::config;
 
-/// A connection's bytes.
+/// A connection's byte stream.
 pub enum Io {
-    /// To a plain upstream.
+    /// Plain TCP.
     Tcp(TcpStream),
-    /// To Groq.
+    /// TLS.
     Tls(Box<TlsStream<TcpStream>>),
-    /// To Groq, through an HTTP proxy's tunnel.
+    /// TLS through an HTTP proxy's tunnel.
     Tunnel(Box<TlsStream<TokioIo<Upgraded>>>),
-    /// Within this process: tests.
+    /// In memory: tests.
     Memory(DuplexStream),
-    /// Of any kind, as if TLS had negotiated its protocol: simulated networks.
+    /// Any stream, with the protocol that TLS would have negotiated: simulated networks.
     Simulated {
-        /// Its bytes.
+        /// The byte stream.
         stream: Box<dyn Stream>,
         /// Whether it speaks HTTP/2.
         http2: bool,
     },
 }
 
-/// What carries bytes both ways.
+/// An asynchronous byte stream.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
@@ -79,7 +79,7 @@ enum Route {
     Made(Connect),
 }
 
-/// Makes a connection, in its own time.
+/// Makes a connection; `connect_timeout` does not apply.
 pub(super) type Connect = Box<dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<Io>> + Send>> + Send + Sync>;
 
 impl Connector {
@@ -95,7 +95,7 @@ impl Connector {
         };
         let port = url.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
         let route = Route::Net { host, port, tls, proxy };
-        // In clear text nothing says whether the peer speaks HTTP/2.
+        // Without TLS there is no negotiation of HTTP/2.
         Ok(Self { route, timeout: settings.connect_timeout, http2: is_tls && settings.http2 })
     }
 
@@ -192,7 +192,7 @@ fn tls_config(settings: &config::Upstream) -> io::Result<ClientConfig> {
     Ok(config)
 }
 
-/// Words for a person, without addresses.
+/// The error for people, without addresses.
 fn unreachable(error: &io::Error) -> ExchangeError {
     ExchangeError::Unreachable(match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".into(),
@@ -206,7 +206,7 @@ fn unreachable(error: &io::Error) -> ExchangeError {
 fn handshake(error: &io::Error) -> ExchangeError {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(error) => ExchangeError::Tls(error.to_string()),
-        // Nobody's certificate is at fault: another attempt may go through.
+        // Not caused by a certificate: another attempt may succeed.
         None => ExchangeError::Unreachable("the TLS handshake was cut off".into()),
     }
 }

@@ -33,8 +33,8 @@ pub(super) struct Connection {
     may_be_reused: bool,
 }
 
-/// Nothing but the driver makes progress for its sender and its body, and the same task polls it right before them: with that
-/// task's waker, every response and every frame would schedule the task once more.
+/// The driver makes all progress for its sender and its body, and the same task polls it right before them: with that task's
+/// waker, every response and frame would wake the task once more.
 fn noop() -> Context<'static> {
     Context::from_waker(Waker::noop())
 }
@@ -75,7 +75,7 @@ impl Connection {
         });
         let response = outcome.await?;
         let headers = response.headers();
-        // Something between us and the upstream could see another end of the body.
+        // An intermediary could see another end of the body.
         self.may_be_reused = !(headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH));
         Ok(response)
     }
@@ -91,7 +91,7 @@ impl Connection {
             drive(&mut self.driver, cx);
             frame = Pin::new(body).poll_frame(&mut noop());
         }
-        // What follows the head of a response is not judged again: whatever is wrong with it cut the response.
+        // After the head of a response, every error means that the response was truncated.
         frame.map(|frame| frame.map(|frame| frame.map_err(|_| ExchangeError::Closed)))
     }
 
@@ -102,7 +102,7 @@ impl Connection {
     }
 }
 
-/// Polls the connection. Its error, if it ends by one, is reported to whoever waits for the response or its body.
+/// Polls the connection. If it ends with an error, the response or its body reports that.
 fn drive(driver: &mut Option<http1::Connection<IgnoreWriteErrors, RequestBody>>, cx: &mut Context<'_>) {
     if let Some(connection) = driver
         && Pin::new(connection).poll(cx).is_ready()

@@ -24,25 +24,25 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{ExchangeError, MAX_HEAD, Unanswered, connector::Io, request::RequestBody, timer::LazyTimer};
 
-/// Streams on a connection at most, whatever the peer allows: with [`STREAM_WINDOW`] it bounds what the peer may send unread.
+/// Most streams on a connection, whatever the peer allows: with [`STREAM_WINDOW`] it bounds the unread data of a peer.
 const MAX_STREAMS: usize = 256;
-/// Streams that a peer is assumed to allow until its settings have arrived: what RFC 9113 recommends at least. Where it allows
-/// less, the rest of a first burst waits in hyper's queue, or is refused and goes elsewhere.
+/// Streams that a peer is assumed to allow until its settings have arrived: RFC 9113's recommended minimum. If it allows fewer,
+/// the rest of a first burst waits in hyper's queue, or is refused and moves to another connection.
 pub(super) const ASSUMED_STREAMS: usize = 100;
-/// Bytes of a response that the peer may send unread. More would be faster over long distances (128 KiB is 2.5 MB/s at
-/// 50 ms), but is memory that an app which does not read its response can occupy.
+/// Unread bytes of a response that the peer may send. More would be faster over long distances (128 KiB is 2.5 MB/s at 50 ms),
+/// but is memory that an app can occupy by not reading.
 const STREAM_WINDOW: u32 = 128 << 10;
-/// As large as all streams' windows together: apps that do not read must not block the others' responses.
+/// As large as the windows of all streams: apps that do not read must not block others.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS as u32;
-/// How long nothing may arrive before the peer is asked whether it is there. With [`PING_TIMEOUT`] a dead peer is noticed
-/// well within a client's usual timeout of a minute, and one that is there is bothered four times a minute at most.
+/// Time without data before a ping. With [`PING_TIMEOUT`] a dead peer is noticed well within a client's usual timeout of a
+/// minute, at the cost of at most four pings a minute.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
-/// How long the peer may take to answer that.
+/// Time for the answer to a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Driver = http2::Connection<TokioIo<Io>, RequestBody, TokioExecutor>;
 
-/// hyper's connection, which a task of its own polls. It alone knows how many streams the peer allows.
+/// hyper's connection, which a task of its own polls. Only hyper knows how many streams the peer allows.
 enum State {
     Open(Driver),
     /// It accepts no more requests.
@@ -58,7 +58,7 @@ pub(super) struct Connection {
     pub(super) opened_at: Instant,
 }
 
-/// A place for one request on a connection, until its response has been read.
+/// A slot for one request on a connection, until its response has been read.
 pub(super) struct Stream {
     connection: Arc<Connection>,
     pub(super) timer: LazyTimer,
@@ -84,14 +84,14 @@ impl Connection {
         Ok(Arc::new(Self { sender, driver, streams: AtomicUsize::new(0), opened_at: Instant::now() }))
     }
 
-    /// A place for one more request, if the peer allows it: hyper would queue more without knowing whether they were sent.
+    /// A slot for one more request, if the peer allows it: hyper would queue more without reporting whether they were sent.
     pub(super) fn open_stream(self: &Arc<Self>) -> Option<Stream> {
         let max = self.max_streams();
         let taken = self.streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| (open < max).then_some(open + 1));
         taken.is_ok().then(|| Stream { connection: self.clone(), timer: LazyTimer::default() })
     }
 
-    /// How many requests the connection can carry at once. A peer that allows none for now allows one soon.
+    /// How many requests the connection can carry at once. A peer that allows none now will allow some soon.
     pub(super) fn max_streams(&self) -> usize {
         match &*lock(&self.driver) {
             State::Open(driver) => driver.current_max_send_streams().clamp(1, MAX_STREAMS),
@@ -140,7 +140,7 @@ impl Stream {
     ) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
         Poll::Ready(match ready!(Pin::new(&mut *body).poll_frame(cx)) {
             Some(frame) => Some(frame.map_err(|_| ExchangeError::Closed)),
-            // hyper takes a reset with NO_ERROR for the end, wherever it comes.
+            // hyper takes a reset with NO_ERROR for the end of the stream, even within a body.
             None if !body.is_end_stream() => Some(Err(ExchangeError::Closed)),
             None => None,
         })
@@ -153,13 +153,13 @@ impl Drop for Stream {
     }
 }
 
-/// Polls a connection until it accepts no more requests. What hyper has spawned for it carries on the open streams.
+/// Polls a connection until it accepts no more requests. hyper's own tasks continue the open streams.
 async fn drive(driver: Arc<Mutex<State>>) {
     poll_fn(|cx| {
         let mut state = lock(&driver);
         let State::Open(connection) = &mut *state else { return Poll::Ready(()) };
         let ended = ready!(Pin::new(connection).poll(cx));
-        // Drops the connection, which returns the requests that it has not sent.
+        // Dropping the connection returns the requests that it has not sent.
         *state = State::Ended(ended.map_or_else(|error| failure(&error), |()| ExchangeError::Closed));
         Poll::Ready(())
     })
@@ -170,7 +170,7 @@ fn lock(driver: &Mutex<State>) -> MutexGuard<'_, State> {
     driver.lock().expect("no panic while the lock is held")
 }
 
-/// What an error before the head of the response means for the request.
+/// What an error before the response head means for the request.
 fn classify(error: &hyper::Error) -> Unanswered {
     let is_unprocessed = cause(error).is_some_and(|cause| {
         let refused = cause.is_reset() && cause.reason() == Some(h2::Reason::REFUSED_STREAM);

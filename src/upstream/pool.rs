@@ -18,18 +18,18 @@ use super::{
     shared::{Next, Shared},
 };
 
-/// Idle HTTP/1.1 connections of a thread at most.
+/// Most idle HTTP/1.1 connections of a thread.
 const MAX_IDLE: usize = 1024;
-/// More threads than that share stacks.
+/// Beyond this number, threads share stacks.
 const STACKS: usize = 16;
-/// How often a request waits for a shared connection, on which others may take its place.
+/// How often a request waits for a shared connection, whose slots others may take first.
 const MAX_ROUNDS: usize = 8;
 
 /// Makes connections, and keeps the idle and the shared ones.
 pub(super) struct Pool {
     connector: Connector,
-    /// HTTP/1.1 connections without a request, the last one used at the end, by the thread that used them. Every worker thread
-    /// has a reactor of its own: a connection used by another thread than the one that made it wakes both for every read.
+    /// Idle HTTP/1.1 connections, the most recently used one last, by the thread that used them. Every worker thread has a
+    /// reactor of its own: a connection used on another thread than the one that made it would wake both for every read.
     idle: [Mutex<Vec<Idle>>; STACKS],
     /// HTTP/2 connections.
     shared: Mutex<Shared>,
@@ -41,7 +41,7 @@ struct Idle {
     since: Instant,
 }
 
-/// A connection attempt whose task may panic or be dropped with its runtime: those who wait for it must not wait for ever.
+/// A connection attempt whose task may panic or be dropped with its runtime: waiting requests must not hang then.
 struct Unfinished {
     pool: Arc<Pool>,
     attempt: u64,
@@ -96,7 +96,7 @@ impl Pool {
         Err(ExchangeError::Unreachable("other requests took every new connection".into()))
     }
 
-    /// An idle connection or one that is made by the request itself, so that it ends with the request.
+    /// An idle connection, or a new one that the request makes itself, so that it ends with the request.
     async fn acquire_http1(self: &Arc<Self>) -> Result<Connection, ExchangeError> {
         while let Some(mut connection) = self.pop_idle() {
             if connection.is_usable() {
@@ -104,7 +104,7 @@ impl Pool {
                 return Ok(Connection::Http1(connection));
             }
         }
-        // Boxed: rarely needed, and every request would have room for it.
+        // Boxed: rarely needed, and every request would reserve space for it.
         let io = Box::pin(self.connector.connect()).await?;
         if io.is_http2() {
             let connection = self.http2(io).await?;
@@ -114,7 +114,7 @@ impl Pool {
         Ok(Connection::Http1(http1::Connection::new(io).await?))
     }
 
-    /// Makes a connection that requests wait for. In a task: none of them may take it along when it is dropped.
+    /// Makes a connection that several requests wait for, in a task: a cancelled request must not cancel it.
     fn spawn_connect(self: &Arc<Self>, attempt: u64) {
         let unfinished = Unfinished { pool: self.clone(), attempt };
         tokio::spawn(async move {
@@ -149,7 +149,7 @@ impl Pool {
         }
     }
 
-    /// Closes connections that have been idle for too long, or were closed by the other side.
+    /// Closes connections that have been idle for too long, or that the peer has closed.
     pub(super) fn reap(&self) {
         let now = Instant::now();
         for idle in &self.idle {

@@ -1,4 +1,4 @@
-//! The request to the upstream, which every attempt sends anew.
+//! The request to the upstream, which every attempt sends again.
 
 use std::{
     convert::Infallible,
@@ -14,13 +14,13 @@ use http::{
 };
 use http_body::{Body, Frame, SizeHint};
 
-/// A body of more bytes accounts for most of the buffer that it arrived in, so that a copy would free little.
+/// A larger body accounts for most of its buffer, so that a copy would free little.
 const MAX_COMPACTED_BODY: usize = 64 << 10;
-/// Bytes of a frame of a body. hyper copies what it cannot write at once into a buffer that never shrinks: sent as one
-/// frame, a body of 20 MB would occupy as much for as long as its connection lives.
+/// Bytes per frame of a body. hyper copies what it cannot write at once into a buffer that never shrinks: as one frame, a body of
+/// 20 MB would occupy as much for as long as its connection lives.
 const MAX_FRAME: usize = 64 << 10;
 
-/// What the requests to one upstream have in common.
+/// What all requests to one upstream have in common.
 #[derive(Debug)]
 pub(super) struct Origin {
     pub(super) scheme: Scheme,
@@ -31,7 +31,7 @@ pub(super) struct Origin {
     pub(super) forward_proxy: Option<ForwardProxy>,
 }
 
-/// An HTTP proxy before a plain upstream.
+/// An HTTP proxy in front of a plain upstream.
 #[derive(Debug)]
 pub(super) struct ForwardProxy {
     pub(super) authorization: Option<HeaderValue>,
@@ -45,7 +45,7 @@ pub struct UpstreamRequest {
     body: Bytes,
 }
 
-/// Without its headers, one of which is a key.
+/// Without headers, one of which is a key.
 impl fmt::Debug for UpstreamRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("UpstreamRequest").field("method", &self.method).field("path", &self.path).finish_non_exhaustive()
@@ -77,8 +77,8 @@ impl UpstreamRequest {
         self.body = change(&self.body);
     }
 
-    /// Copies headers, path and a small body out of the connection's read buffer, of which they keep 8 KB or more alive, into
-    /// memory of just their size: a request may wait in the queue for a minute.
+    /// Copies headers, path and a small body out of the connection's read buffer, of which they keep 8 KB or more alive: a
+    /// request may wait in the queue for a minute.
     pub fn compact(&mut self) {
         let values: usize = self.headers.values().map(HeaderValue::len).sum();
         let body = if self.body.len() <= MAX_COMPACTED_BODY { self.body.len() } else { 0 };
@@ -109,7 +109,7 @@ impl UpstreamRequest {
         let headers = request.headers_mut();
         let host = HeaderValue::from_str(origin.authority.as_str()).expect("an authority is a valid header");
         headers.insert(header::HOST, host);
-        // hyper states the length of a body, but not that of an empty one.
+        // hyper sets the length of a body, but not that of an empty one.
         if self.body.is_empty() && matches!(self.method, Method::POST | Method::PUT | Method::PATCH) {
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }

@@ -23,7 +23,7 @@ pub struct ResponseBody {
     connection: Option<Connection>,
     pool: Arc<Pool>,
     idle_timeout: Duration,
-    /// Since when nothing has arrived.
+    /// When the last data arrived.
     idle_since: Option<Instant>,
 }
 
@@ -40,7 +40,7 @@ impl ResponseBody {
         body
     }
 
-    /// The bytes still to come, where the upstream stated the length.
+    /// The remaining bytes, if the upstream stated the length.
     pub fn exact_size(&self) -> Option<u64> {
         self.incoming.size_hint().exact()
     }
@@ -57,7 +57,7 @@ impl ResponseBody {
             match connection.poll_frame(&mut self.incoming, cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     self.idle_since = None;
-                    // Trailers do not pass: no client of Groq reads them.
+                    // Trailers are not passed on: no client of Groq reads them.
                     if let Ok(data) = frame.into_data() {
                         self.release_at_end();
                         return Poll::Ready(Some(Ok(data)));

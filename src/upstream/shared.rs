@@ -6,14 +6,14 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{ExchangeError, IDLE_TIMEOUT, MAX_AGE, http2};
 
-/// What a connection attempt brings one of the requests that wait for it: a stream, or nothing, so that it looks again.
+/// The result of a connection attempt for one waiting request: a stream, or nothing, so that it tries again.
 pub(super) type Grant = Result<Option<http2::Stream>, ExchangeError>;
 
 /// What a request does next.
 pub(super) enum Next {
     /// It has a stream.
     Stream(http2::Stream),
-    /// The upstream speaks HTTP/1.1 only: it needs a connection of its own.
+    /// The upstream speaks HTTP/1.1 only: the request needs a connection of its own.
     Http1,
     /// It waits for a connection attempt, and starts that one if it has a number here.
     Wait { grant: oneshot::Receiver<Grant>, start: Option<u64> },
@@ -34,12 +34,12 @@ pub(super) struct Shared {
 
 struct Member {
     connection: Arc<http2::Connection>,
-    /// Since when it has been seen without a stream.
+    /// Since when it has had no stream.
     idle_since: Option<Instant>,
 }
 
-/// A connection attempt, shared by no more requests than a connection is expected to carry: a burst makes as many connections
-/// as it needs at once, and no more.
+/// A connection attempt, shared by no more requests than a connection is expected to carry: a burst makes the connections that it
+/// needs at once, and no more.
 struct Attempt {
     id: u64,
     waiting: Vec<oneshot::Sender<Grant>>,
@@ -76,7 +76,7 @@ impl Shared {
         let Some(at) = self.attempts.iter().position(|one| one.id == attempt) else { return };
         for waiting in self.attempts.swap_remove(at).waiting {
             let stream = outcome.as_ref().map(|connection| connection.as_ref().and_then(http2::Connection::open_stream));
-            // A request that is gone leaves its stream to the others.
+            // A cancelled request leaves its stream to the others.
             let _gone = waiting.send(stream.map_err(Clone::clone));
         }
         match outcome {
@@ -96,7 +96,7 @@ impl Shared {
         self.connections.push(Member { connection, idle_since: None });
     }
 
-    /// Forgets connections that are closed, too old, or have been idle for too long. Without requests they close.
+    /// Drops connections that are closed, too old, or idle for too long; without requests they close.
     pub(super) fn reap(&mut self, now: Instant) {
         self.connections.retain_mut(|Member { connection, idle_since }| {
             if connection.is_idle() {

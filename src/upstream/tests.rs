@@ -1,4 +1,4 @@
-//! The upstream in virtual time, over connections in memory: the pool, the time limits, the kinds of failure.
+//! The upstream in virtual time, over connections in memory: the pool, timeouts, kinds of failure.
 
 use std::sync::{
     Mutex,
@@ -21,7 +21,7 @@ mod sending;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
-/// An upstream whose connections run `serve`, and how many there were.
+/// An upstream whose connections run `serve`, and the number of connections.
 fn upstream<F>(serve: impl Fn(usize, DuplexStream) -> F + Send + Sync + 'static) -> (Upstream, Arc<AtomicUsize>)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -41,7 +41,7 @@ where
     (upstream, count)
 }
 
-/// An upstream that writes these bytes once and waits for the connection's end, and how many have ended.
+/// An upstream that writes these bytes once and waits for the connection's end, and the number of connections that have ended.
 fn upstream_left(bytes: &'static [u8]) -> (Upstream, Arc<AtomicUsize>) {
     let gone = Arc::new(AtomicUsize::new(0));
     let counted = gone.clone();
@@ -57,7 +57,7 @@ fn upstream_left(bytes: &'static [u8]) -> (Upstream, Arc<AtomicUsize>) {
     (upstream, gone)
 }
 
-/// Reads one request's head (and, here, its body: all of it comes in one write).
+/// Reads one request, which arrives in one write.
 async fn read_request(io: &mut DuplexStream) -> Vec<u8> {
     let mut buffer = vec![0; 4096];
     let read = io.read(&mut buffer).await.expect("a request");
@@ -108,7 +108,7 @@ async fn a_connection_is_used_again() {
     assert!(first.contains("host: api.groq.com\r\n") && first.ends_with("\r\n\r\n{}"), "{first}");
 }
 
-/// A connection keeps its timer, which may be set for an earlier request: each request has its whole time all the same.
+/// A connection keeps its timer, which may be set for an earlier request: each request still has its full time.
 #[tokio::test(start_paused = true)]
 async fn every_request_on_a_connection_has_its_own_time() {
     let (upstream, connections) = upstream(|_, mut io| async move {
@@ -146,7 +146,7 @@ async fn an_idle_connection_that_closed_costs_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn idle_connections_do_not_stay_for_ever() {
+async fn idle_connections_are_closed() {
     let (upstream, gone) = upstream_left(OK);
     body(send(&upstream).await.expect("an answer")).await.expect("whole");
     tokio::select! {
@@ -160,7 +160,7 @@ async fn idle_connections_do_not_stay_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_head_that_does_not_come_is_a_timeout() {
+async fn a_missing_head_is_a_timeout() {
     let (upstream, _) = upstream(|_, io| async move {
         sleep(Duration::from_secs(3600)).await;
         drop(io);
@@ -190,7 +190,7 @@ async fn a_silent_body_is_a_timeout_and_a_slow_one_is_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn cuts_and_nonsense_have_their_names() {
+async fn truncated_and_invalid_responses_are_distinguished() {
     for (bytes, expected) in [
         (&b""[..], ExchangeError::Closed),
         (b"HTTP/1.1 200 OK\r\nconte", ExchangeError::Closed),
@@ -200,7 +200,7 @@ async fn cuts_and_nonsense_have_their_names() {
             b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
             ExchangeError::Invalid("it is not HTTP"),
         ),
-        // zzuf: a status beyond 599 was passed on as a success.
+        // Regression, found by zzuf: a status beyond 599 was passed on as a success.
         (b"HTTP/1.1 600 OK\r\ncontent-length: 0\r\n\r\n", ExchangeError::Invalid("it is not HTTP")),
         (b"HTTP/1.1 999 OK\r\ncontent-length: 0\r\n\r\n", ExchangeError::Invalid("it is not HTTP")),
     ] {
@@ -218,7 +218,7 @@ async fn cuts_and_nonsense_have_their_names() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_dropped_ends_its_upstream_request() {
+async fn dropping_a_response_ends_its_upstream_request() {
     let (upstream, gone) = upstream_left(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n");
     drop(send(&upstream).await.expect("a head"));
     sleep(Duration::from_millis(1)).await;
@@ -226,7 +226,7 @@ async fn what_is_dropped_ends_its_upstream_request() {
 }
 
 #[tokio::test]
-async fn a_refused_connection_never_sent() {
+async fn a_refused_connection_sends_nothing() {
     let base_url = "http://127.0.0.1:1".parse().expect("a URL");
     let upstream = Upstream::new(&config::Upstream { base_url, ..Default::default() }).expect("no files");
     let failure = send(&upstream).await.expect_err("nobody listens");

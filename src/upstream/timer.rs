@@ -28,7 +28,7 @@ impl LazyTimer {
         Poll::Pending
     }
 
-    /// Forgets the task that polled last: a waker keeps its task's memory, and the timer may outlive the task by minutes.
+    /// Drops the waker of the last poll, which would keep its task's memory: the timer may outlive the task by minutes.
     pub(super) fn forget_waker(&mut self) {
         if let Some(timer) = &mut self.0 {
             let _expired = timer.as_mut().poll(&mut Context::from_waker(Waker::noop()));

@@ -11,10 +11,10 @@ use hyper_util::rt::TokioIo;
 
 use super::connector::Io;
 
-/// A connection that discards what is written after a write has failed.
+/// A connection that discards further writes after a write has failed.
 ///
-/// A server that does not want the rest of a large request responds and closes the connection. hyper gives up at the failed
-/// write, whatever has arrived by then. Here it goes on reading, and finds the response or the end of the connection.
+/// A server that does not want the rest of a large request responds and closes the connection. hyper gives up at the failed write
+/// even if a response has arrived. With this it continues reading, and finds the response or the end of the connection.
 pub(super) struct IgnoreWriteErrors {
     io: TokioIo<Io>,
     failed: bool,

@@ -1,4 +1,4 @@
-//! The demo's load: apps on the official SDKs, with two retries, `retry-after` obeyed up to a minute, back-off with jitter.
+//! The demo's load: apps with the official SDKs' behaviour: two retries, `retry-after` up to a minute, back-off with jitter.
 
 use std::{io, time::Duration};
 
@@ -15,28 +15,28 @@ use tokio::{
 
 use super::tally::Tally;
 
-/// The model that everybody asks.
+/// The model of all requests.
 pub(super) const MODEL: &str = "openai/gpt-oss-20b";
 /// Retries of the SDKs.
 const RETRIES: u32 = 2;
-/// Longest `retry-after` that they obey.
+/// Longest `retry-after` that they follow.
 const OBEYED: Duration = Duration::from_secs(60);
-/// Their time limit.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Tokens of a request with nothing in it, as the simulated Groq counts.
+/// Their timeout.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Tokens of an empty request, as the simulated Groq counts.
 const TEMPLATE: u64 = 71;
 
-/// One request, and when it comes.
+/// A request, and when it arrives.
 #[derive(Clone, Debug)]
 pub(super) struct Arrival {
     pub(super) at: Duration,
     prompt: u64,
     completion: u64,
-    ceiling: u64,
+    max_completion_tokens: u64,
 }
 
-/// A Poisson stream of requests of lognormal sizes (570 tokens on average, 1330 asked for), until what they want is
-/// what the limit gives back.
+/// A Poisson stream of requests of lognormal sizes (570 tokens used on average, 1330 requested), until their tokens add up to
+/// what the limits refill.
 pub(super) fn arrivals(load: f64, tokens_per_second: f64, given_back: f64, seed: u64) -> Vec<Arrival> {
     const MEAN: f64 = 570.0;
     let mut random = fastrand::Rng::with_seed(seed);
@@ -50,20 +50,25 @@ pub(super) fn arrivals(load: f64, tokens_per_second: f64, given_back: f64, seed:
         let prompt = lognormal(85.0, 0.6).clamp(20.0, 2000.0) as u64;
         let completion = lognormal(330.0, 0.6).clamp(10.0, 4000.0) as u64;
         wanted += (TEMPLATE + prompt + completion) as f64;
-        arrivals.push(Arrival { at: Duration::from_secs_f64(at), prompt, completion, ceiling: completion * 29 / 10 });
+        arrivals.push(Arrival {
+            at: Duration::from_secs_f64(at),
+            prompt,
+            completion,
+            max_completion_tokens: completion * 29 / 10,
+        });
         at += -(1.0 - apart.f64()).ln() * MEAN / (load * tokens_per_second);
     }
     arrivals
 }
 
-/// One app's call from its arrival to its end, retries included; tokens answered by `end` are counted.
+/// One app's call from its arrival to its end, retries included; only tokens answered by `end` count.
 pub(super) async fn app(tally: &Tally, arrival: &Arrival, due: Instant, end: Instant, seed: u64) {
     sleep_until(due).await;
     tally.arrived();
     let mut random = fastrand::Rng::with_seed(seed);
     for retry in 0..=RETRIES {
         let sent = Instant::now();
-        let answer = tokio::time::timeout(PATIENCE, send(tally, arrival, retry)).await;
+        let answer = tokio::time::timeout(CLIENT_TIMEOUT, send(tally, arrival, retry)).await;
         let answer = answer.unwrap_or_else(|late| Err(late.into()));
         let told = match &answer {
             Ok(answer) if answer.status() == StatusCode::OK => {
@@ -102,13 +107,12 @@ async fn send(tally: &Tally, arrival: &Arrival, retry: u32) -> io::Result<Respon
     let wish = format!("[[sim completion={}]]", arrival.completion);
     let rest = usize::try_from(arrival.prompt * 4).unwrap_or(0).saturating_sub(wish.len());
     let content = wish + &"word ".repeat(rest / 5);
-    let body =
-        json!({"model": MODEL, "max_completion_tokens": arrival.ceiling, "messages": [{"role": "user", "content": content}]});
+    let body = json!({"model": MODEL, "max_completion_tokens": arrival.max_completion_tokens, "messages": [{"role": "user", "content": content}]});
     let request = Request::post("/openai/v1/chat/completions")
         .header("host", tally.address.to_string())
         .header("authorization", "Bearer gsk_demo")
         .header("content-type", "application/json")
-        .header("x-stainless-read-timeout", PATIENCE.as_secs())
+        .header("x-stainless-read-timeout", CLIENT_TIMEOUT.as_secs())
         .header("x-stainless-retry-count", retry)
         .body(Full::new(Bytes::from(body.to_string())))
         .map_err(io::Error::other)?;
@@ -123,7 +127,7 @@ async fn send(tally: &Tally, arrival: &Arrival, retry: u32) -> io::Result<Respon
     let mut answering = std::pin::pin!(answering);
     tokio::select! {
         answer = &mut answering => answer,
-        // The connection may end with the answer's last byte.
+        // The connection may close with the answer's last byte.
         _ = &mut connection => answering.await,
     }
 }

@@ -1,4 +1,4 @@
-//! Counts what became of one side's requests.
+//! Counts the outcomes of one side's requests.
 
 use std::{
     net::SocketAddr,
@@ -10,18 +10,18 @@ use serde_json::{Value, json};
 
 use groq_sim::Sim;
 
-/// One way, counted while it runs.
+/// One side, counted while it runs.
 #[derive(Debug)]
 pub(super) struct Tally {
-    /// Where its apps send.
+    /// The address for its apps.
     pub(super) address: SocketAddr,
     sim: Sim,
-    /// Tokens that the limit gives back meanwhile.
+    /// Tokens that the limit refills meanwhile.
     given_back: f64,
     counts: Mutex<Counts>,
 }
 
-/// Counts at a moment.
+/// The counts at one moment.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Counts {
     pub(super) arrived: usize,
@@ -30,12 +30,12 @@ pub(super) struct Counts {
     pub(super) waits: Vec<Duration>,
 }
 
-/// One way's result.
+/// The result of one side.
 #[derive(Clone, Debug)]
 pub(super) struct Way {
     pub(super) requests: usize,
     pub(super) served: usize,
-    /// Tokens answered in time, as a share of what the limit gave back.
+    /// Tokens answered in time, as a share of what the limit refilled.
     pub(super) used: f64,
     /// 429s in the simulator's log.
     pub(super) refused: u64,
@@ -66,7 +66,7 @@ impl Tally {
         self.lock().clone()
     }
 
-    /// Share of what the limit gives back that has been answered.
+    /// Share of the refilled tokens that has been answered.
     pub(super) fn used(&self) -> f64 {
         self.lock().tokens as f64 / self.given_back
     }

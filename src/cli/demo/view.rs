@@ -10,10 +10,10 @@ use super::tally::Tally;
 const FRAME: Duration = Duration::from_millis(100);
 const LINE: Duration = Duration::from_secs(5);
 
-/// The two ways while they run.
+/// The two sides while they run.
 pub(super) struct View {
     ways: [(&'static str, Arc<Tally>); 2],
-    /// Empty where nobody sees them.
+    /// Empty if standard error is not a terminal.
     bars: Vec<ProgressBar>,
 }
 

@@ -1,7 +1,7 @@
-//! Watches the frames that an HTTP/2 client sends, below hyper.
+//! Checks the frames of an HTTP/2 client, below hyper.
 //!
-//! hyper bounds what frames can make it buffer. It does not bound the time in which a frame or a header block must come
-//! to its end, and it answers pings, settings and other frames that carry nothing for as long as they come.
+//! hyper bounds what frames can make it buffer. It does not bound the time until a frame or a header block is complete, and it
+//! answers any number of pings, settings and other control frames.
 
 use std::{
     io::{self, IoSlice},
@@ -23,9 +23,9 @@ use tokio::{
 use super::PREFACE;
 use crate::server::deadline::Deadline;
 
-/// Frames that carry no part of a request which a client may send beyond its allowance.
+/// Control frames that a client may send beyond its allowance.
 const MAX_CONTROL_FRAMES: u64 = 1000;
-/// Such frames that each request and each piece of a response allow: resets, window updates, pings.
+/// Control frames allowed for each request and each piece of a response: resets, window updates, pings.
 const ALLOWED: u64 = 10;
 /// Bytes of a frame's header.
 const HEADER: usize = 9;
@@ -40,15 +40,15 @@ impl Progress {
     }
 }
 
-/// An HTTP/2 client's connection. Reading fails when a frame comes too slowly, or frames come to no purpose.
+/// An HTTP/2 client's connection. Reading fails when a frame arrives too slowly, or when there are too many control frames.
 #[derive(Debug)]
 pub(super) struct Frames<I> {
     io: I,
-    /// Bytes that were read to find out the protocol.
+    /// Bytes that were read to detect the protocol.
     begun: BytesMut,
     scanner: Scanner,
     progress: Progress,
-    /// The progress that has been counted as an allowance.
+    /// The progress that has been counted towards the allowance.
     allowed_for: u64,
     control_frames: u64,
     frame_timeout: Duration,
@@ -58,8 +58,8 @@ pub(super) struct Frames<I> {
 }
 
 impl<I> Frames<I> {
-    /// Watches `io`, of which `begun` has been read already. Frames have to be whole within `frame_timeout`; when the
-    /// connection is shut down, what the client still sends is read for `linger`.
+    /// Wraps `io`, of which `begun` has been read already. Frames must be complete within `frame_timeout`; after a shutdown, what
+    /// the client still sends is read for `linger`.
     pub(super) fn new(io: I, begun: BytesMut, progress: Progress, frame_timeout: Duration, linger: Duration) -> Self {
         let deadline = Deadline::new(0, frame_timeout);
         Self {
@@ -76,7 +76,7 @@ impl<I> Frames<I> {
         }
     }
 
-    /// Looks at bytes that have been read.
+    /// Parses bytes that have been read.
     fn scan(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.control_frames += self.scanner.feed(bytes);
         if self.control_frames <= MAX_CONTROL_FRAMES {
@@ -134,7 +134,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Frames<I> {
         Pin::new(&mut self.get_mut().io).poll_flush(cx)
     }
 
-    /// Reads on for a while, so that what was sent last is not lost in a reset.
+    /// Continues reading for a while, so that the last response is not lost in a reset.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.lingering.is_none() {
@@ -155,7 +155,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Frames<I> {
     }
 }
 
-/// Follows the boundaries of frames.
+/// Tracks the boundaries of frames.
 #[derive(Debug)]
 struct Scanner {
     preface_left: usize,
@@ -164,7 +164,7 @@ struct Scanner {
     payload_left: usize,
     /// Whether a header block goes on in the next frame.
     in_header_block: bool,
-    /// Frames and header blocks that have come to their end.
+    /// Frames and header blocks that are complete.
     frames: u64,
 }
 
@@ -223,7 +223,7 @@ impl Scanner {
         !matches!(kind, DATA | HEADERS | CONTINUATION)
     }
 
-    /// Whether something has begun that has not come to its end.
+    /// Whether a frame or header block is incomplete.
     fn is_partial(&self) -> bool {
         self.preface_left > 0 || self.header_read > 0 || self.in_header_block
     }
@@ -254,7 +254,7 @@ mod tests {
     }
 
     proptest! {
-        /// Wherever frames are split, the same number of them is counted, and the end is the end.
+        /// However frames are split, the same number is counted.
         #[test]
         fn frames_are_followed_in_any_pieces(
             kinds in prop::collection::vec((0..12_u8, 0..40_usize), 1..20),
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_frame_that_does_not_come_to_its_end_ends_the_connection() {
+    async fn an_incomplete_frame_ends_the_connection() {
         let (mut client, server) = duplex(1 << 16);
         let mut frames = frames(server, &Progress::default());
         let mut buf = [0; 100];
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn control_frames_are_allowed_as_far_as_requests_and_responses_need_them() {
+    async fn control_frames_are_allowed_in_proportion_to_requests_and_responses() {
         const PING: u8 = 6;
         let progress = Progress::default();
         let (client, server) = duplex(64);
@@ -335,7 +335,7 @@ mod tests {
         for _ in 0..MAX_CONTROL_FRAMES {
             frames.scan(&frame(PING, 0, 8)).expect("so many are allowed");
         }
-        // Frames of requests do not count, and each allows more of the others.
+        // Frames of requests do not count, and each request allows more control frames.
         for _ in 0..100 {
             frames.scan(&frame(1, 4, 50)).expect("a request");
             progress.add();

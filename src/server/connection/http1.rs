@@ -40,7 +40,7 @@ enum End {
     Cut,
 }
 
-/// Serves a client of whose requests `begun` has been read already. Returns the client when it has been quiet for a while.
+/// Serves a client of whose requests `begun` has been read already. Returns the client if it becomes idle.
 pub(super) async fn serve<I, A>(io: I, begun: BytesMut, shield: &Shield, app: A) -> Option<I>
 where
     I: AsyncRead + AsyncWrite + Unpin,
@@ -51,7 +51,7 @@ where
         let (app, exchange) = (&app, &exchange);
         exchange.begin();
         if request.method() == Method::CONNECT {
-            // What follows is meant for somebody else.
+            // What follows is not for this server.
             exchange.make_last();
         }
         let is_head = request.method() == Method::HEAD;
@@ -64,7 +64,7 @@ where
             let mut response = respond(app, handling).await;
             prepare(&mut response, is_head);
             if is_http10 && response.body().size_hint().exact().is_none() {
-                // Without chunks, the end of the connection is the end of the body.
+                // Without chunked encoding, the end of the connection ends the body.
                 exchange.make_last();
             }
             if exchange.close() {
@@ -81,11 +81,11 @@ where
     let limit = |state: (Phase, u64)| match state {
         (Phase::Idle, 1..) => Some(QUIET),
         (Phase::Idle | Phase::Head, _) => Some(header_timeout),
-        // A running request has time limits of its own.
+        // A running request has timeouts of its own.
         (Phase::Handling | Phase::Answered, _) => None,
     };
     let mut deadline = Deadline::new((Phase::Idle, 0), header_timeout);
-    // The steps of a shutdown, one after the other.
+    // The phases of a shutdown in order.
     let mut step: Step<'_> = Box::pin(last_call(&shield.shutdown, || exchange.make_last()));
     let mut drained = false;
     let end = poll_fn(|cx| {
@@ -115,11 +115,11 @@ where
         (Phase::Idle, End::TimedOut) if exchange.requests() > 0 => return Some(io),
         (Phase::Head, End::TimedOut) => Some(app.refuse(Rejection::RequestTimeout("head"))),
         (Phase::Head, End::Closed(closed)) => Some(app.refuse(Rejection::Malformed(reason(&closed)))),
-        // The response failed or the client is gone: cutting the connection is all that can be said.
+        // The response failed or the client has disconnected: only closing is left.
         (Phase::Handling | Phase::Answered, End::TimedOut | End::Closed(Err(_))) | (_, End::Cut) => return None,
         (Phase::Idle | Phase::Handling | Phase::Answered, _) => None,
     };
-    // Boxed: the task of a connection is as large as its largest step.
+    // Boxed: the task of a connection is as large as its largest phase.
     Box::pin(close(io, last, unread, &shield.shutdown)).await;
     None
 }
@@ -139,7 +139,7 @@ fn reason(closed: &hyper::Result<()>) -> &'static str {
     }
 }
 
-/// Leaves to hyper how the body ends, and to the upstream the reason phrase of a status that has no standard one.
+/// Lets hyper frame the body, and keeps the upstream's reason phrase of a status without a standard one.
 fn prepare<B>(response: &mut Response<B>, is_head: bool) {
     let status = response.status();
     // The version is this server's, not that of the upstream's message (RFC 9112 §2.3).
@@ -180,7 +180,7 @@ where
     }
 }
 
-/// A response as bytes, where hyper cannot send it any more.
+/// Serializes a response that hyper can no longer send.
 async fn serialize<B>(response: Response<B>) -> Result<Vec<u8>, BoxError>
 where
     B: Body<Data = Bytes, Error: Into<BoxError>>,
@@ -200,7 +200,7 @@ where
     Ok(bytes)
 }
 
-/// A response's body. When it is dropped, hyper has taken all of it.
+/// A response's body. It is dropped once hyper has taken all of it.
 #[derive(Debug)]
 struct Tracked<B> {
     body: B,

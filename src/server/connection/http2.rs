@@ -37,13 +37,13 @@ use crate::{
     server::{deadline::Deadline, guard::LARGEST_HEAD},
 };
 
-/// Streams that a client may have open at once.
+/// Concurrent streams of a client.
 const MAX_STREAMS: u32 = 256;
-/// What a client may send of one request body before it is read, bytes.
+/// What a client may send of one unread request body, bytes.
 const STREAM_WINDOW: u32 = 256 << 10;
-/// What a client may send of all request bodies before they are read, bytes.
+/// What a client may send of all unread request bodies, bytes.
 const CONNECTION_WINDOW: u32 = 1 << 20;
-/// Bytes of a response that are buffered beside what the client's window takes.
+/// Bytes of a response that are buffered beyond the client's window.
 const SEND_BUFFER: usize = 64 << 10;
 /// The largest header list that h2 decodes. Lists over [`LARGEST_HEAD`] that are smaller than this get the error object;
 /// h2 answers larger ones with an empty 431, and closes the connection on those four times as large.
@@ -54,10 +54,10 @@ const MAX_HEADERS: usize = 100;
 const MAX_PENDING_RESETS: usize = 20;
 /// Streams that a client may make us reset by protocol errors, then the connection is closed.
 const MAX_ERROR_RESETS: usize = 256;
-/// How long nothing is received before a ping asks whether the client is still there.
+/// Time without data after which a ping checks whether the client is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
-/// Responses go to hyper in pieces of this size, so that it asks for more only once the client has made room. Smaller ones would
-/// leave a last byte of each to a frame of its own where a window of the usual 65,535 bytes ends.
+/// Responses are given to hyper in pieces of this size, so that it takes more only once the client's window has room. A smaller
+/// size would leave the last byte of a default window of 65,535 bytes to a frame of its own.
 const PIECE: usize = 64 << 10;
 
 /// Serves a client of whose bytes `begun` have been read already.
@@ -97,7 +97,7 @@ where
         .serve_connection(TokioIo::new(io), service);
 
     let mut deadline = Deadline::new((0, 0, false), header_timeout);
-    // The tasks of streams do not notice by themselves that draining has begun.
+    // The tasks of streams are not woken by the start of a drain.
     let mut step: Step<'_> = Box::pin(last_call(&shield.shutdown, || streams.draining.cancel()));
     let (mut drained, mut closing) = (false, false);
     let closed = poll_fn(|cx| {
@@ -115,7 +115,7 @@ where
                 let (open, requests) = (streams.open.load(Acquire), streams.requests.load(Acquire));
                 let limit = match (open, requests) {
                     (1.., _) => None,
-                    // For the client to acknowledge the end of the connection.
+                    // Time for the client to acknowledge the end of the connection.
                     (0, _) if closing => Some(LINGER),
                     (0, 0) => Some(header_timeout),
                     (0, 1..) => Some(IDLE_TIMEOUT),
@@ -136,10 +136,10 @@ where
     }
 }
 
-/// Brings a request into the form that it has over HTTP/1.1. Returns why it is refused, if it is.
+/// Converts a request to its HTTP/1.1 form. Returns why it is refused, if it is.
 fn normalize<B>(request: &mut Request<B>) -> Option<&'static str> {
     let headers = request.headers();
-    // As RFC 9113, 6.5.2 counts.
+    // Counted as in RFC 9113, 6.5.2.
     let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
     let size = size + request.uri().path_and_query().map_or(0, |path| path.as_str().len());
     if size > LARGEST_HEAD || headers.len() > MAX_HEADERS {
@@ -171,7 +171,7 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// The streams of one connection. hyper runs each in a task that it gives to this executor.
+/// The streams of one connection. hyper runs each in a task on this executor.
 #[derive(Debug, Default)]
 struct Streams {
     open: AtomicU32,
@@ -196,7 +196,7 @@ where
             let mut drained = false;
             let mut stalled = Stalled::default();
             poll_fn(|cx| {
-                // Draining polls the stream once more, as it does on HTTP/1.1 where streams share the connection's task.
+                // A drain polls the stream once more, as on HTTP/1.1, where the request shares the connection's task.
                 if !drained {
                     drained = draining.as_mut().poll(cx).is_ready();
                 }
@@ -207,7 +207,7 @@ where
     }
 }
 
-/// A stream that is open.
+/// An open stream.
 struct Open(Arc<Streams>);
 
 impl Open {
@@ -223,7 +223,7 @@ impl Drop for Open {
     }
 }
 
-/// What became of the service or the response body when their stream was polled.
+/// What polling a stream did with its service or response body.
 #[derive(Clone, Copy, PartialEq)]
 enum Polled {
     /// hyper did not poll them.
@@ -233,11 +233,11 @@ enum Polled {
 }
 
 thread_local! {
-    /// Of the stream that is polled on this thread.
+    /// The stream that this thread is polling.
     static POLLED: Cell<Polled> = const { Cell::new(Polled::Not) };
 }
 
-/// Notes what becomes of a future that hyper polls for a stream.
+/// Records how polling a future of a stream ends.
 async fn watched<F: Future + Unpin>(mut future: F) -> F::Output {
     poll_fn(|cx| watch(Pin::new(&mut future).poll(cx))).await
 }
@@ -247,9 +247,9 @@ fn watch<T>(polled: Poll<T>) -> Poll<T> {
     polled
 }
 
-/// Ends a stream whose client makes no room for its response.
+/// Resets a stream whose client does not open its window for the response.
 ///
-/// hyper does not tell what a stream waits for. If it is neither the service nor the response body, it is the client's
+/// hyper does not report what a stream waits for. If it is neither the service nor the response body, it is the client's
 /// flow-control window.
 #[derive(Default)]
 struct Stalled {
@@ -257,7 +257,7 @@ struct Stalled {
 }
 
 impl Stalled {
-    /// Ready when the stream has ended, or has waited for the client for too long. Dropping it then resets it.
+    /// Ready when the stream has ended, or has waited for the client for too long; dropping it then resets it.
     fn poll<F: Future<Output = ()>>(&mut self, stream: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<()> {
         POLLED.set(Polled::Not);
         if stream.poll(cx).is_ready() {
@@ -269,7 +269,7 @@ impl Stalled {
                 self.timer = None;
                 return Poll::Pending;
             }
-            // There was room for a piece, and there is none for the next one.
+            // There was room for this piece, and there is none for the next one.
             Polled::Ready => self.timer.insert(new()),
             Polled::Not => self.timer.get_or_insert_with(new),
         };
@@ -280,7 +280,7 @@ impl Stalled {
 /// A response's body in pieces.
 struct Pieces<B> {
     body: B,
-    /// What is left of the frame that was polled last.
+    /// The rest of the frame that was polled last.
     rest: Bytes,
     progress: Progress,
 }
@@ -312,7 +312,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Pieces<B> {
     }
 
     fn size_hint(&self) -> SizeHint {
-        // hyper asks before it polls.
+        // hyper calls this before it polls.
         self.body.size_hint()
     }
 }

@@ -1,4 +1,4 @@
-//! One connection in virtual time: any bytes in, at most one answer to each request out.
+//! One connection in virtual time: for any bytes, at most one answer to each request.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -15,10 +15,10 @@ mod drain;
 mod framing;
 mod http2;
 
-/// An answer's body that broke.
+/// A response body that fails.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// A body that a test makes up.
+/// A scripted response body.
 struct Made(UnsyncBoxBody<Bytes, Failure>);
 
 impl Made {
@@ -62,7 +62,7 @@ fn shield() -> Arc<Shield> {
     Shield::new(Settings::default()).expect("the defaults can be used")
 }
 
-/// What the test's handler answers: `METHOD PATH BODY`, `/panic` panics, a fault is refused.
+/// The test's handler: answers `METHOD PATH BODY`, panics at `/panic`, refuses faults.
 async fn echo(request: Request<Incoming>, fault: Option<&'static str>) -> Response<Made> {
     if let Some(why) = fault {
         return Rejection::Malformed(why).into_response().map(Made::from);
@@ -75,12 +75,12 @@ async fn echo(request: Request<Incoming>, fault: Option<&'static str>) -> Respon
     }
 }
 
-/// A client of a connection that `echo` answers.
+/// A client of a connection with the handler `echo`.
 fn client(shield: &Arc<Shield>) -> DuplexStream {
     served(shield, echo)
 }
 
-/// An app whose requests a function answers.
+/// An app with a function as its handler.
 #[derive(Clone)]
 struct Answers<F>(F);
 
@@ -110,21 +110,21 @@ where
     client
 }
 
-/// Everything that comes until the connection closes.
+/// Everything until the connection closes.
 async fn rest(client: &mut DuplexStream) -> String {
     let mut all = Vec::new();
     client.read_to_end(&mut all).await.expect("it closes cleanly");
     String::from_utf8(all).expect("answers are text here")
 }
 
-/// The next bytes, once nothing more comes without the test's doing.
+/// The next bytes, until no more arrive.
 async fn next(client: &mut DuplexStream) -> String {
     let mut some = vec![0; 1 << 16];
     let count = client.read(&mut some).await.expect("it is open");
     String::from_utf8_lossy(&some[..count]).into_owned()
 }
 
-/// Sends these bytes and nothing more: what comes until the connection closes.
+/// Sends these bytes; returns everything until the connection closes.
 async fn told(bytes: &[u8]) -> String {
     let mut client = client(&shield());
     client.write_all(bytes).await.expect("they fit");
@@ -173,7 +173,7 @@ async fn bytes_that_are_not_http_get_the_object() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_servers_read_differently_is_refused_and_nothing_after_it_is_read() {
+async fn ambiguous_requests_are_refused_and_nothing_after_them_is_read() {
     let table = [
         "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n",
@@ -202,7 +202,7 @@ async fn bad_chunks_get_the_object() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn garbage_after_a_good_request_leaves_its_answer_whole() {
+async fn garbage_after_a_valid_request_does_not_affect_its_answer() {
     for garbage in ["garbage\r\n\r\n", "GET / HTTP/1.1\nhost: x\n\n", "\0\0\0\0\r\n"] {
         let answers = told(format!("{GOOD}{garbage}").as_bytes()).await;
         let (first, second) = answers.split_once("GET /good ").expect("the first answer is there");
@@ -212,7 +212,7 @@ async fn garbage_after_a_good_request_leaves_its_answer_whole() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_sent_ahead_are_answered_one_by_one() {
+async fn pipelined_requests_are_answered_one_by_one() {
     let shield = shield();
     let mut client = client(&shield);
     let mut sent = String::new();
@@ -239,13 +239,13 @@ async fn a_request_may_follow_a_chunked_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn slow_heads_are_cut_off() {
+async fn slow_heads_are_timed_out() {
     for head in ["G", "GET / HTTP/1.1\r\nhost:"] {
         let started = Instant::now();
         assert_object(&told(head.as_bytes()).await, "request_timeout");
         assert!((29..32).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
     }
-    // Dripping does not help.
+    // Sending byte by byte does not extend the time.
     let mut client = client(&shield());
     let started = Instant::now();
     for byte in "GET / HTTP/1.1\r\n".bytes().chain(std::iter::repeat(b'a')) {
@@ -259,14 +259,14 @@ async fn slow_heads_are_cut_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_says_nothing_is_let_go_in_silence() {
+async fn a_silent_client_is_disconnected_without_an_answer() {
     let started = Instant::now();
     assert_eq!(told(b"").await, "");
     assert!((29..32).contains(&started.elapsed().as_secs()));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_connection_outlives_every_client() {
+async fn an_idle_connection_is_kept_longer_than_clients_keep_it() {
     let shield = shield();
     let mut client = client(&shield);
     for _ in 0..2 {
@@ -321,7 +321,7 @@ async fn a_client_that_leaves_ends_its_request() {
     }
     let dropped = Arc::new(AtomicUsize::new(0));
     let count = dropped.clone();
-    // Even one that had sent ahead before it left.
+    // Also one that sent another request ahead.
     for ahead in ["", GOOD] {
         let count = count.clone();
         let mut client = served(&shield(), move |_, _| {
@@ -341,7 +341,7 @@ async fn a_client_that_leaves_ends_its_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_takes_nothing_is_cut_and_a_slow_one_is_not() {
+async fn a_client_that_reads_nothing_is_disconnected_and_a_slow_one_is_not() {
     let large = || ok(Made::from(Bytes::from(vec![b'x'; 1 << 20])));
     let mut slow = served(&shield(), move |_, _| async move { large() });
     slow.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.expect("it is open");
@@ -362,9 +362,9 @@ async fn a_client_that_takes_nothing_is_cut_and_a_slow_one_is_not() {
     assert!(stuck.write_all(b"x").await.is_err(), "the connection is gone");
 }
 
-/// After a while without a request hyper's state is dropped, and made anew for the next one.
+/// After a while without requests hyper's state is dropped, and recreated for the next one.
 #[tokio::test(start_paused = true)]
-async fn a_quiet_connection_is_served_again_in_http_1_1() {
+async fn an_idle_connection_is_served_again() {
     let shield = shield();
     let mut client = client(&shield);
     for bytes in [GOOD, "GET /good HTTP/1.1\r\nhost: x\r\nconnection: keep-alive\r\n\r\n", GOOD] {

@@ -1,7 +1,7 @@
-//! Finds the end of a chunked body, and refuses chunks that servers read differently.
+//! Finds the end of a chunked body, and refuses chunks that servers parse differently.
 //!
-//! hyper decodes the chunks. It skips chunk extensions unread and tolerates blanks after a size, where other servers may
-//! find another end; this accepts nothing but RFC 9112's grammar.
+//! hyper decodes the chunks. It skips chunk extensions unread and tolerates blanks after a size, where other servers may find
+//! another end; here only RFC 9112's grammar is accepted.
 
 use memchr::memchr;
 
@@ -10,7 +10,7 @@ const LONGEST_LINE: usize = 8 << 10;
 /// The largest trailer section, in bytes.
 const LARGEST_TRAILERS: usize = 16 << 10;
 
-/// What comes next.
+/// What is expected next.
 #[derive(Clone, Copy, Debug, Default)]
 enum Next {
     /// The line of a chunk's size.
@@ -152,7 +152,7 @@ fn quoted(bytes: &[u8]) -> Option<&[u8]> {
 mod tests {
     use super::*;
 
-    /// What becomes of these bytes, in one piece and byte by byte.
+    /// The result for these bytes, in one piece and byte by byte.
     fn read(bytes: &[u8]) -> Result<Option<usize>, &'static str> {
         let whole = Chunks::default().feed(bytes);
         let mut chunks = Chunks::default();

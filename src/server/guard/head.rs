@@ -1,8 +1,7 @@
-//! Finds the end of a request's head, and refuses heads that servers read differently.
+//! Finds the end of a request's head, and refuses heads that servers parse differently.
 //!
-//! hyper decides what is HTTP. This looks for what hyper accepts or normalizes and other servers may not: both
-//! Content-Length and Transfer-Encoding, a repeated length, folded lines, bare line feeds, a target or a Host header that
-//! is not one.
+//! hyper parses HTTP. This refuses what hyper accepts or normalizes and other servers may not: both Content-Length and
+//! Transfer-Encoding, a repeated length, folded lines, bare line feeds, an invalid target or Host.
 
 use memchr::memchr;
 
@@ -104,7 +103,7 @@ impl Head {
         false
     }
 
-    /// Looks at the target. Whether the line is one of HTTP at all is for hyper to say.
+    /// Checks the target. Whether the line is valid at all is left to hyper.
     fn request_line(&mut self, line: &[u8]) {
         let mut words = line.split(|byte| *byte == b' ');
         let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
@@ -191,7 +190,7 @@ mod tests {
         let mut scanner = Scanner::default();
         assert_eq!(scanner.feed(head.as_bytes()), Some(head.len()), "{head:?}");
         let whole = scanner.finish();
-        // Byte by byte it says the same.
+        // Byte by byte, with the same result.
         for (at, byte) in head.bytes().enumerate() {
             assert_eq!(scanner.feed(&[byte]).is_some(), at + 1 == head.len(), "{head:?} at {at}");
         }

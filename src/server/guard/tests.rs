@@ -1,4 +1,4 @@
-//! What hyper gets to read, and what the client gets, however the client's bytes are split.
+//! What hyper reads, and what the client receives, however the client's bytes are split.
 
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
@@ -10,7 +10,7 @@ fn guard(server: DuplexStream) -> (Guard<DuplexStream>, Arc<Exchange>) {
     (Guard::new(server, BytesMut::new(), exchange.clone()), exchange)
 }
 
-/// Reads what there is, up to where hyper would have to wait.
+/// Reads what is available, up to where hyper would wait.
 async fn read(guard: &mut Guard<DuplexStream>) -> String {
     let mut all = Vec::new();
     let mut some = [0; 100];
@@ -20,7 +20,7 @@ async fn read(guard: &mut Guard<DuplexStream>) -> String {
     String::from_utf8(all).expect("text")
 }
 
-/// Answers the request at hand, as hyper does.
+/// Answers the current request, as hyper does.
 async fn answer(guard: &mut Guard<DuplexStream>, exchange: &Exchange, response: &str) {
     exchange.begin();
     exchange.close();
@@ -30,7 +30,7 @@ async fn answer(guard: &mut Guard<DuplexStream>, exchange: &Exchange, response: 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_is_read_after_the_response_to_the_one_before() {
+async fn a_request_is_read_after_the_previous_response() {
     let (mut client, server) = duplex(1 << 16);
     let (mut guard, exchange) = guard(server);
     let (first, second) = ("POST /1 HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nab", "GET /2 HTTP/1.1\r\nhost: x\r\n\r\n");
@@ -44,7 +44,7 @@ async fn a_request_is_read_after_the_response_to_the_one_before() {
     assert_eq!(&told, b"answer");
 }
 
-/// hyper answers a head that it cannot parse by itself, before the service is called.
+/// hyper answers a head that it cannot parse itself, before the service is called.
 #[tokio::test(start_paused = true)]
 async fn hypers_own_response_is_discarded() {
     let (mut client, server) = duplex(1 << 16);
@@ -99,9 +99,9 @@ async fn a_client_that_leaves_is_noticed_while_its_request_runs() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
-    /// Requests come to hyper as they were sent, one by one, wherever the client's bytes are split.
+    /// hyper reads the requests as they were sent, one by one, wherever the bytes are split.
     #[test]
-    fn any_pieces_are_the_same_requests(
+    fn requests_do_not_depend_on_how_bytes_are_split(
         bodies in prop::collection::vec(0..300_usize, 1..8),
         pieces in prop::collection::vec(1..200_usize, 1..60),
     ) {

@@ -1,4 +1,4 @@
-//! Responses over HTTP/1.1: heads in any pieces, where bodies end, and whether the connection is used again.
+//! Responses over HTTP/1.1: heads in any pieces, where bodies end, and whether the connection is reused.
 
 use hyper::ext::ReasonPhrase;
 use std::sync::{Arc, atomic::Ordering};
@@ -37,8 +37,8 @@ fn answering(answers: &[&[&[u8]]]) -> (Upstream, Arc<std::sync::atomic::AtomicUs
 }
 
 async fn asked(upstream: &Upstream, method: Method) -> Response<ResponseBody> {
-    let outgoing = UpstreamRequest::new(method, PathAndQuery::from_static("/x"), HeaderMap::new(), Bytes::new());
-    upstream.send(&outgoing, Instant::now).await.expect("an answer")
+    let request = UpstreamRequest::new(method, PathAndQuery::from_static("/x"), HeaderMap::new(), Bytes::new());
+    upstream.send(&request, Instant::now).await.expect("an answer")
 }
 
 /// The body, and how many connections two such requests take.
@@ -64,13 +64,13 @@ async fn an_answer_ends_where_its_head_says() {
         (b"HTTP/1.1 200 OK\r\ncontent-length: 3, 3\r\ncontent-length: 3\r\n\r\nabc", 1),
         (b"HTTP/1.1 200 OK\r\nConnection: Keep-Alive\r\ncontent-length: 3\r\n\r\nabc", 1),
         (b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 3\r\n\r\nabc", 1),
-        // Lines without CR, and empty ones before.
+        // Lines without CR, and empty lines before the head.
         (b"\r\n\r\n\nHTTP/1.1 200 OK\ncontent-length: 3\n\nabc", 1),
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc", 1),
         (b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 3\r\n\r\nabc", 2),
         (b"HTTP/1.1 200 OK\r\nconnection: keep-alive\r\nconnection: x, Close\r\ncontent-length: 3\r\n\r\nabc", 2),
         (b"HTTP/1.0 200 OK\r\ncontent-length: 3\r\n\r\nabc", 2),
-        // Something in between may see another end.
+        // An intermediary may see another end.
         (b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", 2),
         // Bytes after the end of the response.
         (b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabcd", 2),
@@ -102,7 +102,7 @@ async fn an_answer_may_end_with_its_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn some_answers_have_no_body_whatever_they_say() {
+async fn some_answers_never_have_a_body() {
     let (head, empty, unchanged) = (
         &b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n"[..],
         &b"HTTP/1.1 204 No Content\r\ntransfer-encoding: chunked\r\n\r\n"[..],
@@ -127,7 +127,7 @@ async fn a_bad_chunk_cuts_the_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_head_that_can_be_read_in_two_ways_is_none() {
+async fn an_ambiguous_head_is_invalid() {
     let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "a: b\r\n".repeat(101));
     let long = format!("HTTP/1.1 200 OK\r\na: {}\r\n\r\n", "b".repeat(140 << 10));
     for head in [
@@ -161,7 +161,7 @@ async fn a_head_that_can_be_read_in_two_ways_is_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_head_says_what_the_upstream_said() {
+async fn the_head_is_the_upstreams() {
     let (upstream, _) = answering(&[
         &[b"HTTP/1.0 498 Flex Tier Capacity Exceeded\r\nX-Request-ID: a\r\nset-cookie: a=1\r\nSet-Cookie: b=2\r\nconnection: keep-alive\r\ncontent-length: 0\r\n\r\n"],
         &[b"HTTP/1.1 200 Fine\r\ncontent-length: 0\r\n\r\n"],
@@ -184,7 +184,7 @@ async fn the_head_says_what_the_upstream_said() {
     }
 }
 
-/// Parsing it anew for each byte would be eight thousand million steps.
+/// Parsing it again for each byte would be eight billion steps.
 #[tokio::test(start_paused = true)]
 async fn a_large_head_may_come_byte_by_byte() {
     let head = format!("HTTP/1.1 200 OK\r\n{}content-length: 2\r\n\r\nok", format!("a: {}\r\n", "b".repeat(1500)).repeat(80));

@@ -34,7 +34,7 @@ fn over_http2(settings: &config::Upstream, connect: impl Fn() -> std::io::Result
     Upstream::connected_by(settings, true, move || std::future::ready(connect()))
 }
 
-/// An upstream whose n-th connection is served by `serve`, and how many there were.
+/// An upstream whose n-th connection is served by `serve`, and the number of connections.
 fn upstream<F>(serve: impl Fn(usize, DuplexStream) -> F + Send + Sync + 'static) -> (Arc<Upstream>, Arc<AtomicUsize>)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -50,7 +50,7 @@ where
     (Arc::new(upstream), count)
 }
 
-/// An upstream that has each stream handled by `handle`, which gets its number on its connection.
+/// An upstream that has each stream handled by `handle`, which gets the numbers of connection and stream.
 fn handled_by<F>(
     streams: u32,
     handle: impl Fn(usize, usize, Request<RecvStream>, Respond) -> F + Clone + Send + Sync + 'static,
@@ -76,7 +76,7 @@ fn ok(mut respond: Respond) {
     data.send_data(Bytes::from_static(b"ok"), true).expect("an open stream");
 }
 
-/// Sends so many requests at once, and counts those that get a whole response.
+/// Sends `requests` at once, and counts complete responses.
 async fn burst(upstream: &Arc<Upstream>, requests: usize) -> usize {
     let mut tasks = JoinSet::new();
     for _ in 0..requests {

@@ -12,7 +12,7 @@ use super::{
     Duration, ExchangeError, Failure, HeaderMap, Io, OK, Upstream, UpstreamRequest, body, config, duplex, send, upstream,
 };
 
-fn outgoing(size: usize) -> UpstreamRequest {
+fn post(size: usize) -> UpstreamRequest {
     let headers = HeaderMap::from_iter([(HeaderName::from_static("x-own"), HeaderValue::from_static("1"))]);
     UpstreamRequest::new(Method::POST, PathAndQuery::from_static("/openai/v1/x"), headers, vec![b'x'; size].into())
 }
@@ -38,12 +38,12 @@ async fn a_body_of_any_size_goes_out_whole_in_every_attempt() {
                 }
             }
         });
-        let mut outgoing = outgoing(size);
+        let mut request = post(size);
         for attempt in 0..3 {
             if attempt == 1 {
-                outgoing.compact();
+                request.compact();
             }
-            let answer = upstream.send(&outgoing, Instant::now).await.expect("an answer");
+            let answer = upstream.send(&request, Instant::now).await.expect("an answer");
             assert_eq!(body(answer).await, Ok(b"ok".to_vec()));
         }
         assert_eq!(connections.load(Ordering::Relaxed), 1);
@@ -51,7 +51,7 @@ async fn a_body_of_any_size_goes_out_whole_in_every_attempt() {
     }
 }
 
-/// An upstream may refuse a request by its head.
+/// An upstream may refuse a request after its head.
 #[tokio::test(start_paused = true)]
 async fn an_answer_may_come_before_the_request_is_out() {
     const TOO_LARGE: &[u8] = b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno";
@@ -61,7 +61,7 @@ async fn an_answer_may_come_before_the_request_is_out() {
         sleep(Duration::from_secs(3600)).await;
     });
     for attempt in 1..=2 {
-        let answer = upstream.send(&outgoing(3_000_000), Instant::now).await.expect("an answer");
+        let answer = upstream.send(&post(3_000_000), Instant::now).await.expect("an answer");
         assert_eq!(answer.status().as_u16(), 413);
         assert_eq!(body(answer).await, Ok(b"no".to_vec()));
         assert_eq!(connections.load(Ordering::Relaxed), attempt);
@@ -70,7 +70,7 @@ async fn an_answer_may_come_before_the_request_is_out() {
 
 /// The end of the response may depend on the end of the request.
 #[tokio::test(start_paused = true)]
-async fn a_request_goes_on_beside_its_answer() {
+async fn a_request_body_is_sent_while_its_answer_arrives() {
     let (upstream, connections) = upstream(|_, mut io| async move {
         for _ in 0..2 {
             io.read_exact(&mut [0; 1000]).await.expect("a request's beginning");
@@ -80,7 +80,7 @@ async fn a_request_goes_on_beside_its_answer() {
         }
     });
     for _ in 0..2 {
-        let answer = upstream.send(&outgoing(3_000_000), Instant::now).await.expect("an answer");
+        let answer = upstream.send(&post(3_000_000), Instant::now).await.expect("an answer");
         assert_eq!(body(answer).await, Ok(b"ok".to_vec()));
     }
     assert_eq!(connections.load(Ordering::Relaxed), 1);
@@ -88,42 +88,42 @@ async fn a_request_goes_on_beside_its_answer() {
 
 /// A response that has arrived counts, even though the rest of the request could not be sent.
 #[tokio::test(start_paused = true)]
-async fn an_upstream_that_answers_and_closes_is_heard() {
+async fn an_answer_before_a_close_is_read() {
     let (upstream, _) = upstream(|_, mut io| async move {
         io.read_exact(&mut [0; 1000]).await.expect("a request's beginning");
         io.write_all(b"HTTP/1.1 413 Too Large\r\nconnection: close\r\n\r\nno").await.expect("the client reads");
     });
-    let answer = upstream.send(&outgoing(3_000_000), Instant::now).await.expect("an answer");
+    let answer = upstream.send(&post(3_000_000), Instant::now).await.expect("an answer");
     assert_eq!((answer.status().as_u16(), body(answer).await), (413, Ok(b"no".to_vec())));
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_what_went_out_may_have_been_read() {
-    // Gone before a byte could be written.
+async fn a_request_counts_as_sent_once_bytes_were_written() {
+    // Closed before a byte could be written.
     let gone = Upstream::over(&config::Upstream::default(), || Ok(Io::Memory(duplex(1 << 10).0)));
     assert_eq!(send(&gone).await.expect_err("nobody is there"), Failure { error: ExchangeError::Closed, sent: false });
     let (cut, _) = upstream(|_, mut io| async move {
         io.read_exact(&mut [0; 1000]).await.expect("a request's beginning");
     });
-    let failure = cut.send(&outgoing(3_000_000), Instant::now).await.expect_err("it is cut off");
+    let failure = cut.send(&post(3_000_000), Instant::now).await.expect_err("it is cut off");
     assert_eq!(failure, Failure::after_sending(ExchangeError::Closed));
 }
 
 /// `response_timeout` includes the time that it takes to send the request.
 #[tokio::test(start_paused = true)]
-async fn a_request_that_is_not_taken_is_a_timeout() {
+async fn an_unread_request_is_a_timeout() {
     let (upstream, _) = upstream(|_, io| async move {
         sleep(Duration::from_secs(3600)).await;
         drop(io);
     });
     let start = Instant::now();
-    let failure = upstream.send(&outgoing(3_000_000), Instant::now).await.expect_err("it is not taken");
+    let failure = upstream.send(&post(3_000_000), Instant::now).await.expect_err("it is not taken");
     assert_eq!((failure, start.elapsed()), (Failure::after_sending(ExchangeError::Timeout), Duration::from_secs(10)));
 }
 
-/// A plain upstream behind an HTTP proxy is asked for in absolute form.
+/// A plain upstream behind an HTTP proxy is requested in absolute form.
 #[tokio::test]
-async fn a_forward_proxy_is_told_whose_request_it_is() {
+async fn a_forward_proxy_gets_the_absolute_form() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let proxy = format!("http://user:word@{}", listener.local_addr().expect("bound"));
     let settings = config::Upstream {
@@ -139,7 +139,7 @@ async fn a_forward_proxy_is_told_whose_request_it_is() {
         io.write_all(OK).await.expect("the client reads");
         String::from_utf8_lossy(&request[..read]).into_owned()
     });
-    let answer = upstream.send(&outgoing(2), Instant::now).await.expect("an answer");
+    let answer = upstream.send(&post(2), Instant::now).await.expect("an answer");
     assert_eq!(body(answer).await, Ok(b"ok".to_vec()));
     assert_eq!(
         served.await.expect("served"),

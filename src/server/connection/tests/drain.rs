@@ -1,4 +1,4 @@
-//! What becomes of HTTP/1.1 connections when the shield shuts down.
+//! HTTP/1.1 connections during a shutdown.
 
 use super::*;
 
@@ -24,7 +24,7 @@ async fn draining_closes_idle_connections_and_lets_requests_finish() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_on_its_way_while_draining_begins_is_answered_and_told_to_go() {
+async fn a_request_sent_as_draining_begins_is_answered_with_close() {
     let shield = shield();
     let mut idle = client(&shield);
     idle.write_all(GOOD.as_bytes()).await.expect("it is open");
@@ -37,7 +37,7 @@ async fn a_request_on_its_way_while_draining_begins_is_answered_and_told_to_go()
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_does_not_finish_is_cut() {
+async fn requests_that_do_not_finish_in_time_are_aborted() {
     let shield = shield();
     let mut client = served(&shield, |_, _| std::future::pending());
     client.write_all(GOOD.as_bytes()).await.expect("it is open");

@@ -1,9 +1,9 @@
-//! Where requests and answers end, in either version of HTTP, whole and in pieces, read and unread.
+//! Where requests and answers end, in both versions of HTTP/1, complete and in pieces, read and unread.
 
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn who_speaks_http_1_0_is_answered_in_it() {
+async fn http10_requests_get_http10_answers() {
     let answer = told(b"GET /old HTTP/1.0\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.0 200 OK\r\n") && answer.contains("connection: close\r\n"), "{answer}");
     assert!(answer.ends_with("GET /old "), "{answer}");
@@ -14,7 +14,7 @@ async fn who_speaks_http_1_0_is_answered_in_it() {
         let answer = next(&mut client).await;
         assert!(answer.contains("connection: keep-alive\r\n") && answer.contains("content-length: 9\r\n"), "{answer}");
     }
-    // It knows no chunks: the end of a stream is the connection's.
+    // HTTP/1.0 has no chunks: a stream ends with its connection.
     let mut client = served(&shield, |_, _| async {
         let (mut send, body) = Made::channel();
         tokio::spawn(async move { send.send_data(Bytes::from_static(b"data: a\n\n")).await });
@@ -36,9 +36,9 @@ async fn the_answer_to_head_has_a_length_and_no_body() {
     assert!(rest.starts_with("HTTP/1.1 200 OK\r\n") && rest.ends_with("GET /good "), "{rest}");
 }
 
-/// Who answers early does not read on: what follows is the rest of a body, and no request.
+/// After an early answer the rest of the body is not read: it must not be taken for a request.
 #[tokio::test(start_paused = true)]
-async fn a_body_that_nobody_reads_ends_the_connection_after_its_answer() {
+async fn an_unread_body_ends_the_connection_after_its_answer() {
     let mut client = served(&shield(), |request, _| async move {
         drop(request);
         ok(Made::from(Bytes::from_static(b"early")))
@@ -47,7 +47,7 @@ async fn a_body_that_nobody_reads_ends_the_connection_after_its_answer() {
     client.write_all(format!("{head}{GOOD}").as_bytes()).await.expect("it is open");
     let answer = next(&mut client).await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("connection: close"), "{answer}");
-    // It can go on for a while, so that a reset does not take the answer from it.
+    // The client may send for a while, so that a reset does not destroy the answer.
     client.write_all(&[b'x'; 50_000]).await.expect("it is read and forgotten");
     sleep(LINGER / 2).await;
     client.write_all(b"x").await.expect("it is read and forgotten");
@@ -70,9 +70,9 @@ async fn a_body_in_pieces_is_one_body() {
     }
 }
 
-/// What is left to send is as much each time, and yet its client takes it.
+/// The unsent rest has the same size each time, although the client reads.
 #[tokio::test(start_paused = true)]
-async fn a_slow_client_of_equal_pieces_is_not_cut() {
+async fn a_slow_client_that_reads_equal_pieces_is_not_disconnected() {
     const PIECE: usize = 1 << 16;
     let mut client = served(&shield(), |_, _| async {
         let (mut send, body) = Made::channel();

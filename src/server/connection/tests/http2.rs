@@ -92,9 +92,9 @@ async fn a_panic_costs_one_stream() {
     assert_eq!(answered.expect("an answer").1, "GET /good ");
 }
 
-/// The request at the upstream ends with its handler.
+/// The upstream request ends with its handler.
 #[tokio::test(start_paused = true)]
-async fn a_reset_ends_one_request_and_a_client_that_leaves_all_of_its_own() {
+async fn a_reset_ends_one_request_and_a_disconnect_all() {
     let hangs = Hangs::default();
     let (mut client, connection) = connect(&shield(), hangs.handler()).await;
     let (first, mut to_reset) = client.send_request(get("/1"), true).expect("it is open");
@@ -110,7 +110,7 @@ async fn a_reset_ends_one_request_and_a_client_that_leaves_all_of_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_makes_no_room_loses_its_stream_and_nothing_else() {
+async fn a_closed_window_ends_only_its_stream() {
     let hangs = Hangs::default();
     for (window, length) in [(0, 10), (65_535, 1 << 20), (1, 2 * (64 << 10))] {
         let hanging = hangs.handler();
@@ -135,7 +135,7 @@ async fn a_client_that_makes_no_room_loses_its_stream_and_nothing_else() {
         };
         assert_eq!(error.reason(), Some(Reason::CANCEL), "{window}");
         assert_eq!(begun.elapsed().as_secs(), LONGEST_BLOCKED.as_secs(), "{window}");
-        // A request that waits for its answer is not its client's fault.
+        // A request that waits for its answer is not the client's fault.
         assert_eq!(hangs.dropped(), 0);
         assert!(!connection.is_finished());
         drop(waiting);
@@ -181,7 +181,7 @@ async fn a_stream_with_long_gaps_is_not_cut() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_is_not_used_is_closed() {
-    // No request yet: as over HTTP/1.1, it has the time for a head.
+    // Before the first request the client has the time for a head, as over HTTP/1.1.
     let (_client, connection) = connect(&shield(), echo).await;
     let begun = Instant::now();
     connection.await.expect("no panic").expect("a clean end");
@@ -195,8 +195,8 @@ async fn a_connection_that_is_not_used_is_closed() {
     ask(&mut client, "/").await.expect_err("it has been told to go");
 }
 
-/// Bytes that a client sends, and how long the server bears with it.
-async fn patience_with(bytes: &[u8]) -> Duration {
+/// Sends bytes, and measures when the server gives up.
+async fn time_until_closed(bytes: &[u8]) -> Duration {
     let mut client = served(&shield(), echo);
     client.write_all(bytes).await.expect("it is open");
     let begun = Instant::now();
@@ -205,7 +205,7 @@ async fn patience_with(bytes: &[u8]) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn slow_prefaces_and_frames_are_cut_off() {
+async fn slow_prefaces_and_frames_are_timed_out() {
     let settings = b"\0\0\0\x04\0\0\0\0\0";
     for (name, bytes, seconds) in [
         ("half a preface", &PREFACE[..10], 30),
@@ -213,8 +213,8 @@ async fn slow_prefaces_and_frames_are_cut_off() {
         ("half a frame", &[PREFACE, settings, b"\0\0\x08\x06"].concat(), 30),
         ("half a header block", &[PREFACE, settings, b"\0\0\x01\x01\0\0\0\0\x01\x82"].concat(), 30),
     ] {
-        let took = patience_with(bytes).await.as_secs();
-        // A connection that is told to go has a while to do so.
+        let took = time_until_closed(bytes).await.as_secs();
+        // After GOAWAY a connection has a while to close.
         assert!((seconds..=seconds + LINGER.as_secs()).contains(&took), "{name}: {took} s");
     }
 }
@@ -223,7 +223,7 @@ async fn slow_prefaces_and_frames_are_cut_off() {
 async fn a_dead_client_is_noticed() {
     let hangs = Hangs::default();
     let mut client = served(&shield(), hangs.handler());
-    // A request, and then nothing any more: no answer to a ping.
+    // After its request the client is silent: no answer to a ping.
     let request = b"\0\0\x09\x01\x05\0\0\0\x01\x82\x86\x84\x41\x04host";
     client.write_all(&[PREFACE, b"\0\0\0\x04\0\0\0\0\0", request].concat()).await.expect("it is open");
     let begun = Instant::now();
@@ -256,9 +256,9 @@ async fn draining_lets_streams_finish_and_closes() {
     running.await.expect("no panic").expect("a clean end");
 }
 
-/// A stream whose body waits for the cutoff learns of it, though its task is not the connection's.
+/// A stream whose body waits for the cutoff is woken by it, though its task is not the connection's.
 #[tokio::test(start_paused = true)]
-async fn what_does_not_finish_has_a_last_word_and_is_cut() {
+async fn streams_that_do_not_finish_get_an_error_frame_and_are_aborted() {
     let shield = shield();
     let shutdown = shield.shutdown.clone();
     let answer = move |_, _| {

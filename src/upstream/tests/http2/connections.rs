@@ -17,7 +17,7 @@ async fn requests_share_a_connection_from_the_first_burst_on() {
     assert_eq!(connections.load(Ordering::Relaxed), 1);
 }
 
-/// More would wait in hyper's queue, where nobody knows whether they were sent.
+/// More would wait in hyper's queue, without a report whether they were sent.
 #[tokio::test(start_paused = true)]
 async fn streams_beyond_the_limit_go_to_further_connections() {
     let most = Arc::new(AtomicUsize::new(0));
@@ -50,7 +50,7 @@ async fn a_first_burst_on_a_peer_with_a_low_limit_is_served() {
     assert!(start.elapsed() <= Duration::from_secs(12), "{:?}", start.elapsed());
 }
 
-/// What is in flight goes on, what comes later has another connection.
+/// Streams in flight finish, later ones use another connection.
 #[tokio::test(start_paused = true)]
 async fn a_goaway_ends_a_connection_for_new_requests_only() {
     let (upstream, connections) = upstream(|_, io| async move {
@@ -92,9 +92,9 @@ async fn an_idle_connection_that_dies_costs_no_request() {
     assert_eq!(connections.load(Ordering::Relaxed), 2);
 }
 
-/// An app that leaves must not keep the upstream generating.
+/// When an app disconnects, the upstream must stop generating.
 #[tokio::test(start_paused = true)]
-async fn what_is_dropped_is_reset_and_the_connection_stays() {
+async fn dropping_a_response_resets_its_stream_and_keeps_the_connection() {
     let resets = Arc::new(AtomicUsize::new(0));
     let counted = resets.clone();
     let (upstream, connections) = handled_by(100, move |_, stream, _, mut respond| {
@@ -120,7 +120,7 @@ async fn what_is_dropped_is_reset_and_the_connection_stays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn connections_are_closed_when_idle_and_left_when_old() {
+async fn idle_connections_are_closed_and_old_ones_retired() {
     let closed = Arc::new(AtomicUsize::new(0));
     let counted = closed.clone();
     let (upstream, connections) = upstream(move |_, io| {
@@ -149,9 +149,9 @@ async fn connections_are_closed_when_idle_and_left_when_old() {
     assert_eq!(state(), (3, 2));
 }
 
-/// No request waits for another's: all but the one that shares its connection make their own at once.
+/// No request waits for another one's connection attempt, except the one that shares it.
 #[tokio::test(start_paused = true)]
-async fn an_upstream_of_http1_only_is_found_out_once() {
+async fn an_http1_only_upstream_is_detected_once() {
     let connections = Arc::new(AtomicUsize::new(0));
     let counted = connections.clone();
     let upstream = Arc::new(over_http2(&config::Upstream::default(), move || {

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_stream_goes_again_but_not_for_ever() {
+async fn a_refused_stream_is_sent_again_a_few_times() {
     for (refused, expected) in [(1, Ok(StatusCode::OK)), (3, Ok(StatusCode::OK)), (usize::MAX, Err(UNSENT))] {
         let (upstream, connections) = handled_by(100, move |_, stream, _, mut respond| async move {
             if stream < refused {
@@ -26,7 +26,7 @@ async fn any_other_reset_is_a_failure_of_the_sent_request() {
     }
 }
 
-/// As raw frames, for h2 never sends a last id below a stream that it has seen.
+/// In raw frames: h2 never sends a last id below a stream that it has seen.
 #[tokio::test(start_paused = true)]
 async fn streams_above_the_last_id_of_a_goaway_were_not_sent() {
     let (upstream, connections) = upstream(|connection, mut io| async move {
@@ -48,7 +48,7 @@ async fn streams_above_the_last_id_of_a_goaway_were_not_sent() {
     assert_eq!(connections.load(Ordering::Relaxed), 2);
 }
 
-/// What was in flight may have been processed; what follows has another connection.
+/// What was in flight may have been processed; later requests use another connection.
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_breaks_fails_what_was_in_flight() {
     let (upstream, connections) = upstream(|connection, io| async move {
@@ -66,7 +66,7 @@ async fn a_connection_that_breaks_fails_what_was_in_flight() {
     assert_eq!(connections.load(Ordering::Relaxed), 2);
 }
 
-/// Nothing arrives and nothing says so: a cable that was cut, a NAT that forgot.
+/// Nothing arrives and nothing is closed, as after a cut cable.
 #[tokio::test(start_paused = true)]
 async fn a_dead_peer_is_noticed_by_pings() {
     let (upstream, connections) = upstream(|connection, io| async move {
@@ -162,9 +162,9 @@ async fn a_peer_that_negotiates_http2_and_speaks_something_else_is_not_http() {
     }
 }
 
-/// The peer never lets the rest of the body through. The others on the connection do not notice.
+/// The peer never opens the window for the rest of the body. Other streams are not affected.
 #[tokio::test(start_paused = true)]
-async fn a_window_that_stays_shut_is_a_timeout_of_its_request_alone() {
+async fn a_closed_window_is_a_timeout_of_its_request_only() {
     let (upstream, connections) = handled_by(100, |_, _, request, respond| async move {
         if request.headers().contains_key("x-large") {
             sleep(Duration::from_secs(3600)).await;
