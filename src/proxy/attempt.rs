@@ -124,7 +124,7 @@ impl Outcome {
     pub(super) fn class(&self) -> Class {
         match self {
             Self::Validated(..) => Class::Answered,
-            // Expected output falls again, whatever the status says: it waits for that, or its ceiling is lowered.
+            // Whatever the status: the expected output falls again, so the request waits, or its output limit is lowered.
             Self::Error { text: Some(text), .. } if text.hopeless() && text.counts_expected_output() => Class::Refused,
             // A request that can never fit is not cured by waiting, whatever its status.
             Self::Error { text: Some(text), .. } if text.hopeless() => Class::Answered,

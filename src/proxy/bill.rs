@@ -51,8 +51,8 @@ impl Bill {
         budgets: &[Budget],
         now: u64,
     ) -> Result<(), Exceeded> {
-        if let CostEstimate::Tokens { max_completion_tokens: ceiling, .. } = self.cost {
-            self.completion = accounts.ledger().expected_completion(app).min(ceiling.unwrap_or(u64::MAX));
+        if let CostEstimate::Tokens { max_completion_tokens, .. } = self.cost {
+            self.completion = accounts.ledger().expected_completion(app).min(max_completion_tokens.unwrap_or(u64::MAX));
         }
         let estimate = Amounts { requests: 1, ..self.amounts(ActualUsage::Unknown) };
         self.permit = Some(accounts.reserve(app, budgets, estimate, now).await?);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_reserved_follows_what_answers_of_the_app_were_like() {
+    async fn reservations_follow_the_apps_previous_answers() {
         let (accounts, app) = (SharedLedger::new(None, ""), Arc::from("a"));
         let budgets = [Budget { unit: Unit::Tokens, period: Period::Day, limit: 500 }];
         let call = async || {

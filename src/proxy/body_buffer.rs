@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_in_pieces_comes_whole_and_its_room_comes_back() {
+    async fn a_body_in_pieces_is_complete_and_its_memory_is_released() {
         let bodies = Bodies::new(1 << 20);
         let (mut send, body) = channel();
         let sending = async move {
@@ -236,7 +236,7 @@ mod tests {
 
     /// The order of overload: no new body is begun, batch is refused, all are refused; room that comes back is used at once.
     #[tokio::test(start_paused = true)]
-    async fn when_room_is_short_new_bodies_wait_then_batch_is_refused_then_all() {
+    async fn when_memory_is_short_new_bodies_wait_then_batch_is_refused_then_all() {
         let bodies = Bodies::new(100);
         let piece = |size: usize| Full::new(Bytes::from(vec![b'x'; size]));
         let ask = |class, size| collect(piece(size), Instant::now(), class, 100, LIMIT, &bodies);

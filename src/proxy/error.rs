@@ -73,7 +73,7 @@ pub enum Rejection {
         /// Whether the client set the longest wait, and not `queue.max_wait`.
         by_client: bool,
     },
-    /// Groq refused, and the client's patience is spent.
+    /// Groq refused, and the client's max wait is over.
     Refused {
         /// The dimension, where the refusal named it.
         dimension: Option<Dimension>,

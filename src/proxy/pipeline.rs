@@ -137,7 +137,7 @@ async fn forward(
         }
     }
     let falls_back = call.may_fall_back && observer.is_none() && !settings.fallback.is_empty();
-    // Before the ceiling is fitted: each fallback model starts from the body as it came.
+    // Before the output limit is fitted: each fallback model starts from the body as it came.
     let body = falls_back.then(|| upstream_request.body().clone());
     let rejection = match serve(shield, settings, call, observer.as_ref(), upstream_request, record).await {
         Err(rejection) => rejection,
@@ -166,8 +166,8 @@ async fn forward(
     Err(rejection)
 }
 
-/// Admits, attempts and judges until there is a response to deliver, or none to be had from this model. With an `observer` nothing
-/// waits but retries, and nothing is rewritten.
+/// Admits, attempts and judges until there is a response to deliver, or none to be had from this model. With an `observer`
+/// nothing waits but retries, and nothing is rewritten.
 async fn serve(
     shield: &Shield,
     settings: &Settings,
@@ -206,7 +206,8 @@ async fn serve(
             call.bill.begin_attempt(cap, observed);
             let outcome = Box::pin(attempt::send(shield, call, upstream_request, permit.as_mut(), record)).await;
             let health = outcome.health();
-            // The breaker is open again: the next attempt would be the next probe, and its app would hear of the outage after four.
+            // The breaker is open again: the next attempt would be the next probe, and its app would hear of the outage after
+            // four.
             let probe_failed = matches!(health, Health::Bad { .. }) && pass.as_ref().is_some_and(Pass::is_probe);
             call.probe_failed = probe_failed;
             let class = match health {

@@ -184,7 +184,9 @@ impl Call {
     /// Tokens, or seconds of audio, that it asks of the limits.
     pub(super) fn reserved(&self) -> Option<u64> {
         match self.admission.cost {
-            CostEstimate::Tokens { prompt, max_completion_tokens: ceiling } => Some(prompt.saturating_add(ceiling.unwrap_or(0))),
+            CostEstimate::Tokens { prompt, max_completion_tokens } => {
+                Some(prompt.saturating_add(max_completion_tokens.unwrap_or(0)))
+            }
             CostEstimate::Audio { seconds } => Some(seconds),
             CostEstimate::Free => None,
         }
@@ -195,7 +197,7 @@ impl Call {
         match refusal {
             AdmissionError::TooLarge { dimension, limit, requested: asked, parts } => {
                 let stated = matches!(self.admission.cost, CostEstimate::Tokens { max_completion_tokens: Some(_), .. });
-                let lower = match facts::ceiling_name(self.endpoint) {
+                let lower = match facts::output_limit_name(self.endpoint) {
                     Some(name) if stated => CompletionLimit::Stated(name),
                     Some(name) => CompletionLimit::Unstated(name),
                     None => CompletionLimit::None,
@@ -203,7 +205,7 @@ impl Call {
                 Rejection::NeverFits { dimension, limit, asked, parts, lower }
             }
             AdmissionError::NotInTime { dimension, wait, fitting_max_completion_tokens: fits, retry_after } => {
-                let fits = fits.zip(facts::ceiling_name(self.endpoint));
+                let fits = fits.zip(facts::output_limit_name(self.endpoint));
                 Rejection::NotInTime { dimension, wait, fits, retry_after, by_client: self.deadline_by_client }
             }
             AdmissionError::QueueFull { retry_after } => Rejection::Overloaded { retry_after },
@@ -258,10 +260,10 @@ impl Call {
             return;
         }
         let Some(to) = shield.limits.fitting_max_completion_tokens(&self.admission) else { return };
-        if let CostEstimate::Tokens { max_completion_tokens: ceiling, .. } = &mut self.admission.cost {
-            let from = ceiling.replace(to).unwrap_or(to);
+        if let CostEstimate::Tokens { max_completion_tokens, .. } = &mut self.admission.cost {
+            let from = max_completion_tokens.replace(to).unwrap_or(to);
             self.fitted = Some((from, to));
-            upstream_request.replace_body(|body| facts::with_ceiling(self.endpoint, body, to));
+            upstream_request.replace_body(|body| facts::with_output_limit(self.endpoint, body, to));
         }
     }
 

@@ -66,7 +66,8 @@ impl Attempts {
         Self { policy, deadline, failed: 0, refused: 0 }
     }
 
-    /// Judges an attempt. `random` is uniform in 0..1; the budget is drawn on only by `Again`. `now` is asked for only where it matters.
+    /// Judges an attempt. `random` is uniform in 0..1; the budget is drawn on only by `Again`. `now` is asked for only where it
+    /// matters.
     pub fn next(&mut self, class: Class, budget: &Budget, random: f64, now: impl FnOnce() -> Instant) -> Verdict {
         let floor = match class {
             Class::Answered => return Verdict::Deliver,
@@ -190,9 +191,9 @@ mod tests {
         Class::Transient { retry_after: retry_after.map(Duration::from_secs) }
     }
 
-    fn setup(patience: u64) -> (Attempts, Budget, Instant) {
+    fn setup(max_wait: u64) -> (Attempts, Budget, Instant) {
         let now = Instant::now();
-        (Attempts::new(config::Retry::default(), now + Duration::from_secs(patience)), Budget::new(now), now)
+        (Attempts::new(config::Retry::default(), now + Duration::from_secs(max_wait)), Budget::new(now), now)
     }
 
     #[test]
@@ -226,14 +227,14 @@ mod tests {
     }
 
     #[test]
-    fn never_past_the_clients_patience() {
+    fn no_retry_after_the_max_wait() {
         let (mut attempts, budget, now) = setup(2);
         assert_eq!(attempts.next(transient(Some(2)), &budget, 0.0, || now), Verdict::GiveUp);
         assert_eq!(budget.retries(now), 0, "a retry that is not made costs nothing");
     }
 
     #[test]
-    fn nobody_comes_back_after_a_refusal_past_the_clients_patience() {
+    fn no_requeue_after_the_max_wait() {
         let (mut attempts, budget, now) = setup(1);
         let paused = [Some(0), Some(250), Some(500), None].map(|ms| Verdict::Requeue(ms.map(Duration::from_millis)));
         assert_eq!([(); 4].map(|()| attempts.next(Class::Refused, &budget, 0.5, || now)), paused);

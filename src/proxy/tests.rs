@@ -143,7 +143,7 @@ async fn an_answer_passes_byte_for_byte() {
 
 /// Whatever comes before an answer's body is held until it ends.
 #[tokio::test(start_paused = true)]
-async fn an_answer_whose_head_is_too_large_is_none() {
+async fn an_answer_with_an_oversized_head_is_invalid() {
     let head = |filling: usize| {
         let filling = "x".repeat(filling);
         vec![Step::Write(format!("HTTP/1.1 200 OK\r\nx-long: {filling}\r\ncontent-length: {}\r\n\r\n{GOOD}", GOOD.len()))]
@@ -156,7 +156,7 @@ async fn an_answer_whose_head_is_too_large_is_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_leaves_takes_its_upstream_request_along() {
+async fn a_disconnect_cancels_the_upstream_request() {
     let scripts = vec![[stream(&[FIRST], false), vec![Step::UntilClosed]].concat(), vec![Step::UntilClosed]];
     let (shield, seen) = shield(Settings::default(), scripts);
     let mut response = handle(&shield, chat(true), None).await;

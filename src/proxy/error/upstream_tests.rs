@@ -172,7 +172,7 @@ fn waits_come_from_the_text_then_the_header() {
 }
 
 #[test]
-fn a_hopeless_429_is_a_413() {
+fn a_429_that_can_never_fit_is_a_413() {
     let body = r#"{"error":{"message":"Rate limit reached for model `m` on tokens per minute (TPM): Limit 7000, Used 0, Requested ~12903. Please try again in 50s.","type":"tokens","code":"rate_limit_exceeded"}}"#;
     let (status, object, headers) = shown(read(429, body));
     assert_eq!((status, &object["code"]), (413, &json!("rate_limit_exceeded")));

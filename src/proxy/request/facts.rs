@@ -78,10 +78,10 @@ impl Facts {
                 CostEstimate::Tokens { prompt: members.prompt.tokens(Family::None), max_completion_tokens: Some(0) }
             }
             Endpoint::Speech => CostEstimate::Tokens { prompt: members.prompt.characters(), max_completion_tokens: Some(0) },
-            // Groq takes n = 1 only: the ceiling is the whole answer's.
+            // Groq accepts n = 1 only, so the output limit applies to the whole answer.
             _ => CostEstimate::Tokens {
                 prompt: members.prompt.tokens(Family::of(&self.model)),
-                max_completion_tokens: members.ceiling.as_ref().map(|c| c.value),
+                max_completion_tokens: members.output_limit.as_ref().map(|c| c.value),
             },
         };
         Ok(())
@@ -117,20 +117,20 @@ fn bounded(model: &str) -> Arc<str> {
     Arc::from(&model[..end.unwrap_or(0)])
 }
 
-/// `body` with the number of its ceiling replaced by `to`, or with a ceiling where it names none; no other byte changes.
-pub fn with_ceiling(endpoint: Endpoint, body: &Bytes, to: u64) -> Bytes {
+/// `body` with the number of its output limit replaced by `to`, or with an output limit if it has none; no other byte changes.
+pub fn with_output_limit(endpoint: Endpoint, body: &Bytes, to: u64) -> Bytes {
     let Ok(members) = json::read(endpoint, body) else { return body.clone() };
-    if let Some(ceiling) = members.ceiling.or(members.null_ceiling) {
-        return [&body[..ceiling.at.start], to.to_string().as_bytes(), &body[ceiling.at.end..]].concat().into();
+    if let Some(output_limit) = members.output_limit.or(members.null_output_limit) {
+        return [&body[..output_limit.at.start], to.to_string().as_bytes(), &body[output_limit.at.end..]].concat().into();
     }
     let Some(open) = body.iter().position(|b| *b == b'{') else { return body.clone() };
-    let name = ceiling_name(endpoint).unwrap_or("max_completion_tokens");
+    let name = output_limit_name(endpoint).unwrap_or("max_completion_tokens");
     let comma = if body[open + 1..].trim_ascii_start().starts_with(b"}") { "" } else { "," };
     [&body[..=open], format!(r#""{name}":{to}{comma}"#).as_bytes(), &body[open + 1..]].concat().into()
 }
 
 /// The member of a body that limits the completion; `None` where the endpoint has none.
-pub fn ceiling_name(endpoint: Endpoint) -> Option<&'static str> {
+pub fn output_limit_name(endpoint: Endpoint) -> Option<&'static str> {
     match endpoint {
         Endpoint::Chat => Some("max_completion_tokens"),
         Endpoint::Responses => Some("max_output_tokens"),

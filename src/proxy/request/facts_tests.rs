@@ -15,7 +15,7 @@ fn chat(body: &str) -> Facts {
 
 fn cost(facts: &Facts) -> (u64, Option<u64>) {
     match facts.cost {
-        CostEstimate::Tokens { prompt, max_completion_tokens: ceiling } => (prompt, ceiling),
+        CostEstimate::Tokens { prompt, max_completion_tokens: output_limit } => (prompt, output_limit),
         other => panic!("{other:?}"),
     }
 }
@@ -31,13 +31,13 @@ fn a_chat_call() {
         r#"{"model":"openai/gpt-oss-20b","messages":[{"role":"user","content":"Hello there"}],"stream":true,"max_completion_tokens":512,"service_tier":"flex"}"#,
     );
     assert_eq!((facts.model.as_ref(), facts.tier.as_ref(), facts.stream), ("openai/gpt-oss-20b", "flex", true));
-    let (prompt, ceiling) = cost(&facts);
-    assert_eq!(ceiling, Some(512));
+    let (prompt, output_limit) = cost(&facts);
+    assert_eq!(output_limit, Some(512));
     assert!((72..=76).contains(&prompt), "{prompt}");
 }
 
 #[test]
-fn ceilings_by_endpoint() {
+fn output_limits_by_endpoint() {
     let table = [
         (Endpoint::Chat, r#"{"model":"m","max_tokens":7}"#, Some(7)),
         (Endpoint::Chat, r#"{"model":"m","max_tokens":7,"max_completion_tokens":9}"#, Some(9)),
@@ -52,8 +52,8 @@ fn ceilings_by_endpoint() {
         (Endpoint::Embeddings, r#"{"model":"m","input":"x","max_tokens":9}"#, Some(0)),
         (Endpoint::Speech, r#"{"model":"m","input":"Grüße"}"#, Some(0)),
     ];
-    for (endpoint, body, ceiling) in table {
-        assert_eq!(cost(&facts(endpoint, body)).1, ceiling, "{body}");
+    for (endpoint, body, output_limit) in table {
+        assert_eq!(cost(&facts(endpoint, body)).1, output_limit, "{body}");
     }
 }
 
@@ -148,7 +148,7 @@ fn what_only_groq_understands_passes() {
 }
 
 #[test]
-fn only_the_ceilings_number_changes() {
+fn only_the_number_of_the_output_limit_changes() {
     let table = [
         (Endpoint::Chat, r#"{ "max_tokens" : 32768 ,"x":"é"}"#, r#"{ "max_tokens" : 5 ,"x":"é"}"#),
         (Endpoint::Chat, r#"{"max_tokens":1,"max_completion_tokens":32768}"#, r#"{"max_tokens":1,"max_completion_tokens":5}"#),
@@ -162,7 +162,7 @@ fn only_the_ceilings_number_changes() {
         (Endpoint::Chat, "{", "{"),
     ];
     for (endpoint, from, to) in table {
-        assert_eq!(with_ceiling(endpoint, &Bytes::from_static(from.as_bytes()), 5), to, "{from}");
+        assert_eq!(with_output_limit(endpoint, &Bytes::from_static(from.as_bytes()), 5), to, "{from}");
     }
 }
 
@@ -186,7 +186,7 @@ fn forms_with_audio() {
 }
 
 #[test]
-fn patience_is_the_least_that_anybody_has() {
+fn max_wait_is_the_least_of_all_bounds() {
     let queue = Queue { max_wait: Duration::from_secs(50), ..Queue::default() };
     let table: [(&[(&'static str, &str)], u64); 11] = [
         (&[], 50_000),
@@ -202,8 +202,8 @@ fn patience_is_the_least_that_anybody_has() {
         (&[("x-stainless-read-timeout", "1e300"), ("x-shield-max-wait-ms", "inf")], 50_000),
     ];
     for (pairs, ms) in table {
-        let (patience, by_client) = max_wait(&headers(pairs), &queue, || Duration::from_secs(2));
-        assert_eq!((patience, by_client), (Duration::from_millis(ms), ms != 50_000), "{pairs:?}");
+        let (longest, by_client) = max_wait(&headers(pairs), &queue, || Duration::from_secs(2));
+        assert_eq!((longest, by_client), (Duration::from_millis(ms), ms != 50_000), "{pairs:?}");
     }
 }
 
@@ -213,17 +213,17 @@ proptest! {
         for endpoint in [Endpoint::Chat, Endpoint::Transcription, Endpoint::Embeddings] {
             let body = Bytes::copy_from_slice(&body);
             let _ = Facts::of(endpoint, &HeaderMap::new(), &body);
-            with_ceiling(endpoint, &body, 5);
+            with_output_limit(endpoint, &body, 5);
         }
     }
 
     #[test]
-    fn a_new_ceiling_is_read_back(before in "[a-z]{0,5}", old in proptest::option::of(0u64..1_000_000), new in 0u64..1_000_000) {
+    fn a_new_output_limit_is_read_back(before in "[a-z]{0,5}", old in proptest::option::of(0u64..1_000_000), new in 0u64..1_000_000) {
         let mut body = serde_json::json!({"model": "m", before: [1, {"max_tokens": 3}], "messages": "é"});
         if let Some(old) = old {
             body["max_tokens"] = old.into();
         }
-        let fitted = with_ceiling(Endpoint::Chat, &body.to_string().into(), new);
+        let fitted = with_output_limit(Endpoint::Chat, &body.to_string().into(), new);
         prop_assert_eq!(cost(&chat(std::str::from_utf8(&fitted).expect("text"))).1, Some(new));
     }
 }

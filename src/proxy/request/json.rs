@@ -13,28 +13,28 @@ use crate::{
     groq::Endpoint,
 };
 
-/// The members that matter.
+/// The members of a body that the shield reads.
 #[derive(Default)]
 pub(super) struct Members {
     pub(super) model: String,
     pub(super) tier: String,
     pub(super) stream: bool,
-    /// The ceiling in force.
-    pub(super) ceiling: Option<Ceiling>,
-    /// Where a ceiling is named, and is no number.
-    pub(super) null_ceiling: Option<Ceiling>,
+    /// The output limit that counts.
+    pub(super) output_limit: Option<OutputLimit>,
+    /// Where an output limit is named with a value that is not a number.
+    pub(super) null_output_limit: Option<OutputLimit>,
     pub(super) prompt: Prompt,
 }
 
-/// A ceiling on completion tokens, and where its number stands in the body.
-pub(super) struct Ceiling {
+/// A limit on completion tokens, and the position of its number in the body.
+pub(super) struct OutputLimit {
     pub(super) value: u64,
     pub(super) at: Range<usize>,
 }
 
-/// Reads a body. A member given twice counts as it came last, as Groq's parser has it.
+/// Parses a body. Of a member given twice the last one counts, as in Groq's parser.
 pub(super) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Members, serde_json::Error> {
-    // Of text that is UTF-8 throughout, no string need be looked at again.
+    // The whole text is valid UTF-8, so strings need no check of their own.
     let text = simdutf8::basic::from_utf8(body).map_err(serde_json::Error::custom)?;
     if !text.trim_ascii_start().starts_with('{') {
         return serde_json::from_str::<IgnoredAny>(text).map(|_| Members::default());
@@ -44,25 +44,25 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Members, serde_jso
         let members = json.deserialize_map(Reading { endpoint, body, walk })?;
         json.end().map(|()| members)
     };
-    // Text with half a surrogate pair, or nested deeper than our parser follows, is still JSON to Groq: then the prompt is
-    // measured by its bytes. The last error is that of the syntax.
+    // Text with half a surrogate pair, or nested deeper than our parser allows, is still JSON to Groq: then the prompt is
+    // measured by its bytes. If that fails too, the error is the syntax error.
     let first = if !has_controls(body) { Walk::Plain } else { Walk::Strict };
     pass(first).or_else(|_| pass(Walk::Strict)).or_else(|_| pass(Walk::No))
 }
 
-/// How the prompt is read.
+/// How the prompt is parsed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Walk {
-    /// Text by text; no byte is a control character.
+    /// String by string; the body has no control characters.
     Plain,
-    /// Text by text, whatever they are.
+    /// String by string, checked for control characters.
     Strict,
     /// Not at all.
     No,
 }
 
-/// Whether a byte is a control character: between values no harm, within a string an error. The least of all
-/// bytes tells, found sixty-four at a time: a loop that becomes vectors.
+/// Whether a byte is a control character, which is allowed between values and an error within strings. Compares with the minimum
+/// of all bytes, in a loop that the compiler vectorizes.
 fn has_controls(body: &[u8]) -> bool {
     body.chunks(4096).any(|some| {
         let (rows, rest) = some.as_chunks::<64>();
@@ -81,8 +81,8 @@ struct Reading<'b> {
 }
 
 impl Reading<'_> {
-    /// The names of the endpoint's ceiling, the one that wins first.
-    fn ceilings(&self) -> [&'static str; 2] {
+    /// The names of the endpoint's output limit, in order of precedence.
+    fn output_limits(&self) -> [&'static str; 2] {
         match self.endpoint {
             Endpoint::Chat => ["max_completion_tokens", "max_tokens"],
             Endpoint::Responses => ["max_output_tokens", ""],
@@ -101,7 +101,7 @@ impl Reading<'_> {
         }
     }
 
-    fn ceiling(&self, raw: &RawValue) -> (Option<u64>, Range<usize>) {
+    fn output_limit(&self, raw: &RawValue) -> (Option<u64>, Range<usize>) {
         let start = raw.get().as_ptr().addr() - self.body.as_ptr().addr();
         let number = raw.get().parse::<f64>().ok().filter(|number| *number >= 0.0).map(|number| number as u64);
         (number, start..start + raw.get().len())
@@ -117,7 +117,7 @@ impl<'de> Visitor<'de> for Reading<'de> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
         let mut members = Members::default();
-        let mut ceilings: [Option<&RawValue>; 2] = [None, None];
+        let mut output_limits: [Option<&RawValue>; 2] = [None, None];
         while let Some(name) = map.next_key::<Name>()? {
             let name = name.0.as_ref();
             if let Some(part) = self.part(name) {
@@ -125,8 +125,8 @@ impl<'de> Visitor<'de> for Reading<'de> {
                     Walk::No => members.prompt.raw(part, map.next_value::<&RawValue>()?.get()),
                     walk => map.next_value_seed(members.prompt.reading(part, walk == Walk::Plain))?,
                 }
-            } else if let Some(at) = self.ceilings().iter().position(|ceiling| *ceiling == name) {
-                ceilings[at] = Some(map.next_value()?);
+            } else if let Some(at) = self.output_limits().iter().position(|output_limit| *output_limit == name) {
+                output_limits[at] = Some(map.next_value()?);
             } else {
                 match name {
                     "model" => members.model = text(map.next_value()?),
@@ -138,13 +138,13 @@ impl<'de> Visitor<'de> for Reading<'de> {
                 }
             }
         }
-        for raw in ceilings.into_iter().flatten() {
-            match self.ceiling(raw) {
+        for raw in output_limits.into_iter().flatten() {
+            match self.output_limit(raw) {
                 (Some(value), at) => {
-                    members.ceiling.get_or_insert(Ceiling { value, at });
+                    members.output_limit.get_or_insert(OutputLimit { value, at });
                 }
                 (None, at) => {
-                    members.null_ceiling.get_or_insert(Ceiling { value: 0, at });
+                    members.null_output_limit.get_or_insert(OutputLimit { value: 0, at });
                 }
             }
         }
@@ -157,7 +157,7 @@ fn text(raw: &RawValue) -> String {
     serde_json::from_str(raw.get()).unwrap_or_default()
 }
 
-/// A member's name; one with escapes is kept only where it is as short as those that matter.
+/// A member's name; long names with escapes do not matter and are dropped.
 struct Name<'de>(Cow<'de, str>);
 
 impl<'de> serde::Deserialize<'de> for Name<'de> {

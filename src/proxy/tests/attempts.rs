@@ -48,7 +48,7 @@ async fn transient_failures_are_retried() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_retries_do_not_cure_is_the_documented_object() {
+async fn a_permanent_failure_is_the_error_object() {
     for (script, status, expected) in [
         (answer("502 Bad Gateway", "text/html", "<html>Bad gateway</html>"), 502, "upstream_error"),
         (answer("200 OK", "application/json", "{\"id\":"), 502, "upstream_invalid"),
@@ -68,7 +68,7 @@ async fn what_retries_do_not_cure_is_the_documented_object() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn patience_ends_at_dispatch() {
+async fn max_wait_ends_at_dispatch() {
     let settings =
         Settings { queue: config::Queue { max_wait: Duration::from_secs(5), ..Default::default() }, ..Default::default() };
     let (shield, _) = shield(settings, vec![[vec![Step::Pause(15)], good()].concat()]);
@@ -76,7 +76,7 @@ async fn patience_ends_at_dispatch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_open_breaker_is_told_at_once_and_one_probe_closes_it() {
+async fn an_open_breaker_fails_requests_and_one_probe_closes_it() {
     let failing =
         answer("500 Internal Server Error", "application/json", r#"{"error":{"message":"m","type":"internal_server_error"}}"#);
     let mut scripts = vec![failing; 8];
@@ -103,7 +103,7 @@ async fn an_open_breaker_is_told_at_once_and_one_probe_closes_it() {
 
 /// Two shields, each the upstream of the other.
 #[tokio::test(start_paused = true)]
-async fn a_request_that_comes_back_is_refused() {
+async fn a_looping_request_is_refused() {
     let (ring, seen) = shield(Settings::default(), vec![good()]);
     assert_eq!(ask(&ring, false).await.0, StatusCode::OK);
     let sent = seen.lock().expect("unpoisoned").pop().expect("one request");
@@ -118,7 +118,7 @@ async fn a_request_that_comes_back_is_refused() {
 
 /// Each of the four attempts of one call was a probe: it took 15 to 20 s to hear of an outage, twelve at once 45 s each.
 #[tokio::test(start_paused = true)]
-async fn an_outage_is_told_within_one_period_of_the_breaker() {
+async fn an_outage_fails_calls_within_one_breaker_period() {
     let failing = || with(&[], "503 Service Unavailable", r#"{"error":{"message":"down","type":"internal_server_error"}}"#);
     let mut settings = Settings::default();
     (settings.retry.attempts, settings.breaker.failures) = (1, 1);
@@ -187,7 +187,7 @@ async fn breaker_max_wait_bounds_the_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stated_wait_is_a_floor_in_all_its_forms() {
+async fn every_form_of_retry_after_is_a_minimum() {
     let busy = r#"{"error":{"message":"Busy.","type":"internal_server_error"}}"#;
     let stated = r#"{"error":{"message":"Busy. Please try again in 1m2.5s.","type":"internal_server_error"}}"#;
     let date = httpdate::fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(30));
@@ -212,7 +212,7 @@ async fn a_stated_wait_is_a_floor_in_all_its_forms() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_attempt_begins_after_the_clients_patience() {
+async fn no_attempt_begins_after_the_max_wait() {
     let busy = with(&[("retry-after", "20")], "503 Service Unavailable", r#"{"error":{"message":"m","type":"t"}}"#);
     let (shield, seen) = shield(Settings::default(), vec![busy]);
     let start = Instant::now();
@@ -225,7 +225,7 @@ async fn no_attempt_begins_after_the_clients_patience() {
 
 /// Groq charges a request for each answer, failures too.
 #[tokio::test(start_paused = true)]
-async fn each_attempt_takes_its_own_place_under_the_limits() {
+async fn each_attempt_reserves_under_the_limits() {
     let failing = with(&[], "500 Internal Server Error", r#"{"error":{"message":"m","type":"t"}}"#);
     let limits = config::ModelLimits { requests_per_minute: Some(60), ..Default::default() };
     let (shield, _) = shield(limited(limits), vec![failing.clone(), failing, good()]);
@@ -239,7 +239,7 @@ async fn each_attempt_takes_its_own_place_under_the_limits() {
 
 /// Whatever it says, and however soon it says that one may come back.
 #[tokio::test(start_paused = true)]
-async fn an_upstream_that_always_refuses_is_not_asked_all_the_time() {
+async fn an_upstream_that_always_refuses_gets_few_requests() {
     let text = |words: &str| {
         let message = format!("Rate limit reached for model `m` in organization `org_01` on {words}");
         format!(r#"{{"error":{{"message":"{message}","type":"tokens","code":"rate_limit_exceeded"}}}}"#)
@@ -259,7 +259,7 @@ async fn an_upstream_that_always_refuses_is_not_asked_all_the_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_goes_to_the_front_of_its_line() {
+async fn a_refused_request_goes_to_the_front_of_its_queue() {
     let limits = config::ModelLimits { requests_per_minute: Some(30), ..Default::default() };
     let (shield, seen) = shield(limited(limits), vec![good(), refusal("6s"), good()]);
     ask(&shield, false).await;
@@ -287,7 +287,7 @@ async fn a_refusal_goes_to_the_front_of_its_line() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_beyond_patience_reaches_the_app() {
+async fn a_refusal_beyond_the_max_wait_reaches_the_app() {
     let (shield, seen) = shield(limited(config::ModelLimits::default()), vec![refusal("2m0s")]);
     let (status, headers, body) = ask(&shield, false).await;
     assert_eq!((status.as_u16(), code(&body).as_str()), (429, "rate_limit_exceeded"), "{body}");
@@ -297,7 +297,7 @@ async fn a_refusal_beyond_patience_reaches_the_app() {
 
 /// However it ends: by the breaker's probe, or by the end of a drain.
 #[tokio::test(start_paused = true)]
-async fn a_wait_is_told_whatever_comes_of_it() {
+async fn every_wait_is_reported() {
     let failing = with(&[], "500 Internal Server Error", r#"{"error":{"message":"m","type":"t"}}"#);
     let mut settings = limited(config::ModelLimits::default());
     (settings.retry.attempts, settings.breaker.failures, settings.breaker.open) = (1, 1, Duration::from_secs(2));
@@ -342,7 +342,7 @@ async fn a_400_with_the_text_of_an_output_limit_is_a_refusal() {
     };
     let (status, fitted, body, sent) = ask(true).await;
     assert_eq!((status, body.as_str(), sent), (200, GOOD, 2));
-    assert!(fitted.is_some_and(|fitted| fitted.starts_with("1800>")), "resent once with a ceiling that fits");
+    assert!(fitted.is_some_and(|fitted| fitted.starts_with("1800>")), "sent again once with an output limit that fits");
     let (status, _, body, sent) = ask(false).await;
     assert!((status, sent) == (429, 1) && body.contains("max_completion_tokens to 1000 or less"), "{status} {sent} {body}");
 }

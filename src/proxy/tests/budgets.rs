@@ -34,7 +34,7 @@ fn used(shield: &Shield, app: &str) -> (u64, u64, u64) {
 
 /// `GOOD` uses 15 tokens.
 #[tokio::test(start_paused = true)]
-async fn a_spent_budget_is_told_and_other_apps_go_on() {
+async fn a_spent_budget_refuses_its_app_only() {
     let app = App { name: "a".into(), tokens_per_day: Some(30), ..App::default() };
     let (shield, seen) = shield(with([app]), vec![good()]);
     for _ in 0..2 {
@@ -51,7 +51,7 @@ async fn a_spent_budget_is_told_and_other_apps_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_app_without_an_entry_has_the_budget_of_the_star_by_itself() {
+async fn apps_without_an_entry_have_the_wildcard_budget_each() {
     let star = App { name: "*".into(), requests_per_day: Some(1), ..App::default() };
     let named = App { name: "named".into(), ..App::default() };
     let (shield, _) = shield(with([star, named]), vec![good()]);
@@ -76,7 +76,7 @@ async fn retries_and_cut_streams_count_what_groq_charges() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_budget_in_usd_is_spent_by_the_prices() {
+async fn a_budget_in_usd_is_charged_by_the_prices() {
     let app = App { name: "a".into(), cost_per_month: Some(0.000_03), ..App::default() };
     let mut settings = with([app]);
     // 10 prompt tokens and 5 completion tokens: 20 millionths of a USD.
@@ -95,7 +95,7 @@ async fn a_budget_in_usd_is_spent_by_the_prices() {
 
 /// Two apps use a model without a price; one of them has a budget in USD.
 #[tokio::test(start_paused = true)]
-async fn a_model_without_a_price_is_told_where_a_budget_in_usd_would_need_one() {
+async fn a_missing_price_is_reported_for_budgets_in_usd() {
     let in_usd = App { name: "in-usd".into(), cost_per_day: Some(1.0), ..App::default() };
     let in_tokens = App { name: "in-tokens".into(), tokens_per_day: Some(1000), ..App::default() };
     let mut settings = with([in_usd, in_tokens]);
@@ -121,7 +121,7 @@ fn ample() -> Settings {
 
 /// The app's own model could not serve it, and cost nothing.
 #[tokio::test(start_paused = true)]
-async fn the_model_that_served_is_paid() {
+async fn the_serving_models_price_counts() {
     let gone = r#"{"error":{"message":"gone","type":"invalid_request_error","code":"model_decommissioned"}}"#;
     let mut settings = ample();
     settings.fallback = vec![Fallback { model: "m".into(), to: vec!["b".into()], when: vec![FallbackReason::Decommissioned] }];
@@ -142,7 +142,7 @@ async fn a_refusal_costs_nothing() {
 
 /// What was sent is paid though nobody waits for it any more; what still waited is not.
 #[tokio::test(start_paused = true)]
-async fn a_client_that_leaves_pays_for_what_was_sent() {
+async fn a_disconnected_client_is_charged_for_what_was_sent() {
     let begun = [stream(&[FIRST], false), vec![Step::UntilClosed]].concat();
     let (shield, _) = shield(ample(), vec![vec![Step::UntilClosed], begun]);
     assert!(timeout(Duration::from_secs(5), ask(&shield, "a", false)).await.is_err(), "the upstream says nothing");
@@ -169,7 +169,7 @@ async fn a_client_that_leaves_pays_for_what_was_sent() {
 
 /// A second of audio is billed as ten, by the hour's price.
 #[tokio::test(start_paused = true)]
-async fn audio_is_paid_by_the_hour() {
+async fn audio_is_charged_by_the_hour() {
     let wav = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/audio/one.wav")).expect("the corpus");
     let part = |name: &str| format!("--x\r\ncontent-disposition: form-data; name=\"{name}\"");
     let mut body = format!("{}\r\n\r\nm\r\n{}; filename=\"a.wav\"\r\n\r\n", part("model"), part("file")).into_bytes();
@@ -187,7 +187,7 @@ async fn audio_is_paid_by_the_hour() {
 
 /// Two of three attempts may have been generated: each is paid.
 #[tokio::test(start_paused = true)]
-async fn every_attempt_that_groq_may_have_served_is_paid() {
+async fn every_attempt_that_groq_may_have_served_is_charged() {
     let cut = vec![Step::Write("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{".into())];
     let failed = answer("503 Service Unavailable", "application/json", r#"{"error":{"message":"m","type":"t"}}"#);
     let (shield, seen) = shield(ample(), vec![cut, failed, good()]);
@@ -199,7 +199,7 @@ async fn every_attempt_that_groq_may_have_served_is_paid() {
 
 /// An app that is taken out of the configuration and put back finds what it had used.
 #[tokio::test(start_paused = true)]
-async fn an_app_that_comes_back_has_its_account() {
+async fn a_removed_and_restored_app_keeps_its_account() {
     let app = || App { name: "a".into(), tokens_per_day: Some(30), ..App::default() };
     let (shield, _) = shield(with([app()]), vec![good()]);
     assert_eq!(ask(&shield, "a", false).await.0, StatusCode::OK);
@@ -213,7 +213,7 @@ async fn an_app_that_comes_back_has_its_account() {
 
 /// Quotes, a line break or 10 KB in a client's name for itself: it is told, counted and shown under a name that harms nothing.
 #[tokio::test(start_paused = true)]
-async fn odd_names_of_apps_are_budgeted_too() {
+async fn unusual_app_names_are_budgeted_too() {
     let star = App { name: "*".into(), requests_per_day: Some(1), ..App::default() };
     let (shield, _) = shield(with([star]), vec![good()]);
     let long = "x".repeat(10_000);

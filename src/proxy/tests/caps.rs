@@ -75,7 +75,7 @@ async fn a_cap_on_tokens_is_settled_with_what_was_used() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_client_leaves_gives_its_place_under_the_cap_back_unless_it_was_sent() {
+async fn a_disconnect_releases_the_cap_unless_the_request_was_sent() {
     let capped = App { name: "a".into(), requests_per_minute: Some(1), ..App::default() };
     let mut settings = with([capped]);
     settings.queue.max_wait = Duration::from_secs(120);
@@ -90,7 +90,7 @@ async fn what_a_client_leaves_gives_its_place_under_the_cap_back_unless_it_was_s
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_model_is_no_way_around_a_cap() {
+async fn a_cap_covers_all_models() {
     let capped = App { name: "a".into(), requests_per_minute: Some(1), ..App::default() };
     let mut settings = with([capped]);
     settings.fallback = vec![crate::config::Fallback {

@@ -38,7 +38,7 @@ fn one_a_day() -> ModelLimits {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_spent_day_is_served_by_the_next_model() {
+async fn a_spent_daily_limit_falls_back() {
     let (shield, seen) = shield(settings(one_a_day(), &FallbackReason::DEFAULT), vec![good()]);
     let (status, headers, _) = ask(&shield, chat(false)).await;
     assert_eq!((status, text(&headers, "x-shield-fallback")), (StatusCode::OK, None));
@@ -63,7 +63,7 @@ async fn a_stream_falls_back_like_any_other_answer() {
 
 /// The first model that can take it: `b` is not served any more either.
 #[tokio::test(start_paused = true)]
-async fn what_the_first_fallback_cannot_take_the_second_gets() {
+async fn the_second_fallback_serves_what_the_first_cannot() {
     let gone = answer("404 Not Found", "application/json", DECOMMISSIONED);
     let (shield, seen) = shield(settings(ModelLimits::default(), &FallbackReason::DEFAULT), vec![gone.clone(), gone, good()]);
     let (status, headers, _) = ask(&shield, chat(false)).await;
@@ -74,7 +74,7 @@ async fn what_the_first_fallback_cannot_take_the_second_gets() {
 
 /// The app learns why its own model failed, not why the last fallback did.
 #[tokio::test(start_paused = true)]
-async fn where_no_model_can_take_it_the_first_failure_is_told() {
+async fn the_first_failure_is_reported_if_no_model_can_serve() {
     let gone = answer("404 Not Found", "application/json", DECOMMISSIONED);
     let (shield, seen) = shield(settings(ModelLimits::default(), &FallbackReason::DEFAULT), vec![gone]);
     let (status, headers, body) = ask(&shield, chat(false)).await;
@@ -84,7 +84,7 @@ async fn where_no_model_can_take_it_the_first_failure_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_can_never_fit_falls_back() {
+async fn a_request_that_can_never_fit_falls_back() {
     let small = ModelLimits { tokens_per_minute: Some(10), ..Default::default() };
     let (shield, seen) = shield(settings(small, &FallbackReason::DEFAULT), vec![good()]);
     let (status, headers, _) = ask(&shield, chat(false)).await;
@@ -149,9 +149,9 @@ async fn a_stream_that_was_opened_early_does_not_fall_back() {
     assert_eq!(bodies(&seen).len(), 1);
 }
 
-/// A ceiling that was fitted to the first model's limit must not follow the request to another model.
+/// An output limit that was fitted to the first model's limit must not follow the request to another model.
 #[tokio::test(start_paused = true)]
-async fn a_fitted_ceiling_does_not_follow_to_the_next_model() {
+async fn a_fitted_output_limit_does_not_apply_to_the_next_model() {
     let mut settings = settings(ModelLimits { tokens_per_minute: Some(500), ..one_a_day() }, &FallbackReason::DEFAULT);
     settings.limits.fit_ceiling = true;
     let (shield, seen) = shield(settings, vec![good()]);
@@ -185,7 +185,7 @@ async fn a_failed_probe_falls_back() {
 
 /// `model` twice, and once more within: both of the body's own are replaced, so that it does not matter which one counts.
 #[tokio::test(start_paused = true)]
-async fn a_model_that_is_named_twice_or_within_something_else() {
+async fn a_model_named_twice_or_in_a_nested_member() {
     let gone = answer("404 Not Found", "application/json", DECOMMISSIONED);
     let (shield, seen) = shield(settings(ModelLimits::default(), &FallbackReason::DEFAULT), vec![gone, good()]);
     let body = r#"{"model":"x","metadata":{"model":"m"},"messages":[{"role":"user","content":"{\"model\":\"m\"}"}],"model":"m"}"#;

@@ -39,10 +39,10 @@ async fn ask_for(shield: &Arc<Shield>, app: &str) -> (StatusCode, HeaderMap, Str
     whole(handle(shield, request, None).await).await
 }
 
-/// Twelve at once where ten a minute are allowed, of which two are the margin: in a wait of at most ten seconds there is room for one
-/// more.
+/// Twelve at once where ten a minute are allowed, of which two are the margin: in a wait of at most ten seconds there is room for
+/// one more.
 #[tokio::test(start_paused = true)]
-async fn nothing_waits_and_what_would_have_been_is_counted() {
+async fn nothing_waits_and_hypothetical_waits_are_counted() {
     let mut settings = observing(ModelLimits { requests_per_minute: Some(10), ..Default::default() });
     settings.queue.max_wait = Duration::from_secs(10);
     let (shield, _) = shield(settings, vec![good()]);
@@ -65,7 +65,7 @@ async fn nothing_waits_and_what_would_have_been_is_counted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reload_enforces_what_is_left_and_observes_again_from_there() {
+async fn a_reload_switches_between_observing_and_enforcing() {
     let settings = observing(ModelLimits { requests_per_day: Some(10), ..Default::default() });
     let (shield, _) = shield(settings.clone(), vec![good()]);
     for _ in 0..13 {
@@ -84,7 +84,7 @@ async fn a_reload_enforces_what_is_left_and_observes_again_from_there() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn caps_and_budgets_refuse_nobody() {
+async fn caps_and_budgets_refuse_nothing() {
     let mut settings = observing(ModelLimits::default());
     settings.queue.max_wait = Duration::from_secs(1);
     settings.app = vec![
@@ -124,13 +124,13 @@ async fn nothing_is_rewritten() {
     for request in seen.lock().expect("unpoisoned").iter() {
         assert!(request.contains(r#""model":"m","max_completion_tokens":9000"#), "{request}");
     }
-    assert_eq!(refusals(&shield, ObservedRefusal::TooLarge), 0, "its ceiling would have been lowered");
+    assert_eq!(refusals(&shield, ObservedRefusal::TooLarge), 0, "its output limit would have been lowered");
     assert_eq!(refusals(&shield, ObservedRefusal::MaxWait), 1);
 }
 
 /// Nothing is delayed, so the refusal is the app's to wait for; and it shows the observer a limit that nobody had told.
 #[tokio::test(start_paused = true)]
-async fn groqs_refusal_passes_at_once_and_teaches_the_limit() {
+async fn groqs_refusals_pass_at_once_and_reveal_the_limit() {
     let (shield, seen) = shield(
         observing(ModelLimits::default()),
         vec![good(), answer("429 Too Many Requests", "application/json", REFUSED), good()],
@@ -151,7 +151,7 @@ async fn groqs_refusal_passes_at_once_and_teaches_the_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failures_are_retried_and_told_as_always_and_no_breaker_holds_up() {
+async fn failures_are_retried_and_no_breaker_delays_requests() {
     let mut settings = observing(ModelLimits::default());
     settings.breaker.failures = 3;
     let failing = answer("500 Internal Server Error", "application/json", r#"{"error":{"message":"m","type":"t"}}"#);
@@ -166,7 +166,7 @@ async fn failures_are_retried_and_told_as_always_and_no_breaker_holds_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_beside_the_traffic_is_bounded() {
+async fn simulated_waits_are_bounded() {
     let mut settings = observing(ModelLimits { requests_per_minute: Some(10), ..Default::default() });
     settings.queue.max_waiting = 4;
     let (shield, _) = shield(settings, vec![good()]);

@@ -67,7 +67,7 @@ fn limits(headers: &HeaderMap) -> Vec<(String, u64, u64, u64)> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_response_says_what_is_left_of_every_limit() {
+async fn every_response_has_the_remaining_quota_of_every_limit() {
     let failing = answer("500 Internal Server Error", "application/json", r#"{"error":{"message":"m","type":"t"}}"#);
     let mut settings = settings();
     settings.retry.attempts = 1;
@@ -101,7 +101,7 @@ async fn every_response_says_what_is_left_of_every_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_apps_caps_and_budgets_are_there_too() {
+async fn caps_and_budgets_are_included() {
     let mut settings = settings();
     settings.app = vec![App {
         name: "*".into(),
@@ -120,7 +120,7 @@ async fn an_apps_caps_and_budgets_are_there_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_is_opened_early_has_them_and_what_is_unlimited_has_none() {
+async fn early_streams_have_them_and_unlimited_requests_do_not() {
     let mut settings = settings();
     settings.queue.stream_keepalive = Some(std::time::Duration::from_secs(1));
     let late = [vec![Step::Pause(3)], stream(&[FIRST, "data: [DONE]\n\n"], true)].concat();
@@ -135,7 +135,7 @@ async fn a_stream_that_is_opened_early_has_them_and_what_is_unlimited_has_none()
 
 /// Lists over several lines are one list: the upstream's own members stay as they are.
 #[tokio::test(start_paused = true)]
-async fn the_upstreams_own_stay() {
+async fn the_upstreams_own_fields_are_kept() {
     let own = super::GOOD;
     let head = format!(
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nratelimit: \"default\";r=5;t=9\r\ncontent-length: {}\r\n\r\n{own}",

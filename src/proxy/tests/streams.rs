@@ -16,7 +16,7 @@ const SECOND: &str = "data: {\"id\":\"c\",\"choices\":[{\"delta\":{\"content\":\
 const DONE: &str = "data: [DONE]\n\n";
 
 #[tokio::test(start_paused = true)]
-async fn a_good_stream_passes_untouched_however_it_is_cut_up() {
+async fn a_valid_stream_passes_unchanged_in_any_pieces() {
     let text = [FIRST, SECOND, DONE].concat();
     for size in [1, 7, 30, 1000] {
         let pieces: Vec<&str> = text.as_bytes().chunks(size).map(|c| std::str::from_utf8(c).expect("ASCII")).collect();
@@ -27,7 +27,7 @@ async fn a_good_stream_passes_untouched_however_it_is_cut_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_whole_streams_end_ends_its_last_event() {
+async fn the_end_of_a_complete_stream_ends_its_last_event() {
     for done in ["data: [DONE]", "data: [DONE]\n"] {
         let (shield, _) = shield(Settings::default(), vec![stream(&[FIRST, done], true)]);
         let (_, _, body) = ask(&shield, true).await;
@@ -55,7 +55,7 @@ async fn a_cut_stream_ends_in_an_error_frame() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_broken_before_its_first_event_is_retried_whole() {
+async fn a_stream_broken_before_its_first_event_is_retried() {
     let broken = stream(&["data: {\"half"], false);
     let (shield, seen) = shield(Settings::default(), vec![broken, stream(&[FIRST, DONE], true)]);
     let (_, headers, body) = ask(&shield, true).await;
@@ -81,7 +81,7 @@ async fn every_error_in_a_stream_becomes_a_frame_that_clients_raise_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn long_gaps_are_no_stall_and_silence_is() {
+async fn long_gaps_are_no_stall_but_silence_is() {
     let mut steps = stream(&[FIRST], false);
     steps.push(Step::Pause(119));
     steps.extend(stream(&[SECOND], false).split_off(1));
@@ -98,7 +98,7 @@ async fn long_gaps_are_no_stall_and_silence_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_the_time_to_drain_is_over_streams_end_properly() {
+async fn streams_end_with_a_frame_when_the_drain_timeout_is_over() {
     let (shield, _) = shield(Settings::default(), vec![[stream(&[FIRST], false), vec![Step::Pause(3600)]].concat()]);
     let response = handle(&shield, chat(true), None).await;
     let start = Instant::now();

@@ -14,7 +14,7 @@ fn said(head: &str, body: &str) -> Vec<Step> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_file_passes_whatever_it_calls_itself() {
+async fn a_file_passes_with_any_content_type() {
     let lines = "{\"a\":1}\n{\"b\":2}\n";
     let part = said(
         "206 Partial Content\r\ncontent-type: application/json\r\ncontent-range: bytes 0-3/99\r\ncontent-length: 4",
@@ -45,7 +45,7 @@ async fn an_answer_without_a_body_passes() {
 
 /// Nothing has gone out: it is sent again, and told as the documented object where that does not help.
 #[tokio::test(start_paused = true)]
-async fn what_breaks_before_it_begins_is_sent_again() {
+async fn an_unread_body_broken_before_its_first_byte_is_retried() {
     let speech = || asked(Method::POST, SPEECH, r#"{"model":"m","input":"hi","voice":"v"}"#.into());
     let packed = || chat(false);
     let cut = said("200 OK\r\ncontent-type: audio/wav\r\ncontent-length: 1000", "");
