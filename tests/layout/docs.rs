@@ -23,6 +23,28 @@ fn files_named_in_documents_exist() {
     assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
 
+/// The answers to ARCHITECTURE's questions name functions (`Class::of`) of the files beside them.
+#[test]
+fn architectures_answers_name_existing_functions() {
+    let documents = documents();
+    let rows: Vec<_> =
+        after(&documents["ARCHITECTURE.md"], "## Ten questions").lines().filter(|line| line.contains(".rs`")).collect();
+    assert_eq!(rows.len(), 10, "ten questions");
+    let mut missing = Vec::new();
+    for row in rows {
+        let (names, files): (Vec<_>, Vec<_>) =
+            quoted(row).into_iter().filter(|word| !word.contains(' ')).partition(|word| word.contains("::"));
+        let source: String = files.iter().filter_map(|file| fs::read_to_string(root(file)).ok()).collect();
+        for name in names {
+            let item = name.rsplit("::").next().unwrap_or_default();
+            if !source.contains(&format!("fn {item}(")) && !source.contains(&format!("::{item}")) {
+                missing.push(format!("{name}: {row}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "functions that are in none of the files beside them:\n{}", missing.join("\n"));
+}
+
 #[test]
 fn links_in_documents_resolve() {
     let mut broken = Vec::new();
@@ -174,6 +196,8 @@ fn the_readme_has_the_figures_of_the_documents() {
         })
         .collect();
     let expected = format!("{before}<!-- figures -->\n\n{}\n\nHow, when{rest}", table.join("\n"));
+    let demo = |text: &str| after(text, "<!-- demo -->").split("```").nth(1).expect("the demo's table").to_owned();
+    let expected = expected.replacen(&demo(readme), &demo(&documents["docs/figures.md"]), 1);
     if std::env::var_os("UPDATE_README").is_some() {
         return fs::write(root("README.md"), &expected).expect("the README is written");
     }
@@ -182,6 +206,45 @@ fn the_readme_has_the_figures_of_the_documents() {
         "README's figures should be:\n{}\nUPDATE_README=1 cargo test --test layout figures",
         table.join("\n")
     );
+}
+
+/// The README's other text and the changelog state no measured figures, which would have to be kept in step with the documents.
+#[test]
+fn figures_stand_only_in_the_documents_that_say_how_they_were_measured() {
+    let readme = &documents()["README.md"];
+    let (before, rest) = readme.split_once("<!-- figures -->").expect("the README marks its figures");
+    let (_, after) = rest.split_once("\n\nHow, when").expect("they end before the links");
+    let changelog = fs::read_to_string(root("CHANGELOG.md")).expect("the changelog");
+    let mut found = Vec::new();
+    for (name, text) in [("README.md", before), ("README.md", after), ("CHANGELOG.md", changelog.as_str())] {
+        let prose = text.split("```").step_by(2).flat_map(str::lines);
+        found.extend(prose.filter(|line| has_measured_figure(line)).map(|line| format!("{name}: {line}")));
+    }
+    assert!(
+        found.is_empty(),
+        "figures outside of docs/figures.md, docs/performance.md and docs/limiter.md:\n{}",
+        found.join("\n")
+    );
+}
+
+/// Whether a number stands before a unit of measurement.
+fn has_measured_figure(line: &str) -> bool {
+    const UNITS: [&str; 9] = ["%", "‰", "ns", "µs", "us", "ms", "KB", "MB", "GB"];
+    line.match_indices(|c: char| c.is_ascii_digit()).any(|(at, _)| {
+        let rest = line[at..].trim_start_matches(|c: char| c.is_ascii_digit() || c == '.' || c == ',');
+        let unit = rest.trim_start().split(|c: char| c.is_whitespace() || ";,.)".contains(c)).next().unwrap_or_default();
+        UNITS.contains(&unit)
+    })
+}
+
+#[test]
+fn measured_figures_are_recognized() {
+    for line in ["used 99.1 % of it", "9 MB when idle", "takes 1.25 µs, or more", "(4 ms)"] {
+        assert!(has_measured_figure(line), "{line}");
+    }
+    for line in ["`breaker.open` (5 s)", "2000 tokens a minute", "HTTP/2 and HTTP/1.1", "at most 200 models"] {
+        assert!(!has_measured_figure(line), "{line}");
+    }
 }
 
 /// Every figure can be measured again: a table of figures stands below a line with date, commit and command.

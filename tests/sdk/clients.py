@@ -98,6 +98,26 @@ def litellm(order):
                 return litellm.transcription(model=order["model"], file=file, api_key=order["key"]).text
 
 
+def pydantic_ai(order):
+    """pydantic_ai.Agent; GROQ_BASE_URL is the host only."""
+    from pydantic_ai import Agent
+    from pydantic_ai.models.groq import GroqModel
+    from pydantic_ai.providers.groq import GroqProvider
+
+    model = GroqModel(order["model"], provider=GroqProvider(api_key=order["key"]))
+    agent = Agent(model, model_settings={"max_tokens": order.get("max_tokens", 64)})
+    match order["call"]:
+        case "chat":
+            return agent.run_sync("Say three words.").output
+        case "stream":
+            return asyncio.run(agent_stream(agent))
+
+
+async def agent_stream(agent):
+    async with agent.run_stream("Say three words.") as result:
+        return await result.get_output()
+
+
 def seen(error):
     """The fields of an exception that user code reads."""
     body = getattr(error, "body", None)
@@ -117,8 +137,17 @@ def seen(error):
     }
 
 
+CLIENTS = {
+    "groq": groq,
+    "openai": openai,
+    "langchain-groq": langchain_groq,
+    "litellm": litellm,
+    "pydantic-ai": pydantic_ai,
+}
+
+
 def main():
-    client = {"groq": groq, "openai": openai, "langchain-groq": langchain_groq, "litellm": litellm}[sys.argv[1]]
+    client = CLIENTS[sys.argv[1]]
     assert inspect.isfunction(client)
     for line in sys.stdin:
         try:

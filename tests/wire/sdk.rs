@@ -54,6 +54,10 @@ struct Abilities {
 
 const CHAT_ONLY: Abilities = Abilities { transcription: false, models: false, asynchronous: false };
 
+/// Failures that a client handles by itself: its user gets an answer. pydantic-ai takes the answer from `failed_generation`,
+/// which has to reach it unchanged.
+const RECOVERED: [(&str, &str); 1] = [("pydantic-ai", "400 tool_use_failed")];
+
 /// One failure: how it is caused, and the order.
 struct Failure {
     name: &'static str,
@@ -81,6 +85,11 @@ async fn langchain_groq_python() {
 #[tokio::test(flavor = "multi_thread")]
 async fn litellm_python() {
     client("python", "litellm", Abilities { transcription: true, ..CHAT_ONLY }, Retries::ByStatus).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pydantic_ai_python() {
+    client("python", "pydantic-ai", CHAT_ONLY, Retries::AsTold).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,6 +150,11 @@ async fn client(language: &str, name: &str, abilities: Abilities, retries: Retri
         let (asked, sent) = (tally.requests(), simulator.log().await.len());
         let row = sdk.ask(&failure.order).await;
         let (asked, sent) = (tally.requests() - asked, simulator.log().await.len() - sent);
+        if RECOVERED.contains(&(name, failure.name)) {
+            let text = row["text"].as_str().unwrap_or_else(|| panic!("{name} recovers from {}: {row}", failure.name));
+            writeln!(table, "{:<26} {asked:>5} {sent:>5}  an answer: {text}", failure.name).expect("a string grows");
+            continue;
+        }
         assert!(row["raised"].is_string(), "{name}: {} is no error: {row}", failure.name);
         let message = row["message"].as_str().unwrap_or_default();
         assert!(!message.is_empty() && !message.contains('<'), "{name}: {}: {row}", failure.name);
