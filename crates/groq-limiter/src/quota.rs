@@ -232,8 +232,13 @@ impl Quota {
 
     /// A request of `units` goes out at this position; how the quota stands then.
     pub fn sent(&mut self, position: u64, units: u64, now: Ns) -> SendSnapshot {
-        if let Some(bucket) = &self.bucket {
-            self.sends.sent(position, bucket.span(units), now);
+        if let Some(bucket) = &mut self.bucket {
+            let span = bucket.span(units);
+            self.sends.sent(position, span, now);
+            // Groq cannot have taken it before now. Between its reservation and now a connection may have been opened, and a
+            // bucket that was full gains nothing meanwhile.
+            let taken = bucket.tat().saturating_sub(self.sends.unsent());
+            bucket.drain(now.saturating_add(span).saturating_sub(taken), 0, now);
         }
         self.send_snapshot()
     }

@@ -11,6 +11,7 @@ use crate::{
 };
 
 mod keeping;
+mod lateness;
 mod learning;
 mod output;
 mod waiting;

@@ -12,6 +12,9 @@ const GROWTH_HALF_LIFE: f64 = 1800e9;
 /// So much of the margin is given back where nobody else uses the limits. Down to 1 % of the limit, large requests on small limits
 /// were refused: 0.5 of 1000 on S.
 const RELEASED: f64 = 0.6;
+/// What comes back in so long is never given back, and never less than one unit. A request that reaches the upstream later than
+/// those after it starts the upstream's bucket later than ours: by a retransmission (1 s of a first packet) or a starved CPU.
+const LATENESS: Duration = Duration::from_secs(2);
 /// Weight of the newest request in the typical cost.
 const TYPICAL_GAIN: f64 = 0.02;
 
@@ -41,8 +44,14 @@ impl SafetyMargin {
             (_, true) => units as f64,
             (_, false) => (6.0 * self.typical).clamp(0.05 * whole, 0.30 * whole),
         };
-        let margin = if a_day { margin } else { margin * (1.0 - RELEASED * self.released) };
+        let margin = if a_day { margin } else { self.without_released(margin, dimension, whole) };
         ((margin + self.growth).min(0.40 * whole) as u64).min(limit.saturating_sub(units))
+    }
+
+    fn without_released(&self, margin: f64, dimension: &Dimension, limit: f64) -> f64 {
+        // In whole units: the margin is cut to whole ones, and a limit of 30 requests a minute has no more than two.
+        let least = (limit * LATENESS.as_secs_f64() / dimension.period.as_secs_f64()).ceil();
+        (margin * (1.0 - RELEASED * self.released)).max(least.min(margin))
     }
 
     /// From now on this part is given back, 0 to 1.
