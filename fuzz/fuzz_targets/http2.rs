@@ -3,7 +3,6 @@
 #![no_main]
 
 #[path = "../../tests/serving/any_bytes.rs"]
-#[expect(dead_code, reason = "the target `connection` runs the other one")]
 mod any_bytes;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| any_bytes::check_frames(bytes));
