@@ -16,7 +16,7 @@ use std::{
 };
 
 use clap::Parser;
-use groq_sim::{Pace, Sim};
+use groq_sim::{ExternalTraffic, Pace, Sim};
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
@@ -46,6 +46,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The limit in requests a minute; three times as many are sent.
 const LIMIT: u64 = 600;
+/// The share of the limits that others use: refusals that are none of the shield's making.
+const EXTERNAL: ExternalTraffic = ExternalTraffic { share: 0.1, tokens: 50 };
 /// Clients at once; a third of each kind.
 const CLIENTS: u64 = 99;
 /// Interval between reloads.
@@ -84,7 +86,6 @@ fn faults() -> Vec<groq_sim::Fault> {
         json!({"action": "forbidden"}),
         json!({"action": "empty", "status": 503}),
         json!({"action": "untyped", "status": 403}),
-        json!({"action": "refused", "message": "Rate limit reached for model `m` in organization `org_01soak` on requests per minute (RPM): Limit 600, Used 600, Requested 1. Please try again in 200ms."}),
         json!({"action": "close"}),
         json!({"action": "close_in_head"}),
         json!({"action": "close_in_body"}),
@@ -151,8 +152,13 @@ fn configuration(upstream: SocketAddr, redis: &Redis, round: u64) -> String {
 async fn soak(time: Duration) -> Result<ExitCode, BoxError> {
     let limits = groq_sim::ModelLimits { requests_per_minute: Some(LIMIT), ..Default::default() };
     let pace = Pace { head: Duration::from_millis(100), completion: 40.0, ..Pace::default() };
-    let groq =
-        Sim::new(groq_sim::Options { plan: groq_sim::Plan::uniform(limits), pace, faults: faults(), ..Default::default() });
+    let groq = Sim::new(groq_sim::Options {
+        plan: groq_sim::Plan::uniform(limits),
+        pace,
+        faults: faults(),
+        external: Some(EXTERNAL),
+        ..Default::default()
+    });
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let upstream = listener.local_addr()?;
     let serving = tokio::spawn({
@@ -211,6 +217,9 @@ async fn soak(time: Duration) -> Result<ExitCode, BoxError> {
         stats.faults,
         stats.refusals()
     );
+    // Faults that are played before its limits take nothing of them.
+    let used = stats.admitted as f64 / (LIMIT as f64 * began.elapsed().as_secs_f64() / 60.0);
+    println!("used of the limit         {:.1} %, and others up to {:.0} %", 100.0 * used, 100.0 * EXTERNAL.share);
     let ended_well = tally.tell();
     println!("store degraded at the end {}", left.degraded);
     println!("leaked tasks              {}", stopped.tasks);
