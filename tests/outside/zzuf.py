@@ -116,14 +116,15 @@ class Upstream:
                         return
                     request += piece
                 head, _, body = request.partition(b"\r\n\r\n")
-                length = re.search(rb"content-length: (\d+)", head, re.I)
+                # At the beginning of a line: mutated, it may be the end of another field's value.
+                length = re.search(rb"\ncontent-length: (\d+)\r", head + b"\r", re.I)
                 while length and len(body) < int(length[1]):
                     piece = connection.recv(65536)
                     if not piece:
                         return
                     body += piece
                 sane = re.match(rb"GET /sane/(\d+) ", head)
-                chosen = re.search(rb"x-answer: (\d+)\r", head + b"\r", re.I)
+                chosen = re.search(rb"\nx-answer: (\d+)\r", head + b"\r", re.I)
                 if sane:
                     own = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s"
                     connection.sendall(own % (len(sane[1]), sane[1]))
