@@ -43,7 +43,7 @@ fn request(app: usize, ceiling: u64) -> AdmissionRequest {
 /// A limiter past its cold start with so many waiting, of ten apps and all sizes.
 fn limiter(waiting: usize) -> Limiter {
     let mut limiter = Limiter::new("m".into(), Arc::new(limits()), START);
-    if let Admission::Granted(mut probe) = limiter.submit(&request(0, 1), START, START + HOUR, None, true) {
+    if let Admission::Granted(mut probe) = limiter.submit(&request(0, 1), START, START + HOUR, None, || true) {
         limiter.sent(&mut probe, START);
         limiter.observe(&mut probe, &Observation::default(), START);
         limiter.settle(probe, ActualUsage::Nothing, START);
@@ -51,7 +51,7 @@ fn limiter(waiting: usize) -> Limiter {
     let mut n = 0;
     while limiter.waiting() < waiting {
         let sizes = [100, 4000, 20_000, 120_000];
-        match limiter.submit(&request(n % 10, sizes[n % 4]), START, START + 1_000_000 * HOUR, None, true) {
+        match limiter.submit(&request(n % 10, sizes[n % 4]), START, START + 1_000_000 * HOUR, None, || true) {
             Admission::Granted(mut grant) => {
                 limiter.sent(&mut grant, START);
                 limiter.settle(grant, ActualUsage::Unknown, START);
@@ -105,7 +105,8 @@ fn passes(bench: &mut Criterion) {
         let mut limiter = limiter(10_000);
         let request = request(3, 4000);
         bench.iter(|| {
-            let Admission::Queued(id) = limiter.submit(black_box(&request), START, START + 1_000_000 * HOUR, None, true) else {
+            let Admission::Queued(id) = limiter.submit(black_box(&request), START, START + 1_000_000 * HOUR, None, || true)
+            else {
                 panic!("it waits")
             };
             limiter.cancel(id, START);
@@ -122,7 +123,7 @@ fn life(bench: &mut Criterion) {
         let mut now = START;
         bench.iter(|| {
             now += 1_000_000_000;
-            let Admission::Granted(mut grant) = limiter.submit(black_box(&request), now, now, None, true) else {
+            let Admission::Granted(mut grant) = limiter.submit(black_box(&request), now, now, None, || true) else {
                 panic!("it fits")
             };
             limiter.sent(&mut grant, now);
@@ -137,7 +138,7 @@ fn life(bench: &mut Criterion) {
             let mut usage = Duration::ZERO;
             for _ in 0..count {
                 now += 1_000_000_000;
-                let Admission::Granted(mut grant) = limiter.submit(&request, now, now, None, true) else { panic!("it fits") };
+                let Admission::Granted(mut grant) = limiter.submit(&request, now, now, None, || true) else { panic!("it fits") };
                 limiter.sent(&mut grant, now);
                 let begun = Instant::now();
                 limiter.settle(grant, black_box(ActualUsage::Tokens { prompt: 200, completion: 10, prompt_total: 200 }), now);

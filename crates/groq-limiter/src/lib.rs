@@ -103,6 +103,7 @@ pub mod settings;
 mod shared;
 pub mod snapshot;
 pub mod store;
+mod sync;
 mod timer;
 pub mod types;
 
@@ -267,5 +268,9 @@ fn start_store<Commands>(
     Err(std::io::Error::other("built without the feature `redis`"))
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 mod tests;
+
+#[cfg(all(test, shuttle))]
+#[path = "tests/schedules.rs"]
+mod schedules;

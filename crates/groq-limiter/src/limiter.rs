@@ -114,7 +114,8 @@ impl Limiter {
         self.limits.reconfigure(settings, now);
     }
 
-    /// Asks for a turn. `requeue`: it was here before. `room`: whether the queue may grow.
+    /// Asks for a turn. `requeue`: it was here before. `has_room`: whether the queue may grow; asked last, and only for a request that
+    /// would have to wait.
     ///
     /// After [`Admission::Queued`] the caller dispatches.
     pub fn submit(
@@ -123,7 +124,7 @@ impl Limiter {
         now: Ns,
         deadline: Ns,
         requeue: Option<Requeue>,
-        room: bool,
+        has_room: impl FnOnce() -> bool,
     ) -> Admission {
         let now = self.advance(now);
         self.used_at = now;
@@ -145,7 +146,7 @@ impl Limiter {
             self.guessed = true;
         }
         // Asking the store is not waiting yet.
-        if !room && !ready {
+        if !ready && !has_room() {
             let retry_after = forecast.wait.max(Duration::from_secs(1));
             return Admission::Rejected(AdmissionError::QueueFull { retry_after });
         }

@@ -1,13 +1,6 @@
 //! All limiters of this process: found, made, swept, saved.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 #[cfg(feature = "redis")]
 use crate::clock::Clock;
@@ -21,12 +14,16 @@ use crate::{
         Store, StoreHandle,
         file::{self, Saved},
     },
+    sync::{
+        HashMap, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
     timer::TimerDriver,
     types::Ns,
 };
 
 /// Limiters at once, as long as some are unused, and as many are remembered: models are the clients' to name.
-const MOST_LIMITERS: usize = 100_000;
+const MOST_LIMITERS: usize = if cfg!(shuttle) { 2 } else { 100_000 };
 /// When there are too many, one in so many goes at once: looking at all of them is what costs.
 const SHARE: usize = 40;
 /// A full, unused limiter that Groq has taught nothing is dropped after so long, ns.
@@ -47,7 +44,7 @@ struct RegistryEntry {
 /// All limiters.
 #[derive(Debug)]
 pub(crate) struct Registry {
-    common: Arc<Shared>,
+    pub(crate) common: Arc<Shared>,
     settings: RwLock<Settings>,
     limiters: RwLock<HashMap<Scope, RegistryEntry>>,
     /// Quotas of limiters that are not there: from an earlier process, or dropped.
@@ -78,10 +75,7 @@ impl Registry {
     /// Limiters of their own with other settings, where these stand now.
     pub(crate) fn copy(&self, settings: Settings) -> Self {
         let copy = Self::new(settings, None);
-        let mut remembered = self.remembered().clone();
-        remembered
-            .extend(self.all().iter().map(|shared| (shared.key.clone(), shared.now(|limiter, now| Saved::of(limiter, now)))));
-        *copy.remembered() = remembered;
+        *copy.remembered() = self.saved().into_iter().collect();
         copy
     }
 
@@ -159,7 +153,7 @@ impl Registry {
     }
 
     pub(crate) fn waiting(&self) -> usize {
-        self.common.waiting.load(Relaxed)
+        self.common.waiting()
     }
 
     pub(crate) async fn run(&self) {
@@ -196,10 +190,18 @@ impl Registry {
             return Ok(());
         }
         let _one_writer = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut saved: Vec<(Scope, Saved)> =
-            self.all().iter().map(|shared| (shared.key.clone(), shared.now(|limiter, now| Saved::of(limiter, now)))).collect();
-        saved.extend(self.remembered().iter().map(|(key, saved)| (key.clone(), saved.clone())));
-        file::store(path, saved, clean)
+        file::store(path, self.saved(), clean)
+    }
+
+    /// How every limiter stands, and how those stood that are not there.
+    pub(crate) fn saved(&self) -> Vec<(Scope, Saved)> {
+        // Under one lock: a limiter that is evicted or made again meanwhile would be in neither. What is held is not evicted.
+        let (limiters, remembered) = {
+            let limiters = self.limiters.read().unwrap_or_else(PoisonError::into_inner);
+            (arcs(&limiters), self.remembered().clone())
+        };
+        let current = limiters.iter().map(|shared| (shared.key.clone(), shared.now(|limiter, now| Saved::of(limiter, now))));
+        current.chain(remembered).collect()
     }
 
     /// Tells the store what it does not know yet, and that this replica leaves.
@@ -212,7 +214,7 @@ impl Registry {
     }
 
     /// Drops limiters that are full again, unused for a while, and have learnt nothing.
-    fn sweep(&self) {
+    pub(crate) fn sweep(&self) {
         let is_idle = |kept: &RegistryEntry| {
             let idle = |limiter: &mut Limiter, now: Ns| {
                 now.saturating_sub(limiter.used_at()) > IDLE && !limiter.has_learnt() && limiter.is_idle(now)
@@ -268,12 +270,16 @@ impl Registry {
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<SharedLimiter>> {
-        self.limiters.read().unwrap_or_else(PoisonError::into_inner).values().map(|kept| kept.limiter.clone()).collect()
+        arcs(&self.limiters.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn remembered(&self) -> std::sync::MutexGuard<'_, HashMap<Scope, Saved>> {
+    fn remembered(&self) -> MutexGuard<'_, HashMap<Scope, Saved>> {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn arcs(limiters: &HashMap<Scope, RegistryEntry>) -> Vec<Arc<SharedLimiter>> {
+    limiters.values().map(|kept| kept.limiter.clone()).collect()
 }
 
 impl Drop for Registry {

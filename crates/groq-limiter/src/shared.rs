@@ -3,17 +3,16 @@
 use std::{
     collections::HashMap,
     pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
-    },
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
 use tokio::time::Instant;
 
+#[cfg(any(feature = "redis", all(test, shuttle)))]
+use crate::store::protocol::Answer;
 #[cfg(feature = "redis")]
-use crate::store::protocol::{Answer, State};
+use crate::store::protocol::State;
 use crate::{
     clock::Clock,
     limiter::{Admission, Event, Grant, Limiter, Requeue},
@@ -21,6 +20,10 @@ use crate::{
     request::{ActualUsage, AdmissionError, AdmissionRequest, Scope},
     settings::QueueSettings,
     store::Store,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     timer::{Timer, WakeUp},
     types::{Ns, Priority},
 };
@@ -30,42 +33,67 @@ use crate::{
 pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) timer: Arc<Timer<SharedLimiter>>,
-    pub(crate) waiting: AtomicUsize,
-    pub(crate) bytes: AtomicU64,
+    pub(crate) occupancy: Mutex<Occupancy>,
     /// Whether a quota has changed since the last save.
     pub(crate) changed: AtomicBool,
     /// Where replicas share quotas.
     pub(crate) store: Option<Store<SharedLimiter>>,
-    max_waiting: AtomicUsize,
-    max_bytes: AtomicU64,
+}
+
+/// How many requests wait in all limiters and what they hold, under one lock with the bounds: no two threads take the last place.
+#[derive(Debug)]
+pub(crate) struct Occupancy {
+    waiting: usize,
+    bytes: u64,
+    bounds: QueueSettings,
 }
 
 impl Shared {
-    pub(crate) fn new(queue: QueueSettings, store: Option<Store<SharedLimiter>>) -> Self {
+    pub(crate) fn new(bounds: QueueSettings, store: Option<Store<SharedLimiter>>) -> Self {
         Self {
             clock: Clock::start(),
             timer: Arc::new(Timer::new()),
-            waiting: AtomicUsize::new(0),
-            bytes: AtomicU64::new(0),
+            occupancy: Mutex::new(Occupancy { waiting: 0, bytes: 0, bounds }),
             changed: AtomicBool::new(false),
             store,
-            max_waiting: AtomicUsize::new(queue.max_waiting),
-            max_bytes: AtomicU64::new(queue.max_bytes),
         }
     }
 
-    pub(crate) fn set_bounds(&self, queue: QueueSettings) {
-        self.max_waiting.store(queue.max_waiting, Relaxed);
-        self.max_bytes.store(queue.max_bytes, Relaxed);
+    pub(crate) fn set_bounds(&self, bounds: QueueSettings) {
+        self.occupancy().bounds = bounds;
     }
 
-    /// Whether one more of this class may wait, holding so many bytes. The last quarter is not batch's.
-    pub(crate) fn has_room(&self, class: Priority, bytes: u64) -> bool {
-        let (mut count, mut most) = (self.max_waiting.load(Relaxed), self.max_bytes.load(Relaxed));
+    pub(crate) fn waiting(&self) -> usize {
+        self.occupancy().waiting
+    }
+
+    fn occupancy(&self) -> MutexGuard<'_, Occupancy> {
+        self.occupancy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Occupancy {
+    /// Adds a request of this class that holds so many bytes, if there is room. The last quarter is not batch's.
+    fn try_add(&mut self, class: Priority, bytes: u64) -> bool {
+        let QueueSettings { max_waiting: mut count, max_bytes: mut most } = self.bounds;
         if class == Priority::Batch {
             (count, most) = (count - count / 4, most - most / 4);
         }
-        self.waiting.load(Relaxed) < count && self.bytes.load(Relaxed).saturating_add(bytes) <= most
+        let has_room = self.waiting < count && self.bytes.saturating_add(bytes) <= most;
+        if has_room {
+            self.add(bytes);
+        }
+        has_room
+    }
+
+    fn add(&mut self, bytes: u64) {
+        self.waiting += 1;
+        self.bytes += bytes;
+    }
+
+    fn remove(&mut self, bytes: u64) {
+        self.waiting -= 1;
+        self.bytes -= bytes;
     }
 }
 
@@ -128,11 +156,17 @@ impl SharedLimiter {
     ) -> Result<Submitted, AdmissionError> {
         let common = &self.common;
         let deadline = common.clock.at(deadline);
-        // Who was in the queue already and was refused by Groq is not one more.
-        let room = requeue.is_some() || common.has_room(request.class, request.bytes);
+        let mut counted = false;
+        let has_room = || {
+            // A request that was in the queue already and was refused by Groq is not one more.
+            if requeue.is_none() {
+                counted = common.occupancy().try_add(request.class, request.bytes);
+            }
+            requeue.is_some() || counted
+        };
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let now = common.clock.now();
-        let id = match inside.limiter.submit(request, now, deadline, requeue, room) {
+        let id = match inside.limiter.submit(request, now, deadline, requeue, has_room) {
             Admission::Granted(grant) => {
                 common.changed.store(true, Relaxed);
                 if inside.limiter.is_shared() {
@@ -151,8 +185,9 @@ impl SharedLimiter {
             inside.sleepers.resize_with(slot + 1, || None);
         }
         inside.sleepers[slot] = Some(Sleeping { serial, waker: None });
-        common.waiting.fetch_add(1, Relaxed);
-        common.bytes.fetch_add(request.bytes, Relaxed);
+        if !counted {
+            common.occupancy().add(request.bytes);
+        }
         let waiting = Waiting { limiter: self.clone(), id, serial, bytes: request.bytes, done: false };
         self.dispatch(inside, now);
         common.timer.start();
@@ -191,7 +226,7 @@ impl SharedLimiter {
         self.change(|limiter| limiter.lost(replicas, self.common.clock.now()));
     }
 
-    fn dispatch(self: &Arc<Self>, mut inside: std::sync::MutexGuard<'_, Locked>, now: Ns) {
+    fn dispatch(self: &Arc<Self>, mut inside: MutexGuard<'_, Locked>, now: Ns) {
         let (mut events, mut woken) = (Vec::new(), Vec::new());
         let Locked { limiter, sleepers, outcomes, .. } = &mut *inside;
         limiter.dispatch(now, &mut events);
@@ -233,7 +268,7 @@ impl WakeUp for SharedLimiter {
 }
 
 /// What the thread that talks to the store says.
-#[cfg(feature = "redis")]
+#[cfg(any(feature = "redis", all(test, shuttle)))]
 impl SharedLimiter {
     /// The store's answer to this transaction.
     pub(crate) fn answered(self: &Arc<Self>, serial: u64, answer: &Answer) {
@@ -255,6 +290,7 @@ impl SharedLimiter {
     }
 
     /// News from the store.
+    #[cfg(feature = "redis")]
     pub(crate) fn hear(self: &Arc<Self>, state: &State) {
         self.change(|limiter| limiter.published(state, self.common.clock.now()));
     }
@@ -300,8 +336,7 @@ impl Future for Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         let common = &self.limiter.common;
-        common.waiting.fetch_sub(1, Relaxed);
-        common.bytes.fetch_sub(self.bytes, Relaxed);
+        common.occupancy().remove(self.bytes);
         if self.done {
             return;
         }

@@ -1,11 +1,7 @@
 //! The store that replicas share, as limiters see it: a channel to the thread that talks to it.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
-        mpsc,
-    },
+    sync::{Arc, mpsc},
     time::Duration,
 };
 
@@ -14,7 +10,14 @@ use tokio::sync::{
     oneshot,
 };
 
-use crate::{snapshot::StoreSnapshot, store::protocol::Transaction};
+use crate::{
+    snapshot::StoreSnapshot,
+    store::protocol::Transaction,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 pub mod file;
 pub mod protocol;
@@ -59,7 +62,7 @@ pub(crate) enum Request {
 
 /// One limiter's transaction.
 #[derive(Debug)]
-#[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
+#[cfg_attr(not(any(feature = "redis", all(test, shuttle))), expect(dead_code, reason = "there is no thread"))]
 pub(crate) struct Call<L> {
     pub(crate) limiter: Arc<L>,
     pub(crate) transaction: Transaction,

@@ -3,15 +3,17 @@
 use std::{
     collections::HashMap,
     future::poll_fn,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Weak},
     task::{Context, Poll},
 };
 
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 use tokio_util::time::{DelayQueue, delay_queue::Key};
+
+use crate::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 /// What is woken.
 pub(crate) trait WakeUp: Send + Sync + 'static {

@@ -58,7 +58,7 @@ impl World<'_> {
     fn arrive(&mut self, n: usize, job: &Job) {
         let number = n % self.replicas.len();
         let Replica { limiter, waiting, .. } = &mut self.replicas[number];
-        match limiter.submit(&request(job.app, job.prompt, job.ceiling), self.now, self.now + 60 * SECOND, None, true) {
+        match limiter.submit(&request(job.app, job.prompt, job.ceiling), self.now, self.now + 60 * SECOND, None, || true) {
             Admission::Granted(grant) => self.send(n, grant),
             Admission::Queued(id) => {
                 waiting.insert(id, n);

@@ -81,7 +81,7 @@ impl Shield {
             bytes: 0,
         };
         let mut decisions = Vec::new();
-        match self.limiter.submit(&request, START + now, START + job.deadline, requeue, true) {
+        match self.limiter.submit(&request, START + now, START + job.deadline, requeue, || true) {
             Admission::Granted(grant) => self.send(number, grant, now, &mut decisions),
             Admission::Queued(id) => {
                 self.waiting.insert(id, number);

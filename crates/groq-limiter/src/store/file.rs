@@ -2,7 +2,6 @@
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
     fs, io,
     io::Write,
     path::Path,
@@ -15,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     limiter::Limiter,
     request::Scope,
+    sync::HashMap,
     types::{Dimension, Ns, Source, Unit},
 };
 
@@ -133,21 +133,21 @@ impl SavedQuota {
 pub(crate) fn load(path: &Path) -> HashMap<Scope, Saved> {
     let text = match fs::read(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return HashMap::new(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return HashMap::default(),
         Err(error) => {
             tracing::warn!(path = %path.display(), %error, "limits.state_file cannot be read: limits start unused");
-            return HashMap::new();
+            return HashMap::default();
         }
     };
     let file = match serde_json::from_slice::<File>(&text) {
         Ok(file) if file.format == FORMAT => file,
         Ok(_) => {
             tracing::warn!(path = %path.display(), "limits.state_file is of another version: limits start unused");
-            return HashMap::new();
+            return HashMap::default();
         }
         Err(error) => {
             tracing::warn!(path = %path.display(), %error, "limits.state_file is torn or unknown: limits start full");
-            return HashMap::new();
+            return HashMap::default();
         }
     };
     let clean = file.clean;

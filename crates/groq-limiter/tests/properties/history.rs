@@ -151,7 +151,8 @@ pub(crate) fn run_before(
             match step {
                 Step::Arrive(n) => {
                     let job = &jobs[n];
-                    let verdict = limiter.submit(&request(job.app, job.prompt, job.ceiling), now, now + 60 * SECOND, None, true);
+                    let verdict =
+                        limiter.submit(&request(job.app, job.prompt, job.ceiling), now, now + 60 * SECOND, None, || true);
                     match verdict {
                         Admission::Granted(grant) => granted.push((n, grant)),
                         Admission::Queued(id) => {

@@ -56,7 +56,7 @@ proptest! {
         for (prompt, ceiling, gap) in asks {
             now += gap * MS;
             let before = limiter.quotas().iter().map(|quota| quota.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
-            let verdict = limiter.submit(&request(1, prompt, ceiling), now, now, None, true);
+            let verdict = limiter.submit(&request(1, prompt, ceiling), now, now, None, || true);
             let after = limiter.quotas().iter().map(|quota| quota.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
             match verdict {
                 Admission::Granted(grant) => {
@@ -83,7 +83,7 @@ proptest! {
             // Further apart than ways differ: nobody overtakes.
             let now = START + n as Ns * 150 * MS;
             let [one, other] = [&mut straight, &mut shuffled].map(|limiter| {
-                let Admission::Granted(mut grant) = limiter.submit(&request(1, 1, ceiling), now, now, None, true) else { panic!("it fits") };
+                let Admission::Granted(mut grant) = limiter.submit(&request(1, 1, ceiling), now, now, None, || true) else { panic!("it fits") };
                 limiter.sent(&mut grant, now);
                 grant
             });
@@ -114,7 +114,7 @@ proptest! {
         let mut served = [0.0f64; 2];
         let mut events = Vec::new();
         // A third app empties the quota first, so that everybody waits.
-        while let Admission::Granted(mut grant) = limiter.submit(&request(9, 1, 900), START, START, None, true) {
+        while let Admission::Granted(mut grant) = limiter.submit(&request(9, 1, 900), START, START, None, || true) {
             limiter.sent(&mut grant, START);
             limiter.settle(grant, ActualUsage::Unknown, START);
         }
@@ -122,7 +122,7 @@ proptest! {
             for app in 0..2u8 {
                 let weight = if app == 1 { f64::from(weight) } else { 1.0 };
                 let request = AdmissionRequest { weight, ..request(app, 0, size) };
-                if let Admission::Queued(id) = limiter.submit(&request, START, START + 100_000 * SECOND, None, true) {
+                if let Admission::Queued(id) = limiter.submit(&request, START, START + 100_000 * SECOND, None, || true) {
                     whose.insert(id, (app, size));
                 }
             }
@@ -163,7 +163,7 @@ proptest! {
             // From long before the start to a year ahead, back and forth.
             let now = START / 2 + number % (START / 2 + 365 * 86_400 * SECOND);
             match op {
-                0 => match limiter.submit(&request(number as u8, cost / 2, cost / 2), now, now + SECOND, None, true) {
+                0 => match limiter.submit(&request(number as u8, cost / 2, cost / 2), now, now + SECOND, None, || true) {
                     Admission::Granted(grant) => held.push(grant),
                     Admission::Queued(_) | Admission::Rejected(_) => {}
                 },
@@ -217,10 +217,10 @@ proptest! {
 fn exactly_the_limit() {
     let mut limiter = warm(limits(Some(1), 8000));
     assert!(matches!(
-        limiter.submit(&request(1, 0, 8001), START, START + SECOND, None, true),
+        limiter.submit(&request(1, 0, 8001), START, START + SECOND, None, || true),
         Admission::Rejected(AdmissionError::TooLarge { .. })
     ));
-    assert!(matches!(limiter.submit(&request(1, 0, 8000), START, START, None, true), Admission::Granted(_)));
+    assert!(matches!(limiter.submit(&request(1, 0, 8000), START, START, None, || true), Admission::Granted(_)));
     for quota in limiter.quotas() {
         assert!(matches!(quota.peek(1, START), Readiness::At(_)), "{} is empty", quota.dimension.code);
     }
@@ -231,14 +231,14 @@ fn exactly_the_limit() {
 fn batch_gets_its_share() {
     let mut limiter = warm(limits(None, 60_000));
     let mut classes = BTreeMap::new();
-    while let Admission::Granted(mut grant) = limiter.submit(&request(9, 1, 2000), START, START, None, true) {
+    while let Admission::Granted(mut grant) = limiter.submit(&request(9, 1, 2000), START, START, None, || true) {
         limiter.sent(&mut grant, START);
         limiter.settle(grant, ActualUsage::Unknown, START);
     }
     for n in 0..800 {
         let class = if n % 2 == 0 { Priority::Batch } else { Priority::Interactive };
         let request = AdmissionRequest { class, ..request(n as u8 % 2, 0, 500) };
-        if let Admission::Queued(id) = limiter.submit(&request, START, START + 100_000 * SECOND, None, true) {
+        if let Admission::Queued(id) = limiter.submit(&request, START, START + 100_000 * SECOND, None, || true) {
             classes.insert(id, class);
         }
     }

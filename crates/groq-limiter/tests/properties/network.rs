@@ -83,7 +83,7 @@ impl World {
         let mut bucket = Exact::new(limit, 60 * SECOND);
         let mut left = (limit as f64 * in_use) as u64;
         while left > limit / 50
-            && let Admission::Granted(mut grant) = limiter.submit(&request(9, 0, limit / 50), START, START, None, true)
+            && let Admission::Granted(mut grant) = limiter.submit(&request(9, 0, limit / 50), START, START, None, || true)
         {
             limiter.sent(&mut grant, START);
             limiter.settle(grant, ActualUsage::Unknown, START);
@@ -123,7 +123,7 @@ impl World {
                     Step::Asks(n) => {
                         let Journey { app, asked, .. } = self.journeys[n];
                         let units = (self.bucket.limit as u64 * asked / 10_000).max(1);
-                        match self.limiter.submit(&request(app, 0, units), now, now + 3600 * SECOND, None, true) {
+                        match self.limiter.submit(&request(app, 0, units), now, now + 3600 * SECOND, None, || true) {
                             Admission::Granted(grant) => self.send(n, grant, now),
                             Admission::Queued(id) => drop(waiting.insert(id, n)),
                             Admission::Rejected(refusal) => panic!("there is time: {refusal:?}"),

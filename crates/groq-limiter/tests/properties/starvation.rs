@@ -27,13 +27,13 @@ proptest! {
         let mut events = Vec::new();
         let part = |of_ten_thousand: u64| (limit * of_ten_thousand / 10_000).max(1);
         // Six hundredths each empty the quota.
-        while let Admission::Granted(mut grant) = limiter.submit(&request(9, 0, part(600)), START, START, None, true) {
+        while let Admission::Granted(mut grant) = limiter.submit(&request(9, 0, part(600)), START, START, None, || true) {
             limiter.sent(&mut grant, START);
             limiter.settle(grant, ActualUsage::Unknown, START);
         }
         let mut now = START;
         if before > 0 {
-            let Admission::Queued(id) = limiter.submit(&request(8, 0, part(before)), now, now + 3600 * SECOND, None, true) else {
+            let Admission::Queued(id) = limiter.submit(&request(8, 0, part(before)), now, now + 3600 * SECOND, None, || true) else {
                 panic!("the quota is empty")
             };
             limiter.dispatch(now, &mut events);
@@ -44,7 +44,7 @@ proptest! {
             limiter.sent(&mut grant, now);
             limiter.settle(grant, ActualUsage::Unknown, now);
         }
-        let Admission::Queued(head) = limiter.submit(&request(8, 0, part(large)), now, now + 3600 * SECOND, None, true) else {
+        let Admission::Queued(head) = limiter.submit(&request(8, 0, part(large)), now, now + 3600 * SECOND, None, || true) else {
             panic!("the quota is empty")
         };
         limiter.dispatch(now, &mut events);
@@ -75,7 +75,7 @@ proptest! {
             let mut grants = Vec::new();
             if next == Some(now) {
                 let (_, (app, units)) = arrivals.pop_first().expect("there is one");
-                match limiter.submit(&request(app, 0, part(units)), now, now + 36_000 * SECOND, None, true) {
+                match limiter.submit(&request(app, 0, part(units)), now, now + 36_000 * SECOND, None, || true) {
                     Admission::Granted(grant) => grants.push(grant),
                     Admission::Queued(_) => {}
                     Admission::Rejected(refusal) => prop_assert!(false, "there is time: {refusal:?}"),

@@ -1,0 +1,376 @@
+//! What holds in whatever order threads run: shuttle runs each test in some hundred orders, and names the file of one that fails.
+//!
+//! `SCHEDULES=20000 cargo test -p schedules schedules` tries more; `SCHEDULE=FILE cargo test -p schedules NAME` runs one again.
+
+use std::{sync::Arc, time::Duration};
+
+use shuttle::{
+    Config, FailurePersistence, Runner,
+    future::block_on,
+    scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Scheduler},
+    thread::{self, JoinHandle},
+};
+use tokio::{
+    runtime::Runtime,
+    time::{Instant, advance},
+};
+
+use crate::{
+    ActualUsage, AdmissionError, AdmissionRequest, CostEstimate, Limiters, Permit,
+    registry::Registry,
+    request::Scope,
+    settings::{LimitSettings, ModelLimits, Plan, QueueSettings, Settings},
+    shared::{SharedLimiter, Submitted},
+    store::{
+        Command, Commands, Store,
+        protocol::{Answer, RemoteView, State, Transaction},
+    },
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    timer::TimerDriver,
+    types::{Observation, Priority},
+};
+
+/// Orders that each test tries with each scheduler.
+const SCHEDULES: usize = 300;
+/// PCT looks for failures that need threads to be interrupted at so many places.
+const DEPTH: usize = 3;
+
+/// Runs `threads` in many orders, in virtual time.
+fn in_any_order(threads: impl Fn(&Arc<Runtime>) + Send + Sync + 'static) {
+    let threads = Arc::new(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+        let runtime = Arc::new(runtime);
+        let _entered = runtime.enter();
+        threads(&runtime);
+    });
+    let mut config = Config::new();
+    config.failure_persistence = FailurePersistence::File(Some(std::env::temp_dir()));
+    config.silence_warnings = true;
+    config.stack_size = 1 << 20;
+    if let Ok(file) = std::env::var("SCHEDULE") {
+        let scheduler = ReplayScheduler::new_from_file(file).expect("a schedule that was kept");
+        Runner::new(scheduler, config).run(move || threads());
+        return;
+    }
+    let _hint = ReplayHint;
+    let count = std::env::var("SCHEDULES").map_or(SCHEDULES, |count| count.parse().expect("SCHEDULES is a number"));
+    let schedulers: [Box<dyn Scheduler + Send>; 2] =
+        [Box::new(RandomScheduler::new(count)), Box::new(PctScheduler::new(DEPTH, count))];
+    for scheduler in schedulers {
+        let threads = threads.clone();
+        Runner::new(scheduler, config.clone()).run(move || threads());
+    }
+}
+
+/// Says how to run a failing order again: shuttle has said where it is.
+struct ReplayHint;
+
+impl Drop for ReplayHint {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "again with SCHEDULE=(that file) cargo test -p schedules {}",
+                std::thread::current().name().unwrap_or_default()
+            );
+        }
+    }
+}
+
+fn settings(default: ModelLimits) -> Settings {
+    let limits = LimitSettings { plan: Plan::None, default, ..LimitSettings::default() };
+    Settings { limits: limits.into(), ..Settings::default() }
+}
+
+fn request(model: &str) -> AdmissionRequest {
+    AdmissionRequest {
+        organization: "o".into(),
+        key: 0,
+        model: model.into(),
+        tier: "t".into(),
+        app: "a".into(),
+        weight: 1.0,
+        class: Priority::Interactive,
+        cost: CostEstimate::Tokens { prompt: 100, max_completion_tokens: Some(300) },
+        bytes: 100,
+    }
+}
+
+/// Takes one, and ends the cold start.
+fn warm(limiters: &Limiters, model: &str, usage: ActualUsage) {
+    let mut permit = block_on(limiters.reserve(&request(model), Instant::now(), None)).expect("the first one goes");
+    permit.sent(Instant::now());
+    permit.observe(&Observation::default(), Instant::now());
+    permit.settle(usage, Instant::now());
+}
+
+fn tokens(completion: u64) -> ActualUsage {
+    ActualUsage::Tokens { prompt: 100, completion, prompt_total: 100 }
+}
+
+fn in_days() -> Instant {
+    Instant::now() + Duration::from_secs(10 * 86_400)
+}
+
+fn in_a_minute() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+fn join<T>(threads: Vec<JoinHandle<T>>) -> Vec<T> {
+    threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+}
+
+/// Lets time pass, and the timer of these limiters fire, until `over`.
+fn clock(registry: &Arc<Registry>, runtime: &Arc<Runtime>, over: &Arc<AtomicBool>) -> [JoinHandle<()>; 2] {
+    let driver = TimerDriver::take(&registry.common.timer).expect("nobody drives it");
+    let (runtime, over) = (runtime.clone(), over.clone());
+    let time = thread::spawn(move || {
+        while !over.load(SeqCst) {
+            block_on(advance(Duration::from_millis(500)));
+            // The runtime looks at its timers.
+            runtime.block_on(tokio::task::yield_now());
+            thread::yield_now();
+        }
+    });
+    [time, thread::spawn(move || block_on(driver.drive()))]
+}
+
+/// The limiters go, and with them their timer.
+fn end(limiters: Limiters, clock: [JoinHandle<()>; 2], over: &AtomicBool) {
+    over.store(true, SeqCst);
+    drop(limiters);
+    join(clock.into());
+}
+
+/// The bounds are checked and the place is taken by threads at once.
+#[test]
+fn no_more_wait_than_may_in_all_limiters_together() {
+    in_any_order(|_| {
+        let queue = QueueSettings { max_waiting: 3, max_bytes: 250 };
+        let limits = ModelLimits { requests_per_day: Some(1), ..ModelLimits::default() };
+        let limiters = Limiters::new(Settings { queue, ..settings(limits) });
+        ["m", "n"].iter().for_each(|model| warm(&limiters, model, ActualUsage::Unknown));
+        let waiters = ["m", "n", "m", "n"].map(|model| {
+            let limiters = limiters.clone();
+            thread::spawn(move || {
+                let request = request(model);
+                let submitted = limiters.0.limiter(&request).submit(&request, in_days(), None);
+                assert!(limiters.waiting() <= 2, "{} wait with 100 bytes each, of 250", limiters.waiting());
+                match submitted {
+                    Ok(Submitted::Later(waiting)) => drop(waiting),
+                    Err(AdmissionError::QueueFull { .. }) => {}
+                    Ok(Submitted::Now(_)) | Err(_) => panic!("it has to wait"),
+                }
+            })
+        });
+        join(waiters.into());
+        assert_eq!(limiters.waiting(), 0);
+    });
+}
+
+/// Permits that are settled, dropped and refused by threads at once, and waiters that leave: what comes back is given to the next,
+/// nobody is forgotten, and at the end exactly what was used is missing.
+#[test]
+fn what_comes_back_goes_to_the_next_and_the_sum_is_right() {
+    in_any_order(|runtime| {
+        // Two fit at once, with the margin beside them.
+        let limits = ModelLimits { tokens_per_day: Some(1300), ..ModelLimits::default() };
+        let limiters = Limiters::new(settings(limits));
+        let (began, over) = (Instant::now(), Arc::new(AtomicBool::new(false)));
+        // A refusal is followed by a second of rest.
+        let clock = clock(&limiters.0, runtime, &over);
+        warm(&limiters, "m", ActualUsage::Nothing);
+        let reserve = |limiters: &Limiters| {
+            let mut permit = block_on(limiters.reserve(&request("m"), in_days(), None)).expect("two others give back enough");
+            permit.sent(Instant::now());
+            permit
+        };
+        let settles = |completion: u64| {
+            let limiters = limiters.clone();
+            thread::spawn(move || reserve(&limiters).settle(tokens(completion), Instant::now()))
+        };
+        let drops = thread::spawn({
+            let limiters = limiters.clone();
+            move || drop(block_on(limiters.reserve(&request("m"), in_days(), None)).expect("as above"))
+        });
+        let leaves = thread::spawn({
+            let limiters = limiters.clone();
+            move || {
+                let request = request("m");
+                let limiter = limiters.0.limiter(&request);
+                match limiter.submit(&request, in_days(), None).expect("as above") {
+                    Submitted::Now(grant) => drop(Permit::new(limiter, grant)),
+                    Submitted::Later(waiting) => {
+                        thread::yield_now();
+                        drop(waiting);
+                    }
+                }
+            }
+        });
+        let refused = thread::spawn({
+            let limiters = limiters.clone();
+            move || {
+                let again = reserve(&limiters).refused(None, &Observation::default(), None, Instant::now());
+                drop(block_on(limiters.reserve(&request("m"), in_days(), again)).expect("as above"));
+            }
+        });
+        join(vec![settles(50), settles(20), drops, leaves, refused]);
+        let limiter = limiters.snapshot().remove(0);
+        assert_eq!((limiters.waiting(), limiter.in_flight, limiter.waiting.len()), (0, 0, 0));
+        let (used, drained) = (1300.0 - limiter.dimensions[0].remaining, began.elapsed().as_secs_f64() * 1300.0 / 86_400.0);
+        assert!((269.0 - drained..271.0).contains(&used), "{used} are in use, at most {drained} have come back");
+        end(limiters, clock, &over);
+    });
+}
+
+/// Each goes when its time has come, whatever threads do between the timer's firing and its effect.
+#[test]
+fn the_timer_forgets_nobody() {
+    in_any_order(|runtime| {
+        let limits = ModelLimits { requests_per_minute: Some(3), ..ModelLimits::default() };
+        let limiters = Limiters::new(settings(limits));
+        let over = Arc::new(AtomicBool::new(false));
+        let clock = clock(&limiters.0, runtime, &over);
+        warm(&limiters, "m", ActualUsage::Unknown);
+        let waiters = (0..4).map(|_| {
+            let limiters = limiters.clone();
+            thread::spawn(move || {
+                let reserved = block_on(limiters.reserve(&request("m"), in_days(), None));
+                reserved.expect("in time").settle(ActualUsage::Unknown, Instant::now());
+            })
+        });
+        join(waiters.collect());
+        let at_once = block_on(limiters.reserve(&request("m"), Instant::now(), None));
+        assert!(at_once.is_err(), "nothing is left");
+        end(limiters, clock, &over);
+    });
+}
+
+/// A limiter is evicted, swept, saved and made again while others ask for it: there are never two of the same, and what was
+/// used is remembered.
+#[test]
+fn an_evicted_limiter_comes_back_as_it_was() {
+    in_any_order(|_| {
+        let limits = ModelLimits { requests_per_day: Some(3), ..ModelLimits::default() };
+        let limiters = Limiters::new(settings(limits));
+        limiters.forecast(&request("m"));
+        // It has been idle for long enough to be swept.
+        block_on(advance(Duration::from_secs(61)));
+        let granted = Arc::new(AtomicU64::new(0));
+        let spends = || {
+            let (limiters, granted) = (limiters.clone(), granted.clone());
+            thread::spawn(move || {
+                for _ in 0..2 {
+                    if let Ok(mut permit) = block_on(limiters.reserve(&request("m"), Instant::now(), None)) {
+                        permit.sent(Instant::now());
+                        permit.observe(&Observation::default(), Instant::now());
+                        granted.fetch_add(1, SeqCst);
+                    }
+                }
+            })
+        };
+        // Two are kept at most, under cfg(shuttle).
+        let crowds = |models: [&'static str; 2]| {
+            let limiters = limiters.clone();
+            thread::spawn(move || models.map(|model| limiters.forecast(&request(model))))
+        };
+        let sweeps = thread::spawn({
+            let limiters = limiters.clone();
+            move || limiters.0.sweep()
+        });
+        let threads = vec![spends(), spends()];
+        let others = vec![crowds(["n", "o"]), crowds(["o", "p"])];
+        join(threads);
+        join(others);
+        join(vec![sweeps]);
+        limiters.forecast(&request("m"));
+        let mut used = 0.0;
+        limiters.visit_quotas(&request("m"), |_, limit, left, _| used = limit as f64 - left);
+        let granted = granted.load(SeqCst);
+        assert!((1..=3).contains(&granted), "{granted} of three");
+        assert!((used - granted as f64).abs() < 0.01, "{granted} were granted, {used} are in use");
+    });
+}
+
+/// What is saved holds each limiter that was ever used, also the one that is evicted or made again just then.
+#[test]
+fn what_is_saved_is_complete() {
+    in_any_order(|_| {
+        let limits = ModelLimits { requests_per_day: Some(3), ..ModelLimits::default() };
+        let limiters = Limiters::new(settings(limits));
+        warm(&limiters, "m", ActualUsage::Unknown);
+        warm(&limiters, "n", ActualUsage::Unknown);
+        let asks = ["o", "m", "p"].map(|model| {
+            let limiters = limiters.clone();
+            thread::spawn(move || limiters.forecast(&request(model)))
+        });
+        for _ in 0..2 {
+            let saved = limiters.0.saved();
+            for model in ["m", "n"] {
+                let scope = Scope::of(&request(model));
+                assert!(saved.iter().any(|(key, _)| *key == scope), "{model} is not saved");
+            }
+        }
+        join(asks.into());
+    });
+}
+
+/// The store answers, is lost and comes back while threads ask: everybody goes or is refused, and nobody waits beyond the deadline.
+#[test]
+fn a_store_that_comes_and_goes_leaves_nobody_waiting() {
+    in_any_order(|runtime| {
+        let limits = ModelLimits { requests_per_minute: Some(60), ..ModelLimits::default() };
+        let (store, commands) = Store::new(2);
+        let registry = Arc::new(Registry::new(settings(limits), Some(store)));
+        let limiters = Limiters(registry.clone());
+        let over = Arc::new(AtomicBool::new(false));
+        let clock = clock(&registry, runtime, &over);
+        let store = thread::spawn({
+            let over = over.clone();
+            move || serve(&registry, commands, &over)
+        });
+        let askers = (0..3).map(|_| {
+            let limiters = limiters.clone();
+            thread::spawn(move || {
+                let deadline = in_a_minute();
+                if let Ok(mut permit) = block_on(limiters.reserve(&request("m"), deadline, None)) {
+                    permit.sent(Instant::now());
+                    permit.observe(&Observation::default(), Instant::now());
+                }
+            })
+        });
+        join(askers.collect());
+        over.store(true, SeqCst);
+        join(vec![store]);
+        assert_eq!((limiters.waiting(), limiters.snapshot()[0].in_flight), (0, 0));
+        end(limiters, clock, &over);
+    });
+}
+
+/// A store that grants what it is asked for, unless it is just lost.
+fn serve(registry: &Arc<Registry>, mut commands: Commands<SharedLimiter>, over: &AtomicBool) {
+    let up = &registry.common.store.as_ref().expect("there is one").reach.up;
+    let (mut tat, mut version, mut position) = (0, 0, 0);
+    while !over.load(SeqCst) {
+        if !up.swap(true, SeqCst) {
+            registry.all().iter().for_each(SharedLimiter::reached);
+        }
+        while let Ok(Command::Call(call)) = commands.of_limiters.try_recv() {
+            let Transaction { serial, hello, max_wait, cells, .. } = call.transaction;
+            if shuttle::rand::Rng::gen_bool(&mut shuttle::rand::thread_rng(), 0.2) {
+                up.store(false, SeqCst);
+                registry.all().iter().for_each(|limiter| limiter.lost(2));
+                call.limiter.unanswered(serial, 2);
+                break;
+            }
+            let granted = !hello && max_wait.is_some();
+            (version, position) = (version + 1, position + u64::from(granted));
+            let views = cells.iter().map(|cell| {
+                tat = cell.known.max(tat).saturating_add(if granted { cell.asked } else { 0 });
+                (cell.code.clone(), RemoteView { tat, ..RemoteView::default() })
+            });
+            let state = State { epoch: 1, version, position, views: views.collect() };
+            call.limiter.answered(serial, &Answer { before: (0, false), granted, wait: 0, state });
+        }
+        thread::yield_now();
+    }
+}
