@@ -3,7 +3,7 @@
 //! From them come the file's reading and its faults, the environment variables, the JSON schema, `config/groq-shield.toml` and
 //! the documentation's table of keys.
 
-mod defaults;
+mod check;
 mod document;
 mod effective;
 pub mod example;
@@ -12,7 +12,7 @@ mod faults;
 mod formats;
 mod hints;
 mod limiter;
-mod node;
+mod names;
 mod notes;
 mod own_address;
 mod paths;
@@ -22,16 +22,21 @@ pub mod schema;
 mod settings;
 mod source;
 mod syntax;
-pub mod units;
+mod text;
+mod units;
 
 pub use fallback::{Fallback, FallbackReason};
 pub use faults::{Fault, Faults, Origin};
 pub use formats::Digest;
+pub use groq_limiter::{
+    settings::{ModelLimits, Plan},
+    types::Priority as Class,
+};
 pub use notes::Note;
 pub use reload::{Change, Next, Reload};
 pub use settings::{
-    Admin, App, Breaker, Class, Limits, Log, LogFormat, Mode, ModelLimits, ModelPrice, Organization, Plan, Queue, Retry, Server,
-    Settings, Store, StoreKind, Tls, Upstream,
+    Admin, App, Breaker, Limits, Log, LogFormat, Mode, ModelPrice, Organization, Queue, Retry, Server, Settings, Store,
+    StoreKind, Tls, Upstream,
 };
 pub use source::{Loaded, PLACES, Source};
 

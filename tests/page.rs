@@ -49,7 +49,7 @@ fn queue_requests(shield: &Arc<Shield>, app: &str) {
                 tier: "on_demand".into(),
                 app,
                 weight: 1.0,
-                class: Class::Batch.into(),
+                class: Class::Batch,
                 cost: CostEstimate::Tokens { prompt: 100, max_completion_tokens: Some(100) },
                 bytes: 400,
             };

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{
-    Settings,
-    faults::{Origin, line_of, masked_url, quoted},
+    faults::{Origin, line_of},
     schema::{Kind, Table, tables},
+    settings::Settings,
+    text::{quoted, toml_value},
 };
 
 /// One key as it is in effect.
@@ -57,17 +58,6 @@ fn list(table: &Table, header: &str, path: &str, element: &Value, entries: &mut 
         key,
         value: toml_value(&element[key]),
     }));
-}
-
-/// A JSON value as TOML, passwords masked; `None` for what is not set.
-pub(super) fn toml_value(value: &Value) -> Option<String> {
-    match value {
-        Value::Null => None,
-        Value::String(text) => Some(quoted(&masked_url(text))),
-        Value::Array(items) if items.is_empty() => None,
-        Value::Array(items) => Some(format!("[{}]", items.iter().filter_map(toml_value).collect::<Vec<_>>().join(", "))),
-        value => Some(value.to_string()),
-    }
 }
 
 /// All of it as TOML. `name` and `text` are the file's, for line numbers.

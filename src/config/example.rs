@@ -67,7 +67,7 @@ mod tests {
     use std::{fs, path::Path};
 
     use super::*;
-    use crate::config::{Settings, document::Document, effective, schema::schema};
+    use crate::config::{document::Document, effective, schema::schema, settings::Settings, source::read as read_document};
 
     const MARK: &str = "<!-- generated from src/config/settings.rs: `just config` -->";
 
@@ -76,7 +76,7 @@ mod tests {
     /// Settings that are read without faults, and how many keys the text sets.
     fn read(text: &str) -> (Settings, usize) {
         let mut document = Document::parse(text);
-        let settings = document.read();
+        let settings = read_document(&mut document);
         let entries = effective::entries(&settings);
         let set = entries.iter().filter(|entry| document.is_set(&entry.path)).count();
         let mut faults = document.into_faults();

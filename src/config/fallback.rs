@@ -1,33 +1,24 @@
 //! `[[fallback]]`: other models for requests that their own model cannot serve.
 
-use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-use super::rules::not_empty;
+use smart_default::SmartDefault;
 
 /// `[[fallback]]`
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema, Validate)]
+#[derive(Clone, Debug, PartialEq, Eq, SmartDefault, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(extend("required" = ["model", "to"]))]
-#[garde(allow_unvalidated)]
 pub struct Fallback {
     /// The model that requests name.
-    #[garde(custom(not_empty))]
     #[schemars(example = &"openai/gpt-oss-120b")]
     pub model: String,
     /// The models to try instead, in order.
-    #[garde(inner(custom(not_empty)))]
-    #[schemars(example = ["openai/gpt-oss-20b"])]
+    #[schemars(length(min = 1), extend("uniqueItems" = true), example = ["openai/gpt-oss-20b"])]
     pub to: Vec<String>,
     /// For which reasons: daily_limit, too_large, decommissioned, unavailable (breaker open), wait.
+    #[schemars(length(min = 1))]
+    #[default(FallbackReason::DEFAULT.to_vec())]
     pub when: Vec<FallbackReason>,
-}
-
-impl Default for Fallback {
-    fn default() -> Self {
-        Self { model: String::new(), to: Vec::new(), when: FallbackReason::DEFAULT.to_vec() }
-    }
 }
 
 /// Why a request falls back to another model.

@@ -17,6 +17,31 @@ pub enum Origin {
     Whole,
 }
 
+/// What is wrong, and what to do about it where it is known.
+#[derive(Debug)]
+pub(super) struct Wrong {
+    pub(super) message: String,
+    pub(super) help: Option<String>,
+}
+
+impl From<&str> for Wrong {
+    fn from(message: &str) -> Self {
+        Self { message: message.into(), help: None }
+    }
+}
+
+impl From<String> for Wrong {
+    fn from(message: String) -> Self {
+        Self { message, help: None }
+    }
+}
+
+impl<M: Into<String>, H: Into<String>> From<(M, H)> for Wrong {
+    fn from((message, help): (M, H)) -> Self {
+        Self { message: message.into(), help: Some(help.into()) }
+    }
+}
+
 /// One fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -29,6 +54,11 @@ pub struct Fault {
 }
 
 impl Fault {
+    pub(super) fn new(origin: Origin, wrong: impl Into<Wrong>) -> Self {
+        let Wrong { message, help } = wrong.into();
+        Self { origin, message, help }
+    }
+
     /// Its line in the file, from 1.
     pub(super) fn line(&self, text: &str) -> Option<usize> {
         if let Origin::File(span) = &self.origin { Some(line_of(text, span.start)) } else { None }
@@ -112,19 +142,6 @@ fn masked(text: &str) -> String {
         .collect()
 }
 
-/// A URL with its password, if it has one, masked.
-pub(super) fn masked_url(text: &str) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    match rest[..end].rsplit_once('@') {
-        Some((user, host)) => {
-            let user = user.split_once(':').map_or("***".into(), |(name, _)| format!("{name}:***"));
-            format!("{scheme}://{user}@{host}{}", &rest[end..])
-        }
-        None => text.to_owned(),
-    }
-}
-
 /// The closest character boundary at or before.
 fn floor(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
@@ -133,19 +150,4 @@ fn floor(text: &str, at: usize) -> usize {
 /// The line of a place in a text, from 1.
 pub(super) fn line_of(text: &str, at: usize) -> usize {
     text[..floor(text, at)].matches('\n').count() + 1
-}
-
-/// The word that was probably meant.
-pub(super) fn near<'a>(word: &str, words: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let lower = word.to_lowercase();
-    let (best, distance) = words
-        .into_iter()
-        .map(|known| (known, strsim::damerau_levenshtein(&lower, &known.to_lowercase())))
-        .min_by_key(|(_, distance)| *distance)?;
-    (distance <= 1 + best.len() / 4 && distance < best.len()).then_some(best)
-}
-
-/// Text as a TOML string.
-pub(super) fn quoted(text: &str) -> String {
-    toml::Value::String(text.to_owned()).to_string()
 }

@@ -1,8 +1,8 @@
 //! What someone probably meant by a key or table that does not exist.
 
 use super::{
-    faults::{near, quoted},
     schema::{MODEL, Table, tables},
+    text::{near, quoted},
 };
 
 /// Names that other programs have for keys of ours, and what to write.
@@ -71,7 +71,7 @@ fn homes(name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{Faults, document::Document};
+    use crate::config::{document::Document, faults::Faults, source::read};
 
     /// What newcomers write, as they were seen to or as other programs have it, and the words that put them right.
     #[test]
@@ -98,7 +98,7 @@ mod tests {
             ("[store]\nurl = \"localhost:6379\"\n", "write \"redis://localhost:6379\""),
         ] {
             let mut document = Document::parse(text);
-            document.read();
+            read(&mut document);
             let shown = Faults { name: "f".into(), text: text.into(), faults: document.into_faults() }.to_string();
             let help = shown.lines().find_map(|line| line.trim_start().strip_prefix("= help: ")).unwrap_or_default();
             assert!(help.contains(remedy), "{text}{shown}");

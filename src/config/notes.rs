@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::{Mode, Settings, StoreKind, faults::quoted};
+use super::{
+    settings::{Mode, Settings, StoreKind},
+    text::quoted,
+};
 
 /// Something that is good to know though it is no fault.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::{
 
 use nix::unistd::{AccessFlags, access};
 
-use super::{Settings, document::Document, faults::Origin, source::reason};
+use super::{document::Document, faults::Origin, settings::Settings};
 
 /// The file that keeps what is left of each limit: it is written, and need not be there yet.
 const STATE_FILE: &str = "limits.state_file";
@@ -43,7 +43,7 @@ pub(super) fn check_files(settings: &mut Settings, document: &mut Document<'_>) 
             _ => fs::File::open(&*path).err().map(|why| format!("{} cannot be read: {}", path.display(), reason(&why))),
         };
         if let Some(fault) = fault {
-            document.fault(document.origin(key), fault, None);
+            document.refuse(key, fault);
         }
     }
 }
@@ -72,5 +72,14 @@ fn unusable_state_file(path: &Path) -> Option<String> {
             Some(format!("{shown} cannot be written: there is no directory {named}"))
         }
         Err(why) => Some(format!("{shown} cannot be written: {}", reason(&why))),
+    }
+}
+
+/// An error of the file system, in words.
+pub(super) fn reason(why: &io::Error) -> String {
+    match why.kind() {
+        io::ErrorKind::NotFound => "there is no such file".into(),
+        io::ErrorKind::PermissionDenied => "no permission".into(),
+        _ => why.to_string(),
     }
 }

@@ -8,8 +8,11 @@ use std::{
 };
 
 use super::{
-    Faults, Loaded, Note, Settings, Source,
     effective::{self, Entry},
+    faults::Faults,
+    notes::Note,
+    settings::{Log, Settings},
+    source::{Loaded, Source},
 };
 
 /// One key that a reload finds different.
@@ -115,7 +118,7 @@ fn in_force(old: &Settings, mut wanted: Settings) -> Settings {
         admin: old.admin.clone(),
         upstream: old.upstream.clone(),
         store: old.store.clone(),
-        log: super::Log { level, ..old.log.clone() },
+        log: Log { level, ..old.log.clone() },
         ..wanted
     }
 }
@@ -145,6 +148,7 @@ mod tests {
         document::Document,
         example,
         schema::{Table, description, tables},
+        source::read,
     };
 
     fn reload(file: &Path) -> Reload {
@@ -188,7 +192,7 @@ mod tests {
 
     #[test]
     fn keys_are_live_where_the_documentation_says_so() {
-        let every_key = Document::parse(&example::every_key()).read();
+        let every_key = read(&mut Document::parse(&example::every_key()));
         let default = Settings::default();
         let changes = changes(&every_key, &default, &in_force(&every_key, default.clone()));
         assert!(changes.len() > 40, "{changes:?}");

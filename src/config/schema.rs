@@ -8,7 +8,7 @@ use schemars::{
 };
 use serde_json::{Map, Value};
 
-use super::{Settings, effective};
+use super::{settings::Settings, text::toml_value};
 
 /// The model that stands for all in headers: `[limits.model."…"]`.
 pub(super) const MODEL: &str = "openai/gpt-oss-20b";
@@ -168,7 +168,7 @@ pub(super) fn expected(schema: &Value) -> String {
 
 /// A key's default as TOML; `None`: it is not set.
 pub(super) fn default(schema: &Value) -> Option<String> {
-    effective::toml_value(schema.get("default")?)
+    toml_value(schema.get("default")?)
 }
 
 /// A value that a key accepts, as TOML.
@@ -182,5 +182,5 @@ pub(super) fn example(schema: &Value) -> Option<String> {
         _ => None,
     };
     let example = schema["examples"].get(0).cloned().or(choice).or_else(item).or_else(by_type);
-    effective::toml_value(&example.or_else(|| schema.get("default").cloned())?)
+    toml_value(&example.or_else(|| schema.get("default").cloned())?)
 }

@@ -1,117 +1,125 @@
 //! The tables of the configuration file and their keys.
 //!
-//! Fields are called as their keys, which garde's paths need. Their doc comments go into the JSON schema, the example file and the table of keys: one line each. Rules are garde's;
-//! `x-too-small` is what a fault advises for a number under the least.
+//! Doc comments go into the JSON schema, the example file and the table of keys: one line each. Ranges are in the schema, which the
+//! file is checked against; `x-too-small` is what a fault advises for a number under the least.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
-use garde::Validate;
 use http::Uri;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use smart_default::SmartDefault;
 
 mod apps;
 mod limits;
 
-pub use apps::{App, Class, ModelPrice};
-pub use limits::{Limits, Mode, ModelLimits, Plan};
+pub use apps::{App, ModelPrice};
+pub use limits::{Limits, Mode};
 
 use super::{
     fallback::Fallback,
     formats::{Address, As, BaseUrl, Digest, Maybe, ProxyUrl, Size, Time, TimeOrOff},
-    rules::{at_least_100_ms, env_name, finite, http_url, log_filter, not_empty, not_zero, redis_url},
 };
+use crate::accounts::Price;
 
-/// Largest limit that is kept exactly: TOML's integers go so far.
-const MAX_LIMIT: u64 = i64::MAX as u64;
+const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
 
 /// The whole file. Flags and environment variables win over it, it wins over these defaults.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(title = "groq-shield's configuration")]
-#[garde(allow_unvalidated)]
 pub struct Settings {
     /// The listener that apps talk to.
-    #[garde(dive)]
     pub server: Server,
     /// Health, metrics, status and the page; keep it on loopback.
     pub admin: Admin,
     /// The way to Groq.
-    #[garde(dive)]
     pub upstream: Upstream,
     /// Keys that share one set of limits. An unlisted key is an organization of its own. Live.
-    #[garde(dive)]
     pub organization: Vec<Organization>,
     /// Groq's limits; headers and refusals correct them. Live.
-    #[garde(dive)]
     pub limits: Limits,
     /// The queue of requests that wait for room. Live.
-    #[garde(dive)]
     pub queue: Queue,
     /// Transient failures are sent again, with full jitter. Live.
-    #[garde(dive)]
     pub retry: Retry,
     /// Stops sending to a model that only fails. Live.
-    #[garde(dive)]
     pub breaker: Breaker,
     /// An app with a share of its own. With any token listed, a request without a known one gets 401. Live.
-    #[garde(dive)]
     pub app: Vec<App>,
     /// Prices of models, for accounts and budgets. There are no defaults: prices change. Live.
-    #[garde(dive)]
     pub price: BTreeMap<String, ModelPrice>,
     /// Other models for requests that their own model cannot serve. Live.
-    #[garde(dive)]
     pub fallback: Vec<Fallback>,
     /// Where limiter state is kept; redis shares it between replicas.
-    #[garde(dive)]
     pub store: Store,
     /// Log lines and spans.
-    #[garde(dive)]
     pub log: Log,
 }
 
+impl Settings {
+    /// The names of the apps that have entries of their own.
+    pub fn named_apps(&self) -> impl Iterator<Item = &str> {
+        self.app.iter().map(|app| app.name.as_str()).filter(|name| *name != App::EVERYONE_ELSE)
+    }
+
+    /// The price of a model, where one is given.
+    pub fn price_of(&self, model: &str) -> Option<Price> {
+        self.price.get(model).map(|price| {
+            let input = price.input.unwrap_or(0.0);
+            Price {
+                input,
+                cached_input: price.cached_input.unwrap_or(input),
+                output: price.output.unwrap_or(0.0),
+                audio_hour: price.audio_hour.unwrap_or(0.0),
+            }
+        })
+    }
+}
+
 /// `[server]`
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[derive(Clone, Debug, PartialEq, SmartDefault, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-#[garde(allow_unvalidated)]
 pub struct Server {
     /// Address and port that apps connect to, with HTTP/1.1 or HTTP/2; port 0 takes a free one.
     #[serde(with = "As::<Address>")]
+    #[default(SocketAddr::from(([127, 0, 0, 1], 8787)))]
     pub listen: SocketAddr,
     /// Listen beside another shield that sets it too, here and on admin.listen, so that one replaces the other without a gap.
     pub reuse_port: bool,
     /// Worker threads; unset: one per core.
-    #[garde(range(min = 1, max = 1024))]
-    #[schemars(example = 2, extend("x-too-small" = "leave it out for one per core"))]
+    #[schemars(range(min = 1, max = 1024), example = 2, extend("x-too-small" = "leave it out for one per core"))]
     pub threads: Option<usize>,
     /// Connections at once, each with up to 256 requests at once over HTTP/2.
-    #[garde(range(min = 1, max = 1_000_000))]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    #[default(4096)]
     pub max_connections: usize,
     /// Largest request body; a larger one gets a 413.
     #[serde(with = "As::<Size>")]
+    #[default(100 << 20)]
     pub max_body: u64,
     /// Time for the TLS handshake, for a connection's first request, and for the rest of a head that has begun. Between requests a connection is kept for 330 s.
-    #[serde(with = "As::<Time>")]
-    #[garde(custom(not_zero))]
+    #[serde(with = "As::<Time<1>>")]
+    #[default(secs(30))]
     pub header_timeout: Duration,
     /// Time between two reads of a request's body.
-    #[serde(with = "As::<Time>")]
-    #[garde(custom(not_zero))]
+    #[serde(with = "As::<Time<1>>")]
+    #[default(secs(30))]
     pub body_timeout: Duration,
     /// Time that running requests have to finish after SIGTERM.
     #[serde(with = "As::<Time>")]
+    #[default(secs(25))]
     pub drain_timeout: Duration,
     /// TLS for apps, with HTTP/2 for clients that offer it; unset: plain HTTP, and HTTP/2 by prior knowledge.
-    #[garde(dive)]
     pub tls: Option<Tls>,
 }
 
 /// `[server.tls]`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(extend("required" = ["cert", "key"]))]
-#[garde(allow_unvalidated)]
 pub struct Tls {
     /// Certificate chain, PEM; read again on SIGHUP.
     #[schemars(title = "a path", example = &"/etc/groq-shield/tls.crt")]
@@ -122,127 +130,125 @@ pub struct Tls {
 }
 
 /// `[admin]`
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, SmartDefault, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
     /// Address and port that operators connect to; port 0 takes a free one.
     #[serde(with = "As::<Address>")]
+    #[default(SocketAddr::from(([127, 0, 0, 1], 8788)))]
     pub listen: SocketAddr,
 }
 
 /// `[upstream]`
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[derive(Clone, Debug, PartialEq, SmartDefault, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-#[garde(allow_unvalidated)]
 pub struct Upstream {
     /// Where requests go; a path here is put before every request's.
     #[serde(with = "As::<BaseUrl>")]
+    #[default(Uri::from_static("https://api.groq.com"))]
     pub base_url: Uri,
     /// Time to connect: name, TCP and TLS together.
-    #[serde(with = "As::<Time>")]
-    #[garde(custom(not_zero))]
+    #[serde(with = "As::<Time<1>>")]
+    #[default(secs(5))]
     pub connect_timeout: Duration,
     /// Time to the head of an answer.
-    #[serde(with = "As::<Time>")]
-    #[garde(custom(not_zero))]
+    #[serde(with = "As::<Time<1>>")]
+    #[default(secs(300))]
     pub response_timeout: Duration,
     /// Time between two pieces of an answer; never a limit on the whole.
-    #[serde(with = "As::<Time>")]
-    #[garde(custom(not_zero))]
+    #[serde(with = "As::<Time<1>>")]
+    #[default(secs(120))]
     pub idle_timeout: Duration,
     /// Offer HTTP/2 in TLS handshakes; without TLS, HTTP/1.1 is spoken.
+    #[default(true)]
     pub http2: bool,
     /// HTTP proxy to go through; unset: HTTPS_PROXY and NO_PROXY decide.
-    #[serde(with = "Maybe::<ProxyUrl>")]
+    #[serde(with = "As::<Maybe<ProxyUrl>>")]
     pub proxy: Option<Uri>,
     /// More trusted root certificates, PEM; unset: Mozilla's alone.
-    #[garde(inner(custom(not_empty)))]
     #[schemars(title = "a path", example = &"/etc/ssl/internal-ca.pem")]
     pub ca_file: Option<PathBuf>,
     /// Variable that holds the key to use when an app sends none; unset: apps bring theirs.
-    #[garde(inner(custom(env_name)))]
     #[schemars(title = "the name of an environment variable", example = &"GROQ_API_KEY")]
     pub api_key_env: Option<String>,
 }
 
 /// `[[organization]]`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(extend("required" = ["name"]))]
-#[garde(allow_unvalidated)]
 pub struct Organization {
     /// Its name in status and metrics.
-    #[garde(custom(not_empty))]
-    #[schemars(title = "text", example = &"acme")]
+    #[schemars(title = "a name of at most 128 bytes", example = &"acme")]
     pub name: String,
     /// Variables that hold its keys.
-    #[garde(inner(custom(env_name)))]
     #[schemars(
-        extend("items" = {"type": "string", "title": "the name of an environment variable"}),
+        extend("items" = {"type": "string", "title": "the name of an environment variable"}, "uniqueItems" = true),
         example = ["GROQ_API_KEY", "GROQ_API_KEY_2"]
     )]
     pub api_key_env: Vec<String>,
     /// SHA-256 of its keys, hex.
-    #[schemars(example = ["e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"])]
+    #[schemars(extend("uniqueItems" = true), example = ["e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"])]
     pub api_key_sha256: Vec<Digest>,
 }
 
 /// `[queue]`
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[derive(Clone, Debug, PartialEq, SmartDefault, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-#[garde(allow_unvalidated)]
 pub struct Queue {
     /// Longest wait in the queue; a client's own deadline may be earlier.
     #[serde(with = "As::<Time>")]
+    #[default(secs(50))]
     pub max_wait: Duration,
     /// Requests waiting at once.
-    #[garde(range(min = 1, max = 10_000_000))]
-    #[schemars(extend("x-too-small" = "to let nobody wait, queue.max_wait = \"0s\""))]
+    #[schemars(range(min = 1, max = 10_000_000), extend("x-too-small" = "to let nobody wait, queue.max_wait = \"0s\""))]
+    #[default(1000)]
     pub max_waiting: usize,
     /// Bytes of request bodies held at once.
     #[serde(with = "As::<Size>")]
+    #[default(256 << 20)]
     pub max_bytes: u64,
     /// Time between comments sent to a stream that waits, or off.
     #[serde(with = "As::<TimeOrOff>")]
-    #[garde(inner(custom(at_least_100_ms)))]
     pub stream_keepalive: Option<Duration>,
 }
 
 /// `[retry]`
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[derive(Clone, Debug, PartialEq, SmartDefault, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-#[garde(allow_unvalidated)]
 pub struct Retry {
     /// Sends at most, the first included.
-    #[garde(range(min = 1, max = 100))]
-    #[schemars(extend("x-too-small" = "1 sends once and never again"))]
+    #[schemars(range(min = 1, max = 100), extend("x-too-small" = "1 sends once and never again"))]
+    #[default(4)]
     pub attempts: u32,
     /// Upper bound of the first back-off; doubled each time.
     #[serde(with = "As::<Time>")]
+    #[default(Duration::from_millis(250))]
     pub base_delay: Duration,
     /// Upper bound of every back-off.
     #[serde(with = "As::<Time>")]
+    #[default(secs(8))]
     pub max_delay: Duration,
     /// Retries per request of the last minute, and 10 a second always.
-    #[garde(range(min = 0.0, max = 10.0), custom(finite))]
+    #[schemars(range(min = 0.0, max = 10.0))]
+    #[default(0.2)]
     pub budget: f64,
 }
 
 /// `[breaker]`
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[derive(Clone, Debug, PartialEq, SmartDefault, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-#[garde(allow_unvalidated)]
 pub struct Breaker {
     /// Failures in a row that open it.
-    #[garde(range(min = 1, max = 1_000_000))]
-    #[schemars(extend("x-too-small" = "to keep it closed, a large number"))]
+    #[schemars(range(min = 1, max = 1_000_000), extend("x-too-small" = "to keep it closed, a large number"))]
+    #[default(5)]
     pub failures: u32,
     /// Time until one request may probe.
-    #[serde(with = "As::<Time>")]
-    #[garde(custom(not_zero))]
+    #[serde(with = "As::<Time<1>>")]
+    #[default(secs(5))]
     pub open: Duration,
     /// Longest wait for an open breaker, before the answer is 503; unset: one breaker.open.
-    #[serde(with = "Maybe::<Time>")]
+    #[serde(with = "As::<Maybe<Time>>")]
     #[schemars(example = &"5s")]
     pub max_wait: Option<Duration>,
 }
@@ -266,30 +272,27 @@ pub enum StoreKind {
 }
 
 /// `[store]`
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[derive(Clone, Debug, PartialEq, SmartDefault, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-#[garde(allow_unvalidated)]
 pub struct Store {
     /// local or redis; unset: redis where url is set, else local.
     pub kind: StoreKind,
     /// redis:// or rediss:// (TLS), with user:password@ before the host where it asks for them; needed for redis.
-    #[garde(inner(custom(redis_url)))]
     #[schemars(title = "a URL (redis, rediss)", example = &"redis://localhost:6379")]
     pub url: Option<String>,
     /// Trusted root certificates of a rediss:// with a private authority, PEM; unset: Mozilla's.
-    #[garde(inner(custom(not_empty)))]
     #[schemars(title = "a path", example = &"/etc/ssl/internal-ca.pem")]
     pub ca_file: Option<PathBuf>,
     /// First part of every key in it.
-    #[garde(custom(not_empty))]
-    #[schemars(title = "text")]
+    #[default("groq-shield".into())]
     pub prefix: String,
     /// No request waits longer on it.
-    #[serde(with = "As::<Time>")]
-    #[garde(custom(not_zero))]
+    #[serde(with = "As::<Time<1>>")]
+    #[default(Duration::from_millis(250))]
     pub timeout: Duration,
     /// How many replicas to reckon with until it has told how many there are.
-    #[garde(range(min = 1, max = 1000))]
+    #[schemars(range(min = 1, max = 1000))]
+    #[default(1)]
     pub replicas: u32,
 }
 
@@ -305,18 +308,16 @@ pub enum LogFormat {
 }
 
 /// `[log]`
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema, Validate)]
+#[derive(Clone, Debug, PartialEq, SmartDefault, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-#[garde(allow_unvalidated)]
 pub struct Log {
     /// off, error, warn, info, debug, trace, or a filter such as groq_shield=debug,warn. Live.
-    #[garde(custom(log_filter))]
     #[schemars(title = "a log filter")]
+    #[default("info".into())]
     pub level: String,
     /// text or json.
     pub format: LogFormat,
     /// Collector that gets spans, OTLP over HTTP; unset: none.
-    #[garde(inner(custom(http_url)))]
     #[schemars(title = "a URL (http, https)", example = &"http://localhost:4318")]
     pub otlp_endpoint: Option<String>,
 }

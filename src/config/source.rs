@@ -2,20 +2,22 @@
 
 use std::{
     ffi::OsString,
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
 use serde_json::Value;
 
 use super::{
-    Note, Settings,
     document::Document,
     effective,
-    faults::{Faults, Origin, near},
-    notes,
-    paths::{check_files, resolve_paths},
+    faults::{Fault, Faults, Origin},
+    notes::{self, Note},
+    paths::{check_files, reason, resolve_paths},
+    rules,
     schema::{Kind, schema, tables, under},
+    settings::{Settings, StoreKind},
+    text::near,
 };
 
 /// Where the file is looked for when no flag or variable names it.
@@ -102,7 +104,7 @@ impl Source {
         };
         let mut document = Document::parse(&text);
         if let Some(why) = unreadable {
-            document.fault(Origin::Whole, why, None);
+            document.faults.push(Fault::new(Origin::Whole, why));
         }
         let unknown = self.set_variables(&mut document);
         for (flag, _, path) in SHORT {
@@ -115,23 +117,20 @@ impl Source {
                 document.set(path, schema_at(path), value, Origin::Flag(flag.into()));
             }
         }
-        if document.is_set("store.url") && !document.is_set("store.kind") {
-            document.set("store.kind", schema_at("store.kind"), "redis", document.origin("store.url"));
-        }
-        let mut settings = document.read();
+        let mut settings = read(&mut document);
         if self.quiet && !document.is_set("log.level") {
             settings.log.level = "warn".into();
         }
         resolve_paths(&mut settings, &document, file.as_deref().and_then(Path::parent));
         let secrets = notes::named(&settings);
         for (name, help) in unknown.into_iter().filter(|(name, _)| !secrets.iter().any(|secret| secret == name)) {
-            document.fault(Origin::Variable(name), "no key has this name", Some(help));
+            document.faults.push(Fault::new(Origin::Variable(name), ("no key has this name", help)));
         }
         check_files(&mut settings, &mut document);
         let name = file.as_deref().map_or_else(String::new, |file| file.display().to_string());
         Loaded {
             notes: notes::of(&settings, &|name| self.variable(name).is_some()),
-            effective: effective::toml(&settings, &document.origins(), &name, &text),
+            effective: effective::toml(&settings, &document.origins, &name, &text),
             faults: Faults { name, faults: document.into_faults(), text },
             settings,
             file,
@@ -150,7 +149,7 @@ impl Source {
             let origin = Origin::Variable(name.clone());
             match self.variable(name).map(|value| value.to_str()) {
                 Some(Some(text)) => document.set(path, schema_at(path), text, origin),
-                Some(None) => document.fault(origin, "is not UTF-8", None),
+                Some(None) => document.faults.push(Fault::new(origin, "is not UTF-8")),
                 None => {}
             }
         }
@@ -168,6 +167,17 @@ impl Source {
         };
         unknown.map(|(name, _)| (name.to_owned(), help(name))).collect()
     }
+}
+
+/// Reads a document with its flags and variables: the settings as far as they could be read. The faults are in the document.
+pub(super) fn read(document: &mut Document<'_>) -> Settings {
+    let mut settings = document.settings();
+    if document.is_set("store.url") && !document.is_set("store.kind") {
+        settings.store.kind = StoreKind::Redis;
+        document.origins.insert("store.kind".into(), document.origin("store.url"));
+    }
+    rules::between_keys(&settings, document);
+    settings
 }
 
 /// Every key that a variable can set: the variable's name and the key's path.
@@ -190,15 +200,6 @@ fn content(file: &Path) -> Result<String, String> {
     })
 }
 
-/// An error of the file system, in words.
-pub(super) fn reason(why: &io::Error) -> String {
-    match why.kind() {
-        io::ErrorKind::NotFound => "there is no such file".into(),
-        io::ErrorKind::PermissionDenied => "no permission".into(),
-        _ => why.to_string(),
-    }
-}
-
 /// Kubernetes tells every pod of its namespace's services: one called `groq-shield` gives these.
 fn is_from_kubernetes(name: &str, value: &str) -> bool {
     let port = |at: usize| name[at + 6..].split_once('_').is_some_and(|(port, _)| port.parse::<u16>().is_ok());
@@ -211,7 +212,6 @@ fn is_from_kubernetes(name: &str, value: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::StoreKind;
 
     /// A source of this file's text and these variables.
     fn loaded(text: &str, variables: &[(&str, &str)], source: Source) -> Loaded {
@@ -253,7 +253,7 @@ mod tests {
         for (name, path) in variables() {
             let schema = schema_at(&path);
             // Free text and files apart, no key accepts this.
-            if matches!(schema["title"].as_str(), Some("text" | "a path")) {
+            if schema["type"] == "string" && matches!(schema["title"].as_str(), None | Some("a path")) {
                 continue;
             }
             let key = path.rsplit('.').next().expect("a key");

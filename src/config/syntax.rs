@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use toml::de::Error;
 
-use super::faults::{Fault, Origin, line_of, quoted};
+use super::{
+    faults::{Fault, Origin, line_of},
+    text::quoted,
+};
 
 /// What is said where a bracket is never closed: the parser cannot tell where it should be.
 const UNCLOSED: &str = "an array or inline table is not closed; what follows is not checked";

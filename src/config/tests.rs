@@ -1,11 +1,11 @@
-use super::{Class, Faults, Plan, Settings, document::Document, example};
+use super::{Class, Faults, Plan, Settings, document::Document, example, source::read};
 
 mod each_fault;
 
 /// Every fault of a text, as an operator reads it.
 fn faults(text: &str) -> String {
     let mut document = Document::parse(text);
-    document.read();
+    read(&mut document);
     Faults { name: "f.toml".into(), text: text.into(), faults: document.into_faults() }.to_string()
 }
 
@@ -19,7 +19,7 @@ fn only(text: &str) -> (String, String, String) {
 
 fn settings(text: &str) -> Settings {
     let mut document = Document::parse(text);
-    let settings = document.read();
+    let settings = read(&mut document);
     assert_eq!(document.into_faults(), [], "{text}");
     settings
 }
@@ -69,6 +69,16 @@ fn all_faults_come_in_one_go_and_in_the_order_of_the_file() {
     let all = faults(text);
     let places: Vec<_> = all.lines().filter_map(|line| line.trim_start().strip_prefix("--> f.toml:")).collect();
     assert_eq!(places, ["2:1", "3:11", "5:12", "7:12", "9:8"], "{all}");
+}
+
+/// The second one was lost with the first.
+#[test]
+fn every_bad_item_of_a_list_is_a_fault() {
+    let all = faults("[[organization]]\nname = \"o\"\napi_key_sha256 = [\"a\", \"b\"]\n");
+    assert!(
+        all.contains("f.toml:3:19") && all.contains("f.toml:3:24") && all.ends_with("\n2 faults in the configuration"),
+        "{all}"
+    );
 }
 
 #[test]
@@ -150,8 +160,13 @@ fn a_list_is_no_table() {
 #[test]
 fn fallbacks_that_lead_nowhere_are_faults() {
     for (chain, place, message, help) in [
-        ("to = [\"llama-3.1-8b-instant\"]", "1:1", "`model` is missing", "such as model = \"openai/gpt-oss-120b\""),
-        ("model = \"m\"", "1:1", "`to` is empty", ""),
+        (
+            "to = [\"llama-3.1-8b-instant\"]",
+            "1:1",
+            "`model` is missing in [[fallback]]",
+            "such as model = \"openai/gpt-oss-120b\"",
+        ),
+        ("model = \"m\"", "1:1", "`to` is missing in [[fallback]]", "such as to = [\"openai/gpt-oss-20b\"]"),
         ("model = \"m\"\nto = []", "3:6", "`to` is empty", ""),
         ("model = \"m\"\nto = [\"m\"]", "3:7", "a model cannot fall back to itself", ""),
         ("model = \"m\"\nto = [\"qwen/qwen3-32b\", \"qwen/qwen3-32b\"]", "3:25", "`to`: listed twice", ""),
@@ -246,7 +261,12 @@ fn budgets_and_circular_fallbacks_are_checked() {
             "\"openai/gpt-oss-20b\" has no price, and app \"a\" has a budget in USD",
             "add [price.\"openai/gpt-oss-20b\"], or set `fallback = false` for the app",
         ),
-        ("[[app]]\nname = \"a\"\ntokens_per_day = -5\n", "3:18", "`tokens_per_day`: -5 is too small: at least 1", ""),
+        (
+            "[[app]]\nname = \"a\"\ntokens_per_day = -5\n",
+            "3:18",
+            "`tokens_per_day`: -5 is too small: at least 1",
+            "leave the key out where there is no such limit",
+        ),
         (
             "[[app]]\nname = \"*\"\ntoken_env = \"T\"\n",
             "3:13",

@@ -19,20 +19,8 @@ const SIZES: [(&str, u64); 8] = [
 ///
 /// # Errors
 /// What is wrong with it, as the end of a sentence that starts with the text itself.
-pub fn time(text: &str) -> Result<Duration, String> {
-    let mut rest = text.trim();
-    if rest.is_empty() {
-        return Err("is empty".into());
-    }
-    let mut seconds = 0.0;
-    while !rest.is_empty() {
-        let (number, unit, after) = split(rest)?;
-        let Some((_, length)) = TIMES.iter().find(|(name, _)| *name == unit) else {
-            return Err(unknown_unit(unit, "ms, s, m or h"));
-        };
-        seconds += number * length;
-        rest = after.trim_start();
-    }
+pub(super) fn time(text: &str) -> Result<Duration, String> {
+    let seconds = sum(text, &TIMES, "ms, s, m or h")?;
     Duration::try_from_secs_f64(seconds).map_err(|_| "is too long".into())
 }
 
@@ -40,27 +28,35 @@ pub fn time(text: &str) -> Result<Duration, String> {
 ///
 /// # Errors
 /// What is wrong with it, as the end of a sentence that starts with the text itself.
-pub fn size(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    if text.is_empty() {
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let bytes = sum(text, &SIZES.map(|(unit, bytes)| (unit, bytes as f64)), "B, KiB, MiB or GiB")?;
+    if bytes >= u64::MAX as f64 { Err("is too large".into()) } else { Ok(bytes as u64) }
+}
+
+/// Adds up numbers with their units.
+fn sum(text: &str, units: &[(&str, f64)], names: &str) -> Result<f64, String> {
+    let mut rest = text.trim();
+    if rest.is_empty() {
         return Err("is empty".into());
     }
-    let (number, unit, after) = split(text)?;
-    if !after.is_empty() {
-        return Err(format!("goes on after its unit: {after:?}"));
+    let mut sum = 0.0;
+    while !rest.is_empty() {
+        let (number, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len()));
+        let number: f64 = number.parse().map_err(|_| "does not start with a number")?;
+        let after = after.trim_start();
+        let (unit, after) = after.split_at(after.find(|c: char| !c.is_alphabetic()).unwrap_or(after.len()));
+        sum += match units.iter().find(|(name, _)| *name == unit) {
+            Some((_, size)) => number * size,
+            None if unit.is_empty() => return Err(format!("has no unit: {names}")),
+            None => return Err(format!("has an unknown unit `{unit}`: {names}")),
+        };
+        rest = after.trim_start();
     }
-    let Some((_, bytes)) = SIZES.iter().find(|(name, _)| *name == unit) else {
-        return Err(unknown_unit(unit, "B, KiB, MiB or GiB"));
-    };
-    let bytes = number * *bytes as f64;
-    if bytes >= u64::MAX as f64 {
-        return Err("is too large".into());
-    }
-    Ok(bytes as u64)
+    Ok(sum)
 }
 
 /// A time as it is written in the file.
-pub fn show_time(time: Duration) -> String {
+pub(super) fn show_time(time: Duration) -> String {
     let ms = time.as_millis();
     match ms {
         0 => "0s".into(),
@@ -71,28 +67,11 @@ pub fn show_time(time: Duration) -> String {
 }
 
 /// A size as it is written in the file.
-pub fn show_size(bytes: u64) -> String {
+pub(super) fn show_size(bytes: u64) -> String {
     match SIZES[..4].iter().rev().find(|(_, size)| bytes >= *size && bytes.is_multiple_of(*size)) {
         Some((unit, size)) => format!("{}{unit}", bytes / size),
         None => format!("{bytes}B"),
     }
-}
-
-/// The number and the unit at the start, and what follows.
-fn split(text: &str) -> Result<(f64, &str, &str), String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, rest) = text.split_at(digits);
-    let Ok(number) = number.parse::<f64>() else {
-        return Err("does not start with a number".into());
-    };
-    let rest = rest.trim_start();
-    let letters = rest.find(|c: char| !c.is_alphabetic()).unwrap_or(rest.len());
-    let (unit, after) = rest.split_at(letters);
-    Ok((number, unit, after))
-}
-
-fn unknown_unit(unit: &str, units: &str) -> String {
-    if unit.is_empty() { format!("has no unit: {units}") } else { format!("has an unknown unit `{unit}`: {units}") }
 }
 
 #[cfg(test)]
@@ -131,7 +110,7 @@ mod tests {
             ("", "is empty"),
             ("100", "has no unit: B, KiB, MiB or GiB"),
             ("100Mi", "has an unknown unit `Mi`: B, KiB, MiB or GiB"),
-            ("1MiB2", "goes on after its unit: \"2\""),
+            ("1MiB2", "has no unit: B, KiB, MiB or GiB"),
             ("MiB", "does not start with a number"),
             ("99999999999999GiB", "is too large"),
         ] {

@@ -102,7 +102,7 @@ where
         tier: facts.tier.clone(),
         app: identity.app.clone(),
         weight: identity.weight,
-        class: identity.class.into(),
+        class: identity.class,
         cost: facts.cost,
         bytes: body.len() as u64,
     };

@@ -158,11 +158,7 @@ impl Families {
                 }
             }
             for class in [Class::Interactive, Class::Batch] {
-                let here = limiter
-                    .waiting
-                    .iter()
-                    .filter(|waiting| Class::from(waiting.class) == class)
-                    .map(|waiting| waiting.count as u64);
+                let here = limiter.waiting.iter().filter(|waiting| waiting.class == class).map(|waiting| waiting.count as u64);
                 *waiting.entry((model.clone(), class)).or_default() += here.sum::<u64>();
             }
             breakers.entry(model).or_default();

@@ -34,12 +34,7 @@ fn limiter(organization: &str, model: &str, tier: &str, remaining: f64) -> Limit
         model: model.into(),
         tier: tier.into(),
         dimensions: vec![dimension(Dimension::RPM), dimension(Dimension::TPM)],
-        waiting: vec![WaitingSnapshot {
-            app: "web".into(),
-            class: Class::Batch.into(),
-            count: 3,
-            oldest: Duration::from_secs(2),
-        }],
+        waiting: vec![WaitingSnapshot { app: "web".into(), class: Class::Batch, count: 3, oldest: Duration::from_secs(2) }],
         blocked_by: None,
         forecast: Duration::ZERO,
         in_flight: 0,

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use crate::types::Dimension;
 
 /// Settings of all limiters of a process.
@@ -38,39 +40,52 @@ impl LimitSettings {
 }
 
 /// Which of Groq's tables to start from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
 pub enum Plan {
-    /// Start from the free plan, then follow what the headers show.
+    /// Starts from free and follows the headers.
     #[default]
     Auto,
     /// Groq's free plan.
     Free,
     /// Groq's developer plan.
     Developer,
-    /// No table: only what is configured and what refusals teach.
+    /// Only what is configured and what refusals teach.
     None,
 }
 
 /// One model's limits; what is `None` comes from the plan's table, the headers or refusals.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
 pub struct ModelLimits {
     /// RPM
+    #[cfg_attr(feature = "schemars", schemars(range(min = 1), example = 30))]
     pub requests_per_minute: Option<u64>,
     /// RPD
+    #[cfg_attr(feature = "schemars", schemars(range(min = 1), example = 1000))]
     pub requests_per_day: Option<u64>,
-    /// TPM
+    /// TPM: prompt and completion limit together.
+    #[cfg_attr(feature = "schemars", schemars(range(min = 1), example = 8000))]
     pub tokens_per_minute: Option<u64>,
     /// TPD
+    #[cfg_attr(feature = "schemars", schemars(range(min = 1), example = 200000))]
     pub tokens_per_day: Option<u64>,
-    /// ITPM
+    /// ITPM: prompts alone.
+    #[cfg_attr(feature = "schemars", schemars(range(min = 1), example = 7000))]
     pub input_tokens_per_minute: Option<u64>,
-    /// OTPM
+    /// OTPM: answers alone; tested is the largest of the last minutes.
+    #[cfg_attr(feature = "schemars", schemars(range(min = 1), example = 1000))]
     pub output_tokens_per_minute: Option<u64>,
-    /// ASPH
+    /// ASPH: seconds of audio.
+    #[cfg_attr(feature = "schemars", schemars(range(min = 1), example = 7200))]
     pub audio_seconds_per_hour: Option<u64>,
-    /// ASPD
+    /// ASPD: seconds of audio.
+    #[cfg_attr(feature = "schemars", schemars(range(min = 1), example = 28800))]
     pub audio_seconds_per_day: Option<u64>,
-    /// Completion tokens that Groq counts for a request without `max_completion_tokens`.
+    /// Completion tokens that Groq reserves for a request without `max_completion_tokens`. Unset: learnt from its answers.
+    #[cfg_attr(feature = "schemars", schemars(example = 2048))]
     pub assumed_completion_tokens: Option<u64>,
 }
 

@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 /// Nanoseconds: an instant on a limiter's clock, or a span.
 pub type Ns = u64;
 
@@ -184,7 +186,9 @@ fn made_code(unit: Unit, period: Duration) -> String {
 }
 
 /// How urgent a request is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
 pub enum Priority {
     /// Somebody waits for the answer.
     #[default]

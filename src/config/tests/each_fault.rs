@@ -20,7 +20,7 @@ fn every_kind_of_fault_has_its_place_and_remedy() {
             "unknown key `max_wait` in [server]",
             "`max_wait` belongs in [queue] or [breaker]",
         ),
-        ("[server.tls]\nkeyy = \"x\"\n", "2:1", "unknown key `keyy` in [server.tls]", "did you mean `key`?"),
+        ("[server.tls]\ncert = \"c\"\nkeyy = \"x\"\n", "3:1", "unknown key `keyy` in [server.tls]", "did you mean `key`?"),
         (
             "[limits.model.\"a/b\"]\ntoken_per_minute = 1\n",
             "2:1",
@@ -153,7 +153,7 @@ fn every_kind_of_fault_has_its_place_and_remedy() {
             "the name \"a\" is taken",
             "every element has a name of its own",
         ),
-        ("[[app]]\nweight = 1\n", "1:1", "`name` is missing", "such as name = \"chat\""),
+        ("[[app]]\nweight = 1\n", "1:1", "`name` is missing in [[app]]", "such as name = \"chat\""),
         (
             "[[organization]]\nname = \"o\"\n",
             "1:1",
@@ -204,8 +204,18 @@ fn every_kind_of_fault_has_its_place_and_remedy() {
             "`base_url`: \"https://api.groq.com/openai/v1/\" ends in the part of the path that requests bring themselves",
             "write \"https://api.groq.com\"",
         ),
-        ("[server.tls]\ncert = \"c.pem\"\n", "2:8", "`tls.cert` without `tls.key`", "set both, or neither for plain HTTP"),
-        ("[server]\ntls.key = \"k.pem\"\n", "2:11", "`tls.key` without `tls.cert`", "set both, or neither for plain HTTP"),
+        (
+            "[server.tls]\ncert = \"c.pem\"\n",
+            "1:1",
+            "`key` is missing in [server.tls]",
+            "such as key = \"/etc/groq-shield/tls.key\"",
+        ),
+        (
+            "[server]\ntls.key = \"k.pem\"\n",
+            "2:1",
+            "`cert` is missing in [server.tls]",
+            "such as cert = \"/etc/groq-shield/tls.crt\"",
+        ),
         (
             "[admin]\nlisten = \"127.0.0.1:8787\"\n",
             "2:10",
