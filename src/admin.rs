@@ -26,6 +26,7 @@ use crate::{
 
 mod apps;
 mod guard;
+mod numbers;
 mod page;
 pub mod schema;
 mod status;

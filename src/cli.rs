@@ -1,10 +1,10 @@
 //! The command line: commands and flags. Each command has a file of its own.
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand, error::ErrorKind};
 
-use crate::config::{Faults, schema};
+use crate::config::schema;
 
 mod apps;
 mod ask;
@@ -12,18 +12,18 @@ mod check;
 #[cfg(feature = "demo")]
 mod demo;
 mod exec;
+mod file;
 mod health;
+mod output;
 mod requests;
 mod serve;
 #[cfg(feature = "demo")]
 mod simulate;
 mod start;
 mod status;
+mod table;
 
-/// Exit code of a wrong command line or configuration, as in sysexits.h.
-const USAGE: u8 = 64;
-/// Added to the number of the signal that ended a process, as shells do.
-const SIGNALLED: u8 = 128;
+use output::{USAGE, failed, print};
 
 const ABOUT: &str = "The proxy that everyone who calls Groq puts in front of it";
 
@@ -92,14 +92,6 @@ enum Command {
     Man,
 }
 
-/// The file to read.
-#[derive(Clone, Debug, Default, clap::Args)]
-struct Config {
-    /// The configuration file [env: GROQ_SHIELD_CONFIG]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-}
-
 /// Runs the command that the process's arguments name.
 pub fn run() -> ExitCode {
     match Arguments::try_parse_from(std::env::args_os()) {
@@ -145,29 +137,6 @@ impl Arguments {
             }
         }
     }
-}
-
-/// Writes to standard output; a reader that has closed, such as `head`, is no failure.
-fn print(bytes: &[u8]) -> ExitCode {
-    use std::io::{ErrorKind, Write};
-    let mut out = std::io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => failed(&error),
-        _ => ExitCode::SUCCESS,
-    }
-}
-
-/// Shows faults of the configuration on standard error, in colors where it is a terminal.
-fn refuse(faults: &Faults) -> ExitCode {
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) || !std::io::stderr().is_terminal();
-    eprintln!("{}", if plain { faults.to_string() } else { faults.styled() });
-    ExitCode::from(USAGE)
-}
-
-/// Says why the command failed.
-fn failed(why: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("groq-shield: {why}");
-    ExitCode::FAILURE
 }
 
 #[cfg(test)]

@@ -3,41 +3,9 @@
 //! Limiters learn the ratio of their model's true counts to these estimates from `usage`.
 
 pub mod audio;
+mod family;
 mod prompt;
 mod text;
 
+pub use family::Family;
 pub use prompt::{Part, Prompt};
-
-/// Models that share a chat template.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// `openai/gpt-oss-…`
-    GptOss,
-    /// `llama-…`
-    Llama,
-    /// `qwen/…`
-    Qwen,
-    /// Unknown.
-    Unknown,
-    /// No template: embeddings.
-    None,
-}
-
-impl Family {
-    /// The family by a model's name.
-    pub fn of(model: &str) -> Self {
-        let model = model.to_ascii_lowercase();
-        let families = [("gpt-oss", Self::GptOss), ("llama", Self::Llama), ("qwen", Self::Qwen)];
-        families.into_iter().find_map(|(name, family)| model.contains(name).then_some(family)).unwrap_or(Self::Unknown)
-    }
-
-    /// Tokens of the template around one user message.
-    fn template(self) -> u64 {
-        match self {
-            Self::GptOss => 71,
-            Self::Llama | Self::Unknown => 35,
-            Self::Qwen => 10,
-            Self::None => 0,
-        }
-    }
-}

@@ -18,8 +18,10 @@ use crate::config;
 
 mod connection;
 mod connector;
+mod error;
 mod http1;
 mod http2;
+mod limits;
 mod pool;
 mod request;
 mod response;
@@ -29,6 +31,8 @@ mod write_errors;
 
 use connector::{Connect, Connector};
 pub use connector::{Io, Stream};
+use error::Unanswered;
+pub use error::{ExchangeError, Failure};
 use pool::Pool;
 pub use request::UpstreamRequest;
 use request::{ForwardProxy, Origin};
@@ -36,63 +40,9 @@ pub use response::ResponseBody;
 
 /// How often idle connections are checked.
 const REAP_INTERVAL: Duration = Duration::from_secs(15);
-/// How long an idle connection is kept. Groq's edge closes idle connections after some minutes; a new one costs less than a lost
-/// request.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
-/// Longest life of a connection: under steady load it is never idle, and would never follow a change of DNS.
-const MAX_AGE: Duration = Duration::from_secs(600);
-/// Largest response head, bytes: twice the largest request head.
-const MAX_HEAD: usize = 128 << 10;
 /// How often a request that was not sent moves to another connection at once, because the peer had closed the connection or
 /// refused the stream. After that the retry policy decides, with its delays.
 const MAX_RESENDS: usize = 3;
-
-/// Why an exchange with the upstream ended without a complete response.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ExchangeError {
-    /// Name, TCP, connect timeout, the HTTP proxy.
-    Unreachable(String),
-    /// Certificate or handshake.
-    Tls(String),
-    /// Closed or reset before the response was complete.
-    Closed,
-    /// No head, or no next frame, in time.
-    Timeout,
-    /// Not HTTP, or not a valid response of the endpoint.
-    Invalid(&'static str),
-}
-
-impl ExchangeError {
-    const NOT_HTTP: Self = Self::Invalid("it is not HTTP");
-}
-
-/// An attempt without a complete response.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// What went wrong.
-    pub error: ExchangeError,
-    /// Whether the request may have reached Groq.
-    pub sent: bool,
-}
-
-impl Failure {
-    /// A failure after the request was sent.
-    pub fn after_sending(error: ExchangeError) -> Self {
-        Self { error, sent: true }
-    }
-
-    fn before_sending(error: ExchangeError) -> Self {
-        Self { error, sent: false }
-    }
-}
-
-/// Why a connection did not deliver the head of a response.
-enum Unanswered {
-    /// The request was not sent, or not processed. The error applies if it is not sent again.
-    Unsent(ExchangeError),
-    /// The request may have reached the upstream.
-    Failed(ExchangeError),
-}
 
 /// The client for one upstream: its address, timeouts and connections.
 pub struct Upstream {

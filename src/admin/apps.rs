@@ -10,8 +10,8 @@ use std::{
 use groq_limiter::LimiterSnapshot;
 
 use super::{
+    numbers::{rounded, seconds},
     schema::{App, Budget, Cap, ModelUsage, Usage},
-    status::{rounded, seconds},
 };
 use crate::{
     accounts::{self, AppUse, Unit},

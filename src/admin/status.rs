@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     AdminServer, apps,
+    numbers::{rounded, seconds},
     schema::{
         BlockedAccount, BlockedBy, Breaker, Config, ConfigError, Dimension, Fallback, History, Limiter, Observed, Status, Store,
         Totals, Truncated, Waiting,
@@ -186,13 +187,4 @@ fn history(slices: Vec<Slice>) -> History {
 
 fn unix(time: SystemTime) -> f64 {
     seconds(time.duration_since(UNIX_EPOCH).unwrap_or_default())
-}
-
-pub(super) fn seconds(time: Duration) -> f64 {
-    rounded(time.as_secs_f64())
-}
-
-/// Rounded to thousandths.
-pub(super) fn rounded(number: f64) -> f64 {
-    (number * 1000.0).round() / 1000.0
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::{Result, Write};
 
-use super::status::{bar, time};
+use super::table::{bar, cut, time};
 use crate::admin::schema::{App, Budget, Cap, Usage};
 
 /// Characters of a name.
@@ -83,16 +83,6 @@ fn usd(amount: f64) -> String {
 
 fn name(app: &str) -> String {
     if app.is_empty() { "(no app)".into() } else { cut(app, NAME) }
-}
-
-/// A name that is safe in a terminal: control characters are replaced, long names are cut.
-pub(super) fn cut(name: &str, width: usize) -> String {
-    let mut shown: Vec<char> = name.chars().take(width + 1).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    if shown.len() > width {
-        shown.truncate(width - 1);
-        shown.push('…');
-    }
-    shown.into_iter().collect()
 }
 
 #[cfg(test)]

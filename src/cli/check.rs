@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
-use super::{Config, print, refuse};
+use super::{
+    file::Config,
+    output::{print, refuse},
+};
 use crate::config::{self, Source};
 
 /// `groq-shield check`

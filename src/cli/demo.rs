@@ -13,7 +13,10 @@ use std::{
 use serde_json::{Value, json};
 use tokio::{runtime::Builder, time::Instant};
 
-use super::{failed, simulate};
+use super::{
+    output::{failed, print},
+    simulate,
+};
 use crate::{
     config::{Plan, Settings},
     proxy::Shield,
@@ -66,8 +69,8 @@ pub(super) fn run(arguments: &Demo) -> ExitCode {
         Ok(results)
     });
     match told {
-        Ok(results) if arguments.json => super::print(format!("{:#}\n", results.json()).as_bytes()),
-        Ok(results) => super::print(results.table().as_bytes()),
+        Ok(results) if arguments.json => print(format!("{:#}\n", results.json()).as_bytes()),
+        Ok(results) => print(results.table().as_bytes()),
         Err(why) => failed(&why),
     }
 }

@@ -17,7 +17,8 @@ use tokio::{
 };
 
 use super::{
-    Config, SIGNALLED, failed,
+    file::Config,
+    output::{SIGNALLED, failed},
     start::{self, Started},
 };
 use crate::{

@@ -4,7 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use super::{
     ask::{self, Whom},
-    failed,
+    output::failed,
 };
 
 /// Below the shortest common timeout of probes, one second.

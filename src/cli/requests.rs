@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::telemetry::RecentRequest;
 
-use super::status::time;
+use super::table::time;
 
 /// Which of the last requests to show.
 #[derive(Clone, Debug, Default, clap::Args)]

@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use super::{
-    Config, SIGNALLED, failed,
+    file::Config,
+    output::{SIGNALLED, failed},
     start::{self, Started},
 };
 use crate::{

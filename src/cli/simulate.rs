@@ -9,7 +9,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use super::{USAGE, failed};
+use super::output::{USAGE, failed};
 
 /// `groq-shield simulate`
 #[derive(Clone, Debug, clap::Args)]

@@ -2,7 +2,7 @@
 
 use std::{io, process::ExitCode, sync::Arc, time::Duration};
 
-use super::{failed, refuse};
+use super::output::{failed, refuse};
 use crate::{
     config::{Next, Note, Reload, Settings, Source},
     proxy::Shield,

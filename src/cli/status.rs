@@ -7,10 +7,11 @@ use std::{
 };
 
 use super::{
-    apps::{self, cut},
+    apps,
     ask::{self, Whom},
-    failed, print,
+    output::{failed, print},
     requests::{self, Filter},
+    table::{bar, cut, time},
 };
 use crate::{
     admin::schema::{self, Fallback, Limiter, Observed, Truncated},
@@ -189,25 +190,6 @@ fn write_limiter(limiter: &Limiter, out: &mut String) -> std::fmt::Result {
         writeln!(out, "  the queue waits for {}, {} more", blocked.dimension, time(blocked.for_s))?;
     }
     Ok(())
-}
-
-/// A bar of fourteen characters.
-pub(super) fn bar(used: f64) -> String {
-    const WIDTH: usize = 14;
-    let full = (used.clamp(0.0, 1.0) * WIDTH as f64).round() as usize;
-    format!("{}{}", "#".repeat(full), ".".repeat(WIDTH - full))
-}
-
-/// A duration in the shortest form.
-pub(super) fn time(seconds: f64) -> String {
-    let whole = seconds.max(0.0) as u64;
-    match whole {
-        0..10 => format!("{:.1}s", seconds.max(0.0)),
-        10..60 => format!("{whole}s"),
-        60..3600 => format!("{}m{:02}s", whole / 60, whole % 60),
-        3600..86_400 => format!("{}h{:02}m", whole / 3600, whole / 60 % 60),
-        _ => format!("{}d{:02}h", whole / 86_400, whole / 3600 % 24),
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use serde::{
     de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use super::{Family, text};
+use super::{family::Family, text};
 
 /// The role of a member in the prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

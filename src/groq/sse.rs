@@ -8,7 +8,7 @@ use memchr::{memchr2, memmem};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Usage, truncation::TruncationWatch};
+use super::{truncation::TruncationWatch, usage::Usage};
 
 /// Kept of an event's beginning (its name, its type), bytes.
 const HEAD: usize = 1 << 10;

@@ -9,7 +9,8 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{
-    ExchangeError, Unanswered, http1, http2,
+    error::{ExchangeError, Unanswered},
+    http1, http2,
     request::{Origin, UpstreamRequest},
     timer::LazyTimer,
 };

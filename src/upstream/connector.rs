@@ -22,7 +22,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::ExchangeError;
+use super::error::ExchangeError;
 use crate::config;
 
 /// A connection's byte stream.

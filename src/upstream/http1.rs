@@ -16,7 +16,12 @@ use hyper::{
 use tokio::time::Instant;
 
 use super::{
-    ExchangeError, MAX_HEAD, Unanswered, connector::Io, request::RequestBody, timer::LazyTimer, write_errors::IgnoreWriteErrors,
+    connector::Io,
+    error::{ExchangeError, Unanswered},
+    limits::MAX_HEAD,
+    request::RequestBody,
+    timer::LazyTimer,
+    write_errors::IgnoreWriteErrors,
 };
 
 /// An open connection.

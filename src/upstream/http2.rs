@@ -22,7 +22,13 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::time::{Instant, timeout_at};
 
-use super::{ExchangeError, MAX_HEAD, Unanswered, connector::Io, request::RequestBody, timer::LazyTimer};
+use super::{
+    connector::Io,
+    error::{ExchangeError, Unanswered},
+    limits::MAX_HEAD,
+    request::RequestBody,
+    timer::LazyTimer,
+};
 
 /// Most streams on a connection, whatever the peer allows: with [`STREAM_WINDOW`] it bounds the unread data of a peer.
 const MAX_STREAMS: usize = 256;

@@ -11,10 +11,11 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    ExchangeError, IDLE_TIMEOUT, MAX_AGE,
     connection::Connection,
     connector::{Connector, Io},
+    error::ExchangeError,
     http1, http2,
+    limits::{IDLE_TIMEOUT, MAX_AGE},
     shared::{Next, Shared},
 };
 

@@ -13,7 +13,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use super::{ExchangeError, connection::Connection, pool::Pool};
+use super::{connection::Connection, error::ExchangeError, pool::Pool};
 
 /// The body of a response. Read to its end, it returns its connection to the pool; dropped earlier, it closes the connection, or
 /// resets its stream over HTTP/2.

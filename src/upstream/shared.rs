@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{ExchangeError, IDLE_TIMEOUT, MAX_AGE, http2};
+use super::{
+    error::ExchangeError,
+    http2,
+    limits::{IDLE_TIMEOUT, MAX_AGE},
+};
 
 /// The result of a connection attempt for one waiting request: a stream, or nothing, so that it tries again.
 pub(super) type Grant = Result<Option<http2::Stream>, ExchangeError>;

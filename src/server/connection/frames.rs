@@ -20,9 +20,10 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::PREFACE;
 use crate::server::deadline::Deadline;
 
+/// What an HTTP/2 client sends first.
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Control frames that a client may send beyond its allowance.
 const MAX_CONTROL_FRAMES: u64 = 1000;
 /// Control frames allowed for each request and each piece of a response: resets, window updates, pings.

@@ -20,7 +20,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::{App, BoxError, LINGER, QUIET, Step, cutoff, last_call, respond};
+use super::{
+    app::{App, BoxError, respond},
+    drain::{Step, cutoff, last_call},
+    limits::{LINGER, QUIET},
+};
 use crate::{
     proxy::{Shield, error::Rejection},
     server::{

@@ -28,9 +28,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    App, IDLE_TIMEOUT, LINGER, LONGEST_BLOCKED, Step, cutoff,
+    app::{App, respond},
+    drain::{Step, cutoff, last_call},
     frames::{Frames, Progress},
-    last_call, respond,
+    limits::{IDLE_TIMEOUT, LINGER, LONGEST_BLOCKED},
 };
 use crate::{
     proxy::Shield,

@@ -1,14 +1,26 @@
 //! One connection in virtual time: for any bytes, at most one answer to each request.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
-use http_body_util::{BodyExt as _, Channel, Full, combinators::UnsyncBoxBody};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
-    time::Instant,
+use std::{
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::Duration,
 };
 
-use super::*;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use http_body_util::{BodyExt as _, Channel, Full, combinators::UnsyncBoxBody};
+use hyper::body::Incoming;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
+    time::{Instant, sleep},
+};
+
+use super::{
+    app::Handling,
+    drain::{LAST_CALL, LAST_FRAME},
+    limits::LINGER,
+    *,
+};
 use crate::config::Settings;
 
 mod drain;

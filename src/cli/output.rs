@@ -1,0 +1,33 @@
+//! What commands write, and their exit codes.
+
+use std::{io::IsTerminal as _, process::ExitCode};
+
+use crate::config::Faults;
+
+/// Exit code of a wrong command line or configuration, as in sysexits.h.
+pub(super) const USAGE: u8 = 64;
+/// Added to the number of the signal that ended a process, as shells do.
+pub(super) const SIGNALLED: u8 = 128;
+
+/// Writes to standard output; a reader that has closed, such as `head`, is no failure.
+pub(super) fn print(bytes: &[u8]) -> ExitCode {
+    use std::io::{ErrorKind, Write};
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => failed(&error),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// Shows faults of the configuration on standard error, in colors where it is a terminal.
+pub(super) fn refuse(faults: &Faults) -> ExitCode {
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) || !std::io::stderr().is_terminal();
+    eprintln!("{}", if plain { faults.to_string() } else { faults.styled() });
+    ExitCode::from(USAGE)
+}
+
+/// Says why the command failed.
+pub(super) fn failed(why: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("groq-shield: {why}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,35 @@
+//! Families of models, by the chat template that they share.
+
+/// Models that share a chat template.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// `openai/gpt-oss-…`
+    GptOss,
+    /// `llama-…`
+    Llama,
+    /// `qwen/…`
+    Qwen,
+    /// Unknown.
+    Unknown,
+    /// No template: embeddings.
+    None,
+}
+
+impl Family {
+    /// The family by a model's name.
+    pub fn of(model: &str) -> Self {
+        let model = model.to_ascii_lowercase();
+        let families = [("gpt-oss", Self::GptOss), ("llama", Self::Llama), ("qwen", Self::Qwen)];
+        families.into_iter().find_map(|(name, family)| model.contains(name).then_some(family)).unwrap_or(Self::Unknown)
+    }
+
+    /// Tokens of the template around one user message.
+    pub(super) fn template(self) -> u64 {
+        match self {
+            Self::GptOss => 71,
+            Self::Llama | Self::Unknown => 35,
+            Self::Qwen => 10,
+            Self::None => 0,
+        }
+    }
+}
