@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Amounts, Unit};
+use super::budget::{Amounts, Unit};
 
 /// Periods of one kind that an account remembers: the running one, and the one before it, in which requests in flight at midnight
 /// were reserved.

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{Ledger, Saved};
+use super::ledger::{Ledger, Saved};
 
 /// The ledger is saved this often, where it has changed.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);

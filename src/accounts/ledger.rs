@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::{
-    Amounts, Budget, Exceeded, Period,
+    budget::{Amounts, Budget, Exceeded},
+    calendar::Period,
     count::{Count, Counts, SavedCount, Total},
     protocol::{Answer, Ask, Part, Transaction},
 };

@@ -4,7 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
 
-use super::{Amounts, Budget, Period, Unit, count::Count, count::Total};
+use super::{
+    budget::{Amounts, Budget, Unit},
+    calendar::Period,
+    count::Count,
+    count::Total,
+};
 
 /// One transaction, in Redis' Lua: all of it or nothing.
 pub const SCRIPT: &str = include_str!("transaction.lua");

@@ -22,7 +22,9 @@ use tokio::{
 };
 
 use super::{
-    Amounts, Budget, Exceeded, Ledger, Period, Permit,
+    budget::{Amounts, Budget, Exceeded},
+    calendar::Period,
+    ledger::{Ledger, Permit},
     protocol::{Answer, Heard, LEASE, SCRIPT, Transaction},
 };
 

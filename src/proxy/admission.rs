@@ -1,15 +1,13 @@
 //! Admission: when may a call be sent? The breaker has to let it pass, and the limits need room for it.
 
-use std::{borrow::Cow, future::poll_fn, pin::pin, task::Poll, time::Duration};
+use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
-use groq_limiter::{
-    Permit, Requeue,
-    types::{Dimension, Observation},
-};
+use groq_limiter::{Permit, Requeue, types::Observation};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
     breaker::{self, Pass},
+    caps,
     error::Rejection,
     request::Call,
     shield::Shield,
@@ -98,7 +96,7 @@ pub(super) async fn pass_caps(shield: &Shield, call: &Call, record: &mut Record)
     let mut cap = reserved.map_err(|refusal| call.cap_rejection(refusal))?;
     record.waited(cap.waited());
     if let Some(bound) = cap.bound_by() {
-        record.bound = Some(cap_code(bound).to_string());
+        record.bound = Some(caps::code(bound).to_string());
     }
     // Nobody else draws on a cap: there is no response to learn from, and none to wait for.
     let now = Instant::now();
@@ -106,18 +104,6 @@ pub(super) async fn pass_caps(shield: &Shield, call: &Call, record: &mut Record)
     cap.observe(&Observation::default(), now);
     Ok(Some(cap))
 }
-
-/// How a cap's dimension is called: `app TPM`.
-pub(super) fn cap_code(dimension: &Dimension) -> Cow<'static, str> {
-    format!("{CAP}{}", dimension.code).into()
-}
-
-/// Whether a dimension is that of a cap.
-pub(super) fn is_cap(dimension: &Dimension) -> bool {
-    dimension.code.starts_with(CAP)
-}
-
-const CAP: &str = "app ";
 
 /// Waits until the breaker is closed or its next probe is due, if the call may wait for so long.
 async fn wait_for_breaker(

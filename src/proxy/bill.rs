@@ -5,7 +5,7 @@ use std::sync::Arc;
 use groq_limiter::{ActualUsage, CostEstimate, types::Observation};
 use tokio::time::Instant;
 
-use super::observe::Observed;
+use super::observer::Observed;
 use crate::accounts::{Amounts, Budget, Exceeded, Permit, Price, SharedLedger};
 
 /// What a call has used so far.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use groq_limiter::types::Dimension;
 
-use super::{admission::is_cap, error::Rejection};
+use super::{caps::is_cap, error::Rejection};
 use crate::config::{Fallback, FallbackReason};
 
 const DAY: Duration = Duration::from_secs(86_400);

@@ -12,48 +12,19 @@ use std::{
     time::Duration,
 };
 
-use groq_limiter::{ActualUsage, AdmissionError, AdmissionRequest, CostEstimate, Limiters, Permit, types::Observation};
+use groq_limiter::{ActualUsage, AdmissionError, AdmissionRequest, CostEstimate, Permit, types::Observation};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     breaker::{self, Pass},
+    observer::{Observed, Observer, Reservations},
     request::Call,
     shield::Shield,
 };
 use crate::{
-    config::{Mode, Settings},
+    config::Settings,
     telemetry::{ObservedRefusal, Record, Telemetry},
 };
-
-/// The limiters that tell what would have become of requests.
-pub struct Observer {
-    limits: Limiters,
-    caps: Limiters,
-}
-
-impl Observer {
-    /// An observer beside these limiters, which starts where they stand; `None` where limits are enforced.
-    pub(super) fn beside(limits: &Limiters, caps: &Limiters, settings: &Settings) -> Option<Arc<Self>> {
-        (settings.limits.mode == Mode::Observe).then(|| {
-            Arc::new(Self {
-                limits: limits.copy(settings.observed(settings.limiter())),
-                caps: caps.copy(settings.observed(settings.caps())),
-            })
-        })
-    }
-
-    /// Attempts that have been admitted and not settled.
-    #[cfg(test)]
-    pub(super) fn in_flight(&self) -> usize {
-        self.limits.snapshot().iter().map(|limiter| limiter.in_flight).sum()
-    }
-
-    /// Other settings; what is used of the limits stays.
-    pub(super) fn reconfigure(&self, settings: &Settings) {
-        self.limits.reconfigure(settings.observed(settings.limiter()));
-        self.caps.reconfigure(settings.observed(settings.caps()));
-    }
-}
 
 /// What an attempt holds where nothing waits.
 pub(super) struct Admitted<'a> {
@@ -104,23 +75,6 @@ pub(super) fn refuse(telemetry: &Telemetry, record: &mut Record, reason: Observe
         record.observed_refusal = Some(reason);
         telemetry.observed_refusal(reason);
     }
-}
-
-/// An attempt in the observer's limiters.
-#[derive(Debug)]
-pub(super) enum Observed {
-    /// It would have been sent at once.
-    Admitted(Box<Reservations>),
-    /// It would still wait, or has been admitted since. Its use goes to whoever waits for it.
-    Waiting { used: oneshot::Sender<ActualUsage>, usual_completion: u64 },
-}
-
-/// What an attempt has reserved in the observer's limiters.
-#[derive(Debug)]
-pub(super) struct Reservations {
-    cap: Option<Permit>,
-    limits: Permit,
-    usual_completion: u64,
 }
 
 /// What an attempt asks of the observer's limiters.
@@ -224,41 +178,4 @@ fn nothing_to_learn(permit: &mut Permit) {
     let now = Instant::now();
     permit.sent(now);
     permit.observe(&Observation::default(), now);
-}
-
-impl Reservations {
-    fn settle(self, spent: ActualUsage) {
-        let now = Instant::now();
-        if let Some(cap) = self.cap {
-            cap.settle(spent, now);
-        }
-        self.limits.settle(spent, now);
-    }
-}
-
-impl Observed {
-    /// The response head has come. Where nothing waits here, its headers are true here, too.
-    pub(super) fn head(&mut self, state: &Observation) {
-        if let Self::Admitted(reservations) = self {
-            reservations.limits.observe(state, Instant::now());
-        }
-    }
-
-    /// The attempt has ended.
-    pub(super) fn settle(self, spent: ActualUsage) {
-        match self {
-            Self::Admitted(reservations) => reservations.settle(spent),
-            // Nobody waits for it any more where it was refused later.
-            Self::Waiting { used, .. } => drop(used.send(spent)),
-        }
-    }
-
-    /// Groq has refused the attempt, which would have been sent later and used what is usual.
-    pub(super) fn refused(self) {
-        let completion = match &self {
-            Self::Admitted(reservations) => reservations.usual_completion,
-            Self::Waiting { usual_completion, .. } => *usual_completion,
-        };
-        self.settle(ActualUsage::Partial { completion });
-    }
 }

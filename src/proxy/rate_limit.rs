@@ -13,10 +13,7 @@ use groq_limiter::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{
-    request::{Call, cap_admission},
-    shield::Shield,
-};
+use super::{caps, request::Call, shield::Shield};
 use crate::accounts::{Budget, Period, Unit as BudgetUnit};
 
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -47,7 +44,7 @@ impl Limited {
             fields.dimension("", dimension, limit, remaining, full_in);
         });
         if self.is_capped {
-            shield.caps.visit_quotas(&cap_admission(&self.admission), |dimension, limit, remaining, full_in| {
+            shield.caps.visit_quotas(&caps::admission(&self.admission), |dimension, limit, remaining, full_in| {
                 fields.dimension("app-", dimension, limit, remaining, full_in);
             });
         }

@@ -9,7 +9,6 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use groq_limiter::{ActualUsage, Permit};
 use http::{HeaderMap, header, response::Parts};
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, timeout_at};
@@ -17,16 +16,16 @@ use tokio::time::{Instant, timeout_at};
 use crate::{
     groq::{Usage, is_truncated_without_content},
     headers,
-    proxy::bill::Bill,
-    shutdown::Cutoff,
     telemetry::Record,
     upstream::{ExchangeError, ResponseBody},
 };
 
+mod context;
 mod keep_alive;
 mod passthrough;
 mod stream;
 
+pub use context::ResponseContext;
 pub use keep_alive::{Waiting, open_early};
 use passthrough::Pass;
 use stream::Stream;
@@ -147,48 +146,6 @@ fn media_type(headers: &HeaderMap) -> &str {
     if value == "application/json" { value } else { value.split(';').next().unwrap_or_default().trim() }
 }
 
-/// What belongs to a response until its body ends, however it ends.
-pub struct ResponseContext {
-    /// Settled when the usage is known.
-    pub permit: Option<Permit>,
-    /// What the call has used so far.
-    pub bill: Bill,
-    /// Logged when dropped.
-    pub record: Box<Record>,
-    /// Ends a running stream when the shutdown's drain timeout is over.
-    pub cutoff: Cutoff,
-    /// Whether the usage has been settled.
-    pub settled: bool,
-}
-
-impl ResponseContext {
-    /// Settles once, with what the response has used.
-    fn settle(&mut self, spent: ActualUsage) {
-        if std::mem::replace(&mut self.settled, true) {
-            return;
-        }
-        self.bill.charge(spent);
-        self.record.nano_usd = self.bill.nano_usd();
-        if let Some(permit) = self.permit.take() {
-            permit.settle(spent, Instant::now());
-        }
-    }
-
-    fn settle_usage(&mut self, usage: Option<Usage>) {
-        self.record.usage = usage.unwrap_or_default();
-        self.settle(usage.map_or(ActualUsage::Unknown, spent));
-    }
-}
-
-/// Usage as Groq's limits count it: cached prompt tokens are free.
-fn spent(usage: Usage) -> ActualUsage {
-    let (prompt, prompt_total) = (usage.prompt.saturating_sub(usage.cached), usage.prompt);
-    match usage.completion {
-        Some(completion) => ActualUsage::Tokens { prompt, completion, prompt_total },
-        None => ActualUsage::Prompt { prompt, prompt_total },
-    }
-}
-
 /// The body of a response to an app.
 pub enum Body {
     /// Known bytes.
@@ -203,7 +160,7 @@ pub enum Body {
     /// An unread body.
     Pass(Box<Pass>),
     /// Comments until the response is there.
-    Waiting(Waiting),
+    Waiting(Waiting<Self>),
 }
 
 impl Body {
@@ -229,6 +186,12 @@ impl Body {
     /// The body of an error object.
     pub fn failure(bytes: Bytes, record: Box<Record>) -> Self {
         Self::Full { bytes, record: Some(record) }
+    }
+}
+
+impl From<Waiting<Self>> for Body {
+    fn from(waiting: Waiting<Self>) -> Self {
+        Self::Waiting(waiting)
     }
 }
 

@@ -8,13 +8,12 @@ use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, uri::PathAndQue
 use tokio::time::Instant;
 
 use super::{
-    Shield,
-    admission::cap_code,
     bill::Bill,
-    body_buffer, breaker,
+    body_buffer, breaker, caps,
     error::{CompletionLimit, Rejection},
     fallback,
     relay::Expected,
+    shield::Shield,
 };
 use crate::{
     accounts::{Budget, Unit},
@@ -164,11 +163,6 @@ fn mapped(uri: &Uri) -> Result<PathAndQuery, Rejection> {
     }
 }
 
-/// What a request asks of its app's caps, which stand in the place of a model's limits.
-pub(super) fn cap_admission(admission: &AdmissionRequest) -> AdmissionRequest {
-    AdmissionRequest { organization: Arc::default(), model: admission.app.clone(), tier: Arc::default(), ..admission.clone() }
-}
-
 impl Call {
     /// Whether it draws on a model's limits.
     pub(super) fn is_limited(&self) -> bool {
@@ -214,14 +208,14 @@ impl Call {
 
     /// What it asks of its app's caps, which stand in the place of a model's limits.
     pub(super) fn cap_admission(&self) -> AdmissionRequest {
-        cap_admission(&self.admission)
+        caps::admission(&self.admission)
     }
 
     /// What the app is told where its caps refuse the call.
     pub(super) fn cap_rejection(&self, refusal: AdmissionError) -> Rejection {
         let mut rejection = self.rejection(refusal);
         if let Rejection::NeverFits { dimension, .. } | Rejection::NotInTime { dimension, .. } = &mut rejection {
-            dimension.code = cap_code(dimension);
+            dimension.code = caps::code(dimension);
         }
         rejection
     }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    body_buffer::Bodies, breaker::Breakers, observe::Observer, request::identity::IdentityIndex, retry::Budget,
+    body_buffer::Bodies, breaker::Breakers, observer::Observer, request::identity::IdentityIndex, retry::Budget,
     served_models::ServedModels, via::Via,
 };
 use crate::{

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Map, Value};
 
-use super::SERVER;
+use super::kinds::{INVALID, SERVER};
 use crate::groq::mask;
 
 /// The frame for an error that the upstream put into a stream, whatever its shape: `{"error":{…}}`, a chunk with
@@ -29,7 +29,7 @@ pub fn stream_error(data: &[u8]) -> Bytes {
     let status = status.filter(|status| (400..600).contains(status)).unwrap_or(500);
     error.insert("message".into(), message.into());
     if !error.get("type").is_some_and(|kind| kind.is_string() && kind != "error") {
-        let kind = if status < 500 { super::INVALID } else { SERVER };
+        let kind = if status < 500 { INVALID } else { SERVER };
         error.insert("type".into(), kind.into());
     }
     error.insert("status_code".into(), status.into());

@@ -5,7 +5,10 @@ use std::{borrow::Cow, time::Duration};
 use groq_limiter::types::Dimension;
 use http::StatusCode;
 
-use super::{CompletionLimit, INVALID, Rejection, SERVER};
+use super::{
+    kinds::{INVALID, SERVER},
+    rejection::{CompletionLimit, Rejection},
+};
 use crate::groq;
 
 /// One row of the failure table.

@@ -12,7 +12,7 @@ use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{INVALID, LONGEST_MESSAGE, SERVER};
+use super::kinds::{INVALID, LONGEST_MESSAGE, SERVER};
 use crate::groq::{self, mask};
 
 /// An error answer of the upstream's, made presentable.

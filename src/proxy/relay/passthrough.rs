@@ -5,7 +5,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use groq_limiter::ActualUsage;
 
-use super::ResponseContext;
+use super::context::ResponseContext;
 use crate::{
     proxy::error::Rejection,
     upstream::{ExchangeError, ResponseBody},

@@ -9,7 +9,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use groq_limiter::ActualUsage;
 
-use super::ResponseContext;
+use super::context::ResponseContext;
 use crate::{
     groq::SseTail,
     proxy::error::{Rejection, stream_error},

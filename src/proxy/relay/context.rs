@@ -1,0 +1,48 @@
+//! What belongs to a response until its body ends: its use is settled, and its line logged.
+
+use groq_limiter::{ActualUsage, Permit};
+use tokio::time::Instant;
+
+use crate::{groq::Usage, proxy::bill::Bill, shutdown::Cutoff, telemetry::Record};
+
+/// What belongs to a response until its body ends, however it ends.
+pub struct ResponseContext {
+    /// Settled when the usage is known.
+    pub permit: Option<Permit>,
+    /// What the call has used so far.
+    pub bill: Bill,
+    /// Logged when dropped.
+    pub record: Box<Record>,
+    /// Ends a running stream when the shutdown's drain timeout is over.
+    pub cutoff: Cutoff,
+    /// Whether the usage has been settled.
+    pub settled: bool,
+}
+
+impl ResponseContext {
+    /// Settles once, with what the response has used.
+    pub(super) fn settle(&mut self, spent: ActualUsage) {
+        if std::mem::replace(&mut self.settled, true) {
+            return;
+        }
+        self.bill.charge(spent);
+        self.record.nano_usd = self.bill.nano_usd();
+        if let Some(permit) = self.permit.take() {
+            permit.settle(spent, Instant::now());
+        }
+    }
+
+    pub(super) fn settle_usage(&mut self, usage: Option<Usage>) {
+        self.record.usage = usage.unwrap_or_default();
+        self.settle(usage.map_or(ActualUsage::Unknown, spent));
+    }
+}
+
+/// Usage as Groq's limits count it: cached prompt tokens are free.
+fn spent(usage: Usage) -> ActualUsage {
+    let (prompt, prompt_total) = (usage.prompt.saturating_sub(usage.cached), usage.prompt);
+    match usage.completion {
+        Some(completion) => ActualUsage::Tokens { prompt, completion, prompt_total },
+        None => ActualUsage::Prompt { prompt, prompt_total },
+    }
+}
