@@ -1,6 +1,8 @@
 //! Layering rules that the compiler cannot check: which module may use which, and what pure cores may not name.
 
 mod docs;
+#[path = "../../crates/groq-limiter/tests/graph/mod.rs"]
+mod graph;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -54,6 +56,12 @@ fn allowed_uses_have_no_cycle() {
         left.remove(leaf);
     }
     assert!(left.is_empty(), "a circle among {:?}", left.keys());
+}
+
+#[test]
+fn files_import_each_other_in_no_cycle() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    assert_eq!(graph::cycle(&graph::graph(&root)), None, "move what both use into a file of its own");
 }
 
 #[test]
