@@ -2,5 +2,5 @@
 
 fn main() {
     println!("cargo::rustc-cfg=shuttle");
-    println!("cargo::rustc-check-cfg=cfg(feature, values(\"redis\"))");
+    println!("cargo::rustc-check-cfg=cfg(feature, values(\"redis\", \"schemars\"))");
 }
