@@ -225,7 +225,9 @@ pub(crate) fn redis_reply(bytes: &[u8]) {
     for now in lines.next().unwrap_or_default().split(' ').filter_map(|now| now.parse().ok()) {
         offset.learn(now, START, START + 200_000);
     }
-    let Some(answer) = Reply::parse(lines.map(str::to_owned).collect()).and_then(|reply| offset.answer(reply)) else { return };
+    let Some(answer) = Reply::parse(lines.map(str::to_owned).collect()).and_then(|reply| offset.answer(reply, "replica")) else {
+        return;
+    };
     let model = ModelLimits { requests_per_minute: Some(60), tokens_per_minute: Some(6000), ..ModelLimits::default() };
     let tables = LimitSettings { plan: Plan::None, default: model, ..LimitSettings::default() };
     let mut limiter = Limiter::new("m".into(), Arc::new(tables), START);
@@ -250,7 +252,7 @@ pub(crate) fn redis_reply(bytes: &[u8]) {
             let _ = offset.request(&transaction);
             limiter.answered(transaction.serial, &answer, now);
         }
-        limiter.published(&answer.state, now);
+        limiter.updated(&answer.state, now);
         limiter.dispatch(now, &mut events);
     }
     limiter.lost(2, START + 4 * SECOND);

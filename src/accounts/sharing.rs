@@ -62,7 +62,7 @@ struct Store {
     met: AtomicU64,
     /// Until when the store is not asked.
     slots: [AsyncMutex<Option<Instant>>; SLOTS],
-    /// Apps by the digest in their keys, for news.
+    /// Apps by the digest in their keys, for updates.
     apps: Mutex<HashMap<String, Arc<str>>>,
 }
 
@@ -110,13 +110,13 @@ impl SharedLedger {
     /// Tells the store what has been used, and hears what others have. Never ends.
     pub async fn keep_told(self: Arc<Self>) {
         let Some(store) = &self.store else { return std::future::pending().await };
-        let mut news = store.handle.listen();
+        let mut updates = store.handle.listen();
         let (mut session, mut found, mut renewed, mut repeated) = (0, Instant::now(), Instant::now(), Instant::now());
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                Some(text) = news.recv() => {
+                Some(text) = updates.recv() => {
                     self.hear(store, &text);
                     continue;
                 }

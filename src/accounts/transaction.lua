@@ -1,7 +1,7 @@
 -- What one app has used and reserved in periods of the calendar, shared by replicas: told, and reserved where it fits, in one step.
 --
 -- KEYS: for each period its record (a hash) and what this replica has told of it, all with the app's hash tag.
--- ARGV[1] the transaction as JSON, ARGV[2] the channel for news. Amounts are requests, tokens, billionths of a USD.
+-- ARGV[1] the transaction as JSON, ARGV[2] the channel for updates. Amounts are requests, tokens, billionths of a USD.
 -- Everything is read and computed before the first write, so a failure leaves nothing half done.
 local request = cjson.decode(ARGV[1])
 local time = redis.call('TIME')

@@ -121,63 +121,6 @@ fn every_request_ends_when_messages_are_lost() {
     });
 }
 
-/// Runs a small world in which messages and news arrive before time advances.
-fn in_order(jobs: &[(u64, u64, f64, u64, Option<u64>)]) -> (usize, usize, usize) {
-    let jobs = jobs.iter().map(|&(gap_ms, ceiling, completion_share, latency_ms, leaves)| Job {
-        app: 0,
-        gap_ms,
-        prompt: 1,
-        ceiling,
-        completion_share,
-        latency_ms,
-        leaves,
-    });
-    let history = History { jobs: jobs.collect(), replicas: 2, tokens: 10_000, requests: None, headers: true, seed: 0 };
-    let mut outcome = None;
-    with_redis(|connection| {
-        outcome = Some(Store::Redis { connection, keys: 0 }.run(&history, false, &mut |_| 0));
-    });
-    let Outcome { sends, left, refused_by_groq, .. } = outcome.expect("it ran");
-    (sends, left, refused_by_groq)
-}
-
-/// Two replicas' requests are due at the same instant, and the one that was charged last goes first. Groq's headers on it do not
-/// include the other one, whose cost must not be given back.
-#[test]
-fn headers_of_an_overtaking_replica_release_nothing_of_another() {
-    let job = |gap_ms, ceiling| (gap_ms, ceiling, 1.0, 60_000, None);
-    let outcome = in_order(&[
-        // Every other one is the second replica's. Its usual request is large and so is its margin, so when its third one
-        // goes there is room for the first replica's next as well.
-        job(0, 100),
-        job(1000, 3000),
-        job(1000, 100),
-        job(1000, 3000),
-        job(1000, 4000),
-        job(1000, 3000),
-        job(1000, 100),
-        (1000, 100, 1.0, 60_000, Some(10)),
-        // The first replica sends a request right after, for more than there is.
-        job(18_500, 2000),
-    ]);
-    assert_eq!(outcome, (8, 1, 0));
-}
-
-/// The same where a replica's own settlement gives back so much that its turn comes before it has told the store, and the other
-/// replica, whose turn was long before, hears of it.
-#[test]
-fn headers_of_an_early_turn_release_nothing_of_another() {
-    let outcome = in_order(&[
-        (0, 4500, 1.0, 60_000, None),
-        (1000, 5000, 0.8, 23_000, None),
-        (1000, 4500, 1.0, 60_000, None),
-        (1000, 100, 1.0, 60_000, None),
-        (3000, 100, 1.0, 60_000, Some(10)),
-        (19_000, 1500, 1.0, 60_000, None),
-    ]);
-    assert_eq!(outcome, (5, 1, 0));
-}
-
 /// A small world in every order of its first choices, losses included.
 fn every_order(lossy: bool, depth: usize) -> usize {
     // Two replicas, half a limit each time; requests that end early give most of it back.

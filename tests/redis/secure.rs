@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The rights that the documentation says the shield needs.
-const RIGHTS: &str = "~test:* resetchannels &test:news &test:caps:news +evalsha +script|load +info +subscribe +time \
+const RIGHTS: &str = "~test:* resetchannels &test:updates &test:caps:updates +evalsha +script|load +info +subscribe +time \
                       +get +set +hmget +hgetall +hset +hdel +pexpire +publish +zadd +zrem +zrangebyscore +zremrangebyscore +zcard";
 
 /// A Redis with a TLS port, whose certificate is signed by an authority of its own.

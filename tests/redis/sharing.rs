@@ -2,7 +2,10 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use groq_limiter::{ActualUsage, AdmissionError, types::Observation};
+use groq_limiter::{
+    ActualUsage, AdmissionError, Limiters,
+    types::{Dimension, Observation, RemoteQuota, Unit, UpstreamRefusal},
+};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -85,6 +88,58 @@ async fn an_app_on_one_of_two_replicas_gets_its_share_of_that_replica() {
         println!("{apps:?}: {one} and {two}");
         assert!(two / (one + two) >= least, "{one} and {two}");
         assert_eq!(tally.refused.load(Relaxed), 0, "refused");
+    }
+}
+
+/// One replica learns that the limit is a tenth of what both were told, from a header; a limit that neither was told, from a refusal;
+/// and how long answers are. The other one, which has asked Groq nothing, keeps to all of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_replica_learns_of_the_limits_holds_for_the_others() {
+    let redis = Redis::start(&[]).await;
+    let [one, two] = [(); 2].map(|()| replica(&redis.url(), tokens(10_000), PATIENT));
+    until(false, &[one.clone(), two.clone()]).await;
+    let soon = || Instant::now() + Duration::from_secs(5);
+    // The second one's limiter is there before, and hears by an update; a third one by its first answer.
+    let limit = |replica: &Limiters, code: &str| {
+        let limiter = replica.snapshot().into_iter().next();
+        let found = limiter.and_then(|limiter| limiter.dimensions.into_iter().find(|quota| quota.dimension.code == code));
+        found.map(|quota| quota.limit)
+    };
+    drop(two.reserve(&ask("a", 1, 1), soon(), None).await.expect("room"));
+    let mut first = one.reserve(&ask("a", 1, 10), soon(), None).await.expect("room");
+    first.sent(Instant::now());
+    let shown = RemoteQuota { limit: 1000, remaining: 989, reset: None };
+    first.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
+    first.settle(ActualUsage::Tokens { prompt: 1, completion: 5, prompt_total: 1 }, Instant::now());
+    let mut second = one.reserve(&ask("a", 1, 10), soon(), None).await.expect("room");
+    second.sent(Instant::now());
+    let text = UpstreamRefusal {
+        dimension: Some(Dimension::OTPM),
+        code: Some("OTPM".into()),
+        unit: Some(Unit::OutputTokens),
+        limit: 500,
+        used: Some(495),
+        requested: 10,
+        wait: Some(Duration::from_millis(600)),
+    };
+    second.refused(Some(&text), &Observation::default(), None, Instant::now());
+    let third = replica(&redis.url(), tokens(10_000), PATIENT);
+    until(false, std::slice::from_ref(&third)).await;
+    drop(third.reserve(&ask("a", 1, 1), soon(), None).await.expect("room"));
+    let start = Instant::now();
+    while [&two, &third].iter().any(|other| limit(other, "TPM") != Some(1000) || limit(other, "OTPM") != Some(500)) {
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", [&two, &third].map(|other| other.snapshot()));
+        sleep(Duration::from_millis(10)).await;
+    }
+    // An answer as long as the output's limit: the others expect the same of their next ones until it is forgotten.
+    let long = one.reserve(&ask("a", 1, 600), Instant::now() + Duration::from_secs(60), None).await;
+    let mut long = long.expect("an answer of ten tokens is expected");
+    long.sent(Instant::now());
+    long.settle(ActualUsage::Tokens { prompt: 1, completion: 520, prompt_total: 1 }, Instant::now());
+    let start = Instant::now();
+    while [&two, &third].iter().any(|other| other.fitting_max_completion_tokens(&ask("a", 1, 600)).is_none()) {
+        assert!(start.elapsed() < Duration::from_secs(10), "they expect nothing");
+        sleep(Duration::from_millis(10)).await;
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
 mod messages;
 mod requests;
 
-/// The longest time that messages and news take.
+/// The longest time that messages and updates take.
 const LONGEST: Ns = 40 * MS;
 
 /// Where quotas are kept.
@@ -76,7 +76,7 @@ struct Replica {
     limiter: Limiter,
     offset: Offset,
     word: Option<(Command, Ns)>,
-    news: Vec<(Reply, Ns)>,
+    updates: Vec<(Reply, Ns)>,
     waiting: BTreeMap<Id, usize>,
 }
 
@@ -102,7 +102,7 @@ impl<'a> World<'a> {
             }
             let mut offset = Offset::default();
             offset.learn(server(START), START, START);
-            Replica { limiter, offset, word: None, news: Vec::new(), waiting: BTreeMap::new() }
+            Replica { limiter, offset, word: None, updates: Vec::new(), waiting: BTreeMap::new() }
         });
         let mut world = Self {
             replicas: replicas.collect(),
@@ -151,7 +151,7 @@ impl<'a> World<'a> {
     fn step(&mut self, choose: &mut dyn FnMut(usize) -> usize) -> bool {
         let sent = |replica: &Replica| {
             let word = replica.word.as_ref().map(|&(_, at)| at);
-            word.into_iter().chain(replica.news.first().map(|&(_, at)| at)).min()
+            word.into_iter().chain(replica.updates.first().map(|&(_, at)| at)).min()
         };
         let late = self.replicas.iter().filter_map(sent).min().map(|at| at + LONGEST);
         let next = self.agenda.first_key_value().map(|(&(at, _), _)| at);
@@ -164,7 +164,7 @@ impl<'a> World<'a> {
                     options.push((number, 1));
                 }
             }
-            if !replica.news.is_empty() {
+            if !replica.updates.is_empty() {
                 options.push((number, 2));
             }
         }
@@ -180,9 +180,9 @@ impl<'a> World<'a> {
             0 => self.carry(replica),
             1 => self.lose(replica),
             2 => {
-                let (reply, _) = self.replicas[replica].news.remove(0);
+                let (reply, _) = self.replicas[replica].updates.remove(0);
                 let Replica { limiter, offset, .. } = &mut self.replicas[replica];
-                limiter.published(&offset.answer(reply).expect("the script's words").state, self.now);
+                limiter.updated(&offset.answer(reply, &replica.to_string()).expect("the script's words").state, self.now);
                 self.dispatch(replica);
             }
             _ => self.advance(next.expect("it was an option")),

@@ -118,7 +118,7 @@ impl Limiters {
     /// every limit divided by the number of replicas.
     pub fn new(settings: Settings) -> Self {
         let (store, commands) = settings.redis.as_ref().map(|redis| Store::new(redis.replicas)).unzip();
-        let health = store.as_ref().map(|store| store.reach.clone());
+        let health = store.as_ref().map(|store| store.health.clone());
         let redis = settings.redis.clone();
         let registry = Arc::new(Registry::new(settings, store));
         if let (Some(redis), Some(commands), Some(health)) = (redis, commands, health)

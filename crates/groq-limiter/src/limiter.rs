@@ -25,12 +25,12 @@ use crate::{
         forecast::{Forecast, forecast},
     },
     quota::Quota,
-    quota_set::Reserved,
+    quota_set::{QuotaSet, Reserved},
     request::{ActualUsage, AdmissionError, AdmissionRequest, Cost, CostEstimate},
     settings::LimitSettings,
     snapshot::LimiterSnapshot,
-    store::protocol::{Answer, State, Transaction},
-    types::{Dimension, Ns, Observation, Source, Unit, UpstreamRefusal},
+    store::protocol::{Answer, Learnt, State, Transaction},
+    types::{Dimension, Ns, Observation, StatedLimit, Unit, UpstreamRefusal},
 };
 
 mod cold_start;
@@ -232,7 +232,7 @@ impl Limiter {
         // What makes the head wait is what those who go after it have waited for.
         let mut bound = self.blocked.take().and_then(|(slot, _)| slot);
         self.wake = None;
-        while let Some(head) = self.booked().or_else(|| self.queue.head()) {
+        while let Some(head) = self.granted().or_else(|| self.queue.head()) {
             match self.step(head, &mut bound, now, events) {
                 Step::Again => {}
                 Step::Blocked(slot, until) => {
@@ -244,7 +244,7 @@ impl Limiter {
             }
         }
         let deadline = self.queue.next_deadline().map(|(at, _)| at);
-        let flush = self.store.as_ref().and_then(|store| store.flush_at(&self.limits.quotas));
+        let flush = self.store.as_ref().and_then(|store| store.flush_at());
         self.wake = self.wake.into_iter().chain(deadline).chain(flush).min();
     }
 
@@ -262,11 +262,14 @@ impl Limiter {
             events.push(Event::Rejected(head, error));
             return Step::Again;
         }
-        let booked = self.store.as_ref().and_then(|store| store.due(head, &self.limits.quotas, now));
-        if booked.is_none() && self.store_decides() {
-            return self.ask_store(head, now, events);
+        if self.granted() == Some(head) {
+            self.go(head, *bound, now, events);
+            return Step::Again;
         }
-        let (ready, slot) = booked.unwrap_or_else(|| self.limits.quotas.readiness(&queued.cost, now));
+        if self.store_decides() {
+            return self.ask_store(head, bound, now, events);
+        }
+        let (ready, slot) = self.limits.quotas.readiness(&queued.cost, now);
         let until = match ready {
             Readiness::Now => {
                 self.go(head, *bound, now, events);
@@ -277,10 +280,6 @@ impl Limiter {
             Readiness::Never => return Step::Blocked(slot, now + SECOND),
         };
         *bound = slot;
-        // What is left belongs to the one that is booked.
-        if booked.is_some() {
-            return Step::Blocked(slot, until);
-        }
         let trial = self.try_unpriced(head, now);
         if trial == Some(now) {
             self.go(head, *bound, now, events);
@@ -317,14 +316,16 @@ impl Limiter {
 
     /// Asks the store for the head. Who was denied by it and cannot make it is told at once: these quotas did not know when it
     /// came.
-    fn ask_store(&mut self, head: Id, now: Ns, events: &mut Vec<Event>) -> Step {
+    fn ask_store(&mut self, head: Id, bound: &mut Option<usize>, now: Ns, events: &mut Vec<Event>) -> Step {
         let (Some(store), Some(queued)) = (&mut self.store, self.queue.get(head)) else { return Step::Idle };
         let blocked = store.request(head, queued, &self.limits.quotas, now);
         let denied = store.take_denied();
         if denied.is_some_and(|id| self.reject_if_late(id, now, events)) {
             return Step::Again;
         }
-        blocked.map_or(Step::Idle, |(slot, until)| Step::Blocked(slot, until))
+        let Some((slot, until)) = blocked else { return Step::Idle };
+        *bound = slot;
+        Step::Blocked(slot, until)
     }
 
     /// When to dispatch again at the latest. `None`: nobody waits.
@@ -340,14 +341,15 @@ impl Limiter {
 
     /// Out of the queue, whatever the reason.
     fn leave(&mut self, id: Id) -> Option<QueuedRequest> {
-        if let Some(store) = &mut self.store {
-            store.left(id, &mut self.limits.quotas, self.clock);
+        if let Some(reserved) = self.store.as_mut().and_then(|store| store.take_granted(id)) {
+            self.limits.quotas.settle(reserved, Cost::default(), self.clock);
+            self.flush_pending(true, self.clock);
         }
         self.queue.remove(id)
     }
 
     fn go(&mut self, id: Id, bound: Option<usize>, now: Ns, events: &mut Vec<Event>) {
-        let reserved = self.store.as_mut().and_then(|store| store.take_booking(id));
+        let reserved = self.store.as_mut().and_then(|store| store.take_granted(id));
         if let Some(queued) = self.queue.remove(id) {
             events.push(Event::Granted(id, self.grant(queued, reserved, bound, now)));
         }
@@ -646,28 +648,15 @@ impl Limiter {
     }
 
     /// The limits that Groq has stated.
-    pub(crate) fn stated_limits(&self) -> Vec<(Dimension, u64, Source)> {
-        let stated = self.quotas().iter().filter(|quota| !quota.is_bound()).filter_map(|quota| {
-            let (limit, source) = quota.statements().stated?;
-            Some((quota.dimension.clone(), limit, source))
-        });
-        stated.collect()
+    pub(crate) fn stated_limits(&self) -> Vec<StatedLimit> {
+        self.limits.quotas.stated()
     }
 
-    /// Takes up limits that Groq has stated to another limiter. What is used stays.
-    pub(crate) fn adopt_limits(&mut self, stated: &[(Dimension, u64, Source)], now: Ns) {
+    /// Takes up limits that Groq has stated to another limiter, or to an earlier process. What is used stays.
+    pub(crate) fn adopt_limits(&mut self, stated: &[StatedLimit], now: Ns) {
         let now = self.advance(now);
-        let is_known = |dimension: &Dimension, limit: u64| {
-            let known = self.limits.quotas.find(&dimension.code).and_then(|quota| quota.statements().stated);
-            known.map(|(known, _)| known) == Some(limit)
-        };
-        if stated.iter().all(|(dimension, limit, _)| is_known(dimension, *limit)) {
-            return;
-        }
-        for (dimension, limit, source) in stated {
-            self.restore_limit(dimension, *limit, *source, now);
-        }
-        self.follow_plan(now);
+        self.limits.adopt(stated, now);
+        self.limits.untold = false;
     }
 }
 
@@ -677,7 +666,10 @@ impl Limiter {
     pub fn share(&mut self, up: bool, replicas: u32, now: Ns) {
         self.limits.quotas.share(replicas, now);
         self.pricing.share();
-        self.store = Some(Box::new(StoreSession::new(up, now)));
+        self.store = Some(Box::default());
+        if up {
+            self.reached(now);
+        }
     }
 
     /// Whether its quotas are shared.
@@ -689,22 +681,29 @@ impl Limiter {
     /// [`Limiter::lost`].
     pub fn transaction(&mut self, now: Ns) -> Option<Transaction> {
         let now = self.advance(now);
-        self.store.as_mut()?.transaction(&mut self.limits.quotas, &self.queue, now)
+        let Limits { quotas, untold, .. } = &mut self.limits;
+        let learnt = |quotas: &mut QuotaSet| Learnt {
+            limits: if std::mem::take(untold) { quotas.stated() } else { Vec::new() },
+            answers: quotas.expected_output().take_untold(now),
+        };
+        self.store.as_mut()?.transaction(quotas, &self.queue, learnt, now)
     }
 
     /// The store's answer to this transaction. The caller dispatches.
     pub fn answered(&mut self, serial: u64, answer: &Answer, now: Ns) {
         let now = self.advance(now);
-        if let Some(store) = &mut self.store {
-            store.answered(serial, answer, &mut self.limits.quotas, &self.queue, now);
+        let Some(store) = &mut self.store else { return };
+        if store.answered(serial, answer, &mut self.limits.quotas, &self.queue, now) {
+            self.limits.hear(&answer.state.learnt, now);
         }
     }
 
-    /// Another replica's doing, published by the store. The caller dispatches.
-    pub fn published(&mut self, state: &State, now: Ns) {
+    /// What another replica has changed. The caller dispatches.
+    pub fn updated(&mut self, state: &State, now: Ns) {
         let now = self.advance(now);
-        if let Some(store) = &mut self.store {
-            store.published(state, &mut self.limits.quotas, now);
+        let Some(store) = &mut self.store else { return };
+        if store.updated(state, &mut self.limits.quotas, now) {
+            self.limits.hear(&state.learnt, now);
         }
     }
 
@@ -722,16 +721,16 @@ impl Limiter {
     }
 
     /// The store can be reached. The caller dispatches.
-    pub fn reached(&mut self) {
+    pub fn reached(&mut self, now: Ns) {
         if let Some(store) = &mut self.store {
-            store.reached();
+            store.reached(&mut self.limits.quotas, now);
         }
     }
 
     /// What there is to tell is told now, or (`hurry`: not set) soon. The caller dispatches.
     pub fn flush_pending(&mut self, hurry: bool, now: Ns) {
         if let Some(store) = &mut self.store {
-            store.flush_pending(hurry, &self.limits.quotas, now);
+            store.flush_pending(hurry, self.limits.has_learnt(), &mut self.limits.quotas, now);
         }
     }
 
@@ -741,11 +740,11 @@ impl Limiter {
     }
 
     fn store_decides(&self) -> bool {
-        self.store.as_ref().is_some_and(|store| store.decides(&self.limits.quotas))
+        self.store.as_ref().is_some_and(|store| store.decides())
     }
 
-    fn booked(&self) -> Option<Id> {
-        self.store.as_ref()?.booked()
+    fn granted(&self) -> Option<Id> {
+        self.store.as_ref()?.granted()
     }
 }
 
@@ -828,16 +827,6 @@ impl Limiter {
     /// Until when the head of the queue is blocked.
     pub fn blocked_until(&self) -> Option<Ns> {
         self.blocked.map(|(_, until)| until)
-    }
-
-    /// Takes up what Groq had stated to an earlier process.
-    pub(crate) fn restore_limit(&mut self, dimension: &Dimension, limit: u64, source: Source, now: Ns) {
-        self.limits.state(dimension, limit, source, now);
-    }
-
-    /// All limits of an earlier process are taken up.
-    pub(crate) fn follow_plan(&mut self, now: Ns) {
-        self.limits.follow_plan(now);
     }
 
     /// Takes up a quota of an earlier process: `used` units less what `passed` seconds gave back.

@@ -6,15 +6,14 @@ use self::{
     external::ExternalUsage,
     margin::SafetyMargin,
     reconcile::{Reconciler, Refusals},
-    remote::Remote,
     send_history::SendHistory,
 };
-pub use self::{reconcile::Reported, send_history::SendSnapshot, statements::Statements};
+pub use self::{reconcile::Reported, remote::Remote, send_history::SendSnapshot, statements::Statements};
 use crate::{
     ablation::Mechanism,
     bucket::{Bucket, Readiness},
     request::Cost,
-    store::protocol::{BookingOrder, Cell, RemoteView, SentObservation},
+    store::protocol::{Cell, RemoteView, SentObservation},
     types::{Dimension, Ns, Source, Unit},
 };
 
@@ -42,7 +41,7 @@ pub struct Quota {
     confirmed: Ns,
     bucket: Option<Bucket>,
     /// Our part of the limit, where it is not all of it: our own use alone.
-    share: Option<Bucket>,
+    share: Option<Box<Bucket>>,
     /// Share of the limit that is left to others.
     headroom: f64,
     margin: SafetyMargin,
@@ -185,7 +184,7 @@ impl Quota {
     /// Whether `units` fit beside the margin once `before` units more were taken.
     pub fn peek_after(&self, units: u64, before: u64, now: Ns) -> Readiness {
         let Some(bucket) = self.bucket.as_ref().filter(|_| units > 0) else { return Readiness::Now };
-        bucket.peek(units, self.margin(units) + before, now).max(self.peek_share(units, before, now))
+        bucket.peek(units, self.margin(units).saturating_add(before), now).max(self.peek_share(units, before, now))
     }
 
     /// Whether `units` fit into our part of the limit, of which the upstream and the store know nothing.
@@ -253,7 +252,7 @@ impl Quota {
     /// How the quota stands for a request that is sent now and counted in it.
     pub fn send_snapshot(&self) -> SendSnapshot {
         let tat = self.bucket.as_ref().map_or(0, Bucket::tat).saturating_sub(self.sends.unsent());
-        SendSnapshot { tat, corrections: self.reconciler.corrections, adjusted: 0, recent: 0 }
+        SendSnapshot { tat, corrections: self.reconciler.corrections }
     }
 
     /// The truth replaces what was reserved.
@@ -264,7 +263,7 @@ impl Quota {
             self.sends.given_back(bucket.span(units.saturating_sub(used)), now);
             self.add_settled(span);
         }
-        for bucket in self.bucket.iter_mut().chain(&mut self.share) {
+        for bucket in self.bucket.iter_mut().chain(self.share.as_deref_mut()) {
             match used.checked_sub(units) {
                 Some(0) => {}
                 Some(more) => bucket.debit(more, now),
@@ -286,12 +285,12 @@ impl Quota {
             return None;
         }
         let snapshot = self.reconciler.rescaled(bucket, position, reported.snapshot, at);
-        let uncertain = self.sends.take_uncertainty(position).saturating_add(snapshot.recent);
+        let uncertain = self.sends.take_uncertainty(position);
         let first = !self.reconciler.has_corrected();
         let error = self.reconciler.correct(bucket, &Reported { snapshot, ..reported }, uncertain, now);
         let truth = bucket.tat_of(reported.used, at);
         if let Some(remote) = &mut self.remote {
-            remote.report(SentObservation { position, snapshot, at, truth });
+            remote.report(SentObservation { position, snapshot, uncertain, at, truth });
         }
         // What was taken before our first request does not say how fast others take.
         if !first {
@@ -345,7 +344,7 @@ impl Quota {
         let is_part = part < 1.0 || remote.is_some_and(|remote| remote.is_detached());
         let ours = self.limit().filter(|_| is_part).map(|limit| ((limit as f64 * part) as u64).max(1));
         let kept = self.share.take().zip(ours).and_then(|(share, ours)| share.requota(ours, now));
-        self.share = kept.or_else(|| ours.and_then(|ours| Bucket::new(ours, self.dimension.period)));
+        self.share = kept.or_else(|| ours.and_then(|ours| Bucket::new(ours, self.dimension.period))).map(Box::new);
     }
 
     /// Puts the quota where it was, as saved by an earlier process.
@@ -389,7 +388,7 @@ impl Quota {
     pub fn attach(&mut self, now: Ns) {
         let visible = self.is_visible();
         let Some(remote) = &mut self.remote else { return };
-        if remote.attach(self.bucket.as_ref(), self.share.as_ref(), visible, now) {
+        if remote.attach(self.bucket.as_ref(), self.share.as_deref(), visible, now) {
             self.share = None;
             self.set_headroom(self.headroom, now);
         }
@@ -408,9 +407,9 @@ impl Quota {
         }
     }
 
-    /// Whether the store has to be told something; and whether that changes what others may take.
-    pub fn has_pending(&self) -> (bool, bool) {
-        self.remote.as_ref().map_or((false, false), |remote| remote.has_pending())
+    /// Its side that the store sees.
+    pub fn remote(&mut self) -> Option<&mut Remote> {
+        self.remote.as_deref_mut()
     }
 
     /// Its name in the store.
@@ -418,74 +417,33 @@ impl Quota {
         if self.is_bound { format!("{}:configured", self.dimension.code).into() } else { self.dimension.code.clone() }
     }
 
-    /// Its part of a transaction. `None` without a limit. A hello tells nothing.
-    pub fn cell(&mut self, hello: bool, head: Option<&Cost>) -> Option<Cell> {
+    /// Its part of a transaction. `None` without a limit.
+    pub fn cell(&mut self, head: Option<&Cost>) -> Option<Cell> {
         let units = head.map_or(0, |cost| self.units(cost));
         let (margin, code) = (self.margin(units), self.stored_code().into());
-        Some(self.remote.as_mut()?.cell(self.bucket.as_ref()?, code, hello, units, margin))
+        Some(self.remote.as_mut()?.cell(self.bucket.as_ref()?, code, units, margin))
     }
 
-    /// A transaction that was lost was never applied.
-    pub fn retract(&mut self, cell: &Cell) {
-        if let Some(remote) = &mut self.remote {
-            remote.retract(cell);
-        }
-    }
-
-    /// The store's record has begun anew, like this.
-    pub fn renew(&mut self, view: &RemoteView) {
-        if let Some(remote) = &mut self.remote {
-            remote.renew(view);
-        }
-    }
-
-    /// The store's state. `mine`: an answer to what was told; else news of another replica's doing.
-    pub fn update(&mut self, view: &RemoteView, mine: bool, now: Ns) {
+    /// The store's state.
+    pub fn update(&mut self, view: &RemoteView, now: Ns) {
         let (Some(bucket), Some(remote)) = (&mut self.bucket, &mut self.remote) else { return };
-        if let Some(tat) = remote.update(view, mine) {
+        if let Some(tat) = remote.update(view) {
             bucket.set_tat(tat, now);
             (self.reconciler.corrections, self.reconciler.newest) = (view.corrections, view.newest);
         }
     }
 
-    /// The store has charged `units`: how the quota stands, and when it would be full again with what is left untouched.
-    pub fn booked(&mut self, units: u64, now: Ns) -> (SendSnapshot, Ns) {
+    /// The store has charged `units`: how the quota stands.
+    pub fn booked(&mut self, units: u64, now: Ns) -> SendSnapshot {
         self.count(units, now);
         let span = self.bucket.as_ref().map_or(0, |bucket| bucket.span(units));
         self.remote.as_mut().map_or_else(Default::default, |remote| remote.booked(span))
-    }
-
-    /// What the store has charged goes out now.
-    pub fn sent_booked(&mut self, units: u64, order: BookingOrder, snapshot: &mut SendSnapshot, now: Ns) {
-        if let (Some(bucket), Some(remote)) = (&mut self.bucket, &mut self.remote) {
-            let drained = remote.sent(bucket, units, order, snapshot, now);
-            if drained > 0 {
-                bucket.drain(drained, now, now);
-            }
-        }
     }
 
     /// So much of what was reserved in the store has ended, or will not come back.
     pub fn ended(&mut self, units: u64) {
         if let (Some(bucket), Some(remote)) = (&self.bucket, &mut self.remote) {
             remote.ended(bucket.span(units));
-        }
-    }
-
-    /// A reservation of the store's is not used.
-    pub fn give_up(&mut self, units: u64) {
-        let Some(bucket) = &mut self.bucket else { return };
-        bucket.refund(units);
-        if let Some(remote) = &mut self.remote {
-            remote.give_up(bucket.span(units));
-        }
-    }
-
-    /// When a head may go that the store has charged when the quota stood so, with its room until then.
-    pub fn due(&self, room: Ns, order: BookingOrder, snapshot: &SendSnapshot) -> Ns {
-        match (&self.bucket, &self.remote) {
-            (Some(bucket), Some(remote)) if room > 0 => bucket.out_of_debt(remote.due(room, order, snapshot)),
-            _ => 0,
         }
     }
 }

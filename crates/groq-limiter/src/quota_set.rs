@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use smallvec::smallvec;
 
-pub use self::reserved::{Booking, Reserved};
+pub use self::reserved::Reserved;
 use self::{reserved::SLOTS, sole_use::SoleUse};
 use crate::{
     bucket::Readiness,
     estimate::expected_output::ExpectedOutputs,
-    quota::{Quota, Reported, SendSnapshot},
+    quota::{Quota, Remote, Reported, SendSnapshot},
     request::Cost,
-    store::protocol::{BookingOrder, Cell, State},
-    types::{Dimension, Ns},
+    store::protocol::{Cell, State},
+    types::{Dimension, Ns, StatedLimit},
 };
 
 mod reserved;
@@ -79,6 +79,15 @@ impl QuotaSet {
     /// The quota of the dimension with this code.
     pub fn find(&self, code: &str) -> Option<&Quota> {
         self.get(self.slot(code)?)
+    }
+
+    /// The limits that Groq has stated.
+    pub fn stated(&self) -> Vec<StatedLimit> {
+        let stated = self.quotas.iter().filter(|quota| !quota.is_bound()).filter_map(|quota| {
+            let (limit, source) = quota.statements().stated?;
+            Some(StatedLimit { dimension: quota.dimension.clone(), limit, source })
+        });
+        stated.collect()
     }
 
     /// Adds a dimension; `None` when a limiter has as many as it can keep.
@@ -151,6 +160,16 @@ impl QuotaSet {
         last
     }
 
+    /// When everything has room for it after others that take so many millionths of every limit.
+    pub fn readiness_after(&self, cost: &Cost, ahead: u64, now: Ns) -> Readiness {
+        let cost = &self.expect(*cost);
+        let each = self.quotas.iter().map(|quota| {
+            let before = u128::from(ahead) * u128::from(quota.limit().unwrap_or(0)) / 1_000_000;
+            quota.peek_after(quota.units(cost), u64::try_from(before).unwrap_or(u64::MAX), now)
+        });
+        each.max().unwrap_or(Readiness::Now)
+    }
+
     /// How much later `head` would fit if `other` went before it, ns.
     pub fn delay(&self, head: &Cost, other: &Cost, now: Ns) -> Ns {
         let (head, other) = (&self.expect(*head), &self.expect(*other));
@@ -169,7 +188,7 @@ impl QuotaSet {
         for quota in &mut self.quotas {
             quota.reserve(quota.units(&cost), now);
         }
-        Reserved::new(cost, BookingOrder::default(), smallvec![SendSnapshot::default(); self.quotas.len()], now)
+        Reserved::new(cost, 0, smallvec![SendSnapshot::default(); self.quotas.len()], now)
     }
 
     /// It goes out now: it gets its position, and a snapshot of every dimension.
@@ -179,8 +198,8 @@ impl QuotaSet {
             self.position += 1;
         }
         reserved.sent_at = now;
-        reserved.position = if booked { reserved.order.position } else { self.position };
-        let (position, order) = (reserved.position, reserved.order);
+        reserved.position = if booked { reserved.booked } else { self.position };
+        let position = reserved.position;
         for (slot, quota) in self.quotas.iter_mut().enumerate() {
             if !reserved.covers(slot) {
                 continue;
@@ -190,12 +209,10 @@ impl QuotaSet {
                 quota.no_longer_unsent(units);
             }
             let sent = quota.sent(position, units, now);
-            let Some(snapshot) = reserved.snapshot_mut(slot) else { continue };
             // The store's snapshot counts what all replicas had taken before.
             if booked {
-                quota.sent_booked(units, order, snapshot, now);
                 quota.ended(units - reserved.outstanding(|cost| quota.units(cost)));
-            } else {
+            } else if let Some(snapshot) = reserved.snapshot_mut(slot) {
                 *snapshot = sent;
             }
         }
@@ -205,7 +222,7 @@ impl QuotaSet {
     /// takes `delay`. The correction, ns, unless a newer position has been heard of.
     pub fn observe(&mut self, reserved: &mut Reserved, slot: usize, used: u64, counted: bool, delay: Ns, now: Ns) -> Option<i64> {
         // Positions of this process alone say nothing in the order that replicas share.
-        if self.shared.is_some_and(|shared| shared.attached && reserved.order.position <= shared.forgotten) {
+        if self.shared.is_some_and(|shared| shared.attached && reserved.booked <= shared.forgotten) {
             return None;
         }
         let quota = &mut self.quotas[slot];
@@ -304,47 +321,38 @@ impl QuotaSet {
         }
     }
 
-    /// The store is back, or there for the first time, with this state.
-    pub fn attach(&mut self, state: &State, now: Ns) {
+    /// The store can be reached: what it knows is yet to be heard.
+    pub fn attach(&mut self, now: Ns) {
         for quota in &mut self.quotas {
             quota.attach(now);
         }
         if let Some(shared) = &mut self.shared {
-            (shared.attached, shared.forgotten) = (true, state.position);
+            shared.attached = true;
         }
     }
 
     /// The store's record has begun anew: positions up to this one belong to another.
-    pub fn renew(&mut self, state: &State, position: u64) {
+    pub fn renew(&mut self, position: u64) {
         if let Some(shared) = &mut self.shared {
             shared.forgotten = position;
         }
-        for (code, view) in &state.views {
-            if let Some(quota) = self.stored(code) {
-                quota.renew(view);
-            }
-        }
+        self.remotes().for_each(Remote::renew);
     }
 
-    /// The store's state. `mine`: an answer to what was told; else news of another replica's doing.
-    pub fn update(&mut self, state: &State, mine: bool, now: Ns) {
+    /// The store's state.
+    pub fn update(&mut self, state: &State, now: Ns) {
         self.position = self.position.max(state.position);
         for (code, view) in &state.views {
-            if let Some(quota) = self.stored(code) {
-                quota.update(view, mine, now);
+            if let Some(quota) = self.quotas.iter_mut().find(|quota| quota.stored_code() == **code) {
+                quota.update(view, now);
             }
         }
     }
 
     /// Every dimension's part of a transaction.
-    pub fn cells(&mut self, hello: bool, head: Option<&Cost>) -> Vec<Cell> {
+    pub fn cells(&mut self, head: Option<&Cost>) -> Vec<Cell> {
         let head = head.map(|cost| self.expect(*cost));
-        self.quotas.iter_mut().filter_map(|quota| quota.cell(hello, head.as_ref())).collect()
-    }
-
-    /// The quota that the store knows by this code.
-    fn stored(&mut self, code: &str) -> Option<&mut Quota> {
-        self.quotas.iter_mut().find(|quota| quota.stored_code() == code)
+        self.quotas.iter_mut().filter_map(|quota| quota.cell(head.as_ref())).collect()
     }
 
     /// This was taken without the store, which is to hear of it.
@@ -354,51 +362,24 @@ impl QuotaSet {
         }
     }
 
-    /// A lost transaction was never applied.
-    pub fn retract(&mut self, cells: &[Cell]) {
-        for cell in cells {
-            if let Some(quota) = self.stored(&cell.code) {
-                quota.retract(cell);
-            }
-        }
+    /// The transaction under way is lost.
+    pub fn retract(&mut self) {
+        self.remotes().for_each(Remote::retract);
     }
 
     /// Whether there is something to tell, and whether it changes what others may take.
-    pub fn has_pending(&self) -> (bool, bool) {
-        let each = self.quotas.iter().map(Quota::has_pending);
-        each.fold((false, false), |(any, spans), quota| (any | quota.0, spans | quota.1))
+    pub fn has_pending(&mut self) -> (bool, bool) {
+        self.remotes().map(|remote| remote.has_pending()).fold((false, false), |any, each| (any.0 | each.0, any.1 | each.1))
     }
 
-    /// The store has charged this; its record is at this version now.
-    pub fn booked(&mut self, cost: Cost, version: u64, now: Ns) -> Booking {
-        let booked = self.quotas.iter_mut().map(|quota| quota.booked(quota.units(&cost), now));
-        let (snapshots, rooms) = booked.unzip();
-        let order = BookingOrder { position: self.position, version };
-        Booking { reserved: Reserved::new(cost, order, snapshots, now), rooms }
+    fn remotes(&mut self) -> impl Iterator<Item = &mut Remote> {
+        self.quotas.iter_mut().filter_map(Quota::remote)
     }
 
-    /// A booked head leaves before its time.
-    pub fn cancel(&mut self, reserved: &Reserved) {
-        for quota in &mut self.quotas {
-            quota.ended(quota.units(&reserved.cost));
-        }
-        self.give_up(&reserved.cost);
-    }
-
-    /// The store has charged a head that has gone already.
-    pub fn give_up(&mut self, cost: &Cost) {
-        for quota in &mut self.quotas {
-            quota.give_up(quota.units(cost));
-        }
-    }
-
-    /// When a head that the store has charged may go, and the slot that makes it wait.
-    pub fn due(&self, Booking { reserved, rooms }: &Booking) -> (Ns, Option<usize>) {
-        let each =
-            self.quotas.iter().zip(rooms).enumerate().filter_map(|(slot, (quota, &room))| {
-                Some((quota.due(room, reserved.order, &reserved.snapshot(slot)?), Some(slot)))
-            });
-        each.max().unwrap_or_default()
+    /// The store has charged this at its newest position.
+    pub fn booked(&mut self, cost: Cost, now: Ns) -> Reserved {
+        let snapshots = self.quotas.iter_mut().map(|quota| quota.booked(quota.units(&cost), now)).collect();
+        Reserved::new(cost, self.position, snapshots, now)
     }
 
     /// When there is room in what the store knows nothing of.

@@ -132,7 +132,7 @@ impl Registry {
                 saved.restore(&mut limiter, now);
             }
             if let Some(store) = &self.common.store {
-                limiter.share(store.reach.up.load(Relaxed), store.reach.replicas.load(Relaxed), now);
+                limiter.share(store.health.up.load(Relaxed), store.health.replicas.load(Relaxed), now);
             }
             let number = self.numbers.fetch_add(1, Relaxed);
             RegistryEntry {

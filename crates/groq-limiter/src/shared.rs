@@ -252,7 +252,7 @@ impl SharedLimiter {
         if let Some((store, transaction)) = self.common.store.as_ref().zip(transaction)
             && store.send(self, transaction).is_err()
         {
-            self.lost(store.reach.replicas.load(Relaxed));
+            self.lost(store.health.replicas.load(Relaxed));
         }
         woken.into_iter().for_each(Waker::wake);
     }
@@ -286,13 +286,13 @@ impl SharedLimiter {
 
     /// The store can be reached.
     pub(crate) fn reached(self: &Arc<Self>) {
-        self.change(Limiter::reached);
+        self.change_now(Limiter::reached);
     }
 
-    /// News from the store.
+    /// What another replica has changed in the store.
     #[cfg(feature = "redis")]
-    pub(crate) fn hear(self: &Arc<Self>, state: &State) {
-        self.change(|limiter| limiter.published(state, self.common.clock.now()));
+    pub(crate) fn updated(self: &Arc<Self>, state: &State) {
+        self.change_now(|limiter, now| limiter.updated(state, now));
     }
 }
 

@@ -29,7 +29,7 @@ pub mod redis;
 pub(crate) struct Store<L> {
     commands: UnboundedSender<Command<L>>,
     requests: UnboundedSender<Request>,
-    pub(crate) reach: Arc<StoreHealth>,
+    pub(crate) health: Arc<StoreHealth>,
 }
 
 /// The thread's end: what limiters tell it, and what else the program wants of the store.
@@ -56,7 +56,7 @@ pub(crate) enum Command<L> {
 pub(crate) enum Request {
     /// Run a script of its own.
     Run(ScriptCall),
-    /// Hear news that are not of limiters.
+    /// Hear updates that are not of limiters.
     Listen(UnboundedSender<String>),
 }
 
@@ -102,8 +102,8 @@ impl<L> Store<L> {
     pub(crate) fn new(replicas: u32) -> (Self, Commands<L>) {
         let (commands, of_limiters) = unbounded_channel();
         let (requests, of_program) = unbounded_channel();
-        let reach = StoreHealth { replicas: AtomicU32::new(replicas), ..StoreHealth::default() };
-        (Self { commands, requests, reach: Arc::new(reach) }, Commands { of_limiters, of_program })
+        let health = StoreHealth { replicas: AtomicU32::new(replicas), ..StoreHealth::default() };
+        (Self { commands, requests, health: Arc::new(health) }, Commands { of_limiters, of_program })
     }
 
     /// Sends a limiter's transaction. It is answered, or lost within the store's time limit.
@@ -119,22 +119,22 @@ impl<L> Store<L> {
     pub(crate) fn end(&self, max_wait: Duration) {
         let (done, ended) = mpsc::channel();
         if self.commands.send(Command::End(done)).is_ok() && ended.recv_timeout(max_wait).is_err() {
-            tracing::debug!("the store was left without a word");
+            tracing::debug!("the store was not told that this replica leaves");
         }
     }
 
     pub(crate) fn handle(&self) -> StoreHandle {
-        StoreHandle { requests: self.requests.clone(), health: self.reach.clone() }
+        StoreHandle { requests: self.requests.clone(), health: self.health.clone() }
     }
 
     pub(crate) fn snapshot(&self) -> StoreSnapshot {
-        let degraded = !self.reach.up.load(Relaxed) || self.reach.apart.load(Relaxed) > 0;
-        let why = self.reach.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let degraded = !self.health.up.load(Relaxed) || self.health.apart.load(Relaxed) > 0;
+        let why = self.health.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
         StoreSnapshot {
             degraded,
             why: why.filter(|_| degraded),
-            replicas: self.reach.replicas.load(Relaxed),
-            calls: self.reach.calls.load(Relaxed),
+            replicas: self.health.replicas.load(Relaxed),
+            calls: self.health.calls.load(Relaxed),
         }
     }
 }
@@ -163,7 +163,7 @@ impl StoreHandle {
         self.health.replicas.load(Relaxed)
     }
 
-    /// Runs a Lua script on `keys`, which are one node's. It gets `argument` and the channel for news, and answers with a list of
+    /// Runs a Lua script on `keys`, which are one node's. It gets `argument` and the channel for updates, and answers with a list of
     /// texts. `None`: it did not answer within the store's time limit.
     pub async fn run(&self, script: &'static str, keys: Vec<String>, argument: String) -> Option<Vec<String>> {
         let (answer, answered) = oneshot::channel();
@@ -171,11 +171,11 @@ impl StoreHandle {
         answered.await.ok()
     }
 
-    /// What other replicas publish on the channel for news. One listener at a time.
+    /// What other replicas publish on the channel for updates. One listener at a time.
     pub fn listen(&self) -> UnboundedReceiver<String> {
-        let (news, heard) = unbounded_channel();
-        // Without the thread there are no news.
-        let _ = self.requests.send(Request::Listen(news));
+        let (updates, heard) = unbounded_channel();
+        // Without the thread there are no updates.
+        let _ = self.requests.send(Request::Listen(updates));
         heard
     }
 }

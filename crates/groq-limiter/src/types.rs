@@ -185,6 +185,17 @@ fn made_code(unit: Unit, period: Duration) -> String {
     format!("{unit}{}S", period.as_secs().max(1))
 }
 
+/// A limit that Groq has stated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StatedLimit {
+    /// The dimension.
+    pub dimension: Dimension,
+    /// The limit.
+    pub limit: u64,
+    /// By headers, or by a refusal.
+    pub source: Source,
+}
+
 /// How urgent a request is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]

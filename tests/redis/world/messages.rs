@@ -20,19 +20,19 @@ impl World<'_> {
         let (word, sent) = self.replicas[number].word.take().expect("it was an option");
         match word {
             Command::There(transaction) => {
-                let Some((reply, news)) = self.execute(number, &transaction) else { return self.lost(number) };
+                let Some((reply, update)) = self.execute(number, &transaction) else { return self.lost(number) };
                 self.replicas[number].word = Some((Command::Back(transaction.serial, reply), sent));
                 let others = (0..self.replicas.len()).filter(|&other| other != number);
-                if let Some(words) = news {
+                if let Some(words) = update {
                     for other in others {
-                        self.replicas[other].news.extend(Reply::parse(words.clone()).map(|reply| (reply, self.now)));
+                        self.replicas[other].updates.extend(Reply::parse(words.clone()).map(|reply| (reply, self.now)));
                     }
                 }
             }
             Command::Back(serial, reply) => {
                 let Replica { limiter, offset, .. } = &mut self.replicas[number];
                 offset.learn(reply.now, sent, self.now);
-                let answer = offset.answer(reply).expect("the script's words");
+                let answer = offset.answer(reply, &number.to_string()).expect("the script's words");
                 limiter.answered(serial, &answer, self.now);
                 self.dispatch(number);
             }
@@ -73,24 +73,25 @@ impl World<'_> {
         let request = self.replicas[number].offset.request(transaction);
         let script = redis::Script::new(&script);
         let mut call = script.key(&*key);
-        call.key(format!("{key}:{number}")).arg(request).arg("news").arg(time / 1_000_000).arg(time % 1_000_000);
-        let (words, news): (Vec<String>, Option<String>) = call.invoke(connection).ok()?;
-        let news = news.map(|news| serde_json::from_str(news.split_once(' ').expect("a key").1).expect("the reply again"));
+        call.key(format!("{key}:{number}")).arg(request).arg("updates").arg(time / 1_000_000).arg(time % 1_000_000);
+        let (words, update): (Vec<String>, Option<String>) = call.invoke(connection).ok()?;
+        let update =
+            update.map(|update| serde_json::from_str(update.split_once(' ').expect("a key").1).expect("the reply again"));
         self.all_or_none(transaction, &words);
-        Some((Reply::parse(words).expect("the script's words"), news))
+        Some((Reply::parse(words).expect("the script's words"), update))
     }
 
     /// A granted request is charged in every dimension, a refused one in none.
     fn all_or_none(&mut self, transaction: &Transaction, words: &[String]) {
         let now = server(self.now) as u64;
-        for (cell, told) in transaction.cells.iter().zip(words[8..].chunks(9)) {
+        for (cell, told) in transaction.cells.iter().zip(words[8..].chunks(4)) {
             let tat: i64 = told[1].parse().expect("a number");
             let tat = tat.max(0) as u64;
             let before = self.told.insert(told[0].clone(), tat);
-            let quiet = (cell.settled, cell.given_up, cell.observation, cell.claimed) == (0, 0, None, false);
+            let quiet = (cell.settled, cell.observation) == (0, None);
             if let Some(before) = before.filter(|_| quiet && transaction.epoch != 0) {
                 let charged =
-                    if words[6] == "1" && cell.asked > 0 { before.max(now) + cell.asked.div_ceil(1000) } else { before };
+                    if words[4] == "1" && cell.units > 0 { before.max(now) + cell.units.div_ceil(1000) } else { before };
                 assert_eq!(tat, charged, "{}: {words:?}", cell.code);
             }
         }

@@ -49,7 +49,7 @@ impl World<'_> {
                 self.dispatch(number);
             }
             Step::Look(number) => {
-                self.replicas[number].limiter.reached();
+                self.replicas[number].limiter.reached(to);
                 self.dispatch(number);
             }
         }

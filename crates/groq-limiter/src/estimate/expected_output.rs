@@ -35,6 +35,19 @@ const KEYS: usize = 16;
 #[derive(Clone, Debug, Default)]
 pub struct ExpectedOutputs {
     by_key: SmallVec<[(u32, ExpectedOutput); 1]>,
+    /// More is expected than other replicas have been told.
+    untold: bool,
+}
+
+/// The largest answer of a key that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LargestAnswer {
+    /// The key.
+    pub key: u32,
+    /// Its completion tokens.
+    pub tokens: u32,
+    /// When it ended.
+    pub ended: Ns,
 }
 
 impl ExpectedOutputs {
@@ -73,12 +86,39 @@ impl ExpectedOutputs {
 
     /// An answer has ended with so many completion tokens.
     pub fn answered(&mut self, key: u32, tokens: u32, now: Ns) {
+        let before = self.of(key, u32::MAX, now);
         self.entry(key).answered(tokens, now);
+        self.untold |= before < tokens;
     }
 
     /// A refusal stated `requested` for a request with this ceiling (`u32::MAX` without one).
     pub fn refused(&mut self, key: u32, requested: u32, ceiling: u32, now: Ns) {
+        let before = self.of(key, u32::MAX, now);
         self.entry(key).refused(requested, ceiling, now);
+        self.untold |= before < self.of(key, u32::MAX, now);
+    }
+
+    /// The largest answers, where other replicas have not been told of one.
+    pub fn take_untold(&mut self, now: Ns) -> Vec<LargestAnswer> {
+        if !std::mem::take(&mut self.untold) {
+            return Vec::new();
+        }
+        let largest =
+            |expected: &ExpectedOutput| expected.answers.iter().find(|&&(ended, _)| expected.counts(ended, now)).copied();
+        let each = self.by_key.iter().filter_map(|(key, expected)| Some((*key, largest(expected)?)));
+        each.map(|(key, (ended, tokens))| LargestAnswer { key, tokens, ended }).collect()
+    }
+
+    /// Whether [`Self::take_untold`] has something to tell.
+    pub fn is_untold(&self) -> bool {
+        self.untold
+    }
+
+    /// Another replica has told of this answer.
+    pub fn heard(&mut self, answer: LargestAnswer, now: Ns) {
+        if answer.ended.saturating_add(LONGEST) > now {
+            self.entry(answer.key).insert(answer.tokens, answer.ended.min(now));
+        }
     }
 
     /// Units that the answers of all keys have left in use of a limit that fills at `rate` units a second, rounded up: rounded
@@ -139,6 +179,19 @@ impl ExpectedOutput {
             return Some(self.ceilings_until);
         }
         self.answers.iter().find(|&&(ended, _)| self.counts(ended, now)).map(|&(ended, _)| ended.saturating_add(self.window))
+    }
+
+    /// An answer had ended with so many completion tokens.
+    fn insert(&mut self, tokens: u32, ended: Ns) {
+        let mut at = self.answers.partition_point(|&(before, _)| before < ended);
+        if self.answers.iter().skip(at).any(|&(_, later)| later >= tokens) || self.answers.len() >= REMEMBERED {
+            return;
+        }
+        while at > 0 && self.answers[at - 1].1 <= tokens {
+            at -= 1;
+            self.answers.remove(at);
+        }
+        self.answers.insert(at, (ended, tokens));
     }
 
     /// An answer has ended with so many completion tokens.

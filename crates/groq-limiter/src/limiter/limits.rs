@@ -7,7 +7,8 @@ use crate::{
     quota::{Quota, Statements},
     quota_set::{QuotaSet, Reserved},
     settings::{LimitSettings, Plan},
-    types::{Dimension, Ns, Observation, RemoteQuota, Source, Unit, UpstreamRefusal},
+    store::protocol::Learnt,
+    types::{Dimension, Ns, Observation, RemoteQuota, Source, StatedLimit, Unit, UpstreamRefusal},
 };
 
 /// The quotas, and where their limits come from.
@@ -18,6 +19,8 @@ pub(super) struct Limits {
     pub(super) settings: Arc<LimitSettings>,
     /// The plan whose table is in force; `None`: none fits what headers say.
     plan: Option<Plan>,
+    /// Groq has stated something that other replicas have not been told.
+    pub(super) untold: bool,
 }
 
 /// What a header said of tokens per minute.
@@ -32,7 +35,8 @@ pub(super) struct ObservedTokens {
 impl Limits {
     /// By the operator's settings and the plan's table.
     pub(super) fn new(model: Arc<str>, settings: Arc<LimitSettings>, now: Ns) -> Self {
-        let mut limits = Self { quotas: QuotaSet::default(), model, plan: Some(settings.plan), settings: settings.clone() };
+        let mut limits =
+            Self { quotas: QuotaSet::default(), model, plan: Some(settings.plan), settings: settings.clone(), untold: false };
         limits.reconfigure(settings, now);
         limits
     }
@@ -107,6 +111,7 @@ impl Limits {
             Some((same, Source::Headers)) if same == limit => Source::Headers,
             _ => source,
         };
+        self.untold |= before.stated.map(|(limit, _)| limit) != Some(limit);
         self.set_statements(slot, Statements { stated: Some((limit, source)), ..before }, now);
         let quota = &mut self.quotas.all_mut()[slot];
         quota.confirm(now);
@@ -117,6 +122,35 @@ impl Limits {
             self.quotas.all_mut()[slot].restore(used, now);
         }
         Some(slot)
+    }
+
+    /// Takes up what Groq has stated to another limiter, or to an earlier process. What is used stays.
+    pub(super) fn adopt(&mut self, stated: &[StatedLimit], now: Ns) {
+        let known = self.quotas.stated();
+        let same = |a: &StatedLimit, b: &StatedLimit| a.dimension.code == b.dimension.code && a.limit == b.limit;
+        let before = self.untold;
+        for StatedLimit { dimension, limit, source } in
+            stated.iter().filter(|stated| !known.iter().any(|known| same(known, stated)))
+        {
+            self.state(dimension, *limit, *source, now);
+            self.follow_plan(now);
+        }
+        let is_told = |known: &StatedLimit| stated.iter().any(|stated| stated.dimension.code == known.dimension.code);
+        self.untold = before || !known.iter().all(is_told);
+    }
+
+    /// Takes up what another replica has learnt.
+    pub(super) fn hear(&mut self, learnt: &Learnt, now: Ns) {
+        self.adopt(&learnt.limits, now);
+        for &answer in &learnt.answers {
+            self.quotas.expected_output().heard(answer, now);
+        }
+    }
+
+    /// Whether other replicas have something to learn.
+    pub(super) fn has_learnt(&mut self) -> bool {
+        let tests_output = self.quotas.all().iter().any(Quota::counts_expected);
+        self.untold || (tests_output && self.quotas.expected_output().is_untold())
     }
 
     /// Takes up a quota of an earlier process: `used` units less what `passed` seconds gave back.

@@ -55,18 +55,18 @@ impl Waiters {
     /// It is the head of its size class from now on.
     pub(super) fn add_head(&mut self, id: Id) {
         if let Some(queued) = self.get(id) {
-            self.heads.insert((reach(&queued.cost), id));
+            self.heads.insert((size(&queued.cost), id));
         }
     }
 
     /// It no longer is; whether it was.
     pub(super) fn remove_head(&mut self, id: Id) -> bool {
-        let key = self.get(id).map(|queued| (reach(&queued.cost), id));
+        let key = self.get(id).map(|queued| (size(&queued.cost), id));
         key.is_some_and(|key| self.heads.remove(&key))
     }
 }
 
 /// How much of a limiter a request occupies, for "smaller than".
-fn reach(cost: &Cost) -> u64 {
+fn size(cost: &Cost) -> u64 {
     u64::from(cost.input) + u64::from(cost.output) + u64::from(cost.seconds)
 }

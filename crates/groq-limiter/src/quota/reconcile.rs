@@ -76,7 +76,7 @@ impl Reconciler {
         }
         let tat = snapshot.tat.saturating_add_signed(corrections.wrapping_sub(snapshot.corrections));
         let used = tat.saturating_sub(at).checked_div(unit).unwrap_or(0);
-        SendSnapshot { tat: bucket.tat_of(used, at), corrections, ..snapshot }
+        SendSnapshot { tat: bucket.tat_of(used, at), corrections }
     }
 }
 

@@ -16,10 +16,6 @@ pub struct SendSnapshot {
     pub tat: Ns,
     /// Sum of all corrections, ns.
     pub corrections: i64,
-    /// Sum of the store's corrections and settlements, ns.
-    pub adjusted: i64,
-    /// What all replicas had taken and given back shortly before, ns: Groq may have seen it later.
-    pub recent: Ns,
 }
 
 /// A request that was sent shortly ago.

@@ -19,7 +19,7 @@ fn attached() -> Quota {
 /// What would come back should this replica fall silent, units.
 fn outstanding(quota: &mut Quota) -> u64 {
     let unit = quota.bucket().expect("it has a limit").span(1);
-    quota.cell(true, None).expect("it has a limit").outstanding / unit
+    quota.cell(None).expect("it has a limit").outstanding / unit
 }
 
 /// In nanoseconds it would be another number of units under another limit, and the store would give back too much.
@@ -42,7 +42,7 @@ fn without_a_limit_nothing_is_outstanding() {
     let mut quota = attached();
     quota.booked(100, NOW);
     quota.set_statements(Statements::default(), 0, NOW);
-    assert!(quota.cell(true, None).is_none());
+    assert!(quota.cell(None).is_none());
     // A limit that comes back knows nothing of what was reserved before it.
     quota.set_statements(configured(6000), 0, NOW + Duration::from_secs(1).as_nanos() as Ns);
     assert_eq!(outstanding(&mut quota), 0);

@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use crate::{quota::send_history::SendSnapshot, request::Cost, store::protocol::BookingOrder, types::Ns};
+use crate::{quota::send_history::SendSnapshot, request::Cost, types::Ns};
 
 /// Quotas of one limiter at most: the eight dimensions that are known, a bound of the operator's beside each, and two that
 /// refusals may teach.
@@ -17,8 +17,8 @@ pub struct Reserved {
     pub position: u64,
     /// When it was sent.
     pub sent_at: Ns,
-    /// The place that the store gave it; none: taken in this process alone.
-    pub(crate) order: BookingOrder,
+    /// The position that the store gave it; 0: taken in this process alone.
+    pub(super) booked: u64,
     /// Which slots were charged, one bit each.
     slots: u32,
     /// How each slot stood that there was then; two in most limiters.
@@ -27,9 +27,9 @@ pub struct Reserved {
 
 impl Reserved {
     /// From these slots: how each stood.
-    pub(super) fn new(cost: Cost, order: BookingOrder, snapshots: SmallVec<[SendSnapshot; 2]>, now: Ns) -> Self {
+    pub(super) fn new(cost: Cost, booked: u64, snapshots: SmallVec<[SendSnapshot; 2]>, now: Ns) -> Self {
         let slots = (1 << snapshots.len()) - 1;
-        Self { cost, position: 0, sent_at: now, order, slots, snapshots }
+        Self { cost, position: 0, sent_at: now, booked, slots, snapshots }
     }
 
     /// Whether it has been sent.
@@ -39,7 +39,7 @@ impl Reserved {
 
     /// Whether the store took it, and not this process alone.
     pub(super) fn is_booked(&self) -> bool {
-        self.order.position > 0
+        self.booked > 0
     }
 
     /// Whether it was taken from this slot, too.
@@ -66,12 +66,4 @@ impl Reserved {
     pub(super) fn outstanding(&self, units: impl Fn(&Cost) -> u64) -> u64 {
         units(&self.cost) - if self.is_sent() { units(&self.cost.with_output(0)) } else { 0 }
     }
-}
-
-/// What the store has charged for a head.
-#[derive(Debug)]
-pub struct Booking {
-    pub(crate) reserved: Reserved,
-    /// When each quota would be full again with it and what it leaves untouched.
-    pub(super) rooms: SmallVec<[Ns; 2]>,
 }

@@ -15,7 +15,7 @@ use crate::{
     limiter::Limiter,
     request::Scope,
     sync::HashMap,
-    types::{Dimension, Ns, Source, Unit},
+    types::{Dimension, Ns, Source, StatedLimit, Unit},
 };
 
 /// The file's first word: what it is, and which version.
@@ -101,13 +101,11 @@ impl Saved {
     pub(crate) fn restore(&self, limiter: &mut Limiter, now: Ns) {
         let passed = Duration::from_millis(wall().saturating_sub(self.at)).as_secs_f64();
         let sane = || self.quotas.iter().filter_map(|quota| Some((quota, quota.dimension()?)));
-        for (quota, dimension) in sane() {
-            if let Some(limit) = quota.stated {
-                let source = if quota.visible { Source::Headers } else { Source::UpstreamRefusal };
-                limiter.restore_limit(&dimension, limit, source, now);
-            }
-        }
-        limiter.follow_plan(now);
+        let stated = sane().filter_map(|(quota, dimension)| {
+            let source = if quota.visible { Source::Headers } else { Source::UpstreamRefusal };
+            Some(StatedLimit { dimension, limit: quota.stated?, source })
+        });
+        limiter.adopt_limits(&stated.collect::<Vec<_>>(), now);
         for (quota, dimension) in sane() {
             let unsaved = if self.clean { 0.0 } else { UNSAVED * quota.spending.max(0.0) };
             limiter.restore_usage(&dimension, quota.bound, quota.used.max(0.0) + unsaved, passed, now);

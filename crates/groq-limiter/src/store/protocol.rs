@@ -1,22 +1,26 @@
 //! What a limiter and the shared store tell each other: plain data, in the limiter's own time.
 
-use crate::{quota::send_history::SendSnapshot, types::Ns};
+use crate::{
+    estimate::expected_output::LargestAnswer,
+    quota::send_history::SendSnapshot,
+    types::{Ns, StatedLimit},
+};
 
 /// What a limiter tells the store, and asks of it, in one step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Transaction {
-    /// Grows from one to the next. The store applies none below one it has seen.
+    /// Tells its answer from that to another one.
     pub serial: u64,
     /// Which incarnation of the limiter's record this limiter knows; 0: none.
     pub epoch: i64,
     /// The newest position that this limiter knows.
     pub position: u64,
-    /// Nothing is told and nothing asked: only how the quotas stand.
-    pub hello: bool,
-    /// The reservation that is given up, where one is: its position.
-    pub gone: u64,
-    /// How long the request at the head of the queue can wait; `None`: nobody asks.
-    pub max_wait: Option<Ns>,
+    /// Whether the head of the queue asks to go.
+    pub asks: bool,
+    /// How many wait, the head included.
+    pub waiting: usize,
+    /// What Groq has stated or shown and the store has not been told.
+    pub learnt: Learnt,
     /// Every dimension that has a limit.
     pub cells: Vec<Cell>,
 }
@@ -28,32 +32,19 @@ pub struct Cell {
     pub code: Box<str>,
     /// Time in which an empty one fills, ns.
     pub whole: Ns,
-    /// When it is full again, as far as this limiter knows.
+    /// When it is full again at the earliest, as far as this limiter knows: for a store that does not know it.
     pub known: Ns,
-    /// It is so at the earliest, whatever the store knows: this limiter comes back from a time without it.
-    pub claimed: bool,
     /// Settlements since the last transaction, ns: given back below zero.
     pub settled: i64,
-    /// Reservations given up before their time came, ns, below zero.
-    pub given_up: i64,
-    /// The newest word of Groq's.
+    /// What the newest header has shown.
     pub observation: Option<SentObservation>,
     /// What comes back should this replica fall silent: reservations that have not ended, without what Groq counts as
     /// soon as they are sent, ns.
     pub outstanding: Ns,
     /// What the head takes, ns; 0: nothing.
-    pub asked: Ns,
+    pub units: Ns,
     /// What it must leave untouched, ns.
     pub margin: Ns,
-}
-
-/// A reservation's place in the store.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BookingOrder {
-    /// In the order of reservations; 0: none.
-    pub position: u64,
-    /// The record's version that told of it.
-    pub version: u64,
 }
 
 /// What an answer's head said of a dimension.
@@ -63,6 +54,8 @@ pub struct SentObservation {
     pub position: u64,
     /// How the quotas stood when it was sent.
     pub snapshot: SendSnapshot,
+    /// By how much it may show too little, ns.
+    pub uncertain: Ns,
     /// When Groq saw it.
     pub at: Ns,
     /// When the quota would have been full again, then.
@@ -72,11 +65,9 @@ pub struct SentObservation {
 /// The store's answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
-    /// The last transaction of this replica that was applied before this one, and whether it charged a head.
-    pub before: (u64, bool),
-    /// Whether the head is charged.
+    /// Whether the head is charged, and goes.
     pub granted: bool,
-    /// When the head may go, from the store's now, ns; for one that is not charged: the earliest time.
+    /// When it has room at the earliest, from the store's now, ns.
     pub wait: Ns,
     /// How everything stands after it.
     pub state: State,
@@ -91,49 +82,30 @@ pub struct State {
     pub version: u64,
     /// The newest position: the granted head's.
     pub position: u64,
+    /// What the heads of other replicas take that wait before this one's, in millionths of the limit.
+    pub ahead: u64,
+    /// What Groq has stated or shown to any replica.
+    pub learnt: Learnt,
     /// Every dimension, by code.
     pub views: Vec<(Box<str>, RemoteView)>,
 }
 
-/// How one dimension stands in the store.
+/// What replicas learn from each other.
 #[derive(Clone, Debug, Default, PartialEq)]
+pub struct Learnt {
+    /// Limits that Groq has stated.
+    pub limits: Vec<StatedLimit>,
+    /// The largest answers, which limits on output test.
+    pub answers: Vec<LargestAnswer>,
+}
+
+/// How one dimension stands in the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RemoteView {
     /// When it is full again.
     pub tat: Ns,
     /// Sum of what headers taught, ns.
     pub corrections: i64,
-    /// Sum of that and of settlements, ns: by so much later may a head go that was charged before.
-    pub adjusted: i64,
     /// The newest position that has corrected it.
     pub newest: u64,
-    /// What was taken and given back shortly before, ns, fading.
-    pub recent: Ns,
-    /// For a head that is charged: when the quota would be full again with it and what it leaves untouched.
-    pub room: Ns,
-    /// The last reservations that were given up before their time.
-    pub gone: Vec<Released>,
-    /// Reservations that were to wait and may not have gone yet.
-    pub pending_bookings: Vec<PendingBooking>,
-}
-
-/// A reservation that waits for its turn.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PendingBooking {
-    /// The reservation's.
-    pub position: u64,
-    /// When it goes.
-    pub due: Ns,
-    /// What it has taken, ns.
-    pub span: Ns,
-}
-
-/// A reservation that was given up: those that came after it gain its span.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Released {
-    /// The record's version that told of it.
-    pub version: u64,
-    /// The reservation's.
-    pub position: u64,
-    /// What it had taken, ns.
-    pub span: Ns,
 }

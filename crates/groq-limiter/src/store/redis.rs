@@ -42,11 +42,11 @@ pub(crate) fn start(
     redis: RedisSettings,
     limiters: Weak<Registry>,
     commands: Commands<SharedLimiter>,
-    reach: Arc<StoreHealth>,
+    health: Arc<StoreHealth>,
 ) -> io::Result<()> {
     let Some(clock) = limiters.upgrade().map(|limiters| limiters.clock()) else { return Ok(()) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (news, heard) = unbounded_channel();
+    let (pushes, heard) = unbounded_channel();
     let task = Arc::new(RedisTask {
         url: redis.url,
         ca_file: redis.ca_file,
@@ -66,8 +66,8 @@ pub(crate) fn start(
         listener: Mutex::default(),
         limiters,
         clock,
-        reach,
-        news,
+        health,
+        pushes,
     });
     let body = move || runtime.block_on(task.keep(commands, heard));
     std::thread::Builder::new().name("store".into()).spawn(body).map(drop)
@@ -78,7 +78,7 @@ impl RedisTask {
         let beating = tokio::spawn(self.clone().beat());
         loop {
             tokio::select! {
-                word = commands.of_limiters.recv() => match word {
+                command = commands.of_limiters.recv() => match command {
                     Some(Command::Call(call)) => drop(tokio::spawn(self.clone().call(call))),
                     Some(Command::End(done)) => {
                         beating.abort();
@@ -110,7 +110,7 @@ impl RedisTask {
                 sleep(Duration::from_millis(2)).await;
             }
         };
-        if self.reach.up.load(Relaxed) && timeout(self.time_limit, told).await.is_err() {
+        if self.health.up.load(Relaxed) && timeout(self.time_limit, told).await.is_err() {
             tracing::warn!("the store was not told of every settlement before the end");
         }
         self.leave().await;

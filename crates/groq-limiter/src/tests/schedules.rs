@@ -17,13 +17,14 @@ use tokio::{
 
 use crate::{
     ActualUsage, AdmissionError, AdmissionRequest, CostEstimate, Limiters, Permit,
+    limiter::Limiter,
     registry::Registry,
     request::Scope,
     settings::{LimitSettings, ModelLimits, Plan, QueueSettings, Settings},
     shared::{SharedLimiter, Submitted},
     store::{
         Command, Commands, Store,
-        protocol::{Answer, RemoteView, State, Transaction},
+        protocol::{Answer, Learnt, RemoteView, State, Transaction},
     },
     sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     timer::TimerDriver,
@@ -348,28 +349,32 @@ fn a_store_that_comes_and_goes_leaves_nobody_waiting() {
 
 /// A store that grants what it is asked for, unless it is just lost.
 fn serve(registry: &Arc<Registry>, mut commands: Commands<SharedLimiter>, over: &AtomicBool) {
-    let up = &registry.common.store.as_ref().expect("there is one").reach.up;
+    let up = &registry.common.store.as_ref().expect("there is one").health.up;
     let (mut tat, mut version, mut position) = (0, 0, 0);
     while !over.load(SeqCst) {
         if !up.swap(true, SeqCst) {
-            registry.all().iter().for_each(SharedLimiter::reached);
+            registry.all().iter().for_each(|limiter| limiter.change_now(Limiter::reached));
         }
         while let Ok(Command::Call(call)) = commands.of_limiters.try_recv() {
-            let Transaction { serial, hello, max_wait, cells, .. } = call.transaction;
+            let Transaction { serial, asks: granted, cells, .. } = call.transaction;
             if shuttle::rand::Rng::gen_bool(&mut shuttle::rand::thread_rng(), 0.2) {
                 up.store(false, SeqCst);
                 registry.all().iter().for_each(|limiter| limiter.lost(2));
-                call.limiter.unanswered(serial, 2);
+                call.limiter.change_now(|limiter, now| {
+                    if limiter.waits_for(serial) {
+                        limiter.lost(2, now);
+                    }
+                });
                 break;
             }
-            let granted = !hello && max_wait.is_some();
             (version, position) = (version + 1, position + u64::from(granted));
             let views = cells.iter().map(|cell| {
-                tat = cell.known.max(tat).saturating_add(if granted { cell.asked } else { 0 });
+                tat = cell.known.max(tat).saturating_add(if granted { cell.units } else { 0 });
                 (cell.code.clone(), RemoteView { tat, ..RemoteView::default() })
             });
-            let state = State { epoch: 1, version, position, views: views.collect() };
-            call.limiter.answered(serial, &Answer { before: (0, false), granted, wait: 0, state });
+            let state = State { epoch: 1, version, position, ahead: 0, learnt: Learnt::default(), views: views.collect() };
+            let answer = Answer { granted, wait: 0, state };
+            call.limiter.change_now(|limiter, now| limiter.answered(serial, &answer, now));
         }
         thread::yield_now();
     }

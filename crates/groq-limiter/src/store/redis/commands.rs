@@ -1,4 +1,4 @@
-//! What limiters send to Redis and hear from it: transactions, their answers, news of other replicas.
+//! What limiters send to Redis and hear from it: transactions, their answers, updates of other replicas.
 
 use std::{
     io,
@@ -49,7 +49,7 @@ impl RedisTask {
                 } else {
                     self.lost(generation, &why);
                 }
-                limiter.unanswered(transaction.serial, self.reach.replicas.load(Relaxed));
+                limiter.unanswered(transaction.serial, self.health.replicas.load(Relaxed));
                 if of_cluster {
                     sleep(LOOK).await;
                     limiter.reached();
@@ -59,7 +59,7 @@ impl RedisTask {
     }
 
     async fn transact(&self, mut connection: Connection, key: &str, transaction: &Transaction) -> RedisResult<Answer> {
-        self.reach.calls.fetch_add(1, Relaxed);
+        self.health.calls.fetch_add(1, Relaxed);
         let request = self.offset().request(transaction);
         let mut script = self.script.key(key);
         let script = script.key(format!("{key}:{}", self.name)).arg(request).arg(self.channel());
@@ -71,7 +71,7 @@ impl RedisTask {
         let reply = Reply::parse(from_redis_value(reply)?).ok_or_else(not_understood)?;
         let mut offset = self.offset();
         offset.learn(reply.now, sent, self.clock.now());
-        offset.answer(reply).ok_or_else(not_understood)
+        offset.answer(reply, &self.name).ok_or_else(not_understood)
     }
 
     /// Runs a script of the program's own. A failure is the store's, as for a limiter.
@@ -81,7 +81,7 @@ impl RedisTask {
         let Some(connection) = self.connection().clone() else { return };
         let of_cluster = matches!(connection, Connection::Cluster(_));
         let key = keys.first().cloned().unwrap_or_default();
-        self.reach.calls.fetch_add(1, Relaxed);
+        self.health.calls.fetch_add(1, Relaxed);
         let running = async {
             let script = Script::new(script);
             let mut invocation = script.prepare_invoke();
@@ -104,7 +104,7 @@ impl RedisTask {
         }
     }
 
-    /// News of a settlement, or of a lost connection.
+    /// An update of another replica's, or a lost connection.
     pub(super) fn hear(&self, push: &PushInfo) {
         match push.kind {
             // One node of many; who talks to it will be told.
@@ -126,8 +126,8 @@ impl RedisTask {
                     return;
                 }
                 let reply = serde_json::from_str(reply).ok().and_then(Reply::parse);
-                if let Some((limiter, answer)) = limiter.zip(reply.and_then(|reply| self.offset().answer(reply))) {
-                    limiter.hear(&answer.state);
+                if let Some((limiter, answer)) = limiter.zip(reply.and_then(|reply| self.offset().answer(reply, &self.name))) {
+                    limiter.updated(&answer.state);
                 }
             }
             _ => {}
@@ -145,9 +145,9 @@ impl RedisTask {
         format!("{}:{{{digest}}}", self.prefix)
     }
 
-    /// Where settlements are published.
+    /// Where replicas publish what they change.
     pub(super) fn channel(&self) -> String {
-        format!("{}:news", self.prefix)
+        format!("{}:updates", self.prefix)
     }
 
     fn know(&self, key: &str, limiter: &Arc<SharedLimiter>) {

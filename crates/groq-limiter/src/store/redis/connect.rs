@@ -22,7 +22,7 @@ impl RedisTask {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT))
             .set_response_timeout(Some(self.time_limit))
-            .set_push_sender(self.news.clone());
+            .set_push_sender(self.pushes.clone());
         let client = match certificates.clone() {
             Some(certificates) => Client::build_with_tls(info.clone(), certificates)?,
             None => Client::open(info.clone())?,
@@ -38,7 +38,7 @@ impl RedisTask {
             .connection_timeout(CONNECT)
             .response_timeout(self.time_limit)
             .retries(1)
-            .push_sender(self.news.clone());
+            .push_sender(self.pushes.clone());
         if let Some(certificates) = certificates {
             cluster = cluster.certs(certificates);
         }

@@ -39,9 +39,9 @@ impl RedisTask {
             let generation = self.generation.load(Relaxed);
             match timeout(CONNECT + self.time_limit, self.reached()).await.unwrap_or_else(|_| Err(too_late())) {
                 Ok(()) => {
-                    if !self.reach.up.swap(true, Relaxed) {
-                        self.reach.sessions.fetch_add(1, Relaxed);
-                        tracing::info!(replicas = self.reach.replicas.load(Relaxed), "the store answers: limits are shared");
+                    if !self.health.up.swap(true, Relaxed) {
+                        self.health.sessions.fetch_add(1, Relaxed);
+                        tracing::info!(replicas = self.health.replicas.load(Relaxed), "the store answers: limits are shared");
                         self.each(|limiter| limiter.reached());
                         said = None;
                     }
@@ -57,7 +57,7 @@ impl RedisTask {
                     said = words;
                 }
             }
-            sleep(if self.reach.up.load(Relaxed) { BEAT } else { LOOK }).await;
+            sleep(if self.health.up.load(Relaxed) { BEAT } else { LOOK }).await;
         }
     }
 
@@ -95,7 +95,7 @@ impl RedisTask {
         Ok(())
     }
 
-    /// The store is lost, unless that is known. Whether this was news.
+    /// The store is lost, unless that is known. Whether nobody knew.
     pub(super) fn lost(&self, generation: u64, why: &RedisError) -> bool {
         if self.generation.compare_exchange(generation, generation + 1, Relaxed, Relaxed).is_err() {
             return false;
@@ -105,21 +105,21 @@ impl RedisTask {
         // It may have been the store that did not hear them.
         self.silent().clear();
         self.because(why);
-        if !self.reach.up.swap(false, Relaxed) {
+        if !self.health.up.swap(false, Relaxed) {
             return false;
         }
-        let replicas = self.reach.replicas.load(Relaxed);
+        let replicas = self.health.replicas.load(Relaxed);
         tracing::warn!(error = %why, replicas, "the store is lost: every limit is divided by the number of replicas");
         self.each(|limiter| limiter.lost(replicas));
         true
     }
 
-    /// A cluster's node does not answer for this key. Whether this is news.
+    /// A cluster's node does not answer for this key. Whether nobody knew.
     pub(super) fn alone(&self, key: &str, why: &RedisError) -> bool {
         self.because(why);
         let mut apart = self.apart();
         let new = apart.insert(key.into());
-        self.reach.apart.store(apart.len(), Relaxed);
+        self.health.apart.store(apart.len(), Relaxed);
         new
     }
 
@@ -127,13 +127,13 @@ impl RedisTask {
     pub(super) fn keep_apart(&self, keep: impl Fn(&String) -> bool) {
         let mut apart = self.apart();
         apart.retain(keep);
-        self.reach.apart.store(apart.len(), Relaxed);
+        self.health.apart.store(apart.len(), Relaxed);
     }
 
     /// Takes note of it, for people.
     fn because(&self, why: &RedisError) -> Arc<str> {
         let why: Arc<str> = why.to_string().into();
-        *self.reach.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.clone());
+        *self.health.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.clone());
         why
     }
 
@@ -142,7 +142,7 @@ impl RedisTask {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         if replicas >= counted.0 || counted.1.elapsed() > 2 * SILENT {
             *counted = (replicas.max(1), Instant::now());
-            self.reach.replicas.store(counted.0, Relaxed);
+            self.health.replicas.store(counted.0, Relaxed);
         }
     }
 

@@ -44,12 +44,12 @@ pub(super) struct RedisTask {
     pub(super) silent: Mutex<Vec<Silent>>,
     /// Limiters by key, for published changes.
     pub(super) known: Mutex<HashMap<String, Weak<SharedLimiter>>>,
-    /// Who hears news that are of no limiter.
+    /// Who hears updates that are of no limiter.
     pub(super) listener: Mutex<Option<UnboundedSender<String>>>,
     pub(super) limiters: Weak<Registry>,
     pub(super) clock: Clock,
-    pub(super) reach: Arc<StoreHealth>,
-    pub(super) news: UnboundedSender<PushInfo>,
+    pub(super) health: Arc<StoreHealth>,
+    pub(super) pushes: UnboundedSender<PushInfo>,
 }
 
 /// A replica that has gone silent.

@@ -1,18 +1,23 @@
 //! The script's numbers: microseconds of the server's clock there, nanoseconds of the limiters' here.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::{
-    store::protocol::{Answer, Cell, PendingBooking, Released, RemoteView, State, Transaction},
-    types::Ns,
+    estimate::expected_output::LargestAnswer,
+    store::protocol::{Answer, Cell, Learnt, RemoteView, SentObservation, State, Transaction},
+    types::{Dimension, Ns, Source, StatedLimit, Unit},
 };
 
-/// Numbers before the dimensions in a reply.
+/// Words before the dimensions in a reply: numbers, who waits, and what Groq has stated.
 const HEAD: usize = 8;
-/// Values of one dimension in a reply.
-const EACH: usize = 9;
+/// Values of one dimension in a reply, its code included.
+const EACH: usize = 4;
 /// The longest span that is believed, µs: 200 years.
 const LONGEST: i64 = 200 * 366 * 86_400_000_000;
+/// Before the key of an answer, among what replicas learn from each other: `E:7=1029:1700000000000000`.
+const ANSWER: &str = "E:";
 
 /// What to add to our microseconds for the server's, and how exact that is.
 #[derive(Debug, Default)]
@@ -28,29 +33,34 @@ pub struct Offset {
 pub struct Reply {
     /// The server's clock, µs.
     pub now: i64,
-    head: [i64; HEAD],
-    quotas: Vec<QuotaReply>,
+    head: [i64; HEAD - 2],
+    /// The replicas whose heads wait, and what each takes, in millionths of the limit.
+    waiting: Vec<(String, u64)>,
+    learnt: Vec<String>,
+    quotas: Vec<(Box<str>, [i64; EACH - 1])>,
 }
-
-/// A dimension's code, its numbers, what was given up and whose pending bookings are to come.
-type QuotaReply = (Box<str>, [i64; EACH - 3], Vec<Released>, Vec<[i64; 3]>);
 
 impl Reply {
     /// `None` for anything that the script does not say.
     pub fn parse(words: Vec<String>) -> Option<Self> {
         let (head, quotas) = words.split_at_checked(HEAD)?;
         let number = |word: &String| word.parse::<i64>().ok().filter(|n| n.unsigned_abs() <= 100 * LONGEST as u64);
-        let head: Vec<i64> = head.iter().map(number).collect::<Option<_>>()?;
-        let head: [i64; HEAD] = head.try_into().ok()?;
+        let [numbers @ .., waiting, learnt] = head else { return None };
+        let numbers: Vec<i64> = numbers.iter().map(number).collect::<Option<_>>()?;
+        let head: [i64; HEAD - 2] = numbers.try_into().ok()?;
         let quota = |words: &[String]| {
-            let [code, numbers @ .., gone, pending_bookings] = words else { return None };
+            let (code, numbers) = words.split_first()?;
             let numbers: Vec<i64> = numbers.iter().map(number).collect::<Option<_>>()?;
-            let gone = gone.split_whitespace().map(self::gone).collect::<Option<_>>()?;
-            let pending_bookings = pending_bookings.split_whitespace().map(three).collect::<Option<_>>()?;
-            Some((code.as_str().into(), numbers.try_into().ok()?, gone, pending_bookings))
+            Some((code.as_str().into(), numbers.try_into().ok()?))
         };
         let quotas = quotas.chunks(EACH).map(quota).collect::<Option<_>>()?;
-        Some(Self { now: head[0], head, quotas })
+        let learnt = learnt.split_whitespace().map(str::to_owned).collect();
+        let place = |word: &str| {
+            let (name, share) = word.rsplit_once(':')?;
+            Some((name.to_owned(), share.parse().ok()?))
+        };
+        let waiting = waiting.split_whitespace().map(place).collect::<Option<_>>()?;
+        Some(Self { now: head[0], head, waiting, learnt, quotas })
     }
 }
 
@@ -69,81 +79,80 @@ impl Offset {
     /// A transaction as the script reads it.
     pub fn request(&self, transaction: &Transaction) -> String {
         let cells: Vec<Value> = transaction.cells.iter().map(|cell| self.cell(cell)).collect();
-        let mut request = json!({
-            "serial": transaction.serial,
-            "born": transaction.epoch,
+        let Learnt { limits, answers } = &transaction.learnt;
+        let answers =
+            answers.iter().map(|answer| format!("{ANSWER}{}={}:{}", answer.key, answer.tokens, self.there(answer.ended)));
+        let learnt: Vec<String> = limits.iter().filter_map(terms).chain(answers).collect();
+        json!({
+            "epoch": transaction.epoch,
             "position": transaction.position,
-            "hello": transaction.hello,
-            "gone": transaction.gone,
+            "asks": transaction.asks,
+            "waiting": transaction.waiting,
+            "learnt": learnt.join(" "),
             "cells": cells,
-        });
-        if let Some(max_wait) = transaction.max_wait {
-            request["patience"] = (max_wait / 1000).into();
-        }
-        request.to_string()
+        })
+        .to_string()
     }
 
     fn cell(&self, cell: &Cell) -> Value {
         let mut wire = json!({
-            "k": cell.code,
-            "cap": cell.whole / 1000,
-            "t": self.there(cell.known),
-            "d": up(cell.settled),
-            "b": up(cell.given_up),
-            "l": cell.outstanding / 1000,
-            "q": cell.asked.div_ceil(1000),
-            "r": cell.margin.div_ceil(1000),
+            "code": cell.code,
+            "whole": cell.whole / 1000,
+            "known": self.there(cell.known),
+            "settled": up(cell.settled),
+            "outstanding": cell.outstanding / 1000,
+            "units": cell.units.div_ceil(1000),
+            "margin": cell.margin.div_ceil(1000),
         });
-        if cell.claimed {
-            wire["j"] = true.into();
-        }
-        if let Some(observation) = &cell.observation {
-            wire["n"] = observation.position.into();
-            wire["u"] = self.there(observation.truth).into();
-            wire["a"] = self.there(observation.at).into();
-            wire["m"] = self.there(observation.snapshot.tat).into();
-            wire["o"] = (observation.snapshot.recent / 1000).into();
-            wire["v"] = (observation.snapshot.adjusted / 1000).into();
-            wire["x"] = (observation.snapshot.corrections / 1000).into();
+        if let Some(SentObservation { position, snapshot, uncertain, at, truth }) = cell.observation {
+            wire["observed"] = json!({
+                "position": position,
+                "truth": self.there(truth),
+                "at": self.there(at),
+                "tat": self.there(snapshot.tat),
+                "uncertain": uncertain / 1000,
+                "corrections": snapshot.corrections / 1000,
+            });
         }
         wire
     }
 
-    /// A reply as a limiter reads it; `None` for numbers that cannot be.
-    pub fn answer(&self, reply: Reply) -> Option<Answer> {
-        let [_, epoch, version, position, applied, held, granted, wait] = reply.head;
-        let view = |[tat, corrections, adjusted, newest, recent, room]: [i64; EACH - 3], gone, pending_bookings: Vec<_>| {
-            Some(RemoteView {
-                tat: self.here(tat)?,
-                corrections: span(corrections)?,
-                adjusted: span(adjusted)?,
-                newest: newest.try_into().ok()?,
-                recent: span(recent)?.try_into().ok()?,
-                room: self.here(room)?,
-                gone,
-                pending_bookings: pending_bookings.into_iter().map(|turn| self.turn(turn)).collect::<Option<_>>()?,
-            })
+    /// A reply as the limiter of this replica reads it; `None` for numbers that cannot be.
+    pub fn answer(&self, reply: Reply, replica: &str) -> Option<Answer> {
+        let [_, epoch, version, position, granted, wait] = reply.head;
+        let view = |[tat, corrections, newest]: [i64; EACH - 1]| {
+            Some(RemoteView { tat: self.here(tat)?, corrections: span(corrections)?, newest: newest.try_into().ok()? })
         };
-        let views = reply
-            .quotas
-            .into_iter()
-            .map(|(code, quota, gone, pending_bookings)| Some((code, view(quota, gone, pending_bookings)?)));
+        let views = reply.quotas.into_iter().map(|(code, quota)| Some((code, view(quota)?)));
+        let ahead = reply.waiting.iter().take_while(|(name, _)| name != replica);
         Some(Answer {
-            before: (applied.try_into().ok()?, held == 1),
             granted: granted == 1,
             wait: span(wait)?.try_into().ok()?,
             state: State {
                 epoch,
                 version: version.try_into().ok()?,
                 position: position.try_into().ok()?,
+                ahead: ahead.fold(0, |sum: u64, (_, share)| sum.saturating_add(*share)),
+                learnt: self.learnt(&reply.learnt)?,
                 views: views.collect::<Option<_>>()?,
             },
         })
     }
 
-    /// A reservation's turn, as position, due and span.
-    fn turn(&self, [position, due, micros]: [i64; 3]) -> Option<PendingBooking> {
-        Some(PendingBooking { position: position.try_into().ok()?, due: self.here(due)?, span: span(micros)?.try_into().ok()? })
+    fn learnt(&self, words: &[String]) -> Option<Learnt> {
+        let mut learnt = Learnt::default();
+        for word in words {
+            match word.strip_prefix(ANSWER) {
+                Some(answer) => {
+                    let (key, answer) = answer.split_once('=')?;
+                    let (tokens, ended) = answer.split_once(':')?;
+                    let ended = self.here(ended.parse().ok()?)?;
+                    learnt.answers.push(LargestAnswer { key: key.parse().ok()?, tokens: tokens.parse().ok()?, ended });
+                }
+                None => learnt.limits.push(limit(word)?),
+            }
+        }
+        Some(learnt)
     }
 
     fn there(&self, at: Ns) -> i64 {
@@ -166,20 +175,32 @@ fn up(span: i64) -> i64 {
     -(span.saturating_neg().div_euclid(1000))
 }
 
-/// A reservation given up, as version:position:span.
-fn gone(word: &str) -> Option<Released> {
-    let [version, position, micros] = three(word)?;
-    Some(Released {
-        version: version.try_into().ok()?,
-        position: position.try_into().ok()?,
-        span: span(micros)?.try_into().ok()?,
-    })
+/// A limit as the record holds it, `TPM=tokens:60000:8000:headers`; `None` for a code that would not be one word.
+fn terms(learnt: &StatedLimit) -> Option<String> {
+    let StatedLimit { dimension, limit, source } = learnt;
+    let is_word = !dimension.code.is_empty() && dimension.code.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let (_, unit) = UNITS.into_iter().find(|(unit, _)| *unit == dimension.unit)?;
+    let source = if *source == Source::Headers { "headers" } else { "refusal" };
+    is_word.then(|| format!("{}={unit}:{}:{limit}:{source}", dimension.code, dimension.period.as_millis()))
 }
 
-fn three(word: &str) -> Option<[i64; 3]> {
-    let numbers: Vec<i64> = word.splitn(3, ':').map(|part| part.parse().ok()).collect::<Option<_>>()?;
-    numbers.try_into().ok()
+fn limit(word: &str) -> Option<StatedLimit> {
+    let (code, terms) = word.split_once('=')?;
+    let [unit, period, limit, source] = terms.split(':').collect::<Vec<_>>().try_into().ok()?;
+    let (unit, _) = UNITS.into_iter().find(|(_, name)| *name == unit)?;
+    let period = period.parse().ok().filter(|&ms| ms > 0).map(Duration::from_millis)?;
+    let dimension = Dimension::named(Some(code), Some(unit), Some(period), 0)?;
+    let source = if source == "headers" { Source::Headers } else { Source::UpstreamRefusal };
+    Some(StatedLimit { dimension, limit: limit.parse().ok()?, source })
 }
+
+const UNITS: [(Unit, &str); 5] = [
+    (Unit::Requests, "requests"),
+    (Unit::Tokens, "tokens"),
+    (Unit::InputTokens, "input"),
+    (Unit::OutputTokens, "output"),
+    (Unit::AudioSeconds, "audio"),
+];
 
 fn span(micros: i64) -> Option<i64> {
     (micros.unsigned_abs() <= LONGEST as u64).then(|| micros * 1000)
@@ -199,7 +220,7 @@ mod tests {
                                now in any::<i64>()) {
             let mut offset = Offset::default();
             offset.learn(now / 4, 8_640_000_000_000_000, 8_640_000_000_200_000);
-            if let Some(answer) = Reply::parse(words).and_then(|reply| offset.answer(reply)) {
+            if let Some(answer) = Reply::parse(words).and_then(|reply| offset.answer(reply, "replica")) {
                 prop_assert!(answer.state.views.iter().all(|(_, quota)| quota.tat <= LONGEST as Ns * 1000));
             }
         }
@@ -241,12 +262,27 @@ mod tests {
     #[test]
     fn the_least_number_is_none_of_the_scripts() {
         let least = i64::MIN.to_string();
-        for place in 0..HEAD {
-            let mut words = vec!["0".to_owned(); HEAD];
+        for place in 0..HEAD - 2 {
+            let mut words = vec!["0".to_owned(); HEAD - 1];
+            words.push(String::new());
             words[place].clone_from(&least);
             assert!(Reply::parse(words).is_none(), "number {place}");
         }
         assert_eq!((span(i64::MIN), span(LONGEST), span(-LONGEST)), (None, Some(LONGEST * 1000), Some(-LONGEST * 1000)));
+    }
+
+    #[test]
+    fn limits_there_and_back_are_the_same() {
+        let learnt = |dimension, source| StatedLimit { dimension, limit: 7000, source };
+        let odd = Dimension { code: "R10S".into(), unit: Unit::Requests, period: Duration::from_secs(10) };
+        for learnt in [
+            learnt(Dimension::OTPM, Source::UpstreamRefusal),
+            learnt(Dimension::TPM, Source::Headers),
+            learnt(odd, Source::Headers),
+        ] {
+            assert_eq!(terms(&learnt).as_deref().and_then(limit), Some(learnt));
+        }
+        assert_eq!(limit("TPM=tokens:0:1:headers"), None);
     }
 
     #[test]
