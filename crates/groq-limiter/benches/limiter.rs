@@ -1,5 +1,5 @@
 //! What does one decision cost? A pass over a limiter with nobody, a hundred and ten thousand waiting, one request's whole
-//! life, and the memory of a waiter. `cargo bench -p groq-limiter --bench limiter`
+//! life, and the memory of limiters and of waiters. `cargo bench -p groq-limiter --bench limiter`
 
 use std::{fs, hint::black_box, pin::Pin, sync::Arc, task::Context, time::Duration};
 
@@ -171,8 +171,29 @@ fn resident() -> u64 {
 }
 
 fn memory(_: &mut Criterion) {
+    limiters(100_000);
     waiters(10_000);
     waiters(100_000);
+}
+
+/// Limiters of four limits each, of which every one has served a request of one app and seen its headers.
+fn limiters(count: usize) {
+    let limits = Limiters::new(Settings { limits: Arc::new(limits()), ..Settings::default() });
+    let mut context = Context::from_waker(std::task::Waker::noop());
+    let shown = RemoteQuota { limit: 250_000, remaining: 249_700, reset: None };
+    let state = Observation { tokens: Some(shown), ..Observation::default() };
+    let before = resident();
+    for n in 0..count {
+        let request = AdmissionRequest { organization: format!("key-{n:012x}").into(), ..request(1, 100) };
+        let now = Instant::now();
+        let mut turn = Box::pin(limits.reserve(&request, now, None));
+        let std::task::Poll::Ready(Ok(mut permit)) = Pin::as_mut(&mut turn).poll(&mut context) else { panic!("it fits") };
+        permit.sent(now);
+        permit.observe(&state, now);
+        permit.settle(ActualUsage::Tokens { prompt: 200, completion: 10, prompt_total: 200 }, now);
+    }
+    let bytes = resident() - before;
+    println!("memory: {} MB of {count} limiters, {} bytes each", bytes / 1_000_000, bytes / count as u64);
 }
 
 fn waiters(count: usize) {

@@ -4,61 +4,15 @@
 //! minute and day, output tokens, seconds of audio. What has to wait is queued fairly between apps; what cannot make it before
 //! its deadline is refused at once. Responses correct the prediction, so that others may use the same limits.
 //!
-//! Every request is reserved, sent, observed and settled:
+//! Every request is reserved, sent, observed and settled. The program below does so by `reqwest`; `tests/guide.rs` runs it against a
+//! simulated Groq, once alone and once as two processes that share a Redis (feature `redis`).
 //!
-//! ```
-//! use std::time::Duration;
-//!
-//! use groq_limiter::{
-//!     ActualUsage, AdmissionError, AdmissionRequest, CostEstimate, Limiters,
-//!     settings::Settings,
-//!     types::{Observation, Priority, RemoteQuota},
-//! };
-//! use tokio::time::Instant;
-//!
-//! # async fn call_groq() -> (u64, u64, u64, u64) { (8000, 7900, 60, 40) }
-//! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> Result<(), AdmissionError> {
-//! let limiters = Limiters::new(Settings::default());
-//! let request = AdmissionRequest {
-//!     organization: "mine".into(),
-//!     key: 0,
-//!     model: "openai/gpt-oss-20b".into(),
-//!     tier: "on_demand".into(),
-//!     app: "chat".into(),
-//!     weight: 1.0,
-//!     class: Priority::Interactive,
-//!     cost: CostEstimate::Tokens { prompt: 60, max_completion_tokens: Some(500) },
-//!     bytes: 0,
-//! };
-//!
-//! // Waits for its fair turn, a minute at most. Dropping the future leaves the queue.
-//! let mut permit = limiters.reserve(&request, Instant::now() + Duration::from_secs(60), None).await?;
-//!
-//! // Send it, with whatever HTTP client. Here: what `x-ratelimit-limit-tokens` and `-remaining-tokens` say, and `usage`.
-//! permit.sent(Instant::now());
-//! let (limit, remaining, prompt, completion) = call_groq().await;
-//!
-//! // The headers correct the prediction, and the tokens that were not used come back.
-//! let tokens = RemoteQuota { limit, remaining, reset: None };
-//! permit.observe(&Observation { tokens: Some(tokens), ..Observation::default() }, Instant::now());
-//! permit.settle(ActualUsage::Tokens { prompt, completion, prompt_total: prompt }, Instant::now());
-//! # Ok(())
-//! # }
-//! ```
+#![doc = concat!("```no_run\n", include_str!("../examples/call_groq.rs"), "```")]
 //!
 //! A permit that is dropped gives back what was never sent, and keeps the rest reserved until headers correct it. After a
-//! 429, [`Permit::refused`] takes what its text says and gives a [`Requeue`] for the next [`Limiters::reserve`].
-//!
-//! Several processes share their quotas through Redis (feature `redis`); without an answer of Redis each goes on with its part
-//! of every limit:
-//!
-//! ```
-//! # use groq_limiter::{Limiters, settings::{RedisSettings, Settings}};
-//! let redis = RedisSettings { replicas: 2, ..RedisSettings::new("redis://127.0.0.1:6379") };
-//! let limiters = Limiters::new(Settings { redis: Some(redis), ..Settings::default() });
-//! # drop(limiters);
-//! ```
+//! 429, [`Permit::refused`] takes what its text says, where the caller has read it, and gives a [`Requeue`] for the next
+//! [`Limiters::reserve`]. While Redis does not answer, each process goes on with its part of every limit; what Groq states to one
+//! of them holds for all.
 //!
 //! | question | file |
 //! |---|---|

@@ -1,6 +1,6 @@
 //! A request as the limits see it: what it asks for, what it may cost, why it may not go, and what it used in the end.
 
-use std::{sync::Arc, time::Duration};
+use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use crate::types::{Dimension, Priority, Unit};
 
@@ -65,6 +65,23 @@ pub struct AdmissionRequest {
     pub bytes: u64,
 }
 
+impl AdmissionRequest {
+    /// An interactive request of the usual tier and of no app in particular.
+    pub fn new(organization: impl Into<Arc<str>>, model: impl Into<Arc<str>>, cost: CostEstimate) -> Self {
+        Self {
+            organization: organization.into(),
+            key: 0,
+            model: model.into(),
+            tier: "on_demand".into(),
+            app: "".into(),
+            weight: 1.0,
+            class: Priority::default(),
+            cost,
+            bytes: 0,
+        }
+    }
+}
+
 /// Why a request gets no permit. No quota was changed.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AdmissionError {
@@ -96,6 +113,22 @@ pub enum AdmissionError {
         retry_after: Duration,
     },
 }
+
+impl fmt::Display for AdmissionError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLarge { dimension, limit, requested, .. } => {
+                write!(formatter, "it takes {requested} of {}, whose limit is {limit}", dimension.words())
+            }
+            Self::NotInTime { dimension, wait, .. } => {
+                write!(formatter, "it would wait {:.1} s for {}", wait.as_secs_f64(), dimension.words())
+            }
+            Self::QueueFull { .. } => formatter.write_str("the queue is full"),
+        }
+    }
+}
+
+impl Error for AdmissionError {}
 
 /// What became of a sent request, for its charge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! The apps that a queue knows, by number and by name.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     app::App,
@@ -21,7 +21,8 @@ pub(super) struct Apps {
     /// Boxed: most limiters have one, and a vector has room for four.
     apps: Vec<Option<Box<App>>>,
     free: Vec<AppId>,
-    ids: [HashMap<Arc<str>, AppId>; 2],
+    /// By priority class and name: a search takes eleven steps at most, and most limiters have one app.
+    sorted: Vec<AppId>,
     /// Idle apps are looked for when so many are known.
     forget_at: usize,
 }
@@ -42,7 +43,8 @@ impl Apps {
     /// The app's number; it is taken up if it was unknown. `served_starts`: where newcomers begin, by priority class.
     pub(super) fn id(&mut self, name: &Arc<str>, class: Priority, weight: f64, served_starts: [Start; 2], now: Ns) -> AppId {
         let weight = if weight.is_finite() { weight.clamp(1e-3, 1e3) } else { 1.0 };
-        if let Some(&id) = self.ids[class as usize].get(name) {
+        if let Ok(place) = self.search(name, class) {
+            let id = self.sorted[place];
             if let Some(app) = self.get_mut(id) {
                 app.weight = weight;
             }
@@ -56,25 +58,36 @@ impl Apps {
             return self.id(&EVERYONE_ELSE.into(), class, 1.0, served_starts, now);
         }
         let id = self.free.pop().unwrap_or_else(|| {
+            self.apps.reserve_exact(usize::from(self.apps.is_empty()));
             self.apps.push(None);
             (self.apps.len() - 1) as AppId
         });
         self.apps[id as usize] = Some(Box::new(App::new(name.clone(), class, weight, now)));
-        self.ids[class as usize].insert(name.clone(), id);
+        let (Ok(place) | Err(place)) = self.search(name, class);
+        self.sorted.reserve_exact(usize::from(self.sorted.is_empty()));
+        self.sorted.insert(place, id);
         id
     }
 
+    fn search(&self, name: &str, class: Priority) -> Result<usize, usize> {
+        let key = |&id: &AppId| self.get(id).map(|app| (app.class, &*app.name));
+        self.sorted.binary_search_by(|id| key(id).cmp(&Some((class, name))))
+    }
+
     fn known(&self) -> usize {
-        self.ids[0].len() + self.ids[1].len()
+        self.sorted.len()
     }
 
     /// Forgets apps that have nothing in the queue and whose late use is over.
     fn forget_idle(&mut self, served_starts: [Start; 2], now: Ns) {
-        for (id, place) in self.apps.iter_mut().enumerate() {
-            if let Some(app) = place.take_if(|app| app.is_idle(served_starts[app.class as usize], now)) {
-                self.ids[app.class as usize].remove(&app.name);
-                self.free.push(id as AppId);
+        let Self { apps, free, sorted, .. } = self;
+        sorted.retain(|&id| {
+            let place = &mut apps[id as usize];
+            let is_idle = place.take_if(|app| app.is_idle(served_starts[app.class as usize], now)).is_some();
+            if is_idle {
+                free.push(id);
             }
-        }
+            !is_idle
+        });
     }
 }

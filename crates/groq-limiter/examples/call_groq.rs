@@ -1,0 +1,74 @@
+// Calls Groq's chat API as fast as its limits allow. Processes with the same `REDIS_URL` share the limits.
+// (For https, reqwest needs one of its features for TLS.)
+
+use std::{env, error::Error, time::Duration};
+
+use groq_limiter::{
+    ActualUsage, AdmissionRequest, CostEstimate, Limiters,
+    settings::{RedisSettings, Settings},
+    types::{Observation, RemoteQuota},
+};
+use reqwest::{Client, StatusCode, header::HeaderMap};
+use serde_json::{Value, json};
+use tokio::{task::JoinSet, time::Instant};
+
+const MODEL: &str = "openai/gpt-oss-20b";
+const MAX_COMPLETION_TOKENS: u64 = 500;
+
+async fn chat(limiters: Limiters, client: Client, prompt: String) -> Result<String, Box<dyn Error + Send + Sync>> {
+    // About four characters a token, and 70 tokens of template: the limiter learns how far that is off.
+    let (tokens, max_completion_tokens) = (prompt.len() as u64 / 4 + 70, Some(MAX_COMPLETION_TOKENS));
+    let request = AdmissionRequest::new("my-organization", MODEL, CostEstimate::Tokens { prompt: tokens, max_completion_tokens });
+    let url = env::var("GROQ_BASE_URL").unwrap_or("https://api.groq.com".into()) + "/openai/v1/chat/completions";
+    let body = json!({
+        "model": MODEL,
+        "max_completion_tokens": MAX_COMPLETION_TOKENS,
+        "messages": [{ "role": "user", "content": prompt }],
+    });
+    let (deadline, mut requeue) = (Instant::now() + Duration::from_secs(60), None);
+    loop {
+        // Waits for its turn. An error says that it would come too late, or never.
+        let mut permit = limiters.reserve(&request, deadline, requeue).await?;
+        permit.sent(Instant::now());
+        let response = client.post(&url).bearer_auth(env::var("GROQ_API_KEY")?).json(&body).send().await?;
+        let state = observation(response.headers());
+        if response.status() == StatusCode::TOO_MANY_REQUESTS {
+            let retry_after = number(response.headers(), "retry-after").map(Duration::from_secs);
+            requeue = permit.refused(None, &state, retry_after, Instant::now());
+            continue;
+        }
+        // What the headers say corrects the limits; what `usage` says gives back what was not used.
+        permit.observe(&state, Instant::now());
+        let answer: Value = response.error_for_status()?.json().await?;
+        let [prompt, completion] = ["prompt_tokens", "completion_tokens"].map(|part| answer["usage"][part].as_u64().unwrap_or(0));
+        permit.settle(ActualUsage::Tokens { prompt, completion, prompt_total: prompt }, Instant::now());
+        return Ok(answer["choices"][0]["message"]["content"].as_str().unwrap_or_default().into());
+    }
+}
+
+fn observation(headers: &HeaderMap) -> Observation {
+    let quota = |unit: &str| {
+        let [limit, remaining] = ["limit", "remaining"].map(|part| number(headers, &format!("x-ratelimit-{part}-{unit}")));
+        Some(RemoteQuota { limit: limit?, remaining: remaining?, reset: None })
+    };
+    Observation { requests: quota("requests"), tokens: quota("tokens"), audio: None }
+}
+
+fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
+    headers.get(name)?.to_str().ok()?.parse().ok()
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+    // Shared by two processes, each of which goes on with half of every limit while Redis does not answer.
+    let redis = env::var("REDIS_URL").ok().map(|url| RedisSettings { replicas: 2, ..RedisSettings::new(url) });
+    let (limiters, client) = (Limiters::new(Settings { redis, ..Settings::default() }), Client::new());
+    let calls: JoinSet<_> =
+        (1..=12).map(|n| chat(limiters.clone(), client.clone(), format!("Write a haiku about the number {n}."))).collect();
+    for answer in calls.join_all().await {
+        println!("{}", answer?.replace('\n', " "));
+    }
+    // Gives back what is not used, and tells the others that it leaves.
+    limiters.leave();
+    Ok(())
+}
