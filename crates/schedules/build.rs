@@ -1,4 +1,4 @@
-//! Names the configuration under which the limiter's sources use shuttle, and the feature of theirs that is off here.
+//! Names the configuration under which the limiter's sources use shuttle, and their features that are off here.
 
 fn main() {
     println!("cargo::rustc-cfg=shuttle");

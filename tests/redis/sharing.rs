@@ -96,7 +96,7 @@ async fn an_app_on_one_of_two_replicas_gets_its_share_of_that_replica() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_replica_learns_of_the_limits_holds_for_the_others() {
     let redis = Redis::start(&[]).await;
-    let [one, two] = [(); 2].map(|()| replica(&redis.url(), tokens(10_000), PATIENT));
+    let [one, two] = [(); 2].map(|()| replica(&redis.url(), tokens(10_000), LONG_TIMEOUT));
     until(false, &[one.clone(), two.clone()]).await;
     let soon = || Instant::now() + Duration::from_secs(5);
     // The second one's limiter is there before, and hears by an update; a third one by its first answer.
@@ -123,7 +123,7 @@ async fn what_one_replica_learns_of_the_limits_holds_for_the_others() {
         wait: Some(Duration::from_millis(600)),
     };
     second.refused(Some(&text), &Observation::default(), None, Instant::now());
-    let third = replica(&redis.url(), tokens(10_000), PATIENT);
+    let third = replica(&redis.url(), tokens(10_000), LONG_TIMEOUT);
     until(false, std::slice::from_ref(&third)).await;
     drop(third.reserve(&ask("a", 1, 1), soon(), None).await.expect("room"));
     let start = Instant::now();

@@ -1,5 +1,5 @@
-// Calls Groq's chat API as fast as its limits allow. Processes with the same `REDIS_URL` share the limits.
-// (For https, reqwest needs one of its features for TLS.)
+//! Calls Groq's chat API as fast as its limits allow. Processes with the same `REDIS_URL` share the limits.
+//! (For https, reqwest needs one of its features for TLS.)
 
 use std::{env, error::Error, time::Duration};
 
@@ -59,7 +59,7 @@ fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+pub(crate) async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     // Shared by two processes, each of which goes on with half of every limit while Redis does not answer.
     let redis = env::var("REDIS_URL").ok().map(|url| RedisSettings { replicas: 2, ..RedisSettings::new(url) });
     let (limiters, client) = (Limiters::new(Settings { redis, ..Settings::default() }), Client::new());

@@ -131,6 +131,15 @@ impl Bucket {
         self.state().set(self.tat().saturating_sub(self.span(amount)));
     }
 
+    /// `used` units replace `units` that were taken.
+    pub fn settle(&mut self, units: u64, used: u64, now: Ns) {
+        match used.checked_sub(units) {
+            Some(0) => {}
+            Some(more) => self.debit(more, now),
+            None => self.refund(units - used),
+        }
+    }
+
     /// Moves what is used by a correction, ns: more for a positive one. A bucket that was full before `since` counts from then.
     pub fn correct(&mut self, by: i64, since: Ns, now: Ns) {
         self.set_tat(self.tat().max(since).saturating_add_signed(by), now);
@@ -150,11 +159,6 @@ impl Bucket {
     /// The instant at which a bucket is full again of which `used` units are taken at `at`.
     pub fn tat_of(&self, used: u64, at: Ns) -> Ns {
         at.saturating_add(self.span(used))
-    }
-
-    /// The instant from which a bucket that is full again at `tat` is out of debt.
-    pub fn out_of_debt(&self, tat: Ns) -> Ns {
-        tat.saturating_sub(self.span(self.limit()))
     }
 
     /// A span that was `unit` nanoseconds for each unit, for as many units of this bucket.

@@ -20,9 +20,9 @@
 //! | why a request waits: one dimension's bucket and safety margin | [`quota`], `quota/margin`; all of them together: [`quota_set`] |
 //! | how a header or a refusal corrects us | `quota/reconcile`, `quota/send_history`, `limiter/limits` |
 //! | what others take of the same limits | `quota/external` |
-//! | who goes next, and how long it takes | [`queue`], `queue/backfill`, `queue/forecast` |
+//! | who goes next, and how long it takes | [`queue`], `limiter/pass`, `queue/backfill`, `queue/forecast` |
 //! | what a request costs | `limiter/pricing`, by what [`estimate`] has learnt |
-//! | one organization × model × tier as a state machine | [`limiter`] |
+//! | one organization × model × tier as a state machine | [`limiter`], on `limiter/core` |
 //! | what survives a restart | `store/file` |
 //! | what replicas share, and what happens without Redis | `store`, `limiter/store_session`, `quota/remote` |
 

@@ -7,6 +7,7 @@ use self::{
     margin::SafetyMargin,
     reconcile::{Reconciler, Refusals},
     send_history::SendHistory,
+    share::OwnShare,
 };
 pub use self::{reconcile::Reported, remote::Remote, send_history::SendSnapshot, statements::Statements};
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
     bucket::{Bucket, Readiness},
     request::Cost,
     store::protocol::{Cell, RemoteView, SentObservation},
-    types::{Dimension, Ns, Source, Unit},
+    types::{Dimension, Ns, Unit},
 };
 
 mod external;
@@ -22,6 +23,7 @@ mod margin;
 mod reconcile;
 mod remote;
 pub(crate) mod send_history;
+mod share;
 mod statements;
 
 /// Our own use is averaged over this time, ns.
@@ -40,10 +42,7 @@ pub struct Quota {
     /// When Groq stated the limit last.
     confirmed: Ns,
     bucket: Option<Bucket>,
-    /// Our part of the limit, where it is not all of it: our own use alone.
-    share: Option<Box<Bucket>>,
-    /// Share of the limit that is left to others.
-    headroom: f64,
+    share: OwnShare,
     margin: SafetyMargin,
     external: ExternalUsage,
     sends: SendHistory,
@@ -65,8 +64,7 @@ impl Quota {
             statements: Statements::default(),
             confirmed: now,
             bucket: None,
-            share: None,
-            headroom,
+            share: OwnShare::new(headroom),
             margin: SafetyMargin::default(),
             external: ExternalUsage::default(),
             sends: SendHistory::default(),
@@ -101,11 +99,6 @@ impl Quota {
     /// Who says what about the limit.
     pub fn statements(&self) -> Statements {
         self.statements
-    }
-
-    /// Where the limit's number comes from.
-    pub fn source(&self) -> Source {
-        self.statements.limit().1
     }
 
     /// Whether more than the limit can be refused for good on our own word.
@@ -160,11 +153,6 @@ impl Quota {
         self.reconciler.has_corrected()
     }
 
-    /// Nothing is used of it.
-    pub fn is_full(&self, now: Ns) -> bool {
-        self.bucket.as_ref().is_none_or(|bucket| bucket.tat() <= now)
-    }
-
     /// From now on this part of the margin is given back, 0 to 1.
     pub fn release_margin(&mut self, part: f64) {
         self.margin.release(part);
@@ -176,20 +164,15 @@ impl Quota {
         limit.map_or(0, |limit| self.margin.units(&self.dimension, limit, units))
     }
 
-    /// Whether `units` fit beside the margin.
-    pub fn peek(&self, units: u64, now: Ns) -> Readiness {
-        self.peek_after(units, 0, now)
-    }
-
     /// Whether `units` fit beside the margin once `before` units more were taken.
-    pub fn peek_after(&self, units: u64, before: u64, now: Ns) -> Readiness {
+    pub fn peek(&self, units: u64, before: u64, now: Ns) -> Readiness {
         let Some(bucket) = self.bucket.as_ref().filter(|_| units > 0) else { return Readiness::Now };
-        bucket.peek(units, self.margin(units).saturating_add(before), now).max(self.peek_share(units, before, now))
+        bucket.peek(units, self.margin(units).saturating_add(before), now).max(self.share.peek(units, before, now))
     }
 
     /// Whether `units` fit into our part of the limit, of which the upstream and the store know nothing.
-    pub fn peek_share(&self, units: u64, before: u64, now: Ns) -> Readiness {
-        self.share.as_ref().map_or(Readiness::Now, |share| share.peek(units.min(share.limit()), before, now))
+    pub fn peek_share(&self, units: u64, now: Ns) -> Readiness {
+        self.share.peek(units, 0, now)
     }
 
     /// Time passes: what others take is charged, what was learnt fades.
@@ -213,7 +196,10 @@ impl Quota {
         self.count(units, now);
         if let Some(bucket) = &mut self.bucket {
             bucket.take_or_debit(units, now);
-            self.sends.reserved(bucket.span(units));
+            let span = bucket.span(units);
+            self.sends.reserved(span);
+            // A store that is there has not charged it.
+            self.add_settled(i64::try_from(span).unwrap_or(i64::MAX));
         }
     }
 
@@ -224,9 +210,7 @@ impl Quota {
         }
         self.margin.learn(units);
         self.spending += units as f64;
-        if let Some(share) = &mut self.share {
-            share.take_or_debit(units, now);
-        }
+        self.share.take(units, now);
     }
 
     /// A request of `units` goes out at this position; how the quota stands then.
@@ -258,18 +242,13 @@ impl Quota {
     /// The truth replaces what was reserved.
     pub fn settle(&mut self, units: u64, used: u64, now: Ns) {
         self.spending = (self.spending + used as f64 - units as f64).max(0.0);
-        if let Some(bucket) = &self.bucket {
-            let span = bucket.span(used) as i64 - bucket.span(units) as i64;
+        if let Some(bucket) = &mut self.bucket {
+            bucket.settle(units, used, now);
             self.sends.given_back(bucket.span(units.saturating_sub(used)), now);
+            let span = bucket.span(used) as i64 - bucket.span(units) as i64;
             self.add_settled(span);
         }
-        for bucket in self.bucket.iter_mut().chain(self.share.as_deref_mut()) {
-            match used.checked_sub(units) {
-                Some(0) => {}
-                Some(more) => bucket.debit(more, now),
-                None => bucket.refund(units - used),
-            }
-        }
+        self.share.settle(units, used, now);
     }
 
     /// Groq has said what was in use. The correction, ns, unless the report of a newer request has come before.
@@ -333,18 +312,14 @@ impl Quota {
         self.refusals.requota();
         self.external.reset_learnt();
         self.margin.reset_growth();
-        self.set_headroom(self.headroom, now);
+        self.set_headroom(self.share.headroom, now);
     }
 
     /// Leaves this share of the limit to others.
     pub fn set_headroom(&mut self, headroom: f64, now: Ns) {
-        self.headroom = headroom;
-        let remote = self.remote.as_ref();
-        let part = (1.0 - headroom) * remote.map_or(1.0, |remote| remote.part());
-        let is_part = part < 1.0 || remote.is_some_and(|remote| remote.is_detached());
-        let ours = self.limit().filter(|_| is_part).map(|limit| ((limit as f64 * part) as u64).max(1));
-        let kept = self.share.take().zip(ours).and_then(|(share, ours)| share.requota(ours, now));
-        self.share = kept.or_else(|| ours.and_then(|ours| Bucket::new(ours, self.dimension.period))).map(Box::new);
+        self.share.headroom = headroom;
+        let part = self.remote.as_ref().and_then(|remote| remote.part());
+        self.share.resize(self.limit(), part, self.dimension.period, now);
     }
 
     /// Puts the quota where it was, as saved by an earlier process.
@@ -358,29 +333,12 @@ impl Quota {
 
 /// The quota in a store that replicas share: with it the bucket is a forecast.
 impl Quota {
-    /// From now on it is shared; detached until the store has answered.
-    pub fn share(&mut self, replicas: u32, now: Ns) {
-        if self.remote.is_none() {
-            let tat = self.bucket.as_ref().map_or(now, Bucket::tat);
-            self.remote = Some(Box::new(Remote::new(replicas, tat)));
-            self.start_share(now);
-        }
-    }
-
-    /// The store is lost: limit ÷ replicas from here.
+    /// Without the store from here, among so many replicas: limit ÷ replicas.
     pub fn detach(&mut self, replicas: u32, now: Ns) {
         let tat = self.bucket.as_ref().map_or(now, Bucket::tat);
-        if self.remote.as_mut().is_some_and(|remote| remote.detach(replicas, tat)) {
-            self.start_share(now);
-        }
-    }
-
-    /// The own part of the limit starts as full as the limit is.
-    fn start_share(&mut self, now: Ns) {
-        self.share = None;
-        self.set_headroom(self.headroom, now);
-        if let (Some(bucket), Some(share)) = (&self.bucket, &mut self.share) {
-            share.set_tat(bucket.tat(), now);
+        let remote = self.remote.get_or_insert_with(|| Box::new(Remote::new(tat)));
+        if remote.detach(replicas, tat) {
+            self.share.restart(self.bucket.as_ref(), remote.part(), self.dimension.period, now);
         }
     }
 
@@ -388,22 +346,15 @@ impl Quota {
     pub fn attach(&mut self, now: Ns) {
         let visible = self.is_visible();
         let Some(remote) = &mut self.remote else { return };
-        if remote.attach(self.bucket.as_ref(), self.share.as_deref(), visible, now) {
-            self.share = None;
-            self.set_headroom(self.headroom, now);
+        if remote.attach(self.bucket.as_ref(), self.share.bucket(), visible, now) {
+            self.share = OwnShare::new(self.share.headroom);
+            self.set_headroom(self.share.headroom, now);
         }
     }
 
     fn add_settled(&mut self, span: i64) {
         if let Some(remote) = &mut self.remote {
             remote.add_settled(span);
-        }
-    }
-
-    /// So many units were taken without the store, which is to hear of it.
-    pub fn settle_unbooked(&mut self, units: u64) {
-        if let Some(bucket) = &self.bucket {
-            self.add_settled(i64::try_from(bucket.span(units)).unwrap_or(i64::MAX));
         }
     }
 

@@ -93,7 +93,7 @@ impl QuotaSet {
     /// Adds a dimension; `None` when a limiter has as many as it can keep.
     pub fn add(&mut self, mut quota: Quota, now: Ns) -> Option<usize> {
         if let Some(shared) = self.shared {
-            quota.share(shared.replicas, now);
+            quota.detach(shared.replicas, now);
             if shared.attached {
                 quota.attach(now);
             }
@@ -134,16 +134,16 @@ impl QuotaSet {
     /// When this quota has room.
     pub fn readiness_in(&self, quota: &Quota, cost: &Cost, now: Ns) -> Readiness {
         let units = quota.units(&self.expect(*cost));
-        let Some(limit) = quota.limit().filter(|_| quota.counts_expected()) else { return quota.peek(units, now) };
+        let Some(limit) = quota.limit().filter(|_| quota.counts_expected()) else { return quota.peek(units, 0, now) };
         // A limit in debt lets nobody pass, however little is expected of the answer.
-        let ready = quota.peek(units.max(1), now);
+        let ready = quota.peek(units.max(1), 0, now);
         let falls = u32::try_from(limit).map_or(now, |limit| self.expected_output.falls_to(cost.key, limit, now));
         if falls > now && u64::from(cost.expected) > limit {
             return Readiness::At(falls);
         }
         match (ready, self.expected_output.next_fall(cost.key, now)) {
             // Less may be expected before there is room for so much, but not before the limit is out of debt.
-            (Readiness::At(at), Some(fall)) => Readiness::At(at.min(fall.max(quota.peek(1, now).instant(now)))),
+            (Readiness::At(at), Some(fall)) => Readiness::At(at.min(fall.max(quota.peek(1, 0, now).instant(now)))),
             (ready, _) => ready,
         }
     }
@@ -165,7 +165,7 @@ impl QuotaSet {
         let cost = &self.expect(*cost);
         let each = self.quotas.iter().map(|quota| {
             let before = u128::from(ahead) * u128::from(quota.limit().unwrap_or(0)) / 1_000_000;
-            quota.peek_after(quota.units(cost), u64::try_from(before).unwrap_or(u64::MAX), now)
+            quota.peek(quota.units(cost), u64::try_from(before).unwrap_or(u64::MAX), now)
         });
         each.max().unwrap_or(Readiness::Now)
     }
@@ -176,8 +176,8 @@ impl QuotaSet {
         let (mut alone, mut after) = (0, 0);
         for quota in &self.quotas {
             let (units, before) = (quota.units(head), quota.units(other));
-            alone = alone.max(quota.peek(units, now).instant(now));
-            after = after.max(quota.peek_after(units, before, now).instant(now));
+            alone = alone.max(quota.peek(units, 0, now).instant(now));
+            after = after.max(quota.peek(units, before, now).instant(now));
         }
         after.saturating_sub(alone)
     }
@@ -302,13 +302,8 @@ impl QuotaSet {
     pub fn share(&mut self, replicas: u32, now: Ns) {
         self.shared = Some(Shared { replicas, attached: false, forgotten: 0 });
         for quota in &mut self.quotas {
-            quota.share(replicas, now);
+            quota.detach(replicas, now);
         }
-    }
-
-    /// Whether the store decides.
-    pub fn is_attached(&self) -> bool {
-        self.shared.is_some_and(|shared| shared.attached)
     }
 
     /// The store is lost.
@@ -355,13 +350,6 @@ impl QuotaSet {
         self.quotas.iter_mut().filter_map(|quota| quota.cell(head.as_ref())).collect()
     }
 
-    /// This was taken without the store, which is to hear of it.
-    pub fn settle_unbooked(&mut self, reserved: &Reserved) {
-        for quota in &mut self.quotas {
-            quota.settle_unbooked(quota.units(&reserved.cost));
-        }
-    }
-
     /// The transaction under way is lost.
     pub fn retract(&mut self) {
         self.remotes().for_each(Remote::retract);
@@ -385,6 +373,6 @@ impl QuotaSet {
     /// When there is room in what the store knows nothing of.
     pub fn own_readiness(&self, cost: &Cost, now: Ns) -> Readiness {
         let cost = &self.expect(*cost);
-        self.quotas.iter().map(|quota| quota.peek_share(quota.units(cost), 0, now)).max().unwrap_or(Readiness::Now)
+        self.quotas.iter().map(|quota| quota.peek_share(quota.units(cost), now)).max().unwrap_or(Readiness::Now)
     }
 }

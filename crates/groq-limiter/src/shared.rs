@@ -9,10 +9,6 @@ use std::{
 
 use tokio::time::Instant;
 
-#[cfg(any(feature = "redis", all(test, shuttle)))]
-use crate::store::protocol::Answer;
-#[cfg(feature = "redis")]
-use crate::store::protocol::State;
 use crate::{
     clock::Clock,
     limiter::{Admission, Event, Grant, Limiter, Requeue},
@@ -223,7 +219,7 @@ impl SharedLimiter {
 
     /// The store is lost.
     pub(crate) fn lost(self: &Arc<Self>, replicas: u32) {
-        self.change(|limiter| limiter.lost(replicas, self.common.clock.now()));
+        self.change_now(|limiter, now| limiter.lost(replicas, now));
     }
 
     fn dispatch(self: &Arc<Self>, mut inside: MutexGuard<'_, Locked>, now: Ns) {
@@ -264,35 +260,6 @@ impl WakeUp for SharedLimiter {
         inside.armed = None;
         let now = self.common.clock.now();
         self.dispatch(inside, now);
-    }
-}
-
-/// What the thread that talks to the store says.
-#[cfg(any(feature = "redis", all(test, shuttle)))]
-impl SharedLimiter {
-    /// The store's answer to this transaction.
-    pub(crate) fn answered(self: &Arc<Self>, serial: u64, answer: &Answer) {
-        self.change(|limiter| limiter.answered(serial, answer, self.common.clock.now()));
-    }
-
-    /// The store does not answer this transaction.
-    pub(crate) fn unanswered(self: &Arc<Self>, serial: u64, replicas: u32) {
-        self.change(|limiter| {
-            if limiter.waits_for(serial) {
-                limiter.lost(replicas, self.common.clock.now());
-            }
-        });
-    }
-
-    /// The store can be reached.
-    pub(crate) fn reached(self: &Arc<Self>) {
-        self.change_now(Limiter::reached);
-    }
-
-    /// What another replica has changed in the store.
-    #[cfg(feature = "redis")]
-    pub(crate) fn updated(self: &Arc<Self>, state: &State) {
-        self.change_now(|limiter, now| limiter.updated(state, now));
     }
 }
 

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 pub type Ns = u64;
 
 /// What a limit counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Unit {
     /// Requests, one each.
     Requests,
@@ -23,7 +24,7 @@ pub enum Unit {
 }
 
 /// One dimension of a limit: a unit over a period, by the code Groq prints (`TPM`, `ASPH`, …).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Dimension {
     /// Groq's abbreviation.
     pub code: Cow<'static, str>,
@@ -186,7 +187,7 @@ fn made_code(unit: Unit, period: Duration) -> String {
 }
 
 /// A limit that Groq has stated.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StatedLimit {
     /// The dimension.
     pub dimension: Dimension,
@@ -209,7 +210,7 @@ pub enum Priority {
 }
 
 /// Where a limit's number comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
     /// The operator said so.
     Configured,

@@ -1,17 +1,23 @@
 //! The program of the crate's documentation, as it stands there, before the simulated Groq: alone, and as two processes that share a
 //! Redis.
 
-use std::process::{Child, Command};
+use std::{
+    env,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
 
 use groq_sim::{ModelLimits, Options, Plan, Sim, Stats};
+use tokio::time::Instant;
 
-include!("../examples/call_groq.rs");
+#[path = "../examples/call_groq.rs"]
+mod call_groq;
 
 /// No test of its own: what the others run, in processes of their own.
 #[test]
 fn program() {
     if env::var_os("GROQ_BASE_URL").is_some() {
-        main().expect("every call is answered");
+        call_groq::main().expect("every call is answered");
     }
 }
 
@@ -61,6 +67,7 @@ async fn several_processes_share_the_limits() {
     let mut server = Command::new("redis-server")
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--loglevel", "warning", "--dir"])
         .arg(folder.path())
+        .stdout(Stdio::null())
         .spawn()
         .expect("redis-server starts: install Debian's package redis-server");
     let url = format!("redis://127.0.0.1:{port}");

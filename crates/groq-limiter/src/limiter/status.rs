@@ -36,7 +36,7 @@ fn dimension(quota: &Quota, now: Ns) -> Option<DimensionSnapshot> {
         limit: bucket.limit(),
         remaining: left,
         margin: quota.margin(quota.typical()),
-        source: quota.source(),
+        source: quota.statements().limit().1,
         configured: quota.statements().configured,
         stated: quota.statements().stated.map(|(limit, _)| limit),
         external: quota.external(),

@@ -36,21 +36,15 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// Of a quota that is shared from now on, with so many replicas: detached until the store has been reached.
-    pub(super) fn new(replicas: u32, tat: Ns) -> Self {
+    /// Of a quota that is full again at `tat`.
+    pub(super) fn new(tat: Ns) -> Self {
         let view = RemoteView { tat, ..RemoteView::default() };
-        let detached = Some(Detached { tat, replicas });
-        Self { settled: 0, told: 0, observation: None, view, outstanding: 0, detached }
+        Self { settled: 0, told: 0, observation: None, view, outstanding: 0, detached: None }
     }
 
-    /// Whether the quota does without the store.
-    pub(super) fn is_detached(&self) -> bool {
-        self.detached.is_some()
-    }
-
-    /// The part of the limit that the other replicas leave to this one.
-    pub(super) fn part(&self) -> f64 {
-        self.detached.map_or(1.0, |detached| 1.0 / f64::from(detached.replicas.max(1)))
+    /// Without the store: the part of the limit that the other replicas leave to this one.
+    pub(super) fn part(&self) -> Option<f64> {
+        self.detached.map(|detached| 1.0 / f64::from(detached.replicas.max(1)))
     }
 
     /// A settlement, or what others have taken, ns.

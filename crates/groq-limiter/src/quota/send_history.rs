@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::types::Ns;
 
 /// Ways to Groq and back differ by less: within it requests overtake each other, and headers the answers before them.
-pub(super) const JITTER: Ns = 100_000_000;
+const JITTER: Ns = 100_000_000;
 /// Uncertainties remembered for headers to come.
 const UNCERTAINTIES: usize = 128;
 

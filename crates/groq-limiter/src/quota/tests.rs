@@ -11,7 +11,7 @@ fn configured(limit: u64) -> Statements {
 /// A quota of 6000 a minute that two replicas share through the store.
 fn attached() -> Quota {
     let mut quota = Quota::new(Dimension::TPM, configured(6000), 0.0, NOW);
-    quota.share(2, NOW);
+    quota.detach(2, NOW);
     quota.attach(NOW);
     quota
 }
@@ -53,7 +53,11 @@ fn what_was_taken_before_our_first_request_is_nobodys_rate() {
     let mut quota = Quota::new(Dimension::TPM, configured(60_000), 0.0, 0);
     let reported = |quota: &Quota, position, used| Reported { position, snapshot: quota.send_snapshot(), used, at: 0 };
     quota.observe(reported(&quota, 1, 57_000), 0);
-    assert_eq!((quota.external(), quota.is_full(0)), (0.0, false), "only the quota is corrected");
+    assert_eq!(
+        (quota.external(), quota.bucket().map(|bucket| bucket.tat() > 0)),
+        (0.0, Some(true)),
+        "only the quota is corrected"
+    );
     quota.observe(reported(&quota, 2, 60_000), 0);
     assert!((0.04..0.06).contains(&quota.external()), "a twentieth of a minute's limit came since");
 }

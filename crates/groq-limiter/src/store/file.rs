@@ -53,7 +53,7 @@ pub(crate) struct Saved {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct SavedQuota {
     code: Cow<'static, str>,
-    unit: SavedUnit,
+    unit: Unit,
     period_ms: u64,
     /// What Groq stated, where it did.
     stated: Option<u64>,
@@ -68,16 +68,6 @@ struct SavedQuota {
     spending: f64,
 }
 
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum SavedUnit {
-    Requests,
-    Tokens,
-    InputTokens,
-    OutputTokens,
-    AudioSeconds,
-}
-
 impl Saved {
     /// A limiter as it stands.
     pub(crate) fn of(limiter: &Limiter, now: Ns) -> Self {
@@ -85,7 +75,7 @@ impl Saved {
             let terms = quota.statements();
             SavedQuota {
                 code: quota.dimension.code.clone(),
-                unit: quota.dimension.unit.into(),
+                unit: quota.dimension.unit,
                 period_ms: u64::try_from(quota.dimension.period.as_millis()).unwrap_or(u64::MAX),
                 stated: terms.stated.map(|(limit, _)| limit),
                 visible: quota.is_visible(),
@@ -120,7 +110,7 @@ impl SavedQuota {
         sane.then(|| {
             Dimension::KNOWN.into_iter().find(|known| known.code == self.code).unwrap_or_else(|| Dimension {
                 code: self.code.clone(),
-                unit: self.unit.into(),
+                unit: self.unit,
                 period: Duration::from_millis(self.period_ms),
             })
         })
@@ -180,28 +170,4 @@ fn own(name: &Arc<str>) -> String {
 /// Milliseconds since 1970: the only clock that a restart does not reset.
 fn wall() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-}
-
-impl From<Unit> for SavedUnit {
-    fn from(unit: Unit) -> Self {
-        match unit {
-            Unit::Requests => Self::Requests,
-            Unit::Tokens => Self::Tokens,
-            Unit::InputTokens => Self::InputTokens,
-            Unit::OutputTokens => Self::OutputTokens,
-            Unit::AudioSeconds => Self::AudioSeconds,
-        }
-    }
-}
-
-impl From<SavedUnit> for Unit {
-    fn from(unit: SavedUnit) -> Self {
-        match unit {
-            SavedUnit::Requests => Self::Requests,
-            SavedUnit::Tokens => Self::Tokens,
-            SavedUnit::InputTokens => Self::InputTokens,
-            SavedUnit::OutputTokens => Self::OutputTokens,
-            SavedUnit::AudioSeconds => Self::AudioSeconds,
-        }
-    }
 }

@@ -222,7 +222,7 @@ fn exactly_the_limit() {
     ));
     assert!(matches!(limiter.submit(&request(1, 0, 8000), START, START, None, || true), Admission::Granted(_)));
     for quota in limiter.quotas() {
-        assert!(matches!(quota.peek(1, START), Readiness::At(_)), "{} is empty", quota.dimension.code);
+        assert!(matches!(quota.peek(1, 0, START), Readiness::At(_)), "{} is empty", quota.dimension.code);
     }
 }
 

@@ -50,7 +50,7 @@ proptest! {
         limiter.dispatch(now, &mut events);
         let blocked_at = now;
         let own_time = limiter.blocked_until().expect("it waits");
-        prop_assert_eq!(limiter.quotas()[0].peek(part(large), now), Readiness::At(own_time));
+        prop_assert_eq!(limiter.quotas()[0].peek(part(large), 0, now), Readiness::At(own_time));
 
         // Each app comes in beside the last one served, so it is behind by what that was at most, twice for prices.
         let apps = flood.iter().map(|&(app, ..)| app).collect::<BTreeSet<_>>().len() as u64;

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Weak, atomic::Ordering::Relaxed},
 };
 
-use redis::{ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Script, Value, aio::ConnectionLike, from_redis_value};
+use redis::{ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Script, from_redis_value};
 use sha2::{Digest, Sha256};
 use tokio::time::{sleep, timeout};
 
@@ -15,6 +15,7 @@ use super::{
     wire::Reply,
 };
 use crate::{
+    limiter::Limiter,
     request::Scope,
     shared::SharedLimiter,
     store::protocol::{Answer, Transaction},
@@ -39,7 +40,7 @@ impl RedisTask {
                 if of_cluster {
                     self.keep_apart(|kept| *kept != key);
                 }
-                limiter.answered(transaction.serial, &answer);
+                limiter.change_now(|limiter, now| limiter.answered(transaction.serial, &answer, now));
             }
             Err(why) => {
                 if of_cluster {
@@ -49,10 +50,15 @@ impl RedisTask {
                 } else {
                     self.lost(generation, &why);
                 }
-                limiter.unanswered(transaction.serial, self.health.replicas.load(Relaxed));
+                let replicas = self.health.replicas.load(Relaxed);
+                limiter.change_now(|limiter, now| {
+                    if limiter.waits_for(transaction.serial) {
+                        limiter.lost(replicas, now);
+                    }
+                });
                 if of_cluster {
                     sleep(LOOK).await;
-                    limiter.reached();
+                    limiter.change_now(Limiter::reached);
                 }
             }
         }
@@ -64,11 +70,7 @@ impl RedisTask {
         let mut script = self.script.key(key);
         let script = script.key(format!("{key}:{}", self.name)).arg(request).arg(self.channel());
         let sent = self.clock.now();
-        let reply: Value = match &mut connection {
-            Connection::One(one) => run(script, one).await?,
-            Connection::Cluster(all) => run(script, all).await?,
-        };
-        let reply = Reply::parse(from_redis_value(reply)?).ok_or_else(not_understood)?;
+        let reply = Reply::parse(script.invoke_async(&mut connection).await?).ok_or_else(not_understood)?;
         let mut offset = self.offset();
         offset.learn(reply.now, sent, self.clock.now());
         offset.answer(reply, &self.name).ok_or_else(not_understood)
@@ -78,7 +80,7 @@ impl RedisTask {
     pub(super) async fn run_script(self: Arc<Self>, call: ScriptCall) {
         let generation = self.generation.load(Relaxed);
         let ScriptCall { script, keys, argument, answer } = call;
-        let Some(connection) = self.connection().clone() else { return };
+        let Some(mut connection) = self.connection().clone() else { return };
         let of_cluster = matches!(connection, Connection::Cluster(_));
         let key = keys.first().cloned().unwrap_or_default();
         self.health.calls.fetch_add(1, Relaxed);
@@ -86,11 +88,7 @@ impl RedisTask {
             let script = Script::new(script);
             let mut invocation = script.prepare_invoke();
             invocation.key(keys).arg(argument).arg(self.channel());
-            let reply: Value = match connection {
-                Connection::One(mut one) => run(&invocation, &mut one).await?,
-                Connection::Cluster(mut all) => run(&invocation, &mut all).await?,
-            };
-            Ok(from_redis_value(reply)?)
+            invocation.invoke_async(&mut connection).await
         };
         match timeout(self.time_limit, running).await.unwrap_or_else(|_| Err(too_late())) {
             // Who asked may have left.
@@ -127,7 +125,7 @@ impl RedisTask {
                 }
                 let reply = serde_json::from_str(reply).ok().and_then(Reply::parse);
                 if let Some((limiter, answer)) = limiter.zip(reply.and_then(|reply| self.offset().answer(reply, &self.name))) {
-                    limiter.updated(&answer.state);
+                    limiter.change_now(|limiter, now| limiter.updated(&answer.state, now));
                 }
             }
             _ => {}
@@ -157,10 +155,6 @@ impl RedisTask {
             known.insert(key.into(), Arc::downgrade(limiter));
         }
     }
-}
-
-pub(super) async fn run(script: &redis::ScriptInvocation<'_>, connection: &mut impl ConnectionLike) -> RedisResult<Value> {
-    script.invoke_async(connection).await
 }
 
 fn not_understood() -> RedisError {

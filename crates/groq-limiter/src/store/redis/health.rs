@@ -12,6 +12,7 @@ use super::{
     connect::CONNECT,
     task::{Connection, RedisTask, too_late},
 };
+use crate::limiter::Limiter;
 
 /// A replica announces itself this often.
 const BEAT: Duration = Duration::from_secs(1);
@@ -42,7 +43,7 @@ impl RedisTask {
                     if !self.health.up.swap(true, Relaxed) {
                         self.health.sessions.fetch_add(1, Relaxed);
                         tracing::info!(replicas = self.health.replicas.load(Relaxed), "the store answers: limits are shared");
-                        self.each(|limiter| limiter.reached());
+                        self.each(|limiter| limiter.change_now(Limiter::reached));
                         said = None;
                     }
                     if !self.silent().is_empty() {
@@ -72,12 +73,7 @@ impl RedisTask {
         let key = format!("{}:replicas", self.prefix);
         let mut announce = self.announce.key(&key);
         let announce = announce.arg(&self.name).arg(SILENT.as_micros() as u64);
-        let announced = timeout(self.time_limit, async {
-            match &mut connection {
-                Connection::One(one) => announce.invoke_async(one).await,
-                Connection::Cluster(all) => announce.invoke_async(all).await,
-            }
-        });
+        let announced = timeout(self.time_limit, announce.invoke_async(&mut connection));
         let announced: RedisResult<(i64, u32, Vec<String>)> = announced.await.unwrap_or_else(|_| Err(too_late()));
         match (announced, &connection) {
             (Ok((now, replicas, silent)), _) => {
@@ -148,17 +144,11 @@ impl RedisTask {
 
     /// In order at exit: the others need not wait until this one is missed.
     pub(super) async fn leave(&self) {
-        let connection = self.connection().take();
+        let Some(mut connection) = self.connection().take() else { return };
         let mut leave = cmd("ZREM");
         leave.arg(format!("{}:replicas", self.prefix)).arg(&self.name);
-        let left = async {
-            match connection {
-                Some(Connection::One(mut one)) => leave.query_async(&mut one).await,
-                Some(Connection::Cluster(mut all)) => leave.query_async(&mut all).await,
-                None => Ok(()),
-            }
-        };
-        if let Ok(Err(why)) = timeout(self.time_limit, left).await {
+        let left: Result<RedisResult<()>, _> = timeout(self.time_limit, leave.query_async(&mut connection)).await;
+        if let Ok(Err(why)) = left {
             tracing::debug!(error = %why, "the store was not told that this replica leaves");
         }
     }

@@ -2,13 +2,10 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use redis::{RedisResult, Value};
+use redis::RedisResult;
 use tokio::time::{Instant, timeout};
 
-use super::{
-    commands::run,
-    task::{Connection, RedisTask, Silent, too_late},
-};
+use super::task::{RedisTask, Silent, too_late};
 
 /// It must have been silent for so long since it was missed: a store that comes back has heard of nobody for a while.
 const SURE: Duration = Duration::from_secs(3);
@@ -52,13 +49,6 @@ impl RedisTask {
         let Some(mut connection) = self.connection().clone() else { return Err(too_late()) };
         let mut script = self.give_back.key(key);
         let script = script.key(format!("{key}:{name}")).arg(self.channel());
-        let given = timeout(self.time_limit, async {
-            match &mut connection {
-                Connection::One(one) => run(script, one).await,
-                Connection::Cluster(all) => run(script, all).await,
-            }
-        });
-        let given: Value = given.await.unwrap_or_else(|_| Err(too_late()))?;
-        redis::from_redis_value(given).map_err(Into::into)
+        timeout(self.time_limit, script.invoke_async(&mut connection)).await.unwrap_or_else(|_| Err(too_late()))
     }
 }

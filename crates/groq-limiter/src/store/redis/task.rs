@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use redis::{PushInfo, RedisError, Script, aio::MultiplexedConnection, cluster_async::ClusterConnection};
+use redis::{
+    Cmd, Pipeline, PushInfo, RedisError, RedisFuture, Script, Value,
+    aio::{ConnectionLike, MultiplexedConnection},
+    cluster_async::ClusterConnection,
+};
 use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 
 use super::wire::Offset;
@@ -19,6 +23,26 @@ use crate::{clock::Clock, registry::Registry, shared::SharedLimiter, store::Stor
 pub(super) enum Connection {
     One(MultiplexedConnection),
     Cluster(ClusterConnection),
+}
+
+impl ConnectionLike for Connection {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Self::One(one) => one.req_packed_command(cmd),
+            Self::Cluster(all) => all.req_packed_command(cmd),
+        }
+    }
+
+    fn req_packed_commands<'a>(&'a mut self, cmd: &'a Pipeline, offset: usize, count: usize) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            Self::One(one) => one.req_packed_commands(cmd, offset, count),
+            Self::Cluster(all) => all.req_packed_commands(cmd, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        0
+    }
 }
 
 /// The thread's state.

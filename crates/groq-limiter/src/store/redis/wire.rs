@@ -1,13 +1,11 @@
 //! The script's numbers: microseconds of the server's clock there, nanoseconds of the limiters' here.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use crate::{
     estimate::expected_output::LargestAnswer,
     store::protocol::{Answer, Cell, Learnt, RemoteView, SentObservation, State, Transaction},
-    types::{Dimension, Ns, Source, StatedLimit, Unit},
+    types::{Ns, StatedLimit},
 };
 
 /// Words before the dimensions in a reply: numbers, who waits, and what Groq has stated.
@@ -82,7 +80,7 @@ impl Offset {
         let Learnt { limits, answers } = &transaction.learnt;
         let answers =
             answers.iter().map(|answer| format!("{ANSWER}{}={}:{}", answer.key, answer.tokens, self.there(answer.ended)));
-        let learnt: Vec<String> = limits.iter().filter_map(terms).chain(answers).collect();
+        let learnt: Vec<String> = limits.iter().filter_map(stated).chain(answers).collect();
         json!({
             "epoch": transaction.epoch,
             "position": transaction.position,
@@ -175,32 +173,16 @@ fn up(span: i64) -> i64 {
     -(span.saturating_neg().div_euclid(1000))
 }
 
-/// A limit as the record holds it, `TPM=tokens:60000:8000:headers`; `None` for a code that would not be one word.
-fn terms(learnt: &StatedLimit) -> Option<String> {
-    let StatedLimit { dimension, limit, source } = learnt;
-    let is_word = !dimension.code.is_empty() && dimension.code.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    let (_, unit) = UNITS.into_iter().find(|(unit, _)| *unit == dimension.unit)?;
-    let source = if *source == Source::Headers { "headers" } else { "refusal" };
-    is_word.then(|| format!("{}={unit}:{}:{limit}:{source}", dimension.code, dimension.period.as_millis()))
+/// A limit as the record holds it, `TPM={…}`; `None` for a code that would not be one word.
+fn stated(learnt: &StatedLimit) -> Option<String> {
+    let code = &learnt.dimension.code;
+    let is_word = !code.is_empty() && code.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    is_word.then(|| Some(format!("{code}={}", serde_json::to_string(learnt).ok()?))).flatten()
 }
 
 fn limit(word: &str) -> Option<StatedLimit> {
-    let (code, terms) = word.split_once('=')?;
-    let [unit, period, limit, source] = terms.split(':').collect::<Vec<_>>().try_into().ok()?;
-    let (unit, _) = UNITS.into_iter().find(|(_, name)| *name == unit)?;
-    let period = period.parse().ok().filter(|&ms| ms > 0).map(Duration::from_millis)?;
-    let dimension = Dimension::named(Some(code), Some(unit), Some(period), 0)?;
-    let source = if source == "headers" { Source::Headers } else { Source::UpstreamRefusal };
-    Some(StatedLimit { dimension, limit: limit.parse().ok()?, source })
+    serde_json::from_str(word.split_once('=')?.1).ok()
 }
-
-const UNITS: [(Unit, &str); 5] = [
-    (Unit::Requests, "requests"),
-    (Unit::Tokens, "tokens"),
-    (Unit::InputTokens, "input"),
-    (Unit::OutputTokens, "output"),
-    (Unit::AudioSeconds, "audio"),
-];
 
 fn span(micros: i64) -> Option<i64> {
     (micros.unsigned_abs() <= LONGEST as u64).then(|| micros * 1000)
@@ -211,6 +193,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::types::{Dimension, Source, Unit};
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
@@ -274,15 +257,15 @@ mod tests {
     #[test]
     fn limits_there_and_back_are_the_same() {
         let learnt = |dimension, source| StatedLimit { dimension, limit: 7000, source };
-        let odd = Dimension { code: "R10S".into(), unit: Unit::Requests, period: Duration::from_secs(10) };
+        let odd = Dimension { code: "R10S".into(), unit: Unit::Requests, period: std::time::Duration::from_secs(10) };
         for learnt in [
             learnt(Dimension::OTPM, Source::UpstreamRefusal),
             learnt(Dimension::TPM, Source::Headers),
             learnt(odd, Source::Headers),
         ] {
-            assert_eq!(terms(&learnt).as_deref().and_then(limit), Some(learnt));
+            assert_eq!(stated(&learnt).as_deref().and_then(limit), Some(learnt));
         }
-        assert_eq!(limit("TPM=tokens:0:1:headers"), None);
+        assert_eq!(limit("TPM={}"), None);
     }
 
     #[test]

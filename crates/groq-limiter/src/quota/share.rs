@@ -1,0 +1,63 @@
+//! Our own part of a limit, where it is not all of it: what the headroom leaves to us, and without the store what the other
+//! replicas do. The upstream knows nothing of it; our own use alone is taken from it.
+
+use std::time::Duration;
+
+use crate::{
+    bucket::{Bucket, Readiness},
+    types::Ns,
+};
+
+/// The part of one dimension that is ours.
+#[derive(Debug)]
+pub(super) struct OwnShare {
+    /// Share of the limit that is left to others.
+    pub(super) headroom: f64,
+    /// `None`: all of the limit is ours. Boxed: most limiters have none.
+    bucket: Option<Box<Bucket>>,
+}
+
+impl OwnShare {
+    pub(super) fn new(headroom: f64) -> Self {
+        Self { headroom, bucket: None }
+    }
+
+    pub(super) fn bucket(&self) -> Option<&Bucket> {
+        self.bucket.as_deref()
+    }
+
+    /// Whether `units` fit once `before` units more were taken.
+    pub(super) fn peek(&self, units: u64, before: u64, now: Ns) -> Readiness {
+        self.bucket.as_ref().map_or(Readiness::Now, |share| share.peek(units.min(share.limit()), before, now))
+    }
+
+    pub(super) fn take(&mut self, units: u64, now: Ns) {
+        if let Some(share) = &mut self.bucket {
+            share.take_or_debit(units, now);
+        }
+    }
+
+    /// The truth replaces what was taken.
+    pub(super) fn settle(&mut self, units: u64, used: u64, now: Ns) {
+        if let Some(share) = &mut self.bucket {
+            share.settle(units, used, now);
+        }
+    }
+
+    /// From now on it is a `part` of `limit`, less the headroom; what is used of it stays used. `None`: nothing is divided.
+    pub(super) fn resize(&mut self, limit: Option<u64>, part: Option<f64>, period: Duration, now: Ns) {
+        let ours = (1.0 - self.headroom) * part.unwrap_or(1.0);
+        let ours = limit.filter(|_| ours < 1.0 || part.is_some()).map(|limit| ((limit as f64 * ours) as u64).max(1));
+        let kept = self.bucket.take().zip(ours).and_then(|(share, ours)| share.requota(ours, now));
+        self.bucket = kept.or_else(|| ours.and_then(|ours| Bucket::new(ours, period))).map(Box::new);
+    }
+
+    /// It starts anew, as full as the limit is.
+    pub(super) fn restart(&mut self, limit: Option<&Bucket>, part: Option<f64>, period: Duration, now: Ns) {
+        self.bucket = None;
+        self.resize(limit.map(Bucket::limit), part, period, now);
+        if let (Some(limit), Some(share)) = (limit, &mut self.bucket) {
+            share.set_tat(limit.tat(), now);
+        }
+    }
+}
