@@ -20,7 +20,7 @@ use servers::Server;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 /// Names and escaped bytes: the payloads in the trophies of narfindustries/http-garden (ffb9164, December 2025) and those of
@@ -28,6 +28,8 @@ use tokio::{
 const PAYLOADS: &str = include_str!("payloads.txt");
 /// Time without data after which no more answers are expected.
 const QUIET: Duration = Duration::from_millis(250);
+/// The same where an answer was missing.
+const LONG_QUIET: Duration = Duration::from_secs(3);
 
 /// A shield in front of an upstream; with a certificate it speaks TLS and HTTP/2 to it.
 pub(crate) fn shield(upstream: SocketAddr, certificate: Option<&Path>) -> io::Result<Running> {
@@ -92,14 +94,14 @@ fn mutations(count: u64) -> impl Iterator<Item = (String, Vec<u8>)> {
     })
 }
 
-/// Sends these bytes and returns what comes back until the close or until `QUIET`.
-async fn send(to: SocketAddr, bytes: &[u8]) -> io::Result<String> {
+/// Sends these bytes and returns what comes back until the close or until it is quiet for so long.
+async fn send(to: SocketAddr, bytes: &[u8], quiet: Duration) -> io::Result<String> {
     let mut socket = TcpStream::connect(to).await?;
     let mut all = Vec::new();
     // The server may answer and close before it has read everything.
     let _ = socket.write_all(bytes).await;
     let mut some = [0; 16 << 10];
-    while let Ok(Ok(count @ 1..)) = timeout(QUIET, socket.read(&mut some)).await {
+    while let Ok(Ok(count @ 1..)) = timeout(quiet, socket.read(&mut some)).await {
         all.extend_from_slice(&some[..count]);
     }
     Ok(String::from_utf8_lossy(&all).into_owned())
@@ -148,9 +150,20 @@ async fn through(server: &Server, mutated: u64) -> io::Result<Walk> {
     let shield = shield(server.address, server.certificate.as_deref())?;
     let mut walk = Walk { logged: server.log().len(), ..Walk::default() };
     for (name, bytes) in listed().chain(mutations(mutated)) {
-        let answers = send(shield.app, &bytes).await?;
-        let told: Vec<&str> = answers.matches_json().collect();
-        walk.compare(server, &name, &told);
+        for quiet in [QUIET, LONG_QUIET] {
+            let answers = send(shield.app, &bytes, quiet).await?;
+            let told: Vec<&str> = answers.matches_json().collect();
+            let before = walk.wrong.len();
+            walk.compare(server, &name, &told);
+            if walk.wrong.len() == before || quiet == LONG_QUIET {
+                break;
+            }
+            // On a busy machine an answer may have been late; then the next time is as it should be.
+            sleep(LONG_QUIET).await;
+            walk.wrong.truncate(before);
+            walk.sent -= 1;
+            walk.logged = server.log().len();
+        }
     }
     for payload in downgrade::payloads(mutated) {
         let bodies = downgrade::exchange(shield.app, &payload).await?;
@@ -170,7 +183,7 @@ async fn through(server: &Server, mutated: u64) -> io::Result<Walk> {
     // The upstream's connections still work.
     for n in 0..20 {
         let request = format!("POST /after/{n} HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
-        let answers = send(shield.app, request.as_bytes()).await?;
+        let answers = send(shield.app, request.as_bytes(), LONG_QUIET).await?;
         if !answers.contains(&format!("/after/{n}\"")) || !answers.contains("\"6f6b\"") {
             let _ = writeln!(walk.wrong, "{}: /after/{n}: {answers}", server.name);
         }
