@@ -84,6 +84,34 @@ async fn a_refusal_teaches_a_hidden_limit() {
     assert!((5.9..=6.1).contains(&waited), "{waited}");
 }
 
+/// A refusal is believed until a header of a later request says otherwise.
+#[tokio::test(start_paused = true)]
+async fn a_header_overrules_a_refusal_at_once() {
+    let limits = shield(per_minute(1000, 100_000));
+    warm(&limits).await;
+    let [mut refused, mut answered] = [(); 2].map(|()| limits.take(&request("app", 10, 100)));
+    refused.sent(Instant::now());
+    answered.sent(Instant::now());
+    let text = UpstreamRefusal {
+        dimension: Some(Dimension::TPM),
+        code: Some("TPM".into()),
+        unit: Some(Unit::Tokens),
+        limit: 100_000,
+        used: Some(100_000),
+        requested: 110,
+        wait: Some(Duration::from_millis(66)),
+    };
+    let remaining = || {
+        let snapshot = limits.snapshot().remove(0);
+        snapshot.dimensions.iter().find(|shown| shown.dimension == Dimension::TPM).expect("it has a limit").remaining
+    };
+    refused.refused(Some(&text), &Observation::default(), None, Instant::now());
+    assert!(remaining() < 500.0, "{}", remaining());
+    let shown = RemoteQuota { limit: 100_000, remaining: 99_000, reset: None };
+    answered.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
+    assert!((98_000.0..=99_000.0).contains(&remaining()), "{}", remaining());
+}
+
 /// Groq counted more than was estimated: by the estimate it would go at once, and be refused again and again.
 #[tokio::test(start_paused = true)]
 async fn a_refused_request_asks_for_what_groq_says_that_it_asks() {
