@@ -74,6 +74,11 @@ impl Shield {
     /// As [`Self::over`], by this wall clock.
     pub fn with_clock(settings: Settings, upstream: Upstream, wall_clock: WallClock) -> Arc<Self> {
         let limits = Limiters::new(settings.limiter());
+        Self::with_limits(settings, limits, upstream, wall_clock)
+    }
+
+    /// As [`Self::with_clock`], with these limiters.
+    pub fn with_limits(settings: Settings, limits: Limiters, upstream: Upstream, wall_clock: WallClock) -> Arc<Self> {
         let accounts = SharedLedger::new(limits.store_handle(), &settings.store.prefix);
         if let Some(state_file) = &settings.limits.state_file {
             accounts::file::restore(accounts.ledger(), &accounts::file::path(state_file));

@@ -1,12 +1,13 @@
 //! The whole shield, hyper included, between simulated clients, the simulated Groq and a simulated network, in virtual time. A
 //! seed decides everything: what clients do, latencies, partitions, connections that are refused, reset or half open, closes that
-//! overtake bytes, faults of the upstream, steps of the wall clock, reloads.
+//! overtake bytes, outages of the store, faults of the upstream, steps of the wall clock, reloads.
 //!
 //! A failure prints its seed: `SYSTEM_SEED=7 cargo test --test system`. More seeds: `SYSTEM_SEEDS=2000 cargo test --test system`.
-#![cfg(feature = "demo")]
+#![cfg(all(feature = "demo", feature = "redis"))]
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::atomic::Ordering::Relaxed,
     time::{Duration, SystemTime},
 };
 
@@ -20,10 +21,12 @@ use tokio::{
 
 mod client;
 mod network;
+mod store;
 mod world;
 
 use client::{Client, Ends};
 use network::{Faults, Network};
+use store::{Carried, Redis};
 use world::{Wall, balance, settings, shield};
 
 const CLIENTS: usize = 12;
@@ -36,7 +39,7 @@ const SPAN: Duration = Duration::from_secs(40);
 enum Weather {
     /// Nothing; only latency.
     Calm,
-    /// The upstream, both networks, the clients and the clock fail.
+    /// The upstream, both networks, the clients, the clock and the store fail.
     Storm,
 }
 
@@ -45,6 +48,8 @@ enum Weather {
 struct Run {
     ends: Ends,
     refusals: u64,
+    /// Transactions of the store that were answered, and that were lost.
+    store: [u64; 2],
     trace: u64,
 }
 
@@ -53,7 +58,8 @@ fn nothing_is_lost_on_a_healthy_network() {
     let mut good = 0;
     each_seed(Weather::Calm, |life| {
         let Ends { failed, left, broken, .. } = life.ends;
-        assert_eq!((failed, left, broken, life.refusals), (0, 0, 0, 0), "{life:?}");
+        assert_eq!((failed, left, broken, life.refusals, life.store[1]), (0, 0, 0, 0, 0), "{life:?}");
+        assert!(life.store[0] > 0, "{life:?}");
         good += life.ends.good;
     });
     assert!(good > CLIENTS * REQUESTS / 2, "{good} good answers");
@@ -61,21 +67,25 @@ fn nothing_is_lost_on_a_healthy_network() {
 
 #[test]
 fn nothing_is_lost_when_everything_fails() {
-    let (mut all, mut refusals) = (Ends::default(), 0);
+    let (mut all, mut refusals, mut answered, mut lost) = (Ends::default(), 0, 0, 0);
     each_seed(Weather::Storm, |life| {
         all.add(&life.ends);
         refusals += life.refusals;
+        answered += life.store[0];
+        lost += life.store[1];
     });
-    println!("{all:?}, {refusals} refused by the upstream");
+    println!("{all:?}, {refusals} refused by the upstream; the store answered {answered} times and was lost {lost} times");
+    assert!(answered > 0 && lost > 0, "{answered} and {lost}");
     assert!(all.good > all.sum() / 4 && all.failed > 0 && all.broken > 0 && all.left > 0, "{all:?}");
     assert_eq!(refusals, 0, "nobody else spends");
 }
 
 #[test]
 fn a_seed_is_reproducible() {
+    let redis = Redis::start();
     for seed in 1..=3 {
         for weather in [Weather::Calm, Weather::Storm] {
-            assert_eq!(run(weather, seed), run(weather, seed), "seed {seed}, {weather:?}");
+            assert_eq!(run(weather, seed, &redis), run(weather, seed, &redis), "seed {seed}, {weather:?}");
         }
     }
 }
@@ -87,9 +97,10 @@ fn each_seed(weather: Weather, mut check: impl FnMut(&Run)) {
         Some(seed) => seed..=seed,
         None => 1..=number("SYSTEM_SEEDS").unwrap_or(25),
     };
+    let redis = Redis::start();
     for seed in seeds {
         let told = Told(seed);
-        check(&run(weather, seed));
+        check(&run(weather, seed, &redis));
         drop(told);
     }
 }
@@ -105,9 +116,9 @@ impl Drop for Told {
     }
 }
 
-fn run(weather: Weather, seed: u64) -> Run {
+fn run(weather: Weather, seed: u64, redis: &Redis) -> Run {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
-    runtime.block_on(run_async(weather, seed))
+    runtime.block_on(run_async(weather, seed, redis.emptied()))
 }
 
 fn faults() -> Vec<groq_sim::Fault> {
@@ -125,7 +136,7 @@ fn faults() -> Vec<groq_sim::Fault> {
     serde_json::from_value(faults).expect("as documented")
 }
 
-async fn run_async(weather: Weather, seed: u64) -> Run {
+async fn run_async(weather: Weather, seed: u64, redis: redis::Connection) -> Run {
     fastrand::seed(seed);
     let mut random = Rng::with_seed(seed);
     let storm = weather == Weather::Storm;
@@ -143,7 +154,10 @@ async fn run_async(weather: Weather, seed: u64) -> Run {
     let faults = if storm { faults } else { Faults::default() };
     let [to_upstream, to_clients] = [0, 1].map(|_| Network::new(random.fork(), faults, SPAN));
     let wall = Wall::new();
-    let shield = shield(&sim, &to_upstream, &wall, random.bool());
+    let (shield, end) = shield(&sim, &to_upstream, &wall, random.bool());
+    let outages = if storm { store::outages(&mut random, SPAN) } else { Vec::new() };
+    let carried = Carried::default();
+    let store = tokio::spawn(store::serve(end, redis, random.fork(), outages, carried.clone()));
     let background = tokio::spawn({
         let shield = shield.clone();
         async move { tokio::join!(shield.limits.run(), shield.caps.run(), shield.upstream.reap_idle()) }
@@ -175,12 +189,14 @@ async fn run_async(weather: Weather, seed: u64) -> Run {
     balance(&shield, &sim, &wall, (weather == Weather::Calm).then_some(&ends));
     assert_eq!((to_clients.open(), to_upstream.open()), (0, 0), "connections are left");
     background.abort();
+    store.abort();
     let mut trace = DefaultHasher::new();
     (to_clients.trace(), to_upstream.trace(), &ends).hash(&mut trace);
     for request in sim.log() {
         (request.at_ms.to_bits(), request.status, request.ended).hash(&mut trace);
     }
-    Run { refusals: sim.stats().refusals(), ends, trace: trace.finish() }
+    let store = [carried.answered, carried.lost].map(|count| count.load(Relaxed));
+    Run { refusals: sim.stats().refusals(), ends, store, trace: trace.finish() }
 }
 
 /// The wall clock at the start of every run.

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use groq_limiter::{Limiters, store::simulated::StoreEnd};
 use groq_shield::{
     accounts::Amounts,
     config::{App, Limits, ModelLimits, Plan, Settings},
@@ -21,7 +22,8 @@ use tokio::time::Instant;
 
 use crate::{client::Ends, epoch, network::Network};
 
-pub(crate) const RPM: u64 = 120;
+/// Less than the clients send, and shown by no header: what was used without the store has to be told to it.
+pub(crate) const RPM: u64 = 24;
 pub(crate) const TPM: u64 = 12_000;
 
 pub(crate) fn settings() -> Settings {
@@ -65,9 +67,10 @@ impl Wall {
     }
 }
 
-/// A shield in front of `sim`, at the other end of the network.
-pub(crate) fn shield(sim: &Sim, network: &Network, wall: &Wall, http2: bool) -> Arc<Shield> {
+/// A shield in front of `sim`, at the other end of the network, and the other end of its store.
+pub(crate) fn shield(sim: &Sim, network: &Network, wall: &Wall, http2: bool) -> (Arc<Shield>, StoreEnd) {
     let settings = settings();
+    let (limits, store) = Limiters::with_simulated_store(settings.limiter(), 1);
     let (sim, network) = (sim.clone(), network.clone());
     let upstream = Upstream::connected_by(&settings.upstream, http2, move || {
         let (sim, network) = (sim.clone(), network.clone());
@@ -77,7 +80,7 @@ pub(crate) fn shield(sim: &Sim, network: &Network, wall: &Wall, http2: bool) -> 
             io::Result::Ok(Io::Simulated { stream: Box::new(ours), http2 })
         }
     });
-    Shield::with_clock(settings, upstream, wall.clock())
+    (Shield::with_limits(settings, limits, upstream, wall.clock()), store)
 }
 
 /// Checks that nothing is in flight, every limit is full on both sides, and, where `exact` has the clients' results, that both

@@ -83,6 +83,17 @@ impl Limiters {
         Self(registry)
     }
 
+    /// Limiters whose store is simulated by whoever holds its other end.
+    #[cfg(feature = "redis")]
+    #[doc(hidden)]
+    pub fn with_simulated_store(settings: Settings, replicas: u32) -> (Self, store::simulated::StoreEnd) {
+        let (store, commands) = Store::new(replicas);
+        let health = store.health.clone();
+        let registry = Arc::new(Registry::new(settings, Some(store)));
+        let end = store::simulated::StoreEnd::new(commands, Arc::downgrade(&registry), health);
+        (Self(registry), end)
+    }
+
     /// Other limits, bounds and state file: used amounts and places in the queue stay. `redis` cannot change.
     pub fn reconfigure(&self, settings: Settings) {
         self.0.reconfigure(settings);

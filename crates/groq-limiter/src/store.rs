@@ -23,6 +23,9 @@ pub mod file;
 pub mod protocol;
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(feature = "redis")]
+#[doc(hidden)]
+pub mod simulated;
 
 /// The limiters' end.
 #[derive(Debug)]

@@ -1,0 +1,202 @@
+//! The store: the real script in a real Redis, by virtual time, over a way there and back that fails by the seed.
+
+use std::{
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use fastrand::Rng;
+use groq_limiter::store::{
+    protocol::{Answer, Transaction},
+    redis::{
+        SCRIPT,
+        wire::{Offset, Reply},
+    },
+    simulated::{StoreCall, StoreEnd},
+};
+use redis::Connection;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+/// As `store.timeout`.
+const TIME_LIMIT: Duration = Duration::from_millis(250);
+/// A store that is out of reach is looked for this often.
+const LOOK: Duration = Duration::from_millis(500);
+/// Of the server's clock, µs.
+const EPOCH: u64 = 1_790_000_000_000_000;
+
+/// A redis-server; killed when dropped.
+pub(crate) struct Redis {
+    process: Child,
+    port: u16,
+}
+
+impl Redis {
+    pub(crate) fn start() -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|probe| probe.local_addr()).expect("a free port").port();
+        let mut command = Command::new("redis-server");
+        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        Self { process: command.stdout(Stdio::null()).spawn().expect("redis-server is installed"), port }
+    }
+
+    /// A connection to it, once it serves; it forgets everything.
+    pub(crate) fn emptied(&self) -> Connection {
+        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).expect("a URL");
+        let mut connection = (0..500).find_map(|_| {
+            let connection = client.get_connection().ok();
+            if connection.is_none() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            connection
+        });
+        let connection = connection.as_mut().expect("redis-server serves");
+        redis::cmd("FLUSHALL").exec(connection).expect("it forgets");
+        client.get_connection().expect("another connection")
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.process.kill().expect("killed");
+        self.process.wait().expect("ended");
+    }
+}
+
+/// A time without the store.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outage {
+    from: Instant,
+    until: Instant,
+    /// Connections break at once; else nothing is heard any more.
+    told: bool,
+    /// It has forgotten everything when it is back.
+    emptied: bool,
+}
+
+/// Some outages within this time, one after the other.
+pub(crate) fn outages(random: &mut Rng, span: Duration) -> Vec<Outage> {
+    let mut from = Instant::now();
+    let outages = (0..random.usize(1..4)).map(|_| {
+        from += span.mul_f64(random.f64() / 3.0);
+        let until = from + Duration::from_millis(random.u64(100..10_000));
+        let outage = Outage { from, until, told: random.bool(), emptied: random.bool() };
+        from = until;
+        outage
+    });
+    outages.collect()
+}
+
+/// What became of transactions.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Carried {
+    pub(crate) answered: Arc<AtomicU64>,
+    pub(crate) lost: Arc<AtomicU64>,
+}
+
+/// The store and the way to it.
+struct Store {
+    redis: Mutex<Connection>,
+    offset: Mutex<Offset>,
+    began: Instant,
+    outages: Vec<Outage>,
+}
+
+/// Serves the limiters.
+pub(crate) async fn serve(mut end: StoreEnd, redis: Connection, mut random: Rng, outages: Vec<Outage>, carried: Carried) {
+    let store = Store { redis: redis.into(), offset: Mutex::default(), began: Instant::now(), outages };
+    let store = Arc::new(store);
+    let (failed, mut failures) = tokio::sync::mpsc::unbounded_channel();
+    let mut breaks: Vec<_> = store.outages.iter().filter(|outage| outage.told).map(|outage| outage.from).collect();
+    breaks.reverse();
+    let mut look = Instant::now();
+    loop {
+        let broken = breaks.last().copied();
+        tokio::select! {
+            biased;
+            Some(()) = failures.recv() => end.lost(),
+            () = sleep_until(broken.unwrap_or(look)), if broken.is_some() => {
+                breaks.pop();
+                end.lost();
+            }
+            () = sleep_until(look) => {
+                if store.outage().is_none() {
+                    end.reached();
+                }
+                look += LOOK;
+            }
+            call = end.next() => {
+                let Some(call) = call else { return };
+                let (store, failed, carried) = (store.clone(), failed.clone(), carried.clone());
+                let latencies = [0, 0].map(|_| Duration::from_micros(random.u64(100..30_000)));
+                tokio::spawn(async move {
+                    let there_and_back = store.carry(call.transaction(), &call, latencies);
+                    match timeout(TIME_LIMIT, there_and_back).await {
+                        Ok(answer) => {
+                            carried.answered.fetch_add(1, Relaxed);
+                            call.answer(&answer);
+                        }
+                        Err(_) => {
+                            carried.lost.fetch_add(1, Relaxed);
+                            // The loop above has ended where the life is over.
+                            let _ = failed.send(());
+                            call.give_up();
+                        }
+                    }
+                });
+            }
+        }
+    }
+}
+
+impl Store {
+    fn outage(&self) -> Option<&Outage> {
+        let now = Instant::now();
+        self.outages.iter().find(|outage| (outage.from..outage.until).contains(&now))
+    }
+
+    /// Never ends where the store is out of reach when the request or its answer comes.
+    async fn carry(&self, transaction: &Transaction, call: &StoreCall, [there, back]: [Duration; 2]) -> Answer {
+        let sent = call.now();
+        sleep(there).await;
+        self.pass().await;
+        let reply = self.run(transaction, call.limiter());
+        sleep(back).await;
+        self.pass().await;
+        let mut offset = self.offset.lock().expect("no panic with it");
+        offset.learn(reply.now, sent, call.now());
+        offset.answer(reply, "replica").expect("the script's words")
+    }
+
+    async fn pass(&self) {
+        if self.outage().is_some() {
+            std::future::pending().await
+        }
+    }
+
+    /// The script, at this world's time.
+    fn run(&self, transaction: &Transaction, limiter: u64) -> Reply {
+        let time = EPOCH + u64::try_from(self.began.elapsed().as_micros()).expect("not so long");
+        // A store that has come back empty is another one.
+        let now = Instant::now();
+        let life = self.outages.iter().filter(|outage| outage.emptied && outage.until <= now).count();
+        let script = format!(
+            "local real = redis
+            local redis = setmetatable({{ call = function(name, ...)
+                if name == 'TIME' then return {{ ARGV[3], ARGV[4] }} end
+                return real.call(name, ...)
+            end }}, {{ __index = real }})
+            {SCRIPT}"
+        );
+        let key = format!("{{{life}:{limiter}}}");
+        let request = self.offset.lock().expect("no panic with it").request(transaction);
+        let script = redis::Script::new(&script);
+        let mut call = script.key(&key);
+        call.key(format!("{key}:replica")).arg(request).arg("news").arg(time / 1_000_000).arg(time % 1_000_000);
+        let reply = call.invoke(&mut *self.redis.lock().expect("no panic with it")).expect("the script runs");
+        Reply::parse(reply).expect("the script's words")
+    }
+}
