@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use hashbrown::Equivalent;
+
 #[cfg(feature = "redis")]
 use crate::clock::Clock;
 use crate::{
@@ -39,6 +41,26 @@ struct RegistryEntry {
     limiter: Arc<SharedLimiter>,
     /// How many limiters had been made when it was last asked for: an age without a clock, found without going to the limiter.
     used: AtomicU64,
+}
+
+/// A request's scope to look a limiter up by: as a [`Scope`], its three names would be counted up and down at each look.
+#[derive(Hash)]
+struct ScopeOf<'r> {
+    organization: &'r str,
+    model: &'r str,
+    tier: &'r str,
+}
+
+impl<'r> From<&'r AdmissionRequest> for ScopeOf<'r> {
+    fn from(request: &'r AdmissionRequest) -> Self {
+        Self { organization: &request.organization, model: &request.model, tier: &request.tier }
+    }
+}
+
+impl Equivalent<Scope> for ScopeOf<'_> {
+    fn equivalent(&self, scope: &Scope) -> bool {
+        *self.organization == *scope.organization && *self.model == *scope.model && *self.tier == *scope.tier
+    }
 }
 
 /// All limiters.
@@ -105,7 +127,7 @@ impl Registry {
     /// The limiter of a request, if there is one.
     pub(crate) fn find(&self, request: &AdmissionRequest) -> Option<Arc<SharedLimiter>> {
         let limiters = self.limiters.read().unwrap_or_else(PoisonError::into_inner);
-        let kept = limiters.get(&Scope::of(request))?;
+        let kept = limiters.get(&ScopeOf::from(request))?;
         let made = self.numbers.load(Relaxed);
         // Looked at first: as long as no limiter is made, nobody writes to memory that all cores read.
         if kept.used.load(Relaxed) != made {
