@@ -14,8 +14,8 @@ use crate::{
 /// What was taken; settled exactly once. Dropped before it was sent: all comes back; after: it stays reserved.
 #[derive(Debug)]
 pub struct Permit {
-    /// `None`: nothing was taken, or it is settled.
-    held: Option<(Arc<SharedLimiter>, Grant)>,
+    /// `None`: nothing was taken, or it is settled. Boxed: a permit is moved at each step of its request.
+    held: Option<(Arc<SharedLimiter>, Box<Grant>)>,
     waited: Duration,
     bound_by: Option<Dimension>,
 }
@@ -23,7 +23,7 @@ pub struct Permit {
 impl Permit {
     pub(crate) fn new(limiter: Arc<SharedLimiter>, grant: Grant) -> Self {
         let bound_by = grant.bound.and_then(|slot| limiter.with(|limiter| limiter.dimension(slot).cloned()));
-        Self { waited: Duration::from_nanos(grant.waited), bound_by, held: Some((limiter, grant)) }
+        Self { waited: Duration::from_nanos(grant.waited), bound_by, held: Some((limiter, Box::new(grant))) }
     }
 
     /// Of something that draws on no limit.
@@ -67,7 +67,7 @@ impl Permit {
     ) -> Option<Requeue> {
         let (limiter, grant) = self.held.take()?;
         let now = limiter.at(now);
-        Some(limiter.change(|limiter| limiter.refused(grant, text, state, retry_after, now)))
+        Some(limiter.change(|limiter| limiter.refused(*grant, text, state, retry_after, now)))
     }
 
     /// The truth is known.
@@ -78,7 +78,7 @@ impl Permit {
     fn end(&mut self, usage: ActualUsage, now: Instant) {
         if let Some((limiter, grant)) = self.held.take() {
             let now = limiter.at(now);
-            limiter.change(|limiter| limiter.settle(grant, usage, now));
+            limiter.change(|limiter| limiter.settle(*grant, usage, now));
         }
     }
 }
