@@ -59,13 +59,12 @@ where
             return respond(shield, settings, call, upstream_request, record).await;
         };
         let early = record.may_open_early(new_request_id());
-        let (limited, limits) = (Limited::of(&call), shield.clone());
+        let (admission, is_capped, budgets) = (call.admission.clone(), call.is_capped, call.budgets.clone());
+        let limits = shield.clone();
         let response = Box::pin(respond(shield, settings, call, upstream_request, record));
         let headers = || {
             let mut headers = early_headers(&early);
-            if let Some(limited) = limited {
-                limited.add_to(&mut headers, &limits);
-            }
+            Limited { admission: &admission, is_capped, budgets: budgets.as_deref() }.add_to(&mut headers, &limits);
             headers
         };
         relay::open_early(response, period, headers).await
@@ -97,20 +96,19 @@ async fn respond(
     if !call.streams() {
         yield_if_busy(&shield, &call).await;
     }
-    let limited = Limited::of(&call);
+    let Call { admission, is_capped, budgets, bill, .. } = *call;
     let mut response = match outcome {
         Ok(Delivered { response, permit }) => {
-            deliver(*response, ResponseContext { permit, bill: call.bill, record, cutoff, settled: false })
+            deliver(*response, ResponseContext { permit, bill, record, cutoff, settled: false })
         }
         Err(rejection) => {
-            record.nano_usd = call.bill.nano_usd();
+            record.nano_usd = bill.nano_usd();
             reject(rejection, record)
         }
     };
     // Last: a body that has arrived whole has been settled by now.
-    if let Some(limited) = limited {
-        limited.add_to(response.headers_mut(), &shield);
-    }
+    let limited = Limited { admission: &admission, is_capped, budgets: budgets.as_deref() };
+    limited.add_to(response.headers_mut(), &shield);
     response
 }
 

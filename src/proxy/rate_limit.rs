@@ -1,11 +1,7 @@
 //! `RateLimit-Policy` and `RateLimit` of draft-ietf-httpapi-ratelimit-headers: every limit that is known for a request, those that
 //! Groq shows nowhere and those of its app included. Both are structured fields (RFC 9651): lists of strings with parameters.
 
-use std::{
-    fmt::Write as _,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use groq_limiter::{
     AdmissionRequest, CostEstimate,
@@ -13,7 +9,7 @@ use groq_limiter::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{caps, request::Call, shield::Shield};
+use super::{caps, shield::Shield};
 use crate::accounts::{Budget, Period, Unit as BudgetUnit};
 
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -22,36 +18,32 @@ const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const MAX_INTEGER: u64 = 999_999_999_999_999;
 
 /// What limits a request.
-#[derive(Clone)]
-pub(super) struct Limited {
-    admission: AdmissionRequest,
-    is_capped: bool,
-    budgets: Option<Arc<[Budget]>>,
+pub(super) struct Limited<'a> {
+    pub(super) admission: &'a AdmissionRequest,
+    pub(super) is_capped: bool,
+    pub(super) budgets: Option<&'a [Budget]>,
 }
 
-impl Limited {
-    /// What limits `call`; `None` where nothing does.
-    pub(super) fn of(call: &Call) -> Option<Self> {
-        let is_limited = call.admission.cost != CostEstimate::Free && !call.admission.model.is_empty();
-        let budgets = call.budgets.clone();
-        is_limited.then(|| Self { admission: call.admission.clone(), is_capped: call.is_capped, budgets })
-    }
-
-    /// Adds both fields, with what is left now. The upstream's own ones stay: lists over several lines are one list.
+impl Limited<'_> {
+    /// Adds both fields, with what is left now, unless nothing limits the request. The upstream's own ones stay: lists over several
+    /// lines are one list.
     pub(super) fn add_to(&self, headers: &mut HeaderMap, shield: &Shield) {
+        if self.admission.cost == CostEstimate::Free {
+            return;
+        }
         let mut fields = Fields { policy: String::with_capacity(256), limit: String::with_capacity(192) };
-        shield.limits.visit_quotas(&self.admission, |dimension, limit, remaining, full_in| {
+        shield.limits.visit_quotas(self.admission, |dimension, limit, remaining, full_in| {
             fields.dimension("", dimension, limit, remaining, full_in);
         });
         if self.is_capped {
-            shield.caps.visit_quotas(&caps::admission(&self.admission), |dimension, limit, remaining, full_in| {
+            shield.caps.visit_quotas(&caps::admission(self.admission), |dimension, limit, remaining, full_in| {
                 fields.dimension("app-", dimension, limit, remaining, full_in);
             });
         }
-        if let Some(budgets) = &self.budgets {
+        if let Some(budgets) = self.budgets {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             let usage = shield.accounts.ledger().usage(&self.admission.app, now);
-            for budget in budgets.iter() {
+            for budget in budgets {
                 let used = usage.used(budget.period).of(budget.unit).saturating_add(usage.reserved.of(budget.unit));
                 fields.budget(*budget, used, budget.period.time_left(now));
             }
@@ -82,12 +74,17 @@ impl Fields {
         let window = dimension.period.as_secs().max(1);
         let remaining = (remaining.max(0.0) as u64).min(limit);
         let seconds = full_in.as_millis().div_ceil(1000) as u64;
-        match window {
-            60 => self.add(format_args!("{of}{unit}-per-minute"), quota_unit, limit, Some(window), remaining, seconds),
-            3600 => self.add(format_args!("{of}{unit}-per-hour"), quota_unit, limit, Some(window), remaining, seconds),
-            86_400 => self.add(format_args!("{of}{unit}-per-day"), quota_unit, limit, Some(window), remaining, seconds),
-            _ => self.add(format_args!("{of}{unit}-per-{window}s"), quota_unit, limit, Some(window), remaining, seconds),
-        }
+        let other;
+        let period = match window {
+            60 => "minute",
+            3600 => "hour",
+            86_400 => "day",
+            _ => {
+                other = format!("{window}s");
+                &other
+            }
+        };
+        self.add([of, unit, period], quota_unit, limit, Some(window), remaining, seconds);
     }
 
     fn budget(&mut self, budget: Budget, used: u64, resets_in: Duration) {
@@ -101,15 +98,15 @@ impl Fields {
             Period::Day => Some(86_400),
             Period::Month => None,
         };
-        let name = (budget.unit.as_str(), budget.period.as_str());
+        let name = ["app-", budget.unit.as_str(), budget.period.as_str()];
         let (limit, left) = (budget.limit / scale, budget.limit.saturating_sub(used) / scale);
-        self.add(format_args!("app-{}-per-{}", name.0, name.1), quota_unit, limit, window, left, resets_in.as_secs());
+        self.add(name, quota_unit, limit, window, left, resets_in.as_secs());
     }
 
-    /// `quota_unit`: empty for requests, which is the default.
+    /// `quota_unit`: empty for requests, which is the default. Written without `format!`, which took three times the instructions.
     fn add(
         &mut self,
-        name: std::fmt::Arguments<'_>,
+        [of, unit, period]: [&str; 3],
         quota_unit: &str,
         limit: u64,
         window: Option<u64>,
@@ -118,17 +115,21 @@ impl Fields {
     ) {
         let Self { policy, limit: left } = self;
         for field in [&mut *policy, &mut *left] {
-            if !field.is_empty() {
-                field.push_str(", ");
-            }
+            field.push_str(if field.is_empty() { "\"" } else { ", \"" });
+            [of, unit, "-per-", period, "\""].into_iter().for_each(|part| field.push_str(part));
         }
-        let (limit, remaining) = (limit.min(MAX_INTEGER), remaining.min(MAX_INTEGER));
-        // Writing to a string cannot fail.
-        let _ = write!(policy, "\"{name}\";q={limit}");
-        let _ = window.map_or(Ok(()), |window| write!(policy, ";w={window}"));
+        let parameter = |field: &mut String, key: &str, value: u64| {
+            field.push_str(key);
+            field.push_str(itoa::Buffer::new().format(value.min(MAX_INTEGER)));
+        };
+        parameter(policy, ";q=", limit);
+        if let Some(window) = window {
+            parameter(policy, ";w=", window);
+        }
         if !quota_unit.is_empty() {
-            let _ = write!(policy, ";qu=\"{quota_unit}\"");
+            [";qu=\"", quota_unit, "\""].into_iter().for_each(|part| policy.push_str(part));
         }
-        let _ = write!(left, "\"{name}\";r={remaining};t={seconds}");
+        parameter(left, ";r=", remaining);
+        parameter(left, ";t=", seconds);
     }
 }
