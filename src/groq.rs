@@ -2,7 +2,7 @@
 //! Sources: Groq's documentation and captured traffic; every text here was captured.
 
 use groq_limiter::types::{Observation, RemoteQuota, Unit};
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderValue};
 
 mod duration;
 mod mask;
@@ -20,38 +20,43 @@ pub use sse::{SseTail, StreamError};
 pub use truncation::is_truncated_without_content;
 pub use usage::Usage;
 
-/// The names of the headers of one quota, parsed once.
-struct QuotaHeaders {
-    limit: HeaderName,
-    remaining: HeaderName,
-    reset: HeaderName,
-}
-
-const REQUESTS: QuotaHeaders = QuotaHeaders {
-    limit: HeaderName::from_static("x-ratelimit-limit-requests"),
-    remaining: HeaderName::from_static("x-ratelimit-remaining-requests"),
-    reset: HeaderName::from_static("x-ratelimit-reset-requests"),
-};
-const TOKENS: QuotaHeaders = QuotaHeaders {
-    limit: HeaderName::from_static("x-ratelimit-limit-tokens"),
-    remaining: HeaderName::from_static("x-ratelimit-remaining-tokens"),
-    reset: HeaderName::from_static("x-ratelimit-reset-tokens"),
-};
-const AUDIO: QuotaHeaders = QuotaHeaders {
-    limit: HeaderName::from_static("x-ratelimit-limit-audio-seconds"),
-    remaining: HeaderName::from_static("x-ratelimit-remaining-audio-seconds"),
-    reset: HeaderName::from_static("x-ratelimit-reset-audio-seconds"),
-};
-
 /// What the `x-ratelimit-*` headers of a response say; what is absent or unparsable is `None`.
 pub fn rate_limits(headers: &HeaderMap) -> Observation {
-    let quota = |names: QuotaHeaders| {
-        let limit = count(headers.get(names.limit)?.as_bytes()).filter(|limit| *limit > 0)?;
-        let remaining = count(headers.get(names.remaining)?.as_bytes())?.min(limit);
-        let reset = headers.get(names.reset).and_then(|reset| parse_duration(reset.to_str().ok()?));
+    let (mut requests, mut tokens, mut audio) = (Stated::default(), Stated::default(), Stated::default());
+    // One pass over what is there: looking nine names up would hash each of them.
+    for (name, value) in headers {
+        let stated = match name.as_str() {
+            "x-ratelimit-limit-requests" => &mut requests.limit,
+            "x-ratelimit-remaining-requests" => &mut requests.remaining,
+            "x-ratelimit-reset-requests" => &mut requests.reset,
+            "x-ratelimit-limit-tokens" => &mut tokens.limit,
+            "x-ratelimit-remaining-tokens" => &mut tokens.remaining,
+            "x-ratelimit-reset-tokens" => &mut tokens.reset,
+            "x-ratelimit-limit-audio-seconds" => &mut audio.limit,
+            "x-ratelimit-remaining-audio-seconds" => &mut audio.remaining,
+            "x-ratelimit-reset-audio-seconds" => &mut audio.reset,
+            _ => continue,
+        };
+        stated.get_or_insert(value);
+    }
+    Observation { requests: requests.quota(), tokens: tokens.quota(), audio: audio.quota() }
+}
+
+/// The headers that describe one quota.
+#[derive(Default)]
+struct Stated<'h> {
+    limit: Option<&'h HeaderValue>,
+    remaining: Option<&'h HeaderValue>,
+    reset: Option<&'h HeaderValue>,
+}
+
+impl Stated<'_> {
+    fn quota(&self) -> Option<RemoteQuota> {
+        let limit = count(self.limit?.as_bytes()).filter(|limit| *limit > 0)?;
+        let remaining = count(self.remaining?.as_bytes())?.min(limit);
+        let reset = self.reset.and_then(|reset| parse_duration(reset.to_str().ok()?));
         Some(RemoteQuota { limit, remaining, reset })
-    };
-    Observation { requests: quota(REQUESTS), tokens: quota(TOKENS), audio: quota(AUDIO) }
+    }
 }
 
 /// The error object's `type` for a refusal in this unit.
@@ -83,7 +88,7 @@ fn loose_count(text: &str) -> Option<u64> {
 mod tests {
     use std::time::Duration;
 
-    use http::HeaderValue;
+    use http::HeaderName;
     use proptest::prelude::*;
 
     use super::*;
