@@ -100,10 +100,16 @@ impl Connection {
         frame.map(|frame| frame.map(|frame| frame.map_err(|_| ExchangeError::Closed)))
     }
 
+    /// Whether a request can be sent now, as far as is known without a look at the connection.
+    pub(super) fn is_ready(&self) -> bool {
+        self.may_be_reused && self.driver.is_some() && self.sender.is_ready()
+    }
+
     /// Whether a request can be sent now. Until then the connection wakes no task.
     pub(super) fn is_usable(&mut self) -> bool {
         drive(&mut self.driver, &mut noop());
-        self.may_be_reused && self.driver.is_some() && self.sender.is_ready()
+        self.timer.forget_waker();
+        self.is_ready()
     }
 }
 

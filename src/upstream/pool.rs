@@ -144,8 +144,8 @@ impl Pool {
     pub(super) fn release(&self, connection: Connection) {
         let Connection::Http1(mut connection) = connection else { return };
         let now = Instant::now();
-        if connection.is_usable() && now < connection.opened_at + MAX_AGE {
-            connection.timer.forget_waker();
+        // The usual one is not looked at here: the next request does so, or else `reap`.
+        if (connection.is_ready() || connection.is_usable()) && now < connection.opened_at + MAX_AGE {
             self.push_idle(connection, now);
         }
     }
