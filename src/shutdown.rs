@@ -2,19 +2,52 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
 };
 
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture, WaitForCancellationFutureOwned};
 
 /// Tells connections and requests about a shutdown.
 #[derive(Debug, Default)]
 pub struct Shutdown {
     /// No new connections are accepted; idle ones close.
-    pub draining: CancellationToken,
+    pub draining: Signal,
     /// `server.drain_timeout` is over: whatever still runs ends now.
     pub cutoff: CancellationToken,
+}
+
+/// A cancellation token that is asked at every poll of every connection: the token itself takes a lock to answer.
+#[derive(Debug, Default)]
+pub struct Signal {
+    given: AtomicBool,
+    token: CancellationToken,
+}
+
+impl Signal {
+    /// Gives the signal.
+    pub fn cancel(&self) {
+        self.given.store(true, Ordering::Release);
+        self.token.cancel();
+    }
+
+    /// Whether it has been given.
+    pub fn is_cancelled(&self) -> bool {
+        self.given.load(Ordering::Acquire)
+    }
+
+    /// Waits for it.
+    pub fn cancelled(&self) -> WaitForCancellationFuture<'_> {
+        self.token.cancelled()
+    }
+
+    /// A token of the caller's own that is cancelled with it.
+    pub fn child_token(&self) -> CancellationToken {
+        self.token.child_token()
+    }
 }
 
 /// The cutoff for one request. Before draining begins nothing is registered and no shared lock is taken; when it begins, every

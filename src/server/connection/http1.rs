@@ -91,13 +91,16 @@ where
     let mut deadline = Deadline::new((Phase::Idle, 0), header_timeout);
     // The phases of a shutdown in order.
     let mut step: Step<'_> = Box::pin(last_call(&shield.shutdown, || exchange.make_last()));
-    let mut drained = false;
+    let (mut is_registered, mut drained) = (false, false);
     let end = poll_fn(|cx| {
         loop {
             if let Poll::Ready(closed) = Pin::new(&mut http).poll(cx) {
                 return Poll::Ready(End::Closed(closed));
             }
-            if step.as_mut().poll(cx).is_pending() {
+            // Registered once, it takes no lock at each poll.
+            let is_waiting = is_registered && !shield.shutdown.draining.is_cancelled();
+            is_registered = true;
+            if is_waiting || step.as_mut().poll(cx).is_pending() {
                 let state = (exchange.phase(), exchange.requests());
                 return deadline.poll(state, limit(state), cx).map(|()| End::TimedOut);
             }

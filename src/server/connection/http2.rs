@@ -100,13 +100,16 @@ where
     let mut deadline = Deadline::new((0, 0, false), header_timeout);
     // The tasks of streams are not woken by the start of a drain.
     let mut step: Step<'_> = Box::pin(last_call(&shield.shutdown, || streams.draining.cancel()));
-    let (mut drained, mut closing) = (false, false);
+    let (mut is_registered, mut drained, mut closing) = (false, false, false);
     let closed = poll_fn(|cx| {
         loop {
             if let Poll::Ready(closed) = Pin::new(&mut http).poll(cx) {
                 return Poll::Ready(closed);
             }
-            if step.as_mut().poll(cx).is_ready() {
+            // Registered once, it takes no lock at each poll.
+            let is_waiting = is_registered && !shield.shutdown.draining.is_cancelled();
+            is_registered = true;
+            if !is_waiting && step.as_mut().poll(cx).is_ready() {
                 if drained {
                     return Poll::Ready(Ok(()));
                 }
@@ -194,12 +197,12 @@ where
         tokio::spawn(async move {
             let mut stream = pin!(stream);
             let mut draining = pin!(open.0.draining.cancelled());
-            let mut drained = false;
+            let mut is_registered = false;
             let mut stalled = Stalled::default();
             poll_fn(|cx| {
                 // A drain polls the stream once more, as on HTTP/1.1, where the request shares the connection's task.
-                if !drained {
-                    drained = draining.as_mut().poll(cx).is_ready();
+                if !std::mem::replace(&mut is_registered, true) {
+                    let _unless_it_has_begun = draining.as_mut().poll(cx);
                 }
                 stalled.poll(stream.as_mut(), cx)
             })
