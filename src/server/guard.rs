@@ -8,6 +8,7 @@
 
 use std::{
     io::{self, IoSlice},
+    mem::MaybeUninit,
     pin::Pin,
     sync::{
         Arc, OnceLock,
@@ -28,6 +29,8 @@ use head::{Framing, Scanner};
 
 /// Pipelined bytes that are buffered; more stay in the socket.
 const MAX_AHEAD: usize = 64 << 10;
+/// Bytes that are read at once while a request runs: usually there are none.
+const LOOK_AHEAD: usize = 512;
 
 /// The progress of the current exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,7 +232,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guard<I> {
             }
             return Poll::Ready(Ok(()));
         }
-        // Reading continues while a request runs, so that a disconnect is noticed.
+        // Reading continues after the response too, so that a disconnect is noticed.
         while this.ahead.len() < MAX_AHEAD {
             let before = buf.filled().len();
             ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
@@ -249,7 +252,24 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guard<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> Guard<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin> Guard<I> {
+    /// Reads on while a request runs. An error: the client has left.
+    ///
+    /// hyper would do this itself if it were not told that clients may close their half (`half_close`), but with a read buffer of
+    /// its own size for it, a second one beside that of the request.
+    fn look_ahead(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let mut buffer = [MaybeUninit::uninit(); LOOK_AHEAD];
+        while self.ahead.len() < MAX_AHEAD {
+            let mut read = ReadBuf::uninit(&mut buffer);
+            match Pin::new(&mut self.io).poll_read(cx, &mut read)? {
+                Poll::Ready(()) if read.filled().is_empty() => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Poll::Ready(()) => self.ahead.extend_from_slice(read.filled()),
+                Poll::Pending => break,
+            }
+        }
+        Ok(())
+    }
+
     fn poll_write_by(
         &mut self,
         length: usize,
@@ -264,7 +284,7 @@ impl<I: AsyncWrite + Unpin> Guard<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Guard<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<I> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.get_mut().poll_write_by(buf.len(), |io| io.poll_write(cx, buf))
     }
@@ -283,6 +303,10 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guard<I> {
         if this.unflushed {
             ready!(Pin::new(&mut this.io).poll_flush(cx))?;
             this.unflushed = false;
+        }
+        // hyper flushes whenever it is polled.
+        if this.exchange.phase() == Phase::Handling && this.next == Next::Waiting {
+            this.look_ahead(cx)?;
         }
         // hyper flushes after it has dropped the body of a response, so this is where its exchange ends.
         let over = this.exchange.phase() == Phase::Answered && this.next == Next::Waiting;

@@ -80,6 +80,8 @@ where
     let mut http = http1::Builder::new()
         .max_buf_size(LARGEST_HEAD)
         .header_read_timeout(None)
+        // The guard notices a client that leaves.
+        .half_close(true)
         .serve_connection(TokioIo::new(Guard::new(io, begun, exchange.clone())), service);
     let header_timeout = shield.settings.load().server.header_timeout;
     let limit = |state: (Phase, u64)| match state {

@@ -91,8 +91,9 @@ async fn a_client_that_leaves_is_noticed_while_its_request_runs() {
         client.write_all(format!("GET / HTTP/1.1\r\nhost: x\r\n\r\n{ahead}").as_bytes()).await.expect("it is open");
         read(&mut guard).await;
         exchange.begin();
+        guard.flush().await.expect("it is there");
         drop(client);
-        assert_eq!(guard.read(&mut [0; 10]).await.expect("the end"), 0);
+        assert_eq!(guard.flush().await.expect_err("it has left").kind(), io::ErrorKind::UnexpectedEof);
     }
 }
 
