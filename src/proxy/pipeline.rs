@@ -33,7 +33,8 @@ use crate::{
 /// `ambiguous`: why servers could disagree about the framing of the request, as seen by the connection. It is refused then.
 ///
 /// The futures of the phases are boxed: a request may wait in the queue for a minute, and without the boxes its future would
-/// have room for the largest phase all that time, 1 KB each.
+/// have room for the largest phase all that time, 1 KB each. So is what is handed from one to the next: a future has room for its
+/// arguments twice.
 pub fn handle<B>(
     shield: &Arc<Shield>,
     request: Request<B>,
@@ -81,7 +82,7 @@ async fn respond(
     shield: Arc<Shield>,
     settings: Arc<Settings>,
     mut call: Box<Call>,
-    mut upstream_request: UpstreamRequest,
+    mut upstream_request: Box<UpstreamRequest>,
     mut record: Box<Record>,
 ) -> Response<Body> {
     let mut cutoff = Cutoff::new(&shield.shutdown);

@@ -72,7 +72,8 @@ pub async fn validate(
         return pass(body).await;
     }
     if media.eq_ignore_ascii_case("text/event-stream") {
-        return Stream::open(body, must_end).await.map(|stream| ValidatedBody::Stream(Box::new(stream)));
+        // Boxed: every other response would have room for it.
+        return Box::pin(Stream::open(body, must_end)).await.map(|stream| ValidatedBody::Stream(Box::new(stream)));
     }
     let is_json = media.eq_ignore_ascii_case("application/json");
     match expected {

@@ -72,7 +72,7 @@ pub(super) async fn read<B>(
     request: Request<B>,
     settings: &Settings,
     record: &mut Record,
-) -> Result<(Box<Call>, UpstreamRequest), Rejection>
+) -> Result<(Box<Call>, Box<UpstreamRequest>), Rejection>
 where
     B: http_body::Body<Data = Bytes>,
 {
@@ -134,7 +134,7 @@ where
         facts,
         _body_permit: body_permit,
     };
-    Ok((Box::new(call), UpstreamRequest::new(method, path, headers, body)))
+    Ok((Box::new(call), Box::new(UpstreamRequest::new(method, path, headers, body))))
 }
 
 /// The absolute form is served for the upstream's own authority only, CONNECT and TRACE never.

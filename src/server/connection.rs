@@ -70,7 +70,7 @@ where
             Err(_) if begun.is_empty() => return,
             Err(_) => {
                 let last = app.refuse(Rejection::RequestTimeout("head"));
-                return http1::close(io, Some(last), true, &shield.shutdown).await;
+                return Box::pin(http1::close(io, Some(last), true, &shield.shutdown)).await;
             }
         }
     }

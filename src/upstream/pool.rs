@@ -106,7 +106,12 @@ impl Pool {
             }
         }
         // Boxed: rarely needed, and every request would reserve space for it.
-        let io = Box::pin(self.connector.connect()).await?;
+        Box::pin(self.connect()).await
+    }
+
+    /// A new connection.
+    async fn connect(self: &Arc<Self>) -> Result<Connection, ExchangeError> {
+        let io = self.connector.connect().await?;
         if io.is_http2() {
             let connection = self.http2(io).await?;
             self.shared().add(connection.clone());
