@@ -2,6 +2,9 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
+/// The name of a request, by which Groq and the shield find it again.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 /// The value of `name` where it is visible ASCII; the first one, where there are several.
 pub fn text(headers: &HeaderMap, name: impl header::AsHeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok()

@@ -8,7 +8,7 @@
 use std::{fmt, io, sync::Arc, time::Duration};
 
 use http::{
-    Response, Uri,
+    HeaderValue, Response, Uri,
     uri::{Authority, Scheme},
 };
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
@@ -95,9 +95,11 @@ impl Upstream {
 
     fn with_connector(connector: Connector, forward_proxy: Option<&Intercept>, settings: &config::Upstream) -> Self {
         let url = &settings.base_url;
+        let authority = url.authority().cloned().unwrap_or(Authority::from_static("localhost"));
         let origin = Origin {
             scheme: url.scheme().cloned().unwrap_or(Scheme::HTTPS),
-            authority: url.authority().cloned().unwrap_or(Authority::from_static("localhost")),
+            host: HeaderValue::from_str(authority.as_str()).expect("an authority is a valid header"),
+            authority,
             prefix: url.path().trim_end_matches('/').to_owned(),
             forward_proxy: forward_proxy.map(|proxy| ForwardProxy { authorization: proxy.basic_auth().cloned() }),
         };

@@ -27,8 +27,9 @@ impl Filter {
             Some(class) => status.starts_with(class),
             None => status == wanted,
         };
-        self.app.as_ref().is_none_or(|app| *app == request.app)
-            && self.model.as_ref().is_none_or(|model| *model == request.model || Some(model) == request.fallback_from.as_ref())
+        let of_model = |wanted: &str| *request.model == *wanted || request.fallback_from.as_deref() == Some(wanted);
+        self.app.as_deref().is_none_or(|app| *request.app == *app)
+            && self.model.as_deref().is_none_or(of_model)
             && self.status.as_deref().is_none_or(of_status)
     }
 }
@@ -50,7 +51,7 @@ fn write_table(requests: &[RecentRequest], filter: &Filter, now: f64, out: &mut 
     for request in requests.iter().filter(|request| filter.shows(request)) {
         let model = match &request.fallback_from {
             Some(from) => format!("{} (for {from})", request.model),
-            None => request.model.clone(),
+            None => request.model.to_string(),
         };
         writeln!(
             out,

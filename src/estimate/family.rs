@@ -18,9 +18,9 @@ pub enum Family {
 impl Family {
     /// The family by a model's name.
     pub fn of(model: &str) -> Self {
-        let model = model.to_ascii_lowercase();
+        let has = |name: &str| model.as_bytes().windows(name.len()).any(|part| part.eq_ignore_ascii_case(name.as_bytes()));
         let families = [("gpt-oss", Self::GptOss), ("llama", Self::Llama), ("qwen", Self::Qwen)];
-        families.into_iter().find_map(|(name, family)| model.contains(name).then_some(family)).unwrap_or(Self::Unknown)
+        families.into_iter().find_map(|(name, family)| has(name).then_some(family)).unwrap_or(Self::Unknown)
     }
 
     /// Tokens of the template around one user message.

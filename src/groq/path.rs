@@ -37,12 +37,17 @@ impl Endpoint {
     /// The endpoint at a path that [`map_path`] has mapped; a query is not looked at.
     pub fn of(method: &Method, path: &str) -> Self {
         let path = path.split_once('?').map_or(path, |(path, _)| path);
-        let endpoint = match path.strip_prefix(ROOT).and_then(|rest| rest.strip_prefix('/')) {
-            Some(rest) => Self::known(rest),
+        let endpoint = match Self::at(path) {
+            Some(endpoint) => endpoint,
             None if is_fine_tuning(path) => Self::FineTunings,
             None => Self::Other,
         };
         if endpoint.methods().contains(method) { endpoint } else { Self::Other }
+    }
+
+    /// What a path under `/openai/v1/` leads to; `None` for any other path.
+    fn at(path: &str) -> Option<Self> {
+        Some(Self::known(path.strip_prefix(ROOT)?.strip_prefix('/')?))
     }
 
     /// What `rest` is under `/openai/v1/`.
@@ -118,6 +123,10 @@ impl Endpoint {
 /// Every other path, and every query, stays as it is.
 pub fn map_path(path_and_query: &str) -> Cow<'_, str> {
     let (path, query) = path_and_query.split_at(path_and_query.find('?').unwrap_or(path_and_query.len()));
+    // As it usually comes.
+    if Endpoint::at(path).is_some_and(|endpoint| endpoint != Endpoint::Other) && !path.contains("//") {
+        return Cow::Borrowed(path_and_query);
+    }
     let mut rest = path;
     let mut prefix = Vec::new();
     while let Some(below) = rest.strip_prefix('/') {

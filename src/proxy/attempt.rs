@@ -74,7 +74,7 @@ pub(super) async fn send(
     headers::from_upstream(&mut head.headers);
     let now = Instant::now();
     record.time_to_head = sent_at.map(|sent_at| now - sent_at);
-    record.upstream_id = headers::text(&head.headers, "x-request-id").map(str::to_owned);
+    record.upstream_id = headers::text(&head.headers, headers::REQUEST_ID).map(str::to_owned);
     let state = groq::rate_limits(&head.headers);
     let status = head.status;
     if status.is_client_error() || status.is_server_error() {

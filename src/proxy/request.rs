@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use groq_limiter::{AdmissionError, AdmissionRequest, CostEstimate};
-use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header, uri::PathAndQuery};
 use tokio::time::Instant;
 
 use super::{
@@ -31,6 +31,8 @@ mod json;
 mod model;
 
 use facts::Facts;
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// A request that has been read.
 pub(super) struct Call {
@@ -81,7 +83,7 @@ where
     let path = mapped(&uri)?;
     let endpoint = Endpoint::of(&method, path.path());
     record.endpoint = endpoint.label();
-    record.traceparent = headers::text(&headers, "traceparent").map(str::to_owned);
+    record.traceparent = headers::text(&headers, TRACEPARENT).map(str::to_owned);
     if shield.via.is_in(&headers) {
         return Err(Rejection::Loop);
     }

@@ -7,12 +7,12 @@ use hyper::ext::ReasonPhrase;
 use tokio::time::Instant;
 
 use crate::{
+    headers::REQUEST_ID,
     proxy::error::Rejection,
     proxy::relay::{Body, ResponseContext, ValidatedBody},
     telemetry::{EarlyHead, EarlySnapshot, Record, Source},
 };
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const WAIT: HeaderName = HeaderName::from_static("x-shield-wait-ms");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-shield-attempts");
 const FALLBACK: HeaderName = HeaderName::from_static("x-shield-fallback");

@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     collections::VecDeque,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -22,13 +22,13 @@ pub struct RecentRequest {
     /// When it ended, Unix time in seconds.
     pub ended_at: f64,
     /// The app.
-    pub app: String,
+    pub app: Arc<str>,
     /// `interactive` or `batch`
     pub class: Cow<'static, str>,
     /// The model that served it; empty where the endpoint has none.
-    pub model: String,
+    pub model: Arc<str>,
     /// The model that it named, where another one served it.
-    pub fallback_from: Option<String>,
+    pub fallback_from: Option<Arc<str>>,
     /// Why another model served it: `daily_limit`, `too_large`, `decommissioned`, `unavailable`, `wait`.
     pub fallback_reason: Option<Cow<'static, str>>,
     /// `chat`, `responses`, `embeddings`, …
@@ -95,10 +95,10 @@ impl RecentRequest {
         Self {
             id: record.request_id().to_owned(),
             ended_at: millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()),
-            app: record.app.as_ref().to_owned(),
+            app: record.app.clone(),
             class: record.class_name().into(),
-            model: record.model.as_ref().to_owned(),
-            fallback_from: record.fallback.as_ref().map(|(from, _)| from.as_ref().to_owned()),
+            model: record.model.clone(),
+            fallback_from: record.fallback.as_ref().map(|(from, _)| from.clone()),
             fallback_reason: record.fallback.as_ref().map(|(_, reason)| reason.as_str().into()),
             endpoint: record.endpoint.into(),
             status: record.status(),
@@ -121,8 +121,10 @@ impl RecentRequest {
 
     /// Cleans client-chosen text: cut, without control characters, keys or organization ids.
     fn cleaned(mut self) -> Self {
-        let names = [&mut self.id, &mut self.app, &mut self.model];
-        for name in names.into_iter().chain(&mut self.fallback_from).chain(&mut self.waited_for) {
+        for name in [&mut self.app, &mut self.model].into_iter().chain(&mut self.fallback_from) {
+            *name = access::clean(name, access::NAME).into();
+        }
+        for name in [&mut self.id].into_iter().chain(&mut self.waited_for) {
             *name = access::clean(name, access::NAME).into_owned();
         }
         if let Some(error) = &mut self.error {
@@ -139,7 +141,7 @@ fn millis(seconds: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::time::Duration;
 
     use tokio::time::Instant;
 
@@ -159,7 +161,7 @@ mod tests {
         }
         let requests = telemetry.recent_requests();
         assert_eq!(requests.len(), KEPT);
-        assert_eq!((requests[0].app.as_str(), requests[KEPT - 1].app.as_str()), ("app-104", "app-5"));
+        assert_eq!((&*requests[0].app, &*requests[KEPT - 1].app), ("app-104", "app-5"));
         let RecentRequest { status, wait_s, waited_for, reserved, .. } = &requests[0];
         assert_eq!((*status, *wait_s, waited_for.as_deref(), *reserved), (200, 1.5, Some("TPM"), Some(70)));
     }

@@ -25,6 +25,8 @@ const MAX_FRAME: usize = 64 << 10;
 pub(super) struct Origin {
     pub(super) scheme: Scheme,
     pub(super) authority: Authority,
+    /// The authority as a header.
+    pub(super) host: HeaderValue,
     /// Comes before every path.
     pub(super) prefix: String,
     /// An HTTP proxy that forwards requests in absolute form.
@@ -107,8 +109,7 @@ impl UpstreamRequest {
             Some(_) => self.absolute(origin),
         });
         let headers = request.headers_mut();
-        let host = HeaderValue::from_str(origin.authority.as_str()).expect("an authority is a valid header");
-        headers.insert(header::HOST, host);
+        headers.insert(header::HOST, origin.host.clone());
         // hyper sets the length of a body, but not that of an empty one.
         if self.body.is_empty() && matches!(self.method, Method::POST | Method::PUT | Method::PATCH) {
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
@@ -186,6 +187,7 @@ mod tests {
         Origin {
             scheme: Scheme::HTTP,
             authority: Authority::from_static("groq.example:81"),
+            host: HeaderValue::from_static("groq.example:81"),
             prefix: prefix.to_owned(),
             forward_proxy,
         }

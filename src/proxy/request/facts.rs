@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use groq_limiter::CostEstimate;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, header};
 
 use crate::{
     config::Queue,
@@ -34,9 +34,10 @@ pub struct Facts {
     pub wants_text: bool,
 }
 
-const READ_TIMEOUT: &str = "x-stainless-read-timeout";
-const TIMEOUT: &str = "x-stainless-timeout";
-const MAX_WAIT: &str = "x-shield-max-wait-ms";
+// As names, which are not parsed at each look-up.
+const READ_TIMEOUT: HeaderName = HeaderName::from_static("x-stainless-read-timeout");
+const TIMEOUT: HeaderName = HeaderName::from_static("x-stainless-timeout");
+const MAX_WAIT: HeaderName = HeaderName::from_static("x-shield-max-wait-ms");
 
 /// No model's name is longer; more of one is not kept, bytes.
 const LONGEST_MODEL: usize = 200;
@@ -157,7 +158,7 @@ pub fn max_wait(headers: &HeaderMap, queue: &Queue, usual: impl FnOnce() -> Dura
     }
 }
 
-fn number(headers: &HeaderMap, name: &str) -> Option<f64> {
+fn number(headers: &HeaderMap, name: HeaderName) -> Option<f64> {
     let number: f64 = headers::text(headers, name)?.trim().parse().ok()?;
     (number.is_finite() && number >= 0.0).then_some(number)
 }
