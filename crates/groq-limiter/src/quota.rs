@@ -40,7 +40,7 @@ pub struct Quota {
     is_bound: bool,
     statements: Statements,
     /// When Groq stated the limit last.
-    confirmed: Ns,
+    pub(crate) confirmed: Ns,
     bucket: Option<Bucket>,
     share: OwnShare,
     margin: SafetyMargin,
@@ -287,11 +287,6 @@ impl Quota {
                 self.external.refused(gap, since);
             }
         }
-    }
-
-    /// Groq has stated its limit, again or anew.
-    pub fn confirm(&mut self, now: Ns) {
-        self.confirmed = now;
     }
 
     /// Another statement of the limit; what was used stays used. Positions up to `position` were counted under the old one.

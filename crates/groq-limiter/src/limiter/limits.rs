@@ -114,7 +114,7 @@ impl Limits {
         self.untold |= before.stated.map(|(limit, _)| limit) != Some(limit);
         self.set_statements(slot, Statements { stated: Some((limit, source)), ..before }, now);
         let quota = &mut self.quotas.all_mut()[slot];
-        quota.confirm(now);
+        quota.confirmed = now;
         if known.is_none() && quota.counts_expected() {
             // Answers were taken before the limit was known; a refusal as too large says nothing of them.
             let rate = limit as f64 / dimension.period.as_secs_f64();

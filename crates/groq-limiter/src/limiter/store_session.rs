@@ -57,6 +57,8 @@ struct UnderWay {
     serial: u64,
     /// Who asks.
     head: Option<(Id, Ticket, Cost)>,
+    /// How many waited, as the store was told.
+    waiting: usize,
 }
 
 impl StoreSession {
@@ -93,13 +95,15 @@ impl StoreSession {
             cells: quotas.cells(head.map(|(_, queued)| &queued.cost)),
         };
         let head = head.map(|(id, queued)| (id, queued.ticket, quotas.expect(queued.cost)));
-        self.under_way = Some(UnderWay { serial: self.serial, head });
+        self.under_way = Some(UnderWay { serial: self.serial, head, waiting: queue.len() });
         Some(transaction)
     }
 
     /// The store's answer to the transaction under way; to another one it comes too late: `false`.
     pub(super) fn answered(&mut self, serial: u64, answer: &Answer, quotas: &mut QuotaSet, queue: &FairQueue, now: Ns) -> bool {
-        let Some(UnderWay { head, .. }) = self.under_way.take_if(|under_way| under_way.serial == serial) else { return false };
+        let Some(UnderWay { head, waiting, .. }) = self.under_way.take_if(|under_way| under_way.serial == serial) else {
+            return false;
+        };
         if self.epoch != answer.state.epoch {
             quotas.renew(answer.state.position.saturating_sub(u64::from(answer.granted)));
         }
@@ -117,10 +121,10 @@ impl StoreSession {
             } else {
                 self.denied = waits.then_some(id);
             }
-            self.waits = queue.len() > usize::from(answer.granted);
+            self.waits = waiting > usize::from(answer.granted);
             (self.asked_at, self.room_at) = (now, now + answer.wait);
         } else {
-            self.waits &= !queue.is_empty();
+            self.waits &= waiting > 0;
         }
         true
     }
