@@ -1,6 +1,7 @@
 //! The store: the real script in a real Redis, by virtual time, over a way there and back that fails by the seed.
 
 use std::{
+    io::{BufRead as _, BufReader},
     net::TcpListener,
     process::{Child, Command, Stdio},
     sync::{
@@ -40,22 +41,18 @@ impl Redis {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|probe| probe.local_addr()).expect("a free port").port();
         let mut command = Command::new("redis-server");
         command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-        Self { process: command.stdout(Stdio::null()).spawn().expect("redis-server is installed"), port }
+        let mut process = command.stdout(Stdio::piped()).spawn().expect("redis-server is installed");
+        let mut said = BufReader::new(process.stdout.take().expect("it is piped")).lines();
+        assert!(said.any(|line| line.is_ok_and(|line| line.contains("Ready to accept connections"))), "redis-server serves");
+        Self { process, port }
     }
 
-    /// A connection to it, once it serves; it forgets everything.
+    /// A connection to it; it forgets everything.
     pub(crate) fn emptied(&self) -> Connection {
         let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).expect("a URL");
-        let mut connection = (0..500).find_map(|_| {
-            let connection = client.get_connection().ok();
-            if connection.is_none() {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            connection
-        });
-        let connection = connection.as_mut().expect("redis-server serves");
-        redis::cmd("FLUSHALL").exec(connection).expect("it forgets");
-        client.get_connection().expect("another connection")
+        let mut connection = client.get_connection().expect("it serves");
+        redis::cmd("FLUSHALL").exec(&mut connection).expect("it forgets");
+        connection
     }
 }
 
