@@ -178,7 +178,8 @@ impl Limiter {
         let now = self.advance(now);
         self.refusals += 1;
         self.core.limits.quotas.refused(now);
-        let dimension = text.and_then(|text| self.core.limits.dimension_of(text));
+        let max = grant.states_max.then_some(grant.cost().output);
+        let dimension = text.and_then(|text| self.core.limits.dimension_of(text, max));
         let named = text.zip(dimension.as_ref());
         let least = named.map_or(grant.cost(), |(text, dimension)| grant.cost().raised(dimension.unit, text.requested));
         // Prompt and assumed completion tokens. What can never succeed says nothing of others: its prompt may be all of it.

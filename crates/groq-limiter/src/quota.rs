@@ -218,10 +218,9 @@ impl Quota {
         if let Some(bucket) = &mut self.bucket {
             let span = bucket.span(units);
             self.sends.sent(position, span, now);
-            // Groq cannot have taken it before now. Between its reservation and now a connection may have been opened, and a
-            // bucket that was full gains nothing meanwhile.
-            let taken = bucket.tat().saturating_sub(self.sends.unsent());
-            bucket.drain(now.saturating_add(span).saturating_sub(taken), 0, now);
+            // Groq cannot have taken it before now, and a bucket that was full gains nothing while a connection opens.
+            let least = now.saturating_add(span).saturating_add(self.sends.unsent());
+            bucket.set_tat(bucket.tat().max(least), now);
         }
         self.send_snapshot()
     }
@@ -319,10 +318,7 @@ impl Quota {
 
     /// Puts the quota where it was, as saved by an earlier process.
     pub fn restore(&mut self, used: u64, now: Ns) {
-        if let Some(bucket) = &mut self.bucket {
-            let tat = bucket.tat_of(used, now).max(bucket.tat());
-            bucket.set_tat(tat, now);
-        }
+        self.bucket.iter_mut().for_each(|bucket| self.reconciler.restore(bucket, used, now));
     }
 }
 

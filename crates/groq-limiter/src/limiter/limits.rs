@@ -229,11 +229,17 @@ impl Limits {
         }
     }
 
-    /// A text's dimension; without a name the one with that limit, else the one that its own figures give.
-    pub(super) fn dimension_of(&self, text: &UpstreamRefusal) -> Option<Dimension> {
+    /// A text's dimension; without a name the one with that limit, else the one that its own figures give. `max`: the request's
+    /// `max_completion_tokens`.
+    pub(super) fn dimension_of(&self, text: &UpstreamRefusal, max: Option<u32>) -> Option<Dimension> {
         let same = || self.quotas.all().iter().find(|quota| !quota.is_bound() && quota.limit() == Some(text.limit));
+        // A limit on all tokens counts the whole of `max`; what counts less is a limit on output.
+        let of_output = max.is_some_and(|max| text.requested < max.into()) && text.unit.is_none_or(|unit| unit == Unit::Tokens);
+        let unit = if of_output { Some(Unit::OutputTokens) } else { text.unit };
         let named = text.dimension.clone();
-        named.or_else(|| same().map(|quota| quota.dimension.clone())).or_else(|| text.dimension_or_derived())
+        named
+            .or_else(|| same().map(|quota| quota.dimension.clone()))
+            .or_else(|| UpstreamRefusal { unit, ..text.clone() }.dimension_or_derived())
     }
 
     /// A refusal's text is an exact calibration of its dimension. `max`: the request's `max_completion_tokens`. `false`: the dimension is

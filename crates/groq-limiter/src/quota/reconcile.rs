@@ -63,6 +63,15 @@ impl Reconciler {
         error
     }
 
+    /// `used` units at least are in use. What was sent before is part of them: for its positions this is a correction, to which the
+    /// upstream's reports of the level do not add.
+    pub(super) fn restore(&mut self, bucket: &mut Bucket, used: u64, now: Ns) {
+        let before = bucket.tat().max(now);
+        bucket.set_tat(bucket.tat_of(used, now).max(bucket.tat()), now);
+        let more = i64::try_from(bucket.tat().max(now) - before).unwrap_or(i64::MAX);
+        self.corrections = self.corrections.wrapping_add(more);
+    }
+
     /// Another limit counts from now on. `unit`: what one unit was, ns.
     pub(super) fn requota(&mut self, position: u64, unit: Ns) {
         self.former = FormerLimit { position, unit, corrections: self.corrections };

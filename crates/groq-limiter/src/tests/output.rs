@@ -138,21 +138,24 @@ async fn ceilings_over_the_limit_are_served() {
     }
 }
 
-/// One after the other: each is held as long as the law needs, and not a tenth longer.
+/// One after the other: each is held as long as the law needs, and not a tenth longer. So is the one whose refusal states the limit:
+/// what its text says is in use replaces what our answers have left in use, and is not added to it.
 #[tokio::test(start_paused = true)]
 async fn nobody_is_held_longer_than_the_law_needs() {
-    let (limits, upstream) = (limiter(Some(1000)), Mutex::new(Upstream::default()));
-    let (mut needed, mut held) = (0.0, 0.0);
-    for n in 0..60u64 {
-        let ceiling = 900 + n * 997 % 3101;
-        let needs = upstream.lock().expect("a lock").wait(ceiling);
-        let deadline = Instant::now() + WINDOW;
-        let waited = send(&limits, &upstream, &request("app", 10, ceiling), 60 + n * 131 % 341, deadline).await.expect("in time");
-        assert!(waited.as_secs_f64() <= 1.1 * needs + 0.2, "{n}: {waited:?} for {needs} s");
-        (needed, held) = (needed + needs, held + waited.as_secs_f64());
+    for (otpm, refused) in [(Some(1000), 0), (None, 1)] {
+        let (limits, upstream) = (limiter(otpm), Mutex::new(Upstream::default()));
+        let (mut needed, mut held) = (0.0, 0.0);
+        for n in 0..60u64 {
+            let ceiling = 900 + n * 997 % 3101;
+            let needs = upstream.lock().expect("a lock").wait(ceiling);
+            let (request, tokens) = (request("app", 10, ceiling), 60 + n * 131 % 341);
+            let waited = send(&limits, &upstream, &request, tokens, Instant::now() + WINDOW).await.expect("in time");
+            assert!(waited.as_secs_f64() <= 1.1 * needs + 0.2, "{otpm:?} {n}: {waited:?} for {needs} s");
+            (needed, held) = (needed + needs, held + waited.as_secs_f64());
+        }
+        assert!(needed > 300.0 && held < 1.02 * needed, "{held} of {needed}");
+        assert_eq!(upstream.lock().expect("a lock").refused.len(), refused, "{otpm:?}");
     }
-    assert!(needed > 300.0 && held < 1.02 * needed, "{held} of {needed}");
-    assert!(upstream.lock().expect("a lock").refused.is_empty());
 }
 
 /// An answer of 1308 tokens: for 150 s no request with such a ceiling goes, nor is one sent.
@@ -271,6 +274,21 @@ async fn an_upstream_that_tests_ceilings_is_not_stormed() {
     assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
     let upstream = upstream.lock().expect("a lock");
     assert!(upstream.refused.len() <= 5, "{:?}", upstream.refused);
+}
+
+/// A text without its dimension's name, which Groq was seen to send. Taken for a limit on all tokens, the request would be
+/// refused for good: its ceiling is above the limit.
+#[tokio::test(start_paused = true)]
+async fn a_limit_without_a_name_that_counts_less_than_the_ceiling_is_one_on_output() {
+    let limits = limiter(None);
+    let mut one = limits.reserve(&request("app", 10, 1800), in_a_minute(), None).await.expect("it goes");
+    one.sent(Instant::now());
+    let (used, wait) = (Some(997), Some(Duration::from_millis(11_340)));
+    let text = UpstreamRefusal { dimension: None, code: None, unit: None, limit: 1000, used, requested: 192, wait };
+    let place = one.refused(Some(&text), &Observation::default(), None, Instant::now());
+    let again = limits.reserve(&request("app", 10, 1800), in_a_minute(), place).await.expect("it waits for room");
+    assert!((11.3..11.5).contains(&again.waited().as_secs_f64()), "{:?}", again.waited());
+    assert_eq!(limits.snapshot()[0].dimensions[0].dimension, Dimension::OTPM);
 }
 
 /// Figures that no text of Groq's has had.
