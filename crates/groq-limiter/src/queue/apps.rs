@@ -6,10 +6,7 @@ use super::{
     app::App,
     request::{AppId, Start},
 };
-use crate::{
-    sync::HashMap,
-    types::{Ns, Priority},
-};
+use crate::types::{Ns, Priority};
 
 /// Apps without a queued request are forgotten beyond so many.
 const IDLE_APPS: usize = 256;
