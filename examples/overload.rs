@@ -111,7 +111,8 @@ async fn ask(to: SocketAddr, app: &'static str, size: Size, began: Instant, at: 
     // The simulated Groq counts 20 tokens for the template and one for four characters.
     let length = usize::try_from(4 * size.prompt.saturating_sub(20)).ok()?;
     let content = format!("{wish:x<length$}");
-    let body = json!({"model": "m", "max_completion_tokens": size.ceiling, "messages": [{"role": "user", "content": content}]});
+    let body =
+        json!({"model": "m", "max_completion_tokens": size.output_limit, "messages": [{"role": "user", "content": content}]});
     let headers = format!(
         "{KEY}content-type: application/json\r\nuser-agent: {app}\r\nx-shield-app: {app}\r\nx-shield-max-wait-ms: {MAX_WAIT_MS}\r\n"
     );

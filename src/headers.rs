@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_nobody_reads_may_come_encoded() {
+    fn unread_answers_may_be_encoded() {
         let mut gzip = headers(&[("accept-encoding", "gzip")]);
         to_upstream(&mut gzip, false);
         assert_eq!(left(&gzip), [("accept-encoding", "gzip")]);
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_keep_what_is_end_to_end() {
+    fn answers_keep_end_to_end_headers() {
         let mut headers = headers(&[
             ("connection", "close, x-hop"),
             ("x-hop", "1"),

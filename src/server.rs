@@ -157,7 +157,7 @@ impl Running {
             }
         }
         if let Err(error) = self.shield.limits.save_now() {
-            tracing::warn!(%error, "the levels cannot be saved to limits.state_file");
+            tracing::warn!(%error, "quotas cannot be saved to limits.state_file");
         }
         if let Some(file) = self.shield.ledger_file()
             && let Err(error) = accounts::file::save(self.shield.accounts.ledger(), &file)

@@ -175,11 +175,11 @@ fn an_upstream_that_is_the_shield_itself_is_refused_at_start() {
 #[test]
 fn check_and_serve_refuse_a_state_file_that_cannot_be_written() {
     let folder = folder();
-    write(folder.path(), "[limits]\nstate_file = \"nowhere/levels\"\n");
+    write(folder.path(), "[limits]\nstate_file = \"nowhere/state\"\n");
     for words in [&["check"][..], &["--simulate", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]] {
         let (code, _, errors) = ran(&mut shield(folder.path(), words));
         assert_eq!(code, 64, "{words:?}: {errors}");
-        for part in ["groq-shield.toml:2:14", "nowhere/levels cannot be written: there is no directory nowhere"] {
+        for part in ["groq-shield.toml:2:14", "nowhere/state cannot be written: there is no directory nowhere"] {
             assert!(errors.contains(part), "{words:?}: {part}\n{errors}");
         }
     }
@@ -189,14 +189,14 @@ fn check_and_serve_refuse_a_state_file_that_cannot_be_written() {
 #[test]
 fn a_relative_state_file_is_relative_to_the_configuration_file() {
     let (folder, elsewhere) = (folder(), self::folder());
-    write(folder.path(), "[limits]\nstate_file = \"levels\"\n");
+    write(folder.path(), "[limits]\nstate_file = \"state\"\n");
     let file = folder.path().join("groq-shield.toml");
     let words = [&["--config", file.to_str().expect("UTF-8")], &SERVE[..]].concat();
     let running = Running::new(&mut shield(elsewhere.path(), &words));
     running.line("ready");
     running.signal(Signal::SIGTERM);
     assert_eq!(running.ended().code(), Some(0));
-    assert!(folder.path().join("levels").exists() && !elsewhere.path().join("levels").exists());
+    assert!(folder.path().join("state").exists() && !elsewhere.path().join("state").exists());
 
     write(folder.path(), "[queue]\nmax_wait = \"1s\"\n");
     let running = Running::new(&mut shield(elsewhere.path(), &words));

@@ -177,7 +177,7 @@ async fn the_page_shows_usage_and_remaining_budgets_of_apps() {
         "tokens per day",
         "1,000 left of 1,000",
         "$10.00 left of $10.00",
-        "starts anew in ",
+        "resets in ",
         "2 models",
         "without a price, and so outside its budgets in USD: m",
         "&lt;img src=x onerror=alert(1)&gt;",

@@ -104,10 +104,10 @@ fn a_limit_on_output_is_used_with_any_max_completion_tokens() {
                 // 13 a minute of 230 tokens each.
                 sleep(Duration::from_secs_f64(-(1.0 - random.f64()).ln() * 60.0 / 13.0)).await;
                 let (shield, statuses) = (shield.clone(), statuses.clone());
-                let (completion, ceiling) = (random.u64(60..400), random.u64(900..4000));
+                let (completion, output_limit) = (random.u64(60..400), random.u64(900..4000));
                 clients.push(tokio::task::spawn_local(async move {
                     let content = format!("[[sim completion={completion}]] hello");
-                    let body = json!({"model": "m", "max_completion_tokens": ceiling, "messages": [{"role": "user", "content": content}]});
+                    let body = json!({"model": "m", "max_completion_tokens": output_limit, "messages": [{"role": "user", "content": content}]});
                     let request = Request::post("/openai/v1/chat/completions").header("authorization", "Bearer gsk_test");
                     let request = request.header("content-type", "application/json").body(Full::new(Bytes::from(body.to_string())));
                     let response = handle(&shield, request.expect("a valid request"), None).await;

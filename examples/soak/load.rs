@@ -109,14 +109,14 @@ async fn connect(kind: Kind, app: SocketAddr) -> Result<Connection, BoxError> {
 
 /// A random request: mostly calls, a third streams, some large or malformed.
 fn next(kind: Kind) -> String {
-    let ceiling = r#","max_completion_tokens":200"#;
+    let limit = r#","max_completion_tokens":200"#;
     match fastrand::u8(..20) {
         0 if kind == Kind::Http1PerRequest => "GET\r\n\r\n".into(),
         1 => request("POST", "/openai/v1/chat/completions", KEY, "{\"model\":"),
         2 => request("GET", "/openai/v1/models", KEY, ""),
-        3 => chat_with("x-shield-class: batch\r\n", &format!(r#"{ceiling},"user":"{}""#, "x".repeat(60_000))),
-        4 => chat_with("x-shield-max-wait-ms: 700\r\n", ceiling),
-        5..=10 => chat_with("", &format!(r#"{ceiling},"stream":true"#)),
-        _ => chat_with("", ceiling),
+        3 => chat_with("x-shield-class: batch\r\n", &format!(r#"{limit},"user":"{}""#, "x".repeat(60_000))),
+        4 => chat_with("x-shield-max-wait-ms: 700\r\n", limit),
+        5..=10 => chat_with("", &format!(r#"{limit},"stream":true"#)),
+        _ => chat_with("", limit),
     }
 }

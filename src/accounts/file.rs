@@ -29,14 +29,14 @@ pub fn restore(ledger: &Ledger, path: &Path) {
         Ok(saved) => saved,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
         Err(error) => {
-            tracing::error!(path = %path.display(), %error, "what apps have used cannot be read: budgets start anew");
+            tracing::error!(path = %path.display(), %error, "what apps have used cannot be read: budgets start from zero");
             return;
         }
     };
     match serde_json::from_slice::<Saved>(&saved) {
         Ok(saved) => ledger.restore(saved),
         Err(error) => {
-            tracing::error!(path = %path.display(), %error, "what apps have used is not readable: budgets start anew");
+            tracing::error!(path = %path.display(), %error, "what apps have used is not readable: budgets start from zero");
         }
     }
 }

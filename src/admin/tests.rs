@@ -32,7 +32,7 @@ async fn readiness_fails_while_draining_and_liveness_does_not() {
 }
 
 #[tokio::test]
-async fn status_says_what_the_page_shows() {
+async fn status_has_what_the_page_shows() {
     let server = server();
     server.shield.telemetry.configured(Some("shield.toml".as_ref()));
     server.shield.telemetry.reload_refused("line 3: unknown key");

@@ -60,7 +60,7 @@ fn write_budget(budget: &Budget, out: &mut String) -> Result {
     let reserved = if budget.reserved > 0.0 { format!(", {} reserved", amount(budget.reserved)) } else { String::new() };
     writeln!(
         out,
-        "  {:<19} {} {:>3.0} %  {} of {} {} left{reserved}, starts anew in {}",
+        "  {:<19} {} {:>3.0} %  {} of {} {} left{reserved}, resets in {}",
         budget.budget,
         bar(used),
         used * 100.0,
@@ -135,7 +135,7 @@ chat                                  12        12000           10         1200 
   no model                             1         1000           10          100           0
   TPM                 ###########...  75 %  5000 of 20000 tokens left, all back in 45s
   3 wait for the caps
-  cost_per_month      ###########...  75 %  0.4900 of 2.00 USD left, 0.0100 reserved, starts anew in 1d01h
+  cost_per_month      ###########...  75 %  0.4900 of 2.00 USD left, 0.0100 reserved, resets in 1d01h
   m has no price: it counts for nothing in the budgets in USD
 "
         );

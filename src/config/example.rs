@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_says_what_it_does() {
+    fn every_key_has_a_description() {
         for table in tables() {
             assert!(!table.description.is_empty(), "{}", table.path);
             for (key, schema) in &table.keys {

@@ -306,12 +306,12 @@ mod tests {
 
     /// Levels were silently not kept.
     #[test]
-    fn a_state_file_that_cannot_be_kept_is_a_fault() {
+    fn a_state_file_that_cannot_be_written_is_a_fault() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("file");
         fs::write(&file, "").expect("written");
         let shown = |path: &Path| faults(&format!("[limits]\nstate_file = {path:?}\n"), &[], Source::default());
-        let (missing, inside) = (folder.path().join("nowhere/levels"), file.join("levels"));
+        let (missing, inside) = (folder.path().join("nowhere/state"), file.join("state"));
         for (path, part) in [
             (missing.as_path(), format!("cannot be written: there is no directory {}", folder.path().join("nowhere").display())),
             (folder.path(), format!("{} is a directory: name a file in it", folder.path().display())),
@@ -320,19 +320,19 @@ mod tests {
             let shown = shown(path);
             assert!(shown.contains(&part) && shown.contains("shield.toml:2:14"), "{part}\n{shown}");
         }
-        assert_eq!(shown(&folder.path().join("levels")), "0 faults in the configuration", "it need not be there yet");
+        assert_eq!(shown(&folder.path().join("state")), "0 faults in the configuration", "it need not be there yet");
         assert_eq!(shown(&file), "0 faults in the configuration");
     }
 
     #[test]
     fn relative_paths_in_the_file_are_relative_to_it() {
-        let text = "[limits]\nstate_file = \"levels\"\n";
+        let text = "[limits]\nstate_file = \"state\"\n";
         let loaded = loaded(text, &[], Source::default());
         let folder = loaded.file.as_deref().and_then(Path::parent).expect("its folder");
-        assert_eq!(loaded.settings.limits.state_file, Some(folder.join("levels")));
-        let variable = ("GROQ_SHIELD_LIMITS_STATE_FILE", "levels");
+        assert_eq!(loaded.settings.limits.state_file, Some(folder.join("state")));
+        let variable = ("GROQ_SHIELD_LIMITS_STATE_FILE", "state");
         let loaded = self::loaded("", &[variable], Source::default());
-        assert_eq!(loaded.settings.limits.state_file, Some("levels".into()), "of the working directory");
+        assert_eq!(loaded.settings.limits.state_file, Some("state".into()), "of the working directory");
     }
 
     /// With a URL alone, replicas believed that they shared their limits.

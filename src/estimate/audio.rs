@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_declares_nothing_is_judged_by_its_size() {
+    fn files_without_a_duration_are_estimated_by_size() {
         let fragmented = include_bytes!("../../tests/corpus/audio/twelve.fragmented.mp4");
         assert_eq!(seconds(fragmented), (fragmented.len() as u64).div_ceil(4000));
         assert_eq!(seconds(b""), 0);

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_duration() {
+    fn invalid_durations() {
         for text in ["", "s", "-3s", "+3s", "2", "1.2.3s", "5 s", "5s.", "1d", "soon", ".s", "٣s", "1e3s"] {
             assert_eq!(parse_duration(text), None, "{text}");
         }

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_told() {
+    fn invalid_json_is_reported() {
         for body in ["", "{", r#"{"usage":{"prompt_tokens":1}"#, "<html>", "[1", "{} x", r#"{"usage":{},"usage":"#] {
             assert!(Usage::of_answer(body.as_bytes()).is_err(), "{body}");
         }

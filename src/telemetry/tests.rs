@@ -267,7 +267,7 @@ fn logged(json: bool, work: impl FnOnce()) -> String {
 }
 
 #[test]
-fn what_a_thread_without_a_log_says_first_is_logged_elsewhere() {
+fn a_thread_without_a_subscriber_does_not_disable_logging_elsewhere() {
     fn say() {
         tracing::info!("said");
     }
@@ -279,7 +279,7 @@ fn what_a_thread_without_a_log_says_first_is_logged_elsewhere() {
 }
 
 #[test]
-fn one_line_says_what_an_operator_asks_for() {
+fn the_access_line_has_what_operators_need() {
     let telemetry = Arc::<Telemetry>::default();
     let text = logged(true, || drop(record(&telemetry)));
     assert_eq!(text.lines().count(), 1, "{text}");

@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_uri_is_what_the_next_hop_wants() {
+    fn the_uri_has_the_form_for_the_next_hop() {
         let proxy = || Some(ForwardProxy { authorization: Some(HeaderValue::from_static("Basic eA==")) });
         for (path, prefix, origin_form, absolute_form) in [
             ("/x?y", "", "/x?y", "http://groq.example:81/x?y"),

@@ -34,7 +34,7 @@ const CORES: &[&str] = &["proxy/retry", "proxy/breaker", "groq", "estimate"];
 const NOT_IN_CORES: &[&str] = &["tokio::net", "std::net", "hyper", "Instant::now()", "SystemTime::now()"];
 
 #[test]
-fn modules_use_only_the_modules_they_are_allowed_to() {
+fn modules_use_only_allowed_modules() {
     let arrows: BTreeMap<_, BTreeSet<_>> = ARROWS.iter().map(|(from, to)| (*from, to.iter().copied().collect())).collect();
     let mut wrong = Vec::new();
     for source in sources() {

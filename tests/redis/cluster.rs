@@ -43,8 +43,8 @@ async fn cluster() -> Vec<Redis> {
     nodes
 }
 
-fn of(model: &str, ceiling: u64) -> AdmissionRequest {
-    AdmissionRequest { model: model.into(), ..ask("a", 1, ceiling) }
+fn of(model: &str, output_limit: u64) -> AdmissionRequest {
+    AdmissionRequest { model: model.into(), ..ask("a", 1, output_limit) }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -178,8 +178,8 @@ pub(crate) async fn until(degraded: bool, replicas: &[Limiters]) {
     }
 }
 
-pub(crate) fn ask(app: &str, prompt: u64, ceiling: u64) -> AdmissionRequest {
-    AdmissionRequest { app: app.into(), ..start::request(0, prompt, ceiling) }
+pub(crate) fn ask(app: &str, prompt: u64, output_limit: u64) -> AdmissionRequest {
+    AdmissionRequest { app: app.into(), ..start::request(0, prompt, output_limit) }
 }
 
 /// Groq's accounting of tokens: an exact bucket that holds prompt and max completion tokens until the end.

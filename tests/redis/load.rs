@@ -15,7 +15,7 @@ use crate::kit::{Upstream, ask};
 
 /// Prompt tokens, max completion tokens, and the completion tokens that are used.
 const PROMPT: u64 = 100;
-const CEILING: u64 = 900;
+const OUTPUT_LIMIT: u64 = 900;
 const COMPLETION: u64 = 300;
 /// From sending to the end of the answer.
 const GENERATION: Duration = Duration::from_millis(60);
@@ -75,7 +75,7 @@ pub(crate) async fn flood(
 
 async fn once(limits: &Limiters, model: &str, upstream: &Upstream, tally: &Tally, app: usize, from: Instant, end: Instant) {
     let asked = Instant::now();
-    let ask = AdmissionRequest { model: model.into(), ..ask(&format!("app{app}"), PROMPT, CEILING) };
+    let ask = AdmissionRequest { model: model.into(), ..ask(&format!("app{app}"), PROMPT, OUTPUT_LIMIT) };
     let reserved = limits.reserve(&ask, end, None).await;
     tally.longest.fetch_max(asked.elapsed().as_millis() as u64, Relaxed);
     let Ok(mut reservation) = reserved else {
@@ -85,11 +85,11 @@ async fn once(limits: &Limiters, model: &str, upstream: &Upstream, tally: &Tally
     reservation.sent(Instant::now());
     tally.sent.fetch_add(1, Relaxed);
     tally.apps[app].fetch_add(1, Relaxed);
-    match upstream.take(PROMPT + CEILING) {
+    match upstream.take(PROMPT + OUTPUT_LIMIT) {
         Ok(state) => {
             reservation.observe(&state, Instant::now());
             sleep(GENERATION).await;
-            upstream.give_back(CEILING - COMPLETION);
+            upstream.give_back(OUTPUT_LIMIT - COMPLETION);
             let used = ActualUsage::Tokens { prompt: PROMPT, completion: COMPLETION, prompt_total: PROMPT };
             reservation.settle(used, Instant::now());
             if Instant::now() >= from {

@@ -124,11 +124,11 @@ fn every_request_ends_when_messages_are_lost() {
 /// A small world in every order of its first choices, losses included.
 fn every_order(lossy: bool, depth: usize) -> usize {
     // Two replicas, half a limit each time; requests that end early give most of it back.
-    let job = |ceiling, completion_share, latency_ms| Job {
+    let job = |output_limit, completion_share, latency_ms| Job {
         app: 0,
         gap_ms: 0,
         prompt: 1,
-        ceiling,
+        output_limit,
         completion_share,
         latency_ms,
         leaves: None,

@@ -23,9 +23,9 @@ const LIMITS: &str = "[limits]\nplan = \"none\"\n[limits.model.\"openai/gpt-oss-
 /// All clients together, each with requests of some 230 tokens that take 0.3 s: four times the limit.
 const CLIENTS: usize = 40;
 
-fn body(model: &str, ceiling: u64, wish: &str) -> Value {
+fn body(model: &str, output_limit: u64, wish: &str) -> Value {
     json!({
-        "model": model, "max_completion_tokens": ceiling,
+        "model": model, "max_completion_tokens": output_limit,
         "messages": [{"role": "user", "content": format!("Tell me a story of some length, please. [[sim {wish}]]")}],
     })
 }

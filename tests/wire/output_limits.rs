@@ -22,9 +22,9 @@ fn start(config: &str) -> (Simulator, Shield) {
     (simulator, shield)
 }
 
-async fn call(client: Client, ceiling: u64, tokens: u64, max_wait_ms: u64) -> Answer {
+async fn call(client: Client, output_limit: u64, tokens: u64, max_wait_ms: u64) -> Answer {
     let content = format!("hi [[sim completion={tokens} head_ms=20]]");
-    let body = json!({"model": MODEL, "max_completion_tokens": ceiling, "messages": [{"role": "user", "content": content}]});
+    let body = json!({"model": MODEL, "max_completion_tokens": output_limit, "messages": [{"role": "user", "content": content}]});
     post(client, &body, max_wait_ms).await
 }
 

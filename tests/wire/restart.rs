@@ -37,7 +37,7 @@ async fn a_restart_after_kill_9_causes_no_refusals() {
     let table = format!("[limits.model.\"{MODEL}\"]\nrequests_per_minute = 60\n");
     let simulator = Simulator::start(&format!("[limits]\nplan = \"none\"\n{table}"));
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let state = directory.path().join("levels");
+    let state = directory.path().join("state");
     let config = format!("[limits]\nplan = \"none\"\nstate_file = {state:?}\n{table}");
 
     let mut first = Shield::before(simulator.process.address(), &config);
@@ -61,10 +61,10 @@ async fn a_restart_after_kill_9_causes_no_refusals() {
 async fn a_truncated_state_file_is_reported_and_ignored() {
     let simulator = Simulator::generous();
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let state = directory.path().join("levels");
+    let state = directory.path().join("state");
     std::fs::write(&state, "{\"version\": 1, \"lanes\": [{\"organ").expect("it can be written");
     let shield = Shield::before(simulator.process.address(), &format!("[limits]\nplan = \"none\"\nstate_file = {state:?}\n"));
     assert_eq!(served(&burst(shield.process.client(), 3).await), 3);
     let log = shield.process.log();
-    assert!(log.contains("levels"), "the log says what became of the file:\n{log}");
+    assert!(log.contains(&state.display().to_string()), "the log says what became of the file:\n{log}");
 }

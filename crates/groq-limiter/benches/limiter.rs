@@ -26,7 +26,7 @@ fn limits() -> LimitSettings {
     LimitSettings { plan: Plan::None, default: model, ..LimitSettings::default() }
 }
 
-fn request(app: usize, ceiling: u64) -> AdmissionRequest {
+fn request(app: usize, output_limit: u64) -> AdmissionRequest {
     AdmissionRequest {
         organization: "organization".into(),
         key: 0,
@@ -35,7 +35,7 @@ fn request(app: usize, ceiling: u64) -> AdmissionRequest {
         app: format!("app{app}").into(),
         weight: 1.0,
         class: Priority::Interactive,
-        cost: CostEstimate::Tokens { prompt: 200, max_completion_tokens: Some(ceiling) },
+        cost: CostEstimate::Tokens { prompt: 200, max_completion_tokens: Some(output_limit) },
         bytes: 0,
     }
 }

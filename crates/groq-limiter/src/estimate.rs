@@ -43,7 +43,7 @@ pub struct Estimates {
     /// Seconds from sending to an answer's head.
     head: RunningMean,
     soonest_head: Option<Ns>,
-    /// What Groq reserves for a request without a ceiling.
+    /// What Groq reserves for a request without an output limit.
     pub assumed: AssumedOutput,
     /// Prompt tokens, actual ÷ estimated.
     pub prompt: PromptRatio,

@@ -169,11 +169,11 @@ pub struct Cost {
     pub requests: u32,
     /// Prompt tokens.
     pub input: u32,
-    /// Completion tokens that the upstream reserves: the ceiling, or what it assumes without one.
+    /// Completion tokens that the upstream reserves: the output limit, or what it assumes without one.
     pub output: u32,
-    /// Completion tokens that the answer may have: the ceiling, or what is usual without one.
+    /// Completion tokens that the answer may have: the output limit, or what is usual without one.
     pub answer: u32,
-    /// Completion tokens that a limit on output tests: the ceiling (`u32::MAX` without one), at most what is expected.
+    /// Completion tokens that a limit on output tests: the output limit (`u32::MAX` without one), at most what is expected.
     pub expected: u32,
     /// Seconds of audio.
     pub seconds: u32,
@@ -182,7 +182,7 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Raised to what a refusal has said of the request. Its answer is as its ceiling and what is assumed have it now.
+    /// Raised to what a refusal has said of the request. Its answer is as its output limit and what is assumed have it now.
     pub fn at_least(self, other: Self) -> Self {
         Self {
             requests: self.requests.max(other.requests),

@@ -25,7 +25,7 @@ fn shield(model: ModelLimits) -> Limiters {
     Limiters::new(settings(model))
 }
 
-fn request(app: &str, prompt: u64, ceiling: u64) -> AdmissionRequest {
+fn request(app: &str, prompt: u64, output_limit: u64) -> AdmissionRequest {
     AdmissionRequest {
         organization: "org".into(),
         key: 0,
@@ -34,7 +34,7 @@ fn request(app: &str, prompt: u64, ceiling: u64) -> AdmissionRequest {
         app: app.into(),
         weight: 1.0,
         class: Priority::Interactive,
-        cost: CostEstimate::Tokens { prompt, max_completion_tokens: Some(ceiling) },
+        cost: CostEstimate::Tokens { prompt, max_completion_tokens: Some(output_limit) },
         bytes: 100,
     }
 }

@@ -29,7 +29,7 @@ pub struct Limits {
     #[schemars(range(min = 0.0, max = 0.9))]
     pub headroom: f64,
     /// File that keeps what is left of each limit across restarts; unset: it is not kept. A relative path is relative to the configuration file. Takes a restart.
-    #[schemars(title = "a path", example = &"/var/lib/groq-shield/levels.json")]
+    #[schemars(title = "a path", example = &"/var/lib/groq-shield/state.json")]
     pub state_file: Option<PathBuf>,
     /// Instead of a 413, lower max_completion_tokens to what the limit can hold, and say so in x-shield-fitted.
     pub fit_ceiling: bool,

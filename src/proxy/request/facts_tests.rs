@@ -58,7 +58,7 @@ fn output_limits_by_endpoint() {
 }
 
 #[test]
-fn what_becomes_prompt() {
+fn members_that_count_as_prompt() {
     let prompt = |endpoint, body: &str| cost(&facts(endpoint, body)).0;
     let chat = |messages: &str| prompt(Endpoint::Chat, &format!(r#"{{"model":"m","messages":{messages}}}"#));
     let hello = chat(r#"[{"role":"user","content":"Hello"}]"#);
@@ -75,7 +75,7 @@ fn what_becomes_prompt() {
 }
 
 #[test]
-fn what_lacks_something_passes() {
+fn bodies_with_missing_members_pass() {
     for body in ["[]", "7", "\"x\"", "{}", r#"{"model":null}"#, r#"{"model":7,"messages":3}"#, " null "] {
         let facts = chat(body);
         assert_eq!((facts.model.as_ref(), facts.cost), ("", CostEstimate::Free), "{body}");
@@ -88,7 +88,7 @@ fn what_lacks_something_passes() {
 }
 
 #[test]
-fn what_does_not_parse_is_refused() {
+fn invalid_json_is_refused() {
     for body in ["", "{", "{\"a\":1,}", "{'a':1}", "<html>", "{} {}", "{\"model\":\"m\",\"messages\":[\"x\"", "\u{feff}{}", "[1"]
     {
         let refused = Facts::of(Endpoint::Chat, &HeaderMap::new(), &Bytes::copy_from_slice(body.as_bytes()));
@@ -100,7 +100,7 @@ fn what_does_not_parse_is_refused() {
 
 /// A body with a control character anywhere is read strictly, one without is not: both say the same.
 #[test]
-fn the_quick_look_sees_what_the_strict_one_does() {
+fn the_fast_and_the_strict_parser_agree() {
     let content = [
         r#""a plain text, and one that goes on for some more words than a block has: so that it is looked at in parts""#,
         r#""with \"escapes\" \\ and \n \u00e9 \ud83e\udd80""#,
@@ -123,7 +123,7 @@ fn the_quick_look_sees_what_the_strict_one_does() {
 }
 
 #[test]
-fn what_is_no_text_in_a_string_is_refused() {
+fn control_characters_in_strings_are_refused() {
     for content in ["a\u{1}b", "a\nb", "\\n\tb", "\\x", "\\ud8", "a"] {
         let end = if content == "a" { "" } else { "\"" };
         let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{content}{end}}}]}}"#);
@@ -137,7 +137,7 @@ fn what_is_no_text_in_a_string_is_refused() {
 }
 
 #[test]
-fn what_only_groq_understands_passes() {
+fn json_that_only_groq_accepts_passes() {
     let deep = format!(r#"{{"model":"m","messages":{}{}}}"#, "[".repeat(5000), "]".repeat(5000));
     assert!(cost(&chat(&deep)).0 > 0);
     let half_a_pair = r#"{"model":"m","max_tokens":5,"messages":[{"role":"user","content":"a \ud83d b"}]}"#;

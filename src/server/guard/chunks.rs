@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_servers_read_differently_is_refused() {
+    fn ambiguous_chunks_are_refused() {
         for body in [
             &b"0x5\r\nhello\r\n0\r\n\r\n"[..],
             b"+5\r\nhello\r\n0\r\n\r\n",

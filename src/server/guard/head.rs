@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_servers_read_differently_is_a_fault() {
+    fn ambiguous_heads_are_refused() {
         for head in [
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\ncontent-length: 3\r\n\r\n",

@@ -43,7 +43,7 @@ impl World<'_> {
                 let (job, number) = (&jobs[n], n % self.replicas.len());
                 let completion = job.completion();
                 let usage = ActualUsage::Tokens { prompt: job.prompt, completion, prompt_total: job.prompt };
-                let held = i128::from(job.prompt + job.ceiling);
+                let held = i128::from(job.prompt + job.output_limit);
                 self.tokens.add(i128::from(job.prompt + completion) - held, to);
                 self.replicas[number].limiter.settle(*grant, usage, to);
                 self.dispatch(number);
@@ -58,7 +58,7 @@ impl World<'_> {
     fn arrive(&mut self, n: usize, job: &Job) {
         let number = n % self.replicas.len();
         let Replica { limiter, waiting, .. } = &mut self.replicas[number];
-        match limiter.submit(&request(job.app, job.prompt, job.ceiling), self.now, self.now + 60 * SECOND, None, || true) {
+        match limiter.submit(&request(job.app, job.prompt, job.output_limit), self.now, self.now + 60 * SECOND, None, || true) {
             Admission::Granted(grant) => self.send(n, grant),
             Admission::Queued(id) => {
                 waiting.insert(id, n);
@@ -113,9 +113,9 @@ impl World<'_> {
         self.outcome.sends += 1;
         self.outcome.last = now;
         let Cost { input, output, .. } = grant.cost();
-        self.outcome.beyond += u64::from(input) + u64::from(output) - job.prompt - job.ceiling;
-        let ok =
-            self.requests.as_mut().is_none_or(|exact| exact.admit(1, now)) && self.tokens.admit(job.prompt + job.ceiling, now);
+        self.outcome.beyond += u64::from(input) + u64::from(output) - job.prompt - job.output_limit;
+        let ok = self.requests.as_mut().is_none_or(|exact| exact.admit(1, now))
+            && self.tokens.admit(job.prompt + job.output_limit, now);
         let remaining = self.plan.tokens.saturating_sub(self.tokens.units());
         let shown = RemoteQuota { limit: self.plan.tokens, remaining, reset: Some(self.tokens.reset()) };
         let tokens = Some(shown).filter(|_| self.plan.headers);

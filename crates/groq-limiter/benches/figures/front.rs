@@ -77,7 +77,7 @@ impl Shield {
             app: job.app.into(),
             weight: 1.0,
             class: Priority::Interactive,
-            cost: CostEstimate::Tokens { prompt: job.estimate, max_completion_tokens: Some(job.size.ceiling) },
+            cost: CostEstimate::Tokens { prompt: job.estimate, max_completion_tokens: Some(job.size.output_limit) },
             bytes: 0,
         };
         let mut decisions = Vec::new();
@@ -192,7 +192,7 @@ pub(crate) struct TokenBucket {
     limit: f64,
     remaining: f64,
     at: Ns,
-    /// Completion that is reserved; `None`: the ceiling.
+    /// Completion that is reserved; `None`: the output limit.
     completion: Option<u64>,
     settles: bool,
     queue: VecDeque<(Number, f64, Ns)>,
@@ -201,8 +201,8 @@ pub(crate) struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// Reserves prompt and ceiling, and gives nothing back.
-    pub(crate) fn of_ceilings(limit: u64, seed: u64) -> Self {
+    /// Reserves prompt and output limit, and gives nothing back.
+    pub(crate) fn of_output_limits(limit: u64, seed: u64) -> Self {
         let limit = limit as f64;
         Self {
             limit,
@@ -218,7 +218,7 @@ impl TokenBucket {
 
     /// Reserves prompt and this completion, and settles with the truth.
     pub(crate) fn of_predictions(limit: u64, completion: u64, seed: u64) -> Self {
-        Self { completion: Some(completion), settles: true, ..Self::of_ceilings(limit, seed) }
+        Self { completion: Some(completion), settles: true, ..Self::of_output_limits(limit, seed) }
     }
 
     fn pass(&mut self, now: Ns) {
@@ -228,7 +228,7 @@ impl TokenBucket {
     }
 
     fn asked(&self, job: &Job) -> f64 {
-        (job.size.prompt + self.completion.map_or(job.size.ceiling, |usual| usual.min(job.size.ceiling))) as f64
+        (job.size.prompt + self.completion.map_or(job.size.output_limit, |usual| usual.min(job.size.output_limit))) as f64
     }
 }
 

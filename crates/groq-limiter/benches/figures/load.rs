@@ -8,26 +8,28 @@ use super::{Ns, SECOND};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
     pub(crate) prompt: f64,
-    pub(crate) ceiling: f64,
+    pub(crate) output_limit: f64,
     pub(crate) completion: f64,
     pub(crate) spread: f64,
     /// Nothing asks for more in all.
     pub(crate) most: u64,
-    /// Ceilings and completions between these, evenly, instead.
+    /// Output limits and completions between these, evenly, instead.
     pub(crate) even: Option<[(u64, u64); 2]>,
 }
 
 impl Sizes {
     /// Near 570 tokens used and 1330 asked.
     pub(crate) const USUAL: Self =
-        Self { prompt: 300.0, ceiling: 1030.0, completion: 290.0, spread: 0.7, most: 6000, even: None };
+        Self { prompt: 300.0, output_limit: 1030.0, completion: 290.0, spread: 0.7, most: 6000, even: None };
     /// Requests bind before tokens do.
-    pub(crate) const TINY: Self = Self { prompt: 40.0, ceiling: 120.0, completion: 40.0, spread: 0.5, most: 1000, even: None };
-    pub(crate) const SHORT: Self = Self { prompt: 50.0, ceiling: 100.0, completion: 50.0, spread: 0.4, most: 400, even: None };
+    pub(crate) const TINY: Self =
+        Self { prompt: 40.0, output_limit: 120.0, completion: 40.0, spread: 0.5, most: 1000, even: None };
+    pub(crate) const SHORT: Self =
+        Self { prompt: 50.0, output_limit: 100.0, completion: 50.0, spread: 0.4, most: 400, even: None };
     pub(crate) const LONG: Self =
-        Self { prompt: 2500.0, ceiling: 3500.0, completion: 1500.0, spread: 0.4, most: 16_000, even: None };
+        Self { prompt: 2500.0, output_limit: 3500.0, completion: 1500.0, spread: 0.4, most: 16_000, even: None };
 
-    /// Ceilings that say little of the answers.
+    /// Output limits that say little of the answers.
     pub(crate) const ANSWERS: Self = Self { even: Some([(900, 4000), (60, 400)]), ..Self::TINY };
 
     pub(crate) fn draw(&self, random: &mut Rng) -> Size {
@@ -35,12 +37,12 @@ impl Sizes {
             |mean: f64, random: &mut Rng| (mean.ln() - self.spread * self.spread / 2.0 + self.spread * normal(random)).exp();
         let prompt = (lognormal(self.prompt, random) as u64).clamp(1, self.most / 2);
         if let Some([(least, most), answers]) = self.even {
-            let (ceiling, completion) = (random.u64(least..=most), random.u64(answers.0..=answers.1));
-            return Size { prompt, ceiling, completion };
+            let (output_limit, completion) = (random.u64(least..=most), random.u64(answers.0..=answers.1));
+            return Size { prompt, output_limit, completion };
         }
-        let ceiling = (lognormal(self.ceiling, random) as u64).clamp(1, self.most - prompt);
-        let completion = (lognormal(self.completion, random) as u64).clamp(1, ceiling);
-        Size { prompt, ceiling, completion }
+        let output_limit = (lognormal(self.output_limit, random) as u64).clamp(1, self.most - prompt);
+        let completion = (lognormal(self.completion, random) as u64).clamp(1, output_limit);
+        Size { prompt, output_limit, completion }
     }
 
     /// Mean completion tokens.
@@ -64,7 +66,7 @@ impl Sizes {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Size {
     pub(crate) prompt: u64,
-    pub(crate) ceiling: u64,
+    pub(crate) output_limit: u64,
     pub(crate) completion: u64,
 }
 

@@ -13,8 +13,8 @@ pub(crate) enum Kind {
     Shield,
     /// Baseline A: the SDKs' own retries.
     Straight,
-    /// Baseline C: prompt + ceiling reserved, nothing given back.
-    Ceilings,
+    /// Baseline C: prompt + output limit reserved, nothing given back.
+    OutputLimits,
     /// Baseline D: prompt + the 90 % quantile of completions, settled.
     Predictions,
 }
@@ -243,7 +243,7 @@ pub(crate) fn rows() -> Vec<Row> {
         },
         Row { front: Kind::Straight, ..Row::new("A-1.5x-M", M, 1.5, bad(600.0)) },
         Row { front: Kind::Straight, ..m("A-3x-M", bad(600.0)) },
-        Row { front: Kind::Ceilings, ..m("C-3x-M", Target { used_at_most: Some(0.62), ..NONE }) },
+        Row { front: Kind::OutputLimits, ..m("C-3x-M", Target { used_at_most: Some(0.62), ..NONE }) },
         Row { front: Kind::Predictions, ..m("D-3x-M", bad(400.0)) },
     ]
 }

@@ -22,14 +22,14 @@ pub(crate) enum Law {
 /// When the limiter takes how much.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Charging {
-    /// Holds prompt + ceiling and gives the rest back at the end: Groq, as far as known.
+    /// Holds prompt + output limit and gives the rest back at the end: Groq, as far as known.
     #[default]
     R,
-    /// Tests prompt + ceiling, holds the prompt, adds the output at the end.
+    /// Tests prompt + output limit, holds the prompt, adds the output at the end.
     T,
     /// Tests and holds the prompt, adds the output at the end.
     P,
-    /// Holds prompt + ceiling and never gives back.
+    /// Holds prompt + output limit and never gives back.
     N,
 }
 
@@ -153,17 +153,17 @@ pub(crate) struct Upstream {
     charging: Charging,
 }
 
-/// Output tokens a minute: tested is the smaller of the ceiling and the largest answer of the last 150 s, taken is the answer when it
-/// ends.
+/// Output tokens a minute: tested is the smaller of the output limit and the largest answer of the last 150 s, taken is the
+/// answer when it ends.
 struct Output {
     counter: Counter,
     answers: Vec<(Ns, u64)>,
 }
 
 impl Output {
-    fn expected(&mut self, ceiling: u64, now: Ns) -> u64 {
+    fn expected(&mut self, output_limit: u64, now: Ns) -> u64 {
         self.answers.retain(|&(ended, _)| now < ended + 150 * SECOND);
-        self.answers.iter().map(|&(_, tokens)| tokens).max().unwrap_or(0).min(ceiling)
+        self.answers.iter().map(|&(_, tokens)| tokens).max().unwrap_or(0).min(output_limit)
     }
 }
 
@@ -182,10 +182,10 @@ impl Upstream {
     }
 
     /// Lets a request in or refuses it.
-    pub(crate) fn admit(&mut self, prompt: u64, ceiling: u64, now: Ns) -> Result<(), Box<Refused>> {
-        let tested = if self.charging == Charging::P { prompt } else { prompt + ceiling };
+    pub(crate) fn admit(&mut self, prompt: u64, output_limit: u64, now: Ns) -> Result<(), Box<Refused>> {
+        let tested = if self.charging == Charging::P { prompt } else { prompt + output_limit };
         let asked = [(&mut self.requests, 1), (&mut self.day, 1), (&mut self.tokens, tested)];
-        let expected = self.output.as_mut().map(|output| (output.expected(ceiling, now), &mut output.counter));
+        let expected = self.output.as_mut().map(|output| (output.expected(output_limit, now), &mut output.counter));
         let asked = asked.into_iter().chain(expected.map(|(expected, counter)| (counter, expected)));
         let short = asked.into_iter().find_map(|(counter, units)| {
             let fits = counter.fits(units, now);
@@ -204,13 +204,13 @@ impl Upstream {
     }
 
     /// A request that was admitted at `admitted` has generated so much.
-    pub(crate) fn finish(&mut self, admitted: Ns, ceiling: u64, completion: u64, now: Ns) {
+    pub(crate) fn finish(&mut self, admitted: Ns, output_limit: u64, completion: u64, now: Ns) {
         if let Some(output) = &mut self.output {
             output.counter.change(admitted, completion.into(), now);
             output.answers.push((now, completion));
         }
         match self.charging {
-            Charging::R => self.tokens.change(admitted, i128::from(completion) - i128::from(ceiling), now),
+            Charging::R => self.tokens.change(admitted, i128::from(completion) - i128::from(output_limit), now),
             Charging::T | Charging::P => self.tokens.change(admitted, completion.into(), now),
             Charging::N => {}
         }

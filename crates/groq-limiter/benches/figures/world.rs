@@ -108,7 +108,7 @@ fn front(row: &Row, seed: u64) -> Box<dyn Front> {
     match row.front {
         Kind::Shield => Box::new(Shield::new(row.limits)),
         Kind::Straight => Box::new(Retries::new(seed)),
-        Kind::Ceilings => Box::new(TokenBucket::of_ceilings(tpm, seed)),
+        Kind::OutputLimits => Box::new(TokenBucket::of_output_limits(tpm, seed)),
         Kind::Predictions => {
             let (_, usual) = row.offers[0].sizes.measure();
             Box::new(TokenBucket::of_predictions(tpm, usual, seed))
@@ -214,7 +214,7 @@ impl World<'_> {
     /// The request is at the upstream.
     fn reach(&mut self, number: Number) {
         let job = &mut self.jobs[number];
-        match self.upstream.admit(job.size.prompt, job.size.ceiling, self.now) {
+        match self.upstream.admit(job.size.prompt, job.size.output_limit, self.now) {
             Ok(()) => {
                 job.admitted = Some(self.now);
                 job.reply = Some(Ok(self.upstream.state(self.now)));
@@ -233,7 +233,7 @@ impl World<'_> {
     fn finish(&mut self, number: Number) {
         let job = &mut self.jobs[number];
         let admitted = job.admitted.expect("it was let in");
-        self.upstream.finish(admitted, job.size.ceiling, job.size.completion, self.now);
+        self.upstream.finish(admitted, job.size.output_limit, job.size.completion, self.now);
         if job.replica.is_none() {
             return;
         }

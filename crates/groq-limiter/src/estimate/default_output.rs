@@ -70,7 +70,7 @@ impl AssumedOutput {
         }
     }
 
-    /// The head of an answer to a request without a ceiling showed `used` tokens in use; its prompt is estimated.
+    /// The head of an answer to a request without an output limit showed `used` tokens in use; its prompt is estimated.
     pub fn head(&mut self, used: u64, estimated_prompt: u64) {
         if matches!(self.evidence, Evidence::None | Evidence::AdmissionError) {
             (self.tokens, self.evidence) = (difference(used, estimated_prompt), Evidence::Head);
@@ -90,7 +90,7 @@ impl AssumedOutput {
         }
     }
 
-    /// A refusal said `requested` of a request without a ceiling, whose prompt is estimated.
+    /// A refusal said `requested` of a request without an output limit, whose prompt is estimated.
     pub fn refused(&mut self, requested: u64, estimated_prompt: u64, now: Ns) {
         let reserve = difference(requested, estimated_prompt);
         self.evidence = match self.evidence {

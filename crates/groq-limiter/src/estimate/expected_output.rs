@@ -1,12 +1,12 @@
 //! Expected output: what Groq tests against a limit on output tokens per minute (OTPM).
 //!
-//! Not a request's ceiling: the smaller of it and of the largest answer that its API key has had in the last minutes
+//! Not a request's output limit: the smaller of it and of the largest answer that its API key has had in the last minutes
 //! (observed in September 2026). Nothing shows that figure but refusals, so the largest recent answer is followed here, per
 //! key: what one key of an organization was answered holds up no other. How long an answer counts is learnt from refusals,
 //! too: Groq went on refusing for 65 to 150 s.
 //!
 //! Answers of other processes that use the same key are seen when a refusal states a larger figure than any answer of ours. So are
-//! upstreams that test ceilings after all: several refusals in a row state the ceiling of the request itself.
+//! upstreams that test output limits after all: several refusals in a row state the output limit of the request itself.
 
 use std::collections::VecDeque;
 
@@ -23,10 +23,10 @@ const LONGEST: Ns = 600 * SECOND;
 const CAUTION: Ns = 10 * SECOND;
 /// Answers that are remembered; more of them count as long as the last one.
 const REMEMBERED: usize = 32;
-/// So many refusals in a row that state their requests' own ceilings: the upstream tests ceilings.
-const CEILINGS_AFTER: u8 = 3;
+/// So many refusals in a row that state their requests' own output limits: the upstream tests output limits.
+const OUTPUT_LIMITS_AFTER: u8 = 3;
 /// For so long, ns; then it is tried again.
-const CEILINGS_FOR: Ns = 1800 * SECOND;
+const OUTPUT_LIMITS_FOR: Ns = 1800 * SECOND;
 
 /// Keys whose answers are remembered; of more, the one that was answered longest ago is forgotten, for a refusal at most.
 const KEYS: usize = 16;
@@ -69,9 +69,9 @@ impl ExpectedOutputs {
         &mut self.by_key[place].1
     }
 
-    /// Output tokens that a request with this key and ceiling is expected to have; `u32::MAX` for one without a ceiling.
-    pub fn of(&self, key: u32, ceiling: u32, now: Ns) -> u32 {
-        self.find(key).map_or(0, |expected| expected.of(ceiling, now))
+    /// Output tokens that a request with this key and output limit is expected to have; `u32::MAX` for one without an output limit.
+    pub fn of(&self, key: u32, output_limit: u32, now: Ns) -> u32 {
+        self.find(key).map_or(0, |expected| expected.of(output_limit, now))
     }
 
     /// From when on no more than `tokens` are expected, if nothing larger is answered until then; `now` if that is so already.
@@ -91,10 +91,10 @@ impl ExpectedOutputs {
         self.untold |= before < tokens;
     }
 
-    /// A refusal stated `requested` for a request with this ceiling (`u32::MAX` without one).
-    pub fn refused(&mut self, key: u32, requested: u32, ceiling: u32, now: Ns) {
+    /// A refusal stated `requested` for a request with this output limit (`u32::MAX` without one).
+    pub fn refused(&mut self, key: u32, requested: u32, output_limit: u32, now: Ns) {
         let before = self.of(key, u32::MAX, now);
-        self.entry(key).refused(requested, ceiling, now);
+        self.entry(key).refused(requested, output_limit, now);
         self.untold |= before < self.of(key, u32::MAX, now);
     }
 
@@ -142,26 +142,26 @@ struct ExpectedOutput {
     /// When an answer ended, and its completion tokens: later ones are smaller.
     answers: VecDeque<(Ns, u32)>,
     window: Ns,
-    /// Refusals in a row that stated a ceiling which no answer explains.
-    ceilings: u8,
-    ceilings_until: Ns,
+    /// Refusals in a row that stated an output limit which no answer explains.
+    output_limits: u8,
+    output_limits_until: Ns,
 }
 
 impl Default for ExpectedOutput {
     fn default() -> Self {
-        Self { answers: VecDeque::new(), window: WINDOW, ceilings: 0, ceilings_until: 0 }
+        Self { answers: VecDeque::new(), window: WINDOW, output_limits: 0, output_limits_until: 0 }
     }
 }
 
 impl ExpectedOutput {
-    /// Output tokens that a request with this ceiling is expected to have; `u32::MAX` for one without.
-    fn of(&self, ceiling: u32, now: Ns) -> u32 {
-        ceiling.min(self.largest(now))
+    /// Output tokens that a request with this output limit is expected to have; `u32::MAX` for one without.
+    fn of(&self, output_limit: u32, now: Ns) -> u32 {
+        output_limit.min(self.largest(now))
     }
 
-    /// The largest answer that still counts; 0 without one, `u32::MAX` where ceilings are tested.
+    /// The largest answer that still counts; 0 without one, `u32::MAX` where output limits are tested.
     fn largest(&self, now: Ns) -> u32 {
-        if now < self.ceilings_until {
+        if now < self.output_limits_until {
             return u32::MAX;
         }
         self.answers.iter().find(|&&(ended, _)| self.counts(ended, now)).map_or(0, |&(_, tokens)| tokens)
@@ -170,13 +170,13 @@ impl ExpectedOutput {
     /// From when on no more than `tokens` are expected, if nothing larger is answered until then; `now` if that is so already.
     fn falls_to(&self, tokens: u32, now: Ns) -> Ns {
         let last_larger = self.answers.iter().rev().find(|&&(_, answer)| answer > tokens);
-        last_larger.map_or(now, |&(ended, _)| ended.saturating_add(self.window)).max(now).max(self.ceilings_until)
+        last_larger.map_or(now, |&(ended, _)| ended.saturating_add(self.window)).max(now).max(self.output_limits_until)
     }
 
     /// When the figure falls next. `None`: nothing is expected.
     fn next_fall(&self, now: Ns) -> Option<Ns> {
-        if now < self.ceilings_until {
-            return Some(self.ceilings_until);
+        if now < self.output_limits_until {
+            return Some(self.output_limits_until);
         }
         self.answers.iter().find(|&&(ended, _)| self.counts(ended, now)).map(|&(ended, _)| ended.saturating_add(self.window))
     }
@@ -210,25 +210,25 @@ impl ExpectedOutput {
         }
     }
 
-    /// A refusal stated `requested` for a request with this ceiling (`u32::MAX` without one).
-    fn refused(&mut self, requested: u32, ceiling: u32, now: Ns) {
+    /// A refusal stated `requested` for a request with this output limit (`u32::MAX` without one).
+    fn refused(&mut self, requested: u32, output_limit: u32, now: Ns) {
         let largest = self.largest(now);
-        if requested > ceiling || requested == 0 {
+        if requested > output_limit || requested == 0 {
             return; // no figure of this law
         }
-        if requested < ceiling {
+        if requested < output_limit {
             // It is the largest answer itself.
-            (self.ceilings, self.ceilings_until) = (0, 0);
+            (self.output_limits, self.output_limits_until) = (0, 0);
             self.learn_window(requested, now);
         }
         if requested <= largest {
             return;
         }
         // Somebody else's answer, or no answer at all.
-        if requested == ceiling && !self.answers.iter().any(|&(_, answer)| answer >= requested) {
-            self.ceilings = self.ceilings.saturating_add(1);
-            if self.ceilings >= CEILINGS_AFTER {
-                (self.ceilings, self.ceilings_until) = (0, now.saturating_add(CEILINGS_FOR));
+        if requested == output_limit && !self.answers.iter().any(|&(_, answer)| answer >= requested) {
+            self.output_limits = self.output_limits.saturating_add(1);
+            if self.output_limits >= OUTPUT_LIMITS_AFTER {
+                (self.output_limits, self.output_limits_until) = (0, now.saturating_add(OUTPUT_LIMITS_FOR));
             }
         }
         self.answered(requested, now);
@@ -336,15 +336,15 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_that_tests_ceilings_is_found_out() {
+    fn an_upstream_that_tests_output_limits_is_found_out() {
         let mut expected = of(&[(0, 200)]);
-        for (ceiling, before) in [(900, 200), (1800, 900), (2400, 1800)] {
+        for (output_limit, before) in [(900, 200), (1800, 900), (2400, 1800)] {
             assert_eq!(expected.of(4000, SECOND), before);
-            expected.refused(ceiling, ceiling, SECOND);
+            expected.refused(output_limit, output_limit, SECOND);
         }
         assert_eq!(expected.of(4000, SECOND), 4000);
-        assert_eq!(expected.of(4000, 2 * SECOND + CEILINGS_FOR), 0);
-        // A refusal that states less than the ceiling says otherwise.
+        assert_eq!(expected.of(4000, 2 * SECOND + OUTPUT_LIMITS_FOR), 0);
+        // A refusal that states less than the output limit says otherwise.
         expected.refused(500, 4000, 4 * SECOND);
         assert_eq!(expected.of(8000, 4 * SECOND), 2400);
     }

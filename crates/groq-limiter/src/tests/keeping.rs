@@ -21,7 +21,7 @@ fn a_lane_is_one_small_block() {
 #[tokio::test(start_paused = true)]
 async fn levels_outlive_the_process() {
     let dir = tempfile::tempdir().expect("a directory");
-    let state_file = Some(dir.path().join("levels"));
+    let state_file = Some(dir.path().join("state"));
     let config = Settings { state_file, ..settings(per_minute(30, 8000)) };
     let before = Limiters::new(config.clone());
     warm(&before).await;
@@ -46,7 +46,7 @@ async fn levels_outlive_the_process() {
 #[tokio::test(start_paused = true)]
 async fn a_torn_state_file_counts_as_none() {
     let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("levels");
+    let path = dir.path().join("state");
     let config = Settings { state_file: Some(path.clone()), ..settings(per_minute(30, 8000)) };
     for torn in
         ["", "{\"format\":\"groq-shield limits 2\",\"clean\":tr", "[1,2,3]", "{\"format\":\"other\",\"clean\":true,\"lanes\":[]}"]
@@ -61,7 +61,7 @@ async fn a_torn_state_file_counts_as_none() {
 #[tokio::test(start_paused = true)]
 async fn run_saves_what_has_changed_and_wakes_the_line() {
     let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("levels");
+    let path = dir.path().join("state");
     let config = Settings { state_file: Some(path.clone()), ..settings(per_minute(1, 8000)) };
     let limits = Limiters::new(config.clone());
     let running = tokio::spawn({

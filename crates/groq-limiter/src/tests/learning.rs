@@ -202,7 +202,7 @@ async fn a_limit_stated_by_mistake_silences_nobody_for_hours() {
     }
 }
 
-/// A request without a ceiling.
+/// A request without an output limit.
 fn unbounded(prompt: u64) -> AdmissionRequest {
     AdmissionRequest { cost: CostEstimate::Tokens { prompt, max_completion_tokens: None }, ..request("app", 10, 100) }
 }
@@ -241,7 +241,7 @@ async fn what_a_413_says_of_one_request_is_no_price_of_others() {
 
 /// What is refused comes back at the price that the refusal stated, not at that and what is assumed by then.
 #[tokio::test(start_paused = true)]
-async fn a_refused_request_without_a_ceiling_takes_what_groq_says() {
+async fn a_refused_request_without_an_output_limit_costs_what_groq_states() {
     let limits = shield(ModelLimits { tokens_per_minute: Some(8000), ..ModelLimits::default() });
     warm(&limits).await;
     let mut one = limits.reserve(&unbounded(40), in_a_minute(), None).await.expect("it fits");
@@ -294,9 +294,9 @@ async fn a_configured_limit_holds_below_groqs() {
     assert_eq!(dimensions.iter().map(|d| (d.limit, d.stated)).collect::<Vec<_>>(), [(3000, Some(100_000)), (30, None)]);
 }
 
-/// Without a ceiling the bound is kept by what is usual, for the operator means what is used.
+/// Without an output limit the bound is kept by what is usual, for the operator means what is used.
 #[tokio::test(start_paused = true)]
-async fn a_configured_limit_holds_without_ceilings() {
+async fn a_configured_limit_holds_without_output_limits() {
     let limits = shield(ModelLimits { tokens_per_minute: Some(2000), ..ModelLimits::default() });
     let (start, mut used, mut held) = (Instant::now(), 0, Vec::new());
     // All that go at once, then their answers, as headers show nothing reserved.

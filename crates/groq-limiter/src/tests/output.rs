@@ -1,4 +1,4 @@
-//! Limiters on output tokens, before a reference model of Groq's law: tested is the smaller of the ceiling and the largest
+//! Limiters on output tokens, before a reference model of Groq's law: tested is the smaller of the output limit and the largest
 //! answer of the last 150 s, taken is the answer when it ends.
 
 use std::{
@@ -29,7 +29,7 @@ struct Upstream {
     /// When each ended, its key and its tokens.
     answers: Vec<(Instant, u32, u64)>,
     refused: Vec<u64>,
-    tests_ceilings: bool,
+    tests_output_limits: bool,
 }
 
 impl Upstream {
@@ -39,14 +39,14 @@ impl Upstream {
         self.used = (self.used - passed.as_secs_f64() * LIMIT / 60.0).max(0.0);
     }
 
-    fn expected(&self, key: u32, ceiling: u64) -> u64 {
+    fn expected(&self, key: u32, output_limit: u64) -> u64 {
         let recent = self.answers.iter().filter(|&&(ended, of, _)| of == key && ended.elapsed() < WINDOW);
-        recent.map(|&(.., tokens)| tokens).max().unwrap_or(0).min(ceiling)
+        recent.map(|&(.., tokens)| tokens).max().unwrap_or(0).min(output_limit)
     }
 
-    fn admit(&mut self, key: u32, ceiling: u64) -> Result<(), Box<UpstreamRefusal>> {
+    fn admit(&mut self, key: u32, output_limit: u64) -> Result<(), Box<UpstreamRefusal>> {
         self.drain();
-        let requested = if self.tests_ceilings { ceiling } else { self.expected(key, ceiling) };
+        let requested = if self.tests_output_limits { output_limit } else { self.expected(key, output_limit) };
         let over = self.used + requested as f64 - LIMIT;
         if over <= 1e-6 {
             return Ok(());
@@ -65,9 +65,9 @@ impl Upstream {
     }
 
     /// How long the law has a request wait now, ns rounded away.
-    fn wait(&mut self, ceiling: u64) -> f64 {
+    fn wait(&mut self, output_limit: u64) -> f64 {
         self.drain();
-        ((self.used + self.expected(0, ceiling) as f64 - LIMIT) * 60.0 / LIMIT).max(0.0)
+        ((self.used + self.expected(0, output_limit) as f64 - LIMIT) * 60.0 / LIMIT).max(0.0)
     }
 
     fn answer(&mut self, key: u32, tokens: u64) {
@@ -91,20 +91,20 @@ async fn send(
     deadline: Instant,
 ) -> Result<Duration, AdmissionError> {
     let (start, mut place) = (Instant::now(), None);
-    let CostEstimate::Tokens { max_completion_tokens: ceiling, .. } = request.cost else { panic!("tokens") };
+    let CostEstimate::Tokens { max_completion_tokens: output_limit, .. } = request.cost else { panic!("tokens") };
     loop {
         let mut one = limits.reserve(request, deadline, place.take()).await?;
         one.sent(Instant::now());
         let waited = start.elapsed();
         sleep(Duration::from_millis(20)).await;
-        let admitted = upstream.lock().expect("a lock").admit(request.key, ceiling.unwrap_or(u64::MAX));
+        let admitted = upstream.lock().expect("a lock").admit(request.key, output_limit.unwrap_or(u64::MAX));
         sleep(Duration::from_millis(20)).await;
         if let Err(refusal) = admitted {
             place = one.refused(Some(&refusal), &Observation::default(), None, Instant::now());
             continue;
         }
         sleep(Duration::from_millis(1000)).await;
-        let tokens = tokens.min(ceiling.unwrap_or(u64::MAX));
+        let tokens = tokens.min(output_limit.unwrap_or(u64::MAX));
         upstream.lock().expect("a lock").answer(request.key, tokens);
         sleep(Duration::from_millis(20)).await;
         one.observe(&Observation::default(), Instant::now());
@@ -113,28 +113,28 @@ async fn send(
     }
 }
 
-/// Issue 20: ceilings above the limit are no reason to refuse, for answers are far below it.
+/// Issue 20: output limits above the limit are no reason to refuse, for answers are far below it.
 #[tokio::test(start_paused = true)]
-async fn ceilings_over_the_limit_are_served() {
-    for (otpm, ceiling, most) in [(Some(1000), 1800, 0), (None, 1800, 2), (Some(1000), 900, 0), (None, 900, 2)] {
+async fn output_limits_above_the_limit_are_served() {
+    for (otpm, output_limit, most) in [(Some(1000), 1800, 0), (None, 1800, 2), (Some(1000), 900, 0), (None, 900, 2)] {
         let (limits, upstream) = (limiter(otpm), Arc::new(Mutex::new(Upstream::default())));
         let (start, mut running) = (Instant::now(), JoinSet::new());
         for n in 0..24u64 {
             let (limits, upstream) = (limits.clone(), upstream.clone());
             running.spawn(async move {
                 sleep(Duration::from_millis(1500) * u32::try_from(n).expect("small")).await;
-                send(&limits, &upstream, &request("app", 10, ceiling), 60 + n * 67 % 201, Instant::now() + 4 * WINDOW).await
+                send(&limits, &upstream, &request("app", 10, output_limit), 60 + n * 67 % 201, Instant::now() + 4 * WINDOW).await
             });
         }
         let outcomes = running.join_all().await;
-        assert!(outcomes.iter().all(Result::is_ok), "{otpm:?} {ceiling}: {outcomes:?}");
+        assert!(outcomes.iter().all(Result::is_ok), "{otpm:?} {output_limit}: {outcomes:?}");
         let upstream = upstream.lock().expect("a lock");
-        assert!(upstream.refused.len() <= most, "{otpm:?} {ceiling}: {:?}", upstream.refused);
+        assert!(upstream.refused.len() <= most, "{otpm:?} {output_limit}: {:?}", upstream.refused);
         // What does not fit into the limit comes back at 1000 a minute, of which the largest answer has to be free.
         let sum: u64 = upstream.answers.iter().map(|&(.., tokens)| tokens).sum();
         let least = (sum as f64 - LIMIT) * 60.0 / LIMIT;
         let took = start.elapsed().as_secs_f64();
-        assert!(took <= 1.1 * least.max(36.0) + 16.0, "{otpm:?} {ceiling}: {took} of {least}");
+        assert!(took <= 1.1 * least.max(36.0) + 16.0, "{otpm:?} {output_limit}: {took} of {least}");
     }
 }
 
@@ -146,9 +146,9 @@ async fn nobody_is_held_longer_than_the_law_needs() {
         let (limits, upstream) = (limiter(otpm), Mutex::new(Upstream::default()));
         let (mut needed, mut held) = (0.0, 0.0);
         for n in 0..60u64 {
-            let ceiling = 900 + n * 997 % 3101;
-            let needs = upstream.lock().expect("a lock").wait(ceiling);
-            let (request, tokens) = (request("app", 10, ceiling), 60 + n * 131 % 341);
+            let output_limit = 900 + n * 997 % 3101;
+            let needs = upstream.lock().expect("a lock").wait(output_limit);
+            let (request, tokens) = (request("app", 10, output_limit), 60 + n * 131 % 341);
             let waited = send(&limits, &upstream, &request, tokens, Instant::now() + WINDOW).await.expect("in time");
             assert!(waited.as_secs_f64() <= 1.1 * needs + 0.2, "{otpm:?} {n}: {waited:?} for {needs} s");
             (needed, held) = (needed + needs, held + waited.as_secs_f64());
@@ -158,7 +158,7 @@ async fn nobody_is_held_longer_than_the_law_needs() {
     }
 }
 
-/// An answer of 1308 tokens: for 150 s no request with such a ceiling goes, nor is one sent.
+/// An answer of 1308 tokens: for 150 s no request with such an output limit goes, nor is one sent.
 #[tokio::test(start_paused = true)]
 async fn a_large_answer_is_waited_for_until_it_is_forgotten() {
     let (limits, upstream) = (limiter(Some(1000)), Mutex::new(Upstream::default()));
@@ -175,7 +175,7 @@ async fn a_large_answer_is_waited_for_until_it_is_forgotten() {
     let unbounded =
         AdmissionRequest { cost: CostEstimate::Tokens { prompt: 10, max_completion_tokens: None }, ..request("app", 10, 1) };
     assert_eq!(limits.fitting_max_completion_tokens(&unbounded), Some(500));
-    // A lower ceiling waits for room only, and one that waits goes as soon as the answer is forgotten.
+    // A lower output limit waits for room only, and one that waits goes as soon as the answer is forgotten.
     let lower = send(&limits, &upstream, &request("app", 10, 400), 100, in_a_minute()).await.expect("it fits");
     assert!(lower < Duration::from_secs(45), "{lower:?}");
     let waited = send(&limits, &upstream, &request("app", 10, 4000), 100, later(300)).await.expect("it is forgotten");
@@ -209,9 +209,9 @@ async fn a_large_answer_blocks_its_own_key_only() {
 }
 
 /// The limit is learnt from "too large", which does not say how much of it is in use. What our answers have left in use is
-/// rounded up: rounded down, the same request with a lower ceiling would go by up to a unit's time too early.
+/// rounded up: rounded down, the same request with a lower output limit would go by up to a unit's time too early.
 #[tokio::test(start_paused = true)]
-async fn a_lower_ceiling_goes_when_there_is_room_and_not_a_unit_early() {
+async fn a_lower_output_limit_is_sent_exactly_when_there_is_room() {
     for n in 0..20 {
         let (limits, upstream) = (limiter(None), Mutex::new(Upstream::default()));
         send(&limits, &upstream, &request("app", 10, 4000), 1308, in_a_minute()).await.expect("nothing is known yet");
@@ -221,7 +221,7 @@ async fn a_lower_ceiling_goes_when_there_is_room_and_not_a_unit_early() {
         large.sent(Instant::now());
         let refusal = upstream.lock().expect("a lock").admit(0, 4000).expect_err("too large");
         let _place = large.refused(Some(&refusal), &Observation::default(), None, Instant::now());
-        let fits = limits.fitting_max_completion_tokens(&request("app", 10, 4000)).expect("a lower ceiling fits");
+        let fits = limits.fitting_max_completion_tokens(&request("app", 10, 4000)).expect("a lower output limit fits");
         let mut lower = limits.reserve(&request("app", 10, fits), in_a_minute(), None).await.expect("it waits for room");
         lower.sent(Instant::now());
         let admitted = upstream.lock().expect("a lock").admit(0, fits);
@@ -257,17 +257,17 @@ async fn an_answer_of_unknown_size_takes_what_was_expected_of_it() {
     }
 }
 
-/// An upstream that tests ceilings after all: they are charged once that is known.
+/// An upstream that tests output limits after all: they are charged once that is known.
 #[tokio::test(start_paused = true)]
-async fn an_upstream_that_tests_ceilings_is_not_stormed() {
-    let upstream = Arc::new(Mutex::new(Upstream { tests_ceilings: true, ..Upstream::default() }));
+async fn an_upstream_that_tests_output_limits_is_not_stormed() {
+    let upstream = Arc::new(Mutex::new(Upstream { tests_output_limits: true, ..Upstream::default() }));
     let (limits, mut running) = (limiter(Some(1000)), JoinSet::new());
     for n in 0..100u64 {
         let (limits, upstream) = (limits.clone(), upstream.clone());
         running.spawn(async move {
             sleep(Duration::from_secs(5) * u32::try_from(n).expect("small")).await;
-            let ceiling = 400 + n * 37 % 500;
-            send(&limits, &upstream, &request("app", 10, ceiling), 50 + n * 13 % 30, Instant::now() + 4 * WINDOW).await
+            let output_limit = 400 + n * 37 % 500;
+            send(&limits, &upstream, &request("app", 10, output_limit), 50 + n * 13 % 30, Instant::now() + 4 * WINDOW).await
         });
     }
     let outcomes = running.join_all().await;
@@ -277,7 +277,7 @@ async fn an_upstream_that_tests_ceilings_is_not_stormed() {
 }
 
 /// A text without its dimension's name, which Groq was seen to send. Taken for a limit on all tokens, the request would be
-/// refused for good: its ceiling is above the limit.
+/// refused for good: its output limit is above the limit.
 #[tokio::test(start_paused = true)]
 async fn a_limit_without_a_name_that_counts_less_than_the_ceiling_is_one_on_output() {
     let limits = limiter(None);

@@ -86,7 +86,7 @@ async fn leaving_the_line_changes_no_level() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_settled_ceiling_lets_the_next_go_at_once() {
+async fn a_settlement_lets_the_next_request_go_at_once() {
     let limits = shield(per_minute(1000, 10_000));
     warm(&limits).await;
     let mut first = limits.reserve(&request("app", 100, 6000), in_a_minute(), None).await.expect("fits");

@@ -62,7 +62,7 @@ pub(crate) struct Job {
     pub(crate) app: u8,
     pub(crate) gap_ms: u64,
     pub(crate) prompt: u64,
-    pub(crate) ceiling: u64,
+    pub(crate) output_limit: u64,
     pub(crate) completion_share: f64,
     pub(crate) latency_ms: u64,
     pub(crate) leaves: Option<u64>,
@@ -70,17 +70,17 @@ pub(crate) struct Job {
 
 impl Job {
     pub(crate) fn completion(&self) -> u64 {
-        (self.ceiling as f64 * self.completion_share) as u64
+        (self.output_limit as f64 * self.completion_share) as u64
     }
 }
 
 pub(crate) fn job() -> impl Strategy<Value = Job> {
     (0..3u8, 0..2000u64, 1..400u64, 1..1500u64, 0.0..1.0f64, 1..20_000u64, prop::option::weighted(0.2, 1..5000u64)).prop_map(
-        |(app, gap_ms, prompt, ceiling, completion_share, latency_ms, leaves)| Job {
+        |(app, gap_ms, prompt, output_limit, completion_share, latency_ms, leaves)| Job {
             app,
             gap_ms,
             prompt,
-            ceiling,
+            output_limit,
             completion_share,
             latency_ms,
             leaves,
@@ -152,7 +152,7 @@ pub(crate) fn run_before(
                 Step::Arrive(n) => {
                     let job = &jobs[n];
                     let verdict =
-                        limiter.submit(&request(job.app, job.prompt, job.ceiling), now, now + 60 * SECOND, None, || true);
+                        limiter.submit(&request(job.app, job.prompt, job.output_limit), now, now + 60 * SECOND, None, || true);
                     match verdict {
                         Admission::Granted(grant) => granted.push((n, grant)),
                         Admission::Queued(id) => {
@@ -174,7 +174,7 @@ pub(crate) fn run_before(
                 Step::End(n, grant) => {
                     let job = &jobs[n];
                     let completion = job.completion();
-                    let held = i128::from(job.prompt + job.ceiling);
+                    let held = i128::from(job.prompt + job.output_limit);
                     exact_tokens.add(i128::from(job.prompt + completion) - held, now);
                     limiter.settle(*grant, ActualUsage::Tokens { prompt: job.prompt, completion, prompt_total: job.prompt }, now);
                 }
@@ -204,7 +204,7 @@ pub(crate) fn run_before(
                     exact_tokens.add(50, now);
                 }
                 let ok_requests = exact_requests.as_mut().is_none_or(|bucket| bucket.admit(1, now));
-                let ok = ok_requests && exact_tokens.admit(job.prompt + job.ceiling, now);
+                let ok = ok_requests && exact_tokens.admit(job.prompt + job.output_limit, now);
                 let remaining = tokens.saturating_sub(exact_tokens.units());
                 let shown = RemoteQuota { limit: tokens, remaining, reset: Some(exact_tokens.reset()) };
                 let state = Observation { tokens: Some(shown), ..Observation::default() };

@@ -53,10 +53,10 @@ proptest! {
         asks in prop::collection::vec((1..3000u64, 0..3000u64, 0..3000u64), 1..60), tokens in 500..8000u64, requests in 1..40u64) {
         let mut limiter = warm(limits(Some(requests), tokens));
         let mut now = START;
-        for (prompt, ceiling, gap) in asks {
+        for (prompt, output_limit, gap) in asks {
             now += gap * MS;
             let before = limiter.quotas().iter().map(|quota| quota.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
-            let verdict = limiter.submit(&request(1, prompt, ceiling), now, now, None, || true);
+            let verdict = limiter.submit(&request(1, prompt, output_limit), now, now, None, || true);
             let after = limiter.quotas().iter().map(|quota| quota.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
             match verdict {
                 Admission::Granted(grant) => {
@@ -79,11 +79,11 @@ proptest! {
         let mut straight = warm(limits(None, 8000));
         let mut shuffled = warm(limits(None, 8000));
         let mut grants = Vec::new();
-        for (n, &(ceiling, remaining)) in sends.iter().enumerate() {
+        for (n, &(output_limit, remaining)) in sends.iter().enumerate() {
             // Further apart than ways differ: nobody overtakes.
             let now = START + n as Ns * 150 * MS;
             let [one, other] = [&mut straight, &mut shuffled].map(|limiter| {
-                let Admission::Granted(mut grant) = limiter.submit(&request(1, 1, ceiling), now, now, None, || true) else { panic!("it fits") };
+                let Admission::Granted(mut grant) = limiter.submit(&request(1, 1, output_limit), now, now, None, || true) else { panic!("it fits") };
                 limiter.sent(&mut grant, now);
                 grant
             });
@@ -265,7 +265,7 @@ fn overload() -> Vec<Job> {
         app: rng.u8(..3),
         gap_ms: rng.u64(100..470),
         prompt: rng.u64(50..400),
-        ceiling: rng.u64(200..2000),
+        output_limit: rng.u64(200..2000),
         completion_share: rng.f64() * 0.6,
         latency_ms: rng.u64(500..8000),
         leaves: None,

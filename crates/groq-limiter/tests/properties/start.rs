@@ -22,7 +22,7 @@ pub(crate) fn limits(requests: Option<u64>, tokens: u64) -> ModelLimits {
     ModelLimits { requests_per_minute: requests, tokens_per_minute: Some(tokens), ..ModelLimits::default() }
 }
 
-pub(crate) fn request(app: u8, prompt: u64, ceiling: u64) -> AdmissionRequest {
+pub(crate) fn request(app: u8, prompt: u64, output_limit: u64) -> AdmissionRequest {
     AdmissionRequest {
         organization: "o".into(),
         key: 0,
@@ -31,7 +31,7 @@ pub(crate) fn request(app: u8, prompt: u64, ceiling: u64) -> AdmissionRequest {
         app: format!("app{app}").into(),
         weight: 1.0,
         class: Priority::Interactive,
-        cost: CostEstimate::Tokens { prompt, max_completion_tokens: Some(ceiling) },
+        cost: CostEstimate::Tokens { prompt, max_completion_tokens: Some(output_limit) },
         bytes: 0,
     }
 }
