@@ -64,11 +64,14 @@ fn main() -> ExitCode {
 }
 
 fn queue(row: &Row, outcome: &Outcome) -> String {
-    let Outcome { own, external, counted, sends, all, watched, jain, stretch, .. } = outcome;
+    let Outcome { own, external, possible, counted, sends, all, watched, jain, stretch, .. } = outcome;
     let mut used =
         if *external > 0.0 { format!("{:.1} + {:.1}", 100.0 * own, 100.0 * external) } else { format!("{:.1}", 100.0 * own) };
     if row.target.counted.is_some() {
         used += &format!(" (limiter {:.1})", 100.0 * counted);
+    }
+    if row.target.of_possible.is_some() {
+        used += &format!(" (oracle {:.1})", 100.0 * possible);
     }
     if row.target.stretch.is_some() {
         used = format!("time × {stretch:.3}");
@@ -98,6 +101,7 @@ fn aim(target: &Target) -> String {
     [
         percent("used ≥", target.used),
         percent("limiter ≥", target.counted),
+        percent("of the oracle's ≥", target.of_possible),
         percent("used ≤", target.used_at_most),
         plain("≤", target.per_thousand).map(|text| text + " ‰"),
         plain("≥", target.per_thousand_at_least).map(|text| text + " ‰"),

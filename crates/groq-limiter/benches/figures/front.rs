@@ -56,9 +56,10 @@ pub(crate) struct Shield {
 const START: Ns = 10 * 24 * 60 * MINUTE;
 
 impl Shield {
-    /// A shield that was told both limits a minute, or only what headers do not show.
-    pub(crate) fn new((rpm, tpm): (u64, u64)) -> Self {
-        let told = ModelLimits { requests_per_minute: Some(rpm), tokens_per_minute: Some(tpm), ..ModelLimits::default() };
+    /// A shield that was told both limits a minute, and perhaps the one on output.
+    pub(crate) fn new((rpm, tpm): (u64, u64), output_tokens_per_minute: Option<u64>) -> Self {
+        let (requests_per_minute, tokens_per_minute) = (Some(rpm), Some(tpm));
+        let told = ModelLimits { requests_per_minute, tokens_per_minute, output_tokens_per_minute, ..ModelLimits::default() };
         let tables = LimitSettings { plan: Plan::None, default: told, ..LimitSettings::default() };
         Self {
             limiter: Limiter::new("m".into(), Arc::new(tables), START),

@@ -7,10 +7,12 @@
 //! | `front` | who decides what is sent: the shield's limiter, or one of the baselines |
 //! | `world` | what happens next: the queue of events |
 //! | `outcome` | what came of it |
+//! | `oracle` | how much of a limit on output could have been used |
 //! | `rows` | which overloads, and what is to be reached |
 
 pub(crate) mod front;
 pub(crate) mod load;
+pub(crate) mod oracle;
 pub(crate) mod outcome;
 pub(crate) mod rows;
 pub(crate) mod upstream;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    MINUTE, Ns, SECOND,
+    MINUTE, Ns, SECOND, oracle,
     rows::{Row, Span, Target},
     world::{Job, WARM},
 };
@@ -22,6 +22,8 @@ pub(crate) struct Outcome {
     /// Share of the binding limit that was used, by us and by others.
     pub(crate) own: f64,
     pub(crate) external: f64,
+    /// What the oracle uses of a limit on output.
+    pub(crate) possible: f64,
     /// Share of the limit that the limiter counted as taken.
     pub(crate) counted: f64,
     pub(crate) sends: usize,
@@ -57,6 +59,9 @@ impl Outcome {
         Self {
             own: use_of(&ours),
             external: use_of(&others),
+            possible: row.output.map_or(0.0, |limit| {
+                oracle::served(limit, jobs, end) as f64 / (limit as f64 * (end as f64 / MINUTE as f64 + 1.0))
+            }),
             counted: net as f64 / (row.limits.1 as f64 * (end.saturating_sub(WARM)) as f64 / MINUTE as f64),
             sends,
             refusals,
@@ -79,6 +84,7 @@ impl Outcome {
         [
             below("used", self.own + self.external, target.used),
             below("counted", self.counted, target.counted),
+            below("used of what is possible", self.own, target.of_possible.map(|share| share * self.possible)),
             above("refusals", self.per_thousand(), target.per_thousand),
             above("refusals", self.refusals as f64, target.refusals),
             above("too kind: used", self.own, target.used_at_most),

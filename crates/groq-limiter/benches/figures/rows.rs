@@ -50,6 +50,8 @@ pub(crate) struct Watched {
 pub(crate) struct Target {
     pub(crate) used: Option<f64>,
     pub(crate) counted: Option<f64>,
+    /// Of what the oracle uses.
+    pub(crate) of_possible: Option<f64>,
     pub(crate) per_thousand: Option<f64>,
     /// Refusals in all.
     pub(crate) refusals: Option<f64>,
@@ -69,8 +71,10 @@ pub(crate) struct Row {
     pub(crate) name: &'static str,
     /// Requests and tokens a minute.
     pub(crate) limits: (u64, u64),
-    /// Output tokens a minute, tested by what is expected; binds where it is set, and nobody is told.
+    /// Output tokens a minute, tested by what is expected; binds where it is set.
     pub(crate) output: Option<u64>,
+    /// The shield is told of it.
+    pub(crate) output_is_told: bool,
     /// The first one is watched.
     pub(crate) offers: Vec<Offer>,
     /// Strangers, as a share of the binding limit.
@@ -103,6 +107,7 @@ const BUCKET: Target = Target { used: Some(0.99), per_thousand: Some(0.0), jain:
 const NONE: Target = Target {
     used: None,
     counted: None,
+    of_possible: None,
     per_thousand: None,
     refusals: None,
     failed: None,
@@ -122,6 +127,7 @@ impl Row {
             name,
             limits,
             output: None,
+            output_is_told: false,
             offers: vec![offer("light", 0.15), offer("heavy", load - 0.15)],
             external: 0.0,
             requests_bind: false,
@@ -183,6 +189,8 @@ pub(crate) fn rows() -> Vec<Row> {
     let shorts = Target { watched: Some(Watched { p50: 0.05, p99: 2.0, failed: 0.0 }), ..with(0.99, 0.0) };
     let longs = Target { watched: Some(Watched { p50: f64::MAX, p99: 30.0, failed: 0.0 }), ..with(0.99, 0.0) };
     let cold = |used, refusals| Target { used: Some(used), refusals: Some(refusals), ..NONE };
+    // One answer more or less at the end of ten minutes is 2 to 4 %.
+    let output_first = |of_possible| Target { of_possible: Some(of_possible), refusals: Some(2.0), ..NONE };
     let first = Span::First(2 * MINUTE);
     let odd = with(0.985, 1.0);
     // Groq counts no windows: an upstream that did would have to be borne, not filled.
@@ -233,7 +241,9 @@ pub(crate) fn rows() -> Vec<Row> {
             ..m("burst-M", Target { per_thousand: Some(0.0), failed: Some(0.0), stretch: Some(1.03), ..NONE })
         },
         output("output-3x", Target { watched: Some(Watched { p50: f64::MAX, p99: f64::MAX, failed: 0.0 }), ..with(0.97, 0.0) }),
-        Row { span: Span::First(10 * MINUTE), ..output("output-cold", cold(0.90, 2.0)) },
+        Row { span: Span::First(10 * MINUTE), ..output("output-cold", output_first(0.95)) },
+        Row { span: Span::First(10 * MINUTE), output_is_told: true, ..output("output-told", output_first(0.95)) },
+        Row { span: Span::First(60 * MINUTE), output_is_told: true, ..output("output-told-hour", output_first(0.99)) },
         // A restart into a crowd: the upstream's bucket is nearly used up, and nothing is known of it.
         Row {
             span: Span::Burst(3.0),

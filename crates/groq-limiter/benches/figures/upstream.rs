@@ -153,6 +153,9 @@ pub(crate) struct Upstream {
     charging: Charging,
 }
 
+/// How long an answer counts as expected.
+pub(crate) const EXPECTED_FOR: Ns = 150 * SECOND;
+
 /// Output tokens a minute: tested is the smaller of the output limit and the largest answer of the last 150 s, taken is the
 /// answer when it ends.
 struct Output {
@@ -162,7 +165,7 @@ struct Output {
 
 impl Output {
     fn expected(&mut self, output_limit: u64, now: Ns) -> u64 {
-        self.answers.retain(|&(ended, _)| now < ended + 150 * SECOND);
+        self.answers.retain(|&(ended, _)| now < ended + EXPECTED_FOR);
         self.answers.iter().map(|&(_, tokens)| tokens).max().unwrap_or(0).min(output_limit)
     }
 }

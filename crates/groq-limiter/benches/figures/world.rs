@@ -106,7 +106,7 @@ pub(crate) fn run(row: &Row, seed: u64) -> Outcome {
 fn front(row: &Row, seed: u64) -> Box<dyn Front> {
     let (_, tpm) = row.limits;
     match row.front {
-        Kind::Shield => Box::new(Shield::new(row.limits)),
+        Kind::Shield => Box::new(Shield::new(row.limits, row.output.filter(|_| row.output_is_told))),
         Kind::Straight => Box::new(Retries::new(seed)),
         Kind::OutputLimits => Box::new(TokenBucket::of_output_limits(tpm, seed)),
         Kind::Predictions => {
