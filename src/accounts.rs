@@ -3,6 +3,7 @@
 //! A request reserves what it is expected to use before it is sent, and settles with what it has used. It is refused when what
 //! its app has used and reserved has reached a budget; so a budget is overrun by what was in flight at most.
 
+mod account;
 mod budget;
 mod calendar;
 mod count;
@@ -12,9 +13,10 @@ mod price;
 mod protocol;
 mod sharing;
 
+pub use account::AppUse;
 pub use budget::{Amounts, Budget, Exceeded, Unit};
 pub use calendar::Period;
-pub use ledger::{AppUse, Ledger, Permit, Saved};
+pub use ledger::{Ledger, Permit, Saved};
 pub use price::Price;
 pub use protocol::SCRIPT;
 pub use sharing::SharedLedger;

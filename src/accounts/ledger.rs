@@ -1,7 +1,7 @@
 //! The ledger: what each app has used in the running day and month, and what its requests in flight have reserved.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -12,17 +12,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::{
+    account::{Account, Accounts, AppUse},
     budget::{Amounts, Budget, Exceeded},
     calendar::Period,
     count::{Count, Counts, SavedCount, Total},
     protocol::{Answer, Ask, Part, Transaction},
 };
-
-/// Apps without an entry that have an account of their own. Clients choose their names under `[[app]] name = "*"`; all others
-/// share one account.
-const MAX_ACCOUNTS: usize = 10_000;
-/// The account of all apps beyond that; no client can choose this name.
-const OTHER: &str = "(other)";
 
 /// The accounts of all apps that have budgets. Times are Unix time in seconds, given by the caller.
 #[derive(Debug, Default)]
@@ -33,121 +28,6 @@ pub struct Ledger {
     is_shared: bool,
     /// Something is to be told to the store.
     pub(super) untold: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Accounts {
-    by_app: HashMap<Arc<str>, Account>,
-    /// Apps with an entry.
-    named: HashSet<Arc<str>>,
-    /// Apps of which the store has to be told something.
-    untold: HashSet<Arc<str>>,
-    /// When accounts that are over were looked for: the start of that month.
-    swept: u64,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Account {
-    days: Counts,
-    months: Counts,
-    /// Completion tokens of a response, on average; `None` before the first one.
-    completion: Option<f64>,
-    /// Nothing was told to the store since its last answer.
-    in_step: bool,
-}
-
-/// Weight of the newest response in the average.
-const NEWEST: f64 = 0.1;
-
-impl Account {
-    fn counts(&mut self, period: Period) -> &mut Counts {
-        match period {
-            Period::Day => &mut self.days,
-            Period::Month => &mut self.months,
-        }
-    }
-
-    /// What was used and reserved; a period that has just begun has no count yet.
-    fn usage(&self, now: u64) -> AppUse {
-        let total = |counts: &Counts, period: Period| counts.total(period.start(now));
-        let (day, month) = (total(&self.days, Period::Day), total(&self.months, Period::Month));
-        AppUse { day: day.used, month: month.used, reserved: day.reserved }
-    }
-
-    fn has_used(&self) -> bool {
-        self.days.iter().chain(self.months.iter()).any(|count| count.mine != Total::default())
-    }
-
-    fn is_in_flight(&self) -> bool {
-        self.days.iter().chain(self.months.iter()).any(|count| count.mine.reserved != Amounts::default())
-    }
-
-    /// The counts of the day and the month that contain `now`.
-    fn at(&mut self, now: u64) -> Running {
-        let [day, month] = Period::ALL.map(|period| *self.counts(period).at(period.start(now)));
-        Running { day, month }
-    }
-}
-
-/// The counts of the running day and month.
-struct Running {
-    day: Count,
-    month: Count,
-}
-
-impl Running {
-    fn of(&self, period: Period) -> &Count {
-        match period {
-            Period::Day => &self.day,
-            Period::Month => &self.month,
-        }
-    }
-
-    /// The first of `budgets` that `is_spent`.
-    fn exceeded(&self, budgets: &[Budget], now: u64, is_spent: impl Fn(&Count, &Budget) -> bool) -> Option<Exceeded> {
-        let budget = *budgets.iter().find(|budget| is_spent(self.of(budget.period), budget))?;
-        Some(Exceeded {
-            budget,
-            used: self.of(budget.period).total().used.of(budget.unit),
-            resets_in: budget.period.time_left(now),
-            shares: 1,
-        })
-    }
-}
-
-impl Accounts {
-    /// The name of the account of `app`, and the account.
-    fn of(&mut self, app: &Arc<str>, now: u64) -> (Arc<str>, &mut Account) {
-        let month = Period::Month.start(now);
-        if self.by_app.len() >= MAX_ACCOUNTS && self.swept != month {
-            self.swept = month;
-            self.by_app.retain(|_, account| !(account.days.is_over(month) && account.months.is_over(month)));
-        }
-        let own = self.by_app.len() < MAX_ACCOUNTS || self.by_app.contains_key(app) || self.named.contains(app);
-        let name = if own { app.clone() } else { Arc::from(OTHER) };
-        (name.clone(), self.by_app.entry(name).or_default())
-    }
-}
-
-/// What an app has used and reserved, by all replicas as far as this one knows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AppUse {
-    /// Used in the running day.
-    pub day: Amounts,
-    /// Used in the running month.
-    pub month: Amounts,
-    /// Reserved by requests in flight.
-    pub reserved: Amounts,
-}
-
-impl AppUse {
-    /// What was used in the running period.
-    pub fn used(&self, period: Period) -> Amounts {
-        match period {
-            Period::Day => self.day,
-            Period::Month => self.month,
-        }
-    }
 }
 
 /// The ledger as it is saved, by app. What was in flight counts as used: nobody will settle it.
@@ -317,7 +197,7 @@ impl Ledger {
 
     /// Completion tokens that a response to `app` has on average; 0 before the first one.
     pub fn expected_completion(&self, app: &str) -> u64 {
-        self.lock().by_app.get(app).and_then(|account| account.completion).map_or(0, |mean| mean.round() as u64)
+        self.lock().by_app.get(app).map_or(0, Account::expected_completion)
     }
 
     /// What `app` has used and reserved.
@@ -345,7 +225,7 @@ impl Ledger {
     pub fn restore(&self, saved: Saved) {
         let mut accounts = self.lock();
         for (app, SavedAccount { days, months }) in saved.0 {
-            let account = Account { days: Counts::restored(days), months: Counts::restored(months), ..Account::default() };
+            let account = Account::restored(Counts::restored(days), Counts::restored(months));
             accounts.by_app.insert(app.into(), account);
         }
     }
@@ -402,8 +282,7 @@ impl Permit {
     /// Learns how long the app's responses are.
     pub fn learn_completion(&self, tokens: u64) {
         if let Some(account) = self.ledger.lock().by_app.get_mut(&self.app) {
-            let mean = account.completion.get_or_insert(tokens as f64);
-            *mean += NEWEST * (tokens as f64 - *mean);
+            account.learn_completion(tokens);
         }
     }
 

@@ -1,9 +1,11 @@
 //! What is reserved, refused, settled and remembered, in given times.
 
+use std::collections::HashMap;
+
 use proptest::prelude::*;
 
 use super::*;
-use crate::accounts::{Unit, protocol::Heard};
+use crate::accounts::{Unit, account::MAX_ACCOUNTS, protocol::Heard};
 
 const DAY: u64 = 86_400;
 
