@@ -10,6 +10,7 @@ impl Settings {
         let limits = settings::LimitSettings {
             plan: self.limits.plan,
             headroom: self.limits.headroom,
+            exact: false,
             default: self.limits.default,
             models: self.limits.model.clone(),
         };
@@ -50,6 +51,7 @@ impl Settings {
         let limits = settings::LimitSettings {
             plan: settings::Plan::None,
             headroom: 0.0,
+            exact: true,
             default: self.app.iter().find(|app| app.name == App::EVERYONE_ELSE).map(caps).unwrap_or_default(),
             models: self.app.iter().map(|app| (app.name.clone(), caps(app))).collect(),
         };

@@ -78,10 +78,15 @@ impl Quota {
         quota
     }
 
+    /// The same without a safety margin: the limit is the operator's own, and nobody but this limiter counts.
+    pub fn without_margin(self) -> Self {
+        Self { margin: SafetyMargin::none(), ..self }
+    }
+
     /// The operator's bound in a dimension whose upstream allows more. `used` units of it are taken.
     pub fn bound(dimension: Dimension, limit: u64, used: u64, now: Ns) -> Self {
         let statements = Statements { configured: Some(limit), ..Statements::default() };
-        let mut quota = Self { is_bound: true, ..Self::new(dimension, statements, 0.0, now) };
+        let mut quota = Self { is_bound: true, ..Self::new(dimension, statements, 0.0, now) }.without_margin();
         quota.restore(used, now);
         quota
     }
@@ -160,8 +165,7 @@ impl Quota {
 
     /// What a request of `units` must leave untouched.
     pub fn margin(&self, units: u64) -> u64 {
-        let limit = self.limit().filter(|_| !self.is_bound);
-        limit.map_or(0, |limit| self.margin.units(&self.dimension, limit, units))
+        self.limit().map_or(0, |limit| self.margin.units(&self.dimension, limit, units))
     }
 
     /// Whether `units` fit beside the margin once `before` units more were taken.

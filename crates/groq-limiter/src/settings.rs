@@ -26,6 +26,8 @@ pub struct LimitSettings {
     pub plan: Plan,
     /// Share of every limit that is left to others, 0 to 0.9.
     pub headroom: f64,
+    /// The limits are the operator's own rules, and no upstream counts beside this limiter: no safety margin is kept.
+    pub exact: bool,
     /// For models that `models` does not name.
     pub default: ModelLimits,
     /// By model.

@@ -59,6 +59,20 @@ async fn a_capped_app_waits_and_the_others_pass() {
     assert!(waited.iter().any(|request| request.waited_for.as_deref() == Some("app RPM")), "{waited:?}");
 }
 
+/// Nobody else counts a cap, so that nothing of it is kept back: of 30 a minute 28 were let through at once.
+#[tokio::test(start_paused = true)]
+async fn a_cap_is_used_to_the_full() {
+    let capped = App { name: "capped".into(), requests_per_minute: Some(30), ..App::default() };
+    let (shield, _) = shield(with([capped]), vec![good()]);
+    let began = Instant::now();
+    for _ in 0..30 {
+        assert_eq!(ask(&shield, "capped").await.0, StatusCode::OK);
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(ask(&shield, "capped").await.0, StatusCode::OK);
+    assert!((1.0..=2.1).contains(&began.elapsed().as_secs_f64()), "{:?}", began.elapsed());
+}
+
 /// `GOOD` uses 15 tokens, however much was reserved for it.
 #[tokio::test(start_paused = true)]
 async fn a_cap_on_tokens_is_settled_with_what_was_used() {

@@ -66,7 +66,8 @@ impl Limits {
                 }
                 None if configured.is_some() || plan.is_some() => {
                     let statements = Statements { configured, plan, stated: None };
-                    self.quotas.add(Quota::new(dimension, statements, self.settings.headroom, now), now);
+                    let quota = Quota::new(dimension, statements, self.settings.headroom, now);
+                    self.quotas.add(if self.settings.exact { quota.without_margin() } else { quota }, now);
                 }
                 None => {}
             }

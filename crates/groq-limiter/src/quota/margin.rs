@@ -21,6 +21,8 @@ const TYPICAL_GAIN: f64 = 0.02;
 /// The margin of one dimension: some typical requests, and one more after every refusal but the first.
 #[derive(Debug, Default)]
 pub(super) struct SafetyMargin {
+    /// Nothing is kept.
+    none: bool,
     typical: f64,
     growth: f64,
     /// The part that is given back, 0 to 1.
@@ -28,9 +30,14 @@ pub(super) struct SafetyMargin {
 }
 
 impl SafetyMargin {
+    /// No margin, whatever happens.
+    pub(super) fn none() -> Self {
+        Self { none: true, ..Self::default() }
+    }
+
     /// What a request of `units` must leave untouched of `limit`. A legal request always fits a full bucket.
     pub(super) fn units(&self, dimension: &Dimension, limit: u64, units: u64) -> u64 {
-        if !Mechanism::SafetyMargin.is_on() {
+        if self.none || !Mechanism::SafetyMargin.is_on() {
             return 0;
         }
         let whole = limit as f64;
