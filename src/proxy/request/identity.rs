@@ -140,8 +140,11 @@ impl IdentityIndex {
             (None, None) => (Arc::from("none"), 0),
         };
         let named = name(headers, APP);
-        // An app with a token is known by it alone: nobody else may take its name.
-        let app = app.or_else(|| self.apps.iter().find(|app| app.token.is_none() && Some(app.name.as_ref()) == named.as_deref()));
+        // An app with a token is known by it alone: nobody else may take its name. An entry's name may hold letters that those
+        // of other apps may not.
+        let raw = headers.get(APP).map(|value| value.as_bytes().trim_ascii());
+        let is_named = |app: &&App| Some(app.name.as_bytes()) == raw || Some(app.name.as_ref()) == named.as_deref();
+        let app = app.or_else(|| self.apps.iter().filter(|app| app.token.is_none()).find(is_named));
         let policy = app.or(self.everyone_else.as_ref());
         let class = match headers.get(CLASS).map(HeaderValue::as_bytes) {
             Some(class) if class.eq_ignore_ascii_case(b"batch") => Class::Batch,

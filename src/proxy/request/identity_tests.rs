@@ -117,6 +117,20 @@ fn apps_without_tokens_go_by_their_word() {
     assert_eq!(resolve(&settings, &[("x-shield-app", " ")]).expect("held").app.as_ref(), "default");
 }
 
+/// The letters of a name that a client chooses are changed where they could harm a label; no entry of such a name was ever found.
+#[test]
+fn entries_are_known_by_their_names_whatever_their_letters() {
+    let long: &'static str = "a-name-of-more-than-sixty-four-letters-that-somebody-has-written-down-for-an-app";
+    for name in ["say \"a\"", "a b", "a,b;c=d", "{x}", long] {
+        let settings = settings(true, vec![app(name, None)]);
+        let identity = resolve(&settings, &[("x-shield-app", name)]).expect("held");
+        assert_eq!((identity.app.as_ref(), identity.weight), (name, 3.0));
+    }
+    let index = IdentityIndex::new(&settings(true, vec![app("größe", None)]), env);
+    let headers = [(APP, HeaderValue::from_bytes("größe".as_bytes()).expect("obs-text"))].into_iter().collect();
+    assert_eq!(index.resolve(&Method::POST, &headers).expect("held").app.as_ref(), "größe");
+}
+
 proptest! {
     #[test]
     fn any_headers(key in proptest::collection::vec(any::<u8>(), 0..80), app in proptest::collection::vec(any::<u8>(), 0..200)) {
