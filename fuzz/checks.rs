@@ -272,8 +272,8 @@ pub(crate) fn prices(bytes: &[u8]) {
     let loaded = Source { config: Some(file.clone()), ..Source::default() }.load().settings();
     std::fs::remove_file(file).expect("it was written");
     let Some(price) = loaded.ok().and_then(|settings| settings.price_of("m")) else { return };
-    let parts = [price.input, price.cached_input, price.output, price.audio_hour];
-    assert!(parts.iter().all(|part| part.is_finite() && *part >= 0.0), "{price:?}");
+    let tokens = price.tokens.iter().flat_map(|tokens| [tokens.input, tokens.cached_input, tokens.output]);
+    assert!(tokens.chain(price.audio_hour).all(|part| part.is_finite() && part >= 0.0), "{price:?}");
     assert_eq!((price.of_tokens(0, 0, 0), price.of_audio(0)), (0, 0), "{price:?}");
     let cost = price.of_tokens(prompt, cached, completion);
     assert!(cost <= price.of_tokens(prompt, cached, completion.saturating_add(1)), "{price:?}");

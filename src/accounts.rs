@@ -17,6 +17,6 @@ pub use account::AppUse;
 pub use budget::{Amounts, Budget, Exceeded, Unit};
 pub use calendar::Period;
 pub use ledger::{Ledger, Permit, Saved};
-pub use price::Price;
+pub use price::{Price, TokenPrice};
 pub use protocol::SCRIPT;
 pub use sharing::SharedLedger;

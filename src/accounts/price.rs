@@ -1,31 +1,41 @@
 //! What a request costs.
 
-/// The price of a model. Tokens: USD per million.
+/// The price of a model: of its tokens, of its audio, or of both.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Price {
-    /// A million prompt tokens.
+    /// Of tokens; `None`: nobody knows.
+    pub tokens: Option<TokenPrice>,
+    /// USD for an hour of audio; `None`: nobody knows.
+    pub audio_hour: Option<f64>,
+}
+
+/// The price of tokens: USD per million.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TokenPrice {
+    /// Prompt tokens.
     pub input: f64,
-    /// A million prompt tokens that came from the cache.
+    /// Prompt tokens that came from the cache.
     pub cached_input: f64,
-    /// A million completion tokens.
+    /// Completion tokens.
     pub output: f64,
-    /// An hour of audio.
-    pub audio_hour: f64,
 }
 
 /// A USD per million tokens is so many billionths of a USD per token.
 const NANO_PER_TOKEN: f64 = 1000.0;
 
 impl Price {
-    /// The cost of tokens, billionths of a USD. `prompt` includes the `cached` ones.
+    /// The cost of tokens, billionths of a USD; 0 without their price. `prompt` includes the `cached` ones.
     pub fn of_tokens(&self, prompt: u64, cached: u64, completion: u64) -> u64 {
         let fresh = prompt.saturating_sub(cached) as f64;
-        nano((fresh * self.input + cached as f64 * self.cached_input + completion as f64 * self.output) * NANO_PER_TOKEN)
+        self.tokens.map_or(0, |price| {
+            let cost = fresh * price.input + cached as f64 * price.cached_input + completion as f64 * price.output;
+            nano(cost * NANO_PER_TOKEN)
+        })
     }
 
-    /// The cost of audio, billionths of a USD.
+    /// The cost of audio, billionths of a USD; 0 without its price.
     pub fn of_audio(&self, seconds: u64) -> u64 {
-        nano(seconds as f64 / 3600.0 * self.audio_hour * 1e9)
+        self.audio_hour.map_or(0, |hour| nano(seconds as f64 / 3600.0 * hour * 1e9))
     }
 }
 
@@ -40,12 +50,15 @@ mod tests {
 
     #[test]
     fn tokens_and_audio_have_their_prices() {
-        let price = Price { input: 0.15, cached_input: 0.075, output: 0.75, audio_hour: 0.111 };
+        let tokens = TokenPrice { input: 0.15, cached_input: 0.075, output: 0.75 };
+        let price = Price { tokens: Some(tokens), audio_hour: Some(0.111) };
         assert_eq!(price.of_tokens(1_000_000, 0, 0), 150_000_000);
         assert_eq!(price.of_tokens(1_000_000, 400_000, 2_000_000), 90_000_000 + 30_000_000 + 1_500_000_000);
         assert_eq!(price.of_tokens(1, 5, 0), 375, "more cached tokens than prompt tokens");
         assert_eq!(price.of_audio(3600), 111_000_000);
         assert_eq!(price.of_audio(10), 308_333);
-        assert_eq!(Price { output: f64::MAX, ..price }.of_tokens(0, 0, u64::MAX), u64::MAX);
+        let dear = Price { tokens: Some(TokenPrice { output: f64::MAX, ..tokens }), ..price };
+        assert_eq!(dear.of_tokens(0, 0, u64::MAX), u64::MAX);
+        assert_eq!((Price::default().of_tokens(1, 0, 1), Price::default().of_audio(1)), (0, 0), "without a price");
     }
 }

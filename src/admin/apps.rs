@@ -56,9 +56,7 @@ pub(super) fn list(shield: &Shield) -> Vec<App> {
     add_caps(shield, &mut apps);
     let mut apps: Vec<_> = apps.into_values().collect();
     for app in &mut apps {
-        // A price may have been added since.
-        let unpriced = shield.telemetry.unpriced_of(&app.app).into_iter();
-        app.unpriced_models = unpriced.filter(|model| shield.settings.load().price_of(model).is_none()).collect();
+        app.unpriced_models = shield.telemetry.unpriced_of(&app.app);
         app.models.sort_by_key(|of| (Reverse(of.usage.rank()), of.model.clone()));
         if app.models.len() > MODELS {
             let mut rest = ModelUsage { model: OTHER.into(), usage: Usage::default() };

@@ -1,5 +1,7 @@
 //! What settings have to satisfy beyond the schema: rules between keys.
 
+mod prices;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use groq_limiter::plans;
@@ -32,6 +34,7 @@ pub(super) fn between_keys(settings: &Settings, document: &mut Document<'_>) {
     }
     fallbacks(settings, document);
     budgets(settings, document);
+    prices::complete(settings, document);
     names(settings, document);
     secrets(settings, document);
 }

@@ -20,7 +20,7 @@ use super::{
     fallback::Fallback,
     formats::{Address, As, BaseUrl, Digest, Maybe, ProxyUrl, Size, Time, TimeOrOff},
 };
-use crate::accounts::Price;
+use crate::accounts::{Price, TokenPrice};
 
 const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -68,13 +68,13 @@ impl Settings {
     /// The price of a model, where one is given.
     pub fn price_of(&self, model: &str) -> Option<Price> {
         self.price.get(model).map(|price| {
-            let input = price.input.unwrap_or(0.0);
-            Price {
+            // The rules see to it that neither stands alone.
+            let tokens = price.input.zip(price.output).map(|(input, output)| TokenPrice {
                 input,
                 cached_input: price.cached_input.unwrap_or(input),
-                output: price.output.unwrap_or(0.0),
-                audio_hour: price.audio_hour.unwrap_or(0.0),
-            }
+                output,
+            });
+            Price { tokens, audio_hour: price.audio_hour }
         })
     }
 }

@@ -363,7 +363,7 @@ mod tests {
         let warnings = |app: &str| {
             let text = format!(
                 "[[app]]\nname = \"a\"\n{app}\n[limits.model.m]\nrequests_per_day = 1\n[limits.model.priced]\nrequests_per_day = 1\n\
-                 [[fallback]]\nmodel = \"from\"\nto = [\"priced\"]\n[price.priced]\ninput = 1\n"
+                 [[fallback]]\nmodel = \"from\"\nto = [\"priced\"]\n[price.priced]\ninput = 1\noutput = 1\n"
             );
             let loaded = loaded(&text, &[], Source::default());
             assert!(loaded.faults.faults.is_empty(), "{}", loaded.faults);

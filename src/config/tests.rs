@@ -48,8 +48,8 @@ fn no_number_is_nan_or_infinite() {
         "[limits]\nheadroom",
         "[retry]\nbudget",
         "[[app]]\nname = \"a\"\nweight",
-        "[price.m]\ninput = 1.0\n[[app]]\nname = \"a\"\ncost_per_day",
-        "[price.m]\ninput = 1.0\n[[app]]\nname = \"a\"\ncost_per_month",
+        "[price.m]\ninput = 1.0\noutput = 2.0\n[[app]]\nname = \"a\"\ncost_per_day",
+        "[price.m]\ninput = 1.0\noutput = 2.0\n[[app]]\nname = \"a\"\ncost_per_month",
         "[price.m]\ninput",
         "[price.m]\ncached_input",
         "[price.m]\noutput",
@@ -245,6 +245,34 @@ fn what_is_harmless_is_no_fault() {
     }
 }
 
+/// What a price leaves out would be free of charge.
+#[test]
+fn a_price_is_whole() {
+    const TOKENS: &str = "[price.\"openai/gpt-oss-20b\"]\n";
+    const AUDIO: &str = "[price.whisper-large-v3]\n";
+    for (table, keys, message) in [
+        (TOKENS, "", "a price without figures"),
+        (TOKENS, "input = 0.1\n", "`output` is missing: completions would cost nothing"),
+        (TOKENS, "output = 0.1\n", "`input` is missing: prompts would cost nothing"),
+        ("[price.unknown]\n", "cached_input = 0.1\naudio_hour = 1\n", "`input` is missing: prompts would cost nothing"),
+        (TOKENS, "audio_hour = 1\n", "\"openai/gpt-oss-20b\" is paid by the token: `input` and `output` are missing"),
+        (AUDIO, "", "\"whisper-large-v3\" is paid by the hour of audio: `audio_hour` is missing"),
+        (AUDIO, "input = 1\noutput = 1\n", "\"whisper-large-v3\" is paid by the hour of audio: `audio_hour` is missing"),
+        ("[price.unknown]\n", "output = 1\n", "`input` is missing: prompts would cost nothing"),
+    ] {
+        let (place, found, help) = only(&format!("{table}{keys}"));
+        assert_eq!((place.as_str(), found.as_str(), help.is_empty()), ("1:1", message, false), "{table}{keys}");
+    }
+    for (table, keys) in [
+        (TOKENS, "input = 0.1\noutput = 0.0\n"),
+        (AUDIO, "audio_hour = 0.04\n"),
+        ("[price.unknown]\n", "audio_hour = 1\n"),
+        ("[price.unknown]\n", "input = 1\noutput = 1\naudio_hour = 1\n"),
+    ] {
+        settings(&format!("{table}{keys}"));
+    }
+}
+
 #[test]
 fn budgets_and_circular_fallbacks_are_checked() {
     for (text, place, message, help) in [
@@ -256,7 +284,7 @@ fn budgets_and_circular_fallbacks_are_checked() {
         ),
         (
             "[[fallback]]\nmodel = \"openai/gpt-oss-120b\"\nto = [\"openai/gpt-oss-20b\"]\n\
-             [[app]]\nname = \"a\"\ncost_per_day = 1.5\n[price.\"openai/gpt-oss-120b\"]\ninput = 1\n",
+             [[app]]\nname = \"a\"\ncost_per_day = 1.5\n[price.\"openai/gpt-oss-120b\"]\ninput = 1\noutput = 2\n",
             "3:7",
             "\"openai/gpt-oss-20b\" has no price, and app \"a\" has a budget in USD",
             "add [price.\"openai/gpt-oss-20b\"], or set `fallback = false` for the app",
@@ -299,7 +327,7 @@ fn budgets_and_circular_fallbacks_are_checked() {
         ("[price.x]\noutput = nan", "output"),
         ("requests_per_minute = -1", "too small"),
     ] {
-        let faults = faults(&format!("[[app]]\nname = \"a\"\n{value}\n[price.m]\ninput = 1\n"));
+        let faults = faults(&format!("[[app]]\nname = \"a\"\n{value}\n[price.m]\ninput = 1\noutput = 2\n"));
         assert!(faults.ends_with("1 fault in the configuration") && faults.contains(word), "{value}: {faults}");
     }
     let quoted = settings("[[app]]\nname = 'say \"a\"'\ntokens_per_day = 9223372036854775807\n");
@@ -310,7 +338,7 @@ fn budgets_and_circular_fallbacks_are_checked() {
         settings("[[app]]\nname = \"a\"\ncost_per_day = 1.5\ntokens_per_day = 7\n[price.\"m\"]\ninput = 0.5\noutput = 1\n");
     let budgets: Vec<_> = priced.app[0].budgets().iter().map(|budget| (budget.key(), budget.limit)).collect();
     assert_eq!(budgets, [("tokens_per_day".to_owned(), 7), ("cost_per_day".to_owned(), 1_500_000_000)]);
-    let price = priced.price_of("m").expect("it has one");
+    let price = priced.price_of("m").and_then(|price| price.tokens).expect("it has one");
     assert_eq!((price.input, price.cached_input, price.output), (0.5, 0.5, 1.0), "cached tokens cost as others");
     assert_eq!(priced.price_of("other"), None);
 

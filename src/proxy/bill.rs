@@ -64,9 +64,14 @@ impl Bill {
         (self.cost, self.price) = (cost, price);
     }
 
-    /// Whether its model has a price.
+    /// Whether there is a price of what its model takes.
     pub(super) fn has_price(&self) -> bool {
-        self.price.is_some()
+        let price = self.price.unwrap_or_default();
+        match self.cost {
+            CostEstimate::Tokens { .. } => price.tokens.is_some(),
+            CostEstimate::Audio { .. } => price.audio_hour.is_some(),
+            CostEstimate::Free => true,
+        }
     }
 
     /// An attempt begins that has reserved `cap` of its app's caps. `observed`: what would have become of it, in observe mode.
@@ -143,10 +148,10 @@ impl Bill {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::accounts::{Period, Unit};
+    use crate::accounts::{Period, TokenPrice, Unit};
 
     const NOW: u64 = 1_790_000_000;
-    const PRICE: Price = Price { input: 1.0, cached_input: 0.5, output: 2.0, audio_hour: 3.6 };
+    const PRICE: Price = Price { tokens: Some(TokenPrice { input: 1.0, cached_input: 0.5, output: 2.0 }), audio_hour: Some(3.6) };
 
     fn chat(prompt: u64) -> CostEstimate {
         CostEstimate::Tokens { prompt, max_completion_tokens: Some(1000) }
@@ -180,6 +185,22 @@ mod tests {
         unpriced.switch_model(chat(90), Some(PRICE));
         unpriced.charge(ActualUsage::Unknown);
         assert_eq!(unpriced.total, Amounts { requests: 1, tokens: 170, nano_usd: 90_000 });
+    }
+
+    /// A price of audio says nothing of tokens: chat under it was held to cost nothing, and no warning told.
+    #[test]
+    fn a_price_is_of_tokens_or_of_audio() {
+        let (tokens, audio) = (Price { audio_hour: None, ..PRICE }, Price { tokens: None, ..PRICE });
+        for (cost, price, has_price) in [
+            (chat(80), Some(tokens), true),
+            (chat(80), Some(audio), false),
+            (chat(80), None, false),
+            (CostEstimate::Audio { seconds: 10 }, Some(audio), true),
+            (CostEstimate::Audio { seconds: 10 }, Some(tokens), false),
+            (CostEstimate::Free, None, true),
+        ] {
+            assert_eq!(Bill::new(cost, price).has_price(), has_price, "{cost:?} {price:?}");
+        }
     }
 
     #[tokio::test]

@@ -124,6 +124,9 @@ impl Shield {
             (Mode::Observe, Some(observer)) => observer.reconfigure(&settings),
             _ => self.observer.store(Observer::beside(&self.limits, &self.caps, &settings)),
         }
+        if settings.price != self.settings.load().price {
+            self.telemetry.forget_unpriced();
+        }
         self.bodies.resize(settings.queue.max_bytes);
         self.settings.store(Arc::new(settings));
     }

@@ -26,6 +26,11 @@ impl Telemetry {
         }
     }
 
+    /// Prices have changed: what has none now is seen again when it is used.
+    pub fn forget_unpriced(&self) {
+        self.unpriced.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// The models without a price that `app` has used although it has a budget in USD.
     pub fn unpriced_of(&self, app: &str) -> Vec<Arc<str>> {
         let seen = self.unpriced.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -48,5 +53,7 @@ mod tests {
         let models = telemetry.unpriced_of("a");
         assert_eq!((models.len(), models.iter().collect::<BTreeSet<_>>().len()), (KEPT, KEPT));
         assert!(telemetry.unpriced_of("b").is_empty());
+        telemetry.forget_unpriced();
+        assert!(telemetry.unpriced_of("a").is_empty());
     }
 }
