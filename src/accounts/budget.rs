@@ -126,7 +126,7 @@ impl fmt::Display for InWords {
 }
 
 impl fmt::Display for Exceeded {
-    /// `its budget of 10000 tokens a day is spent (10012 used); it resets in 3600 s, at midnight UTC`
+    /// `This app's budget of 10000 tokens a day is spent (10012 used); it resets in 3600 s, at midnight UTC`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Budget { unit, period, limit } = self.budget;
         let when = match period {
@@ -135,7 +135,7 @@ impl fmt::Display for Exceeded {
         };
         write!(
             f,
-            "its budget of {} a {} is spent ({} used); it resets in {} s, {when}",
+            "This app's budget of {} a {} is spent ({} used); it resets in {} s, {when}",
             InWords(limit, unit),
             period.as_str(),
             InWords(self.used, unit),
@@ -162,11 +162,11 @@ mod tests {
         };
         assert_eq!(
             exceeded(Unit::Tokens, Period::Day, 10_000, 10_012).to_string(),
-            "its budget of 10000 tokens a day is spent (10012 tokens used); it resets in 3600 s, at midnight UTC"
+            "This app's budget of 10000 tokens a day is spent (10012 tokens used); it resets in 3600 s, at midnight UTC"
         );
         assert_eq!(
             exceeded(Unit::Cost, Period::Month, 2_500_000_000, 2_500_000_001).to_string(),
-            "its budget of 2.5 USD a month is spent (2.500000001 USD used); it resets in 3600 s, on the first of next month, UTC"
+            "This app's budget of 2.5 USD a month is spent (2.500000001 USD used); it resets in 3600 s, on the first of next month, UTC"
         );
         let shared = Exceeded { shares: 3, ..exceeded(Unit::Requests, Period::Day, 9, 3) }.to_string();
         assert!(

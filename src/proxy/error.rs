@@ -99,10 +99,13 @@ fn object(row: &Row, status_code: Option<u16>) -> Bytes {
     serde_json::json!({ "error": error }).to_string().into()
 }
 
+/// Wide enough for thousands of clients; who waits for midnight is not to wait for hours beyond it.
+const LONGEST_JITTER: Duration = Duration::from_secs(60);
+
 /// Upward jitter, so that clients told the same moment do not all come back in it.
 fn spread(after: Duration) -> Duration {
     let floor = after.max(Duration::from_secs(1));
-    let width = floor.mul_f64(0.2) + Duration::from_secs(2);
+    let width = floor.mul_f64(0.2).min(LONGEST_JITTER) + Duration::from_secs(2);
     let spread = floor + width.mul_f64(fastrand::f64());
     // A wait that the SDKs accept must stay one.
     if floor <= SDK_WAITS { spread.min(SDK_WAITS.max(floor)) } else { spread }
@@ -164,6 +167,8 @@ mod tests {
 
     #[test]
     fn a_hundred_clients_told_the_same_wait_are_spread_upward() {
+        let night = Duration::from_secs(8 * 3600);
+        assert!((0..100).all(|_| (night..night + Duration::from_secs(63)).contains(&spread(night))));
         for stated in [0, 1, 10, 50] {
             let stated = Duration::from_secs(stated);
             let told: Vec<_> = (0..100)

@@ -156,7 +156,7 @@ impl Rejection {
                         S::TOO_MANY_REQUESTS,
                         exceeded.budget.unit.as_str(),
                         "app_budget_exceeded",
-                        format!("The budget of this app is spent: {exceeded}. Raise {} of its [[app]].", exceeded.budget.key()),
+                        format!("{exceeded}. Raise {} of its [[app]].", exceeded.budget.key()),
                     ),
                 )
             },
