@@ -7,6 +7,7 @@ mod default_output;
 mod docs;
 mod http2;
 mod kit;
+mod large_bodies;
 mod loops;
 mod observe;
 mod outage;
