@@ -3,6 +3,7 @@
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use bytes::Bytes;
+use groq_limiter::AdmissionRequest;
 use http::{Request, Response};
 use tokio::time::{Instant, sleep};
 
@@ -64,7 +65,11 @@ where
         let limits = shield.clone();
         let response = Box::pin(respond(shield, settings, call, upstream_request, record));
         let headers = || {
-            let mut headers = early_headers(&early);
+            let early = early.open(Instant::now());
+            // Another model may be to serve the call by now.
+            let model = early.model.clone().unwrap_or_else(|| admission.model.clone());
+            let admission = AdmissionRequest { model, ..admission };
+            let mut headers = early_headers(early);
             Limited { admission: &admission, is_capped, budgets: budgets.as_deref() }.add_to(&mut headers, &limits);
             headers
         };

@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use hyper::ext::ReasonPhrase;
-use tokio::time::Instant;
 
 use crate::{
     headers::REQUEST_ID,
     proxy::error::Rejection,
     proxy::relay::{Body, ResponseContext, ValidatedBody},
-    telemetry::{EarlyHead, EarlySnapshot, Record, Source},
+    telemetry::{EarlySnapshot, Record, Source},
 };
 
 const WAIT: HeaderName = HeaderName::from_static("x-shield-wait-ms");
@@ -78,8 +77,8 @@ fn stamp(headers: &mut HeaderMap, record: &mut Record) {
 }
 
 /// The headers of a response that is opened before its outcome is known: how far the request has come by now.
-pub(super) fn early_headers(early: &EarlyHead) -> HeaderMap {
-    let EarlySnapshot { id, wait, attempts, fallback, fitted } = early.open(Instant::now());
+pub(super) fn early_headers(early: EarlySnapshot) -> HeaderMap {
+    let EarlySnapshot { id, wait, attempts, fallback, fitted, .. } = early;
     let mut headers = HeaderMap::new();
     add_progress(&mut headers, wait, attempts, fallback);
     add_fitted(&mut headers, fitted);

@@ -1,7 +1,7 @@
 //! Heads of responses that are opened before their outcome is known (`queue.stream_keepalive`).
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -23,6 +23,8 @@ struct State {
     wait: Duration,
     waiting: Option<Instant>,
     fallback: Option<String>,
+    /// The model that is to serve it, where that is not the named one.
+    model: Option<Arc<str>>,
     fitted: Option<(u64, u64)>,
 }
 
@@ -37,6 +39,8 @@ pub struct EarlySnapshot {
     pub attempts: u32,
     /// `x-shield-fallback`, where another model than the named one is to serve the request.
     pub fallback: Option<String>,
+    /// That other model.
+    pub model: Option<Arc<str>>,
     /// `x-shield-fitted`: the requested max completion tokens, and the lower ones that are sent.
     pub fitted: Option<(u64, u64)>,
 }
@@ -56,6 +60,7 @@ impl EarlyHead {
             wait: state.wait + state.waiting.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
             attempts: state.attempts,
             fallback: state.fallback.clone(),
+            model: state.model.clone(),
             fitted: state.fitted,
         }
     }
@@ -73,6 +78,7 @@ impl EarlyHead {
         state.attempts = record.attempts;
         (state.wait, state.waiting) = (record.wait, record.waiting);
         state.fallback = record.fallback_header();
+        state.model = state.fallback.is_some().then(|| record.model.clone());
         state.fitted = record.fitted;
     }
 

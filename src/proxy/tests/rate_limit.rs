@@ -6,7 +6,7 @@ use http::{HeaderMap, StatusCode};
 
 use super::{FIRST, Step, answer, ask, asked, chat, good, shield, stream, whole};
 use crate::{
-    config::{App, ModelLimits, Plan, Settings},
+    config::{App, Fallback, FallbackReason, ModelLimits, Plan, Settings},
     headers::text,
     proxy::handle,
 };
@@ -26,24 +26,26 @@ fn settings() -> Settings {
     settings
 }
 
-/// A list of strings with integer and string parameters, as RFC 9651 writes it.
+/// A structured field (RFC 9651), as a parser that is not ours reads it: a list of strings with integer and string parameters.
 fn list(value: &str) -> BTreeMap<String, BTreeMap<String, String>> {
-    let member = |member: &str| {
-        let mut parts = member.split(';');
-        let name = parts.next().and_then(|name| name.strip_prefix('"')?.strip_suffix('"')).expect("a quoted name");
+    let list: sfv::List = sfv::Parser::new(value).parse().unwrap_or_else(|error| panic!("{error}: {value}"));
+    let count = list.len();
+    let member = |member| {
+        let sfv::ListEntry::Item(item) = member else { panic!("an inner list: {value}") };
+        let name = item.bare_item.as_string().expect("the name is a string").as_str().to_owned();
         assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'), "{name}");
-        let parameters = parts.map(|parameter| {
-            let (key, value) = parameter.split_once('=').expect("key=value");
-            assert!(key.bytes().all(|b| b.is_ascii_lowercase()), "{parameter}");
-            let is_string = value.len() > 2 && value.starts_with('"') && value.ends_with('"');
-            assert!(is_string || value.len() <= 15 && value.parse::<u64>().is_ok(), "{parameter}");
-            (key.to_owned(), value.to_owned())
+        let parameters = item.params.iter().map(|(key, value)| {
+            let text = match value {
+                sfv::BareItem::Integer(number) => i64::from(*number).to_string(),
+                sfv::BareItem::String(text) => text.as_str().to_owned(),
+                other => panic!("{key} is {other:?}"),
+            };
+            assert_eq!(key.as_str() == "qu", value.as_string().is_some(), "units alone are strings: {key}");
+            (key.as_str().to_owned(), text)
         });
-        (name.to_owned(), parameters.collect())
+        (name, parameters.collect())
     };
-    let members: Vec<_> = value.split(", ").map(member).collect();
-    let count = members.len();
-    let list: BTreeMap<_, _> = members.into_iter().collect();
+    let list: BTreeMap<_, _> = list.into_iter().map(member).collect();
     assert_eq!(list.len(), count, "no name twice: {value}");
     list
 }
@@ -131,6 +133,23 @@ async fn early_streams_have_them_and_unlimited_requests_do_not() {
     let models = asked(http::Method::GET, "/openai/v1/models", String::new());
     let (_, headers, _) = whole(handle(&shield, models, None).await).await;
     assert_eq!(text(&headers, "ratelimit"), None);
+}
+
+/// A fallback model waits for its own limits: these are what the head says, that of the named model would mislead.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_opened_early_by_another_model_has_that_ones_limits() {
+    let mut settings = settings();
+    settings.queue.stream_keepalive = Some(std::time::Duration::from_secs(1));
+    settings.limits.model.insert("m".into(), ModelLimits { requests_per_day: Some(1), ..Default::default() });
+    settings.limits.model.insert("b".into(), ModelLimits { requests_per_minute: Some(7), ..Default::default() });
+    settings.fallback = vec![Fallback { model: "m".into(), to: vec!["b".into()], when: FallbackReason::DEFAULT.to_vec() }];
+    let late = [vec![Step::Pause(3)], stream(&[FIRST, "data: [DONE]\n\n"], true)].concat();
+    let (shield, _) = shield(settings, vec![good(), late]);
+    ask(&shield, false).await;
+    let (_, headers, body) = ask(&shield, true).await;
+    assert!(body.starts_with(": waiting\n\n"), "{body}");
+    assert_eq!(text(&headers, "x-shield-fallback"), Some("m>b; reason=daily_limit"));
+    assert_eq!(text(&headers, "ratelimit-policy"), Some(r#""requests-per-minute";q=7;w=60"#));
 }
 
 /// Lists over several lines are one list: the upstream's own members stay as they are.
