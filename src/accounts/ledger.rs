@@ -301,3 +301,7 @@ impl Drop for Permit {
 #[cfg(test)]
 #[path = "ledger_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "replica_tests.rs"]
+mod replica_tests;

@@ -2,6 +2,7 @@
 //! their own.
 #![cfg(feature = "redis")]
 
+mod budget_script;
 mod budgets;
 #[expect(dead_code, reason = "the kit of tests/wire, of which these tests need a part")]
 #[path = "../wire/kit/client.rs"]
@@ -15,6 +16,7 @@ mod kit;
 mod load;
 mod local_and_shared;
 mod network;
+mod observe;
 mod outages;
 #[expect(dead_code, reason = "the kit of tests/wire, of which these tests need a part")]
 #[path = "../wire/kit/process.rs"]
