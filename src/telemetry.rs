@@ -1,15 +1,12 @@
 //! Logs and metrics: the set-up of tracing, one access line per request, the metric families.
 
 use std::{
-    collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
-
-use crate::config::FallbackReason;
 
 mod access;
 mod blocked;
@@ -17,6 +14,7 @@ mod configuration;
 mod counts;
 mod early;
 mod exposition;
+mod fallbacks;
 mod histogram;
 mod log;
 mod observed;
@@ -34,15 +32,17 @@ pub use blocked::BlockedAccount;
 pub use configuration::Configuration;
 pub use early::{EarlyHead, EarlySnapshot};
 pub use exposition::{Format, Gauges};
+pub use fallbacks::Fallback;
 pub use log::{Handle, filter, init};
 pub use observed::{ObservedRefusal, ObservedTotals};
 pub use recent::{KEPT, RecentRequest};
 pub use record::{Outcome, Record, Source};
 pub use trend::{Slice, Trend};
-pub use usage::{AppUsage, Fallback};
+pub use usage::AppUsage;
 
 use blocked::BlockedAccounts;
 use counts::Counts;
+use fallbacks::FallbackCounts;
 use recent::Recent;
 use unpriced::Unpriced;
 
@@ -66,8 +66,8 @@ pub struct Telemetry {
     /// Requests that have begun and not ended.
     in_flight: AtomicUsize,
     configuration: Mutex<Configuration>,
-    /// Bounded by the configuration, which names both models.
-    fallbacks: Mutex<BTreeMap<Fallback, u64>>,
+    fallbacks: FallbackCounts,
+    observed_fallbacks: FallbackCounts,
     unpriced: Unpriced,
     recent: Recent,
     blocked: BlockedAccounts,
@@ -97,16 +97,6 @@ impl Telemetry {
     /// What observe mode has counted since the start.
     pub fn observed(&self) -> ObservedTotals {
         self.counts.sums().observed()
-    }
-
-    /// Counts a request that another model served.
-    pub fn fell_back(&self, from: &str, to: &str, reason: FallbackReason) {
-        let fallback = Fallback { from: from.to_owned(), to: to.to_owned(), reason: reason.as_str() };
-        *self.fallback_counts().entry(fallback).or_default() += 1;
-    }
-
-    fn fallback_counts(&self) -> MutexGuard<'_, BTreeMap<Fallback, u64>> {
-        self.fallbacks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives apps with entries in the configuration labels of their own, however many names clients choose.

@@ -167,6 +167,7 @@ async fn the_page_shows_usage_and_remaining_budgets_of_apps() {
     let (shield, address) = with_apps().await;
     shield.telemetry.observed_wait("m", Duration::from_secs(2));
     shield.telemetry.observed_refusal(ObservedRefusal::AppBudget);
+    shield.telemetry.observed_fallback("m", "n", FallbackReason::TooLarge);
     let (page, console) = rendered(&format!("http://{address}/"), None).await;
     assert_eq!(console, "", "{page}");
     for shown in [
@@ -185,6 +186,8 @@ async fn the_page_shows_usage_and_remaining_budgets_of_apps() {
         "daily limit",
         "would have been refused",
         "app budget",
+        "of these by another model",
+        "m → n, too large",
     ] {
         assert!(page.contains(shown), "{shown} in {page}");
     }

@@ -312,6 +312,9 @@ pub struct Observed {
     pub wait_p99_s: Option<f64>,
     /// Requests that would have been refused, by reason; reasons without any are left out.
     pub refusals: BTreeMap<Word, u64>,
+    /// Requests that another model would have served, which are among those that would have been sent.
+    #[serde(default)]
+    pub fallbacks: Vec<Fallback>,
 }
 
 /// The last quarter of an hour in slices, oldest first; the last entry is the running one.

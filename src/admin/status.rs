@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     config::{Mode, StoreKind},
-    telemetry::{ObservedRefusal, Slice, Telemetry},
+    telemetry::{self, ObservedRefusal, Slice, Telemetry},
 };
 
 impl AdminServer {
@@ -92,7 +92,7 @@ impl AdminServer {
                 .collect(),
             limiters: limiters.into_iter().map(|snapshot| limiter(snapshot, &open_breakers)).collect(),
             apps: apps::list(shield),
-            fallbacks: fallbacks(&shield.telemetry),
+            fallbacks: fallbacks(shield.telemetry.fallbacks()),
             observed: observed(&shield.telemetry),
             history: history(slices),
         }
@@ -153,11 +153,14 @@ fn limiter(snapshot: LimiterSnapshot, open_breakers: &[(Arc<str>, Arc<str>, Dura
     }
 }
 
-fn fallbacks(telemetry: &Telemetry) -> Vec<Fallback> {
-    let counts = telemetry.fallbacks().into_iter();
-    counts
-        .map(|(fallback, count)| Fallback { from: fallback.from, to: fallback.to, reason: fallback.reason.into(), count })
-        .collect()
+fn fallbacks(counts: Vec<(telemetry::Fallback, u64)>) -> Vec<Fallback> {
+    let row = |(fallback, count): (telemetry::Fallback, u64)| Fallback {
+        from: fallback.from,
+        to: fallback.to,
+        reason: fallback.reason.into(),
+        count,
+    };
+    counts.into_iter().map(row).collect()
 }
 
 fn observed(telemetry: &Telemetry) -> Observed {
@@ -168,11 +171,12 @@ fn observed(telemetry: &Telemetry) -> Observed {
         wait_p50_s: totals.wait_p50_s.map(rounded),
         wait_p99_s: totals.wait_p99_s.map(rounded),
         refusals: refusals.map(|(reason, n)| (reason.as_str().into(), n)).collect(),
+        fallbacks: fallbacks(telemetry.observed_fallbacks()),
     }
 }
 
 fn history(slices: Vec<Slice>) -> History {
-    let mut history = History { slice_s: seconds(crate::telemetry::Trend::SLICE), ..History::default() };
+    let mut history = History { slice_s: seconds(telemetry::Trend::SLICE), ..History::default() };
     for slice in slices {
         history.requests.push(slice.requests);
         history.failed.push(slice.failed);

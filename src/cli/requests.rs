@@ -67,13 +67,28 @@ fn write_table(requests: &[RecentRequest], filter: &Filter, now: f64, out: &mut 
             time(request.total_s),
             request.reserved.map_or_else(|| "-".into(), |reserved| reserved.to_string()),
             request.prompt_tokens - request.cached_tokens.min(request.prompt_tokens) + request.completion_tokens,
-            request.error.as_deref().unwrap_or_default(),
+            remark(request),
         )?;
     }
     if !requests.iter().any(|request| filter.shows(request)) {
         writeln!(out, "{}", if requests.is_empty() { "no request yet" } else { "none of the last requests" })?;
     }
     Ok(())
+}
+
+/// What went wrong, or what observe mode says would have been.
+fn remark(request: &RecentRequest) -> String {
+    let observed = match (&request.observed_refusal, &request.observed_fallback, request.observed_wait_s) {
+        (Some(reason), ..) => format!("would be refused: {reason}"),
+        (None, Some(to), _) => format!("would be served by {to}"),
+        (None, None, Some(wait)) if wait > 0.0 => format!("would wait {}", time(wait)),
+        _ => String::new(),
+    };
+    match (&request.error, observed) {
+        (Some(error), observed) if observed.is_empty() => error.clone(),
+        (Some(error), observed) => format!("{error} ({observed})"),
+        (None, observed) => observed,
+    }
 }
 
 #[cfg(test)]
@@ -121,6 +136,17 @@ mod tests {
 "
         );
         assert!(table(&[], &Filter::default(), 0.0).ends_with("no request yet\n"));
+    }
+
+    #[test]
+    fn what_observe_mode_has_counted_is_a_remark() {
+        let refused = RecentRequest { observed_refusal: Some("max_wait".into()), ..RecentRequest::default() };
+        assert_eq!(remark(&refused), "would be refused: max_wait");
+        assert_eq!(remark(&RecentRequest { error: Some("e".into()), ..refused }), "e (would be refused: max_wait)");
+        let waiting = RecentRequest { observed_wait_s: Some(2.0), ..RecentRequest::default() };
+        assert_eq!(remark(&waiting), "would wait 2.0s");
+        assert_eq!(remark(&RecentRequest { observed_fallback: Some("n".into()), ..waiting }), "would be served by n");
+        assert_eq!(remark(&RecentRequest { observed_wait_s: Some(0.0), ..RecentRequest::default() }), "");
     }
 
     #[test]

@@ -137,7 +137,7 @@ fn write_counts(status: &schema::Status, out: &mut String) -> std::fmt::Result {
     for Fallback { from, to, reason, count } in &status.fallbacks {
         writeln!(out, "{count} requests for {} were served by {} ({reason})", cut(from, NAME), cut(to, NAME))?;
     }
-    let Observed { admitted, wait_p50_s, wait_p99_s, refusals } = &status.observed;
+    let Observed { admitted, wait_p50_s, wait_p99_s, refusals, fallbacks } = &status.observed;
     if status.mode == "observe" {
         writeln!(out, "observe mode: nothing is delayed or refused")?;
     }
@@ -149,6 +149,10 @@ fn write_counts(status: &schema::Status, out: &mut String) -> std::fmt::Result {
         let refusals: Vec<_> = refusals.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
         let refusals = if refusals.is_empty() { "none".into() } else { refusals.join(", ") };
         writeln!(out, ", would have been refused: {refusals}")?;
+    }
+    for Fallback { from, to, reason, count } in fallbacks {
+        let (from, to) = (cut(from, NAME), cut(to, NAME));
+        writeln!(out, "observed: {count} requests for {from} would have been served by {to} ({reason})")?;
     }
     Ok(())
 }
@@ -247,6 +251,7 @@ mod tests {
                 wait_p50_s: Some(0.5),
                 wait_p99_s: Some(7.0),
                 refusals: [("app_budget".into(), 2), ("max_wait".into(), 1)].into(),
+                fallbacks: vec![Fallback { from: "m".into(), to: "n".into(), reason: "too_large".into(), count: 3 }],
             },
             ..schema::Status::default()
         };
@@ -263,6 +268,7 @@ Groq has BLOCKED the organization acme: blocked_api_access
 5 requests for m were served by n (daily_limit)
 observe mode: nothing is delayed or refused
 observed: 9 requests would have been sent (half within 0.5s, 99 % within 7.0s), would have been refused: 2 app_budget, 1 max_wait
+observed: 3 requests for m would have been served by n (too_large)
 
 openai/gpt-oss-20b (acme, on_demand)  1 in flight  BREAKER OPEN, probe in 3.0s  a new request waits 2.5s
          used                         left        limit  from         empty in   full in

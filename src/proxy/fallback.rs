@@ -11,15 +11,12 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 /// The reason by which `rejection` allows a fallback; `None` where another model would not help.
 pub(super) fn reason(rejection: &Rejection) -> Option<FallbackReason> {
-    let by_period = |dimension: Option<&Dimension>| {
-        if dimension.is_some_and(|dimension| dimension.period >= DAY) { FallbackReason::DailyLimit } else { FallbackReason::Wait }
-    };
     match rejection {
         // A cap is the app's, whichever the model.
         Rejection::NeverFits { dimension, .. } | Rejection::NotInTime { dimension, .. } if is_cap(dimension) => None,
         Rejection::NeverFits { .. } => Some(FallbackReason::TooLarge),
-        Rejection::NotInTime { dimension, .. } => Some(by_period(Some(dimension))),
-        Rejection::Refused { dimension, .. } => Some(by_period(dimension.as_ref())),
+        Rejection::NotInTime { dimension, .. } => Some(by_period(dimension)),
+        Rejection::Refused { dimension, .. } => Some(dimension.as_ref().map_or(FallbackReason::Wait, by_period)),
         Rejection::BreakerOpen { .. } => Some(FallbackReason::Unavailable),
         Rejection::Upstream(error) => match (error.status.as_u16(), error.code.as_deref()) {
             (_, Some("model_decommissioned" | "model_not_found")) => Some(FallbackReason::Decommissioned),
@@ -28,6 +25,11 @@ pub(super) fn reason(rejection: &Rejection) -> Option<FallbackReason> {
         },
         _ => None,
     }
+}
+
+/// The reason where there is no room in `dimension` before the deadline.
+pub(super) fn by_period(dimension: &Dimension) -> FallbackReason {
+    if dimension.period >= DAY { FallbackReason::DailyLimit } else { FallbackReason::Wait }
 }
 
 /// The models to try instead of `model` after it failed for `reason`, in order; empty where none is configured.

@@ -17,12 +17,14 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     breaker::{self, Pass},
+    error::Rejection,
+    fallback,
     observer::{Observed, Observer, Reservations},
     request::Call,
     shield::Shield,
 };
 use crate::{
-    config::Settings,
+    config::{FallbackReason, Settings},
     telemetry::{ObservedRefusal, Record, Telemetry},
 };
 
@@ -51,22 +53,49 @@ pub(super) fn admit<'a>(
             (None, wait)
         }
     };
-    if breaker_wait > call.breaker_max_wait(settings).min(call.deadline.saturating_duration_since(Instant::now())) {
-        refuse(&shield.telemetry, record, ObservedRefusal::BreakerOpen);
-    }
+    let longest = call.breaker_max_wait(settings).min(call.deadline.saturating_duration_since(Instant::now()));
+    let breaker = if breaker_wait > longest { Err(BREAKER_OPEN) } else { Ok(breaker_wait) };
     record.waited(Duration::ZERO);
     if !call.is_limited() {
+        if let Err(refused) = breaker {
+            refuse(&shield.telemetry, record, refused.reason);
+        }
         return Admitted { cap: None, pass, permit: None, observed: None };
     }
     record.reserved = call.reserved();
     // Before the attempt is charged: in a new limiter it is the first request there, too.
-    let observed = record.observed_refusal.is_none().then(|| observe(shield, settings, call, observer, breaker_wait, record));
+    let observed = record.observed_refusal.is_none().then(|| observe(shield, settings, call, observer, breaker, record));
     let cap = call.is_capped.then(|| {
         let mut cap = shield.caps.take(&call.cap_admission());
         nothing_to_learn(&mut cap);
         cap
     });
     Admitted { cap, pass, permit: Some(shield.limits.take(&call.admission)), observed: observed.flatten() }
+}
+
+/// A failure of the upstream's that this attempt has met: whether another model would have served the call.
+pub(super) fn failed(shield: &Shield, settings: &Settings, call: &Call, rejection: &Rejection, record: &mut Record) {
+    // All others are refusals, which would have waited for their turn.
+    let reason = fallback::reason(rejection).filter(|reason| *reason == FallbackReason::Decommissioned);
+    if let Some(reason) = reason.filter(|_| record.observed_refusal.is_none())
+        && let Some(to) = others(settings, call, Some(reason)).first()
+    {
+        fall_back(shield, call, to, reason, record);
+    }
+}
+
+/// Counts a request that another model would have served, once.
+fn fall_back(shield: &Shield, call: &Call, to: &str, reason: FallbackReason, record: &mut Record) {
+    if record.observed_fallback.is_none() {
+        record.observed_fallback = Some(to.into());
+        shield.telemetry.observed_fallback(&call.admission.model, to, reason);
+    }
+}
+
+/// The models that would be tried instead.
+fn others<'s>(settings: &'s Settings, call: &Call, reason: Option<FallbackReason>) -> &'s [String] {
+    let reason = reason.filter(|_| call.may_fall_back);
+    reason.map_or(&[], |reason| fallback::candidates(&settings.fallback, &call.admission.model, reason))
 }
 
 /// Counts a request that would have been refused. Only the first refusal counts: after it there would have been no attempt.
@@ -84,71 +113,125 @@ struct Asked {
     deadline: Instant,
 }
 
-type Admission = Pin<Box<dyn Future<Output = Result<Reservations, ObservedRefusal>> + Send>>;
+type Admission = Pin<Box<dyn Future<Output = Result<Reservations, Refused>> + Send>>;
 
-/// Asks the observer's limiters for a turn. `None`: they refuse it.
+/// Why the observer's limiters refuse an attempt, and whether another model might take it.
+#[derive(Clone, Copy, Debug)]
+struct Refused {
+    reason: ObservedRefusal,
+    fallback: Option<FallbackReason>,
+}
+
+const BREAKER_OPEN: Refused = Refused { reason: ObservedRefusal::BreakerOpen, fallback: Some(FallbackReason::Unavailable) };
+
+/// Asks the observer's limiters for a turn: those of the model that the call names, or else those of the first fallback that can
+/// take it. `None`: they refuse it. `breaker`: how long it would wait for the breaker before that.
 fn observe(
     shield: &Shield,
     settings: &Settings,
     call: &Call,
     observer: &Arc<Observer>,
-    before: Duration,
+    breaker: Result<Duration, Refused>,
     record: &mut Record,
 ) -> Option<Observed> {
-    observer.limits.adopt_limits(&shield.limits, &call.admission);
-    let mut limits = call.admission.clone();
+    let own = &call.admission.model;
+    let refused = match breaker.and_then(|before| begin(shield, settings, call, observer, own, before, record)) {
+        Ok(observed) => return Some(observed),
+        Err(refused) => refused,
+    };
+    for to in others(settings, call, refused.fallback) {
+        match begin(shield, settings, call, observer, &to.as_str().into(), Duration::ZERO, record) {
+            // It cannot take the request either.
+            Err(Refused { fallback: Some(_), .. }) => {}
+            Err(_) => break,
+            Ok(observed) => {
+                fall_back(shield, call, to, refused.fallback?, record);
+                return Some(observed);
+            }
+        }
+    }
+    refuse(&shield.telemetry, record, refused.reason);
+    None
+}
+
+/// Asks the observer's limiters for a turn under the limits of `model`.
+fn begin(
+    shield: &Shield,
+    settings: &Settings,
+    call: &Call,
+    observer: &Arc<Observer>,
+    model: &Arc<str>,
+    before: Duration,
+    record: &mut Record,
+) -> Result<Observed, Refused> {
+    let own = AdmissionRequest { model: model.clone(), ..call.admission.clone() };
+    observer.limits.adopt_limits(&shield.limits, &own);
+    let mut limits = own.clone();
     if settings.limits.fit_ceiling
         && let CostEstimate::Tokens { max_completion_tokens, .. } = &mut limits.cost
-        && let Some(fitting) = observer.limits.fitting_max_completion_tokens(&call.admission)
+        && let Some(fitting) = observer.limits.fitting_max_completion_tokens(&own)
     {
         *max_completion_tokens = Some(fitting);
     }
     let forecast = observer.limits.forecast(&limits);
     let usual_completion = observer.limits.usual_completion(&limits).unwrap_or(0);
     let asked = Asked { limits, cap: call.is_capped.then(|| call.cap_admission()), deadline: call.deadline };
-    let model = call.admission.model.clone();
-    let mut admission: Admission = Box::pin(admission(observer.clone(), asked, usual_completion));
+    let is_elsewhere = *model != call.admission.model;
+    let mut admission: Admission = Box::pin(admission(observer.clone(), asked, usual_completion, is_elsewhere));
     match admission.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(Ok(reservations)) => {
             *record.observed_wait.get_or_insert_default() += before;
-            shield.telemetry.observed_wait(&model, before);
-            Some(Observed::Admitted(Box::new(reservations)))
+            shield.telemetry.observed_wait(model, before);
+            Ok(Observed::Admitted(Box::new(reservations)))
         }
-        Poll::Ready(Err(reason)) => {
-            refuse(&shield.telemetry, record, reason);
-            None
-        }
+        Poll::Ready(Err(refused)) => Err(refused),
         Poll::Pending => {
             *record.observed_wait.get_or_insert_default() += before + forecast;
             let (used, receiver) = oneshot::channel();
-            tokio::spawn(wait(admission, receiver, before, model, shield.telemetry.clone()));
-            Some(Observed::Waiting { used, usual_completion })
+            tokio::spawn(wait(admission, receiver, before, model.clone(), shield.telemetry.clone()));
+            Ok(Observed::Waiting { used, usual_completion })
         }
     }
 }
 
 /// Waits for a turn as a request does where limits are enforced: first under its app's cap, then under Groq's limits.
-async fn admission(observer: Arc<Observer>, asked: Asked, usual_completion: u64) -> Result<Reservations, ObservedRefusal> {
+async fn admission(
+    observer: Arc<Observer>,
+    asked: Asked,
+    usual_completion: u64,
+    is_elsewhere: bool,
+) -> Result<Reservations, Refused> {
     let cap = match &asked.cap {
         Some(ask) => {
             let reserved = observer.caps.reserve(ask, asked.deadline, None).await;
-            let mut cap = reserved.map_err(|refusal| match refusal {
-                AdmissionError::QueueFull { .. } => ObservedRefusal::QueueFull,
-                AdmissionError::TooLarge { .. } | AdmissionError::NotInTime { .. } => ObservedRefusal::AppCap,
-            })?;
+            let mut cap = reserved.map_err(|refusal| Refused { reason: of_cap(&refusal), fallback: None })?;
             nothing_to_learn(&mut cap);
             Some(cap)
         }
         None => None,
     };
-    let reserved = observer.limits.reserve(&asked.limits, asked.deadline, None).await;
-    let mut limits = reserved.map_err(|refusal| match refusal {
-        AdmissionError::QueueFull { .. } => ObservedRefusal::QueueFull,
-        AdmissionError::TooLarge { .. } => ObservedRefusal::TooLarge,
-        AdmissionError::NotInTime { .. } => ObservedRefusal::MaxWait,
-    })?;
+    let mut limits = observer.limits.reserve(&asked.limits, asked.deadline, None).await.map_err(|refusal| of_limits(&refusal))?;
     limits.sent(Instant::now());
-    Ok(Reservations { cap, limits, usual_completion })
+    if is_elsewhere {
+        limits.observe(&Observation::default(), Instant::now());
+    }
+    Ok(Reservations { is_elsewhere, cap, limits, usual_completion })
+}
+
+fn of_cap(refusal: &AdmissionError) -> ObservedRefusal {
+    match refusal {
+        AdmissionError::QueueFull { .. } => ObservedRefusal::QueueFull,
+        AdmissionError::TooLarge { .. } | AdmissionError::NotInTime { .. } => ObservedRefusal::AppCap,
+    }
+}
+
+fn of_limits(refusal: &AdmissionError) -> Refused {
+    let (reason, fallback) = match refusal {
+        AdmissionError::QueueFull { .. } => (ObservedRefusal::QueueFull, None),
+        AdmissionError::TooLarge { .. } => (ObservedRefusal::TooLarge, Some(FallbackReason::TooLarge)),
+        AdmissionError::NotInTime { dimension, .. } => (ObservedRefusal::MaxWait, Some(fallback::by_period(dimension))),
+    };
+    Refused { reason, fallback }
 }
 
 /// The rest of a wait. There are `queue.max_waiting` of these at most, and one for each attempt that runs.
@@ -169,7 +252,7 @@ async fn wait(
             let spent = used.await.unwrap_or(ActualUsage::Unknown);
             reservations.settle(spent);
         }
-        Err(reason) => telemetry.observed_refusal(reason),
+        Err(refused) => telemetry.observed_refusal(refused.reason),
     }
 }
 

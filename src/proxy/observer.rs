@@ -49,6 +49,8 @@ pub(super) enum Observed {
 /// What an attempt has reserved in the observer's limiters.
 #[derive(Debug)]
 pub(super) struct Reservations {
+    /// Under the limits of another model than the one that has served it, whose headers say nothing of them.
+    pub(super) is_elsewhere: bool,
     pub(super) cap: Option<Permit>,
     pub(super) limits: Permit,
     pub(super) usual_completion: u64,
@@ -67,7 +69,9 @@ impl Reservations {
 impl Observed {
     /// The response head has come. Where nothing waits here, its headers are true here, too.
     pub(super) fn head(&mut self, state: &Observation) {
-        if let Self::Admitted(reservations) = self {
+        if let Self::Admitted(reservations) = self
+            && !reservations.is_elsewhere
+        {
             reservations.limits.observe(state, Instant::now());
         }
     }

@@ -148,6 +148,9 @@ async fn forward(
         Err(rejection) => rejection,
         delivered => return delivered,
     };
+    if observer.is_some() {
+        observe::failed(shield, settings, call, &rejection, record);
+    }
     let (Some(body), Some(reason)) =
         (body, fallback::reason(&rejection).or(call.probe_failed.then_some(FallbackReason::Unavailable)))
     else {

@@ -34,6 +34,7 @@ pub(super) fn write(record: &Record) {
         bound = record.bound.as_deref().map(|code| clean(code, NAME)).as_deref(),
         observed_wait_ms = record.observed_wait.map(millis),
         observed_refusal = record.observed_refusal.map(super::ObservedRefusal::as_str),
+        observed_fallback = record.observed_fallback.as_deref().map(|to| clean(to, NAME)).as_deref(),
         attempts = record.attempts,
         prompt_tokens = record.usage.prompt,
         completion_tokens = record.usage.completion.unwrap_or(0),

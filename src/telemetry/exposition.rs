@@ -116,6 +116,7 @@ struct Families {
     /// By app and key of the budget: the budget, what is used.
     budgets: BTreeMap<(String, String), (Budget, u64)>,
     fallbacks: Vec<(Fallback, u64)>,
+    observed_fallbacks: Vec<(Fallback, u64)>,
     /// Organization, reason, whether it is blocked now.
     blocked: Vec<(String, String, bool)>,
     gauges: Gauges,
@@ -186,6 +187,7 @@ impl Families {
             breakers,
             budgets,
             fallbacks: telemetry.fallbacks(),
+            observed_fallbacks: telemetry.observed_fallbacks(),
             blocked: telemetry.blocked.states(),
             gauges,
         }
@@ -276,14 +278,10 @@ impl Collector for Families {
         };
         gauge(to, "app_budget", "A budget of an app, in its unit: requests, tokens or USD", budgets(|row| row.0.limit))?;
         gauge(to, "app_budget_used", "What is used of the budget in the current UTC day or month", budgets(|row| row.1))?;
-        counter(
-            to,
-            "fallbacks",
-            "Requests served by another model than the one that they named",
-            self.fallbacks
-                .iter()
-                .map(|(fallback, n)| ([("from", fallback.from.as_str()), ("to", &fallback.to), ("reason", fallback.reason)], *n)),
-        )?;
+        let help = "Requests served by another model than the one that they named";
+        counter(to, "fallbacks", help, self.fallbacks.iter().map(by_models))?;
+        let help = "Observe mode: requests that another model would have served";
+        counter(to, "observed_fallbacks", help, self.observed_fallbacks.iter().map(by_models))?;
         let quotas =
             |value: fn(&Quota) -> f64| self.quotas.iter().map(move |(labels, quota)| (limiter_labels(labels), value(quota)));
         gauge(to, "limit", "The limit of a dimension: requests, tokens or seconds of audio", quotas(|quota| quota.limit as f64))?;
@@ -339,6 +337,10 @@ fn limiter_labels([organization, model, dimension, tier]: &[String; 4]) -> Vec<(
         labels.push(("tier", tier));
     }
     labels
+}
+
+fn by_models((fallback, n): &(Fallback, u64)) -> ([(&str, &str); 3], u64) {
+    ([("from", &fallback.from), ("to", &fallback.to), ("reason", fallback.reason)], *n)
 }
 
 fn counter<L: EncodeLabelSet, N: EncodeCounterValue + Clone>(

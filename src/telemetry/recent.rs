@@ -50,6 +50,9 @@ pub struct RecentRequest {
     /// `breaker_open`.
     #[serde(default)]
     pub observed_refusal: Option<Cow<'static, str>>,
+    /// Observe mode: the model that would have served it instead.
+    #[serde(default)]
+    pub observed_fallback: Option<String>,
     /// Attempts at Groq.
     pub attempts: u32,
     /// From the last attempt's start to the response head, seconds.
@@ -108,6 +111,7 @@ impl RecentRequest {
             waited_for: record.bound.clone().filter(|_| !record.wait.is_zero()),
             observed_wait_s: record.observed_wait.map(|wait| millis(wait.as_secs_f64())),
             observed_refusal: record.observed_refusal.map(|reason| reason.as_str().into()),
+            observed_fallback: record.observed_fallback.as_ref().map(|to| to.as_ref().to_owned()),
             attempts: record.attempts,
             head_s: record.time_to_head.map(|time| millis(time.as_secs_f64())),
             total_s: millis(record.started.elapsed().as_secs_f64()),

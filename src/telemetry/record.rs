@@ -115,6 +115,8 @@ pub struct Record {
     pub observed_wait: Option<Duration>,
     /// Observe mode: why it would have been refused.
     pub observed_refusal: Option<ObservedRefusal>,
+    /// Observe mode: the model that would have served it instead.
+    pub observed_fallback: Option<Arc<str>>,
     /// The head of a response that may be opened before its outcome is known (`queue.stream_keepalive`).
     early: Option<Arc<EarlyHead>>,
 }
@@ -158,6 +160,7 @@ impl Record {
             fitted: None,
             observed_wait: None,
             observed_refusal: None,
+            observed_fallback: None,
             early: None,
         }
     }

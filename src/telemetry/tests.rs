@@ -118,12 +118,14 @@ fn what_observe_mode_counts_is_shown_everywhere() {
     assert_eq!(telemetry.observed(), ObservedTotals::default());
     telemetry.observed_wait("m", Duration::from_secs(2));
     telemetry.observed_refusal(ObservedRefusal::AppBudget);
+    telemetry.observed_fallback("m", "n", FallbackReason::TooLarge);
     let mut refused = record(&telemetry);
     (refused.observed_wait, refused.observed_refusal) = (Some(Duration::from_secs(70)), Some(ObservedRefusal::MaxWait));
     drop(refused);
     let samples = scrape(&telemetry, Vec::new());
     assert_eq!(samples[r#"groq_shield_observed_wait_seconds_sum{model="m"}"#], 2.0);
     assert_eq!(samples[r#"groq_shield_observed_refusals_total{reason="app_budget"}"#], 1.0);
+    assert_eq!(samples[r#"groq_shield_observed_fallbacks_total{from="m",to="n",reason="too_large"}"#], 1.0);
     let ObservedTotals { admitted, wait_p50_s, refusals, .. } = telemetry.observed();
     assert_eq!((admitted, refusals[ObservedRefusal::AppBudget as usize]), (1, 1));
     assert!(wait_p50_s.is_some_and(|wait| (1.0..=2.5).contains(&wait)), "{wait_p50_s:?}");

@@ -19,17 +19,6 @@ pub struct AppUsage {
     pub nano_usd: u64,
 }
 
-/// A request that another model served, by the models and the reason.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Fallback {
-    /// The model that it named.
-    pub from: String,
-    /// The model that served it.
-    pub to: String,
-    /// `daily_limit`, `too_large`, `decommissioned`, `unavailable`, `wait`
-    pub reason: &'static str,
-}
-
 impl Telemetry {
     /// The usage of each app (or `other`, beyond the bound of names) by model since the start. Requests without a model are under
     /// the empty name.
@@ -45,10 +34,5 @@ impl Telemetry {
             entry.nano_usd = used.nano_usd;
         }
         usage
-    }
-
-    /// How often another model served a request, in order of names.
-    pub fn fallbacks(&self) -> Vec<(Fallback, u64)> {
-        self.fallback_counts().iter().map(|(fallback, n)| (fallback.clone(), *n)).collect()
     }
 }

@@ -125,7 +125,51 @@ async fn nothing_is_rewritten() {
         assert!(request.contains(r#""model":"m","max_completion_tokens":9000"#), "{request}");
     }
     assert_eq!(refusals(&shield, ObservedRefusal::TooLarge), 0, "its output limit would have been lowered");
-    assert_eq!(refusals(&shield, ObservedRefusal::MaxWait), 1);
+    assert_eq!(refusals(&shield, ObservedRefusal::MaxWait), 0, "another model would have served it");
+    assert_eq!(fallbacks(&shield), ["m>b daily_limit 1"]);
+}
+
+fn fallbacks(shield: &Shield) -> Vec<String> {
+    let counts = shield.telemetry.observed_fallbacks().into_iter();
+    counts.map(|(fallback, n)| format!("{}>{} {} {n}", fallback.from, fallback.to, fallback.reason)).collect()
+}
+
+/// `m` has room for one, `b` for one more; a third would have been refused. Each is served by its own model all the same.
+#[tokio::test(start_paused = true)]
+async fn what_another_model_would_have_served_is_counted_under_that_ones_limits() {
+    let one = ModelLimits { requests_per_minute: Some(1), ..Default::default() };
+    let mut settings = observing(one);
+    settings.limits.model.insert("b".into(), one);
+    settings.fallback = vec![Fallback { model: "m".into(), to: vec!["b".into()], when: vec![FallbackReason::Wait] }];
+    settings.queue.max_wait = Duration::from_secs(1);
+    settings.app = vec![App { name: "strict".into(), fallback: false, ..App::default() }];
+    let (shield, seen) = shield(settings, vec![good()]);
+    for _ in 0..3 {
+        let (status, headers, _) = ask(&shield, false).await;
+        assert_eq!((status, text(&headers, "x-shield-fallback")), (StatusCode::OK, None));
+    }
+    assert_eq!(fallbacks(&shield), ["m>b wait 1"]);
+    assert_eq!((shield.telemetry.observed().admitted, refusals(&shield, ObservedRefusal::MaxWait)), (2, 1));
+    let recent = shield.telemetry.recent_requests();
+    assert_eq!((recent[1].observed_fallback.as_deref(), recent[1].model.as_str()), (Some("b"), "m"));
+    sleep(Duration::from_secs(120)).await;
+    ask_for(&shield, "strict").await;
+    ask_for(&shield, "strict").await;
+    assert_eq!(refusals(&shield, ObservedRefusal::MaxWait), 2, "an app that declines would have been refused");
+    assert!(seen.lock().expect("unpoisoned").iter().all(|request| request.contains(r#""model":"m""#)));
+    let observer = shield.observer.load_full().expect("it observes");
+    assert_eq!(observer.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_decommissioned_model_would_have_fallen_back() {
+    const GONE: &str = r#"{"error":{"message":"gone","type":"invalid_request_error","code":"model_decommissioned"}}"#;
+    let mut settings = observing(ModelLimits::default());
+    settings.fallback = vec![Fallback { model: "m".into(), to: vec!["b".into()], when: FallbackReason::DEFAULT.to_vec() }];
+    let (shield, seen) = shield(settings, vec![answer("400 Bad Request", "application/json", GONE)]);
+    let (status, _, body) = ask(&shield, false).await;
+    assert_eq!((status.as_u16(), code(&body).as_str()), (400, "model_decommissioned"));
+    assert_eq!((fallbacks(&shield), seen.lock().expect("unpoisoned").len()), (vec!["m>b decommissioned 1".into()], 1));
 }
 
 /// Nothing is delayed, so the refusal is the app's to wait for; and it shows the observer a limit that nobody had told.
