@@ -11,7 +11,10 @@ use tracing::{Dispatch, subscriber::NoSubscriber};
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::*;
-use crate::{config::Class, groq::Usage};
+use crate::{
+    config::{Class, FallbackReason},
+    groq::Usage,
+};
 
 const KEY: &str = "gsk_CanaryCanaryCanary";
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";

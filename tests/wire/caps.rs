@@ -1,20 +1,14 @@
 //! A cap under load, over sockets: two apps at three times what the limit gives, one of them capped at a tenth of it.
 //! `cargo test --test wire tenth -- --nocapture` prints the shares.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use http::Method;
 use http_body_util::Full;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     task::JoinSet,
-    time::{Instant, interval},
+    time::{Instant, sleep},
 };
 
 use crate::kit::{Client, Shield, Simulator};
@@ -22,25 +16,48 @@ use crate::kit::{Client, Shield, Simulator};
 const MODEL: &str = "openai/gpt-oss-20b";
 /// 6000 a second, so that half a minute has a hundred and fifty requests of the capped app.
 const TPM: u64 = 360_000;
-const APPS: [&str; 2] = ["capped", "free"];
 /// Both queues are as long as they get by then.
 const START: Duration = Duration::from_secs(8);
 const MEASURED: Duration = Duration::from_secs(36);
-/// Three times what the limit gives, by requests of 120 tokens.
-const EVERY: Duration = Duration::from_micros(6_667);
+
+/// An app, what it asks, and how often: three times what the limit gives in all. Small requests of the capped one make its share
+/// exact, large ones of the other keep a busy machine out of the figures.
+struct App {
+    name: &'static str,
+    content: String,
+    every: Duration,
+}
 
 /// Asks once; the tokens that were used, or `None` where the shield refuses.
-async fn ask(client: Client, app: &str, content: &str) -> Option<u64> {
+async fn ask(client: Client, app: &str, number: usize, content: &str) -> Option<u64> {
     let body = json!({"model": MODEL, "max_completion_tokens": 60, "messages": [{"role": "user", "content": content}]});
     let request = client.request(Method::POST, "/openai/v1/chat/completions").header("content-type", "application/json");
-    let request = request.header("x-shield-app", app).body(Full::from(body.to_string())).expect("a valid request");
-    let answer = client.send(request).await;
+    let request = request.header("x-shield-app", app).header("x-number", format!("{app} {number}"));
+    let answer = client.send(request.body(Full::from(body.to_string())).expect("a valid request")).await;
     match answer.status.as_u16() {
         200 => Some(answer.json()["usage"]["total_tokens"].as_u64().expect("a number")),
         // Too long a wait, or a full queue.
         429 | 503 => None,
         _ => panic!("{}", answer.text()),
     }
+}
+
+/// The tokens of each request that was served.
+async fn flood(client: Client, app: App) -> HashMap<String, u64> {
+    let (began, mut asking, mut number) = (Instant::now(), JoinSet::new(), 0);
+    while began.elapsed() < START + MEASURED {
+        let content = app.content.clone();
+        asking.spawn(async move { (format!("{} {number}", app.name), ask(client, app.name, number, &content).await) });
+        number += 1;
+        sleep((app.every * u32::try_from(number).expect("few")).saturating_sub(began.elapsed())).await;
+    }
+    asking.join_all().await.into_iter().filter_map(|(number, tokens)| Some((number, tokens?))).collect()
+}
+
+/// What a request had in its header `x-number`.
+fn number(request: &Value) -> &str {
+    let headers = request["headers"].as_array().expect("a list");
+    headers.iter().find(|pair| pair[0] == "x-number").and_then(|pair| pair[1].as_str()).expect("unknown headers pass")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -50,39 +67,36 @@ async fn a_capped_app_gets_its_tenth_and_the_other_the_rest() {
     let cap = format!("[queue]\nmax_wait = \"4s\"\n[[app]]\nname = \"capped\"\ntokens_per_minute = {}\n", TPM / 10);
     let shield = Shield::before(simulator.process.address(), &format!("{limits}{cap}"));
     let client = shield.process.client();
-    // What the buckets hold at the start is used by large requests, so that what follows is what they give.
-    let large = format!("[[sim completion=1 head_ms=1]] {}", "word ".repeat(800));
-    let burst = TPM / 1100;
-    let burst: JoinSet<_> = (0..burst)
+    let large = format!("[[sim completion=40 head_ms=5]] {}", "word ".repeat(800));
+    // What the buckets hold at the start is used first, so that what follows is what they give.
+    let burst: JoinSet<_> = (0..TPM / 1100)
         .map(|n| {
-            let large = large.clone();
-            async move { ask(client, APPS[usize::from(n % 10 != 0)], &large).await }
+            let (app, large) = (if n % 10 == 0 { "capped" } else { "free" }, large.clone());
+            async move { ask(client, app, usize::MAX, &large).await }
         })
         .collect();
     burst.join_all().await;
 
-    let used: [Arc<AtomicU64>; 2] = Default::default();
-    let (asked, began) = (Arc::new(AtomicUsize::new(0)), Instant::now());
-    let (mut ticks, mut asking) = (interval(EVERY), JoinSet::new());
-    while began.elapsed() < START + MEASURED {
-        ticks.tick().await;
-        let number = asked.fetch_add(1, Relaxed);
-        let (app, used) = (number % 2, used[number % 2].clone());
-        asking.spawn(async move {
-            let content = format!("[[sim completion={} head_ms=5]] hello", fastrand::u64(20..=60));
-            let tokens = ask(client, APPS[app], &content).await;
-            let at = began.elapsed();
-            if let Some(tokens) = tokens.filter(|_| at > START && at <= START + MEASURED) {
-                used.fetch_add(tokens, Relaxed);
-            }
-        });
-        while asking.try_join_next().is_some() {}
-    }
-    asking.join_all().await;
+    // 1800 tokens a second in requests of 120, and 16,200 in requests of 1,130.
+    let capped =
+        App { name: "capped", content: "[[sim completion=40 head_ms=5]] hello".into(), every: Duration::from_secs(120) / 1800 };
+    let free = App { name: "free", content: large, every: Duration::from_secs(1130) / 16_200 };
+    let (mut tokens, others) = tokio::join!(flood(client, capped), flood(client, free));
+    tokens.extend(others);
 
+    // When Groq got each of them, by its clock: clients that are late do not count.
+    let log = simulator.log().await;
+    let measured = log.iter().filter(|request| !number(request).ends_with(&usize::MAX.to_string()));
+    let at = |request: &Value| request["at_ms"].as_f64().expect("a time") / 1000.0;
+    let began = measured.clone().map(at).fold(f64::INFINITY, f64::min);
+    let window = began + START.as_secs_f64()..began + (START + MEASURED).as_secs_f64();
+    let used = |app: &str| -> f64 {
+        let of_app = measured.clone().filter(|request| window.contains(&at(request))).map(number).filter(|n| n.starts_with(app));
+        of_app.map(|number| tokens.get(number).copied().unwrap_or_default() as f64).sum()
+    };
     let given = TPM as f64 / 60.0 * MEASURED.as_secs_f64();
-    let [capped, free] = used.map(|used| used.load(Relaxed) as f64);
-    let refused = simulator.log().await.iter().filter(|request| request["status"] != 200).count();
+    let [capped, free] = ["capped", "free"].map(used);
+    let refused = log.iter().filter(|request| request["status"] != 200).count();
     println!(
         "{:.2} % of the limit used, the capped app {:.2} % of the limit and {:.2} % of what was used, {refused} refused by Groq",
         100.0 * (capped + free) / given,
