@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     client::{Answer, Client},
-    kit::{PATIENT, Redis},
+    kit::{LONG_TIMEOUT, Redis},
     process::{Process, Shield, Simulator},
 };
 
@@ -46,7 +46,7 @@ async fn replicas_observe_together_and_a_reload_enforces_what_is_left() {
             "[limits]\nplan = \"none\"\nmode = \"{mode}\"\n[limits.model.\"{MODEL}\"]\nrequests_per_day = {A_DAY}\n\
              [store]\nkind = \"redis\"\nurl = \"{}\"\ntimeout = \"{}ms\"\nreplicas = 2\n",
             redis.url(),
-            PATIENT.as_millis(),
+            LONG_TIMEOUT.as_millis(),
         )
     };
     let shields = [(); 2].map(|()| Shield::before(simulator.process.address(), &config("observe")));
