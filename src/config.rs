@@ -16,6 +16,7 @@ mod names;
 mod notes;
 mod own_address;
 mod paths;
+mod prices;
 mod reload;
 mod rules;
 pub mod schema;

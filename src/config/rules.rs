@@ -1,14 +1,12 @@
 //! What settings have to satisfy beyond the schema: rules between keys.
 
-mod prices;
-
 use std::collections::{BTreeMap, BTreeSet};
 
 use groq_limiter::plans;
 
 use super::{
     document::Document,
-    own_address,
+    own_address, prices,
     schema::MODEL,
     settings::{App, Settings, StoreKind},
     text::{near, quoted},

@@ -2,7 +2,7 @@
 
 use groq_limiter::{plans, settings::Plan};
 
-use super::{Document, Settings, quoted};
+use super::{document::Document, settings::Settings, text::quoted};
 
 /// Prices that leave out a part of what their models take: it would be free of charge, and a budget in USD would never end.
 pub(super) fn complete(settings: &Settings, document: &mut Document<'_>) {
