@@ -151,7 +151,7 @@ async fn what_another_model_would_have_served_is_counted_under_that_ones_limits(
     assert_eq!(fallbacks(&shield), ["m>b wait 1"]);
     assert_eq!((shield.telemetry.observed().admitted, refusals(&shield, ObservedRefusal::MaxWait)), (2, 1));
     let recent = shield.telemetry.recent_requests();
-    assert_eq!((recent[1].observed_fallback.as_deref(), recent[1].model.as_str()), (Some("b"), "m"));
+    assert_eq!((recent[1].observed_fallback.as_deref(), &*recent[1].model), (Some("b"), "m"));
     sleep(Duration::from_secs(120)).await;
     ask_for(&shield, "strict").await;
     ask_for(&shield, "strict").await;
