@@ -2,7 +2,7 @@
 
 use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
-use groq_limiter::{Permit, Requeue, types::Observation};
+use groq_limiter::{Permit, Requeue};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
@@ -86,23 +86,19 @@ pub(super) async fn admit<'a>(
 ///
 /// # Errors
 /// The rejection that the app gets where it would wait beyond the call's deadline, or could never be sent.
-pub(super) async fn pass_caps(shield: &Shield, call: &Call, record: &mut Record) -> Result<Option<Permit>, Rejection> {
+pub(super) async fn pass_caps(shield: &Shield, call: &Call, record: &mut Record) -> Result<Option<caps::Unsent>, Rejection> {
     if !call.is_capped || !call.is_limited() {
         return Ok(None);
     }
     record.waits_from(if record.attempts == 0 { call.read_at } else { Instant::now() });
     // Boxed: rare, and each waiting request would have room for it.
     let reserved = Box::pin(shield.caps.reserve(&call.cap_admission(), call.deadline, None)).await;
-    let mut cap = reserved.map_err(|refusal| call.cap_rejection(refusal))?;
+    let cap = reserved.map_err(|refusal| call.cap_rejection(refusal))?;
     record.waited(cap.waited());
     if let Some(bound) = cap.bound_by() {
         record.bound = Some(caps::code(bound).to_string());
     }
-    // Nobody else draws on a cap: there is no response to learn from, and none to wait for.
-    let now = Instant::now();
-    cap.sent(now);
-    cap.observe(&Observation::default(), now);
-    Ok(Some(cap))
+    Ok(Some(caps::Unsent::new(cap)))
 }
 
 /// Waits until the breaker is closed or its next probe is due, if the call may wait for so long.

@@ -17,6 +17,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     breaker::{self, Pass},
+    caps::Unsent,
     error::Rejection,
     fallback,
     observer::{Observed, Observer, Reservations},
@@ -204,9 +205,7 @@ async fn admission(
     let cap = match &asked.cap {
         Some(ask) => {
             let reserved = observer.caps.reserve(ask, asked.deadline, None).await;
-            let mut cap = reserved.map_err(|refusal| Refused { reason: of_cap(&refusal), fallback: None })?;
-            nothing_to_learn(&mut cap);
-            Some(cap)
+            Some(Unsent::new(reserved.map_err(|refusal| Refused { reason: of_cap(&refusal), fallback: None })?))
         }
         None => None,
     };
@@ -215,7 +214,7 @@ async fn admission(
     if is_elsewhere {
         limits.observe(&Observation::default(), Instant::now());
     }
-    Ok(Reservations { is_elsewhere, cap, limits, usual_completion })
+    Ok(Reservations { is_elsewhere, cap: cap.and_then(Unsent::send), limits, usual_completion })
 }
 
 fn of_cap(refusal: &AdmissionError) -> ObservedRefusal {

@@ -11,6 +11,7 @@ use super::{
     admission::{BreakerWait, admit, pass_caps, yield_if_busy},
     attempt::{self, Delivered},
     breaker::{Health, Pass},
+    caps::Unsent,
     error::Rejection,
     fallback,
     observe::{self, Admitted},
@@ -206,7 +207,7 @@ async fn serve(
                     let cap = pass_caps(shield, call, record).await?;
                     let (pass, permit) =
                         admit(shield, settings, call, &breaker_key, place.take(), &mut breaker_wait, record).await?;
-                    Admitted { cap, pass: Some(pass), permit, observed: None }
+                    Admitted { cap: cap.and_then(Unsent::send), pass: Some(pass), permit, observed: None }
                 }
                 Some(observer) => observe::admit(shield, settings, call, observer, &breaker_key, record),
             };

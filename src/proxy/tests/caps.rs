@@ -73,6 +73,29 @@ async fn a_cap_is_used_to_the_full() {
     assert!((1.0..=2.1).contains(&began.elapsed().as_secs_f64()), "{:?}", began.elapsed());
 }
 
+/// What the cap had let pass and the model's own limit refused afterwards was never sent: it used up the cap all the same.
+#[tokio::test(start_paused = true)]
+async fn what_the_limits_refuse_comes_back_to_the_cap() {
+    let capped = App { name: "a".into(), requests_per_minute: Some(10), ..App::default() };
+    let mut settings = with([capped]);
+    settings.limits.default.requests_per_minute = Some(1);
+    settings.queue.max_wait = Duration::from_secs(1);
+    let (shield, _) = shield(settings, vec![good()]);
+    assert_eq!(ask(&shield, "a").await.0, StatusCode::OK);
+    let left = || shield.caps.snapshot()[0].dimensions[0].remaining;
+    for _ in 0..5 {
+        assert_eq!(ask(&shield, "a").await.0, StatusCode::TOO_MANY_REQUESTS);
+    }
+    assert!((9.0..=9.1).contains(&left()), "{} of 10 are left", left());
+    // The same for one whose client disconnects while it waits for the model.
+    let mut patient = shield.settings.load().as_ref().clone();
+    patient.queue.max_wait = Duration::from_secs(120);
+    shield.reload(patient);
+    let waiting = timeout(Duration::from_secs(1), ask(&shield, "a")).await;
+    assert!(waiting.is_err(), "it waits for the model: {waiting:?}");
+    assert!(left() >= 9.0, "{} of 10 are left", left());
+}
+
 /// `GOOD` uses 15 tokens, however much was reserved for it.
 #[tokio::test(start_paused = true)]
 async fn a_cap_on_tokens_is_settled_with_what_was_used() {
