@@ -33,7 +33,7 @@ const AT_A_TIME: [usize; 3] = [1, 64, 1000];
 /// A core carries as many streams as have 99 % of their frames less than this late.
 const LATE: Duration = PACE;
 /// The steps in which the number of streams grows.
-const STEP: usize = 250;
+const STEP: usize = 500;
 /// The text before the time in a frame, and the digits of the time.
 const MARK: &[u8] = br#""content":" t"#;
 const DIGITS: usize = 16;
@@ -78,7 +78,8 @@ pub(crate) async fn run(program: &Path, options: &Options) -> io::Result<()> {
             );
         }
     }
-    sustained(&subjects).await
+    // Not of the upstream alone: what it sends is bounded by the load's own core.
+    sustained(&subjects[1..]).await
 }
 
 /// The largest number of concurrent streams whose frames arrive in time.
