@@ -99,7 +99,7 @@ fn object(row: &Row, status_code: Option<u16>) -> Bytes {
     serde_json::json!({ "error": error }).to_string().into()
 }
 
-/// Wide enough for thousands of clients; who waits for midnight is not to wait for hours beyond it.
+/// Wide enough for thousands of clients; a client that waits for midnight must not wait for hours beyond it.
 const LONGEST_JITTER: Duration = Duration::from_secs(60);
 
 /// Upward jitter, so that clients told the same moment do not all come back in it.

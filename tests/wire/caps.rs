@@ -103,7 +103,7 @@ async fn a_capped_app_gets_its_tenth_and_the_other_the_rest() {
         100.0 * capped / given,
         100.0 * capped / (capped + free),
     );
-    // In wider bounds than the figures, which `tests/simulation.rs` asserts in virtual time and the line above tells: beside other
+    // In wider bounds than the figures, which `tests/simulation.rs` asserts in virtual time and which are printed here: beside other
     // tests on two cores a request may arrive seconds after it was sent, when Groq's bucket is behind the shield's, and is refused;
     // and the limit is not used up while the load itself is starved.
     assert!(20 * refused <= log.len(), "{refused} of {} refused by Groq", log.len());

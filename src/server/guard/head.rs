@@ -103,7 +103,7 @@ impl Head {
         false
     }
 
-    /// Checks the target. Whether the line is valid at all is left to hyper.
+    /// Checks the target. Whether the request line is valid at all is left to hyper.
     fn request_line(&mut self, line: &[u8]) {
         let mut words = line.split(|byte| *byte == b' ');
         let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());

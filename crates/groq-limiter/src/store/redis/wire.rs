@@ -8,7 +8,7 @@ use crate::{
     types::{Ns, StatedLimit},
 };
 
-/// Words before the dimensions in a reply: numbers, who waits, and what Groq has stated.
+/// Words before the dimensions in a reply: numbers, the waiting replicas, and what Groq has stated.
 const HEAD: usize = 8;
 /// Values of one dimension in a reply, its code included.
 const EACH: usize = 4;
