@@ -2,8 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    os::unix::fs::MetadataExt,
     sync::{Mutex, PoisonError},
 };
 
@@ -50,38 +48,34 @@ pub struct Reload {
 struct Seen {
     settings: Settings,
     notes: Vec<Note>,
-    text: String,
-    /// The file as it was last read.
-    read: Option<Print>,
-    /// The file as it was last looked at.
-    looked: Option<Print>,
+    /// The file's text as it was last read; `None`: it could not be.
+    read: Option<String>,
+    /// Its text at the last look.
+    looked: Option<String>,
 }
-
-/// Tells one state of a file from another, through symbolic links: device, inode, length, time of change.
-type Print = (u64, u64, u64, i64, i64);
 
 impl Reload {
     /// Starts from what was loaded at the start.
     pub fn new(source: Source, loaded: &Loaded) -> Self {
-        let read = print(&source);
+        let read = loaded.file.as_ref().map(|_| loaded.faults.text.clone());
         let (settings, notes) = (loaded.settings.clone(), loaded.notes.clone());
-        let seen = Seen { settings, notes, text: loaded.faults.text.clone(), read, looked: read };
-        Self { source, seen: Mutex::new(seen) }
+        Self { source, seen: Mutex::new(Seen { settings, notes, looked: read.clone(), read }) }
     }
 
-    /// Whether the file is another one than was read, and has come to rest since the last look.
+    /// Whether the file's text is another than was read, and the same as at the last look.
     ///
-    /// To be asked about once a second: a file that is being written is left alone until the next look.
+    /// To be asked about once a second: a file that is being written is left alone until the next look. The text is compared and
+    /// not the time of change, which misses writes within one tick of the clock and sees those that change nothing.
     pub fn is_due(&self) -> bool {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = print(&self.source);
+        let now = self.source.text();
         let rests = seen.looked == now;
-        seen.looked = now;
-        if now == seen.read || !rests {
-            return false;
+        let is_due = rests && seen.read != now;
+        if is_due {
+            seen.read.clone_from(&now);
         }
-        seen.read = now;
-        self.source.text().as_deref() != Some(&seen.text)
+        seen.looked = now;
+        is_due
     }
 
     /// Reads everything again.
@@ -90,9 +84,8 @@ impl Reload {
     /// Every fault; the settings in force stay.
     pub fn again(&self) -> Result<Next, Faults> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.read = print(&self.source);
+        seen.read = self.source.text();
         let loaded = self.source.load();
-        seen.text.clone_from(&loaded.faults.text);
         let mut notes = loaded.notes.clone();
         let wanted = loaded.settings()?;
         let settings = in_force(&seen.settings, wanted.clone());
@@ -102,11 +95,6 @@ impl Reload {
         notes.retain(|note| !told.contains(note));
         Ok(Next { settings, changes, notes })
     }
-}
-
-fn print(source: &Source) -> Option<Print> {
-    let file = fs::metadata(source.file()?).ok()?;
-    Some((file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec()))
 }
 
 /// What is wanted where it is live, what is in force elsewhere.
@@ -125,22 +113,21 @@ fn in_force(old: &Settings, mut wanted: Settings) -> Settings {
 
 /// What differs between the settings in force and those wanted; live is what `next`, the settings put in force, takes over.
 fn changes(old: &Settings, wanted: &Settings, next: &Settings) -> Vec<Change> {
-    let [old_keys, wanted_keys] = [old, wanted].map(effective::entries);
-    let values = |settings: &Settings| -> BTreeMap<String, Option<String>> {
-        effective::entries(settings).into_iter().map(|Entry { path, value, .. }| (path, value)).collect()
-    };
-    let (old, wanted, next) = (values(old), values(wanted), values(next));
-    let gone = old_keys.iter().filter(|entry| !wanted.contains_key(&entry.path));
-    let all = wanted_keys.iter().chain(gone).map(|Entry { path, .. }| {
-        let [old, new, next] = [&old, &wanted, &next].map(|values| values.get(path).cloned().flatten());
-        Change { key: path.clone(), live: next == new, old, new }
+    let [old, wanted, next] = [old, wanted, next].map(effective::entries);
+    let by_path =
+        |entries: &[Entry]| -> BTreeMap<_, _> { entries.iter().map(|entry| (entry.path.clone(), entry.value.clone())).collect() };
+    let [was, will, is] = [&old, &wanted, &next].map(|entries| by_path(entries));
+    let gone = old.into_iter().filter(|entry| !will.contains_key(&entry.path));
+    let all = wanted.iter().cloned().chain(gone).map(|Entry { path, .. }| {
+        let [old, new, next] = [&was, &will, &is].map(|values| values.get(&path).cloned().flatten());
+        Change { key: path, live: next == new, old, new }
     });
     all.filter(|change| change.old != change.new).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{fs, path::Path};
 
     use super::*;
     use crate::config::{

@@ -1,102 +1,15 @@
-//! The commands of the real binary: exit codes, signals, faults and reloads.
+//! The commands of the real binary: exit codes, signals, output.
+
+mod configuration;
+mod kit;
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
-    path::Path,
-    process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::mpsc::{self, Receiver},
-    thread,
-    time::Duration,
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-
-/// Longest wait for a log line.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
-
-/// The binary in an empty working directory, without the developer's own GROQ_* and proxy variables.
-fn shield(folder: &Path, words: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_groq-shield"));
-    command.args(words).current_dir(folder).stdin(Stdio::null()).env("NO_COLOR", "1");
-    for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| name.starts_with("GROQ_") || name.to_lowercase().ends_with("_proxy")) {
-            command.env_remove(name);
-        }
-    }
-    command
-}
-
-fn folder() -> tempfile::TempDir {
-    tempfile::tempdir().expect("a folder")
-}
-
-fn write(folder: &Path, text: &str) {
-    std::fs::write(folder.join("groq-shield.toml"), text).expect("the file is written");
-}
-
-fn ran(command: &mut Command) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = command.output().expect("it runs");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    (status.code().expect("no signal ended it"), text(stdout), text(stderr))
-}
-
-/// A running shield; killed when it is dropped.
-struct Running {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Running {
-    fn new(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
-        let (sender, lines) = mpsc::channel();
-        let outputs: [Box<dyn Read + Send>; 2] =
-            [Box::new(child.stdout.take().expect("piped")), Box::new(child.stderr.take().expect("piped"))];
-        for output in outputs {
-            let sender = sender.clone();
-            thread::spawn(move || BufReader::new(output).lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        }
-        Self { child, lines }
-    }
-
-    /// The next log line that contains `part`.
-    fn line(&self, part: &str) -> String {
-        let mut before = String::new();
-        loop {
-            match self.lines.recv_timeout(LONGEST_WAIT) {
-                Ok(line) if line.contains(part) => return line,
-                Ok(line) => before += &format!("{line}\n"),
-                Err(_) => panic!("no line with {part:?} after:\n{before}"),
-            }
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("it can be signalled");
-    }
-
-    fn ended(mut self) -> ExitStatus {
-        self.child.wait().expect("it can be waited for")
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have exited already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// `host:port` behind `name=` in a log line.
-fn address(line: &str, name: &str) -> String {
-    let mark = format!("{name}=");
-    line.split(' ').find_map(|word| word.strip_prefix(&mark)).unwrap_or_else(|| panic!("no {mark} in {line}")).to_owned()
-}
+use kit::{Running, SERVE, address, folder, ran, shield, write};
+use nix::sys::signal::Signal;
 
 /// Regression: two shields on one port both became ready, and the kernel distributed connections between them.
 #[test]
@@ -159,55 +72,6 @@ fn localhost_is_accepted_as_a_listen_address() {
     assert!(address(&ready, "app").starts_with("127.0.0.1:") && address(&ready, "admin").starts_with("127.0.0.1:"), "{ready}");
 }
 
-/// Regression: one GET opened 4,049 connections in 4 s.
-#[test]
-fn an_upstream_that_is_the_shield_itself_is_refused_at_start() {
-    let folder = folder();
-    for upstream in ["http://127.0.0.1:18787", "http://localhost:18787/"] {
-        let words = ["--listen", "0.0.0.0:18787", "--admin", "127.0.0.1:0", "--upstream", upstream];
-        let (code, _, errors) = ran(&mut shield(folder.path(), &words));
-        assert_eq!(code, 64, "{errors}");
-        assert!(errors.contains("--upstream: `base_url` is where this shield itself listens (server.listen)"), "{errors}");
-    }
-}
-
-/// Regression: `check` found nothing wrong, and a shield started that saved no state.
-#[test]
-fn check_and_serve_refuse_a_state_file_that_cannot_be_written() {
-    let folder = folder();
-    write(folder.path(), "[limits]\nstate_file = \"nowhere/state\"\n");
-    for words in [&["check"][..], &["--simulate", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]] {
-        let (code, _, errors) = ran(&mut shield(folder.path(), words));
-        assert_eq!(code, 64, "{words:?}: {errors}");
-        for part in ["groq-shield.toml:2:14", "nowhere/state cannot be written: there is no directory nowhere"] {
-            assert!(errors.contains(part), "{words:?}: {part}\n{errors}");
-        }
-    }
-}
-
-/// Regression: a relative path was resolved against the working directory.
-#[test]
-fn a_relative_state_file_is_relative_to_the_configuration_file() {
-    let (folder, elsewhere) = (folder(), self::folder());
-    write(folder.path(), "[limits]\nstate_file = \"state\"\n");
-    let file = folder.path().join("groq-shield.toml");
-    let words = [&["--config", file.to_str().expect("UTF-8")], &SERVE[..]].concat();
-    let running = Running::new(&mut shield(elsewhere.path(), &words));
-    running.line("ready");
-    running.signal(Signal::SIGTERM);
-    assert_eq!(running.ended().code(), Some(0));
-    assert!(folder.path().join("state").exists() && !elsewhere.path().join("state").exists());
-
-    write(folder.path(), "[queue]\nmax_wait = \"1s\"\n");
-    let running = Running::new(&mut shield(elsewhere.path(), &words));
-    let told = running.line("limits.state_file is not set");
-    assert!(told.contains(" INFO "), "{told}");
-    running.line("ready");
-    running.signal(Signal::SIGHUP);
-    let again = running.line("");
-    assert!(again.contains("configuration read again"), "{again}");
-}
-
 /// Starts a stream that takes a minute, and returns when its head has come.
 fn long_stream(app: &str) -> BufReader<TcpStream> {
     let body = r#"{"model": "openai/gpt-oss-20b", "stream": true, "max_tokens": 30000, "messages": [{"role": "user", "content": "[[sim completion=30000 head_ms=0]]"}]}"#;
@@ -242,63 +106,6 @@ fn a_second_signal_ends_streams_with_the_error_frame() {
         );
         assert_eq!(running.ended().code(), Some(code), "{signal}");
     }
-}
-
-const SERVE: [&str; 5] = ["--simulate", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
-
-#[test]
-fn check_and_serve_report_every_fault_of_a_file_and_exit_with_64() {
-    let folder = folder();
-    write(folder.path(), "[server]\nlisen = \"127.0.0.1:0\"\n[queue]\nmax_wait = 5\n");
-    for words in [&["check"][..], &["serve"], &[], &["exec", "--", "true"]] {
-        let (code, out, errors) = ran(shield(folder.path(), words).env("GROQ_SHIELD_RETRY_ATEMPTS", "2"));
-        assert_eq!((code, out.as_str()), (64, ""), "{words:?}");
-        for part in [
-            " --> groq-shield.toml:2:1",
-            "did you mean `listen`?",
-            " --> groq-shield.toml:4:12",
-            "did you mean GROQ_SHIELD_RETRY_ATTEMPTS?",
-            "3 faults in the configuration",
-        ] {
-            assert!(errors.contains(part), "{words:?}: {part}\n{errors}");
-        }
-    }
-}
-
-#[test]
-fn check_prints_the_effective_settings_with_sources_and_without_secrets() {
-    let folder = folder();
-    write(
-        folder.path(),
-        "[queue]\nmax_wait = \"2m\"\n[store]\nkind = \"redis\"\nurl = \"redis://u:hunter2@h\"\n[upstream]\napi_key_env = \"MY_KEY\"\n",
-    );
-    let (code, out, errors) =
-        ran(shield(folder.path(), &["check"]).env("MY_KEY", "gsk_hunter2").env("GROQ_SHIELD_RETRY_ATTEMPTS", "2"));
-    assert_eq!((code, errors.as_str()), (0, ""));
-    for part in [
-        "max_wait = \"120s\"  # groq-shield.toml:2\n",
-        "url = \"redis://u:***@h\"  # groq-shield.toml:5\n",
-        "attempts = 2  # GROQ_SHIELD_RETRY_ATTEMPTS\n",
-        "api_key_env = \"MY_KEY\"",
-        "max_delay = \"8s\"\n",
-    ] {
-        assert!(out.contains(part), "{part}\n{out}");
-    }
-    assert!(!out.contains("hunter2"), "{out}");
-}
-
-#[test]
-fn the_output_of_check_is_a_valid_configuration() {
-    let folder = folder();
-    let (_, example, _) = ran(&mut shield(folder.path(), &["check", "--example"]));
-    write(folder.path(), &example);
-    let (code, first, errors) = ran(&mut shield(folder.path(), &["check"]));
-    assert_eq!(code, 0, "{errors}");
-    write(folder.path(), &first);
-    let (code, second, errors) = ran(&mut shield(folder.path(), &["check"]));
-    assert_eq!(code, 0, "{errors}");
-    let keys = |text: &str| text.lines().map(|line| line.split("  # ").next().unwrap_or_default().to_owned()).collect::<Vec<_>>();
-    assert_eq!(keys(&first), keys(&second));
 }
 
 #[test]
@@ -405,41 +212,4 @@ fn health_and_status_query_the_running_shield() {
         assert_eq!((code, out.as_str()), (1, ""), "{words:?}");
         assert!(errors.contains(&format!("no shield answers at http://{admin}")), "{errors}");
     }
-}
-
-#[test]
-fn health_finds_the_listener_in_the_file_even_when_it_has_faults() {
-    let folder = folder();
-    let running = Running::new(&mut shield(folder.path(), &SERVE));
-    let admin = address(&running.line("ready"), "admin");
-    write(folder.path(), &format!("[admin]\nlisten = \"{admin}\"\n[queue]\nmax_wait = 5\n"));
-    assert_eq!(ran(&mut shield(folder.path(), &["health"])), (0, String::new(), String::new()));
-}
-
-#[test]
-fn the_configuration_is_reloaded_on_change_and_on_sighup() {
-    let folder = folder();
-    write(folder.path(), "[queue]\nmax_wait = \"1s\"\n");
-    let running = Running::new(&mut shield(folder.path(), &SERVE));
-    let admin = address(&running.line("ready"), "admin");
-    let state = || {
-        let (_, json, _) = ran(&mut shield(folder.path(), &["status", "--json", "--admin", &admin]));
-        serde_json::from_str::<serde_json::Value>(&json).expect("JSON")["config"].clone()
-    };
-    write(folder.path(), "[queue]\nmax_wait = \"2s\"\n[server]\nthreads = 3\n");
-    running.line("server.threads: 3 takes effect with a restart");
-    running.line("queue.max_wait: \"2s\", was \"1s\"");
-    running.line("configuration read again");
-    write(folder.path(), "[queue]\nmax_wiat = \"3s\"\n");
-    running.line("the old one stays in force");
-    running.line("did you mean `max_wait`?");
-    let error = state()["error"]["message"].as_str().expect("an error").to_owned();
-    assert!(error.contains("groq-shield.toml:2:1"), "{error}");
-    write(folder.path(), "[queue]\nmax_wait = \"4s\"\n");
-    running.signal(Signal::SIGHUP);
-    running.line("queue.max_wait: \"4s\", was \"2s\"");
-    running.line("configuration read again");
-    assert!(state()["error"].is_null());
-    running.signal(Signal::SIGTERM);
-    assert_eq!(running.ended().code(), Some(0));
 }
