@@ -1,7 +1,7 @@
-//! What apps have used in the running UTC day and month, and their budgets.
+//! Budgets of apps, and what each app has used in the running UTC day and month.
 //!
-//! A request reserves what it is expected to use before it is sent, and settles with what it has used. It is refused when what
-//! its app has used and reserved has reached a budget; so a budget is overrun by what was in flight at most.
+//! A request reserves its expected usage before it is sent, and settles with its actual usage. It is refused once the used and
+//! reserved amounts of its app have reached a budget, so a budget is exceeded by at most what was in flight.
 
 mod account;
 mod budget;

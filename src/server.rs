@@ -162,11 +162,11 @@ impl Running {
         if let Some(file) = self.shield.ledger_file()
             && let Err(error) = accounts::file::save(self.shield.accounts.ledger(), &file)
         {
-            tracing::warn!(%error, "what apps have used cannot be saved beside limits.state_file");
+            tracing::warn!(%error, "cannot save the usage of apps beside limits.state_file");
         }
         match Builder::new_current_thread().enable_time().build() {
-            Ok(runtime) => runtime.block_on(self.shield.accounts.clone().leave()),
-            Err(error) => tracing::warn!(%error, "replicas are not told what apps have used last"),
+            Ok(runtime) => runtime.block_on(self.shield.accounts.clone().flush()),
+            Err(error) => tracing::warn!(%error, "cannot report the last usage of apps to other replicas"),
         }
         self.shield.limits.leave();
         self.shield.caps.leave();
@@ -275,7 +275,7 @@ fn serve_operators(
                 () = shield.limits.run() => {}
                 () = shield.caps.run() => {}
                 () = accounts::file::keep_saved(shield.accounts.ledger().clone(), shield.ledger_file()) => {}
-                () = shield.accounts.clone().keep_told() => {}
+                () = shield.accounts.clone().synchronize() => {}
                 () = shield.upstream.reap_idle() => {}
             }
         });

@@ -1,4 +1,4 @@
-//! The account of each app, and which account an app has.
+//! The accounts of all apps, and which account an app belongs to.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,10 +11,10 @@ use super::{
     count::{Count, Counts, Total},
 };
 
-/// Apps without an entry that have an account of their own. Clients choose their names under `[[app]] name = "*"`; all others
-/// share one account.
+/// Maximum number of accounts for apps without an entry. Clients choose these names under `[[app]] name = "*"`; further apps share
+/// one account.
 pub(super) const MAX_ACCOUNTS: usize = 10_000;
-/// The account of all apps beyond that; no client can choose this name.
+/// Name of the account that further apps share; no client can send it.
 const OTHER: &str = "(other)";
 
 /// Weight of the newest response in the average.
@@ -26,9 +26,9 @@ pub(super) struct Accounts {
     pub(super) by_app: HashMap<Arc<str>, Account>,
     /// Apps with an entry.
     pub(super) named: HashSet<Arc<str>>,
-    /// Apps of which the store has to be told something.
-    pub(super) untold: HashSet<Arc<str>>,
-    /// When accounts that are over were looked for: the start of that month.
+    /// Apps with changes that have not been reported to the store.
+    pub(super) unreported: HashSet<Arc<str>>,
+    /// Start of the month in which unused accounts were last removed.
     swept: u64,
 }
 
@@ -39,12 +39,12 @@ pub(super) struct Account {
     pub(super) months: Counts,
     /// Completion tokens of a response, on average; `None` before the first one.
     completion: Option<f64>,
-    /// Nothing was told to the store since its last answer.
-    pub(super) in_step: bool,
+    /// Whether the store has replied to the last report.
+    pub(super) is_acknowledged: bool,
 }
 
 impl Account {
-    /// The account of an app of which an earlier process has saved these counts.
+    /// An account with the counts that an earlier process saved.
     pub(super) fn restored(days: Counts, months: Counts) -> Self {
         Self { days, months, ..Self::default() }
     }
@@ -57,7 +57,7 @@ impl Account {
         }
     }
 
-    /// What was used and reserved; a period that has just begun has no count yet.
+    /// What has been used and reserved; a period without a count has used nothing.
     pub(super) fn usage(&self, now: u64) -> AppUse {
         let total = |counts: &Counts, period: Period| counts.total(period.start(now));
         let (day, month) = (total(&self.days, Period::Day), total(&self.months, Period::Month));
@@ -74,7 +74,7 @@ impl Account {
         self.days.iter().chain(self.months.iter()).any(|count| count.mine.reserved != Amounts::default())
     }
 
-    /// A response of so many completion tokens has come.
+    /// Updates the average with a response of `tokens` completion tokens.
     pub(super) fn learn_completion(&mut self, tokens: u64) {
         let mean = self.completion.get_or_insert(tokens as f64);
         *mean += NEWEST * (tokens as f64 - *mean);
@@ -120,7 +120,7 @@ impl Running {
 }
 
 impl Accounts {
-    /// The name of the account of `app`, and the account.
+    /// The account of `app` and its name.
     pub(super) fn of(&mut self, app: &Arc<str>, now: u64) -> (Arc<str>, &mut Account) {
         let month = Period::Month.start(now);
         if self.by_app.len() >= MAX_ACCOUNTS && self.swept != month {
@@ -133,7 +133,7 @@ impl Accounts {
     }
 }
 
-/// What an app has used and reserved, by all replicas as far as this one knows.
+/// What an app has used and reserved on all replicas, as far as this one knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AppUse {
     /// Used in the running day.
@@ -145,7 +145,7 @@ pub struct AppUse {
 }
 
 impl AppUse {
-    /// What was used in the running period.
+    /// What has been used in the running period.
     pub fn used(&self, period: Period) -> Amounts {
         match period {
             Period::Day => self.day,

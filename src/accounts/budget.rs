@@ -1,4 +1,4 @@
-//! Budgets and the amounts that they are held against.
+//! Budgets, and the amounts that are compared with them.
 
 use std::{fmt, time::Duration};
 
@@ -11,14 +11,14 @@ use super::calendar::Period;
 pub struct Amounts {
     /// Requests.
     pub requests: u64,
-    /// Tokens as Groq's limits count them: prompt and completion, cached prompt tokens apart.
+    /// Tokens as Groq's limits count them: prompt and completion without cached prompt tokens.
     pub tokens: u64,
-    /// Cost, billionths of a USD: a token costs 50 of them or more.
+    /// Cost in billionths of a USD; a token costs at least 50.
     pub nano_usd: u64,
 }
 
 impl Amounts {
-    /// Both together.
+    /// The sum, saturating.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self {
@@ -28,7 +28,7 @@ impl Amounts {
         }
     }
 
-    /// The larger of both, in each unit.
+    /// The maximum of each unit.
     pub(super) fn max(self, other: Self) -> Self {
         Self {
             requests: self.requests.max(other.requests),
@@ -37,7 +37,7 @@ impl Amounts {
         }
     }
 
-    /// What is left without `other`; nothing is less than 0.
+    /// The difference, saturating at 0.
     #[must_use]
     pub(super) fn minus(self, other: Self) -> Self {
         Self {
@@ -64,15 +64,15 @@ pub enum Unit {
     Requests,
     /// Tokens.
     Tokens,
-    /// Cost, billionths of a USD.
+    /// Cost in billionths of a USD.
     Cost,
 }
 
 impl Unit {
-    /// All of them, as [`Amounts`] has them.
+    /// All units, in the order of the fields of [`Amounts`].
     pub(super) const ALL: [Self; 3] = [Self::Requests, Self::Tokens, Self::Cost];
 
-    /// Its name in messages, metrics and the error object's `type`.
+    /// Its name in messages, metrics and the `type` of the error object.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Requests => "requests",
@@ -100,20 +100,20 @@ impl Budget {
     }
 }
 
-/// A budget is spent.
+/// A spent budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exceeded {
     /// The budget.
     pub budget: Budget,
-    /// How much has been used, in its unit.
+    /// How much has been used, in the budget's unit.
     pub used: u64,
     /// Time until it resets.
     pub resets_in: Duration,
-    /// So many replicas cannot ask each other, and each has its share; 1: there is but one, or they can.
+    /// Number of replicas that each use a share of the budget because the store is unreachable; otherwise 1.
     pub shares: u32,
 }
 
-/// An amount in words: `1200 tokens`, `0.25 USD`.
+/// An amount with its unit: `1200 tokens`, `0.25 USD`.
 pub(super) struct InWords(pub(super) u64, pub(super) Unit);
 
 impl fmt::Display for InWords {
@@ -126,7 +126,7 @@ impl fmt::Display for InWords {
 }
 
 impl fmt::Display for Exceeded {
-    /// `This app's budget of 10000 tokens a day is spent (10012 used); it resets in 3600 s, at midnight UTC`
+    /// `This app's budget of 10000 tokens a day is spent (10012 tokens used); it resets in 3600 s, at midnight UTC`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Budget { unit, period, limit } = self.budget;
         let when = match period {
@@ -143,7 +143,9 @@ impl fmt::Display for Exceeded {
         )?;
         match self.shares {
             0 | 1 => Ok(()),
-            shares => write!(f, "; the store is out of reach, so that each of {shares} replicas has its share of what was left"),
+            shares => {
+                write!(f, "; the store is unreachable, so each of {shares} replicas may use only its share of what was left")
+            }
         }
     }
 }
@@ -153,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_spent_budget_in_words() {
+    fn the_message_of_a_spent_budget() {
         let exceeded = |unit, period, limit, used| Exceeded {
             budget: Budget { unit, period, limit },
             used,
@@ -170,8 +172,9 @@ mod tests {
         );
         let shared = Exceeded { shares: 3, ..exceeded(Unit::Requests, Period::Day, 9, 3) }.to_string();
         assert!(
-            shared
-                .ends_with("midnight UTC; the store is out of reach, so that each of 3 replicas has its share of what was left")
+            shared.ends_with(
+                "midnight UTC; the store is unreachable, so each of 3 replicas may use only its share of what was left"
+            )
         );
         assert_eq!(Budget { unit: Unit::Cost, period: Period::Day, limit: 1 }.key(), "cost_per_day");
     }

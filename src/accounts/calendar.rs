@@ -1,10 +1,10 @@
-//! Days and months of UTC.
+//! Calendar days and months in UTC.
 
 use std::time::Duration;
 
 use time::{Date, Month, OffsetDateTime};
 
-/// A period of the calendar, in UTC: that is how people reckon budgets.
+/// A calendar period in UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Period {
     /// A day, from midnight UTC.
@@ -14,13 +14,13 @@ pub enum Period {
 }
 
 impl Period {
-    /// Both.
+    /// All periods.
     pub(super) const ALL: [Self; 2] = [Self::Day, Self::Month];
 
     /// When the period that contains `now` began, and when the next one begins. Unix time, seconds.
     fn bounds(self, now: u64) -> (u64, u64) {
         let now = i64::try_from(now).ok().and_then(|now| OffsetDateTime::from_unix_timestamp(now).ok());
-        // A clock beyond the year 9999 is as good as any other wrong clock.
+        // Times after the year 9999 cannot be represented. Such a clock is wrong anyway, so any period will do.
         let today = now.unwrap_or(OffsetDateTime::UNIX_EPOCH).date();
         let first = match self {
             Self::Day => today,

@@ -1,14 +1,14 @@
-//! What an app has used and reserved in one period of the calendar, by this process and by others.
+//! What an app has used and reserved in one calendar period, in this process and in others.
 
 use serde::{Deserialize, Serialize};
 
 use super::budget::{Amounts, Unit};
 
-/// Periods of one kind that an account remembers: the running one, and the one before it, in which requests in flight at midnight
-/// were reserved.
+/// Number of periods of one kind that an account keeps: the running one, and the previous one for requests that were in flight when
+/// it ended.
 const REMEMBERED: usize = 2;
 
-/// What was used, and what requests in flight have reserved.
+/// What has been used, and what requests in flight have reserved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Total {
     /// Used.
@@ -26,7 +26,7 @@ impl Total {
         Self { used: self.used.minus(other.used), reserved: self.reserved.minus(other.reserved) }
     }
 
-    /// Used and reserved together, in one unit.
+    /// The sum of used and reserved, in one unit.
     pub(super) fn of(self, unit: Unit) -> u64 {
         self.used.plus(self.reserved).of(unit)
     }
@@ -37,59 +37,60 @@ impl Total {
 pub(super) struct Count {
     /// When the period began, Unix time in seconds.
     pub(super) start: u64,
-    /// Of this process.
+    /// By this process.
     pub(super) mine: Total,
-    /// Of other replicas and earlier processes, as last heard.
+    /// By other replicas and earlier processes, as of the store's last reply or update.
     others: Total,
-    /// `mine` as the store knew it when `others` was heard.
-    pub(super) told: Total,
-    /// The version of the store's record that was heard last; `None`: `others` is from a file.
-    heard: Option<u64>,
+    /// The part of `mine` that the store's last reply included.
+    pub(super) reported: Total,
+    /// Version of the store's record that `others` was computed from; `None` if `others` comes from a file.
+    version: Option<u64>,
 }
 
 impl Count {
-    /// Of everybody.
+    /// By all processes.
     pub(super) fn total(&self) -> Total {
         self.others.plus(self.mine)
     }
 
-    /// Whether something of this process is not in the store yet, or has to be renewed there.
-    pub(super) fn is_untold(&self) -> bool {
-        self.mine != self.told || self.mine.reserved != Amounts::default()
+    /// Whether the store lacks changes of this process, or holds a reservation that has to be renewed.
+    pub(super) fn is_unreported(&self) -> bool {
+        self.mine != self.reported || self.mine.reserved != Amounts::default()
     }
 
-    /// Whether this process may reserve more, which shares with so many others what was left when it last heard of them.
+    /// Whether this process may reserve more while each of `replicas` processes may use an equal share of what was left at the last
+    /// update from the store.
     ///
-    /// As long as all of them have heard the same, their shares add up to what is left.
+    /// If all replicas have received the same update, their shares add up to what was left.
     pub(super) fn has_room(&self, unit: Unit, limit: u64, replicas: u32) -> bool {
-        let known = self.others.plus(self.told).of(unit);
+        let known = self.others.plus(self.reported).of(unit);
         let left = i128::from(limit) - i128::from(known);
-        let taken_since = i128::from(self.mine.of(unit)) - i128::from(self.told.of(unit));
+        let taken_since = i128::from(self.mine.of(unit)) - i128::from(self.reported.of(unit));
         taken_since < left.div_euclid(i128::from(replicas.max(1)))
     }
 
-    /// The store's answer: it has been told `told`, and these are the totals with it.
-    pub(super) fn answered(&mut self, told: Total, version: u64, total: Total) {
-        let others = total.minus(told);
-        // A store that has come back empty does not know what processes that have ended had used.
-        let known = self.heard.map_or(Amounts::default(), |_| self.others.used);
+    /// Applies the store's reply: `total` of all replicas, which includes `reported` from this one.
+    pub(super) fn apply_reply(&mut self, reported: Total, version: u64, total: Total) {
+        let others = total.minus(reported);
+        // A store that has lost its data lacks the usage of processes that have ended.
+        let known = self.version.map_or(Amounts::default(), |_| self.others.used);
         self.others = Total { used: known.max(others.used), reserved: others.reserved };
-        (self.told, self.heard) = (told, Some(version));
+        (self.reported, self.version) = (reported, Some(version));
     }
 
-    /// News of what another replica has told the store. The caller knows that the store knows `told`.
-    pub(super) fn hear(&mut self, version: u64, total: Total) {
-        if self.heard.is_some_and(|heard| heard < version) {
-            self.answered(self.told, version, total);
+    /// Applies an update that another replica caused. The caller makes sure that the store has acknowledged `reported`.
+    pub(super) fn apply_update(&mut self, version: u64, total: Total) {
+        if self.version.is_some_and(|known| known < version) {
+            self.apply_reply(self.reported, version, total);
         }
     }
 }
 
-/// The counts of one app's days, or of its months; the last one used first.
+/// The counts of one app's days or of its months, most recently used first.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Counts(Vec<Count>);
 
-/// A count as it is saved.
+/// A count in the saved file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SavedCount {
     start: u64,
@@ -100,13 +101,13 @@ pub(super) struct SavedCount {
 impl Counts {
     /// The count of the period that began at `start`.
     ///
-    /// Where the clock has stepped, that need not be the latest one: each period keeps its own count, so that a step forward and
-    /// back neither grants a budget twice nor refuses until a day that is far away.
+    /// If the wall clock was stepped, this is not necessarily the latest period. Each period has its own count, so stepping the
+    /// clock forward and back neither grants a budget twice nor refuses requests until a distant day.
     pub(super) fn at(&mut self, start: u64) -> &mut Count {
         match self.0.iter().position(|count| count.start == start) {
             Some(at) => self.0[..=at].rotate_right(1),
             None => {
-                // Back to before everything that is known: what was used then may have been forgotten, so it is what was used since.
+                // Earlier than every known period: its own count may have been dropped, so assume the usage of the earliest known one.
                 let earliest = self.0.iter().min_by_key(|count| count.start).filter(|count| count.start > start);
                 let others = earliest.map_or_else(Total::default, |count| Total { used: count.total().used, ..Total::default() });
                 self.0.truncate(REMEMBERED - 1);
@@ -116,12 +117,12 @@ impl Counts {
         &mut self.0[0]
     }
 
-    /// The count of a period, if it is remembered.
+    /// The count of a period, if it is kept.
     pub(super) fn find(&mut self, start: u64) -> Option<&mut Count> {
         self.0.iter_mut().find(|count| count.start == start)
     }
 
-    /// What was used and reserved in a period.
+    /// What has been used and reserved in a period.
     pub(super) fn total(&self, start: u64) -> Total {
         self.0.iter().find(|count| count.start == start).map_or_else(Total::default, Count::total)
     }
@@ -135,7 +136,7 @@ impl Counts {
         self.0.iter().all(|count| count.start < start && count.mine.reserved == Amounts::default())
     }
 
-    /// To be saved: what is in flight counts as used, since nobody will settle it.
+    /// The counts to save. What is in flight counts as used, because a restarted process cannot settle it.
     pub(super) fn saved(&self) -> Vec<SavedCount> {
         let used = |count: &Count| count.total().used.plus(count.mine.reserved);
         self.0.iter().map(|count| SavedCount { start: count.start, used: used(count) }).collect()
@@ -163,48 +164,48 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_without_the_store_has_its_share_of_what_was_left() {
+    fn a_replica_without_the_store_may_use_its_share_of_what_was_left() {
         let mut count = Count { mine: total(100, 50), ..Count::default() };
-        count.answered(count.mine, 1, total(500, 100));
-        // 400 of 1000 are left, and two replicas.
+        count.apply_reply(count.mine, 1, total(500, 100));
+        // 400 of 1000 are left for two replicas.
         let spend = |more: u64| Count { mine: total(100 + more, 50), ..count };
         assert!(spend(199).has_room(Unit::Tokens, 1000, 2));
         assert!(!spend(200).has_room(Unit::Tokens, 1000, 2));
         assert!(spend(399).has_room(Unit::Tokens, 1000, 1));
-        // What it had reserved and did not use is its own.
+        // A reservation that it did not use is available to it again.
         let settled = Count { mine: total(100 + 200, 0), ..count };
         assert!(settled.has_room(Unit::Tokens, 1000, 2));
         assert!(!count.has_room(Unit::Tokens, 600, 2) && !count.has_room(Unit::Tokens, 601, 2), "less than a share is left");
     }
 
     #[test]
-    fn an_answer_counts_nothing_twice() {
+    fn a_reply_counts_nothing_twice() {
         let mut count = Count { mine: total(300, 0), ..Count::default() };
-        count.answered(total(100, 0), 4, total(900, 40));
-        assert_eq!(count.total(), total(800 + 300, 40), "200 are not told yet");
-        count.answered(count.mine, 5, total(1100, 0));
+        count.apply_reply(total(100, 0), 4, total(900, 40));
+        assert_eq!(count.total(), total(800 + 300, 40), "200 are unreported");
+        count.apply_reply(count.mine, 5, total(1100, 0));
         assert_eq!(count.total(), total(1100, 0));
     }
 
     #[test]
-    fn news_count_unless_they_are_old() {
+    fn outdated_updates_are_ignored() {
         let mut count = Count::default();
-        count.hear(7, total(70, 0));
-        assert_eq!(count.total(), total(0, 0), "before the first answer");
-        count.answered(total(0, 0), 8, total(80, 10));
-        count.hear(7, total(70, 0));
+        count.apply_update(7, total(70, 0));
+        assert_eq!(count.total(), total(0, 0), "before the first reply");
+        count.apply_reply(total(0, 0), 8, total(80, 10));
+        count.apply_update(7, total(70, 0));
         assert_eq!(count.total(), total(80, 10));
-        count.hear(9, total(90, 0));
+        count.apply_update(9, total(90, 0));
         assert_eq!(count.total(), total(90, 0));
     }
 
     #[test]
-    fn a_store_that_comes_back_empty_makes_nobody_forget_what_was_used() {
+    fn usage_survives_a_store_that_lost_its_data() {
         let mut count = Counts::restored(vec![SavedCount { start: 5, used: tokens(400) }]).0[0];
         assert_eq!(count.total(), total(400, 0));
-        count.answered(total(0, 0), 3, total(350, 20));
-        assert_eq!(count.total(), total(350, 20), "the store knows better than the file");
-        count.answered(total(0, 0), 1, total(10, 0));
+        count.apply_reply(total(0, 0), 3, total(350, 20));
+        assert_eq!(count.total(), total(350, 20), "the store takes precedence over the file");
+        count.apply_reply(total(0, 0), 1, total(10, 0));
         assert_eq!(count.total(), total(350, 0));
     }
 }

@@ -1,4 +1,4 @@
-//! Keeps the ledger in a file, beside the one of the limits.
+//! Saves the ledger to a file next to `limits.state_file`.
 
 use std::{
     ffi::OsString,
@@ -13,38 +13,38 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::ledger::{Ledger, Saved};
 
-/// The ledger is saved this often, where it has changed.
+/// How often the ledger is saved if it has changed.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The file of the ledger beside `limits.state_file`: its name with `.apps` at the end.
+/// The path of the ledger's file: `limits.state_file` with `.apps` appended.
 pub fn path(state_file: &Path) -> PathBuf {
     let mut name = OsString::from(state_file);
     name.push(".apps");
     name.into()
 }
 
-/// Takes up what an earlier process has saved; a file that is not there is a first start.
+/// Restores what an earlier process saved. A missing file is normal on the first start.
 pub fn restore(ledger: &Ledger, path: &Path) {
     let saved = match fs::read(path) {
         Ok(saved) => saved,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
         Err(error) => {
-            tracing::error!(path = %path.display(), %error, "what apps have used cannot be read: budgets start from zero");
+            tracing::error!(path = %path.display(), %error, "cannot read the usage of apps: budgets start from zero");
             return;
         }
     };
     match serde_json::from_slice::<Saved>(&saved) {
         Ok(saved) => ledger.restore(saved),
         Err(error) => {
-            tracing::error!(path = %path.display(), %error, "what apps have used is not readable: budgets start from zero");
+            tracing::error!(path = %path.display(), %error, "the saved usage of apps is invalid: budgets start from zero");
         }
     }
 }
 
-/// Saves the ledger if it has changed. The file is replaced as a whole, so that a crash leaves the old one or the new one.
+/// Saves the ledger if it has changed. The file is replaced atomically, so a crash leaves either the old or the new one.
 ///
 /// # Errors
-/// What the file system said.
+/// The error of the file system.
 pub fn save(ledger: &Ledger, path: &Path) -> io::Result<()> {
     let Some(saved) = ledger.take_changes() else { return Ok(()) };
     let mut new = OsString::from(path);
@@ -55,7 +55,7 @@ pub fn save(ledger: &Ledger, path: &Path) -> io::Result<()> {
     fs::rename(&new, path)
 }
 
-/// Saves the ledger once a second; never ends.
+/// Saves the ledger once a second. Never returns.
 pub async fn keep_saved(ledger: Arc<Ledger>, path: Option<PathBuf>) {
     let Some(path) = path else { return std::future::pending().await };
     let mut ticks = interval(SAVE_INTERVAL);
@@ -65,8 +65,8 @@ pub async fn keep_saved(ledger: Arc<Ledger>, path: Option<PathBuf>) {
         let (ledger, path) = (ledger.clone(), path.clone());
         match tokio::task::spawn_blocking(move || save(&ledger, &path)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "what apps have used cannot be saved beside limits.state_file"),
-            Err(error) => tracing::error!(%error, "saving what apps have used panicked"),
+            Ok(Err(error)) => tracing::warn!(%error, "cannot save the usage of apps beside limits.state_file"),
+            Err(error) => tracing::error!(%error, "saving the usage of apps panicked"),
         }
     }
 }
@@ -79,7 +79,7 @@ mod tests {
     use crate::accounts::Amounts;
 
     #[test]
-    fn a_restart_takes_up_what_was_used_and_what_was_in_flight() {
+    fn a_restart_restores_what_was_used_and_in_flight() {
         let folder = TempDir::new().expect("a folder");
         let file = path(&folder.path().join("state.json"));
         assert!(file.ends_with("state.json.apps"));
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_file_is_a_start_anew() {
+    fn a_truncated_file_starts_from_zero() {
         let folder = TempDir::new().expect("a folder");
         let file = folder.path().join("x");
         let ledger = Ledger::default();

@@ -16,21 +16,21 @@ use super::{
     budget::{Amounts, Budget, Exceeded},
     calendar::Period,
     count::{Count, Counts, SavedCount, Total},
-    protocol::{Answer, Ask, Part, Transaction},
+    protocol::{Part, Reply, ReserveRequest, Transaction},
 };
 
-/// The accounts of all apps that have budgets. Times are Unix time in seconds, given by the caller.
+/// The accounts of all apps. Times are Unix time in seconds, given by the caller.
 #[derive(Debug, Default)]
 pub struct Ledger {
     accounts: Mutex<Accounts>,
     changed: AtomicBool,
-    /// Whether replicas share it through a store.
+    /// Whether replicas share the ledger through a store.
     is_shared: bool,
-    /// Something is to be told to the store.
-    pub(super) untold: Notify,
+    /// Notified when there is something to report to the store.
+    pub(super) unreported: Notify,
 }
 
-/// The ledger as it is saved, by app. What was in flight counts as used: nobody will settle it.
+/// The ledger in its saved form, by app. What was in flight counts as used, because a restarted process cannot settle it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved(BTreeMap<String, SavedAccount>);
 
@@ -47,16 +47,16 @@ impl Ledger {
         Self { is_shared: true, ..Self::default() }
     }
 
-    /// The apps that have entries: each has an account of its own, however many others there are.
+    /// Sets the apps that have entries. Each of them has an account of its own, however many other apps there are.
     pub fn name_apps<'a>(&self, apps: impl IntoIterator<Item = &'a str>) {
         self.lock().named = apps.into_iter().map(Arc::from).collect();
     }
 
-    /// Reserves `estimate` for a request of `app`, without asking anybody: this process is one of `replicas` that share, each for
-    /// itself, what was left when they last heard of each other.
+    /// Reserves `estimate` for a request of `app` without asking the store. Each of `replicas` processes may use an equal share of
+    /// what was left at the last update from the store.
     ///
     /// # Errors
-    /// The budget of `budgets` that is spent: what was used and reserved has reached its limit. Nothing is reserved then.
+    /// The first of `budgets` whose limit has been reached by what was used and reserved. Nothing is reserved then.
     pub fn reserve(
         self: &Arc<Self>,
         app: &Arc<str>,
@@ -74,16 +74,16 @@ impl Ledger {
         }
     }
 
-    /// The account that `app` has: its own, or the one of all apps beyond the bound.
+    /// The name of the account of `app`: its own, or the shared one if there are too many.
     pub(super) fn account_of(&self, app: &Arc<str>, now: u64) -> Arc<str> {
         self.lock().of(app, now).0
     }
 
-    /// The transaction that asks the store for the same.
+    /// The transaction that reserves `estimate` in the store.
     ///
     /// # Errors
-    /// The budget that is spent for certain, so that nobody needs to be asked.
-    pub(super) fn ask(
+    /// A budget that is known to be spent without asking the store.
+    pub(super) fn reserve_transaction(
         self: &Arc<Self>,
         app: &Arc<str>,
         budgets: &[Budget],
@@ -97,105 +97,105 @@ impl Ledger {
         if let Some(exceeded) = running.exceeded(budgets, now, spent) {
             return Err(exceeded);
         }
-        account.in_step = false;
+        account.is_acknowledged = false;
         let parts = Period::ALL.map(|period| Part::new(period, running.of(period), now));
-        let ask = Ask { budgets: budgets.into(), estimate, now };
-        // Told again unless it is answered.
-        accounts.untold.insert(app.clone());
-        Ok(Transaction { app, parts: parts.into(), ask: Some(ask) })
+        let reserve = ReserveRequest { budgets: budgets.into(), estimate, now };
+        // Reported again unless the store replies.
+        accounts.unreported.insert(app.clone());
+        Ok(Transaction { app, parts: parts.into(), reserve: Some(reserve) })
     }
 
-    /// The transaction that tells the store what it does not know of `app`; `None` where it knows everything.
-    pub(super) fn tell(&self, app: &Arc<str>, now: u64) -> Option<Transaction> {
+    /// The transaction that reports the changes of `app` to the store; `None` if there are none.
+    pub(super) fn report_transaction(&self, app: &Arc<str>, now: u64) -> Option<Transaction> {
         let mut accounts = self.lock();
-        accounts.untold.remove(app);
+        accounts.unreported.remove(app);
         let account = accounts.by_app.get_mut(app)?;
-        // A transaction without an answer may have been applied.
-        let in_step = std::mem::replace(&mut account.in_step, false);
+        // An earlier transaction without a reply may or may not have been applied, so report every period.
+        let is_acknowledged = std::mem::replace(&mut account.is_acknowledged, false);
         let of_period = |period: Period, counts: &Counts| -> Vec<Part> {
-            let untold = counts.iter().filter(|count| !in_step || count.is_untold());
-            untold.map(|count| Part::new(period, count, now)).collect()
+            let unreported = counts.iter().filter(|count| !is_acknowledged || count.is_unreported());
+            unreported.map(|count| Part::new(period, count, now)).collect()
         };
         let parts = [of_period(Period::Day, &account.days), of_period(Period::Month, &account.months)].concat();
-        account.in_step = in_step && parts.is_empty();
-        (!parts.is_empty()).then(|| Transaction { app: app.clone(), parts, ask: None })
+        account.is_acknowledged = is_acknowledged && parts.is_empty();
+        (!parts.is_empty()).then(|| Transaction { app: app.clone(), parts, reserve: None })
     }
 
-    /// The store's answer to `transaction`: what was asked for is reserved where it has granted that.
+    /// Applies the store's reply to `transaction`. Returns the permit if the transaction asked for one and the store granted it.
     ///
     /// # Errors
     /// The budget that is spent.
-    pub(super) fn answered(self: &Arc<Self>, transaction: &Transaction, answer: &Answer) -> Result<Option<Permit>, Exceeded> {
+    pub(super) fn apply_reply(self: &Arc<Self>, transaction: &Transaction, reply: &Reply) -> Result<Option<Permit>, Exceeded> {
         let mut accounts = self.lock();
-        let Transaction { app, parts, ask } = transaction;
-        accounts.untold.remove(app);
+        let Transaction { app, parts, reserve } = transaction;
+        accounts.unreported.remove(app);
         let account = accounts.by_app.entry(app.clone()).or_default();
-        account.in_step = true;
-        let granted = ask.as_ref().filter(|_| answer.granted);
-        let mut is_untold = false;
-        for (part, heard) in parts.iter().zip(&answer.parts) {
-            let asked = granted.map_or(Amounts::default(), |ask| ask.estimate);
-            let told = part.told.plus(Total { reserved: asked, ..Total::default() });
+        account.is_acknowledged = true;
+        let granted = reserve.as_ref().filter(|_| reply.granted);
+        let mut is_unreported = false;
+        for (part, shared) in parts.iter().zip(&reply.totals) {
+            let asked = granted.map_or(Amounts::default(), |reserve| reserve.estimate);
+            let reported = part.reported.plus(Total { reserved: asked, ..Total::default() });
             if let Some(count) = account.counts(part.period).find(part.start) {
-                count.answered(told, heard.version, heard.total);
-                is_untold |= count.mine != part.told;
+                count.apply_reply(reported, shared.version, shared.total);
+                is_unreported |= count.mine != part.reported;
             }
         }
-        let outcome = match (granted, ask) {
-            (Some(ask), _) => {
-                let starts = Period::ALL.map(|period| period.start(ask.now));
-                Ok(Some(self.permit(account, app.clone(), starts, ask.estimate)))
+        let outcome = match (granted, reserve) {
+            (Some(reserve), _) => {
+                let starts = Period::ALL.map(|period| period.start(reserve.now));
+                Ok(Some(self.permit(account, app.clone(), starts, reserve.estimate)))
             }
             (None, None) => Ok(None),
-            (None, Some(Ask { budgets, now, .. })) => {
+            (None, Some(ReserveRequest { budgets, now, .. })) => {
                 let spent = |count: &Count, budget: &Budget| count.total().of(budget.unit) >= budget.limit;
                 let running = account.at(*now);
-                // The store has counted the same; what has been settled since may have made room again.
+                // The store refused, but requests that settled since may have made room again. Name the first budget then.
                 let exceeded = running.exceeded(budgets, *now, spent).or_else(|| running.exceeded(budgets, *now, |_, _| true));
                 exceeded.map_or(Ok(None), Err)
             }
         };
-        if is_untold {
-            accounts.untold.insert(app.clone());
-            self.untold.notify_one();
+        if is_unreported {
+            accounts.unreported.insert(app.clone());
+            self.unreported.notify_one();
         }
         outcome
     }
 
-    /// News of what another replica has told the store.
-    pub(super) fn hear(&self, app: &str, period: Period, start: u64, version: u64, total: Total) {
-        if let Some(account) = self.lock().by_app.get_mut(app).filter(|account| account.in_step)
+    /// Applies an update that another replica caused.
+    pub(super) fn apply_update(&self, app: &str, period: Period, start: u64, version: u64, total: Total) {
+        if let Some(account) = self.lock().by_app.get_mut(app).filter(|account| account.is_acknowledged)
             && let Some(count) = account.counts(period).find(start)
         {
-            count.hear(version, total);
+            count.apply_update(version, total);
         }
     }
 
-    /// The store did not answer.
-    pub(super) fn remains_untold(&self, app: Arc<str>) {
-        self.lock().untold.insert(app);
+    /// Marks `app` as unreported, after a transaction without a reply.
+    pub(super) fn keep_unreported(&self, app: Arc<str>) {
+        self.lock().unreported.insert(app);
     }
 
-    /// The apps of which the store has to be told something; `all`: whatever it was told before.
-    pub(super) fn take_untold(&self, all: bool) -> Vec<Arc<str>> {
+    /// The apps to report to the store; with `all`, also those whose usage it has already acknowledged.
+    pub(super) fn take_unreported(&self, all: bool) -> Vec<Arc<str>> {
         let mut accounts = self.lock();
-        let Accounts { by_app, untold, .. } = &mut *accounts;
+        let Accounts { by_app, unreported, .. } = &mut *accounts;
         if all {
             for (app, account) in by_app.iter_mut().filter(|(_, account)| account.has_used()) {
-                account.in_step = false;
-                untold.insert(app.clone());
+                account.is_acknowledged = false;
+                unreported.insert(app.clone());
             }
         }
-        untold.drain().collect()
+        unreported.drain().collect()
     }
 
-    /// Apps with requests in flight: what they have reserved has to be renewed in the store.
+    /// Apps with requests in flight, whose reservations have to be renewed in the store.
     pub(super) fn in_flight(&self) -> Vec<Arc<str>> {
         let accounts = self.lock();
         accounts.by_app.iter().filter(|(_, account)| account.is_in_flight()).map(|(app, _)| app.clone()).collect()
     }
 
-    /// Completion tokens that a response to `app` has on average; 0 before the first one.
+    /// Average number of completion tokens of the responses to `app`; 0 before the first one.
     pub fn expected_completion(&self, app: &str) -> u64 {
         self.lock().by_app.get(app).map_or(0, Account::expected_completion)
     }
@@ -210,7 +210,7 @@ impl Ledger {
         self.lock().by_app.iter_mut().map(|(app, account)| (app.clone(), account.usage(now))).collect()
     }
 
-    /// The ledger to be saved; `None` where nothing has changed since the last call.
+    /// The ledger to save; `None` if nothing has changed since the last call.
     pub fn take_changes(&self) -> Option<Saved> {
         self.changed.swap(false, Ordering::Relaxed).then(|| {
             let accounts = self.lock();
@@ -221,7 +221,7 @@ impl Ledger {
         })
     }
 
-    /// Takes up what an earlier process has saved.
+    /// Restores what an earlier process saved.
     pub fn restore(&self, saved: Saved) {
         let mut accounts = self.lock();
         for (app, SavedAccount { days, months }) in saved.0 {
@@ -240,7 +240,7 @@ impl Ledger {
         Permit { ledger: self.clone(), app, starts, reserved: estimate, used: Amounts::default() }
     }
 
-    /// Counts into the day and the month in which the request was reserved.
+    /// Settles in the day and the month in which the request was reserved.
     fn settle(&self, permit: &Permit) {
         let mut accounts = self.lock();
         let Some(account) = accounts.by_app.get_mut(&permit.app) else { return };
@@ -252,8 +252,8 @@ impl Ledger {
         }
         self.changed.store(true, Ordering::Relaxed);
         if self.is_shared {
-            accounts.untold.insert(permit.app.clone());
-            self.untold.notify_one();
+            accounts.unreported.insert(permit.app.clone());
+            self.unreported.notify_one();
         }
     }
 
@@ -262,12 +262,12 @@ impl Ledger {
     }
 }
 
-/// What a request has reserved of its app's budgets. Settled when dropped, with what has been used by then.
+/// A reservation under the budgets of an app. Settled on drop with what has been used by then.
 #[derive(Debug)]
 pub struct Permit {
     ledger: Arc<Ledger>,
     app: Arc<str>,
-    /// When the day and the month began in which it was reserved.
+    /// Start of the day and of the month in which it was reserved.
     starts: [u64; 2],
     reserved: Amounts,
     used: Amounts,
@@ -279,7 +279,7 @@ impl Permit {
         self.used = self.used.plus(amounts);
     }
 
-    /// Learns how long the app's responses are.
+    /// Updates the average length of the app's responses.
     pub fn learn_completion(&self, tokens: u64) {
         if let Some(account) = self.ledger.lock().by_app.get_mut(&self.app) {
             account.learn_completion(tokens);

@@ -1,4 +1,4 @@
-//! What is reserved, refused, settled and remembered, in given times.
+//! Reservations, refusals, settlement and saved state of the ledger, at given times.
 
 use proptest::prelude::*;
 
@@ -58,14 +58,14 @@ fn a_clock_that_goes_back_grants_nothing_twice() {
     spend(42 * DAY).expect("a later day");
 }
 
-/// A clock that was wrong must not refuse until the day that it showed.
+/// A clock that was wrong must not cause refusals until the day that it showed.
 #[test]
 fn a_clock_that_goes_forward_and_back_grants_each_day_once() {
     const YEARS: u64 = 10_000 * DAY;
     let ledger = Arc::<Ledger>::default();
     let spend = |now| ledger.reserve(&app(), &per_day(100), tokens(100), now, 1).map(|mut permit| permit.used(tokens(100)));
     spend(40 * DAY).expect("the first day");
-    spend(40 * DAY + YEARS).expect("another day, as far as anybody knows");
+    spend(40 * DAY + YEARS).expect("another day by that clock");
     assert!(spend(40 * DAY).is_err(), "back again");
     spend(41 * DAY).expect("the next day");
     // The same where the process began with the wrong clock.
@@ -76,9 +76,9 @@ fn a_clock_that_goes_forward_and_back_grants_each_day_once() {
     spend(41 * DAY).expect("the next day");
 }
 
-/// It is reserved and used in the day in which it was sent, and the new day is untouched.
+/// It counts for the day in which it was reserved, and not for the new day.
 #[test]
-fn what_is_in_flight_at_midnight_belongs_to_the_day_in_which_it_was_reserved() {
+fn what_is_in_flight_at_midnight_counts_for_the_day_in_which_it_was_reserved() {
     let ledger = Arc::<Ledger>::default();
     let reserve = |now| ledger.reserve(&app(), &per_day(100), tokens(60), now, 1);
     let mut before = vec![reserve(11 * DAY - 1).expect("nothing is used"), reserve(11 * DAY - 1).expect("60 are reserved")];
@@ -92,7 +92,7 @@ fn what_is_in_flight_at_midnight_belongs_to_the_day_in_which_it_was_reserved() {
     drop(after);
 }
 
-/// Day after day under load: each day grants its budget, and what was in flight.
+/// Under constant load each day grants its budget exactly once.
 #[test]
 fn every_day_grants_its_budget_once() {
     let ledger = Arc::<Ledger>::default();
@@ -104,7 +104,7 @@ fn every_day_grants_its_budget_once() {
             admitted[(now / DAY - 100) as usize] += 50;
             in_flight.push_back(permit);
         }
-        // Each takes fifty minutes.
+        // Each request takes fifty minutes.
         if in_flight.len() > 5 {
             in_flight.pop_front();
         }
@@ -161,14 +161,14 @@ fn what_is_saved_counts_what_was_in_flight() {
         AppUse { month: tokens(37).plus(Amounts { requests: 1, ..Amounts::default() }), ..AppUse::default() }
     );
     drop(in_flight);
-    assert_eq!(ledger.usage("a", DAY).day.tokens, 7, "the running process knows better");
+    assert_eq!(ledger.usage("a", DAY).day.tokens, 7, "the running process settles what it had in flight");
 }
 
 proptest! {
-    /// However requests overlap: one is admitted while what was used and reserved is below the limit, and only then, so that a
-    /// budget is overrun by what was in flight at most.
+    /// However requests overlap, one is admitted if and only if what was used and reserved is below the limit, so a budget is exceeded
+    /// by at most what was in flight.
     #[test]
-    fn a_budget_is_overrun_by_what_was_in_flight_at_most(
+    fn a_budget_is_exceeded_by_at_most_what_was_in_flight(
         steps in proptest::collection::vec((any::<bool>(), 1..200_u64, 0..200_u64), 1..100),
     ) {
         const LIMIT: u64 = 1000;

@@ -3,28 +3,28 @@
 /// The price of a model: of its tokens, of its audio, or of both.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Price {
-    /// Of tokens; `None`: nobody knows.
+    /// Price of tokens, if known.
     pub tokens: Option<TokenPrice>,
-    /// USD for an hour of audio; `None`: nobody knows.
+    /// USD for an hour of audio, if known.
     pub audio_hour: Option<f64>,
 }
 
-/// The price of tokens: USD per million.
+/// The price of tokens in USD per million.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TokenPrice {
     /// Prompt tokens.
     pub input: f64,
-    /// Prompt tokens that came from the cache.
+    /// Cached prompt tokens.
     pub cached_input: f64,
     /// Completion tokens.
     pub output: f64,
 }
 
-/// A USD per million tokens is so many billionths of a USD per token.
+/// Billionths of a USD per token that equal one USD per million tokens.
 const NANO_PER_TOKEN: f64 = 1000.0;
 
 impl Price {
-    /// The cost of tokens, billionths of a USD; 0 without their price. `prompt` includes the `cached` ones.
+    /// The cost of tokens in billionths of a USD; 0 without a price. `prompt` includes the `cached` ones.
     pub fn of_tokens(&self, prompt: u64, cached: u64, completion: u64) -> u64 {
         let fresh = prompt.saturating_sub(cached) as f64;
         self.tokens.map_or(0, |price| {
@@ -33,7 +33,7 @@ impl Price {
         })
     }
 
-    /// The cost of audio, billionths of a USD; 0 without its price.
+    /// The cost of audio in billionths of a USD; 0 without a price.
     pub fn of_audio(&self, seconds: u64) -> u64 {
         self.audio_hour.map_or(0, |hour| nano(seconds as f64 / 3600.0 * hour * 1e9))
     }

@@ -1,4 +1,4 @@
-//! What a replica tells the store of an app and asks of it: plain data, and its words in the store's script.
+//! The transactions that share budgets between replicas: their data, and their form in the arguments and replies of the Lua script.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,22 +11,22 @@ use super::{
     count::Total,
 };
 
-/// One transaction, in Redis' Lua: all of it or nothing.
+/// The Lua script that applies one transaction atomically in Redis.
 pub const SCRIPT: &str = include_str!("transaction.lua");
 
-/// Doubles hold amounts up to here exactly: 9 million USD, for one. More is as good as this.
+/// Largest amount that Lua's doubles hold exactly, 9 million USD. Larger amounts are clamped to it.
 const LARGEST: u64 = 1 << 53;
-/// A period's record is kept so much longer than the period: requests in flight at its end, and clocks that differ.
+/// How long a record is kept after its period, for requests in flight at its end and for clocks that differ.
 const KEPT: Duration = Duration::from_secs(86_400);
-/// What a replica has reserved comes back when it has not been renewed for so long.
+/// Reservations of a replica are released when they have not been renewed for this long.
 pub(super) const LEASE: Duration = Duration::from_secs(15);
 
-/// What the store is told of one app, and asked for, in one step.
+/// Reports usage of one app to the store and optionally reserves, in one atomic step.
 #[derive(Clone, Debug)]
 pub(super) struct Transaction {
     pub(super) app: Arc<str>,
     pub(super) parts: Vec<Part>,
-    pub(super) ask: Option<Ask>,
+    pub(super) reserve: Option<ReserveRequest>,
 }
 
 /// One period's part of a transaction.
@@ -34,39 +34,39 @@ pub(super) struct Transaction {
 pub(super) struct Part {
     pub(super) period: Period,
     pub(super) start: u64,
-    /// What this process has used and reserved, in all.
-    pub(super) told: Total,
+    /// What this process has used and reserved in this period so far.
+    pub(super) reported: Total,
     time_left: Duration,
 }
 
 impl Part {
     pub(super) fn new(period: Period, count: &Count, now: u64) -> Self {
-        Self { period, start: count.start, told: count.mine, time_left: period.time_left(now) }
+        Self { period, start: count.start, reported: count.mine, time_left: period.time_left(now) }
     }
 }
 
-/// A request that wants to reserve.
+/// What a request wants to reserve.
 #[derive(Clone, Debug)]
-pub(super) struct Ask {
+pub(super) struct ReserveRequest {
     pub(super) budgets: Box<[Budget]>,
     pub(super) estimate: Amounts,
     pub(super) now: u64,
 }
 
 impl Transaction {
-    /// The transaction as the script reads it. `serial` grows from one to the next.
+    /// The argument of the script. `serial` increases with each transaction of a replica.
     pub(super) fn to_json(&self, replica: &str, serial: u64) -> String {
         let parts: Vec<_> = self.parts.iter().map(|part| self.part(part)).collect();
         let mut request = json!({ "replica": replica, "serial": serial, "lease": LEASE.as_millis() as u64, "parts": parts });
-        if let Some(ask) = &self.ask {
-            request["ask"] = json!(in_order(ask.estimate));
+        if let Some(reserve) = &self.reserve {
+            request["reserve"] = json!(in_order(reserve.estimate));
         }
         request.to_string()
     }
 
     fn part(&self, part: &Part) -> serde_json::Value {
-        let budgets = self.ask.iter().flat_map(|ask| &ask.budgets).filter(|budget| budget.period == part.period);
-        // A budget of nothing has no room either; a missing one is none.
+        let budgets = self.reserve.iter().flat_map(|reserve| &reserve.budgets).filter(|budget| budget.period == part.period);
+        // -1 means no limit; a limit of 0 refuses everything.
         let limits = Unit::ALL.map(|unit| {
             budgets
                 .clone()
@@ -75,42 +75,42 @@ impl Transaction {
                 .min()
                 .unwrap_or(-1)
         });
-        let kept = (part.time_left + KEPT).as_millis() as u64;
-        json!({ "used": in_order(part.told.used), "reserved": in_order(part.told.reserved), "limits": limits, "kept": kept })
+        let expires_in = (part.time_left + KEPT).as_millis() as u64;
+        json!({ "used": in_order(part.reported.used), "reserved": in_order(part.reported.reserved), "limits": limits, "expires_in": expires_in })
     }
 }
 
-/// The store's answer.
+/// The store's reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
-    /// Whether what was asked for is reserved.
+pub(super) struct Reply {
+    /// Whether the requested amount was reserved.
     pub(super) granted: bool,
-    /// Each part of the transaction, as everybody has used it.
-    pub(super) parts: Vec<Heard>,
+    /// The totals of all replicas, one for each part of the transaction.
+    pub(super) totals: Vec<SharedTotal>,
 }
 
-/// What everybody has used and reserved in a period.
+/// What all replicas have used and reserved in a period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Heard {
-    /// Grows with every change.
+pub(super) struct SharedTotal {
+    /// Increases with every change.
     pub(super) version: u64,
     pub(super) total: Total,
 }
 
-impl Answer {
-    /// `None` for anything that the script does not say.
-    pub(super) fn parse(words: &[String], parts: usize) -> Option<Self> {
-        let (granted, heard) = words.split_first()?;
+impl Reply {
+    /// `None` if it is not a reply of the script.
+    pub(super) fn parse(fields: &[String], parts: usize) -> Option<Self> {
+        let (granted, totals) = fields.split_first()?;
         let granted = matches!(granted.as_str(), "0" | "1").then_some(granted == "1")?;
-        let heard: Vec<_> = heard.iter().map(|words| Heard::parse(words)).collect::<Option<_>>()?;
-        (heard.len() == parts).then_some(Self { granted, parts: heard })
+        let totals: Vec<_> = totals.iter().map(|text| SharedTotal::parse(text)).collect::<Option<_>>()?;
+        (totals.len() == parts).then_some(Self { granted, totals })
     }
 }
 
-impl Heard {
-    /// A version, three amounts used, three reserved.
-    pub(super) fn parse(words: &str) -> Option<Self> {
-        let numbers: Vec<u64> = words.split(' ').map(|word| word.parse().ok()).collect::<Option<_>>()?;
+impl SharedTotal {
+    /// Parses the version, the three used amounts and the three reserved ones.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let numbers: Vec<u64> = text.split(' ').map(|number| number.parse().ok()).collect::<Option<_>>()?;
         let &[version, a, b, c, d, e, f] = numbers.as_slice() else { return None };
         let amounts = |[requests, tokens, nano_usd]: [u64; 3]| Amounts { requests, tokens, nano_usd };
         Some(Self { version, total: Total { used: amounts([a, b, c]), reserved: amounts([d, e, f]) } })
@@ -128,14 +128,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_has_a_total_for_each_part() {
+    fn a_reply_has_a_total_for_each_part() {
         let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
-        let answer = Answer::parse(&words(&["1", "7 1 2 3 4 5 6"]), 1).expect("an answer");
+        let reply = Reply::parse(&words(&["1", "7 1 2 3 4 5 6"]), 1).expect("a reply");
         let amounts = |requests, tokens, nano_usd| Amounts { requests, tokens, nano_usd };
         let total = Total { used: amounts(1, 2, 3), reserved: amounts(4, 5, 6) };
-        assert_eq!(answer, Answer { granted: true, parts: vec![Heard { version: 7, total }] });
+        assert_eq!(reply, Reply { granted: true, totals: vec![SharedTotal { version: 7, total }] });
         for odd in [&[][..], &["2"], &["1"], &["1", "7 1 2 3 4 5"], &["1", "7 1 2 3 4 5 -6"], &["1", "a"], &["1", "", ""]] {
-            assert_eq!(Answer::parse(&words(odd), 1), None, "{odd:?}");
+            assert_eq!(Reply::parse(&words(odd), 1), None, "{odd:?}");
         }
     }
 
@@ -143,9 +143,9 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
 
         #[test]
-        fn no_answer_is_too_odd(words in prop::collection::vec(".*", 0..4)) {
-            if let Some(answer) = Answer::parse(&words, 2) {
-                prop_assert_eq!(answer.parts.len(), 2);
+        fn any_reply_can_be_parsed(words in prop::collection::vec(".*", 0..4)) {
+            if let Some(reply) = Reply::parse(&words, 2) {
+                prop_assert_eq!(reply.totals.len(), 2);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Replicas and the store that they share a budget through, as a model: with the store, without it, and with one of them cut off.
+//! Property tests of replicas that share a budget through a model of the store: reachable, lost, or lost by one replica alone.
 
 use std::collections::HashMap;
 
@@ -8,35 +8,35 @@ use super::{
     tests::{DAY, app, per_day, tokens},
     *,
 };
-use crate::accounts::protocol::Heard;
+use crate::accounts::protocol::SharedTotal;
 
-/// The store's law, written again: what each replica has used counts for ever, what it has reserved as long as it lives.
+/// A model of the store's script: usage of a replica counts forever, its reservations while it runs.
 #[derive(Default)]
-struct Law {
+struct StoreModel {
     version: u64,
-    told: HashMap<usize, Total>,
+    reported: HashMap<usize, Total>,
 }
 
-impl Law {
-    fn transact(&mut self, replica: usize, transaction: &Transaction) -> Answer {
+impl StoreModel {
+    fn transact(&mut self, replica: usize, transaction: &Transaction) -> Reply {
         self.version += 1;
         let part = &transaction.parts[0];
-        let mine = self.told.entry(replica).or_default();
-        *mine = Total { used: mine.used.max(part.told.used), reserved: part.told.reserved };
+        let mine = self.reported.entry(replica).or_default();
+        *mine = Total { used: mine.used.max(part.reported.used), reserved: part.reported.reserved };
         let before = self.total();
-        let ask = transaction.ask.as_ref();
+        let reserve = transaction.reserve.as_ref();
         let fits = |budget: &Budget| before.of(budget.unit) < budget.limit;
-        let granted = ask.filter(|ask| ask.budgets.iter().all(fits));
-        if let Some(ask) = granted {
-            let mine = self.told.entry(replica).or_default();
-            mine.reserved = mine.reserved.plus(ask.estimate);
+        let granted = reserve.filter(|reserve| reserve.budgets.iter().all(fits));
+        if let Some(reserve) = granted {
+            let mine = self.reported.entry(replica).or_default();
+            mine.reserved = mine.reserved.plus(reserve.estimate);
         }
-        let heard = Heard { version: self.version, total: self.total() };
-        Answer { granted: granted.is_some(), parts: vec![heard; transaction.parts.len()] }
+        let total = SharedTotal { version: self.version, total: self.total() };
+        Reply { granted: granted.is_some(), totals: vec![total; transaction.parts.len()] }
     }
 
     fn total(&self) -> Total {
-        self.told.values().fold(Total::default(), |sum, told| sum.plus(*told))
+        self.reported.values().fold(Total::default(), |sum, reported| sum.plus(*reported))
     }
 }
 
@@ -44,13 +44,13 @@ impl Law {
 enum Step {
     /// A request of this replica, by an estimate.
     Reserve(usize, u64),
-    /// The oldest request of this replica ends, and has used this.
+    /// The oldest request of this replica ends, having used this many tokens.
     Settle(usize, u64),
-    /// The store is lost for everybody, or found again.
-    Turn,
-    /// The answer to what this replica tells is lost: the store has applied it.
-    Lose(usize, u64),
-    /// This replica is killed, and starts again.
+    /// The store becomes unreachable for all replicas, or reachable again.
+    ToggleStore,
+    /// The store applies a transaction of this replica, but its reply is lost.
+    LoseReply(usize, u64),
+    /// This replica is killed and restarted.
     Kill(usize),
 }
 
@@ -60,23 +60,23 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => (0..REPLICAS, 1..200_u64).prop_map(|(replica, estimate)| Step::Reserve(replica, estimate)),
         8 => (0..REPLICAS, 0..200_u64).prop_map(|(replica, used)| Step::Settle(replica, used)),
-        1 => Just(Step::Turn),
-        1 => (0..REPLICAS, 1..200_u64).prop_map(|(replica, estimate)| Step::Lose(replica, estimate)),
+        1 => Just(Step::ToggleStore),
+        1 => (0..REPLICAS, 1..200_u64).prop_map(|(replica, estimate)| Step::LoseReply(replica, estimate)),
         1 => (0..REPLICAS).prop_map(Step::Kill),
     ]
 }
 
 /// Replicas and their store.
 struct World {
-    law: Law,
+    store: StoreModel,
     is_up: bool,
     ledgers: Vec<Arc<Ledger>>,
     in_flight: Vec<Vec<(u64, Permit)>>,
-    /// Names of processes in the store: one that is started again has another.
+    /// Ids of the processes in the store; a restarted one gets a new id.
     names: Vec<usize>,
-    /// What each replica has reserved last: it had room for less.
+    /// The last reservation of each replica, by which it may exceed its share.
     last: [u64; REPLICAS],
-    /// Used by all processes, those that were killed included.
+    /// Used by all processes, including killed ones.
     used: u64,
 }
 
@@ -87,7 +87,7 @@ impl World {
         let ledgers = std::iter::repeat_with(|| Arc::new(Ledger::shared())).take(REPLICAS).collect();
         let in_flight = std::iter::repeat_with(Vec::new).take(REPLICAS).collect();
         let mut world = Self {
-            law: Law::default(),
+            store: StoreModel::default(),
             is_up: true,
             ledgers,
             in_flight,
@@ -95,31 +95,31 @@ impl World {
             last: [0; REPLICAS],
             used: 0,
         };
-        (0..REPLICAS).for_each(|replica| world.meet(replica));
+        (0..REPLICAS).for_each(|replica| world.join(replica));
         world
     }
 
-    /// A replica hears of the others as soon as it asks, whatever the answer.
-    fn meet(&mut self, replica: usize) {
-        if let Ok(transaction) = self.ledgers[replica].ask(&app(), &per_day(0), tokens(0), DAY) {
-            panic!("nothing fits into a budget of nothing: {transaction:?}");
+    /// A replica learns the totals with its first transaction, whether or not it is granted.
+    fn join(&mut self, replica: usize) {
+        if let Ok(transaction) = self.ledgers[replica].reserve_transaction(&app(), &per_day(0), tokens(0), DAY) {
+            panic!("a budget of 0 has no room: {transaction:?}");
         }
-        let transaction = self.ledgers[replica].ask(&app(), &[], tokens(0), DAY).expect("no budget");
-        let answer = self.law.transact(self.names[replica], &transaction);
-        drop(self.ledgers[replica].answered(&transaction, &answer));
-        self.tell(replica);
+        let transaction = self.ledgers[replica].reserve_transaction(&app(), &[], tokens(0), DAY).expect("no budget");
+        let reply = self.store.transact(self.names[replica], &transaction);
+        drop(self.ledgers[replica].apply_reply(&transaction, &reply));
+        self.report(replica);
     }
 
-    /// Tells the store everything, and everybody hears of it.
-    fn tell(&mut self, replica: usize) {
-        let transaction = self.ledgers[replica].tell(&app(), DAY);
+    /// Reports everything to the store, and sends its update to all replicas.
+    fn report(&mut self, replica: usize) {
+        let transaction = self.ledgers[replica].report_transaction(&app(), DAY);
         if let Some(transaction) = transaction {
-            let answer = self.law.transact(self.names[replica], &transaction);
-            self.ledgers[replica].answered(&transaction, &answer).expect("nothing is asked for");
+            let reply = self.store.transact(self.names[replica], &transaction);
+            self.ledgers[replica].apply_reply(&transaction, &reply).expect("a report reserves nothing");
         }
         for ledger in &self.ledgers {
             for period in Period::ALL {
-                ledger.hear("a", period, period.start(DAY), self.law.version, self.law.total());
+                ledger.apply_update("a", period, period.start(DAY), self.store.version, self.store.total());
             }
         }
     }
@@ -132,15 +132,15 @@ impl World {
         let (before, budgets) = (self.used + self.reserved(), per_day(Self::LIMIT));
         let ledger = self.ledgers[replica].clone();
         let reserved = if self.is_up {
-            ledger.ask(&app(), &budgets, tokens(estimate), DAY).and_then(|transaction| {
-                let answer = self.law.transact(self.names[replica], &transaction);
-                ledger.answered(&transaction, &answer)
+            ledger.reserve_transaction(&app(), &budgets, tokens(estimate), DAY).and_then(|transaction| {
+                let reply = self.store.transact(self.names[replica], &transaction);
+                ledger.apply_reply(&transaction, &reply)
             })
         } else {
             ledger.reserve(&app(), &budgets, tokens(estimate), DAY, REPLICAS as u32).map(Some)
         };
         if self.is_up {
-            self.tell(replica);
+            self.report(replica);
             prop_assert_eq!(reserved.is_ok(), before < Self::LIMIT, "{} are used or reserved", before);
         }
         if let Ok(Some(permit)) = reserved {
@@ -156,8 +156,8 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
-    /// With the store a request is admitted while all replicas together have used and reserved less than the budget, and only then;
-    /// without it each replica exceeds its share by one reservation at most. Nothing is lost or counted twice.
+    /// With the store, a request is admitted if and only if all replicas together have used and reserved less than the budget.
+    /// Without it, each replica exceeds its share by at most one reservation. Nothing is lost or counted twice.
     #[test]
     fn replicas_together_never_exceed_the_budget_and_what_was_in_flight(steps in prop::collection::vec(step(), 1..80)) {
         let mut world = World::new();
@@ -166,43 +166,43 @@ proptest! {
                 Step::Reserve(replica, estimate) => world.reserve(replica, estimate)?,
                 Step::Settle(replica, used) if !world.in_flight[replica].is_empty() => {
                     let (estimate, mut permit) = world.in_flight[replica].remove(0);
-                    // No more than was reserved: an underestimate is what a budget is overrun by.
+                    // At most what was reserved: underestimates may exceed the budget and are not tested here.
                     let used = used.min(estimate);
                     permit.used(tokens(used));
                     world.used += used;
                     drop(permit);
                     if world.is_up {
-                        world.tell(replica);
+                        world.report(replica);
                     }
                 }
-                Step::Turn => {
+                Step::ToggleStore => {
                     world.is_up = !world.is_up;
                     if world.is_up {
-                        (0..REPLICAS).for_each(|replica| world.tell(replica));
+                        (0..REPLICAS).for_each(|replica| world.report(replica));
                     }
                 }
-                Step::Lose(replica, estimate) if world.is_up => {
+                Step::LoseReply(replica, estimate) if world.is_up => {
                     let ledger = world.ledgers[replica].clone();
-                    if let Ok(transaction) = ledger.ask(&app(), &per_day(World::LIMIT), tokens(estimate), DAY) {
-                        world.law.transact(world.names[replica], &transaction);
+                    if let Ok(transaction) = ledger.reserve_transaction(&app(), &per_day(World::LIMIT), tokens(estimate), DAY) {
+                        world.store.transact(world.names[replica], &transaction);
                     }
-                    world.tell(replica);
+                    world.report(replica);
                 }
-                // Without the store nobody would know what it has used: that is the state file's to tell.
+                // Only with the store: otherwise what the replica used would be known to its state file alone.
                 Step::Kill(replica) if world.is_up => {
                     world.in_flight[replica].clear();
                     let name = world.names[replica];
-                    world.law.told.entry(name).or_default().reserved = Amounts::default();
+                    world.store.reported.entry(name).or_default().reserved = Amounts::default();
                     world.names[replica] += REPLICAS;
                     world.ledgers[replica] = Arc::new(Ledger::shared());
-                    (0..REPLICAS).for_each(|replica| world.meet(replica));
+                    (0..REPLICAS).for_each(|replica| world.join(replica));
                 }
                 _ => {}
             }
         }
         world.is_up = true;
         world.in_flight.iter_mut().for_each(Vec::clear);
-        (0..REPLICAS).for_each(|replica| world.tell(replica));
+        (0..REPLICAS).for_each(|replica| world.report(replica));
         for ledger in &world.ledgers {
             let usage = ledger.usage("a", DAY);
             prop_assert_eq!((usage.day.tokens, usage.reserved), (world.used, Amounts::default()), "nothing is lost or counted twice");
@@ -210,7 +210,7 @@ proptest! {
     }
 }
 
-/// The others cannot know what a replica grants that alone has lost the store, and use what was left among themselves.
+/// The other replicas cannot know what a replica grants while it alone has lost the store, and use all that was left.
 #[test]
 fn a_replica_that_alone_loses_the_store_adds_its_share_of_what_was_left() {
     const ONE: u64 = 10;
@@ -218,7 +218,7 @@ fn a_replica_that_alone_loses_the_store_adds_its_share_of_what_was_left() {
     world.reserve(0, 500).expect("nothing is used");
     world.in_flight[0].pop().expect("it was granted").1.used(tokens(500));
     world.used = 500;
-    world.tell(0);
+    world.report(0);
     let alone = || world.ledgers[2].reserve(&app(), &budgets, tokens(ONE), DAY, REPLICAS as u32);
     let mut granted = 0;
     while let Ok(mut permit) = alone() {
@@ -234,11 +234,11 @@ fn a_replica_that_alone_loses_the_store_adds_its_share_of_what_was_left() {
             break;
         }
         world.used += ONE;
-        world.tell(replica);
+        world.report(replica);
     }
     assert_eq!(world.used, World::LIMIT);
-    // It counts once when it is back.
-    world.tell(2);
+    // When it is back, its usage is counted once.
+    world.report(2);
     for ledger in &world.ledgers {
         assert_eq!(ledger.usage("a", DAY).day.tokens, World::LIMIT + left / REPLICAS as u64);
     }

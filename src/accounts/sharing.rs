@@ -1,6 +1,6 @@
-//! Budgets that replicas share through the limiters' store: a request reserves there, and what it has used is told there.
+//! Budgets shared by replicas through the limiters' store: requests reserve there, and their usage is reported there.
 //!
-//! Without an answer of the store each replica goes on with its share of what was left when it last heard of the others.
+//! If the store does not reply, each replica uses its share of what was left at the last update.
 
 use std::{
     collections::HashMap,
@@ -25,25 +25,26 @@ use super::{
     budget::{Amounts, Budget, Exceeded},
     calendar::Period,
     ledger::{Ledger, Permit},
-    protocol::{Answer, Heard, LEASE, SCRIPT, Transaction},
+    protocol::{LEASE, Reply, SCRIPT, SharedTotal, Transaction},
 };
 
-/// Apps whose transactions need not wait for each other's; of one app there is one on its way at a time.
+/// Number of transactions that may be in flight at once. Transactions of one app are sent one after the other.
 const SLOTS: usize = 64;
-/// After a transaction without an answer the store is not asked again for so long.
+/// How long the store is not asked after a transaction without a reply.
 const BACK_OFF: Duration = Duration::from_millis(500);
-/// What requests in flight have reserved is renewed this often.
-const RENEW: Duration = LEASE.checked_div(3).expect("three is not zero");
-/// A store that has been found again is noticed within this.
-const LOOK: Duration = Duration::from_millis(250);
-/// So long each replica keeps to its share after that: until then all of them have told what they used meanwhile.
-const MEETING: Duration = Duration::from_secs(2);
-/// Everything is told again this often, to a store that has been emptied and not been away.
-const REPEAT: Duration = Duration::from_secs(60);
-/// Transactions at once that tell what has been used.
-const TELLING: usize = 64;
+/// How often reservations of requests in flight are renewed.
+const RENEW_PERIOD: Duration = LEASE.checked_div(3).expect("three is not zero");
+/// How often the state of the connection to the store is checked.
+const POLL_PERIOD: Duration = Duration::from_millis(250);
+/// How long each replica keeps to its share after the store is reachable again, so that all replicas can report what they used during
+/// the outage.
+const SYNC_PERIOD: Duration = Duration::from_secs(2);
+/// How often all usage is reported again, in case the store lost its data without becoming unreachable.
+const REPEAT_PERIOD: Duration = Duration::from_secs(60);
+/// Maximum number of concurrent reports.
+const MAX_REPORTS: usize = 64;
 
-/// The ledger, and the store through which replicas share it, where there is one.
+/// The ledger, and the store through which replicas share it, if one is configured.
 #[derive(Debug)]
 pub struct SharedLedger {
     ledger: Arc<Ledger>,
@@ -53,21 +54,21 @@ pub struct SharedLedger {
 #[derive(Debug)]
 struct Store {
     handle: StoreHandle,
-    /// First part of every key.
+    /// Prefix of every key.
     prefix: String,
-    /// This process.
+    /// Random id of this process.
     replica: String,
     serial: AtomicU64,
-    /// The last of the store's sessions in which all replicas have told what they had used before.
-    met: AtomicU64,
-    /// Until when the store is not asked.
+    /// The latest store session in which all replicas have had time to report what they used before it.
+    synchronized_session: AtomicU64,
+    /// For each slot, when the store may be asked again.
     slots: [AsyncMutex<Option<Instant>>; SLOTS],
-    /// Apps by the digest in their keys, for updates.
+    /// Apps by the prefix of their keys, to look up the app of an update.
     apps: Mutex<HashMap<String, Arc<str>>>,
 }
 
 impl SharedLedger {
-    /// A ledger that replicas share through `store`, under keys that begin with `prefix`; or one that is this process' alone.
+    /// A ledger shared through `store` under keys that begin with `prefix`, or a local one without a store.
     pub fn new(store: Option<StoreHandle>, prefix: &str) -> Self {
         let ledger = if store.is_some() { Ledger::shared() } else { Ledger::default() };
         let store = store.map(|handle| Store {
@@ -75,20 +76,20 @@ impl SharedLedger {
             prefix: prefix.to_owned(),
             replica: format!("{:016x}", fastrand::u64(..)),
             serial: AtomicU64::new(0),
-            // A process that has just started has nothing to tell.
-            met: AtomicU64::new(1),
+            // A process that has just started has nothing to report.
+            synchronized_session: AtomicU64::new(1),
             slots: std::array::from_fn(|_| AsyncMutex::default()),
             apps: Mutex::default(),
         });
         Self { ledger: ledger.into(), store }
     }
 
-    /// What this process knows.
+    /// The ledger of this process.
     pub fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
     }
 
-    /// Reserves `estimate` for a request of `app`: in the store, or without its answer of this replica's share.
+    /// Reserves `estimate` for a request of `app` in the store, or from this replica's share if the store does not reply.
     ///
     /// # Errors
     /// The budget that is spent. Nothing is reserved then.
@@ -96,10 +97,10 @@ impl SharedLedger {
         let Some(store) = &self.store else { return self.ledger.reserve(app, budgets, estimate, now, 1) };
         let app = self.ledger.account_of(app, now);
         let mut slot = store.slot(&app).lock().await;
-        if store.is_reachable(&slot) && store.has_met() {
-            let transaction = self.ledger.ask(&app, budgets, estimate, now)?;
-            if let Some(answer) = store.transact(&mut slot, &transaction).await
-                && let Some(permit) = self.ledger.answered(&transaction, &answer)?
+        if store.is_reachable(&slot) && store.is_synchronized() {
+            let transaction = self.ledger.reserve_transaction(&app, budgets, estimate, now)?;
+            if let Some(reply) = store.transact(&mut slot, &transaction).await
+                && let Some(permit) = self.ledger.apply_reply(&transaction, &reply)?
             {
                 return Ok(permit);
             }
@@ -107,84 +108,84 @@ impl SharedLedger {
         self.ledger.reserve(&app, budgets, estimate, now, store.handle.replicas())
     }
 
-    /// Tells the store what has been used, and hears what others have. Never ends.
-    pub async fn keep_told(self: Arc<Self>) {
+    /// Reports usage to the store and applies updates from it. Never returns.
+    pub async fn synchronize(self: Arc<Self>) {
         let Some(store) = &self.store else { return std::future::pending().await };
         let mut updates = store.handle.listen();
         let (mut session, mut found, mut renewed, mut repeated) = (0, Instant::now(), Instant::now(), Instant::now());
-        let mut looks = interval(LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut polls = interval(POLL_PERIOD);
+        polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 Some(text) = updates.recv() => {
-                    self.hear(store, &text);
+                    self.apply_update(store, &text);
                     continue;
                 }
-                () = self.ledger.untold.notified() => {}
-                _ = looks.tick() => {}
+                () = self.ledger.unreported.notified() => {}
+                _ = polls.tick() => {}
             }
             if !store.handle.is_up() {
                 continue;
             }
             let now = Instant::now();
-            // A store that has been found again may have lost everything.
-            let mut all = session != store.handle.sessions() || now - repeated >= REPEAT;
+            // A store may have lost its data while it was unreachable.
+            let mut all = session != store.handle.sessions() || now - repeated >= REPEAT_PERIOD;
             if session != store.handle.sessions() {
                 (session, found) = (store.handle.sessions(), now);
             }
-            if !store.has_met() && now - found >= MEETING {
-                store.met.store(session, Ordering::Relaxed);
+            if !store.is_synchronized() && now - found >= SYNC_PERIOD {
+                store.synchronized_session.store(session, Ordering::Relaxed);
                 all = true;
             }
-            let mut apps = self.ledger.take_untold(all);
+            let mut apps = self.ledger.take_unreported(all);
             if all {
                 repeated = now;
             }
-            if now - renewed >= RENEW {
+            if now - renewed >= RENEW_PERIOD {
                 renewed = now;
                 apps.extend(self.ledger.in_flight());
             }
-            self.tell(apps).await;
+            self.report(apps).await;
         }
     }
 
-    /// Tells the store what it does not know yet, at the end of the process.
-    pub async fn leave(self: Arc<Self>) {
+    /// Reports everything that is still unreported, at the end of the process.
+    pub async fn flush(self: Arc<Self>) {
         if self.store.as_ref().is_some_and(|store| store.handle.is_up()) {
-            self.tell(self.ledger.take_untold(false)).await;
+            self.report(self.ledger.take_unreported(false)).await;
         }
     }
 
-    async fn tell(self: &Arc<Self>, apps: Vec<Arc<str>>) {
-        for some in apps.chunks(TELLING) {
-            let telling: JoinSet<()> = some.iter().map(|app| self.clone().tell_of(app.clone())).collect();
-            telling.join_all().await;
+    async fn report(self: &Arc<Self>, apps: Vec<Arc<str>>) {
+        for chunk in apps.chunks(MAX_REPORTS) {
+            let reports: JoinSet<()> = chunk.iter().map(|app| self.clone().report_app(app.clone())).collect();
+            reports.join_all().await;
         }
     }
 
-    async fn tell_of(self: Arc<Self>, app: Arc<str>) {
+    async fn report_app(self: Arc<Self>, app: Arc<str>) {
         let Some(store) = &self.store else { return };
         let mut slot = store.slot(&app).lock().await;
-        let Some(transaction) = self.ledger.tell(&app, now()) else { return };
-        let answer = if store.is_reachable(&slot) { store.transact(&mut slot, &transaction).await } else { None };
-        match answer.filter(|_| store.has_met()) {
-            // Nothing was asked for, so that nothing is refused.
-            Some(answer) => drop(self.ledger.answered(&transaction, &answer)),
-            None => self.ledger.remains_untold(app),
+        let Some(transaction) = self.ledger.report_transaction(&app, now()) else { return };
+        let reply = if store.is_reachable(&slot) { store.transact(&mut slot, &transaction).await } else { None };
+        match reply.filter(|_| store.is_synchronized()) {
+            // A report reserves nothing, so it cannot be refused.
+            Some(reply) => drop(self.ledger.apply_reply(&transaction, &reply)),
+            None => self.ledger.keep_unreported(app),
         }
     }
 
-    fn hear(&self, store: &Store, text: &str) {
-        let heard = || {
+    fn apply_update(&self, store: &Store, text: &str) {
+        let parse = || {
             let (key, total) = text.split_once(' ')?;
             let mut parts = key.rsplitn(3, ':');
             let (start, period, account) = (parts.next()?, parts.next()?, parts.next()?);
             let period = Period::ALL.into_iter().find(|known| known.as_str() == period)?;
             let app = store.apps().get(account)?.clone();
-            Some((app, period, start.parse().ok()?, Heard::parse(total)?))
+            Some((app, period, start.parse().ok()?, SharedTotal::parse(total)?))
         };
-        if let Some((app, period, start, Heard { version, total })) = heard() {
-            self.ledger.hear(&app, period, start, version, total);
+        if let Some((app, period, start, SharedTotal { version, total })) = parse() {
+            self.ledger.apply_update(&app, period, start, version, total);
         }
     }
 }
@@ -198,28 +199,28 @@ impl Store {
         self.handle.is_up() && not_before.is_none_or(|at| Instant::now() >= at)
     }
 
-    /// Whether the store knows what all replicas have used. Until it does, its answers are of no use.
-    fn has_met(&self) -> bool {
-        self.met.load(Ordering::Relaxed) >= self.handle.sessions()
+    /// Whether all replicas have reported their usage since the store became reachable. Until then its totals are incomplete.
+    fn is_synchronized(&self) -> bool {
+        self.synchronized_session.load(Ordering::Relaxed) >= self.handle.sessions()
     }
 
-    /// The store's answer, within its time limit.
-    async fn transact(&self, not_before: &mut Option<Instant>, transaction: &Transaction) -> Option<Answer> {
+    /// Runs a transaction. `None` if there is no valid reply within `store.timeout`.
+    async fn transact(&self, not_before: &mut Option<Instant>, transaction: &Transaction) -> Option<Reply> {
         let account = self.account(&transaction.app);
         let keys = transaction.parts.iter().flat_map(|part| {
             let key = format!("{account}:{}:{}", part.period.as_str(), part.start);
-            let told = format!("{key}:{}", self.replica);
-            [key, told]
+            let reported = format!("{key}:{}", self.replica);
+            [key, reported]
         });
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
         let argument = transaction.to_json(&self.replica, serial);
-        let words = self.handle.run(SCRIPT, keys.collect(), argument).await;
-        let answer = words.and_then(|words| Answer::parse(&words, transaction.parts.len()));
-        *not_before = answer.is_none().then(|| Instant::now() + BACK_OFF);
-        answer
+        let fields = self.handle.run(SCRIPT, keys.collect(), argument).await;
+        let reply = fields.and_then(|fields| Reply::parse(&fields, transaction.parts.len()));
+        *not_before = reply.is_none().then(|| Instant::now() + BACK_OFF);
+        reply
     }
 
-    /// The beginning of an app's keys: its name's digest, so that any name will do, as the hash tag.
+    /// Prefix of an app's keys. The hash tag is the digest of the app's name, because names may contain any character.
     fn account(&self, app: &Arc<str>) -> String {
         let digest: String = Sha256::digest(app.as_bytes()).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
         let account = format!("{}:budgets:{{{digest}}}", self.prefix);

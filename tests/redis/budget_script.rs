@@ -1,5 +1,5 @@
-//! The script of budgets alone, against the same law written again: what replicas tell, reserve and are refused, in any order, with
-//! transactions that come too late, reservations of killed replicas and records that are lost.
+//! The Lua script of budgets against an exact model: reports, reservations and refusals of replicas in any order, with delayed
+//! transactions, expired reservations and lost records.
 
 use std::{cell::RefCell, collections::HashMap};
 
@@ -23,23 +23,23 @@ type Amounts = [u64; 3];
 #[derive(Clone, Debug)]
 struct Step {
     replica: usize,
-    /// What it has used in each period since it told last.
+    /// What it has used in each period since its last report.
     more: [Amounts; PERIODS],
-    /// What its requests in flight have reserved, in all.
+    /// What its requests in flight have reserved.
     reserved: [Amounts; PERIODS],
-    ask: Option<Amounts>,
-    /// -1: no budget in that unit.
+    reserve: Option<Amounts>,
+    /// -1 means no budget in that unit.
     limits: [[i64; 3]; PERIODS],
-    /// It was given up, and comes after a later one of the same replica.
+    /// Whether it was given up and arrives after a later one of the same replica.
     late: bool,
-    /// What others had reserved was renewed long ago.
-    silent: bool,
-    /// Everything is lost before it.
+    /// Whether the reservations of the other replicas have expired.
+    expired: bool,
+    /// Whether the store loses all data before it.
     lost: bool,
 }
 
 fn amounts() -> impl Strategy<Value = Amounts> {
-    // Billionths of a USD are many; all amounts are exact up to 2^53.
+    // Costs are large numbers; doubles are exact up to 2^53.
     (0..5_u64, prop_oneof![Just(0), 0..2000_u64], prop_oneof![Just(0), 0..1_u64 << 45]).prop_map(|(a, b, c)| [a, b, c])
 }
 
@@ -52,14 +52,14 @@ fn step() -> impl Strategy<Value = Step> {
     let periods = (amounts(), amounts(), amounts(), amounts(), limits(), limits());
     let odds = (prop::bool::weighted(0.05), prop::bool::weighted(0.05), prop::bool::weighted(0.03));
     (0..REPLICAS, periods, prop::option::weighted(0.7, amounts()), odds).prop_map(
-        |(replica, (a, b, c, d, e, f), ask, (late, silent, lost))| Step {
+        |(replica, (a, b, c, d, e, f), reserve, (late, expired, lost))| Step {
             replica,
             more: [a, b],
             reserved: [c, d],
-            ask,
+            reserve,
             limits: [e, f],
             late,
-            silent,
+            expired,
             lost,
         },
     )
@@ -71,7 +71,7 @@ struct Record {
     version: u64,
     used: Amounts,
     reserved: HashMap<usize, Amounts>,
-    told: HashMap<usize, Amounts>,
+    reported: HashMap<usize, Amounts>,
 }
 
 fn plus(one: Amounts, other: Amounts) -> Amounts {
@@ -83,20 +83,20 @@ impl Record {
         self.reserved.values().fold(self.used, |sum, reserved| plus(sum, *reserved))
     }
 
-    /// Takes up what a replica tells; whether there is room.
-    fn tell(&mut self, step: &Step, period: usize, used: Amounts) -> bool {
-        if step.silent {
+    /// Applies the report of a replica. Returns whether there is room.
+    fn report(&mut self, step: &Step, period: usize, used: Amounts) -> bool {
+        if step.expired {
             self.reserved.retain(|replica, _| *replica == step.replica);
         }
-        let told = self.told.insert(step.replica, used).unwrap_or_default();
-        self.used = std::array::from_fn(|unit| self.used[unit] + used[unit].saturating_sub(told[unit]));
+        let reported = self.reported.insert(step.replica, used).unwrap_or_default();
+        self.used = std::array::from_fn(|unit| self.used[unit] + used[unit].saturating_sub(reported[unit]));
         self.reserved.insert(step.replica, step.reserved[period]);
         self.version += 1;
         let total = self.total();
         step.limits[period].iter().zip(total).all(|(&limit, total)| limit < 0 || total < limit as u64)
     }
 
-    fn words(&self) -> String {
+    fn to_text(&self) -> String {
         let reserved = self.reserved.values().fold([0; 3], |sum, reserved| plus(sum, *reserved));
         let all = [self.version].into_iter().chain(self.used).chain(reserved).map(|number| number.to_string());
         all.collect::<Vec<_>>().join(" ")
@@ -105,20 +105,20 @@ impl Record {
 
 fn run(connection: &mut Connection, case: u32, step: &Step, used: &[Amounts; PERIODS], serial: u64) -> RedisResult<Vec<String>> {
     let parts: Vec<_> = (0..PERIODS)
-        .map(|at| json!({ "used": used[at], "reserved": step.reserved[at], "limits": step.limits[at], "kept": LEASE }))
+        .map(|at| json!({ "used": used[at], "reserved": step.reserved[at], "limits": step.limits[at], "expires_in": LEASE }))
         .collect();
-    // A lease that is over before it begins makes everybody else's reservations old.
-    let lease = if step.silent { -1 } else { LEASE };
+    // With a negative lease all reservations of other replicas have expired.
+    let lease = if step.expired { -1 } else { LEASE };
     let mut request = json!({ "replica": step.replica.to_string(), "serial": serial, "lease": lease, "parts": parts });
-    if let Some(ask) = step.ask {
-        request["ask"] = json!(ask);
+    if let Some(amounts) = step.reserve {
+        request["reserve"] = json!(amounts);
     }
     let script = redis::Script::new(SCRIPT);
     let mut call = script.prepare_invoke();
     for at in 0..PERIODS {
         call.key(format!("{{{case}}}:{at}")).key(format!("{{{case}}}:{at}:{}", step.replica));
     }
-    call.arg(request.to_string()).arg("news").invoke(connection)
+    call.arg(request.to_string()).arg("updates").invoke(connection)
 }
 
 fn drive(connection: &mut Connection, case: u32, steps: &[Step]) -> Result<(), TestCaseError> {
@@ -133,45 +133,45 @@ fn drive(connection: &mut Connection, case: u32, steps: &[Step]) -> Result<(), T
         let mine = &mut used[step.replica];
         if step.late {
             let reply = run(connection, case, step, mine, serials[step.replica]);
-            // After a loss nobody knows that there was a later one.
-            if records[0].told.contains_key(&step.replica) {
-                prop_assert!(reply.is_err_and(|error| error.code() == Some("STALE")), "a late one is not applied");
+            // After a loss of data the later transaction is unknown.
+            if records[0].reported.contains_key(&step.replica) {
+                prop_assert!(reply.is_err_and(|error| error.code() == Some("STALE")), "a delayed transaction is not applied");
                 continue;
             }
             if serials[step.replica] == 0 {
                 prop_assert!(reply.is_err(), "serials begin at 1");
                 continue;
             }
-            let fits: Vec<_> = (0..PERIODS).map(|at| records[at].tell(step, at, mine[at])).collect();
+            let fits: Vec<_> = (0..PERIODS).map(|at| records[at].report(step, at, mine[at])).collect();
             check(step, &fits, &mut records, reply)?;
             continue;
         }
         serials[step.replica] += 1;
         *mine = std::array::from_fn(|at| plus(mine[at], step.more[at]));
-        let fits: Vec<_> = (0..PERIODS).map(|at| records[at].tell(step, at, mine[at])).collect();
+        let fits: Vec<_> = (0..PERIODS).map(|at| records[at].report(step, at, mine[at])).collect();
         let reply = run(connection, case, step, mine, serials[step.replica]);
         check(step, &fits, &mut records, reply)?;
     }
     Ok(())
 }
 
-/// All periods or none; what is told of each is exact.
+/// Reserves in all periods or in none, and replies with exact totals.
 fn check(step: &Step, fits: &[bool], records: &mut [Record], reply: RedisResult<Vec<String>>) -> Result<(), TestCaseError> {
-    let granted = step.ask.filter(|_| fits.iter().all(|&fits| fits));
-    if let Some(ask) = granted {
+    let granted = step.reserve.filter(|_| fits.iter().all(|&fits| fits));
+    if let Some(amounts) = granted {
         for record in records.iter_mut() {
             let mine = record.reserved.entry(step.replica).or_default();
-            *mine = plus(*mine, ask);
+            *mine = plus(*mine, amounts);
         }
     }
     let mut expected = vec![u8::from(granted.is_some()).to_string()];
-    expected.extend(records.iter().map(Record::words));
+    expected.extend(records.iter().map(Record::to_text));
     prop_assert_eq!(reply.map_err(|error| TestCaseError::fail(error.to_string()))?, expected, "{:?}", step);
     Ok(())
 }
 
 #[test]
-fn budgets_are_reserved_and_told_exactly_in_every_order() {
+fn budgets_are_reserved_and_reported_exactly_in_any_order() {
     with_redis(|connection| {
         let (connection, case) = (RefCell::new(connection), std::cell::Cell::new(0));
         let mut runner = TestRunner::new(config(200));

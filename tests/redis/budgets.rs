@@ -30,8 +30,8 @@ use crate::{
 const MODEL: &str = "openai/gpt-oss-20b";
 const BUDGET: u64 = 10_000;
 const CLIENTS: usize = 50;
-/// By then the end of a request has reached the store.
-const TOLD: Duration = Duration::from_millis(200);
+/// By then the store knows of the end of a request.
+const REPORTED: Duration = Duration::from_millis(200);
 
 /// A request that was served.
 struct Served {
@@ -80,7 +80,7 @@ async fn spend(processes: &[&Process], clients: usize) -> Vec<Served> {
 fn check(what: &str, served: &[Served]) {
     let used: u64 = served.iter().map(|one| one.tokens).sum();
     let last = served.iter().map(|one| one.began).max().expect("some are served");
-    let in_flight: u64 = served.iter().filter(|one| one.ended + TOLD >= last).map(|one| one.tokens).sum();
+    let in_flight: u64 = served.iter().filter(|one| one.ended + REPORTED >= last).map(|one| one.tokens).sum();
     println!("{what}: {used} of {BUDGET} tokens by {} requests, {in_flight} were in flight at the last one", served.len());
     assert!(used >= BUDGET && in_flight < used, "{what}: {used} used, {in_flight} in flight");
     assert!(used <= BUDGET + in_flight, "{what}: {used} used, {in_flight} in flight");
@@ -281,7 +281,7 @@ async fn under_load(outage: Outage) -> (Outage, u64, Vec<u64>) {
     let mut scene = Scene::of(outage).await;
     let limits: Vec<Limiters> = (0..2).map(|_| kit::replica(&scene.url(), kit::tokens(1), TIMEOUT)).collect();
     let replicas: Vec<_> = limits.iter().map(|limits| Arc::new(SharedLedger::new(limits.store_handle(), "test"))).collect();
-    let telling: JoinSet<()> = replicas.iter().map(|replica| replica.clone().keep_told()).collect();
+    let syncing: JoinSet<()> = replicas.iter().map(|replica| replica.clone().synchronize()).collect();
     kit::until(false, &limits).await;
     let (used, end) = (Arc::new(AtomicU64::new(0)), Instant::now() + Duration::from_secs(12));
     let mut clients = JoinSet::new();
@@ -319,7 +319,7 @@ async fn under_load(outage: Outage) -> (Outage, u64, Vec<u64>) {
     while known() != [used; 2] && start.elapsed() < Duration::from_secs(10) {
         sleep(Duration::from_millis(50)).await;
     }
-    drop(telling);
+    drop(syncing);
     (outage, used, known())
 }
 
