@@ -1,7 +1,6 @@
 //! Real processes, real sockets, the loopback device.
 
 mod bad_input;
-mod caps;
 mod configured_limits;
 mod default_output;
 mod docs;

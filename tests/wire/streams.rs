@@ -1,6 +1,12 @@
 //! Many streams at once, clients that disconnect, and limits in real time.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use http::Method;
 use http_body_util::Full;
@@ -74,13 +80,22 @@ async fn thirty_a_minute_are_never_refused() {
         let request = request.header("x-shield-max-wait-ms", max_wait.as_millis() as u64);
         client.send(request.body(Full::from(body)).expect("a valid request")).await
     };
+    let (admin, ended) = (Client::new(shield.process.admin()), Arc::new(AtomicUsize::new(0)));
     let mut requests = JoinSet::new();
     for n in 0..90 {
+        let this_ended = ended.clone();
         requests.spawn(async move {
-            tokio::time::sleep(Duration::from_millis(50) * n).await;
             let start = Instant::now();
-            (n, ask(n, Duration::from_secs(50)).await, start.elapsed())
+            let answer = ask(n, Duration::from_secs(50)).await;
+            this_ended.fetch_add(1, Ordering::SeqCst);
+            (n, answer, start.elapsed())
         });
+        // The next one comes when this one waits or has its answer, so that the order in which they come is known on a busy machine.
+        until(Duration::from_secs(10), async || {
+            let ended = ended.load(Ordering::SeqCst);
+            ended + waiting(admin).await > n as usize
+        })
+        .await;
     }
     let (mut served, mut refused) = (0, 0);
     let mut last = JoinSet::new();
@@ -103,7 +118,7 @@ async fn thirty_a_minute_are_never_refused() {
         refused += 1;
         assert_eq!((answer.status.as_u16(), answer.code().as_str()), (429, "rate_limit_exceeded"), "{n}: {}", answer.text());
         assert_eq!(answer.json()["error"]["type"], "requests");
-        assert!(took < Duration::from_secs(10), "{n} was told after {took:?}");
+        assert!(took < Duration::from_secs(2), "{n} was told after {took:?}");
     }
     println!("{served} served, {refused} refused at once");
     assert_eq!(last.join_all().await, [200], "retry-after was true");
@@ -119,10 +134,7 @@ async fn thirty_a_minute_are_never_refused() {
         header[1].as_str().and_then(|n| n.parse().ok()).expect("a number")
     };
     let waited: Vec<u32> = log.iter().map(number).skip(30).filter(|n| *n != 90).collect();
-    let pairs = waited.iter().enumerate().flat_map(|(n, first)| waited[n + 1..].iter().map(move |then| first < then));
-    let (in_order, turned): (Vec<bool>, Vec<bool>) = pairs.partition(|in_order| *in_order);
-    // On a busy machine some requests overtake others on their way to the shield.
-    assert!(in_order.len() > 3 * turned.len(), "in the order in which they came: {waited:?}");
+    assert!(waited.is_sorted(), "in the order in which they came: {waited:?}");
 }
 
 #[tokio::test]
@@ -139,6 +151,13 @@ async fn a_signal_starts_draining_and_health_reports_it() {
     assert_eq!(answer.status, 200, "what runs is finished: {}", answer.text());
     let status = shield.process.ended(Duration::from_secs(30)).await;
     assert!(status.success(), "{status}");
+}
+
+/// How many requests wait in the queues of all models.
+async fn waiting(admin: Client) -> usize {
+    let status = admin.plain("/status", None).await.json();
+    let queues = status["limiters"].as_array().expect("a list").iter().flat_map(|limiter| limiter["waiting"].as_array());
+    queues.flatten().map(|queue| queue["count"].as_u64().expect("a number") as usize).sum()
 }
 
 /// Waits until `so` holds.

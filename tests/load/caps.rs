@@ -1,5 +1,5 @@
 //! A cap under load, over sockets: two apps at three times what the limit gives, one of them capped at a tenth of it.
-//! `cargo test --test wire tenth -- --nocapture` prints the shares.
+//! `cargo test --test load tenth -- --nocapture` prints the shares.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -11,7 +11,11 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::kit::{Client, Shield, Simulator};
+use crate::{
+    client::Client,
+    process::{Shield, Simulator},
+    stall::StallMeter,
+};
 
 const MODEL: &str = "openai/gpt-oss-20b";
 /// 6000 a second, so that half a minute has a hundred and fifty requests of the capped app.
@@ -19,6 +23,8 @@ const TPM: u64 = 360_000;
 /// Both queues are as long as they get by then.
 const START: Duration = Duration::from_secs(8);
 const MEASURED: Duration = Duration::from_secs(36);
+/// A machine whose load is never later than this keeps its schedule, and the figures are asserted.
+const ON_SCHEDULE: Duration = Duration::from_millis(100);
 
 /// An app, what it asks, and how often: three times what the limit gives in all. Small requests of the capped one make its share
 /// exact, large ones of the other keep a busy machine out of the figures.
@@ -66,7 +72,7 @@ async fn a_capped_app_gets_its_tenth_and_the_other_the_rest() {
     let simulator = Simulator::start(&limits);
     let cap = format!("[queue]\nmax_wait = \"4s\"\n[[app]]\nname = \"capped\"\ntokens_per_minute = {}\n", TPM / 10);
     let shield = Shield::before(simulator.process.address(), &format!("{limits}{cap}"));
-    let client = shield.process.client();
+    let (client, stall) = (shield.process.client(), StallMeter::start());
     let large = format!("[[sim completion=40 head_ms=5]] {}", "word ".repeat(800));
     // What the buckets hold at the start is used first, so that what follows is what they give.
     let burst: JoinSet<_> = (0..TPM / 1100)
@@ -103,11 +109,19 @@ async fn a_capped_app_gets_its_tenth_and_the_other_the_rest() {
         100.0 * capped / given,
         100.0 * capped / (capped + free),
     );
-    // In wider bounds than the figures, which `tests/simulation.rs` asserts in virtual time and which are printed here: beside other
-    // tests on two cores a request may arrive seconds after it was sent, when Groq's bucket is behind the shield's, and is refused;
-    // and the limit is not used up while the load itself is starved.
-    assert!(20 * refused <= log.len(), "{refused} of {} refused by Groq", log.len());
-    assert!(capped + free >= 0.5 * given, "{capped} + {free} of {given}");
-    assert!(capped <= 0.102 * given, "{capped} of {given}");
-    assert!((capped / (capped + free) - 0.1).abs() <= 0.01, "{capped} of {}", capped + free);
+    let stalled = stall.longest();
+    println!("the load was kept off the processors for {stalled:?} at most");
+    if stalled > ON_SCHEDULE {
+        // A request may then arrive when Groq's bucket is behind the shield's, and be refused; and the limit is not used up while the
+        // load itself is starved. The cap holds all the same. `tests/simulation.rs` asserts the figures in virtual time.
+        assert!(20 * refused <= log.len(), "{refused} of {} refused by Groq", log.len());
+        assert!(capped <= 0.102 * given, "{capped} of {given}");
+        assert!((capped / (capped + free) - 0.1).abs() <= 0.01, "{capped} of {}", capped + free);
+        return;
+    }
+    assert_eq!(refused, 0);
+    assert!(capped + free >= 0.98 * given, "{capped} + {free} of {given}");
+    for whole in [given, capped + free] {
+        assert!((capped / whole - 0.1).abs() <= 0.002, "{capped} of {whole}");
+    }
 }
