@@ -2,18 +2,18 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-/// The name of a request, by which Groq and the shield find it again.
+/// The id of a request in the logs of Groq and the shield.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The value of `name` where it is visible ASCII; the first one, where there are several.
+/// The first value of `name`, if it is visible ASCII.
 pub fn text(headers: &HeaderMap, name: impl header::AsHeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok()
 }
 
 /// Turns an app's request headers into those of the upstream request.
 ///
-/// `read_answer`: the shield reads the response body, so the upstream is asked not to encode it.
-/// `host` and `content-length` are removed too: they are set when the request is sent.
+/// With `read_answer` the shield reads the response body, so the upstream is asked not to encode it.
+/// `host` and `content-length` are removed; they are set when the request is sent.
 pub fn to_upstream(headers: &mut HeaderMap, read_answer: bool) {
     remove_hop_by_hop(headers);
     for name in [header::HOST, header::EXPECT, header::CONTENT_LENGTH] {
@@ -29,8 +29,8 @@ pub fn from_upstream(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers);
 }
 
-/// Whether a header is hop-by-hop (RFC 9110, 7.6.1), or one that only the shield sets or reads. `proxy-connection` and
-/// `keep-alive` are not standardized, but in use.
+/// Whether a header is hop-by-hop (RFC 9110 §7.6.1), or only set or read by the shield. `proxy-connection` and `keep-alive` are not
+/// standardized, but in use.
 fn ends_here(name: &str) -> bool {
     matches!(
         name,

@@ -1,4 +1,4 @@
-//! Reads the arguments, runs the command, and exits; nothing else calls `exit`.
+//! Runs the command line. Nothing else calls `exit`.
 
 use std::process::ExitCode;
 

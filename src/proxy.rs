@@ -1,4 +1,4 @@
-//! The life of one request: read it, admit it, attempt it, judge the outcome, relay the response.
+//! Handles one request: read it, admit it, send it, decide on retries, relay the response.
 //!
 //! | file | what it does |
 //! |---|---|
@@ -7,15 +7,15 @@
 //! | `body_buffer` | collects request bodies under a budget shared by all requests |
 //! | `admission` | waits for the breaker and the limits |
 //! | `attempt` | sends the request once |
-//! | `retry`, `breaker`, `fallback` | pure policies: deliver, try again, give up; whether to try at all; another model |
-//! | `observe` | observe mode: nothing waits, and what would have become of requests is counted |
-//! | `relay` | response bodies: usage and truncation are observed while they pass |
-//! | `rate_limit` | `RateLimit` and `RateLimit-Policy` of every response |
+//! | `retry`, `breaker`, `fallback` | pure policies: deliver, retry or give up; whether to send at all; use another model |
+//! | `observe` | observe mode: requests pass at once, and what the limiter would have done is counted |
+//! | `relay` | response bodies: relays them, and reads usage and truncation on the way |
+//! | `rate_limit` | the headers `RateLimit` and `RateLimit-Policy` of every response |
 //! | `response` | response heads: what the shield adds |
-//! | `served_models` | the models that each organization has used of late, for the message when one is gone |
-//! | `shield` | what all requests share |
-//! | `via` | recognizes a request that has come back |
-//! | `error` | every failure as the documented error object |
+//! | `served_models` | the models that each organization has used recently, for the message when one is missing |
+//! | `shield` | the state shared by all requests |
+//! | `via` | the `Via` header, which detects loops |
+//! | `error` | the documented error object for every failure |
 
 mod admission;
 mod attempt;

@@ -64,7 +64,7 @@ pub struct Running {
 /// Serves on these listeners in threads of its own until drained.
 ///
 /// # Errors
-/// When a thread or runtime cannot be started, and when `server.tls` cannot be used; the error says why.
+/// If a thread or runtime cannot be started, or `server.tls` cannot be used.
 pub fn start(shield: Arc<Shield>, listeners: Listeners) -> io::Result<Running> {
     let app = listeners.app.local_addr()?;
     let admin = listeners.admin.local_addr()?;
@@ -90,7 +90,7 @@ pub fn start(shield: Arc<Shield>, listeners: Listeners) -> io::Result<Running> {
         let worker = Worker { shield: shield.clone(), certificate: certificate.clone(), stopped: stopped.clone(), accepted };
         handles.push(thread::Builder::new().name(format!("shield-{index}")).spawn(move || worker.run(runtime, task))?);
     }
-    handles.push(serve_operators(&shield, &stopped, listeners.admin)?);
+    handles.push(serve_admin(&shield, &stopped, listeners.admin)?);
     let acceptor = Acceptor { shield: shield.clone(), listener: listeners.app, workers, stopped: stopped.clone() };
     if let Some(first) = first {
         // The receiver is the first worker, which has just been started and waits for it.
@@ -129,7 +129,7 @@ impl Running {
         url(if self.certificate.is_some() { "https" } else { "http" }, self.app)
     }
 
-    /// The addresses, and the URLs for apps.
+    /// Logs the addresses and the URLs for apps.
     pub fn log_ready(&self) {
         let url = self.url();
         tracing::info!(
@@ -146,7 +146,7 @@ impl Running {
         let requests = self.shield.telemetry.in_flight();
         let drain_timeout = self.shield.settings.load().server.drain_timeout.as_secs_f64();
         let plural = if requests == 1 { "" } else { "s" };
-        tracing::info!("draining: {requests} request{plural}, at most {drain_timeout} s, again to end at once");
+        tracing::info!("draining: {requests} request{plural} in flight, at most {drain_timeout} s; signal again to end at once");
     }
 
     /// Blocks until the drain is complete.
@@ -157,7 +157,7 @@ impl Running {
             }
         }
         if let Err(error) = self.shield.limits.save_now() {
-            tracing::warn!(%error, "quotas cannot be saved to limits.state_file");
+            tracing::warn!(%error, "cannot save quotas to limits.state_file");
         }
         if let Some(file) = self.shield.ledger_file()
             && let Err(error) = accounts::file::save(self.shield.accounts.ledger(), &file)
@@ -193,7 +193,7 @@ pub enum Ended {
 /// Serves until SIGTERM or SIGINT has drained it. A second signal ends what still runs, with an error frame in streams; a third
 /// does not wait for that. SIGHUP calls `reload`.
 ///
-/// Tells systemd when it is ready and when it stops.
+/// Notifies systemd when the shield is ready and when it stops.
 ///
 /// # Errors
 /// As [`start`], and when signals cannot be listened to.
@@ -205,7 +205,7 @@ pub fn run(shield: Arc<Shield>, listeners: Listeners, mut reload: impl FnMut()) 
         let mut int = signal(SignalKind::interrupt())?;
         let mut hup = signal(SignalKind::hangup())?;
         running.log_ready();
-        tell_systemd(&[sd_notify::NotifyState::Ready]);
+        notify_systemd(&[sd_notify::NotifyState::Ready]);
         let mut ended = Ended::Drained;
         loop {
             let signal = tokio::select! {
@@ -214,7 +214,7 @@ pub fn run(shield: Arc<Shield>, listeners: Listeners, mut reload: impl FnMut()) 
                 _ = hup.recv() => {
                     reload();
                     if let Err(error) = running.reload_certificate() {
-                        tracing::error!(%error, "the old certificate stays");
+                        tracing::error!(%error, "the certificate was not reloaded, the old one stays in use");
                     }
                     continue;
                 }
@@ -223,7 +223,7 @@ pub fn run(shield: Arc<Shield>, listeners: Listeners, mut reload: impl FnMut()) 
             let shutdown = &running.shield.shutdown;
             if !shutdown.draining.is_cancelled() {
                 running.log_draining();
-                tell_systemd(&[sd_notify::NotifyState::Stopping]);
+                notify_systemd(&[sd_notify::NotifyState::Stopping]);
                 running.drain();
             } else if ended == Ended::Drained {
                 tracing::warn!("second signal: ending at once");
@@ -247,15 +247,15 @@ fn url(scheme: &str, mut address: SocketAddr) -> String {
     format!("{scheme}://{address}")
 }
 
-/// Does nothing without systemd.
-fn tell_systemd(state: &[sd_notify::NotifyState<'_>]) {
+/// Notifies systemd, if it started this process.
+fn notify_systemd(state: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "systemd cannot be told");
+        tracing::warn!(%error, "cannot notify systemd");
     }
 }
 
-/// Serves operators in a thread of its own, so that a scrape takes no time from requests. Stops last.
-fn serve_operators(
+/// Serves the admin listener in a separate thread, so a scrape does not delay requests. Stops last.
+fn serve_admin(
     shield: &Arc<Shield>,
     stopped: &CancellationToken,
     listener: std::net::TcpListener,

@@ -11,32 +11,32 @@ use std::{
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture, WaitForCancellationFutureOwned};
 
-/// Tells connections and requests about a shutdown.
+/// Signals a shutdown to connections and requests.
 #[derive(Debug, Default)]
 pub struct Shutdown {
     /// No new connections are accepted; idle ones close.
     pub draining: Signal,
-    /// `server.drain_timeout` is over: whatever still runs ends now.
+    /// `server.drain_timeout` is over: everything that is still running ends.
     pub cutoff: CancellationToken,
 }
 
-/// A cancellation token that is asked at every poll of every connection: the token itself takes a lock to answer.
+/// A cancellation token with a lock-free check: it is checked at every poll of every connection, and the token itself takes a lock.
 #[derive(Debug, Default)]
 pub struct Signal {
-    given: AtomicBool,
+    sent: AtomicBool,
     token: CancellationToken,
 }
 
 impl Signal {
-    /// Gives the signal.
+    /// Sends the signal.
     pub fn cancel(&self) {
-        self.given.store(true, Ordering::Release);
+        self.sent.store(true, Ordering::Release);
         self.token.cancel();
     }
 
-    /// Whether it has been given.
+    /// Whether it has been sent.
     pub fn is_cancelled(&self) -> bool {
-        self.given.load(Ordering::Acquire)
+        self.sent.load(Ordering::Acquire)
     }
 
     /// Waits for it.

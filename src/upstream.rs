@@ -40,7 +40,7 @@ pub use response::ResponseBody;
 
 /// How often idle connections are checked.
 const REAP_INTERVAL: Duration = Duration::from_secs(15);
-/// How often a request that was not sent moves to another connection at once, because the peer had closed the connection or
+/// Maximum number of times that an unsent request moves to another connection at once, because the peer had closed the connection or
 /// refused the stream. After that the retry policy decides, with its delays.
 const MAX_RESENDS: usize = 3;
 
@@ -64,7 +64,7 @@ impl fmt::Debug for Upstream {
 }
 
 impl Upstream {
-    /// The upstream of these settings. Fails on a `ca_file` that cannot be used.
+    /// The upstream of these settings. Fails if `ca_file` cannot be used.
     pub fn new(settings: &config::Upstream) -> io::Result<Self> {
         let proxy = match &settings.proxy {
             Some(proxy) => Matcher::builder().all(proxy.to_string()).build(),

@@ -1,4 +1,4 @@
-//! The wall clock: calendar time and HTTP dates. It may step, so nothing is timed by it.
+//! The wall clock, for calendar time and HTTP dates. It may step, so it is not used for timeouts.
 
 use std::{
     fmt,
@@ -9,7 +9,7 @@ use std::{
 pub struct WallClock(Box<dyn Fn() -> SystemTime + Send + Sync>);
 
 impl Default for WallClock {
-    /// The system's.
+    /// The system clock.
     fn default() -> Self {
         Self::of(SystemTime::now)
     }
@@ -22,7 +22,7 @@ impl fmt::Debug for WallClock {
 }
 
 impl WallClock {
-    /// A clock that shows what `now` returns: simulations set and step it.
+    /// A clock that returns the time of `now`, for simulations that set and step it.
     pub fn of(now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
         Self(Box::new(now))
     }
@@ -32,7 +32,7 @@ impl WallClock {
         (self.0)()
     }
 
-    /// The same as Unix time, seconds.
+    /// The time as Unix time in seconds.
     pub fn unix_seconds(&self) -> u64 {
         self.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
     }

@@ -66,7 +66,7 @@ pub(super) fn run(config: PathBuf) -> Result<(), BoxError> {
     let reloaded = Arc::downgrade(&shield);
     server::run(shield, listeners, move || match (reload.again(), reloaded.upgrade()) {
         (Ok(next), Some(shield)) => shield.reload(next.settings),
-        (Err(faults), _) => tracing::error!("the configuration has faults, the old one stays in force:\n{faults}"),
+        (Err(faults), _) => tracing::error!("the configuration has faults, the old one stays in effect:\n{faults}"),
         (Ok(_), None) => {}
     })?;
     drop(log);
@@ -83,7 +83,7 @@ fn answer_at_end_of_input(shield: &Weak<Shield>) {
     let Some(shield) = shield.upgrade() else { return };
     let in_flight = || shield.limits.snapshot().iter().map(|limiter| limiter.in_flight).sum::<usize>();
     let left = Left {
-        bytes: settled(|| shield.bodies.held()),
+        bytes: settled(|| shield.body_budget.held()),
         places: settled(|| (shield.limits.waiting() + in_flight()) as u64),
         connections: settled(|| shield.connections.len() as u64),
         degraded: shield.limits.store().is_none_or(|store| store.degraded),

@@ -1,4 +1,4 @@
-//! Admission: when may a call be sent? The breaker has to let it pass, and the limits need room for it.
+//! Admission: waits until the breaker lets a call pass and the limits have room for it.
 
 use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
@@ -14,20 +14,19 @@ use super::{
 };
 use crate::{config::Settings, telemetry::Record};
 
-/// A probe that is under way when `breaker.max_wait` is over may take so much longer: the usual time of a response, so that what
-/// has waited for the probe learns how it went.
+/// How long a call may wait beyond `breaker.max_wait` for a probe in flight to end. This covers the usual time of a response.
 const PROBE_GRACE: Duration = Duration::from_secs(2);
-/// What the access line names as the cause of a wait for the breaker.
+/// The cause that the access log names for a wait for the breaker.
 const BREAKER: &str = "breaker";
 
-/// How long one call may still wait for the breaker, all its attempts together.
+/// How long a call may still wait for the breaker over all its attempts.
 pub(super) struct BreakerWait {
     left: Duration,
     grace: Duration,
 }
 
 impl BreakerWait {
-    /// At most `max_wait`.
+    /// A total wait of at most `max_wait`.
     pub(super) fn new(max_wait: Duration) -> Self {
         Self { left: max_wait, grace: PROBE_GRACE.min(max_wait) }
     }
@@ -35,10 +34,10 @@ impl BreakerWait {
 
 /// Waits until the breaker lets the call pass and the limits have room for it, at most until its deadline.
 ///
-/// `place`: the place in the queue that the call has kept since Groq refused it.
+/// `place` is the place in the queue that the call kept when Groq refused it.
 ///
 /// # Errors
-/// The rejection that the app gets where waiting does not help, or would take too long.
+/// The rejection for the app if waiting does not help or would take too long.
 pub(super) async fn admit<'a>(
     shield: &'a Shield,
     settings: &'a Settings,
@@ -53,7 +52,7 @@ pub(super) async fn admit<'a>(
         if shield.breakers.check(&call.breaker_key, Instant::now).is_err() {
             let began = Instant::now();
             record.bound = Some(BREAKER.into());
-            // Boxed: rare, and each waiting request would have room for it.
+            // Boxed: rarely taken, and its future would otherwise enlarge every waiting request.
             Box::pin(wait_for_breaker(shield, settings, call, breaker_wait)).await?;
             record.waited(began.elapsed());
             record.waits_from(Instant::now());
@@ -71,8 +70,8 @@ pub(super) async fn admit<'a>(
             record.waited(Duration::ZERO);
             None
         };
-        // The breaker may have opened while the call waited, or another call may be the probe by now: an upstream that is down
-        // gets one probe, not the whole queue. The probe is taken last, so that nobody waits for one that waits in the queue.
+        // The breaker may have opened while the call waited, or another call may have become the probe: an upstream that is down
+        // gets one probe, not the whole queue. The probe is taken last, so no call waits for a probe that is still queued.
         if let Ok(pass) = shield.breakers.pass(breaker_key, &settings.breaker, Instant::now) {
             return Ok((pass, permit));
         }
@@ -80,18 +79,18 @@ pub(super) async fn admit<'a>(
     }
 }
 
-/// Waits until the caps of the call's app have room for it: `None` where the app has none.
+/// Waits until the caps of the call's app have room for it. Returns `None` if the app has no caps.
 ///
-/// Caps are limiters of their own, one for each app, in front of Groq's: a request that waits for a cap holds up no other app's.
+/// Each app's caps are a separate limiter in front of Groq's limits, so a request that waits for a cap delays no other app.
 ///
 /// # Errors
-/// The rejection that the app gets where it would wait beyond the call's deadline, or could never be sent.
+/// The rejection for the app if the call would wait beyond its deadline or could never be sent.
 pub(super) async fn pass_caps(shield: &Shield, call: &Call, record: &mut Record) -> Result<Option<caps::Unsent>, Rejection> {
     if !call.is_capped || !call.is_limited() {
         return Ok(None);
     }
     record.waits_from(if record.attempts == 0 { call.read_at } else { Instant::now() });
-    // Boxed: rare, and each waiting request would have room for it.
+    // Boxed: rarely taken, and its future would otherwise enlarge every waiting request.
     let reserved = Box::pin(shield.caps.reserve(&call.cap_admission(), call.deadline, None)).await;
     let cap = reserved.map_err(|refusal| call.cap_rejection(refusal))?;
     record.waited(cap.waited());
@@ -101,7 +100,7 @@ pub(super) async fn pass_caps(shield: &Shield, call: &Call, record: &mut Record)
     Ok(Some(caps::Unsent::new(cap)))
 }
 
-/// Waits until the breaker is closed or its next probe is due, if the call may wait for so long.
+/// Waits until the breaker is closed or its next probe is due, if the call may wait that long.
 async fn wait_for_breaker(
     shield: &Shield,
     settings: &Settings,
@@ -113,7 +112,7 @@ async fn wait_for_breaker(
     let outcome = loop {
         let now = Instant::now();
         let Err(opened) = shield.breakers.check(&call.breaker_key, || now) else { break Ok(()) };
-        // Registered before the state is read again, so that no change is missed.
+        // Registered before the state is read again, so no change is missed.
         let mut notified = pin!(opened.changed.notified());
         notified.as_mut().enable();
         let Err(opened) = shield.breakers.check(&call.breaker_key, || now) else { break Ok(()) };
@@ -132,11 +131,11 @@ async fn wait_for_breaker(
     outcome
 }
 
-/// Yields once where other requests are in flight, so that those which the runtime has found ready together write together:
-/// a peer is then woken once for a burst, not for each request (−20 % CPU a request at 64 connections; streams cost 10 % more
-/// with it, so they do without). Unlike `tokio::task::yield_now` it does not poll the I/O driver first.
+/// Yields once if other requests are in flight, so that tasks that became ready together write together and the peer is woken once
+/// for a burst (−20 % CPU per request at 64 connections; +10 % for streams, so they skip it). Unlike `tokio::task::yield_now` it does
+/// not poll the I/O driver first.
 pub(super) fn yield_if_busy(shield: &Shield, call: &Call) -> impl Future<Output = ()> + use<> {
-    let mut done = shield.bodies.held() <= call.admission.bytes;
+    let mut done = shield.body_budget.held() <= call.admission.bytes;
     poll_fn(move |cx| {
         if done {
             return Poll::Ready(());

@@ -1,4 +1,4 @@
-//! One attempt at Groq: what came of it, and what that means for the permit, the breaker, the retry and the app.
+//! One attempt: sends the request once, and tells what its outcome means for permit, breaker, retry policy and app.
 
 use std::time::Duration;
 
@@ -25,28 +25,28 @@ use crate::{
     upstream::{ExchangeError, Failure, UpstreamRequest},
 };
 
-/// Largest error body that is read, bytes; the rest is ignored.
+/// Maximum bytes of an error body that are read; the rest is ignored.
 const MAX_ERROR_BODY: usize = 1 << 20;
-/// Longest time an error body may take; what has arrived by then is used.
+/// Maximum time to read an error body; what has arrived by then is used.
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How one attempt ended.
 pub(super) enum Outcome {
-    /// A response that can be delivered; no byte of it has gone out.
+    /// A response that can be delivered; nothing of it has been sent to the app yet.
     Validated(Box<Response<ValidatedBody>>),
-    /// A status of 400 or more, its body read.
+    /// A status of 400 or more, with its body.
     Error { error: Box<UpstreamError>, upstream_status: StatusCode, state: Observation, text: Option<UpstreamRefusal> },
     /// No complete response.
     Failed(Failure),
 }
 
-/// A response for the app, and what it has reserved under the limits.
+/// A response for the app, and the permit to settle with its usage.
 pub(super) struct Delivered {
     pub(super) response: Box<Response<ValidatedBody>>,
     pub(super) permit: Option<Permit>,
 }
 
-/// Sends `call` once, and reads as much of the response as must be known before a byte of it goes out.
+/// Sends `call` once, and reads as much of the response as must be known before anything is sent to the app.
 pub(super) async fn send(
     shield: &Shield,
     call: &Call,
@@ -84,7 +84,7 @@ pub(super) async fn send(
             shield.telemetry.account_blocked(&call.admission.organization, reason);
         }
         if error.is_missing_model()
-            && let Some(hint) = models_that_work(shield, call, record, now)
+            && let Some(hint) = working_models_hint(shield, call, record, now)
         {
             error.add_to_message(&hint);
         }
@@ -112,23 +112,23 @@ pub(super) async fn send(
     }
 }
 
-/// Names the models that the organization has used successfully of late, other than the one that is missing.
-fn models_that_work(shield: &Shield, call: &Call, record: &Record, now: Instant) -> Option<String> {
+/// A sentence that names the models which the organization has recently used successfully, except the missing one.
+fn working_models_hint(shield: &Shield, call: &Call, record: &Record, now: Instant) -> Option<String> {
     let models = shield.served_models.list(&call.admission.organization, record.endpoint, now);
     let names: Vec<_> = models.iter().filter(|model| **model != call.admission.model).map(|model| format!("`{model}`")).collect();
-    (!names.is_empty()).then(|| format!("This organization has used these models successfully of late: {}.", names.join(", ")))
+    (!names.is_empty()).then(|| format!("This organization has recently used these models successfully: {}.", names.join(", ")))
 }
 
 impl Outcome {
-    /// What the retry policy makes of it.
+    /// Its class for the retry policy.
     pub(super) fn class(&self) -> Class {
         match self {
             Self::Validated(..) => Class::Answered,
-            // Whatever the status: the expected output falls again, so the request waits, or its output limit is lowered.
+            // Whatever the status: expected output decays over time, so the request waits, or its output limit is lowered.
             Self::Error { text: Some(text), .. } if text.hopeless() && text.counts_expected_output() => Class::Refused,
-            // A request that can never fit is not cured by waiting, whatever its status.
+            // Waiting does not help a request that can never fit, whatever the status.
             Self::Error { text: Some(text), .. } if text.hopeless() => Class::Answered,
-            // Neither does waiting unblock an organization.
+            // Waiting does not unblock an organization either.
             Self::Error { error, .. } if error.blocks_account().is_some() => Class::Answered,
             Self::Error { error, upstream_status, .. } => Class::of(*upstream_status, error.retry_after),
             Self::Failed(Failure { error: ExchangeError::Tls(_), .. }) => Class::Broken,
@@ -136,7 +136,7 @@ impl Outcome {
         }
     }
 
-    /// What it says about the health of the upstream.
+    /// What it says about the upstream's health.
     pub(super) fn health(&self) -> Health {
         match self {
             Self::Validated(..) => Health::Good,
@@ -160,8 +160,7 @@ impl Outcome {
         }
     }
 
-    /// What a failed attempt cost. Groq charges no tokens for a 5xx or an invalid request; it does for a request that failed
-    /// after generation.
+    /// What a failed attempt used. Groq charges no tokens for a 5xx or an invalid request, unless it failed after generation.
     fn spent(&self) -> ActualUsage {
         match self {
             Self::Failed(failure) if !failure.sent => ActualUsage::Nothing,
@@ -186,7 +185,7 @@ impl Outcome {
             Self::Error { text: Some(ref text), ref state, .. } => {
                 bill.charge(ActualUsage::Nothing);
                 if let Some(permit) = permit {
-                    // The text corrects the limits. The place in the queue is given up: the request can never fit.
+                    // The text corrects the limits. The place in the queue is released, because the request can never fit.
                     let _place = permit.refused(Some(text), state, None, Instant::now());
                 }
                 Err(self.into_rejection())
@@ -198,7 +197,7 @@ impl Outcome {
         }
     }
 
-    /// Corrects the limits by a refusal. The place at the front of its app's queue that the request may keep; `None` where the
+    /// Corrects the limits by a refusal. Returns the place at the front of its app's queue that the request may keep; `None` if the
     /// shield does not limit it.
     pub(super) fn refused(&self, permit: Option<Permit>, shield: &Shield, call: &Call) -> Option<Requeue> {
         let Self::Error { error, state, text, .. } = self else { return None };
@@ -207,7 +206,7 @@ impl Outcome {
         permit?.refused(text.as_ref(), state, error.retry_after, Instant::now())
     }
 
-    /// What the response's head says of the limits.
+    /// What the response head says about the limits.
     pub(super) fn state(&self) -> Observation {
         match self {
             Self::Validated(response) => groq::rate_limits(response.headers()),

@@ -1,4 +1,4 @@
-//! The bill of one call: what its attempts have used, for its app's budgets and for accounts.
+//! What the attempts of one call have used, for the app's budgets and the access log.
 
 use std::sync::Arc;
 
@@ -11,36 +11,36 @@ use crate::accounts::{Amounts, Budget, Exceeded, Permit, Price, SharedLedger};
 /// What a call has used so far.
 #[derive(Debug)]
 pub struct Bill {
-    /// `None` where the app has no budgets.
+    /// The reservation under the app's budgets; `None` if it has none.
     permit: Option<Permit>,
     price: Option<Price>,
-    /// What the model is expected to use.
+    /// What one attempt is expected to use.
     cost: CostEstimate,
-    /// Completion tokens that are expected, at most `max_completion_tokens`.
+    /// Expected completion tokens, at most `max_completion_tokens`.
     completion: u64,
     total: Amounts,
-    /// What the running attempt has reserved of its app's caps.
+    /// The running attempt's reservation under the app's caps.
     cap: Option<groq_limiter::Permit>,
-    /// The running attempt as observe mode sees it.
+    /// The running attempt in the limiters of observe mode.
     observed: Option<Observed>,
-    /// Whether an attempt may have reached Groq and is not on the bill yet.
+    /// Whether an attempt may have reached Groq and has not been charged yet.
     in_flight: bool,
 }
 
 impl Drop for Bill {
-    /// The client left: what is in flight is charged in full.
+    /// If the client has disconnected, the attempt in flight is charged in full.
     fn drop(&mut self) {
         self.charge(if self.in_flight { ActualUsage::Unknown } else { ActualUsage::Nothing });
     }
 }
 
 impl Bill {
-    /// A bill that nothing is on, for an app without budgets.
+    /// An empty bill without a reservation.
     pub(super) fn new(cost: CostEstimate, price: Option<Price>) -> Self {
         Self { permit: None, price, cost, completion: 0, total: Amounts::default(), cap: None, observed: None, in_flight: false }
     }
 
-    /// Reserves what the call is expected to use of its app's `budgets`. `now` is Unix time, seconds.
+    /// Reserves the expected usage of the call under its app's `budgets`. `now` is Unix time in seconds.
     ///
     /// # Errors
     /// The budget that is spent.
@@ -59,12 +59,12 @@ impl Bill {
         Ok(())
     }
 
-    /// The call goes to another model, with another price.
+    /// Changes the cost estimate and price when the call goes to another model.
     pub(super) fn switch_model(&mut self, cost: CostEstimate, price: Option<Price>) {
         (self.cost, self.price) = (cost, price);
     }
 
-    /// Whether there is a price of what its model takes.
+    /// Whether there is a price for the kind of usage of its model.
     pub(super) fn has_price(&self) -> bool {
         let price = self.price.unwrap_or_default();
         match self.cost {
@@ -74,20 +74,20 @@ impl Bill {
         }
     }
 
-    /// An attempt begins that has reserved `cap` of its app's caps. `observed`: what would have become of it, in observe mode.
+    /// Begins an attempt with its reservation under the app's caps and, in observe mode, its state in the observer.
     pub(super) fn begin_attempt(&mut self, cap: Option<groq_limiter::Permit>, observed: Option<Observed>) {
         (self.cap, self.observed) = (cap, observed);
         self.in_flight = true;
     }
 
-    /// The head of the running attempt's response has come.
+    /// Passes the rate-limit state of the running attempt's response head to the observer.
     pub(super) fn head(&mut self, state: impl FnOnce() -> Observation) {
         if let Some(observed) = &mut self.observed {
             observed.head(&state());
         }
     }
 
-    /// Groq has refused the running attempt.
+    /// Ends the running attempt as refused by Groq.
     pub(super) fn refused(&mut self) {
         if let Some(observed) = self.observed.take() {
             observed.refused();
@@ -95,7 +95,7 @@ impl Bill {
         self.charge(ActualUsage::Nothing);
     }
 
-    /// Puts the running attempt on the bill.
+    /// Ends the running attempt and charges what it used.
     pub(super) fn charge(&mut self, spent: ActualUsage) {
         self.in_flight = false;
         if let Some(cap) = self.cap.take() {
@@ -117,12 +117,12 @@ impl Bill {
         }
     }
 
-    /// What the call has cost so far, billionths of a USD; 0 without a price for its model.
+    /// Cost of the call so far in billionths of a USD; 0 without a price for its model.
     pub fn nano_usd(&self) -> u64 {
         self.total.nano_usd
     }
 
-    /// The tokens and the cost of an attempt.
+    /// Tokens and cost of an attempt.
     fn amounts(&self, spent: ActualUsage) -> Amounts {
         let price = self.price.unwrap_or_default();
         let tokens = |prompt: u64, cached: u64, completion: u64| Amounts {
@@ -187,7 +187,7 @@ mod tests {
         assert_eq!(unpriced.total, Amounts { requests: 1, tokens: 170, nano_usd: 90_000 });
     }
 
-    /// A price of audio says nothing of tokens: chat under it was held to cost nothing, and no warning told.
+    /// A price for audio alone used to make chat count as free, without a warning.
     #[test]
     fn a_price_is_of_tokens_or_of_audio() {
         let (tokens, audio) = (Price { audio_hour: None, ..PRICE }, Price { tokens: None, ..PRICE });

@@ -1,6 +1,6 @@
-//! Buffers request bodies: bounded per request, in the time between reads, and over all requests together.
+//! Buffers request budget under three bounds: bytes per request, time between reads, and bytes of all requests together.
 //!
-//! When memory grows short, first no new body is begun, then those that nobody waits for are refused, then all.
+//! When less than a quarter of the budget is left, new budget are delayed first, then batch requests are refused, then all.
 
 use std::{
     pin::pin,
@@ -21,69 +21,69 @@ use tokio::{
 
 use crate::{config::Class, proxy::error::Rejection};
 
-/// An announced length is believed up to here; beyond it, the buffer grows with what comes. As many connections as
-/// there may be by default, each of which announces much and sends nothing, do not take all the room.
-const BELIEVED: u64 = 64 << 10;
-/// Bytes a second; a body that comes more slowly on the whole is cut off, however evenly it drips.
-const SLOWEST: u64 = 1 << 10;
-/// Beside that, a body may pause for so many `body_timeout`s in all.
+/// Maximum bytes allocated for an announced length before data arrives; beyond it, the buffer grows with the data. The default
+/// maximum of connections cannot exhaust the budget by announcing large budget and sending nothing.
+const MAX_PREALLOCATED: u64 = 64 << 10;
+/// Minimum average rate of a body in bytes per second.
+const MIN_RATE: u64 = 1 << 10;
+/// Number of `body_timeout`s that a body may take in addition to its time at the minimum rate.
 const PAUSES: u32 = 4;
-/// When a client may try again that found no room for its body.
-const COME_AGAIN: Duration = Duration::from_secs(1);
-/// So long a body is not begun while room is short, in the hope that some comes back.
-const LONGEST_HOLD: Duration = Duration::from_secs(1);
+/// `retry-after` of a request that found no room for its body.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long a new body is delayed while the budget is short.
+const MAX_DELAY: Duration = Duration::from_secs(1);
 
-/// The bytes of all bodies in flight, and how many they may be.
+/// The budget of bytes for all request budget in memory.
 #[derive(Debug)]
-pub struct Bodies(Arc<Room>);
+pub struct BodyBudget(Arc<Budget>);
 
 #[derive(Debug)]
-struct Room {
+struct Budget {
     limit: AtomicU64,
     held: AtomicU64,
-    /// Told when room is no longer short.
-    eased: Notify,
+    /// Notified when the budget is no longer short.
+    available: Notify,
 }
 
-impl Room {
+impl Budget {
     /// Whether less than a quarter is left.
     fn is_short(&self) -> bool {
         let limit = self.limit.load(Relaxed);
         self.held.load(Relaxed) > limit - limit / 4
     }
 
-    /// Waits, for a while, until room is not short; batch is refused when it still is.
-    async fn begin(&self, class: Class) -> Result<(), Rejection> {
-        let eased = async {
+    /// Waits up to [`MAX_DELAY`] until the budget is not short. If it still is, batch requests are refused.
+    async fn admit(&self, class: Class) -> Result<(), Rejection> {
+        let available = async {
             loop {
-                let mut eased = pin!(self.eased.notified());
-                // Registered before the look, so that no change is missed.
-                eased.as_mut().enable();
+                let mut notified = pin!(self.available.notified());
+                // Registered before the budget is read, so no change is missed.
+                notified.as_mut().enable();
                 if !self.is_short() {
                     return;
                 }
-                eased.await;
+                notified.await;
             }
         };
-        let eased = timeout(LONGEST_HOLD, eased).await.is_ok();
-        if eased || class == Class::Interactive { Ok(()) } else { Err(Rejection::Overloaded { retry_after: COME_AGAIN }) }
+        let is_available = timeout(MAX_DELAY, available).await.is_ok();
+        if is_available || class == Class::Interactive { Ok(()) } else { Err(Rejection::Overloaded { retry_after: RETRY_AFTER }) }
     }
 }
 
-/// Room that a body takes; given back when dropped.
+/// The part of the budget that one body takes; returned on drop.
 #[derive(Debug)]
-pub struct Held {
-    room: Arc<Room>,
+pub struct BodyPermit {
+    budget: Arc<Budget>,
     bytes: u64,
 }
 
-impl Bodies {
-    /// Room for so many bytes.
+impl BodyBudget {
+    /// A budget of `limit` bytes.
     pub fn new(limit: u64) -> Self {
-        Self(Arc::new(Room { limit: AtomicU64::new(limit), held: AtomicU64::new(0), eased: Notify::new() }))
+        Self(Arc::new(Budget { limit: AtomicU64::new(limit), held: AtomicU64::new(0), available: Notify::new() }))
     }
 
-    /// Another limit; what is held stays.
+    /// Changes the limit. BodyBudget in memory keep what they hold.
     pub fn resize(&self, limit: u64) {
         self.0.limit.store(limit, Relaxed);
     }
@@ -93,60 +93,60 @@ impl Bodies {
         self.0.held.load(Relaxed)
     }
 
-    fn hold(&self) -> Held {
-        Held { room: self.0.clone(), bytes: 0 }
+    fn permit(&self) -> BodyPermit {
+        BodyPermit { budget: self.0.clone(), bytes: 0 }
     }
 }
 
-impl Held {
-    /// Takes room until it is `bytes` in all.
+impl BodyPermit {
+    /// Grows the permit to `bytes` in total.
     fn grow_to(&mut self, bytes: usize) -> Result<(), Rejection> {
         let more = (bytes as u64).saturating_sub(self.bytes);
-        let held = self.room.held.fetch_add(more, Relaxed) + more;
+        let held = self.budget.held.fetch_add(more, Relaxed) + more;
         self.bytes += more;
-        // What was taken too much is given back by the drop that follows.
-        if held > self.room.limit.load(Relaxed) { Err(Rejection::Overloaded { retry_after: COME_AGAIN }) } else { Ok(()) }
+        // On an error the caller drops the permit, which returns everything.
+        if held > self.budget.limit.load(Relaxed) { Err(Rejection::Overloaded { retry_after: RETRY_AFTER }) } else { Ok(()) }
     }
 }
 
-impl Drop for Held {
+impl Drop for BodyPermit {
     fn drop(&mut self) {
-        let was_short = self.room.is_short();
-        self.room.held.fetch_sub(self.bytes, Relaxed);
-        if was_short && !self.room.is_short() {
-            self.room.eased.notify_waiters();
+        let was_short = self.budget.is_short();
+        self.budget.held.fetch_sub(self.bytes, Relaxed);
+        if was_short && !self.budget.is_short() {
+            self.budget.available.notify_waiters();
         }
     }
 }
 
-/// The whole body, of a request whose head was there at `started`. One that comes in one piece is not copied.
+/// Collects the whole body of a request whose head arrived at `started`. A body in one piece is not copied.
 ///
 /// # Errors
-/// [`Rejection::BodyTooLarge`] as soon as it is announced or seen to be over `max_body` bytes,
-/// [`Rejection::RequestTimeout`] when nothing comes for `body_timeout`, or for four of them less than 1 KiB a second,
-/// [`Rejection::Overloaded`] when there is no room (for [`Class::Batch`], when room stays short), [`Rejection::Malformed`]
-/// when it cannot be read to its end.
+/// [`Rejection::BodyTooLarge`] as soon as its announced or received length exceeds `max_body` bytes,
+/// [`Rejection::RequestTimeout`] if nothing arrives for `body_timeout` or the average rate is too low,
+/// [`Rejection::Overloaded`] if the budget is exhausted (or stays short, for [`Class::Batch`]),
+/// [`Rejection::Malformed`] if it cannot be read to its end.
 pub async fn collect<B>(
     body: B,
     mut started: Instant,
     class: Class,
     max_body: u64,
     body_timeout: Duration,
-    bodies: &Bodies,
-) -> Result<(Bytes, Held), Rejection>
+    budget: &BodyBudget,
+) -> Result<(Bytes, BodyPermit), Rejection>
 where
     B: Body<Data = Bytes>,
 {
     let mut body = pin!(body);
-    let mut held = bodies.hold();
+    let mut held = budget.permit();
     let announced = body.size_hint().lower();
     let exact = body.size_hint().exact().map(|exact| exact as usize);
     if announced > max_body {
         return Err(Rejection::BodyTooLarge { limit: max_body });
     }
-    if !body.is_end_stream() && bodies.0.is_short() {
-        // On the heap: seldom, and every other request would keep room for it.
-        Box::pin(bodies.0.begin(class)).await?;
+    if !body.is_end_stream() && budget.0.is_short() {
+        // Boxed: rarely taken, and its future would otherwise enlarge every request.
+        Box::pin(budget.0.admit(class)).await?;
         started = Instant::now();
     }
     let mut whole = Vec::new();
@@ -165,16 +165,16 @@ where
             return Ok((data, held));
         }
         if needed > whole.capacity() {
-            let mut capacity = needed.max(2 * whole.capacity()).max(announced.min(BELIEVED) as usize);
+            let mut capacity = needed.max(2 * whole.capacity()).max(announced.min(MAX_PREALLOCATED) as usize);
             if let Some(exact) = exact {
-                // Who has sent a quarter is believed: what is grown out of stays with the allocator for a while.
+                // After a quarter has arrived, allocate the announced length at once: outgrown buffers stay with the allocator for a while.
                 capacity = if 4 * needed >= exact { exact } else { capacity.min(exact) };
             }
             held.grow_to(capacity)?;
             whole.reserve_exact(capacity - whole.len());
         }
         whole.extend_from_slice(&data);
-        due = started + PAUSES * body_timeout + Duration::from_secs(whole.len() as u64 / SLOWEST);
+        due = started + PAUSES * body_timeout + Duration::from_secs(whole.len() as u64 / MIN_RATE);
         due = due.min(Instant::now() + body_timeout);
     }
     Ok((whole.into(), held))
@@ -197,7 +197,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_body_in_pieces_is_complete_and_its_memory_is_released() {
-        let bodies = Bodies::new(1 << 20);
+        let budget = BodyBudget::new(1 << 20);
         let (mut send, body) = channel();
         let sending = async move {
             for piece in [&b"one "[..], b"two ", b"three"] {
@@ -205,67 +205,67 @@ mod tests {
                 sleep(LIMIT / 2).await;
             }
         };
-        let (got, ()) = tokio::join!(collect(body, Instant::now(), Class::Interactive, 100, LIMIT, &bodies), sending);
-        let (bytes, held) = got.expect("it is small and quick enough");
+        let (got, ()) = tokio::join!(collect(body, Instant::now(), Class::Interactive, 100, LIMIT, &budget), sending);
+        let (bytes, held) = got.expect("it is small and fast enough");
         assert_eq!(bytes, "one two three");
-        assert!(bodies.held() >= 13);
+        assert!(budget.held() >= 13);
         drop(held);
-        assert_eq!(bodies.held(), 0);
+        assert_eq!(budget.held(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn too_large_too_many_too_slow() {
-        let bodies = Bodies::new(10);
-        let large = collect(Full::new(Bytes::from_static(b"12345")), Instant::now(), Class::Interactive, 4, LIMIT, &bodies).await;
+        let budget = BodyBudget::new(10);
+        let large = collect(Full::new(Bytes::from_static(b"12345")), Instant::now(), Class::Interactive, 4, LIMIT, &budget).await;
         assert!(matches!(large, Err(Rejection::BodyTooLarge { limit: 4 })), "{large:?}");
 
-        let first = collect(Full::new(Bytes::from_static(b"123456")), Instant::now(), Class::Interactive, 100, LIMIT, &bodies)
+        let first = collect(Full::new(Bytes::from_static(b"123456")), Instant::now(), Class::Interactive, 100, LIMIT, &budget)
             .await
             .expect("there is room");
         let second =
-            collect(Full::new(Bytes::from_static(b"123456")), Instant::now(), Class::Interactive, 100, LIMIT, &bodies).await;
+            collect(Full::new(Bytes::from_static(b"123456")), Instant::now(), Class::Interactive, 100, LIMIT, &budget).await;
         assert!(matches!(second, Err(Rejection::Overloaded { .. })), "{second:?}");
-        assert_eq!(bodies.held(), 6);
+        assert_eq!(budget.held(), 6);
         drop(first);
 
         let (_send, silent) = channel();
-        let slow = collect(silent, Instant::now(), Class::Interactive, 100, LIMIT, &bodies).await;
+        let slow = collect(silent, Instant::now(), Class::Interactive, 100, LIMIT, &budget).await;
         assert!(matches!(slow, Err(Rejection::RequestTimeout("body"))), "{slow:?}");
-        assert_eq!(bodies.held(), 0);
+        assert_eq!(budget.held(), 0);
     }
 
-    /// The order of overload: no new body is begun, batch is refused, all are refused; room that comes back is used at once.
+    /// Under overload new bodies are delayed, then batch requests are refused, then all. Returned bytes are used at once.
     #[tokio::test(start_paused = true)]
     async fn when_memory_is_short_new_bodies_wait_then_batch_is_refused_then_all() {
-        let bodies = Bodies::new(100);
+        let budget = BodyBudget::new(100);
         let piece = |size: usize| Full::new(Bytes::from(vec![b'x'; size]));
-        let ask = |class, size| collect(piece(size), Instant::now(), class, 100, LIMIT, &bodies);
+        let ask = |class, size| collect(piece(size), Instant::now(), class, 100, LIMIT, &budget);
         let most = ask(Class::Batch, 80).await.expect("there is room");
 
         let started = Instant::now();
         let batch = ask(Class::Batch, 10).await;
         assert!(matches!(batch, Err(Rejection::Overloaded { .. })), "{batch:?}");
-        assert_eq!(started.elapsed(), LONGEST_HOLD, "it was not begun in the meantime");
+        assert_eq!(started.elapsed(), MAX_DELAY, "it was delayed");
         let small = ask(Class::Interactive, 10).await.expect("there is room for it");
         let large = ask(Class::Interactive, 30).await;
         assert!(matches!(large, Err(Rejection::Overloaded { .. })), "{large:?}");
 
         let started = Instant::now();
-        let ease = async {
-            sleep(LONGEST_HOLD / 2).await;
+        let release = async {
+            sleep(MAX_DELAY / 2).await;
             drop(most);
         };
-        let (waited, ()) = tokio::join!(ask(Class::Batch, 50), ease);
-        waited.expect("room came back");
-        assert_eq!(started.elapsed(), LONGEST_HOLD / 2);
+        let (waited, ()) = tokio::join!(ask(Class::Batch, 50), release);
+        waited.expect("there is room again");
+        assert_eq!(started.elapsed(), MAX_DELAY / 2);
         drop(small);
-        assert_eq!(bodies.held(), 0);
+        assert_eq!(budget.held(), 0);
     }
 
-    /// Between its reads it is quick enough, and yet it would hold its place for days.
+    /// Each read is in time, yet the body would occupy its buffer for days.
     #[tokio::test(start_paused = true)]
     async fn a_byte_a_second_is_too_slow() {
-        let bodies = Bodies::new(1 << 20);
+        let budget = BodyBudget::new(1 << 20);
         let (mut send, body) = channel();
         let started = Instant::now();
         let drip = async move {
@@ -273,7 +273,7 @@ mod tests {
                 sleep(Duration::from_secs(1)).await;
             }
         };
-        let (got, ()) = tokio::join!(collect(body, Instant::now(), Class::Interactive, 1 << 20, LIMIT, &bodies), drip);
+        let (got, ()) = tokio::join!(collect(body, Instant::now(), Class::Interactive, 1 << 20, LIMIT, &budget), drip);
         assert!(matches!(got, Err(Rejection::RequestTimeout("body"))), "{got:?}");
         assert!(started.elapsed() < 5 * LIMIT);
     }

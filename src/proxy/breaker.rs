@@ -1,7 +1,7 @@
 //! The circuit breaker: one per organization and model, closed, open or probing.
 //!
-//! Only failures of the upstream count: refusals, faults of the client, cancellations and our own rejections do not. While it is
-//! open, requests wait for the next probe, at most `breaker.max_wait`; that is why it is written by hand.
+//! Only failures of the upstream count; refusals, client errors, cancellations and our own rejections do not. While it is open,
+//! requests wait for the next probe, at most `breaker.max_wait`, which is why it is written by hand.
 
 use std::{
     collections::HashMap,
@@ -18,33 +18,33 @@ use crate::config;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// The upstream responds; its last attempts failed so many times in a row.
+    /// Attempts are sent; the last `failures` of them failed.
     Closed { failures: u32 },
-    /// It failed too often: nothing is sent before `until`.
+    /// Too many failures in a row: nothing is sent before `until`.
     Open { until: Instant },
-    /// One request, sent after `since`, is the probe.
+    /// One request has been the probe since `since`.
     Probing { since: Instant },
 }
 
-/// What an attempt says about the health of the upstream.
+/// What an attempt says about the upstream's health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// It responded, with any status below 500.
+    /// A response with a status below 500.
     Good,
     /// 5xx, or no complete response.
     Bad {
-        /// When that was known.
+        /// When the failure was known.
         at: Instant,
     },
-    /// Nothing: a refusal, a client that left.
+    /// Nothing, for example after a refusal or a cancellation.
     Unknown,
 }
 
-/// All breakers. Only those with a failure are kept.
+/// All breakers. Only those with failures are stored.
 #[derive(Debug, Default)]
 pub struct Breakers {
     breakers: Mutex<HashMap<Key, Breaker>>,
-    /// How many are kept: while there is none, no request takes the lock.
+    /// Number of stored breakers: while it is 0, requests do not take the lock.
     kept: AtomicUsize,
 }
 
@@ -57,7 +57,7 @@ struct Breaker {
     changed: Arc<Notify>,
 }
 
-/// Permission for one attempt. Dropped without [`Pass::record`], nothing is known about how it went.
+/// Permission for one attempt. Dropping it without [`Pass::record`] leaves the outcome unknown.
 #[derive(Debug)]
 pub struct Pass<'a> {
     breakers: &'a Breakers,
@@ -67,19 +67,19 @@ pub struct Pass<'a> {
     recorded: bool,
 }
 
-/// Why no attempt may be made now.
+/// The breaker is open.
 #[derive(Clone, Debug)]
 pub struct Opened {
-    /// When the next probe may go; `None`: one is under way.
+    /// When the next probe may be sent; `None` if one is in flight.
     pub until: Option<Instant>,
-    /// Notified at every change of state.
+    /// Notified of every change of state.
     pub changed: Arc<Notify>,
 }
 
 impl Breakers {
-    /// Whether an attempt could be made now, as a probe or not.
+    /// Checks whether an attempt could be made now, as a probe or not.
     ///
-    /// `now` is called only where something has failed.
+    /// `now` is called only if there are failures.
     ///
     /// # Errors
     /// The breaker is open.
@@ -90,9 +90,9 @@ impl Breakers {
         self.lock().get(key).map_or(Ok(()), |breaker| breaker.check(now()).map(|_probe| ()))
     }
 
-    /// Permission for one attempt now. Of those that ask while a probe is due, one becomes the probe.
+    /// Takes permission for one attempt. While a probe is due, the first caller becomes the probe.
     ///
-    /// `now` is called only where something has failed.
+    /// `now` is called only if there are failures.
     ///
     /// # Errors
     /// The breaker is open.
@@ -116,7 +116,7 @@ impl Breakers {
         Ok(pass(probe))
     }
 
-    /// Breakers that are not closed: organization, model, time until the next probe.
+    /// Breakers that are not closed, as organization, model and time until the next probe.
     pub fn open(&self, now: Instant) -> Vec<(Arc<str>, Arc<str>, Duration)> {
         let breakers = self.lock();
         let open = breakers.iter().filter_map(|((organization, model), breaker)| {
@@ -147,7 +147,7 @@ impl Breakers {
                 let failures = match breaker.state {
                     State::Closed { failures } => failures + 1,
                     State::Probing { .. } if probe => policy.failures,
-                    // An attempt that was sent before it opened.
+                    // The attempt was sent before the breaker opened.
                     State::Open { .. } | State::Probing { .. } => return,
                 };
                 let opens = failures >= policy.failures;
@@ -155,7 +155,7 @@ impl Breakers {
                 breaker.changed.notify_waiters();
             }
             Health::Unknown => {
-                // The probe was cancelled: another request may probe at once.
+                // The probe was cancelled, so another request may be the probe at once.
                 if let Some(breaker) = breakers.get_mut(key).filter(|_| probe)
                     && let State::Probing { since } = breaker.state
                 {
@@ -191,7 +191,7 @@ impl Pass<'_> {
         self.probe
     }
 
-    /// How the attempt went.
+    /// Records the outcome of the attempt.
     pub fn record(mut self, health: Health) {
         self.recorded = true;
         self.breakers.record(self.key, self.policy, self.probe, health);
@@ -243,21 +243,21 @@ mod tests {
         assert!(it.pass().is_none(), "three in a row");
         assert_eq!(it.breakers.open(it.now)[0].2, POLICY.open);
         it.now += POLICY.open;
-        let probe = it.pass().expect("one may find out");
+        let probe = it.pass().expect("the probe is due");
         assert!(probe.is_probe() && it.pass().is_none(), "one probe at a time");
         probe.record(Health::Good);
         assert!(it.breakers.open(it.now).is_empty() && it.pass().is_some());
     }
 
-    /// A request that waits under the limits must not be the probe meanwhile: all others would wait for it.
+    /// A request that is queued by the limits must not be the probe: all others would wait for it.
     #[test]
-    fn a_look_takes_no_probe() {
+    fn a_check_takes_no_probe() {
         let mut it = Setup::new();
         it.fail(3);
         assert!(it.breakers.check(&it.key, || it.now).is_err());
         it.now += POLICY.open;
         assert!(it.breakers.check(&it.key, || it.now).is_ok() && it.breakers.check(&it.key, || it.now).is_ok());
-        let probe = it.pass().expect("nobody has taken it");
+        let probe = it.pass().expect("it has not been taken");
         assert!(probe.is_probe());
         assert_eq!(it.breakers.check(&it.key, || it.now).expect_err("a probe is under way").until, None);
     }

@@ -1,4 +1,4 @@
-//! Caps of apps: each app stands in the place of a model, in limiters of their own.
+//! Caps of apps: separate limiters, keyed by app where Groq's are keyed by model.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -10,28 +10,28 @@ use tokio::time::Instant;
 
 const CAP: &str = "app ";
 
-/// How a cap's dimension is called: `app TPM`.
+/// The name of a cap's dimension: `app TPM`.
 pub(super) fn code(dimension: &Dimension) -> Cow<'static, str> {
     format!("{CAP}{}", dimension.code).into()
 }
 
-/// Whether a dimension is that of a cap.
+/// Whether a dimension belongs to a cap.
 pub(super) fn is_cap(dimension: &Dimension) -> bool {
     dimension.code.starts_with(CAP)
 }
 
-/// What a request asks of its app's caps, which stand in the place of a model's limits.
+/// The admission request for the app's caps, with the app as the model.
 pub(super) fn admission(admission: &AdmissionRequest) -> AdmissionRequest {
     AdmissionRequest { organization: Arc::default(), model: admission.app.clone(), tier: Arc::default(), ..admission.clone() }
 }
 
-/// What a request has reserved of its app's caps before it is sent: it comes back where the limits refuse it after all, or its
-/// client disconnects.
+/// The cap permit of a request that has not been sent yet. Dropping it returns the reservation, for example if Groq's limits refuse the
+/// request or its client disconnects.
 #[derive(Debug)]
 pub(super) struct Unsent(Option<Permit>);
 
 impl Unsent {
-    /// Nobody else draws on a cap: there is no response to learn from, and none to wait for.
+    /// Marks the permit as sent and observed: only this shield uses the cap, so no response can correct it.
     pub(super) fn new(mut permit: Permit) -> Self {
         let now = Instant::now();
         permit.sent(now);
@@ -39,7 +39,7 @@ impl Unsent {
         Self(Some(permit))
     }
 
-    /// The request is sent now.
+    /// The permit of a request that is sent now.
     pub(super) fn send(mut self) -> Option<Permit> {
         self.0.take()
     }

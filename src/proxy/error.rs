@@ -1,8 +1,7 @@
 //! Every failure as an app sees it: one exhaustive table, and the documented error object.
 //!
-//! Every failure made here is `{"error":{"message","type","code"}}` with a status from Groq's documented table.
-//! Messages name the remedy, and never the words that trip clients where they are not meant
-//! ("billing" stops LangChain's retries, "rate limit" makes litellm believe in one).
+//! Every failure of our own is `{"error":{"message","type","code"}}` with a status from Groq's documented table. Messages name the
+//! remedy, and avoid words that clients search for ("billing" stops LangChain's retries, litellm takes "rate limit" for a 429).
 
 use std::{borrow::Cow, time::Duration};
 
@@ -16,31 +15,31 @@ mod table;
 mod upstream;
 
 pub use frame::{frame_of, stream_error};
-use kinds::LONGEST_MESSAGE;
+use kinds::MAX_MESSAGE;
 pub use rejection::{CompletionLimit, Rejection};
 use table::Row;
 pub use upstream::UpstreamError;
 
-/// The SDKs wait at most this long for a stated `retry-after`.
-const SDK_WAITS: Duration = Duration::from_secs(60);
+/// Longest `retry-after` that the SDKs wait for.
+const MAX_SDK_WAIT: Duration = Duration::from_secs(60);
 impl Rejection {
     /// The status an app sees.
     pub fn status(&self) -> StatusCode {
         self.row().status
     }
 
-    /// The error's `code`, where it has one: what `x-shield-error` and the log say.
+    /// The error's `code`, if any, as in `x-shield-error` and the log.
     pub fn code(&self) -> Option<Cow<'static, str>> {
         self.row().code
     }
 
-    /// What the log says.
+    /// The message for the log.
     pub fn summary(&self) -> String {
         let row = self.row();
         format!("{}: {}", row.code.as_deref().unwrap_or(&row.kind), row.message.chars().take(200).collect::<String>())
     }
 
-    /// The whole answer. `retry-after` gets its jitter here, upwards only, the same in both headers.
+    /// The whole response. `retry-after` gets its upward jitter here, the same in both headers.
     pub fn into_response(self) -> Response<Bytes> {
         let ours = self.is_ours();
         let row = self.row();
@@ -50,7 +49,7 @@ impl Rejection {
         };
         let body = body.unwrap_or_else(|| object(&row, None));
         let after = row.retry_after.map(spread);
-        let curable = !row.no_retry && after.is_some_and(|after| after <= SDK_WAITS);
+        let curable = !row.no_retry && after.is_some_and(|after| after <= MAX_SDK_WAIT);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
         headers
@@ -64,7 +63,7 @@ impl Rejection {
             headers.insert(HeaderName::from_static("x-shield-error"), code);
         }
         if ours && row.status == StatusCode::UNAUTHORIZED {
-            // RFC 9110 §15.5.2: whoever generates a 401 names the scheme.
+            // RFC 9110 §15.5.2: a server that generates a 401 must name the scheme.
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if row.close {
@@ -76,7 +75,7 @@ impl Rejection {
         response
     }
 
-    /// The last frame of a stream that broke: every client tested raises on it.
+    /// The last frame of a broken stream; every tested client raises an error on it.
     pub fn into_frame(self) -> Bytes {
         let row = self.row();
         let object = object(&row, Some(row.status.as_u16()));
@@ -84,10 +83,10 @@ impl Rejection {
     }
 }
 
-/// `{"error":{"message","type","code"}}`, in a stream with an integer `status_code`.
+/// `{"error":{"message","type","code"}}`, with an integer `status_code` in a stream.
 fn object(row: &Row, status_code: Option<u16>) -> Bytes {
     let mut error = serde_json::Map::new();
-    let message: String = row.message.chars().take(LONGEST_MESSAGE).collect();
+    let message: String = row.message.chars().take(MAX_MESSAGE).collect();
     error.insert("message".into(), message.into());
     error.insert("type".into(), row.kind.as_ref().into());
     if let Some(code) = &row.code {
@@ -99,16 +98,16 @@ fn object(row: &Row, status_code: Option<u16>) -> Bytes {
     serde_json::json!({ "error": error }).to_string().into()
 }
 
-/// Wide enough for thousands of clients; a client that waits for midnight must not wait for hours beyond it.
-const LONGEST_JITTER: Duration = Duration::from_secs(60);
+/// Maximum jitter: wide enough for thousands of clients, and short for clients that wait until midnight.
+const MAX_JITTER: Duration = Duration::from_secs(60);
 
-/// Upward jitter, so that clients told the same moment do not all come back in it.
+/// Adds upward jitter, so clients that are told the same time do not all come back at once.
 fn spread(after: Duration) -> Duration {
     let floor = after.max(Duration::from_secs(1));
-    let width = floor.mul_f64(0.2).min(LONGEST_JITTER) + Duration::from_secs(2);
+    let width = floor.mul_f64(0.2).min(MAX_JITTER) + Duration::from_secs(2);
     let spread = floor + width.mul_f64(fastrand::f64());
-    // A wait that the SDKs accept must stay one.
-    if floor <= SDK_WAITS { spread.min(SDK_WAITS.max(floor)) } else { spread }
+    // A wait that the SDKs accept must remain acceptable to them.
+    if floor <= MAX_SDK_WAIT { spread.min(MAX_SDK_WAIT.max(floor)) } else { spread }
 }
 
 #[cfg(test)]
@@ -117,7 +116,7 @@ mod tests {
 
     use super::*;
 
-    /// Clients retried what can never be sent for minutes, and were told to lower a member that their request does not have.
+    /// Clients used to retry for minutes what can never be sent, and were told to lower a member that their request did not have.
     #[test]
     fn a_hopeless_request_has_a_code_and_a_remedy_of_its_own() {
         use CompletionLimit as L;
@@ -178,7 +177,7 @@ mod tests {
                         crate::headers::text(response.headers(), name).expect("text").parse::<u64>().expect("an integer")
                     };
                     let (seconds, ms) = (number("retry-after"), number("retry-after-ms"));
-                    assert_eq!(seconds, ms.div_ceil(1000), "one wait in both headers");
+                    assert_eq!(seconds, ms.div_ceil(1000), "the same wait in both headers");
                     assert!(
                         u128::from(ms) >= stated.as_millis() && seconds <= 60,
                         "upward, and no longer than clients wait: {ms} ms"

@@ -1,4 +1,4 @@
-//! The fallback policy: why a request fails, and which models may serve it instead.
+//! The fallback policy: which failures allow another model, and which models may serve the request instead.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use crate::config::{Fallback, FallbackReason};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// The reason by which `rejection` allows a fallback; `None` where another model would not help.
+/// The reason for which `rejection` allows a fallback; `None` if another model would not help.
 pub(super) fn reason(rejection: &Rejection) -> Option<FallbackReason> {
     match rejection {
-        // A cap is the app's, whichever the model.
+        // A cap belongs to the app, so another model would not help.
         Rejection::NeverFits { dimension, .. } | Rejection::NotInTime { dimension, .. } if is_cap(dimension) => None,
         Rejection::NeverFits { .. } => Some(FallbackReason::TooLarge),
-        Rejection::NotInTime { dimension, .. } => Some(by_period(dimension)),
-        Rejection::Refused { dimension, .. } => Some(dimension.as_ref().map_or(FallbackReason::Wait, by_period)),
+        Rejection::NotInTime { dimension, .. } => Some(reason_of_wait(dimension)),
+        Rejection::Refused { dimension, .. } => Some(dimension.as_ref().map_or(FallbackReason::Wait, reason_of_wait)),
         Rejection::BreakerOpen { .. } => Some(FallbackReason::Unavailable),
         Rejection::Upstream(error) => match (error.status.as_u16(), error.code.as_deref()) {
             (_, Some("model_decommissioned" | "model_not_found")) => Some(FallbackReason::Decommissioned),
@@ -27,12 +27,12 @@ pub(super) fn reason(rejection: &Rejection) -> Option<FallbackReason> {
     }
 }
 
-/// The reason where there is no room in `dimension` before the deadline.
-pub(super) fn by_period(dimension: &Dimension) -> FallbackReason {
+/// The reason if `dimension` has no room before the deadline.
+pub(super) fn reason_of_wait(dimension: &Dimension) -> FallbackReason {
     if dimension.period >= DAY { FallbackReason::DailyLimit } else { FallbackReason::Wait }
 }
 
-/// The models to try instead of `model` after it failed for `reason`, in order; empty where none is configured.
+/// The models to try, in order, after `model` failed for `reason`; empty if none is configured.
 pub(super) fn candidates<'c>(chains: &'c [Fallback], model: &str, reason: FallbackReason) -> &'c [String] {
     chains.iter().find(|chain| chain.model == model && chain.when.contains(&reason)).map_or(&[], |chain| &chain.to)
 }

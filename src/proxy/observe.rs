@@ -1,9 +1,9 @@
-//! Observe mode: requests pass as they come, while limiters of their own tell what would have become of them.
+//! Observe mode: requests pass at once, and a separate set of limiters computes what would have happened to them.
 //!
-//! The limiters in force keep the truth: every request is charged as it is sent, into debt if need be, and corrected by headers
-//! and refusals as ever, so that limits can be enforced at any moment. Beside them stand copies, through which each request passes
-//! once more as if the limits were enforced. There it waits while its response may have been delivered long ago, and settles
-//! with what that response has used. What Groq refuses would have been served later: it settles with what is usual.
+//! The real limiters track the actual usage: every request is charged when it is sent, into debt if necessary, and corrected by headers
+//! and refusals, so limits can be enforced at any moment. The observer holds copies of them, which admit each request again as if the
+//! limits were enforced. It may wait there long after its response has been delivered, and settles with the usage of that response.
+//! A request that Groq refused would have been served later, so it settles with the model's usual usage.
 
 use std::{
     pin::Pin,
@@ -29,16 +29,16 @@ use crate::{
     telemetry::{ObservedRefusal, Record, Telemetry},
 };
 
-/// What an attempt holds where nothing waits.
+/// What an attempt holds in observe mode.
 pub(super) struct Admitted<'a> {
     pub(super) cap: Option<Permit>,
-    /// `None`: the breaker is open, and the attempt is no probe.
+    /// `None` if the breaker is open and the attempt is not the probe.
     pub(super) pass: Option<Pass<'a>>,
     pub(super) permit: Option<Permit>,
     pub(super) observed: Option<Observed>,
 }
 
-/// Lets an attempt pass at once, and asks what would have become of it.
+/// Lets an attempt pass at once, and starts to observe it.
 pub(super) fn admit<'a>(
     shield: &'a Shield,
     settings: &'a Settings,
@@ -59,34 +59,34 @@ pub(super) fn admit<'a>(
     record.waited(Duration::ZERO);
     if !call.is_limited() {
         if let Err(refused) = breaker {
-            refuse(&shield.telemetry, record, refused.reason);
+            count_refusal(&shield.telemetry, record, refused.reason);
         }
         return Admitted { cap: None, pass, permit: None, observed: None };
     }
     record.reserved = call.reserved();
-    // Before the attempt is charged: in a new limiter it is the first request there, too.
+    // Before the attempt is charged, so that it is the first request of a new limiter in the observer, too.
     let observed = record.observed_refusal.is_none().then(|| observe(shield, settings, call, observer, breaker, record));
     let cap = call.is_capped.then(|| {
         let mut cap = shield.caps.take(&call.cap_admission());
-        nothing_to_learn(&mut cap);
+        mark_observed(&mut cap);
         cap
     });
     Admitted { cap, pass, permit: Some(shield.limits.take(&call.admission)), observed: observed.flatten() }
 }
 
-/// A failure of the upstream's that this attempt has met: whether another model would have served the call.
+/// After a failure of the upstream, counts whether another model would have served the call.
 pub(super) fn failed(shield: &Shield, settings: &Settings, call: &Call, rejection: &Rejection, record: &mut Record) {
-    // All others are refusals, which would have waited for their turn.
+    // All other reasons are refusals, which would have waited in the queue.
     let reason = fallback::reason(rejection).filter(|reason| *reason == FallbackReason::Decommissioned);
     if let Some(reason) = reason.filter(|_| record.observed_refusal.is_none())
-        && let Some(to) = others(settings, call, Some(reason)).first()
+        && let Some(to) = candidates(settings, call, Some(reason)).first()
     {
-        fall_back(shield, call, to, reason, record);
+        count_fallback(shield, call, to, reason, record);
     }
 }
 
-/// Counts a request that another model would have served, once.
-fn fall_back(shield: &Shield, call: &Call, to: &str, reason: FallbackReason, record: &mut Record) {
+/// Counts, once, a request that another model would have served.
+fn count_fallback(shield: &Shield, call: &Call, to: &str, reason: FallbackReason, record: &mut Record) {
     if record.observed_fallback.is_none() {
         record.observed_fallback = Some(to.into());
         shield.telemetry.observed_fallback(&call.admission.model, to, reason);
@@ -94,13 +94,13 @@ fn fall_back(shield: &Shield, call: &Call, to: &str, reason: FallbackReason, rec
 }
 
 /// The models that would be tried instead.
-fn others<'s>(settings: &'s Settings, call: &Call, reason: Option<FallbackReason>) -> &'s [String] {
+fn candidates<'s>(settings: &'s Settings, call: &Call, reason: Option<FallbackReason>) -> &'s [String] {
     let reason = reason.filter(|_| call.may_fall_back);
     reason.map_or(&[], |reason| fallback::candidates(&settings.fallback, &call.admission.model, reason))
 }
 
-/// Counts a request that would have been refused. Only the first refusal counts: after it there would have been no attempt.
-pub(super) fn refuse(telemetry: &Telemetry, record: &mut Record, reason: ObservedRefusal) {
+/// Counts a request that would have been refused. Only the first refusal counts, because no attempt would have followed.
+pub(super) fn count_refusal(telemetry: &Telemetry, record: &mut Record, reason: ObservedRefusal) {
     if record.observed_refusal.is_none() {
         record.observed_refusal = Some(reason);
         telemetry.observed_refusal(reason);
@@ -108,7 +108,7 @@ pub(super) fn refuse(telemetry: &Telemetry, record: &mut Record, reason: Observe
 }
 
 /// What an attempt asks of the observer's limiters.
-struct Asked {
+struct ObservedRequest {
     limits: AdmissionRequest,
     cap: Option<AdmissionRequest>,
     deadline: Instant,
@@ -116,7 +116,7 @@ struct Asked {
 
 type Admission = Pin<Box<dyn Future<Output = Result<Reservations, Refused>> + Send>>;
 
-/// Why the observer's limiters refuse an attempt, and whether another model might take it.
+/// Why the observer's limiters refuse an attempt, and for which reason another model might serve it.
 #[derive(Clone, Copy, Debug)]
 struct Refused {
     reason: ObservedRefusal,
@@ -125,8 +125,8 @@ struct Refused {
 
 const BREAKER_OPEN: Refused = Refused { reason: ObservedRefusal::BreakerOpen, fallback: Some(FallbackReason::Unavailable) };
 
-/// Asks the observer's limiters for a turn: those of the model that the call names, or else those of the first fallback that can
-/// take it. `None`: they refuse it. `breaker`: how long it would wait for the breaker before that.
+/// Admits an attempt to the observer's limiters: those of its own model, or else of the first fallback model with room. `None` if all
+/// refuse it. `breaker` is how long it would wait for the breaker first.
 fn observe(
     shield: &Shield,
     settings: &Settings,
@@ -136,27 +136,27 @@ fn observe(
     record: &mut Record,
 ) -> Option<Observed> {
     let own = &call.admission.model;
-    let refused = match breaker.and_then(|before| begin(shield, settings, call, observer, own, before, record)) {
+    let refused = match breaker.and_then(|before| admit_observed(shield, settings, call, observer, own, before, record)) {
         Ok(observed) => return Some(observed),
         Err(refused) => refused,
     };
-    for to in others(settings, call, refused.fallback) {
-        match begin(shield, settings, call, observer, &to.as_str().into(), Duration::ZERO, record) {
-            // It cannot take the request either.
+    for to in candidates(settings, call, refused.fallback) {
+        match admit_observed(shield, settings, call, observer, &to.as_str().into(), Duration::ZERO, record) {
+            // This model has no room either.
             Err(Refused { fallback: Some(_), .. }) => {}
             Err(_) => break,
             Ok(observed) => {
-                fall_back(shield, call, to, refused.fallback?, record);
+                count_fallback(shield, call, to, refused.fallback?, record);
                 return Some(observed);
             }
         }
     }
-    refuse(&shield.telemetry, record, refused.reason);
+    count_refusal(&shield.telemetry, record, refused.reason);
     None
 }
 
-/// Asks the observer's limiters for a turn under the limits of `model`.
-fn begin(
+/// Admits an attempt to the observer's limiters for `model`, at once or after a wait in the background.
+fn admit_observed(
     shield: &Shield,
     settings: &Settings,
     call: &Call,
@@ -176,9 +176,9 @@ fn begin(
     }
     let forecast = observer.limits.forecast(&limits);
     let usual_completion = observer.limits.usual_completion(&limits).unwrap_or(0);
-    let asked = Asked { limits, cap: call.is_capped.then(|| call.cap_admission()), deadline: call.deadline };
-    let is_elsewhere = *model != call.admission.model;
-    let mut admission: Admission = Box::pin(admission(observer.clone(), asked, usual_completion, is_elsewhere));
+    let request = ObservedRequest { limits, cap: call.is_capped.then(|| call.cap_admission()), deadline: call.deadline };
+    let is_other_model = *model != call.admission.model;
+    let mut admission: Admission = Box::pin(reserve(observer.clone(), request, usual_completion, is_other_model));
     match admission.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(Ok(reservations)) => {
             *record.observed_wait.get_or_insert_default() += before;
@@ -195,26 +195,27 @@ fn begin(
     }
 }
 
-/// Waits for a turn as a request does where limits are enforced: first under its app's cap, then under Groq's limits.
-async fn admission(
+/// Waits as a request does in enforce mode: first for its app's cap, then for Groq's limits.
+async fn reserve(
     observer: Arc<Observer>,
-    asked: Asked,
+    request: ObservedRequest,
     usual_completion: u64,
-    is_elsewhere: bool,
+    is_other_model: bool,
 ) -> Result<Reservations, Refused> {
-    let cap = match &asked.cap {
-        Some(ask) => {
-            let reserved = observer.caps.reserve(ask, asked.deadline, None).await;
+    let cap = match &request.cap {
+        Some(cap) => {
+            let reserved = observer.caps.reserve(cap, request.deadline, None).await;
             Some(Unsent::new(reserved.map_err(|refusal| Refused { reason: of_cap(&refusal), fallback: None })?))
         }
         None => None,
     };
-    let mut limits = observer.limits.reserve(&asked.limits, asked.deadline, None).await.map_err(|refusal| of_limits(&refusal))?;
+    let mut limits =
+        observer.limits.reserve(&request.limits, request.deadline, None).await.map_err(|refusal| of_limits(&refusal))?;
     limits.sent(Instant::now());
-    if is_elsewhere {
+    if is_other_model {
         limits.observe(&Observation::default(), Instant::now());
     }
-    Ok(Reservations { is_elsewhere, cap: cap.and_then(Unsent::send), limits, usual_completion })
+    Ok(Reservations { is_other_model, cap: cap.and_then(Unsent::send), limits, usual_completion })
 }
 
 fn of_cap(refusal: &AdmissionError) -> ObservedRefusal {
@@ -228,12 +229,12 @@ fn of_limits(refusal: &AdmissionError) -> Refused {
     let (reason, fallback) = match refusal {
         AdmissionError::QueueFull { .. } => (ObservedRefusal::QueueFull, None),
         AdmissionError::TooLarge { .. } => (ObservedRefusal::TooLarge, Some(FallbackReason::TooLarge)),
-        AdmissionError::NotInTime { dimension, .. } => (ObservedRefusal::MaxWait, Some(fallback::by_period(dimension))),
+        AdmissionError::NotInTime { dimension, .. } => (ObservedRefusal::MaxWait, Some(fallback::reason_of_wait(dimension))),
     };
     Refused { reason, fallback }
 }
 
-/// The rest of a wait. There are `queue.max_waiting` of these at most, and one for each attempt that runs.
+/// The rest of a wait, as a background task. There are at most `queue.max_waiting` of these, plus one for each running attempt.
 async fn wait(
     admission: Admission,
     used: oneshot::Receiver<ActualUsage>,
@@ -245,9 +246,9 @@ async fn wait(
     match admission.await {
         Ok(mut reservations) => {
             telemetry.observed_wait(&model, before + since.elapsed());
-            // The headers of its response are older than its turn here.
-            nothing_to_learn(&mut reservations.limits);
-            // The sender is gone without a word only if the attempt's task has panicked.
+            // The headers of its response are older than its admission here.
+            mark_observed(&mut reservations.limits);
+            // The sender is dropped without a value only if the attempt's task has panicked.
             let spent = used.await.unwrap_or(ActualUsage::Unknown);
             reservations.settle(spent);
         }
@@ -255,8 +256,8 @@ async fn wait(
     }
 }
 
-/// Marks it as sent and answered: there is no response to learn from, and none that others wait for.
-fn nothing_to_learn(permit: &mut Permit) {
+/// Marks a permit as sent and observed, because no response will correct its limiter.
+fn mark_observed(permit: &mut Permit) {
     let now = Instant::now();
     permit.sent(now);
     permit.observe(&Observation::default(), now);

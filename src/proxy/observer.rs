@@ -7,15 +7,15 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::config::{Mode, Settings};
 
-/// The limiters that tell what would have become of requests.
+/// The limiters that compute what would have happened to requests.
 pub struct Observer {
     pub(super) limits: Limiters,
     pub(super) caps: Limiters,
 }
 
 impl Observer {
-    /// An observer beside these limiters, which starts where they stand; `None` where limits are enforced.
-    pub(super) fn beside(limits: &Limiters, caps: &Limiters, settings: &Settings) -> Option<Arc<Self>> {
+    /// An observer that starts with copies of these limiters; `None` if limits are enforced.
+    pub(super) fn new(limits: &Limiters, caps: &Limiters, settings: &Settings) -> Option<Arc<Self>> {
         (settings.limits.mode == Mode::Observe).then(|| {
             Arc::new(Self {
                 limits: limits.copy(settings.observed(settings.limiter())),
@@ -24,13 +24,13 @@ impl Observer {
         })
     }
 
-    /// Attempts that have been admitted and not settled.
+    /// Number of attempts that have been admitted and not settled.
     #[cfg(test)]
     pub(super) fn in_flight(&self) -> usize {
         self.limits.snapshot().iter().map(|limiter| limiter.in_flight).sum()
     }
 
-    /// Other settings; what is used of the limits stays.
+    /// Applies new settings. Usage of the limits is kept.
     pub(super) fn reconfigure(&self, settings: &Settings) {
         self.limits.reconfigure(settings.observed(settings.limiter()));
         self.caps.reconfigure(settings.observed(settings.caps()));
@@ -42,15 +42,15 @@ impl Observer {
 pub(super) enum Observed {
     /// It would have been sent at once.
     Admitted(Box<Reservations>),
-    /// It would still wait, or has been admitted since. Its use goes to whoever waits for it.
+    /// It would have waited. Its usage goes to the task that waits for it.
     Waiting { used: oneshot::Sender<ActualUsage>, usual_completion: u64 },
 }
 
 /// What an attempt has reserved in the observer's limiters.
 #[derive(Debug)]
 pub(super) struct Reservations {
-    /// Under the limits of another model than the one that has served it, whose headers say nothing of them.
-    pub(super) is_elsewhere: bool,
+    /// Whether it is under the limits of another model than the one that served it, so the response's headers do not apply.
+    pub(super) is_other_model: bool,
     pub(super) cap: Option<Permit>,
     pub(super) limits: Permit,
     pub(super) usual_completion: u64,
@@ -67,25 +67,25 @@ impl Reservations {
 }
 
 impl Observed {
-    /// The response head has come. Where nothing waits here, its headers are true here, too.
+    /// Applies the headers of the response. If the attempt has not waited here, they hold for these limiters, too.
     pub(super) fn head(&mut self, state: &Observation) {
         if let Self::Admitted(reservations) = self
-            && !reservations.is_elsewhere
+            && !reservations.is_other_model
         {
             reservations.limits.observe(state, Instant::now());
         }
     }
 
-    /// The attempt has ended.
+    /// Ends the attempt with its usage.
     pub(super) fn settle(self, spent: ActualUsage) {
         match self {
             Self::Admitted(reservations) => reservations.settle(spent),
-            // Nobody waits for it any more where it was refused later.
+            // The receiver is gone if it was refused while waiting.
             Self::Waiting { used, .. } => drop(used.send(spent)),
         }
     }
 
-    /// Groq has refused the attempt, which would have been sent later and used what is usual.
+    /// Ends an attempt that Groq refused: it would have been sent later, with the usual usage.
     pub(super) fn refused(self) {
         let completion = match &self {
             Self::Admitted(reservations) => reservations.usual_completion,

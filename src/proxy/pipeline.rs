@@ -32,11 +32,10 @@ use crate::{
 
 /// Responds to one request, whatever happens to it.
 ///
-/// `ambiguous`: why servers could disagree about the framing of the request, as seen by the connection. It is refused then.
+/// `ambiguous` is set by the connection if servers could disagree about the framing of the request, which is refused then.
 ///
-/// The futures of the phases are boxed: a request may wait in the queue for a minute, and without the boxes its future would
-/// have room for the largest phase all that time, 1 KB each. So is what is handed from one to the next: a future has room for its
-/// arguments twice.
+/// The futures of the phases are boxed, because a request may wait in the queue for a minute: unboxed, it would take the memory of the
+/// largest phase all that time (1 KB per phase). Their arguments are boxed, because a future stores its arguments twice.
 pub fn handle<B>(
     shield: &Arc<Shield>,
     request: Request<B>,
@@ -67,7 +66,7 @@ where
         let response = Box::pin(respond(shield, settings, call, upstream_request, record));
         let headers = || {
             let early = early.open(Instant::now());
-            // Another model may be to serve the call by now.
+            // The call may have been given to another model by now.
             let model = early.model.clone().unwrap_or_else(|| admission.model.clone());
             let admission = AdmissionRequest { model, ..admission };
             let mut headers = early_headers(early);
@@ -78,12 +77,12 @@ where
     }
 }
 
-/// The response where no request was read, or where its pipeline panicked.
+/// The response if no request could be read, or if its pipeline panicked.
 pub fn refuse(shield: &Shield, rejection: Rejection) -> Response<Body> {
     reject(rejection, Box::new(Record::new(&shield.telemetry, "", Instant::now())))
 }
 
-/// The response to a call that has been read: what `forward` delivers, or its failure as the error object.
+/// The response to a call: what `forward` delivers, or its failure as the error object.
 async fn respond(
     shield: Arc<Shield>,
     settings: Arc<Settings>,
@@ -113,13 +112,13 @@ async fn respond(
             reject(rejection, record)
         }
     };
-    // Last: a body that has arrived whole has been settled by now.
+    // Added last, because the usage of a complete body has been settled by now.
     let limited = Limited { admission: &admission, is_capped, budgets: budgets.as_deref() };
     limited.add_to(response.headers_mut(), &shield);
     response
 }
 
-/// Serves the call by the model that it names, or else by the first of its fallback models that can take it.
+/// Serves the call by the model that it names, or else by the first of its fallback models that can serve it.
 async fn forward(
     shield: &Shield,
     settings: &Settings,
@@ -132,18 +131,18 @@ async fn forward(
     if let Some(budgets) = &call.budgets {
         let app = call.admission.app.clone();
         let now = shield.wall_clock.unix_seconds();
-        // Boxed: rare, and each waiting request would have room for it.
+        // Boxed: rarely taken, and its future would otherwise enlarge every waiting request.
         if let Err(exceeded) = Box::pin(call.bill.reserve(&shield.accounts, &app, budgets, now)).await {
             if observer.is_none() {
                 return Err(Rejection::BudgetSpent(exceeded));
             }
-            observe::refuse(&shield.telemetry, record, ObservedRefusal::AppBudget);
-            // Without a budget to hold it against, what it uses still counts.
+            observe::count_refusal(&shield.telemetry, record, ObservedRefusal::AppBudget);
+            // Observe mode sends it anyway, so its usage counts.
             Box::pin(call.bill.reserve(&shield.accounts, &app, &[], now)).await.map_err(Rejection::BudgetSpent)?;
         }
     }
     let falls_back = call.may_fall_back && observer.is_none() && !settings.fallback.is_empty();
-    // Before the output limit is fitted: each fallback model starts from the body as it came.
+    // Kept before the output limit is fitted: each fallback model starts from the original body.
     let body = falls_back.then(|| upstream_request.body().clone());
     let rejection = match serve(shield, settings, call, observer.as_ref(), upstream_request, record).await {
         Err(rejection) => rejection,
@@ -164,7 +163,7 @@ async fn forward(
         }
         record.falls_back(&from, &call.admission.model, reason);
         match Box::pin(serve(shield, settings, call, None, upstream_request, record)).await {
-            // It cannot take the request either.
+            // This model cannot serve it either.
             Err(rejection) if fallback::reason(&rejection).is_some() => record.stays(&from),
             outcome => {
                 shield.telemetry.fell_back(&from, to, reason);
@@ -175,8 +174,8 @@ async fn forward(
     Err(rejection)
 }
 
-/// Admits, attempts and judges until there is a response to deliver, or none to be had from this model. With an `observer`
-/// nothing waits but retries, and nothing is rewritten.
+/// Admits and sends the call until there is a response to deliver or this model has failed for good. With an `observer`, only retries
+/// wait, and nothing is rewritten.
 async fn serve(
     shield: &Shield,
     settings: &Settings,
@@ -200,7 +199,7 @@ async fn serve(
     let breaker_key = call.breaker_key.clone();
     let mut place = None;
     loop {
-        // The block ends the outcome's life before the pause: it is large, and would be kept through it.
+        // The block drops the outcome before the pause: it is large, and the future would hold it meanwhile.
         let pause = {
             let admitted = match observer {
                 None => {
@@ -215,8 +214,7 @@ async fn serve(
             call.bill.begin_attempt(cap, observed);
             let outcome = Box::pin(attempt::send(shield, call, upstream_request, permit.as_mut(), record)).await;
             let health = outcome.health();
-            // The breaker is open again: the next attempt would be the next probe, and its app would hear of the outage after
-            // four.
+            // The breaker is open again. A retry would be the next probe, and its app would learn of the outage only after four attempts.
             let probe_failed = matches!(health, Health::Bad { .. }) && pass.as_ref().is_some_and(Pass::is_probe);
             call.probe_failed = probe_failed;
             let class = match health {
@@ -233,7 +231,7 @@ async fn serve(
                 Verdict::Requeue(pause) => {
                     call.bill.refused();
                     place = outcome.refused(permit, shield, call);
-                    // Not limited by the shield, or too late, or nothing waits: the upstream's answer is the app's.
+                    // Not limited by the shield, too late, or observe mode: the app gets the upstream's response.
                     if place.is_none() || pause.is_none() || observer.is_some() {
                         return Err(outcome.into_rejection());
                     }

@@ -1,5 +1,5 @@
-//! `RateLimit-Policy` and `RateLimit` of draft-ietf-httpapi-ratelimit-headers: every limit that is known for a request, those that
-//! Groq shows nowhere and those of its app included. Both are structured fields (RFC 9651): lists of strings with parameters.
+//! `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers): every known limit of a request, including those that Groq
+//! never reports and those of its app. Both are structured fields (RFC 9651): lists of strings with parameters.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,7 +14,7 @@ use crate::accounts::{Budget, Period, Unit as BudgetUnit};
 
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
-/// The largest integer of a structured field.
+/// Largest integer of a structured field.
 const MAX_INTEGER: u64 = 999_999_999_999_999;
 
 /// What limits a request.
@@ -25,8 +25,8 @@ pub(super) struct Limited<'a> {
 }
 
 impl Limited<'_> {
-    /// Adds both fields, with what is left now, unless nothing limits the request. The upstream's own ones stay: lists over several
-    /// lines are one list.
+    /// Adds both fields with what is left now, unless nothing limits the request. The upstream's own fields stay: a list field may be
+    /// split over several lines.
     pub(super) fn add_to(&self, headers: &mut HeaderMap, shield: &Shield) {
         if self.admission.cost == CostEstimate::Free {
             return;
@@ -88,7 +88,7 @@ impl Fields {
     }
 
     fn budget(&mut self, budget: Budget, used: u64, resets_in: Duration) {
-        // Billionths are more digits than an integer may have.
+        // In billionths of a USD, integers could exceed the maximum.
         let (quota_unit, scale) = match budget.unit {
             BudgetUnit::Requests => ("", 1),
             BudgetUnit::Tokens => ("tokens", 1),
@@ -103,7 +103,7 @@ impl Fields {
         self.add(name, quota_unit, limit, window, left, resets_in.as_secs());
     }
 
-    /// `quota_unit`: empty for requests, which is the default. Written without `format!`, which took three times the instructions.
+    /// `quota_unit` is empty for requests, the default. `format!` took three times the instructions.
     fn add(
         &mut self,
         [of, unit, period]: [&str; 3],

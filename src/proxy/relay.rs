@@ -1,6 +1,6 @@
-//! Response bodies on their way to the app: buffered where they are JSON, event by event where they stream, unread otherwise.
+//! Relays response bodies to the app: JSON is buffered, event streams pass event by event, everything else passes unread.
 //!
-//! No byte goes out before the response is known to be valid so far. What it has cost is read in passing.
+//! Nothing is sent before the response is known to be valid so far. Usage is read on the way.
 
 use std::{
     pin::Pin,
@@ -30,23 +30,23 @@ pub use keep_alive::{Waiting, open_early};
 use passthrough::Pass;
 use stream::Stream;
 
-/// Largest JSON response that is buffered, bytes; a larger one passes unread.
+/// Maximum bytes of a JSON response that is buffered; a larger one passes unread.
 const MAX_BUFFERED: u64 = 8 << 20;
 
-/// What the endpoint responds with.
+/// The kind of body that an endpoint responds with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
     /// One JSON value.
     Json,
-    /// Text, as the request asked for: anything but HTML.
+    /// Text, because the request asked for it: anything but HTML.
     Text,
     /// Anything.
     Any,
 }
 
-/// The body of a response that is valid so far. No byte of it has gone out.
+/// The body of a response that is valid so far. Nothing of it has been sent.
 pub enum ValidatedBody {
-    /// A complete body, and its usage where it has one.
+    /// A complete body, and its usage if it has one.
     Whole(Bytes, Option<Usage>),
     /// A stream whose first event has arrived.
     Stream(Box<Stream>),
@@ -57,7 +57,7 @@ pub enum ValidatedBody {
 /// Waits until the response is complete, or its first event has arrived.
 ///
 /// # Errors
-/// The response broke before a byte of it went out, so that the request may be retried.
+/// The response broke before anything of it was sent, so the request may be retried.
 pub async fn validate(
     head: &Parts,
     body: ResponseBody,
@@ -66,13 +66,13 @@ pub async fn validate(
 ) -> Result<ValidatedBody, ExchangeError> {
     let encoded = head.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
     let media = media_type(&head.headers);
-    // No body, or a part of one: there is nothing to validate.
+    // No body or a partial one: nothing to validate.
     let partial = matches!(head.status.as_u16(), 204..=206 | 304);
     if encoded || partial || body.is_end() && expected != Expected::Json {
         return pass(body).await;
     }
     if media.eq_ignore_ascii_case("text/event-stream") {
-        // Boxed: every other response would have room for it.
+        // Boxed: its future would otherwise enlarge every other response.
         return Box::pin(Stream::open(body, must_end)).await.map(|stream| ValidatedBody::Stream(Box::new(stream)));
     }
     let is_json = media.eq_ignore_ascii_case("application/json");
@@ -86,7 +86,7 @@ pub async fn validate(
         Collected::TooLarge(begun, rest) => Ok(ValidatedBody::Pass(Box::new(Pass::new(begun, rest)))),
         Collected::All(bytes) if expected == Expected::Json || is_json => match Usage::of_answer(&bytes) {
             Ok(usage) => Ok(ValidatedBody::Whole(bytes, usage)),
-            // For example a JSONL file that is served as JSON.
+            // For example a JSONL file served as JSON.
             Err(_) if expected == Expected::Any => Ok(ValidatedBody::Whole(bytes, None)),
             Err(_) => Err(ExchangeError::Invalid("it is not JSON")),
         },
@@ -94,7 +94,7 @@ pub async fn validate(
     }
 }
 
-/// Waits for the first bytes of a body that is not read.
+/// Waits for the first bytes of a body that passes unread.
 async fn pass(mut body: ResponseBody) -> Result<ValidatedBody, ExchangeError> {
     let begun = body.data().await.transpose().map_err(cut_short)?.unwrap_or_default();
     Ok(ValidatedBody::Pass(Box::new(Pass::new(begun, body))))
@@ -112,7 +112,7 @@ enum Collected {
 /// Collects the body, unless it is too large to be buffered.
 async fn collect(mut body: ResponseBody) -> Result<Collected, ExchangeError> {
     let Some(first) = body.data().await.transpose().map_err(cut_short)? else { return Ok(Collected::All(Bytes::new())) };
-    // The usual response arrives in one piece and is not copied.
+    // Most responses arrive in one piece and are not copied.
     if body.is_end() {
         body.data().await.transpose().map_err(cut_short)?;
         return Ok(Collected::All(first));
@@ -128,7 +128,7 @@ async fn collect(mut body: ResponseBody) -> Result<Collected, ExchangeError> {
     Ok(Collected::All(all.freeze()))
 }
 
-/// The first `limit` bytes of an error body, as far as they arrive within `time`.
+/// The first `limit` bytes of an error body that arrive within `time`.
 pub async fn error_body(mut body: ResponseBody, limit: usize, time: Duration) -> Bytes {
     let mut all = BytesMut::new();
     let due = Instant::now() + time;
@@ -141,7 +141,7 @@ pub async fn error_body(mut body: ResponseBody, limit: usize, time: Duration) ->
     all.freeze()
 }
 
-/// The media type alone.
+/// The media type without parameters.
 fn media_type(headers: &HeaderMap) -> &str {
     let value = headers::text(headers, header::CONTENT_TYPE).unwrap_or_default();
     if value == "application/json" { value } else { value.split(';').next().unwrap_or_default().trim() }
@@ -151,7 +151,7 @@ fn media_type(headers: &HeaderMap) -> &str {
 pub enum Body {
     /// Known bytes.
     Full {
-        /// The bytes that have not gone out.
+        /// The bytes that have not been sent.
         bytes: Bytes,
         /// Dropped with the body.
         record: Option<Box<Record>>,
@@ -160,7 +160,7 @@ pub enum Body {
     Stream(Box<Stream>),
     /// An unread body.
     Pass(Box<Pass>),
-    /// Comments until the response is there.
+    /// Keep-alive comments until the response arrives.
     Waiting(Waiting<Self>),
 }
 

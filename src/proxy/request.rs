@@ -1,4 +1,4 @@
-//! Reads one request: the head first, then the whole body, which every attempt replays.
+//! Reads one request: the head first, then the whole body, which every attempt sends again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,20 +36,20 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// A request that has been read.
 pub(super) struct Call {
-    /// What it asks of the limits.
+    /// The request for admission by the limits.
     pub(super) admission: AdmissionRequest,
     pub(super) breaker_key: breaker::Key,
-    /// When all of it had arrived.
+    /// When it had been read completely.
     pub(super) read_at: Instant,
-    /// The end of its longest wait.
+    /// End of its max wait.
     pub(super) deadline: Instant,
-    /// Whether its client set that, and not `queue.max_wait`.
+    /// Whether its client set the max wait, and not `queue.max_wait`.
     deadline_by_client: bool,
-    /// The `max_completion_tokens` that it came with and the lower one that it is sent with.
+    /// The original `max_completion_tokens` and the lower value that is sent, if it was lowered.
     pub(super) fitted: Option<(u64, u64)>,
     /// Whether it was the probe of an open breaker, and failed.
     pub(super) probe_failed: bool,
-    /// What it has used so far.
+    /// Its usage so far.
     pub(super) bill: Bill,
     /// Whether its app has caps.
     pub(super) is_capped: bool,
@@ -58,17 +58,17 @@ pub(super) struct Call {
     /// Whether another model may serve it.
     pub(super) may_fall_back: bool,
     endpoint: Endpoint,
-    /// Of a multipart form: its boundary is needed to change the form's model.
+    /// Set for multipart forms, whose boundary is needed to replace the model.
     content_type: Option<HeaderValue>,
     facts: Facts,
-    /// Returns the body's bytes to the budget when the request is over.
-    _body_permit: body_buffer::Held,
+    /// Returns the body's bytes to the budget when the request ends.
+    _body_permit: body_buffer::BodyPermit,
 }
 
-/// Reads a request to its end. The head is judged before the body is read.
+/// Reads a whole request. The head is checked before the body is read.
 ///
 /// # Errors
-/// What is wrong with it.
+/// Why the request is rejected.
 pub(super) async fn read<B>(
     shield: &Shield,
     request: Request<B>,
@@ -93,7 +93,7 @@ where
 
     let (max_body, timeout) = (settings.server.max_body, settings.server.body_timeout);
     let (body, body_permit) =
-        body_buffer::collect(body, record.started, identity.class, max_body, timeout, &shield.bodies).await?;
+        body_buffer::collect(body, record.started, identity.class, max_body, timeout, &shield.body_budget).await?;
     let facts = Facts::of(endpoint, &headers, &body)?;
     record.model = facts.model.clone();
     let admission = AdmissionRequest {
@@ -139,14 +139,14 @@ where
     Ok((Box::new(call), Box::new(UpstreamRequest::new(method, path, headers, body))))
 }
 
-/// The absolute form is served for the upstream's own authority only, CONNECT and TRACE never.
+/// Rejects CONNECT, TRACE, and absolute-form targets other than the upstream's own authority.
 fn check_destination(shield: &Shield, method: &Method, uri: &Uri) -> Result<(), Rejection> {
     if method == Method::CONNECT {
         return Err(Rejection::Destination("CONNECT is not served.".into()));
     }
     if method == Method::TRACE {
-        // RFC 9110 §9.3.8: whoever adds credentials must not send them where the answer returns them.
-        return Err(Rejection::Destination("TRACE is not served, since its answer would show the API key.".into()));
+        // RFC 9110 §9.3.8: TRACE must not carry credentials, and the shield may add some.
+        return Err(Rejection::Destination("TRACE is not served, because its response would show the API key.".into()));
     }
     let Some(authority) = uri.authority() else { return Ok(()) };
     let ours: http::uri::Authority = shield.upstream.authority().parse().expect("checked by the configuration");
@@ -156,7 +156,7 @@ fn check_destination(shield: &Shield, method: &Method, uri: &Uri) -> Result<(), 
     if same { Ok(()) } else { Err(Rejection::Destination("This authority is not the upstream's.".into())) }
 }
 
-/// The path as Groq knows it.
+/// The path at Groq.
 fn mapped(uri: &Uri) -> Result<PathAndQuery, Rejection> {
     let Some(path) = uri.path_and_query() else { return Ok(PathAndQuery::from_static("/")) };
     match map_path(path.as_str()) {
@@ -166,18 +166,18 @@ fn mapped(uri: &Uri) -> Result<PathAndQuery, Rejection> {
 }
 
 impl Call {
-    /// Whether it draws on a model's limits.
+    /// Whether it counts under a model's limits.
     pub(super) fn is_limited(&self) -> bool {
         self.admission.cost != CostEstimate::Free && !self.admission.model.is_empty()
     }
 
-    /// Whether its app has a budget in USD, and its model no price.
+    /// Whether its app has a budget in USD but its model has no price.
     pub(super) fn lacks_price(&self) -> bool {
         let in_usd = |budgets: &[Budget]| budgets.iter().any(|budget| budget.unit == Unit::Cost);
         self.budgets.as_deref().is_some_and(in_usd) && !self.bill.has_price() && self.is_limited()
     }
 
-    /// Tokens, or seconds of audio, that it asks of the limits.
+    /// Tokens or seconds of audio that it reserves.
     pub(super) fn reserved(&self) -> Option<u64> {
         match self.admission.cost {
             CostEstimate::Tokens { prompt, max_completion_tokens } => {
@@ -188,7 +188,7 @@ impl Call {
         }
     }
 
-    /// What the app is told where the limits refuse the call.
+    /// The rejection for the app if the limits refuse the call.
     pub(super) fn rejection(&self, refusal: AdmissionError) -> Rejection {
         match refusal {
             AdmissionError::TooLarge { dimension, limit, requested: asked, parts } => {
@@ -208,12 +208,12 @@ impl Call {
         }
     }
 
-    /// What it asks of its app's caps, which stand in the place of a model's limits.
+    /// The request for admission by its app's caps.
     pub(super) fn cap_admission(&self) -> AdmissionRequest {
         caps::admission(&self.admission)
     }
 
-    /// What the app is told where its caps refuse the call.
+    /// The rejection for the app if its caps refuse the call.
     pub(super) fn cap_rejection(&self, refusal: AdmissionError) -> Rejection {
         let mut rejection = self.rejection(refusal);
         if let Rejection::NeverFits { dimension, .. } | Rejection::NotInTime { dimension, .. } = &mut rejection {
@@ -222,7 +222,7 @@ impl Call {
         rejection
     }
 
-    /// How long it may wait for an open breaker: not at all where another model can serve it.
+    /// How long it may wait for an open breaker: not at all if another model can serve it.
     pub(super) fn breaker_max_wait(&self, settings: &Settings) -> Duration {
         let others = fallback::candidates(&settings.fallback, &self.admission.model, FallbackReason::Unavailable);
         if self.may_fall_back && !others.is_empty() { Duration::ZERO } else { settings.breaker.max_wait() }
@@ -233,7 +233,7 @@ impl Call {
         self.facts.stream
     }
 
-    /// What its endpoint answers with.
+    /// The kind of response body that its endpoint sends.
     pub(super) fn expected(&self, upstream_request: &UpstreamRequest) -> Expected {
         if upstream_request.is_head() || !self.endpoint.answers_json() {
             Expected::Any
@@ -244,13 +244,13 @@ impl Call {
         }
     }
 
-    /// Whether a stream that ends without a last event was cut.
+    /// Whether a stream that ends without a final event counts as truncated.
     pub(super) fn stream_must_end(&self) -> bool {
         matches!(self.endpoint, Endpoint::Chat | Endpoint::Responses)
     }
 
-    /// Lowers `max_completion_tokens` to what the limit can hold, where the call could never be sent because of it alone and
-    /// `limits.fit_ceiling` allows that.
+    /// Lowers `max_completion_tokens` to what the limit can hold if the call could otherwise never be sent and `limits.fit_ceiling` allows
+    /// it.
     pub(super) fn fit_ceiling(&mut self, shield: &Shield, settings: &Settings, upstream_request: &mut UpstreamRequest) {
         if !settings.limits.fit_ceiling {
             return;
@@ -263,9 +263,9 @@ impl Call {
         }
     }
 
-    /// Names another model in the body, and asks for that model's limits; nothing else of the body changes.
+    /// Switches to another model and its limits. Nothing else in the body changes.
     ///
-    /// `body` is the body as it came. Returns whether the model could be replaced.
+    /// `body` is the original body. Returns whether the model could be replaced.
     pub(super) fn switch_model(
         &mut self,
         to: &str,

@@ -1,4 +1,4 @@
-//! Response heads: what the shield adds to the upstream's response and to its own error responses.
+//! Response heads: the headers that the shield adds to upstream responses and to its own error responses.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ const FITTED: HeaderName = HeaderName::from_static("x-shield-fitted");
 pub(super) fn deliver(answer: Response<ValidatedBody>, mut context: ResponseContext) -> Response<Body> {
     let (mut head, opened) = answer.into_parts();
     if let ValidatedBody::Stream(_) = opened {
-        // A stream may get an error frame at its end, which a stated length leaves no room for.
+        // A stream may end with an additional error frame, so its length is unknown.
         head.headers.remove(header::CONTENT_LENGTH);
     }
     context.record.status = head.status.as_u16();
@@ -49,7 +49,7 @@ pub(super) fn reject(rejection: Rejection, mut record: Box<Record>) -> Response<
     Response::from_parts(head, Body::failure(body, record))
 }
 
-/// Reason phrases of Groq's own statuses.
+/// Reason phrases of Groq's non-standard statuses.
 fn reason(status: StatusCode) -> &'static [u8] {
     match status.as_u16() {
         498 => b"Flex Tier Capacity Exceeded",
@@ -58,7 +58,7 @@ fn reason(status: StatusCode) -> &'static [u8] {
     }
 }
 
-/// A number as a header value; the usual ones are not allocated.
+/// A number as a header value, without allocating for common ones.
 fn number(number: u64) -> HeaderValue {
     match number {
         0 => HeaderValue::from_static("0"),
@@ -67,7 +67,7 @@ fn number(number: u64) -> HeaderValue {
     }
 }
 
-/// Adds the headers of every response. The upstream's `x-shield-*` have been removed before.
+/// Adds the headers of every response. `x-shield-*` headers of the upstream have been removed before.
 fn stamp(headers: &mut HeaderMap, record: &mut Record) {
     add_progress(headers, record.wait, record.attempts, record.fallback_header());
     if !headers.contains_key(&REQUEST_ID) {
@@ -76,7 +76,7 @@ fn stamp(headers: &mut HeaderMap, record: &mut Record) {
     }
 }
 
-/// The headers of a response that is opened before its outcome is known: how far the request has come by now.
+/// The headers of a response that is opened before its outcome is known, with the request's state so far.
 pub(super) fn early_headers(early: EarlySnapshot) -> HeaderMap {
     let EarlySnapshot { id, wait, attempts, fallback, fitted, .. } = early;
     let mut headers = HeaderMap::new();
@@ -89,7 +89,7 @@ pub(super) fn early_headers(early: EarlySnapshot) -> HeaderMap {
 fn add_progress(headers: &mut HeaderMap, wait: Duration, attempts: u32, fallback: Option<String>) {
     headers.append(WAIT, number(wait.as_millis() as u64));
     headers.append(ATTEMPTS, number(attempts.into()));
-    // The configuration takes visible ASCII only for the names of models.
+    // The configuration only accepts visible ASCII in names of models.
     headers.extend(fallback.and_then(|value| HeaderValue::try_from(value).ok()).map(|value| (FALLBACK, value)));
 }
 
@@ -100,7 +100,7 @@ fn add_fitted(headers: &mut HeaderMap, fitted: Option<(u64, u64)>) {
     }
 }
 
-/// An `x-request-id` for a response that has none of the upstream's.
+/// An `x-request-id` for a response without one from the upstream.
 pub(super) fn new_request_id() -> String {
     format!("req_shield_{:032x}", fastrand::u128(..))
 }

@@ -1,8 +1,8 @@
 //! The retry policy: deliver, send again after a delay, or give up. Pure: the clock is an argument.
 //!
-//! Whether a failure may be retried is a property of the failure. When is full jitter over an exponential bound,
-//! on top of the upstream's `retry-after`. How often is bounded three times: by attempts, by a budget over all
-//! requests (so that an outage is not answered with a storm), and by the client's longest wait.
+//! The class of a failure decides whether it may be retried. The delay is full jitter over an exponential bound, in addition to the
+//! upstream's `retry-after`. The number of retries is bounded by attempts, by a budget over all requests (so that an outage does not
+//! multiply the load), and by the client's max wait.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -11,24 +11,24 @@ use tokio::time::Instant;
 
 use crate::config;
 
-/// How an attempt ended, as far as retrying goes.
+/// How an attempt ended, for the retry policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// An answer to deliver: successes, and the client's own faults.
+    /// A response to deliver: a success or a client error.
     Answered,
-    /// Groq refused (429): not a retry, the request goes back to the front of its app's queue.
+    /// Groq refused (429). Not a retry: the request goes back to the front of its app's queue.
     Refused,
-    /// May be cured by sending again; `retry_after` is the least wait that the upstream asked for.
+    /// Sending again may succeed.
     Transient {
-        /// The upstream's `retry-after`.
+        /// Minimum wait, from the upstream's `retry-after`.
         retry_after: Option<Duration>,
     },
-    /// Broken, and sending again cannot help (a certificate nobody trusts, the probe of an open breaker).
+    /// Sending again cannot help, for example with an untrusted certificate or after a failed probe of an open breaker.
     Broken,
 }
 
 impl Class {
-    /// The class of an answer's status.
+    /// The class of a response's status.
     pub fn of(status: StatusCode, retry_after: Option<Duration>) -> Self {
         match status.as_u16() {
             429 => Self::Refused,
@@ -41,17 +41,17 @@ impl Class {
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The answer is the app's.
+    /// Deliver the response to the app.
     Deliver,
-    /// Back to the front of its app's queue after so long; `None`: its client's longest wait ends before.
+    /// Return to the front of its app's queue after this delay; `None` if the max wait ends before.
     Requeue(Option<Duration>),
-    /// Send again after so long.
+    /// Send again after this delay.
     Again(Duration),
-    /// The failure is the app's.
+    /// Report the failure to the app.
     GiveUp,
 }
 
-/// One request's attempts.
+/// The attempts of one request.
 #[derive(Debug)]
 pub struct Attempts {
     policy: config::Retry,
@@ -61,13 +61,13 @@ pub struct Attempts {
 }
 
 impl Attempts {
-    /// A request that may be sent until `deadline`.
+    /// No attempts yet, for a request that may be sent until `deadline`.
     pub fn new(policy: config::Retry, deadline: Instant) -> Self {
         Self { policy, deadline, failed: 0, refused: 0 }
     }
 
-    /// Judges an attempt. `random` is uniform in 0..1; the budget is drawn on only by `Again`. `now` is asked for only where it
-    /// matters.
+    /// Decides what follows an attempt. `random` is uniform in 0..1. Only `Again` takes a retry from the budget. `now` is called only if it is
+    /// needed.
     pub fn next(&mut self, class: Class, budget: &Budget, random: f64, now: impl FnOnce() -> Instant) -> Verdict {
         let floor = match class {
             Class::Answered => return Verdict::Deliver,
@@ -86,7 +86,7 @@ impl Attempts {
         }
     }
 
-    /// After a refusal: the first has corrected the limits. A second 429 means that our estimate is wrong, so back off.
+    /// The pause after a refusal. The first one corrects the limits; a second one means that our estimate is wrong, so back off.
     fn pause(&mut self, now: impl FnOnce() -> Instant) -> Option<Duration> {
         self.refused += 1;
         if self.refused == 1 {
@@ -96,18 +96,18 @@ impl Attempts {
         now().checked_add(pause).is_some_and(|at| at < self.deadline).then_some(pause)
     }
 
-    /// The upper bound of the back-off after so many.
+    /// The upper bound of the back-off after `times` failures.
     fn bound(&self, times: u32) -> Duration {
         let doubled = self.policy.base_delay.saturating_mul(1 << (times - 1).min(20));
         doubled.min(self.policy.max_delay)
     }
 }
 
-/// Retries that are always allowed, a second.
+/// Retries per second that are always allowed.
 const ALWAYS: u32 = 10;
 const SECONDS: usize = 60;
 
-/// Requests and retries of the last minute, all apps together.
+/// Requests and retries of all apps in the last minute.
 #[derive(Debug)]
 pub struct Budget {
     start: Instant,
@@ -129,13 +129,13 @@ struct Slot {
 }
 
 impl Budget {
-    /// An empty minute.
+    /// A budget without requests.
     pub fn new(now: Instant) -> Self {
         let ring = Ring { slots: [Slot::default(); SECONDS], newest: 0, requests: 0, retries: 0 };
         Self { start: now, ring: Mutex::new(ring) }
     }
 
-    /// One more request.
+    /// Counts a request.
     pub fn request(&self, now: Instant) {
         let mut ring = self.at(now);
         ring.requests += 1;
@@ -147,7 +147,7 @@ impl Budget {
         self.at(now).retries
     }
 
-    /// Takes one retry, if `share` of the last minute's requests or the ten a second allow it.
+    /// Takes one retry, if fewer than ten were taken in this second or fewer than `share` of the last minute's requests.
     fn draw(&self, share: f64, now: Instant) -> bool {
         let mut ring = self.at(now);
         let allowed = ring.newest_slot().retries < ALWAYS || (ring.retries as f64) < share * ring.requests as f64;
@@ -158,7 +158,7 @@ impl Budget {
         allowed
     }
 
-    /// The ring, with the seconds up to `now` turned over.
+    /// The ring, advanced to `now`.
     fn at(&self, now: Instant) -> std::sync::MutexGuard<'_, Ring> {
         let second = now.saturating_duration_since(self.start).as_secs();
         let mut ring = self.ring.lock().expect("no panic while the ring is held");
@@ -205,7 +205,7 @@ mod tests {
                 Class::Transient { .. } => assert!(transient, "{status}"),
                 Class::Refused => assert_eq!(status, 429),
                 Class::Answered => assert!(!transient && status != 429, "{status}"),
-                Class::Broken => panic!("{status}: an answer is not broken"),
+                Class::Broken => panic!("{status}: a response is not broken"),
             }
         }
     }
@@ -245,7 +245,7 @@ mod tests {
         let (mut attempts, budget, now) = setup(50);
         let mut pause = || attempts.next(Class::Refused, &budget, 0.5, || now);
         assert_eq!(pause(), Verdict::Requeue(Some(Duration::ZERO)), "the limits know when");
-        // What no limit explains comes ever more seldom.
+        // Refusals that no limit explains back off exponentially.
         for pauses in [250, 500, 1000, 2000, 4000, 8000, 8000] {
             assert_eq!(pause(), Verdict::Requeue(Some(Duration::from_millis(pauses))));
         }

@@ -1,4 +1,4 @@
-//! The models that each organization has used successfully of late: what an app is told when Groq no longer has its model.
+//! The models that each organization has recently used successfully, for the error message when Groq does not have a model.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -8,16 +8,16 @@ use std::{
 use foldhash::HashMap;
 use tokio::time::Instant;
 
-/// Models kept of an organization; of more, the one whose success is longest ago goes.
+/// Maximum number of models per organization; the least recently used one is dropped.
 const MAX_MODELS: usize = 8;
-/// Organizations kept: an unlisted key is one, so clients choose how many there are.
+/// Maximum number of organizations: each unlisted key is one, so clients can create any number.
 const MAX_ORGANIZATIONS: usize = 1000;
-/// Longest name of a model that is kept, bytes.
+/// Maximum bytes of a model's name; longer ones are not stored.
 const MAX_NAME: usize = 128;
-/// How long a success counts.
+/// How long a success counts as recent.
 const RECENT: Duration = Duration::from_secs(24 * 3600);
 
-/// A model, the endpoint that it was used on (whisper is no help to a chat), and its last success.
+/// A model, the endpoint it was used on (a whisper model is no alternative for chat), and its last success.
 #[derive(Debug)]
 struct Served {
     model: Arc<str>,
@@ -25,17 +25,17 @@ struct Served {
     at: Instant,
 }
 
-/// The last successes by organization. About 1 MB at most.
+/// The latest successes by organization, at most about 1 MB.
 #[derive(Debug, Default)]
 pub struct ServedModels(Mutex<HashMap<Arc<str>, Vec<Served>>>);
 
-/// Endpoints that take the same models are one.
+/// The endpoint that stands for all endpoints with the same models.
 fn kind(endpoint: &'static str) -> &'static str {
     if endpoint == "responses" { "chat" } else { endpoint }
 }
 
 impl ServedModels {
-    /// `model` has answered a request of `organization` on `endpoint`.
+    /// Records that `model` served a request of `organization` on `endpoint`.
     pub(super) fn add(&self, organization: &Arc<str>, model: &Arc<str>, endpoint: &'static str, now: Instant) {
         if model.is_empty() || model.len() > MAX_NAME {
             return;
@@ -64,7 +64,7 @@ impl ServedModels {
         organizations.insert(organization.clone(), vec![Served { model: model.clone(), endpoint, at: now }]);
     }
 
-    /// The models that have answered requests of `organization` on `endpoint` of late, the latest first.
+    /// The models that recently served requests of `organization` on `endpoint`, latest first.
     pub(super) fn list(&self, organization: &str, endpoint: &'static str, now: Instant) -> Vec<Arc<str>> {
         let endpoint = kind(endpoint);
         let organizations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_clients_choose_take_a_bounded_room() {
+    fn names_that_clients_choose_take_bounded_memory() {
         let (served, start) = (ServedModels::default(), Instant::now());
         let at = |n: usize| start + Duration::from_millis(n as u64);
         for n in 0..MAX_ORGANIZATIONS + 50 {
@@ -115,6 +115,6 @@ mod tests {
         assert_eq!(served.0.lock().expect("unpoisoned").len(), MAX_ORGANIZATIONS);
         let models = served.list("acme", "chat", at(6000));
         assert_eq!((models.len(), &models[0]), (MAX_MODELS, &name("m99")));
-        assert!(served.list("o3", "chat", at(6000)).is_empty(), "the one that was used longest ago goes");
+        assert!(served.list("o3", "chat", at(6000)).is_empty(), "the least recently used one is dropped");
     }
 }

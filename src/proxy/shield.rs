@@ -1,4 +1,4 @@
-//! What all requests share: settings, limits, breakers, the upstream.
+//! The state shared by all requests: settings, limiters, breakers, the upstream.
 
 use std::{io, path::PathBuf, sync::Arc};
 
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    body_buffer::Bodies, breaker::Breakers, observer::Observer, request::identity::IdentityIndex, retry::Budget,
+    body_buffer::BodyBudget, breaker::Breakers, observer::Observer, request::identity::IdentityIndex, retry::Budget,
     served_models::ServedModels, via::Via,
 };
 use crate::{
@@ -20,39 +20,39 @@ use crate::{
     wall_clock::WallClock,
 };
 
-/// What all requests share.
+/// The state shared by all requests.
 pub struct Shield {
-    /// The configuration in force; swapped on reload.
+    /// The configuration in effect; swapped on reload.
     pub settings: ArcSwap<Settings>,
     /// Known keys and app tokens; swapped with the settings.
     pub identities: ArcSwap<IdentityIndex>,
-    /// What apps with budgets have used.
+    /// Usage and budgets of apps.
     pub accounts: Arc<SharedLedger>,
-    /// Caps of apps: limiters in front of Groq's, whose "models" are apps.
+    /// Caps of apps: limiters in front of Groq's limits, keyed by app in place of the model.
     pub caps: Limiters,
-    /// Limiters and queues.
+    /// Limiters of Groq's limits, with their queues.
     pub limits: Limiters,
-    /// What would have become of requests, where limits are not enforced (`limits.mode`).
+    /// Observes requests while limits are not enforced (`limits.mode`).
     pub observer: ArcSwapOption<Observer>,
-    /// Whether Groq answers at all, by organization and model.
+    /// Circuit breakers by organization and model.
     pub breakers: Breakers,
     /// The budget of retries over all requests.
     pub budget: Budget,
     /// The connection pool to Groq.
     pub upstream: Upstream,
-    /// The models that organizations have used successfully of late.
+    /// The models that organizations have recently used successfully.
     pub served_models: ServedModels,
     /// Logs and metrics.
     pub telemetry: Arc<Telemetry>,
-    /// The budget of request bodies in memory, bytes.
-    pub bodies: Bodies,
-    /// Tells connections and requests of a shutdown.
+    /// The budget of bytes for request bodies in memory.
+    pub body_budget: BodyBudget,
+    /// Signals a shutdown to connections and requests.
     pub shutdown: Arc<Shutdown>,
-    /// The name of this process for the servers behind it.
+    /// The name of this process in `Via`.
     pub via: Via,
     /// Every running connection.
     pub connections: TaskTracker,
-    /// Days and months of budgets, and HTTP dates, are by it.
+    /// The clock for the days and months of budgets and for HTTP dates.
     pub wall_clock: WallClock,
 }
 
@@ -60,7 +60,7 @@ impl Shield {
     /// A shield with these settings.
     ///
     /// # Errors
-    /// When `upstream.ca_file` cannot be used.
+    /// If `upstream.ca_file` cannot be used.
     pub fn new(settings: Settings) -> io::Result<Arc<Self>> {
         let upstream = Upstream::new(&settings.upstream)?;
         Ok(Self::over(settings, upstream))
@@ -71,7 +71,7 @@ impl Shield {
         Self::with_clock(settings, upstream, WallClock::default())
     }
 
-    /// As [`Self::over`], by this wall clock.
+    /// As [`Self::over`], with this wall clock.
     pub fn with_clock(settings: Settings, upstream: Upstream, wall_clock: WallClock) -> Arc<Self> {
         let limits = Limiters::new(settings.limiter());
         Self::with_limits(settings, limits, upstream, wall_clock)
@@ -88,7 +88,7 @@ impl Shield {
         telemetry.name_apps(settings.named_apps());
         let caps = Limiters::new(settings.caps());
         Arc::new(Self {
-            observer: ArcSwapOption::from(Observer::beside(&limits, &caps, &settings)),
+            observer: ArcSwapOption::from(Observer::new(&limits, &caps, &settings)),
             identities: ArcSwap::from_pointee(IdentityIndex::new(&settings, |name| std::env::var(name).ok())),
             accounts: Arc::new(accounts),
             caps,
@@ -98,7 +98,7 @@ impl Shield {
             upstream,
             served_models: ServedModels::default(),
             telemetry,
-            bodies: Bodies::new(settings.queue.max_bytes),
+            body_budget: BodyBudget::new(settings.queue.max_bytes),
             shutdown: Arc::default(),
             via: Via::default(),
             connections: TaskTracker::new(),
@@ -107,13 +107,13 @@ impl Shield {
         })
     }
 
-    /// The file that keeps what apps have used, where `limits.state_file` is set.
+    /// The file of the usage of apps, if `limits.state_file` is set.
     pub fn ledger_file(&self) -> Option<PathBuf> {
         self.settings.load().limits.state_file.as_deref().map(accounts::file::path)
     }
 
-    /// Applies what is live in new settings: limits, organizations, queue, retry, breaker, apps. What has been used of the
-    /// limits, and places in the queue, stay.
+    /// Applies the live parts of new settings: limits, organizations, queue, retry, breaker, apps. Usage of the limits and places in the
+    /// queue are kept.
     pub fn reload(&self, settings: Settings) {
         self.identities.store(Arc::new(IdentityIndex::new(&settings, |name| std::env::var(name).ok())));
         self.telemetry.name_apps(settings.named_apps());
@@ -122,12 +122,12 @@ impl Shield {
         self.accounts.ledger().name_apps(settings.named_apps());
         match (settings.limits.mode, &*self.observer.load()) {
             (Mode::Observe, Some(observer)) => observer.reconfigure(&settings),
-            _ => self.observer.store(Observer::beside(&self.limits, &self.caps, &settings)),
+            _ => self.observer.store(Observer::new(&self.limits, &self.caps, &settings)),
         }
         if settings.price != self.settings.load().price {
             self.telemetry.forget_unpriced();
         }
-        self.bodies.resize(settings.queue.max_bytes);
+        self.body_budget.resize(settings.queue.max_bytes);
         self.settings.store(Arc::new(settings));
     }
 }

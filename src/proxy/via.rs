@@ -1,11 +1,11 @@
-//! The `Via` header (RFC 9110, 7.6.3): names this process to the servers behind it, and recognizes a request that has come back.
+//! The `Via` header (RFC 9110 §7.6.3): names this process, and detects requests that it has already forwarded.
 
 use http::{HeaderMap, HeaderValue, Version, header};
 
-/// The name of this process in `Via`. It is random, so that shields may stand one behind another, and only a ring is refused.
+/// The name of this process in `Via`. It is random, so several shields may be chained, and only loops are refused.
 pub struct Via {
     name: String,
-    /// The value for a request that came by HTTP/1.0, HTTP/1.1, HTTP/2.
+    /// The values for requests received by HTTP/1.0, HTTP/1.1 and HTTP/2.
     values: [HeaderValue; 3],
 }
 
@@ -21,7 +21,7 @@ impl Via {
     /// Whether a request with these headers has been forwarded by this process before.
     pub fn is_in(&self, headers: &HeaderMap) -> bool {
         let values = headers.get_all(header::VIA).iter().filter_map(|value| value.to_str().ok());
-        // Each entry is the protocol, the name, and perhaps a comment.
+        // Each entry is the protocol, the name and an optional comment.
         let mut names = values.flat_map(|value| value.split(',')).filter_map(|entry| entry.split_ascii_whitespace().nth(1));
         names.any(|name| name == self.name)
     }
@@ -52,7 +52,7 @@ mod tests {
         assert!(!this.is_in(&headers) && other.is_in(&headers));
         this.add_to(&mut headers, Version::HTTP_11);
         assert!(this.is_in(&headers));
-        // A server in between may have joined the values.
+        // A server in between may join the values.
         let values: Vec<_> = headers.get_all(header::VIA).iter().map(|value| value.to_str().expect("text")).collect();
         let joined = HeaderValue::from_str(&values.join(",")).expect("a value");
         assert!(this.is_in(&HeaderMap::from_iter([(header::VIA, joined)])));

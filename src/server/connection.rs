@@ -27,7 +27,7 @@ mod limits;
 use app::App;
 use drain::last_call;
 use frames::PREFACE;
-use limits::{IDLE_TIMEOUT, LONGEST_BLOCKED, QUIET};
+use limits::{IDLE_TIMEOUT, MAX_BLOCKED, QUIET};
 
 /// Bytes of the first read of a connection: a typical request.
 const FIRST_READ: usize = 2 << 10;
@@ -47,7 +47,7 @@ where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     A: App,
 {
-    let mut io = WriteTimeout::new(io, LONGEST_BLOCKED);
+    let mut io = WriteTimeout::new(io, MAX_BLOCKED);
     let header_timeout = shield.settings.load().server.header_timeout;
     let (mut limit, mut used) = (header_timeout, false);
     loop {
@@ -66,7 +66,7 @@ where
                 None => return,
             },
             Ok(Ok(Protocol::Http2)) => return Box::pin(http2::serve(io, begun, &shield, app)).await,
-            Ok(Err(error)) => return tracing::debug!(%error, "a client left between requests"),
+            Ok(Err(error)) => return tracing::debug!(%error, "a client disconnected between requests"),
             Err(_) if begun.is_empty() => return,
             Err(_) => {
                 let last = app.refuse(Rejection::RequestTimeout("head"));

@@ -24,7 +24,7 @@ mod chunks;
 mod head;
 
 use chunks::Chunks;
-pub(super) use head::LARGEST_HEAD;
+pub(super) use head::MAX_HEAD;
 use head::{Framing, Scanner};
 
 /// Pipelined bytes that are buffered; more stay in the socket.
@@ -122,7 +122,7 @@ impl Exchange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     Head,
-    /// So many bytes of a body.
+    /// This many bytes of a body.
     Body(u64),
     /// A chunked body.
     Chunks,
@@ -144,7 +144,7 @@ pub(super) struct Guard<I> {
 }
 
 impl<I> Guard<I> {
-    /// Guards `io`, of which `begun` has been read already.
+    /// Guards `io`; `begun` contains the bytes that have been read already.
     pub(super) fn new(io: I, begun: BytesMut, exchange: Arc<Exchange>) -> Self {
         Self {
             io,
@@ -167,7 +167,7 @@ impl<I> Guard<I> {
         (self.io, unread)
     }
 
-    /// How many of these bytes belong to the current request. An error ends its body, which hyper has begun to read.
+    /// The number of these bytes that belong to the current request. An error ends its body, which hyper has begun to read.
     fn take(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.is_empty() {
             return Ok(0);
@@ -253,7 +253,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guard<I> {
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> Guard<I> {
-    /// Reads on while a request runs. An error: the client has left.
+    /// Reads ahead while a request runs. An error means that the client has disconnected.
     ///
     /// hyper would do this itself if it were not told that clients may close their half (`half_close`), but with a read buffer of
     /// its own size for it, a second one beside that of the request.

@@ -22,8 +22,8 @@ use crate::{config::Settings, proxy::Shield};
 
 /// Length of the accept queue.
 const BACKLOG: i32 = 1024;
-/// After `drain_timeout`, the time for streams' last frames.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Time for the last frames of streams after `drain_timeout`.
+const LAST_FRAMES: Duration = Duration::from_secs(1);
 /// How long accepting pauses when it fails, for example because the process has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -40,8 +40,7 @@ impl Listeners {
     /// Takes the sockets that systemd passed on (the first for apps, the second for operators), and binds the others.
     ///
     /// # Errors
-    /// When an address cannot be bound, which the error names together with its key, or when a socket that was passed on is no
-    /// TCP listener.
+    /// If an address cannot be bound (the error names it with its key), or if a passed socket is not a TCP listener.
     pub fn open(settings: &Settings) -> io::Result<Self> {
         let reuse_port = settings.server.reuse_port;
         let mut passed = ListenFd::from_env();
@@ -107,7 +106,7 @@ impl Acceptor {
             }
         }
         let cut_off = shield.shutdown.cutoff.is_cancelled();
-        if cut_off && timeout(LAST_WORDS, shield.connections.wait()).await.is_err() {
+        if cut_off && timeout(LAST_FRAMES, shield.connections.wait()).await.is_err() {
             tracing::warn!(connections = shield.connections.len(), "connections cut");
         }
         stopped.cancel();

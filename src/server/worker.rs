@@ -13,7 +13,7 @@ use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
 use super::{connection, tls::Certificate};
 use crate::proxy::Shield;
 
-/// An accepted connection on its way to its worker.
+/// An accepted connection, to be sent to its worker.
 pub(super) struct Accepted {
     pub(super) socket: std::net::TcpStream,
     /// Its permit under `max_connections`.

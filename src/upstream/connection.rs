@@ -15,9 +15,9 @@ use super::{
     timer::LazyTimer,
 };
 
-/// What carries one request and its response.
+/// The transport of one request and its response.
 pub(super) enum Connection {
-    /// A connection of its own.
+    /// An exclusive connection.
     Http1(Box<http1::Connection>),
     /// A stream on a shared connection.
     Http2(http2::Stream),

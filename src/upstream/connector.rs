@@ -33,9 +33,9 @@ pub enum Io {
     Tls(Box<TlsStream<TcpStream>>),
     /// TLS through an HTTP proxy's tunnel.
     Tunnel(Box<TlsStream<TokioIo<Upgraded>>>),
-    /// In memory: tests.
+    /// In memory, for tests.
     Memory(DuplexStream),
-    /// Any stream, with the protocol that TLS would have negotiated: simulated networks.
+    /// Any stream, with the protocol that TLS would have negotiated, for simulated networks.
     Simulated {
         /// The byte stream.
         stream: Box<dyn Stream>,
@@ -192,7 +192,7 @@ fn tls_config(settings: &config::Upstream) -> io::Result<ClientConfig> {
     Ok(config)
 }
 
-/// The error for people, without addresses.
+/// A readable error without addresses.
 fn unreachable(error: &io::Error) -> ExchangeError {
     ExchangeError::Unreachable(match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".into(),

@@ -3,7 +3,7 @@
 /// Why an exchange with the upstream ended without a complete response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExchangeError {
-    /// Name, TCP, connect timeout, the HTTP proxy.
+    /// Name lookup, TCP, connect timeout, or the HTTP proxy.
     Unreachable(String),
     /// Certificate or handshake.
     Tls(String),

@@ -100,7 +100,7 @@ impl Connection {
         frame.map(|frame| frame.map(|frame| frame.map_err(|_| ExchangeError::Closed)))
     }
 
-    /// Whether a request can be sent now, as far as is known without a look at the connection.
+    /// Whether a request can be sent now, as far as is known without polling the connection.
     pub(super) fn is_ready(&self) -> bool {
         self.may_be_reused && self.driver.is_some() && self.sender.is_ready()
     }

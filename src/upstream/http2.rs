@@ -30,7 +30,7 @@ use super::{
     timer::LazyTimer,
 };
 
-/// Most streams on a connection, whatever the peer allows: with [`STREAM_WINDOW`] it bounds the unread data of a peer.
+/// Maximum number of streams on a connection, whatever the peer allows: with [`STREAM_WINDOW`] it bounds the unread data of a peer.
 const MAX_STREAMS: usize = 256;
 /// Streams that a peer is assumed to allow until its settings have arrived: RFC 9113's recommended minimum. If it allows fewer,
 /// the rest of a first burst waits in hyper's queue, or is refused and moves to another connection.
@@ -48,7 +48,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Driver = http2::Connection<TokioIo<Io>, RequestBody, TokioExecutor>;
 
-/// hyper's connection, which a task of its own polls. Only hyper knows how many streams the peer allows.
+/// hyper's connection, polled by a separate task. Only hyper knows how many streams the peer allows.
 enum State {
     Open(Driver),
     /// It accepts no more requests.
@@ -71,7 +71,7 @@ pub(super) struct Stream {
 }
 
 impl Connection {
-    /// `assumed_streams`: how many streams the peer is assumed to allow until it says so.
+    /// `assumed_streams` is how many streams the peer is assumed to allow until it sends its settings.
     pub(super) async fn new(io: Io, assumed_streams: usize) -> Result<Arc<Self>, ExchangeError> {
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder

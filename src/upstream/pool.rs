@@ -19,7 +19,7 @@ use super::{
     shared::{Next, Shared},
 };
 
-/// Most idle HTTP/1.1 connections of a thread.
+/// Maximum number of idle HTTP/1.1 connections of a thread.
 const MAX_IDLE: usize = 1024;
 /// Beyond this number, threads share stacks.
 const STACKS: usize = 16;
@@ -94,7 +94,7 @@ impl Pool {
                 Err(_) => return Err(aborted()),
             }
         }
-        Err(ExchangeError::Unreachable("other requests took every new connection".into()))
+        Err(ExchangeError::Unreachable("other requests used up every new connection".into()))
     }
 
     /// An idle connection, or a new one that the request makes itself, so that it ends with the request.
@@ -149,7 +149,7 @@ impl Pool {
     pub(super) fn release(&self, connection: Connection) {
         let Connection::Http1(mut connection) = connection else { return };
         let now = Instant::now();
-        // The usual one is not looked at here: the next request does so, or else `reap`.
+        // A ready connection is not polled here: the next request or `reap` does so.
         if (connection.is_ready() || connection.is_usable()) && now < connection.opened_at + MAX_AGE {
             self.push_idle(connection, now);
         }

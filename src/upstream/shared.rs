@@ -13,7 +13,7 @@ use super::{
 /// The result of a connection attempt for one waiting request: a stream, or nothing, so that it tries again.
 pub(super) type Grant = Result<Option<http2::Stream>, ExchangeError>;
 
-/// What a request does next.
+/// How a request proceeds.
 pub(super) enum Next {
     /// It has a stream.
     Stream(http2::Stream),
@@ -32,7 +32,7 @@ pub(super) struct Shared {
     last_attempt: u64,
     /// Whether the last connection negotiated HTTP/1.1.
     http1_only: bool,
-    /// How many streams the peer allowed last.
+    /// Number of streams that the peer allowed last.
     allowed_streams: Option<usize>,
 }
 

@@ -27,7 +27,7 @@ impl IgnoreWriteErrors {
 
     fn written(&mut self, result: io::Result<usize>, length: usize) -> usize {
         result.unwrap_or_else(|error| {
-            tracing::debug!(%error, "a request could not be sent to its end");
+            tracing::debug!(%error, "a request could not be sent completely");
             self.failed = true;
             length
         })

@@ -81,7 +81,7 @@ async fn the_message_of_a_missing_model_names_those_that_the_organization_uses()
         let error = answer.error();
         assert_eq!(
             error["message"],
-            "The model `old` is gone. This organization has used these models successfully of late: `b`, `a`."
+            "The model `old` is gone. This organization has recently used these models successfully: `b`, `a`."
         );
         let others = [&error["type"], &error["code"], &error["more"][0]].map(ToString::to_string);
         assert_eq!(others, ["\"invalid_request_error\"".to_owned(), format!("\"{code}\""), "1".to_owned()]);

@@ -211,7 +211,7 @@ async fn every_failure_in_the_contract_panic() {
         let answer = ask_in(protocol, running.app, &chat()).await;
         check("panic", &answer, (500, SERVER, "shield_internal", false));
     }
-    assert_eq!((shield.bodies.held(), shield.limits.waiting()), (0, 0), "a panic gives back what it held");
+    assert_eq!((shield.body_budget.held(), shield.limits.waiting()), (0, 0), "a panic returns what it held");
     assert!(shield.limits.snapshot().iter().all(|limiter| limiter.in_flight == 0), "a panic gives back its place");
     running.end();
 }

@@ -80,7 +80,7 @@ async fn dead_upstream(count: usize) {
     assert!(grown < cap + (count * (4 * BODY + (64 << 10))) as u64, "{} MiB", grown >> 20);
     let left = || {
         (
-            shield.bodies.held(),
+            shield.body_budget.held(),
             shield.limits.waiting(),
             shield.limits.snapshot().iter().map(|limiter| limiter.in_flight).sum::<usize>(),
             shield.connections.len(),

@@ -87,7 +87,7 @@ pub(crate) fn shield(sim: &Sim, network: &Network, wall: &Wall, http2: bool) -> 
 /// sides counted the same.
 pub(crate) fn balance(shield: &Shield, sim: &Sim, wall: &Wall, exact: Option<&Ends>) {
     assert_eq!(shield.limits.waiting(), 0);
-    assert_eq!((shield.bodies.held(), shield.telemetry.in_flight(), shield.connections.len()), (0, 0, 0));
+    assert_eq!((shield.body_budget.held(), shield.telemetry.in_flight(), shield.connections.len()), (0, 0, 0));
     for limiter in shield.limits.snapshot().into_iter().chain(shield.caps.snapshot()) {
         assert_eq!((limiter.in_flight, limiter.waiting.len()), (0, 0), "{limiter:?}");
         for dimension in &limiter.dimensions {

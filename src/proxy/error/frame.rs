@@ -1,4 +1,4 @@
-//! The end of a stream that cannot go on: one `data:` frame at which every tested client raises.
+//! The last frame of a failed stream: one `data:` frame on which every tested client raises an error.
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -7,9 +7,9 @@ use serde_json::{Map, Value};
 use super::kinds::{INVALID, SERVER};
 use crate::groq::mask;
 
-/// The frame for an error that the upstream put into a stream, whatever its shape: `{"error":{…}}`, a chunk with
-/// `x_groq.error`, the bare object of a typed event. Its own members stay, `message`, `type` and an integer
-/// `status_code` are made sure of.
+/// The frame for an error that the upstream put into a stream, in any of its three shapes: `{"error":{…}}`, a chunk with
+/// `x_groq.error`, or the bare object of a typed event. Its members are kept; `message`, `type` and an integer `status_code` are added
+/// if missing.
 pub fn stream_error(data: &[u8]) -> Bytes {
     let data: Value = serde_json::from_slice(data).unwrap_or(Value::Null);
     let candidates = [&data["error"], &data["x_groq"]["error"], &data["response"]["error"], &data];
@@ -36,7 +36,7 @@ pub fn stream_error(data: &[u8]) -> Bytes {
     frame(error)
 }
 
-/// The frame for an answer that turned out to be a failure after its stream had been opened.
+/// The frame for a response that turned out to be an error after its stream had been opened.
 pub fn frame_of(status: StatusCode, body: &[u8]) -> Bytes {
     let mut body: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
     let Value::Object(mut error) = body["error"].take() else { return stream_error(b"null") };

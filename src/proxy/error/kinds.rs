@@ -1,7 +1,7 @@
-//! What error objects have in common.
+//! Types and bounds shared by all error objects.
 
 pub(super) const INVALID: &str = "invalid_request_error";
 pub(super) const SERVER: &str = "internal_server_error";
 
-/// Nothing we say is longer than this, in characters.
-pub(super) const LONGEST_MESSAGE: usize = 2000;
+/// Maximum length of a message, in characters.
+pub(super) const MAX_MESSAGE: usize = 2000;

@@ -1,4 +1,4 @@
-//! Why a request ends without the upstream's own answer.
+//! Why a request ends without the upstream's own response.
 
 use std::time::Duration;
 
@@ -7,99 +7,99 @@ use groq_limiter::types::Dimension;
 use super::upstream::UpstreamError;
 use crate::{accounts::Exceeded, upstream::ExchangeError};
 
-/// A request's end without the upstream's own answer.
+/// Why a request ends without the upstream's own response.
 #[derive(Clone, Debug)]
 pub enum Rejection {
-    /// Bytes that are not HTTP, or not one unambiguous request.
+    /// Not HTTP, or not one unambiguous request.
     Malformed(&'static str),
-    /// The head or the body came too slowly.
+    /// The head or the body arrived too slowly.
     RequestTimeout(&'static str),
-    /// JSON that does not parse on an endpoint that takes JSON.
+    /// Invalid JSON on an endpoint that takes JSON.
     InvalidJson(String),
     /// More bytes than `server.max_body`.
     BodyTooLarge {
         /// `server.max_body`, bytes.
         limit: u64,
     },
-    /// No key at all.
+    /// No API key.
     NoKey,
-    /// `[[app]]` tokens are configured and this is none of them.
+    /// `[[app]]` tokens are configured, and this is not one of them.
     UnknownToken,
-    /// The request has been forwarded by this process before.
+    /// This process has already forwarded the request.
     Loop,
-    /// CONNECT, TRACE, or an authority that is not the upstream's.
+    /// CONNECT, TRACE, or an authority other than the upstream's.
     Destination(String),
-    /// More than a limit can ever hold.
+    /// The request needs more than a limit can ever hold.
     NeverFits {
         /// The limit's dimension.
         dimension: Dimension,
         /// The limit.
         limit: u64,
-        /// What the request asks for in all.
+        /// What the request needs in total.
         asked: u64,
-        /// How that sum comes about: prompt and completion limit; `None` where it is one number.
+        /// The parts of that sum, prompt and completion limit; `None` if it is a single number.
         parts: Option<(u64, u64)>,
         /// The member of the body that lowers the completion limit.
         lower: CompletionLimit,
     },
-    /// Cannot be sent within the longest wait.
+    /// The request cannot be sent within its max wait.
     NotInTime {
         /// The dimension that makes it wait.
         dimension: Dimension,
         /// Forecast wait from now.
         wait: Duration,
-        /// With a completion limit of at most so much, in this member, it could be sent sooner.
+        /// The completion limit, and its member, with which it could be sent in time.
         fits: Option<(u64, &'static str)>,
-        /// After so long the same request could be sent in time.
+        /// When the same request could be sent in time.
         retry_after: Duration,
-        /// Whether the client set the longest wait, and not `queue.max_wait`.
+        /// Whether the client set the max wait, and not `queue.max_wait`.
         by_client: bool,
     },
-    /// Groq refused, and the client's max wait is over.
+    /// Groq refused, and the max wait is over.
     Refused {
-        /// The dimension, where the refusal named it.
+        /// The dimension, if the refusal named it.
         dimension: Option<Dimension>,
         /// How long the upstream said to wait.
         retry_after: Duration,
     },
     /// A budget of the app is spent.
     BudgetSpent(Exceeded),
-    /// The queue is full by count or bytes, or the shield is out of memory for bodies.
+    /// The queue is full, by count or by bytes of bodies.
     Overloaded {
-        /// When to come again.
+        /// When to try again.
         retry_after: Duration,
     },
-    /// The shield is stopping.
+    /// The shield is shutting down.
     ShuttingDown,
     /// The breaker is open.
     BreakerOpen {
-        /// When it will probe.
+        /// When the next probe is due.
         retry_after: Duration,
     },
-    /// DNS, refused, reset while connecting, connect timeout.
+    /// DNS failure, connection refused or reset, or connect timeout.
     Unreachable(String),
-    /// The upstream's certificate or handshake.
+    /// The upstream's certificate or the TLS handshake failed.
     UpstreamTls(String),
-    /// Closed or reset before or in the head, or in a body that had to be whole.
+    /// Closed or reset before the end of the head, or of a body that has to be complete.
     UpstreamClosed,
     /// No head within `upstream.response_timeout`, or no frame within `upstream.idle_timeout`.
     UpstreamTimeout,
-    /// Not HTTP, or not JSON where JSON is the answer.
+    /// Not HTTP, or not JSON where JSON is expected.
     UpstreamInvalid(&'static str),
-    /// An error status of the upstream's, rebuilt or passed.
+    /// An error response of the upstream, passed or rebuilt.
     Upstream(Box<UpstreamError>),
-    /// A panic of ours.
+    /// A panic in the shield.
     Internal,
 }
 
-/// The completion limit of a request's body, as far as an app can lower it.
+/// How an app can lower the completion limit of its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompletionLimit {
     /// The request states it in this member.
     Stated(&'static str),
-    /// The request leaves it to Groq, and could state it in this member.
+    /// The request does not state it, but could in this member.
     Unstated(&'static str),
-    /// The endpoint has none.
+    /// The endpoint has no completion limit.
     None,
 }
 
@@ -116,7 +116,7 @@ impl From<ExchangeError> for Rejection {
 }
 
 impl Rejection {
-    /// Whether the shield made this failure itself (and not Groq).
+    /// Whether this failure comes from the shield and not from Groq.
     pub fn is_ours(&self) -> bool {
         match self {
             Self::Upstream(error) => error.rebuilt,

@@ -18,13 +18,13 @@ pub(super) struct Row {
     pub(super) code: Option<Cow<'static, str>>,
     pub(super) message: Cow<'static, str>,
     pub(super) retry_after: Option<Duration>,
-    /// Clients are told not to retry by themselves, whatever `retry_after` says to people.
+    /// Whether clients are told not to retry, whatever `retry_after` says.
     pub(super) no_retry: bool,
     pub(super) close: bool,
 }
 
 impl Rejection {
-    /// The failure table of the contract. Exhaustive on purpose: a new failure does not compile without its row.
+    /// The failure table of the contract. The match is exhaustive, so a new failure does not compile without its row.
     pub(super) fn row(&self) -> Row {
         let row = |status, kind: &'static str, code: &'static str, message: String| Row {
             status,
@@ -81,8 +81,8 @@ impl Rejection {
                 "destination_not_allowed",
                 format!("{what} The shield serves its own upstream only; use it as the base URL."),
             )),
-            // 508 would be the exact status, but it is not one that Groq documents, and a 5xx would be retried at every turn of the
-            // ring. No client retries 403.
+            // 508 would be the exact status, but Groq does not document it, and every shield in the loop would retry a 5xx. No client
+            // retries 403.
             Self::Loop => close(row(
                 S::FORBIDDEN,
                 INVALID,
@@ -108,7 +108,7 @@ impl Rejection {
                 row(
                     S::PAYLOAD_TOO_LARGE,
                     groq::error_type(dimension.unit),
-                    // Not Groq's `rate_limit_exceeded`, which makes clients retry what can never be sent.
+                    // Not `rate_limit_exceeded`, because clients would retry a request that can never be sent.
                     "request_too_large_for_limit",
                     format!("Request too large for {}: Limit {limit}, Requested {asked}{sum}. {remedy}.", dimension.words()),
                 )
@@ -148,7 +148,7 @@ impl Rejection {
                 )
             }
             Self::BudgetSpent(exceeded) => Row {
-                // Clients that wait for it would wait for hours.
+                // Clients that honour it would wait for hours.
                 no_retry: true,
                 ..after(
                     exceeded.resets_in,
@@ -179,7 +179,7 @@ impl Rejection {
                 )),
             ),
             Self::BreakerOpen { retry_after } => Row {
-                // The request has waited for as long as an outage is worth waiting for: retries would multiply that.
+                // The request has already waited up to `breaker.max_wait`; retries would multiply that.
                 no_retry: true,
                 ..after(
                     *retry_after,

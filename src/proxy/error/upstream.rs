@@ -1,4 +1,4 @@
-//! Errors of the upstream: passed where they are the documented object already, rebuilt where not.
+//! Error responses of the upstream: passed if they have the documented error object, otherwise rebuilt.
 
 use std::{
     borrow::Cow,
@@ -12,38 +12,39 @@ use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::kinds::{INVALID, LONGEST_MESSAGE, SERVER};
+use super::kinds::{INVALID, MAX_MESSAGE, SERVER};
 use crate::groq::{self, mask};
 
-/// An error answer of the upstream's, made presentable.
+/// An error response of the upstream, in the form that the app gets.
 #[derive(Clone, Debug)]
 pub struct UpstreamError {
     /// The status the app sees (504 and 520–530 become 502).
     pub status: StatusCode,
     /// `type`
     pub kind: Cow<'static, str>,
-    /// `code`, where there is one.
+    /// `code`, if any.
     pub code: Option<Cow<'static, str>>,
     /// `message`
     pub message: Cow<'static, str>,
-    /// How long the upstream says to wait: its text's exact figure, or its `retry-after`. `None` where waiting cures nothing.
+    /// How long the upstream says to wait: the exact time in its message, or its `retry-after`. `None` if waiting does not help.
     pub retry_after: Option<Duration>,
-    /// The upstream's end-to-end headers, without those that described its body.
+    /// The upstream's end-to-end headers without those that describe its body.
     pub headers: HeaderMap,
-    /// The upstream's own object, masked; `None` where there was none to pass.
+    /// The upstream's own object, masked; `None` if there is none to pass.
     pub body: Option<Bytes>,
-    /// Whether the object is ours, because the upstream's answer context none.
+    /// Whether the object is ours, because the upstream's response has none.
     pub rebuilt: bool,
 }
 
-/// The code of what had to be rebuilt.
+/// The code of rebuilt errors.
 const CODE: &str = "upstream_error";
 
-/// The members of the documented object; others pass unread.
+/// The members of an error object, unparsed.
 type Members<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 
 impl UpstreamError {
-    /// Reads an error answer. `headers` are end-to-end ones already; `now` is what an HTTP date is held against.
+    /// Reads an error response. `headers` contains end-to-end headers only; `now` is the time that an HTTP date in `retry-after` is compared
+    /// with.
     pub fn new(status: StatusCode, mut headers: HeaderMap, body: &[u8], now: SystemTime) -> Self {
         let object = members(body);
         let message = object.as_ref().and_then(|object| text(object.get("message")));
@@ -53,13 +54,13 @@ impl UpstreamError {
         let shown = match status.as_u16() {
             429 if hopeless => StatusCode::PAYLOAD_TOO_LARGE,
             504 | 520..=530 => StatusCode::BAD_GATEWAY,
-            // It is between the shield and its own proxy, and would need a Proxy-Authenticate (RFC 9110 §15.5.8).
+            // Concerns the shield and its own proxy, and would need a Proxy-Authenticate (RFC 9110 §15.5.8).
             407 => StatusCode::BAD_GATEWAY,
             _ if status.is_client_error() || status.is_server_error() => status,
-            // A redirect, for example: none that an API answers with.
+            // For example a redirect, which Groq's API does not send.
             _ => StatusCode::BAD_GATEWAY,
         };
-        for name in OF_THE_BODY {
+        for name in BODY_HEADERS {
             headers.remove(name);
         }
         let mut error = Self {
@@ -86,19 +87,19 @@ impl UpstreamError {
         error
     }
 
-    /// Whether the model had already written something, so that Groq charges for it.
+    /// Whether it failed after generation, so that Groq charges for it.
     pub fn after_generation(&self) -> bool {
         matches!(self.code.as_deref(), Some("json_validate_failed" | "tool_use_failed"))
     }
 
-    /// The code by which Groq says that the organization is blocked or restricted, where it does.
+    /// The code if Groq says that the organization is blocked or restricted.
     pub fn blocks_account(&self) -> Option<&str> {
         let blocks =
             |code: &&str| matches!(*code, "blocked_api_access" | "organization_restricted") || code.starts_with("spend_");
         self.code.as_deref().filter(blocks)
     }
 
-    /// Whether Groq has no such model, or no longer.
+    /// Whether Groq does not have the model, or no longer.
     pub fn is_missing_model(&self) -> bool {
         matches!(self.code.as_deref(), Some("model_decommissioned" | "model_not_found"))
     }
@@ -111,13 +112,13 @@ impl UpstreamError {
         }
     }
 
-    /// The upstream's own object: as it is where it is as documented, else with the members that it lacks.
+    /// Passes the upstream's own object: unchanged if it is as documented, otherwise repaired.
     fn pass(&mut self, body: &[u8], object: Members<'_>, message: &str) {
         let kind = text(object.get("type"));
         let code = object.get("code").and_then(|code| text(Some(code)).or_else(|| number(code)));
         let string_or_null = |code: &&RawValue| code.get().starts_with('"') || code.get() == "null";
         let documented =
-            kind.is_some() && object.get("code").is_none_or(string_or_null) && message.chars().count() <= LONGEST_MESSAGE;
+            kind.is_some() && object.get("code").is_none_or(string_or_null) && message.chars().count() <= MAX_MESSAGE;
         if let Some(kind) = kind {
             self.kind = kind.into_owned().into();
         }
@@ -127,30 +128,30 @@ impl UpstreamError {
         self.body = Some(if documented { masked_body(body, &object) } else { self.repaired(&object) });
     }
 
-    /// The object again, with `message`, `type` and `code` as documented and all other members as they came.
+    /// The object with `message`, `type` and `code` as documented and all other members unchanged.
     fn repaired(&self, object: &Members<'_>) -> Bytes {
         let string = |text: &str| serde_json::Value::from(text).to_string();
         let mut members = vec![format!(r#""message":{}"#, string(&self.message)), format!(r#""type":{}"#, string(&self.kind))];
         members.extend(self.code.as_ref().map(|code| format!(r#""code":{}"#, string(code))));
         let others = object.iter().filter(|(name, _)| !["message", "type", "code"].contains(&name.as_ref()));
         members.extend(others.map(|(name, value)| {
-            let value = if name == MODELS_OWN { value.get().into() } else { mask(value.get()) };
+            let value = if name == GENERATED { value.get().into() } else { mask(value.get()) };
             format!("{}:{value}", string(name))
         }));
         format!(r#"{{"error":{{{}}}}}"#, members.join(",")).into()
     }
 }
 
-/// What the model wrote: no organization's id can be in it, so it is never masked.
-const MODELS_OWN: &str = "failed_generation";
+/// The model's own output. It contains no organization id, so it is not masked.
+const GENERATED: &str = "failed_generation";
 
-/// Whether the same request may be answered otherwise later.
+/// Whether the same request may succeed later.
 fn waiting_cures(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 409 | 413 | 425 | 429 | 498 | 500..)
 }
 
-/// Headers that describe a body which the app will not see as it was, and the wait that is stated anew.
-const OF_THE_BODY: [header::HeaderName; 11] = [
+/// Headers that describe the original body, which the app does not get, and `retry-after`, which is set again.
+const BODY_HEADERS: [header::HeaderName; 11] = [
     header::CONTENT_LENGTH,
     header::CONTENT_ENCODING,
     header::CONTENT_TYPE,
@@ -182,24 +183,24 @@ fn number<'a>(value: &&'a RawValue) -> Option<Cow<'a, str>> {
     serde_json::from_str::<serde_json::Number>(value.get()).ok().map(|_| Cow::Borrowed(value.get()))
 }
 
-/// The reason of JSON that is not our object: `{"error":"…"}`, `{"message":"…"}`, `{"detail":"…"}`.
+/// The message of JSON without an error object: `{"error":"…"}`, `{"message":"…"}`, `{"detail":"…"}`.
 fn loose_message(body: &[u8]) -> Option<String> {
     let value: serde_json::Value = serde_json::from_slice(body).ok()?;
     let message = ["error", "message", "detail"].into_iter().find_map(|name| value.get(name)?.as_str());
-    // A page stays a page, even in JSON.
+    // HTML is not a message, even inside JSON.
     message.filter(|message| !message.trim().is_empty() && !message.contains('<')).map(|message| bounded(message).into_owned())
 }
 
-/// Masked, and no longer than a message may be.
+/// The message, masked and cut to the maximum length.
 fn bounded(message: &str) -> Cow<'static, str> {
-    let cut = message.char_indices().nth(LONGEST_MESSAGE).map_or(message.len(), |(at, _)| at);
+    let cut = message.char_indices().nth(MAX_MESSAGE).map_or(message.len(), |(at, _)| at);
     Cow::Owned(mask(&message[..cut]).into_owned())
 }
 
-/// The body with ids masked everywhere but in what the model wrote.
+/// The body with ids masked everywhere except in the model's output.
 fn masked_body(body: &[u8], object: &Members<'_>) -> Bytes {
     let body = String::from_utf8_lossy(body);
-    let own = object.get(MODELS_OWN).and_then(|own| body.find(own.get()).map(|at| (at, at + own.get().len())));
+    let own = object.get(GENERATED).and_then(|own| body.find(own.get()).map(|at| (at, at + own.get().len())));
     match own {
         Some((from, to)) => [&mask(&body[..from]), &body[from..to], &mask(&body[to..])].concat().into(),
         None => mask(&body).into_owned().into(),
@@ -218,7 +219,7 @@ fn kind_by_status(status: StatusCode, refusal: Option<&UpstreamRefusal>) -> Cow<
     .into()
 }
 
-/// Why an answer without an error object failed, and what to do.
+/// The message for a response without an error object: why it failed, and what to do.
 fn in_words(status: StatusCode, body: &[u8]) -> String {
     let edge_code = std::str::from_utf8(body)
         .ok()

@@ -198,7 +198,7 @@ fn headers_of_the_old_body_go() {
 fn messages_are_bounded() {
     let long = json!({"error": {"message": "ü".repeat(100_000), "type": "t", "param": "p"}}).to_string();
     let (_, object, _) = shown(read(400, &long));
-    assert_eq!(object["message"].as_str().map(|message| message.chars().count()), Some(LONGEST_MESSAGE));
+    assert_eq!(object["message"].as_str().map(|message| message.chars().count()), Some(MAX_MESSAGE));
     assert_eq!(object["param"], "p");
 }
 

@@ -1,26 +1,26 @@
-//! What belongs to a response until its body ends: its use is settled, and its line logged.
+//! State of a response until its body ends: settles its usage, and logs its access line.
 
 use groq_limiter::{ActualUsage, Permit};
 use tokio::time::Instant;
 
 use crate::{groq::Usage, proxy::bill::Bill, shutdown::Cutoff, telemetry::Record};
 
-/// What belongs to a response until its body ends, however it ends.
+/// State of a response until its body ends.
 pub struct ResponseContext {
     /// Settled when the usage is known.
     pub permit: Option<Permit>,
-    /// What the call has used so far.
+    /// The usage of the call so far.
     pub bill: Bill,
-    /// Logged when dropped.
+    /// Logged on drop.
     pub record: Box<Record>,
-    /// Ends a running stream when the shutdown's drain timeout is over.
+    /// Ends a running stream when the drain timeout is over.
     pub cutoff: Cutoff,
     /// Whether the usage has been settled.
     pub settled: bool,
 }
 
 impl ResponseContext {
-    /// Settles once, with what the response has used.
+    /// Settles once, with the usage of the response.
     pub(super) fn settle(&mut self, spent: ActualUsage) {
         if std::mem::replace(&mut self.settled, true) {
             return;
@@ -38,7 +38,7 @@ impl ResponseContext {
     }
 }
 
-/// Usage as Groq's limits count it: cached prompt tokens are free.
+/// Usage as Groq's limits count it, without cached prompt tokens.
 fn spent(usage: Usage) -> ActualUsage {
     let (prompt, prompt_total) = (usage.prompt.saturating_sub(usage.cached), usage.prompt);
     match usage.completion {

@@ -1,5 +1,5 @@
-//! `queue.stream_keepalive`: a streaming response that is long in coming is opened early and kept alive by comments. A failure
-//! after that can only be its last frame.
+//! `queue.stream_keepalive`: opens a delayed streaming response early and keeps it alive with comments. A later failure can only be
+//! reported in its last frame.
 
 use std::{
     pin::Pin,
@@ -22,10 +22,10 @@ pub(super) type Pending<B> = Pin<Box<dyn Future<Output = Response<B>> + Send>>;
 /// An SSE comment, which clients ignore.
 const COMMENT: Bytes = Bytes::from_static(b": waiting\n\n");
 
-/// The body of a stream that was opened before its response.
+/// The body of a stream that was opened before its response arrived.
 pub struct Waiting<B> {
     answer: Option<Pending<B>>,
-    /// The body of the response, when it has arrived.
+    /// The body of the response, once it has arrived.
     body: Option<Box<B>>,
     ticks: Interval,
 }
@@ -46,7 +46,7 @@ impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Waiting<B> {
                     self.answer = None;
                     let (head, mut body) = answer.into_parts();
                     if !head.status.is_success() {
-                        // The body of a failure is there in one piece.
+                        // The body of a failure is available in one piece.
                         let Poll::Ready(Some(Ok(object))) = Pin::new(&mut body).poll_frame(cx) else { return Poll::Ready(None) };
                         return Poll::Ready(Some(Ok(frame_of(head.status, &object.into_data().unwrap_or_default()))));
                     }
@@ -59,8 +59,8 @@ impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Waiting<B> {
     }
 }
 
-/// Waits one `period` for the response of a stream, then opens the stream, with `headers`, and keeps it alive until the
-/// response arrives.
+/// Waits one `period` for the response of a stream, then opens the stream with `headers` and keeps it alive until the response
+/// arrives.
 pub async fn open_early<B>(mut answer: Pending<B>, period: Duration, headers: impl FnOnce() -> HeaderMap) -> Response<B>
 where
     B: Body<Data = Bytes, Error = BoxError> + From<Waiting<B>> + Unpin,

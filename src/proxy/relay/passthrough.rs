@@ -1,4 +1,4 @@
-//! Bodies that are not read: binary audio, file contents, very large JSON. A truncated one is truncated for the app, too.
+//! Bodies that pass unread: binary audio, file contents, very large JSON. If one is truncated, the app sees that, too.
 
 use std::task::{Context, Poll, ready};
 
@@ -15,7 +15,7 @@ use crate::{
 pub struct Pass {
     begun: Bytes,
     rest: ResponseBody,
-    /// Set before the first byte goes out.
+    /// Set before the first byte is sent.
     pub(super) context: Option<ResponseContext>,
 }
 
@@ -24,12 +24,12 @@ impl Pass {
         Self { begun, rest, context: None }
     }
 
-    /// The bytes left, where the upstream stated the length.
+    /// Bytes left, if the upstream stated the length.
     pub(super) fn exact_size(&self) -> Option<u64> {
         self.rest.exact_size().map(|rest| rest + self.begun.len() as u64)
     }
 
-    /// The next bytes. An error resets the connection or stream, so that the app sees that its response was truncated.
+    /// The next bytes. An error resets the connection or stream, so the app sees that its response was truncated.
     pub(super) fn poll_data(
         &mut self,
         cx: &mut Context<'_>,

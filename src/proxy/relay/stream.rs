@@ -1,5 +1,5 @@
-//! Server-sent events. Complete events pass untouched; a stream that breaks ends in an error frame, because a stream that just
-//! ends is a success to every client tested (GROQ.md, section 3).
+//! Server-sent events. Complete events pass unchanged. A broken stream ends with an error frame, because every tested client takes a
+//! stream that just ends for a success.
 
 use std::{
     future::poll_fn,
@@ -16,21 +16,21 @@ use crate::{
     upstream::{ExchangeError, ResponseBody},
 };
 
-/// Largest event that is buffered until it is complete, bytes; a larger one passes in parts.
+/// Maximum bytes of an event that is buffered until it is complete; a larger one passes in parts.
 const MAX_EVENT: usize = 8 << 20;
 
 /// A running stream.
 pub struct Stream {
-    /// `None` when the stream has ended.
+    /// `None` once the stream has ended.
     body: Option<ResponseBody>,
     tail: SseTail,
     /// The start of an incomplete event.
     held: BytesMut,
     /// Complete events that were read before the response was delivered.
     first: Bytes,
-    /// Whether a stream that ends without `[DONE]` (or a final event) was cut.
+    /// Whether a stream that ends without `[DONE]` (or a final event) counts as truncated.
     must_end: bool,
-    /// Set before the first byte goes out.
+    /// Set before the first byte is sent.
     pub(super) context: Option<ResponseContext>,
 }
 
@@ -56,13 +56,13 @@ impl Stream {
     pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if !self.first.is_empty() {
             let first = std::mem::take(&mut self.first);
-            return Poll::Ready(Some(self.look_for_error(first)));
+            return Poll::Ready(Some(self.replace_error(first)));
         }
         if self.body.is_none() {
             return Poll::Ready(None);
         }
         match self.poll_events(cx) {
-            Poll::Ready(Ok(Some(events))) => Poll::Ready(Some(self.look_for_error(events))),
+            Poll::Ready(Ok(Some(events))) => Poll::Ready(Some(self.replace_error(events))),
             Poll::Ready(Ok(None)) => {
                 self.settle();
                 self.body = None;
@@ -81,7 +81,7 @@ impl Stream {
             let piece = match body.poll_data(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(Ok(piece))) => piece,
-                // The stream was complete: what happens to the connection after `[DONE]` does not matter.
+                // The stream is complete. Errors of the connection after `[DONE]` do not matter.
                 Poll::Ready(Some(Err(_)) | None) if self.tail.ended() => return Poll::Ready(Ok(None)),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                 Poll::Ready(None) if self.must_end => return Poll::Ready(self.last_event().map(Some)),
@@ -103,7 +103,7 @@ impl Stream {
         }
     }
 
-    /// The end of the body also ends an event whose blank line is missing, if that event ends the stream.
+    /// At the end of the body, a final event without its blank line is complete if it ends the stream.
     fn last_event(&mut self) -> Result<Bytes, ExchangeError> {
         const END: &[u8] = b"\n\n";
         self.tail.feed(END);
@@ -114,9 +114,9 @@ impl Stream {
         Ok(std::mem::take(&mut self.held).freeze())
     }
 
-    /// Replaces an upstream error in the stream, in whichever of its three shapes, by a frame that every client raises on, and ends
-    /// the stream.
-    fn look_for_error(&mut self, events: Bytes) -> Bytes {
+    /// Replaces an upstream error in the stream, in any of its three shapes, by a frame on which every client raises an error, and ends the
+    /// stream.
+    fn replace_error(&mut self, events: Bytes) -> Bytes {
         let Some(error) = self.tail.error() else { return events };
         let frame = stream_error(&error.data);
         let mut before = BytesMut::from(&events[..before_error(&events)]);
@@ -139,7 +139,7 @@ impl Stream {
         rejection.into_frame()
     }
 
-    /// Settles with the usage that the stream stated, else with the prompt and the completion tokens seen.
+    /// Settles with the usage that the stream stated, or else with the prompt and the completion tokens seen.
     fn settle(&mut self) {
         let Some(context) = &mut self.context else { return };
         context.record.truncated = self.tail.is_truncated_without_content();
@@ -157,7 +157,7 @@ impl Stream {
 }
 
 impl Drop for Stream {
-    /// The client left: settles with what was seen so far.
+    /// Settles with what was seen so far if the client has disconnected.
     fn drop(&mut self) {
         if self.body.is_some() {
             if let Some(context) = &mut self.context {
@@ -168,7 +168,7 @@ impl Drop for Stream {
     }
 }
 
-/// How many bytes of `events` come before the event that carries an error.
+/// Number of bytes of `events` before the event that carries an error.
 fn before_error(events: &[u8]) -> usize {
     let mut tail = SseTail::default();
     let mut start = 0;

@@ -1,4 +1,4 @@
-//! What a request asks: endpoint, model, what it may cost, how long its client waits. Read once, from head and body.
+//! What the shield reads from a request: model, service tier, cost estimate, and how long its client waits.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -19,40 +19,39 @@ use crate::{
 
 use super::{form, json};
 
-/// What a request's body says.
+/// What the body of a request says.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// The model, empty where none is named.
+    /// The model; empty if none is named.
     pub model: Arc<str>,
-    /// The service tier; `auto` shares `on_demand`'s limits.
+    /// The service tier; `auto` counts as `on_demand`.
     pub tier: Arc<str>,
-    /// What it draws on.
+    /// The estimated cost.
     pub cost: CostEstimate,
     /// Whether it asks for a stream.
     pub stream: bool,
-    /// Whether it asks for an answer that is not JSON (`response_format` of a transcription).
+    /// Whether it asks for a text response instead of JSON (`response_format` of a transcription).
     pub wants_text: bool,
 }
 
-// As names, which are not parsed at each look-up.
 const READ_TIMEOUT: HeaderName = HeaderName::from_static("x-stainless-read-timeout");
 const TIMEOUT: HeaderName = HeaderName::from_static("x-stainless-timeout");
 const MAX_WAIT: HeaderName = HeaderName::from_static("x-shield-max-wait-ms");
 
-/// No model's name is longer; more of one is not kept, bytes.
-const LONGEST_MODEL: usize = 200;
-/// Audio behind a `url` has no length that we can see: taken for so many seconds, until the headers tell.
+/// Maximum bytes of a model name; longer ones are cut.
+const MAX_MODEL_NAME: usize = 200;
+/// Assumed seconds of audio behind a `url`, whose length is unknown until the response headers correct it.
 const SECONDS_BEHIND_URL: u64 = 300;
-/// Groq bills no less, seconds.
-const LEAST_SECONDS: u64 = 10;
+/// Minimum seconds that Groq bills.
+const MIN_BILLED_SECONDS: u64 = 10;
 
 impl Facts {
     /// Reads a request's body.
     ///
-    /// A form or an object that lacks what it should have goes to Groq as it is: its answer is better than ours.
+    /// A form or object without the expected members goes to Groq unchanged, because Groq's own error is more precise.
     ///
     /// # Errors
-    /// [`Rejection::InvalidJson`] where JSON is due and does not parse.
+    /// [`Rejection::InvalidJson`] if the endpoint takes JSON and the body is not valid.
     pub fn of(endpoint: Endpoint, headers: &HeaderMap, body: &Bytes) -> Result<Self, Rejection> {
         let mut facts =
             Self { model: Arc::default(), tier: tier(""), cost: CostEstimate::Free, stream: false, wants_text: false };
@@ -79,7 +78,7 @@ impl Facts {
                 CostEstimate::Tokens { prompt: members.prompt.tokens(Family::None), max_completion_tokens: Some(0) }
             }
             Endpoint::Speech => CostEstimate::Tokens { prompt: members.prompt.characters(), max_completion_tokens: Some(0) },
-            // Groq accepts n = 1 only, so the output limit applies to the whole answer.
+            // Groq only accepts n = 1, so the output limit applies to the whole response.
             _ => CostEstimate::Tokens {
                 prompt: members.prompt.tokens(Family::of(&self.model)),
                 max_completion_tokens: members.output_limit.as_ref().map(|c| c.value),
@@ -97,12 +96,12 @@ impl Facts {
         self.wants_text = matches!(form.text("response_format"), "text" | "srt" | "vtt");
         if !self.model.is_empty() {
             let seconds = form.file("file").map_or(SECONDS_BEHIND_URL, audio::seconds);
-            self.cost = CostEstimate::Audio { seconds: seconds.max(LEAST_SECONDS) };
+            self.cost = CostEstimate::Audio { seconds: seconds.max(MIN_BILLED_SECONDS) };
         }
     }
 }
 
-/// The tiers have limits of their own; a name that is none of Groq's must not make a limiter.
+/// Maps the names of tiers to those with limits of their own. An unknown name must not create a limiter.
 fn tier(name: &str) -> Arc<str> {
     static TIERS: LazyLock<[Arc<str>; 3]> = LazyLock::new(|| ["on_demand", "flex", "performance"].map(Arc::from));
     TIERS[match name {
@@ -114,11 +113,11 @@ fn tier(name: &str) -> Arc<str> {
 }
 
 fn bounded(model: &str) -> Arc<str> {
-    let end = (0..=LONGEST_MODEL.min(model.len())).rev().find(|end| model.is_char_boundary(*end));
+    let end = (0..=MAX_MODEL_NAME.min(model.len())).rev().find(|end| model.is_char_boundary(*end));
     Arc::from(&model[..end.unwrap_or(0)])
 }
 
-/// `body` with the number of its output limit replaced by `to`, or with an output limit if it has none; no other byte changes.
+/// `body` with its output limit replaced by `to`, or added if it has none. No other byte changes.
 pub fn with_output_limit(endpoint: Endpoint, body: &Bytes, to: u64) -> Bytes {
     let Ok(members) = json::read(endpoint, body) else { return body.clone() };
     if let Some(output_limit) = members.output_limit.or(members.null_output_limit) {
@@ -130,7 +129,7 @@ pub fn with_output_limit(endpoint: Endpoint, body: &Bytes, to: u64) -> Bytes {
     [&body[..=open], format!(r#""{name}":{to}{comma}"#).as_bytes(), &body[open + 1..]].concat().into()
 }
 
-/// The member of a body that limits the completion; `None` where the endpoint has none.
+/// The member that limits the completion; `None` if the endpoint has none.
 pub fn output_limit_name(endpoint: Endpoint) -> Option<&'static str> {
     match endpoint {
         Endpoint::Chat => Some("max_completion_tokens"),
@@ -139,11 +138,11 @@ pub fn output_limit_name(endpoint: Endpoint) -> Option<&'static str> {
     }
 }
 
-/// However little a client says that it waits, less its answer's usual time, it gets this much.
-const LEAST_MAX_WAIT: Duration = Duration::from_millis(500);
+/// Minimum of a max wait that is derived from the client's timeout.
+const MIN_MAX_WAIT: Duration = Duration::from_millis(500);
 
-/// The longest wait of a request, and whether its client set it: the least of `queue.max_wait`, `x-shield-max-wait-ms`, and the
-/// client's announced timeout less the `usual` time to a response's head. A header that does not parse is ignored.
+/// The max wait of a request, and whether its client set it: the minimum of `queue.max_wait`, `x-shield-max-wait-ms`, and the client's
+/// announced timeout minus the `usual` time to a response head. Invalid headers are ignored.
 pub fn max_wait(headers: &HeaderMap, queue: &Queue, usual: impl FnOnce() -> Duration) -> (Duration, bool) {
     let seconds = |number: f64| Duration::try_from_secs_f64(number).ok();
     let asked = number(headers, MAX_WAIT).and_then(|ms| seconds(ms / 1000.0));
@@ -151,7 +150,7 @@ pub fn max_wait(headers: &HeaderMap, queue: &Queue, usual: impl FnOnce() -> Dura
         .into_iter()
         .filter_map(|name| number(headers, name).filter(|timeout| *timeout > 0.0).and_then(seconds))
         .min()
-        .map(|timeout| timeout.saturating_sub(usual()).max(LEAST_MAX_WAIT));
+        .map(|timeout| timeout.saturating_sub(usual()).max(MIN_MAX_WAIT));
     match asked.into_iter().chain(announced).min() {
         Some(client) if client < queue.max_wait => (client, true),
         _ => (queue.max_wait, false),

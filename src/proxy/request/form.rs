@@ -1,11 +1,11 @@
-//! Multipart forms: their parts where they lie in the body, in any order; nothing is copied.
+//! Multipart forms: borrows the parts from the body, in any order, without copying.
 
 use memchr::memmem;
 
-/// More parts than this are no form of Groq's.
-const MOST_PARTS: usize = 100;
+/// Maximum number of parts; no endpoint of Groq's takes more.
+const MAX_PARTS: usize = 100;
 
-/// A form, read.
+/// A parsed form.
 pub(super) struct Form<'b> {
     parts: Vec<Part<'b>>,
 }
@@ -16,32 +16,32 @@ struct Part<'b> {
 }
 
 impl<'b> Form<'b> {
-    /// A field's text, empty where there is none. Of two the first counts, as Groq's parser has it.
+    /// The text of a field; empty if there is none. Of duplicate fields the first counts, as in Groq's parser.
     pub(super) fn text(&self, name: &str) -> &'b str {
         self.file(name).and_then(|content| std::str::from_utf8(content).ok()).unwrap_or_default().trim()
     }
 
-    /// A part's bytes.
+    /// The bytes of a part.
     pub(super) fn file(&self, name: &str) -> Option<&'b [u8]> {
         self.parts.iter().find(|part| part.name == name).map(|part| part.content)
     }
 }
 
-/// Reads a form; a part that is cut short ends with the body. `None` where it is none.
+/// Parses a form; a truncated part ends with the body. `None` if it is not a form.
 pub(super) fn read<'b>(content_type: &str, body: &'b [u8]) -> Option<Form<'b>> {
     let boundary = boundary(content_type)?;
     let between = [b"\r\n--", boundary.as_bytes()].concat();
     let finder = memmem::Finder::new(&between);
-    // The first boundary may open the body: it has no line end before it.
+    // The first boundary may be at the start of the body, without a line end before it.
     let mut rest = match body.strip_prefix(&between[2..]) {
         Some(rest) => rest,
         None => &body[finder.find(body)? + between.len()..],
     };
     let mut parts = Vec::new();
-    while !rest.starts_with(b"--") && parts.len() < MOST_PARTS {
+    while !rest.starts_with(b"--") && parts.len() < MAX_PARTS {
         let Some(line_end) = memmem::find(rest, b"\r\n") else { break };
         rest = &rest[line_end..];
-        // A part without headers begins with the blank line at once.
+        // A part without headers begins with the blank line.
         let Some(head_end) = memmem::find(rest, b"\r\n\r\n") else { break };
         let (head, content) = (&rest[..head_end], &rest[head_end + 4..]);
         let end = finder.find(content);
@@ -71,7 +71,7 @@ fn name(head: &[u8]) -> Option<String> {
     parameter(disposition.split_once(';')?.1, "name").map(str::to_owned)
 }
 
-/// One parameter of a header's value, its quotes taken off.
+/// One parameter of a header value, without its quotes.
 fn parameter<'t>(mut text: &'t str, name: &str) -> Option<&'t str> {
     loop {
         let (key, rest) = text.split_once('=')?;

@@ -1,4 +1,4 @@
-//! Who asks: the organization by its key, the app by its token or by `x-shield-app`; and the key that goes to Groq.
+//! Identifies a request: the organization by its key, the app by its token or by `x-shield-app`; and chooses the key that goes to Groq.
 
 use std::sync::Arc;
 
@@ -21,16 +21,16 @@ const APP: HeaderName = HeaderName::from_static("x-shield-app");
 const CLASS: HeaderName = HeaderName::from_static("x-shield-class");
 const FALLBACK: HeaderName = HeaderName::from_static("x-shield-fallback");
 
-/// An app's name from a header is no longer than this, bytes.
-const LONGEST_APP: usize = 64;
+/// Maximum bytes of an app name in a header.
+const MAX_APP_NAME: usize = 64;
 
-/// Who may come, by these settings. Keys and tokens are kept as digests only, but for the one key that the shield holds.
+/// The known keys, tokens and apps. Keys and tokens are stored as digests only, except the key that the shield itself uses.
 pub struct IdentityIndex {
     organizations: HashMap<Digest, Arc<str>>,
     apps: Vec<App>,
-    /// `[[app]] name = "*"`: the policy of each app without an entry.
+    /// `[[app]] name = "*"`, which applies to each app without an entry.
     everyone_else: Option<App>,
-    /// The key to use when the app sends none, ready to send, its organization and its number.
+    /// The key to use if the app sends none: the header value, its organization and its number.
     held: Option<(HeaderValue, Arc<str>, u32)>,
     tokens_needed: bool,
     unnamed: Arc<str>,
@@ -46,31 +46,31 @@ struct App {
     is_capped: bool,
 }
 
-/// One request's origin.
+/// The origin of a request.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    /// Whose limits: a configured organization's name, or `key-` and the beginning of the key's digest.
+    /// The organization whose limits apply: a configured name, or `key-` and the beginning of the key's digest.
     pub organization: Arc<str>,
     /// The beginning of the digest of the key that goes to Groq; 0 without one.
     pub key_number: u32,
     /// The app.
     pub app: Arc<str>,
-    /// Its share relative to the others'.
+    /// The app's share relative to other apps.
     pub weight: f64,
-    /// Its class, or the one that the request asks for.
+    /// The app's priority class, or the one that the request asks for.
     pub class: Class,
-    /// Whether another model may serve it, by its app and by `x-shield-fallback: off`.
+    /// Whether another model may serve the request: forbidden by the app's entry or by `x-shield-fallback: off`.
     pub fallback: bool,
-    /// The budgets of its app, where it has any.
+    /// The budgets of its app, if any.
     pub budgets: Option<Arc<[Budget]>>,
     /// Whether its app has caps.
     pub is_capped: bool,
-    /// What to send as `authorization` instead of the app's own.
+    /// The `authorization` to send instead of the app's own.
     key: Option<HeaderValue>,
 }
 
 impl IdentityIndex {
-    /// The index of these settings; `env` reads a variable. A variable that is not set names no key.
+    /// The index for these settings; `env` reads an environment variable. An unset variable is an absent key.
     pub fn new(settings: &Settings, env: impl Fn(&str) -> Option<String>) -> Self {
         let value = |name: &str| env(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
         let mut organizations = HashMap::default();
@@ -97,7 +97,7 @@ impl IdentityIndex {
             apps: settings.app.iter().filter(|app| app.name != EVERYONE_ELSE).map(app).collect(),
             everyone_else: settings.app.iter().find(|app| app.name == EVERYONE_ELSE).map(app),
             held: None,
-            // A token whose variable is not set still shuts the door.
+            // A token whose variable is not set still makes tokens mandatory.
             tokens_needed: settings.app.iter().any(|app| app.token_env.is_some() || app.token_sha256.is_some()),
             unnamed: Arc::from("default"),
         };
@@ -110,13 +110,13 @@ impl IdentityIndex {
         index
     }
 
-    /// The budgets of an app, by its entry or that of everyone else.
+    /// The budgets of an app, from its own entry or from `"*"`.
     pub fn budgets_of(&self, app: &str) -> &[Budget] {
         let policy = self.apps.iter().find(|known| &*known.name == app).or(self.everyone_else.as_ref());
         policy.and_then(|app| app.budgets.as_deref()).unwrap_or_default()
     }
 
-    /// Who sends this request.
+    /// Identifies the sender of a request.
     ///
     /// # Errors
     /// [`Rejection::NoKey`], [`Rejection::UnknownToken`]. A browser's preflight (OPTIONS) needs neither key nor token.
@@ -140,8 +140,8 @@ impl IdentityIndex {
             (None, None) => (Arc::from("none"), 0),
         };
         let named = name(headers, APP);
-        // An app with a token is known by it alone: nobody else may take its name. An entry's name may hold letters that those
-        // of other apps may not.
+        // An app with a token is identified by it alone, so no other client can use its name. Names of entries may contain characters
+        // that are not allowed in other names.
         let raw = headers.get(APP).map(|value| value.as_bytes().trim_ascii());
         let is_named = |app: &&App| Some(app.name.as_bytes()) == raw || Some(app.name.as_ref()) == named.as_deref();
         let app = app.or_else(|| self.apps.iter().filter(|app| app.token.is_none()).find(is_named));
@@ -165,7 +165,7 @@ impl IdentityIndex {
         })
     }
 
-    /// Every token is looked at, in constant time each: how long it takes tells nothing of them.
+    /// Compares every token in constant time, so the duration reveals nothing about them.
     fn by_token(&self, token: &[u8]) -> Option<&App> {
         let token = digest(token);
         self.apps.iter().fold(None, |found, app| {
@@ -180,7 +180,7 @@ impl IdentityIndex {
         let organization = match self.organizations.get(&digest) {
             Some(name) => name.clone(),
             None => {
-                // By hand: `format!` took four times the instructions, for every request.
+                // `format!` took four times the instructions.
                 let mut name = *b"key-............";
                 for (place, digit) in name[4..].iter_mut().zip(digest.iter().flat_map(|byte| [byte >> 4, byte & 15])) {
                     *place = b"0123456789abcdef"[usize::from(digit)];
@@ -194,7 +194,7 @@ impl IdentityIndex {
 }
 
 impl Identity {
-    /// Puts the key in place that goes to Groq, where it is not the app's own.
+    /// Replaces `authorization` by the key for Groq, unless the app's own key is used.
     pub fn authorize(&self, headers: &mut HeaderMap) {
         if let Some(key) = &self.key {
             headers.insert(header::AUTHORIZATION, key.clone());
@@ -213,11 +213,11 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     (scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty()).then_some(token)
 }
 
-/// A name that a client chose: bounded, and of letters that harm no log and no label.
+/// A name chosen by a client, if it is short enough and safe in logs and labels.
 fn name(headers: &HeaderMap, header: HeaderName) -> Option<String> {
     let value = headers.get(header)?.as_bytes().trim_ascii();
     let plain = |b: &u8| if b.is_ascii_alphanumeric() || b"-_.:/@+".contains(b) { char::from(*b) } else { '_' };
-    let name: String = value.iter().take(LONGEST_APP).map(plain).collect();
+    let name: String = value.iter().take(MAX_APP_NAME).map(plain).collect();
     Some(name).filter(|name| !name.is_empty())
 }
 

@@ -138,6 +138,6 @@ proptest! {
         let values = [("authorization", key), ("x-shield-app", app)];
         let pairs = values.into_iter().filter_map(|(name, v)| Some((header::HeaderName::from_static(name), HeaderValue::from_bytes(&v).ok()?)));
         let identity = index.resolve(&Method::POST, &pairs.collect()).expect("the shield holds a key");
-        prop_assert!(identity.app.len() <= LONGEST_APP && identity.app.is_ascii());
+        prop_assert!(identity.app.len() <= MAX_APP_NAME && identity.app.is_ascii());
     }
 }

@@ -1,4 +1,4 @@
-//! What a JSON body asks for, in one pass over the bytes; of members that do not matter only the syntax is checked.
+//! Reads the relevant members of a JSON body in one pass. Of all other members only the syntax is checked.
 
 use std::{borrow::Cow, fmt, ops::Range};
 
@@ -19,9 +19,9 @@ pub(super) struct Members {
     pub(super) model: String,
     pub(super) tier: String,
     pub(super) stream: bool,
-    /// The output limit that counts.
+    /// The output limit that takes precedence.
     pub(super) output_limit: Option<OutputLimit>,
-    /// Where an output limit is named with a value that is not a number.
+    /// An output limit whose value is not a number.
     pub(super) null_output_limit: Option<OutputLimit>,
     pub(super) prompt: Prompt,
 }
@@ -32,9 +32,9 @@ pub(super) struct OutputLimit {
     pub(super) at: Range<usize>,
 }
 
-/// Parses a body. Of a member given twice the last one counts, as in Groq's parser.
+/// Parses a body. Of duplicate members the last one counts, as in Groq's parser.
 pub(super) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Members, serde_json::Error> {
-    // The whole text is valid UTF-8, so strings need no check of their own.
+    // Validated at once, so strings need no check of their own.
     let text = simdutf8::basic::from_utf8(body).map_err(serde_json::Error::custom)?;
     if !text.trim_ascii_start().starts_with('{') {
         return serde_json::from_str::<IgnoredAny>(text).map(|_| Members::default());
@@ -44,8 +44,8 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Members, serde_jso
         let members = json.deserialize_map(Reading { endpoint, body, walk })?;
         json.end().map(|()| members)
     };
-    // Text with half a surrogate pair, or nested deeper than our parser allows, is still JSON to Groq: then the prompt is
-    // measured by its bytes. If that fails too, the error is the syntax error.
+    // Groq accepts lone surrogates and deeper nesting than our parser. In that case the prompt is estimated by its bytes. If this fails,
+    // too, the body has a syntax error.
     let first = if !has_controls(body) { Walk::Plain } else { Walk::Strict };
     pass(first).or_else(|_| pass(Walk::Strict)).or_else(|_| pass(Walk::No))
 }
@@ -53,16 +53,16 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Members, serde_jso
 /// How the prompt is parsed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Walk {
-    /// String by string; the body has no control characters.
+    /// Each string is parsed; the body has no control characters.
     Plain,
-    /// String by string, checked for control characters.
+    /// Each string is parsed and checked for control characters.
     Strict,
-    /// Not at all.
+    /// The prompt is not parsed.
     No,
 }
 
-/// Whether a byte is a control character, which is allowed between values and an error within strings. Compares with the minimum
-/// of all bytes, in a loop that the compiler vectorizes.
+/// Whether the body contains a control character: allowed between values, an error in strings. Computes the minimum of all bytes, a loop
+/// that the compiler vectorizes.
 fn has_controls(body: &[u8]) -> bool {
     body.chunks(4096).any(|some| {
         let (rows, rest) = some.as_chunks::<64>();
@@ -152,12 +152,12 @@ impl<'de> Visitor<'de> for Reading<'de> {
     }
 }
 
-/// A string, or nothing.
+/// The value of a string; empty for any other value.
 fn text(raw: &RawValue) -> String {
     serde_json::from_str(raw.get()).unwrap_or_default()
 }
 
-/// A member's name; long names with escapes do not matter and are dropped.
+/// The name of a member; long names with escapes are irrelevant and read as empty.
 struct Name<'de>(Cow<'de, str>);
 
 impl<'de> serde::Deserialize<'de> for Name<'de> {

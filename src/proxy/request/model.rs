@@ -1,4 +1,4 @@
-//! Replaces the model that a body names.
+//! Replaces the model in a body.
 
 use std::{borrow::Cow, fmt, ops::Range};
 
@@ -13,9 +13,9 @@ use serde_json::value::RawValue;
 use super::form;
 use crate::{groq::Endpoint, headers};
 
-/// `body` with `to` as its model; no other byte changes. `None` where the body names no model.
+/// `body` with `to` as its model; no other byte changes. `None` if the body names no model.
 ///
-/// A member `model` that is given twice is replaced twice, so that it does not matter which one counts.
+/// Duplicate members `model` are all replaced, so it does not matter which one counts.
 pub(super) fn replace(endpoint: Endpoint, headers: &HeaderMap, body: &Bytes, to: &str) -> Option<Bytes> {
     let (spans, value) = if endpoint.takes_audio() {
         let content_type = headers::text(headers, header::CONTENT_TYPE)?;
@@ -38,7 +38,7 @@ pub(super) fn replace(endpoint: Endpoint, headers: &HeaderMap, body: &Bytes, to:
     Some(replaced.into())
 }
 
-/// Where the values of the object's own members `model` are, in order. `None` where it is no JSON object.
+/// Ranges of the values of the top-level members `model`, in order. `None` if the body is not a JSON object.
 fn model_members(body: &[u8]) -> Option<Vec<Range<usize>>> {
     struct Spans<'b>(&'b [u8]);
 
@@ -65,7 +65,7 @@ fn model_members(body: &[u8]) -> Option<Vec<Range<usize>>> {
     serde_json::Deserializer::from_slice(body).deserialize_map(Spans(body)).ok()
 }
 
-/// Where `part` lies in `whole`.
+/// The range of `part` in `whole`.
 fn span(whole: &[u8], part: &[u8]) -> Range<usize> {
     let start = part.as_ptr().addr() - whole.as_ptr().addr();
     start..start + part.len()
@@ -124,7 +124,7 @@ mod tests {
             let _ = replace(Endpoint::Chat, &HeaderMap::new(), &Bytes::from(body), "b");
         }
 
-        /// Whatever stands around it, the body stays JSON, with the new model and all else as it was.
+        /// Any object stays valid JSON with the new model and everything else unchanged.
         #[test]
         fn any_object(before in "[a-z]{0,8}", content in "\\PC{0,20}", model in "\\PC{0,12}") {
             let body = serde_json::json!({format!("x{before}"): content, "model": "a", "z": {"model": content}});

@@ -1,4 +1,4 @@
-//! What answers the requests of a connection, whatever happens in its handlers.
+//! The handler of a connection's requests, and the response if it panics.
 
 use std::{
     any::Any,
@@ -21,11 +21,11 @@ pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// A request that is being handled.
 pub(super) type Handling<B> = Pin<Box<dyn Future<Output = Response<B>> + Send>>;
 
-/// What answers the requests of a connection.
+/// The handler of a connection's requests.
 pub(super) trait App: Clone + Send + Sync + 'static {
     type Body: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static;
 
-    /// Answers a request. `ambiguity`: why other servers could parse it differently.
+    /// Handles a request. `ambiguity` is set if other servers could parse it differently.
     ///
     /// Boxed, so that its memory is freed with the request: hyper would keep the space as long as the connection.
     fn handle(&self, request: Request<Incoming>, ambiguity: Option<&'static str>) -> Handling<Self::Body>;
@@ -55,7 +55,7 @@ async fn catch_panic<F: Future + Unpin>(mut future: F) -> Result<F::Output, Box<
     .await
 }
 
-/// The response to one request, whatever happens in its handler.
+/// The response to one request, also if its handler panics.
 pub(super) async fn respond<A: App>(app: &A, handling: Handling<A::Body>) -> Response<A::Body> {
     catch_panic(handling).await.unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));

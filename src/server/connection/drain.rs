@@ -1,4 +1,4 @@
-//! The steps of a connection's end while the shield drains.
+//! The steps by which a connection ends while the shield drains.
 
 use std::{pin::Pin, time::Duration};
 
@@ -6,15 +6,15 @@ use tokio::time::sleep;
 
 use crate::shutdown::Shutdown;
 
-/// While draining, a request may already be on its way on an idle connection.
+/// How long idle connections stay open while draining, for requests that are already on their way.
 pub(super) const LAST_CALL: Duration = Duration::from_millis(250);
-/// After `drain_timeout`, the time for a stream's error frame.
+/// Time for the error frame of a stream after `drain_timeout`.
 pub(super) const LAST_FRAME: Duration = Duration::from_millis(500);
 
 /// A step of a shutdown.
 pub(super) type Step<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
-/// Draining began long enough ago that no request is on its way any more. `begun` runs first.
+/// Waits until draining has begun and [`LAST_CALL`] has passed. `begun` runs when draining begins.
 pub(super) async fn last_call(shutdown: &Shutdown, begun: impl FnOnce()) {
     // A child of the token: waiting on the shared one would make every connection contend for its lock.
     shutdown.draining.child_token().cancelled().await;
@@ -22,7 +22,7 @@ pub(super) async fn last_call(shutdown: &Shutdown, begun: impl FnOnce()) {
     sleep(LAST_CALL).await;
 }
 
-/// The end of what did not finish in time.
+/// Waits until everything that did not finish in time has to end.
 pub(super) async fn cutoff(shutdown: &Shutdown) {
     shutdown.cutoff.cancelled().await;
     sleep(LAST_FRAME).await;

@@ -59,7 +59,7 @@ pub(super) struct Frames<I> {
 }
 
 impl<I> Frames<I> {
-    /// Wraps `io`, of which `begun` has been read already. Frames must be complete within `frame_timeout`; after a shutdown, what
+    /// Wraps `io`; `begun` contains the bytes that have been read already. Frames must be complete within `frame_timeout`; after a shutdown, what
     /// the client still sends is read for `linger`.
     pub(super) fn new(io: I, begun: BytesMut, progress: Progress, frame_timeout: Duration, linger: Duration) -> Self {
         let deadline = Deadline::new(0, frame_timeout);
@@ -87,7 +87,7 @@ impl<I> Frames<I> {
         let allowed = (progress - self.allowed_for) * ALLOWED;
         self.allowed_for = progress;
         self.control_frames = self.control_frames.saturating_sub(allowed);
-        if self.control_frames <= MAX_CONTROL_FRAMES { Ok(()) } else { Err(io::Error::other("a flood of HTTP/2 control frames")) }
+        if self.control_frames <= MAX_CONTROL_FRAMES { Ok(()) } else { Err(io::Error::other("too many HTTP/2 control frames")) }
     }
 }
 
@@ -112,7 +112,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Frames<I> {
             Poll::Pending => {
                 let limit = this.scanner.is_partial().then_some(this.frame_timeout);
                 let late = this.deadline.poll(this.scanner.frames, limit, cx);
-                late.map(|()| Err(io::Error::new(io::ErrorKind::TimedOut, "an HTTP/2 frame came too slowly")))
+                late.map(|()| Err(io::Error::new(io::ErrorKind::TimedOut, "an HTTP/2 frame arrived too slowly")))
             }
         }
     }

@@ -29,7 +29,7 @@ use crate::{
     proxy::{Shield, error::Rejection},
     server::{
         deadline::Deadline,
-        guard::{Exchange, Guard, LARGEST_HEAD, Phase},
+        guard::{Exchange, Guard, MAX_HEAD, Phase},
     },
     shutdown::Shutdown,
 };
@@ -44,7 +44,7 @@ enum End {
     Cut,
 }
 
-/// Serves a client of whose requests `begun` has been read already. Returns the client if it becomes idle.
+/// Serves a client; `begun` contains the bytes that have been read already. Returns the client if it becomes idle.
 pub(super) async fn serve<I, A>(io: I, begun: BytesMut, shield: &Shield, app: A) -> Option<I>
 where
     I: AsyncRead + AsyncWrite + Unpin,
@@ -78,7 +78,7 @@ where
         }
     });
     let mut http = http1::Builder::new()
-        .max_buf_size(LARGEST_HEAD)
+        .max_buf_size(MAX_HEAD)
         .header_read_timeout(None)
         // The guard notices a client that leaves.
         .half_close(true)
@@ -111,7 +111,7 @@ where
             }
             drained = true;
             step = Box::pin(cutoff(&shield.shutdown));
-            // A request that has begun is answered first, and its response closes the connection.
+            // A request in progress is served first, and its response closes the connection.
             if exchange.phase() != Phase::Head {
                 Pin::new(&mut http).graceful_shutdown();
             }
@@ -182,7 +182,7 @@ where
     tokio::select! {
         closed = timeout(LINGER, close) => match closed {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "a client left before its connection was closed"),
+            Ok(Err(error)) => tracing::debug!(%error, "a client disconnected before its connection was closed"),
             Err(_) => tracing::debug!("a client kept sending after its last response"),
         },
         () = shutdown.cutoff.cancelled() => {}

@@ -31,25 +31,25 @@ use super::{
     app::{App, respond},
     drain::{Step, cutoff, last_call},
     frames::{Frames, Progress},
-    limits::{IDLE_TIMEOUT, LINGER, LONGEST_BLOCKED},
+    limits::{IDLE_TIMEOUT, LINGER, MAX_BLOCKED},
 };
 use crate::{
     proxy::Shield,
-    server::{deadline::Deadline, guard::LARGEST_HEAD},
+    server::{deadline::Deadline, guard::MAX_HEAD},
 };
 
 /// Concurrent streams of a client.
 const MAX_STREAMS: u32 = 256;
-/// What a client may send of one unread request body, bytes.
+/// Bytes that a client may send of one unread request body.
 const STREAM_WINDOW: u32 = 256 << 10;
-/// What a client may send of all unread request bodies, bytes.
+/// Bytes that a client may send of all unread request bodies together.
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Bytes of a response that are buffered beyond the client's window.
 const SEND_BUFFER: usize = 64 << 10;
-/// The largest header list that h2 decodes. Lists over [`LARGEST_HEAD`] that are smaller than this get the error object;
+/// Maximum header list that h2 decodes. Lists over [`MAX_HEAD`] that are smaller than this get the error object;
 /// h2 answers larger ones with an empty 431, and closes the connection on those four times as large.
-const MAX_HEADER_LIST: u32 = 2 * LARGEST_HEAD as u32;
-/// The most headers of a request, as over HTTP/1.1.
+const MAX_HEADER_LIST: u32 = 2 * MAX_HEAD as u32;
+/// Maximum number of headers of a request, as over HTTP/1.1.
 const MAX_HEADERS: usize = 100;
 /// Streams that a client may reset before they are accepted (rapid reset), then the connection is closed.
 const MAX_PENDING_RESETS: usize = 20;
@@ -61,7 +61,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(60);
 /// size would leave the last byte of a default window of 65,535 bytes to a frame of its own.
 const PIECE: usize = 64 << 10;
 
-/// Serves a client of whose bytes `begun` have been read already.
+/// Serves a client; `begun` contains the bytes that have been read already.
 pub(super) async fn serve<I, A>(io: I, begun: BytesMut, shield: &Shield, app: A)
 where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -94,7 +94,7 @@ where
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_local_error_reset_streams(MAX_ERROR_RESETS)
         .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(LONGEST_BLOCKED)
+        .keep_alive_timeout(MAX_BLOCKED)
         .serve_connection(TokioIo::new(io), service);
 
     let mut deadline = Deadline::new((0, 0, false), header_timeout);
@@ -146,7 +146,7 @@ fn normalize<B>(request: &mut Request<B>) -> Option<&'static str> {
     // Counted as in RFC 9113, 6.5.2.
     let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
     let size = size + request.uri().path_and_query().map_or(0, |path| path.as_str().len());
-    if size > LARGEST_HEAD || headers.len() > MAX_HEADERS {
+    if size > MAX_HEAD || headers.len() > MAX_HEADERS {
         return Some("its head is larger than 64 KiB or has more than 100 headers");
     }
     join_cookies(request.headers_mut());
@@ -241,7 +241,7 @@ thread_local! {
     static POLLED: Cell<Polled> = const { Cell::new(Polled::Not) };
 }
 
-/// Records how polling a future of a stream ends.
+/// Records the result of polling a future of a stream.
 async fn watched<F: Future + Unpin>(mut future: F) -> F::Output {
     poll_fn(|cx| watch(Pin::new(&mut future).poll(cx))).await
 }
@@ -267,7 +267,7 @@ impl Stalled {
         if stream.poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        let new = || Box::pin(sleep(LONGEST_BLOCKED));
+        let new = || Box::pin(sleep(MAX_BLOCKED));
         let timer = match POLLED.get() {
             Polled::Pending => {
                 self.timer = None;

@@ -7,7 +7,7 @@ use std::time::Duration;
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(330);
 /// How long hyper keeps a connection without a request.
 pub(super) const QUIET: Duration = Duration::from_secs(1);
-/// Longest time in which a client may read nothing of its response.
-pub(super) const LONGEST_BLOCKED: Duration = Duration::from_secs(120);
+/// Maximum time without any progress of a client that reads its response.
+pub(super) const MAX_BLOCKED: Duration = Duration::from_secs(120);
 /// How long a client may go on sending after its last response, so that the response is not lost in a reset.
 pub(super) const LINGER: Duration = Duration::from_secs(10);

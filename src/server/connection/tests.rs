@@ -137,7 +137,7 @@ async fn next(client: &mut DuplexStream) -> String {
 }
 
 /// Sends these bytes; returns everything until the connection closes.
-async fn told(bytes: &[u8]) -> String {
+async fn exchange(bytes: &[u8]) -> String {
     let mut client = client(&shield());
     client.write_all(bytes).await.expect("they fit");
     rest(&mut client).await
@@ -180,7 +180,7 @@ async fn bytes_that_are_not_http_get_the_object() {
         long.as_bytes(),
     ];
     for bytes in table {
-        assert_object(&told(bytes).await, "malformed_request");
+        assert_object(&exchange(bytes).await, "malformed_request");
     }
 }
 
@@ -198,7 +198,7 @@ async fn ambiguous_requests_are_refused_and_nothing_after_them_is_read() {
         "POST / HTTP/1.1\r\nhost: x\r\ncontent-length : 2\r\n\r\nab",
     ];
     for bytes in table {
-        assert_object(&told(format!("{bytes}{GOOD}").as_bytes()).await, "malformed_request");
+        assert_object(&exchange(format!("{bytes}{GOOD}").as_bytes()).await, "malformed_request");
     }
 }
 
@@ -206,17 +206,17 @@ async fn ambiguous_requests_are_refused_and_nothing_after_them_is_read() {
 async fn bad_chunks_get_the_object() {
     for body in ["zz\r\nab\r\n0\r\n\r\n", "5\r\nabcdeX", "ffffffffffffffffff\r\n", "2\nab\r\n0\r\n\r\n"] {
         let bytes = format!("POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n{body}{GOOD}");
-        assert_object(&told(bytes.as_bytes()).await, "malformed_request");
+        assert_object(&exchange(bytes.as_bytes()).await, "malformed_request");
     }
     let extension =
         format!("POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1;{}\r\na\r\n0\r\n\r\n", "x".repeat(20_000));
-    assert_object(&told(extension.as_bytes()).await, "malformed_request");
+    assert_object(&exchange(extension.as_bytes()).await, "malformed_request");
 }
 
 #[tokio::test(start_paused = true)]
 async fn garbage_after_a_valid_request_does_not_affect_its_answer() {
     for garbage in ["garbage\r\n\r\n", "GET / HTTP/1.1\nhost: x\n\n", "\0\0\0\0\r\n"] {
-        let answers = told(format!("{GOOD}{garbage}").as_bytes()).await;
+        let answers = exchange(format!("{GOOD}{garbage}").as_bytes()).await;
         let (first, second) = answers.split_once("GET /good ").expect("the first answer is there");
         assert!(first.starts_with("HTTP/1.1 200 OK\r\n"), "{first}");
         assert_object(second, "malformed_request");
@@ -244,9 +244,10 @@ async fn pipelined_requests_are_answered_one_by_one() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_may_follow_a_chunked_one() {
-    let answer =
-        told(format!("POST /c HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n{GOOD}").as_bytes())
-            .await;
+    let answer = exchange(
+        format!("POST /c HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n{GOOD}").as_bytes(),
+    )
+    .await;
     assert!(answer.contains("POST /c abc") && answer.ends_with("GET /good "), "{answer}");
 }
 
@@ -254,7 +255,7 @@ async fn a_request_may_follow_a_chunked_one() {
 async fn slow_heads_are_timed_out() {
     for head in ["G", "GET / HTTP/1.1\r\nhost:"] {
         let started = Instant::now();
-        assert_object(&told(head.as_bytes()).await, "request_timeout");
+        assert_object(&exchange(head.as_bytes()).await, "request_timeout");
         assert!((29..32).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
     }
     // Sending byte by byte does not extend the time.
@@ -273,7 +274,7 @@ async fn slow_heads_are_timed_out() {
 #[tokio::test(start_paused = true)]
 async fn a_silent_client_is_disconnected_without_an_answer() {
     let started = Instant::now();
-    assert_eq!(told(b"").await, "");
+    assert_eq!(exchange(b"").await, "");
     assert!((29..32).contains(&started.elapsed().as_secs()));
 }
 

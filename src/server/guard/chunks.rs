@@ -6,9 +6,9 @@
 use memchr::memchr;
 
 /// The longest line of a size with its extensions, or of a trailer field, in bytes.
-const LONGEST_LINE: usize = 8 << 10;
+const MAX_LINE: usize = 8 << 10;
 /// The largest trailer section, in bytes.
-const LARGEST_TRAILERS: usize = 16 << 10;
+const MAX_TRAILERS: usize = 16 << 10;
 
 /// What is expected next.
 #[derive(Clone, Copy, Debug, Default)]
@@ -16,15 +16,15 @@ enum Next {
     /// The line of a chunk's size.
     #[default]
     Size,
-    /// So many bytes of a chunk.
+    /// This many bytes of a chunk.
     Data(u64),
     /// The line end after a chunk.
     DataEnd,
-    /// A trailer field, or the empty line that ends the body. So many bytes of trailers were read before.
+    /// A trailer field, or the empty line that ends the body. Holds the bytes of trailers read before.
     Trailer(usize),
 }
 
-/// Reads a chunked body, however it is split over reads. Only incomplete lines are copied.
+/// Reads a chunked body in pieces of any size. Only incomplete lines are copied.
 #[derive(Debug, Default)]
 pub(super) struct Chunks {
     next: Next,
@@ -35,7 +35,7 @@ impl Chunks {
     /// Reads more bytes of the body. Returns the index of its end if it ends in them.
     ///
     /// # Errors
-    /// Says why servers could find another end.
+    /// Why servers could find another end.
     pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<Option<usize>, &'static str> {
         let mut at = 0;
         loop {
@@ -51,7 +51,7 @@ impl Chunks {
             let Some(end) = memchr(b'\n', &bytes[at..]) else {
                 self.incomplete.extend_from_slice(&bytes[at..]);
                 // A line end after a chunk is checked as soon as its first byte is there.
-                return if self.incomplete.len() > LONGEST_LINE || self.strays() { Err(TOO_LONG) } else { Ok(None) };
+                return if self.incomplete.len() > MAX_LINE || self.overruns() { Err(TOO_LONG) } else { Ok(None) };
             };
             let mut line = std::mem::take(&mut self.incomplete);
             line.extend_from_slice(&bytes[at..at + end]);
@@ -62,14 +62,14 @@ impl Chunks {
         }
     }
 
-    /// Whether something else than a line end follows a chunk.
-    fn strays(&self) -> bool {
+    /// Whether a chunk is followed by something other than a line end.
+    fn overruns(&self) -> bool {
         matches!(self.next, Next::DataEnd) && !matches!(self.incomplete.as_slice(), [] | [b'\r'])
     }
 
     /// Reads a line without its line feed. Returns true at the end of the body.
     fn line(&mut self, line: &[u8]) -> Result<bool, &'static str> {
-        if line.len() > LONGEST_LINE {
+        if line.len() > MAX_LINE {
             return Err(TOO_LONG);
         }
         let line = line.strip_suffix(b"\r").ok_or("a line between its chunks ends in a bare line feed")?;
@@ -84,7 +84,7 @@ impl Chunks {
             Next::DataEnd if line.is_empty() => Next::Size,
             Next::DataEnd | Next::Data(_) => return Err("one of its chunks is longer than its size"),
             Next::Trailer(_) if line.is_empty() => return Ok(true),
-            Next::Trailer(read) if read + line.len() > LARGEST_TRAILERS => return Err(TOO_LONG),
+            Next::Trailer(read) if read + line.len() > MAX_TRAILERS => return Err(TOO_LONG),
             Next::Trailer(read) => Next::Trailer(read + line.len()),
         };
         Ok(false)
@@ -217,7 +217,7 @@ mod tests {
         ] {
             assert!(read(body).is_err(), "{}", body.escape_ascii());
         }
-        let long = format!("5;a={}\r\n", "b".repeat(LONGEST_LINE));
+        let long = format!("5;a={}\r\n", "b".repeat(MAX_LINE));
         assert!(read(long.as_bytes()).is_err());
     }
 }

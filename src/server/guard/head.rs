@@ -5,19 +5,19 @@
 
 use memchr::memchr;
 
-/// The largest head, bytes. hyper's own bound applies to its buffer, which may grow to twice as much first.
-pub(in crate::server) const LARGEST_HEAD: usize = 64 << 10;
+/// Maximum bytes of a head. hyper's own bound applies to its buffer, which may grow to twice as much first.
+pub(in crate::server) const MAX_HEAD: usize = 64 << 10;
 
 /// How the end of a request's body is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
-    /// A body of so many bytes.
+    /// A body of this many bytes.
     Sized(u64),
     /// A chunked body.
     Chunked,
 }
 
-/// Reads heads line by line, however they are split over reads. Only incomplete lines are copied.
+/// Reads heads line by line, in pieces of any size. Only incomplete lines are copied.
 #[derive(Debug, Default)]
 pub(super) struct Scanner {
     incomplete: Vec<u8>,
@@ -77,7 +77,7 @@ impl Head {
     /// Reads a line without its line feed. Returns true at the empty line that ends the head.
     fn line(&mut self, line: &[u8]) -> bool {
         self.bytes += line.len();
-        if self.bytes > LARGEST_HEAD {
+        if self.bytes > MAX_HEAD {
             self.fault("its head is larger than 64 KiB");
         }
         let line = line.strip_suffix(b"\r").unwrap_or_else(|| {

@@ -4,7 +4,7 @@ use super::*;
 
 #[tokio::test(start_paused = true)]
 async fn http10_requests_get_http10_answers() {
-    let answer = told(b"GET /old HTTP/1.0\r\n\r\n").await;
+    let answer = exchange(b"GET /old HTTP/1.0\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.0 200 OK\r\n") && answer.contains("connection: close\r\n"), "{answer}");
     assert!(answer.ends_with("GET /old "), "{answer}");
     let shield = shield();
@@ -27,7 +27,7 @@ async fn http10_requests_get_http10_answers() {
 
 #[tokio::test(start_paused = true)]
 async fn the_answer_to_head_has_a_length_and_no_body() {
-    let answers = told(
+    let answers = exchange(
         format!("HEAD /h HTTP/1.1\r\nhost: x\r\n\r\n{}", GOOD.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n")).as_bytes(),
     )
     .await;
@@ -86,7 +86,7 @@ async fn a_slow_client_that_reads_equal_pieces_is_not_disconnected() {
     client.write_all(b"GET / HTTP/1.0\r\n\r\n").await.expect("it is open");
     let (mut got, mut some) = (0, vec![0; PIECE]);
     loop {
-        sleep(LONGEST_BLOCKED / 2).await;
+        sleep(MAX_BLOCKED / 2).await;
         let mut piece = 0;
         while piece < PIECE {
             match client.read(&mut some[piece..]).await.expect("it is not cut") {

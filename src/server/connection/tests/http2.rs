@@ -134,7 +134,7 @@ async fn a_closed_window_ends_only_its_stream() {
             }
         };
         assert_eq!(error.reason(), Some(Reason::CANCEL), "{window}");
-        assert_eq!(begun.elapsed().as_secs(), LONGEST_BLOCKED.as_secs(), "{window}");
+        assert_eq!(begun.elapsed().as_secs(), MAX_BLOCKED.as_secs(), "{window}");
         // A request that waits for its answer is not the client's fault.
         assert_eq!(hangs.dropped(), 0);
         assert!(!connection.is_finished());
@@ -168,7 +168,7 @@ async fn a_stream_with_long_gaps_is_not_cut() {
         let (mut send, body) = Made::channel();
         tokio::spawn(async move {
             for _ in 0..3 {
-                sleep(2 * LONGEST_BLOCKED).await;
+                sleep(2 * MAX_BLOCKED).await;
                 send.send_data(Bytes::from_static(b"data: a\n\n")).await.expect("it is read");
             }
         });
@@ -192,7 +192,7 @@ async fn a_connection_that_is_not_used_is_closed() {
     let begun = Instant::now();
     connection.await.expect("no panic").expect("a clean end");
     assert_eq!(begun.elapsed().as_secs(), IDLE_TIMEOUT.as_secs());
-    ask(&mut client, "/").await.expect_err("it has been told to go");
+    ask(&mut client, "/").await.expect_err("the connection is draining");
 }
 
 /// Sends bytes, and measures when the server gives up.
@@ -249,7 +249,7 @@ async fn draining_lets_streams_finish_and_closes() {
     let begun = Instant::now();
     idle.await.expect("no panic").expect("a clean end");
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
-    ask(&mut client, "/").await.expect_err("it has been told to go");
+    ask(&mut client, "/").await.expect_err("the connection is draining");
     let body = response.await.expect("an answer").into_body().data().await.expect("a body").expect("whole");
     assert_eq!(body, "finished");
     drop(client);
