@@ -20,10 +20,10 @@ pub use sse::{SseTail, StreamError};
 pub use truncation::is_truncated_without_content;
 pub use usage::Usage;
 
-/// What the `x-ratelimit-*` headers of a response say; what is absent or unparsable is `None`.
+/// Reads the `x-ratelimit-*` headers of a response; absent or invalid values are `None`.
 pub fn rate_limits(headers: &HeaderMap) -> Observation {
     let (mut requests, mut tokens, mut audio) = (Stated::default(), Stated::default(), Stated::default());
-    // One pass over what is there: looking nine names up would hash each of them.
+    // One pass over the headers present: looking up nine names would hash each of them.
     for (name, value) in headers {
         let stated = match name.as_str() {
             "x-ratelimit-limit-requests" => &mut requests.limit,

@@ -1,15 +1,15 @@
-//! Seconds of audio that a file declares, read from its container's headers; nothing is decoded.
+//! The seconds of audio that a file declares in its container's headers; nothing is decoded.
 //!
-//! wav, flac, ogg (opus, vorbis), mp3, mp4 and m4a, webm and mkv. Groq bills what the container declares, so that is what counts,
-//! true or not. For other formats, and where headers are missing or implausible, the size decides: see `TYPICAL_RATE`.
+//! Reads wav, flac, ogg (opus, vorbis), mp3, mp4 and m4a, webm and mkv. Groq bills the declared duration, correct or not. For other
+//! formats, and with missing or implausible headers, the duration is estimated from the size: see `TYPICAL_RATE`.
 
 use memchr::memmem;
 
 /// Bytes per second of speech as it is commonly compressed, 32 kbit/s. Lower bit rates are underestimated, which the answer's
 /// headers correct; a lower figure here would refuse ordinary recordings of an hour as too long.
 const TYPICAL_RATE: f64 = 4000.0;
-/// Most parts that are skipped before the ones that matter; well-made files have fewer.
-const MOST_PARTS: usize = 1000;
+/// Maximum number of parts that are skipped before the relevant ones; well-formed files have fewer.
+const MAX_PARTS: usize = 1000;
 
 /// Seconds of audio that `file` declares, rounded up.
 pub fn seconds(file: &[u8]) -> u64 {
@@ -34,7 +34,7 @@ fn declared(file: &[u8]) -> Option<f64> {
 fn wav(file: &[u8]) -> Option<f64> {
     let mut rate = None;
     let mut rest = file.get(12..)?;
-    for _ in 0..MOST_PARTS {
+    for _ in 0..MAX_PARTS {
         let size = le32(rest, 4)?;
         let content = &rest[8..];
         match &rest[..4] {
@@ -69,7 +69,7 @@ fn ogg(file: &[u8]) -> Option<f64> {
         return None;
     };
     let position = memmem::rfind_iter(file, b"OggS")
-        .take(MOST_PARTS)
+        .take(MAX_PARTS)
         .filter_map(|at| Some(u64::from_le_bytes(file.get(at + 6..at + 14)?.try_into().ok()?)))
         // A page on which no packet ends has no position.
         .find(|position| *position != u64::MAX)?;
@@ -95,7 +95,7 @@ fn mp4(file: &[u8]) -> Option<f64> {
 
 /// The content of the first atom of this kind.
 fn atom<'f>(mut atoms: &'f [u8], kind: &[u8; 4]) -> Option<&'f [u8]> {
-    for _ in 0..MOST_PARTS {
+    for _ in 0..MAX_PARTS {
         let (head, size) = match be32(atoms, 0)? {
             0 => (8, atoms.len() as u64),
             1 => (16, be64(atoms, 8)?),
@@ -114,7 +114,7 @@ fn atom<'f>(mut atoms: &'f [u8], kind: &[u8; 4]) -> Option<&'f [u8]> {
 fn matroska(file: &[u8]) -> Option<f64> {
     let mut nanos_per_tick = 1e6;
     let mut at = 0;
-    for _ in 0..MOST_PARTS {
+    for _ in 0..MAX_PARTS {
         let (id, content, size) = element(file, at)?;
         match id {
             // The segment and its information: their members follow.
@@ -249,7 +249,7 @@ mod tests {
         };
     }
 
-    /// Files made by ffmpeg, and what ffprobe says of them (12.3 s; mp3 rounds up to whole frames; the bare one has no count).
+    /// Files made by ffmpeg, and their durations according to ffprobe (12.3 s; mp3 rounds up to whole frames; the bare one has no count).
     const FILES: [((&str, &[u8]), f64); 10] = [
         (fixture!("one.wav"), 1.05),
         (fixture!("twelve.flac"), 12.3),
@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn declared_counts_even_where_the_file_is_cut() {
         for ((name, file), seconds) in FILES {
-            // What has its length in its head.
+            // Formats that have their length in the head.
             if [".wav", ".flac", ".cbr.mp3", ".vbr.mp3", ".webm", ".mka"].iter().any(|end| name.ends_with(end)) {
                 assert_eq!(super::seconds(&file[..file.len() / 2]), seconds.ceil() as u64, "{name}");
             }

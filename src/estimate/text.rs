@@ -1,15 +1,14 @@
 //! The tokens of a text, by character classes.
 //!
-//! A rough imitation of a tokenizer, which cuts a text into runs of one class of characters. The weights of the runs were fitted
-//! to
-//! `o200k` counts of eighty texts in ten languages, code and JSON; those of words, punctuation and Chinese were then raised by a
-//! tenth, because an overestimate is refunded at settlement and an underestimate is refused.
+//! An approximation of a tokenizer: the text is cut into runs of one character class. The weights of the runs were fitted to `o200k`
+//! counts of eighty texts in ten languages, code and JSON. Those of words, punctuation and Chinese were then raised by a tenth, because
+//! an overestimate is refunded at settlement, but an underestimate is refused.
 
-/// Longer texts are sampled, bytes: one byte in 32, at least this much and at most [`MOST`]. Counting whole prompts took a third
-/// of all instructions that the shield spent on a request.
+/// Texts with more bytes are sampled: one byte in 32, at least this many and at most [`MAX_SAMPLE`]. Counting whole prompts took a
+/// third of all instructions that the shield spent on a request.
 const WHOLE: usize = 256;
-const MOST: usize = 4 << 10;
-/// Bytes counted in one go, and the bytes before them that are needed as context (six would do).
+const MAX_SAMPLE: usize = 4 << 10;
+/// Bytes counted at once, and the bytes before them that serve as context (at least six are needed).
 const BLOCK: usize = 64;
 const BEFORE: usize = 17;
 
@@ -18,7 +17,7 @@ pub(super) fn millitokens(bytes: &[u8]) -> u64 {
     if bytes.len() <= WHOLE {
         return (0..bytes.len()).step_by(BLOCK).map(|from| block(bytes, from)).sum();
     }
-    let blocks = (bytes.len() / 32).clamp(WHOLE, MOST) / BLOCK;
+    let blocks = (bytes.len() / 32).clamp(WHOLE, MAX_SAMPLE) / BLOCK;
     let last = bytes.len() - BLOCK;
     let price: u64 = (0..blocks).map(|n| block(bytes, last * n / (blocks - 1))).sum();
     // 2^64 thousandths are more than any body can contain.
@@ -36,7 +35,7 @@ const OTHER: u8 = 0;
 
 /// The weight of [`BLOCK`] bytes. Loops without branches, which the compiler vectorizes.
 fn block(text: &[u8], from: usize) -> u64 {
-    // Each row tells of the one before it, and begins so much later as that takes.
+    // Each array is computed from the previous one and is shorter, because it needs preceding elements as context.
     let mut bytes = [0; BEFORE + BLOCK];
     let known = &text[from.saturating_sub(BEFORE)..text.len().min(from + BLOCK)];
     bytes[BEFORE.saturating_sub(from)..][..known.len()].copy_from_slice(known);
@@ -45,7 +44,7 @@ fn block(text: &[u8], from: usize) -> u64 {
     for (at, to) in kinds.iter_mut().enumerate() {
         *to = kind(bytes[at], bytes[at + 1]);
     }
-    // All ones where a byte continues the word of the byte before: a small letter after a capital, but not the other way round.
+    // All ones if a byte continues the run of the previous byte. A small letter continues a capital one, but not vice versa.
     let mut joined = [0; BLOCK + 8];
     for (at, to) in joined.iter_mut().enumerate() {
         let same = kinds[at + 8] & (kinds[at + 7] | kinds[at + 7] >> 1 & SMALL);

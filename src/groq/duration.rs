@@ -1,4 +1,4 @@
-//! Go's durations, and `retry-after` in every form it comes in.
+//! Go durations, and `retry-after` in all its forms.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,9 +7,9 @@ use http::{HeaderMap, header};
 use crate::headers;
 
 /// Longer durations are clamped to this: they are implausible, and could overflow a clock.
-const LONGEST: Duration = Duration::from_secs(366 * 86_400);
+const MAX: Duration = Duration::from_secs(366 * 86_400);
 
-/// Units as Go prints them, longest name first, in nanoseconds. Both of Unicode's micro signs are in use.
+/// Units as Go prints them, longest name first, in nanoseconds. Both Unicode micro signs occur.
 const UNITS: [(&str, u64); 8] = [
     ("ms", 1_000_000),
     ("us", 1_000),
@@ -30,7 +30,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     leading_duration(text).and_then(|(duration, rest)| rest.is_empty().then_some(duration))
 }
 
-/// The Go duration that `text` begins with, and what follows it.
+/// The Go duration at the start of `text`, and the rest.
 pub(super) fn leading_duration(text: &str) -> Option<(Duration, &str)> {
     let mut rest = text;
     let mut total: u128 = 0;
@@ -38,7 +38,7 @@ pub(super) fn leading_duration(text: &str) -> Option<(Duration, &str)> {
         total = total.saturating_add(nanos);
         rest = after;
     }
-    let duration = Duration::from_nanos(u64::try_from(total).unwrap_or(u64::MAX)).min(LONGEST);
+    let duration = Duration::from_nanos(u64::try_from(total).unwrap_or(u64::MAX)).min(MAX);
     (rest.len() < text.len()).then_some((duration, rest))
 }
 
@@ -64,7 +64,7 @@ fn digits(text: &str) -> (&str, &str) {
     text.split_at(text.bytes().take_while(u8::is_ascii_digit).count())
 }
 
-/// What `retry-after-ms` or `retry-after` says: seconds (whole or decimal), a Go duration, or an HTTP date as seen at `now`.
+/// The time in `retry-after-ms` or `retry-after`: seconds (whole or decimal), a Go duration, or an HTTP date as seen at `now`.
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name: &str| headers::text(headers, name).map(str::trim);
     let after = |text: &str| {
@@ -76,7 +76,7 @@ pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
         .and_then(decimal)
         .map(|thousandfold| thousandfold / 1000)
         .or_else(|| text(header::RETRY_AFTER.as_str()).and_then(after))
-        .map(|wait| wait.min(LONGEST))
+        .map(|wait| wait.min(MAX))
 }
 
 /// A plain number of seconds, not negative.
@@ -125,8 +125,8 @@ mod tests {
         for text in ["", "s", "-3s", "+3s", "2", "1.2.3s", "5 s", "5s.", "1d", "soon", ".s", "٣s", "1e3s"] {
             assert_eq!(parse_duration(text), None, "{text}");
         }
-        assert_eq!(parse_duration("99999999999999999999999h"), Some(LONGEST));
-        assert_eq!(parse_duration(&"9h".repeat(100_000)), Some(LONGEST));
+        assert_eq!(parse_duration("99999999999999999999999h"), Some(MAX));
+        assert_eq!(parse_duration(&"9h".repeat(100_000)), Some(MAX));
     }
 
     #[test]
@@ -150,7 +150,7 @@ mod tests {
             assert_eq!(retry_after(&headers, now).map(|d| d.as_millis()), millis, "{name}: {value}");
         }
         let huge = HeaderMap::from_iter([(header::RETRY_AFTER, "9".repeat(400).parse().expect("a value"))]);
-        assert_eq!(retry_after(&huge, now), Some(LONGEST));
+        assert_eq!(retry_after(&huge, now), Some(MAX));
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! Masks organization ids and API keys in Groq's texts.
+//! Masks organization ids and API keys in texts from Groq.
 
 use std::borrow::Cow;
 
-/// Replaces organization ids (`org_…`) by `org_***` and keys (`gsk_…`) by `gsk_***`, which users would consider leaks.
+/// Replaces organization ids (`org_…`) by `org_***` and keys (`gsk_…`) by `gsk_***`.
 pub fn mask(text: &str) -> Cow<'_, str> {
     match mask_after(text, "org_") {
         Cow::Borrowed(text) => mask_after(text, "gsk_"),

@@ -6,7 +6,7 @@ use http::Method;
 
 const ROOT: &str = "/openai/v1";
 
-/// The endpoint that a path means.
+/// The endpoint of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
     /// `chat/completions`
@@ -34,7 +34,7 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// The endpoint at a path that [`map_path`] has mapped; a query is not looked at.
+    /// The endpoint of a path from [`map_path`]; the query is ignored.
     pub fn of(method: &Method, path: &str) -> Self {
         let path = path.split_once('?').map_or(path, |(path, _)| path);
         let endpoint = match Self::at(path) {
@@ -45,12 +45,12 @@ impl Endpoint {
         if endpoint.methods().contains(method) { endpoint } else { Self::Other }
     }
 
-    /// What a path under `/openai/v1/` leads to; `None` for any other path.
+    /// The endpoint of a path under `/openai/v1/`; `None` for any other path.
     fn at(path: &str) -> Option<Self> {
         Some(Self::known(path.strip_prefix(ROOT)?.strip_prefix('/')?))
     }
 
-    /// What `rest` is under `/openai/v1/`.
+    /// The endpoint of `rest` under `/openai/v1/`.
     fn known(rest: &str) -> Self {
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         match rest {
@@ -111,19 +111,19 @@ impl Endpoint {
         !matches!(self, Self::Speech | Self::Files | Self::Other)
     }
 
-    /// Whether requests draw on a model's limits.
+    /// Whether requests count under a model's limits.
     pub fn spends(self) -> bool {
         self.takes_audio() || matches!(self, Self::Chat | Self::Responses | Self::Embeddings | Self::Speech)
     }
 }
 
-/// Maps the paths of clients to Groq's. Base URLs are written with and without `/openai`, `/v1` and a slash at the end, and
-/// clients put `/openai/v1`, `/v1` or nothing before an endpoint: `/x` for a known endpoint, with any of these before it in any
-/// number, becomes `/openai/v1/x`; so does any other `x` behind a `/v1`. `/v1/fine_tunings` and `/v1/metrics` are Groq's own.
-/// Every other path, and every query, stays as it is.
+/// Maps paths of clients to Groq's. Users write base URLs with and without `/openai`, `/v1` and a trailing slash, and clients add
+/// `/openai/v1`, `/v1` or nothing before an endpoint. So a known endpoint `x` after any number of these prefixes becomes
+/// `/openai/v1/x`, and so does any other `x` after a `/v1`. `/v1/fine_tunings` and `/v1/metrics` are paths of Groq and stay.
+/// All other paths, and all queries, are unchanged.
 pub fn map_path(path_and_query: &str) -> Cow<'_, str> {
     let (path, query) = path_and_query.split_at(path_and_query.find('?').unwrap_or(path_and_query.len()));
-    // As it usually comes.
+    // The common case.
     if Endpoint::at(path).is_some_and(|endpoint| endpoint != Endpoint::Other) && !path.contains("//") {
         return Cow::Borrowed(path_and_query);
     }
@@ -165,7 +165,7 @@ fn without_empty_segments(path: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Whether Groq serves this path, which stands behind `/v1`, under `/v1` and not under `/openai/v1`.
+/// Whether Groq serves the path `/v1` + `rest` itself, and not under `/openai/v1`.
 fn is_outside_of_root(rest: &str) -> bool {
     under(rest, "/fine_tunings") || under(rest, "/metrics")
 }

@@ -1,4 +1,4 @@
-//! Refusal texts: dimension, limit, use and exact wait, from every wording captured so far.
+//! Parses refusal texts: dimension, limit, usage and exact wait, in every wording captured so far.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use groq_limiter::types::{Dimension, Unit, UpstreamRefusal};
 
 use super::duration::leading_duration;
 
-/// Parses the message of a 429, 413 or 400; `None` if it is not a limit's refusal.
+/// Parses the message of a 429, 413 or 400; `None` if it is not a refusal by a limit.
 pub fn parse_refusal(message: &str) -> Option<UpstreamRefusal> {
     // ASCII only: byte positions stay those of `message`.
     let lower = message.to_ascii_lowercase();

@@ -1,4 +1,4 @@
-//! Server-sent events in passing: complete events, the end, usage, an error in the stream.
+//! Parses server-sent events as they pass: complete events, the end, usage, errors in the stream.
 //!
 //! Bytes are parsed in place; of an event that arrives in pieces, an excerpt of at most [`EXCERPT`] is kept.
 
@@ -10,9 +10,9 @@ use serde_json::value::RawValue;
 
 use super::{truncation::TruncationWatch, usage::Usage};
 
-/// Kept of an event's beginning (its name, its type), bytes.
+/// Bytes kept of the beginning of an event (its name, its type).
 const HEAD: usize = 1 << 10;
-/// Kept of an event's end (its usage), bytes.
+/// Bytes kept of the end of an event (its usage).
 const TAIL: usize = 16 << 10;
 /// Longer events are parsed by their beginning and end only.
 const EXCERPT: usize = HEAD + TAIL;
@@ -22,12 +22,12 @@ const EXCERPT: usize = HEAD + TAIL;
 pub struct StreamError {
     /// The event's data, normally JSON; at most `EXCERPT` bytes of it.
     pub data: Vec<u8>,
-    /// Whether every client raises on it unchanged: a `data: {"error":…}` frame. Not all of them see `event: error` with other
-    /// data or a chunk with `x_groq.error`.
+    /// Whether every client raises an error on it unchanged: a `data: {"error":…}` frame. Not all clients notice `event: error` with other
+    /// data, or a chunk with `x_groq.error`.
     pub is_frame: bool,
 }
 
-/// Parses a stream in passing. Feed it every byte in order, in any pieces.
+/// Parses a stream as it passes. Feed it every byte in order, in any pieces.
 #[derive(Debug, Default)]
 pub struct SseTail {
     /// The excerpt of an event that began in an earlier piece.
@@ -81,7 +81,7 @@ impl SseTail {
             self.line = 0;
             line_start = at;
             if blank {
-                // Without the blank line: whether its LF is there yet depends on how the stream was cut up.
+                // Without the blank line, whose LF may still be missing, depending on how the stream was split.
                 self.event(&piece[event_start..end]);
                 event_start = at;
                 passed = at;
@@ -102,7 +102,7 @@ impl SseTail {
         self.partial.len > 0
     }
 
-    /// What the stream says that it used, so far.
+    /// The usage that the stream has stated so far.
     pub fn usage(&self) -> Option<Usage> {
         self.usage
     }
@@ -158,14 +158,14 @@ impl SseTail {
             self.usage = Usage::scan(&data).or(self.usage);
         }
         if name == b"error" || has(&data, br#""error""#) || has(&data, br#".error""#) {
-            self.look_for_error(name, &data);
+            self.check_error(name, &data);
         }
         self.terminal |= LAST_EVENTS.iter().any(|last| {
             name == last.as_bytes() || (has(&data, last.as_bytes()) && Top::of(&data).kind.as_deref() == Some(*last))
         });
     }
 
-    fn look_for_error(&mut self, name: &[u8], data: &[u8]) {
+    fn check_error(&mut self, name: &[u8], data: &[u8]) {
         let top = Top::of(data);
         let is_frame = is_some(top.error) || data.starts_with(br#"{"error":{"#);
         let in_chunk = top.x_groq.is_some_and(|x_groq| is_some(x_groq.error));
@@ -178,7 +178,7 @@ impl SseTail {
 /// The typed events that end a stream without `[DONE]`.
 const LAST_EVENTS: [&str; 4] = ["response.completed", "response.incomplete", "response.failed", "transcript.text.done"];
 
-/// The members that tell what an event is.
+/// The members that identify an event.
 #[derive(Default, Deserialize)]
 struct Top<'a> {
     #[serde(borrow, default, rename = "type")]
@@ -196,7 +196,7 @@ struct XGroq<'a> {
 }
 
 impl<'a> Top<'a> {
-    /// Nothing, where the data is not JSON or only an excerpt of it.
+    /// Empty if the data is not JSON or only an excerpt of it.
     fn of(data: &'a [u8]) -> Self {
         serde_json::from_slice(data).unwrap_or_default()
     }

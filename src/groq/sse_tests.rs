@@ -15,7 +15,7 @@ const CHAT: &str = concat!(
 
 /// Everything parsed from a stream, and how much of it could have been passed on.
 #[derive(Debug, PartialEq)]
-struct Told {
+struct Parsed {
     passed: usize,
     ended: bool,
     usage: Option<Usage>,
@@ -25,7 +25,7 @@ struct Told {
 }
 
 /// Feeds the stream in pieces of these lengths, repeatedly.
-fn told(stream: &[u8], lengths: &[usize]) -> Told {
+fn parse(stream: &[u8], lengths: &[usize]) -> Parsed {
     let mut tail = SseTail::default();
     let (mut fed, mut passed) = (0, 0);
     for length in lengths.iter().cycle() {
@@ -39,7 +39,7 @@ fn told(stream: &[u8], lengths: &[usize]) -> Told {
         }
         fed += piece.len();
     }
-    Told {
+    Parsed {
         passed,
         ended: tail.ended(),
         usage: tail.usage(),
@@ -49,17 +49,17 @@ fn told(stream: &[u8], lengths: &[usize]) -> Told {
     }
 }
 
-fn whole(stream: &str) -> Told {
-    told(stream.as_bytes(), &[stream.len().max(1)])
+fn whole(stream: &str) -> Parsed {
+    parse(stream.as_bytes(), &[stream.len().max(1)])
 }
 
 #[test]
 fn a_chat_stream() {
-    let told = whole(CHAT);
-    assert_eq!(told.passed, CHAT.len());
-    assert!(told.ended);
-    assert_eq!(told.usage, Some(Usage { prompt: 71, completion: Some(9), cached: 64 }));
-    assert_eq!((told.error, told.events, told.deltas), (None, 5, 3));
+    let parsed = whole(CHAT);
+    assert_eq!(parsed.passed, CHAT.len());
+    assert!(parsed.ended);
+    assert_eq!(parsed.usage, Some(Usage { prompt: 71, completion: Some(9), cached: 64 }));
+    assert_eq!((parsed.error, parsed.events, parsed.deltas), (None, 5, 3));
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn every_line_end_in_every_split() {
         assert!(expected.ended);
         assert_eq!(expected.passed, stream.len());
         for length in 1..60 {
-            assert_eq!(told(stream.as_bytes(), &[length]), expected, "{line_end:?} by {length}");
+            assert_eq!(parse(stream.as_bytes(), &[length]), expected, "{line_end:?} by {length}");
         }
     }
 }
@@ -149,13 +149,13 @@ fn events_of_megabytes_take_little_memory() {
     }
     assert_eq!(tail.usage(), Some(Usage { prompt: 8, completion: Some(1), cached: 0 }));
     assert!(tail.ended());
-    assert_eq!(told(stream.as_bytes(), &[stream.len()]), told(stream.as_bytes(), &[70_001]));
+    assert_eq!(parse(stream.as_bytes(), &[stream.len()]), parse(stream.as_bytes(), &[70_001]));
 }
 
 #[test]
 fn several_data_lines_are_one_event() {
-    let told = whole("data: {\"error\":\ndata: {\"message\":\"m\"}}\n\n");
-    assert_eq!(told.error.map(|error| error.data), Some(b"{\"error\":\n{\"message\":\"m\"}}".to_vec()));
+    let parsed = whole("data: {\"error\":\ndata: {\"message\":\"m\"}}\n\n");
+    assert_eq!(parsed.error.map(|error| error.data), Some(b"{\"error\":\n{\"message\":\"m\"}}".to_vec()));
     assert_eq!(whole("data\ndata:\nid: 7\n\n").events, 0);
 }
 
@@ -170,6 +170,6 @@ proptest! {
         lengths in proptest::collection::vec(1usize..40, 1..8),
     ) {
         let stream = parts.concat();
-        prop_assert_eq!(told(&stream, &lengths), told(&stream, &[stream.len().max(1)]));
+        prop_assert_eq!(parse(&stream, &lengths), parse(&stream, &[stream.len().max(1)]));
     }
 }

@@ -1,14 +1,14 @@
-//! Answers that max completion tokens ended before they had any content, usually because reasoning used them up. Their status
-//! says success.
+//! Responses that reached max completion tokens before they had any content, usually because reasoning used them up. Their status is
+//! still a success.
 
 use std::{borrow::Cow, sync::LazyLock};
 
 use memchr::memmem::{self, Finder};
 use serde::Deserialize;
 
-/// Whether a complete JSON answer of chat completions or responses was ended by max completion tokens and has no content.
+/// Whether a complete JSON response (chat completions or responses) reached max completion tokens and has no content.
 pub fn is_truncated_without_content(answer: &[u8]) -> bool {
-    // Cheap test first: almost no answer is parsed for this.
+    // A cheap test first, so that almost no response is parsed.
     if !ends_by_length(answer) {
         return false;
     }
@@ -49,7 +49,7 @@ impl TruncationWatch {
     }
 }
 
-/// Whether the bytes hold one of the values by which such an answer ends.
+/// Whether the bytes contain one of the values with which such a response ends.
 fn ends_by_length(json: &[u8]) -> bool {
     static LENGTH: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(br#""length""#));
     static MAX_OUTPUT_TOKENS: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(br#""max_output_tokens""#));

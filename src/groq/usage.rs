@@ -1,4 +1,4 @@
-//! The usage of an answer: `usage` and `x_groq.usage`, of complete answers and of a stream's last events.
+//! The usage in a response: `usage` and `x_groq.usage`, of complete responses and of the last events of a stream.
 
 use memchr::memmem;
 use serde::{
@@ -7,18 +7,18 @@ use serde::{
 };
 use serde_json::Value;
 
-/// The usage that an answer states.
+/// The usage that a response states.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Prompt tokens, cached ones included.
     pub prompt: u64,
-    /// Completion tokens, reasoning included; `None` where neither they nor the total are stated.
+    /// Completion tokens including reasoning; `None` if neither they nor the total are stated.
     pub completion: Option<u64>,
     /// Prompt tokens that came from the cache and do not count against limits.
     pub cached: u64,
 }
 
-/// The members of an answer that state its usage: chat's, embeddings' and responses'.
+/// The members of a response that state its usage: of chat, embeddings and responses.
 #[derive(Deserialize)]
 struct Answer {
     #[serde(default)]
@@ -52,16 +52,16 @@ struct Details {
     cached_tokens: Option<u64>,
 }
 
-/// Most `"usage"` members of one event that are parsed, which bounds the cost.
-const MOST_MATCHES: usize = 8;
+/// Maximum number of `"usage"` members of one event that are parsed, which bounds the cost.
+const MAX_MATCHES: usize = 8;
 
 impl Usage {
-    /// The usage of a whole JSON answer, `None` where it has none.
+    /// The usage of a complete JSON response; `None` if it has none.
     ///
     /// # Errors
-    /// Where `body` is not one JSON value.
+    /// If `body` is not one JSON value.
     pub fn of_answer(body: &[u8]) -> Result<Option<Self>, serde_json::Error> {
-        // The whole text is valid UTF-8, so strings need no check of their own.
+        // Validated at once, so strings need no check of their own.
         let text = simdutf8::basic::from_utf8(body).map_err(serde_json::Error::custom)?;
         match serde_json::from_str::<Answer>(text) {
             Ok(Answer { usage, x_groq }) => Ok(usage.and_then(Self::of_counts).or_else(|| Self::of_counts(x_groq?.usage?))),
@@ -76,7 +76,7 @@ impl Usage {
     /// `"usage"` cannot occur inside a JSON string, where its quotes are escaped, so the bytes can be searched.
     pub(super) fn scan(event: &[u8]) -> Option<Self> {
         const NAME: &[u8] = br#""usage""#;
-        memmem::rfind_iter(event, NAME).take(MOST_MATCHES).find_map(|at| {
+        memmem::rfind_iter(event, NAME).take(MAX_MATCHES).find_map(|at| {
             let after = event[at + NAME.len()..].trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
             after.first().filter(|first| **first == b'{')?;
             let value = serde_json::Deserializer::from_slice(after).into_iter::<Value>().next()?.ok()?;
@@ -84,7 +84,7 @@ impl Usage {
         })
     }
 
-    /// Chat says prompt and completion, responses say input and output.
+    /// Chat has prompt and completion tokens, responses have input and output tokens.
     fn of_value(usage: &Value) -> Option<Self> {
         let count = |names: &[&str]| names.iter().find_map(|name| usage.get(name)?.as_u64());
         let cached = |name| usage.get(name)?.get("cached_tokens")?.as_u64();

@@ -1,4 +1,4 @@
-//! What a fault does: the answer that it gives instead, or how it breaks the answer, over either version of HTTP.
+//! The effect of a fault: a different answer, or a broken one, over either version of HTTP.
 
 use std::time::Duration;
 
@@ -19,17 +19,17 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Action {
-    /// Nothing: the request counts for `nth` and is answered.
+    /// No fault: the request counts for `nth` and is answered.
     #[default]
     None,
     /// A status, by default with the body that Groq was seen to send with it.
     Status {
         /// The status.
         status: u16,
-        /// A string goes out as it is, anything else as JSON.
+        /// A string is sent unchanged, anything else as JSON.
         #[serde(default)]
         body: Option<Value>,
-        /// `application/json` where it is not said.
+        /// `application/json` by default.
         #[serde(default)]
         content_type: Option<String>,
         /// `retry-after`, any text.
@@ -85,11 +85,11 @@ pub enum Action {
     GoAway,
     /// Bytes that are not HTTP, then the connection closes.
     Garbage {
-        /// The bytes; a TLS alert where it is not said.
+        /// The bytes; a TLS alert by default.
         #[serde(default)]
         bytes: Option<String>,
     },
-    /// The head comes byte by byte; over HTTP/2, which has it in one frame, as much later.
+    /// The head arrives byte by byte. Over HTTP/2, where it is one frame, it is delayed by the same time.
     SlowHead {
         /// Between two bytes.
         ms: u64,

@@ -1,4 +1,4 @@
-//! Serving one connection, HTTP/1.1 or HTTP/2: each request is read, logged, perhaps made to fail, and answered.
+//! Serves one connection, HTTP/1.1 or HTTP/2: each request is read, logged and answered, with its fault if it has one.
 
 use std::{pin::pin, time::Duration};
 
@@ -269,7 +269,7 @@ impl Sim {
     }
 }
 
-/// Has the connection send raw bytes and close; the request itself gets no answer.
+/// Makes the connection send raw bytes and close; the request itself gets no answer.
 async fn instead(orders: mpsc::Sender<Order>, raw: RawBytes) -> Result<Response<AnswerBody>, Reset> {
     let _connection_has_ended = orders.send(Order::Raw(raw)).await;
     std::future::pending().await

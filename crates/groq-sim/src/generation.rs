@@ -1,4 +1,4 @@
-//! What a request generates, how fast, and how that becomes an answer; shared by all endpoints that generate.
+//! What a request generates, how fast, and the answer made of it; shared by all endpoints that generate.
 
 use std::time::Duration;
 

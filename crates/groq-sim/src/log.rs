@@ -1,4 +1,4 @@
-//! The requests received and how they ended: for tests, in the process and over `/_sim/log` and `/_sim/stats`.
+//! The log of received requests and how they ended, for tests: in the process, and over `/_sim/log` and `/_sim/stats`.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,7 +12,7 @@ const MAX_REQUESTS: usize = 20_000;
 /// Largest body that is kept with its request, in bytes.
 const MAX_BODY: usize = 64 << 10;
 
-/// One request as it came over the wire.
+/// One request as received.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Request {
     /// From 1, in the order in which their bodies were complete.

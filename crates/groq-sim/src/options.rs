@@ -50,7 +50,7 @@ pub enum Wording {
     From2024,
 }
 
-/// How fast and how much is generated. Lognormal, by the simulator's seed.
+/// How fast and how much is generated. Lognormal, from the simulator's seed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
     /// Median time to the head of a stream.
@@ -99,7 +99,7 @@ pub struct Options {
     pub header_time: HeaderTime,
     /// How `retry-after` is rounded.
     pub retry_after: Rounding,
-    /// `reset` headers to the nanosecond, not by the whole units that `remaining` shows.
+    /// Whether `reset` headers are exact to the nanosecond, and not computed from the whole units of `remaining`.
     pub exact_reset: bool,
     /// How refusals are worded.
     pub wording: Wording,

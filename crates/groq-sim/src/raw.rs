@@ -1,4 +1,4 @@
-//! Bytes past hyper: what a fault sends on a connection in place of an answer.
+//! Raw bytes that a fault sends on a connection in place of an answer, bypassing hyper.
 
 use std::{
     io,
@@ -18,7 +18,7 @@ use tokio::{
 #[derive(Debug)]
 pub(crate) struct RawBytes {
     pub(crate) bytes: Bytes,
-    /// So many of the first bytes go out one by one, with this pause after each.
+    /// How many of the first bytes are sent one by one, and the pause after each.
     pub(crate) slow: Option<(usize, Duration)>,
 }
 

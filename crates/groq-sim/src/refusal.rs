@@ -1,4 +1,4 @@
-//! A request that the limiter refused, and what Groq says about it.
+//! A refusal by the limiter, and Groq's response to it.
 
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
