@@ -37,14 +37,14 @@ mod tests;
 const CONNECTIONS: usize = 64;
 /// Time for a request's head, and for the next request on a connection.
 const HEAD: Duration = Duration::from_secs(10);
-/// Longest life of a connection; a page that polls reconnects.
-const LONGEST: Duration = Duration::from_secs(120);
-/// Time to finish the current answer after that.
-const LAST_ANSWER: Duration = Duration::from_secs(5);
+/// Maximum age of a connection; a page that polls reconnects.
+const MAX_AGE: Duration = Duration::from_secs(120);
+/// Time to finish the current response after that.
+const FINISH: Duration = Duration::from_secs(5);
 /// How long accepting pauses when it fails, for example because no file descriptor is left.
-const NO_DESCRIPTORS: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves operators for as long as it is polled.
+/// Serves the admin listener for as long as it is polled.
 pub async fn serve(listener: TcpListener, shield: Arc<Shield>) {
     let server = Arc::new(AdminServer::new(shield));
     let places = Arc::new(Semaphore::new(CONNECTIONS));
@@ -61,7 +61,7 @@ pub async fn serve(listener: TcpListener, shield: Arc<Shield>) {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "accept failed on the admin listener");
-                    sleep(NO_DESCRIPTORS).await;
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
@@ -96,7 +96,7 @@ impl AdminServer {
         let service = service_fn(|request: Request<Incoming>| {
             let server = self.clone();
             async move {
-                // A page about a hundred thousand limiters takes half a second, which must not delay apps.
+                // A response about a hundred thousand limiters takes half a second, which must not delay apps.
                 let is_long = matches!(request.uri().path(), "/metrics" | "/status");
                 let answer = move || server.answer(&request);
                 if is_long { spawn_blocking(answer).await } else { Ok::<_, JoinError>(answer()) }
@@ -112,9 +112,9 @@ impl AdminServer {
         // Errors concern this connection only, and no data is lost.
         let ended = tokio::select! {
             ended = &mut http => ended,
-            () = sleep(LONGEST) => {
+            () = sleep(MAX_AGE) => {
                 http.as_mut().graceful_shutdown();
-                timeout(LAST_ANSWER, &mut http).await.unwrap_or(Ok(()))
+                timeout(FINISH, &mut http).await.unwrap_or(Ok(()))
             }
         };
         if let Err(error) = ended {
@@ -122,7 +122,7 @@ impl AdminServer {
         }
     }
 
-    /// Answers a request; failures too.
+    /// The response to a request, including errors.
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let mut response = self.respond(request);
         let headers = response.headers_mut();
@@ -149,11 +149,11 @@ impl AdminServer {
         let path = request.uri().path();
         if !matches!(path, "/" | "/livez" | "/readyz" | "/metrics" | "/status" | "/requests") {
             let known =
-                "The admin listener has /livez, /readyz, /metrics, /status, /requests and /. Apps call the other address.";
+                "The admin listener serves /livez, /readyz, /metrics, /status, /requests and /. Apps use the other address.";
             return refusal(StatusCode::NOT_FOUND, "unknown_url", known);
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let use_get = "Use GET: nothing can be changed here.";
+            let use_get = "Use GET: the admin listener is read-only.";
             let mut refusal = refusal(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", use_get);
             refusal.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             return refusal;
@@ -161,7 +161,7 @@ impl AdminServer {
         match path {
             "/livez" => text("text/plain; charset=utf-8", "ok\n"),
             "/readyz" if self.shield.shutdown.draining.is_cancelled() => {
-                let draining = "The shield is draining: it takes no new connections.";
+                let draining = "The shield is draining and accepts no new connections.";
                 refusal(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", draining)
             }
             "/readyz" => text("text/plain; charset=utf-8", "ready\n"),

@@ -25,26 +25,26 @@ mod table;
 
 use output::{USAGE, failed, print};
 
-const ABOUT: &str = "The proxy that everyone who calls Groq puts in front of it";
+const ABOUT: &str = "A rate-limiting reverse proxy in front of Groq's API";
 
 const LONG_ABOUT: &str = "\
-The proxy that everyone who calls Groq puts in front of it.
+A rate-limiting reverse proxy in front of Groq's API.
 
-It throttles before Groq does, retries what is transient, and turns every failure into the documented error object.
-Apps need nothing but another base URL: http://127.0.0.1:8787 for the groq SDKs, http://127.0.0.1:8787/openai/v1 for openai's.";
+It delays requests until Groq's rate limits have room for them, retries transient failures, and turns every failure into the
+documented error object. Apps only change their base URL: http://127.0.0.1:8787 for the groq SDKs, http://127.0.0.1:8787/openai/v1 for openai's.";
 
 const AFTER: &str = "\
 Examples:
-  groq-shield                                   before https://api.groq.com, on 127.0.0.1:8787
-  groq-shield --simulate                        before the built-in simulated Groq: no key, no network
-  groq-shield exec -- python app.py             one command, shielded
-  groq-shield check --config groq-shield.toml   every fault of the file at once
-  groq-shield status --watch                    how full, who waits, since when
+  groq-shield                                   in front of https://api.groq.com, on 127.0.0.1:8787
+  groq-shield --simulate                        in front of the built-in simulated Groq: no key, no network
+  groq-shield exec -- python app.py             run one command behind a shield
+  groq-shield check --config groq-shield.toml   show all faults of the file
+  groq-shield status --watch                    show limits, waiting requests and apps every second
 
-Configuration: flags and GROQ_SHIELD_* variables (queue.max_wait is GROQ_SHIELD_QUEUE_MAX_WAIT) over the file over defaults.
+Configuration: flags and GROQ_SHIELD_* variables (queue.max_wait is GROQ_SHIELD_QUEUE_MAX_WAIT) override the file.
 The file: --config, GROQ_SHIELD_CONFIG, ./groq-shield.toml, /etc/groq-shield/groq-shield.toml.
 
-Signals: SIGTERM and SIGINT drain, a second one ends at once; SIGHUP reads the file again.
+Signals: SIGTERM and SIGINT drain, a second one ends at once; SIGHUP reloads the file.
 Exit codes: 0 done; 1 failed while running; 64 wrong command line or configuration; 130, 143 ended by a second SIGINT, SIGTERM;
 exec: the command's own.";
 
@@ -63,21 +63,21 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The proxy; the default command
+    /// Runs the proxy; the default command
     Serve(serve::Serve),
-    /// Every fault of the configuration at once, or what is in effect
+    /// Checks the configuration: prints all faults at once, or the settings in effect
     Check(check::Check),
-    /// The same overload side by side: the SDKs alone at a simulated Groq, and through the shield
+    /// Compares the same overload with the SDKs alone and through the shield, against a simulated Groq
     #[cfg(feature = "demo")]
     Demo(demo::Demo),
-    /// The simulated Groq alone
+    /// Runs the simulated Groq alone
     #[cfg(feature = "demo")]
     Simulate(simulate::Simulate),
-    /// Limits, queue, apps, forecast and breaker of a running shield, as a table
+    /// Shows limits, queue, apps, forecast and breaker of a running shield as a table
     Status(status::Status),
-    /// Runs a command behind a shield of its own, which the usual variables for base URLs point at
+    /// Runs a command behind its own shield, with the usual environment variables for base URLs set
     Exec(exec::Exec),
-    /// Exit code 0 if a running shield lives (or is ready), else 1: for HEALTHCHECK and exec probes
+    /// Exits with 0 if a shield is alive (or ready), otherwise 1, for HEALTHCHECK and exec probes
     Health(health::Health),
     /// Writes the JSON schema of the configuration file to standard output, for editors
     Schema,

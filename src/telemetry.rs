@@ -1,4 +1,4 @@
-//! Logs and metrics: the set-up of tracing, one access line per request, the metric families.
+//! Logs and metrics: set-up of tracing, one access line per request, the metric families.
 
 use std::{
     sync::{
@@ -55,7 +55,7 @@ pub struct Totals {
     pub waited: u64,
     /// Those that were sent more than once.
     pub retried: u64,
-    /// Those that ended in an error status, or without any.
+    /// Those that ended with an error status, or without any.
     pub failed: u64,
 }
 
@@ -79,12 +79,12 @@ impl Telemetry {
         self.counts.attempt(outcome);
     }
 
-    /// Counts a refusal of Groq's by dimension code (`unknown` where the text did not say).
+    /// Counts a refusal by Groq, by dimension code (`unknown` if its text names none).
     pub fn refused(&self, model: &str, dimension: &str) {
         self.counts.refused(model, dimension);
     }
 
-    /// Observe mode: counts the time that a request of `model` would have waited.
+    /// Observe mode: records the time that a request of `model` would have waited.
     pub fn observed_wait(&self, model: &str, wait: Duration) {
         self.counts.observed_wait(model, wait);
     }
@@ -99,17 +99,17 @@ impl Telemetry {
         self.counts.sums().observed()
     }
 
-    /// Gives apps with entries in the configuration labels of their own, however many names clients choose.
+    /// Gives apps with entries in the configuration labels of their own, regardless of the names that clients choose.
     pub fn name_apps<'a>(&self, apps: impl IntoIterator<Item = &'a str>) {
         apps.into_iter().for_each(|app| self.counts.name_app(app));
     }
 
-    /// Groq has answered a request of `organization` with `reason`, the code of a blocked or restricted account.
+    /// Records that Groq has blocked or restricted `organization`, with the error code `reason`.
     pub fn account_blocked(&self, organization: &Arc<str>, reason: &str) {
         self.blocked.blocked(organization, reason);
     }
 
-    /// Groq has served a request of `organization`, which is therefore not blocked.
+    /// Records that Groq has served a request of `organization`, which is therefore not blocked.
     pub fn account_served(&self, organization: &Arc<str>) {
         self.blocked.succeeded(organization);
     }
@@ -131,19 +131,19 @@ impl Telemetry {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// The last requests, the newest first.
+    /// The last requests, newest first.
     pub fn recent_requests(&self) -> Vec<RecentRequest> {
         self.recent.list()
     }
 
-    /// The models (or their labels) with answers that max completion tokens ended before they had any content: how many since
-    /// the start, and when the last one was.
+    /// The models (or their labels) with responses that reached max completion tokens before they had any content: their number since the
+    /// start, and the time of the last one.
     pub fn truncated(&self) -> Vec<(Arc<str>, u64, SystemTime)> {
         let models = self.counts.sums().models.into_iter();
         models.filter_map(|(model, counts)| Some((model, counts.truncated, counts.truncated_at?))).collect()
     }
 
-    /// Every metric family as text.
+    /// All metric families as text.
     pub fn metrics(&self, gauges: Gauges, format: Format) -> String {
         exposition::write(self, gauges, format)
     }

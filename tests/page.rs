@@ -98,7 +98,7 @@ async fn the_page_shows_the_state_and_escapes_names() {
     (record.model, record.status, record.truncated) = ("m".into(), 200, true);
     drop(record);
     queue_requests(&shield, "<b>app</b>");
-    // The first request of a limiter is its probe; the others wait for its answer before they wait for a limit.
+    // The first request of a limiter is its probe. The others wait for its response first, then for a limit.
     let blocked = async {
         while shield.limits.snapshot().iter().all(|limiter| limiter.blocked_by.is_none()) {
             sleep(PAUSE).await
@@ -110,14 +110,14 @@ async fn the_page_shows_the_state_and_escapes_names() {
     let (page, console) = rendered(&format!("http://{address}/"), None).await;
     assert_eq!(console, "", "{page}");
     assert!(page.contains(r#"data-state="live""#), "{page}");
-    assert!(page.contains("The configuration was refused at"), "{page}");
+    assert!(page.contains("The configuration was rejected at"), "{page}");
     assert!(page.contains("Groq has blocked the organization acme (blocked_api_access) since"), "{page}");
-    assert!(page.contains("1 answer of m had no content, the last one at"), "{page}");
+    assert!(page.contains("1 response of m had no content, the last one at"), "{page}");
     assert!(page.contains("unknown key &lt;img src=x onerror=alert(1)&gt;"), "{page}");
     assert!(page.contains(r#"aria-label="Requests over the last 15 minutes: ended 1""#), "{page}");
 
     for shown in
-        ["busy", "&lt;b&gt;app&lt;/b&gt;", "the queue waits for it", "Waiting for RPM; the next one goes in", " waiting · "]
+        ["busy", "&lt;b&gt;app&lt;/b&gt;", "the queue waits for this", "Waiting for RPM; the next one is sent in", " waiting · "]
     {
         assert!(page.contains(shown), "{shown} in {page}");
     }
@@ -142,7 +142,7 @@ fn request(shield: &Arc<Shield>, app: &str, model: &str) {
     record.nano_usd = 2_500_000_000;
 }
 
-/// A shield with an app that has caps and budgets, and one whose name is as hostile as configuration and headers allow.
+/// A shield with an app that has caps and budgets, and one with the most hostile name that configuration and headers allow.
 async fn with_apps() -> (Arc<Shield>, SocketAddr) {
     let hostile = format!("\"><img src=x onerror=alert(1)>\n{}", "w".repeat(10_000));
     let app = App {
@@ -180,7 +180,7 @@ async fn the_page_shows_usage_and_remaining_budgets_of_apps() {
         "$10.00 left of $10.00",
         "resets in ",
         "2 models",
-        "without a price, and so outside its budgets in USD: m",
+        "without a price, not counted in its budgets in USD: m",
         "&lt;img src=x onerror=alert(1)&gt;",
         "m → n",
         "daily limit",
@@ -225,7 +225,7 @@ async fn the_page_fits_a_phone() {
                     "HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
                     body.len()
                 );
-                // A browser that closes its connection early is no failure of this test.
+                // The browser may close its connection early.
                 let _ = socket.write_all(format!("{head}{body}").as_bytes()).await;
             });
         }
@@ -272,7 +272,7 @@ async fn a_page_of_another_origin_cannot_read_the_admin_listener() {
                 attack.len()
             );
             let mut request = [0; 4096];
-            // A browser that closes its connection early is no failure of this test.
+            // The browser may close its connection early.
             if socket.read(&mut request).await.is_ok() {
                 let _ = socket.write_all(head.as_bytes()).await;
                 let _ = socket.write_all(attack.as_bytes()).await;

@@ -20,14 +20,14 @@ use crate::{
     telemetry::AppUsage,
 };
 
-/// Apps without an entry that are listed for their budgets only: clients choose how many there are.
+/// Maximum number of apps without an entry that are listed only for their budgets; clients can create any number.
 const LISTED: usize = 100;
-/// Models listed for each app; the others are summed up.
+/// Maximum number of models listed for each app; the others are summed up.
 const MODELS: usize = 10;
-/// The name of that sum.
+/// The name of the sum of unlisted models.
 const OTHER: &str = "other";
 
-/// The budgets of apps that have an entry, and of those that have used some of theirs, by name.
+/// The budgets of apps that have an entry or have used some of a budget, by name.
 pub(super) fn budgets(shield: &Shield) -> Vec<(Arc<str>, accounts::Budget, AppUse)> {
     let identities = shield.identities.load();
     let mut apps: BTreeMap<Arc<str>, AppUse> = shield.accounts.ledger().list(now()).into_iter().collect();
@@ -41,7 +41,7 @@ pub(super) fn budgets(shield: &Shield) -> Vec<(Arc<str>, accounts::Budget, AppUs
     apps.into_iter().flat_map(of_app).collect()
 }
 
-/// The apps, heaviest use first.
+/// The apps, highest usage first.
 pub(super) fn list(shield: &Shield) -> Vec<App> {
     let mut apps: BTreeMap<Arc<str>, App> = BTreeMap::new();
     for ((app, model), used) in shield.telemetry.usage() {
@@ -72,7 +72,7 @@ fn named(app: &Arc<str>) -> App {
     App { app: app.clone(), ..App::default() }
 }
 
-/// Adds the budgets of the listed apps, and lists the apps that have used most of theirs, up to a bound.
+/// Adds the budgets of the listed apps, and lists further apps that have used most of theirs, up to [`LISTED`].
 fn add_budgets(shield: &Shield, apps: &mut BTreeMap<Arc<str>, App>) {
     let budgets = budgets(shield);
     let share = |(_, budget, usage): &(_, accounts::Budget, AppUse)| {
@@ -120,7 +120,7 @@ fn budget_of(budget: accounts::Budget, usage: AppUse) -> Budget {
     }
 }
 
-/// Adds the caps of the listed apps. A cap without a limiter is unused, and full.
+/// Adds the caps of the listed apps. A cap without a limiter is unused, so its full limit remains.
 fn add_caps(shield: &Shield, apps: &mut BTreeMap<Arc<str>, App>) {
     let settings = shield.settings.load();
     let limiters: BTreeMap<_, _> = shield.caps.snapshot().into_iter().map(|limiter| (limiter.model.clone(), limiter)).collect();

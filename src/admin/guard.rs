@@ -1,4 +1,4 @@
-//! Access control of the admin listener: operators' programs and browsers, but no web page of another origin.
+//! Access control of the admin listener: programs and browsers of operators, but no web pages of other origins.
 //!
 //! A web page can make its reader's browser send requests here, and can resolve a name of its own to this address (DNS
 //! rebinding). So a request must name a host that is certainly ours, and must not come from another origin.
@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use http::{HeaderMap, Request, header, uri::Authority};
 
-/// Admits a request, or says why not.
+/// Admits a request, or returns why not.
 pub(super) fn admit<B>(request: &Request<B>) -> Result<(), &'static str> {
     let headers = request.headers();
     let host = match (headers.get(header::HOST), request.uri().authority()) {
@@ -26,7 +26,7 @@ pub(super) fn admit<B>(request: &Request<B>) -> Result<(), &'static str> {
     }
     match word(headers, "sec-fetch-site") {
         None | Some("same-origin" | "none") => Ok(()),
-        // Following a link shows the page to the reader and reveals nothing to the page with the link.
+        // Following a link shows the page to the user and reveals nothing to the linking page.
         Some(_) if request.uri().path() == "/" && is_link_followed(headers) => Ok(()),
         Some(_) => Err(ORIGIN),
     }

@@ -24,11 +24,11 @@ pub struct Status {
     pub now: f64,
     /// The host that requests go to.
     pub upstream: String,
-    /// Where apps connect, `null` where the system chose the port.
+    /// Where apps connect; `null` if the system chose the port.
     pub app_url: Option<String>,
     /// Open connections of apps.
     pub connections: usize,
-    /// The configuration in force.
+    /// The configuration in effect.
     pub config: Config,
     /// Where quotas are kept.
     pub store: Store,
@@ -36,11 +36,11 @@ pub struct Status {
     pub totals: Totals,
     /// The organizations that Groq has blocked or restricted.
     pub blocked_accounts: Vec<BlockedAccount>,
-    /// The models with answers that max completion tokens ended before they had any content.
+    /// The models with responses that reached max completion tokens before they had any content.
     pub truncated: Vec<Truncated>,
     /// The limiters of all organizations, models and tiers that are in use.
     pub limiters: Vec<Limiter>,
-    /// Apps: those that have used most first, at last the sum of those without a row of their own, as `other`.
+    /// Apps, highest usage first, and last the sum of those without a row of their own, as `other`.
     pub apps: Vec<App>,
     /// Requests that another model served, since the start.
     pub fallbacks: Vec<Fallback>,
@@ -50,16 +50,16 @@ pub struct Status {
     pub history: History,
 }
 
-/// The configuration in force.
+/// The configuration in effect.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Config {
-    /// Its file; `null`: defaults, flags and environment alone.
+    /// Its file; `null` if there are only defaults, flags and environment variables.
     pub file: Option<String>,
     /// When it took effect.
     pub loaded_at: Option<f64>,
-    /// How many configurations have taken effect, the first one included.
+    /// How many configurations have taken effect, including the first one.
     pub loads: u64,
-    /// Why the last one was rejected, `null` once another took effect.
+    /// Why the last one was rejected; `null` once another has taken effect.
     pub error: Option<ConfigError>,
 }
 
@@ -77,11 +77,11 @@ pub struct ConfigError {
 pub struct Store {
     /// `local` or `redis`
     pub kind: Word,
-    /// Whether it is out of reach; each replica then uses its share of every limit.
+    /// Whether it is unreachable; each replica then uses its share of every limit.
     pub degraded: bool,
     /// The last error; `null` while it is reachable.
     pub why: Option<Arc<str>>,
-    /// The number of replicas that share it, as last heard; `null` if it is local.
+    /// The last known number of replicas that share it; `null` if it is local.
     pub replicas: Option<u32>,
 }
 
@@ -90,7 +90,7 @@ pub struct Store {
 pub struct Totals {
     /// Requests that have ended.
     pub requests: u64,
-    /// Those with a status of 500 and more.
+    /// Those with a status of 500 or more.
     pub failed: u64,
     /// Those that the shield refused for lack of room.
     pub refused_by_shield: u64,
@@ -111,7 +111,7 @@ pub struct BlockedAccount {
     pub since: f64,
 }
 
-/// A model with answers that max completion tokens ended before they had any content.
+/// A model with responses that reached max completion tokens before they had any content.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Truncated {
     /// The model.
@@ -154,19 +154,19 @@ pub struct Dimension {
     pub dimension: Word,
     /// `requests`, `tokens`, `input tokens`, `output tokens`, `seconds of audio`
     pub unit: Word,
-    /// The time in which an empty limit fills.
+    /// The time in which an exhausted limit becomes full.
     pub period_s: f64,
     /// The limit.
     pub limit: u64,
     /// What is left of it; below zero in debt.
     pub remaining: f64,
-    /// The safety margin: a part that is never used, for usage that the shield cannot see.
+    /// The safety margin: the part that is never used, because of usage that the shield cannot see.
     pub safety_margin: u64,
     /// Where the limit comes from: `configured`, `plan`, `headers`, `refusal`
     pub source: Word,
-    /// The operator's bound, where there is one.
+    /// The configured bound, if any.
     pub configured: Option<u64>,
-    /// The limit that Groq states, where it has.
+    /// The limit that Groq has stated, if it has.
     pub stated: Option<u64>,
     /// External usage: the share of the limit that is used outside of the shield.
     pub external: f64,
@@ -215,7 +215,7 @@ pub struct App {
     /// What it has used since the start.
     #[serde(flatten)]
     pub usage: Usage,
-    /// The same by model, those that were used most first, at last the sum of more than ten, as `other`.
+    /// The same by model: the ten with the highest usage, and last the sum of all others, as `other`.
     pub models: Vec<ModelUsage>,
     /// Its caps.
     pub caps: Vec<Cap>,
@@ -230,7 +230,7 @@ pub struct App {
 /// What requests have used.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Requests that have ended, failed ones included.
+    /// Requests that have ended, including failed ones.
     pub requests: u64,
     /// Prompt tokens, cached ones included.
     pub prompt_tokens: u64,
@@ -242,12 +242,12 @@ pub struct Usage {
     pub cost_usd: f64,
 }
 
-/// What an app has used of a model.
+/// An app's usage of a model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModelUsage {
     /// The model; empty for requests without one.
     pub model: Arc<str>,
-    /// What was used of it.
+    /// Its usage.
     #[serde(flatten)]
     pub usage: Usage,
 }
@@ -259,7 +259,7 @@ pub struct Cap {
     pub cap: Word,
     /// `requests` or `tokens`
     pub unit: Word,
-    /// How much a minute.
+    /// Amount per minute.
     pub limit: u64,
     /// What is left now; below zero in debt.
     pub remaining: f64,
@@ -276,7 +276,7 @@ pub struct Budget {
     pub unit: Word,
     /// `day` or `month`, of UTC
     pub period: Word,
-    /// How much a period.
+    /// Amount per period.
     pub limit: f64,
     /// How much is used.
     pub used: f64,
@@ -306,11 +306,11 @@ pub struct Fallback {
 pub struct Observed {
     /// Requests that would have been sent, at once or after a wait.
     pub admitted: u64,
-    /// Half of these would have waited at most this long.
+    /// Median of their waits.
     pub wait_p50_s: Option<f64>,
-    /// All but one in a hundred of these would have waited at most this long.
+    /// 99th percentile of their waits.
     pub wait_p99_s: Option<f64>,
-    /// Requests that would have been refused, by reason; reasons without any are left out.
+    /// Requests that would have been refused, by reason; reasons without any are omitted.
     pub refusals: BTreeMap<Word, u64>,
     /// Requests that another model would have served, which are among those that would have been sent.
     #[serde(default)]
@@ -324,7 +324,7 @@ pub struct History {
     pub slice_s: f64,
     /// Requests that ended.
     pub requests: Vec<u64>,
-    /// Those with a status of 500 and more.
+    /// Those with a status of 500 or more.
     pub failed: Vec<u64>,
     /// Those that the shield refused for lack of room.
     pub refused_by_shield: Vec<u64>,
@@ -332,8 +332,8 @@ pub struct History {
     pub refused_by_groq: Vec<u64>,
     /// Sends after a request's first.
     pub resends: Vec<u64>,
-    /// Half of the requests waited at most this long.
+    /// Median wait.
     pub wait_p50_s: Vec<Option<f64>>,
-    /// All but one in a hundred waited at most this long.
+    /// 99th percentile of waits.
     pub wait_p99_s: Vec<Option<f64>>,
 }

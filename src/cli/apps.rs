@@ -1,14 +1,14 @@
-//! The part of `groq-shield status` about apps: what they have used, their caps and their budgets.
+//! The table of apps in `groq-shield status`: usage, caps and budgets.
 
 use std::fmt::{Result, Write};
 
 use super::table::{bar, cut, time};
 use crate::admin::schema::{App, Budget, Cap, Usage};
 
-/// Characters of a name.
+/// Maximum characters of a name.
 const NAME: usize = 30;
 
-/// Writes a table of the apps; nothing where there are none.
+/// Writes a table of the apps, if there are any.
 pub(super) fn write(apps: &[App], out: &mut String) -> Result {
     if apps.is_empty() {
         return Ok(());
@@ -32,7 +32,7 @@ pub(super) fn write(apps: &[App], out: &mut String) -> Result {
         }
         app.budgets.iter().try_for_each(|budget| write_budget(budget, out))?;
         for model in &app.unpriced_models {
-            writeln!(out, "  {} has no price: it counts for nothing in the budgets in USD", cut(model, NAME))?;
+            writeln!(out, "  {} has no price: it does not count towards the budgets in USD", cut(model, NAME))?;
         }
     }
     Ok(())
@@ -49,7 +49,7 @@ fn write_row(name: &str, usage: &Usage, out: &mut String) -> Result {
 
 fn write_cap(cap: &Cap, out: &mut String) -> Result {
     let used = 1.0 - cap.remaining / (cap.limit.max(1) as f64);
-    let back = if used > 0.0 { format!(", all back in {}", time(cap.full_in_s)) } else { String::new() };
+    let back = if used > 0.0 { format!(", full in {}", time(cap.full_in_s)) } else { String::new() };
     let (code, limit, unit) = (&cap.cap, cap.limit, &cap.unit);
     writeln!(out, "  {code:<19} {} {:>3.0} %  {:.0} of {limit} {unit} left{back}", bar(used), used * 100.0, cap.remaining)
 }
@@ -71,7 +71,7 @@ fn write_budget(budget: &Budget, out: &mut String) -> Result {
     )
 }
 
-/// An amount of money: at least cents, and enough digits for the price of a single request.
+/// An amount of money with at least cents, and enough digits for a single request.
 fn usd(amount: f64) -> String {
     match amount {
         0.0 => "0".into(),
@@ -133,10 +133,10 @@ app, since the start            requests       prompt       cached   completion 
 chat                                  12        12000           10         1200        1.50
   openai/gpt-oss-20b                  11        11000           10         1100           0
   no model                             1         1000           10          100           0
-  TPM                 ###########...  75 %  5000 of 20000 tokens left, all back in 45s
+  TPM                 ###########...  75 %  5000 of 20000 tokens left, full in 45s
   3 wait for the caps
   cost_per_month      ###########...  75 %  0.4900 of 2.00 USD left, 0.0100 reserved, resets in 1d01h
-  m has no price: it counts for nothing in the budgets in USD
+  m has no price: it does not count towards the budgets in USD
 "
         );
     }

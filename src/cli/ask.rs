@@ -1,4 +1,4 @@
-//! How commands query a running shield: one GET at its admin listener.
+//! Queries a running shield: one GET to its admin listener.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -37,7 +37,7 @@ impl Whom {
     }
 }
 
-/// GETs a path at `host:port`; returns status and body, or why there are none.
+/// Gets a path from `host:port`; returns status and body, or why there are none.
 pub(super) fn get(address: &str, path: &str, limit: Duration) -> Result<(StatusCode, Bytes), String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|why| why.to_string())?;
     let asked = runtime.block_on(async { timeout(limit, ask(address, path)).await });
@@ -59,7 +59,7 @@ async fn ask(address: &str, path: &str) -> Result<(StatusCode, Bytes), Box<dyn s
     tokio::pin!(asked);
     tokio::select! {
         answer = &mut asked => answer,
-        // The connection's own result does not matter once the answer has been read.
+        // The result of the connection does not matter once the response has been read.
         ended = connection => { ended?; asked.await }
     }
 }

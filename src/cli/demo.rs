@@ -1,7 +1,7 @@
-//! `groq-shield demo`: the same overload side by side, with the SDKs alone and through a shield.
+//! `groq-shield demo`: the same overload with the SDKs alone and through a shield, side by side.
 //!
-//! Two simulated Groqs with equal limits, one process, real sockets. Apps behave like the official SDKs; they arrive at `load`
-//! times the refill rate of the limits, until they have requested as much as is refilled in `seconds`.
+//! Two simulated Groqs with equal limits, in one process over real sockets. Apps behave like the official SDKs; their requests arrive
+//! at `load` times the refill rate of the limits, until they have asked for as much as is refilled in `seconds`.
 
 use std::{
     io::{self, IsTerminal},
@@ -30,10 +30,10 @@ mod view;
 use load::{Arrival, MODEL};
 use tally::Tally;
 
-/// Time after `seconds` for the last answers.
+/// Time after `seconds` for the last responses.
 const OVERTIME: Duration = Duration::from_secs(20);
-/// Share of the token limit that is used up when the demo begins. What remains is about the shield's safety margin, so that both
-/// sides have the refill of the demo's time and no full bucket.
+/// Share of the token limit that is used up when the demo begins. The rest is about the shield's safety margin, so both sides have the
+/// refill of the demo's time and not a full bucket in addition.
 const TAKEN: f64 = 0.93;
 
 /// `groq-shield demo`
@@ -42,10 +42,10 @@ pub(super) struct Demo {
     /// The load, as a multiple of what the limits refill
     #[arg(long, default_value_t = 3.0, value_parser = times)]
     load: f64,
-    /// How long it takes
+    /// Duration in seconds
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(3..=600))]
     seconds: u64,
-    /// Everything random follows from it
+    /// Seed of all random choices
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     seed: u64,
     /// The result as JSON
@@ -60,7 +60,7 @@ fn times(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Runs both ways and prints what came of it. 1: it could not start.
+/// Runs both sides and prints the results. Exit code 1 if it could not start.
 pub(super) fn run(arguments: &Demo) -> ExitCode {
     let told = Builder::new_multi_thread().worker_threads(1).enable_all().build().and_then(|runtime| {
         let stage = Stage::set(arguments)?;

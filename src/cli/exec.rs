@@ -1,4 +1,4 @@
-//! `groq-shield exec`: a command behind a shield of its own, on free ports.
+//! `groq-shield exec`: runs a command behind its own shield, on free ports.
 
 use std::{
     ffi::OsString,
@@ -53,7 +53,7 @@ const PLACEHOLDER_KEY: &str = "gsk_simulated";
 pub(super) struct Exec {
     #[command(flatten)]
     config: Config,
-    /// Put the shield before the built-in simulated Groq: needs no key and no network
+    /// Use the built-in simulated Groq as the upstream: needs no key and no network
     #[cfg(feature = "demo")]
     #[arg(long)]
     simulate: bool,
@@ -62,7 +62,7 @@ pub(super) struct Exec {
     command: Vec<OsString>,
 }
 
-/// Runs the command. Its own exit code, 128 + n if signal n ended it; 127: there is no such command, 126: it cannot be run.
+/// Runs the command and returns its exit code, or 128 + n if signal n ended it, 127 if it does not exist, 126 if it cannot be run.
 pub(super) fn run(arguments: Exec) -> ExitCode {
     #[cfg(feature = "demo")]
     let simulate = arguments.simulate;
@@ -164,7 +164,7 @@ fn environment(port: u16, simulated: bool) -> Vec<(&'static str, String)> {
     let mut variables = vec![
         ("OPENAI_BASE_URL", openai.clone()),
         ("OPENAI_API_BASE", openai),
-        // Some clients want the host only, others the whole path; the host alone serves both.
+        // Some clients expect the host only, others the whole path; the host works for both.
         ("GROQ_API_BASE", host.clone()),
         ("GROQ_BASE_URL", host),
     ];

@@ -15,12 +15,12 @@ const LIMIT: Duration = Duration::from_millis(900);
 pub(super) struct Health {
     #[command(flatten)]
     whom: Whom,
-    /// Whether it takes new requests, not only whether it lives
+    /// Check whether it accepts new requests, not only whether it is alive
     #[arg(long)]
     ready: bool,
 }
 
-/// 0: yes, 1: no.
+/// Exit code 0 if healthy, otherwise 1.
 pub(super) fn run(arguments: &Health) -> ExitCode {
     let path = if arguments.ready { "/readyz" } else { "/livez" };
     match ask::get(&arguments.whom.address(), path, LIMIT) {

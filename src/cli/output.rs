@@ -1,4 +1,4 @@
-//! What commands write, and their exit codes.
+//! Output and exit codes of commands.
 
 use std::{io::IsTerminal as _, process::ExitCode};
 
@@ -9,7 +9,7 @@ pub(super) const USAGE: u8 = 64;
 /// Added to the number of the signal that ended a process, as shells do.
 pub(super) const SIGNALLED: u8 = 128;
 
-/// Writes to standard output; a reader that has closed, such as `head`, is no failure.
+/// Writes to standard output; a closed reader, such as `head`, is not an error.
 pub(super) fn print(bytes: &[u8]) -> ExitCode {
     use std::io::{ErrorKind, Write};
     let mut out = std::io::stdout().lock();
@@ -19,14 +19,14 @@ pub(super) fn print(bytes: &[u8]) -> ExitCode {
     }
 }
 
-/// Shows faults of the configuration on standard error, in colors where it is a terminal.
+/// Shows faults of the configuration on standard error, with colors on a terminal.
 pub(super) fn refuse(faults: &Faults) -> ExitCode {
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) || !std::io::stderr().is_terminal();
     eprintln!("{}", if plain { faults.to_string() } else { faults.styled() });
     ExitCode::from(USAGE)
 }
 
-/// Says why the command failed.
+/// Prints why the command failed.
 pub(super) fn failed(why: &dyn std::fmt::Display) -> ExitCode {
     eprintln!("groq-shield: {why}");
     ExitCode::FAILURE

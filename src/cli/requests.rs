@@ -34,7 +34,7 @@ impl Filter {
     }
 }
 
-/// The requests as a table, the newest first.
+/// The requests as a table, newest first.
 pub(super) fn table(requests: &[RecentRequest], filter: &Filter, now: f64) -> String {
     let mut out = String::new();
     // Writing to a string cannot fail.
@@ -76,7 +76,7 @@ fn write_table(requests: &[RecentRequest], filter: &Filter, now: f64, out: &mut 
     Ok(())
 }
 
-/// What went wrong, or what observe mode says would have been.
+/// What went wrong, or what observe mode would have done.
 fn remark(request: &RecentRequest) -> String {
     let observed = match (&request.observed_refusal, &request.observed_fallback, request.observed_wait_s) {
         (Some(reason), ..) => format!("would be refused: {reason}"),

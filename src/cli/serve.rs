@@ -1,4 +1,4 @@
-//! `groq-shield serve`: the proxy, until a signal has drained it.
+//! `groq-shield serve`: runs the proxy until a signal has drained it.
 
 use std::process::ExitCode;
 
@@ -26,14 +26,14 @@ pub(super) struct Serve {
     /// Where operators connect, 127.0.0.1:8788 by default [env: GROQ_SHIELD_ADMIN]
     #[arg(long, value_name = "ADDR")]
     admin: Option<String>,
-    /// Put the shield before the built-in simulated Groq: needs no key and no network
+    /// Use the built-in simulated Groq as the upstream: needs no key and no network
     #[cfg(feature = "demo")]
     #[arg(long, conflicts_with = "upstream")]
     simulate: bool,
 }
 
-/// Serves until it is drained. 64: a fault in the configuration; 1: it cannot start or listen; 128 + n: a second signal, n, cut
-/// the drain short.
+/// Serves until it is drained. Exit code 64 for a fault in the configuration, 1 if it cannot start or listen, 128 + n if a second
+/// signal n ended the drain early.
 pub(super) fn run(arguments: Serve) -> ExitCode {
     #[cfg(feature = "demo")]
     let simulate = arguments.simulate;

@@ -1,4 +1,4 @@
-//! `groq-shield simulate`: the simulated Groq alone.
+//! `groq-shield simulate`: runs the simulated Groq alone.
 
 use std::{fs, io, net::SocketAddr, path::PathBuf, process::ExitCode, thread};
 
@@ -20,10 +20,10 @@ pub(super) struct Simulate {
     /// A TOML file with a `[limits]` table; without it, the limits of Groq's developer plan
     #[arg(long, value_name = "FILE")]
     limits: Option<PathBuf>,
-    /// How limits forget; Groq's are buckets
+    /// Algorithm of the limits; Groq's are token buckets
     #[arg(long, value_enum, default_value_t)]
     algorithm: Algorithm,
-    /// Everything random follows from it
+    /// Seed of all random choices
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     seed: u64,
 }
@@ -61,7 +61,7 @@ pub(super) fn run(arguments: &Simulate) -> ExitCode {
     }
 }
 
-/// Runs one on a free port in a thread of its own, as long as the process lasts.
+/// Runs a simulated Groq on a free port in a separate thread until the process ends.
 pub(super) fn in_the_background(options: Options) -> io::Result<(SocketAddr, Sim)> {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
     listener.set_nonblocking(true)?;

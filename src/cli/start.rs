@@ -1,4 +1,4 @@
-//! What `serve` and `exec` have in common: settings, the log, the simulated Groq, the shield.
+//! Set-up shared by `serve` and `exec`: settings, log, simulated Groq, shield.
 
 use std::{io, process::ExitCode, sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// How often the configuration file is checked for changes.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A shield that is ready to listen.
 pub(super) struct Started {
@@ -50,14 +50,14 @@ impl Started {
 }
 
 impl Reloading {
-    /// Reads everything again; a faulty configuration changes nothing.
+    /// Reads everything again; a configuration with faults changes nothing.
     pub(super) fn now(&self) {
         match self.reload.again() {
             Ok(next) => self.apply(next),
             Err(faults) => {
                 let faults = faults.to_string();
                 self.shield.telemetry.reload_refused(&faults);
-                tracing::error!("the configuration has faults, the old one stays in force:\n{faults}");
+                tracing::error!("the configuration has faults, the old one stays in effect:\n{faults}");
             }
         }
     }
@@ -65,7 +65,7 @@ impl Reloading {
     /// Watches the file until the process ends.
     pub(super) async fn watch(&self) {
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
             if self.reload.is_due() {
                 self.now();
             }
@@ -85,7 +85,7 @@ impl Reloading {
             if change.live {
                 tracing::info!("{key}: {new}, was {old}");
             } else {
-                tracing::warn!("{key}: {new} takes effect with a restart, {old} stays in force");
+                tracing::warn!("{key}: {new} takes effect after a restart, {old} stays in effect");
             }
         }
         log_notes(&notes);
@@ -120,5 +120,5 @@ fn simulated() -> io::Result<String> {
 
 #[cfg(not(feature = "demo"))]
 fn simulated() -> io::Result<String> {
-    Err(io::Error::other("this groq-shield is built without it"))
+    Err(io::Error::other("this groq-shield was built without it"))
 }

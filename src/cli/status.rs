@@ -20,7 +20,7 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(5);
 const EVERY: Duration = Duration::from_secs(1);
-/// Characters of a model's name.
+/// Maximum characters of a model's name.
 const NAME: usize = 60;
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
@@ -29,20 +29,20 @@ const CLEAR: &str = "\x1b[H\x1b[2J";
 pub(super) struct Status {
     #[command(flatten)]
     whom: Whom,
-    /// Again every second, until interrupted
+    /// Repeat every second until interrupted
     #[arg(long)]
     watch: bool,
-    /// The JSON of /status, or of /requests, as it is
+    /// Print the JSON of /status, or of /requests, unchanged
     #[arg(long)]
     json: bool,
-    /// The last requests instead, the newest first
+    /// Show the last requests instead, newest first
     #[arg(long)]
     requests: bool,
     #[command(flatten)]
     filter: Filter,
 }
 
-/// Shows the status. 1: no shield answers.
+/// Shows the status. Exit code 1 if no shield responds.
 pub(super) fn run(arguments: &Status) -> ExitCode {
     let address = arguments.whom.address();
     if !arguments.watch {
@@ -57,7 +57,7 @@ pub(super) fn run(arguments: &Status) -> ExitCode {
         if print(format!("{clear}{text}").as_bytes()) != ExitCode::SUCCESS {
             return ExitCode::FAILURE;
         }
-        #[expect(clippy::disallowed_methods, reason = "a command of its own, without a runtime to hold up")]
+        #[expect(clippy::disallowed_methods, reason = "a separate command, without a runtime to block")]
         std::thread::sleep(EVERY);
     }
 }
@@ -101,14 +101,14 @@ fn write_table(status: &schema::Status, out: &mut String) -> std::fmt::Result {
     )?;
     writeln!(
         out,
-        "{} requests, {} failed, {} refused here, {} refused by Groq, {} sent again",
+        "{} requests, {} failed, {} refused by the shield, {} refused by Groq, {} retries",
         totals.requests, totals.failed, totals.refused_by_shield, totals.refused_by_groq, totals.resends
     )?;
     if let Some(why) = &store.why {
-        writeln!(out, "the store is out of reach, each replica keeps to its share of every limit: {why}")?;
+        writeln!(out, "the store is unreachable, each replica uses its share of every limit: {why}")?;
     }
     if let Some(refused) = &status.config.error {
-        writeln!(out, "the configuration was changed and has faults, the one before is in force:")?;
+        writeln!(out, "the changed configuration has faults, the previous one is in effect:")?;
         for line in refused.message.lines() {
             writeln!(out, "  {line}")?;
         }
@@ -119,7 +119,7 @@ fn write_table(status: &schema::Status, out: &mut String) -> std::fmt::Result {
     for Truncated { model, count, .. } in &status.truncated {
         writeln!(
             out,
-            "{count} answers of {model} had no content: max_completion_tokens ended them, raise it or lower reasoning_effort"
+            "{count} responses of {model} had no content: they reached max_completion_tokens; raise it or lower reasoning_effort"
         )?;
     }
     write_counts(status, out)?;
@@ -259,12 +259,12 @@ mod tests {
             table(&status),
             "\
 groq-shield 0.1.0 running for 2h03m, before api.groq.com, groq-shield.toml, store local
-12 requests, 1 failed, 2 refused here, 3 refused by Groq, 4 sent again
-the configuration was changed and has faults, the one before is in force:
+12 requests, 1 failed, 2 refused by the shield, 3 refused by Groq, 4 retries
+the changed configuration has faults, the previous one is in effect:
   error: no
     here
 Groq has BLOCKED the organization acme: blocked_api_access
-2 answers of openai/gpt-oss-20b had no content: max_completion_tokens ended them, raise it or lower reasoning_effort
+2 responses of openai/gpt-oss-20b had no content: they reached max_completion_tokens; raise it or lower reasoning_effort
 5 requests for m were served by n (daily_limit)
 observe mode: nothing is delayed or refused
 observed: 9 requests would have been sent (half within 0.5s, 99 % within 7.0s), would have been refused: 2 app_budget, 1 max_wait

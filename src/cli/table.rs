@@ -1,4 +1,4 @@
-//! What stands in the tables of `groq-shield status`: bars, times, names.
+//! Formatting in the tables of `groq-shield status`: bars, times, names.
 
 /// A bar of fourteen characters.
 pub(super) fn bar(used: f64) -> String {

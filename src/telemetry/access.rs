@@ -5,14 +5,14 @@ use std::borrow::Cow;
 use super::Record;
 use crate::groq::mask;
 
-/// Characters of a name that a client chose.
+/// Maximum characters of a name that a client chose.
 pub(super) const NAME: usize = 128;
-/// Characters of a failure's reason.
+/// Maximum characters of an error message.
 pub(super) const REASON: usize = 500;
-/// How Groq's keys start.
+/// Prefix of Groq's keys.
 const KEY: &str = "gsk_";
 
-/// Writes the access line. Costs one atomic load where the filter leaves it out.
+/// Writes the access line. Costs one atomic load if the filter excludes it.
 pub(super) fn write(record: &Record) {
     // The macro would not evaluate anything either; this makes it explicit.
     if !tracing::enabled!(target: "groq_shield::access", tracing::Level::INFO) {
@@ -53,8 +53,7 @@ pub(super) fn millis(time: std::time::Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Makes untrusted text fit for a log: cut, without control characters, keys and organization ids.
-/// keys and organization ids.
+/// Makes untrusted text safe for a log: cut to `longest`, without control characters, keys and organization ids.
 pub(super) fn clean(text: &str, longest: usize) -> Cow<'_, str> {
     let mut text = Cow::Borrowed(text);
     if let Some((end, _)) = text.char_indices().nth(longest) {

@@ -11,7 +11,7 @@ use std::{
 
 use super::access;
 
-/// Most organizations and reasons kept: an unlisted key is an organization, so clients choose how many there are.
+/// Maximum number of organizations and reasons. Each unlisted key is an organization, so clients can create any number.
 const MAX_ROWS: usize = 100;
 
 /// An organization that Groq has blocked.
@@ -25,7 +25,7 @@ pub struct BlockedAccount {
     pub since: SystemTime,
 }
 
-/// Organization and reason, and since when; `None` once it is no longer blocked.
+/// Since when, by organization and reason; `None` once it is no longer blocked.
 type Rows = BTreeMap<(Arc<str>, String), Option<SystemTime>>;
 
 #[derive(Debug, Default)]
@@ -36,14 +36,14 @@ pub(super) struct BlockedAccounts {
 }
 
 impl BlockedAccounts {
-    /// Groq has answered a request of `organization` with the code `reason`.
+    /// Records an error response with the code `reason` to a request of `organization`.
     pub(super) fn blocked(&self, organization: &Arc<str>, reason: &str) {
         let row = (organization.clone(), access::clean(reason, access::NAME).into_owned());
         let mut rows = self.rows();
         if rows.get(&row).is_some_and(Option::is_some) {
             return;
         }
-        // The organization has one state: another reason replaces the one before.
+        // An organization has one reason at a time.
         rows.iter_mut().filter(|((other, _), _)| other == organization).for_each(|(_, since)| *since = None);
         if rows.len() >= MAX_ROWS && !rows.contains_key(&row) {
             let over = rows.iter().find(|(_, since)| since.is_none()).map(|(row, _)| row.clone());
@@ -56,7 +56,7 @@ impl BlockedAccounts {
         tracing::warn!(organization = &*access::clean(organization, access::NAME), reason, "Groq has blocked this organization");
     }
 
-    /// A request of `organization` has succeeded.
+    /// Records the success of a request of `organization`.
     pub(super) fn succeeded(&self, organization: &Arc<str>) {
         if !self.any.load(Ordering::Relaxed) {
             return;

@@ -1,4 +1,4 @@
-//! Counters without a lock shared by all cores: each thread adds to a shard of its own; a scrape sums them.
+//! Counters in shards, one per thread, which a scrape sums up, so that requests on different cores do not share a lock.
 
 use std::{
     collections::BTreeMap,
@@ -15,20 +15,20 @@ use foldhash::HashMap;
 
 use super::{ObservedRefusal, Outcome, Record, Source, histogram::Histogram};
 
-/// Models and apps with labels of their own; clients choose these names, so the others are [`OTHER`].
+/// Maximum number of client-chosen models, and of apps, with labels of their own; the others are [`OTHER`].
 const MODELS: usize = 200;
 const APPS: usize = 100;
-/// Rows of `requests_total` per thread; beyond it, new combinations are counted under [`OTHER`].
+/// Maximum rows of `requests_total` per thread; further combinations are counted under [`OTHER`].
 const ROWS: usize = 10_000;
-/// Dimension codes per model; Groq chooses these names.
+/// Maximum dimension codes per model; Groq chooses these names.
 const DIMENSIONS: usize = 16;
 /// The label of all names beyond the bounds.
 pub(super) const OTHER: &str = "other";
 
-/// A name's number; 0 is [`OTHER`].
+/// The number of a name; 0 is [`OTHER`].
 type Id = u16;
 
-/// Interned names: the operator's, and the first ones that clients chose. Reading takes no lock.
+/// Interned names: those of the configuration, and the first ones that clients chose. Reading takes no lock.
 #[derive(Debug)]
 struct Names(ArcSwap<Numbered>);
 
@@ -73,12 +73,12 @@ impl Names {
         self.known(name).unwrap_or(0)
     }
 
-    /// The number of a name that has one.
+    /// The number of a name, if it has one.
     fn known(&self, name: &str) -> Option<Id> {
         self.0.load().ids.get(name).copied()
     }
 
-    /// Numbers a name that the operator chose.
+    /// Numbers a name of the configuration.
     fn reserve(&self, name: &str) {
         self.0.rcu(|numbered| {
             let mut numbered = Numbered::clone(numbered);
@@ -115,14 +115,14 @@ pub(super) struct ModelCounts {
     pub(super) upstream: Histogram,
     /// Observe mode: waits that would have happened.
     pub(super) observed_wait: Histogram,
-    /// Answers that max completion tokens ended before they had any content.
+    /// Responses that reached max completion tokens before they had any content.
     pub(super) truncated: u64,
     /// When the last of them ended.
     pub(super) truncated_at: Option<SystemTime>,
     pub(super) refusals: BTreeMap<String, u64>,
 }
 
-/// What an app has used of a model.
+/// An app's usage of a model.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct AppCounts {
     pub(super) prompt: u64,
@@ -230,7 +230,7 @@ impl Counts {
             cached: record.usage.cached,
             nano_usd: record.nano_usd,
         };
-        // As bounded as the rows of requests: apps and models with labels of their own, and the rest.
+        // Bounded like the rows of requests: apps and models with labels of their own, and [`OTHER`].
         if record.truncated {
             counts.truncated += 1;
             counts.truncated_at = Some(SystemTime::now());
@@ -254,7 +254,7 @@ impl Counts {
         self.shard().observed_refusals[reason as usize] += 1;
     }
 
-    /// Counts one refusal of Groq's.
+    /// Counts one refusal by Groq.
     pub(super) fn refused(&self, model: &str, dimension: &str) {
         let model = self.models.id(model);
         let mut shard = self.shard();
@@ -268,7 +268,7 @@ impl Counts {
         if self.models.id(model) == 0 { OTHER } else { model }
     }
 
-    /// The label of an app that has one: itself, else [`OTHER`].
+    /// The label of an app: itself if it has one, or else [`OTHER`].
     pub(super) fn app_label<'a>(&self, app: &'a str) -> &'a str {
         if self.apps.known(app).is_some() { app } else { OTHER }
     }
@@ -315,7 +315,7 @@ impl Counts {
         sums
     }
 
-    /// This thread's shard: its lock is contended by scrapes only, or if there are more threads than shards.
+    /// This thread's shard. Its lock is contended only by scrapes, or if there are more threads than shards.
     fn shard(&self) -> MutexGuard<'_, Shard> {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
         thread_local!(static THREAD: usize = THREADS.fetch_add(1, Ordering::Relaxed));

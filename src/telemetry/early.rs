@@ -23,12 +23,12 @@ struct State {
     wait: Duration,
     waiting: Option<Instant>,
     fallback: Option<String>,
-    /// The model that is to serve it, where that is not the named one.
+    /// The model that is to serve it, if not the named one.
     model: Option<Arc<str>>,
     fitted: Option<(u64, u64)>,
 }
 
-/// What the head says.
+/// The contents of the head.
 #[derive(Debug)]
 pub struct EarlySnapshot {
     /// `x-request-id`
@@ -37,7 +37,7 @@ pub struct EarlySnapshot {
     pub wait: Duration,
     /// Attempts at Groq so far.
     pub attempts: u32,
-    /// `x-shield-fallback`, where another model than the named one is to serve the request.
+    /// `x-shield-fallback`, if a different model than the named one is to serve the request.
     pub fallback: Option<String>,
     /// That other model.
     pub model: Option<Arc<str>>,
@@ -51,7 +51,7 @@ impl EarlyHead {
         Self { id, state: Mutex::default() }
     }
 
-    /// The head is sent now.
+    /// Takes the contents of the head, which is sent now.
     pub fn open(&self, now: Instant) -> EarlySnapshot {
         let mut state = self.state();
         state.opened = true;

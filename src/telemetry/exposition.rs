@@ -24,7 +24,7 @@ use crate::{
     config::Class,
 };
 
-/// Organizations with labels of their own: an unlisted key is one too, so clients choose how many there are.
+/// Maximum number of organizations with labels of their own. Each unlisted key is one, so clients can create any number.
 const ORGANIZATIONS: usize = 100;
 
 /// Values that are read at each scrape instead of counted.
@@ -36,13 +36,13 @@ pub struct Gauges {
     pub open_breakers: BTreeSet<Arc<str>>,
     /// The shared store cannot be reached.
     pub store_degraded: bool,
-    /// The budgets of apps: the app, the budget, what is used.
+    /// The budgets of apps: app, budget, used amount.
     pub budgets: Vec<(Arc<str>, Budget, u64)>,
     /// Open connections of apps.
     pub connections: usize,
 }
 
-/// A text format of Prometheus'.
+/// A text format of Prometheus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// `text/plain; version=0.0.4`
@@ -113,7 +113,7 @@ struct Families {
     quotas: BTreeMap<[String; 4], Quota>,
     waiting: BTreeMap<(String, Class), u64>,
     breakers: BTreeMap<String, bool>,
-    /// By app and key of the budget: the budget, what is used.
+    /// Budget and used amount, by app and key of the budget.
     budgets: BTreeMap<(String, String), (Budget, u64)>,
     fallbacks: Vec<(Fallback, u64)>,
     observed_fallbacks: Vec<(Fallback, u64)>,
@@ -126,7 +126,7 @@ impl Families {
     fn new(telemetry: &Telemetry, gauges: Gauges) -> Self {
         let counts = &telemetry.counts;
         let config_valid = telemetry.configuration().refused.is_none();
-        // Labels first: a limiter's model gets its number here, so that the sums include it.
+        // Labels first: they number the models of limiters, so that the sums include them.
         let label = |model: &str| counts.model_label(model).to_owned();
         let mut quotas = BTreeMap::new();
         let mut waiting = BTreeMap::new();
@@ -150,7 +150,7 @@ impl Families {
                     remaining: dimension.remaining,
                     exhausted_in: dimension.exhausted_in.map_or(f64::INFINITY, |time| time.as_secs_f64()),
                 };
-                // Limiters that share labels (names beyond the bounds) are shown as the emptiest of them.
+                // Of limiters that share labels (names beyond the bounds), the one with the least remaining is shown.
                 let labels = [organization.to_owned(), model.clone(), code, tier.to_owned()];
                 let share = |quota: &Quota| quota.remaining / quota.limit.max(1) as f64;
                 match quotas.get(&labels) {
@@ -167,13 +167,13 @@ impl Families {
         let mut budgets: BTreeMap<_, (Budget, u64)> = BTreeMap::new();
         for (app, budget, used) in &gauges.budgets {
             let share = |(budget, used): (Budget, u64)| used as f64 / budget.limit.max(1) as f64;
-            // Apps that share a label are shown as the one that has used most of its budget.
+            // Of apps that share a label, the one that has used the largest part of its budget is shown.
             let row = budgets.entry((counts.app_label(app).to_owned(), budget.key())).or_insert((*budget, *used));
             if share((*budget, *used)) > share(*row) {
                 *row = (*budget, *used);
             }
         }
-        // A combination's successes are present, at 0, as soon as any of its counters is.
+        // The counter of successes exists, at 0, as soon as any counter of its combination does.
         let seen: BTreeSet<_> = sums.requests.keys().map(|row| (row.app.clone(), row.model.clone(), row.endpoint)).collect();
         for (app, model, endpoint) in seen {
             let row = RequestLabels { app, model, endpoint, status: 200, source: Source::Upstream };
@@ -200,7 +200,7 @@ impl Collector for Families {
         counter(
             to,
             "requests",
-            "Finished requests, by the source of the answer (status 499: the client disconnected before there was one)",
+            "Finished requests, by the source of the response (status 499: the client disconnected before it was sent)",
             self.sums.requests.iter().map(|(row, n)| {
                 let status = row.status.to_string();
                 let labels = [
@@ -218,13 +218,13 @@ impl Collector for Families {
         histogram(
             to,
             "upstream_seconds",
-            "Time from sending to the head of Groq's answer",
+            "Time from sending to the head of Groq's response",
             models().map(|(m, c)| (m, &c.upstream)),
         )?;
         histogram(
             to,
             "observed_wait_seconds",
-            "Observe mode: time that requests would have waited, without those that would have been refused",
+            "Observe mode: time that requests would have waited, except those that would have been refused",
             models().map(|(m, c)| (m, &c.observed_wait)),
         )?;
         counter(
@@ -242,13 +242,13 @@ impl Collector for Families {
         counter(
             to,
             "upstream_refusals",
-            "Groq's refusals (429), by the dimension that they name",
+            "Refusals by Groq (429), by the dimension that they name",
             models().flat_map(|(m, c)| c.refusals.iter().map(move |(d, n)| ([("model", &**m), ("dimension", d)], *n))),
         )?;
         counter(
             to,
             "tokens",
-            "Tokens by the usage that answers state; cached ones are included in prompt",
+            "Tokens as stated by the usage of responses; prompt includes cached ones",
             self.sums.apps.iter().flat_map(|((app, model), used)| {
                 [("prompt", used.prompt), ("completion", used.completion), ("cached", used.cached)]
                     .map(|(kind, n)| ([("app", &**app), ("model", &**model), ("kind", kind)], n))
@@ -257,7 +257,7 @@ impl Collector for Families {
         counter(
             to,
             "truncated",
-            "Answers that max completion tokens ended before they had any content (finish_reason length)",
+            "Responses that reached max completion tokens before they had any content (finish_reason length)",
             models().map(|(m, c)| ([("model", &**m)], c.truncated)),
         )?;
         let priced = self.sums.apps.iter().filter(|(_, used)| used.nano_usd > 0);
@@ -276,11 +276,11 @@ impl Collector for Families {
                 .iter()
                 .map(move |((app, key), row)| ([("app", app.as_str()), ("budget", key.as_str())], in_unit(row.0, amount(row))))
         };
-        gauge(to, "app_budget", "A budget of an app, in its unit: requests, tokens or USD", budgets(|row| row.0.limit))?;
-        gauge(to, "app_budget_used", "What is used of the budget in the current UTC day or month", budgets(|row| row.1))?;
-        let help = "Requests served by another model than the one that they named";
+        gauge(to, "app_budget", "The budget of an app, in its unit: requests, tokens or USD", budgets(|row| row.0.limit))?;
+        gauge(to, "app_budget_used", "The used part of the budget in the current UTC day or month", budgets(|row| row.1))?;
+        let help = "Requests served by a different model than the one they named";
         counter(to, "fallbacks", help, self.fallbacks.iter().map(by_models))?;
-        let help = "Observe mode: requests that another model would have served";
+        let help = "Observe mode: requests that a different model would have served";
         counter(to, "observed_fallbacks", help, self.observed_fallbacks.iter().map(by_models))?;
         let quotas =
             |value: fn(&Quota) -> f64| self.quotas.iter().map(move |(labels, quota)| (limiter_labels(labels), value(quota)));
@@ -289,7 +289,7 @@ impl Collector for Families {
         gauge(
             to,
             "exhaustion_seconds",
-            "Time until the limit is exhausted at the current rate of use; infinite if it will not be",
+            "Time until the limit is exhausted at the current rate; infinite if it will not be",
             quotas(|quota| quota.exhausted_in),
         )?;
         gauge(
@@ -307,13 +307,13 @@ impl Collector for Families {
         gauge(
             to,
             "account_blocked",
-            "1 while Groq blocks or restricts the organization, until its next success",
+            "1 while Groq blocks or restricts the organization, until its next successful request",
             self.blocked.iter().map(|(organization, reason, blocked)| {
                 ([("organization", organization.as_str()), ("reason", reason.as_str())], u64::from(*blocked))
             }),
         )?;
         for (name, help, n) in [
-            ("store_degraded", "1 while the shared store is out of reach", u64::from(self.gauges.store_degraded)),
+            ("store_degraded", "1 while the shared store is unreachable", u64::from(self.gauges.store_degraded)),
             ("config_valid", "0 if the last reload was rejected", self.config_valid.into()),
             ("connections", "Open connections of apps", self.gauges.connections as u64),
         ] {

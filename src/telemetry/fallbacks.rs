@@ -1,4 +1,4 @@
-//! How often other models have served requests, and in observe mode: would have served them.
+//! Counts requests that other models have served or, in observe mode, would have served.
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +19,7 @@ pub struct Fallback {
     pub reason: &'static str,
 }
 
-/// How often each happened. Bounded by the configuration, which names both models.
+/// Counts by models and reason. Bounded by the configuration, which names both models.
 #[derive(Debug, Default)]
 pub(super) struct FallbackCounts(Mutex<BTreeMap<Fallback, u64>>);
 

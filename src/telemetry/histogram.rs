@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-/// Upper bounds, seconds: from no wait to the longest that clients accept.
+/// Upper bounds in seconds, from no wait to the longest that clients accept.
 pub(super) const BOUNDS: [f64; 18] =
     [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 300.0];
 
-/// How many durations fell between two bounds, and their sum.
+/// Counts of durations between bounds, and their sum.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Histogram {
     /// One for each bound, and one above all of them.

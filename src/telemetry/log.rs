@@ -21,7 +21,7 @@ pub struct Handle {
 ///
 /// # Errors
 ///
-/// A filter that does not parse, a collector this build cannot export to, a log that runs already; in words for the operator.
+/// An invalid filter, a collector that this build cannot export to, or a log that is already running.
 pub fn init(log: &Log) -> Result<Handle, String> {
     #[cfg(feature = "otlp")]
     let spans = log.otlp_endpoint.as_deref().map(super::otlp::start).transpose()?;
@@ -38,7 +38,7 @@ pub fn init(log: &Log) -> Result<Handle, String> {
         .with(filter)
         .with(lines)
         .try_init()
-        .map_err(|error| format!("the log runs already: {error}"))?;
+        .map_err(|error| format!("the log is already running: {error}"))?;
     Ok(Handle {
         filter: handle,
         #[cfg(feature = "otlp")]
@@ -50,7 +50,7 @@ pub fn init(log: &Log) -> Result<Handle, String> {
 ///
 /// # Errors
 ///
-/// What is wrong with it.
+/// Why it is invalid.
 pub fn filter(level: &str) -> Result<EnvFilter, String> {
     EnvFilter::builder()
         .parse(level)
@@ -62,13 +62,13 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// The filter does not parse; the old one stays.
+    /// The filter is invalid; the old one stays.
     pub fn set_level(&self, level: &str) -> Result<(), String> {
         self.filter.reload(filter(level)?).map_err(|error| error.to_string())
     }
 }
 
-/// Formats events. Both formats quote client-chosen text.
+/// A layer that formats events. Both formats quote client-chosen text.
 pub(super) fn lines<S, W>(json: bool, coloured: bool, to: W) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: tracing::Subscriber + for<'a> LookupSpan<'a>,

@@ -1,4 +1,4 @@
-//! The counts of observe mode: what would have happened to requests if the limits were enforced.
+//! Counts of observe mode: what would have happened to requests if the limits were enforced.
 
 use super::counts::Sums;
 
@@ -20,7 +20,7 @@ pub enum ObservedRefusal {
 }
 
 impl ObservedRefusal {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 6] = [Self::QueueFull, Self::TooLarge, Self::MaxWait, Self::AppCap, Self::AppBudget, Self::BreakerOpen];
 
     /// The label of `observed_refusals_total{reason}`.
@@ -41,9 +41,9 @@ impl ObservedRefusal {
 pub struct ObservedTotals {
     /// Requests that would have been sent, at once or after a wait.
     pub admitted: u64,
-    /// The wait under which half of these would have stayed, seconds; `None` where there were none.
+    /// Their median wait in seconds; `None` without any.
     pub wait_p50_s: Option<f64>,
-    /// The wait under which 99 of 100 would have stayed, seconds.
+    /// The 99th percentile of their waits in seconds.
     pub wait_p99_s: Option<f64>,
     /// Requests that would have been refused, by reason.
     pub refusals: [u64; ObservedRefusal::ALL.len()],

@@ -20,20 +20,20 @@ use opentelemetry_sdk::{
 
 use super::{Record, Source, access};
 
-/// Where spans go; unset where none are exported.
+/// The tracer; unset if spans are not exported.
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
-/// Longest wait for the collector at exit.
-const LAST_SPANS: Duration = Duration::from_secs(3);
+/// Maximum wait for the collector at exit.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The running export. Dropping it sends the remaining spans.
 #[derive(Debug)]
 pub(super) struct Export(SdkTracerProvider);
 
-/// Starts the export to a collector: its base URL, as OTEL_EXPORTER_OTLP_ENDPOINT has it, or the whole `…/v1/traces`.
+/// Starts the export to a collector. `endpoint` is its base URL, as in OTEL_EXPORTER_OTLP_ENDPOINT, or the full `…/v1/traces`.
 ///
 /// # Errors
 ///
-/// The exporter cannot be made, in words for the operator.
+/// Why the exporter cannot be created.
 pub(super) fn start(endpoint: &str) -> Result<Export, String> {
     if !endpoint.starts_with("http://") {
         return Err(format!("log.otlp_endpoint {endpoint:?}: not an http:// URL; send spans to a collector beside the shield"));
@@ -56,7 +56,7 @@ pub(super) fn start(endpoint: &str) -> Result<Export, String> {
 
 impl Drop for Export {
     fn drop(&mut self) {
-        if let Err(error) = self.0.shutdown_with_timeout(LAST_SPANS) {
+        if let Err(error) = self.0.shutdown_with_timeout(FLUSH_TIMEOUT) {
             tracing::warn!(%error, "the last spans did not reach the collector");
         }
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Record, access};
 
-/// Requests that are kept.
+/// Number of requests that are kept.
 pub const KEPT: usize = 100;
 
 /// A request that has ended. The schema of `/requests`.
@@ -25,21 +25,21 @@ pub struct RecentRequest {
     pub app: Arc<str>,
     /// `interactive` or `batch`
     pub class: Cow<'static, str>,
-    /// The model that served it; empty where the endpoint has none.
+    /// The model that served it; empty if the endpoint has none.
     pub model: Arc<str>,
-    /// The model that it named, where another one served it.
+    /// The model that it named, if another one served it.
     pub fallback_from: Option<Arc<str>>,
     /// Why another model served it: `daily_limit`, `too_large`, `decommissioned`, `unavailable`, `wait`.
     pub fallback_reason: Option<Cow<'static, str>>,
     /// `chat`, `responses`, `embeddings`, …
     pub endpoint: Cow<'static, str>,
-    /// The status of the response; 499: the client left before there was one.
+    /// The status of the response; 499 if the client disconnected before it was sent.
     pub status: u16,
     /// Who made the response: `client` (the request was at fault), `shield`, `upstream`.
     pub source: Cow<'static, str>,
     /// What went wrong.
     pub error: Option<String>,
-    /// Time in the queue, all attempts together, seconds.
+    /// Time in the queue over all attempts, seconds.
     pub wait_s: f64,
     /// What it waited for: a dimension's code (`TPM`, …).
     pub waited_for: Option<String>,
@@ -67,12 +67,12 @@ pub struct RecentRequest {
     pub cached_tokens: u64,
     /// Completion tokens used.
     pub completion_tokens: u64,
-    /// Whether max completion tokens ended the answer before it had any content.
+    /// Whether the response reached max completion tokens before it had any content.
     #[serde(default)]
     pub truncated: bool,
 }
 
-/// The last [`KEPT`] requests, with raw texts: they are cleaned when they are read.
+/// The last [`KEPT`] requests, with raw texts that are cleaned when read.
 #[derive(Debug, Default)]
 pub(super) struct Recent(Mutex<VecDeque<RecentRequest>>);
 
@@ -87,7 +87,7 @@ impl Recent {
         requests.push_front(request);
     }
 
-    /// The requests, the newest first.
+    /// The requests, newest first.
     pub(super) fn list(&self) -> Vec<RecentRequest> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().map(RecentRequest::cleaned).collect()
     }
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!((*status, *wait_s, waited_for.as_deref(), *reserved), (200, 1.5, Some("TPM"), Some(70)));
     }
 
-    /// Clients can choose names and cause errors; neither may show secrets or control characters.
+    /// Names and errors can come from clients; neither may contain secrets or control characters.
     #[tokio::test(start_paused = true)]
     async fn names_and_errors_are_cleaned() {
         let telemetry = Arc::<Telemetry>::default();

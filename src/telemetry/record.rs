@@ -1,4 +1,4 @@
-//! The record of one request: filled in as it proceeds, written to the log and counted when it is dropped.
+//! The record of one request: filled while it is processed, logged and counted on drop.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -13,7 +13,7 @@ use crate::{
     groq::Usage,
 };
 
-/// The source of an answer.
+/// The source of a response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Source {
     /// The client: it disconnected or sent an invalid request.
@@ -38,13 +38,13 @@ impl Source {
 /// How one attempt ended, for `attempts_total{outcome}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// An answer that is delivered.
+    /// A response that is delivered.
     Answered,
     /// Groq refused (429).
     Refused,
     /// A failure status.
     Failed,
-    /// No answer: a connection failure or timeout.
+    /// No response: a connection failure or timeout.
     Broken,
 }
 
@@ -67,23 +67,23 @@ pub struct Record {
     telemetry: Arc<Telemetry>,
     /// When the head had been read.
     pub started: Instant,
-    /// `x-request-id` as made here, where the upstream gave none.
+    /// `x-request-id` generated here, used if the upstream sends none.
     pub id: String,
-    /// The path that was asked for (no query).
+    /// The requested path, without the query.
     pub path: String,
     /// A short endpoint name for labels.
     pub endpoint: &'static str,
     /// The app.
     pub app: Arc<str>,
-    /// The model, empty where there is none.
+    /// The model; empty if there is none.
     pub model: Arc<str>,
     /// Its class.
     pub class: Class,
     /// The request's `traceparent`, unchanged.
     pub traceparent: Option<String>,
-    /// Time in the queue, all attempts together.
+    /// Time in the queue over all attempts.
     pub wait: Duration,
-    /// When the current wait began; `None` outside of waits.
+    /// When the current wait began, if any.
     pub(super) waiting: Option<Instant>,
     /// The code of the dimension that made it wait.
     pub bound: Option<String>,
@@ -91,25 +91,25 @@ pub struct Record {
     pub reserved: Option<u64>,
     /// Attempts.
     pub attempts: u32,
-    /// The status sent; 0: the client disconnected before there was one.
+    /// The status sent; 0 if the client disconnected before.
     pub status: u16,
-    /// Who made the answer.
+    /// Who generated the response.
     pub source: Source,
     /// The usage that the upstream states.
     pub usage: Usage,
-    /// Whether max completion tokens ended the answer before it had any content.
+    /// Whether the response reached max completion tokens before it had any content.
     pub truncated: bool,
     /// The upstream's `x-request-id`.
     pub upstream_id: Option<String>,
-    /// From the last send to the answer's head.
+    /// From the last send to the head of the response.
     pub time_to_head: Option<Duration>,
     /// Its cost, billionths of a USD; 0 without a price for its model.
     pub nano_usd: u64,
-    /// The log's text about a failure (the client reads less).
+    /// The error text for the log, more detailed than the client's.
     pub error: Option<String>,
-    /// Which model the request named, and why another one (`model`) serves it.
+    /// The model that the request named and why another one (`model`) serves it, if so.
     pub fallback: Option<(Arc<str>, FallbackReason)>,
-    /// The max completion tokens that the request came with, and the lower ones that it is sent with.
+    /// The original max completion tokens and the lower value that is sent, if they were lowered.
     pub fitted: Option<(u64, u64)>,
     /// Observe mode: how long it would have waited, by the limiter's forecast.
     pub observed_wait: Option<Duration>,
@@ -165,44 +165,44 @@ impl Record {
         }
     }
 
-    /// A wait begins.
+    /// Begins a wait.
     pub fn waits_from(&mut self, now: Instant) {
         self.waiting = Some(now);
         self.update_early();
     }
 
-    /// Another attempt begins.
+    /// Begins another attempt.
     pub fn begins_attempt(&mut self) {
         self.attempts += 1;
         self.update_early();
     }
 
-    /// It is sent with lower max completion tokens than it came with.
+    /// Records that it is sent with lower max completion tokens.
     pub fn is_fitted(&mut self, fitted: Option<(u64, u64)>) {
         self.fitted = fitted;
         self.update_early();
     }
 
-    /// A wait ends because the request is sent.
+    /// Ends a wait because the request is sent.
     pub fn waited(&mut self, wait: Duration) {
         self.wait += wait;
         self.waiting = None;
         self.update_early();
     }
 
-    /// A wait ends, whatever the reason.
+    /// Ends a wait for any reason.
     pub fn stop_waiting(&mut self) {
         if let Some(since) = self.waiting {
             self.waited(since.elapsed());
         }
     }
 
-    /// Its response may be opened before its outcome is known; `id` is its `x-request-id` then.
+    /// Allows the response to be opened before its outcome is known, with `id` as its `x-request-id`.
     pub fn may_open_early(&mut self, id: String) -> Arc<EarlyHead> {
         self.early.insert(Arc::new(EarlyHead::new(id))).clone()
     }
 
-    /// Whether bytes of the response have gone out before its outcome was known.
+    /// Whether the response was opened before its outcome was known.
     pub fn is_opened_early(&self) -> bool {
         self.early.as_ref().is_some_and(|early| early.is_opened())
     }
@@ -218,14 +218,14 @@ impl Record {
         }
     }
 
-    /// Another model than the one that the request named is to serve it.
+    /// Records that a different model than the named one is to serve the request.
     pub fn falls_back(&mut self, from: &Arc<str>, to: &Arc<str>, reason: FallbackReason) {
         self.fallback = Some((from.clone(), reason));
         self.model = to.clone();
         self.update_early();
     }
 
-    /// No other model could serve it: the request's own model is recorded again.
+    /// Records the named model again, because no other could serve the request.
     pub fn stays(&mut self, model: &Arc<str>) {
         self.fallback = None;
         self.model = model.clone();

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use super::{Outcome, Source, Telemetry, histogram::Histogram};
 
-/// Finished slices that are kept.
+/// Number of finished slices that are kept.
 const SLICES: usize = 180;
 
 /// All models together, at one moment.
@@ -23,7 +23,7 @@ struct Reading {
 pub struct Slice {
     /// Requests that ended.
     pub requests: u64,
-    /// Those with a status of 500 and more.
+    /// Those with a status of 500 or more.
     pub failed: u64,
     /// Those that the shield refused for lack of room (413, 429, 503).
     pub refused_by_shield: u64,
@@ -31,9 +31,9 @@ pub struct Slice {
     pub refused_by_groq: u64,
     /// Sends after a request's first.
     pub resends: u64,
-    /// Half of the requests waited at most this long, seconds.
+    /// Median wait in seconds.
     pub wait_p50: Option<f64>,
-    /// All but one in a hundred waited at most this long, seconds.
+    /// 99th percentile of waits in seconds.
     pub wait_p99: Option<f64>,
 }
 
@@ -65,7 +65,7 @@ impl Trend {
 }
 
 impl Telemetry {
-    /// What has happened since the start, with every wait.
+    /// Everything since the start.
     pub fn since_start(&self) -> Slice {
         self.reading().since(&Reading::default())
     }

@@ -7,7 +7,7 @@ use std::{
 
 use super::{Telemetry, access};
 
-/// Most pairs of app and model that are kept: clients choose both names.
+/// Maximum number of pairs of app and model; clients choose both names.
 const KEPT: usize = 200;
 
 /// The pairs of app and model that were seen.
@@ -22,11 +22,11 @@ impl Telemetry {
         if seen.len() < KEPT && seen.insert(pair) {
             drop(seen);
             let (app, model) = (access::clean(app, access::NAME), access::clean(model, access::NAME));
-            tracing::warn!(%app, %model, "the app has a budget in USD and uses a model without a price: it is held to cost nothing; add it to [price]");
+            tracing::warn!(%app, %model, "the app has a budget in USD and uses a model without a price, which does not count towards the budget; add it to [price]");
         }
     }
 
-    /// Prices have changed: what has none now is seen again when it is used.
+    /// Forgets all pairs after a change of prices: models that still have none are recorded again on use.
     pub fn forget_unpriced(&self) {
         self.unpriced.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }

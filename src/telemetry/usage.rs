@@ -1,10 +1,10 @@
-//! What apps have used since the start, by app and model.
+//! Usage since the start by app and model.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::Telemetry;
 
-/// What an app has used of a model.
+/// An app's usage of a model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AppUsage {
     /// Requests that have ended.

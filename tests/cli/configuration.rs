@@ -119,11 +119,11 @@ fn the_configuration_is_reloaded_on_change_and_on_sighup() {
         serde_json::from_str::<serde_json::Value>(&json).expect("JSON")["config"].clone()
     };
     write(folder.path(), "[queue]\nmax_wait = \"2s\"\n[server]\nthreads = 3\n");
-    running.line("server.threads: 3 takes effect with a restart");
+    running.line("server.threads: 3 takes effect after a restart");
     running.line("queue.max_wait: \"2s\", was \"1s\"");
     running.line("configuration read again");
     write(folder.path(), "[queue]\nmax_wiat = \"3s\"\n");
-    running.line("the old one stays in force");
+    running.line("the old one stays in effect");
     running.line("did you mean `max_wait`?");
     let error = state()["error"]["message"].as_str().expect("an error").to_owned();
     assert!(error.contains("groq-shield.toml:2:1"), "{error}");

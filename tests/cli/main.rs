@@ -95,7 +95,7 @@ fn a_second_signal_ends_streams_with_the_error_frame() {
         let app = address(&running.line("ready"), "app");
         let mut stream = long_stream(&app);
         running.signal(signal);
-        running.line("draining: 1 request, at most 25 s, again to end at once");
+        running.line("draining: 1 request in flight, at most 25 s; signal again to end at once");
         running.signal(signal);
         let mut rest = String::new();
         stream.read_to_string(&mut rest).expect("it ends cleanly");

@@ -20,7 +20,7 @@ pub(super) const MODEL: &str = "openai/gpt-oss-20b";
 /// Retries of the SDKs.
 const RETRIES: u32 = 2;
 /// Longest `retry-after` that they follow.
-const OBEYED: Duration = Duration::from_secs(60);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// Their timeout.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Tokens of an empty request, as the simulated Groq counts.
@@ -61,7 +61,7 @@ pub(super) fn arrivals(load: f64, tokens_per_second: f64, given_back: f64, seed:
     arrivals
 }
 
-/// One app's call from its arrival to its end, retries included; only tokens answered by `end` count.
+/// One call of an app, including retries; only tokens of responses before `end` count.
 pub(super) async fn app(tally: &Tally, arrival: &Arrival, due: Instant, end: Instant, seed: u64) {
     sleep_until(due).await;
     tally.arrived();
@@ -79,7 +79,7 @@ pub(super) async fn app(tally: &Tally, arrival: &Arrival, due: Instant, end: Ins
             }
             Ok(answer) if !retried(answer) => break,
             Ok(answer) => {
-                header(answer, "retry-after").map(Duration::from_secs).filter(|wait| !wait.is_zero() && *wait <= OBEYED)
+                header(answer, "retry-after").map(Duration::from_secs).filter(|wait| !wait.is_zero() && *wait <= MAX_RETRY_AFTER)
             }
             Err(_) => None,
         };
@@ -127,7 +127,7 @@ async fn send(tally: &Tally, arrival: &Arrival, retry: u32) -> io::Result<Respon
     let mut answering = std::pin::pin!(answering);
     tokio::select! {
         answer = &mut answering => answer,
-        // The connection may close with the answer's last byte.
+        // The connection may close with the last byte of the response.
         _ = &mut connection => answering.await,
     }
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use groq_sim::Sim;
 
-/// One side, counted while it runs.
+/// The counts of one side while it runs.
 #[derive(Debug)]
 pub(super) struct Tally {
     /// The address for its apps.
@@ -35,7 +35,7 @@ pub(super) struct Counts {
 pub(super) struct Way {
     pub(super) requests: usize,
     pub(super) served: usize,
-    /// Tokens answered in time, as a share of what the limit refilled.
+    /// Tokens of responses in time, as a share of what the limit refilled.
     pub(super) used: f64,
     /// 429s in the simulator's log.
     pub(super) refused: u64,
@@ -66,7 +66,7 @@ impl Tally {
         self.lock().clone()
     }
 
-    /// Share of the refilled tokens that has been answered.
+    /// Share of the refilled tokens that has been used by responses.
     pub(super) fn used(&self) -> f64 {
         self.lock().tokens as f64 / self.given_back
     }
@@ -95,7 +95,7 @@ impl Tally {
 }
 
 impl Way {
-    /// Requests without an answer, whatever the reason.
+    /// Requests without a successful response.
     pub(super) fn failed_share(&self) -> f64 {
         (self.requests - self.served) as f64 / self.requests.max(1) as f64
     }
