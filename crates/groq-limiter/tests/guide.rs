@@ -3,12 +3,10 @@
 
 use std::{
     env,
-    process::{Child, Command, Stdio},
-    time::Duration,
+    process::{Child, Command},
 };
 
 use groq_sim::{ModelLimits, Options, Plan, Sim, Stats};
-use tokio::time::Instant;
 
 #[path = "../examples/call_groq.rs"]
 mod call_groq;
@@ -60,6 +58,10 @@ async fn one_process() {
 #[cfg(feature = "redis")]
 #[tokio::test(flavor = "multi_thread")]
 async fn several_processes_share_the_limits() {
+    use std::{process::Stdio, time::Duration};
+
+    use tokio::time::Instant;
+
     let folder = tempfile::tempdir().expect("a folder");
     let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = socket.local_addr().expect("an address").port();
