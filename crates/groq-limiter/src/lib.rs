@@ -38,7 +38,12 @@ pub use self::{
     store::StoreHandle,
     types::Source,
 };
-use self::{registry::Registry, settings::Settings, shared::Submitted, store::Store};
+use self::{
+    registry::Registry,
+    settings::Settings,
+    shared::{SharedLimiter, Submitted},
+    store::Store,
+};
 
 #[doc(hidden)]
 pub mod ablation;
@@ -71,13 +76,14 @@ impl Limiters {
     /// With `redis`, quotas are shared. Until Redis answers, and whenever it does not, this process goes on alone with
     /// every limit divided by the number of replicas.
     pub fn new(settings: Settings) -> Self {
-        let (store, commands) = settings.redis.as_ref().map(|redis| Store::new(redis.replicas)).unzip();
-        let health = store.as_ref().map(|store| store.health.clone());
-        let redis = settings.redis.clone();
-        let registry = Arc::new(Registry::new(settings, store));
-        if let (Some(redis), Some(commands), Some(health)) = (redis, commands, health)
-            && let Err(error) = start_store(redis, &registry, commands, health)
-        {
+        let Some(redis) = settings.redis.clone() else { return Self(Arc::new(Registry::new(settings, None))) };
+        let (store, commands) = Store::new(redis.replicas);
+        let registry = Arc::new(Registry::new(settings, Some(store)));
+        #[cfg(feature = "redis")]
+        let started = store::redis::start(redis, &registry, commands);
+        #[cfg(not(feature = "redis"))]
+        let started = Err::<(), _>((std::io::Error::other("built without the feature `redis`"), redis, commands).0);
+        if let Err(error) = started {
             tracing::error!(%error, "nothing is shared: the store's thread cannot start");
         }
         Self(registry)
@@ -88,9 +94,8 @@ impl Limiters {
     #[doc(hidden)]
     pub fn with_simulated_store(settings: Settings, replicas: u32) -> (Self, store::simulated::StoreEnd) {
         let (store, commands) = Store::new(replicas);
-        let health = store.health.clone();
         let registry = Arc::new(Registry::new(settings, Some(store)));
-        let end = store::simulated::StoreEnd::new(commands, Arc::downgrade(&registry), health);
+        let end = store::simulated::StoreEnd::new(commands, Arc::downgrade(&registry));
         (Self(registry), end)
     }
 
@@ -173,22 +178,27 @@ impl Limiters {
 
     /// Quotas, queue and forecasts of every limiter.
     pub fn snapshot(&self) -> Vec<LimiterSnapshot> {
-        self.0.snapshot()
+        let mut limiters = self.0.all();
+        limiters.sort_by(|a, b| a.key.cmp(&b.key));
+        let of = |shared: &Arc<SharedLimiter>| {
+            shared.now(|limiter, now| limiter.snapshot(&shared.key.organization, &shared.key.tier, now))
+        };
+        limiters.iter().map(of).collect()
     }
 
     /// The store that replicas share. `None`: quotas are kept in this process.
     pub fn store(&self) -> Option<StoreSnapshot> {
-        self.0.store()
+        self.0.common.store.as_ref().map(Store::snapshot)
     }
 
     /// The same store for what else the program shares. `None`: quotas are kept in this process.
     pub fn store_handle(&self) -> Option<StoreHandle> {
-        self.0.store_handle()
+        self.0.common.store.as_ref().map(Store::handle)
     }
 
     /// How many wait, in all limiters.
     pub fn waiting(&self) -> usize {
-        self.0.waiting()
+        self.0.common.occupancy().waiting
     }
 
     /// Keeps the timers, drops idle limiters, and saves the quotas at most once a second. Never ends; the server spawns it.
@@ -210,27 +220,6 @@ impl Limiters {
     pub fn leave(&self) {
         self.0.leave();
     }
-}
-
-/// Starts the thread that talks to the store. It ends with the limiters.
-#[cfg(feature = "redis")]
-fn start_store(
-    redis: settings::RedisSettings,
-    registry: &Arc<Registry>,
-    commands: store::Commands<shared::SharedLimiter>,
-    health: Arc<store::StoreHealth>,
-) -> std::io::Result<()> {
-    store::redis::start(redis, Arc::downgrade(registry), commands, health)
-}
-
-#[cfg(not(feature = "redis"))]
-fn start_store<Commands>(
-    _: settings::RedisSettings,
-    _: &Arc<Registry>,
-    _: Commands,
-    _: Arc<store::StoreHealth>,
-) -> std::io::Result<()> {
-    Err(std::io::Error::other("built without the feature `redis`"))
 }
 
 #[cfg(all(test, not(shuttle)))]

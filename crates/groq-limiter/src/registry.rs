@@ -4,16 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use hashbrown::Equivalent;
 
-#[cfg(feature = "redis")]
-use crate::clock::Clock;
 use crate::{
     limiter::Limiter,
     request::{AdmissionRequest, Scope},
     settings::Settings,
     shared::{Shared, SharedLimiter},
-    snapshot::{LimiterSnapshot, StoreSnapshot},
     store::{
-        Store, StoreHandle,
+        Store,
         file::{self, Saved},
     },
     sync::{
@@ -101,26 +98,12 @@ impl Registry {
         copy
     }
 
-    #[cfg(feature = "redis")]
-    pub(crate) fn clock(&self) -> Clock {
-        self.common.clock
-    }
-
-    pub(crate) fn store(&self) -> Option<StoreSnapshot> {
-        self.common.store.as_ref().map(Store::snapshot)
-    }
-
-    pub(crate) fn store_handle(&self) -> Option<StoreHandle> {
-        self.common.store.as_ref().map(Store::handle)
-    }
-
     pub(crate) fn reconfigure(&self, settings: Settings) {
-        self.common.set_bounds(settings.queue);
+        self.common.occupancy().bounds = settings.queue;
         let tables = settings.limits.clone();
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
         for limiter in self.all() {
-            let now = self.common.clock.now();
-            limiter.change(|limiter| limiter.reconfigure(tables.clone(), now));
+            limiter.change_now(|limiter, now| limiter.reconfigure(tables.clone(), now));
         }
     }
 
@@ -163,19 +146,6 @@ impl Registry {
             }
         };
         limiters.entry(key.clone()).or_insert_with(make).limiter.clone()
-    }
-
-    pub(crate) fn snapshot(&self) -> Vec<LimiterSnapshot> {
-        let mut limiters = self.all();
-        limiters.sort_by(|a, b| a.key.cmp(&b.key));
-        limiters
-            .iter()
-            .map(|shared| shared.now(|limiter, now| limiter.snapshot(&shared.key.organization, &shared.key.tier, now)))
-            .collect()
-    }
-
-    pub(crate) fn waiting(&self) -> usize {
-        self.common.waiting()
     }
 
     pub(crate) async fn run(&self) {
@@ -230,7 +200,7 @@ impl Registry {
     pub(crate) fn leave(&self) {
         let Some(store) = &self.common.store else { return };
         for limiter in self.all() {
-            limiter.change(|inside| inside.flush_pending(true, self.common.clock.now()));
+            limiter.change_now(|inside, now| inside.flush_pending(true, now));
         }
         store.end(self.leave_within);
     }
@@ -289,6 +259,25 @@ impl Registry {
             }
         }
         gone
+    }
+
+    /// The store can be reached. `false`: that was known.
+    #[cfg(feature = "redis")]
+    pub(crate) fn store_reached(&self) -> bool {
+        let Some(store) = self.common.store.as_ref().filter(|store| !store.health.up.swap(true, Relaxed)) else { return false };
+        store.health.sessions.fetch_add(1, Relaxed);
+        self.all().iter().for_each(|limiter| limiter.change_now(Limiter::reached));
+        true
+    }
+
+    /// The store is lost. `false`: that was known.
+    #[cfg(feature = "redis")]
+    pub(crate) fn store_lost(&self) -> bool {
+        let is_news = self.common.store.as_ref().is_some_and(|store| store.health.up.swap(false, Relaxed));
+        if is_news {
+            self.all().iter().for_each(SharedLimiter::lost);
+        }
+        is_news
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<SharedLimiter>> {

@@ -20,7 +20,7 @@ use crate::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    timer::{Timer, WakeUp},
+    timer::Timer,
     types::{Ns, Priority},
 };
 
@@ -29,7 +29,7 @@ use crate::{
 pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) timer: Arc<Timer<SharedLimiter>>,
-    pub(crate) occupancy: Mutex<Occupancy>,
+    occupancy: Mutex<Occupancy>,
     /// Whether a quota has changed since the last save.
     pub(crate) changed: AtomicBool,
     /// Where replicas share quotas.
@@ -39,31 +39,23 @@ pub(crate) struct Shared {
 /// How many requests wait in all limiters and what they hold, under one lock with the bounds: no two threads take the last place.
 #[derive(Debug)]
 pub(crate) struct Occupancy {
-    waiting: usize,
+    pub(crate) waiting: usize,
     bytes: u64,
-    bounds: QueueSettings,
+    pub(crate) bounds: QueueSettings,
 }
 
 impl Shared {
     pub(crate) fn new(bounds: QueueSettings, store: Option<Store<SharedLimiter>>) -> Self {
         Self {
             clock: Clock::start(),
-            timer: Arc::new(Timer::new()),
+            timer: Arc::new(Timer::new(SharedLimiter::wake_up)),
             occupancy: Mutex::new(Occupancy { waiting: 0, bytes: 0, bounds }),
             changed: AtomicBool::new(false),
             store,
         }
     }
 
-    pub(crate) fn set_bounds(&self, bounds: QueueSettings) {
-        self.occupancy().bounds = bounds;
-    }
-
-    pub(crate) fn waiting(&self) -> usize {
-        self.occupancy().waiting
-    }
-
-    fn occupancy(&self) -> MutexGuard<'_, Occupancy> {
+    pub(crate) fn occupancy(&self) -> MutexGuard<'_, Occupancy> {
         self.occupancy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -218,8 +210,30 @@ impl SharedLimiter {
     }
 
     /// The store is lost.
-    pub(crate) fn lost(self: &Arc<Self>, replicas: u32) {
-        self.change_now(|limiter, now| limiter.lost(replicas, now));
+    pub(crate) fn lost(self: &Arc<Self>) {
+        self.change_now(|limiter, now| limiter.lost(self.replicas(), now));
+    }
+
+    /// The store has not answered this transaction.
+    #[cfg(feature = "redis")]
+    pub(crate) fn unanswered(self: &Arc<Self>, serial: u64) {
+        self.change_now(|limiter, now| {
+            if limiter.waits_for(serial) {
+                limiter.lost(self.replicas(), now);
+            }
+        });
+    }
+
+    fn replicas(&self) -> u32 {
+        self.common.store.as_ref().map_or(1, |store| store.health.replicas.load(Relaxed))
+    }
+
+    /// Its time has come.
+    fn wake_up(self: &Arc<Self>) {
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        inside.armed = None;
+        let now = self.common.clock.now();
+        self.dispatch(inside, now);
     }
 
     fn dispatch(self: &Arc<Self>, mut inside: MutexGuard<'_, Locked>, now: Ns) {
@@ -246,20 +260,11 @@ impl SharedLimiter {
         let transaction = inside.limiter.transaction(now);
         drop(inside);
         if let Some((store, transaction)) = self.common.store.as_ref().zip(transaction)
-            && store.send(self, transaction).is_err()
+            && !store.send(self, transaction)
         {
-            self.lost(store.health.replicas.load(Relaxed));
+            self.lost();
         }
         woken.into_iter().for_each(Waker::wake);
-    }
-}
-
-impl WakeUp for SharedLimiter {
-    fn wake_up(self: Arc<Self>) {
-        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        inside.armed = None;
-        let now = self.common.clock.now();
-        self.dispatch(inside, now);
     }
 }
 

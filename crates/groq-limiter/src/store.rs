@@ -109,13 +109,9 @@ impl<L> Store<L> {
         (Self { commands, requests, health: Arc::new(health) }, Commands { of_limiters, of_program })
     }
 
-    /// Sends a limiter's transaction. It is answered, or lost within the store's time limit.
-    ///
-    /// # Errors
-    /// There is no thread any more.
-    pub(crate) fn send(&self, limiter: &Arc<L>, transaction: Transaction) -> Result<(), Unsent> {
-        let call = Call { limiter: limiter.clone(), transaction };
-        self.commands.send(Command::Call(call)).map_err(|_| Unsent)
+    /// Sends a limiter's transaction: it is answered, or lost within the store's time limit. `false`: there is no thread any more.
+    pub(crate) fn send(&self, limiter: &Arc<L>, transaction: Transaction) -> bool {
+        self.commands.send(Command::Call(Call { limiter: limiter.clone(), transaction })).is_ok()
     }
 
     /// Blocks until the thread has left the store, at most so long.
@@ -182,7 +178,3 @@ impl StoreHandle {
         heard
     }
 }
-
-/// Nobody talks to the store.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Unsent;

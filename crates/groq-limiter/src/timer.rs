@@ -15,15 +15,11 @@ use crate::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-/// What is woken.
-pub(crate) trait WakeUp: Send + Sync + 'static {
-    /// Its time has come.
-    fn wake_up(self: Arc<Self>);
-}
-
 /// The wake-ups of all limiters. Each limiter has at most one, under its number.
 #[derive(Debug)]
 pub(crate) struct Timer<L> {
+    /// What a limiter does when its time has come.
+    wake: fn(&Arc<L>),
     delays: Mutex<Delays<L>>,
     ended: Notify,
     driven: AtomicBool,
@@ -48,10 +44,10 @@ impl<L> Delays<L> {
     }
 }
 
-impl<L: WakeUp> Timer<L> {
-    pub(crate) fn new() -> Self {
+impl<L: Send + Sync + 'static> Timer<L> {
+    pub(crate) fn new(wake: fn(&Arc<L>)) -> Self {
         let delays = Delays { queue: DelayQueue::new(), limiters: HashMap::new(), runtime: None };
-        Self { delays: Mutex::new(delays), ended: Notify::new(), driven: AtomicBool::new(false) }
+        Self { wake, delays: Mutex::new(delays), ended: Notify::new(), driven: AtomicBool::new(false) }
     }
 
     /// Moves a limiter's wake-up.
@@ -101,9 +97,9 @@ impl<L: WakeUp> Timer<L> {
 
 /// Whoever holds it drives the timer. Dropped with its runtime, it makes way for another.
 #[derive(Debug)]
-pub(crate) struct TimerDriver<L: WakeUp>(Arc<Timer<L>>);
+pub(crate) struct TimerDriver<L>(Arc<Timer<L>>);
 
-impl<L: WakeUp> TimerDriver<L> {
+impl<L: Send + Sync + 'static> TimerDriver<L> {
     /// The driver, unless somebody has it.
     pub(crate) fn take(timer: &Arc<Timer<L>>) -> Option<Self> {
         (!timer.driven.swap(true, Ordering::AcqRel)).then(|| Self(timer.clone()))
@@ -114,14 +110,14 @@ impl<L: WakeUp> TimerDriver<L> {
         self.0.delays().enter(Handle::current());
         loop {
             tokio::select! {
-                limiter = poll_fn(|context| self.0.poll_due(context)) => limiter.wake_up(),
+                limiter = poll_fn(|context| self.0.poll_due(context)) => (self.0.wake)(&limiter),
                 () = self.0.ended.notified() => return,
             }
         }
     }
 }
 
-impl<L: WakeUp> Drop for TimerDriver<L> {
+impl<L> Drop for TimerDriver<L> {
     fn drop(&mut self) {
         self.0.driven.store(false, Ordering::Release);
     }

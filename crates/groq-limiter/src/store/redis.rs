@@ -4,7 +4,7 @@
 use std::{
     io,
     sync::{
-        Arc, Mutex, Weak,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
         mpsc,
     },
@@ -18,11 +18,11 @@ use tokio::{
 };
 
 use self::{health::ANNOUNCE, task::RedisTask, wire::Offset};
-use crate::settings::RedisSettings;
 use crate::{
     registry::Registry,
+    settings::RedisSettings,
     shared::SharedLimiter,
-    store::{Command, Commands, Request, StoreHealth},
+    store::{Command, Commands, Request},
 };
 
 mod commands;
@@ -38,13 +38,8 @@ pub const SCRIPT: &str = include_str!("redis/transaction.lua");
 pub const GIVE_BACK: &str = include_str!("redis/lost_replicas.lua");
 
 /// Starts the thread. It ends when the limiters are gone.
-pub(crate) fn start(
-    redis: RedisSettings,
-    limiters: Weak<Registry>,
-    commands: Commands<SharedLimiter>,
-    health: Arc<StoreHealth>,
-) -> io::Result<()> {
-    let Some(clock) = limiters.upgrade().map(|limiters| limiters.clock()) else { return Ok(()) };
+pub(crate) fn start(redis: RedisSettings, limiters: &Arc<Registry>, commands: Commands<SharedLimiter>) -> io::Result<()> {
+    let Some(store) = &limiters.common.store else { return Ok(()) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (pushes, heard) = unbounded_channel();
     let task = Arc::new(RedisTask {
@@ -64,9 +59,9 @@ pub(crate) fn start(
         silent: Mutex::default(),
         known: Mutex::default(),
         listener: Mutex::default(),
-        limiters,
-        clock,
-        health,
+        limiters: Arc::downgrade(limiters),
+        clock: limiters.common.clock,
+        health: store.health.clone(),
         pushes,
     });
     let body = move || runtime.block_on(task.keep(commands, heard));

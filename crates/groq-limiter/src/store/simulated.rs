@@ -1,15 +1,14 @@
 //! The other end of a store that is no thread with sockets: whoever simulates one takes transactions from here and answers them.
 
-use std::sync::{Arc, Weak, atomic::Ordering::Relaxed};
+use std::sync::Weak;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::{
-    limiter::Limiter,
     registry::Registry,
     shared::SharedLimiter,
     store::{
-        Call, Command, Commands, StoreHealth,
+        Call, Command, Commands,
         protocol::{Answer, Transaction},
     },
     types::Ns,
@@ -20,7 +19,6 @@ use crate::{
 pub struct StoreEnd {
     commands: UnboundedReceiver<Command<SharedLimiter>>,
     limiters: Weak<Registry>,
-    health: Arc<StoreHealth>,
 }
 
 /// A limiter's transaction, to be answered or given up.
@@ -28,9 +26,9 @@ pub struct StoreEnd {
 pub struct StoreCall(Call<SharedLimiter>);
 
 impl StoreEnd {
-    pub(crate) fn new(commands: Commands<SharedLimiter>, limiters: Weak<Registry>, health: Arc<StoreHealth>) -> Self {
+    pub(crate) fn new(commands: Commands<SharedLimiter>, limiters: Weak<Registry>) -> Self {
         // Nothing else of the program is answered.
-        Self { commands: commands.of_limiters, limiters, health }
+        Self { commands: commands.of_limiters, limiters }
     }
 
     /// The next transaction. `None`: the limiters are gone.
@@ -43,24 +41,12 @@ impl StoreEnd {
 
     /// The store can be reached.
     pub fn reached(&self) {
-        if !self.health.up.swap(true, Relaxed) {
-            self.health.sessions.fetch_add(1, Relaxed);
-            self.each(|limiter| limiter.change_now(Limiter::reached));
-        }
+        self.limiters.upgrade().map(|limiters| limiters.store_reached());
     }
 
     /// The store is lost.
     pub fn lost(&self) {
-        if self.health.up.swap(false, Relaxed) {
-            let replicas = self.health.replicas.load(Relaxed);
-            self.each(|limiter| limiter.lost(replicas));
-        }
-    }
-
-    fn each(&self, tell: impl Fn(&Arc<SharedLimiter>)) {
-        if let Some(limiters) = self.limiters.upgrade() {
-            limiters.all().iter().for_each(tell);
-        }
+        self.limiters.upgrade().map(|limiters| limiters.store_lost());
     }
 }
 
@@ -87,11 +73,6 @@ impl StoreCall {
 
     /// Nobody answers it.
     pub fn give_up(self) {
-        let replicas = self.0.limiter.common.store.as_ref().map_or(1, |store| store.health.replicas.load(Relaxed));
-        self.0.limiter.change_now(|limiter, now| {
-            if limiter.waits_for(self.0.transaction.serial) {
-                limiter.lost(replicas, now);
-            }
-        });
+        self.0.limiter.unanswered(self.0.transaction.serial);
     }
 }

@@ -50,12 +50,7 @@ impl RedisTask {
                 } else {
                     self.lost(generation, &why);
                 }
-                let replicas = self.health.replicas.load(Relaxed);
-                limiter.change_now(|limiter, now| {
-                    if limiter.waits_for(transaction.serial) {
-                        limiter.lost(replicas, now);
-                    }
-                });
+                limiter.unanswered(transaction.serial);
                 if of_cluster {
                     sleep(LOOK).await;
                     limiter.change_now(Limiter::reached);

@@ -12,7 +12,6 @@ use super::{
     connect::CONNECT,
     task::{Connection, RedisTask, too_late},
 };
-use crate::limiter::Limiter;
 
 /// A replica announces itself this often.
 const BEAT: Duration = Duration::from_secs(1);
@@ -40,10 +39,8 @@ impl RedisTask {
             let generation = self.generation.load(Relaxed);
             match timeout(CONNECT + self.time_limit, self.reached()).await.unwrap_or_else(|_| Err(too_late())) {
                 Ok(()) => {
-                    if !self.health.up.swap(true, Relaxed) {
-                        self.health.sessions.fetch_add(1, Relaxed);
+                    if self.limiters.upgrade().is_some_and(|limiters| limiters.store_reached()) {
                         tracing::info!(replicas = self.health.replicas.load(Relaxed), "the store answers: limits are shared");
-                        self.each(|limiter| limiter.change_now(Limiter::reached));
                         said = None;
                     }
                     if !self.silent().is_empty() {
@@ -101,13 +98,12 @@ impl RedisTask {
         // It may have been the store that did not hear them.
         self.silent().clear();
         self.because(why);
-        if !self.health.up.swap(false, Relaxed) {
-            return false;
+        let is_news = self.limiters.upgrade().is_some_and(|limiters| limiters.store_lost());
+        if is_news {
+            let replicas = self.health.replicas.load(Relaxed);
+            tracing::warn!(error = %why, replicas, "the store is lost: every limit is divided by the number of replicas");
         }
-        let replicas = self.health.replicas.load(Relaxed);
-        tracing::warn!(error = %why, replicas, "the store is lost: every limit is divided by the number of replicas");
-        self.each(|limiter| limiter.lost(replicas));
-        true
+        is_news
     }
 
     /// A cluster's node does not answer for this key. Whether nobody knew.

@@ -86,12 +86,6 @@ pub(super) struct Silent {
 }
 
 impl RedisTask {
-    pub(super) fn each(&self, tell: impl Fn(&Arc<SharedLimiter>)) {
-        if let Some(limiters) = self.limiters.upgrade() {
-            limiters.all().iter().for_each(tell);
-        }
-    }
-
     pub(super) fn connection(&self) -> MutexGuard<'_, Option<Connection>> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
