@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{
+    bucket::Bucket,
     queue::FairQueue,
     quota::Quota,
     quota_set::QuotaSet,
@@ -10,28 +11,29 @@ use crate::{
     types::{Dimension, Ns, Priority},
 };
 
-/// Every dimension that has a limit. Where the operator's bound is below the upstream's limit, it is what is shown.
-pub(super) fn dimensions(quotas: &QuotaSet, now: Ns) -> Vec<DimensionSnapshot> {
-    let mut shown: Vec<DimensionSnapshot> = Vec::with_capacity(quotas.all().len());
-    for quota in quotas.all() {
-        let Some(this) = dimension(quota, now) else { continue };
-        match shown.iter_mut().find(|other| quota.is_bound() && other.dimension == quota.dimension) {
-            Some(other) => {
-                let (stated, remaining) = (other.stated, other.remaining.min(this.remaining));
-                *other = DimensionSnapshot { stated, remaining, ..this };
-            }
-            None => shown.push(this),
-        }
-    }
-    shown
+/// Every quota of the upstream's that has a limit, and the operator's bound beside it, which is what is shown where it is lower.
+fn shown(quotas: &QuotaSet) -> impl Iterator<Item = (&Quota, &Bucket, Option<(&Quota, &Bucket)>)> {
+    quotas.all().iter().filter(|quota| !quota.is_bound()).filter_map(move |quota| {
+        let bound = quotas.bound_slot(&quota.dimension.code).map(|slot| &quotas.all()[slot]);
+        Some((quota, quota.bucket()?, bound.and_then(|bound| Some((bound, bound.bucket()?)))))
+    })
 }
 
-fn dimension(quota: &Quota, now: Ns) -> Option<DimensionSnapshot> {
-    let bucket = quota.bucket()?;
+/// Every dimension that has a limit.
+pub(super) fn dimensions(quotas: &QuotaSet, now: Ns) -> Vec<DimensionSnapshot> {
+    let each = shown(quotas).map(|(quota, bucket, bound)| {
+        let (of, by) = bound.unwrap_or((quota, bucket));
+        let stated = quota.statements().stated.map(|(limit, _)| limit);
+        DimensionSnapshot { stated, remaining: bucket.remaining(now).min(by.remaining(now)), ..dimension(of, by, now) }
+    });
+    each.collect()
+}
+
+fn dimension(quota: &Quota, bucket: &Bucket, now: Ns) -> DimensionSnapshot {
     let left = bucket.remaining(now);
     let losing = quota.spending() - bucket.rate() * (1.0 - quota.external());
     let exhausted_in = (losing > 0.0).then(|| Duration::try_from_secs_f64(left.max(0.0) / losing).ok()).flatten();
-    Some(DimensionSnapshot {
+    DimensionSnapshot {
         dimension: quota.dimension.clone(),
         limit: bucket.limit(),
         remaining: left,
@@ -42,14 +44,14 @@ fn dimension(quota: &Quota, now: Ns) -> Option<DimensionSnapshot> {
         external: quota.external(),
         exhausted_in: exhausted_in.filter(|&after| after < Duration::from_nanos(10 * bucket.period())),
         full_in: Duration::from_nanos(bucket.tat().saturating_sub(now)),
-    })
+    }
 }
 
 /// The waiting requests, by app and priority class.
 pub(super) fn waiting(queue: &FairQueue, now: Ns) -> Vec<WaitingSnapshot> {
     let mut waiting: BTreeMap<(Arc<str>, Priority), WaitingSnapshot> = BTreeMap::new();
-    for (_, queued) in queue.iter() {
-        let Some(app) = queue.app_of(queued.app) else { continue };
+    for queued in queue.iter() {
+        let Some(app) = queue.apps.get(queued.app) else { continue };
         let entry = waiting.entry((app.name.clone(), app.class)).or_insert_with(|| WaitingSnapshot {
             app: app.name.clone(),
             class: app.class,
@@ -62,17 +64,11 @@ pub(super) fn waiting(queue: &FairQueue, now: Ns) -> Vec<WaitingSnapshot> {
     waiting.into_values().collect()
 }
 
-/// Every dimension that has a limit: the limit, what is left, and the time until it is full. Where the operator's bound is below
-/// the upstream's limit, it is what is shown. Cheap, for every response has it.
+/// Every dimension that has a limit: the limit, what is left, and the time until it is full. Cheap, for every response has it.
 pub(super) fn visit(quotas: &QuotaSet, now: Ns, mut visit: impl FnMut(&Dimension, u64, f64, Duration)) {
-    for quota in quotas.all().iter().filter(|quota| !quota.is_bound()) {
-        let Some(bucket) = quota.bucket() else { continue };
-        let (mut limit, mut remaining, mut tat) = (bucket.limit(), bucket.remaining(now), bucket.tat());
-        if let Some(bound) = quotas.bound_slot(&quota.dimension.code).and_then(|slot| quotas.get(slot)?.bucket()) {
-            limit = bound.limit();
-            remaining = remaining.min(bound.remaining(now));
-            tat = tat.max(bound.tat());
-        }
-        visit(&quota.dimension, limit, remaining, Duration::from_nanos(tat.saturating_sub(now)));
+    for (quota, bucket, bound) in shown(quotas) {
+        let by = bound.map_or(bucket, |(_, bound)| bound);
+        let full = bucket.tat().max(by.tat()).saturating_sub(now);
+        visit(&quota.dimension, by.limit(), bucket.remaining(now).min(by.remaining(now)), Duration::from_nanos(full));
     }
 }
