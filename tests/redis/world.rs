@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use groq_limiter::{
     limiter::{Grant, Limiter},
-    queue::Id,
+    queue::Ticket,
     store::protocol::Transaction,
     store::redis::wire::{Offset, Reply},
     types::Ns,
@@ -77,7 +77,7 @@ struct Replica {
     offset: Offset,
     word: Option<(Command, Ns)>,
     updates: Vec<(Reply, Ns)>,
-    waiting: BTreeMap<Id, usize>,
+    waiting: BTreeMap<Ticket, usize>,
 }
 
 pub(crate) struct World<'a> {

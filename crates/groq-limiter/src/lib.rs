@@ -149,7 +149,7 @@ impl Limiters {
         }
         let limiter = self.0.limiter(request);
         let grant = limiter.change_now(|limiter, now| limiter.take(request, now));
-        Permit::new(limiter, grant)
+        Permit::new(limiter, grant.into())
     }
 
     /// Limiters of their own with other settings, where these stand now.

@@ -11,14 +11,14 @@ use self::{core::Core, limits::Limits, pass::Pass};
 pub use self::{grant::Grant, pass::Event, pricing::Requeue};
 use crate::{
     bucket::Readiness,
-    queue::{Id, QueuedRequest},
+    queue::{QueuedRequest, Ticket},
     quota::Quota,
     quota_set::QuotaSet,
     request::{ActualUsage, AdmissionError, AdmissionRequest},
     settings::LimitSettings,
     snapshot::LimiterSnapshot,
     store::protocol::{Answer, Learnt, State, Transaction},
-    types::{Dimension, Ns, Observation, StatedLimit, Unit, UpstreamRefusal},
+    types::{Dimension, Ns, Observation, StatedLimit, UpstreamRefusal},
 };
 
 mod cold_start;
@@ -37,7 +37,7 @@ pub enum Admission {
     /// It goes.
     Granted(Grant),
     /// It waits under this number; an [`Event`] will tell.
-    Queued(Id),
+    Queued(Ticket),
     /// It does not.
     Rejected(AdmissionError),
 }
@@ -120,9 +120,9 @@ impl Limiter {
     }
 
     /// A queued request's client has left. The caller dispatches.
-    pub fn cancel(&mut self, id: Id, now: Ns) {
+    pub fn cancel(&mut self, ticket: Ticket, now: Ns) {
         let now = self.advance(now);
-        self.core.leave(id, now);
+        self.core.leave(ticket, now);
     }
 
     /// The limiter's clock never goes back.
@@ -152,7 +152,7 @@ impl Limiter {
         self.core.pause.answered();
         let delay = self.core.pricing.estimates.one_way();
         let tokens = self.core.limits.observe(&mut grant.reserved, state, true, delay, now);
-        if let Some(tokens) = tokens.filter(|_| !grant.states_max) {
+        if let Some(tokens) = tokens.filter(|_| !grant.queued.states_max) {
             self.core.learn_held(grant, tokens, now);
         }
         self.flush_pending(false, now);
@@ -169,7 +169,7 @@ impl Limiter {
     /// caller dispatches.
     pub fn refused(
         &mut self,
-        mut grant: Grant,
+        grant: Grant,
         text: Option<&UpstreamRefusal>,
         state: &Observation,
         retry_after: Option<Duration>,
@@ -177,21 +177,8 @@ impl Limiter {
     ) -> Requeue {
         let now = self.advance(now);
         self.refusals += 1;
-        self.core.limits.quotas.refused(now);
-        let max = grant.states_max.then_some(grant.cost().output);
-        let dimension = text.and_then(|text| self.core.limits.dimension_of(text, max));
-        let named = text.zip(dimension.as_ref());
-        let least = named.map_or(grant.cost(), |(text, dimension)| grant.cost().raised(dimension.unit, text.requested));
-        // Prompt and assumed completion tokens. What can never succeed says nothing of others: its prompt may be all of it.
-        let in_all = named.filter(|(text, dimension)| !text.hopeless() && dimension.unit == Unit::Tokens);
-        let in_all = in_all.filter(|_| !grant.states_max).map(|(text, _)| u32::try_from(text.requested).unwrap_or(u32::MAX));
-        if !self.core.learn_refusal(&mut grant, text, dimension.as_ref(), in_all, state, now) {
-            self.core.pause.refused(retry_after, now);
-        }
-        self.core.cold_start.answered();
-        let requeue = Requeue { ticket: grant.ticket, least, requested: in_all.or(grant.requested) };
-        self.settle(grant, ActualUsage::Nothing, now);
-        requeue
+        self.used_at = now;
+        self.core.refused(grant, text, state, retry_after, now)
     }
 }
 
@@ -321,7 +308,7 @@ impl Limiter {
                 Some((self.dimension(slot?)?.clone(), Duration::from_nanos(until.saturating_sub(now))))
             });
         // What a request like the last in the queue would wait.
-        let last = self.core.queue.iter().map(|(_, queued)| queued).max_by_key(|queued| queued.ticket).cloned();
+        let last = self.core.queue.iter().max_by_key(|queued| queued.ticket).cloned();
         let forecast = last.map(|last| self.core.forecast(&QueuedRequest { ticket: u64::MAX, ..last }, now).wait);
         LimiterSnapshot {
             organization: organization.clone(),

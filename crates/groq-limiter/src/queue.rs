@@ -4,43 +4,49 @@
 //! Every queue has a virtual start: what it has been served, over its weight. The smallest is next. A queue that
 //! becomes active starts at the smallest active one's, so idle time earns no credit.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 pub use self::{
     app::App,
-    request::{AppId, Backlog, Id, QueuedRequest, Start, Ticket},
+    request::{AppId, Backlog, QueuedRequest, Start, Ticket},
 };
-use self::{app::advance, apps::Apps, deadlines::Deadlines, waiters::Waiters};
+use self::{app::advance, apps::Apps};
 use crate::{
     request::Cost,
+    sync::HashMap,
     types::{Ns, Priority},
 };
 
 mod app;
 mod apps;
 pub mod backfill;
-mod deadlines;
 pub mod forecast;
 mod request;
-mod waiters;
 
 /// Batch's share of a limiter while interactive requests wait: the bound on its starvation.
 pub const BATCH_SHARE: f64 = 0.05;
 
 /// Interactive or batch.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct PriorityClass {
     start: Start,
     /// Start of the last app that was served: where a newcomer begins when nobody waits.
     served_start: Start,
+    /// The apps that wait, the next one first.
+    active: BTreeSet<(Start, AppId)>,
+    /// What waits.
+    backlog: Backlog,
 }
 
 /// The queued requests of one limiter, and the apps whose they are.
 #[derive(Debug, Default)]
 pub struct FairQueue {
-    apps: Apps,
-    waiters: Waiters,
-    deadlines: Deadlines,
+    /// The apps that are known.
+    pub apps: Apps,
+    waiting: HashMap<Ticket, QueuedRequest>,
+    /// Head of every size class of every app, smallest first: who may pass a blocked head.
+    heads: BTreeSet<(u64, Ticket)>,
+    deadlines: BTreeSet<(Ns, Ticket)>,
     last_ticket: Ticket,
     served_start: Start,
     classes: [PriorityClass; 2],
@@ -49,32 +55,32 @@ pub struct FairQueue {
 impl FairQueue {
     /// How many wait.
     pub fn len(&self) -> usize {
-        self.waiters.backlogs.iter().map(|backlog| backlog.count as usize).sum()
+        self.waiting.len()
     }
 
     /// Nobody waits.
     pub fn is_empty(&self) -> bool {
-        self.waiters.heads.is_empty()
+        self.waiting.is_empty()
     }
 
-    /// The queued request with this number.
-    pub fn get(&self, id: Id) -> Option<&QueuedRequest> {
-        self.waiters.get(id)
+    /// The queued request with this ticket.
+    pub fn get(&self, ticket: Ticket) -> Option<&QueuedRequest> {
+        self.waiting.get(&ticket)
     }
 
     /// The same, to be changed in what does not order the queue.
-    pub fn get_mut(&mut self, id: Id) -> Option<&mut QueuedRequest> {
-        self.waiters.get_mut(id)
+    pub fn get_mut(&mut self, ticket: Ticket) -> Option<&mut QueuedRequest> {
+        self.waiting.get_mut(&ticket)
     }
 
     /// The waiting requests, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = (Id, &QueuedRequest)> {
-        self.waiters.iter()
+    pub fn iter(&self) -> impl Iterator<Item = &QueuedRequest> {
+        self.waiting.values()
     }
 
     /// What one priority class has in the queue.
     pub fn backlog(&self, class: Priority) -> &Backlog {
-        &self.waiters.backlogs[class as usize]
+        &self.classes[class as usize].backlog
     }
 
     /// A new ticket, behind all others.
@@ -85,113 +91,99 @@ impl FairQueue {
 
     /// The app's number; it is taken up if it was unknown.
     pub fn app(&mut self, name: &Arc<str>, class: Priority, weight: f64, now: Ns) -> AppId {
-        self.apps.id(name, class, weight, self.classes.map(|class| class.served_start), now)
-    }
-
-    /// The app with this number.
-    pub fn app_of(&self, id: AppId) -> Option<&App> {
-        self.apps.get(id)
-    }
-
-    /// The same, to be changed in what does not order the queue.
-    pub fn app_mut(&mut self, id: AppId) -> Option<&mut App> {
-        self.apps.get_mut(id)
-    }
-
-    /// Every app that is known.
-    pub fn apps(&self) -> impl Iterator<Item = &App> {
-        self.apps.iter()
+        self.apps.id(name, class, weight, self.classes.each_ref().map(|class| class.served_start), now)
     }
 
     /// The priority class of an app.
     pub fn class_of(&self, app: AppId) -> Priority {
-        self.app_of(app).map_or(Priority::Interactive, |app| app.class)
+        self.apps.get(app).map_or(Priority::Interactive, |app| app.class)
     }
 
-    /// Joins the queue at its ticket's place.
-    pub fn push(&mut self, mut queued: QueuedRequest) -> Id {
-        let app = self.apps.get(queued.app).expect("a queued request's app is known");
-        let class = app.class as usize;
-        if app.has(queued.size, queued.ticket) {
+    /// Joins the queue at its ticket's place, or behind all others where that is taken.
+    pub fn push(&mut self, mut queued: QueuedRequest) -> Ticket {
+        if self.waiting.contains_key(&queued.ticket) {
             queued.ticket = self.ticket();
         }
-        self.lift_class(class);
         let app = self.apps.get_mut(queued.app).expect("a queued request's app is known");
+        self.classes[app.class as usize].start = lifted(&self.classes, app.class as usize, self.served_start);
+        let class = &mut self.classes[app.class as usize];
         if app.backlog().count == 0 {
             // Beside the one that was served last, not behind those that wait for their next: settling moves these.
-            let first = self.waiters.active[class].first().map_or(Start::MAX, |&(start, _)| start);
-            app.start = app.start.max(first.min(self.classes[class].served_start));
-            self.waiters.active[class].insert((app.start, queued.app));
+            let first = class.active.first().map_or(Start::MAX, |&(start, _)| start);
+            app.start = app.start.max(first.min(class.served_start));
+            class.active.insert((app.start, queued.app));
         }
+        class.backlog.add(&queued);
         let before = app.first(queued.size);
-        let (ticket, deadline) = (queued.ticket, queued.deadline);
-        let id = self.waiters.insert(queued.clone());
-        app.join(&queued, id);
-        self.waiters.backlogs[class].add(&queued);
-        if before.is_none_or(|(first, _)| ticket < first) {
-            if let Some((_, old)) = before {
-                self.waiters.remove_head(old);
+        app.join(&queued);
+        self.deadlines.insert((queued.deadline, queued.ticket));
+        let ticket = queued.ticket;
+        if before.is_none_or(|first| ticket < first) {
+            if let Some(old) = before {
+                self.remove_head(old);
             }
-            self.waiters.add_head(id);
+            self.heads.insert((queued.cost.size(), ticket));
         }
-        self.deadlines.add(deadline, id);
-        id
+        self.waiting.insert(ticket, queued);
+        ticket
     }
 
     /// Changes what a queued request takes. Its place stays, and its size class.
-    pub fn reprice(&mut self, id: Id, cost: Cost) {
-        let Some(before) = self.waiters.get(id).cloned() else { return };
-        let led = self.waiters.remove_head(id);
-        let after = QueuedRequest { cost, ..before.clone() };
+    pub fn reprice(&mut self, ticket: Ticket, cost: Cost) {
+        let is_head = self.remove_head(ticket);
+        let Some(queued) = self.waiting.get_mut(&ticket) else { return };
+        let before = queued.clone();
+        queued.cost = cost;
         let app = self.apps.get_mut(before.app).expect("a queued request's app is known");
-        app.reprice(&before, &after);
-        let backlog = &mut self.waiters.backlogs[app.class as usize];
-        backlog.subtract(&before);
-        backlog.add(&after);
-        if let Some(place) = self.waiters.get_mut(id) {
-            *place = after;
+        let class = &mut self.classes[app.class as usize];
+        for backlog in app.backlogs(before.size).into_iter().chain([&mut class.backlog]) {
+            backlog.subtract(&before);
+            backlog.add(queued);
         }
-        if led {
-            self.waiters.add_head(id);
+        if is_head {
+            self.heads.insert((cost.size(), ticket));
         }
     }
 
     /// Leaves the queue, for whatever reason.
-    pub fn remove(&mut self, id: Id) -> Option<QueuedRequest> {
-        let led = self.waiters.remove_head(id);
-        let queued = self.waiters.remove(id)?;
+    pub fn remove(&mut self, ticket: Ticket) -> Option<QueuedRequest> {
+        let is_head = self.remove_head(ticket);
+        let queued = self.waiting.remove(&ticket)?;
+        if self.waiting.is_empty() {
+            // The room of a long queue is not kept for the next one.
+            self.waiting = HashMap::default();
+        }
+        self.deadlines.remove(&(queued.deadline, ticket));
         let app = self.apps.get_mut(queued.app).expect("a queued request's app is known");
         app.leave(&queued);
-        let class = app.class as usize;
-        self.waiters.backlogs[class].subtract(&queued);
-        if led && let Some((_, next)) = app.first(queued.size) {
-            self.waiters.add_head(next);
-        }
+        let class = &mut self.classes[app.class as usize];
+        class.backlog.subtract(&queued);
         if app.backlog().count == 0 {
-            self.waiters.active[class].remove(&(app.start, queued.app));
+            class.active.remove(&(app.start, queued.app));
         }
-        let (waiting, waiters) = (self.len(), &self.waiters);
-        self.deadlines.compact(waiting, |at, id| waiters.get(id).is_some_and(|queued| queued.deadline == at));
+        let next = app.first(queued.size).filter(|_| is_head);
+        if let Some(next) = next.and_then(|next| self.get(next)) {
+            self.heads.insert((next.cost.size(), next.ticket));
+        }
         Some(queued)
     }
 
     /// Whose turn it is.
-    pub fn head(&self) -> Option<Id> {
-        let active = self.waiters.active.iter().zip(&self.classes);
+    pub fn head(&self) -> Option<Ticket> {
         // Ties go to interactive: it is first.
-        let (active, _) = active.filter(|(active, _)| !active.is_empty()).min_by_key(|(_, class)| class.start)?;
-        let &(_, app) = active.first()?;
-        self.app_of(app)?.next()
+        let class = self.classes.iter().filter(|class| !class.active.is_empty()).min_by_key(|class| class.start)?;
+        let &(_, app) = class.active.first()?;
+        self.apps.get(app)?.next()
     }
 
     /// Whose deadline is next.
-    pub fn next_deadline(&self) -> Option<(Ns, Id)> {
-        self.deadlines.next()
+    pub fn next_deadline(&self) -> Option<(Ns, Ticket)> {
+        self.deadlines.first().copied()
     }
 
     /// Heads of the size classes of every app, the smallest first.
-    pub fn small_heads(&self) -> impl Iterator<Item = Id> {
-        self.waiters.heads.iter().map(|&(_, id)| id)
+    pub fn small_heads(&self) -> impl Iterator<Item = Ticket> {
+        self.heads.iter().map(|&(_, ticket)| ticket)
     }
 
     /// The app was served so much; a negative amount takes it back.
@@ -200,9 +192,8 @@ impl FairQueue {
         let before = app.start;
         app.serve(size, service, now);
         let class = &mut self.classes[app.class as usize];
-        let active = &mut self.waiters.active[app.class as usize];
-        if active.remove(&(before, app_id)) {
-            active.insert((app.start, app_id));
+        if class.active.remove(&(before, app_id)) {
+            class.active.insert((app.start, app_id));
         }
         if service > 0.0 {
             class.served_start = class.served_start.max(before);
@@ -212,13 +203,15 @@ impl FairQueue {
         class.start = advance(class.start, service / share);
     }
 
-    /// A priority class that becomes active starts where the other one is.
-    fn lift_class(&mut self, class: usize) {
-        let waits = |class: usize| self.waiters.backlogs[class].count > 0;
-        if waits(class) {
-            return;
-        }
-        let floor = if waits(1 - class) { self.classes[1 - class].start } else { self.served_start };
-        self.classes[class].start = self.classes[class].start.max(floor);
+    /// It is no longer the head of its size class; whether it was.
+    fn remove_head(&mut self, ticket: Ticket) -> bool {
+        self.waiting.get(&ticket).is_some_and(|queued| self.heads.remove(&(queued.cost.size(), ticket)))
     }
+}
+
+/// The start of a priority class as it gets a request: one that becomes active starts where the other one is.
+fn lifted(classes: &[PriorityClass; 2], class: usize, served_start: Start) -> Start {
+    let [this, other] = [&classes[class], &classes[1 - class]];
+    let floor = if other.backlog.count > 0 { other.start } else { served_start };
+    if this.backlog.count > 0 { this.start } else { this.start.max(floor) }
 }

@@ -2,10 +2,12 @@
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use crate::types::{Dimension, Priority, Unit};
 
 /// Whose limits, which model, which tier.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Scope {
     /// Whose: a configured organization's name or the key's digest.
     pub organization: Arc<str>,
@@ -210,6 +212,11 @@ impl Cost {
         };
         *part = to.max(*part);
         self
+    }
+
+    /// How much of a limiter a request occupies, for "smaller than".
+    pub fn size(&self) -> u64 {
+        u64::from(self.input) + u64::from(self.output) + u64::from(self.seconds)
     }
 
     /// The part that a dimension of this unit counts.

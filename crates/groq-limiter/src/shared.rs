@@ -1,7 +1,6 @@
 //! A limiter shared between connections, and the future of a queued request.
 
 use std::{
-    collections::HashMap,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -12,12 +11,12 @@ use tokio::time::Instant;
 use crate::{
     clock::Clock,
     limiter::{Admission, Event, Grant, Limiter, Requeue},
-    queue::Id,
+    queue::Ticket,
     request::{ActualUsage, AdmissionError, AdmissionRequest, Scope},
     settings::QueueSettings,
     store::Store,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        HashMap, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     timer::Timer,
@@ -97,7 +96,7 @@ pub(crate) struct SharedLimiter {
 /// A limiter's answer to a request.
 pub(crate) enum Submitted {
     /// It goes.
-    Now(Grant),
+    Now(Box<Grant>),
     /// It waits.
     Later(Waiting),
 }
@@ -106,24 +105,15 @@ pub(crate) enum Submitted {
 #[derive(Debug)]
 pub(crate) struct Locked {
     limiter: Limiter,
-    /// The waiters to wake, by number in the queue.
-    sleepers: Vec<Option<Sleeping>>,
-    /// Outcomes that their futures have not fetched yet, by serial.
-    outcomes: HashMap<u64, Result<Grant, AdmissionError>>,
-    serial: u64,
+    /// Those that wait, and whose outcome their future has not fetched yet.
+    waiters: HashMap<Ticket, Waiter>,
     armed: Option<Ns>,
 }
 
 #[derive(Debug)]
-struct Sleeping {
-    serial: u64,
-    waker: Option<Waker>,
-}
-
-impl Locked {
-    pub(crate) fn new(limiter: Limiter) -> Self {
-        Self { limiter, sleepers: Vec::new(), outcomes: HashMap::new(), serial: 0, armed: None }
-    }
+enum Waiter {
+    Queued(Option<Waker>),
+    Done(Result<Box<Grant>, Box<AdmissionError>>),
 }
 
 impl SharedLimiter {
@@ -132,7 +122,7 @@ impl SharedLimiter {
     }
 
     pub(crate) fn new(key: Scope, number: u64, common: Arc<Shared>, limiter: Limiter) -> Arc<Self> {
-        Arc::new(Self { key, number, common, inside: Mutex::new(Locked::new(limiter)) })
+        Arc::new(Self { key, number, common, inside: Mutex::new(Locked { limiter, waiters: HashMap::default(), armed: None }) })
     }
 
     /// Asks for a turn.
@@ -153,33 +143,29 @@ impl SharedLimiter {
             requeue.is_some() || counted
         };
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another limiter's place may be taken here.
+        let place = requeue.filter(|requeue| !inside.waiters.contains_key(&requeue.ticket));
         let now = common.clock.now();
-        let id = match inside.limiter.submit(request, now, deadline, requeue, has_room) {
+        let submitted = match inside.limiter.submit(request, now, deadline, place, has_room) {
+            Admission::Rejected(refusal) => return Err(refusal),
             Admission::Granted(grant) => {
                 common.changed.store(true, Relaxed);
-                if inside.limiter.is_shared() {
-                    self.dispatch(inside, now);
-                    common.timer.start();
+                if !inside.limiter.is_shared() {
+                    return Ok(Submitted::Now(grant.into()));
                 }
-                return Ok(Submitted::Now(grant));
+                Submitted::Now(grant.into())
             }
-            Admission::Rejected(refusal) => return Err(refusal),
-            Admission::Queued(id) => id,
+            Admission::Queued(ticket) => {
+                inside.waiters.insert(ticket, Waiter::Queued(None));
+                if !counted {
+                    common.occupancy().add(request.bytes);
+                }
+                Submitted::Later(Waiting { limiter: self.clone(), ticket, bytes: request.bytes, done: false })
+            }
         };
-        inside.serial += 1;
-        let serial = inside.serial;
-        let slot = id as usize;
-        if inside.sleepers.len() <= slot {
-            inside.sleepers.resize_with(slot + 1, || None);
-        }
-        inside.sleepers[slot] = Some(Sleeping { serial, waker: None });
-        if !counted {
-            common.occupancy().add(request.bytes);
-        }
-        let waiting = Waiting { limiter: self.clone(), id, serial, bytes: request.bytes, done: false };
         self.dispatch(inside, now);
         common.timer.start();
-        Ok(Submitted::Later(waiting))
+        Ok(submitted)
     }
 
     /// Reads or changes the limiter, then lets go whoever can.
@@ -238,19 +224,18 @@ impl SharedLimiter {
 
     fn dispatch(self: &Arc<Self>, mut inside: MutexGuard<'_, Locked>, now: Ns) {
         let (mut events, mut woken) = (Vec::new(), Vec::new());
-        let Locked { limiter, sleepers, outcomes, .. } = &mut *inside;
-        limiter.dispatch(now, &mut events);
+        inside.limiter.dispatch(now, &mut events);
         if !events.is_empty() {
             self.common.changed.store(true, Relaxed);
         }
         for event in events {
-            let (id, outcome) = match event {
-                Event::Granted(id, grant) => (id, Ok(grant)),
-                Event::Rejected(id, refusal) => (id, Err(refusal)),
+            let (ticket, outcome) = match event {
+                Event::Granted(ticket, grant) => (ticket, Ok(grant.into())),
+                Event::Rejected(ticket, refusal) => (ticket, Err(refusal.into())),
             };
-            let sleeper = sleepers[id as usize].take().expect("every waiter has its sleeper");
-            outcomes.insert(sleeper.serial, outcome);
-            woken.extend(sleeper.waker);
+            if let Some(Waiter::Queued(Some(waker))) = inside.waiters.insert(ticket, Waiter::Done(outcome)) {
+                woken.push(waker);
+            }
         }
         let wake = inside.limiter.wake();
         if wake != inside.armed {
@@ -272,35 +257,26 @@ impl SharedLimiter {
 #[derive(Debug)]
 pub(crate) struct Waiting {
     limiter: Arc<SharedLimiter>,
-    id: Id,
-    serial: u64,
+    ticket: Ticket,
     bytes: u64,
     done: bool,
 }
 
 impl Future for Waiting {
-    type Output = Result<Grant, AdmissionError>;
+    type Output = Result<Box<Grant>, AdmissionError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let outcome = {
-            let mut inside = self.limiter.inside.lock().unwrap_or_else(PoisonError::into_inner);
-            let outcome = inside.outcomes.remove(&self.serial);
-            if outcome.is_none()
-                && let Some(Some(sleeper)) = inside.sleepers.get_mut(self.id as usize)
-            {
-                match &mut sleeper.waker {
-                    Some(waker) => waker.clone_from(context.waker()),
-                    none => *none = Some(context.waker().clone()),
-                }
-            }
-            outcome
-        };
-        match outcome {
-            Some(outcome) => {
+        let mut inside = self.limiter.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        match inside.waiters.remove(&self.ticket) {
+            Some(Waiter::Done(outcome)) => {
+                drop(inside);
                 self.done = true;
-                Poll::Ready(outcome)
+                Poll::Ready(outcome.map_err(|error| *error))
             }
-            None => Poll::Pending,
+            Some(Waiter::Queued(_)) | None => {
+                inside.waiters.insert(self.ticket, Waiter::Queued(Some(context.waker().clone())));
+                Poll::Pending
+            }
         }
     }
 }
@@ -314,14 +290,11 @@ impl Drop for Waiting {
         }
         let now = common.clock.now();
         let mut inside = self.limiter.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        match inside.outcomes.remove(&self.serial) {
+        match inside.waiters.remove(&self.ticket) {
             // Granted, and nobody there to take it.
-            Some(Ok(grant)) => inside.limiter.settle(grant, ActualUsage::Nothing, now),
-            Some(Err(_)) => {}
-            None => {
-                inside.sleepers[self.id as usize] = None;
-                inside.limiter.cancel(self.id, now);
-            }
+            Some(Waiter::Done(Ok(grant))) => inside.limiter.settle(*grant, ActualUsage::Nothing, now),
+            Some(Waiter::Done(Err(_))) => {}
+            Some(Waiter::Queued(_)) | None => inside.limiter.cancel(self.ticket, now),
         }
         self.limiter.dispatch(inside, now);
     }

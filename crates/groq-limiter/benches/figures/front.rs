@@ -10,7 +10,7 @@ use fastrand::Rng;
 use groq_limiter::{
     ActualUsage, AdmissionRequest, CostEstimate,
     limiter::{Admission, Event, Grant, Limiter, Requeue},
-    queue::Id,
+    queue::Ticket,
     settings::{LimitSettings, ModelLimits, Plan},
     types::{Observation, Priority},
 };
@@ -47,7 +47,7 @@ pub(crate) trait Front {
 /// The shield: one limiter, stepped.
 pub(crate) struct Shield {
     limiter: Limiter,
-    waiting: HashMap<Id, Number>,
+    waiting: HashMap<Ticket, Number>,
     grants: HashMap<Number, Grant>,
     events: Vec<Event>,
 }

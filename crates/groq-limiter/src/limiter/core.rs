@@ -13,7 +13,7 @@ use super::{
 use crate::{
     ablation::Mechanism,
     queue::{
-        FairQueue, Id, QueuedRequest,
+        FairQueue, QueuedRequest, Ticket,
         forecast::{Forecast, forecast},
     },
     quota_set::Reserved,
@@ -78,7 +78,7 @@ impl Core {
             (Some(requeue), _) => priced.cost.at_least(requeue.least),
             (None, _) => priced.cost,
         };
-        let usual = self.queue.app_of(app).and_then(|app| app.completion.mean());
+        let usual = self.queue.apps.get(app).and_then(|app| app.completion.mean());
         QueuedRequest {
             app,
             size: self.size_class(&cost),
@@ -156,12 +156,12 @@ impl Core {
     }
 
     /// Out of the queue, whatever the reason.
-    pub(super) fn leave(&mut self, id: Id, now: Ns) -> Option<QueuedRequest> {
-        if let Some(reserved) = self.store.as_mut().and_then(|store| store.take_granted(id)) {
+    pub(super) fn leave(&mut self, ticket: Ticket, now: Ns) -> Option<QueuedRequest> {
+        if let Some(reserved) = self.store.as_mut().and_then(|store| store.take_granted(ticket)) {
             self.limits.quotas.settle(reserved, Cost::default(), now);
             self.flush_pending(true, now);
         }
-        self.queue.remove(id)
+        self.queue.remove(ticket)
     }
 
     /// `reserved`: the store has charged it. `bound`: the slot that it waited for.
@@ -169,23 +169,18 @@ impl Core {
         let service = self.service(&queued.cost.with_output(queued.expected), now);
         let reserved = reserved.unwrap_or_else(|| self.limits.quotas.reserve(queued.cost, now));
         self.queue.serve(queued.app, queued.size, service.granted.into(), now);
-        if let Some(app) = self.queue.app_mut(queued.app) {
+        if let Some(app) = self.queue.apps.get_mut(queued.app) {
             app.granted();
         }
         self.in_flight += 1;
         Grant {
             reserved,
-            app: queued.app,
-            size: queued.size,
             probe: self.cold_start.granted(now),
-            states_max: queued.states_max,
-            requested: queued.requested,
             shown_used: None,
-            estimated: queued.estimated,
             service,
-            ticket: queued.ticket,
             waited: now.saturating_sub(queued.since),
             bound,
+            queued,
         }
     }
 
@@ -208,7 +203,7 @@ impl Core {
     /// the difference comes back when the answer ends.
     pub(super) fn learn_held(&mut self, grant: &mut Grant, ObservedTokens { slot, used, error }: ObservedTokens, now: Ns) {
         grant.shown_used = Some(used);
-        self.learn(|pricing| pricing.estimates.assumed.head(used, grant.estimated.into()));
+        self.learn(|pricing| pricing.estimates.assumed.head(used, grant.queued.estimated.into()));
         let cost = grant.cost();
         let held = self.pricing.held(cost.output, error.and_then(|error| u64::try_from(error).ok()));
         if let Some(held) = held.filter(|&held| held > cost.output) {
@@ -226,8 +221,8 @@ impl Core {
             (_, Some(quota)) => quota.of(&used) as f32 * price,
             (_, None) => granted,
         };
-        self.queue.serve(grant.app, grant.size, f64::from(service - granted), now);
-        if let Some(app) = self.queue.app_mut(grant.app) {
+        self.queue.serve(grant.queued.app, grant.queued.size, f64::from(service - granted), now);
+        if let Some(app) = self.queue.apps.get_mut(grant.queued.app) {
             app.settled();
         }
         if grant.probe {
@@ -247,32 +242,44 @@ impl Core {
             let completion = u32::try_from(completion).unwrap_or(u32::MAX);
             self.limits.quotas.expected_output().answered(grant.cost().key, completion, now);
         }
-        self.learn(|pricing| pricing.answered(usage, grant.estimated, grant.requested, grant.shown_used, now));
-        if let (ActualUsage::Tokens { completion, .. }, Some(app)) = (usage, self.queue.app_mut(grant.app)) {
+        self.learn(|pricing| pricing.answered(usage, &grant.queued, grant.shown_used, now));
+        if let (ActualUsage::Tokens { completion, .. }, Some(app)) = (usage, self.queue.apps.get_mut(grant.queued.app)) {
             app.completion.learn(completion as f32);
         }
     }
 
-    /// `false`: neither the text nor the headers say which quota is low.
-    pub(super) fn learn_refusal(
+    /// Groq refused: the text (or the headers) corrects the quotas and everything comes back. What to ask again with.
+    pub(super) fn refused(
         &mut self,
-        grant: &mut Grant,
+        mut grant: Grant,
         text: Option<&UpstreamRefusal>,
-        dimension: Option<&Dimension>,
-        in_all: Option<u32>,
         state: &Observation,
+        retry_after: Option<Duration>,
         now: Ns,
-    ) -> bool {
+    ) -> Requeue {
+        self.limits.quotas.refused(now);
+        let QueuedRequest { estimated, states_max, ticket, requested, .. } = grant.queued;
+        let max = states_max.then_some(grant.cost().output);
         let delay = self.pricing.estimates.one_way();
-        let Some(text) = text.filter(|text| text.limit > 0) else {
-            return self.limits.refused_by_headers(&mut grant.reserved, state, delay, now);
-        };
-        let Some(dimension) = dimension else { return false };
+        let text = text.filter(|text| text.limit > 0);
+        let named = text.and_then(|text| Some((text, self.limits.dimension_of(text, max)?)));
+        let least = named.as_ref().map_or(grant.cost(), |(text, dimension)| grant.cost().raised(dimension.unit, text.requested));
+        // Prompt and assumed completion tokens. What can never succeed says nothing of others: its prompt may be all of it.
+        let in_all = named.as_ref().filter(|(text, dimension)| !states_max && !text.hopeless() && dimension.unit == Unit::Tokens);
+        let in_all = in_all.map(|(text, _)| u32::try_from(text.requested).unwrap_or(u32::MAX));
         if let Some(requested) = in_all {
-            self.learn(|pricing| pricing.refused(requested, grant.estimated, now));
+            self.learn(|pricing| pricing.estimates.assumed.refused(requested.into(), estimated.into(), now));
         }
-        let max = grant.states_max.then_some(grant.cost().output);
-        self.limits.refused(&mut grant.reserved, text, dimension, max, delay, now)
+        let is_told = match &named {
+            Some((text, dimension)) => self.limits.refused(&mut grant.reserved, text, dimension, max, delay, now),
+            None => text.is_none() && self.limits.refused_by_headers(&mut grant.reserved, state, delay, now),
+        };
+        if !is_told {
+            self.pause.refused(retry_after, now);
+        }
+        self.cold_start.answered();
+        self.settle(grant, ActualUsage::Nothing, now);
+        Requeue { ticket, least, requested: in_all.or(requested) }
     }
 
     /// Where the price of requests without `max_completion_tokens` changes, it does so for those that wait, too.
@@ -282,10 +289,10 @@ impl Core {
         if (self.pricing.assumed(), self.pricing.is_trying()) == before || self.queue.is_empty() {
             return;
         }
-        let unpriced = self.queue.iter().filter(|(_, queued)| !queued.states_max && queued.requested.is_none());
-        let repriced: Vec<_> = unpriced.map(|(id, queued)| (id, self.pricing.with_assumed_output(queued.cost))).collect();
-        for (id, cost) in repriced {
-            self.queue.reprice(id, cost);
+        let unpriced = self.queue.iter().filter(|queued| !queued.states_max && queued.requested.is_none());
+        let repriced: Vec<_> = unpriced.map(|queued| (queued.ticket, self.pricing.with_assumed_output(queued.cost))).collect();
+        for (ticket, cost) in repriced {
+            self.queue.reprice(ticket, cost);
         }
         // By another price some may not make it in time.
         self.guessed = true;
@@ -295,7 +302,7 @@ impl Core {
         self.store.as_ref().is_some_and(|store| store.decides())
     }
 
-    pub(super) fn granted(&self) -> Option<Id> {
+    pub(super) fn granted(&self) -> Option<Ticket> {
         self.store.as_ref()?.granted()
     }
 }

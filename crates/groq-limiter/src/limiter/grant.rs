@@ -1,7 +1,7 @@
 //! What the limiter hands out to an admitted request, and takes back when it ends.
 
 use crate::{
-    queue::{AppId, Ticket},
+    queue::QueuedRequest,
     quota_set::Reserved,
     request::{ActualUsage, Cost},
     types::Ns,
@@ -11,20 +11,13 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Grant {
     pub(super) reserved: Reserved,
-    pub(super) app: AppId,
-    pub(super) size: u8,
+    /// As it was in the queue.
+    pub(super) queued: QueuedRequest,
     /// Whether it is the probe of the cold start.
     pub(super) probe: bool,
-    /// Whether its client stated `max_completion_tokens`.
-    pub(super) states_max: bool,
-    /// What an earlier refusal has said of it: prompt and assumed completion tokens.
-    pub(super) requested: Option<u32>,
     /// Tokens in use as its answer's head has shown, itself included; of a request without `max_completion_tokens` only.
     pub(super) shown_used: Option<u64>,
-    /// Prompt tokens before the limiter's own correction.
-    pub(super) estimated: u32,
     pub(super) service: Service,
-    pub(super) ticket: Ticket,
     /// How long it waited, ns.
     pub waited: Ns,
     /// The slot that made it wait.

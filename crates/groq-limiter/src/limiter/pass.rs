@@ -4,7 +4,7 @@ use super::{core::Core, grant::Grant};
 use crate::{
     bucket::Readiness,
     queue::{
-        Id, QueuedRequest,
+        QueuedRequest, Ticket,
         backfill::{Backfill, backfill},
     },
     request::{AdmissionError, Cost},
@@ -17,9 +17,9 @@ const SECOND: Ns = 1_000_000_000;
 #[derive(Debug)]
 pub enum Event {
     /// Its turn has come.
-    Granted(Id, Grant),
+    Granted(Ticket, Grant),
     /// It cannot go in time, or never.
-    Rejected(Id, AdmissionError),
+    Rejected(Ticket, AdmissionError),
 }
 
 /// What came of one step of a dispatch.
@@ -74,7 +74,7 @@ impl<'a> Pass<'a> {
     }
 
     /// One step of a dispatch: the head of the queue, or who may pass it.
-    fn step(&mut self, head: Id) -> Step {
+    fn step(&mut self, head: Ticket) -> Step {
         let now = self.now;
         if self.core.pause.until() > now {
             return Step::Blocked(None, self.core.pause.until());
@@ -125,7 +125,7 @@ impl<'a> Pass<'a> {
 
     /// A head that does not fit by a guessed price is sent as if nothing were reserved for its answer, if it fits then and
     /// slow start lets it: `now`. Otherwise when slow start will.
-    fn try_unpriced(&mut self, head: Id) -> Option<Ns> {
+    fn try_unpriced(&mut self, head: Ticket) -> Option<Ns> {
         let now = self.now;
         let queued = self.core.queue.get(head).filter(|queued| self.core.pricing.is_guess(queued))?;
         let cost = Cost { output: 0, ..queued.cost };
@@ -143,11 +143,11 @@ impl<'a> Pass<'a> {
 
     /// Asks the store for the head. Who was denied by it and cannot make it is told at once: these quotas did not know when it
     /// came.
-    fn ask_store(&mut self, head: Id) -> Step {
+    fn ask_store(&mut self, head: Ticket) -> Step {
         let (Some(store), Some(queued)) = (&mut self.core.store, self.core.queue.get(head)) else { return Step::Idle };
-        let blocked = store.request(head, queued, &self.core.limits.quotas, self.now);
+        let blocked = store.request(queued, &self.core.limits.quotas, self.now);
         let denied = store.take_denied();
-        if denied.is_some_and(|id| self.reject_if_late(id)) {
+        if denied.is_some_and(|ticket| self.reject_if_late(ticket)) {
             return Step::Again;
         }
         let Some((slot, until)) = blocked else { return Step::Idle };
@@ -155,56 +155,56 @@ impl<'a> Pass<'a> {
         Step::Blocked(slot, until)
     }
 
-    fn go(&mut self, id: Id) {
-        let reserved = self.core.store.as_mut().and_then(|store| store.take_granted(id));
-        if let Some(queued) = self.core.queue.remove(id) {
-            self.events.push(Event::Granted(id, self.core.grant(queued, reserved, self.bound, self.now)));
+    fn go(&mut self, ticket: Ticket) {
+        let reserved = self.core.store.as_mut().and_then(|store| store.take_granted(ticket));
+        if let Some(queued) = self.core.queue.remove(ticket) {
+            self.events.push(Event::Granted(ticket, self.core.grant(queued, reserved, self.bound, self.now)));
         }
     }
 
     /// Those whose max wait has ended.
     fn expire(&mut self) {
         let now = self.now;
-        while let Some((_, id)) = self.core.queue.next_deadline().filter(|&(deadline, _)| deadline <= now) {
+        while let Some((_, ticket)) = self.core.queue.next_deadline().filter(|&(deadline, _)| deadline <= now) {
             // At its deadline a request may still go if it is its turn.
-            if self.is_turn_of(id) {
+            if self.is_turn_of(ticket) {
                 self.bound = self.core.blocked.and_then(|(slot, _)| slot);
-                self.go(id);
-            } else if let Some(queued) = self.core.leave(id, now) {
+                self.go(ticket);
+            } else if let Some(queued) = self.core.leave(ticket, now) {
                 let error = self.core.not_in_time(self.core.forecast(&queued, now), &queued);
-                self.events.push(Event::Rejected(id, error));
+                self.events.push(Event::Rejected(ticket, error));
             }
         }
     }
 
-    fn is_turn_of(&mut self, id: Id) -> bool {
+    fn is_turn_of(&mut self, ticket: Ticket) -> bool {
         let now = self.now;
         let ready = |queued: &QueuedRequest| self.core.limits.quotas.readiness(&queued.cost, now).0 == Readiness::Now;
         self.core.pause.until() <= now
             && !self.core.store_decides()
-            && self.core.queue.head() == Some(id)
-            && self.core.queue.get(id).is_some_and(ready)
+            && self.core.queue.head() == Some(ticket)
+            && self.core.queue.get(ticket).is_some_and(ready)
             && self.core.is_open(now)
     }
 
     /// The limits are known now: whoever cannot make it is told at once, in the order of arrival.
     fn reject_late(&mut self) {
-        let mut waiting: Vec<_> = self.core.queue.iter().map(|(id, queued)| (queued.ticket, id)).collect();
+        let mut waiting: Vec<_> = self.core.queue.iter().map(|queued| queued.ticket).collect();
         waiting.sort_unstable();
-        for (_, id) in waiting {
-            self.reject_if_late(id);
+        for ticket in waiting {
+            self.reject_if_late(ticket);
         }
     }
 
-    fn reject_if_late(&mut self, id: Id) -> bool {
+    fn reject_if_late(&mut self, ticket: Ticket) -> bool {
         let now = self.now;
-        let late = self.core.queue.get(id).and_then(|queued| {
+        let late = self.core.queue.get(ticket).and_then(|queued| {
             let forecast = self.core.forecast(queued, now);
             forecast.exceeds(queued.deadline.saturating_sub(now)).then(|| self.core.not_in_time(forecast, queued))
         });
         let Some(error) = late else { return false };
-        self.core.leave(id, now);
-        self.events.push(Event::Rejected(id, error));
+        self.core.leave(ticket, now);
+        self.events.push(Event::Rejected(ticket, error));
         true
     }
 }

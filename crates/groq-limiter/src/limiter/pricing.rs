@@ -135,28 +135,15 @@ impl Pricing {
         }
     }
 
-    /// A refusal stated `requested` of a request without `max_completion_tokens`.
-    pub(super) fn refused(&mut self, requested: u32, estimated: u32, now: Ns) {
-        self.estimates.assumed.refused(requested.into(), estimated.into(), now);
-    }
-
-    /// An answer has ended: its request, if it was without `max_completion_tokens`, was refused before with `requested`, or its
-    /// head showed `shown_used` in use.
-    pub(super) fn answered(
-        &mut self,
-        usage: ActualUsage,
-        estimated: u32,
-        requested: Option<u32>,
-        shown_used: Option<u64>,
-        now: Ns,
-    ) {
+    /// An answer has ended; its head showed `shown_used` in use, if its request was without `max_completion_tokens`.
+    pub(super) fn answered(&mut self, usage: ActualUsage, queued: &QueuedRequest, shown_used: Option<u64>, now: Ns) {
         let (ActualUsage::Tokens { prompt_total, .. } | ActualUsage::Prompt { prompt_total, .. }) = usage else { return };
-        match (requested, shown_used) {
+        match (queued.requested, shown_used) {
             (Some(requested), _) => self.estimates.assumed.answered_after_refusal(requested.into(), prompt_total, now),
             (None, Some(used)) => self.estimates.assumed.answered(used, prompt_total, now),
             (None, None) => {}
         }
-        self.estimates.prompt.learn(estimated.into(), prompt_total);
+        self.estimates.prompt.learn(queued.estimated.into(), prompt_total);
         if let ActualUsage::Tokens { completion, .. } = usage {
             self.estimates.completion.learn(completion as f32);
         }

@@ -7,7 +7,7 @@
 
 use crate::{
     bucket::Readiness,
-    queue::{FairQueue, Id, QueuedRequest, Ticket},
+    queue::{FairQueue, QueuedRequest, Ticket},
     quota_set::{QuotaSet, Reserved},
     request::Cost,
     store::protocol::{Answer, Learnt, State, Transaction},
@@ -39,10 +39,10 @@ pub(super) struct StoreSession {
     waits: bool,
     under_way: Option<UnderWay>,
     /// Charged in the store, and not gone yet.
-    granted: Option<(Id, Reserved)>,
-    requested: Option<Id>,
+    granted: Option<(Ticket, Reserved)>,
+    requested: Option<Ticket>,
     /// It was not granted and may be too late.
-    denied: Option<Id>,
+    denied: Option<Ticket>,
     /// When the store was last asked for a head, and last heard of.
     asked_at: Ns,
     heard_at: Ns,
@@ -56,7 +56,7 @@ pub(super) struct StoreSession {
 struct UnderWay {
     serial: u64,
     /// Who asks.
-    head: Option<(Id, Ticket, Cost)>,
+    head: Option<(Ticket, Cost)>,
     /// How many waited, as the store was told.
     waiting: usize,
 }
@@ -78,7 +78,7 @@ impl StoreSession {
         if !self.up || self.under_way.is_some() {
             return None;
         }
-        let head = self.requested.take().and_then(|id| Some((id, queue.get(id)?)));
+        let head = self.requested.take().and_then(|ticket| queue.get(ticket));
         let leaves = self.waits && queue.is_empty();
         if head.is_none() && !leaves && self.epoch != 0 && self.flush_at.is_none_or(|at| at > now) {
             return None;
@@ -92,9 +92,9 @@ impl StoreSession {
             asks: head.is_some(),
             waiting: queue.len(),
             learnt: learnt(quotas),
-            cells: quotas.cells(head.map(|(_, queued)| &queued.cost)),
+            cells: quotas.cells(head.map(|queued| &queued.cost)),
         };
-        let head = head.map(|(id, queued)| (id, queued.ticket, quotas.expect(queued.cost)));
+        let head = head.map(|queued| (queued.ticket, quotas.expect(queued.cost)));
         self.under_way = Some(UnderWay { serial: self.serial, head, waiting: queue.len() });
         Some(transaction)
     }
@@ -108,18 +108,18 @@ impl StoreSession {
             quotas.renew(answer.state.position.saturating_sub(u64::from(answer.granted)));
         }
         self.heard(&answer.state, quotas, now);
-        if let Some((id, ticket, cost)) = head {
-            let waits = queue.get(id).is_some_and(|queued| queued.ticket == ticket);
+        if let Some((ticket, cost)) = head {
+            let waits = queue.get(ticket).is_some();
             if answer.granted {
                 let reserved = quotas.booked(cost, now);
                 if waits {
-                    self.granted = Some((id, reserved));
+                    self.granted = Some((ticket, reserved));
                 } else {
                     quotas.settle(reserved, Cost::default(), now);
                     self.flush_within(0, now);
                 }
             } else {
-                self.denied = waits.then_some(id);
+                self.denied = waits.then_some(ticket);
             }
             self.waits = waiting > usize::from(answer.granted);
             (self.asked_at, self.room_at) = (now, now + answer.wait);
@@ -173,7 +173,7 @@ impl StoreSession {
     }
 
     /// Asks for this head of the queue, or says what makes it wait, and until when.
-    pub(super) fn request(&mut self, id: Id, head: &QueuedRequest, quotas: &QuotaSet, now: Ns) -> Option<(Option<usize>, Ns)> {
+    pub(super) fn request(&mut self, head: &QueuedRequest, quotas: &QuotaSet, now: Ns) -> Option<(Option<usize>, Ns)> {
         if self.under_way.is_some() {
             return None;
         }
@@ -181,7 +181,7 @@ impl StoreSession {
         let (ready, slot) = quotas.readiness(&head.cost, now);
         let room = instant(ready);
         if room > head.deadline {
-            self.denied = Some(id);
+            self.denied = Some(head.ticket);
             return Some((slot, room));
         }
         // The first of those that wait has to show that it is there, and updates may be lost.
@@ -194,23 +194,23 @@ impl StoreSession {
         if at > now {
             return Some((slot, at));
         }
-        self.requested = Some(id);
+        self.requested = Some(head.ticket);
         None
     }
 
     /// The head that the store has denied.
-    pub(super) fn take_denied(&mut self) -> Option<Id> {
+    pub(super) fn take_denied(&mut self) -> Option<Ticket> {
         self.denied.take()
     }
 
     /// The head that is charged, and goes.
-    pub(super) fn granted(&self) -> Option<Id> {
-        self.granted.as_ref().map(|&(id, _)| id)
+    pub(super) fn granted(&self) -> Option<Ticket> {
+        self.granted.as_ref().map(|&(ticket, _)| ticket)
     }
 
     /// What the store has charged for this one.
-    pub(super) fn take_granted(&mut self, id: Id) -> Option<Reserved> {
-        self.granted.take_if(|&mut (granted, _)| granted == id).map(|(_, reserved)| reserved)
+    pub(super) fn take_granted(&mut self, ticket: Ticket) -> Option<Reserved> {
+        self.granted.take_if(|&mut (granted, _)| granted == ticket).map(|(_, reserved)| reserved)
     }
 
     /// There may be something to tell: after a settlement or an answer's head, or in a hurry. `learnt`: something of Groq.

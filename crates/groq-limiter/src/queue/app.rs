@@ -1,8 +1,8 @@
 //! One app in the queue: what it has queued, by size class, and what it was served.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
-use super::request::{Backlog, Id, QueuedRequest, Start, Ticket};
+use super::request::{Backlog, QueuedRequest, Start, Ticket};
 use crate::{
     estimate::running_mean::RunningMean,
     types::{Ns, Priority},
@@ -39,14 +39,8 @@ pub struct App {
 #[derive(Debug, Default)]
 struct SizeClass {
     start: Start,
-    fifo: BTreeMap<Ticket, Id>,
+    fifo: BTreeSet<Ticket>,
     backlog: Backlog,
-}
-
-impl SizeClass {
-    fn first(&self) -> Option<(Ticket, Id)> {
-        self.fifo.first_key_value().map(|(&ticket, &id)| (ticket, id))
-    }
 }
 
 impl App {
@@ -91,47 +85,35 @@ impl App {
     }
 
     /// Who of one of its size classes is next.
-    pub(super) fn first(&self, size: u8) -> Option<(Ticket, Id)> {
-        self.size(size).first()
-    }
-
-    /// Whether somebody has this place.
-    pub(super) fn has(&self, size: u8, ticket: Ticket) -> bool {
-        self.size(size).fifo.contains_key(&ticket)
+    pub(super) fn first(&self, size: u8) -> Option<Ticket> {
+        self.size(size).fifo.first().copied()
     }
 
     /// Whose turn it is: the first of the size class that was served least.
-    pub(super) fn next(&self) -> Option<Id> {
-        let (_, id) = self.next_size()?.first()?;
-        Some(id)
+    pub(super) fn next(&self) -> Option<Ticket> {
+        self.next_size()?.fifo.first().copied()
     }
 
     /// This one waits, under its own ticket.
-    pub(super) fn join(&mut self, queued: &QueuedRequest, id: Id) {
+    pub(super) fn join(&mut self, queued: &QueuedRequest) {
         let floor = self.next_size().map_or(0, |class| class.start);
         let class = &mut self.sizes[usize::from(queued.size)];
         if class.fifo.is_empty() {
             class.start = class.start.max(floor);
         }
-        class.fifo.insert(queued.ticket, id);
-        class.backlog.add(queued);
-        self.backlog.add(queued);
+        class.fifo.insert(queued.ticket);
+        self.backlogs(queued.size).into_iter().for_each(|backlog| backlog.add(queued));
     }
 
     /// This one waits no longer.
     pub(super) fn leave(&mut self, queued: &QueuedRequest) {
-        let class = &mut self.sizes[usize::from(queued.size)];
-        class.fifo.remove(&queued.ticket);
-        class.backlog.subtract(queued);
-        self.backlog.subtract(queued);
+        self.sizes[usize::from(queued.size)].fifo.remove(&queued.ticket);
+        self.backlogs(queued.size).into_iter().for_each(|backlog| backlog.subtract(queued));
     }
 
-    /// A queued request takes something else from now on.
-    pub(super) fn reprice(&mut self, before: &QueuedRequest, after: &QueuedRequest) {
-        for backlog in [&mut self.sizes[usize::from(before.size)].backlog, &mut self.backlog] {
-            backlog.subtract(before);
-            backlog.add(after);
-        }
+    /// What one of its size classes has in the queue, and what it has in all.
+    pub(super) fn backlogs(&mut self, size: u8) -> [&mut Backlog; 2] {
+        [&mut self.sizes[usize::from(size)].backlog, &mut self.backlog]
     }
 
     /// It was served so much; a negative amount takes it back.

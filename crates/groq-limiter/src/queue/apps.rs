@@ -17,7 +17,7 @@ const EVERYONE_ELSE: &str = "other";
 
 /// The apps of one limiter.
 #[derive(Debug, Default)]
-pub(super) struct Apps {
+pub struct Apps {
     /// Boxed: most limiters have one, and a vector has room for four.
     apps: Vec<Option<Box<App>>>,
     free: Vec<AppId>,
@@ -28,15 +28,18 @@ pub(super) struct Apps {
 }
 
 impl Apps {
-    pub(super) fn get(&self, id: AppId) -> Option<&App> {
+    /// The app with this number.
+    pub fn get(&self, id: AppId) -> Option<&App> {
         self.apps.get(id as usize)?.as_deref()
     }
 
-    pub(super) fn get_mut(&mut self, id: AppId) -> Option<&mut App> {
+    /// The same, to be changed in what does not order the queue.
+    pub fn get_mut(&mut self, id: AppId) -> Option<&mut App> {
         self.apps.get_mut(id as usize)?.as_deref_mut()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &App> {
+    /// Every app that is known.
+    pub fn iter(&self) -> impl Iterator<Item = &App> {
         self.apps.iter().filter_map(Option::as_deref)
     }
 

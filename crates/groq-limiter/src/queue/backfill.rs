@@ -1,6 +1,6 @@
 //! Backfill: small requests may pass a blocked head while they delay it within its bypass budget.
 
-use super::{FairQueue, Id};
+use super::{FairQueue, Ticket};
 use crate::{ablation::Mechanism, bucket::Readiness, quota_set::QuotaSet, types::Ns};
 
 /// A blocked head lets smaller ones delay it by this share of its own time, and a little.
@@ -12,13 +12,13 @@ const CANDIDATES: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backfill {
     /// This one, now.
-    Pass(Id),
+    Pass(Ticket),
     /// Nobody before this instant.
     Wait(Ns),
 }
 
 /// A small request that may pass the head, which is blocked until `until`: it fits, and the head can still go within its budget.
-pub fn backfill(queue: &mut FairQueue, quotas: &QuotaSet, head: Id, until: Ns, now: Ns) -> Backfill {
+pub fn backfill(queue: &mut FairQueue, quotas: &QuotaSet, head: Ticket, until: Ns, now: Ns) -> Backfill {
     let Some(blocked) = queue.get(head).filter(|_| Mechanism::Backfill.is_on()) else { return Backfill::Wait(until) };
     let budget = blocked.bypass_budget.unwrap_or(((until - now) as f64 * BYPASS_BUDGET.0) as Ns + BYPASS_BUDGET.1);
     let (cost, class) = (blocked.cost, queue.class_of(blocked.app));

@@ -40,7 +40,7 @@ impl Forecast {
 
 /// The wait of a request that takes `cost` and is in the queue at its ticket's place, or would be.
 pub fn forecast(quotas: &QuotaSet, queue: &FairQueue, request: &QueuedRequest, cost: &Cost, now: Ns) -> Forecast {
-    let Some(app) = queue.app_of(request.app) else { return Forecast::default() };
+    let Some(app) = queue.apps.get(request.app) else { return Forecast::default() };
     let interactive = queue.backlog(Priority::Interactive);
     let batch = queue.backlog(Priority::Batch);
     // What is ahead of this priority class, the limiter's part that works it off, and the class's own part.
@@ -94,9 +94,9 @@ fn rate(quota: &Quota) -> Option<f64> {
 
 /// The share of the limiter that the request's app can count on.
 fn own_share(queue: &FairQueue, request: &QueuedRequest, now: Ns) -> f64 {
-    let Some(app) = queue.app_of(request.app) else { return 1.0 };
+    let Some(app) = queue.apps.get(request.app) else { return 1.0 };
     let (mut weights, mut others) = (app.weight, 0.0);
-    for other in queue.apps().filter(|other| other.class == app.class && !std::ptr::eq(*other, app)) {
+    for other in queue.apps.iter().filter(|other| other.class == app.class && !std::ptr::eq(*other, app)) {
         if other.backlog().count > 0 {
             weights += other.weight;
         }

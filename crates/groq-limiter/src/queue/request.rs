@@ -7,11 +7,9 @@ use crate::{
 
 /// Virtual time: service over weight; 2³² is one unit of service.
 pub type Start = u64;
-/// A queued request's number while it waits. Numbers are used again.
-pub type Id = u32;
 /// An app's number in its queue.
 pub type AppId = u32;
-/// Arrival order. It outlives the number, so that a request can come back to where it was.
+/// A request's place in the order of arrival, and its name while it waits. A refused one comes back with it.
 pub type Ticket = u64;
 
 /// A request in the queue.

@@ -359,7 +359,7 @@ fn serve(registry: &Arc<Registry>, mut commands: Commands<SharedLimiter>, over: 
             let Transaction { serial, asks: granted, cells, .. } = call.transaction;
             if shuttle::rand::Rng::gen_bool(&mut shuttle::rand::thread_rng(), 0.2) {
                 up.store(false, SeqCst);
-                registry.all().iter().for_each(|limiter| limiter.lost(2));
+                registry.all().iter().for_each(|limiter| limiter.lost());
                 call.limiter.change_now(|limiter, now| {
                     if limiter.waits_for(serial) {
                         limiter.lost(2, now);

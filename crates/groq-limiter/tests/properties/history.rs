@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use groq_limiter::{
     ActualUsage, AdmissionError,
     limiter::{Admission, Event, Grant, Limiter},
-    queue::Id,
+    queue::Ticket,
     types::{Ns, Observation, RemoteQuota},
 };
 use proptest::prelude::*;
@@ -131,7 +131,7 @@ pub(crate) fn run_before(
         at += job.gap_ms * MS;
         plan(&mut agenda, at, Step::Arrive(n));
     }
-    let mut waiting: BTreeMap<Id, usize> = BTreeMap::new();
+    let mut waiting: BTreeMap<Ticket, usize> = BTreeMap::new();
     let mut outcome = Outcome::default();
     let mut events = Vec::new();
     let mut now = START;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use groq_limiter::{
     ActualUsage,
     limiter::{Admission, Event, Grant, Limiter},
-    queue::Id,
+    queue::Ticket,
     types::{Ns, Observation, RemoteQuota},
 };
 use proptest::prelude::*;
@@ -115,7 +115,7 @@ impl World {
     }
 
     fn run(&mut self) {
-        let mut waiting: BTreeMap<Id, usize> = BTreeMap::new();
+        let mut waiting: BTreeMap<Ticket, usize> = BTreeMap::new();
         let mut events = Vec::new();
         while let Some(now) = self.agenda.keys().next().map(|&(at, _)| at).into_iter().chain(self.limiter.wake()).min() {
             if let Some(entry) = self.agenda.first_entry().filter(|entry| entry.key().0 == now) {
