@@ -3,7 +3,6 @@
 //! From them come the file's reading and its faults, the environment variables, the JSON schema, `config/groq-shield.toml` and
 //! the documentation's table of keys.
 
-mod check;
 mod document;
 mod effective;
 pub mod example;
@@ -24,7 +23,6 @@ mod settings;
 mod source;
 mod syntax;
 mod text;
-mod units;
 
 pub use fallback::{Fallback, FallbackReason};
 pub use faults::{Fault, Faults, Origin};

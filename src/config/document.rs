@@ -1,91 +1,142 @@
-//! The configuration as it is written: the file's tree, with flags and variables laid over it, read into settings.
+//! The file's tree, with flags and variables laid over it, against the schema: every fault in one walk, and what is right as JSON,
+//! which serde reads.
 //!
 //! All faults of a file are told in one go, with two exceptions: a line that is not TOML hides faults on the same line, and a
 //! bracket or string that is never closed all that follows, since toml's parser cannot tell where it ends.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{collections::BTreeMap, ops::Range};
 
-use serde_json::Value;
+use serde_json::{Map, Number, Value};
 use toml::{
     Spanned,
-    de::{DeTable, DeValue},
+    de::{DeArray, DeTable, DeValue},
 };
 
 use super::{
-    check::Check,
     faults::{Fault, Origin, Wrong},
-    schema::choices,
+    formats, hints,
+    schema::{choices, example, expected, is_table, schema, tables, under},
     settings::Settings,
     syntax,
+    text::{near, quoted},
 };
 
 /// More faults than this are not told: the file is none of ours.
 const MOST_FAULTS: usize = 100;
 
-/// A file's tree, flags and variables, and what is wrong with them so far.
+/// What a variable or a flag says.
+pub(super) struct Override {
+    /// The variable or the flag.
+    pub(super) name: String,
+    /// The key's path.
+    pub(super) path: String,
+    pub(super) text: String,
+}
+
+/// A configuration that has been read: where its values come from and what is wrong with them.
 ///
 /// Paths are written `queue.max_wait`, `app[0].name`, `limits.model.a/b`.
 pub(super) struct Document<'a> {
     text: &'a str,
-    tree: DeTable<'a>,
-    /// Where the values come from that are not the file's.
-    given: BTreeMap<String, Origin>,
-    /// Where each value comes from, once the tree has been read.
+    overrides: &'a [Override],
     pub(super) origins: BTreeMap<String, Origin>,
-    /// The paths of values that are wrong or missing.
-    refused: BTreeSet<String>,
-    pub(super) faults: Vec<Fault>,
-    /// Lines that are not TOML. A fault on one of them is most often a consequence.
-    broken: BTreeSet<usize>,
-    /// The line from which on nothing could be told.
-    end: usize,
+    faults: Vec<Fault>,
 }
 
 impl<'a> Document<'a> {
-    /// Parses a file's text.
-    pub(super) fn parse(text: &'a str) -> Self {
+    /// Reads a file's text, with the overrides over it: the settings as far as they are right.
+    pub(super) fn read(text: &'a str, overrides: &'a [Override]) -> (Settings, Self) {
         let (root, errors) = DeTable::parse_recoverable(text);
-        let (faults, end) = syntax::faults(text, &errors);
-        let broken = faults.iter().filter_map(|fault| fault.line(text)).collect();
-        let (given, origins, refused) = Default::default();
-        Self { text, tree: root.into_inner(), given, origins, refused, faults, broken, end }
+        let mut tree = root.into_inner();
+        for (index, given) in overrides.iter().enumerate() {
+            // A place behind the text says which override it is.
+            set(&mut tree, given, text.len() + 1 + index);
+        }
+        let mut document = Self { text, overrides, origins: BTreeMap::new(), faults: Vec::new() };
+        let value = document.table("", &tree, schema());
+        let (syntax, end) = syntax::faults(text, &errors);
+        let broken: Vec<_> = syntax.iter().filter_map(|fault| fault.line(text)).collect();
+        // A fault on a line that is not TOML is most often a consequence.
+        document.faults.retain(|fault| fault.line(text).is_none_or(|line| line < end && !broken.contains(&line)));
+        document.faults.extend(syntax);
+        let settings = serde_json::from_value(value).unwrap_or_else(|why| {
+            document.refuse("", why.to_string(), "");
+            Settings::default()
+        });
+        (settings, document)
     }
 
-    /// Sets the key at this path to what a variable or a flag says, over the file.
-    pub(super) fn set(&mut self, path: &str, schema: &Value, text: &'a str, origin: Origin) {
-        // Text has no types: where the key takes none, it is read as the file would be.
-        let literal = (schema["type"] != "string" && choices(schema).is_empty()).then(|| DeValue::parse(text).ok()).flatten();
-        let value = literal.unwrap_or_else(|| Spanned::new(0..0, DeValue::String(text.into())));
-        let (tables, name) = path.rsplit_once('.').unwrap_or(("", path));
-        let mut table = &mut self.tree;
-        for name in tables.split('.') {
-            let inner = table.entry(Spanned::new(0..0, name.to_owned().into()));
-            match inner.or_insert_with(|| Spanned::new(0..0, DeValue::Table(DeTable::new()))).get_mut() {
-                DeValue::Table(inner) => table = inner,
-                // A fault of the file's own, told when it is read.
-                _ => return,
+    fn table(&mut self, path: &str, entries: &DeTable<'_>, schema: &'static Value) -> Value {
+        let (mut read, mut is_misspelled) = (Map::new(), false);
+        for (key, value) in entries {
+            let name = key.get_ref().as_ref();
+            let path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+            // toml's parser puts an empty value where it found none.
+            if value.span().is_empty() && value.span().start <= self.text.len() && !value.get_ref().is_table() {
+                continue;
+            }
+            if let Some(schema) = under(schema, name) {
+                read.extend(self.value(&path, value, schema).map(|value| (name.to_owned(), value)));
+            } else {
+                is_misspelled = true;
+                let is_list = |items: &DeArray<'_>| items.iter().any(|item| item.get_ref().is_table());
+                let is_table = value.get_ref().is_table() || value.get_ref().as_array().is_some_and(is_list);
+                let message = if is_table { "unknown table" } else { "unknown key" };
+                self.origins.insert(path.clone(), Origin::File(key.span()));
+                self.refuse(&path, message, hints::unknown(name, &path, is_table, schema));
             }
         }
-        table.insert(Spanned::new(0..0, name.to_owned().into()), value);
-        self.given.insert(path.to_owned(), origin);
+        for key in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            if !is_misspelled && !entries.keys().any(|name| name.get_ref() == key) {
+                let example = under(schema, key).and_then(example).unwrap_or_default();
+                self.refuse(&format!("{path}.{key}"), "missing", format!("such as {key} = {example}"));
+            }
+        }
+        Value::Object(read)
     }
 
-    /// Reads the settings as far as they are right.
-    pub(super) fn settings(&mut self) -> Settings {
-        let mut check = Check { given: std::mem::take(&mut self.given), ..Check::default() };
-        let value = check.tree(&self.tree);
-        let is_told = |line| line < self.end && !self.broken.contains(&line);
-        self.faults.extend(check.faults.into_iter().filter(|fault| fault.line(self.text).is_none_or(is_told)));
-        (self.origins, self.refused) = (check.origins, check.refused);
-        serde_json::from_value(value).unwrap_or_else(|why| {
-            self.faults.push(Fault::new(Origin::Whole, why.to_string()));
-            Settings::default()
-        })
+    fn value(&mut self, path: &str, value: &Spanned<DeValue<'_>>, schema: &'static Value) -> Option<Value> {
+        self.origins.insert(path.to_owned(), self.origin_of(value.span()));
+        let read = match (value.get_ref(), schema["type"].as_str()) {
+            (DeValue::Table(entries), Some("object")) => Ok(self.table(path, entries, schema)),
+            (DeValue::Array(items), Some("array")) => Ok(self.list(path, items, schema)),
+            (value, _) => scalar(path, value, schema),
+        };
+        read.map_err(|(message, help)| self.refuse(path, message, help)).ok()
     }
 
-    /// Adds a fault of the value at this path.
-    pub(super) fn refuse(&mut self, path: &str, wrong: impl Into<Wrong>) {
-        self.faults.push(Fault::new(self.origin(path), wrong));
+    fn list(&mut self, path: &str, items: &DeArray<'_>, schema: &'static Value) -> Value {
+        let mut read = Vec::new();
+        for (index, item) in items.iter().enumerate() {
+            let path = format!("{path}[{index}]");
+            match self.value(&path, item, &schema["items"]) {
+                Some(value) if schema["uniqueItems"] == true && read.contains(&value) => self.refuse(&path, "listed twice", ""),
+                value => read.extend(value),
+            }
+        }
+        if items.is_empty() && schema["minItems"] == 1 {
+            self.refuse(path, "the list is empty", "");
+        }
+        Value::Array(read)
+    }
+
+    fn origin_of(&self, span: Range<usize>) -> Origin {
+        match self.overrides.get(span.start.wrapping_sub(self.text.len() + 1)) {
+            Some(given) => Origin::Override(given.name.clone()),
+            None => Origin::File(span),
+        }
+    }
+
+    /// Adds a fault of what stands at this path, or should.
+    pub(super) fn refuse(&mut self, path: &str, message: impl Into<String>, help: impl Into<String>) {
+        let origin = self.origin(path);
+        self.faults.push(Fault { origin, path: path.to_owned(), message: message.into(), help: help.into() });
+    }
+
+    /// Adds a fault of an override that is of no key.
+    pub(super) fn refuse_override(&mut self, name: &str, message: &str, help: String) {
+        let origin = Origin::Override(name.to_owned());
+        self.faults.push(Fault { origin, path: String::new(), message: message.to_owned(), help });
     }
 
     /// Whether the key at this path has a value other than its default.
@@ -93,30 +144,99 @@ impl<'a> Document<'a> {
         self.origins.contains_key(path)
     }
 
-    /// Whether the value at this path, or one inside of it, was wrong.
+    /// Whether the value at this path, or one inside of it, is wrong.
     pub(super) fn is_refused(&self, path: &str) -> bool {
         let inside = |rest: &str| rest.is_empty() || rest.starts_with(['.', '[']);
-        self.refused.iter().any(|refused| refused.strip_prefix(path).is_some_and(inside))
+        self.faults.iter().any(|fault| fault.path.strip_prefix(path).is_some_and(inside))
     }
 
     /// Where the value at this path came from, or the closest table around it.
     pub(super) fn origin(&self, path: &str) -> Origin {
-        let mut around = std::iter::successors(Some(path), |path| Some(path.rsplit_once(['.', '['])?.0));
-        around.find_map(|path| self.origins.get(path)).cloned().unwrap_or(Origin::Whole)
+        around(path).find_map(|path| self.origins.get(path)).cloned().unwrap_or(Origin::Whole)
     }
 
     /// Everything that is wrong, in the order of the file, then variables and flags.
     pub(super) fn into_faults(mut self) -> Vec<Fault> {
         self.faults.sort_by_key(|fault| match &fault.origin {
             Origin::File(span) => (0, span.start),
-            Origin::Variable(_) => (1, 0),
-            Origin::Flag(_) => (2, 0),
-            Origin::Whole => (3, 0),
+            Origin::Override(_) => (1, 0),
+            Origin::Whole => (2, 0),
         });
         if self.faults.len() > MOST_FAULTS {
             self.faults.truncate(MOST_FAULTS);
-            self.faults.push(Fault::new(Origin::Whole, "these are not all: the search ends here"));
+            self.refuse("", "these are not all: the search ends here", "");
         }
         self.faults
     }
+}
+
+/// Sets a key to what an override says; its place in the text is `at`.
+fn set<'a>(tree: &mut DeTable<'a>, given: &'a Override, at: usize) {
+    let schema = given.path.split('.').fold(schema(), |schema, name| under(schema, name).unwrap_or(&Value::Null));
+    // Text has no types: where the key takes none, it is read as the file would be.
+    let is_text = schema["type"] == "string" || !choices(schema).is_empty();
+    let literal = (!is_text).then(|| DeValue::parse(&given.text).ok()).flatten().map(Spanned::into_inner);
+    let (tables, key) = given.path.rsplit_once('.').unwrap_or(("", &given.path));
+    let mut table = tree;
+    for name in tables.split('.') {
+        let inner = table.entry(Spanned::new(at..at, name.into()));
+        let inner = inner.or_insert_with(|| Spanned::new(at..at, DeValue::Table(DeTable::new())));
+        // A fault of the file's own, told when it is read.
+        let DeValue::Table(inner) = inner.get_mut() else { return };
+        table = inner;
+    }
+    let value = literal.unwrap_or_else(|| DeValue::String((&*given.text).into()));
+    table.insert(Spanned::new(at..at, key.into()), Spanned::new(at..at, value));
+}
+
+/// A value that is neither a table nor a list, or should not be.
+fn scalar(path: &str, value: &DeValue<'_>, schema: &Value) -> Result<Value, Wrong> {
+    let (kind, words) = (schema["type"].as_str().unwrap_or_default(), choices(schema));
+    let bound = |name: &str| schema[name].as_f64();
+    let in_range = |n: f64| {
+        bound("minimum").is_none_or(|least| n >= least)
+            && bound("exclusiveMinimum").is_none_or(|least| n > least)
+            && bound("maximum").is_none_or(|most| n <= most)
+    };
+    let read = match value {
+        DeValue::String(text) if words.contains(&text.as_ref()) => Some(text.as_ref().into()),
+        DeValue::String(text) if kind == "string" => {
+            return formats::check(schema["title"].as_str(), text).map(|()| text.as_ref().into());
+        }
+        DeValue::Boolean(flag) if kind == "boolean" => Some((*flag).into()),
+        DeValue::Integer(n) if kind == "integer" || kind == "number" => {
+            i64::from_str_radix(n.as_str(), n.radix()).ok().filter(|n| in_range(*n as f64)).map(Value::from)
+        }
+        DeValue::Float(n) if kind == "number" => {
+            n.as_str().parse().ok().filter(|n| in_range(*n)).and_then(Number::from_f64).map(Value::Number)
+        }
+        _ => None,
+    };
+    let found = match value {
+        _ if read.is_some() => return Ok(read.unwrap_or_default()),
+        DeValue::String(text) => quoted(text),
+        DeValue::Integer(n) if i64::from_str_radix(n.as_str(), n.radix()).is_err() => format!("{n}, which does not fit 64 bits"),
+        DeValue::Integer(n) => n.to_string(),
+        DeValue::Float(n) => n.to_string(),
+        DeValue::Boolean(flag) => flag.to_string(),
+        DeValue::Datetime(date) => date.to_string(),
+        DeValue::Array(_) => "a list".into(),
+        DeValue::Table(_) => "a table".into(),
+    };
+    let meant =
+        value.as_str().and_then(|text| near(text, words.iter().copied())).map(|word| format!("did you mean {}?", quoted(word)));
+    let is_number = matches!(value, DeValue::Integer(_) | DeValue::Float(_));
+    let remedy = || schema["x-help"].as_str().filter(|_| is_number).map(str::to_owned);
+    let table = || around(path).find_map(|path| tables().iter().find(|table| table.path == path)).filter(|_| is_table(schema));
+    let table = || table().map(|table| format!("write {} on a line of its own, its keys below", table.header));
+    let unset = if schema["default"].is_null() && matches!(kind, "integer" | "number") { ", or leave the key out" } else { "" };
+    let example = || example(schema).filter(|_| words.is_empty() && kind != "boolean");
+    let example = || example().map(|example| format!("for example {example}{unset}"));
+    let help = meant.or_else(remedy).or_else(table).or_else(example).unwrap_or_default();
+    Err((format!("expected {}, found {found}", expected(schema)), help))
+}
+
+/// A path and those of the tables and lists around it.
+fn around(path: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(path), |path| Some(path.rsplit_once(['.', '['])?.0))
 }

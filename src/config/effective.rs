@@ -76,7 +76,7 @@ pub(super) fn toml(settings: &Settings, origins: &BTreeMap<String, Origin>, name
         };
         let origin = match origins.get(&path) {
             Some(Origin::File(span)) => format!("  # {name}:{}", line_of(text, span.start)),
-            Some(Origin::Variable(from) | Origin::Flag(from)) => format!("  # {from}"),
+            Some(Origin::Override(from)) => format!("  # {from}"),
             Some(Origin::Whole) | None => String::new(),
         };
         out += &format!("{key} = {value}{origin}\n");

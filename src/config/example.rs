@@ -1,6 +1,6 @@
 //! `config/groq-shield.toml` and the documentation's tables of keys, from the schema.
 
-use super::schema::{Kind, Table, default, description, example, expected, tables};
+use super::schema::{default, description, example, expected, tables};
 
 const HEAD: &str = "\
 #:schema ./groq-shield.schema.json
@@ -17,20 +17,14 @@ const HEAD: &str = "\
 pub fn file() -> String {
     let mut out = HEAD.to_owned();
     for table in tables() {
-        let Table { kind, keys, .. } = table;
-        let stands = *kind == Kind::Once && !table.has_required_keys;
-        let header = if stands { table.header() } else { format!("# for example {}", table.header()) };
-        out += &format!("\n# {}\n{header}\n", table.description);
-        if table.repeats_another() {
-            continue;
-        }
-        for (key, schema) in keys {
-            let line = match default(schema) {
-                Some(value) if stands => format!("#{key} = {value}"),
-                Some(value) => format!("# for example {key} = {value}"),
-                None => format!("# for example {key} = {}", example(schema).unwrap_or_default()),
+        let stands = table.is_single && !table.has_required_keys;
+        out += &format!("\n# {}\n{}{}\n", table.description, if stands { "" } else { "# for example " }, table.header);
+        for (key, schema) in table.documented_keys() {
+            out += &format!("# {}\n", description(schema));
+            out += &match default(schema).filter(|_| stands) {
+                Some(value) => format!("#{key} = {value}\n"),
+                None => format!("# for example {key} = {}\n", example(schema).unwrap_or_default()),
             };
-            out += &format!("# {}\n{line}\n", description(schema));
         }
     }
     out
@@ -40,12 +34,9 @@ pub fn file() -> String {
 pub fn markdown() -> String {
     let mut out = String::new();
     for table in tables() {
-        out += &format!("\n### `{}`\n\n{}\n", table.header(), table.description);
-        if table.repeats_another() {
-            continue;
-        }
-        out += "\n| key | accepts | default | |\n|---|---|---|---|\n";
-        for (key, schema) in &table.keys {
+        out += &format!("\n### `{}`\n\n{}\n", table.header, table.description);
+        for (index, (key, schema)) in table.documented_keys().iter().enumerate() {
+            out += if index == 0 { "\n| key | accepts | default | |\n|---|---|---|---|\n" } else { "" };
             let default = default(schema).map_or_else(|| "–".to_owned(), |value| format!("`{value}`"));
             out += &format!("| `{key}` | {} | {default} | {} |\n", expected(schema), description(schema));
         }
@@ -67,7 +58,7 @@ mod tests {
     use std::{fs, path::Path};
 
     use super::*;
-    use crate::config::{document::Document, effective, schema::schema, settings::Settings, source::read as read_document};
+    use crate::config::{effective, schema::schema, settings::Settings, source::read as read_document};
 
     const MARK: &str = "<!-- generated from src/config/settings.rs: `just config` -->";
 
@@ -75,8 +66,7 @@ mod tests {
 
     /// Settings that are read without faults, and how many keys the text sets.
     fn read(text: &str) -> (Settings, usize) {
-        let mut document = Document::parse(text);
-        let settings = read_document(&mut document);
+        let (settings, document) = read_document(text, &[]);
         let entries = effective::entries(&settings);
         let set = entries.iter().filter(|entry| document.is_set(&entry.path)).count();
         let mut faults = document.into_faults();
@@ -117,7 +107,7 @@ mod tests {
     #[test]
     fn its_examples_read_too_and_no_key_is_missing() {
         let (_, set) = read(&every_key());
-        let keys: usize = tables().iter().filter(|table| !table.repeats_another()).map(|table| table.keys.len()).sum();
+        let keys: usize = tables().iter().map(|table| table.documented_keys().len()).sum();
         assert_eq!(set, keys);
     }
 
@@ -139,7 +129,8 @@ mod tests {
         for row in [
             "| `listen` | an address with its port | `\"127.0.0.1:8787\"` |",
             "| `weight` | a number over 0 | `1.0` |",
-            "| `stream_keepalive` | a time or \"off\" | `\"off\"` |",
+            "| `threads` | a whole number from 1 to 1024 | – |",
+            "| `stream_keepalive` | a time with its unit, or \"off\" | `\"off\"` |",
             "| `api_key_env` | a list, each the name of an environment variable | – |",
         ] {
             assert!(text.contains(row), "{row}\n{text}");

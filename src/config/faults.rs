@@ -4,61 +4,36 @@ use std::{fmt, ops::Range};
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
+use super::text::masked;
+
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// These bytes of the file.
     File(Range<usize>),
-    /// This environment variable.
-    Variable(String),
-    /// This flag.
-    Flag(String),
+    /// The environment variable or flag of this name.
+    Override(String),
     /// The configuration as a whole.
     Whole,
 }
 
-/// What is wrong, and what to do about it where it is known.
-#[derive(Debug)]
-pub(super) struct Wrong {
-    pub(super) message: String,
-    pub(super) help: Option<String>,
-}
-
-impl From<&str> for Wrong {
-    fn from(message: &str) -> Self {
-        Self { message: message.into(), help: None }
-    }
-}
-
-impl From<String> for Wrong {
-    fn from(message: String) -> Self {
-        Self { message, help: None }
-    }
-}
-
-impl<M: Into<String>, H: Into<String>> From<(M, H)> for Wrong {
-    fn from((message, help): (M, H)) -> Self {
-        Self { message: message.into(), help: Some(help.into()) }
-    }
-}
+/// What is wrong, and what to do about it; empty where that is not known.
+pub(super) type Wrong = (String, String);
 
 /// One fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// Where it is.
     pub origin: Origin,
+    /// The key or table that it is a fault of: `queue.max_wait`, `app[0].name`; empty: of none.
+    pub path: String,
     /// What is wrong.
     pub message: String,
-    /// What to do, where it is known.
-    pub help: Option<String>,
+    /// What to do; empty where that is not known.
+    pub help: String,
 }
 
 impl Fault {
-    pub(super) fn new(origin: Origin, wrong: impl Into<Wrong>) -> Self {
-        let Wrong { message, help } = wrong.into();
-        Self { origin, message, help }
-    }
-
     /// Its line in the file, from 1.
     pub(super) fn line(&self, text: &str) -> Option<usize> {
         if let Origin::File(span) = &self.origin { Some(line_of(text, span.start)) } else { None }
@@ -92,19 +67,21 @@ impl Faults {
 
     fn rendered(&self, renderer: &Renderer) -> String {
         let mut out = String::new();
-        let text = masked(&self.text);
-        for Fault { origin, message, help } in &self.faults {
-            let (title, span) = match origin {
-                Origin::File(span) => (message.clone(), Some(span.clone())),
-                Origin::Variable(name) | Origin::Flag(name) => (format!("{name}: {message}"), None),
-                Origin::Whole => (message.clone(), None),
+        // Byte for byte, so that spans still fit.
+        let text = masked(&self.text, |length| length);
+        let hidden = |text: &str| masked(text, |_| 3);
+        for Fault { origin, path, message, help } in &self.faults {
+            let path = if path.is_empty() { String::new() } else { format!("`{path}`: ") };
+            let (place, span) = match origin {
+                Origin::File(span) => (String::new(), Some(one_line(&text, span))),
+                Origin::Override(name) => (format!("{name}: "), None),
+                Origin::Whole => (String::new(), None),
             };
-            let snippet = span.map(|span| {
-                Snippet::source(&*text).path(&*self.name).annotation(AnnotationKind::Primary.span(one_line(&text, span)))
-            });
-            let help = help.as_ref().map(|help| Level::HELP.message(help));
-            let group = Level::ERROR.primary_title(title).elements(snippet).elements(help);
-            out += &renderer.render(&[group]);
+            let snippet =
+                span.map(|span| Snippet::source(&*text).path(&*self.name).annotation(AnnotationKind::Primary.span(span)));
+            let help = (!help.is_empty()).then(|| Level::HELP.message(hidden(help)));
+            let title = Level::ERROR.primary_title(hidden(&format!("{place}{path}{message}")));
+            out += &renderer.render(&[title.elements(snippet).elements(help)]);
             out += "\n\n";
         }
         let count = self.faults.len();
@@ -113,41 +90,14 @@ impl Faults {
 }
 
 /// The part of a span on its first line.
-fn one_line(text: &str, span: Range<usize>) -> Range<usize> {
-    let start = floor(text, span.start);
+fn one_line(text: &str, span: &Range<usize>) -> Range<usize> {
+    let floor = |at: usize| (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    let start = floor(span.start);
     let line = text[start..].find(['\r', '\n']).map_or(text.len(), |at| start + at);
-    start..floor(text, span.end).clamp(start, line)
-}
-
-/// The text with keys and passwords starred, byte for byte.
-fn masked(text: &str) -> String {
-    let starred = |secret: &str| "*".repeat(secret.len());
-    let word = |word: &str| {
-        if let Some((before, secret)) = ["gsk_", "sk-"].iter().find_map(|mark| Some((mark, word.strip_prefix(mark)?))) {
-            return format!("{before}{}", starred(secret));
-        }
-        let url = word.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?)));
-        let Some((scheme, (user, host))) = url else { return word.to_owned() };
-        match user.split_once(':') {
-            Some((name, password)) => format!("{scheme}://{name}:{}@{host}", starred(password)),
-            None => format!("{scheme}://{}@{host}", starred(user)),
-        }
-    };
-    let ends = ['"', '\'', ' ', '\n'];
-    text.split_inclusive(ends)
-        .map(|part| {
-            let inner = part.trim_end_matches(ends);
-            format!("{}{}", word(inner), &part[inner.len()..])
-        })
-        .collect()
-}
-
-/// The closest character boundary at or before.
-fn floor(text: &str, at: usize) -> usize {
-    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+    start..floor(span.end).clamp(start, line)
 }
 
 /// The line of a place in a text, from 1.
 pub(super) fn line_of(text: &str, at: usize) -> usize {
-    text[..floor(text, at)].matches('\n').count() + 1
+    text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1
 }

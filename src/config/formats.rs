@@ -6,12 +6,7 @@ use http::Uri;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use super::{
-    faults::Wrong,
-    names::{env_name, label, log_filter, not_empty},
-    text::{masked_url, near, quoted},
-    units,
-};
+use super::{faults::Wrong, names, text::quoted};
 
 /// How a value is written in the file.
 pub(super) trait Format {
@@ -21,8 +16,6 @@ pub(super) trait Format {
     const EXAMPLE: &'static str;
     /// A regular expression for the JSON schema; it may accept more than `parse`.
     const PATTERN: &'static str;
-    /// The unit that a bare number was probably meant in.
-    const UNIT: Option<&'static str> = None;
 
     fn parse(text: &str) -> Result<Self::Value, Wrong>;
     /// The value as text; `None`: it is not set.
@@ -45,13 +38,14 @@ pub(super) fn check(title: Option<&str>, text: &str) -> Result<(), Wrong> {
         of::<ProxyUrl>(),
         of::<Digest>(),
         ("a URL (redis, rediss)", |text| url(text, &["redis", "rediss"]).map(drop)),
-        ("a log filter", log_filter),
-        ("a name of at most 128 bytes", label),
-        ("the name of an environment variable", env_name),
+        ("a log filter", names::log_filter),
+        ("a name of at most 128 bytes", names::label),
+        ("the name of an environment variable", names::variable),
     ];
     match formats.into_iter().find(|(known, _)| Some(*known) == title) {
         Some((_, check)) => check(text),
-        None => not_empty(text),
+        None if text.trim().is_empty() => Err(("is empty".into(), String::new())),
+        None => Ok(()),
     }
 }
 
@@ -64,7 +58,7 @@ impl<F: Format> As<F> {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<F::Value, D::Error> {
-        F::parse(&String::deserialize(deserializer)?).map_err(|wrong| D::Error::custom(wrong.message))
+        F::parse(&String::deserialize(deserializer)?).map_err(|(message, _)| D::Error::custom(message))
     }
 }
 
@@ -78,23 +72,16 @@ impl<F: Format> JsonSchema for As<F> {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let mut schema = json_schema!({ "type": "string", "title": F::TITLE, "examples": [F::EXAMPLE], "pattern": F::PATTERN });
-        if let Some(unit) = F::UNIT {
-            schema.insert("x-unit".into(), unit.into());
-        }
-        schema
+        json_schema!({ "type": "string", "title": F::TITLE, "examples": [F::EXAMPLE], "pattern": F::PATTERN })
     }
 }
 
-/// The same for a field that need not be set.
-pub(super) struct Maybe<F>(PhantomData<F>);
-
-impl<F: Format> Format for Maybe<F> {
+/// A value that need not be set.
+impl<F: Format> Format for Option<F> {
     type Value = Option<F::Value>;
     const TITLE: &'static str = F::TITLE;
     const EXAMPLE: &'static str = F::EXAMPLE;
     const PATTERN: &'static str = F::PATTERN;
-    const UNIT: Option<&'static str> = F::UNIT;
 
     fn parse(text: &str) -> Result<Self::Value, Wrong> {
         F::parse(text).map(Some)
@@ -108,33 +95,27 @@ impl<F: Format> Format for Maybe<F> {
 /// Longest time that a key accepts: a longer one is a mistake.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
-/// `"250ms"`, `"30s"`, `"1m30s"`: at least so many milliseconds.
+/// `"250ms"`, `"30s"`, `"1m 30s"`: at least so many milliseconds.
 pub(super) struct Time<const LEAST_MS: u64 = 0>;
 
 impl<const LEAST_MS: u64> Format for Time<LEAST_MS> {
     type Value = Duration;
-    const TITLE: &'static str = if LEAST_MS == 0 { "a time" } else { "a time over 0" };
+    const TITLE: &'static str = if LEAST_MS == 0 { "a time with its unit" } else { "a time over 0, with its unit" };
     const EXAMPLE: &'static str = "30s";
-    const PATTERN: &'static str = r"^\s*([0-9]+(\.[0-9]+)?\s*(ms|s|m|h)\s*)+$";
-    const UNIT: Option<&'static str> = Some("s");
+    const PATTERN: &'static str = r"^\s*[0-9][^-]*[a-zA-Zµ]\s*$";
 
     fn parse(text: &str) -> Result<Duration, Wrong> {
-        let time = units::time(text).map_err(|why| {
-            (format!("the time {} {why}", quoted(text)), "times are written \"250ms\", \"30s\", \"2m\", \"1h\"")
-        })?;
-        let least = Duration::from_millis(LEAST_MS);
-        if time < least {
-            let [time, least] = [time, least].map(units::show_time);
-            return Err(format!("{} is too short: at least {least}", quoted(&time)).into());
-        }
-        if time > LONGEST {
-            return Err(format!("{} is too long: at most {}", quoted(text), units::show_time(LONGEST)).into());
-        }
-        Ok(time)
+        let (why, help) = match humantime::parse_duration(text) {
+            Ok(time) if time > LONGEST => ("too long".to_owned(), "at most \"24h\"".to_owned()),
+            Ok(time) if time < Duration::from_millis(LEAST_MS) => ("too short".to_owned(), format!("at least \"{LEAST_MS}ms\"")),
+            Ok(time) => return Ok(time),
+            Err(why) => (why.to_string(), "times are written \"250ms\", \"30s\", \"2m\", \"1h\"".to_owned()),
+        };
+        Err((format!("the time {}: {why}", quoted(text)), help))
     }
 
     fn show(time: &Duration) -> Option<String> {
-        Some(units::show_time(*time))
+        Some(humantime::format_duration(*time).to_string())
     }
 }
 
@@ -143,10 +124,9 @@ pub(super) struct TimeOrOff;
 
 impl Format for TimeOrOff {
     type Value = Option<Duration>;
-    const TITLE: &'static str = "a time or \"off\"";
+    const TITLE: &'static str = "a time with its unit, or \"off\"";
     const EXAMPLE: &'static str = "15s";
-    const PATTERN: &'static str = r"^(off|\s*([0-9]+(\.[0-9]+)?\s*(ms|s|m|h)\s*)+)$";
-    const UNIT: Option<&'static str> = Some("s");
+    const PATTERN: &'static str = r"^(off|\s*[0-9][^-]*[a-zA-Zµ]\s*)$";
 
     fn parse(text: &str) -> Result<Self::Value, Wrong> {
         if text == "off" { Ok(None) } else { Time::<100>::parse(text).map(Some) }
@@ -157,26 +137,41 @@ impl Format for TimeOrOff {
     }
 }
 
+/// The units of sizes, larger ones first.
+const UNITS: [(&str, f64); 8] = [
+    ("GiB", (1_u64 << 30) as f64),
+    ("MiB", (1_u64 << 20) as f64),
+    ("KiB", 1024.0),
+    ("GB", 1e9),
+    ("MB", 1e6),
+    ("kB", 1e3),
+    ("KB", 1e3),
+    ("B", 1.0),
+];
+
 /// `"64KiB"`, `"100MiB"`
 pub(super) struct Size;
 
 impl Format for Size {
     type Value = u64;
-    const TITLE: &'static str = "a size";
+    const TITLE: &'static str = "a size with its unit";
     const EXAMPLE: &'static str = "100MiB";
-    const PATTERN: &'static str = r"^\s*([0-9]+(\.[0-9]+)?\s*(B|KiB|MiB|GiB|kB|KB|MB|GB)\s*)+$";
-    const UNIT: Option<&'static str> = Some("B");
+    const PATTERN: &'static str = r"^\s*[0-9]+(\.[0-9]+)?\s*([KMG]i|[kKMG])?B\s*$";
 
     fn parse(text: &str) -> Result<u64, Wrong> {
-        match units::size(text) {
-            Ok(0) => Err(format!("{} is too small: at least 1B", quoted(text)).into()),
-            Ok(bytes) => Ok(bytes),
-            Err(why) => Err((format!("the size {} {why}", quoted(text)), "sizes are written \"64KiB\", \"100MiB\"").into()),
-        }
+        let (number, unit) = text.split_at(text.find(|c: char| c.is_alphabetic()).unwrap_or(text.len()));
+        let unit = UNITS.iter().find(|(name, _)| *name == unit.trim());
+        let bytes = unit.zip(number.trim().parse::<f64>().ok()).map(|((_, size), number)| number * size);
+        // Up to 2^53 a number of bytes is exact.
+        let bytes = bytes.filter(|bytes| (1.0..=9e15).contains(bytes)).map(|bytes| bytes as u64);
+        bytes.ok_or_else(|| {
+            (format!("{} is not a size over 0 with its unit", quoted(text)), "sizes are written \"64KiB\", \"100MiB\"".into())
+        })
     }
 
     fn show(bytes: &u64) -> Option<String> {
-        Some(units::show_size(*bytes))
+        let (name, size) = UNITS.into_iter().find(|(name, size)| name.len() != 2 && *bytes as f64 % size == 0.0)?;
+        Some(format!("{}{name}", *bytes as f64 / size))
     }
 }
 
@@ -190,22 +185,12 @@ impl Format for Address {
     const PATTERN: &'static str = r"^.*:[0-9]+$";
 
     fn parse(text: &str) -> Result<SocketAddr, Wrong> {
-        let port = |port: &str| port.parse::<u16>().is_ok();
-        let ip = |host: &str| host.parse::<std::net::IpAddr>().is_ok();
         // Not resolved: it is loopback's by definition (RFC 6761).
-        let localhost = text.rsplit_once(':').filter(|(host, _)| host.eq_ignore_ascii_case("localhost"));
-        if let Some(port) = localhost.and_then(|(_, port)| port.parse().ok()) {
-            return Ok(SocketAddr::from(([127, 0, 0, 1], port)));
-        }
-        text.parse().map_err(|_| {
-            let help = match text.rsplit_once(':') {
-                Some(("" | "*", n)) if port(n) => format!("write \"0.0.0.0:{n}\" for every interface"),
-                Some((host, n)) if ip(host) && !port(n) => "ports go from 0 (any free one) to 65535".into(),
-                _ if port(text) => format!("write \"127.0.0.1:{text}\""),
-                _ if ip(text) => "the port is missing".into(),
-                _ => "an IP address and a port, such as \"127.0.0.1:8787\" or \"[::1]:8787\"".into(),
-            };
-            (format!("{} is not an address with its port", quoted(text)), help).into()
+        let port = text.to_ascii_lowercase().strip_prefix("localhost:").and_then(|port| port.parse::<u16>().ok());
+        port.map_or_else(|| text.parse(), |port| Ok(SocketAddr::from(([127, 0, 0, 1], port)))).map_err(|_| {
+            let port = text.rsplit(':').next().filter(|port| port.parse::<u16>().is_ok()).unwrap_or("8787");
+            let help = format!("write \"127.0.0.1:{port}\", or \"0.0.0.0:{port}\" for every interface; ports go from 0 to 65535");
+            (format!("{} is not an IP address and a port", quoted(text)), help)
         })
     }
 
@@ -214,26 +199,32 @@ impl Format for Address {
     }
 }
 
-/// Where requests go: an URL without the part of the path that requests bring themselves.
-pub(super) struct BaseUrl;
+/// Where requests go: a URL without the part of the path that requests bring themselves.
+pub(super) type BaseUrl = HttpUrl<true>;
 
-impl Format for BaseUrl {
+/// An HTTP proxy, whose URL may hold a user and a password.
+pub(super) type ProxyUrl = HttpUrl<false>;
+
+pub(super) struct HttpUrl<const IS_BASE: bool>;
+
+impl<const IS_BASE: bool> Format for HttpUrl<IS_BASE> {
     type Value = Uri;
-    const TITLE: &'static str = "a base URL (http, https)";
-    const EXAMPLE: &'static str = "https://api.groq.com";
+    const TITLE: &'static str = if IS_BASE { "a base URL (http, https)" } else { "a URL (http, https)" };
+    const EXAMPLE: &'static str = if IS_BASE { "https://api.groq.com" } else { "http://proxy.internal:3128" };
     const PATTERN: &'static str = "^[hH][tT][tT][pP][sS]?://.+$";
 
     fn parse(text: &str) -> Result<Uri, Wrong> {
-        let uri = url(text, &["https", "http"])?;
-        if uri.query().is_some() || uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-            return Err("a base URL has neither a user nor a query".into());
+        let uri = url(text, if IS_BASE { &["https", "http"] } else { &["http", "https"] })?;
+        let has_user = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
+        if IS_BASE && (has_user || uri.query().is_some()) {
+            return Err(("a base URL has neither a user nor a query".into(), String::new()));
         }
-        if uri.path().trim_end_matches('/').ends_with("/openai/v1") {
-            let (base, _) = text.split_once("/openai/v1").unwrap_or((text, ""));
-            let message = format!("{} ends in the part of the path that requests bring themselves", quoted(text));
-            return Err((message, format!("write {}", quoted(base))).into());
+        match text.trim_end_matches('/').strip_suffix("/openai/v1").filter(|_| IS_BASE) {
+            Some(base) => {
+                Err(("ends in the part of the path that requests bring themselves".into(), format!("write {}", quoted(base))))
+            }
+            None => Ok(uri),
         }
-        Ok(uri)
     }
 
     fn show(uri: &Uri) -> Option<String> {
@@ -243,39 +234,16 @@ impl Format for BaseUrl {
     }
 }
 
-/// An HTTP proxy.
-pub(super) struct ProxyUrl;
-
-impl Format for ProxyUrl {
-    type Value = Uri;
-    const TITLE: &'static str = "a URL (http, https)";
-    const EXAMPLE: &'static str = "http://proxy.internal:3128";
-    const PATTERN: &'static str = BaseUrl::PATTERN;
-
-    fn parse(text: &str) -> Result<Uri, Wrong> {
-        url(text, &["http", "https"])
-    }
-
-    fn show(uri: &Uri) -> Option<String> {
-        BaseUrl::show(uri).map(|text| masked_url(&text))
-    }
-}
-
 /// A URL of one of these schemes, with a host.
 fn url(text: &str, schemes: &[&str]) -> Result<Uri, Wrong> {
-    let shown = quoted(&masked_url(text));
-    let uri: Uri = text.parse().map_err(|_| format!("{shown} is not a URL"))?;
-    let Some(scheme) = uri.scheme_str() else {
-        return Err((format!("{shown} has no scheme"), format!("write \"{}://{}\"", schemes[0], masked_url(text))).into());
+    let is_whole = |uri: &Uri| {
+        uri.scheme_str().is_some_and(|scheme| schemes.contains(&scheme)) && uri.host().is_some_and(|host| !host.is_empty())
     };
-    if !schemes.contains(&scheme) {
-        let help = near(scheme, schemes.iter().copied()).map(|near| format!("did you mean `{near}`?"));
-        return Err(Wrong { message: format!("{shown}: the scheme must be {}", schemes.join(" or ")), help });
-    }
-    if uri.host().unwrap_or_default().is_empty() {
-        return Err(format!("{shown} names no host").into());
-    }
-    Ok(uri)
+    text.parse().ok().filter(is_whole).ok_or_else(|| {
+        let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+        let message = format!("{} is not a URL with {}:// and a host", quoted(text), schemes.join(":// or "));
+        (message, format!("write {}", quoted(&format!("{}://{}", schemes[0], if rest.is_empty() { "HOST" } else { rest }))))
+    })
 }
 
 /// A SHA-256, written as 64 hex digits.
@@ -292,18 +260,16 @@ impl Format for Digest {
 
     fn parse(text: &str) -> Result<Self, Wrong> {
         let mut digest = [0; 32];
-        let is_hex = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        for (at, byte) in digest.iter_mut().enumerate().filter(|_| is_hex) {
-            *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap_or_default();
-        }
-        let message = || format!("not a SHA-256: 64 hex digits were expected, not {}", text.chars().count());
-        if is_hex { Ok(Self(digest)) } else { Err((message(), "printf %s \"$KEY\" | sha256sum").into()) }
+        hex::decode_to_slice(text, &mut digest).map_err(|_| {
+            let message = format!("not a SHA-256: expected 64 hex digits, found {} characters", text.chars().count());
+            (message, "printf %s \"$KEY\" | sha256sum".into())
+        })?;
+        Ok(Self(digest))
     }
 
     /// Its beginning: `check` and logs do not show the digest of a secret.
     fn show(Self(digest): &Self) -> Option<String> {
-        let [a, b, c, d, ..] = digest;
-        Some(format!("{a:02x}{b:02x}{c:02x}{d:02x}…"))
+        Some(format!("{}…", hex::encode(&digest[..4])))
     }
 }
 
@@ -311,7 +277,7 @@ impl TryFrom<String> for Digest {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        Self::parse(&text).map_err(|wrong| wrong.message)
+        Self::parse(&text).map_err(|(message, _)| message)
     }
 }
 

@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::unistd::{AccessFlags, access};
+use nix::{
+    errno::Errno,
+    unistd::{AccessFlags, access},
+};
 
 use super::{document::Document, faults::Origin, settings::Settings};
 
@@ -25,54 +28,39 @@ fn paths(settings: &mut Settings) -> impl Iterator<Item = (&'static str, &mut Pa
     paths.into_iter().filter_map(|(key, path)| Some((key, path?))).filter(|(_, path)| !path.as_os_str().is_empty())
 }
 
-/// A relative path in the file is relative to the file; elsewhere it is relative to the working directory.
-pub(super) fn resolve_paths(settings: &mut Settings, document: &Document<'_>, folder: Option<&Path>) {
-    let Some(folder) = folder.filter(|folder| !folder.as_os_str().is_empty()) else { return };
+/// Resolves the paths and checks their files: they must be there and readable, the state file one that can be written.
+///
+/// A path in the file is relative to the file's folder, elsewhere to the working directory.
+pub(super) fn resolve(settings: &mut Settings, document: &mut Document<'_>, folder: Option<&Path>) {
     for (key, path) in paths(settings) {
-        if matches!(document.origin(key), Origin::File(_)) {
+        if let (Origin::File(_), Some(folder)) = (document.origin(key), folder) {
             *path = folder.join(&*path);
         }
-    }
-}
-
-/// Files that the settings name must be there and readable; the state file must be one that can be written.
-pub(super) fn check_files(settings: &mut Settings, document: &mut Document<'_>) {
-    for (key, path) in paths(settings) {
-        let fault = match key {
-            STATE_FILE => unusable_state_file(path),
-            _ => fs::File::open(&*path).err().map(|why| format!("{} cannot be read: {}", path.display(), reason(&why))),
+        let fault = match fs::File::open(&*path) {
+            Err(why) if key != STATE_FILE || why.kind() != io::ErrorKind::NotFound => {
+                Some(format!("{} cannot be read: {}", path.display(), reason(&why)))
+            }
+            _ if key == STATE_FILE => unwritable(path),
+            _ => None,
         };
         if let Some(fault) = fault {
-            document.refuse(key, fault);
+            document.refuse(key, fault, "");
         }
     }
 }
 
-/// Why the state file could not be read and replaced.
-fn unusable_state_file(path: &Path) -> Option<String> {
+/// Why the file could not be replaced by a new one.
+fn unwritable(path: &Path) -> Option<String> {
     let shown = path.display();
-    match fs::metadata(path) {
-        Ok(found) if found.is_dir() => return Some(format!("{shown} is a directory: name a file in it")),
-        Ok(_) => {
-            if let Err(why) = fs::File::open(path) {
-                return Some(format!("{shown} cannot be read: {}", reason(&why)));
-            }
-        }
-        Err(why) if why.kind() == io::ErrorKind::NotFound => {}
-        Err(why) => return Some(format!("{shown} cannot be used: {}", reason(&why))),
+    if path.is_dir() {
+        return Some(format!("{shown} is a directory: name a file in it"));
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let named = folder.display();
-    match fs::metadata(folder) {
-        Ok(found) if !found.is_dir() => Some(format!("{shown} cannot be written: {named} is not a directory")),
-        Ok(_) => access(folder, AccessFlags::W_OK | AccessFlags::X_OK)
-            .err()
-            .map(|why| format!("{shown} cannot be written: the directory {named} is not writable ({})", why.desc())),
-        Err(why) if why.kind() == io::ErrorKind::NotFound => {
-            Some(format!("{shown} cannot be written: there is no directory {named}"))
-        }
-        Err(why) => Some(format!("{shown} cannot be written: {}", reason(&why))),
-    }
+    let why = access(folder, AccessFlags::W_OK | AccessFlags::X_OK).err()?;
+    Some(match why {
+        Errno::ENOENT => format!("{shown} cannot be written: there is no directory {}", folder.display()),
+        why => format!("{shown} cannot be written: the directory {} is not writable ({})", folder.display(), why.desc()),
+    })
 }
 
 /// An error of the file system, in words.

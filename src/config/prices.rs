@@ -14,25 +14,18 @@ pub(super) fn complete(settings: &Settings, document: &mut Document<'_>) {
         }
         let is_audio = plans::limits(Plan::Free, model).map(|limits| limits.audio_seconds_per_hour.is_some());
         let has_tokens = price.input.is_some() || price.output.is_some() || price.cached_input.is_some();
-        let (message, help) = match (price.input, price.output, price.audio_hour) {
-            (_, _, None) if is_audio == Some(true) => {
-                (format!("{} is paid by the hour of audio: `audio_hour` is missing", quoted(model)), "such as audio_hour = 0.04")
-            }
-            (None, None, Some(_)) if is_audio == Some(false) => {
-                let message = format!("{} is paid by the token: `input` and `output` are missing", quoted(model));
-                (message, "such as input = 0.1, output = 0.5")
-            }
-            (None, None, None) if !has_tokens => {
-                ("a price without figures".into(), "set input and output (USD per million tokens), or audio_hour")
-            }
-            (None, _, _) if has_tokens => {
-                ("`input` is missing: prompts would cost nothing".into(), "input = 0.0 where they are free of charge")
-            }
-            (Some(_), None, _) => {
-                ("`output` is missing: completions would cost nothing".into(), "output = 0.0 where they are free of charge")
-            }
-            _ => continue,
-        };
-        document.refuse(&path, (message, help));
+        let needs_audio = is_audio == Some(true);
+        let needs_tokens = has_tokens || is_audio == Some(false) || price.audio_hour.is_none() && !needs_audio;
+        let keys = [
+            ("`input`", needs_tokens && price.input.is_none()),
+            ("`output`", needs_tokens && price.output.is_none()),
+            ("`audio_hour`", needs_audio && price.audio_hour.is_none()),
+        ];
+        let missing: Vec<_> = keys.into_iter().filter(|(_, is_missing)| *is_missing).map(|(key, _)| key).collect();
+        if !missing.is_empty() {
+            let message = format!("without {}, part of what {} takes would cost nothing", missing.join(" and "), quoted(model));
+            let help = "USD for a million tokens or an hour of audio; 0.0 where it is free of charge";
+            document.refuse(&path, message, help);
+        }
     }
 }

@@ -131,9 +131,7 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        LogFormat,
-        document::Document,
-        example,
+        LogFormat, example,
         schema::{Table, description, tables},
         source::read,
     };
@@ -179,7 +177,8 @@ mod tests {
 
     #[test]
     fn keys_are_live_where_the_documentation_says_so() {
-        let every_key = read(&mut Document::parse(&example::every_key()));
+        let text = example::every_key();
+        let (every_key, _) = read(&text, &[]);
         let default = Settings::default();
         let changes = changes(&every_key, &default, &in_force(&every_key, default.clone()));
         assert!(changes.len() > 40, "{changes:?}");

@@ -17,37 +17,36 @@ pub(super) fn between_keys(settings: &Settings, document: &mut Document<'_>) {
     listeners(settings, document);
     if settings.retry.base_delay > settings.retry.max_delay {
         let key = if document.is_set("retry.base_delay") { "retry.base_delay" } else { "retry.max_delay" };
-        document.refuse(key, ("`base_delay` is longer than `max_delay`", "the first back-off is the shortest"));
+        document.refuse(key, "`base_delay` must not be longer than `max_delay`", "the first back-off is the shortest");
     }
-    if settings.store.kind == StoreKind::Redis && settings.store.url.is_none() && !document.is_refused("store.url") {
-        document.refuse("store.kind", ("`kind = \"redis\"` needs a `url`", "such as url = \"redis://localhost:6379\""));
-    }
-    if settings.store.kind == StoreKind::Redis && !cfg!(feature = "redis") {
-        let help = "take the release build, or `cargo install groq-shield --features redis`";
-        document.refuse("store.kind", ("this groq-shield is built without Redis", help));
+    if settings.store.kind == StoreKind::Redis {
+        if settings.store.url.is_none() && !document.is_refused("store.url") {
+            document.refuse("store.kind", "\"redis\" needs a `url`", "such as url = \"redis://localhost:6379\"");
+        }
+        if !cfg!(feature = "redis") {
+            let help = "take the release build, or `cargo install groq-shield --features redis`";
+            document.refuse("store.kind", "this groq-shield is built without Redis", help);
+        }
     }
     if settings.log.otlp_endpoint.is_some() && !cfg!(feature = "otlp") {
         let help = "take the release image, or `cargo install groq-shield --features otlp`";
-        document.refuse("log.otlp_endpoint", ("this groq-shield is built without OpenTelemetry", help));
+        document.refuse("log.otlp_endpoint", "this groq-shield is built without OpenTelemetry", help);
     }
     fallbacks(settings, document);
     budgets(settings, document);
     prices::complete(settings, document);
-    names(settings, document);
-    secrets(settings, document);
+    owners(settings, document);
 }
 
 fn listeners(settings: &Settings, document: &mut Document<'_>) {
     if settings.server.listen == settings.admin.listen && settings.server.listen.port() != 0 {
         let key = if document.is_set("admin.listen") { "admin.listen" } else { "server.listen" };
-        document.refuse(key, ("[server] and [admin] listen on the same address", "give each a port of its own"));
+        document.refuse(key, "[server] and [admin] listen on the same address", "give each a port of its own");
     }
     for (key, listen) in [("server.listen", settings.server.listen), ("admin.listen", settings.admin.listen)] {
         if own_address::reaches(&settings.upstream.base_url, listen) {
-            let message =
-                format!("`base_url` is where this shield itself listens ({key}): requests would come back to it for ever");
-            let help = "write \"https://api.groq.com\", or the address of another server";
-            document.refuse("upstream.base_url", (message, help));
+            let message = format!("this shield itself listens there ({key}): requests would come back to it for ever");
+            document.refuse("upstream.base_url", message, "write \"https://api.groq.com\", or the address of another server");
         }
     }
 }
@@ -62,28 +61,29 @@ fn fallbacks(settings: &Settings, document: &mut Document<'_>) {
     for (at, chain) in settings.fallback.iter().enumerate() {
         for (n, to) in chain.to.iter().enumerate() {
             let path = format!("fallback[{at}].to[{n}]");
+            let model = quoted(to);
             if *to == chain.model {
-                document.refuse(&path, "a model cannot fall back to itself");
-            } else if !is_known(to) {
-                let help = match near(to, plans::models()) {
-                    Some(near) => format!("did you mean {}?", quoted(near)),
-                    None => format!("if Groq has it, give it a table: [limits.model.{}]", quoted(to)),
-                };
-                document.refuse(&path, (format!("{} is no model that is known here", quoted(to)), help));
+                document.refuse(&path, "a model cannot fall back to itself", "");
+            } else if reachable(settings, to).contains(chain.model.as_str()) {
+                let message = format!("{model} falls back to {} in turn", quoted(&chain.model));
+                document.refuse(&path, message, "let chains end: take one of them out");
             }
-            if *to != chain.model && reachable(settings, to).contains(chain.model.as_str()) {
-                let message = format!("{} falls back to {} in turn", quoted(to), quoted(&chain.model));
-                document.refuse(&path, (message, "let chains end: take one of them out"));
+            if !is_known(to) && *to != chain.model {
+                let help = near(to, plans::models()).map_or_else(
+                    || format!("if Groq has it, give it a table: [limits.model.{model}]"),
+                    |near| format!("did you mean {}?", quoted(near)),
+                );
+                document.refuse(&path, format!("{model} is not a known model"), help);
             }
             if let Some(app) = budgeted.filter(|_| !settings.price.contains_key(to)) {
-                let message = format!("{} has no price, and app {} has a budget in USD", quoted(to), quoted(&app.name));
-                document.refuse(&path, (message, format!("add [price.{}], or set `fallback = false` for the app", quoted(to))));
+                let message = format!("{model} has no price, and app {} has a budget in USD", quoted(&app.name));
+                document.refuse(&path, message, format!("add [price.{model}], or set `fallback = false` for the app"));
             }
         }
         let mut is_taken = |reason| !chain.model.is_empty() && !seen.insert((&chain.model, reason));
         if let Some((n, reason)) = chain.when.iter().enumerate().find(|(_, reason)| is_taken(**reason)) {
             let message = format!("{} already falls back for {}", quoted(&chain.model), reason.as_str());
-            document.refuse(&format!("fallback[{at}].when[{n}]"), (message, "the first [[fallback]] counts"));
+            document.refuse(&format!("fallback[{at}].when[{n}]"), message, "the first [[fallback]] counts");
         }
     }
 }
@@ -103,77 +103,59 @@ fn reachable<'a>(settings: &'a Settings, model: &'a str) -> BTreeSet<&'a str> {
 /// What budgets and the entry for everyone else need.
 fn budgets(settings: &Settings, document: &mut Document<'_>) {
     for (at, app) in settings.app.iter().enumerate() {
-        for (key, is_set) in [("cost_per_day", app.cost_per_day.is_some()), ("cost_per_month", app.cost_per_month.is_some())] {
-            if is_set && settings.price.is_empty() {
+        let keys = [
+            ("cost_per_day", app.cost_per_day.is_some() && settings.price.is_empty()),
+            ("cost_per_month", app.cost_per_month.is_some() && settings.price.is_empty()),
+            ("token_env", app.token_env.is_some() && app.name == App::EVERYONE_ELSE),
+            ("token_sha256", app.token_sha256.is_some() && app.name == App::EVERYONE_ELSE),
+        ];
+        for (key, _) in keys.into_iter().filter(|(_, is_wrong)| *is_wrong) {
+            let path = format!("app[{at}].{key}");
+            if key.starts_with("cost") {
                 let help =
-                    format!("give the models that it uses their prices: [price.{}] input = 0.1, output = 0.5", quoted(MODEL));
-                document.refuse(&format!("app[{at}].{key}"), ("a budget in USD, and no price of any model", help));
-            }
-        }
-        for (key, is_set) in [("token_env", app.token_env.is_some()), ("token_sha256", app.token_sha256.is_some())] {
-            if is_set && app.name == App::EVERYONE_ELSE {
+                    format!("add the prices of the models that it uses: [price.{}] input = 0.1, output = 0.5", quoted(MODEL));
+                document.refuse(&path, "a budget in USD, and no price of any model", help);
+            } else {
                 let help = "give the app that has this token a name of its own";
-                document.refuse(&format!("app[{at}].{key}"), ("\"*\" stands for apps without an entry: it has no token", help));
+                document.refuse(&path, "\"*\" stands for apps without an entry: it has no token", help);
             }
         }
     }
 }
 
-/// Organizations and apps have names of their own, and organizations have keys.
-fn names(settings: &Settings, document: &mut Document<'_>) {
-    let organizations =
-        settings.organization.iter().enumerate().map(|(at, organization)| ("organization", at, &organization.name));
-    let apps = settings.app.iter().enumerate().map(|(at, app)| ("app", at, &app.name));
-    let mut seen = BTreeSet::new();
-    for (table, at, name) in organizations.chain(apps).filter(|(_, _, name)| !name.is_empty()) {
-        if !seen.insert((table, name)) {
-            let message = format!("the name {} is taken", quoted(name));
-            document.refuse(&format!("{table}[{at}].name"), (message, "every element has a name of its own"));
-        }
-    }
+/// Names, keys and tokens belong to one organization or app each, and organizations have keys.
+fn owners(settings: &Settings, document: &mut Document<'_>) {
+    // Where a name or secret stands, what it is, and whose.
+    let mut claims = Vec::new();
     for (at, organization) in settings.organization.iter().enumerate() {
         let path = format!("organization[{at}]");
+        let mut claim = |key: String, kind, text: String| {
+            claims.push((format!("{path}.{key}"), ("organization", kind, text), &organization.name));
+        };
+        claim("name".into(), "name", organization.name.clone());
+        for (n, variable) in organization.api_key_env.iter().enumerate() {
+            claim(format!("api_key_env[{n}]"), "key", variable.clone());
+        }
+        for (n, digest) in organization.api_key_sha256.iter().enumerate() {
+            claim(format!("api_key_sha256[{n}]"), "key", format!("{digest:?}"));
+        }
         let is_refused = ["api_key_env", "api_key_sha256"].iter().any(|key| document.is_refused(&format!("{path}.{key}")));
         if organization.api_key_env.is_empty() && organization.api_key_sha256.is_empty() && !is_refused {
             let help = "name its keys: api_key_env = [\"GROQ_API_KEY\"], or api_key_sha256";
-            document.refuse(&path, ("an organization without keys", help));
-        }
-    }
-}
-
-/// A key belongs to one organization, a token to one app.
-fn secrets(settings: &Settings, document: &mut Document<'_>) {
-    // Where the secret stands, what identifies it, words for it, and its owner.
-    let mut secrets = Vec::new();
-    for (at, organization) in settings.organization.iter().enumerate() {
-        for (n, env) in organization.api_key_env.iter().enumerate() {
-            let words = format!("the key of {env} is already one of organization");
-            secrets.push((format!("organization[{at}].api_key_env[{n}]"), format!("key of {env}"), words, &organization.name));
-        }
-        for (n, digest) in organization.api_key_sha256.iter().enumerate() {
-            let words = "this key is already one of organization".to_owned();
-            secrets.push((
-                format!("organization[{at}].api_key_sha256[{n}]"),
-                format!("key {digest:?}"),
-                words,
-                &organization.name,
-            ));
+            document.refuse(&path, "an organization without keys", help);
         }
     }
     for (at, app) in settings.app.iter().enumerate() {
-        if let Some(env) = &app.token_env {
-            let words = format!("the token of {env} is already that of app");
-            secrets.push((format!("app[{at}].token_env"), format!("token of {env}"), words, &app.name));
-        }
-        if let Some(digest) = &app.token_sha256 {
-            let words = "this token is already that of app".to_owned();
-            secrets.push((format!("app[{at}].token_sha256"), format!("token {digest:?}"), words, &app.name));
-        }
+        let mut claim = |key, kind, text| claims.push((format!("app[{at}].{key}"), ("app", kind, text), &app.name));
+        claim("name", "name", app.name.clone());
+        app.token_env.iter().for_each(|variable| claim("token_env", "token", variable.clone()));
+        app.token_sha256.iter().for_each(|digest| claim("token_sha256", "token", format!("{digest:?}")));
     }
     let mut owners = BTreeMap::new();
-    for (path, secret, words, owner) in secrets {
-        if let Some(other) = owners.insert(secret, owner) {
-            document.refuse(&path, format!("{words} {}", quoted(other)));
+    for (path, claim, owner) in claims.into_iter().filter(|(_, (.., text), _)| !text.is_empty()) {
+        let (table, kind, _) = claim;
+        if let Some(other) = owners.insert(claim, owner) {
+            document.refuse(&path, format!("already the {kind} of {table} {}", quoted(other)), "");
         }
     }
 }

@@ -8,7 +8,10 @@ use schemars::{
 };
 use serde_json::{Map, Value};
 
-use super::{settings::Settings, text::toml_value};
+use super::{
+    settings::Settings,
+    text::{quoted, toml_value},
+};
 
 /// The model that stands for all in headers: `[limits.model."…"]`.
 pub(super) const MODEL: &str = "openai/gpt-oss-20b";
@@ -23,71 +26,44 @@ pub fn schema() -> &'static Value {
     &SCHEMA
 }
 
-/// Takes out what TOML has not: `null`.
+/// Takes out what TOML does not have: `null`, and with it defaults that are not set.
 #[derive(Clone)]
 struct Toml;
 
 impl Transform for Toml {
     fn transform(&mut self, schema: &mut schemars::Schema) {
         let Some(object) = schema.as_object_mut() else { return };
-        if let Some(types) = object.get_mut("type")
-            && let Some([kind, null]) = types.as_array().map(Vec::as_slice)
-            && null == "null"
-        {
-            *types = kind.clone();
+        if let Some(Value::Array(types)) = object.get("type") {
+            let kind = types[0].clone();
+            object.insert("type".into(), kind);
         }
-        let is_table = object.contains_key("properties");
-        // Empty is not set, and the default of a table is those of its keys.
-        let is_empty = |value: &Value| match value {
-            Value::Null | Value::Object(_) => true,
-            Value::String(text) => text.is_empty(),
-            Value::Array(items) => items.is_empty(),
-            _ => false,
-        };
-        object.retain(|key, value| match key.as_str() {
-            "default" => !is_table && !is_empty(value),
-            // How a number is kept, not what it may be.
-            "format" => false,
-            _ => true,
-        });
+        // The default of a table is those of its keys.
+        if object.get("default").is_some_and(|value| value.is_object() || toml_value(value).is_none_or(|text| text == "\"\"")) {
+            object.shift_remove("default");
+        }
+        // How a number is kept, not what it may be.
+        object.shift_remove("format");
         transform_subschemas(self, schema);
     }
-}
-
-/// How often a table stands in the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// `[queue]`
-    Once,
-    /// `[[app]]`
-    Listed,
-    /// `[limits.model."…"]`
-    Named,
 }
 
 /// One table of the file.
 pub(super) struct Table {
     /// `limits.model`
     pub(super) path: String,
-    pub(super) kind: Kind,
+    /// As it stands in the file, brackets included: `[queue]`, `[[app]]`, `[limits.model."…"]`.
+    pub(super) header: String,
     pub(super) description: &'static str,
+    /// Whether it stands in the file once, and not once for each app or model.
+    pub(super) is_single: bool,
     pub(super) has_required_keys: bool,
     pub(super) keys: Vec<(&'static str, &'static Value)>,
 }
 
 impl Table {
-    /// Whether it has the keys of a table that is listed already: `limits.model` those of `limits.default`.
-    pub(super) fn repeats_another(&self) -> bool {
-        self.path == "limits.model"
-    }
-
-    /// As it stands in the file, brackets included.
-    pub(super) fn header(&self) -> String {
-        match self.kind {
-            Kind::Once => format!("[{}]", self.path),
-            Kind::Listed => format!("[[{}]]", self.path),
-            Kind::Named => format!("[{}.\"{MODEL}\"]", self.path),
-        }
+    /// Its keys, unless they are those of a table before: `limits.model` has the keys of `limits.default`.
+    pub(super) fn documented_keys(&self) -> &[(&'static str, &'static Value)] {
+        if self.path == "limits.model" { &[] } else { &self.keys }
     }
 }
 
@@ -95,28 +71,39 @@ impl Table {
 pub(super) fn tables() -> &'static [Table] {
     static TABLES: LazyLock<Vec<Table>> = LazyLock::new(|| {
         let mut tables = Vec::new();
-        collect("", Kind::Once, "", schema(), &mut tables);
-        tables.retain(|table| !table.path.is_empty());
+        collect("", schema(), &mut tables);
         tables
     });
     &TABLES
 }
 
-fn collect(path: &str, kind: Kind, about: &'static str, schema: &'static Value, tables: &mut Vec<Table>) {
-    let (mut keys, mut inner) = (Vec::new(), Vec::new());
+/// The tables inside this one, each with the keys that are none.
+fn collect(outer: &str, schema: &'static Value, tables: &mut Vec<Table>) {
     for (name, schema) in properties(schema).into_iter().flatten() {
-        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-        let element = [(Kind::Once, schema), (Kind::Listed, &schema["items"]), (Kind::Named, &schema["additionalProperties"])];
-        match element.into_iter().find(|(_, schema)| properties(schema).is_some()) {
-            Some((kind, element)) => inner.push((path, kind, description(schema), element)),
-            None => keys.push((name.as_str(), schema)),
-        }
+        let path = if outer.is_empty() { name.clone() } else { format!("{outer}.{name}") };
+        let forms = [
+            (schema, format!("[{path}]")),
+            (&schema["items"], format!("[[{path}]]")),
+            (&schema["additionalProperties"], format!("[{path}.{}]", quoted(MODEL))),
+        ];
+        let Some((element, header)) = forms.into_iter().find(|(element, _)| properties(element).is_some()) else { continue };
+        let keys = properties(element).into_iter().flatten().map(|(name, schema)| (name.as_str(), schema));
+        let keys = keys.filter(|(_, schema)| !is_table(schema)).collect();
+        tables.push(Table {
+            path: path.clone(),
+            header,
+            description: description(schema),
+            is_single: std::ptr::eq(element, schema),
+            has_required_keys: element.get("required").is_some(),
+            keys,
+        });
+        collect(&path, element, tables);
     }
-    let has_required_keys = schema.get("required").is_some();
-    tables.push(Table { path: path.to_owned(), kind, description: about, has_required_keys, keys });
-    for (path, kind, about, schema) in inner {
-        collect(&path, kind, about, schema, tables);
-    }
+}
+
+/// Whether a table, a list of tables or tables with names of their own stand under a key with this schema.
+pub(super) fn is_table(schema: &Value) -> bool {
+    [schema, &schema["items"], &schema["additionalProperties"]].into_iter().any(|element| properties(element).is_some())
 }
 
 /// A table's keys and the tables inside it.
@@ -144,22 +131,23 @@ pub(super) fn choices(schema: &Value) -> Vec<&str> {
 
 /// What a key accepts, in words.
 pub(super) fn expected(schema: &Value) -> String {
-    let choices = choices(schema);
-    if let [head @ .., last] = choices.as_slice() {
-        let head: Vec<_> = head.iter().map(|word| format!("\"{word}\"")).collect();
-        return format!("{} or \"{last}\"", head.join(", "));
+    if let [head @ .., last] = choices(schema).as_slice() {
+        return format!("{} or {}", head.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(", "), quoted(last));
     }
     if let Some(title) = schema["title"].as_str() {
         return title.to_owned();
     }
+    let range = match ["minimum", "maximum", "exclusiveMinimum"].map(|bound| schema[bound].as_f64()) {
+        [Some(least), Some(most), _] => format!(" from {least} to {most}"),
+        [Some(least), ..] => format!(" of at least {least}"),
+        [.., Some(least)] => format!(" over {least}"),
+        _ => String::new(),
+    };
     match schema["type"].as_str() {
         Some("boolean") => "true or false".into(),
-        Some("integer") => "a whole number".into(),
-        Some("number") => match (schema["minimum"].as_f64(), schema["maximum"].as_f64()) {
-            (Some(least), Some(most)) => format!("a number from {least} to {most}"),
-            _ => "a number over 0".into(),
-        },
-        Some("array") if properties(&schema["items"]).is_some() => "a list of tables".into(),
+        Some("integer") => format!("a whole number{range}"),
+        Some("number") => format!("a number{range}"),
+        Some("array") if is_table(schema) => "a list of tables".into(),
         Some("array") => format!("a list, each {}", expected(&schema["items"])),
         Some("object") => "a table".into(),
         _ => "text".into(),
@@ -173,14 +161,5 @@ pub(super) fn default(schema: &Value) -> Option<String> {
 
 /// A value that a key accepts, as TOML.
 pub(super) fn example(schema: &Value) -> Option<String> {
-    let choice = choices(schema).first().map(|choice| Value::from(*choice));
-    let item = || Some(Value::Array(vec![schema["items"]["examples"].get(0)?.clone()]));
-    let by_type = || match schema["type"].as_str()? {
-        "boolean" => Some(Value::from(true)),
-        "integer" => Some(schema.get("minimum").filter(|least| **least != 0).cloned().unwrap_or_else(|| 1.into())),
-        "number" => Some(Value::from(0.1)),
-        _ => None,
-    };
-    let example = schema["examples"].get(0).cloned().or(choice).or_else(item).or_else(by_type);
-    toml_value(&example.or_else(|| schema.get("default").cloned())?)
+    toml_value(&schema["examples"][0]).or_else(|| default(schema))
 }

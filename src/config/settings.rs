@@ -1,7 +1,7 @@
 //! The tables of the configuration file and their keys.
 //!
 //! Doc comments go into the JSON schema, the example file and the table of keys: one line each. Ranges are in the schema, which the
-//! file is checked against; `x-too-small` is what a fault advises for a number under the least.
+//! file is checked against; `x-help` is what a fault advises for a number out of range.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -18,7 +18,7 @@ pub use limits::{Limits, Mode};
 
 use super::{
     fallback::Fallback,
-    formats::{Address, As, BaseUrl, Digest, Maybe, ProxyUrl, Size, Time, TimeOrOff},
+    formats::{Address, As, BaseUrl, Digest, ProxyUrl, Size, Time, TimeOrOff},
 };
 use crate::accounts::{Price, TokenPrice};
 
@@ -90,7 +90,7 @@ pub struct Server {
     /// Listen beside another shield that sets it too, here and on admin.listen, so that one replaces the other without a gap.
     pub reuse_port: bool,
     /// Worker threads; unset: one per core.
-    #[schemars(range(min = 1, max = 1024), example = 2, extend("x-too-small" = "leave it out for one per core"))]
+    #[schemars(range(min = 1, max = 1024), example = 2, extend("x-help" = "leave it out for one per core"))]
     pub threads: Option<usize>,
     /// Connections at once, each with up to 256 requests at once over HTTP/2.
     #[schemars(range(min = 1, max = 1_000_000))]
@@ -163,7 +163,7 @@ pub struct Upstream {
     #[default(true)]
     pub http2: bool,
     /// HTTP proxy to go through; unset: HTTPS_PROXY and NO_PROXY decide.
-    #[serde(with = "As::<Maybe<ProxyUrl>>")]
+    #[serde(with = "As::<Option<ProxyUrl>>")]
     pub proxy: Option<Uri>,
     /// More trusted root certificates, PEM; unset: Mozilla's alone.
     #[schemars(title = "a path", example = &"/etc/ssl/internal-ca.pem")]
@@ -201,7 +201,7 @@ pub struct Queue {
     #[default(secs(50))]
     pub max_wait: Duration,
     /// Requests waiting at once.
-    #[schemars(range(min = 1, max = 10_000_000), extend("x-too-small" = "to let nobody wait, queue.max_wait = \"0s\""))]
+    #[schemars(range(min = 1, max = 10_000_000), extend("x-help" = "to let nobody wait, queue.max_wait = \"0s\""))]
     #[default(1000)]
     pub max_waiting: usize,
     /// Bytes of request bodies held at once.
@@ -218,7 +218,7 @@ pub struct Queue {
 #[serde(default, deny_unknown_fields)]
 pub struct Retry {
     /// Sends at most, the first included.
-    #[schemars(range(min = 1, max = 100), extend("x-too-small" = "1 sends once and never again"))]
+    #[schemars(range(min = 1, max = 100), extend("x-help" = "1 sends once and never again"))]
     #[default(4)]
     pub attempts: u32,
     /// Upper bound of the first back-off; doubled each time.
@@ -240,7 +240,7 @@ pub struct Retry {
 #[serde(default, deny_unknown_fields)]
 pub struct Breaker {
     /// Failures in a row that open it.
-    #[schemars(range(min = 1, max = 1_000_000), extend("x-too-small" = "to keep it closed, a large number"))]
+    #[schemars(range(min = 1, max = 1_000_000), extend("x-help" = "to keep it closed, a large number"))]
     #[default(5)]
     pub failures: u32,
     /// Time until one request may probe.
@@ -248,7 +248,7 @@ pub struct Breaker {
     #[default(secs(5))]
     pub open: Duration,
     /// Longest wait for an open breaker, before the answer is 503; unset: one breaker.open.
-    #[serde(with = "As::<Maybe<Time>>")]
+    #[serde(with = "As::<Option<Time>>")]
     #[schemars(example = &"5s")]
     pub max_wait: Option<Duration>,
 }

@@ -6,16 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde_json::Value;
-
 use super::{
-    document::Document,
+    document::{Document, Override},
     effective,
-    faults::{Fault, Faults, Origin},
+    faults::Faults,
     notes::{self, Note},
-    paths::{check_files, reason, resolve_paths},
+    paths::{self, reason},
     rules,
-    schema::{Kind, schema, tables, under},
+    schema::tables,
     settings::{Settings, StoreKind},
     text::near,
 };
@@ -92,41 +90,20 @@ impl Source {
     /// Reads everything and collects every fault.
     pub fn load(&self) -> Loaded {
         let file = self.file();
-        let content = file.as_deref().map_or(Ok(String::new()), content);
-        self.read(file, content)
-    }
-
-    /// Reads this text as the file's.
-    fn read(&self, file: Option<PathBuf>, content: Result<String, String>) -> Loaded {
-        let (text, unreadable) = match content {
+        let (text, unreadable) = match file.as_deref().map_or(Ok(String::new()), content) {
             Ok(text) => (text, None),
             Err(why) => (String::new(), Some(why)),
         };
-        let mut document = Document::parse(&text);
+        let overrides = self.overrides();
+        let (mut settings, mut document) = read(&text, &overrides);
         if let Some(why) = unreadable {
-            document.faults.push(Fault::new(Origin::Whole, why));
+            document.refuse("", why, "");
         }
-        let unknown = self.set_variables(&mut document);
-        for (flag, _, path) in SHORT {
-            let value = match flag {
-                "--listen" => &self.listen,
-                "--upstream" => &self.upstream,
-                _ => &self.admin,
-            };
-            if let Some(value) = value {
-                document.set(path, schema_at(path), value, Origin::Flag(flag.into()));
-            }
-        }
-        let mut settings = read(&mut document);
         if self.quiet && !document.is_set("log.level") {
             settings.log.level = "warn".into();
         }
-        resolve_paths(&mut settings, &document, file.as_deref().and_then(Path::parent));
-        let secrets = notes::named(&settings);
-        for (name, help) in unknown.into_iter().filter(|(name, _)| !secrets.iter().any(|secret| secret == name)) {
-            document.faults.push(Fault::new(Origin::Variable(name), ("no key has this name", help)));
-        }
-        check_files(&mut settings, &mut document);
+        paths::resolve(&mut settings, &mut document, file.as_deref().and_then(Path::parent));
+        self.refuse_unknown_variables(&notes::named(&settings), &mut document);
         let name = file.as_deref().map_or_else(String::new, |file| file.display().to_string());
         Loaded {
             notes: notes::of(&settings, &|name| self.variable(name).is_some()),
@@ -141,55 +118,61 @@ impl Source {
         self.variables.iter().find(|(known, value)| known == name && !value.is_empty()).map(|(_, value)| value)
     }
 
-    /// Applies `GROQ_SHIELD_*`, the short names last. Returns what no key is called, with help.
-    fn set_variables<'a>(&'a self, document: &mut Document<'a>) -> Vec<(String, String)> {
-        let mut keys = variables();
-        keys.extend(SHORT.map(|(_, name, path)| (name.to_owned(), path.to_owned())));
-        for (name, path) in &keys {
-            let origin = Origin::Variable(name.clone());
-            match self.variable(name).map(|value| value.to_str()) {
-                Some(Some(text)) => document.set(path, schema_at(path), text, origin),
-                Some(None) => document.faults.push(Fault::new(origin, "is not UTF-8")),
-                None => {}
+    /// What variables and flags say, the strongest last.
+    fn overrides(&self) -> Vec<Override> {
+        let names = variables().into_iter().chain(SHORT.map(|(_, name, path)| (name.to_owned(), path.to_owned())));
+        let variables = names.filter_map(|(name, path)| {
+            // What is not UTF-8 is refused with the unknown names.
+            let text = self.variable(&name)?.to_string_lossy().into_owned();
+            Some(Override { name, path, text })
+        });
+        let flags = SHORT.into_iter().zip([&self.listen, &self.upstream, &self.admin]);
+        let flags = flags.filter_map(|((flag, _, path), text)| {
+            Some(Override { name: flag.to_owned(), path: path.to_owned(), text: text.clone()? })
+        });
+        variables.chain(flags).collect()
+    }
+
+    /// Variables with our prefix that no key is called, apart from those that hold `secrets`, and values that are not UTF-8.
+    fn refuse_unknown_variables(&self, secrets: &[String], document: &mut Document<'_>) {
+        let keys: Vec<_> = variables().into_iter().map(|(name, _)| name).collect();
+        let known = || keys.iter().map(String::as_str).chain(SHORT.map(|(_, name, _)| name)).chain(["GROQ_SHIELD_CONFIG"]);
+        let ours = self.variables.iter().filter(|(_, value)| !value.is_empty());
+        for (name, value) in ours.filter_map(|(name, value)| Some((name.to_str()?, value))) {
+            if !name.starts_with("GROQ_SHIELD_") || secrets.iter().any(|secret| secret == name) {
+                continue;
+            }
+            if known().any(|known| known == name) {
+                if value.to_str().is_none() && name != "GROQ_SHIELD_CONFIG" {
+                    document.refuse_override(name, "not UTF-8", String::new());
+                }
+            } else if !is_from_kubernetes(name, &value.to_string_lossy()) {
+                let help = near(name, known()).map_or_else(
+                    || "keys are spelled GROQ_SHIELD_TABLE_KEY; models, organizations and apps stand in the file only".into(),
+                    |near| format!("did you mean {near}?"),
+                );
+                document.refuse_override(name, "no key has this name", help);
             }
         }
-        let known = || keys.iter().map(|(name, _)| name.as_str()).chain(["GROQ_SHIELD_CONFIG"]);
-        let ours = self.variables.iter().filter_map(|(name, value)| Some((name.to_str()?, value)));
-        let unknown = ours.filter(|(name, value)| {
-            name.starts_with("GROQ_SHIELD_")
-                && !value.is_empty()
-                && !known().any(|known| known == *name)
-                && !is_from_kubernetes(name, &value.to_string_lossy())
-        });
-        let help = |name: &str| match near(name, known()) {
-            Some(near) => format!("did you mean {near}?"),
-            None => "keys are spelled GROQ_SHIELD_TABLE_KEY; models, organizations and apps stand in the file only".into(),
-        };
-        unknown.map(|(name, _)| (name.to_owned(), help(name))).collect()
     }
 }
 
-/// Reads a document with its flags and variables: the settings as far as they could be read. The faults are in the document.
-pub(super) fn read(document: &mut Document<'_>) -> Settings {
-    let mut settings = document.settings();
+/// Reads a text, with the overrides over it: the settings as far as they could be read. The faults are in the document.
+pub(super) fn read<'a>(text: &'a str, overrides: &'a [Override]) -> (Settings, Document<'a>) {
+    let (mut settings, mut document) = Document::read(text, overrides);
     if document.is_set("store.url") && !document.is_set("store.kind") {
         settings.store.kind = StoreKind::Redis;
         document.origins.insert("store.kind".into(), document.origin("store.url"));
     }
-    rules::between_keys(&settings, document);
-    settings
+    rules::between_keys(&settings, &mut document);
+    (settings, document)
 }
 
 /// Every key that a variable can set: the variable's name and the key's path.
 fn variables() -> Vec<(String, String)> {
-    let once = tables().iter().filter(|table| table.kind == Kind::Once);
-    let paths = once.flat_map(|table| table.keys.iter().map(|(key, _)| format!("{}.{key}", table.path)));
+    let single = tables().iter().filter(|table| table.is_single);
+    let paths = single.flat_map(|table| table.keys.iter().map(|(key, _)| format!("{}.{key}", table.path)));
     paths.map(|path| (format!("GROQ_SHIELD_{}", path.replace('.', "_").to_uppercase()), path)).collect()
-}
-
-/// The schema of the key at this path.
-fn schema_at(path: &str) -> &'static Value {
-    path.split('.').fold(schema(), |schema, name| under(schema, name).unwrap_or(&Value::Null))
 }
 
 fn content(file: &Path) -> Result<String, String> {
@@ -250,15 +233,17 @@ mod tests {
 
     #[test]
     fn every_key_that_stands_once_has_a_variable() {
-        for (name, path) in variables() {
-            let schema = schema_at(&path);
-            // Free text and files apart, no key accepts this.
-            if schema["type"] == "string" && matches!(schema["title"].as_str(), None | Some("a path")) {
-                continue;
+        for table in tables().iter().filter(|table| table.is_single) {
+            for (key, schema) in &table.keys {
+                // Free text and files apart, no key accepts this.
+                if schema["type"] == "string" && matches!(schema["title"].as_str(), None | Some("a path")) {
+                    continue;
+                }
+                let path = format!("{}.{key}", table.path);
+                let name = format!("GROQ_SHIELD_{}", path.replace('.', "_").to_uppercase());
+                let shown = faults("", &[(&name, "\u{1}")], Source::default());
+                assert!(shown.starts_with(&format!("error: {name}: `{path}`: ")), "{name}: {shown}");
             }
-            let key = path.rsplit('.').next().expect("a key");
-            let shown = faults("", &[(&name, "\u{1}")], Source::default());
-            assert!(shown.starts_with(&format!("error: {name}: `{key}`")), "{name}: {shown}");
         }
     }
 
@@ -267,9 +252,9 @@ mod tests {
         let source = Source { upstream: Some("api.groq.com".into()), ..Source::default() };
         let shown = faults("", &[("GROQ_SHIELD_QUEUE_MAX_WAIT", "50"), ("GROQ_SHIELD_QUEU_MAX_WAIT", "50s")], source);
         for part in [
-            "error: GROQ_SHIELD_QUEUE_MAX_WAIT: `max_wait`: the time \"50\" has no unit: ms, s, m or h\n",
+            "error: GROQ_SHIELD_QUEUE_MAX_WAIT: `queue.max_wait`: the time \"50\": time unit needed, for example 50sec or 50ms\n",
             "error: GROQ_SHIELD_QUEU_MAX_WAIT: no key has this name\n |\n = help: did you mean GROQ_SHIELD_QUEUE_MAX_WAIT?\n",
-            "error: --upstream: `base_url`: \"api.groq.com\" has no scheme\n |\n = help: write \"https://api.groq.com\"\n",
+            "error: --upstream: `upstream.base_url`: \"api.groq.com\" is not a URL with https:// or http:// and a host\n |\n = help: write \"https://api.groq.com\"\n",
             "3 faults",
         ] {
             assert!(shown.contains(part), "{part}\n{shown}");
@@ -315,7 +300,7 @@ mod tests {
         for (path, part) in [
             (missing.as_path(), format!("cannot be written: there is no directory {}", folder.path().join("nowhere").display())),
             (folder.path(), format!("{} is a directory: name a file in it", folder.path().display())),
-            (&inside, format!("{} cannot be used", inside.display())),
+            (&inside, format!("{} cannot be read: Not a directory", inside.display())),
         ] {
             let shown = shown(path);
             assert!(shown.contains(&part) && shown.contains("shield.toml:2:14"), "{part}\n{shown}");
@@ -352,10 +337,13 @@ mod tests {
     #[test]
     fn an_upstream_that_is_the_shield_itself_is_a_fault() {
         let shown = faults("[upstream]\nbase_url = \"http://localhost:8787\"\n", &[], Source::default());
-        assert!(shown.contains("shield.toml:2:12") && shown.contains("itself listens (server.listen)"), "{shown}");
+        assert!(shown.contains("shield.toml:2:12") && shown.contains("itself listens there (server.listen)"), "{shown}");
         let source = Source { upstream: Some("http://127.0.0.1:8788".into()), ..Source::default() };
         let shown = faults("", &[], source);
-        assert!(shown.contains("error: --upstream: `base_url` is where this shield itself listens (admin.listen)"), "{shown}");
+        assert!(
+            shown.contains("error: --upstream: `upstream.base_url`: this shield itself listens there (admin.listen)"),
+            "{shown}"
+        );
     }
 
     #[test]

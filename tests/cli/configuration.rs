@@ -12,7 +12,7 @@ fn an_upstream_that_is_the_shield_itself_is_refused_at_start() {
         let words = ["--listen", "0.0.0.0:18787", "--admin", "127.0.0.1:0", "--upstream", upstream];
         let (code, _, errors) = ran(&mut shield(folder.path(), &words));
         assert_eq!(code, 64, "{errors}");
-        assert!(errors.contains("--upstream: `base_url` is where this shield itself listens (server.listen)"), "{errors}");
+        assert!(errors.contains("--upstream: `upstream.base_url`: this shield itself listens there (server.listen)"), "{errors}");
     }
 }
 
@@ -83,7 +83,7 @@ fn check_prints_the_effective_settings_with_sources_and_without_secrets() {
         ran(shield(folder.path(), &["check"]).env("MY_KEY", "gsk_hunter2").env("GROQ_SHIELD_RETRY_ATTEMPTS", "2"));
     assert_eq!((code, errors.as_str()), (0, ""));
     for part in [
-        "max_wait = \"120s\"  # groq-shield.toml:2\n",
+        "max_wait = \"2m\"  # groq-shield.toml:2\n",
         "url = \"redis://u:***@h\"  # groq-shield.toml:5\n",
         "attempts = 2  # GROQ_SHIELD_RETRY_ATTEMPTS\n",
         "api_key_env = \"MY_KEY\"",
