@@ -22,12 +22,18 @@ pub(super) fn print(bytes: &[u8]) -> ExitCode {
 /// Shows faults of the configuration on standard error, with colors on a terminal.
 pub(super) fn refuse(faults: &Faults) -> ExitCode {
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) || !std::io::stderr().is_terminal();
-    eprintln!("{}", if plain { faults.to_string() } else { faults.styled() });
+    tell(&if plain { faults.to_string() } else { faults.styled() });
     ExitCode::from(USAGE)
 }
 
 /// Prints why the command failed.
 pub(super) fn failed(why: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("groq-shield: {why}");
+    tell(&format!("groq-shield: {why}"));
     ExitCode::FAILURE
+}
+
+/// Writes a line to standard error. Where its reader has closed, the exit code alone has to do; `eprintln` would panic.
+fn tell(line: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -41,6 +41,8 @@ pub(super) struct Document<'a> {
     overrides: &'a [Override],
     pub(super) origins: BTreeMap<String, Origin>,
     faults: Vec<Fault>,
+    /// Faults of text that is not TOML, and the line from which on nothing can be told.
+    syntax: (Vec<Fault>, usize),
 }
 
 impl<'a> Document<'a> {
@@ -52,13 +54,9 @@ impl<'a> Document<'a> {
             // A place behind the text says which override it is.
             set(&mut tree, given, text.len() + 1 + index);
         }
-        let mut document = Self { text, overrides, origins: BTreeMap::new(), faults: Vec::new() };
+        let syntax = syntax::faults(text, &errors);
+        let mut document = Self { text, overrides, origins: BTreeMap::new(), faults: Vec::new(), syntax };
         let value = document.table("", &tree, schema());
-        let (syntax, end) = syntax::faults(text, &errors);
-        let broken: Vec<_> = syntax.iter().filter_map(|fault| fault.line(text)).collect();
-        // A fault on a line that is not TOML is most often a consequence.
-        document.faults.retain(|fault| fault.line(text).is_none_or(|line| line < end && !broken.contains(&line)));
-        document.faults.extend(syntax);
         let settings = serde_json::from_value(value).unwrap_or_else(|why| {
             document.refuse("", why.to_string(), "");
             Settings::default()
@@ -157,6 +155,11 @@ impl<'a> Document<'a> {
 
     /// Everything that is wrong, in the order of the file, then variables and flags.
     pub(super) fn into_faults(mut self) -> Vec<Fault> {
+        let (syntax, end) = std::mem::take(&mut self.syntax);
+        let broken: Vec<_> = syntax.iter().filter_map(|fault| fault.line(self.text)).collect();
+        // A fault on a line that is not TOML is most often a consequence.
+        self.faults.retain(|fault| fault.line(self.text).is_none_or(|line| line < end && !broken.contains(&line)));
+        self.faults.extend(syntax);
         self.faults.sort_by_key(|fault| match &fault.origin {
             Origin::File(span) => (0, span.start),
             Origin::Override(_) => (1, 0),

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    schema::{MODEL, properties, tables},
+    schema::{MODEL, Table, properties, tables},
     text::{near, quoted},
 };
 
@@ -27,8 +27,9 @@ pub(super) fn unknown(name: &str, path: &str, holds_keys: bool, table: &'static 
         "url" => "base_url",
         _ => name,
     };
-    let homes = tables().iter().filter(|table| table.keys.iter().any(|(known, _)| *known == key));
-    let homes: Vec<_> = homes.map(|table| table.header.replace(MODEL, "…")).collect();
+    let has_key = |table: &&Table| table.keys.iter().any(|(known, _)| *known == key);
+    let homes: Vec<_> = tables().iter().filter(has_key).map(|table| table.header.replace(MODEL, "…")).collect();
+    let elsewhere = tables().iter().find(|table| table.path.ends_with(&format!(".{name}")));
     let is_here = known().any(|(known, _)| known == key);
     match near(key, known().map(|(key, _)| key.as_str())) {
         Some(near) if is_here || homes.is_empty() => {
@@ -42,7 +43,7 @@ pub(super) fn unknown(name: &str, path: &str, holds_keys: bool, table: &'static 
             let model = path.trim_start_matches("limits.").trim_start_matches("model.");
             format!("write [limits.model.{}]", quoted(model))
         }
-        _ => String::new(),
+        _ => elsewhere.map(|table| format!("did you mean {}?", table.header)).unwrap_or_default(),
     }
 }
 
@@ -61,6 +62,7 @@ mod tests {
             ("[upstream]\nbase_url = \"https://api.groq.com/openai/v1\"\n", "write \"https://api.groq.com\""),
             ("[upstream]\napi_key = \"gsk_x\"\n", "`api_key_env` names the variable that holds it"),
             ("[upstream]\napi_key_env = \"$GROQ_API_KEY\"\n", "its name alone, without `$`"),
+            ("[tls]\ncert = \"c\"\n", "did you mean [server.tls]?"),
             ("[queue]\nmax_wait = 50\n", "for example \"30s\""),
             ("[retry]\nmax_attempts = 3\n", "did you mean `attempts`?"),
             ("[limits]\nheadroom = 20\n", "20 % is 0.2"),

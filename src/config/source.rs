@@ -123,7 +123,7 @@ impl Source {
         let names = variables().into_iter().chain(SHORT.map(|(_, name, path)| (name.to_owned(), path.to_owned())));
         let variables = names.filter_map(|(name, path)| {
             // What is not UTF-8 is refused with the unknown names.
-            let text = self.variable(&name)?.to_string_lossy().into_owned();
+            let text = self.variable(&name)?.to_str()?.to_owned();
             Some(Override { name, path, text })
         });
         let flags = SHORT.into_iter().zip([&self.listen, &self.upstream, &self.admin]);
@@ -259,6 +259,14 @@ mod tests {
         ] {
             assert!(shown.contains(part), "{part}\n{shown}");
         }
+    }
+
+    #[test]
+    fn a_variable_that_is_not_utf8_is_one_fault() {
+        let value = std::os::unix::ffi::OsStringExt::from_vec(vec![0xff]);
+        let variables = vec![("GROQ_SHIELD_LOG_LEVEL".into(), value)];
+        let shown = Source { variables, ..Source::default() }.load().faults.to_string();
+        assert_eq!(shown, "error: GROQ_SHIELD_LOG_LEVEL: not UTF-8\n\n1 fault in the configuration");
     }
 
     #[test]

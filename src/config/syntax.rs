@@ -5,16 +5,18 @@ use toml::de::Error;
 use super::faults::{Fault, Origin};
 
 /// What the parser says, and what to do about it.
-const HELP: [(&str, &str); 7] = [
+const HELP: [(&str, &str); 8] = [
     ("unclosed", "close it; what follows is not checked"),
     ("duplicate key", "each key and table stands once: put everything under the first"),
-    ("invalid basic string", "close the text with a quote"),
+    ("invalid basic string", CLOSE),
+    ("invalid literal string", CLOSE),
     ("invalid unquoted key", "write `=` before a value, and quotes around a name such as [limits.model.\"openai/gpt-oss-20b\"]"),
     ("string values must be quoted", QUOTE),
     ("invalid boolean", QUOTE),
     ("invalid float", QUOTE),
 ];
 
+const CLOSE: &str = "close the text with a quote";
 const QUOTE: &str = "text stands in quotes, as in \"50s\"; flags are true or false";
 
 /// The first error of each line, and the line from which on nothing can be told.

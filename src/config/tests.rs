@@ -86,6 +86,9 @@ fn an_array_that_is_never_closed_is_told_once() {
     );
     assert!(all.contains("unclosed array, expected `]`"), "{all}");
     assert!(all.contains("attempts") && all.ends_with("\n2 faults in the configuration"), "{all}");
+    // What the parser takes for models is told by no rule either.
+    let (_, message, _) = only("[[fallback]]\nmodel = \"a\"\nto = [\"qwen/qwen3-32b\",\n[queue]\nmax_wait = 5\n");
+    assert_eq!(message, "unclosed array, expected `]`");
 }
 
 #[test]

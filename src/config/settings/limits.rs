@@ -26,7 +26,7 @@ pub struct Limits {
     /// enforce, or observe: nothing waits, is refused, capped or rewritten; what would have been is counted in metrics and the log. Live.
     pub mode: Mode,
     /// Share of every limit left to others, 0 to 0.9.
-    #[schemars(range(min = 0.0, max = 0.9), extend("x-help" = "a share: 20 % is 0.2"))]
+    #[schemars(range(min = 0.0, max = 0.9), example = 0.1, extend("x-help" = "a share: 20 % is 0.2"))]
     pub headroom: f64,
     /// File that keeps what is left of each limit across restarts; unset: it is not kept. A relative path is relative to the configuration file. Takes a restart.
     #[schemars(title = "a path", example = &"/var/lib/groq-shield/state.json")]
