@@ -2,9 +2,12 @@
 //!
 //! Bytes are parsed in place; of an event that arrives in pieces, an excerpt of at most [`EXCERPT`] is kept.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::LazyLock};
 
-use memchr::{memchr2, memmem};
+use memchr::{
+    memchr2,
+    memmem::{self, Finder},
+};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -151,17 +154,19 @@ impl SseTail {
             return;
         }
         self.truncation.event(name, &data);
-        if has(&data, b"delta\"") {
+        if DELTA.find(&data).is_some() {
             self.deltas += 1;
         }
-        if has(&data, br#""usage""#) {
+        if USAGE.find(&data).is_some() {
             self.usage = Usage::scan(&data).or(self.usage);
         }
-        if name == b"error" || has(&data, br#""error""#) || has(&data, br#".error""#) {
+        if name == b"error" || ERROR.find(&data).is_some() {
             self.check_error(name, &data);
         }
+        let is_typed = TYPE.find(&data).is_some();
         self.terminal |= LAST_EVENTS.iter().any(|last| {
-            name == last.as_bytes() || (has(&data, last.as_bytes()) && Top::of(&data).kind.as_deref() == Some(*last))
+            let in_data = is_typed && memmem::find(&data, last.as_bytes()).is_some();
+            name == last.as_bytes() || (in_data && Top::of(&data).kind.as_deref() == Some(*last))
         });
     }
 
@@ -174,6 +179,12 @@ impl SseTail {
         }
     }
 }
+
+// Quotes are escaped inside a JSON string, so the bytes of each event can be searched for the members that matter.
+static DELTA: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"delta\""));
+static USAGE: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(br#""usage""#));
+static ERROR: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(br#""error""#));
+static TYPE: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(br#""type""#));
 
 /// The typed events that end a stream without `[DONE]`.
 const LAST_EVENTS: [&str; 4] = ["response.completed", "response.incomplete", "response.failed", "transcript.text.done"];
@@ -206,15 +217,14 @@ fn is_some(member: Option<&RawValue>) -> bool {
     member.is_some_and(|value| value.get() != "null")
 }
 
-fn has(data: &[u8], needle: &[u8]) -> bool {
-    memmem::find(data, needle).is_some()
-}
-
 /// An event's name and its data; several data lines are joined as the standard says.
 fn fields(event: &[u8]) -> (&[u8], Cow<'_, [u8]>) {
     let mut name: &[u8] = b"";
     let mut data: Option<Cow<'_, [u8]>> = None;
-    for line in event.split(|b| matches!(b, b'\n' | b'\r')) {
+    let mut rest = event;
+    loop {
+        let end = memchr2(b'\n', b'\r', rest).unwrap_or(rest.len());
+        let line = &rest[..end];
         let value = |field: &[u8]| {
             let value = line.strip_prefix(field)?;
             Some(value.strip_prefix(b" ").unwrap_or(value))
@@ -230,6 +240,10 @@ fn fields(event: &[u8]) -> (&[u8], Cow<'_, [u8]>) {
             }
         } else if let Some(value) = value(b"event:") {
             name = value;
+        }
+        match rest.get(end + 1..) {
+            Some(next) => rest = next,
+            None => break,
         }
     }
     (name, data.unwrap_or_default())
