@@ -148,6 +148,7 @@ impl Limiter {
     pub fn observe(&mut self, grant: &mut Grant, state: &Observation, now: Ns) {
         let now = self.advance(now);
         self.core.pricing.estimates.head(now.saturating_sub(grant.reserved.sent_at));
+        self.core.limits.quotas.answered(&grant.reserved);
         self.core.cold_start.answered();
         self.core.pause.answered();
         let delay = self.core.pricing.estimates.one_way();

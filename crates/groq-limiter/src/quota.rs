@@ -1,7 +1,5 @@
 //! One dimension of one limiter, as the upstream sees it: a bucket, its safety margin, external usage, and what corrects them.
 
-use std::borrow::Cow;
-
 use self::{
     external::ExternalUsage,
     margin::SafetyMargin,
@@ -25,6 +23,7 @@ mod remote;
 pub(crate) mod send_history;
 mod share;
 mod statements;
+mod unacknowledged;
 
 /// Our own use is averaged over this time, ns.
 const MEMORY: f64 = 60e9;
@@ -190,9 +189,20 @@ impl Quota {
             bucket.drain(taken, self.ticked_at, now);
             self.add_settled(taken as i64);
         }
+        let least = self.sends.full_at(now);
+        if let Some(bucket) = self.bucket.as_mut().filter(|bucket| bucket.tat() < least) {
+            let before = bucket.tat().max(now);
+            bucket.set_tat(least, now);
+            self.add_settled(least.saturating_sub(before) as i64);
+        }
         self.margin.fade(passed);
         self.spending *= (-(passed as f64) / MEMORY).exp();
         self.ticked_at = now;
+    }
+
+    /// Groq has answered a request that was sent at this time.
+    pub fn answered(&mut self, sent_at: Ns) {
+        self.sends.answered(sent_at);
     }
 
     /// Takes `units`, which have been found to fit; they count as not sent yet.
@@ -217,23 +227,20 @@ impl Quota {
         self.share.take(units, now);
     }
 
-    /// A request of `units` goes out at this position; how the quota stands then.
-    pub fn sent(&mut self, position: u64, units: u64, now: Ns) -> SendSnapshot {
-        if let Some(bucket) = &mut self.bucket {
-            let span = bucket.span(units);
-            self.sends.sent(position, span, now);
-            // Groq cannot have taken it before now, and a bucket that was full gains nothing while a connection opens.
-            let least = now.saturating_add(span).saturating_add(self.sends.unsent());
-            bucket.set_tat(bucket.tat().max(least), now);
-        }
+    /// A request of `units` goes out at this position, `booked` by the store or not; how the quota stands then.
+    pub fn sent(&mut self, position: u64, units: u64, booked: bool, now: Ns) -> SendSnapshot {
+        let hidden = self.dimension.unit == Unit::Requests && !self.is_visible() && !self.margin.is_none();
+        let span = self.bucket.as_ref().map_or(0, |bucket| bucket.span(units));
+        self.sends.sent(position, span, hidden, now);
+        // Groq cannot have taken it before now, and a bucket that was full gains nothing while a connection opens.
+        let least = now.saturating_add(span).saturating_add(self.sends.unsent());
+        self.bucket.iter_mut().filter(|_| !booked).for_each(|bucket| bucket.set_tat(bucket.tat().max(least), now));
         self.send_snapshot()
     }
 
     /// `units` are on their way, or never will be.
     pub fn no_longer_unsent(&mut self, units: u64) {
-        if let Some(bucket) = &self.bucket {
-            self.sends.no_longer_unsent(bucket.span(units));
-        }
+        self.sends.no_longer_unsent(self.bucket.as_ref().map_or(0, |bucket| bucket.span(units)));
     }
 
     /// How the quota stands for a request that is sent now and counted in it.
@@ -256,11 +263,8 @@ impl Quota {
 
     /// Groq has said what was in use. The correction, ns, unless the report of a newer request has come before.
     pub fn observe(&mut self, reported: Reported, now: Ns) -> Option<i64> {
-        let reported = if Mechanism::SendPosition.is_on() {
-            reported
-        } else {
-            Reported { snapshot: self.send_snapshot(), at: now, ..reported }
-        };
+        let unordered = Reported { snapshot: self.send_snapshot(), at: now, ..reported };
+        let reported = if Mechanism::SendPosition.is_on() { reported } else { unordered };
         let Reported { position, at, .. } = reported;
         let bucket = self.bucket.as_mut()?;
         if !self.reconciler.is_news(position) {
@@ -316,8 +320,7 @@ impl Quota {
     /// Leaves this share of the limit to others.
     pub fn set_headroom(&mut self, headroom: f64, now: Ns) {
         self.share.headroom = headroom;
-        let part = self.remote.as_ref().and_then(|remote| remote.part());
-        self.share.resize(self.limit(), part, self.dimension.period, now);
+        self.share.resize(self.limit(), self.remote.as_ref().and_then(|remote| remote.part()), self.dimension.period, now);
     }
 
     /// Puts the quota where it was, as saved by an earlier process.
@@ -348,9 +351,7 @@ impl Quota {
     }
 
     fn add_settled(&mut self, span: i64) {
-        if let Some(remote) = &mut self.remote {
-            remote.add_settled(span);
-        }
+        self.remote.iter_mut().for_each(|remote| remote.add_settled(span));
     }
 
     /// Its side that the store sees.
@@ -359,7 +360,7 @@ impl Quota {
     }
 
     /// Its name in the store.
-    pub fn stored_code(&self) -> Cow<'static, str> {
+    pub fn stored_code(&self) -> std::borrow::Cow<'static, str> {
         if self.is_bound { format!("{}:configured", self.dimension.code).into() } else { self.dimension.code.clone() }
     }
 
@@ -383,6 +384,7 @@ impl Quota {
     pub fn booked(&mut self, units: u64, now: Ns) -> SendSnapshot {
         self.count(units, now);
         let span = self.bucket.as_ref().map_or(0, |bucket| bucket.span(units));
+        self.sends.reserved(span);
         self.remote.as_mut().map_or_else(Default::default, |remote| remote.booked(span))
     }
 

@@ -205,10 +205,8 @@ impl QuotaSet {
                 continue;
             }
             let units = quota.units(&reserved.cost);
-            if !booked {
-                quota.no_longer_unsent(units);
-            }
-            let sent = quota.sent(position, units, now);
+            quota.no_longer_unsent(units);
+            let sent = quota.sent(position, units, booked, now);
             // The store's snapshot counts what all replicas had taken before.
             if booked {
                 quota.ended(units - reserved.outstanding(|cost| quota.units(cost)));
@@ -242,6 +240,13 @@ impl QuotaSet {
             self.release_margin(if self.shared.is_none() { released } else { 0.0 });
         }
         Some(error)
+    }
+
+    /// Groq has answered this one: what was sent before it has arrived as well.
+    pub fn answered(&mut self, reserved: &Reserved) {
+        if reserved.is_sent() {
+            self.quotas.iter_mut().for_each(|quota| quota.answered(reserved.sent_at));
+        }
     }
 
     /// The upstream has refused a request that should have fit.
@@ -279,7 +284,8 @@ impl QuotaSet {
             let units = quota.units(&reserved.cost);
             if reserved.is_booked() {
                 quota.ended(reserved.outstanding(|cost| quota.units(cost)));
-            } else if !reserved.is_sent() {
+            }
+            if !reserved.is_sent() {
                 quota.no_longer_unsent(units);
             }
             quota.settle(units, quota.of(&used), now);

@@ -229,6 +229,9 @@ impl Core {
             self.cold_start.probe_ended(!self.queue.is_empty());
         }
         self.in_flight = self.in_flight.saturating_sub(1);
+        if usage != ActualUsage::Unknown {
+            self.limits.quotas.answered(&grant.reserved);
+        }
         self.limits.quotas.settle(grant.reserved, used, now);
         self.flush_pending(false, now);
     }

@@ -35,6 +35,11 @@ impl SafetyMargin {
         Self { none: true, ..Self::default() }
     }
 
+    /// Whether nothing is ever kept.
+    pub(super) fn is_none(&self) -> bool {
+        self.none
+    }
+
     /// What a request of `units` must leave untouched of `limit`. A legal request always fits a full bucket.
     pub(super) fn units(&self, dimension: &Dimension, limit: u64, units: u64) -> u64 {
         if self.none || !Mechanism::SafetyMargin.is_on() {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::unacknowledged::Unacknowledged;
 use crate::types::Ns;
 
 /// Ways to Groq and back differ by less: within it requests overtake each other, and headers the answers before them.
@@ -44,6 +45,7 @@ pub(super) struct SendHistory {
     in_transit: Ns,
     /// The newest first.
     uncertainties: VecDeque<Uncertainty>,
+    unacknowledged: Unacknowledged,
 }
 
 impl SendHistory {
@@ -61,8 +63,8 @@ impl SendHistory {
         self.unsent = self.unsent.saturating_sub(span);
     }
 
-    /// A request goes out at this position.
-    pub(super) fn sent(&mut self, position: u64, span: Ns, now: Ns) {
+    /// A request goes out at this position. `hidden`: no header will show when it arrived.
+    pub(super) fn sent(&mut self, position: u64, span: Ns, hidden: bool, now: Ns) {
         self.forget(now);
         // Those before it went out so shortly ago that they may arrive later.
         self.add_uncertainty(Uncertainty { first: position, last: position, span: self.in_transit });
@@ -70,6 +72,19 @@ impl SendHistory {
         self.recent.reserve_exact(usize::from(self.recent.is_empty()));
         self.recent.push_back(Sent { position, at: now, span });
         self.in_transit = self.in_transit.saturating_add(span);
+        if hidden {
+            self.unacknowledged.sent(span, now);
+        }
+    }
+
+    /// A request that was sent at this time has been answered.
+    pub(super) fn answered(&mut self, sent_at: Ns) {
+        self.unacknowledged.answered(sent_at);
+    }
+
+    /// When the bucket is full again at the earliest, if Groq takes only now what may not have arrived yet; 0: all has.
+    pub(super) fn full_at(&mut self, now: Ns) -> Ns {
+        self.unacknowledged.full_at(now).map_or(0, |at| at.saturating_add(self.unsent))
     }
 
     /// So much came back with an answer: Groq gave it back before, perhaps before the newest requests arrived.

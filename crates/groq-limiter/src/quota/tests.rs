@@ -37,6 +37,28 @@ fn what_is_outstanding_stays_the_same_number_of_units_under_another_limit() {
     assert_eq!(outstanding(&mut quota), 50);
 }
 
+/// The store has booked ten requests of sixty a minute, and for five seconds no answer shows that they have arrived.
+#[test]
+fn the_store_is_told_what_may_not_have_arrived() {
+    const SECOND: Ns = 1_000_000_000;
+    let mut quota = Quota::new(Dimension::RPM, configured(60), 0.0, NOW);
+    quota.detach(2, NOW);
+    quota.attach(NOW);
+    let told = |quota: &mut Quota, at| {
+        quota.tick(at);
+        quota.cell(None).expect("it has a limit").settled
+    };
+    quota.update(&RemoteView { tat: NOW + 10 * SECOND, ..RemoteView::default() }, NOW);
+    quota.booked(10, NOW);
+    quota.no_longer_unsent(10);
+    quota.sent(1, 10, true, NOW);
+    assert_eq!(told(&mut quota, NOW), 0);
+    // One of them the margin holds for.
+    assert_eq!(told(&mut quota, NOW + 5 * SECOND), 4_000_000_000);
+    quota.answered(NOW);
+    assert_eq!(told(&mut quota, NOW + 20 * SECOND), 0);
+}
+
 #[test]
 fn without_a_limit_nothing_is_outstanding() {
     let mut quota = attached();

@@ -82,3 +82,32 @@ async fn what_is_reserved_from_a_full_limit_counts_when_it_is_sent() {
     }
     assert_eq!(upstream.refused, []);
 }
+
+/// Longer than the margin lasts, nothing arrives; then everything at once. Requests go on being sent meanwhile, and as soon as it is over.
+#[tokio::test(start_paused = true)]
+async fn what_a_network_delivers_at_once_counts_from_then() {
+    for stall in [5, 12, 20, 28] {
+        let (limits, start) = (shield(per_minute(30, 8000)), Instant::now());
+        let mut upstream = Upstream::default();
+        upstream.serve(reserved(&limits).await, Duration::ZERO, start);
+        sleep(10 * SECOND).await;
+        let mut stalled = Vec::new();
+        let over = Instant::now() + stall * SECOND;
+        while Instant::now() < over {
+            if let Ok(mut permit) = limits.reserve(&request("app", 0, 1), over, None).await {
+                permit.sent(Instant::now());
+                stalled.push(permit);
+            }
+            sleep(Duration::from_millis(700)).await;
+        }
+        assert!(stalled.len() >= stall as usize, "{} sent in {stall} s", stalled.len());
+        for permit in stalled {
+            upstream.serve(permit, Duration::ZERO, start);
+        }
+        for _ in 0..60 {
+            let permit = reserved(&limits).await;
+            upstream.serve(permit, Duration::ZERO, start);
+        }
+        assert_eq!(upstream.refused, [], "after {stall} s");
+    }
+}

@@ -8,7 +8,7 @@ use super::{in_a_minute, per_minute, request, settings, shield, warm};
 use crate::{
     ActualUsage, AdmissionError, AdmissionRequest, Limiters,
     settings::{LimitSettings, Plan, QueueSettings, Settings},
-    types::Dimension,
+    types::{Dimension, Observation},
 };
 
 #[tokio::test(start_paused = true)]
@@ -23,6 +23,7 @@ async fn thirty_a_minute_in_order() {
             sleep(Duration::from_millis(n)).await;
             let mut reservation = limits.reserve(&request("app", 10, 10), in_a_minute(), None).await.expect("in time");
             reservation.sent(Instant::now());
+            reservation.observe(&Observation::default(), Instant::now());
             reservation.settle(ActualUsage::Unknown, Instant::now());
             start.elapsed()
         }));
@@ -58,6 +59,7 @@ async fn refused_on_arrival_with_a_true_retry_after() {
     assert!(wait > Duration::from_secs(1) && wait < Duration::from_millis(2100), "{wait:?}");
     for one in &mut held {
         one.sent(Instant::now());
+        one.observe(&Observation::default(), Instant::now());
     }
     for one in held {
         one.settle(ActualUsage::Unknown, Instant::now());
