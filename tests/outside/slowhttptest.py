@@ -50,7 +50,7 @@ def attack(shield, name, options, seconds):
     plain = re.sub(r"\x1b\[[0-9;]*m", "", output)
     last = {key: re.findall(rf"{key}:\s+(\w+)", plain)[-1:] for key in ("connected", "closed", "error", "service available")}
     for _ in range(400):
-        left = shield.descriptors()
+        left = shield.descriptors_beside_the_pool()
         if left < 40:
             break
         time.sleep(0.1)

@@ -56,28 +56,30 @@ struct Run {
 #[test]
 fn nothing_is_lost_on_a_healthy_network() {
     let mut good = 0;
-    each_seed(Weather::Calm, |life| {
+    let several = each_seed(Weather::Calm, |life| {
         let Ends { failed, left, broken, .. } = life.ends;
         assert_eq!((failed, left, broken, life.refusals, life.store[1]), (0, 0, 0, 0, 0), "{life:?}");
         assert!(life.store[0] > 0, "{life:?}");
         good += life.ends.good;
     });
-    assert!(good > CLIENTS * REQUESTS / 2, "{good} good answers");
+    assert!(!several || good > CLIENTS * REQUESTS / 2, "{good} good answers");
 }
 
 #[test]
 fn nothing_is_lost_when_everything_fails() {
-    let (mut all, mut refusals, mut answered, mut lost) = (Ends::default(), 0, 0, 0);
-    each_seed(Weather::Storm, |life| {
+    let (mut all, mut answered, mut lost) = (Ends::default(), 0, 0);
+    let several = each_seed(Weather::Storm, |life| {
+        assert_eq!(life.refusals, 0, "nobody else spends: {life:?}");
         all.add(&life.ends);
-        refusals += life.refusals;
         answered += life.store[0];
         lost += life.store[1];
     });
-    println!("{all:?}, {refusals} refused by the upstream; the store answered {answered} times and was lost {lost} times");
-    assert!(answered > 0 && lost > 0, "{answered} and {lost}");
-    assert!(all.good > all.sum() / 4 && all.failed > 0 && all.broken > 0 && all.left > 0, "{all:?}");
-    assert_eq!(refusals, 0, "nobody else spends");
+    println!("{all:?}; the store answered {answered} times and was lost {lost} times");
+    // Each of these happens in some seeds.
+    if several {
+        assert!(answered > 0 && lost > 0, "{answered} and {lost}");
+        assert!(all.good > all.sum() / 4 && all.failed > 0 && all.broken > 0 && all.left > 0, "{all:?}");
+    }
 }
 
 #[test]
@@ -90,8 +92,8 @@ fn a_seed_is_reproducible() {
     }
 }
 
-/// 25 seeds, as many as `SYSTEM_SEEDS` says, or the one of `SYSTEM_SEED`.
-fn each_seed(weather: Weather, mut check: impl FnMut(&Run)) {
+/// 25 seeds, as many as `SYSTEM_SEEDS` says, or the one of `SYSTEM_SEED`; `false`: only one.
+fn each_seed(weather: Weather, mut check: impl FnMut(&Run)) -> bool {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let seeds = match number("SYSTEM_SEED") {
         Some(seed) => seed..=seed,
@@ -103,6 +105,7 @@ fn each_seed(weather: Weather, mut check: impl FnMut(&Run)) {
         check(&run(weather, seed, &redis));
         drop(told);
     }
+    number("SYSTEM_SEED").is_none()
 }
 
 /// Prints the seed if a check panics.
