@@ -11,7 +11,6 @@ mod faults;
 mod formats;
 mod hints;
 mod limiter;
-mod names;
 mod notes;
 mod own_address;
 mod paths;

@@ -13,7 +13,7 @@ use toml::{
 };
 
 use super::{
-    faults::{Fault, Origin, Wrong},
+    faults::{Fault, Origin},
     formats, hints,
     schema::{choices, example, expected, is_table, schema, tables, under},
     settings::Settings,
@@ -193,7 +193,7 @@ fn set<'a>(tree: &mut DeTable<'a>, given: &'a Override, at: usize) {
 }
 
 /// A value that is neither a table nor a list, or should not be.
-fn scalar(path: &str, value: &DeValue<'_>, schema: &Value) -> Result<Value, Wrong> {
+fn scalar(path: &str, value: &DeValue<'_>, schema: &Value) -> Result<Value, (String, String)> {
     let (kind, words) = (schema["type"].as_str().unwrap_or_default(), choices(schema));
     let bound = |name: &str| schema[name].as_f64();
     let in_range = |n: f64| {
@@ -203,8 +203,8 @@ fn scalar(path: &str, value: &DeValue<'_>, schema: &Value) -> Result<Value, Wron
     };
     let read = match value {
         DeValue::String(text) if words.contains(&text.as_ref()) => Some(text.as_ref().into()),
-        DeValue::String(text) if kind == "string" => {
-            return formats::check(schema["title"].as_str(), text).map(|()| text.as_ref().into());
+        DeValue::String(text) if kind == "string" && formats::accepts(schema["title"].as_str(), text) => {
+            Some(text.as_ref().into())
         }
         DeValue::Boolean(flag) if kind == "boolean" => Some((*flag).into()),
         DeValue::Integer(n) if kind == "integer" || kind == "number" => {
@@ -217,7 +217,7 @@ fn scalar(path: &str, value: &DeValue<'_>, schema: &Value) -> Result<Value, Wron
     };
     let found = match value {
         _ if read.is_some() => return Ok(read.unwrap_or_default()),
-        DeValue::String(text) => quoted(text),
+        DeValue::String(text) => format!("{:?}", text.chars().take(80).collect::<String>()),
         DeValue::Integer(n) if i64::from_str_radix(n.as_str(), n.radix()).is_err() => format!("{n}, which does not fit 64 bits"),
         DeValue::Integer(n) => n.to_string(),
         DeValue::Float(n) => n.to_string(),
@@ -228,8 +228,8 @@ fn scalar(path: &str, value: &DeValue<'_>, schema: &Value) -> Result<Value, Wron
     };
     let meant =
         value.as_str().and_then(|text| near(text, words.iter().copied())).map(|word| format!("did you mean {}?", quoted(word)));
-    let is_number = matches!(value, DeValue::Integer(_) | DeValue::Float(_));
-    let remedy = || schema["x-help"].as_str().filter(|_| is_number).map(str::to_owned);
+    let is_of_kind = (kind == "string") == (value.type_str() == "string");
+    let remedy = || schema["x-help"].as_str().filter(|_| is_of_kind).map(str::to_owned);
     let table = || around(path).find_map(|path| tables().iter().find(|table| table.path == path)).filter(|_| is_table(schema));
     let table = || table().map(|table| format!("write {} on a line of its own, its keys below", table.header));
     let unset = if schema["default"].is_null() && matches!(kind, "integer" | "number") { ", or leave the key out" } else { "" };

@@ -127,10 +127,10 @@ mod tests {
     fn the_documentation_has_a_row_for_every_key() {
         let text = markdown();
         for row in [
-            "| `listen` | an address with its port | `\"127.0.0.1:8787\"` |",
+            "| `listen` | an IP address with its port | `\"127.0.0.1:8787\"` |",
             "| `weight` | a number over 0 | `1.0` |",
             "| `threads` | a whole number from 1 to 1024 | – |",
-            "| `stream_keepalive` | a time with its unit, or \"off\" | `\"off\"` |",
+            "| `stream_keepalive` | a time with its unit, 100ms to 24h, or \"off\" | `\"off\"` |",
             "| `api_key_env` | a list, each the name of an environment variable | – |",
         ] {
             assert!(text.contains(row), "{row}\n{text}");

@@ -17,9 +17,6 @@ pub enum Origin {
     Whole,
 }
 
-/// What is wrong, and what to do about it; empty where that is not known.
-pub(super) type Wrong = (String, String);
-
 /// One fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {

@@ -6,8 +6,6 @@ use http::Uri;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use super::{faults::Wrong, names, text::quoted};
-
 /// How a value is written in the file.
 pub(super) trait Format {
     type Value;
@@ -17,16 +15,15 @@ pub(super) trait Format {
     /// A regular expression for the JSON schema; it may accept more than `parse`.
     const PATTERN: &'static str;
 
-    fn parse(text: &str) -> Result<Self::Value, Wrong>;
+    fn parse(text: &str) -> Option<Self::Value>;
     /// The value as text; `None`: it is not set.
     fn show(value: &Self::Value) -> Option<String>;
 }
 
-/// Checks a text by the title that the schema gives it. Text without one may be anything but empty.
-pub(super) fn check(title: Option<&str>, text: &str) -> Result<(), Wrong> {
-    type Check = fn(&str) -> Result<(), Wrong>;
-    fn of<F: Format>() -> (&'static str, Check) {
-        (F::TITLE, |text| F::parse(text).map(drop))
+/// Whether a text is what the title that the schema gives it says. Text without one may be anything but empty.
+pub(super) fn accepts(title: Option<&str>, text: &str) -> bool {
+    fn of<F: Format>() -> (&'static str, fn(&str) -> bool) {
+        (F::TITLE, |text| F::parse(text).is_some())
     }
     let formats = [
         of::<Time>(),
@@ -37,16 +34,31 @@ pub(super) fn check(title: Option<&str>, text: &str) -> Result<(), Wrong> {
         of::<BaseUrl>(),
         of::<ProxyUrl>(),
         of::<Digest>(),
-        ("a URL (redis, rediss)", |text| url(text, &["redis", "rediss"]).map(drop)),
-        ("a log filter", names::log_filter),
-        ("a name of at most 128 bytes", names::label),
-        ("the name of an environment variable", names::variable),
+        ("a redis or rediss URL", |text| url(text, &["redis", "rediss"]).is_some()),
+        ("a log level or filter", is_log_filter),
+        ("a name of 1 to 128 printable bytes", |text| {
+            text.len() <= 128 && !text.contains(char::is_control) && !text.trim().is_empty()
+        }),
+        ("the name of an environment variable", is_variable),
     ];
-    match formats.into_iter().find(|(known, _)| Some(*known) == title) {
-        Some((_, check)) => check(text),
-        None if text.trim().is_empty() => Err(("is empty".into(), String::new())),
-        None => Ok(()),
-    }
+    let format = formats.into_iter().find(|(known, _)| Some(*known) == title);
+    format.map_or_else(|| !text.trim().is_empty(), |(_, accepts)| accepts(text))
+}
+
+/// The name of an environment variable, and not the key that it should hold.
+fn is_variable(text: &str) -> bool {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let is_key = text.starts_with("gsk_") || text.starts_with("sk-");
+    !text.is_empty() && !is_key && text.chars().all(is_name) && !text.starts_with(|c: char| c.is_ascii_digit())
+}
+
+/// A tracing filter; a bare word that is no level would be taken for a target, and log nothing.
+fn is_log_filter(text: &str) -> bool {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |part: &str| LEVELS.contains(&part.to_ascii_lowercase().as_str());
+    let mut parts = text.split(',').map(str::trim);
+    parts.all(|part| part.contains(['=', ':', '[']) || part == "groq_shield" || is_level(part))
+        && tracing_subscriber::EnvFilter::builder().parse(text).is_ok()
 }
 
 /// `#[serde(with = "As::<F>")]`: a field that is written in the format `F`.
@@ -58,7 +70,7 @@ impl<F: Format> As<F> {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<F::Value, D::Error> {
-        F::parse(&String::deserialize(deserializer)?).map_err(|(message, _)| D::Error::custom(message))
+        F::parse(&String::deserialize(deserializer)?).ok_or_else(|| D::Error::custom(format_args!("expected {}", F::TITLE)))
     }
 }
 
@@ -83,7 +95,7 @@ impl<F: Format> Format for Option<F> {
     const EXAMPLE: &'static str = F::EXAMPLE;
     const PATTERN: &'static str = F::PATTERN;
 
-    fn parse(text: &str) -> Result<Self::Value, Wrong> {
+    fn parse(text: &str) -> Option<Self::Value> {
         F::parse(text).map(Some)
     }
 
@@ -92,26 +104,19 @@ impl<F: Format> Format for Option<F> {
     }
 }
 
-/// Longest time that a key accepts: a longer one is a mistake.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
-
-/// `"250ms"`, `"30s"`, `"1m 30s"`: at least so many milliseconds.
+/// `"250ms"`, `"30s"`, `"1m 30s"`: at least so many milliseconds, and at most a day, since a longer one is a mistake.
 pub(super) struct Time<const LEAST_MS: u64 = 0>;
 
 impl<const LEAST_MS: u64> Format for Time<LEAST_MS> {
     type Value = Duration;
-    const TITLE: &'static str = if LEAST_MS == 0 { "a time with its unit" } else { "a time over 0, with its unit" };
+    const TITLE: &'static str =
+        if LEAST_MS == 0 { "a time with its unit, 0s to 24h" } else { "a time with its unit, 1ms to 24h" };
     const EXAMPLE: &'static str = "30s";
     const PATTERN: &'static str = r"^\s*[0-9][^-]*[a-zA-Zµ]\s*$";
 
-    fn parse(text: &str) -> Result<Duration, Wrong> {
-        let (why, help) = match humantime::parse_duration(text) {
-            Ok(time) if time > LONGEST => ("too long".to_owned(), "at most \"24h\"".to_owned()),
-            Ok(time) if time < Duration::from_millis(LEAST_MS) => ("too short".to_owned(), format!("at least \"{LEAST_MS}ms\"")),
-            Ok(time) => return Ok(time),
-            Err(why) => (why.to_string(), "times are written \"250ms\", \"30s\", \"2m\", \"1h\"".to_owned()),
-        };
-        Err((format!("the time {}: {why}", quoted(text)), help))
+    fn parse(text: &str) -> Option<Duration> {
+        let range = Duration::from_millis(LEAST_MS)..=Duration::from_secs(24 * 3600);
+        humantime::parse_duration(text).ok().filter(|time| range.contains(time))
     }
 
     fn show(time: &Duration) -> Option<String> {
@@ -124,12 +129,12 @@ pub(super) struct TimeOrOff;
 
 impl Format for TimeOrOff {
     type Value = Option<Duration>;
-    const TITLE: &'static str = "a time with its unit, or \"off\"";
+    const TITLE: &'static str = "a time with its unit, 100ms to 24h, or \"off\"";
     const EXAMPLE: &'static str = "15s";
     const PATTERN: &'static str = r"^(off|\s*[0-9][^-]*[a-zA-Zµ]\s*)$";
 
-    fn parse(text: &str) -> Result<Self::Value, Wrong> {
-        if text == "off" { Ok(None) } else { Time::<100>::parse(text).map(Some) }
+    fn parse(text: &str) -> Option<Self::Value> {
+        if text == "off" { Some(None) } else { Time::<100>::parse(text).map(Some) }
     }
 
     fn show(time: &Self::Value) -> Option<String> {
@@ -154,19 +159,16 @@ pub(super) struct Size;
 
 impl Format for Size {
     type Value = u64;
-    const TITLE: &'static str = "a size with its unit";
+    const TITLE: &'static str = "a size over 0, with its unit";
     const EXAMPLE: &'static str = "100MiB";
     const PATTERN: &'static str = r"^\s*[0-9]+(\.[0-9]+)?\s*([KMG]i|[kKMG])?B\s*$";
 
-    fn parse(text: &str) -> Result<u64, Wrong> {
-        let (number, unit) = text.split_at(text.find(|c: char| c.is_alphabetic()).unwrap_or(text.len()));
-        let unit = UNITS.iter().find(|(name, _)| *name == unit.trim());
-        let bytes = unit.zip(number.trim().parse::<f64>().ok()).map(|((_, size), number)| number * size);
+    fn parse(text: &str) -> Option<u64> {
+        let (number, unit) = text.split_at(text.find(char::is_alphabetic)?);
+        let (_, size) = UNITS.iter().find(|(name, _)| *name == unit.trim())?;
+        let bytes = number.trim().parse::<f64>().ok()? * size;
         // Up to 2^53 a number of bytes is exact.
-        let bytes = bytes.filter(|bytes| (1.0..=9e15).contains(bytes)).map(|bytes| bytes as u64);
-        bytes.ok_or_else(|| {
-            (format!("{} is not a size over 0 with its unit", quoted(text)), "sizes are written \"64KiB\", \"100MiB\"".into())
-        })
+        (1.0..=9e15).contains(&bytes).then_some(bytes as u64)
     }
 
     fn show(bytes: &u64) -> Option<String> {
@@ -180,18 +182,16 @@ pub(super) struct Address;
 
 impl Format for Address {
     type Value = SocketAddr;
-    const TITLE: &'static str = "an address with its port";
+    const TITLE: &'static str = "an IP address with its port";
     const EXAMPLE: &'static str = "127.0.0.1:8787";
     const PATTERN: &'static str = r"^.*:[0-9]+$";
 
-    fn parse(text: &str) -> Result<SocketAddr, Wrong> {
+    fn parse(text: &str) -> Option<SocketAddr> {
         // Not resolved: it is loopback's by definition (RFC 6761).
-        let port = text.to_ascii_lowercase().strip_prefix("localhost:").and_then(|port| port.parse::<u16>().ok());
-        port.map_or_else(|| text.parse(), |port| Ok(SocketAddr::from(([127, 0, 0, 1], port)))).map_err(|_| {
-            let port = text.rsplit(':').next().filter(|port| port.parse::<u16>().is_ok()).unwrap_or("8787");
-            let help = format!("write \"127.0.0.1:{port}\", or \"0.0.0.0:{port}\" for every interface; ports go from 0 to 65535");
-            (format!("{} is not an IP address and a port", quoted(text)), help)
-        })
+        match text.to_ascii_lowercase().strip_prefix("localhost:") {
+            Some(port) => Some(SocketAddr::from(([127, 0, 0, 1], port.parse().ok()?))),
+            None => text.parse().ok(),
+        }
     }
 
     fn show(address: &SocketAddr) -> Option<String> {
@@ -209,22 +209,16 @@ pub(super) struct HttpUrl<const IS_BASE: bool>;
 
 impl<const IS_BASE: bool> Format for HttpUrl<IS_BASE> {
     type Value = Uri;
-    const TITLE: &'static str = if IS_BASE { "a base URL (http, https)" } else { "a URL (http, https)" };
+    const TITLE: &'static str =
+        if IS_BASE { "an http or https URL without user, query and /openai/v1" } else { "an http or https URL" };
     const EXAMPLE: &'static str = if IS_BASE { "https://api.groq.com" } else { "http://proxy.internal:3128" };
     const PATTERN: &'static str = "^[hH][tT][tT][pP][sS]?://.+$";
 
-    fn parse(text: &str) -> Result<Uri, Wrong> {
-        let uri = url(text, if IS_BASE { &["https", "http"] } else { &["http", "https"] })?;
+    fn parse(text: &str) -> Option<Uri> {
+        let uri = url(text, &["http", "https"])?;
         let has_user = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
-        if IS_BASE && (has_user || uri.query().is_some()) {
-            return Err(("a base URL has neither a user nor a query".into(), String::new()));
-        }
-        match text.trim_end_matches('/').strip_suffix("/openai/v1").filter(|_| IS_BASE) {
-            Some(base) => {
-                Err(("ends in the part of the path that requests bring themselves".into(), format!("write {}", quoted(base))))
-            }
-            None => Ok(uri),
-        }
+        let is_base = !has_user && uri.query().is_none() && !uri.path().trim_end_matches('/').ends_with("/openai/v1");
+        (is_base || !IS_BASE).then_some(uri)
     }
 
     fn show(uri: &Uri) -> Option<String> {
@@ -235,15 +229,10 @@ impl<const IS_BASE: bool> Format for HttpUrl<IS_BASE> {
 }
 
 /// A URL of one of these schemes, with a host.
-fn url(text: &str, schemes: &[&str]) -> Result<Uri, Wrong> {
-    let is_whole = |uri: &Uri| {
-        uri.scheme_str().is_some_and(|scheme| schemes.contains(&scheme)) && uri.host().is_some_and(|host| !host.is_empty())
-    };
-    text.parse().ok().filter(is_whole).ok_or_else(|| {
-        let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
-        let message = format!("{} is not a URL with {}:// and a host", quoted(text), schemes.join(":// or "));
-        (message, format!("write {}", quoted(&format!("{}://{}", schemes[0], if rest.is_empty() { "HOST" } else { rest }))))
-    })
+fn url(text: &str, schemes: &[&str]) -> Option<Uri> {
+    let uri: Uri = text.parse().ok()?;
+    let has_host = uri.host().is_some_and(|host| !host.is_empty());
+    (has_host && schemes.contains(&uri.scheme_str()?)).then_some(uri)
 }
 
 /// A SHA-256, written as 64 hex digits.
@@ -254,17 +243,13 @@ pub struct Digest(pub [u8; 32]);
 
 impl Format for Digest {
     type Value = Self;
-    const TITLE: &'static str = "a SHA-256 in hex";
+    const TITLE: &'static str = "a SHA-256 in hex, as sha256sum prints it";
     const EXAMPLE: &'static str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     const PATTERN: &'static str = "^[0-9a-fA-F]{64}$";
 
-    fn parse(text: &str) -> Result<Self, Wrong> {
+    fn parse(text: &str) -> Option<Self> {
         let mut digest = [0; 32];
-        hex::decode_to_slice(text, &mut digest).map_err(|_| {
-            let message = format!("not a SHA-256: expected 64 hex digits, found {} characters", text.chars().count());
-            (message, "printf %s \"$KEY\" | sha256sum".into())
-        })?;
-        Ok(Self(digest))
+        hex::decode_to_slice(text, &mut digest).ok().map(|()| Self(digest))
     }
 
     /// Its beginning: `check` and logs do not show the digest of a secret.
@@ -274,10 +259,10 @@ impl Format for Digest {
 }
 
 impl TryFrom<String> for Digest {
-    type Error = String;
+    type Error = &'static str;
 
-    fn try_from(text: String) -> Result<Self, String> {
-        Self::parse(&text).map_err(|(message, _)| message)
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::parse(&text).ok_or(Self::TITLE)
     }
 }
 

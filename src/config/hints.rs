@@ -58,10 +58,10 @@ mod tests {
             ("listen = \"127.0.0.1:8787\"\n", "`listen` belongs in [server] or [admin]"),
             ("[server]\nport = 8787\n", "did you mean `listen`?"),
             ("[server]\nlisten_addr = \"127.0.0.1:8787\"\n", "did you mean `listen`?"),
-            ("[server]\nlisten = \"8787\"\n", "write \"127.0.0.1:8787\""),
-            ("[upstream]\nbase_url = \"https://api.groq.com/openai/v1\"\n", "write \"https://api.groq.com\""),
+            ("[server]\nlisten = \"8787\"\n", "for example \"127.0.0.1:8787\""),
+            ("[upstream]\nbase_url = \"https://api.groq.com/openai/v1\"\n", "for example \"https://api.groq.com\""),
             ("[upstream]\napi_key = \"gsk_x\"\n", "`api_key_env` names the variable that holds it"),
-            ("[upstream]\napi_key_env = \"$GROQ_API_KEY\"\n", "its name alone, without `$`"),
+            ("[upstream]\napi_key_env = \"$GROQ_API_KEY\"\n", "for example \"GROQ_API_KEY\""),
             ("[tls]\ncert = \"c\"\n", "did you mean [server.tls]?"),
             ("[queue]\nmax_wait = 50\n", "for example \"30s\""),
             ("[retry]\nmax_attempts = 3\n", "did you mean `attempts`?"),
@@ -74,7 +74,7 @@ mod tests {
             ("[app]\nname = \"chat\"\n", "write [[app]]"),
             ("[[app]]\nname = \"chat\"\ntoken = \"x\"\n", "`token_env` names the variable that holds it"),
             ("[store]\nkind = \"redis\"\n", "such as url = \"redis://localhost:6379\""),
-            ("[store]\nurl = \"localhost:6379\"\n", "write \"redis://localhost:6379\""),
+            ("[store]\nurl = \"localhost:6379\"\n", "for example \"redis://localhost:6379\""),
         ] {
             let (_, document) = read(text, &[]);
             let shown = Faults { name: "f".into(), text: text.into(), faults: document.into_faults() }.to_string();

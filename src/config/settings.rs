@@ -179,11 +179,11 @@ pub struct Upstream {
 #[schemars(extend("required" = ["name"]))]
 pub struct Organization {
     /// Its name in status and metrics.
-    #[schemars(title = "a name of at most 128 bytes", example = &"acme")]
+    #[schemars(title = "a name of 1 to 128 printable bytes", example = &"acme")]
     pub name: String,
     /// Variables that hold its keys.
     #[schemars(
-        extend("items" = {"type": "string", "title": "the name of an environment variable"}, "uniqueItems" = true),
+        extend("items" = {"type": "string", "title": "the name of an environment variable", "examples": ["GROQ_API_KEY"]}, "uniqueItems" = true),
         example = ["GROQ_API_KEY", "GROQ_API_KEY_2"]
     )]
     pub api_key_env: Vec<String>,
@@ -278,7 +278,7 @@ pub struct Store {
     /// local or redis; unset: redis where url is set, else local.
     pub kind: StoreKind,
     /// redis:// or rediss:// (TLS), with user:password@ before the host where it asks for them; needed for redis.
-    #[schemars(title = "a URL (redis, rediss)", example = &"redis://localhost:6379")]
+    #[schemars(title = "a redis or rediss URL", example = &"redis://localhost:6379")]
     pub url: Option<String>,
     /// Trusted root certificates of a rediss:// with a private authority, PEM; unset: Mozilla's.
     #[schemars(title = "a path", example = &"/etc/ssl/internal-ca.pem")]
@@ -312,12 +312,12 @@ pub enum LogFormat {
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
     /// off, error, warn, info, debug, trace, or a filter such as groq_shield=debug,warn. Live.
-    #[schemars(title = "a log filter")]
+    #[schemars(title = "a log level or filter", extend("x-help" = "off, error, warn, info, debug, trace, or a filter"))]
     #[default("info".into())]
     pub level: String,
     /// text or json.
     pub format: LogFormat,
     /// Collector that gets spans, OTLP over HTTP; unset: none.
-    #[schemars(title = "a URL (http, https)", example = &"http://localhost:4318")]
+    #[schemars(title = "an http or https URL", example = &"http://localhost:4318")]
     pub otlp_endpoint: Option<String>,
 }

@@ -101,7 +101,7 @@ fn features_that_are_not_built_in_are_faults_with_a_remedy() {
 #[test]
 fn passwords_are_in_no_fault() {
     let all = faults("[store]\nurl = \"reddis://user:hunter2@host\"\n");
-    assert!(all.contains("\"reddis://user:***@host\" is not a URL"), "{all}");
+    assert!(all.contains("expected a redis or rediss URL, found \"reddis://user:***@host\""), "{all}");
     assert!(all.contains("2 | url = \"reddis://user:*******@host\""), "{all}");
     let all = faults("[upstream]\napi_key_env = \"gsk_hunter2\" # also sk-hunter2\n");
     assert!(all.contains("2 | api_key_env = \"gsk_*******\" # also sk-*******"), "{all}");
@@ -309,8 +309,8 @@ fn budgets_and_circular_fallbacks_are_checked() {
         (
             "[[app]]\nname = \"a\\nb\"\n",
             "2:8",
-            "`app[0].name`: not a name of 1 to 128 printable bytes",
-            "it is a label of metrics: choose a short one",
+            "`app[0].name`: expected a name of 1 to 128 printable bytes, found \"a\\nb\"",
+            "for example \"chat\"",
         ),
         ("[[app]]\nname = \"a\"\n[[app]]\nname = \"a\"\n", "4:8", "`app[1].name`: already the name of app \"a\"", ""),
     ] {
@@ -333,7 +333,8 @@ fn budgets_and_circular_fallbacks_are_checked() {
     let quoted = settings("[[app]]\nname = 'say \"a\"'\ntokens_per_day = 9223372036854775807\n");
     assert_eq!(quoted.app[0].budgets()[0].limit, i64::MAX as u64);
     let long = format!("[[app]]\nname = \"{}\"\n", "x".repeat(10_000));
-    assert_eq!(only(&long).1, "`app[0].name`: not a name of 1 to 128 printable bytes");
+    let found = "x".repeat(80);
+    assert_eq!(only(&long).1, format!("`app[0].name`: expected a name of 1 to 128 printable bytes, found \"{found}\""));
     let priced =
         settings("[[app]]\nname = \"a\"\ncost_per_day = 1.5\ntokens_per_day = 7\n[price.\"m\"]\ninput = 0.5\noutput = 1\n");
     let budgets: Vec<_> = priced.app[0].budgets().iter().map(|budget| (budget.key(), budget.limit)).collect();

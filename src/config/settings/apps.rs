@@ -19,7 +19,7 @@ const MAX_USD: f64 = 1e9;
 #[schemars(extend("required" = ["name"]))]
 pub struct App {
     /// Its name in status and metrics; "*" stands for each app without an entry, every one by itself.
-    #[schemars(title = "a name of at most 128 bytes", example = &"chat")]
+    #[schemars(title = "a name of 1 to 128 printable bytes", example = &"chat")]
     pub name: String,
     /// Variable that holds its token, sent as the Bearer token.
     #[schemars(title = "the name of an environment variable", example = &"CHAT_TOKEN")]
