@@ -8,8 +8,8 @@ const HEAD: &str = "\
 #
 # Looked for as ./groq-shield.toml, then /etc/groq-shield/groq-shield.toml, or named by --config or GROQ_SHIELD_CONFIG.
 # Flags and variables win over the file: queue.max_wait is GROQ_SHIELD_QUEUE_MAX_WAIT.
-# Times are written \"250ms\" \"30s\" \"2m\" \"1h\", sizes \"64KiB\" \"100MiB\". `groq-shield check` tells every fault at once.
-# Lines that start with `#key` hold defaults; `# for example` shows keys that have none.
+# Times are written \"250ms\" \"30s\" \"2m\" \"1h\", sizes \"64KiB\" \"100MiB\". `groq-shield check` reports every fault at once.
+# Lines that start with `#key` are defaults; `# for example` shows keys without one.
 # Tables marked \"live\" take effect on SIGHUP or as soon as the file changes; the others with a restart.
 ";
 

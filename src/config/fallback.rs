@@ -15,7 +15,7 @@ pub struct Fallback {
     /// The models to try instead, in order.
     #[schemars(length(min = 1), extend("uniqueItems" = true), example = ["openai/gpt-oss-20b"])]
     pub to: Vec<String>,
-    /// For which reasons: daily_limit, too_large, decommissioned, unavailable (breaker open), wait.
+    /// The reasons: daily_limit, too_large, decommissioned, unavailable (breaker open), wait (longer than the deadline).
     #[schemars(length(min = 1))]
     #[default(FallbackReason::DEFAULT.to_vec())]
     pub when: Vec<FallbackReason>,

@@ -31,27 +31,27 @@ const fn secs(n: u64) -> Duration {
 #[serde(default, deny_unknown_fields)]
 #[schemars(title = "groq-shield's configuration")]
 pub struct Settings {
-    /// The listener that apps talk to.
+    /// The listener for apps.
     pub server: Server,
-    /// Health, metrics, status and the page; keep it on loopback.
+    /// The listener for health, metrics, status and the page; keep it on loopback.
     pub admin: Admin,
-    /// The way to Groq.
+    /// The connection to Groq.
     pub upstream: Upstream,
-    /// Keys that share one set of limits. An unlisted key is an organization of its own. Live.
+    /// Keys that share one set of limits; an unlisted key is an organization of its own. Live.
     pub organization: Vec<Organization>,
-    /// Groq's limits; headers and refusals correct them. Live.
+    /// Groq's limits; corrected by its headers and refusals. Live.
     pub limits: Limits,
-    /// The queue of requests that wait for room. Live.
+    /// Requests that wait for their limits. Live.
     pub queue: Queue,
-    /// Transient failures are sent again, with full jitter. Live.
+    /// Retries of transient failures, with full jitter. Live.
     pub retry: Retry,
-    /// Stops sending to a model that only fails. Live.
+    /// Stops sending to a model that keeps failing. Live.
     pub breaker: Breaker,
-    /// An app with a share of its own. With any token listed, a request without a known one gets 401. Live.
+    /// An app with a share of its own. If any app has a token, a request without a known one gets 401. Live.
     pub app: Vec<App>,
-    /// Prices of models, for accounts and budgets. There are no defaults: prices change. Live.
+    /// Prices of models, for costs and budgets. No defaults, since prices change. Live.
     pub price: BTreeMap<String, ModelPrice>,
-    /// Other models for requests that their own model cannot serve. Live.
+    /// Other models for requests that the requested model cannot serve. Live.
     pub fallback: Vec<Fallback>,
     /// Where limiter state is kept; redis shares it between replicas.
     pub store: Store,
@@ -68,7 +68,7 @@ impl Settings {
     /// The price of a model, where one is given.
     pub fn price_of(&self, model: &str) -> Option<Price> {
         self.price.get(model).map(|price| {
-            // The rules see to it that neither stands alone.
+            // Neither is set without the other: see `prices`.
             let tokens = price.input.zip(price.output).map(|(input, output)| TokenPrice {
                 input,
                 cached_input: price.cached_input.unwrap_or(input),
@@ -87,28 +87,28 @@ pub struct Server {
     #[serde(with = "As::<Address>")]
     #[default(SocketAddr::from(([127, 0, 0, 1], 8787)))]
     pub listen: SocketAddr,
-    /// Listen beside another shield that sets it too, here and on admin.listen, so that one replaces the other without a gap.
+    /// Share the port with another shield that sets it too, also on admin.listen, for a replacement without a gap.
     pub reuse_port: bool,
     /// Worker threads; unset: one per core.
     #[schemars(range(min = 1, max = 1024), example = 2, extend("x-help" = "leave it out for one per core"))]
     pub threads: Option<usize>,
-    /// Connections at once, each with up to 256 requests at once over HTTP/2.
+    /// Concurrent connections; over HTTP/2 each has up to 256 concurrent requests.
     #[schemars(range(min = 1, max = 1_000_000))]
     #[default(4096)]
     pub max_connections: usize,
-    /// Largest request body; a larger one gets a 413.
+    /// Largest request body; a larger one gets 413.
     #[serde(with = "As::<Size>")]
     #[default(100 << 20)]
     pub max_body: u64,
-    /// Time for the TLS handshake, for a connection's first request, and for the rest of a head that has begun. Between requests a connection is kept for 330 s.
+    /// Time for the TLS handshake, for a connection's first request, and for the rest of a request head. An idle connection is kept for 330 s.
     #[serde(with = "As::<Time<1>>")]
     #[default(secs(30))]
     pub header_timeout: Duration,
-    /// Time between two reads of a request's body.
+    /// Time between two reads of a request body.
     #[serde(with = "As::<Time<1>>")]
     #[default(secs(30))]
     pub body_timeout: Duration,
-    /// Time that running requests have to finish after SIGTERM.
+    /// Time for running requests to finish after SIGTERM.
     #[serde(with = "As::<Time>")]
     #[default(secs(25))]
     pub drain_timeout: Duration,
@@ -143,32 +143,32 @@ pub struct Admin {
 #[derive(Clone, Debug, PartialEq, SmartDefault, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Upstream {
-    /// Where requests go; a path here is put before every request's.
+    /// Where requests are sent; a path in it is prepended to each request's path.
     #[serde(with = "As::<BaseUrl>")]
     #[default(Uri::from_static("https://api.groq.com"))]
     pub base_url: Uri,
-    /// Time to connect: name, TCP and TLS together.
+    /// Time to connect: DNS, TCP and TLS together.
     #[serde(with = "As::<Time<1>>")]
     #[default(secs(5))]
     pub connect_timeout: Duration,
-    /// Time to the head of an answer.
+    /// Time until the head of a response.
     #[serde(with = "As::<Time<1>>")]
     #[default(secs(300))]
     pub response_timeout: Duration,
-    /// Time between two pieces of an answer; never a limit on the whole.
+    /// Time between two reads of a response body; the whole body may take longer.
     #[serde(with = "As::<Time<1>>")]
     #[default(secs(120))]
     pub idle_timeout: Duration,
     /// Offer HTTP/2 in TLS handshakes; without TLS, HTTP/1.1 is spoken.
     #[default(true)]
     pub http2: bool,
-    /// HTTP proxy to go through; unset: HTTPS_PROXY and NO_PROXY decide.
+    /// HTTP proxy to connect through; unset: HTTPS_PROXY and NO_PROXY apply.
     #[serde(with = "As::<Option<ProxyUrl>>")]
     pub proxy: Option<Uri>,
-    /// More trusted root certificates, PEM; unset: Mozilla's alone.
+    /// Additional trusted root certificates, PEM; unset: Mozilla's only.
     #[schemars(title = "a path", example = &"/etc/ssl/internal-ca.pem")]
     pub ca_file: Option<PathBuf>,
-    /// Variable that holds the key to use when an app sends none; unset: apps bring theirs.
+    /// Environment variable with the key for requests that have none; unset: apps send their own.
     #[schemars(title = "the name of an environment variable", example = &"GROQ_API_KEY")]
     pub api_key_env: Option<String>,
 }
@@ -181,7 +181,7 @@ pub struct Organization {
     /// Its name in status and metrics.
     #[schemars(title = "a name of 1 to 128 printable bytes", example = &"acme")]
     pub name: String,
-    /// Variables that hold its keys.
+    /// Environment variables with its keys.
     #[schemars(
         extend("items" = {"type": "string", "title": "the name of an environment variable", "examples": ["GROQ_API_KEY"]}, "uniqueItems" = true),
         example = ["GROQ_API_KEY", "GROQ_API_KEY_2"]
@@ -200,7 +200,7 @@ pub struct Queue {
     #[serde(with = "As::<Time>")]
     #[default(secs(50))]
     pub max_wait: Duration,
-    /// Requests waiting at once.
+    /// Requests that wait at once.
     #[schemars(range(min = 1, max = 10_000_000), extend("x-help" = "to let nobody wait, queue.max_wait = \"0s\""))]
     #[default(1000)]
     pub max_waiting: usize,
@@ -217,11 +217,11 @@ pub struct Queue {
 #[derive(Clone, Debug, PartialEq, SmartDefault, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Retry {
-    /// Sends at most, the first included.
+    /// Attempts at most, the first included.
     #[schemars(range(min = 1, max = 100), extend("x-help" = "1 sends once and never again"))]
     #[default(4)]
     pub attempts: u32,
-    /// Upper bound of the first back-off; doubled each time.
+    /// Upper bound of the first back-off; it doubles with each retry.
     #[serde(with = "As::<Time>")]
     #[default(Duration::from_millis(250))]
     pub base_delay: Duration,
@@ -229,7 +229,7 @@ pub struct Retry {
     #[serde(with = "As::<Time>")]
     #[default(secs(8))]
     pub max_delay: Duration,
-    /// Retries per request of the last minute, and 10 a second always.
+    /// Retries allowed per request of the last minute, plus 10 a second.
     #[schemars(range(min = 0.0, max = 10.0))]
     #[default(0.2)]
     pub budget: f64,
@@ -239,11 +239,11 @@ pub struct Retry {
 #[derive(Clone, Debug, PartialEq, SmartDefault, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Breaker {
-    /// Failures in a row that open it.
+    /// Consecutive failures that open it.
     #[schemars(range(min = 1, max = 1_000_000), extend("x-help" = "to keep it closed, a large number"))]
     #[default(5)]
     pub failures: u32,
-    /// Time until one request may probe.
+    /// Time until one request probes.
     #[serde(with = "As::<Time<1>>")]
     #[default(secs(5))]
     pub open: Duration,
@@ -277,20 +277,20 @@ pub enum StoreKind {
 pub struct Store {
     /// local or redis; unset: redis where url is set, else local.
     pub kind: StoreKind,
-    /// redis:// or rediss:// (TLS), with user:password@ before the host where it asks for them; needed for redis.
+    /// redis:// or rediss:// (TLS), with user:password@ before the host where it needs them; required for redis.
     #[schemars(title = "a redis or rediss URL", example = &"redis://localhost:6379")]
     pub url: Option<String>,
-    /// Trusted root certificates of a rediss:// with a private authority, PEM; unset: Mozilla's.
+    /// Trusted root certificates for a rediss:// URL with a private authority, PEM; unset: Mozilla's.
     #[schemars(title = "a path", example = &"/etc/ssl/internal-ca.pem")]
     pub ca_file: Option<PathBuf>,
-    /// First part of every key in it.
+    /// Prefix of every key in the store.
     #[default("groq-shield".into())]
     pub prefix: String,
-    /// No request waits longer on it.
+    /// Longest wait of a request for the store.
     #[serde(with = "As::<Time<1>>")]
     #[default(Duration::from_millis(250))]
     pub timeout: Duration,
-    /// How many replicas to reckon with until it has told how many there are.
+    /// Number of replicas to assume until the store has reported it.
     #[schemars(range(min = 1, max = 1000))]
     #[default(1)]
     pub replicas: u32,
@@ -317,7 +317,7 @@ pub struct Log {
     pub level: String,
     /// text or json.
     pub format: LogFormat,
-    /// Collector that gets spans, OTLP over HTTP; unset: none.
+    /// Collector for spans, OTLP over HTTP; unset: none.
     #[schemars(title = "an http or https URL", example = &"http://localhost:4318")]
     pub otlp_endpoint: Option<String>,
 }

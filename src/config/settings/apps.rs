@@ -18,33 +18,33 @@ const MAX_USD: f64 = 1e9;
 #[serde(default, deny_unknown_fields)]
 #[schemars(extend("required" = ["name"]))]
 pub struct App {
-    /// Its name in status and metrics; "*" stands for each app without an entry, every one by itself.
+    /// Its name in status and metrics; "*" is the entry of every other app, each counted by itself.
     #[schemars(title = "a name of 1 to 128 printable bytes", example = &"chat")]
     pub name: String,
-    /// Variable that holds its token, sent as the Bearer token.
+    /// Environment variable with its token, which it sends as Bearer token.
     #[schemars(title = "the name of an environment variable", example = &"CHAT_TOKEN")]
     pub token_env: Option<String>,
     /// SHA-256 of its token, hex.
     pub token_sha256: Option<Digest>,
-    /// Its share relative to the others'.
+    /// Its share, relative to other apps' weights.
     #[schemars(extend("exclusiveMinimum" = 0))]
     #[default(1.0)]
     pub weight: f64,
-    /// interactive or batch, where a request does not say.
+    /// interactive or batch, for requests that do not say.
     pub class: Priority,
-    /// Whether its requests may be served by another model, as `[[fallback]]` says.
+    /// Whether its requests may fall back to another model (`[[fallback]]`).
     #[default(true)]
     pub fallback: bool,
-    /// Cap: requests a minute. More of them wait; other apps pass.
+    /// Cap: requests a minute. Further ones wait; other apps are not affected.
     #[schemars(range(min = 1), example = &30)]
     pub requests_per_minute: Option<u64>,
-    /// Cap: tokens a minute. More of them wait; other apps pass.
+    /// Cap: tokens a minute. Further requests wait; other apps are not affected.
     #[schemars(range(min = 1), example = &20_000)]
     pub tokens_per_minute: Option<u64>,
-    /// Budget: requests a UTC day. Spent: 429 until midnight.
+    /// Budget: requests a UTC day. When it is spent: 429 until midnight.
     #[schemars(range(min = 1), example = &1000)]
     pub requests_per_day: Option<u64>,
-    /// Budget: tokens a UTC day. Spent: 429 until midnight.
+    /// Budget: tokens a UTC day. When it is spent: 429 until midnight.
     #[schemars(range(min = 1), example = &500_000)]
     pub tokens_per_day: Option<u64>,
     /// Budget: USD a UTC day, by the prices of `[price]`.
@@ -88,16 +88,16 @@ impl App {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelPrice {
-    /// USD for a million prompt tokens.
+    /// USD per million prompt tokens.
     #[schemars(range(min = 0.0, max = MAX_USD), example = &0.15)]
     pub input: Option<f64>,
-    /// USD for a million cached prompt tokens; unset: as input.
+    /// USD per million cached prompt tokens; unset: as input.
     #[schemars(range(min = 0.0, max = MAX_USD), example = &0.075)]
     pub cached_input: Option<f64>,
-    /// USD for a million completion tokens.
+    /// USD per million completion tokens.
     #[schemars(range(min = 0.0, max = MAX_USD), example = &0.6)]
     pub output: Option<f64>,
-    /// USD for an hour of audio.
+    /// USD per hour of audio.
     #[schemars(range(min = 0.0, max = MAX_USD), example = &0.04)]
     pub audio_hour: Option<f64>,
 }
