@@ -1,7 +1,7 @@
 //! The configuration: the structs of `settings` are the only list of its keys.
 //!
-//! From them come the file's reading and its faults, the environment variables, the JSON schema, `config/groq-shield.toml` and
-//! the documentation's table of keys.
+//! The check of the file, the environment variables, the JSON schema, `config/groq-shield.toml` and the table of keys in
+//! `docs/configuration.md` are derived from them.
 
 mod document;
 mod effective;

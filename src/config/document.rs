@@ -1,8 +1,8 @@
-//! The file's tree, with flags and variables laid over it, against the schema: every fault in one walk, and what is right as JSON,
-//! which serde reads.
+//! Checks the file and the overrides against the schema: one walk over the parsed file collects every fault, and the valid values
+//! as JSON, from which serde makes the settings.
 //!
-//! All faults of a file are told in one go, with two exceptions: a line that is not TOML hides faults on the same line, and a
-//! bracket or string that is never closed all that follows, since toml's parser cannot tell where it ends.
+//! All faults of a file are reported at once, with two exceptions: a line that is not TOML hides faults on the same line, and an
+//! unclosed bracket or string hides everything after it, since toml's parser cannot tell where it should end.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -21,19 +21,19 @@ use super::{
     text::{near, quoted},
 };
 
-/// More faults than this are not told: the file is none of ours.
+/// Faults that are reported at most: a file with more is not a configuration of ours.
 const MOST_FAULTS: usize = 100;
 
-/// What a variable or a flag says.
+/// A value from an environment variable or a flag.
 pub(super) struct Override {
-    /// The variable or the flag.
+    /// The variable's or flag's name.
     pub(super) name: String,
     /// The key's path.
     pub(super) path: String,
     pub(super) text: String,
 }
 
-/// A configuration that has been read: where its values come from and what is wrong with them.
+/// A configuration that has been read: where its values come from, and its faults.
 ///
 /// Paths are written `queue.max_wait`, `app[0].name`, `limits.model.a/b`.
 pub(super) struct Document<'a> {
@@ -41,18 +41,18 @@ pub(super) struct Document<'a> {
     overrides: &'a [Override],
     pub(super) origins: BTreeMap<String, Origin>,
     faults: Vec<Fault>,
-    /// Faults of text that is not TOML, and the line from which on nothing can be told.
+    /// Faults of text that is not TOML, and the first line that could not be checked.
     syntax: (Vec<Fault>, usize),
 }
 
 impl<'a> Document<'a> {
-    /// Reads a file's text, with the overrides over it: the settings as far as they are right.
+    /// Reads a file's text and the overrides. Values with faults keep their defaults in the settings.
     pub(super) fn read(text: &'a str, overrides: &'a [Override]) -> (Settings, Self) {
         let (root, errors) = DeTable::parse_recoverable(text);
         let mut tree = root.into_inner();
-        for (index, given) in overrides.iter().enumerate() {
-            // A place behind the text says which override it is.
-            set(&mut tree, given, text.len() + 1 + index);
+        for (index, value) in overrides.iter().enumerate() {
+            // A span after the end of the text identifies the override.
+            set(&mut tree, value, text.len() + 1 + index);
         }
         let syntax = syntax::faults(text, &errors);
         let mut document = Self { text, overrides, origins: BTreeMap::new(), faults: Vec::new(), syntax };
@@ -69,7 +69,7 @@ impl<'a> Document<'a> {
         for (key, value) in entries {
             let name = key.get_ref().as_ref();
             let path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-            // toml's parser puts an empty value where it found none.
+            // toml's parser inserts an empty value where one is missing.
             if value.span().is_empty() && value.span().start <= self.text.len() && !value.get_ref().is_table() {
                 continue;
             }
@@ -120,18 +120,18 @@ impl<'a> Document<'a> {
 
     fn origin_of(&self, span: Range<usize>) -> Origin {
         match self.overrides.get(span.start.wrapping_sub(self.text.len() + 1)) {
-            Some(given) => Origin::Override(given.name.clone()),
+            Some(value) => Origin::Override(value.name.clone()),
             None => Origin::File(span),
         }
     }
 
-    /// Adds a fault of what stands at this path, or should.
+    /// Adds a fault of the value at this path, or of its absence.
     pub(super) fn refuse(&mut self, path: &str, message: impl Into<String>, help: impl Into<String>) {
         let origin = self.origin(path);
         self.faults.push(Fault { origin, path: path.to_owned(), message: message.into(), help: help.into() });
     }
 
-    /// Adds a fault of an override that is of no key.
+    /// Adds a fault of a variable that sets no key.
     pub(super) fn refuse_override(&mut self, name: &str, message: &str, help: String) {
         let origin = Origin::Override(name.to_owned());
         self.faults.push(Fault { origin, path: String::new(), message: message.to_owned(), help });
@@ -153,7 +153,7 @@ impl<'a> Document<'a> {
         around(path).find_map(|path| self.origins.get(path)).cloned().unwrap_or(Origin::Whole)
     }
 
-    /// Everything that is wrong, in the order of the file, then variables and flags.
+    /// All faults, in the order of the file, then those of variables and flags.
     pub(super) fn into_faults(mut self) -> Vec<Fault> {
         let (syntax, end) = std::mem::take(&mut self.syntax);
         let broken: Vec<_> = syntax.iter().filter_map(|fault| fault.line(self.text)).collect();
@@ -167,32 +167,32 @@ impl<'a> Document<'a> {
         });
         if self.faults.len() > MOST_FAULTS {
             self.faults.truncate(MOST_FAULTS);
-            self.refuse("", "these are not all: the search ends here", "");
+            self.refuse("", "there are more faults than these", "");
         }
         self.faults
     }
 }
 
-/// Sets a key to what an override says; its place in the text is `at`.
-fn set<'a>(tree: &mut DeTable<'a>, given: &'a Override, at: usize) {
-    let schema = given.path.split('.').fold(schema(), |schema, name| under(schema, name).unwrap_or(&Value::Null));
-    // Text has no types: where the key takes none, it is read as the file would be.
+/// Sets the key of an override in the tree, with `at` as its span.
+fn set<'a>(tree: &mut DeTable<'a>, from: &'a Override, at: usize) {
+    let schema = from.path.split('.').fold(schema(), |schema, name| under(schema, name).unwrap_or(&Value::Null));
+    // Overrides are untyped: unless the key takes text, they are parsed like a value in the file.
     let is_text = schema["type"] == "string" || !choices(schema).is_empty();
-    let literal = (!is_text).then(|| DeValue::parse(&given.text).ok()).flatten().map(Spanned::into_inner);
-    let (tables, key) = given.path.rsplit_once('.').unwrap_or(("", &given.path));
+    let literal = (!is_text).then(|| DeValue::parse(&from.text).ok()).flatten().map(Spanned::into_inner);
+    let (tables, key) = from.path.rsplit_once('.').unwrap_or(("", &from.path));
     let mut table = tree;
     for name in tables.split('.') {
         let inner = table.entry(Spanned::new(at..at, name.into()));
         let inner = inner.or_insert_with(|| Spanned::new(at..at, DeValue::Table(DeTable::new())));
-        // A fault of the file's own, told when it is read.
+        // The file has no table here: that fault is reported when the tree is checked.
         let DeValue::Table(inner) = inner.get_mut() else { return };
         table = inner;
     }
-    let value = literal.unwrap_or_else(|| DeValue::String((&*given.text).into()));
+    let value = literal.unwrap_or_else(|| DeValue::String((&*from.text).into()));
     table.insert(Spanned::new(at..at, key.into()), Spanned::new(at..at, value));
 }
 
-/// A value that is neither a table nor a list, or should not be.
+/// Checks a value that is not a table or list, or should not be one. An error is a message and a help.
 fn scalar(path: &str, value: &DeValue<'_>, schema: &Value) -> Result<Value, (String, String)> {
     let (kind, words) = (schema["type"].as_str().unwrap_or_default(), choices(schema));
     let bound = |name: &str| schema[name].as_f64();
@@ -217,7 +217,7 @@ fn scalar(path: &str, value: &DeValue<'_>, schema: &Value) -> Result<Value, (Str
     };
     let found = match value {
         _ if read.is_some() => return Ok(read.unwrap_or_default()),
-        DeValue::String(text) => format!("{:?}", text.chars().take(80).collect::<String>()),
+        DeValue::String(text) => quoted(&text.chars().take(80).collect::<String>()),
         DeValue::Integer(n) if i64::from_str_radix(n.as_str(), n.radix()).is_err() => format!("{n}, which does not fit 64 bits"),
         DeValue::Integer(n) => n.to_string(),
         DeValue::Float(n) => n.to_string(),

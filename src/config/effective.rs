@@ -51,7 +51,7 @@ fn keys(keys: &Map<String, Value>, header: &str, path: &str, entries: &mut Vec<E
     for (key, value) in keys {
         let path = format!("{path}.{key}");
         if value.is_object() {
-            let is_bare = key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            let is_bare = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
             let name = if is_bare { key.clone() } else { quoted(key) };
             table(value, &format!("{header}.{name}"), &path, entries);
         } else {

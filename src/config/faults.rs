@@ -22,11 +22,11 @@ pub enum Origin {
 pub struct Fault {
     /// Where it is.
     pub origin: Origin,
-    /// The key or table that it is a fault of: `queue.max_wait`, `app[0].name`; empty: of none.
+    /// The key or table at fault: `queue.max_wait`, `app[0].name`; empty for text that is not TOML.
     pub path: String,
     /// What is wrong.
     pub message: String,
-    /// What to do; empty where that is not known.
+    /// How to mend it; empty where that is not known.
     pub help: String,
 }
 

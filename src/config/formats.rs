@@ -1,4 +1,4 @@
-//! Settings that are written as text: times, sizes, addresses, URLs, digests and names, for serde and for the JSON schema.
+//! Values that are written as text: times, sizes, addresses, URLs, digests and names, for serde and for the JSON schema.
 
 use std::{borrow::Cow, marker::PhantomData, net::SocketAddr, time::Duration};
 
@@ -20,7 +20,7 @@ pub(super) trait Format {
     fn show(value: &Self::Value) -> Option<String>;
 }
 
-/// Whether a text is what the title that the schema gives it says. Text without one may be anything but empty.
+/// Whether a text is valid for the format with this title in the schema. Without a known title, it must only not be empty.
 pub(super) fn accepts(title: Option<&str>, text: &str) -> bool {
     fn of<F: Format>() -> (&'static str, fn(&str) -> bool) {
         (F::TITLE, |text| F::parse(text).is_some())
@@ -52,7 +52,7 @@ fn is_variable(text: &str) -> bool {
     !text.is_empty() && !is_key && text.chars().all(is_name) && !text.starts_with(|c: char| c.is_ascii_digit())
 }
 
-/// A tracing filter; a bare word that is no level would be taken for a target, and log nothing.
+/// A tracing filter. tracing takes a word that is not a level for a target, which would log nothing.
 fn is_log_filter(text: &str) -> bool {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let is_level = |part: &str| LEVELS.contains(&part.to_ascii_lowercase().as_str());
@@ -199,7 +199,7 @@ impl Format for Address {
     }
 }
 
-/// Where requests go: a URL without the part of the path that requests bring themselves.
+/// The upstream: a URL without `/openai/v1`, which is part of each request's path.
 pub(super) type BaseUrl = HttpUrl<true>;
 
 /// An HTTP proxy, whose URL may hold a user and a password.

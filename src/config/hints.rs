@@ -1,4 +1,4 @@
-//! What someone probably meant by a key or table that does not exist.
+//! Suggestions for keys and tables that do not exist.
 
 use serde_json::Value;
 
@@ -7,15 +7,15 @@ use super::{
     text::{near, quoted},
 };
 
-/// What to do about a key or table of this name and path, which the table around it does not have.
+/// How to mend a key or table of this name and path that its table does not have.
 pub(super) fn unknown(name: &str, path: &str, holds_keys: bool, table: &'static Value) -> String {
     let known = || properties(table).into_iter().flatten();
     let lower = name.to_lowercase();
     if ["api_key", "apikey", "groq_api_key", "token"].contains(&lower.as_str()) {
         let env = known().map(|(key, _)| key.as_str()).find(|key| key.ends_with("_env")).unwrap_or("upstream.api_key_env");
-        return format!("keys never stand in the file: `{env}` names the variable that holds it");
+        return format!("keys do not belong in the file: `{env}` names the environment variable with it");
     }
-    // Names that other programs have for keys of ours.
+    // Names of our keys in other programs.
     let key = match lower.as_str() {
         "addr" | "address" | "bind" | "host" | "listen_addr" | "listen_address" | "port" => "listen",
         "max_attempts" | "max_retries" => "attempts",
@@ -51,7 +51,7 @@ pub(super) fn unknown(name: &str, path: &str, holds_keys: bool, table: &'static 
 mod tests {
     use crate::config::{faults::Faults, source::read};
 
-    /// What newcomers write, as they were seen to or as other programs have it, and the words that put them right.
+    /// What newcomers write, and what the help must say.
     #[test]
     fn the_usual_mistakes_of_newcomers_are_put_right() {
         for (text, remedy) in [
@@ -60,7 +60,7 @@ mod tests {
             ("[server]\nlisten_addr = \"127.0.0.1:8787\"\n", "did you mean `listen`?"),
             ("[server]\nlisten = \"8787\"\n", "for example \"127.0.0.1:8787\""),
             ("[upstream]\nbase_url = \"https://api.groq.com/openai/v1\"\n", "for example \"https://api.groq.com\""),
-            ("[upstream]\napi_key = \"gsk_x\"\n", "`api_key_env` names the variable that holds it"),
+            ("[upstream]\napi_key = \"gsk_x\"\n", "`api_key_env` names the environment variable with it"),
             ("[upstream]\napi_key_env = \"$GROQ_API_KEY\"\n", "for example \"GROQ_API_KEY\""),
             ("[tls]\ncert = \"c\"\n", "did you mean [server.tls]?"),
             ("[queue]\nmax_wait = 50\n", "for example \"30s\""),
@@ -72,7 +72,7 @@ mod tests {
             ("[limits.\"openai/gpt-oss-20b\"]\ntpm = 1\n", "write [limits.model.\"openai/gpt-oss-20b\"]"),
             ("[limits.model.llama-3.1-8b-instant]\n", "[limits.model.\"llama-3.1-8b-instant\"]"),
             ("[app]\nname = \"chat\"\n", "write [[app]]"),
-            ("[[app]]\nname = \"chat\"\ntoken = \"x\"\n", "`token_env` names the variable that holds it"),
+            ("[[app]]\nname = \"chat\"\ntoken = \"x\"\n", "`token_env` names the environment variable with it"),
             ("[store]\nkind = \"redis\"\n", "such as url = \"redis://localhost:6379\""),
             ("[store]\nurl = \"localhost:6379\"\n", "for example \"redis://localhost:6379\""),
         ] {

@@ -5,7 +5,7 @@ use groq_limiter::settings;
 use super::settings::{App, Settings, StoreKind};
 
 impl Settings {
-    /// What the limiter is to know.
+    /// The limiter's settings.
     pub fn limiter(&self) -> settings::Settings {
         let limits = settings::LimitSettings {
             plan: self.limits.plan,

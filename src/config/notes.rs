@@ -7,12 +7,12 @@ use super::{
     text::quoted,
 };
 
-/// Something that is good to know though it is no fault.
+/// A remark that is not a fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
-    /// What it is.
+    /// The remark itself.
     pub message: String,
-    /// Whether it is most often a mistake, and not a matter of course.
+    /// Whether it is likely a mistake.
     pub is_warning: bool,
 }
 
@@ -44,12 +44,12 @@ pub(super) fn of(settings: &Settings, has: &dyn Fn(&str) -> bool) -> Vec<Note> {
     if settings.upstream.api_key_env.is_some() && !listed && !settings.server.listen.ip().is_loopback() {
         let listen = settings.server.listen;
         let remedy = "give apps tokens with [[app]], or listen on loopback";
-        note(true, format!("everybody who reaches {listen} can use the key of upstream.api_key_env: {remedy}"));
+        note(true, format!("everyone who can connect to {listen} can use the key of upstream.api_key_env: {remedy}"));
     }
     notes
 }
 
-/// The variables that settings name, which hold keys and tokens.
+/// The environment variables with keys and tokens that the settings name.
 pub(super) fn named(settings: &Settings) -> Vec<String> {
     let organizations = settings.organization.iter().flat_map(|organization| &organization.api_key_env);
     let apps = settings.app.iter().filter_map(|app| app.token_env.as_ref());

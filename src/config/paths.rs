@@ -1,4 +1,4 @@
-//! The files that settings name: where they are, and whether they can be used.
+//! Files that settings name: their paths, and whether they can be used.
 
 use std::{
     fs, io,
@@ -12,10 +12,10 @@ use nix::{
 
 use super::{document::Document, faults::Origin, settings::Settings};
 
-/// The file that keeps what is left of each limit: it is written, and need not be there yet.
+/// The file that keeps what remains of each limit: it is written, and need not exist yet.
 const STATE_FILE: &str = "limits.state_file";
 
-/// Every path that is set, by its key.
+/// Every path that is set, with its key.
 fn paths(settings: &mut Settings) -> impl Iterator<Item = (&'static str, &mut PathBuf)> {
     let (cert, key) = settings.server.tls.as_mut().map(|tls| (&mut tls.cert, &mut tls.key)).unzip();
     let paths = [
@@ -28,9 +28,9 @@ fn paths(settings: &mut Settings) -> impl Iterator<Item = (&'static str, &mut Pa
     paths.into_iter().filter_map(|(key, path)| Some((key, path?))).filter(|(_, path)| !path.as_os_str().is_empty())
 }
 
-/// Resolves the paths and checks their files: they must be there and readable, the state file one that can be written.
+/// Resolves the paths and checks that their files are readable and the state file is writable.
 ///
-/// A path in the file is relative to the file's folder, elsewhere to the working directory.
+/// A path in the configuration file is relative to that file, others to the working directory.
 pub(super) fn resolve(settings: &mut Settings, document: &mut Document<'_>, folder: Option<&Path>) {
     for (key, path) in paths(settings) {
         if let (Origin::File(_), Some(folder)) = (document.origin(key), folder) {
@@ -49,7 +49,7 @@ pub(super) fn resolve(settings: &mut Settings, document: &mut Document<'_>, fold
     }
 }
 
-/// Why the file could not be replaced by a new one.
+/// Why the file could not be replaced.
 fn unwritable(path: &Path) -> Option<String> {
     let shown = path.display();
     if path.is_dir() {
@@ -63,7 +63,7 @@ fn unwritable(path: &Path) -> Option<String> {
     })
 }
 
-/// An error of the file system, in words.
+/// A file system error in words.
 pub(super) fn reason(why: &io::Error) -> String {
     match why.kind() {
         io::ErrorKind::NotFound => "there is no such file".into(),

@@ -1,10 +1,10 @@
-//! What prices have to say: a wrong bill is worse than none.
+//! Prices are complete: a part without a price would be counted as free.
 
 use groq_limiter::{plans, settings::Plan};
 
 use super::{document::Document, settings::Settings, text::quoted};
 
-/// Prices that leave out a part of what their models take: it would be free of charge, and a budget in USD would never end.
+/// Adds a fault for each price without a part that its model needs, which would not count towards budgets.
 pub(super) fn complete(settings: &Settings, document: &mut Document<'_>) {
     for (model, price) in &settings.price {
         let path = format!("price.{model}");

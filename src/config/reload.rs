@@ -1,4 +1,4 @@
-//! Reloading: live keys change at once, the others wait for a restart, and a bad file changes nothing.
+//! Reloading: live keys change at once, others need a restart, and a file with faults changes nothing.
 
 use std::{
     collections::BTreeMap,
@@ -22,22 +22,22 @@ pub struct Change {
     pub old: Option<String>,
     /// Its value in the file as TOML, masked; `None`: not set.
     pub new: Option<String>,
-    /// Whether it takes effect now; the others wait for a restart.
+    /// Whether it takes effect now, and not after a restart.
     pub live: bool,
 }
 
-/// What a reload comes to.
+/// The result of a reload.
 #[derive(Clone, Debug)]
 pub struct Next {
     /// The settings to put in force: the new ones where they are live, the old ones elsewhere.
     pub settings: Settings,
     /// What differs.
     pub changes: Vec<Change>,
-    /// What is good to know, and was not told before.
+    /// Notes that were not there before.
     pub notes: Vec<Note>,
 }
 
-/// Reads a source again, and sees when its file has changed.
+/// Reads a source again, and detects changes of its file.
 #[derive(Debug)]
 pub struct Reload {
     source: Source,

@@ -1,4 +1,4 @@
-//! What settings have to satisfy beyond the schema: rules between keys.
+//! Rules beyond the schema, most of them between keys.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use super::{
     text::{near, quoted},
 };
 
-/// Tells what is wrong between keys.
+/// Adds the faults between keys.
 pub(super) fn between_keys(settings: &Settings, document: &mut Document<'_>) {
     listeners(settings, document);
     if settings.retry.base_delay > settings.retry.max_delay {
@@ -45,15 +45,15 @@ fn listeners(settings: &Settings, document: &mut Document<'_>) {
     }
     for (key, listen) in [("server.listen", settings.server.listen), ("admin.listen", settings.admin.listen)] {
         if own_address::reaches(&settings.upstream.base_url, listen) {
-            let message = format!("this shield itself listens there ({key}): requests would come back to it for ever");
+            let message = format!("this shield itself listens there ({key}): requests would come back to it forever");
             document.refuse("upstream.base_url", message, "write \"https://api.groq.com\", or the address of another server");
         }
     }
 }
 
-/// Models fall back to other ones that are known, for each reason once, and over no other chain to themselves.
+/// Fallback models are known and priced, each reason has one chain, and no chain leads back to its model.
 fn fallbacks(settings: &Settings, document: &mut Document<'_>) {
-    // Without a price, a fallback model would be free of charge, and the budget would never end.
+    // Without a price, requests to a fallback model would not count towards the budget.
     let is_budgeted = |app: &&App| app.has_budget_in_usd() && app.fallback && !settings.price.is_empty();
     let budgeted = settings.app.iter().find(is_budgeted);
     let is_known = |model: &String| settings.limits.model.contains_key(model) || plans::models().any(|known| known == model);
@@ -88,7 +88,7 @@ fn fallbacks(settings: &Settings, document: &mut Document<'_>) {
     }
 }
 
-/// The models that requests for this one may be served by, and itself.
+/// The models that may serve requests for this one, and itself.
 fn reachable<'a>(settings: &'a Settings, model: &'a str) -> BTreeSet<&'a str> {
     let (mut reached, mut todo) = (BTreeSet::new(), vec![model]);
     while let Some(model) = todo.pop() {
@@ -100,7 +100,7 @@ fn reachable<'a>(settings: &'a Settings, model: &'a str) -> BTreeSet<&'a str> {
     reached
 }
 
-/// What budgets and the entry for everyone else need.
+/// Budgets in USD need prices, and the entry for other apps has no token.
 fn budgets(settings: &Settings, document: &mut Document<'_>) {
     for (at, app) in settings.app.iter().enumerate() {
         let keys = [
@@ -125,7 +125,7 @@ fn budgets(settings: &Settings, document: &mut Document<'_>) {
 
 /// Names, keys and tokens belong to one organization or app each, and organizations have keys.
 fn owners(settings: &Settings, document: &mut Document<'_>) {
-    // Where a name or secret stands, what it is, and whose.
+    // The path of each name or secret, the secret itself, and its owner.
     let mut claims = Vec::new();
     for (at, organization) in settings.organization.iter().enumerate() {
         let path = format!("organization[{at}]");

@@ -13,7 +13,7 @@ use super::{
     text::{quoted, toml_value},
 };
 
-/// The model that stands for all in headers: `[limits.model."…"]`.
+/// The model in the headers of examples: `[limits.model."…"]`.
 pub(super) const MODEL: &str = "openai/gpt-oss-20b";
 
 /// The schema: JSON Schema 2020-12, without references.
@@ -26,7 +26,7 @@ pub fn schema() -> &'static Value {
     &SCHEMA
 }
 
-/// Takes out what TOML does not have: `null`, and with it defaults that are not set.
+/// Removes what TOML does not have: `null`, and defaults that are not set.
 #[derive(Clone)]
 struct Toml;
 
@@ -37,11 +37,11 @@ impl Transform for Toml {
             let kind = types[0].clone();
             object.insert("type".into(), kind);
         }
-        // The default of a table is those of its keys.
+        // A table's defaults are those of its keys.
         if object.get("default").is_some_and(|value| value.is_object() || toml_value(value).is_none_or(|text| text == "\"\"")) {
             object.shift_remove("default");
         }
-        // How a number is kept, not what it may be.
+        // How a number is stored, not which are valid.
         object.shift_remove("format");
         transform_subschemas(self, schema);
     }
@@ -51,17 +51,17 @@ impl Transform for Toml {
 pub(super) struct Table {
     /// `limits.model`
     pub(super) path: String,
-    /// As it stands in the file, brackets included: `[queue]`, `[[app]]`, `[limits.model."…"]`.
+    /// As it is in the file, with brackets: `[queue]`, `[[app]]`, `[limits.model."…"]`.
     pub(super) header: String,
     pub(super) description: &'static str,
-    /// Whether it stands in the file once, and not once for each app or model.
+    /// Whether there is one, and not one for each app or model.
     pub(super) is_single: bool,
     pub(super) has_required_keys: bool,
     pub(super) keys: Vec<(&'static str, &'static Value)>,
 }
 
 impl Table {
-    /// Its keys, unless they are those of a table before: `limits.model` has the keys of `limits.default`.
+    /// Its keys, except for `limits.model`, whose keys are those of `limits.default`.
     pub(super) fn documented_keys(&self) -> &[(&'static str, &'static Value)] {
         if self.path == "limits.model" { &[] } else { &self.keys }
     }
@@ -77,7 +77,7 @@ pub(super) fn tables() -> &'static [Table] {
     &TABLES
 }
 
-/// The tables inside this one, each with the keys that are none.
+/// Adds the tables inside this one, each with its keys that are not tables.
 fn collect(outer: &str, schema: &'static Value, tables: &mut Vec<Table>) {
     for (name, schema) in properties(schema).into_iter().flatten() {
         let path = if outer.is_empty() { name.clone() } else { format!("{outer}.{name}") };
@@ -101,7 +101,7 @@ fn collect(outer: &str, schema: &'static Value, tables: &mut Vec<Table>) {
     }
 }
 
-/// Whether a table, a list of tables or tables with names of their own stand under a key with this schema.
+/// Whether a key with this schema holds a table, a list of tables, or tables by name.
 pub(super) fn is_table(schema: &Value) -> bool {
     [schema, &schema["items"], &schema["additionalProperties"]].into_iter().any(|element| properties(element).is_some())
 }
@@ -111,7 +111,7 @@ pub(super) fn properties(schema: &Value) -> Option<&Map<String, Value>> {
     schema.get("properties")?.as_object()
 }
 
-/// The schema of what stands under this key of a table.
+/// The schema of this key of a table.
 pub(super) fn under<'a>(schema: &'a Value, key: &str) -> Option<&'a Value> {
     let known = properties(schema).and_then(|properties| properties.get(key));
     known.or_else(|| schema.get("additionalProperties").filter(|inner| inner.is_object()))

@@ -18,7 +18,7 @@ use super::{
     text::near,
 };
 
-/// Where the file is looked for when no flag or variable names it.
+/// Where the file is looked for if no flag or variable names it.
 pub const PLACES: [&str; 2] = ["groq-shield.toml", "/etc/groq-shield/groq-shield.toml"];
 
 /// A flag, its short variable, and the key that both set.
@@ -28,7 +28,7 @@ const SHORT: [(&str, &str, &str); 3] = [
     ("--admin", "GROQ_SHIELD_ADMIN", "admin.listen"),
 ];
 
-/// Where settings come from; read again on every reload.
+/// Where settings come from; each reload reads it again.
 #[derive(Clone, Debug, Default)]
 pub struct Source {
     /// `--config`
@@ -45,23 +45,23 @@ pub struct Source {
     pub variables: Vec<(OsString, OsString)>,
 }
 
-/// What a source says at one moment.
+/// The result of reading a source once.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// The file that was read.
     pub file: Option<PathBuf>,
-    /// The settings, as far as they could be read.
+    /// The settings; values with faults have their defaults.
     pub settings: Settings,
-    /// What is good to know though it is no fault.
+    /// Remarks that are not faults.
     pub notes: Vec<Note>,
     /// The effective configuration as TOML, secrets masked, with the origin of what is not a default.
     pub effective: String,
-    /// Everything that is wrong.
+    /// All faults.
     pub faults: Faults,
 }
 
 impl Loaded {
-    /// The settings, if nothing is wrong.
+    /// The settings, if there are no faults.
     ///
     /// # Errors
     /// Every fault.
@@ -118,11 +118,11 @@ impl Source {
         self.variables.iter().find(|(known, value)| known == name && !value.is_empty()).map(|(_, value)| value)
     }
 
-    /// What variables and flags say, the strongest last.
+    /// The values of variables and flags, in ascending precedence.
     fn overrides(&self) -> Vec<Override> {
         let names = variables().into_iter().chain(SHORT.map(|(_, name, path)| (name.to_owned(), path.to_owned())));
         let variables = names.filter_map(|(name, path)| {
-            // What is not UTF-8 is refused with the unknown names.
+            // `refuse_unknown_variables` reports what is not UTF-8.
             let text = self.variable(&name)?.to_str()?.to_owned();
             Some(Override { name, path, text })
         });
@@ -133,7 +133,7 @@ impl Source {
         variables.chain(flags).collect()
     }
 
-    /// Variables with our prefix that no key is called, apart from those that hold `secrets`, and values that are not UTF-8.
+    /// Adds faults for variables with our prefix that set no key and are not in `secrets`, and for values that are not UTF-8.
     fn refuse_unknown_variables(&self, secrets: &[String], document: &mut Document<'_>) {
         let keys: Vec<_> = variables().into_iter().map(|(name, _)| name).collect();
         let known = || keys.iter().map(String::as_str).chain(SHORT.map(|(_, name, _)| name)).chain(["GROQ_SHIELD_CONFIG"]);
@@ -148,7 +148,10 @@ impl Source {
                 }
             } else if !is_from_kubernetes(name, &value.to_string_lossy()) {
                 let help = near(name, known()).map_or_else(
-                    || "keys are spelled GROQ_SHIELD_TABLE_KEY; models, organizations and apps stand in the file only".into(),
+                    || {
+                        "variables are named GROQ_SHIELD_TABLE_KEY; models, organizations and apps can only be set in the file"
+                            .into()
+                    },
                     |near| format!("did you mean {near}?"),
                 );
                 document.refuse_override(name, "no key has this name", help);
@@ -157,7 +160,7 @@ impl Source {
     }
 }
 
-/// Reads a text, with the overrides over it: the settings as far as they could be read. The faults are in the document.
+/// Reads a text and the overrides, rules between keys included. Values with faults have their defaults in the settings.
 pub(super) fn read<'a>(text: &'a str, overrides: &'a [Override]) -> (Settings, Document<'a>) {
     let (mut settings, mut document) = Document::read(text, overrides);
     if document.is_set("store.url") && !document.is_set("store.kind") {
@@ -183,7 +186,7 @@ fn content(file: &Path) -> Result<String, String> {
     })
 }
 
-/// Kubernetes tells every pod of its namespace's services: one called `groq-shield` gives these.
+/// Kubernetes sets these in every pod of a namespace with a service called `groq-shield`.
 fn is_from_kubernetes(name: &str, value: &str) -> bool {
     let port = |at: usize| name[at + 6..].split_once('_').is_some_and(|(port, _)| port.parse::<u16>().is_ok());
     name.contains("_SERVICE_HOST")
@@ -375,7 +378,7 @@ mod tests {
         let text = "[server]\nlisten = \"0.0.0.0:8787\"\n[upstream]\napi_key_env = \"THE_KEY\"\n";
         let notes =
             loaded(text, &[], Source::default()).notes.into_iter().map(|note| note.message).collect::<Vec<_>>().join("\n");
-        for part in ["state_file is not set", "THE_KEY is named", "everybody who reaches 0.0.0.0:8787"] {
+        for part in ["state_file is not set", "THE_KEY is named", "everyone who can connect to 0.0.0.0:8787"] {
             assert!(notes.contains(part), "{part}\n{notes}");
         }
     }

@@ -4,7 +4,7 @@ use toml::de::Error;
 
 use super::faults::{Fault, Origin};
 
-/// What the parser says, and what to do about it.
+/// The start of a message of the parser, and how to mend what it is about.
 const HELP: [(&str, &str); 8] = [
     ("unclosed", "close it; what follows is not checked"),
     ("duplicate key", "each key and table stands once: put everything under the first"),
@@ -19,12 +19,12 @@ const HELP: [(&str, &str); 8] = [
 const CLOSE: &str = "close the text with a quote";
 const QUOTE: &str = "text stands in quotes, as in \"50s\"; flags are true or false";
 
-/// The first error of each line, and the line from which on nothing can be told.
+/// The first error of each line, and the first line that could not be checked.
 pub(super) fn faults(text: &str, errors: &[Error]) -> (Vec<Fault>, usize) {
     let fault = |error: &Error| {
         let span = error.span().unwrap_or(0..0);
         let help = HELP.iter().find(|(start, _)| error.message().starts_with(start)).map_or("", |(_, help)| help);
-        // The parser guesses at what was meant, and takes a missing value for one without quotes.
+        // The parser guesses what was meant, and takes a missing value for text without quotes.
         let message = match (help == QUOTE, span.is_empty()) {
             (true, true) => "the value is missing",
             (true, false) => "not a value",
@@ -34,7 +34,7 @@ pub(super) fn faults(text: &str, errors: &[Error]) -> (Vec<Fault>, usize) {
     };
     let mut errors: Vec<_> = errors.iter().collect();
     errors.sort_by_key(|error| error.span().map(|span| span.start));
-    // Where a bracket is never closed, the parser stumbles at the first thing that does not belong inside.
+    // With an unclosed bracket, the first error is where something does not belong inside.
     if let Some(unclosed) = errors.iter().find(|error| error.message().starts_with("unclosed")) {
         let fault = Fault { origin: fault(errors[0]).origin, ..fault(unclosed) };
         let end = fault.line(text).unwrap_or_default();

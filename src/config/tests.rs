@@ -86,7 +86,7 @@ fn an_array_that_is_never_closed_is_told_once() {
     );
     assert!(all.contains("unclosed array, expected `]`"), "{all}");
     assert!(all.contains("attempts") && all.ends_with("\n2 faults in the configuration"), "{all}");
-    // What the parser takes for models is told by no rule either.
+    // No rule reports what the parser takes for further models.
     let (_, message, _) = only("[[fallback]]\nmodel = \"a\"\nto = [\"qwen/qwen3-32b\",\n[queue]\nmax_wait = 5\n");
     assert_eq!(message, "unclosed array, expected `]`");
 }
@@ -356,7 +356,7 @@ fn budgets_and_circular_fallbacks_are_checked() {
 fn the_search_for_faults_ends() {
     let text: String = (0..200).map(|n| format!("key_{n} = {n}\n")).collect();
     let all = faults(&text);
-    assert!(all.ends_with("error: these are not all: the search ends here\n\n101 faults in the configuration"), "{all}");
+    assert!(all.ends_with("error: there are more faults than these\n\n101 faults in the configuration"), "{all}");
 }
 
 proptest::proptest! {

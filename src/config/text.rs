@@ -10,9 +10,9 @@ pub(super) fn near<'a>(word: &str, words: impl IntoIterator<Item = &'a str>) -> 
     (distance <= 1 + best.len() / 4 && distance < best.len()).then_some(best)
 }
 
-/// Text as a TOML string.
+/// Text as a TOML string on one line. JSON's escapes are TOML's too; it leaves DEL as it is, which TOML does not allow.
 pub(super) fn quoted(text: &str) -> String {
-    toml::Value::String(text.to_owned()).to_string()
+    Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
 /// A JSON value as TOML, passwords masked; `None` for what is not set.
