@@ -1,145 +1,24 @@
-//! HTTP/2 frame by frame: invalid input gets a documented answer, or a clean error of its stream or connection.
+//! HTTP/2 frame by frame: invalid input gets a documented error response, or a clean error of its stream or connection.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+mod abuse;
+mod client;
 
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::TcpStream,
-    task::JoinSet,
-    time::{Instant, timeout},
-};
+use std::{net::SocketAddr, time::Duration};
+
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet, time::timeout};
 
 use crate::{
     frames::{
-        CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, GOAWAY, HEADERS,
-        PING, PREFACE, PROTOCOL_ERROR, REFUSED_STREAM, RST_STREAM, SETTINGS, WINDOW_UPDATE, block, frame, headers,
+        CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, HEADERS, PING,
+        PREFACE, PROTOCOL_ERROR, SETTINGS, WINDOW_UPDATE, block, frame, headers,
     },
-    kit::{LONGEST_WAIT, Log, request, rest, settings, start, told, upstream},
+    kit::{LONGEST_WAIT, exchange, request, rest, settings, start, upstream},
 };
-
-/// The fields of a valid request; `path` identifies it in the upstream's log.
-fn fields(path: &str) -> Vec<(&str, &str)> {
-    vec![(":method", "GET"), (":scheme", "http"), (":authority", "shield"), (":path", path), ("authorization", "Bearer gsk_test")]
-}
-
-/// The same with one field replaced, or removed by an empty value.
-fn with<'a>(name: &'a str, value: &'a str) -> Vec<(&'a str, &'a str)> {
-    let mut fields = fields("/openai/v1/models/bad");
-    fields.retain(|(other, _)| *other != name);
-    if !value.is_empty() {
-        let at = if name.starts_with(':') { 0 } else { fields.len() };
-        fields.insert(at, (name, value));
-    }
-    fields
-}
-
-/// A client that sends raw frames.
-struct Client {
-    socket: BufReader<TcpStream>,
-    /// What has arrived for each stream.
-    streams: BTreeMap<u32, Stream>,
-    goaway: Option<u32>,
-    pongs: usize,
-}
-
-/// One stream as the client sees it.
-#[derive(Debug, Default)]
-struct Stream {
-    body: String,
-    headers: bool,
-    ended: bool,
-    reset: Option<u32>,
-}
-
-impl Client {
-    async fn connect(address: SocketAddr) -> Self {
-        let mut socket = TcpStream::connect(address).await.expect("it listens");
-        socket.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await.expect("it is taken");
-        Self { socket: BufReader::new(socket), streams: BTreeMap::new(), goaway: None, pongs: 0 }
-    }
-
-    async fn send(&mut self, bytes: &[u8]) {
-        // Fails once the server has closed.
-        let _ = self.socket.get_mut().write_all(bytes).await;
-    }
-
-    /// Reads one frame; false at the end of the connection.
-    async fn read(&mut self) -> bool {
-        let mut head = [0; 9];
-        if !matches!(timeout(LONGEST_WAIT, self.socket.read_exact(&mut head)).await.expect("in time"), Ok(9)) {
-            return false;
-        }
-        let [high, mid, low, kind, flags, stream @ ..] = head;
-        let (length, stream) = (u32::from_be_bytes([0, high, mid, low]), u32::from_be_bytes(stream));
-        let mut payload = vec![0; length as usize];
-        self.socket.read_exact(&mut payload).await.expect("frames are whole");
-        let code = |at: usize| u32::from_be_bytes(payload[at..at + 4].try_into().expect("four bytes"));
-        match kind {
-            SETTINGS if flags & 1 == 0 => self.send(&frame(SETTINGS, 1, 0, &[])).await,
-            PING if flags & 1 == 0 => self.send(&frame(PING, 1, 0, &payload)).await,
-            PING => self.pongs += 1,
-            GOAWAY => self.goaway = Some(code(4)),
-            RST_STREAM => self.stream(stream).reset = Some(code(0)),
-            HEADERS => self.stream(stream).headers = true,
-            DATA => self.stream(stream).body.push_str(&String::from_utf8_lossy(&payload)),
-            _ => {}
-        }
-        if matches!(kind, HEADERS | DATA) && flags & END_STREAM != 0 {
-            self.stream(stream).ended = true;
-        }
-        true
-    }
-
-    fn stream(&mut self, id: u32) -> &mut Stream {
-        self.streams.entry(id).or_default()
-    }
-
-    /// Reads until the stream or the connection ends.
-    async fn outcome(&mut self, id: u32) -> Outcome {
-        loop {
-            let stream = self.stream(id);
-            if let Some(code) = stream.reset {
-                return Outcome::Reset(code);
-            }
-            if stream.ended {
-                return Outcome::Answer(stream.body.clone());
-            }
-            if let Some(code) = self.goaway.filter(|code| *code > 0) {
-                while self.read().await {}
-                return Outcome::Closed(code);
-            }
-            if !self.read().await {
-                return Outcome::Closed(self.goaway.unwrap_or(0));
-            }
-        }
-    }
-}
-
-/// How a request ends.
-#[derive(Debug, PartialEq)]
-enum Outcome {
-    Answer(String),
-    /// The stream is reset with this code.
-    Reset(u32),
-    /// The connection is closed with this code.
-    Closed(u32),
-}
-
-use Outcome::{Answer, Closed, Reset};
-
-impl Outcome {
-    /// Equality, except that an expected answer is a part of the body.
-    fn is(&self, expected: &Self) -> bool {
-        match (self, expected) {
-            (Answer(body), Answer(part)) => body.contains(part),
-            (this, expected) => this == expected,
-        }
-    }
-}
-
-fn seen(log: &Log) -> Vec<String> {
-    log.lock().expect("no panic with it").clone()
-}
+use client::{
+    Client,
+    Outcome::{self, Answer, Closed, Reset},
+    fields, seen, with,
+};
 
 /// Invalid requests do not reach the upstream, and others on the connection continue unless it is closed.
 #[tokio::test]
@@ -321,7 +200,7 @@ async fn a_truncated_preface_gets_the_error_object() {
         leaves.shutdown().await.expect("it is open");
         let answer = rest(&mut leaves).await;
         assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("\"malformed_request\""), "{cut}: {answer}");
-        let answer = told(shield.app, &PREFACE[..cut]).await;
+        let answer = exchange(shield.app, &PREFACE[..cut]).await;
         assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("\"request_timeout\""), "{cut}: {answer}");
     }
     // A request of HTTP/1.1 on an HTTP/2 connection.
@@ -337,110 +216,7 @@ async fn an_upgrade_to_http2_is_ignored() {
     let shield = start(settings(address));
     let upgrade =
         "connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\nconnection: close\r\n\r\n";
-    let answer = told(shield.app, request("upgrade").replace("\r\n\r\n", &format!("\r\n{upgrade}")).as_bytes()).await;
+    let answer = exchange(shield.app, request("upgrade").replace("\r\n\r\n", &format!("\r\n{upgrade}")).as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 200 OK") && !answer.contains("101"), "{answer}");
     assert_eq!(seen(&log).len(), 1);
-}
-
-/// Floods a connection, and returns the code of the GOAWAY that ends it.
-async fn flood(app: SocketAddr, first: &[u8], again: impl Fn(u32) -> Vec<u8>, count: u32) -> Option<u32> {
-    let mut client = Client::connect(app).await;
-    client.send(first).await;
-    let mut sent = 0;
-    while sent < count {
-        let batch: Vec<u8> = (sent..(sent + 100).min(count)).flat_map(&again).collect();
-        sent += 100;
-        if client.socket.get_mut().write_all(&batch).await.is_err() {
-            break;
-        }
-    }
-    while client.read().await {}
-    client.goaway
-}
-
-#[tokio::test]
-async fn floods_are_ended_while_other_clients_are_served() {
-    let (address, log) = upstream().await;
-    let shield = start(settings(address));
-    let slow = headers(1, END_STREAM, &fields("/openai/v1/models/slow"));
-    let reset = |n: u32| {
-        let id = 3 + 2 * n;
-        [headers(id, END_STREAM, &fields("/openai/v1/models/reset")), frame(RST_STREAM, 0, id, &8_u32.to_be_bytes())].concat()
-    };
-    let app = shield.app;
-    let serving = async {
-        // One after the other on a connection of its own, during the floods.
-        let mut slowest = Duration::ZERO;
-        let mut client = Client::connect(app).await;
-        for n in 0..50 {
-            let begun = Instant::now();
-            client.send(&headers(1 + 2 * n, END_STREAM, &fields("/openai/v1/models/good"))).await;
-            let outcome = client.outcome(1 + 2 * n).await;
-            assert!(outcome.is(&Answer("\"list\"".into())), "{outcome:?}");
-            slowest = slowest.max(begun.elapsed());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        assert!(slowest < Duration::from_secs(5), "{slowest:?}");
-    };
-    let floods = async {
-        let began = Instant::now();
-        // Frames without effect: after a thousand the connection is closed.
-        flood(app, &slow, |_| frame(PING, 0, 0, &[7; 8]), 1_000_000).await;
-        flood(app, &slow, |_| frame(SETTINGS, 0, 0, &[]), 1_000_000).await;
-        flood(app, &slow, |n| frame(2, 0, 3 + 2 * (n % 1000), &[0, 0, 0, 0, 1]), 1_000_000).await;
-        flood(app, &slow, |_| frame(200, 0, 0, &[0; 100]), 1_000_000).await;
-        flood(app, &slow, |_| frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]), 1_000_000).await;
-        // Rapid reset, empty frames, and header blocks without an end.
-        let codes = [
-            flood(app, &slow, reset, 100_000).await,
-            flood(app, &headers(1, 0, &with(":method", "POST")), |_| frame(DATA, 0, 1, &[]), 100_000).await,
-            flood(app, &frame(HEADERS, 0, 1, &block(&fields("/a"))), |_| frame(CONTINUATION, 0, 1, &[]), 100_000).await,
-            // Requests that the server has to reset.
-            flood(app, &[], |n| headers(1 + 2 * n, END_STREAM, &with("connection", "close")), 100_000).await,
-        ];
-        assert_eq!(codes, [Some(ENHANCE_YOUR_CALM); 4]);
-        assert!(began.elapsed() < LONGEST_WAIT / 2, "{:?}", began.elapsed());
-    };
-    tokio::join!(serving, floods);
-    let resets = seen(&log).iter().filter(|line| line.contains("/models/reset")).count();
-    assert!(resets < 1000, "{resets} requests that were reset at once reached the upstream");
-}
-
-/// The answer ends the stream even if its client keeps sending, and affects no other stream.
-#[tokio::test]
-async fn slow_and_oversized_bodies_are_answered_early() {
-    let (address, log) = upstream().await;
-    let mut settings = settings(address);
-    settings.server.body_timeout = Duration::from_millis(300);
-    settings.server.max_body = 1000;
-    let shield = start(settings);
-    let mut client = Client::connect(shield.app).await;
-    let post = with(":method", "POST");
-    for (id, length, code) in [(1, "500", "request_timeout"), (3, "1000000", "request_too_large")] {
-        client.send(&headers(id, 0, &[&post[..], &[("content-length", length)]].concat())).await;
-        client.send(&frame(DATA, 0, id, &[b'x'; 100])).await;
-        let outcome = client.outcome(id).await;
-        assert!(outcome.is(&Answer(format!("\"{code}\""))), "{outcome:?}");
-        client.send(&frame(DATA, 0, id, &[b'x'; 100])).await;
-    }
-    client.send(&headers(5, END_STREAM, &fields("/openai/v1/models/good"))).await;
-    let outcome = client.outcome(5).await;
-    assert!(outcome.is(&Answer("\"list\"".into())), "{outcome:?}");
-    assert_eq!(seen(&log), ["GET /openai/v1/models/good HTTP/1.1"]);
-}
-
-#[tokio::test]
-async fn streams_beyond_the_limit_are_refused() {
-    const LIMIT: u32 = 256;
-    let (address, _) = upstream().await;
-    let shield = start(settings(address));
-    let mut client = Client::connect(shield.app).await;
-    let slow = fields("/openai/v1/models/slow");
-    let all: Vec<u8> = (0..LIMIT + 10).flat_map(|n| headers(1 + 2 * n, END_STREAM, &slow)).collect();
-    client.send(&all).await;
-    for n in 0..LIMIT + 10 {
-        let outcome = client.outcome(1 + 2 * n).await;
-        let expected = if n < LIMIT { Answer("\"list\"".into()) } else { Reset(REFUSED_STREAM) };
-        assert!(outcome.is(&expected), "{n}: {outcome:?}");
-    }
 }
