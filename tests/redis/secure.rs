@@ -12,9 +12,13 @@ use crate::{
     process::{Shield, Simulator},
 };
 
-/// The rights that the documentation says the shield needs.
-const RIGHTS: &str = "~test:* resetchannels &test:updates &test:caps:updates +evalsha +script|load +info +subscribe +time \
-                      +get +set +hmget +hgetall +hset +hdel +pexpire +publish +zadd +zrem +zrangebyscore +zremrangebyscore +zcard";
+/// The permissions that docs/operations.md says the shield needs, for keys that begin with `test`.
+fn documented_permissions() -> String {
+    let operations =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).expect("the documentation");
+    let command = operations.split("ACL SETUSER shield on >password ").nth(1).expect("the documented command");
+    command.split("```").next().expect("a first part").replace("groq-shield:", "test:")
+}
 
 /// A Redis with a TLS port, whose certificate is signed by an authority of its own.
 struct Secure {
@@ -44,7 +48,7 @@ impl Secure {
         };
         let redis = Redis::with_second(options).await;
         let secure = Self { redis, folder };
-        secure.user("p@ss/word", RIGHTS);
+        secure.user("p@ss/word", &documented_permissions());
         secure
     }
 
@@ -136,7 +140,7 @@ async fn connection_errors_are_explained_without_secrets() {
     let said = why(&replica).await;
     assert!(said.contains("permissions"), "{said}");
     // With the rights granted, it reconnects by itself.
-    redis.user("p@ss/word", RIGHTS);
+    redis.user("p@ss/word", &documented_permissions());
     until(false, std::slice::from_ref(&replica)).await;
     assert_eq!(replica.store().and_then(|store| store.why), None);
 }
@@ -161,7 +165,7 @@ async fn the_log_and_the_status_explain_store_errors() {
     let log = shield.process.log();
     assert!(log.contains("the store is out of reach") && log.contains("WRONGPASS"), "{log}");
     assert!(!log.contains("hunter2"), "{log}");
-    redis.user("hunter2", RIGHTS);
+    redis.user("hunter2", &documented_permissions());
     while status().await["store"]["degraded"] != false {
         assert!(start.elapsed() < Duration::from_secs(30), "{}", shield.process.log());
         sleep(Duration::from_millis(50)).await;
