@@ -19,13 +19,13 @@ fn groq_shield(arguments: &[&str]) -> Command {
 fn the_demo_compares_direct_and_shielded_clients() {
     let ended = groq_shield(&["demo", "--seconds", "3", "--load", "4", "--json"]).output().expect("runs");
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
-    let told: Value = serde_json::from_slice(&ended.stdout).expect("JSON and nothing else");
+    let result: Value = serde_json::from_slice(&ended.stdout).expect("JSON and nothing else");
     for way in ["alone", "shield"] {
-        let count = |name: &str| told[way][name].as_u64().expect("a count");
-        assert_eq!(count("served") + count("failed"), told["requests"].as_u64().expect("a count"), "{told}");
-        assert!(count("served") > 0, "{told}");
+        let count = |name: &str| result[way][name].as_u64().expect("a count");
+        assert_eq!(count("served") + count("failed"), result["requests"].as_u64().expect("a count"), "{result}");
+        assert!(count("served") > 0, "{result}");
     }
-    assert!(told["alone"]["refused"].as_u64() > told["shield"]["refused"].as_u64(), "{told}");
+    assert!(result["alone"]["refused"].as_u64() > result["shield"]["refused"].as_u64(), "{result}");
     let progress = String::from_utf8_lossy(&ended.stderr);
     assert!(progress.contains("through the shield"), "plain lines where there is no terminal: {progress}");
 }

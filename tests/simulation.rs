@@ -87,7 +87,7 @@ fn a_limit_on_output_is_used_with_any_max_completion_tokens() {
     const OTPM: u64 = 1000;
     const MINUTES: u64 = 10;
     for seed in 1..=3 {
-        let told = Told(seed);
+        let seed_on_panic = SeedOnPanic(seed);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
         runtime.block_on(LocalSet::new().run_until(async {
             fastrand::seed(seed);
@@ -95,8 +95,8 @@ fn a_limit_on_output_is_used_with_any_max_completion_tokens() {
             let limits = groq_sim::ModelLimits { output_tokens_per_minute: Some(OTPM), ..Default::default() };
             let plan = groq_sim::Plan::uniform(limits);
             let sim = Sim::new(groq_sim::Options { plan, seed, ..Default::default() });
-            let told = config::ModelLimits { output_tokens_per_minute: Some(OTPM), ..Default::default() };
-            let shield = shield(&sim, seed, told);
+            let limits_of_groq = config::ModelLimits { output_tokens_per_minute: Some(OTPM), ..Default::default() };
+            let shield = shield(&sim, seed, limits_of_groq);
             let statuses = Rc::<std::cell::RefCell<Vec<StatusCode>>>::default();
             let began = Instant::now();
             let mut clients = Vec::new();
@@ -126,7 +126,7 @@ fn a_limit_on_output_is_used_with_any_max_completion_tokens() {
             assert!(stats.refusals() <= 2, "{:?}", stats.refused);
             assert!(charged > 0.95 * given, "{charged} of {given}");
         }));
-        drop(told);
+        drop(seed_on_panic);
     }
 }
 
@@ -144,8 +144,8 @@ fn a_capped_app_gets_its_cap_and_another_app_the_rest() {
         let mut random = Rng::with_seed(seed);
         let limits = groq_sim::ModelLimits { tokens_per_minute: Some(TPM), ..Default::default() };
         let sim = Sim::new(groq_sim::Options { plan: groq_sim::Plan::uniform(limits), seed, ..Default::default() });
-        let told = config::ModelLimits { tokens_per_minute: Some(TPM), ..Default::default() };
-        let limits = config::Limits { plan: Plan::None, default: told, ..Default::default() };
+        let limits_of_groq = config::ModelLimits { tokens_per_minute: Some(TPM), ..Default::default() };
+        let limits = config::Limits { plan: Plan::None, default: limits_of_groq, ..Default::default() };
         let capped = config::App { name: "capped".into(), tokens_per_minute: Some(TPM / 10), ..Default::default() };
         let shield = with_settings(&sim, seed, Settings { limits, app: vec![capped], ..Default::default() });
         let used = [(); 2].map(|()| Rc::<Cell<u64>>::default());
@@ -212,19 +212,19 @@ fn each_seed(world: World, check: impl Fn(&Sim, &Ends)) {
 }
 
 fn one_seed(world: World, seed: u64, check: &impl Fn(&Sim, &Ends)) {
-    let told = Told(seed);
+    let seed_on_panic = SeedOnPanic(seed);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
     runtime.block_on(LocalSet::new().run_until(async {
         let (sim, ends) = run(world, seed).await;
         check(&sim, &ends);
     }));
-    drop(told);
+    drop(seed_on_panic);
 }
 
 /// Prints the seed if a check panics.
-struct Told(u64);
+struct SeedOnPanic(u64);
 
-impl Drop for Told {
+impl Drop for SeedOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("again with SIMULATION_SEED={}", self.0);
@@ -250,8 +250,9 @@ async fn run(world: World, seed: u64) -> (Sim, Rc<Ends>) {
         seed,
         ..Default::default()
     });
-    let told = config::ModelLimits { requests_per_minute: Some(RPM), tokens_per_minute: Some(TPM), ..Default::default() };
-    let shield = shield(&sim, seed, told);
+    let limits_of_groq =
+        config::ModelLimits { requests_per_minute: Some(RPM), tokens_per_minute: Some(TPM), ..Default::default() };
+    let shield = shield(&sim, seed, limits_of_groq);
     let ends = Rc::<Ends>::default();
     let mut clients = Vec::new();
     for number in 0..REQUESTS {
@@ -280,8 +281,8 @@ async fn run(world: World, seed: u64) -> (Sim, Rc<Ends>) {
     (sim, ends)
 }
 
-fn shield(sim: &Sim, seed: u64, told: config::ModelLimits) -> Arc<Shield> {
-    let limits = config::Limits { plan: Plan::None, default: told, ..Default::default() };
+fn shield(sim: &Sim, seed: u64, limits_of_groq: config::ModelLimits) -> Arc<Shield> {
+    let limits = config::Limits { plan: Plan::None, default: limits_of_groq, ..Default::default() };
     with_settings(sim, seed, Settings { limits, ..Default::default() })
 }
 

@@ -1,4 +1,4 @@
-//! The shield's process as the soak sees it.
+//! The shield's process, as a child of the soak.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -26,7 +26,7 @@ pub(super) struct ShieldProcess {
 }
 
 impl ShieldProcess {
-    /// Its log is discarded.
+    /// Starts it; its log is discarded.
     pub(super) fn start(config: &Path) -> Result<Self, BoxError> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("--shield").arg(config).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -78,5 +78,5 @@ impl Drop for ShieldProcess {
 fn read<T: DeserializeOwned>(lines: &mut BufReader<ChildStdout>) -> Result<T, BoxError> {
     let mut line = String::new();
     lines.read_line(&mut line)?;
-    serde_json::from_str(&line).map_err(|error| format!("the shield told {line:?}: {error}").into())
+    serde_json::from_str(&line).map_err(|error| format!("the shield wrote {line:?}: {error}").into())
 }

@@ -42,7 +42,7 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// Counts a part from JSON. `plain`: it is valid UTF-8 without control characters.
+    /// Counts a part while its JSON is parsed. `plain` means valid UTF-8 without control characters.
     pub fn reading(&mut self, part: Part, plain: bool) -> Reading<'_> {
         Reading { prompt: self, part, plain, top: true }
     }
@@ -92,7 +92,7 @@ pub struct Reading<'p> {
     prompt: &'p mut Prompt,
     part: Part,
     plain: bool,
-    /// Not inside a list or an object yet.
+    /// Whether this is the top-level value, outside of lists and objects.
     top: bool,
 }
 

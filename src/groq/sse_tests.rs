@@ -1,4 +1,4 @@
-//! Streams as clients read them, complete and in pieces.
+//! Parsing of streams, complete and in pieces.
 
 use proptest::prelude::*;
 
@@ -13,7 +13,7 @@ const CHAT: &str = concat!(
     "data: [DONE]\n\n",
 );
 
-/// Everything parsed from a stream, and how much of it could have been passed on.
+/// Everything parsed from a stream, and how many bytes could be passed on.
 #[derive(Debug, PartialEq)]
 struct Parsed {
     passed: usize,

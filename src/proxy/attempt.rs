@@ -1,4 +1,4 @@
-//! One attempt: sends the request once, and tells what its outcome means for permit, breaker, retry policy and app.
+//! One attempt: sends the request once, and derives from its outcome what permit, breaker, retry policy and app get.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! One request in virtual time: a scripted upstream over memory, the client is a function call.
+//! Single requests in virtual time, with a scripted upstream in memory and function calls as the client.
 
 use std::{
     sync::{
@@ -38,12 +38,12 @@ mod unread;
 enum Step {
     Write(String),
     Pause(u64),
-    /// Waits until the shield has gone, and says so in the log.
+    /// Waits until the shield closes the connection, and logs that.
     UntilClosed,
 }
 
-/// A shield before an upstream that answers its n-th request by `scripts[n]` (the last one again and again) and then
-/// closes; the requests that it got.
+/// A shield in front of an upstream that plays `scripts[n]` for its n-th request (the last one repeats) and then closes; and the
+/// requests that the upstream received.
 fn shield(settings: Settings, scripts: Vec<Vec<Step>>) -> (Arc<Shield>, Arc<Mutex<Vec<String>>>) {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let (log, count) = (seen.clone(), AtomicUsize::new(0));
@@ -86,7 +86,7 @@ fn good() -> Vec<Step> {
     answer("200 OK", "application/json", GOOD)
 }
 
-/// A stream in the given pieces, each a chunk of its own; whole if it says so.
+/// A stream in the given pieces, one chunk each; complete if `whole`.
 fn stream(pieces: &[&str], whole: bool) -> Vec<Step> {
     let mut steps =
         vec![Step::Write("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n".into())];
@@ -121,7 +121,7 @@ async fn whole(response: Response<Body>) -> (StatusCode, HeaderMap, String) {
     (head.status, head.headers, String::from_utf8(body.to_vec()).expect("text"))
 }
 
-/// The documented object, as a frame or as a body; its code.
+/// The code of the documented error object, in a frame or a body.
 fn code(text: &str) -> String {
     let json = text.trim_end().rsplit("data: ").next().expect("something");
     let error = serde_json::from_str::<Value>(json).expect("JSON")["error"].clone();
@@ -141,7 +141,7 @@ async fn an_answer_passes_byte_for_byte() {
     assert!(seen[0].contains("authorization: Bearer gsk_test\r\n"), "{}", seen[0]);
 }
 
-/// Whatever comes before an answer's body is held until it ends.
+/// A response head is buffered until it is complete, so its size is limited.
 #[tokio::test(start_paused = true)]
 async fn an_answer_with_an_oversized_head_is_invalid() {
     let head = |filling: usize| {

@@ -182,7 +182,7 @@ fn names_that_clients_choose_are_bounded_and_cannot_break_the_page() {
     assert_eq!(values("app"), 101);
     assert_eq!(samples.keys().filter(|sample| sample.starts_with("groq_shield_breaker_open")).count(), 201);
     assert_eq!(values("organization"), 101);
-    // Limiters that share labels are shown as the emptiest of them.
+    // Of limiters that share labels, the one with the least remaining is shown.
     assert_eq!(samples[r#"groq_shield_remaining{organization="other",model="other",dimension="TPM"}"#], 200.0);
 }
 
@@ -257,8 +257,7 @@ fn logged(json: bool, work: impl FnOnce()) -> String {
             Ok(())
         }
     }
-    // With a single subscriber, tracing caches for all threads whether the first thread to reach a call site had one. With a
-    // second subscriber it asks each of them.
+    // With a single subscriber, tracing caches per call site whether the first thread had one. A second subscriber disables that cache.
     static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
     LazyLock::force(&SECOND);
     let lines = Lines::default();

@@ -240,7 +240,7 @@ pub(crate) async fn probe(to: SocketAddr, case: &Case, time_limit: Duration) -> 
     loop {
         match connection.next().await {
             Next::Frame(frame) => {
-                last = step::told(&frame);
+                last = step::to_text(&frame);
                 if let Some(verdict) = case.allowed.judge(&frame) {
                     return Ok((verdict, last));
                 }

@@ -104,7 +104,7 @@ async fn go(instances: &[Instance], tables: &'static [&'static [Case]]) -> io::R
                 if case.rule.judge(&exchange) != expected(case.name) {
                     exchange = run(&instance, case, SLOW).await?;
                 }
-                let result = (case.rule.judge(&exchange), exchange.told());
+                let result = (case.rule.judge(&exchange), exchange.to_text());
                 results.lock().expect("no panic with it").insert(case.name, result);
             }
         });
@@ -140,7 +140,7 @@ async fn a_401_names_its_scheme() {
     let (address, _running) = servers::keyless().await.expect("it starts");
     let exchange = probe(address, &cases::UNAUTHORIZED, SLOW).await.expect("it listens");
     assert_eq!(exchange.first.status(), 401);
-    assert_eq!(cases::UNAUTHORIZED.rule.judge(&exchange), Verdict::Pass, "{}", exchange.told());
+    assert_eq!(cases::UNAUTHORIZED.rule.judge(&exchange), Verdict::Pass, "{}", exchange.to_text());
 }
 
 #[test]

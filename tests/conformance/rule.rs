@@ -82,7 +82,7 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     /// What the server did, in words.
-    pub(crate) fn told(&self) -> String {
+    pub(crate) fn to_text(&self) -> String {
         let reply = |reply: &Reply| {
             let mut words: Vec<String> = reply.interim.iter().map(u16::to_string).collect();
             words.extend(

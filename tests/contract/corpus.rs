@@ -1,4 +1,4 @@
-//! Parsers never panic: the fuzz targets' corpora as ordinary tests. Inputs that once made one fail are in the corpora, by name.
+//! Parsers never panic: runs the corpora of the fuzz targets. They include, by name, inputs that once caused failures.
 
 use std::{fs, path::Path};
 

@@ -160,27 +160,27 @@ async fn batch_is_refused_first_when_the_queue_is_nearly_full() {
     };
     // The first request is dispatched and not settled: those behind it wait for its settlement or for the limit.
     let _first = limits.reserve(&ask(Priority::Interactive), deadline, None).await.expect("it is the first");
-    let mut line = Vec::new();
+    let mut queued = Vec::new();
     let mut refused = None;
     while refused.is_none() {
         match join(Priority::Batch).await {
-            Ok(waiter) => line.push(waiter),
+            Ok(waiter) => queued.push(waiter),
             Err(refusal) => refused = Some(refusal),
         }
     }
     assert!(matches!(refused, Some(AdmissionError::QueueFull { .. })), "{refused:?}");
     assert_eq!(limits.waiting(), 6);
     for _ in 0..2 {
-        line.push(join(Priority::Interactive).await.expect("there is room for those that somebody waits for"));
+        queued.push(join(Priority::Interactive).await.expect("there is room for interactive requests"));
     }
     assert!(matches!(join(Priority::Interactive).await, Err(AdmissionError::QueueFull { .. })));
-    drop(line);
+    drop(queued);
     assert_eq!(limits.waiting(), 0);
 }
 
 /// Resident memory of this process in bytes, the clients' side included.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("this runs on Linux");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it is told");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it is there");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
 }

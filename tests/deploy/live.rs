@@ -1,4 +1,4 @@
-//! A running shield provides what the dashboard, the alerts and the socket unit rely on.
+//! A running shield provides everything that the dashboard, the alerts and the socket unit use.
 
 use std::{
     io,

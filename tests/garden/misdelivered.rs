@@ -138,21 +138,21 @@ async fn client(name: usize, to: SocketAddr, requests: usize) -> io::Result<(usi
         let request = format!("{method} /client/{name}/{n} HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{body}", body.len());
         socket.get_mut().write_all(request.as_bytes()).await?;
         match timeout(Duration::from_secs(60), answer(&mut socket, is_head)).await.map_err(io::Error::other)? {
-            Ok((status, told, close)) => {
+            Ok((status, received, close)) => {
                 if !close {
                     kept = Some(socket);
                 }
                 let whole = format!("/client/{name}/{n} {body}");
                 let early = format!("/client/{name}/{n}");
-                let mine = told == whole || told == early;
+                let mine = received == whole || received == early;
                 match status {
                     200 if is_head || mine => own += 1,
                     // Without a body; a failure's body is the shield's own.
                     204 | 304 | 502 => none += 1,
-                    _ => return Err(io::Error::other(format!("client {name}, request {n}: {status} {told:?}"))),
+                    _ => return Err(io::Error::other(format!("client {name}, request {n}: {status} {received:?}"))),
                 }
             }
-            // An answer that the upstream cut short is cut short here.
+            // A truncated response of the upstream is truncated here, too.
             Err(_) => none += 1,
         }
     }

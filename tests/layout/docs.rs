@@ -116,7 +116,7 @@ fn the_gate_runs_every_test_target() {
     for part in list.split_whitespace() {
         assert!(gate.contains(&format!("\n{part}() {{")), "no function {part}");
         assert!(recipes.contains(&format!("\n{part}: (ci \"{part}\")\n")), "no recipe {part}");
-        assert!(contributing.contains(&format!("\n| `{part}` | ")), "CONTRIBUTING.md does not tell of {part}");
+        assert!(contributing.contains(&format!("\n| `{part}` | ")), "CONTRIBUTING.md does not list {part}");
     }
     for folder in ["tests", "crates/groq-limiter/tests", "crates/groq-sim/tests"] {
         for entry in fs::read_dir(root(folder)).into_iter().flatten() {

@@ -83,7 +83,7 @@ async fn a_passed_socket_is_served() {
     let mut child = Command::new("sh");
     child.args(["-c", "exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"", "sh"]);
     child.arg(std::env::current_exe().expect("this test"));
-    // Runs this test again in a child process, which the environment tells to serve.
+    // Runs this test again in a child process, in which an environment variable makes it serve.
     child.args(["--exact", "drain::a_passed_socket_is_served", "--nocapture"]);
     child.env("TEST_UPSTREAM", address.to_string()).env("TEST_APP", bound.to_string());
     child.stdin(std::os::fd::OwnedFd::from(app));

@@ -89,7 +89,7 @@ pub(crate) fn request(name: &str) -> String {
 }
 
 /// Sends these bytes alone; returns everything until the connection closes.
-pub(crate) async fn told(address: SocketAddr, bytes: &[u8]) -> String {
+pub(crate) async fn exchange(address: SocketAddr, bytes: &[u8]) -> String {
     let mut socket = TcpStream::connect(address).await.expect("it listens");
     socket.write_all(bytes).await.expect("they are taken");
     rest(&mut socket).await

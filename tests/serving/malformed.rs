@@ -2,7 +2,7 @@
 
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
-use crate::kit::{LONGEST_WAIT, one, request, rest, settings, start, told, upstream};
+use crate::kit::{LONGEST_WAIT, exchange, one, request, rest, settings, start, upstream};
 
 #[tokio::test]
 async fn a_malformed_request_reaches_the_upstream_at_most_once() {
@@ -30,7 +30,7 @@ async fn a_malformed_request_reaches_the_upstream_at_most_once() {
         ("chunk extension overflow", start_of("POST", "transfer-encoding: chunked\r\n") + "1;" + &"x".repeat(20_000) + "\r\n"),
     ];
     for (name, bytes) in table {
-        let answer = told(shield.app, (bytes + &smuggled).as_bytes()).await;
+        let answer = exchange(shield.app, (bytes + &smuggled).as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{name}: {answer}");
         assert!(answer.contains("connection: close") && answer.contains("\"malformed_request\""), "{name}: {answer}");
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{name}: {answer}");
@@ -38,7 +38,7 @@ async fn a_malformed_request_reaches_the_upstream_at_most_once() {
     }
     // An upgrade that is not accepted: the bytes that follow are neither another protocol nor another request.
     let early = start_of("GET", "connection: upgrade\r\nupgrade: h2c\r\n") + "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    let answer = told(shield.app, early.as_bytes()).await;
+    let answer = exchange(shield.app, early.as_bytes()).await;
     assert_eq!(log.lock().expect("no panic").len(), 1, "{answer}");
     assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("malformed_request"), "{answer}");
     tokio::time::timeout(LONGEST_WAIT, shield.drained()).await.expect("nothing is left behind");
@@ -120,6 +120,6 @@ async fn beyond_max_connections_clients_wait_for_a_place() {
 /// Resident memory of this process in bytes, the clients' side included.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("this runs on Linux");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it is told");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it is exchange");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
 }

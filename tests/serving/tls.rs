@@ -8,7 +8,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::kit::{one, request, settings, start, told, upstream};
+use crate::kit::{exchange, one, request, settings, start, upstream};
 
 /// Writes a new certificate for localhost and its key.
 fn issue(files: &Tls) -> CertificateDer<'static> {
@@ -112,7 +112,7 @@ async fn plain_http_on_the_tls_port_is_closed() {
     let mut settings = settings(address);
     settings.server.tls = Some(files);
     let shield = start(settings);
-    let answer = told(shield.app, request("a").as_bytes()).await;
+    let answer = exchange(shield.app, request("a").as_bytes()).await;
     assert!(!answer.contains("HTTP/"), "{answer}");
     assert!(log.lock().expect("no panic").is_empty());
 }

@@ -116,9 +116,9 @@ impl Client {
         let (theirs, ours) = self.network.connect().await.ok()?;
         let witness = ours.witness();
         tokio::spawn(serve_connection(theirs, self.shield.clone(), self.shield.connections.token()));
-        let (number, told) = (self.number, witness.clone());
+        let (number, watched) = (self.number, witness.clone());
         let ended = move |ended: hyper::Result<()>| {
-            assert!(ended.is_ok() || told.harmed(), "client {number}: {ended:?}");
+            assert!(ended.is_ok() || watched.harmed(), "client {number}: {ended:?}");
         };
         let sender = if number % 3 == 1 {
             let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(ours)).await.ok()?;

@@ -101,17 +101,17 @@ fn each_seed(weather: Weather, mut check: impl FnMut(&Run)) -> bool {
     };
     let redis = Redis::start();
     for seed in seeds {
-        let told = Told(seed);
+        let seed_on_panic = SeedOnPanic(seed);
         check(&run(weather, seed, &redis));
-        drop(told);
+        drop(seed_on_panic);
     }
     number("SYSTEM_SEED").is_none()
 }
 
 /// Prints the seed if a check panics.
-struct Told(u64);
+struct SeedOnPanic(u64);
 
-impl Drop for Told {
+impl Drop for SeedOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("again with SYSTEM_SEED={} cargo test --test system", self.0);

@@ -28,7 +28,7 @@ pub(crate) struct Faults {
     pub(crate) refused: f64,
     /// Both ends see a reset, some time after the connection was made.
     pub(crate) reset: f64,
-    /// From some time on nothing arrives at either end, and neither end is told.
+    /// From some time on nothing arrives at either end, without a close.
     pub(crate) half_open: f64,
     /// When an end is closed, the other one sees that before the bytes that were sent last.
     pub(crate) overtaken: f64,
@@ -335,7 +335,7 @@ impl AsyncWrite for Socket {
         let length = buf.len().min(room);
         let at = link.arrival(self.side);
         if left_alone {
-            // The peer is closed, which it tells by a reset.
+            // The peer has closed, so it responds with a reset.
             link.directions[1 - self.side].reset_at.get_or_insert(at);
             link.directions[1 - self.side].wake();
             return Poll::Ready(Ok(length));

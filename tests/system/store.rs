@@ -25,9 +25,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// As `store.timeout`.
 const TIME_LIMIT: Duration = Duration::from_millis(250);
-/// A store that is out of reach is looked for this often.
+/// How often an unreachable store is tried again.
 const LOOK: Duration = Duration::from_millis(500);
-/// Of the server's clock, µs.
+/// Start of the server's clock, µs.
 const EPOCH: u64 = 1_790_000_000_000_000;
 
 /// A redis-server; killed when dropped.
@@ -68,9 +68,9 @@ impl Drop for Redis {
 pub(crate) struct Outage {
     from: Instant,
     until: Instant,
-    /// Connections break at once; else nothing is heard any more.
-    told: bool,
-    /// It has forgotten everything when it is back.
+    /// Whether connections break at once; otherwise nothing arrives any more.
+    breaks: bool,
+    /// Whether it has lost its data when it is back.
     emptied: bool,
 }
 
@@ -80,14 +80,14 @@ pub(crate) fn outages(random: &mut Rng, span: Duration) -> Vec<Outage> {
     let outages = (0..random.usize(1..4)).map(|_| {
         from += span.mul_f64(random.f64() / 3.0);
         let until = from + Duration::from_millis(random.u64(100..10_000));
-        let outage = Outage { from, until, told: random.bool(), emptied: random.bool() };
+        let outage = Outage { from, until, breaks: random.bool(), emptied: random.bool() };
         from = until;
         outage
     });
     outages.collect()
 }
 
-/// What became of transactions.
+/// Counts of transactions by their fate.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Carried {
     pub(crate) answered: Arc<AtomicU64>,
@@ -107,7 +107,7 @@ pub(crate) async fn serve(mut end: StoreEnd, redis: Connection, mut random: Rng,
     let store = Store { redis: redis.into(), offset: Mutex::default(), began: Instant::now(), outages };
     let store = Arc::new(store);
     let (failed, mut failures) = tokio::sync::mpsc::unbounded_channel();
-    let mut breaks: Vec<_> = store.outages.iter().filter(|outage| outage.told).map(|outage| outage.from).collect();
+    let mut breaks: Vec<_> = store.outages.iter().filter(|outage| outage.breaks).map(|outage| outage.from).collect();
     breaks.reverse();
     let mut look = Instant::now();
     loop {
@@ -155,7 +155,7 @@ impl Store {
         self.outages.iter().find(|outage| (outage.from..outage.until).contains(&now))
     }
 
-    /// Never ends where the store is out of reach when the request or its answer comes.
+    /// Never returns if the store is unreachable when the request or its reply arrives.
     async fn carry(&self, transaction: &Transaction, call: &StoreCall, [there, back]: [Duration; 2]) -> Answer {
         let sent = call.now();
         sleep(there).await;
@@ -174,7 +174,7 @@ impl Store {
         }
     }
 
-    /// The script, at this world's time.
+    /// Runs the script at this world's time.
     fn run(&self, transaction: &Transaction, limiter: u64) -> Reply {
         let time = EPOCH + u64::try_from(self.began.elapsed().as_micros()).expect("not so long");
         // A store that has come back empty is another one.

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::{client::Ends, epoch, network::Network};
 
-/// Less than the clients send, and shown by no header: what was used without the store has to be told to it.
+/// Less than the clients send, and not in any header: usage during an outage of the store has to be reported to it.
 pub(crate) const RPM: u64 = 24;
 pub(crate) const TPM: u64 = 12_000;
 

@@ -27,7 +27,7 @@ async fn ask(client: Client, body: Bytes) -> Answer {
     client.send(request.body(Full::from(body)).expect("a valid request")).await
 }
 
-/// Too large for its own model: without a fallback that is what the app is told, with one the other model serves it.
+/// Too large for its own model: without a fallback the app gets that failure, with one the other model serves it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_megabytes_fall_back_and_nothing_but_the_model_changes() {
     let simulator = Simulator::generous();

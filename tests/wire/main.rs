@@ -1,4 +1,4 @@
-//! Real processes, real sockets, the loopback device.
+//! Real processes over loopback sockets: clients, the documentation's commands, outages, restarts.
 
 mod bad_input;
 mod configured_limits;

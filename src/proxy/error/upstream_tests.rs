@@ -12,7 +12,7 @@ fn read(status: u16, body: &str) -> UpstreamError {
     UpstreamError::new(status, HeaderMap::new(), body.as_bytes(), SystemTime::UNIX_EPOCH)
 }
 
-/// What goes over the wire in the end.
+/// Status, body and headers that the app gets.
 fn shown(error: UpstreamError) -> (u16, Value, HeaderMap) {
     let response = Rejection::Upstream(Box::new(error)).into_response();
     let body: Value = serde_json::from_slice(response.body()).expect("JSON");

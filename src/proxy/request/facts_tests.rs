@@ -1,4 +1,4 @@
-//! Bodies, and what they ask for.
+//! What is read from bodies and headers of requests.
 
 use proptest::prelude::*;
 
@@ -98,7 +98,7 @@ fn invalid_json_is_refused() {
     assert!(matches!(refused, Err(Rejection::InvalidJson(_))));
 }
 
-/// A body with a control character anywhere is read strictly, one without is not: both say the same.
+/// Bodies with control characters are parsed strictly, others by the fast parser; both must agree.
 #[test]
 fn the_fast_and_the_strict_parser_agree() {
     let content = [

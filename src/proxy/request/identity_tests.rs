@@ -1,4 +1,4 @@
-//! Keys, tokens and names, and whom they stand for.
+//! Keys, tokens and names, and the organizations and apps that they identify.
 
 use proptest::prelude::*;
 
@@ -46,7 +46,7 @@ fn resolve(settings: &Settings, pairs: &[(&'static str, &'static str)]) -> Resul
     IdentityIndex::new(settings, env).resolve(&Method::POST, &headers(pairs))
 }
 
-/// The key that Groq sees.
+/// The key that is sent to Groq.
 fn sent(identity: &Identity, pairs: &[(&'static str, &'static str)]) -> Option<String> {
     let mut headers = headers(pairs);
     identity.authorize(&mut headers);
@@ -117,7 +117,7 @@ fn apps_without_tokens_go_by_their_word() {
     assert_eq!(resolve(&settings, &[("x-shield-app", " ")]).expect("held").app.as_ref(), "default");
 }
 
-/// The letters of a name that a client chooses are changed where they could harm a label; no entry of such a name was ever found.
+/// Regression: client-chosen names are sanitized for labels, so entries whose names contain such characters were never matched.
 #[test]
 fn entries_are_known_by_their_names_whatever_their_letters() {
     let long: &'static str = "a-name-of-more-than-sixty-four-letters-that-somebody-has-written-down-for-an-app";

@@ -1,4 +1,4 @@
-//! When a request is sent again, when it is not, and what its client sees.
+//! When requests are retried, when not, and what their clients get.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{
     proxy::handle,
 };
 
-/// These limits alone.
+/// Settings with only these limits.
 fn limited(limits: config::ModelLimits) -> Settings {
     let mut settings = Settings::default();
     settings.limits.plan = config::Plan::None;
@@ -116,7 +116,8 @@ async fn a_looping_request_is_refused() {
     assert!(seen.lock().expect("unpoisoned").is_empty(), "it goes no further");
 }
 
-/// Each of the four attempts of one call was a probe: it took 15 to 20 s to hear of an outage, twelve at once 45 s each.
+/// Regression: each of the four attempts of a call was a probe, so an outage was reported after 15 to 20 s, or 45 s for twelve
+/// concurrent calls.
 #[tokio::test(start_paused = true)]
 async fn an_outage_fails_calls_within_one_breaker_period() {
     let failing = || with(&[], "503 Service Unavailable", r#"{"error":{"message":"down","type":"internal_server_error"}}"#);
@@ -126,14 +127,14 @@ async fn an_outage_fails_calls_within_one_breaker_period() {
     let (down, seen) = shield(settings, (0..20).map(|_| failing()).collect());
     assert_eq!(ask(&down, false).await.0, StatusCode::SERVICE_UNAVAILABLE);
 
-    // Alone: the call is the probe, and its failure is the answer.
+    // A single call is the probe, and gets its failure.
     let start = Instant::now();
     let (_, headers, body) = ask(&down, false).await;
     assert!(body.contains("down"), "the cause itself: {body}");
     assert_eq!(text(&headers, "x-shield-attempts"), Some("1"));
     assert!((open..open + Duration::from_millis(10)).contains(&start.elapsed()), "{:?}", start.elapsed());
 
-    // Twelve at once: one of them is the probe.
+    // Of twelve concurrent calls one is the probe.
     let (start, before) = (Instant::now(), seen.lock().expect("unpoisoned").len());
     let calls: Vec<_> = (0..12).map(|_| (down.clone(), chat(false))).collect();
     let calls =
@@ -152,7 +153,7 @@ async fn an_outage_fails_calls_within_one_breaker_period() {
     assert_eq!((refused, seen.lock().expect("unpoisoned").len() - before), (11, 1));
 }
 
-/// What waits for a blip is served when it is over, though only one call is the probe.
+/// Calls that wait during a short outage are served after it, though only one of them is the probe.
 #[tokio::test(start_paused = true)]
 async fn calls_that_wait_for_the_probe_are_served_after_it() {
     let failing = with(&[], "503 Service Unavailable", r#"{"error":{"message":"down","type":"internal_server_error"}}"#);
@@ -181,7 +182,7 @@ async fn breaker_max_wait_bounds_the_wait() {
         let start = Instant::now();
         let (_, _, body) = ask(&down, false).await;
         assert_eq!(start.elapsed().as_millis() / 10 * 10, waits, "{max_wait:?}");
-        // A call that could not wait for the probe is told at once.
+        // A call that may not wait for the probe fails at once.
         assert_eq!(code(&body) == "upstream_unavailable", waits == 0, "{max_wait:?}: {body}");
     }
 }
@@ -223,7 +224,7 @@ async fn no_attempt_begins_after_the_max_wait() {
     assert!((20..=60).contains(&after) && text(&headers, "x-should-retry") == Some("true"), "{headers:?}");
 }
 
-/// Groq charges a request for each answer, failures too.
+/// Groq charges a request for each response, including failures.
 #[tokio::test(start_paused = true)]
 async fn each_attempt_reserves_under_the_limits() {
     let failing = with(&[], "500 Internal Server Error", r#"{"error":{"message":"m","type":"t"}}"#);
@@ -237,7 +238,7 @@ async fn each_attempt_reserves_under_the_limits() {
     assert!((57.0..59.0).contains(&dimension.remaining), "three of 60 were taken: {}", dimension.remaining);
 }
 
-/// Whatever it says, and however soon it says that one may come back.
+/// Whatever `retry-after` it states.
 #[tokio::test(start_paused = true)]
 async fn an_upstream_that_always_refuses_gets_few_requests() {
     let text = |words: &str| {
@@ -295,7 +296,7 @@ async fn a_refusal_beyond_the_max_wait_reaches_the_app() {
     assert!(!body.contains("org_01") && seen.lock().expect("unpoisoned").len() == 1, "{body}");
 }
 
-/// However it ends: by the breaker's probe, or by the end of a drain.
+/// Regardless of how the wait ends: by the breaker's probe, or by the end of a drain.
 #[tokio::test(start_paused = true)]
 async fn every_wait_is_reported() {
     let failing = with(&[], "500 Internal Server Error", r#"{"error":{"message":"m","type":"t"}}"#);
@@ -306,7 +307,7 @@ async fn every_wait_is_reported() {
     assert_eq!(waited(&broken).await.as_deref(), Some("0"));
     assert_eq!(waited(&broken).await.as_deref(), Some("2000"), "for the probe");
 
-    // One of four is kept back, and one comes back in fifteen seconds.
+    // One of four is the safety margin, and one is refilled in fifteen seconds.
     let limits = config::ModelLimits { requests_per_minute: Some(4), ..Default::default() };
     let (full, _) = shield(limited(limits), vec![good()]);
     for _ in 0..3 {
@@ -322,7 +323,7 @@ async fn every_wait_is_reported() {
     assert_eq!(text(&headers, "x-shield-wait-ms"), Some("3300"));
 }
 
-/// An older form of Groq's refusal of expected output: 400 `invalid_request_error`, with the same text as the 429 of today.
+/// An older form of Groq's refusal of expected output: 400 `invalid_request_error`, with the same text as the current 429.
 #[tokio::test(start_paused = true)]
 async fn a_400_with_the_text_of_an_output_limit_is_a_refusal() {
     let text = "Request too large for model `m` in organization `org_x` service tier `on_demand` on output tokens per minute (OTPM): \

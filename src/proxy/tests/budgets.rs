@@ -1,4 +1,4 @@
-//! Budgets of apps: what counts, who is refused, and what the app is told.
+//! Budgets of apps: what counts, which requests are refused, and the responses.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
     proxy::{Shield, handle},
 };
 
-/// These apps.
+/// Settings with these apps.
 fn with(apps: impl IntoIterator<Item = App>) -> Settings {
     Settings { app: apps.into_iter().collect(), ..Settings::default() }
 }
@@ -108,7 +108,7 @@ async fn a_missing_price_is_reported_for_budgets_in_usd() {
     assert!(shield.telemetry.unpriced_of("in-tokens").is_empty());
 }
 
-/// A budget that nothing here comes near to, in tokens and USD.
+/// A budget in tokens and USD that these tests do not reach.
 fn ample() -> Settings {
     let app = App { name: "a".into(), tokens_per_day: Some(1_000_000), ..App::default() };
     let mut settings = with([app]);
@@ -119,7 +119,7 @@ fn ample() -> Settings {
     settings
 }
 
-/// The app's own model could not serve it, and cost nothing.
+/// The named model did not serve the request and costs nothing.
 #[tokio::test(start_paused = true)]
 async fn the_serving_models_price_counts() {
     let gone = r#"{"error":{"message":"gone","type":"invalid_request_error","code":"model_decommissioned"}}"#;
@@ -131,7 +131,7 @@ async fn the_serving_models_price_counts() {
     assert_eq!(used(&shield, "a"), (1, 15, 200_000));
 }
 
-/// Groq counts nothing for what it refuses as too large.
+/// Groq charges nothing for what it refuses as too large.
 #[tokio::test(start_paused = true)]
 async fn a_refusal_costs_nothing() {
     let too_large = r#"{"error":{"message":"Request too large for model `m` in organization `o` service tier `on_demand` on tokens per minute (TPM): Limit 8000, Requested 11881, please reduce your message size and try again.","type":"tokens","code":"rate_limit_exceeded"}}"#;
@@ -140,7 +140,7 @@ async fn a_refusal_costs_nothing() {
     assert_eq!(used(&shield, "a"), (0, 0, 0));
 }
 
-/// What was sent is paid though nobody waits for it any more; what still waited is not.
+/// A request that was sent is charged even if its client has disconnected; one that still waited is not.
 #[tokio::test(start_paused = true)]
 async fn a_disconnected_client_is_charged_for_what_was_sent() {
     let begun = [stream(&[FIRST], false), vec![Step::UntilClosed]].concat();
@@ -155,7 +155,7 @@ async fn a_disconnected_client_is_charged_for_what_was_sent() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
     assert_eq!(shield.accounts.ledger().usage("a", now).reserved.requests, 1, "as long as it runs");
     drop(response);
-    // The prompt again, which says `stream` now, and the one token that had been written.
+    // The prompt again, with `stream`, and the one token that had been generated.
     let (requests, tokens, _) = used(&shield, "a");
     assert!(requests == 2 && (2 * prompt + 1..2 * prompt + 4).contains(&tokens), "{tokens} tokens, {prompt} of the first");
     let mut settings = ample();
@@ -167,7 +167,7 @@ async fn a_disconnected_client_is_charged_for_what_was_sent() {
     assert_eq!(used(&shield, "a").0, 1);
 }
 
-/// A second of audio is billed as ten, by the hour's price.
+/// A second of audio is charged as ten, by the price per hour.
 #[tokio::test(start_paused = true)]
 async fn audio_is_charged_by_the_hour() {
     let wav = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/audio/one.wav")).expect("the corpus");
@@ -185,7 +185,7 @@ async fn audio_is_charged_by_the_hour() {
     assert_eq!(used(&shield, "a"), (1, 0, 10_000_000));
 }
 
-/// Two of three attempts may have been generated: each is paid.
+/// Groq may have generated a response in two of three attempts: both are charged.
 #[tokio::test(start_paused = true)]
 async fn every_attempt_that_groq_may_have_served_is_charged() {
     let cut = vec![Step::Write("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{".into())];
@@ -197,7 +197,7 @@ async fn every_attempt_that_groq_may_have_served_is_charged() {
     assert!(requests == 1 && tokens > 15, "the prompt of the first attempt, and what the last one says: {tokens}");
 }
 
-/// An app that is taken out of the configuration and put back finds what it had used.
+/// An app that is removed from the configuration and added again keeps its usage.
 #[tokio::test(start_paused = true)]
 async fn a_removed_and_restored_app_keeps_its_account() {
     let app = || App { name: "a".into(), tokens_per_day: Some(30), ..App::default() };
@@ -211,7 +211,7 @@ async fn a_removed_and_restored_app_keeps_its_account() {
     assert_eq!(ask(&shield, "a", false).await.0, StatusCode::TOO_MANY_REQUESTS);
 }
 
-/// Quotes, a line break or 10 KB in a client's name for itself: it is told, counted and shown under a name that harms nothing.
+/// Client-chosen names with quotes, line breaks or 10 KB are counted and shown under a sanitized name.
 #[tokio::test(start_paused = true)]
 async fn unusual_app_names_are_budgeted_too() {
     let star = App { name: "*".into(), requests_per_day: Some(1), ..App::default() };
@@ -227,7 +227,7 @@ async fn unusual_app_names_are_budgeted_too() {
     }
 }
 
-/// What was used today is not forgotten when the budget is lowered, nor when there was none before.
+/// Today's usage is kept when a budget is lowered or added.
 #[tokio::test(start_paused = true)]
 async fn a_reload_changes_budgets_and_keeps_what_was_used() {
     let app = |tokens| App { name: "a".into(), tokens_per_day: Some(tokens), ..App::default() };

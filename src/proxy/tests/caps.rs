@@ -1,4 +1,4 @@
-//! Caps of apps: which requests wait for them, which do not, and what an app is told that waits too long.
+//! Caps of apps: which requests wait for them, which do not, and the response to those that would wait too long.
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,7 +44,7 @@ async fn a_capped_app_waits_and_the_others_pass() {
         let ((status, headers, body), elapsed) = one.await.expect("it ran");
         match status {
             StatusCode::OK => waits.push(elapsed.as_secs()),
-            // Past the 50 s that a client waits.
+            // Beyond the max wait of 50 s.
             _ => {
                 assert_eq!((status, code(&body).as_str()), (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"));
                 assert!(body.contains("requests per minute (app RPM)"), "{body}");
@@ -59,7 +59,7 @@ async fn a_capped_app_waits_and_the_others_pass() {
     assert!(waited.iter().any(|request| request.waited_for.as_deref() == Some("app RPM")), "{waited:?}");
 }
 
-/// Nobody else counts a cap, so that nothing of it is kept back: of 30 a minute 28 were let through at once.
+/// Only the shield counts a cap, so it needs no safety margin. Regression: only 28 of 30 a minute were sent at once.
 #[tokio::test(start_paused = true)]
 async fn a_cap_is_used_to_the_full() {
     let capped = App { name: "capped".into(), requests_per_minute: Some(30), ..App::default() };
@@ -73,7 +73,7 @@ async fn a_cap_is_used_to_the_full() {
     assert!((1.0..=2.1).contains(&began.elapsed().as_secs_f64()), "{:?}", began.elapsed());
 }
 
-/// What the cap had let pass and the model's own limit refused afterwards was never sent: it used up the cap all the same.
+/// Regression: a request that passed its cap, was then refused by the model's limit and never sent, still used up the cap.
 #[tokio::test(start_paused = true)]
 async fn what_the_limits_refuse_comes_back_to_the_cap() {
     let capped = App { name: "a".into(), requests_per_minute: Some(10), ..App::default() };
@@ -96,7 +96,7 @@ async fn what_the_limits_refuse_comes_back_to_the_cap() {
     assert!(left() >= 9.0, "{} of 10 are left", left());
 }
 
-/// `GOOD` uses 15 tokens, however much was reserved for it.
+/// `GOOD` uses 15 tokens, regardless of the reservation.
 #[tokio::test(start_paused = true)]
 async fn a_cap_on_tokens_is_settled_with_what_was_used() {
     let capped = App { name: "*".into(), tokens_per_minute: Some(200), ..App::default() };
@@ -118,7 +118,7 @@ async fn a_disconnect_releases_the_cap_unless_the_request_was_sent() {
     settings.queue.max_wait = Duration::from_secs(120);
     let (shield, seen) = shield(settings, vec![vec![Step::UntilClosed], good()]);
     assert!(timeout(Duration::from_secs(5), ask(&shield, "a")).await.is_err(), "the upstream says nothing");
-    // One that was sent counts, one that left while it waited does not.
+    // A request that was sent counts; one whose client disconnected while it waited does not.
     assert!(timeout(Duration::from_secs(10), ask(&shield, "a")).await.is_err(), "it waits for the cap");
     let began = Instant::now();
     assert_eq!(ask(&shield, "a").await.0, StatusCode::OK);

@@ -1,4 +1,4 @@
-//! Requests that another model serves: for which reasons, and what the app and the upstream see of it.
+//! Fallback to another model: for which reasons, and what the app and the upstream get.
 
 use std::sync::{Arc, Mutex};
 
@@ -61,7 +61,7 @@ async fn a_stream_falls_back_like_any_other_answer() {
     assert_eq!(text(&headers, "x-shield-fallback"), Some("m>b; reason=daily_limit"));
 }
 
-/// The first model that can take it: `b` is not served any more either.
+/// `b` is decommissioned, too, so the next model serves the request.
 #[tokio::test(start_paused = true)]
 async fn the_second_fallback_serves_what_the_first_cannot() {
     let gone = answer("404 Not Found", "application/json", DECOMMISSIONED);
@@ -72,7 +72,7 @@ async fn the_second_fallback_serves_what_the_first_cannot() {
     assert_eq!(models, [false, false, true]);
 }
 
-/// The app learns why its own model failed, not why the last fallback did.
+/// The app gets the failure of the model that it named, not that of the last fallback.
 #[tokio::test(start_paused = true)]
 async fn the_first_failure_is_reported_if_no_model_can_serve() {
     let gone = answer("404 Not Found", "application/json", DECOMMISSIONED);
@@ -137,7 +137,7 @@ async fn an_app_or_a_request_can_decline() {
     }
 }
 
-/// The response has been opened in the name of its own model, with headers that can no longer say otherwise.
+/// The response was opened for the named model, and its headers can no longer be changed.
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_was_opened_early_does_not_fall_back() {
     let mut settings = settings(ModelLimits::default(), &FallbackReason::DEFAULT);
@@ -167,7 +167,7 @@ async fn a_fitted_output_limit_does_not_apply_to_the_next_model() {
     assert!(!bodies[0].contains("9000") && bodies[1].contains("9000"), "{bodies:?}");
 }
 
-/// The breaker opens again at once: the request that found out is served by the next model like those behind it.
+/// The breaker opens again at once, and the probe is served by the next model like the requests after it.
 #[tokio::test(start_paused = true)]
 async fn a_failed_probe_falls_back() {
     let mut settings = settings(ModelLimits::default(), &FallbackReason::DEFAULT);
@@ -183,7 +183,7 @@ async fn a_failed_probe_falls_back() {
     assert_eq!(bodies(&seen).len(), 3, "the probe went out");
 }
 
-/// `model` twice, and once more within: both of the body's own are replaced, so that it does not matter which one counts.
+/// Both top-level members `model` are replaced, so it does not matter which one counts; the nested one is not.
 #[tokio::test(start_paused = true)]
 async fn a_model_named_twice_or_in_a_nested_member() {
     let gone = answer("404 Not Found", "application/json", DECOMMISSIONED);
@@ -196,7 +196,7 @@ async fn a_model_named_twice_or_in_a_nested_member() {
     assert_eq!(bodies(&seen)[1], expected);
 }
 
-/// The next model's own limits hold: `b` has no room for it either, `c` has.
+/// The limits of the next model apply: `b` has no room for the request, `c` has.
 #[tokio::test(start_paused = true)]
 async fn a_fallback_model_has_limits_of_its_own() {
     let mut settings = settings(one_a_day(), &FallbackReason::DEFAULT);

@@ -1,4 +1,4 @@
-//! Observe mode: requests pass as they come, and what would have become of them is counted.
+//! Observe mode: requests pass at once, and what would have happened to them is counted.
 
 use std::{sync::Arc, time::Duration};
 
@@ -39,8 +39,8 @@ async fn ask_for(shield: &Arc<Shield>, app: &str) -> (StatusCode, HeaderMap, Str
     whole(handle(shield, request, None).await).await
 }
 
-/// Twelve at once where ten a minute are allowed, of which two are the margin: in a wait of at most ten seconds there is room for
-/// one more.
+/// Twelve concurrent requests where ten a minute are allowed, of which two are the safety margin: within a wait of at most ten seconds
+/// there is room for one more.
 #[tokio::test(start_paused = true)]
 async fn nothing_waits_and_hypothetical_waits_are_counted() {
     let mut settings = observing(ModelLimits { requests_per_minute: Some(10), ..Default::default() });
@@ -134,7 +134,7 @@ fn fallbacks(shield: &Shield) -> Vec<String> {
     counts.map(|(fallback, n)| format!("{}>{} {} {n}", fallback.from, fallback.to, fallback.reason)).collect()
 }
 
-/// `m` has room for one, `b` for one more; a third would have been refused. Each is served by its own model all the same.
+/// `m` has room for one request, `b` for one more; a third would have been refused. All are served by the model that they name.
 #[tokio::test(start_paused = true)]
 async fn what_another_model_would_have_served_is_counted_under_that_ones_limits() {
     let one = ModelLimits { requests_per_minute: Some(1), ..Default::default() };
@@ -172,7 +172,7 @@ async fn a_decommissioned_model_would_have_fallen_back() {
     assert_eq!((fallbacks(&shield), seen.lock().expect("unpoisoned").len()), (vec!["m>b decommissioned 1".into()], 1));
 }
 
-/// Nothing is delayed, so the refusal is the app's to wait for; and it shows the observer a limit that nobody had told.
+/// Nothing is delayed, so the app gets the refusal, from which the observer learns the limit.
 #[tokio::test(start_paused = true)]
 async fn groqs_refusals_pass_at_once_and_reveal_the_limit() {
     let (shield, seen) = shield(
@@ -223,7 +223,7 @@ async fn simulated_waits_are_bounded() {
     assert!(refused[0] > 0, "{refused:?}");
 }
 
-/// A client that leaves while its request waits beside the traffic: what it has used is settled all the same.
+/// The usage of a request is settled even if its client disconnects while it waits in the observer.
 #[tokio::test(start_paused = true)]
 async fn nothing_stays_in_flight() {
     let settings = observing(ModelLimits { requests_per_minute: Some(10), ..Default::default() });

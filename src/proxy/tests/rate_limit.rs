@@ -1,4 +1,4 @@
-//! `RateLimit-Policy` and `RateLimit`: on which responses, in what syntax, and that their figures are sensible.
+//! `RateLimit-Policy` and `RateLimit`: on which responses, their syntax, and that their values are plausible.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ fn settings() -> Settings {
     settings
 }
 
-/// A structured field (RFC 9651), as a parser that is not ours reads it: a list of strings with integer and string parameters.
+/// Parses a structured field (RFC 9651) with the crate sfv: a list of strings with integer and string parameters.
 fn list(value: &str) -> BTreeMap<String, BTreeMap<String, String>> {
     let list: sfv::List = sfv::Parser::new(value).parse().unwrap_or_else(|error| panic!("{error}: {value}"));
     let count = list.len();
@@ -50,7 +50,7 @@ fn list(value: &str) -> BTreeMap<String, BTreeMap<String, String>> {
     list
 }
 
-/// Name, limit, what is left, and the time until it is full, in order of the names.
+/// Name, limit, remaining amount, and the time until it is full, ordered by name.
 fn limits(headers: &HeaderMap) -> Vec<(String, u64, u64, u64)> {
     let (policy, left) =
         (text(headers, "ratelimit-policy").expect("a policy"), text(headers, "ratelimit").expect("what is left"));
@@ -90,7 +90,7 @@ async fn every_response_has_the_remaining_quota_of_every_limit() {
         let (_, headers, _) = ask(&shield, stream).await;
         assert_eq!(limits(&headers).len(), 3);
     }
-    // Refused here: nothing is left.
+    // Refused by the shield: nothing is left.
     let mut last = HeaderMap::new();
     for _ in 0..40 {
         let mut request = chat(false);
@@ -135,7 +135,7 @@ async fn early_streams_have_them_and_unlimited_requests_do_not() {
     assert_eq!(text(&headers, "ratelimit"), None);
 }
 
-/// A fallback model waits for its own limits: these are what the head says, that of the named model would mislead.
+/// The head has the limits of the fallback model that will serve the request, not those of the named model.
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_is_opened_early_by_another_model_has_that_ones_limits() {
     let mut settings = settings();
@@ -152,7 +152,7 @@ async fn a_stream_that_is_opened_early_by_another_model_has_that_ones_limits() {
     assert_eq!(text(&headers, "ratelimit-policy"), Some(r#""requests-per-minute";q=7;w=60"#));
 }
 
-/// Lists over several lines are one list: the upstream's own members stay as they are.
+/// The upstream's own lines are kept: a list may be split over several lines.
 #[tokio::test(start_paused = true)]
 async fn the_upstreams_own_fields_are_kept() {
     let own = super::GOOD;

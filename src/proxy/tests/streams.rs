@@ -1,4 +1,4 @@
-//! Streams: whole, cut, stalled, failed, waiting, drained.
+//! Streams: complete, truncated, stalled, failed, waiting, drained.
 
 use std::time::Duration;
 
@@ -127,7 +127,7 @@ async fn a_waiting_stream_is_kept_alive_if_asked_for() {
     assert_eq!((text(&headers, "x-shield-attempts"), text(&headers, "x-shield-wait-ms")), (Some("1"), Some("0")));
 }
 
-/// What fails after its stream was opened early ends in a frame.
+/// A request that fails after its stream was opened early ends with an error frame.
 #[tokio::test(start_paused = true)]
 async fn a_waiting_stream_that_fails_ends_in_a_frame() {
     let mut settings = Settings::default();

@@ -1,4 +1,4 @@
-//! What passes unread: files, parts of them, sound, answers without a body; and what of it broke before it began.
+//! Responses that pass unread: files, ranges, audio, responses without a body; and those that break before their first byte.
 
 use http::{Method, StatusCode};
 use http_body_util::BodyExt as _;
@@ -29,7 +29,7 @@ async fn a_file_passes_with_any_content_type() {
     }
 }
 
-/// Also where the endpoint's answer is JSON.
+/// Also on endpoints that respond with JSON.
 #[tokio::test(start_paused = true)]
 async fn an_answer_without_a_body_passes() {
     for (method, head, status) in [
@@ -43,7 +43,7 @@ async fn an_answer_without_a_body_passes() {
     }
 }
 
-/// Nothing has gone out: it is sent again, and told as the documented object where that does not help.
+/// Nothing has been sent to the app yet, so it is retried; if that does not help, the app gets the error object.
 #[tokio::test(start_paused = true)]
 async fn an_unread_body_broken_before_its_first_byte_is_retried() {
     let speech = || asked(Method::POST, SPEECH, r#"{"model":"m","input":"hi","voice":"v"}"#.into());
@@ -63,7 +63,7 @@ async fn an_unread_body_broken_before_its_first_byte_is_retried() {
         assert_eq!((status, code(&body).as_str()), (StatusCode::BAD_GATEWAY, "upstream_invalid"));
         assert_eq!(seen.lock().expect("unpoisoned").len(), 4);
     }
-    // Once it has begun a cut shows as a cut.
+    // After the first byte, the app gets a truncated response.
     let (shield, seen) =
         shield(Settings::default(), vec![said("200 OK\r\ncontent-type: audio/wav\r\ncontent-length: 1000", "RIFF")]);
     let response = handle(&shield, speech(), None).await;

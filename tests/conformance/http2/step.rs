@@ -217,7 +217,7 @@ pub(crate) fn code_name(code: u32) -> String {
 }
 
 /// A received frame as text.
-pub(crate) fn told(frame: &Frame) -> String {
+pub(crate) fn to_text(frame: &Frame) -> String {
     let ack = matches!(frame.kind, SETTINGS | PING) && frame.flags & ACK != 0;
     let code = match frame.kind {
         RST_STREAM => frame.code(0),

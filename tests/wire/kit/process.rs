@@ -54,7 +54,7 @@ impl Process {
 
     /// The log so far.
     pub(crate) fn log(&self) -> String {
-        self.log.lock().expect("nobody panics with the log in hand").clone()
+        self.log.lock().expect("no panic while the log is held").clone()
     }
 
     /// The address for apps.
@@ -117,7 +117,7 @@ fn collect(output: impl Read + Send + 'static, log: Arc<Mutex<String>>, ready: m
     thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
             let found = if line.contains("ready") { addresses(&line) } else { Vec::new() };
-            let mut log = log.lock().expect("nobody panics with the log in hand");
+            let mut log = log.lock().expect("no panic while the log is held");
             log.push_str(&line);
             log.push('\n');
             drop(log);
