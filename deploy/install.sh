@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs a built groq-shield on a Linux machine with systemd: binary, units, man page, completions.
 #   cargo build --release && sudo deploy/install.sh [BINARY]
-# DESTDIR puts everything under another root (for packages); PREFIX is /usr. A configuration that is there is kept.
+# DESTDIR installs under another root (for packages); PREFIX is /usr. An existing configuration is kept.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -10,7 +10,7 @@ root=${DESTDIR:-}
 prefix=${PREFIX:-/usr}
 share=$root$prefix/share
 
-# Makes a file of what the binary prints.
+# Writes the output of the binary to a file.
 page() {
     target=$1
     shift

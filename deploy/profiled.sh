@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The release binary, guided by a profile of its own requests: a tenth less CPU a request than `cargo build --release`
-# (docs/performance.md). From the repository's root, on the machine's own target; five to ten minutes:
+# Builds the release binary with profile-guided optimization, from a profile of requests. Run it in the repository's root, for the
+# machine's own target; it takes five to ten minutes:
 #   ./deploy/profiled.sh        # makes target/profiled/groq-shield
 # Needs two cores, util-linux, and llvm-profdata no older than rustc's LLVM: `rustup component add llvm-tools`, or
 # Debian's llvm-NN.
@@ -23,7 +23,7 @@ if [[ -z $profdata ]]; then
   exit 1
 fi
 
-# With --target, flags go to the program alone and not to what builds it.
+# With --target, flags apply to the program and not to build scripts.
 build() {
   RUSTFLAGS="${RUSTFLAGS-} $1" cargo build --release --locked --bin groq-shield --target "$host" --target-dir target/profiling
 }
@@ -34,7 +34,7 @@ rm -rf "$counts"
 build "-Cprofile-generate=$counts"
 cargo run --release --locked --example cost -- train --shield "$built"
 "$profdata" merge --output="$counts/merged" "$counts"
-# Named after what it says: cargo builds all anew when that has changed.
+# Named after its contents, so that cargo rebuilds everything when they change.
 profile=$PWD/target/profiling/$(sha256sum "$counts/merged" | head -c 16).profdata
 mv "$counts/merged" "$profile"
 build "-Cprofile-use=$profile"

@@ -33,7 +33,7 @@ def platform_tag(binary: bytes) -> str:
     if sys.platform != "linux" or not binary.startswith(b"\x7fELF"):
         raise SystemExit("not a Linux binary: name the wheel's platform with --platform")
     arch = platform.machine()
-    # A dynamic binary names the versions of every symbol it wants; a static one has no loader and wants none.
+    # A dynamic binary lists the versions of the symbols it needs; a static one has no loader and needs none.
     if b"/ld-linux" not in binary:
         return f"manylinux_2_17_{arch}.musllinux_1_1_{arch}"
     minors = [int(minor) for minor in re.findall(rb"GLIBC_2\.(\d+)", binary)]
