@@ -162,15 +162,15 @@ impl Results {
         let seconds = |time: Duration| format!("{:.1} s", time.as_secs_f64());
         let rows = [
             ("", "the SDKs alone".to_owned(), "through the shield".to_owned()),
-            ("used of what the limit gave back", percent(alone.used), percent(shielded.used)),
+            ("used of the limit's refill", percent(alone.used), percent(shielded.used)),
             ("refused by Groq (429)", alone.refused.to_string(), shielded.refused.to_string()),
             ("served", alone.served.to_string(), shielded.served.to_string()),
             ("failed in the app", percent(alone.failed_share()), percent(shielded.failed_share())),
-            ("wait, half of the served", seconds(alone.wait_p50), seconds(shielded.wait_p50)),
-            ("wait, 99 of 100", seconds(alone.wait_p99), seconds(shielded.wait_p99)),
+            ("wait, median", seconds(alone.wait_p50), seconds(shielded.wait_p50)),
+            ("wait, 99th percentile", seconds(alone.wait_p99), seconds(shielded.wait_p99)),
         ];
         let mut text = format!(
-            "{} requests in {:.0} s, {} times what the limit gives back; {} s in all. Simulated Groq, nothing left this machine.\n\n",
+            "{} requests in {:.0} s, {} times the limit's refill; {} s in total. Simulated Groq, nothing leaves this machine.\n\n",
             alone.requests,
             lasted.as_secs_f64(),
             arguments.load,
