@@ -4,7 +4,10 @@
 //! All faults of a file are reported at once, with two exceptions: a line that is not TOML hides faults on the same line, and an
 //! unclosed bracket or string hides everything after it, since toml's parser cannot tell where it should end.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use serde_json::{Map, Number, Value};
 use toml::{
@@ -18,7 +21,7 @@ use super::{
     schema::{choices, example, expected, is_table, schema, tables, under},
     settings::Settings,
     syntax,
-    text::{near, quoted},
+    text::{Lines, near, quoted},
 };
 
 /// Faults that are reported at most: a file with more is not a configuration of ours.
@@ -38,6 +41,7 @@ pub(super) struct Override {
 /// Paths are written `queue.max_wait`, `app[0].name`, `limits.model.a/b`.
 pub(super) struct Document<'a> {
     text: &'a str,
+    lines: Lines,
     overrides: &'a [Override],
     pub(super) origins: BTreeMap<String, Origin>,
     faults: Vec<Fault>,
@@ -54,8 +58,9 @@ impl<'a> Document<'a> {
             // A span after the end of the text identifies the override.
             set(&mut tree, value, text.len() + 1 + index);
         }
-        let syntax = syntax::faults(text, &errors);
-        let mut document = Self { text, overrides, origins: BTreeMap::new(), faults: Vec::new(), syntax };
+        let lines = Lines::new(text);
+        let syntax = syntax::faults(&lines, &errors);
+        let mut document = Self { text, lines, overrides, origins: BTreeMap::new(), faults: Vec::new(), syntax };
         let value = document.table("", &tree, schema());
         let settings = serde_json::from_value(value).unwrap_or_else(|why| {
             document.refuse("", why.to_string(), "");
@@ -156,9 +161,9 @@ impl<'a> Document<'a> {
     /// All faults, in the order of the file, then those of variables and flags.
     pub(super) fn into_faults(mut self) -> Vec<Fault> {
         let (syntax, end) = std::mem::take(&mut self.syntax);
-        let broken: Vec<_> = syntax.iter().filter_map(|fault| fault.line(self.text)).collect();
+        let broken: BTreeSet<_> = syntax.iter().filter_map(|fault| fault.line(&self.lines)).collect();
         // A fault on a line that is not TOML is most often a consequence.
-        self.faults.retain(|fault| fault.line(self.text).is_none_or(|line| line < end && !broken.contains(&line)));
+        self.faults.retain(|fault| fault.line(&self.lines).is_none_or(|line| line < end && !broken.contains(&line)));
         self.faults.extend(syntax);
         self.faults.sort_by_key(|fault| match &fault.origin {
             Origin::File(span) => (0, span.start),

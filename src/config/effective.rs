@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{
-    faults::{Origin, line_of},
+    faults::Origin,
     settings::Settings,
-    text::{quoted, toml_value},
+    text::{Lines, quoted, toml_value},
 };
 
 /// One key as it is in effect.
@@ -29,33 +29,26 @@ pub(super) struct Entry {
 pub(super) fn entries(settings: &Settings) -> Vec<Entry> {
     let all = serde_json::to_value(settings).expect("settings can be written as JSON");
     let mut entries = Vec::new();
-    for (name, value) in all.as_object().into_iter().flatten() {
-        table(value, name, name, &mut entries);
-    }
+    collect(&all, "", "", &mut entries);
     entries
 }
 
-fn table(value: &Value, header: &str, path: &str, entries: &mut Vec<Entry>) {
-    match value {
-        Value::Object(keys) => self::keys(keys, header, path, entries),
-        Value::Array(elements) => {
-            for (index, element) in elements.iter().enumerate() {
-                table(element, &format!("[{header}]"), &format!("{path}[{index}]"), entries);
+/// Adds the keys of the table with this header and path, then those of the tables inside it.
+fn collect(table: &Value, header: &str, path: &str, entries: &mut Vec<Entry>) {
+    let within = |outer: &str, name: &str| if outer.is_empty() { name.to_owned() } else { format!("{outer}.{name}") };
+    for (key, value) in table.as_object().into_iter().flatten() {
+        let is_bare = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        let inner = within(header, &if is_bare { key.clone() } else { quoted(key) });
+        let path = within(path, key);
+        match value {
+            Value::Object(_) => collect(value, &inner, &path, entries),
+            // At the top there are only tables and lists of tables.
+            Value::Array(elements) if header.is_empty() => {
+                for (index, element) in elements.iter().enumerate() {
+                    collect(element, &format!("[{inner}]"), &format!("{path}[{index}]"), entries);
+                }
             }
-        }
-        _ => {}
-    }
-}
-
-fn keys(keys: &Map<String, Value>, header: &str, path: &str, entries: &mut Vec<Entry>) {
-    for (key, value) in keys {
-        let path = format!("{path}.{key}");
-        if value.is_object() {
-            let is_bare = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-            let name = if is_bare { key.clone() } else { quoted(key) };
-            table(value, &format!("{header}.{name}"), &path, entries);
-        } else {
-            entries.push(Entry { table: header.to_owned(), path, key: key.clone(), value: toml_value(value) });
+            _ => entries.push(Entry { table: header.to_owned(), path, key: key.clone(), value: toml_value(value) }),
         }
     }
 }
@@ -64,6 +57,7 @@ fn keys(keys: &Map<String, Value>, header: &str, path: &str, entries: &mut Vec<E
 pub(super) fn toml(settings: &Settings, origins: &BTreeMap<String, Origin>, name: &str, text: &str) -> String {
     let mut out = String::new();
     let mut last = String::new();
+    let lines = Lines::new(text);
     for Entry { table, path, key, value } in entries(settings) {
         let parent = &path[..path.len() - key.len()];
         if last != parent {
@@ -75,7 +69,7 @@ pub(super) fn toml(settings: &Settings, origins: &BTreeMap<String, Origin>, name
             continue;
         };
         let origin = match origins.get(&path) {
-            Some(Origin::File(span)) => format!("  # {name}:{}", line_of(text, span.start)),
+            Some(Origin::File(span)) => format!("  # {name}:{}", lines.of(span.start)),
             Some(Origin::Override(from)) => format!("  # {from}"),
             Some(Origin::Whole) | None => String::new(),
         };

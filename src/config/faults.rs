@@ -4,7 +4,7 @@ use std::{fmt, ops::Range};
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
-use super::text::masked;
+use super::text::{Lines, masked};
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,8 +32,8 @@ pub struct Fault {
 
 impl Fault {
     /// Its line in the file, from 1.
-    pub(super) fn line(&self, text: &str) -> Option<usize> {
-        if let Origin::File(span) = &self.origin { Some(line_of(text, span.start)) } else { None }
+    pub(super) fn line(&self, lines: &Lines) -> Option<usize> {
+        if let Origin::File(span) = &self.origin { Some(lines.of(span.start)) } else { None }
     }
 }
 
@@ -92,9 +92,4 @@ fn one_line(text: &str, span: &Range<usize>) -> Range<usize> {
     let start = floor(span.start);
     let line = text[start..].find(['\r', '\n']).map_or(text.len(), |at| start + at);
     start..floor(span.end).clamp(start, line)
-}
-
-/// The line of a place in a text, from 1.
-pub(super) fn line_of(text: &str, at: usize) -> usize {
-    text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1
 }

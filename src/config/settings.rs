@@ -85,6 +85,7 @@ impl Settings {
 pub struct Server {
     /// Address and port that apps connect to, with HTTP/1.1 or HTTP/2; port 0 takes a free one.
     #[serde(with = "As::<Address>")]
+    #[schemars(extend("x-help" = "for example \"127.0.0.1:8787\", or \"0.0.0.0:8787\" for every interface"))]
     #[default(SocketAddr::from(([127, 0, 0, 1], 8787)))]
     pub listen: SocketAddr,
     /// Share the port with another shield that sets it too, also on admin.listen, for a replacement without a gap.

@@ -2,7 +2,10 @@
 
 use toml::de::Error;
 
-use super::faults::{Fault, Origin};
+use super::{
+    faults::{Fault, Origin},
+    text::Lines,
+};
 
 /// The start of a message of the parser, and how to mend what it is about.
 const HELP: [(&str, &str); 8] = [
@@ -20,7 +23,7 @@ const CLOSE: &str = "close the text with a quote";
 const QUOTE: &str = "text stands in quotes, as in \"50s\"; flags are true or false";
 
 /// The first error of each line, and the first line that could not be checked.
-pub(super) fn faults(text: &str, errors: &[Error]) -> (Vec<Fault>, usize) {
+pub(super) fn faults(lines: &Lines, errors: &[Error]) -> (Vec<Fault>, usize) {
     let fault = |error: &Error| {
         let span = error.span().unwrap_or(0..0);
         let help = HELP.iter().find(|(start, _)| error.message().starts_with(start)).map_or("", |(_, help)| help);
@@ -37,10 +40,10 @@ pub(super) fn faults(text: &str, errors: &[Error]) -> (Vec<Fault>, usize) {
     // With an unclosed bracket, the first error is where something does not belong inside.
     if let Some(unclosed) = errors.iter().find(|error| error.message().starts_with("unclosed")) {
         let fault = Fault { origin: fault(errors[0]).origin, ..fault(unclosed) };
-        let end = fault.line(text).unwrap_or_default();
+        let end = fault.line(lines).unwrap_or_default();
         return (vec![fault], end);
     }
     let mut faults: Vec<_> = errors.into_iter().map(fault).collect();
-    faults.dedup_by_key(|fault| fault.line(text));
+    faults.dedup_by_key(|fault| fault.line(lines));
     (faults, usize::MAX)
 }

@@ -352,6 +352,17 @@ fn budgets_and_circular_fallbacks_are_checked() {
     assert_eq!(settings(&[chain(a, b), chain(b, c)].concat()).fallback.len(), 2, "a chain that ends is none");
 }
 
+/// Found by hand: lines were counted from the start of the text for each fault, and four megabytes took more than ten minutes.
+#[test]
+fn large_files_of_faults_are_read_at_once() {
+    let started = std::time::Instant::now();
+    for line in ["x+/9 Zm9v\n", "key = 1 2\n", "[[app]]\nnmae = 1\n"] {
+        assert!(faults(&line.repeat(50_000)).ends_with("101 faults in the configuration"));
+    }
+    let taken = started.elapsed();
+    assert!(taken < std::time::Duration::from_secs(60), "{taken:?}");
+}
+
 #[test]
 fn the_search_for_faults_ends() {
     let text: String = (0..200).map(|n| format!("key_{n} = {n}\n")).collect();

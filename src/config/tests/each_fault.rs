@@ -126,19 +126,19 @@ fn every_kind_of_fault_has_its_place_and_remedy() {
             "[server]\nlisten = \":80\"\n",
             "2:10",
             "`server.listen`: expected an IP address with its port, found \":80\"",
-            "for example \"127.0.0.1:8787\"",
+            "for example \"127.0.0.1:8787\", or \"0.0.0.0:8787\" for every interface",
         ),
         (
             "[server]\nlisten = \"127.0.0.1:65536\"\n",
             "2:10",
             "`server.listen`: expected an IP address with its port, found \"127.0.0.1:65536\"",
-            "for example \"127.0.0.1:8787\"",
+            "for example \"127.0.0.1:8787\", or \"0.0.0.0:8787\" for every interface",
         ),
         (
             "[server]\nlisten = \"127.0.0.1\"\n",
             "2:10",
             "`server.listen`: expected an IP address with its port, found \"127.0.0.1\"",
-            "for example \"127.0.0.1:8787\"",
+            "for example \"127.0.0.1:8787\", or \"0.0.0.0:8787\" for every interface",
         ),
         (
             "[limits]\nplan = \"develper\"\n",
