@@ -53,7 +53,7 @@ fn queue_requests(shield: &Arc<Shield>, app: &str) {
                 cost: CostEstimate::Tokens { prompt: 100, max_completion_tokens: Some(100) },
                 bytes: 400,
             };
-            let mut reservation = limits.reserve(&request, Instant::now() + 5 * BROWSER, None).await.expect("patient");
+            let mut reservation = limits.reserve(&request, Instant::now() + 5 * BROWSER, None).await.expect("a long max wait");
             reservation.sent(Instant::now());
             sleep(5 * BROWSER).await;
         });
@@ -249,8 +249,8 @@ async fn body_of(admin: SocketAddr, path: &str) -> String {
 async fn a_page_of_another_origin_cannot_read_the_admin_listener() {
     let (shield, address) = shield_with_admin().await;
     shield.telemetry.reload_refused("canary");
-    let foreign = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}/", foreign.local_addr().expect("an address"));
+    let other_origin = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}/", other_origin.local_addr().expect("an address"));
     let attack = format!(
         r#"<!doctype html><iframe id="frame" src="http://{address}/"></iframe><pre id="learnt"></pre><script>
         const learnt = document.getElementById("learnt");
@@ -266,7 +266,7 @@ async fn a_page_of_another_origin_cannot_read_the_admin_listener() {
         </script>"#
     );
     tokio::spawn(async move {
-        while let Ok((mut socket, _)) = foreign.accept().await {
+        while let Ok((mut socket, _)) = other_origin.accept().await {
             let head = format!(
                 "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
                 attack.len()

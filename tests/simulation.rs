@@ -41,7 +41,7 @@ const TPM: u64 = 12_000;
 #[derive(Clone, Copy, Debug, Default)]
 struct World {
     faults: bool,
-    strangers: bool,
+    external_usage: bool,
     leaving: bool,
 }
 
@@ -73,7 +73,7 @@ fn clients_that_disconnect_at_any_await_leave_nothing_behind() {
 
 #[test]
 fn faults_external_usage_and_disconnects() {
-    each_seed(World { faults: true, strangers: true, leaving: true }, |sim, ends| {
+    each_seed(World { faults: true, external_usage: true, leaving: true }, |sim, ends| {
         let stats = sim.stats();
         assert!(stats.refusals() <= 2 + stats.admitted / 50, "{:?} of {}", stats.refused, stats.admitted);
         assert!(stats.faults > 0 && ends.good.get() > REQUESTS / 10, "{ends:?}");
@@ -193,7 +193,7 @@ fn a_capped_app_gets_its_cap_and_another_app_the_rest() {
 fn a_seed_is_reproducible() {
     let lives = Cell::new(Vec::new());
     for _ in 0..2 {
-        one_seed(World { faults: true, strangers: true, leaving: true }, 7, &|sim, ends| {
+        one_seed(World { faults: true, external_usage: true, leaving: true }, 7, &|sim, ends| {
             let log = sim.log().into_iter().map(|request| (request.at_ms.to_string(), request.status, request.ended));
             let mut seen = lives.take();
             seen.push((log.collect::<Vec<_>>(), format!("{ends:?}")));
@@ -245,7 +245,7 @@ async fn run(world: World, seed: u64) -> (Sim, Rc<Ends>) {
     ]);
     let sim = Sim::new(groq_sim::Options {
         plan: groq_sim::Plan::uniform(limits),
-        external: world.strangers.then_some(ExternalTraffic { share: 0.2, tokens: 300 }),
+        external: world.external_usage.then_some(ExternalTraffic { share: 0.2, tokens: 300 }),
         faults: if world.faults { serde_json::from_value(faults).expect("faults") } else { Vec::new() },
         seed,
         ..Default::default()
@@ -269,10 +269,10 @@ async fn run(world: World, seed: u64) -> (Sim, Rc<Ends>) {
     assert_eq!(shield.limits.waiting(), 0);
     // External usage never ends; without it both sides agree exactly.
     sleep(Duration::from_secs(600)).await;
-    let [lane] = &shield.limits.snapshot()[..] else { panic!("one model, one lane") };
-    assert_eq!((lane.in_flight, lane.waiting.len()), (0, 0), "{lane:?}");
-    if !world.strangers {
-        for dimension in &lane.dimensions {
+    let [limiter] = &shield.limits.snapshot()[..] else { panic!("one model, one limiter") };
+    assert_eq!((limiter.in_flight, limiter.waiting.len()), (0, 0), "{limiter:?}");
+    if !world.external_usage {
+        for dimension in &limiter.dimensions {
             assert_eq!(dimension.full_in, Duration::ZERO, "{dimension:?}");
         }
         let stats = sim.stats();

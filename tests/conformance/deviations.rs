@@ -49,7 +49,7 @@ pub(crate) const DEVIATIONS: &[Deviation] = &[
         &["comp-leading-crlf"],
     ),
     because(
-        "Valid by RFC 9110 §8.6 and §5.5; the shield sends the length anew as plain decimal digits, so no other reading gets through.",
+        "Valid by RFC 9110 §8.6 and §5.5; the shield sends the length again as plain decimal digits, so no other reading gets through.",
         Warn,
         &[
             "mal-cl-tab-before-value",

@@ -81,7 +81,7 @@ async fn every_failure_in_the_contract_requests() {
     // Not over HTTP/2: there `:authority` takes the place of Host.
     hold_in(
         Protocol::Http1,
-        "foreign authority",
+        "another authority",
         nothing,
         &[request("GET", "http://elsewhere.example/openai/v1/models", KEY, "")],
         refused,

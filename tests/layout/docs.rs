@@ -183,7 +183,7 @@ fn the_readme_has_the_figures_of_the_documents() {
             &limiter("bucket-3x-M", "watched p50 / p99 / failed %"),
             &limiter("A-3x-M", "watched p50 / p99 / failed %"),
         ),
-        ("with a fifth of the limit used past the shield: refused", &first(limiter("foreign-M", "429 ‰ (of sends)")), ""),
+        ("with a fifth of the limit used outside the shield: refused", &first(limiter("foreign-M", "429 ‰ (of sends)")), ""),
         ("CPU of a 1 KB request, beside a bare hyper proxy", &cost("CPU a request 1k@64, µs", "ratio to bare hyper"), "1"),
         ("memory when idle, MB", &cost("memory idle, MB", "shield"), ""),
     ];

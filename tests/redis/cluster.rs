@@ -63,7 +63,7 @@ async fn three_nodes_are_one_store() {
     }
     assert!(replicas.iter().all(|replica| !replica.store().expect("a store").degraded));
     for node in &nodes {
-        assert!(keys(node) > 0, "a node without a lane");
+        assert!(keys(node) > 0, "a node without a limiter");
     }
 }
 

@@ -88,9 +88,9 @@ async fn what_the_limits_refuse_comes_back_to_the_cap() {
     }
     assert!((9.0..=9.1).contains(&left()), "{} of 10 are left", left());
     // The same for one whose client disconnects while it waits for the model.
-    let mut patient = shield.settings.load().as_ref().clone();
-    patient.queue.max_wait = Duration::from_secs(120);
-    shield.reload(patient);
+    let mut longer_wait = shield.settings.load().as_ref().clone();
+    longer_wait.queue.max_wait = Duration::from_secs(120);
+    shield.reload(longer_wait);
     let waiting = timeout(Duration::from_secs(1), ask(&shield, "a")).await;
     assert!(waiting.is_err(), "it waits for the model: {waiting:?}");
     assert!(left() >= 9.0, "{} of 10 are left", left());

@@ -103,7 +103,7 @@ impl World<'_> {
         let replica = &self.replicas[number];
         assert!(
             replica.limiter.waiting() == 0 || replica.limiter.wake().is_some(),
-            "somebody waits and nothing will wake the lane"
+            "somebody waits and nothing will wake the limiter"
         );
     }
 
