@@ -33,7 +33,7 @@ pub(super) struct Left {
     pub(super) bytes: u64,
     pub(super) places: u64,
     pub(super) connections: u64,
-    /// Whether Redis is out of reach.
+    /// Whether Redis is unreachable.
     pub(super) degraded: bool,
 }
 

@@ -163,7 +163,7 @@ async fn the_log_and_the_status_explain_store_errors() {
     };
     assert!(said.contains("WRONGPASS"), "{said}");
     let log = shield.process.log();
-    assert!(log.contains("the store is out of reach") && log.contains("WRONGPASS"), "{log}");
+    assert!(log.contains("the store is unreachable") && log.contains("WRONGPASS"), "{log}");
     assert!(!log.contains("hunter2"), "{log}");
     redis.user("hunter2", &documented_permissions());
     while status().await["store"]["degraded"] != false {

@@ -50,7 +50,7 @@ impl RedisTask {
                 Err(why) => {
                     let words = Some(self.because(&why));
                     if !self.lost(generation, &why) && said != words {
-                        tracing::warn!(error = %why, "the store is out of reach");
+                        tracing::warn!(error = %why, "the store is unreachable");
                     }
                     said = words;
                 }
