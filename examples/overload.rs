@@ -1,8 +1,8 @@
 //! Overload over real sockets for 75 s, then a table: how much of each limit was used, what was refused, how a light app was
 //! served.
 //!
-//! `cargo run --example overload`. Each row is a simulated Groq and a shield in front of it, on loopback; all rows and their runs go
-//! in parallel. Open-loop Poisson load at three times the limit, with the sizes of the figures' load.
+//! `cargo run --example overload`. Each row is a simulated Groq and a shield in front of it, on loopback; all rows and their runs
+//! go in parallel. Open-loop Poisson load at three times the limit, with the sizes of the figures' load.
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -29,8 +29,8 @@ pub fn from_upstream(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers);
 }
 
-/// Whether a header is hop-by-hop (RFC 9110 §7.6.1), or only set or read by the shield. `proxy-connection` and `keep-alive` are not
-/// standardized, but in use.
+/// Whether a header is hop-by-hop (RFC 9110 §7.6.1), or only set or read by the shield. `proxy-connection` and `keep-alive` are
+/// not standardized, but in use.
 fn ends_here(name: &str) -> bool {
     matches!(
         name,

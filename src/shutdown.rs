@@ -20,7 +20,8 @@ pub struct Shutdown {
     pub cutoff: CancellationToken,
 }
 
-/// A cancellation token with a lock-free check: it is checked at every poll of every connection, and the token itself takes a lock.
+/// A cancellation token with a lock-free check: it is checked at every poll of every connection, and the token itself takes a
+/// lock.
 #[derive(Debug, Default)]
 pub struct Signal {
     sent: AtomicBool,

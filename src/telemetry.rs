@@ -136,8 +136,8 @@ impl Telemetry {
         self.recent.list()
     }
 
-    /// The models (or their labels) with responses that reached max completion tokens before they had any content: their number since the
-    /// start, and the time of the last one.
+    /// The models (or their labels) with responses that reached max completion tokens before they had any content: their number
+    /// since the start, and the time of the last one.
     pub fn truncated(&self) -> Vec<(Arc<str>, u64, SystemTime)> {
         let models = self.counts.sums().models.into_iter();
         models.filter_map(|(model, counts)| Some((model, counts.truncated, counts.truncated_at?))).collect()

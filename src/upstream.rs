@@ -40,8 +40,8 @@ pub use response::ResponseBody;
 
 /// How often idle connections are checked.
 const REAP_INTERVAL: Duration = Duration::from_secs(15);
-/// Maximum number of times that an unsent request moves to another connection at once, because the peer had closed the connection or
-/// refused the stream. After that the retry policy decides, with its delays.
+/// Maximum number of times that an unsent request moves to another connection at once, because the peer had closed the connection
+/// or refused the stream. After that the retry policy decides, with its delays.
 const MAX_RESENDS: usize = 3;
 
 /// The client for one upstream: its address, timeouts and connections.

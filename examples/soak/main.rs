@@ -1,8 +1,8 @@
 //! A soak test: mixed faults and three times the load that the limits allow, for minutes or hours, then a check for leaks.
 //!
-//! `cargo run --release --example soak -- --minutes 60` (needs redis-server). The shield runs in a process of its own, in front of
-//! the simulated Groq and with its quotas in Redis, which is killed twice; its configuration is reloaded every 20 seconds, each
-//! third time with faults. Exit code 1 if a request hung, an answer broke the contract, or anything leaked.
+//! `cargo run --release --example soak -- --minutes 60` (needs redis-server). The shield runs in a process of its own, in front
+//! of the simulated Groq and with its quotas in Redis, which is killed twice; its configuration is reloaded every 20 seconds,
+//! each third time with faults. Exit code 1 if a request hung, an answer broke the contract, or anything leaked.
 
 use std::{
     net::SocketAddr,

@@ -11,8 +11,8 @@ use super::{
     count::{Count, Counts, Total},
 };
 
-/// Maximum number of accounts for apps without an entry. Clients choose these names under `[[app]] name = "*"`; further apps share
-/// one account.
+/// Maximum number of accounts for apps without an entry. Clients choose these names under `[[app]] name = "*"`; further apps
+/// share one account.
 pub(super) const MAX_ACCOUNTS: usize = 10_000;
 /// Name of the account that further apps share; no client can send it.
 const OTHER: &str = "(other)";

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::budget::{Amounts, Unit};
 
-/// Number of periods of one kind that an account keeps: the running one, and the previous one for requests that were in flight when
-/// it ended.
+/// Number of periods of one kind that an account keeps: the running one, and the previous one for requests that were in flight
+/// when it ended.
 const REMEMBERED: usize = 2;
 
 /// What has been used, and what requests in flight have reserved.
@@ -58,8 +58,8 @@ impl Count {
         self.mine != self.reported || self.mine.reserved != Amounts::default()
     }
 
-    /// Whether this process may reserve more while each of `replicas` processes may use an equal share of what was left at the last
-    /// update from the store.
+    /// Whether this process may reserve more while each of `replicas` processes may use an equal share of what was left at the
+    /// last update from the store.
     ///
     /// If all replicas have received the same update, their shares add up to what was left.
     pub(super) fn has_room(&self, unit: Unit, limit: u64, replicas: u32) -> bool {
@@ -107,7 +107,8 @@ impl Counts {
         match self.0.iter().position(|count| count.start == start) {
             Some(at) => self.0[..=at].rotate_right(1),
             None => {
-                // Earlier than every known period: its own count may have been dropped, so assume the usage of the earliest known one.
+                // Earlier than every known period: its own count may have been dropped, so assume the usage of the earliest known
+                // one.
                 let earliest = self.0.iter().min_by_key(|count| count.start).filter(|count| count.start > start);
                 let others = earliest.map_or_else(Total::default, |count| Total { used: count.total().used, ..Total::default() });
                 self.0.truncate(REMEMBERED - 1);

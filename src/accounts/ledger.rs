@@ -52,8 +52,8 @@ impl Ledger {
         self.lock().named = apps.into_iter().map(Arc::from).collect();
     }
 
-    /// Reserves `estimate` for a request of `app` without asking the store. Each of `replicas` processes may use an equal share of
-    /// what was left at the last update from the store.
+    /// Reserves `estimate` for a request of `app` without asking the store. Each of `replicas` processes may use an equal share
+    /// of what was left at the last update from the store.
     ///
     /// # Errors
     /// The first of `budgets` whose limit has been reached by what was used and reserved. Nothing is reserved then.

@@ -165,8 +165,8 @@ fn what_is_saved_counts_what_was_in_flight() {
 }
 
 proptest! {
-    /// However requests overlap, one is admitted if and only if what was used and reserved is below the limit, so a budget is exceeded
-    /// by at most what was in flight.
+    /// However requests overlap, one is admitted if and only if what was used and reserved is below the limit, so a budget is
+    /// exceeded by at most what was in flight.
     #[test]
     fn a_budget_is_exceeded_by_at_most_what_was_in_flight(
         steps in proptest::collection::vec((any::<bool>(), 1..200_u64, 0..200_u64), 1..100),

@@ -1,4 +1,5 @@
-//! The transactions that share budgets between replicas: their data, and their form in the arguments and replies of the Lua script.
+//! The transactions that share budgets between replicas: their data, and their form in the arguments and replies of the Lua
+//! script.
 
 use std::{sync::Arc, time::Duration};
 

@@ -36,8 +36,8 @@ const BACK_OFF: Duration = Duration::from_millis(500);
 const RENEW_PERIOD: Duration = LEASE.checked_div(3).expect("three is not zero");
 /// How often the state of the connection to the store is checked.
 const POLL_PERIOD: Duration = Duration::from_millis(250);
-/// How long each replica keeps to its share after the store is reachable again, so that all replicas can report what they used during
-/// the outage.
+/// How long each replica keeps to its share after the store is reachable again, so that all replicas can report what they used
+/// during the outage.
 const SYNC_PERIOD: Duration = Duration::from_secs(2);
 /// How often all usage is reported again, in case the store lost its data without becoming unreachable.
 const REPEAT_PERIOD: Duration = Duration::from_secs(60);

@@ -1,7 +1,7 @@
 //! `groq-shield demo`: the same overload with the SDKs alone and through a shield, side by side.
 //!
-//! Two simulated Groqs with equal limits, in one process over real sockets. Apps behave like the official SDKs; their requests arrive
-//! at `load` times the refill rate of the limits, until they have asked for as much as is refilled in `seconds`.
+//! Two simulated Groqs with equal limits, in one process over real sockets. Apps behave like the official SDKs; their requests
+//! arrive at `load` times the refill rate of the limits, until they have asked for as much as is refilled in `seconds`.
 
 use std::{
     io::{self, IsTerminal},
@@ -32,8 +32,8 @@ use tally::Tally;
 
 /// Time after `seconds` for the last responses.
 const OVERTIME: Duration = Duration::from_secs(20);
-/// Share of the token limit that is used up when the demo begins. The rest is about the shield's safety margin, so both sides have the
-/// refill of the demo's time and not a full bucket in addition.
+/// Share of the token limit that is used up when the demo begins. The rest is about the shield's safety margin, so both sides
+/// have the refill of the demo's time and not a full bucket in addition.
 const TAKEN: f64 = 0.93;
 
 /// `groq-shield demo`

@@ -62,7 +62,8 @@ pub(super) struct Exec {
     command: Vec<OsString>,
 }
 
-/// Runs the command and returns its exit code, or 128 + n if signal n ended it, 127 if it does not exist, 126 if it cannot be run.
+/// Runs the command and returns its exit code, or 128 + n if signal n ended it, 127 if it does not exist, 126 if it cannot be
+/// run.
 pub(super) fn run(arguments: Exec) -> ExitCode {
     #[cfg(feature = "demo")]
     let simulate = arguments.simulate;

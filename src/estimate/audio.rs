@@ -1,7 +1,7 @@
 //! The seconds of audio that a file declares in its container's headers; nothing is decoded.
 //!
-//! Reads wav, flac, ogg (opus, vorbis), mp3, mp4 and m4a, webm and mkv. Groq bills the declared duration, correct or not. For other
-//! formats, and with missing or implausible headers, the duration is estimated from the size: see `TYPICAL_RATE`.
+//! Reads wav, flac, ogg (opus, vorbis), mp3, mp4 and m4a, webm and mkv. Groq bills the declared duration, correct or not. For
+//! other formats, and with missing or implausible headers, the duration is estimated from the size: see `TYPICAL_RATE`.
 
 use memchr::memmem;
 
@@ -249,7 +249,8 @@ mod tests {
         };
     }
 
-    /// Files made by ffmpeg, and their durations according to ffprobe (12.3 s; mp3 rounds up to whole frames; the bare one has no count).
+    /// Files made by ffmpeg, and their durations according to ffprobe (12.3 s; mp3 rounds up to whole frames; the bare one has no
+    /// count).
     const FILES: [((&str, &[u8]), f64); 10] = [
         (fixture!("one.wav"), 1.05),
         (fixture!("twelve.flac"), 12.3),

@@ -179,8 +179,8 @@ impl<'de> Visitor<'de> for Reading<'_> {
     }
 }
 
-/// A text, a list or null. Texts are read as raw bytes, which serde_json parses three times as fast as checked strings (1 µs for a call
-/// of 16 KB).
+/// A text, a list or null. Texts are read as raw bytes, which serde_json parses three times as fast as checked strings (1 µs for
+/// a call of 16 KB).
 struct Text<'p>(Reading<'p>);
 
 impl<'de> DeserializeSeed<'de> for Text<'_> {

@@ -1,11 +1,11 @@
 //! The tokens of a text, by character classes.
 //!
-//! An approximation of a tokenizer: the text is cut into runs of one character class. The weights of the runs were fitted to `o200k`
-//! counts of eighty texts in ten languages, code and JSON. Those of words, punctuation and Chinese were then raised by a tenth, because
-//! an overestimate is refunded at settlement, but an underestimate is refused.
+//! An approximation of a tokenizer: the text is cut into runs of one character class. The weights of the runs were fitted to
+//! `o200k` counts of eighty texts in ten languages, code and JSON. Those of words, punctuation and Chinese were then raised by a
+//! tenth, because an overestimate is refunded at settlement, but an underestimate is refused.
 
-/// Texts with more bytes are sampled: one byte in 32, at least this many and at most [`MAX_SAMPLE`]. Counting whole prompts took a
-/// third of all instructions that the shield spent on a request.
+/// Texts with more bytes are sampled: one byte in 32, at least this many and at most [`MAX_SAMPLE`]. Counting whole prompts took
+/// a third of all instructions that the shield spent on a request.
 const WHOLE: usize = 256;
 const MAX_SAMPLE: usize = 4 << 10;
 /// Bytes counted at once, and the bytes before them that serve as context (at least six are needed).

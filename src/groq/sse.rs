@@ -25,8 +25,8 @@ const EXCERPT: usize = HEAD + TAIL;
 pub struct StreamError {
     /// The event's data, normally JSON; at most `EXCERPT` bytes of it.
     pub data: Vec<u8>,
-    /// Whether every client raises an error on it unchanged: a `data: {"error":…}` frame. Not all clients notice `event: error` with other
-    /// data, or a chunk with `x_groq.error`.
+    /// Whether every client raises an error on it unchanged: a `data: {"error":…}` frame. Not all clients notice `event: error`
+    /// with other data, or a chunk with `x_groq.error`.
     pub is_frame: bool,
 }
 

@@ -1,5 +1,5 @@
-//! Responses that reached max completion tokens before they had any content, usually because reasoning used them up. Their status is
-//! still a success.
+//! Responses that reached max completion tokens before they had any content, usually because reasoning used them up. Their status
+//! is still a success.
 
 use std::{borrow::Cow, sync::LazyLock};
 

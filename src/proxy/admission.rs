@@ -131,9 +131,9 @@ async fn wait_for_breaker(
     outcome
 }
 
-/// Yields once if other requests are in flight, so that tasks that became ready together write together and the peer is woken once
-/// for a burst (−20 % CPU per request at 64 connections; +10 % for streams, so they skip it). Unlike `tokio::task::yield_now` it does
-/// not poll the I/O driver first.
+/// Yields once if other requests are in flight, so that tasks that became ready together write together and the peer is woken
+/// once for a burst (−20 % CPU per request at 64 connections; +10 % for streams, so they skip it). Unlike
+/// `tokio::task::yield_now` it does not poll the I/O driver first.
 pub(super) fn yield_if_busy(shield: &Shield, call: &Call) -> impl Future<Output = ()> + use<> {
     let mut done = shield.body_budget.held() <= call.admission.bytes;
     poll_fn(move |cx| {

@@ -197,8 +197,8 @@ impl Outcome {
         }
     }
 
-    /// Corrects the limits by a refusal. Returns the place at the front of its app's queue that the request may keep; `None` if the
-    /// shield does not limit it.
+    /// Corrects the limits by a refusal. Returns the place at the front of its app's queue that the request may keep; `None` if
+    /// the shield does not limit it.
     pub(super) fn refused(&self, permit: Option<Permit>, shield: &Shield, call: &Call) -> Option<Requeue> {
         let Self::Error { error, state, text, .. } = self else { return None };
         let dimension = text.as_ref().and_then(|text| text.dimension.as_ref());

@@ -167,7 +167,8 @@ where
         if needed > whole.capacity() {
             let mut capacity = needed.max(2 * whole.capacity()).max(announced.min(MAX_PREALLOCATED) as usize);
             if let Some(exact) = exact {
-                // After a quarter has arrived, allocate the announced length at once: outgrown buffers stay with the allocator for a while.
+                // After a quarter has arrived, allocate the announced length at once: outgrown buffers stay with the allocator
+                // for a while.
                 capacity = if 4 * needed >= exact { exact } else { capacity.min(exact) };
             }
             held.grow_to(capacity)?;

@@ -25,8 +25,8 @@ pub(super) fn admission(admission: &AdmissionRequest) -> AdmissionRequest {
     AdmissionRequest { organization: Arc::default(), model: admission.app.clone(), tier: Arc::default(), ..admission.clone() }
 }
 
-/// The cap permit of a request that has not been sent yet. Dropping it returns the reservation, for example if Groq's limits refuse the
-/// request or its client disconnects.
+/// The cap permit of a request that has not been sent yet. Dropping it returns the reservation, for example if Groq's limits
+/// refuse the request or its client disconnects.
 #[derive(Debug)]
 pub(super) struct Unsent(Option<Permit>);
 

@@ -1,7 +1,8 @@
 //! Every failure as an app sees it: one exhaustive table, and the documented error object.
 //!
-//! Every failure of our own is `{"error":{"message","type","code"}}` with a status from Groq's documented table. Messages name the
-//! remedy, and avoid words that clients search for ("billing" stops LangChain's retries, litellm takes "rate limit" for a 429).
+//! Every failure of our own is `{"error":{"message","type","code"}}` with a status from Groq's documented table. Messages name
+//! the remedy, and avoid words that clients search for ("billing" stops LangChain's retries, litellm takes "rate limit" for a
+//! 429).
 
 use std::{borrow::Cow, time::Duration};
 

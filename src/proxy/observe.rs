@@ -1,9 +1,9 @@
 //! Observe mode: requests pass at once, and a separate set of limiters computes what would have happened to them.
 //!
-//! The real limiters track the actual usage: every request is charged when it is sent, into debt if necessary, and corrected by headers
-//! and refusals, so limits can be enforced at any moment. The observer holds copies of them, which admit each request again as if the
-//! limits were enforced. It may wait there long after its response has been delivered, and settles with the usage of that response.
-//! A request that Groq refused would have been served later, so it settles with the model's usual usage.
+//! The real limiters track the actual usage: every request is charged when it is sent, into debt if necessary, and corrected by
+//! headers and refusals, so limits can be enforced at any moment. The observer holds copies of them, which admit each request
+//! again as if the limits were enforced. It may wait there long after its response has been delivered, and settles with the usage
+//! of that response. A request that Groq refused would have been served later, so it settles with the model's usual usage.
 
 use std::{
     pin::Pin,
@@ -125,8 +125,8 @@ struct Refused {
 
 const BREAKER_OPEN: Refused = Refused { reason: ObservedRefusal::BreakerOpen, fallback: Some(FallbackReason::Unavailable) };
 
-/// Admits an attempt to the observer's limiters: those of its own model, or else of the first fallback model with room. `None` if all
-/// refuse it. `breaker` is how long it would wait for the breaker first.
+/// Admits an attempt to the observer's limiters: those of its own model, or else of the first fallback model with room. `None` if
+/// all refuse it. `breaker` is how long it would wait for the breaker first.
 fn observe(
     shield: &Shield,
     settings: &Settings,

@@ -34,8 +34,8 @@ use crate::{
 ///
 /// `ambiguous` is set by the connection if servers could disagree about the framing of the request, which is refused then.
 ///
-/// The futures of the phases are boxed, because a request may wait in the queue for a minute: unboxed, it would take the memory of the
-/// largest phase all that time (1 KB per phase). Their arguments are boxed, because a future stores its arguments twice.
+/// The futures of the phases are boxed, because a request may wait in the queue for a minute: unboxed, it would take the memory
+/// of the largest phase all that time (1 KB per phase). Their arguments are boxed, because a future stores its arguments twice.
 pub fn handle<B>(
     shield: &Arc<Shield>,
     request: Request<B>,
@@ -174,8 +174,8 @@ async fn forward(
     Err(rejection)
 }
 
-/// Admits and sends the call until there is a response to deliver or this model has failed for good. With an `observer`, only retries
-/// wait, and nothing is rewritten.
+/// Admits and sends the call until there is a response to deliver or this model has failed for good. With an `observer`, only
+/// retries wait, and nothing is rewritten.
 async fn serve(
     shield: &Shield,
     settings: &Settings,
@@ -214,7 +214,8 @@ async fn serve(
             call.bill.begin_attempt(cap, observed);
             let outcome = Box::pin(attempt::send(shield, call, upstream_request, permit.as_mut(), record)).await;
             let health = outcome.health();
-            // The breaker is open again. A retry would be the next probe, and its app would learn of the outage only after four attempts.
+            // The breaker is open again. A retry would be the next probe, and its app would learn of the outage only after four
+            // attempts.
             let probe_failed = matches!(health, Health::Bad { .. }) && pass.as_ref().is_some_and(Pass::is_probe);
             call.probe_failed = probe_failed;
             let class = match health {

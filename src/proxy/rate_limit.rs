@@ -1,5 +1,5 @@
-//! `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers): every known limit of a request, including those that Groq
-//! never reports and those of its app. Both are structured fields (RFC 9651): lists of strings with parameters.
+//! `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers): every known limit of a request, including those
+//! that Groq never reports and those of its app. Both are structured fields (RFC 9651): lists of strings with parameters.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,8 +25,8 @@ pub(super) struct Limited<'a> {
 }
 
 impl Limited<'_> {
-    /// Adds both fields with what is left now, unless nothing limits the request. The upstream's own fields stay: a list field may be
-    /// split over several lines.
+    /// Adds both fields with what is left now, unless nothing limits the request. The upstream's own fields stay: a list field
+    /// may be split over several lines.
     pub(super) fn add_to(&self, headers: &mut HeaderMap, shield: &Shield) {
         if self.admission.cost == CostEstimate::Free {
             return;

@@ -249,8 +249,8 @@ impl Call {
         matches!(self.endpoint, Endpoint::Chat | Endpoint::Responses)
     }
 
-    /// Lowers `max_completion_tokens` to what the limit can hold if the call could otherwise never be sent and `limits.fit_ceiling` allows
-    /// it.
+    /// Lowers `max_completion_tokens` to what the limit can hold if the call could otherwise never be sent and
+    /// `limits.fit_ceiling` allows it.
     pub(super) fn fit_ceiling(&mut self, shield: &Shield, settings: &Settings, upstream_request: &mut UpstreamRequest) {
         if !settings.limits.fit_ceiling {
             return;

@@ -1,8 +1,8 @@
 //! The retry policy: deliver, send again after a delay, or give up. Pure: the clock is an argument.
 //!
-//! The class of a failure decides whether it may be retried. The delay is full jitter over an exponential bound, in addition to the
-//! upstream's `retry-after`. The number of retries is bounded by attempts, by a budget over all requests (so that an outage does not
-//! multiply the load), and by the client's max wait.
+//! The class of a failure decides whether it may be retried. The delay is full jitter over an exponential bound, in addition to
+//! the upstream's `retry-after`. The number of retries is bounded by attempts, by a budget over all requests (so that an outage
+//! does not multiply the load), and by the client's max wait.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -66,8 +66,8 @@ impl Attempts {
         Self { policy, deadline, failed: 0, refused: 0 }
     }
 
-    /// Decides what follows an attempt. `random` is uniform in 0..1. Only `Again` takes a retry from the budget. `now` is called only if it is
-    /// needed.
+    /// Decides what follows an attempt. `random` is uniform in 0..1. Only `Again` takes a retry from the budget. `now` is called
+    /// only if it is needed.
     pub fn next(&mut self, class: Class, budget: &Budget, random: f64, now: impl FnOnce() -> Instant) -> Verdict {
         let floor = match class {
             Class::Answered => return Verdict::Deliver,

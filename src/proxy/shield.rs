@@ -112,8 +112,8 @@ impl Shield {
         self.settings.load().limits.state_file.as_deref().map(accounts::file::path)
     }
 
-    /// Applies the live parts of new settings: limits, organizations, queue, retry, breaker, apps. Usage of the limits and places in the
-    /// queue are kept.
+    /// Applies the live parts of new settings: limits, organizations, queue, retry, breaker, apps. Usage of the limits and places
+    /// in the queue are kept.
     pub fn reload(&self, settings: Settings) {
         self.identities.store(Arc::new(IdentityIndex::new(&settings, |name| std::env::var(name).ok())));
         self.telemetry.name_apps(settings.named_apps());

@@ -257,7 +257,8 @@ fn logged(json: bool, work: impl FnOnce()) -> String {
             Ok(())
         }
     }
-    // With a single subscriber, tracing caches per call site whether the first thread had one. A second subscriber disables that cache.
+    // With a single subscriber, tracing caches per call site whether the first thread had one. A second subscriber disables that
+    // cache.
     static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
     LazyLock::force(&SECOND);
     let lines = Lines::default();

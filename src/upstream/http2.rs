@@ -30,7 +30,8 @@ use super::{
     timer::LazyTimer,
 };
 
-/// Maximum number of streams on a connection, whatever the peer allows: with [`STREAM_WINDOW`] it bounds the unread data of a peer.
+/// Maximum number of streams on a connection, whatever the peer allows: with [`STREAM_WINDOW`] it bounds the unread data of a
+/// peer.
 const MAX_STREAMS: usize = 256;
 /// Streams that a peer is assumed to allow until its settings have arrived: RFC 9113's recommended minimum. If it allows fewer,
 /// the rest of a first burst waits in hyper's queue, or is refused and moves to another connection.

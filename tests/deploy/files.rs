@@ -1,4 +1,5 @@
-//! The files under `deploy/` agree with the repository in paths, versions and names, and contain no paths of a developer's machine.
+//! The files under `deploy/` agree with the repository in paths, versions and names, and contain no paths of a developer's
+//! machine.
 
 use std::{
     collections::BTreeSet,

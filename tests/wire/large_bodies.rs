@@ -12,8 +12,8 @@ const OTHER: &str = "openai/gpt-oss-20b";
 const FALLBACK: &str = "[[fallback]]\nmodel = \"openai/gpt-oss-120b\"\nto = [\"openai/gpt-oss-20b\"]\n";
 const HUNDRED_MB: usize = 100_000_000;
 
-/// A chat of about so many bytes that asks for more than `MODEL` can ever give: `model` stands at its beginning and at its end; another
-/// one is named within, where it means nothing.
+/// A chat of about so many bytes that asks for more than `MODEL` can ever give: `model` stands at its beginning and at its end;
+/// another one is named within, where it means nothing.
 fn chat(bytes: usize, model: &str) -> Bytes {
     let before = format!(
         r#"{{"model":"{model}","max_completion_tokens":9000,"messages":[{{"role":"user","content":"{{\"model\":\"{MODEL}\"}} [[sim completion=1]]"}}],"metadata":{{"model":"{MODEL}","x":""#

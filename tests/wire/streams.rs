@@ -90,7 +90,8 @@ async fn thirty_a_minute_are_never_refused() {
             this_ended.fetch_add(1, Ordering::SeqCst);
             (n, answer, start.elapsed())
         });
-        // The next one comes when this one waits or has its answer, so that the order in which they come is known on a busy machine.
+        // The next one comes when this one waits or has its answer, so that the order in which they come is known on a busy
+        // machine.
         until(Duration::from_secs(10), async || {
             let ended = ended.load(Ordering::SeqCst);
             ended + waiting(admin).await > n as usize

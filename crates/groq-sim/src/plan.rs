@@ -100,13 +100,14 @@ const FREE: &[Row] = &[
 ];
 
 impl Plan {
-    /// Groq's developer plan (<https://console.groq.com/docs/rate-limits>, October 2026); other models have the limits of gpt-oss.
+    /// Groq's developer plan (<https://console.groq.com/docs/rate-limits>, October 2026); other models have the limits of
+    /// gpt-oss.
     pub fn developer() -> Self {
         Self::of(DEVELOPER)
     }
 
-    /// Groq's free plan (the same page, October 2026; ITPM and OTPM of qwen3.8-27b by refusals of September 2026); other models have
-    /// the limits of gpt-oss.
+    /// Groq's free plan (the same page, October 2026; ITPM and OTPM of qwen3.8-27b by refusals of September 2026); other models
+    /// have the limits of gpt-oss.
     pub fn free() -> Self {
         let mut plan = Self::of(FREE);
         if let Some(qwen) = plan.models.get_mut("qwen/qwen3.8-27b") {

@@ -8,8 +8,8 @@ use super::kinds::{INVALID, SERVER};
 use crate::groq::mask;
 
 /// The frame for an error that the upstream put into a stream, in any of its three shapes: `{"error":{…}}`, a chunk with
-/// `x_groq.error`, or the bare object of a typed event. Its members are kept; `message`, `type` and an integer `status_code` are added
-/// if missing.
+/// `x_groq.error`, or the bare object of a typed event. Its members are kept; `message`, `type` and an integer `status_code` are
+/// added if missing.
 pub fn stream_error(data: &[u8]) -> Bytes {
     let data: Value = serde_json::from_slice(data).unwrap_or(Value::Null);
     let candidates = [&data["error"], &data["x_groq"]["error"], &data["response"]["error"], &data];

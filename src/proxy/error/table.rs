@@ -81,8 +81,8 @@ impl Rejection {
                 "destination_not_allowed",
                 format!("{what} The shield serves its own upstream only; use it as the base URL."),
             )),
-            // 508 would be the exact status, but Groq does not document it, and every shield in the loop would retry a 5xx. No client
-            // retries 403.
+            // 508 would be the exact status, but Groq does not document it, and every shield in the loop would retry a 5xx. No
+            // client retries 403.
             Self::Loop => close(row(
                 S::FORBIDDEN,
                 INVALID,

@@ -43,8 +43,8 @@ const CODE: &str = "upstream_error";
 type Members<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 
 impl UpstreamError {
-    /// Reads an error response. `headers` contains end-to-end headers only; `now` is the time that an HTTP date in `retry-after` is compared
-    /// with.
+    /// Reads an error response. `headers` contains end-to-end headers only; `now` is the time that an HTTP date in `retry-after`
+    /// is compared with.
     pub fn new(status: StatusCode, mut headers: HeaderMap, body: &[u8], now: SystemTime) -> Self {
         let object = members(body);
         let message = object.as_ref().and_then(|object| text(object.get("message")));

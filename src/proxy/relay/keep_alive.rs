@@ -1,5 +1,5 @@
-//! `queue.stream_keepalive`: opens a delayed streaming response early and keeps it alive with comments. A later failure can only be
-//! reported in its last frame.
+//! `queue.stream_keepalive`: opens a delayed streaming response early and keeps it alive with comments. A later failure can only
+//! be reported in its last frame.
 
 use std::{
     pin::Pin,

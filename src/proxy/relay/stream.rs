@@ -1,5 +1,5 @@
-//! Server-sent events. Complete events pass unchanged. A broken stream ends with an error frame, because every tested client takes a
-//! stream that just ends for a success.
+//! Server-sent events. Complete events pass unchanged. A broken stream ends with an error frame, because every tested client
+//! takes a stream that just ends for a success.
 
 use std::{
     future::poll_fn,
@@ -114,8 +114,8 @@ impl Stream {
         Ok(std::mem::take(&mut self.held).freeze())
     }
 
-    /// Replaces an upstream error in the stream, in any of its three shapes, by a frame on which every client raises an error, and ends the
-    /// stream.
+    /// Replaces an upstream error in the stream, in any of its three shapes, by a frame on which every client raises an error,
+    /// and ends the stream.
     fn replace_error(&mut self, events: Bytes) -> Bytes {
         let Some(error) = self.tail.error() else { return events };
         let frame = stream_error(&error.data);

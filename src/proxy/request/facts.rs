@@ -141,8 +141,8 @@ pub fn output_limit_name(endpoint: Endpoint) -> Option<&'static str> {
 /// Minimum of a max wait that is derived from the client's timeout.
 const MIN_MAX_WAIT: Duration = Duration::from_millis(500);
 
-/// The max wait of a request, and whether its client set it: the minimum of `queue.max_wait`, `x-shield-max-wait-ms`, and the client's
-/// announced timeout minus the `usual` time to a response head. Invalid headers are ignored.
+/// The max wait of a request, and whether its client set it: the minimum of `queue.max_wait`, `x-shield-max-wait-ms`, and the
+/// client's announced timeout minus the `usual` time to a response head. Invalid headers are ignored.
 pub fn max_wait(headers: &HeaderMap, queue: &Queue, usual: impl FnOnce() -> Duration) -> (Duration, bool) {
     let seconds = |number: f64| Duration::try_from_secs_f64(number).ok();
     let asked = number(headers, MAX_WAIT).and_then(|ms| seconds(ms / 1000.0));

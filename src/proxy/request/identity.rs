@@ -1,4 +1,5 @@
-//! Identifies a request: the organization by its key, the app by its token or by `x-shield-app`; and chooses the key that goes to Groq.
+//! Identifies a request: the organization by its key, the app by its token or by `x-shield-app`; and chooses the key that goes to
+//! Groq.
 
 use std::sync::Arc;
 
@@ -140,8 +141,8 @@ impl IdentityIndex {
             (None, None) => (Arc::from("none"), 0),
         };
         let named = name(headers, APP);
-        // An app with a token is identified by it alone, so no other client can use its name. Names of entries may contain characters
-        // that are not allowed in other names.
+        // An app with a token is identified by it alone, so no other client can use its name. Names of entries may contain
+        // characters that are not allowed in other names.
         let raw = headers.get(APP).map(|value| value.as_bytes().trim_ascii());
         let is_named = |app: &&App| Some(app.name.as_bytes()) == raw || Some(app.name.as_ref()) == named.as_deref();
         let app = app.or_else(|| self.apps.iter().filter(|app| app.token.is_none()).find(is_named));

@@ -44,8 +44,8 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Members, serde_jso
         let members = json.deserialize_map(Reading { endpoint, body, walk })?;
         json.end().map(|()| members)
     };
-    // Groq accepts lone surrogates and deeper nesting than our parser. In that case the prompt is estimated by its bytes. If this fails,
-    // too, the body has a syntax error.
+    // Groq accepts lone surrogates and deeper nesting than our parser. In that case the prompt is estimated by its bytes. If this
+    // fails, too, the body has a syntax error.
     let first = if !has_controls(body) { Walk::Plain } else { Walk::Strict };
     pass(first).or_else(|_| pass(Walk::Strict)).or_else(|_| pass(Walk::No))
 }
@@ -61,8 +61,8 @@ enum Walk {
     No,
 }
 
-/// Whether the body contains a control character: allowed between values, an error in strings. Computes the minimum of all bytes, a loop
-/// that the compiler vectorizes.
+/// Whether the body contains a control character: allowed between values, an error in strings. Computes the minimum of all bytes,
+/// a loop that the compiler vectorizes.
 fn has_controls(body: &[u8]) -> bool {
     body.chunks(4096).any(|some| {
         let (rows, rest) = some.as_chunks::<64>();

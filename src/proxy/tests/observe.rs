@@ -39,8 +39,8 @@ async fn ask_for(shield: &Arc<Shield>, app: &str) -> (StatusCode, HeaderMap, Str
     whole(handle(shield, request, None).await).await
 }
 
-/// Twelve concurrent requests where ten a minute are allowed, of which two are the safety margin: within a wait of at most ten seconds
-/// there is room for one more.
+/// Twelve concurrent requests where ten a minute are allowed, of which two are the safety margin: within a wait of at most ten
+/// seconds there is room for one more.
 #[tokio::test(start_paused = true)]
 async fn nothing_waits_and_hypothetical_waits_are_counted() {
     let mut settings = observing(ModelLimits { requests_per_minute: Some(10), ..Default::default() });

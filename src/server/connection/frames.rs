@@ -59,8 +59,8 @@ pub(super) struct Frames<I> {
 }
 
 impl<I> Frames<I> {
-    /// Wraps `io`; `begun` contains the bytes that have been read already. Frames must be complete within `frame_timeout`; after a shutdown, what
-    /// the client still sends is read for `linger`.
+    /// Wraps `io`; `begun` contains the bytes that have been read already. Frames must be complete within `frame_timeout`; after
+    /// a shutdown, what the client still sends is read for `linger`.
     pub(super) fn new(io: I, begun: BytesMut, progress: Progress, frame_timeout: Duration, linger: Duration) -> Self {
         let deadline = Deadline::new(0, frame_timeout);
         Self {
