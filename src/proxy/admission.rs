@@ -58,8 +58,13 @@ pub(super) async fn admit<'a>(
             record.waits_from(Instant::now());
         }
         let permit = if call.is_limited() {
-            let reserved = shield.limits.reserve(&call.admission, call.deadline, place.take()).await;
-            let permit = reserved.map_err(|refusal| call.rejection(refusal))?;
+            // Limits may have been switched to observe mode since the call was read.
+            let permit = if shield.observes() {
+                shield.limits.take(&call.admission)
+            } else {
+                let reserved = shield.limits.reserve(&call.admission, call.deadline, place.take()).await;
+                reserved.map_err(|refusal| call.rejection(refusal))?
+            };
             record.reserved = call.reserved();
             record.waited(permit.waited());
             if let Some(bound) = permit.bound_by() {
@@ -90,6 +95,10 @@ pub(super) async fn pass_caps(shield: &Shield, call: &Call, record: &mut Record)
         return Ok(None);
     }
     record.waits_from(if record.attempts == 0 { call.read_at } else { Instant::now() });
+    // Limits may have been switched to observe mode since the call was read.
+    if shield.observes() {
+        return Ok(Some(caps::Unsent::new(shield.caps.take(&call.cap_admission()))));
+    }
     // Boxed: rarely taken, and its future would otherwise enlarge every waiting request.
     let reserved = Box::pin(shield.caps.reserve(&call.cap_admission(), call.deadline, None)).await;
     let cap = reserved.map_err(|refusal| call.cap_rejection(refusal))?;

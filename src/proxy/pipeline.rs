@@ -198,14 +198,16 @@ async fn serve(
     let mut breaker_wait = BreakerWait::new(call.breaker_max_wait(settings));
     let breaker_key = call.breaker_key.clone();
     let mut place = None;
+    let mut failed = None;
     loop {
         // The block drops the outcome before the pause: it is large, and the future would hold it meanwhile.
         let pause = {
             let admitted = match observer {
                 None => {
-                    let cap = pass_caps(shield, call, record).await?;
-                    let (pass, permit) =
-                        admit(shield, settings, call, &breaker_key, place.take(), &mut breaker_wait, record).await?;
+                    let cap = pass_caps(shield, call, record).await;
+                    let cap = cap.map_err(|refusal| cause(failed.take(), refusal, settings, call))?;
+                    let admitted = admit(shield, settings, call, &breaker_key, place.take(), &mut breaker_wait, record).await;
+                    let (pass, permit) = admitted.map_err(|refusal| cause(failed.take(), refusal, settings, call))?;
                     Admitted { cap: cap.and_then(Unsent::send), pass: Some(pass), permit, observed: None }
                 }
                 Some(observer) => observe::admit(shield, settings, call, observer, &breaker_key, record),
@@ -231,6 +233,7 @@ async fn serve(
                 Verdict::Deliver => return outcome.deliver(permit, &mut call.bill),
                 Verdict::Requeue(pause) => {
                     call.bill.refused();
+                    failed = None;
                     place = outcome.refused(permit, shield, call);
                     // Not limited by the shield, too late, or observe mode: the app gets the upstream's response.
                     if place.is_none() || pause.is_none() || observer.is_some() {
@@ -247,6 +250,7 @@ async fn serve(
                 }
                 Verdict::Again(pause) => {
                     outcome.settle(permit, &mut call.bill);
+                    failed = Some(Box::new(outcome.into_rejection()));
                     pause
                 }
                 Verdict::GiveUp => {
@@ -257,4 +261,15 @@ async fn serve(
         };
         sleep(pause).await;
     }
+}
+
+/// What the app is told when a retry is refused by the limits: the `failed` attempt that made it necessary, unless another model can
+/// serve the call.
+fn cause(failed: Option<Box<Rejection>>, refusal: Rejection, settings: &Settings, call: &Call) -> Rejection {
+    let Some(failed) = failed.filter(|_| matches!(refusal, Rejection::NotInTime { .. } | Rejection::Overloaded { .. })) else {
+        return refusal;
+    };
+    let others = fallback::reason(&refusal).filter(|_| call.may_fall_back);
+    let others = others.map(|reason| fallback::candidates(&settings.fallback, &call.admission.model, reason));
+    if others.is_some_and(|others| !others.is_empty()) { refusal } else { *failed }
 }

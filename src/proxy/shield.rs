@@ -112,6 +112,11 @@ impl Shield {
         self.settings.load().limits.state_file.as_deref().map(accounts::file::path)
     }
 
+    /// Whether limits are observed and not enforced.
+    pub fn observes(&self) -> bool {
+        self.observer.load().is_some()
+    }
+
     /// Applies the live parts of new settings: limits, organizations, queue, retry, breaker, apps. Usage of the limits and places
     /// in the queue are kept.
     pub fn reload(&self, settings: Settings) {
@@ -123,6 +128,11 @@ impl Shield {
         match (settings.limits.mode, &*self.observer.load()) {
             (Mode::Observe, Some(observer)) => observer.reconfigure(&settings),
             _ => self.observer.store(Observer::new(&self.limits, &self.caps, &settings)),
+        }
+        if self.observes() {
+            // Those that began to wait while limits were enforced.
+            self.caps.release_waiting();
+            self.limits.release_waiting();
         }
         if settings.price != self.settings.load().price {
             self.telemetry.forget_unpriced();

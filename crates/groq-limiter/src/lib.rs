@@ -152,6 +152,11 @@ impl Limiters {
         Permit::new(limiter, grant.into())
     }
 
+    /// Lets all requests go that wait, into debt if need be: from now on they are sent whatever the limits say.
+    pub fn release_waiting(&self) {
+        self.0.all().into_iter().for_each(|limiter| limiter.change(limiter::Limiter::release_waiting));
+    }
+
     /// Limiters of their own with other settings, where these stand now.
     #[must_use]
     pub fn copy(&self, settings: Settings) -> Self {

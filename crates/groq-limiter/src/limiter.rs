@@ -196,6 +196,11 @@ impl Limiter {
         grant
     }
 
+    /// Lets all go that wait, into debt if need be. The caller dispatches.
+    pub fn release_waiting(&mut self) {
+        self.core.releases = true;
+    }
+
     /// How long a request like `request` would wait.
     pub fn forecast_of(&mut self, request: &AdmissionRequest, now: Ns) -> Duration {
         let now = self.advance(now);

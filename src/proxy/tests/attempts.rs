@@ -67,6 +67,19 @@ async fn a_permanent_failure_is_the_error_object() {
     }
 }
 
+/// The one request a minute has failed: its retry cannot be sent in time, and its app learns of the failure, not of the limit.
+#[tokio::test(start_paused = true)]
+async fn a_retry_without_room_reports_the_failure() {
+    let mut settings = limited(config::ModelLimits { requests_per_minute: Some(1), ..Default::default() });
+    settings.queue.max_wait = Duration::from_secs(20);
+    let error = r#"{"error":{"message":"Internal Server Error","type":"internal_server_error"}}"#;
+    let (shield, seen) = shield(settings, vec![answer("500 Internal Server Error", "application/json", error)]);
+    let (status, headers, body) = ask(&shield, false).await;
+    assert_eq!((status.as_u16(), text(&headers, "x-should-retry")), (500, Some("false")), "{body}");
+    assert!(body.contains("Internal Server Error"), "{body}");
+    assert_eq!(seen.lock().expect("unpoisoned").len(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn max_wait_ends_at_dispatch() {
     let settings =

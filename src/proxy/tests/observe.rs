@@ -83,6 +83,29 @@ async fn a_reload_switches_between_observing_and_enforcing() {
     assert_eq!(refusals(&shield, ObservedRefusal::MaxWait), before + 1, "a day's limit that was spent before still is");
 }
 
+/// Two requests wait, for a limit and for a cap, when limits are switched to be observed only.
+#[tokio::test(start_paused = true)]
+async fn a_reload_to_observing_lets_go_what_waits() {
+    let mut settings = observing(ModelLimits { requests_per_minute: Some(1), ..Default::default() });
+    settings.queue.max_wait = Duration::from_secs(100);
+    settings.app = vec![App { name: "capped".into(), requests_per_minute: Some(1), ..App::default() }];
+    let (shield, _) = shield(enforcing(&settings), vec![good()]);
+    assert_eq!(ask_for(&shield, "capped").await.0, StatusCode::OK);
+    let began = Instant::now();
+    let waiting = ["capped", "other"].map(|app| {
+        let shield = shield.clone();
+        tokio::spawn(async move { ask_for(&shield, app).await })
+    });
+    sleep(Duration::from_secs(5)).await;
+    assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
+    shield.reload(settings);
+    for waiting in waiting {
+        assert_eq!(waiting.await.expect("no panic").0, StatusCode::OK);
+    }
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    assert!((-2.0..=-1.9).contains(&shield.limits.snapshot()[0].dimensions[0].remaining), "both are charged");
+}
+
 #[tokio::test(start_paused = true)]
 async fn caps_and_budgets_refuse_nothing() {
     let mut settings = observing(ModelLimits::default());

@@ -38,6 +38,8 @@ pub(super) struct Core {
     pub(super) in_flight: u32,
     /// Some of the queue were admitted against a guess: they are looked at again when more is known.
     pub(super) guessed: bool,
+    /// The next pass lets all go that wait.
+    pub(super) releases: bool,
     pub(super) blocked: Option<Blocked>,
 }
 
@@ -54,6 +56,7 @@ impl Core {
             store: None,
             in_flight: 0,
             guessed: false,
+            releases: false,
             blocked: None,
         }
     }
@@ -162,6 +165,13 @@ impl Core {
             self.flush_pending(true, now);
         }
         self.queue.remove(ticket)
+    }
+
+    /// Those that wait, in the order of arrival.
+    pub(super) fn tickets(&self) -> Vec<Ticket> {
+        let mut tickets: Vec<_> = self.queue.iter().map(|queued| queued.ticket).collect();
+        tickets.sort_unstable();
+        tickets
     }
 
     /// `reserved`: the store has charged it. `bound`: the slot that it waited for.

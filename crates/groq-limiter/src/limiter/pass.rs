@@ -50,6 +50,9 @@ impl<'a> Pass<'a> {
     /// Grants whatever can go, refuses whatever cannot any more, and finds out when to be called again.
     pub(super) fn run(mut self) -> Option<Ns> {
         let now = self.now;
+        if std::mem::take(&mut self.core.releases) {
+            self.core.tickets().into_iter().for_each(|ticket| self.go(ticket));
+        }
         self.expire();
         if self.core.guessed && self.core.is_open(now) {
             self.core.guessed = false;
@@ -189,9 +192,7 @@ impl<'a> Pass<'a> {
 
     /// The limits are known now: whoever cannot make it is told at once, in the order of arrival.
     fn reject_late(&mut self) {
-        let mut waiting: Vec<_> = self.core.queue.iter().map(|queued| queued.ticket).collect();
-        waiting.sort_unstable();
-        for ticket in waiting {
+        for ticket in self.core.tickets() {
             self.reject_if_late(ticket);
         }
     }
