@@ -13,12 +13,12 @@ mod truncation;
 mod usage;
 
 pub use duration::{parse_duration, retry_after};
-pub use mask::mask;
+pub use mask::{mask, mask_error, mask_errors_of_events};
 pub use path::{Endpoint, map_path};
 pub use refusal::{parse_refusal, stated_wait};
 pub use sse::{SseTail, StreamError};
 pub use truncation::is_truncated_without_content;
-pub use usage::Usage;
+pub use usage::{Answer, Usage};
 
 /// Reads the `x-ratelimit-*` headers of a response; absent or invalid values are `None`.
 pub fn rate_limits(headers: &HeaderMap) -> Observation {

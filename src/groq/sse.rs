@@ -43,6 +43,7 @@ pub struct SseTail {
     after_blank: bool,
     done: bool,
     terminal: bool,
+    failed: bool,
     usage: Option<Usage>,
     error: Option<StreamError>,
     events: u64,
@@ -98,6 +99,11 @@ impl SseTail {
     /// Whether the stream has ended regularly: `[DONE]`, a response's last event, or an error.
     pub fn ended(&self) -> bool {
         self.done || self.terminal || self.error.is_some()
+    }
+
+    /// Whether it has ended with a failed response, whose event holds an error.
+    pub fn has_failed(&self) -> bool {
+        self.failed
     }
 
     /// Whether bytes of an unfinished event are held.
@@ -164,10 +170,12 @@ impl SseTail {
             self.check_error(name, &data);
         }
         let is_typed = TYPE.find(&data).is_some();
-        self.terminal |= LAST_EVENTS.iter().any(|last| {
+        let last = LAST_EVENTS.iter().find(|last| {
             let in_data = is_typed && memmem::find(&data, last.as_bytes()).is_some();
-            name == last.as_bytes() || (in_data && Top::of(&data).kind.as_deref() == Some(*last))
+            name == last.as_bytes() || (in_data && Top::of(&data).kind.as_deref() == Some(**last))
         });
+        self.terminal |= last.is_some();
+        self.failed |= last == Some(&FAILED);
     }
 
     fn check_error(&mut self, name: &[u8], data: &[u8]) {
@@ -187,7 +195,9 @@ static ERROR: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(br#""error""#)
 static TYPE: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(br#""type""#));
 
 /// The typed events that end a stream without `[DONE]`.
-const LAST_EVENTS: [&str; 4] = ["response.completed", "response.incomplete", "response.failed", "transcript.text.done"];
+const LAST_EVENTS: [&str; 4] = ["response.completed", "response.incomplete", FAILED, "transcript.text.done"];
+/// The one of them that holds an error.
+const FAILED: &str = "response.failed";
 
 /// The members that identify an event.
 #[derive(Default, Deserialize)]

@@ -18,13 +18,24 @@ pub struct Usage {
     pub cached: u64,
 }
 
-/// The members of a response that state its usage: of chat, embeddings and responses.
+/// What a complete JSON response says besides its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Its usage, if it states one.
+    pub usage: Option<Usage>,
+    /// Whether it may have an `error`, as a failed response of the Responses API has.
+    pub has_error: bool,
+}
+
+/// The members that say it: of chat, embeddings and responses.
 #[derive(Deserialize)]
-struct Answer {
+struct Members {
     #[serde(default)]
     usage: Option<Counts>,
     #[serde(default)]
     x_groq: Option<Groq>,
+    #[serde(default)]
+    error: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -56,17 +67,22 @@ struct Details {
 const MAX_MATCHES: usize = 8;
 
 impl Usage {
-    /// The usage of a complete JSON response; `None` if it has none.
+    /// What a complete JSON response says.
     ///
     /// # Errors
     /// If `body` is not one JSON value.
-    pub fn of_answer(body: &[u8]) -> Result<Option<Self>, serde_json::Error> {
+    pub fn of_answer(body: &[u8]) -> Result<Answer, serde_json::Error> {
         // Validated at once, so strings need no check of their own.
         let text = simdutf8::basic::from_utf8(body).map_err(serde_json::Error::custom)?;
-        match serde_json::from_str::<Answer>(text) {
-            Ok(Answer { usage, x_groq }) => Ok(usage.and_then(Self::of_counts).or_else(|| Self::of_counts(x_groq?.usage?))),
+        match serde_json::from_str::<Members>(text) {
+            Ok(Members { usage, x_groq, error }) => {
+                let usage = usage.and_then(Self::of_counts).or_else(|| Self::of_counts(x_groq?.usage?));
+                Ok(Answer { usage, has_error: error.is_some() })
+            }
             // JSON, but not an object, or its usage has another form.
-            Err(error) if error.is_data() => serde_json::from_str::<IgnoredAny>(text).map(|_| Self::scan(body)),
+            Err(error) if error.is_data() => {
+                serde_json::from_str::<IgnoredAny>(text).map(|_| Answer { usage: Self::scan(body), has_error: true })
+            }
             Err(error) => Err(error),
         }
     }
@@ -140,7 +156,7 @@ mod tests {
             (r#"{"usage":{},"usage":{}}"#, None),
         ];
         for (body, usage) in table {
-            assert_eq!(Usage::of_answer(body.as_bytes()).expect("JSON"), usage, "{body}");
+            assert_eq!(Usage::of_answer(body.as_bytes()).expect("JSON").usage, usage, "{body}");
         }
     }
 

@@ -14,7 +14,7 @@ use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    groq::{Usage, is_truncated_without_content},
+    groq::{Answer, Usage, is_truncated_without_content, mask_error},
     headers,
     telemetry::Record,
     upstream::{ExchangeError, ResponseBody},
@@ -85,9 +85,10 @@ pub async fn validate(
     match collect(body).await? {
         Collected::TooLarge(begun, rest) => Ok(ValidatedBody::Pass(Box::new(Pass::new(begun, rest)))),
         Collected::All(bytes) if expected == Expected::Json || is_json => match Usage::of_answer(&bytes) {
-            Ok(usage) => Ok(ValidatedBody::Whole(bytes, usage)),
+            Ok(Answer { usage, has_error }) => Ok(ValidatedBody::Whole(if has_error { mask_error(bytes) } else { bytes }, usage)),
             // For example a JSONL file served as JSON.
             Err(_) if expected == Expected::Any => Ok(ValidatedBody::Whole(bytes, None)),
+            Err(_) if head.status.is_redirection() => Err(ExchangeError::Invalid("it redirects (see upstream.base_url)")),
             Err(_) => Err(ExchangeError::Invalid("it is not JSON")),
         },
         Collected::All(bytes) => Ok(ValidatedBody::Whole(bytes, None)),

@@ -181,6 +181,8 @@ impl<I> Guard<I> {
                     Ok(end)
                 }
                 Err(why) => {
+                    // hyper may not have seen the head yet, which came in the same read.
+                    self.exchange.ambiguity.get_or_init(|| why);
                     self.exchange.make_last();
                     Err(io::Error::new(io::ErrorKind::InvalidData, why))
                 }

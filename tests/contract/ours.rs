@@ -105,6 +105,11 @@ async fn every_failure_in_the_contract_malformed() {
         let answer = hold_in(Protocol::Http1, name, |_| {}, &[bytes], malformed).await;
         assert_eq!(answer.header("connection"), "close", "{name}");
     }
+    // The chunk arrives with the head, before hyper has read it.
+    let chunk = head("transfer-encoding: chunked\r\n") + "Z\r\nabc";
+    let answer = hold_in(Protocol::Http1, "a bad chunk", |_| {}, &[chunk], malformed).await;
+    let message = answer.error()["message"].as_str().expect("checked").to_owned();
+    assert!(message.contains("the size of one of its chunks is not a number"), "{message}");
     let quick = |settings: &mut Settings| {
         settings.server.header_timeout = Duration::from_millis(300);
         settings.server.body_timeout = Duration::from_millis(300);

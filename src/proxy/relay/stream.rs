@@ -11,7 +11,7 @@ use groq_limiter::ActualUsage;
 
 use super::context::ResponseContext;
 use crate::{
-    groq::SseTail,
+    groq::{SseTail, mask_errors_of_events},
     proxy::error::{Rejection, stream_error},
     upstream::{ExchangeError, ResponseBody},
 };
@@ -117,7 +117,9 @@ impl Stream {
     /// Replaces an upstream error in the stream, in any of its three shapes, by a frame on which every client raises an error,
     /// and ends the stream.
     fn replace_error(&mut self, events: Bytes) -> Bytes {
-        let Some(error) = self.tail.error() else { return events };
+        let Some(error) = self.tail.error() else {
+            return if self.tail.has_failed() { mask_errors_of_events(events) } else { events };
+        };
         let frame = stream_error(&error.data);
         let mut before = BytesMut::from(&events[..before_error(&events)]);
         before.extend_from_slice(&frame);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::time::{Instant, sleep};
 
-use super::{FIRST, Step, ask, chat, code, shield, stream, whole};
+use super::{FIRST, Step, answer, ask, chat, code, shield, stream, whole};
 use crate::{
     config::{self, Settings},
     headers::text,
@@ -52,6 +52,17 @@ async fn a_cut_stream_ends_in_an_error_frame() {
         assert!(frame.contains("\"status_code\":502"), "{frame}");
         assert_eq!(seen.lock().expect("unpoisoned").len(), 1, "never sent twice what was delivered");
     }
+}
+
+/// The Responses API puts an error into the object of a response that was accepted.
+#[tokio::test(start_paused = true)]
+async fn organization_ids_in_failed_responses_are_masked() {
+    let failed = |id: &str| format!(r#"{{"status":"failed","usage":null,"error":{{"message":"In `org_{id}`.","code":"c"}}}}"#);
+    let (plain, _) = shield(Settings::default(), vec![answer("200 OK", "application/json", &failed("01abc"))]);
+    assert_eq!(ask(&plain, false).await.2, failed("*****"));
+    let event = |id| format!("event: response.failed\ndata: {{\"type\":\"response.failed\",\"response\":{}}}\n\n", failed(id));
+    let (streamed, _) = shield(Settings::default(), vec![stream(&[FIRST, &event("01abc")], true)]);
+    assert_eq!(ask(&streamed, true).await.2, [FIRST, &event("*****")].concat());
 }
 
 #[tokio::test(start_paused = true)]

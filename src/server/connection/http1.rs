@@ -123,7 +123,9 @@ where
     let last = match (exchange.phase(), end) {
         (Phase::Idle, End::TimedOut) if exchange.requests() > 0 => return Some(io),
         (Phase::Head, End::TimedOut) => Some(app.refuse(Rejection::RequestTimeout("head"))),
-        (Phase::Head, End::Closed(closed)) => Some(app.refuse(Rejection::Malformed(reason(&closed)))),
+        (Phase::Head, End::Closed(closed)) => {
+            Some(app.refuse(Rejection::Malformed(exchange.ambiguity().unwrap_or_else(|| reason(&closed)))))
+        }
         // The response failed or the client has disconnected: only closing is left.
         (Phase::Handling | Phase::Answered, End::TimedOut | End::Closed(Err(_))) | (_, End::Cut) => return None,
         (Phase::Idle | Phase::Handling | Phase::Answered, _) => None,
