@@ -7,6 +7,7 @@ mod account;
 mod budget;
 mod calendar;
 mod count;
+mod earlier;
 pub mod file;
 mod ledger;
 mod price;

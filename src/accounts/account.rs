@@ -9,6 +9,7 @@ use super::{
     budget::{Amounts, Budget, Exceeded},
     calendar::Period,
     count::{Count, Counts, Total},
+    earlier::Earlier,
 };
 
 /// Maximum number of accounts for apps without an entry. Clients choose these names under `[[app]] name = "*"`; further apps
@@ -39,14 +40,17 @@ pub(super) struct Account {
     pub(super) months: Counts,
     /// Completion tokens of a response, on average; `None` before the first one.
     completion: Option<f64>,
+    /// Used by earlier processes, as far as the store has not acknowledged it. `days` and `months` include it.
+    pub(super) earlier: Earlier,
     /// Whether the store has replied to the last report.
     pub(super) is_acknowledged: bool,
 }
 
 impl Account {
     /// An account with the counts that an earlier process saved.
-    pub(super) fn restored(days: Counts, months: Counts) -> Self {
-        Self { days, months, ..Self::default() }
+    pub(super) fn restored(days: Counts, months: Counts, earlier: Earlier) -> Self {
+        let earlier = earlier.trimmed(&days, &months);
+        Self { days, months, earlier, ..Self::default() }
     }
 
     /// The counts of one kind of period.
@@ -64,9 +68,9 @@ impl Account {
         AppUse { day: day.used, month: month.used, reserved: day.reserved }
     }
 
-    /// Whether this process has used anything.
+    /// Whether this process has used anything, or has usage of earlier ones to report.
     pub(super) fn has_used(&self) -> bool {
-        self.days.iter().chain(self.months.iter()).any(|count| count.mine != Total::default())
+        !self.earlier.is_empty() || self.days.iter().chain(self.months.iter()).any(|count| count.mine != Total::default())
     }
 
     /// Whether requests are in flight.

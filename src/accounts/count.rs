@@ -41,9 +41,11 @@ pub(super) struct Count {
     pub(super) mine: Total,
     /// By other replicas and earlier processes, as of the store's last reply or update.
     others: Total,
+    /// The part of `others` that earlier processes of this replica used since the store's last reply.
+    taken_before: Amounts,
     /// The part of `mine` that the store's last reply included.
     pub(super) reported: Total,
-    /// Version of the store's record that `others` was computed from; `None` if `others` comes from a file.
+    /// Version of the store's record that `others` was computed from; 0 if `others` comes from a file, `None` if it is assumed.
     version: Option<u64>,
 }
 
@@ -63,19 +65,20 @@ impl Count {
     ///
     /// If all replicas have received the same update, their shares add up to what was left.
     pub(super) fn has_room(&self, unit: Unit, limit: u64, replicas: u32) -> bool {
-        let known = self.others.plus(self.reported).of(unit);
-        let left = i128::from(limit) - i128::from(known);
-        let taken_since = i128::from(self.mine.of(unit)) - i128::from(self.reported.of(unit));
+        let taken_before = i128::from(self.taken_before.of(unit));
+        let known = i128::from(self.others.plus(self.reported).of(unit)) - taken_before;
+        let left = i128::from(limit) - known;
+        let taken_since = taken_before + i128::from(self.mine.of(unit)) - i128::from(self.reported.of(unit));
         taken_since < left.div_euclid(i128::from(replicas.max(1)))
     }
 
     /// Applies the store's reply: `total` of all replicas, which includes `reported` from this one.
     pub(super) fn apply_reply(&mut self, reported: Total, version: u64, total: Total) {
         let others = total.minus(reported);
-        // A store that has lost its data lacks the usage of processes that have ended.
+        // A store that has lost its data lacks the usage of processes that have ended, including those before this one.
         let known = self.version.map_or(Amounts::default(), |_| self.others.used);
         self.others = Total { used: known.max(others.used), reserved: others.reserved };
-        (self.reported, self.version) = (reported, Some(version));
+        (self.reported, self.version, self.taken_before) = (reported, Some(version), Amounts::default());
     }
 
     /// Applies an update that another replica caused. The caller makes sure that the store has acknowledged `reported`.
@@ -96,6 +99,9 @@ pub(super) struct SavedCount {
     start: u64,
     #[serde(flatten)]
     used: Amounts,
+    /// The part of it that this replica has taken of its share since the store's last reply.
+    #[serde(default)]
+    taken: Amounts,
 }
 
 impl Counts {
@@ -139,14 +145,17 @@ impl Counts {
 
     /// The counts to save. What is in flight counts as used, because a restarted process cannot settle it.
     pub(super) fn saved(&self) -> Vec<SavedCount> {
-        let used = |count: &Count| count.total().used.plus(count.mine.reserved);
-        self.0.iter().map(|count| SavedCount { start: count.start, used: used(count) }).collect()
+        let saved = |count: &Count| {
+            let taken = count.mine.used.plus(count.mine.reserved).minus(count.reported.used).plus(count.taken_before);
+            SavedCount { start: count.start, used: count.total().used.plus(count.mine.reserved), taken }
+        };
+        self.0.iter().map(saved).collect()
     }
 
     pub(super) fn restored(saved: Vec<SavedCount>) -> Self {
-        let count = |SavedCount { start, used }| {
+        let count = |SavedCount { start, used, taken }| {
             let others = Total { used, ..Total::default() };
-            Count { start, others, ..Count::default() }
+            Count { start, others, version: Some(0), taken_before: taken, ..Count::default() }
         };
         Self(saved.into_iter().take(REMEMBERED).map(count).collect())
     }
@@ -202,11 +211,13 @@ mod tests {
 
     #[test]
     fn usage_survives_a_store_that_lost_its_data() {
-        let mut count = Counts::restored(vec![SavedCount { start: 5, used: tokens(400) }]).0[0];
+        let mut count = Counts::restored(vec![SavedCount { start: 5, used: tokens(400), taken: tokens(0) }]).0[0];
         assert_eq!(count.total(), total(400, 0));
         count.apply_reply(total(0, 0), 3, total(350, 20));
-        assert_eq!(count.total(), total(350, 20), "the store takes precedence over the file");
+        assert_eq!(count.total(), total(400, 20), "it was lost before this process started");
+        count.apply_reply(total(0, 0), 4, total(450, 20));
+        assert_eq!(count.total(), total(450, 20));
         count.apply_reply(total(0, 0), 1, total(10, 0));
-        assert_eq!(count.total(), total(350, 0));
+        assert_eq!(count.total(), total(450, 0));
     }
 }

@@ -16,12 +16,15 @@ use super::{
     budget::{Amounts, Budget, Exceeded},
     calendar::Period,
     count::{Count, Counts, SavedCount, Total},
+    earlier::Earlier,
     protocol::{Part, Reply, ReserveRequest, Transaction},
 };
 
 /// The accounts of all apps. Times are Unix time in seconds, given by the caller.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ledger {
+    /// Random id of this process.
+    pub(super) replica: String,
     accounts: Mutex<Accounts>,
     changed: AtomicBool,
     /// Whether replicas share the ledger through a store.
@@ -38,6 +41,21 @@ pub struct Saved(BTreeMap<String, SavedAccount>);
 struct SavedAccount {
     days: Vec<SavedCount>,
     months: Vec<SavedCount>,
+    /// By process, what `days` and `months` include and this replica reports to the store after a restart.
+    #[serde(default)]
+    earlier: Earlier,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self {
+            replica: format!("{:016x}", fastrand::u64(..)),
+            accounts: Mutex::default(),
+            changed: AtomicBool::default(),
+            is_shared: false,
+            unreported: Notify::default(),
+        }
+    }
 }
 
 impl Ledger {
@@ -98,11 +116,11 @@ impl Ledger {
             return Err(exceeded);
         }
         account.is_acknowledged = false;
-        let parts = Period::ALL.map(|period| Part::new(period, running.of(period), now));
+        let parts = Period::ALL.map(|period| Part::new(period, period.start(now), running.of(period).mine, now));
         let reserve = ReserveRequest { budgets: budgets.into(), estimate, now };
         // Reported again unless the store replies.
         accounts.unreported.insert(app.clone());
-        Ok(Transaction { app, parts: parts.into(), reserve: Some(reserve) })
+        Ok(Transaction { app, earlier: None, parts: parts.into(), reserve: Some(reserve) })
     }
 
     /// The transaction that reports the changes of `app` to the store; `None` if there are none.
@@ -114,11 +132,27 @@ impl Ledger {
         let is_acknowledged = std::mem::replace(&mut account.is_acknowledged, false);
         let of_period = |period: Period, counts: &Counts| -> Vec<Part> {
             let unreported = counts.iter().filter(|count| !is_acknowledged || count.is_unreported());
-            unreported.map(|count| Part::new(period, count, now)).collect()
+            unreported.map(|count| Part::new(period, count.start, count.mine, now)).collect()
         };
         let parts = [of_period(Period::Day, &account.days), of_period(Period::Month, &account.months)].concat();
         account.is_acknowledged = is_acknowledged && parts.is_empty();
-        (!parts.is_empty()).then(|| Transaction { app: app.clone(), parts, reserve: None })
+        (!parts.is_empty()).then(|| Transaction { app: app.clone(), earlier: None, parts, reserve: None })
+    }
+
+    /// The next transaction that reports what an earlier process of this replica has used; `None` if the store has acknowledged
+    /// all of it.
+    pub(super) fn earlier_transaction(&self, app: &Arc<str>, now: u64) -> Option<(String, Transaction)> {
+        let (replica, parts) = self.lock().by_app.get(app)?.earlier.next(now)?;
+        let transaction = Transaction { app: app.clone(), earlier: Some(replica.clone()), parts, reserve: None };
+        Some((replica, transaction))
+    }
+
+    /// Notes that the store has what the earlier process `replica` has used.
+    pub(super) fn acknowledge_earlier(&self, app: &Arc<str>, replica: &str) {
+        if let Some(account) = self.lock().by_app.get_mut(app) {
+            account.earlier.acknowledge(replica);
+            self.changed.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Applies the store's reply to `transaction`. Returns the permit if the transaction asked for one and the store granted it.
@@ -127,7 +161,7 @@ impl Ledger {
     /// The budget that is spent.
     pub(super) fn apply_reply(self: &Arc<Self>, transaction: &Transaction, reply: &Reply) -> Result<Option<Permit>, Exceeded> {
         let mut accounts = self.lock();
-        let Transaction { app, parts, reserve } = transaction;
+        let Transaction { app, parts, reserve, .. } = transaction;
         accounts.unreported.remove(app);
         let account = accounts.by_app.entry(app.clone()).or_default();
         account.is_acknowledged = true;
@@ -215,7 +249,9 @@ impl Ledger {
         self.changed.swap(false, Ordering::Relaxed).then(|| {
             let accounts = self.lock();
             let saved = accounts.by_app.iter().map(|(app, account)| {
-                (app.to_string(), SavedAccount { days: account.days.saved(), months: account.months.saved() })
+                let (days, months) = (&account.days, &account.months);
+                let earlier = account.earlier.and(&self.replica, Period::Day, days).and(&self.replica, Period::Month, months);
+                (app.to_string(), SavedAccount { days: days.saved(), months: months.saved(), earlier })
             });
             Saved(saved.collect())
         })
@@ -224,8 +260,8 @@ impl Ledger {
     /// Restores what an earlier process saved.
     pub fn restore(&self, saved: Saved) {
         let mut accounts = self.lock();
-        for (app, SavedAccount { days, months }) in saved.0 {
-            let account = Account::restored(Counts::restored(days), Counts::restored(months));
+        for (app, SavedAccount { days, months, earlier }) in saved.0 {
+            let account = Account::restored(Counts::restored(days), Counts::restored(months), earlier);
             accounts.by_app.insert(app.into(), account);
         }
     }

@@ -8,7 +8,6 @@ use serde_json::json;
 use super::{
     budget::{Amounts, Budget, Unit},
     calendar::Period,
-    count::Count,
     count::Total,
 };
 
@@ -26,6 +25,8 @@ pub(super) const LEASE: Duration = Duration::from_secs(15);
 #[derive(Clone, Debug)]
 pub(super) struct Transaction {
     pub(super) app: Arc<str>,
+    /// The earlier process whose usage it reports; `None` for this process.
+    pub(super) earlier: Option<String>,
     pub(super) parts: Vec<Part>,
     pub(super) reserve: Option<ReserveRequest>,
 }
@@ -41,8 +42,8 @@ pub(super) struct Part {
 }
 
 impl Part {
-    pub(super) fn new(period: Period, count: &Count, now: u64) -> Self {
-        Self { period, start: count.start, reported: count.mine, time_left: period.time_left(now) }
+    pub(super) fn new(period: Period, start: u64, reported: Total, now: u64) -> Self {
+        Self { period, start, reported, time_left: period.time_left(now) }
     }
 }
 
@@ -59,6 +60,9 @@ impl Transaction {
     pub(super) fn to_json(&self, replica: &str, serial: u64) -> String {
         let parts: Vec<_> = self.parts.iter().map(|part| self.part(part)).collect();
         let mut request = json!({ "replica": replica, "serial": serial, "lease": LEASE.as_millis() as u64, "parts": parts });
+        if self.earlier.is_some() {
+            request["earlier"] = json!(true);
+        }
         if let Some(reserve) = &self.reserve {
             request["reserve"] = json!(in_order(reserve.estimate));
         }

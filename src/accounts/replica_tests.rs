@@ -72,8 +72,12 @@ struct World {
     is_up: bool,
     ledgers: Vec<Arc<Ledger>>,
     in_flight: Vec<Vec<(u64, Permit)>>,
-    /// Ids of the processes in the store; a restarted one gets a new id.
-    names: Vec<usize>,
+    /// Numbers of the processes in the store; a restarted one gets a new number.
+    processes: Vec<usize>,
+    /// Numbers of the processes that have ended, by their id.
+    names: HashMap<String, usize>,
+    /// The replicas' state files.
+    files: Vec<Saved>,
     /// The last reservation of each replica, by which it may exceed its share.
     last: [u64; REPLICAS],
     /// Used by all processes, including killed ones.
@@ -91,7 +95,9 @@ impl World {
             is_up: true,
             ledgers,
             in_flight,
-            names: (0..REPLICAS).collect(),
+            processes: (0..REPLICAS).collect(),
+            names: HashMap::new(),
+            files: vec![Saved::default(); REPLICAS],
             last: [0; REPLICAS],
             used: 0,
         };
@@ -105,16 +111,34 @@ impl World {
             panic!("a budget of 0 has no room: {transaction:?}");
         }
         let transaction = self.ledgers[replica].reserve_transaction(&app(), &[], tokens(0), DAY).expect("no budget");
-        let reply = self.store.transact(self.names[replica], &transaction);
+        let reply = self.store.transact(self.processes[replica], &transaction);
         drop(self.ledgers[replica].apply_reply(&transaction, &reply));
         self.report(replica);
     }
 
+    /// A process is killed and another one starts with its state file.
+    fn restart(&mut self, replica: usize) {
+        // Its reservations expire. It is saved before they are dropped, and not settled, because a killed process settles nothing.
+        if let Some(saved) = self.ledgers[replica].take_changes() {
+            self.files[replica] = saved;
+        }
+        self.in_flight[replica].clear();
+        self.store.reported.entry(self.processes[replica]).or_default().reserved = Amounts::default();
+        self.names.insert(self.ledgers[replica].replica.clone(), self.processes[replica]);
+        self.processes[replica] += REPLICAS;
+        self.ledgers[replica] = Arc::new(Ledger::shared());
+        self.ledgers[replica].restore(self.files[replica].clone());
+    }
+
     /// Reports everything to the store, and sends its update to all replicas.
     fn report(&mut self, replica: usize) {
+        while let Some((process, transaction)) = self.ledgers[replica].earlier_transaction(&app(), DAY) {
+            self.store.transact(self.names[&process], &transaction);
+            self.ledgers[replica].acknowledge_earlier(&app(), &process);
+        }
         let transaction = self.ledgers[replica].report_transaction(&app(), DAY);
         if let Some(transaction) = transaction {
-            let reply = self.store.transact(self.names[replica], &transaction);
+            let reply = self.store.transact(self.processes[replica], &transaction);
             self.ledgers[replica].apply_reply(&transaction, &reply).expect("a report reserves nothing");
         }
         for ledger in &self.ledgers {
@@ -133,7 +157,7 @@ impl World {
         let ledger = self.ledgers[replica].clone();
         let reserved = if self.is_up {
             ledger.reserve_transaction(&app(), &budgets, tokens(estimate), DAY).and_then(|transaction| {
-                let reply = self.store.transact(self.names[replica], &transaction);
+                let reply = self.store.transact(self.processes[replica], &transaction);
                 ledger.apply_reply(&transaction, &reply)
             })
         } else {
@@ -184,18 +208,17 @@ proptest! {
                 Step::LoseReply(replica, estimate) if world.is_up => {
                     let ledger = world.ledgers[replica].clone();
                     if let Ok(transaction) = ledger.reserve_transaction(&app(), &per_day(World::LIMIT), tokens(estimate), DAY) {
-                        world.store.transact(world.names[replica], &transaction);
+                        world.store.transact(world.processes[replica], &transaction);
                     }
                     world.report(replica);
                 }
-                // Only with the store: otherwise what the replica used would be known to its state file alone.
-                Step::Kill(replica) if world.is_up => {
-                    world.in_flight[replica].clear();
-                    let name = world.names[replica];
-                    world.store.reported.entry(name).or_default().reserved = Amounts::default();
-                    world.names[replica] += REPLICAS;
-                    world.ledgers[replica] = Arc::new(Ledger::shared());
-                    (0..REPLICAS).for_each(|replica| world.join(replica));
+                Step::Kill(replica) => {
+                    // What is in flight counts as used after a restart.
+                    world.used += world.in_flight[replica].iter().map(|(estimate, _)| estimate).sum::<u64>();
+                    world.restart(replica);
+                    if world.is_up {
+                        (0..REPLICAS).for_each(|replica| world.join(replica));
+                    }
                 }
                 _ => {}
             }
@@ -206,6 +229,46 @@ proptest! {
         for ledger in &world.ledgers {
             let usage = ledger.usage("a", DAY);
             prop_assert_eq!((usage.day.tokens, usage.reserved), (world.used, Amounts::default()), "nothing is lost or counted twice");
+        }
+    }
+}
+
+/// A replica is restarted in an outage of a store that comes back with its data, or empty.
+#[test]
+fn a_restart_in_an_outage_loses_nothing_and_counts_nothing_twice() {
+    for (is_empty, restarts) in [(false, 1), (false, 3), (true, 1), (true, 3)] {
+        let mut world = World::new();
+        let spend = |world: &mut World, replica: usize| {
+            world.reserve(replica, 100).expect("it has room");
+            world.in_flight[replica].pop().expect("it was granted").1.used(tokens(100));
+            world.used += 100;
+        };
+        spend(&mut world, 0);
+        spend(&mut world, 1);
+        (0..REPLICAS).for_each(|replica| world.report(replica));
+        world.is_up = false;
+        for _ in 0..restarts {
+            spend(&mut world, 0);
+            world.restart(0);
+        }
+        spend(&mut world, 1);
+        if is_empty {
+            world.store = StoreModel::default();
+        }
+        world.is_up = true;
+        // Repeated, as after a reply that was lost.
+        while let Some((process, transaction)) = world.ledgers[0].earlier_transaction(&app(), DAY) {
+            for _ in 0..2 {
+                world.store.transact(world.names[&process], &transaction);
+            }
+            world.ledgers[0].acknowledge_earlier(&app(), &process);
+        }
+        (0..REPLICAS).for_each(|replica| world.report(replica));
+        // One that has nothing to report learns the totals with its next request.
+        world.join(2);
+        for (replica, ledger) in world.ledgers.iter().enumerate() {
+            let known = ledger.usage("a", DAY).day.tokens;
+            assert_eq!(known, world.used, "replica {replica} after {restarts} restarts, the store is empty: {is_empty}");
         }
     }
 }

@@ -56,8 +56,6 @@ struct Store {
     handle: StoreHandle,
     /// Prefix of every key.
     prefix: String,
-    /// Random id of this process.
-    replica: String,
     serial: AtomicU64,
     /// The latest store session in which all replicas have had time to report what they used before it.
     synchronized_session: AtomicU64,
@@ -74,7 +72,6 @@ impl SharedLedger {
         let store = store.map(|handle| Store {
             handle,
             prefix: prefix.to_owned(),
-            replica: format!("{:016x}", fastrand::u64(..)),
             serial: AtomicU64::new(0),
             // A process that has just started has nothing to report.
             synchronized_session: AtomicU64::new(1),
@@ -97,9 +94,9 @@ impl SharedLedger {
         let Some(store) = &self.store else { return self.ledger.reserve(app, budgets, estimate, now, 1) };
         let app = self.ledger.account_of(app, now);
         let mut slot = store.slot(&app).lock().await;
-        if store.is_reachable(&slot) && store.is_synchronized() {
+        if store.is_reachable(&slot) && store.is_synchronized() && self.report_earlier(store, &mut slot, &app).await {
             let transaction = self.ledger.reserve_transaction(&app, budgets, estimate, now)?;
-            if let Some(reply) = store.transact(&mut slot, &transaction).await
+            if let Some(reply) = store.transact(&mut slot, &self.ledger.replica, &transaction).await
                 && let Some(permit) = self.ledger.apply_reply(&transaction, &reply)?
             {
                 return Ok(permit);
@@ -163,11 +160,25 @@ impl SharedLedger {
         }
     }
 
+    /// Reports what earlier processes of this replica have used. `false` if the store lacks some of it.
+    async fn report_earlier(&self, store: &Store, slot: &mut Option<Instant>, app: &Arc<str>) -> bool {
+        while let Some((replica, transaction)) = self.ledger.earlier_transaction(app, now()) {
+            if store.transact(slot, &replica, &transaction).await.is_none() {
+                return false;
+            }
+            self.ledger.acknowledge_earlier(app, &replica);
+        }
+        true
+    }
+
     async fn report_app(self: Arc<Self>, app: Arc<str>) {
         let Some(store) = &self.store else { return };
         let mut slot = store.slot(&app).lock().await;
+        if !store.is_reachable(&slot) || !self.report_earlier(store, &mut slot, &app).await {
+            return self.ledger.keep_unreported(app);
+        }
         let Some(transaction) = self.ledger.report_transaction(&app, now()) else { return };
-        let reply = if store.is_reachable(&slot) { store.transact(&mut slot, &transaction).await } else { None };
+        let reply = store.transact(&mut slot, &self.ledger.replica, &transaction).await;
         match reply.filter(|_| store.is_synchronized()) {
             // A report reserves nothing, so it cannot be refused.
             Some(reply) => drop(self.ledger.apply_reply(&transaction, &reply)),
@@ -204,16 +215,16 @@ impl Store {
         self.synchronized_session.load(Ordering::Relaxed) >= self.handle.sessions()
     }
 
-    /// Runs a transaction. `None` if there is no valid reply within `store.timeout`.
-    async fn transact(&self, not_before: &mut Option<Instant>, transaction: &Transaction) -> Option<Reply> {
+    /// Runs a transaction for the process `replica`. `None` if there is no valid reply within `store.timeout`.
+    async fn transact(&self, not_before: &mut Option<Instant>, replica: &str, transaction: &Transaction) -> Option<Reply> {
         let account = self.account(&transaction.app);
         let keys = transaction.parts.iter().flat_map(|part| {
             let key = format!("{account}:{}:{}", part.period.as_str(), part.start);
-            let reported = format!("{key}:{}", self.replica);
+            let reported = format!("{key}:{replica}");
             [key, reported]
         });
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
-        let argument = transaction.to_json(&self.replica, serial);
+        let argument = transaction.to_json(replica, serial);
         let fields = self.handle.run(SCRIPT, keys.collect(), argument).await;
         let reply = fields.and_then(|fields| Reply::parse(&fields, transaction.parts.len()));
         *not_before = reply.is_none().then(|| Instant::now() + BACK_OFF);

@@ -20,9 +20,12 @@ end
 local records, fits = {}, true
 for i, part in ipairs(request.parts) do
   local record = { used = { 0, 0, 0 }, reserved = { 0, 0, 0 }, version = 0, expired = {} }
-  -- A delayed transaction that its replica has given up must not be applied after a later one.
+  -- A delayed transaction that its replica has given up must not be applied after a later one. A report of an earlier process by
+  -- its state file may be repeated, and may lack what that process has reported last.
   local reported = parse(redis.call('GET', KEYS[2 * i]) or '0 0 0 0')
-  if request.serial <= reported[1] then return redis.error_reply('STALE a later transaction was applied') end
+  if not request.earlier and request.serial <= reported[1] then
+    return redis.error_reply('STALE a later transaction was applied')
+  end
   local hash = redis.call('HGETALL', KEYS[2 * i - 1])
   for at = 1, #hash, 2 do
     local field, value = hash[at], hash[at + 1]
@@ -46,6 +49,8 @@ for i, part in ipairs(request.parts) do
     local limit = part.limits[unit]
     if limit >= 0 and record.used[unit] + record.reserved[unit] >= limit then fits = false end
   end
+  record.reported = { request.earlier and reported[1] or request.serial }
+  for unit = 1, 3 do record.reported[unit + 1] = math.max(part.used[unit], reported[unit + 1]) end
   records[i] = record
 end
 
@@ -69,7 +74,7 @@ for i, part in ipairs(request.parts) do
   end
   if #record.expired > 0 then redis.call('HDEL', key, unpack(record.expired)) end
   redis.call('PEXPIRE', key, part.expires_in)
-  redis.call('SET', KEYS[2 * i], format({ request.serial, unpack(part.used) }), 'PX', part.expires_in)
+  redis.call('SET', KEYS[2 * i], format(record.reported), 'PX', part.expires_in)
   local total = format({ version, record.used[1], record.used[2], record.used[3], unpack(record.reserved) })
   redis.call('PUBLISH', ARGV[2], key .. ' ' .. total)
   reply[#reply + 1] = total

@@ -213,6 +213,56 @@ async fn a_shared_budget_survives_a_redis_that_comes_back_empty() {
     assert!(spend(&[&first.process, &second.process], 2).await.is_empty(), "it is spent");
 }
 
+/// What a replica used without Redis is in its state file; its next process reports it when Redis is back, with its data or empty.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shared_budget_survives_a_restart_without_redis() {
+    not_at_midnight().await;
+    for (signal, is_empty) in
+        [(Signal::SIGTERM, false), (Signal::SIGKILL, false), (Signal::SIGTERM, true), (Signal::SIGKILL, true)]
+    {
+        let (mut redis, simulator) = (Redis::start(&[]).await, Simulator::generous());
+        let directory = tempfile::tempdir().expect("a folder");
+        let state = format!("plan = \"none\"\nstate_file = {:?}\n", directory.path().join("limits"));
+        let kept = shared(&redis).replace("plan = \"none\"\n", &state);
+        let mut first = Shield::before(simulator.process.address(), &kept);
+        let second = Shield::before(simulator.process.address(), &shared(&redis));
+        until(false, &[&first, &second]).await;
+        let mut total = 0;
+        for process in [&first.process, &second.process] {
+            let answer = ask(process.client(), "a", "completion=900 head_ms=1").await;
+            total += answer.json()["usage"]["total_tokens"].as_u64().expect("a number");
+        }
+        until_used(&first.process, total).await;
+        until_used(&second.process, total).await;
+        if is_empty {
+            redis.kill();
+        } else {
+            redis.signal(Signal::SIGSTOP);
+        }
+        until(true, &[&first, &second]).await;
+        let before = total;
+        for _ in 0..2 {
+            let answer = ask(first.process.client(), "a", "completion=500 head_ms=1").await;
+            total += answer.json()["usage"]["total_tokens"].as_u64().expect("a number");
+            // The ledger is saved once a second.
+            sleep(Duration::from_secs(3)).await;
+            first.process.signal(signal);
+            first.process.ended(Duration::from_secs(15)).await;
+            first = Shield::before(simulator.process.address(), &kept);
+            assert_eq!(used(&first.process).await, total, "{signal}: by the state file");
+        }
+        assert!(total > before);
+        if is_empty {
+            redis.restart().await;
+        } else {
+            redis.signal(Signal::SIGCONT);
+        }
+        until(false, &[&first, &second]).await;
+        until_used(&second.process, total).await;
+        until_used(&first.process, total).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn budget_reservations_of_a_killed_replica_are_released() {
     not_at_midnight().await;
