@@ -43,6 +43,7 @@ use self::{
     settings::Settings,
     shared::{SharedLimiter, Submitted},
     store::Store,
+    sync::lock,
 };
 
 #[doc(hidden)]
@@ -90,7 +91,6 @@ impl Limiters {
     }
 
     /// Limiters whose store is simulated by whoever holds its other end.
-    #[cfg(feature = "redis")]
     #[doc(hidden)]
     pub fn with_simulated_store(settings: Settings, replicas: u32) -> (Self, store::simulated::StoreEnd) {
         let (store, commands) = Store::new(replicas);
@@ -203,7 +203,7 @@ impl Limiters {
 
     /// How many wait, in all limiters.
     pub fn waiting(&self) -> usize {
-        self.0.common.occupancy().waiting
+        lock(&self.0.common.occupancy).waiting
     }
 
     /// Keeps the timers, drops idle limiters, and saves the quotas at most once a second. Never ends; the server spawns it.

@@ -13,11 +13,10 @@ use crate::{
     bucket::Readiness,
     queue::{QueuedRequest, Ticket},
     quota::Quota,
-    quota_set::QuotaSet,
     request::{ActualUsage, AdmissionError, AdmissionRequest},
     settings::LimitSettings,
     snapshot::LimiterSnapshot,
-    store::protocol::{Answer, Learnt, State, Transaction},
+    store::protocol::{Answer, State, Transaction},
     types::{Dimension, Ns, Observation, StatedLimit, UpstreamRefusal},
 };
 
@@ -230,7 +229,7 @@ impl Limiter {
 impl Limiter {
     /// Shares its quotas between so many replicas from now on. `up`: the store can be reached.
     pub fn share(&mut self, up: bool, replicas: u32, now: Ns) {
-        self.core.limits.quotas.share(replicas, now);
+        self.core.limits.quotas.detach(replicas, now);
         self.core.pricing.share();
         self.core.store = Some(Box::default());
         if up {
@@ -248,11 +247,7 @@ impl Limiter {
     pub fn transaction(&mut self, now: Ns) -> Option<Transaction> {
         let now = self.advance(now);
         let Limits { quotas, untold, .. } = &mut self.core.limits;
-        let learnt = |quotas: &mut QuotaSet| Learnt {
-            limits: if std::mem::take(untold) { quotas.stated() } else { Vec::new() },
-            answers: quotas.expected_output().take_untold(now),
-        };
-        self.core.store.as_mut()?.transaction(quotas, &self.core.queue, learnt, now)
+        self.core.store.as_mut()?.transaction(quotas, &self.core.queue, untold, now)
     }
 
     /// The store's answer to this transaction. The caller dispatches.
@@ -362,7 +357,7 @@ impl Limiter {
 
     /// A dimension by its slot.
     pub fn dimension(&self, slot: usize) -> Option<&Dimension> {
-        self.core.limits.quotas.get(slot).map(|quota| &quota.dimension)
+        self.core.limits.quotas.all().get(slot).map(|quota| &quota.dimension)
     }
 
     /// How many wait.

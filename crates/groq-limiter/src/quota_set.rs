@@ -56,11 +56,6 @@ impl QuotaSet {
         &mut self.quotas
     }
 
-    /// The quota in a slot.
-    pub fn get(&self, slot: usize) -> Option<&Quota> {
-        self.quotas.get(slot)
-    }
-
     /// The newest send position.
     pub fn position(&self) -> u64 {
         self.position
@@ -78,7 +73,7 @@ impl QuotaSet {
 
     /// The quota of the dimension with this code.
     pub fn find(&self, code: &str) -> Option<&Quota> {
-        self.get(self.slot(code)?)
+        self.quotas.get(self.slot(code)?)
     }
 
     /// The limits that Groq has stated.
@@ -304,19 +299,10 @@ impl QuotaSet {
 
 /// The quotas in a store that replicas share.
 impl QuotaSet {
-    /// From now on quotas are shared between so many replicas; alone until the store has answered.
-    pub fn share(&mut self, replicas: u32, now: Ns) {
-        self.shared = Some(Shared { replicas, attached: false, forgotten: 0 });
-        for quota in &mut self.quotas {
-            quota.detach(replicas, now);
-        }
-    }
-
-    /// The store is lost.
+    /// Quotas are shared between so many replicas; alone until the store answers, for the first time or again.
     pub fn detach(&mut self, replicas: u32, now: Ns) {
-        if let Some(shared) = &mut self.shared {
-            (shared.attached, shared.replicas) = (false, replicas);
-        }
+        let forgotten = self.shared.map_or(0, |shared| shared.forgotten);
+        self.shared = Some(Shared { replicas, attached: false, forgotten });
         for quota in &mut self.quotas {
             quota.detach(replicas, now);
         }
@@ -356,17 +342,8 @@ impl QuotaSet {
         self.quotas.iter_mut().filter_map(|quota| quota.cell(head.as_ref())).collect()
     }
 
-    /// The transaction under way is lost.
-    pub fn retract(&mut self) {
-        self.remotes().for_each(Remote::retract);
-    }
-
-    /// Whether there is something to tell, and whether it changes what others may take.
-    pub fn has_pending(&mut self) -> (bool, bool) {
-        self.remotes().map(|remote| remote.has_pending()).fold((false, false), |any, each| (any.0 | each.0, any.1 | each.1))
-    }
-
-    fn remotes(&mut self) -> impl Iterator<Item = &mut Remote> {
+    /// The store's side of each.
+    pub fn remotes(&mut self) -> impl Iterator<Item = &mut Remote> {
         self.quotas.iter_mut().filter_map(Quota::remote)
     }
 

@@ -14,8 +14,9 @@ use crate::{
         file::{self, Saved},
     },
     sync::{
-        HashMap, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        HashMap, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        lock,
     },
     timer::TimerDriver,
     types::Ns,
@@ -70,23 +71,17 @@ pub(crate) struct Registry {
     remembered: Mutex<HashMap<Scope, Saved>>,
     numbers: AtomicU64,
     saving: Mutex<()>,
-    /// So long the store may take at the end.
-    leave_within: Duration,
-    warned: AtomicBool,
 }
 
 impl Registry {
     /// `store`: where replicas share the quotas.
     pub(crate) fn new(settings: Settings, store: Option<Store<SharedLimiter>>) -> Self {
-        let leave_within = settings.redis.as_ref().map(|redis| 2 * redis.timeout + Duration::from_millis(100));
         Self {
             common: Arc::new(Shared::new(settings.queue, store)),
             limiters: RwLock::default(),
             remembered: Mutex::new(settings.state_file.as_deref().map(file::load).unwrap_or_default()),
             numbers: AtomicU64::new(0),
             saving: Mutex::new(()),
-            leave_within: leave_within.unwrap_or_default(),
-            warned: AtomicBool::new(false),
             settings: RwLock::new(settings),
         }
     }
@@ -94,12 +89,12 @@ impl Registry {
     /// Limiters of their own with other settings, where these stand now.
     pub(crate) fn copy(&self, settings: Settings) -> Self {
         let copy = Self::new(settings, None);
-        *copy.remembered() = self.saved().into_iter().collect();
+        *lock(&copy.remembered) = self.saved().into_iter().collect();
         copy
     }
 
     pub(crate) fn reconfigure(&self, settings: Settings) {
-        self.common.occupancy().bounds = settings.queue;
+        lock(&self.common.occupancy).bounds = settings.queue;
         let tables = settings.limits.clone();
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
         for limiter in self.all() {
@@ -133,7 +128,7 @@ impl Registry {
             let now = self.common.clock.now();
             let tables = self.settings.read().unwrap_or_else(PoisonError::into_inner).limits.clone();
             let mut limiter = Limiter::new(key.model.clone(), tables, now);
-            if let Some(saved) = self.remembered().remove(&key) {
+            if let Some(saved) = lock(&self.remembered).remove(&key) {
                 saved.restore(&mut limiter, now);
             }
             if let Some(store) = &self.common.store {
@@ -162,10 +157,11 @@ impl Registry {
             }
         };
         let save = async {
+            let mut warned = false;
             loop {
                 tokio::time::sleep(SAVE).await;
                 if let Err(error) = self.save(false)
-                    && !self.warned.swap(true, Relaxed)
+                    && !std::mem::replace(&mut warned, true)
                 {
                     tracing::warn!(%error, "the quotas cannot be saved to limits.state_file");
                 }
@@ -181,7 +177,7 @@ impl Registry {
         if !self.common.changed.swap(false, Relaxed) && !clean {
             return Ok(());
         }
-        let _one_writer = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_writer = lock(&self.saving);
         file::store(path, self.saved(), clean)
     }
 
@@ -190,7 +186,7 @@ impl Registry {
         // Under one lock: a limiter that is evicted or made again meanwhile would be in neither. What is held is not evicted.
         let (limiters, remembered) = {
             let limiters = self.limiters.read().unwrap_or_else(PoisonError::into_inner);
-            (arcs(&limiters), self.remembered().clone())
+            (arcs(&limiters), lock(&self.remembered).clone())
         };
         let current = limiters.iter().map(|shared| (shared.key.clone(), shared.now(|limiter, now| Saved::of(limiter, now))));
         current.chain(remembered).collect()
@@ -202,7 +198,8 @@ impl Registry {
         for limiter in self.all() {
             limiter.change_now(|inside, now| inside.flush_pending(true, now));
         }
-        store.end(self.leave_within);
+        let timeout = self.settings.read().unwrap_or_else(PoisonError::into_inner).redis.as_ref().map(|redis| redis.timeout);
+        store.end(2 * timeout.unwrap_or_default() + Duration::from_millis(100));
     }
 
     /// Drops limiters that are full again, unused for a while, and have learnt nothing.
@@ -240,7 +237,7 @@ impl Registry {
 
     /// Drops `many` unused limiters of which `which` says so; how many there were.
     fn forget(&self, limiters: &mut HashMap<Scope, RegistryEntry>, many: usize, which: impl Fn(&RegistryEntry) -> bool) -> usize {
-        let mut remembered = self.remembered();
+        let mut remembered = lock(&self.remembered);
         let mut gone = 0;
         let going = limiters.extract_if(|_, kept| {
             // Somebody who has just found it holds it.
@@ -262,7 +259,6 @@ impl Registry {
     }
 
     /// The store can be reached. `false`: that was known.
-    #[cfg(feature = "redis")]
     pub(crate) fn store_reached(&self) -> bool {
         let Some(store) = self.common.store.as_ref().filter(|store| !store.health.up.swap(true, Relaxed)) else { return false };
         store.health.sessions.fetch_add(1, Relaxed);
@@ -271,7 +267,6 @@ impl Registry {
     }
 
     /// The store is lost. `false`: that was known.
-    #[cfg(feature = "redis")]
     pub(crate) fn store_lost(&self) -> bool {
         let is_news = self.common.store.as_ref().is_some_and(|store| store.health.up.swap(false, Relaxed));
         if is_news {
@@ -282,10 +277,6 @@ impl Registry {
 
     pub(crate) fn all(&self) -> Vec<Arc<SharedLimiter>> {
         arcs(&self.limiters.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn remembered(&self) -> MutexGuard<'_, HashMap<Scope, Saved>> {
-        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -16,8 +16,9 @@ use crate::{
     settings::QueueSettings,
     store::Store,
     sync::{
-        HashMap, Mutex, MutexGuard, PoisonError,
+        HashMap, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering::Relaxed},
+        lock,
     },
     timer::Timer,
     types::{Ns, Priority},
@@ -28,7 +29,7 @@ use crate::{
 pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) timer: Arc<Timer<SharedLimiter>>,
-    occupancy: Mutex<Occupancy>,
+    pub(crate) occupancy: Mutex<Occupancy>,
     /// Whether a quota has changed since the last save.
     pub(crate) changed: AtomicBool,
     /// Where replicas share quotas.
@@ -52,10 +53,6 @@ impl Shared {
             changed: AtomicBool::new(false),
             store,
         }
-    }
-
-    pub(crate) fn occupancy(&self) -> MutexGuard<'_, Occupancy> {
-        self.occupancy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -138,11 +135,11 @@ impl SharedLimiter {
         let has_room = || {
             // A request that was in the queue already and was refused by Groq is not one more.
             if requeue.is_none() {
-                counted = common.occupancy().try_add(request.class, request.bytes);
+                counted = lock(&common.occupancy).try_add(request.class, request.bytes);
             }
             requeue.is_some() || counted
         };
-        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inside = lock(&self.inside);
         // Another limiter's place may be taken here.
         let place = requeue.filter(|requeue| !inside.waiters.contains_key(&requeue.ticket));
         let now = common.clock.now();
@@ -158,7 +155,7 @@ impl SharedLimiter {
             Admission::Queued(ticket) => {
                 inside.waiters.insert(ticket, Waiter::Queued(None));
                 if !counted {
-                    common.occupancy().add(request.bytes);
+                    lock(&common.occupancy).add(request.bytes);
                 }
                 Submitted::Later(Waiting { limiter: self.clone(), ticket, bytes: request.bytes, done: false })
             }
@@ -170,7 +167,7 @@ impl SharedLimiter {
 
     /// Reads or changes the limiter, then lets go whoever can.
     pub(crate) fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut Limiter) -> T) -> T {
-        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inside = lock(&self.inside);
         let outcome = change(&mut inside.limiter);
         self.common.changed.store(true, Relaxed);
         if inside.limiter.waiting() > 0 || inside.limiter.is_shared() {
@@ -187,7 +184,7 @@ impl SharedLimiter {
 
     /// Reads the limiter, or changes what nobody waits for.
     pub(crate) fn with<T>(&self, read: impl FnOnce(&mut Limiter) -> T) -> T {
-        read(&mut self.inside.lock().unwrap_or_else(PoisonError::into_inner).limiter)
+        read(&mut lock(&self.inside).limiter)
     }
 
     /// The same as of now.
@@ -201,7 +198,6 @@ impl SharedLimiter {
     }
 
     /// The store has not answered this transaction.
-    #[cfg(feature = "redis")]
     pub(crate) fn unanswered(self: &Arc<Self>, serial: u64) {
         self.change_now(|limiter, now| {
             if limiter.waits_for(serial) {
@@ -216,7 +212,7 @@ impl SharedLimiter {
 
     /// Its time has come.
     fn wake_up(self: &Arc<Self>) {
-        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inside = lock(&self.inside);
         inside.armed = None;
         let now = self.common.clock.now();
         self.dispatch(inside, now);
@@ -266,7 +262,7 @@ impl Future for Waiting {
     type Output = Result<Box<Grant>, AdmissionError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut inside = self.limiter.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inside = lock(&self.limiter.inside);
         match inside.waiters.remove(&self.ticket) {
             Some(Waiter::Done(outcome)) => {
                 drop(inside);
@@ -284,12 +280,12 @@ impl Future for Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         let common = &self.limiter.common;
-        common.occupancy().remove(self.bytes);
+        lock(&common.occupancy).remove(self.bytes);
         if self.done {
             return;
         }
         let now = common.clock.now();
-        let mut inside = self.limiter.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inside = lock(&self.limiter.inside);
         match inside.waiters.remove(&self.ticket) {
             // Granted, and nobody there to take it.
             Some(Waiter::Done(Ok(grant))) => inside.limiter.settle(*grant, ActualUsage::Nothing, now),

@@ -14,8 +14,9 @@ use crate::{
     snapshot::StoreSnapshot,
     store::protocol::Transaction,
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        lock,
     },
 };
 
@@ -23,7 +24,6 @@ pub mod file;
 pub mod protocol;
 #[cfg(feature = "redis")]
 pub mod redis;
-#[cfg(feature = "redis")]
 #[doc(hidden)]
 pub mod simulated;
 
@@ -45,11 +45,11 @@ pub(crate) struct Commands<L> {
 
 /// What the thread hears.
 #[derive(Debug)]
-#[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
 pub(crate) enum Command<L> {
     /// A limiter has something to tell or to request.
     Call(Call<L>),
     /// This replica ends. Answered when the store knows everything, or has had time to.
+    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
     End(mpsc::Sender<()>),
 }
 
@@ -65,7 +65,6 @@ pub(crate) enum Request {
 
 /// One limiter's transaction.
 #[derive(Debug)]
-#[cfg_attr(not(any(feature = "redis", all(test, shuttle))), expect(dead_code, reason = "there is no thread"))]
 pub(crate) struct Call<L> {
     pub(crate) limiter: Arc<L>,
     pub(crate) transaction: Transaction,
@@ -128,7 +127,7 @@ impl<L> Store<L> {
 
     pub(crate) fn snapshot(&self) -> StoreSnapshot {
         let degraded = !self.health.up.load(Relaxed) || self.health.apart.load(Relaxed) > 0;
-        let why = self.health.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let why = lock(&self.health.why).clone();
         StoreSnapshot {
             degraded,
             why: why.filter(|_| degraded),

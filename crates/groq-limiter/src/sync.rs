@@ -12,3 +12,8 @@ pub(crate) use shuttle::sync::{Mutex, MutexGuard, PoisonError, RwLock, atomic};
 #[cfg(shuttle)]
 pub(crate) type HashMap<K, V> =
     hashbrown::HashMap<K, V, std::hash::BuildHasherDefault<std::collections::hash_map::DefaultHasher>>;
+
+/// Locks it. What a thread that panicked has left behind is taken as it is.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

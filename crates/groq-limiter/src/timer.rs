@@ -11,8 +11,9 @@ use tokio::{runtime::Handle, sync::Notify, time::Instant};
 use tokio_util::time::{DelayQueue, delay_queue::Key};
 
 use crate::sync::{
-    Mutex, MutexGuard, PoisonError,
+    Mutex,
     atomic::{AtomicBool, Ordering},
+    lock,
 };
 
 /// The wake-ups of all limiters. Each limiter has at most one, under its number.
@@ -52,7 +53,7 @@ impl<L: Send + Sync + 'static> Timer<L> {
 
     /// Moves a limiter's wake-up.
     pub(crate) fn set(&self, number: u64, limiter: &Arc<L>, at: Option<Instant>) {
-        let Delays { queue, limiters, runtime } = &mut *self.delays();
+        let Delays { queue, limiters, runtime } = &mut *lock(&self.delays);
         let _runtime = runtime.as_ref().map(Handle::enter);
         match (limiters.get(&number), at) {
             (Some((key, _)), Some(at)) => queue.reset_at(key, at),
@@ -81,17 +82,13 @@ impl<L: Send + Sync + 'static> Timer<L> {
 
     /// The next limiter whose time has come; its wake-up is taken off.
     fn poll_due(&self, context: &mut Context<'_>) -> Poll<Arc<L>> {
-        let Delays { queue, limiters, .. } = &mut *self.delays();
+        let Delays { queue, limiters, .. } = &mut *lock(&self.delays);
         while let Poll::Ready(Some(due)) = queue.poll_expired(context) {
             if let Some(limiter) = limiters.remove(due.get_ref()).and_then(|(_, limiter)| limiter.upgrade()) {
                 return Poll::Ready(limiter);
             }
         }
         Poll::Pending
-    }
-
-    fn delays(&self) -> MutexGuard<'_, Delays<L>> {
-        self.delays.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -107,7 +104,7 @@ impl<L: Send + Sync + 'static> TimerDriver<L> {
 
     /// Dispatches every limiter at its time, until the limiters are gone.
     pub(crate) async fn drive(self) {
-        self.0.delays().enter(Handle::current());
+        lock(&self.0.delays).enter(Handle::current());
         loop {
             tokio::select! {
                 limiter = poll_fn(|context| self.0.poll_due(context)) => (self.0.wake)(&limiter),

@@ -147,7 +147,7 @@ impl Core {
         let slot = forecast.slot.or(self.blocked.and_then(|(slot, _)| slot)).unwrap_or(0);
         let too_large = self.limits.quotas.too_large_answer(&queued.cost).filter(|&(too_large, _)| too_large == slot);
         AdmissionError::NotInTime {
-            dimension: self.limits.quotas.get(slot).map_or(Dimension::RPM, |quota| quota.dimension.clone()),
+            dimension: self.limits.quotas.all().get(slot).map_or(Dimension::RPM, |quota| quota.dimension.clone()),
             wait: forecast.wait,
             fitting_max_completion_tokens: too_large.map(|(_, limit)| limit),
             retry_after: forecast.retry_after(queued.deadline.saturating_sub(queued.since)),
@@ -226,7 +226,7 @@ impl Core {
         self.learn_usage(&grant, usage, now);
         let used = grant.used(usage, self.pricing.estimates.completion.mean());
         let Service { slot, price, granted } = grant.service;
-        let service = match (usage, self.limits.quotas.get(slot)) {
+        let service = match (usage, self.limits.quotas.all().get(slot)) {
             (ActualUsage::Nothing, _) => 0.0,
             (_, Some(quota)) => quota.of(&used) as f32 * price,
             (_, None) => granted,

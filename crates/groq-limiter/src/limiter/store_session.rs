@@ -8,6 +8,7 @@
 use crate::{
     bucket::Readiness,
     queue::{FairQueue, QueuedRequest, Ticket},
+    quota::Remote,
     quota_set::{QuotaSet, Reserved},
     request::Cost,
     store::protocol::{Answer, Learnt, State, Transaction},
@@ -67,12 +68,12 @@ impl StoreSession {
         self.up
     }
 
-    /// What the store is to be told or asked now, if anything. `learnt`: of Groq since the last one.
+    /// What the store is to be told or asked now, if anything. `untold`: whether Groq has stated something since the last time.
     pub(super) fn transaction(
         &mut self,
         quotas: &mut QuotaSet,
         queue: &FairQueue,
-        learnt: impl FnOnce(&mut QuotaSet) -> Learnt,
+        untold: &mut bool,
         now: Ns,
     ) -> Option<Transaction> {
         if !self.up || self.under_way.is_some() {
@@ -91,7 +92,10 @@ impl StoreSession {
             position: quotas.position(),
             asks: head.is_some(),
             waiting: queue.len(),
-            learnt: learnt(quotas),
+            learnt: Learnt {
+                limits: if std::mem::take(untold) { quotas.stated() } else { Vec::new() },
+                answers: quotas.expected_output().take_untold(now),
+            },
             cells: quotas.cells(head.map(|queued| &queued.cost)),
         };
         let head = head.map(|queued| (queued.ticket, quotas.expect(queued.cost)));
@@ -149,7 +153,7 @@ impl StoreSession {
     pub(super) fn lost(&mut self, replicas: u32, quotas: &mut QuotaSet, now: Ns) {
         (self.up, self.waits, self.requested) = (false, false, None);
         if self.under_way.take().is_some() {
-            quotas.retract();
+            quotas.remotes().for_each(Remote::retract);
         }
         quotas.detach(replicas, now);
     }
@@ -215,12 +219,16 @@ impl StoreSession {
 
     /// There may be something to tell: after a settlement or an answer's head, or in a hurry. `learnt`: something of Groq.
     pub(super) fn flush_pending(&mut self, hurry: bool, learnt: bool, quotas: &mut QuotaSet, now: Ns) {
-        match quotas.has_pending() {
-            _ if learnt => self.flush_within(0, now),
-            (true, _) if hurry => self.flush_within(0, now),
-            (_, true) => self.flush_within(SETTLEMENT_DELAY, now),
-            (true, false) => self.flush_within(OBSERVATION_DELAY, now),
-            _ => {}
+        let (settled, observed) = quotas.remotes().fold((false, false), |any, each| {
+            let (settled, observed) = each.has_pending();
+            (any.0 | settled, any.1 | observed)
+        });
+        if learnt || (hurry && (settled || observed)) {
+            self.flush_within(0, now);
+        } else if settled {
+            self.flush_within(SETTLEMENT_DELAY, now);
+        } else if observed {
+            self.flush_within(OBSERVATION_DELAY, now);
         }
     }
 

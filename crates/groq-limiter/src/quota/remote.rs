@@ -61,9 +61,9 @@ impl Remote {
         }
     }
 
-    /// Whether the store has to be told something; and whether that changes what others may take.
+    /// Whether the store has to be told of a settlement, and of what a header has shown.
     pub(crate) fn has_pending(&self) -> (bool, bool) {
-        (self.settled != 0 || self.observation.is_some(), self.settled != 0)
+        (self.settled != 0, self.observation.is_some())
     }
 
     /// The quota's part of a transaction: a head takes `units` and leaves `margin`.

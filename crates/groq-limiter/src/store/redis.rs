@@ -23,6 +23,7 @@ use crate::{
     settings::RedisSettings,
     shared::SharedLimiter,
     store::{Command, Commands, Request},
+    sync::lock,
 };
 
 mod commands;
@@ -43,10 +44,6 @@ pub(crate) fn start(redis: RedisSettings, limiters: &Arc<Registry>, commands: Co
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (pushes, heard) = unbounded_channel();
     let task = Arc::new(RedisTask {
-        url: redis.url,
-        ca_file: redis.ca_file,
-        prefix: redis.prefix,
-        time_limit: redis.timeout,
         name: format!("{:016x}", fastrand::u64(..)),
         script: Script::new(SCRIPT),
         announce: Script::new(ANNOUNCE),
@@ -55,6 +52,7 @@ pub(crate) fn start(redis: RedisSettings, limiters: &Arc<Registry>, commands: Co
         generation: AtomicU64::new(0),
         offset: Mutex::new(Offset::default()),
         counted: Mutex::new((redis.replicas, Instant::now())),
+        settings: redis,
         apart: Mutex::default(),
         silent: Mutex::default(),
         known: Mutex::default(),
@@ -83,7 +81,7 @@ impl RedisTask {
                 },
                 Some(request) = commands.of_program.recv() => match request {
                     Request::Run(call) => drop(tokio::spawn(self.clone().run_script(call))),
-                    Request::Listen(listener) => *self.listener() = Some(listener),
+                    Request::Listen(listener) => *lock(&self.listener) = Some(listener),
                 },
                 Some(push) = heard.recv() => self.hear(&push),
             }
@@ -105,7 +103,7 @@ impl RedisTask {
                 sleep(Duration::from_millis(2)).await;
             }
         };
-        if self.health.up.load(Relaxed) && timeout(self.time_limit, told).await.is_err() {
+        if self.health.up.load(Relaxed) && timeout(self.settings.timeout, told).await.is_err() {
             tracing::warn!("the store was not told of every settlement before the end");
         }
         self.leave().await;

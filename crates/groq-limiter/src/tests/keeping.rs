@@ -14,12 +14,12 @@ use crate::{
 
 /// A hundred thousand of them must not take more than 400 MB, quotas included.
 #[test]
-fn a_lane_is_one_small_block() {
+fn a_limiter_is_one_small_block() {
     assert!(size_of::<SharedLimiter>() + 2 * size_of::<usize>() <= 2048, "{}", size_of::<SharedLimiter>());
 }
 
 #[tokio::test(start_paused = true)]
-async fn levels_outlive_the_process() {
+async fn quotas_outlive_the_process() {
     let dir = tempfile::tempdir().expect("a directory");
     let state_file = Some(dir.path().join("state"));
     let config = Settings { state_file, ..settings(per_minute(30, 8000)) };
@@ -59,7 +59,7 @@ async fn a_torn_state_file_counts_as_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn run_saves_what_has_changed_and_wakes_the_line() {
+async fn run_saves_what_has_changed_and_wakes_the_queue() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("state");
     let config = Settings { state_file: Some(path.clone()), ..settings(per_minute(1, 8000)) };
@@ -84,7 +84,7 @@ async fn run_saves_what_has_changed_and_wakes_the_line() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lane_that_is_full_again_and_has_learnt_nothing_goes() {
+async fn a_limiter_that_is_full_again_and_has_learnt_nothing_goes() {
     let limits = Limiters::new(settings(per_minute(30, 8000)));
     let running = tokio::spawn({
         let limits = limits.clone();
@@ -123,7 +123,7 @@ async fn models_beyond_a_hundred_thousand_do_not_stay() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_taken_of_a_lane_that_made_room_is_remembered() {
+async fn what_was_taken_of_a_limiter_that_made_room_is_remembered() {
     let limits = Limiters::new(settings(per_minute(1, 8000)));
     let take = async |request: &AdmissionRequest| {
         let mut one = limits.reserve(request, Instant::now() + Duration::from_secs(100), None).await.expect("in time");

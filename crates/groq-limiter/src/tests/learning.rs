@@ -138,7 +138,7 @@ async fn a_refused_request_asks_for_what_groq_says_that_it_asks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_that_states_no_wait_rests_the_lane_all_the_same() {
+async fn a_refusal_that_states_no_wait_pauses_the_limiter_all_the_same() {
     let limits = shield(per_minute(1000, 100_000));
     warm(&limits).await;
     let mut place = None;
@@ -151,7 +151,7 @@ async fn a_refusal_that_states_no_wait_rests_the_lane_all_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_without_words_rests_the_lane() {
+async fn a_refusal_without_words_pauses_the_limiter() {
     let limits = shield(per_minute(1000, 100_000));
     warm(&limits).await;
     let mut sent = limits.reserve(&request("app", 10, 100), in_a_minute(), None).await.expect("fits");

@@ -279,7 +279,7 @@ async fn an_upstream_that_tests_output_limits_is_not_stormed() {
 /// A text without its dimension's name, which Groq was seen to send. Taken for a limit on all tokens, the request would be
 /// refused for good: its output limit is above the limit.
 #[tokio::test(start_paused = true)]
-async fn a_limit_without_a_name_that_counts_less_than_the_ceiling_is_one_on_output() {
+async fn a_limit_without_a_name_that_counts_less_than_the_output_limit_is_one_on_output() {
     let limits = limiter(None);
     let mut one = limits.reserve(&request("app", 10, 1800), in_a_minute(), None).await.expect("it goes");
     one.sent(Instant::now());

@@ -360,11 +360,7 @@ fn serve(registry: &Arc<Registry>, mut commands: Commands<SharedLimiter>, over: 
             if shuttle::rand::Rng::gen_bool(&mut shuttle::rand::thread_rng(), 0.2) {
                 up.store(false, SeqCst);
                 registry.all().iter().for_each(|limiter| limiter.lost());
-                call.limiter.change_now(|limiter, now| {
-                    if limiter.waits_for(serial) {
-                        limiter.lost(2, now);
-                    }
-                });
+                call.limiter.unanswered(serial);
                 break;
             }
             (version, position) = (version + 1, position + u64::from(granted));

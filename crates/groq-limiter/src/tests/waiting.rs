@@ -69,7 +69,7 @@ async fn refused_on_arrival_with_a_true_retry_after() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn leaving_the_line_changes_no_level() {
+async fn leaving_the_queue_changes_no_quota() {
     let limits = shield(per_minute(30, 1_000_000));
     warm(&limits).await;
     let mut held = Vec::new();
@@ -119,7 +119,7 @@ async fn what_can_never_fit_is_told_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_line_is_bounded_by_count_and_bytes() {
+async fn the_queue_is_bounded_by_count_and_bytes() {
     let queue = QueueSettings { max_waiting: 2, max_bytes: 250 };
     let limits = Limiters::new(Settings { queue, ..settings(per_minute(1, 100)) });
     warm(&limits).await;
@@ -171,7 +171,7 @@ async fn headroom_is_left_to_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lanes_are_shared_between_runtimes() {
+async fn limiters_are_shared_between_runtimes() {
     let limits = shield(per_minute(60, 1_000_000));
     warm(&limits).await;
     let mut held = Vec::new();

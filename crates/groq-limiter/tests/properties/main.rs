@@ -41,7 +41,7 @@ proptest! {
 
     /// Strangers that headers show are seen, and few of ours are refused for them.
     #[test]
-    fn strangers_in_the_headers_are_seen(jobs in prop::collection::vec(job(), 60..120), tokens in 4000..40_000u64) {
+    fn external_usage_in_the_headers_is_seen(jobs in prop::collection::vec(job(), 60..120), tokens in 4000..40_000u64) {
         let mut limiter = warm(limits(None, tokens));
         let outcome = run(&mut limiter, &jobs, None, tokens, true);
         prop_assert!(outcome.refused_by_groq <= 1, "{} of {}", outcome.refused_by_groq, outcome.sends);

@@ -20,6 +20,7 @@ use crate::{
     shared::SharedLimiter,
     store::protocol::{Answer, Transaction},
     store::{Call, ScriptCall},
+    sync::lock,
 };
 
 impl RedisTask {
@@ -29,10 +30,10 @@ impl RedisTask {
         let Call { limiter, transaction } = call;
         let key = self.key(&limiter.key);
         self.know(&key, &limiter);
-        let connection = self.connection().clone();
+        let connection = lock(&self.connection).clone();
         let of_cluster = matches!(connection, Some(Connection::Cluster(_)));
         let outcome = match connection {
-            Some(connection) => timeout(self.time_limit, self.transact(connection, &key, &transaction)).await,
+            Some(connection) => timeout(self.settings.timeout, self.transact(connection, &key, &transaction)).await,
             None => Ok(Err(RedisError::from(io::Error::from(io::ErrorKind::NotConnected)))),
         };
         match outcome.unwrap_or_else(|_| Err(too_late())) {
@@ -61,12 +62,12 @@ impl RedisTask {
 
     async fn transact(&self, mut connection: Connection, key: &str, transaction: &Transaction) -> RedisResult<Answer> {
         self.health.calls.fetch_add(1, Relaxed);
-        let request = self.offset().request(transaction);
+        let request = lock(&self.offset).request(transaction);
         let mut script = self.script.key(key);
         let script = script.key(format!("{key}:{}", self.name)).arg(request).arg(self.channel());
         let sent = self.clock.now();
         let reply = Reply::parse(script.invoke_async(&mut connection).await?).ok_or_else(not_understood)?;
-        let mut offset = self.offset();
+        let mut offset = lock(&self.offset);
         offset.learn(reply.now, sent, self.clock.now());
         offset.answer(reply, &self.name).ok_or_else(not_understood)
     }
@@ -75,7 +76,7 @@ impl RedisTask {
     pub(super) async fn run_script(self: Arc<Self>, call: ScriptCall) {
         let generation = self.generation.load(Relaxed);
         let ScriptCall { script, keys, argument, answer } = call;
-        let Some(mut connection) = self.connection().clone() else { return };
+        let Some(mut connection) = lock(&self.connection).clone() else { return };
         let of_cluster = matches!(connection, Connection::Cluster(_));
         let key = keys.first().cloned().unwrap_or_default();
         self.health.calls.fetch_add(1, Relaxed);
@@ -85,7 +86,7 @@ impl RedisTask {
             invocation.key(keys).arg(argument).arg(self.channel());
             invocation.invoke_async(&mut connection).await
         };
-        match timeout(self.time_limit, running).await.unwrap_or_else(|_| Err(too_late())) {
+        match timeout(self.settings.timeout, running).await.unwrap_or_else(|_| Err(too_late())) {
             // Who asked may have left.
             Ok(reply) => drop(answer.send(reply)),
             Err(why) if of_cluster => {
@@ -101,7 +102,7 @@ impl RedisTask {
     pub(super) fn hear(&self, push: &PushInfo) {
         match push.kind {
             // One node of many; who talks to it will be told.
-            PushKind::Disconnection if matches!(*self.connection(), Some(Connection::Cluster(_))) => {}
+            PushKind::Disconnection if matches!(*lock(&self.connection), Some(Connection::Cluster(_))) => {}
             PushKind::Disconnection => {
                 self.lost(self.generation.load(Relaxed), &RedisError::from(io::Error::from(io::ErrorKind::ConnectionReset)));
             }
@@ -110,16 +111,17 @@ impl RedisTask {
                     return;
                 };
                 let Some((key, reply)) = text.split_once(' ') else { return };
-                let limiter = self.known().get(key).and_then(Weak::upgrade);
+                let limiter = lock(&self.known).get(key).and_then(Weak::upgrade);
                 if limiter.is_none()
-                    && let Some(listener) = &*self.listener()
+                    && let Some(listener) = &*lock(&self.listener)
                 {
                     // One that has gone hears nothing more.
                     let _ = listener.send(text);
                     return;
                 }
                 let reply = serde_json::from_str(reply).ok().and_then(Reply::parse);
-                if let Some((limiter, answer)) = limiter.zip(reply.and_then(|reply| self.offset().answer(reply, &self.name))) {
+                if let Some((limiter, answer)) = limiter.zip(reply.and_then(|reply| lock(&self.offset).answer(reply, &self.name)))
+                {
                     limiter.change_now(|limiter, now| limiter.updated(&answer.state, now));
                 }
             }
@@ -135,16 +137,16 @@ impl RedisTask {
             digest.update(part.as_bytes());
         }
         let digest: String = digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        format!("{}:{{{digest}}}", self.prefix)
+        format!("{}:{{{digest}}}", self.settings.prefix)
     }
 
     /// Where replicas publish what they change.
     pub(super) fn channel(&self) -> String {
-        format!("{}:updates", self.prefix)
+        format!("{}:updates", self.settings.prefix)
     }
 
     fn know(&self, key: &str, limiter: &Arc<SharedLimiter>) {
-        let mut known = self.known();
+        let mut known = lock(&self.known);
         if known.get(key).is_none_or(|before| before.as_ptr() != Arc::as_ptr(limiter)) {
             known.retain(|_, limiter| limiter.strong_count() > 0);
             known.insert(key.into(), Arc::downgrade(limiter));

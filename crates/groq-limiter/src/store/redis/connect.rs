@@ -15,13 +15,13 @@ pub(super) const CONNECT: Duration = Duration::from_secs(2);
 
 impl RedisTask {
     pub(super) async fn connect(&self) -> RedisResult<Connection> {
-        let info = self.url.as_str().into_connection_info()?;
+        let info = self.settings.url.as_str().into_connection_info()?;
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let info = info.set_redis_settings(settings);
         let certificates = self.certificates()?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT))
-            .set_response_timeout(Some(self.time_limit))
+            .set_response_timeout(Some(self.settings.timeout))
             .set_push_sender(self.pushes.clone());
         let client = match certificates.clone() {
             Some(certificates) => Client::build_with_tls(info.clone(), certificates)?,
@@ -36,7 +36,7 @@ impl RedisTask {
         let mut cluster = ClusterClientBuilder::new([info])
             .use_protocol(ProtocolVersion::RESP3)
             .connection_timeout(CONNECT)
-            .response_timeout(self.time_limit)
+            .response_timeout(self.settings.timeout)
             .retries(1)
             .push_sender(self.pushes.clone());
         if let Some(certificates) = certificates {
@@ -49,7 +49,9 @@ impl RedisTask {
 
     /// The roots of a private authority, where there is one.
     fn certificates(&self) -> RedisResult<Option<TlsCertificates>> {
-        let Some(file) = self.ca_file.as_ref().filter(|_| self.url.starts_with("rediss:")) else { return Ok(None) };
+        let Some(file) = self.settings.ca_file.as_ref().filter(|_| self.settings.url.starts_with("rediss:")) else {
+            return Ok(None);
+        };
         let unusable = |why: String| io::Error::other(format!("store.ca_file {}: {why}", file.display()));
         let root_cert = fs::read(file).map_err(|why| unusable(why.to_string()))?;
         match CertificateDer::pem_slice_iter(&root_cert).next() {

@@ -1,7 +1,7 @@
 //! Whether Redis can be reached, and how many replicas share it.
 
 use std::{
-    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -12,6 +12,7 @@ use super::{
     connect::CONNECT,
     task::{Connection, RedisTask, too_late},
 };
+use crate::sync::lock;
 
 /// A replica announces itself this often.
 const BEAT: Duration = Duration::from_secs(1);
@@ -37,13 +38,13 @@ impl RedisTask {
         let mut said = None;
         loop {
             let generation = self.generation.load(Relaxed);
-            match timeout(CONNECT + self.time_limit, self.reached()).await.unwrap_or_else(|_| Err(too_late())) {
+            match timeout(CONNECT + self.settings.timeout, self.reached()).await.unwrap_or_else(|_| Err(too_late())) {
                 Ok(()) => {
                     if self.limiters.upgrade().is_some_and(|limiters| limiters.store_reached()) {
                         tracing::info!(replicas = self.health.replicas.load(Relaxed), "the store answers: limits are shared");
                         said = None;
                     }
-                    if !self.silent().is_empty() {
+                    if !lock(&self.silent).is_empty() {
                         tokio::spawn(self.clone().give_back());
                     }
                 }
@@ -61,30 +62,30 @@ impl RedisTask {
 
     /// Connects if need be, and announces this replica.
     async fn reached(&self) -> RedisResult<()> {
-        let connection = self.connection().clone();
+        let connection = lock(&self.connection).clone();
         let mut connection = match connection {
             Some(connection) => connection,
             None => self.connect().await?,
         };
         let sent = self.clock.now();
-        let key = format!("{}:replicas", self.prefix);
+        let key = format!("{}:replicas", self.settings.prefix);
         let mut announce = self.announce.key(&key);
         let announce = announce.arg(&self.name).arg(SILENT.as_micros() as u64);
-        let announced = timeout(self.time_limit, announce.invoke_async(&mut connection));
+        let announced = timeout(self.settings.timeout, announce.invoke_async(&mut connection));
         let announced: RedisResult<(i64, u32, Vec<String>)> = announced.await.unwrap_or_else(|_| Err(too_late()));
         match (announced, &connection) {
             (Ok((now, replicas, silent)), _) => {
-                self.offset().learn(now, sent, self.clock.now());
+                lock(&self.offset).learn(now, sent, self.clock.now());
                 self.count(replicas);
                 self.note_silent(silent);
-                let known = self.known();
+                let known = lock(&self.known);
                 self.keep_apart(|kept| *kept != key && known.get(kept).is_some_and(|limiter| limiter.strong_count() > 0));
             }
             // That node's limiters will find out by themselves; the other nodes' need not suffer.
             (Err(why), Connection::Cluster(_)) => drop(self.alone(&key, &why)),
             (Err(why), Connection::One(_)) => return Err(why),
         }
-        *self.connection() = Some(connection);
+        *lock(&self.connection) = Some(connection);
         Ok(())
     }
 
@@ -93,10 +94,10 @@ impl RedisTask {
         if self.generation.compare_exchange(generation, generation + 1, Relaxed, Relaxed).is_err() {
             return false;
         }
-        *self.connection() = None;
+        *lock(&self.connection) = None;
         self.keep_apart(|_| false);
         // It may have been the store that did not hear them.
-        self.silent().clear();
+        lock(&self.silent).clear();
         self.because(why);
         let is_news = self.limiters.upgrade().is_some_and(|limiters| limiters.store_lost());
         if is_news {
@@ -109,7 +110,7 @@ impl RedisTask {
     /// A cluster's node does not answer for this key. Whether nobody knew.
     pub(super) fn alone(&self, key: &str, why: &RedisError) -> bool {
         self.because(why);
-        let mut apart = self.apart();
+        let mut apart = lock(&self.apart);
         let new = apart.insert(key.into());
         self.health.apart.store(apart.len(), Relaxed);
         new
@@ -117,7 +118,7 @@ impl RedisTask {
 
     /// Only these keys' nodes do not answer.
     pub(super) fn keep_apart(&self, keep: impl Fn(&String) -> bool) {
-        let mut apart = self.apart();
+        let mut apart = lock(&self.apart);
         apart.retain(keep);
         self.health.apart.store(apart.len(), Relaxed);
     }
@@ -125,13 +126,13 @@ impl RedisTask {
     /// Takes note of it, for people.
     fn because(&self, why: &RedisError) -> Arc<str> {
         let why: Arc<str> = why.to_string().into();
-        *self.health.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.clone());
+        *lock(&self.health.why) = Some(why.clone());
         why
     }
 
     /// The replicas that count: the most that were heard of within the time that one may be silent.
     fn count(&self, replicas: u32) {
-        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counted = lock(&self.counted);
         if replicas >= counted.0 || counted.1.elapsed() > 2 * SILENT {
             *counted = (replicas.max(1), Instant::now());
             self.health.replicas.store(counted.0, Relaxed);
@@ -140,10 +141,10 @@ impl RedisTask {
 
     /// In order at exit: the others need not wait until this one is missed.
     pub(super) async fn leave(&self) {
-        let Some(mut connection) = self.connection().take() else { return };
+        let Some(mut connection) = lock(&self.connection).take() else { return };
         let mut leave = cmd("ZREM");
-        leave.arg(format!("{}:replicas", self.prefix)).arg(&self.name);
-        let left: Result<RedisResult<()>, _> = timeout(self.time_limit, leave.query_async(&mut connection)).await;
+        leave.arg(format!("{}:replicas", self.settings.prefix)).arg(&self.name);
+        let left: Result<RedisResult<()>, _> = timeout(self.settings.timeout, leave.query_async(&mut connection)).await;
         if let Ok(Err(why)) = left {
             tracing::debug!(error = %why, "the store was not told that this replica leaves");
         }

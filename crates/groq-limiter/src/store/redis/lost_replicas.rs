@@ -6,6 +6,7 @@ use redis::RedisResult;
 use tokio::time::{Instant, timeout};
 
 use super::task::{RedisTask, Silent, too_late};
+use crate::sync::lock;
 
 /// It must have been silent for so long since it was missed: a store that comes back has heard of nobody for a while.
 const SURE: Duration = Duration::from_secs(3);
@@ -13,7 +14,7 @@ const SURE: Duration = Duration::from_secs(3);
 impl RedisTask {
     /// These are silent, and nobody else.
     pub(super) fn note_silent(&self, names: Vec<String>) {
-        let mut silent = self.silent();
+        let mut silent = lock(&self.silent);
         silent.retain(|one| names.contains(&one.name));
         for name in names {
             if silent.iter().all(|one| one.name != name) {
@@ -25,9 +26,9 @@ impl RedisTask {
     /// Gives back what they had reserved on the limiters that this replica knows. Whoever is first does it.
     pub(super) async fn give_back(self: Arc<Self>) {
         let known: Vec<String> =
-            self.known().iter().filter(|(_, limiter)| limiter.strong_count() > 0).map(|(key, _)| key.clone()).collect();
+            lock(&self.known).iter().filter(|(_, limiter)| limiter.strong_count() > 0).map(|(key, _)| key.clone()).collect();
         let due: Vec<(String, String)> = {
-            let mut silent = self.silent();
+            let mut silent = lock(&self.silent);
             let sure = silent.iter_mut().filter(|one| one.since.elapsed() >= SURE);
             sure.flat_map(|Silent { name, done, .. }| {
                 let new = known.iter().filter(|key| done.insert((*key).clone()));
@@ -46,9 +47,9 @@ impl RedisTask {
     }
 
     async fn give_back_on(&self, name: &str, key: &str) -> RedisResult<u32> {
-        let Some(mut connection) = self.connection().clone() else { return Err(too_late()) };
+        let Some(mut connection) = lock(&self.connection).clone() else { return Err(too_late()) };
         let mut script = self.give_back.key(key);
         let script = script.key(format!("{key}:{name}")).arg(self.channel());
-        timeout(self.time_limit, script.invoke_async(&mut connection)).await.unwrap_or_else(|_| Err(too_late()))
+        timeout(self.settings.timeout, script.invoke_async(&mut connection)).await.unwrap_or_else(|_| Err(too_late()))
     }
 }

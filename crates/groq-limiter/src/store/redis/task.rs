@@ -3,9 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicU64},
-    time::Duration,
+    sync::{Arc, Mutex, Weak, atomic::AtomicU64},
 };
 
 use redis::{
@@ -16,7 +14,7 @@ use redis::{
 use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 
 use super::wire::Offset;
-use crate::{clock::Clock, registry::Registry, shared::SharedLimiter, store::StoreHealth};
+use crate::{clock::Clock, registry::Registry, settings::RedisSettings, shared::SharedLimiter, store::StoreHealth};
 
 /// A connection to one Redis or to a cluster of them.
 #[derive(Clone)]
@@ -47,10 +45,7 @@ impl ConnectionLike for Connection {
 
 /// The thread's state.
 pub(super) struct RedisTask {
-    pub(super) url: String,
-    pub(super) ca_file: Option<PathBuf>,
-    pub(super) prefix: String,
-    pub(super) time_limit: Duration,
+    pub(super) settings: RedisSettings,
     /// This replica's.
     pub(super) name: String,
     pub(super) script: Script,
@@ -83,32 +78,6 @@ pub(super) struct Silent {
     pub(super) since: Instant,
     /// Limiters that have nothing of its any more.
     pub(super) done: HashSet<String>,
-}
-
-impl RedisTask {
-    pub(super) fn connection(&self) -> MutexGuard<'_, Option<Connection>> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn apart(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.apart.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn offset(&self) -> MutexGuard<'_, Offset> {
-        self.offset.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn listener(&self) -> MutexGuard<'_, Option<UnboundedSender<String>>> {
-        self.listener.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn known(&self) -> MutexGuard<'_, HashMap<String, Weak<SharedLimiter>>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn silent(&self) -> MutexGuard<'_, Vec<Silent>> {
-        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 pub(super) fn too_late() -> RedisError {

@@ -42,24 +42,30 @@ impl Reply {
     /// `None` for anything that the script does not say.
     pub fn parse(words: Vec<String>) -> Option<Self> {
         let (head, quotas) = words.split_at_checked(HEAD)?;
-        let number = |word: &String| word.parse::<i64>().ok().filter(|n| n.unsigned_abs() <= 100 * LONGEST as u64);
         let [numbers @ .., waiting, learnt] = head else { return None };
-        let numbers: Vec<i64> = numbers.iter().map(number).collect::<Option<_>>()?;
-        let head: [i64; HEAD - 2] = numbers.try_into().ok()?;
-        let quota = |words: &[String]| {
-            let (code, numbers) = words.split_first()?;
-            let numbers: Vec<i64> = numbers.iter().map(number).collect::<Option<_>>()?;
-            Some((code.as_str().into(), numbers.try_into().ok()?))
-        };
-        let quotas = quotas.chunks(EACH).map(quota).collect::<Option<_>>()?;
-        let learnt = learnt.split_whitespace().map(str::to_owned).collect();
+        let head: [i64; HEAD - 2] = self::numbers(numbers)?;
         let place = |word: &str| {
             let (name, share) = word.rsplit_once(':')?;
             Some((name.to_owned(), share.parse().ok()?))
         };
-        let waiting = waiting.split_whitespace().map(place).collect::<Option<_>>()?;
-        Some(Self { now: head[0], head, waiting, learnt, quotas })
+        let quota = |words: &[String]| {
+            let (code, numbers) = words.split_first()?;
+            Some((code.as_str().into(), self::numbers(numbers)?))
+        };
+        Some(Self {
+            now: head[0],
+            head,
+            waiting: waiting.split_whitespace().map(place).collect::<Option<_>>()?,
+            learnt: learnt.split_whitespace().map(str::to_owned).collect(),
+            quotas: quotas.chunks(EACH).map(quota).collect::<Option<_>>()?,
+        })
     }
+}
+
+/// `None` unless there are so many, and none beyond what can be reckoned with.
+fn numbers<const N: usize>(words: &[String]) -> Option<[i64; N]> {
+    let numbers = words.iter().map(|word| word.parse::<i64>().ok().filter(|n| n.unsigned_abs() <= 100 * LONGEST as u64));
+    numbers.collect::<Option<Vec<_>>>()?.try_into().ok()
 }
 
 impl Offset {
