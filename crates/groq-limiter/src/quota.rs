@@ -184,7 +184,7 @@ impl Quota {
         if passed < TICK {
             return;
         }
-        let taken = self.external.tick(passed);
+        let taken = self.external.tick(passed, self.is_visible());
         if let Some(bucket) = self.bucket.as_mut().filter(|_| taken > 0) {
             bucket.drain(taken, self.ticked_at, now);
             self.add_settled(taken as i64);
@@ -279,7 +279,7 @@ impl Quota {
             remote.report(SentObservation { position, snapshot, uncertain, at, truth });
         }
         // What was taken before our first request does not say how fast others take.
-        if !first {
+        if !first && self.is_visible() {
             self.external.corrected(error);
         }
         Some(error)
@@ -289,7 +289,7 @@ impl Quota {
     /// usage is learnt from what grew beyond our quota since the last one. `gap` is the refusal's correction, ns.
     pub fn refused(&mut self, position: u64, last_position: u64, gap: i64, now: Ns) {
         if let Some(since) = self.refusals.add(position, last_position, now) {
-            self.margin.grow(self.dimension.unit);
+            self.margin.grow();
             if !self.is_visible() {
                 self.external.refused(gap, since);
             }
@@ -312,8 +312,7 @@ impl Quota {
             remote.requota(bucket, unit);
         }
         self.refusals.requota();
-        self.external.reset_learnt();
-        self.margin.reset_growth();
+        self.external = ExternalUsage::default();
         self.set_headroom(self.share.headroom, now);
     }
 

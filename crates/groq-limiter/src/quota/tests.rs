@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::types::Source;
 
 const NOW: Ns = 1_000_000_000_000;
 
@@ -72,7 +73,8 @@ fn without_a_limit_nothing_is_outstanding() {
 
 #[test]
 fn what_was_taken_before_our_first_request_is_nobodys_rate() {
-    let mut quota = Quota::new(Dimension::TPM, configured(60_000), 0.0, 0);
+    let statements = Statements { stated: Some((60_000, Source::Headers)), ..Statements::default() };
+    let mut quota = Quota::new(Dimension::TPM, statements, 0.0, 0);
     let reported = |quota: &Quota, position, used| Reported { position, snapshot: quota.send_snapshot(), used, at: 0 };
     quota.observe(reported(&quota, 1, 57_000), 0);
     assert_eq!(
