@@ -1,18 +1,21 @@
 //! How full does the shield keep Groq's limits, and at what price? `cargo bench --bench shield` runs every overload of
 //! the table in virtual time, the baselines beside it; `-- --scenario NAME --seed N` plays one again, `-- --without NAME` all
-//! without one mechanism, and `-- --ablation [NAME]` compares with and without each, over five seeds.
+//! without one mechanism, and `-- --ablation [NAME]` compares with and without each, over five seeds. `-- --law` prints how long the
+//! light app of the `bucket` rows waits by Groq's law alone.
 
 use std::process::ExitCode;
 
 #[path = "figures/ablation.rs"]
 mod ablation;
 mod figures;
+#[path = "figures/law.rs"]
+mod law;
 
 use groq_limiter::ablation::Mechanism;
 
 use figures::{
     outcome::Outcome,
-    rows::{Row, Target, rows},
+    rows::{self, Row, Target, rows},
     world::run,
 };
 
@@ -21,6 +24,16 @@ const SEED: u64 = 1;
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     let value = |name: &str| arguments.iter().position(|a| a == name).and_then(|at| arguments.get(at + 1)).cloned();
+    if arguments.iter().any(|argument| argument == "--law") {
+        for (name, (_, limit)) in [("S", rows::S), ("M", rows::M), ("X", rows::X)] {
+            for (order, always_first) in [("in turn", false), ("light app always first", true)] {
+                let waits = [1, 2, 3, 4, 5].map(|seed| law::light_waits(limit, always_first, seed));
+                let each = waits.map(|[median, most]| format!("{median:.2} / {most:.1}"));
+                println!("{name}, {order}: light app's wait p50 / p99, seeds 1 to 5, s: {}", each.join(", "));
+            }
+        }
+        return ExitCode::SUCCESS;
+    }
     let scenario = value("--scenario");
     let seed = match value("--seed").map_or(Ok(SEED), |text| text.parse()) {
         Ok(seed) => seed,

@@ -97,9 +97,9 @@ pub(crate) struct Row {
     pub(crate) target: Target,
 }
 
-const S: (u64, u64) = (30, 8000);
-const M: (u64, u64) = (120, 60_000);
-const X: (u64, u64) = (1000, 300_000);
+pub(crate) const S: (u64, u64) = (30, 8000);
+pub(crate) const M: (u64, u64) = (120, 60_000);
+pub(crate) const X: (u64, u64) = (1000, 300_000);
 const SENDS: usize = 8400;
 
 const LIGHT: Watched = Watched { p50: 1.0, p99: 8.0, failed: 0.0 };
