@@ -102,15 +102,10 @@ pub(crate) enum Submitted {
 #[derive(Debug)]
 pub(crate) struct Locked {
     limiter: Limiter,
-    /// Those that wait, and whose outcome their future has not fetched yet.
-    waiters: HashMap<Ticket, Waiter>,
+    wakers: HashMap<Ticket, Waker>,
+    /// Outcomes that their futures have not fetched yet.
+    outcomes: HashMap<Ticket, Result<Box<Grant>, AdmissionError>>,
     armed: Option<Ns>,
-}
-
-#[derive(Debug)]
-enum Waiter {
-    Queued(Option<Waker>),
-    Done(Result<Box<Grant>, Box<AdmissionError>>),
 }
 
 impl SharedLimiter {
@@ -119,7 +114,12 @@ impl SharedLimiter {
     }
 
     pub(crate) fn new(key: Scope, number: u64, common: Arc<Shared>, limiter: Limiter) -> Arc<Self> {
-        Arc::new(Self { key, number, common, inside: Mutex::new(Locked { limiter, waiters: HashMap::default(), armed: None }) })
+        Arc::new(Self {
+            key,
+            number,
+            common,
+            inside: Mutex::new(Locked { limiter, wakers: HashMap::default(), outcomes: HashMap::default(), armed: None }),
+        })
     }
 
     /// Asks for a turn.
@@ -141,7 +141,7 @@ impl SharedLimiter {
         };
         let mut inside = lock(&self.inside);
         // Another limiter's place may be taken here.
-        let place = requeue.filter(|requeue| !inside.waiters.contains_key(&requeue.ticket));
+        let place = requeue.filter(|requeue| !inside.outcomes.contains_key(&requeue.ticket));
         let now = common.clock.now();
         let submitted = match inside.limiter.submit(request, now, deadline, place, has_room) {
             Admission::Rejected(refusal) => return Err(refusal),
@@ -153,7 +153,6 @@ impl SharedLimiter {
                 Submitted::Now(grant.into())
             }
             Admission::Queued(ticket) => {
-                inside.waiters.insert(ticket, Waiter::Queued(None));
                 if !counted {
                     lock(&common.occupancy).add(request.bytes);
                 }
@@ -227,11 +226,10 @@ impl SharedLimiter {
         for event in events {
             let (ticket, outcome) = match event {
                 Event::Granted(ticket, grant) => (ticket, Ok(grant.into())),
-                Event::Rejected(ticket, refusal) => (ticket, Err(refusal.into())),
+                Event::Rejected(ticket, refusal) => (ticket, Err(refusal)),
             };
-            if let Some(Waiter::Queued(Some(waker))) = inside.waiters.insert(ticket, Waiter::Done(outcome)) {
-                woken.push(waker);
-            }
+            inside.outcomes.insert(ticket, outcome);
+            woken.extend(inside.wakers.remove(&ticket));
         }
         let wake = inside.limiter.wake();
         if wake != inside.armed {
@@ -263,17 +261,13 @@ impl Future for Waiting {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let mut inside = lock(&self.limiter.inside);
-        match inside.waiters.remove(&self.ticket) {
-            Some(Waiter::Done(outcome)) => {
-                drop(inside);
-                self.done = true;
-                Poll::Ready(outcome.map_err(|error| *error))
-            }
-            Some(Waiter::Queued(_)) | None => {
-                inside.waiters.insert(self.ticket, Waiter::Queued(Some(context.waker().clone())));
-                Poll::Pending
-            }
-        }
+        let Some(outcome) = inside.outcomes.remove(&self.ticket) else {
+            inside.wakers.insert(self.ticket, context.waker().clone());
+            return Poll::Pending;
+        };
+        drop(inside);
+        self.done = true;
+        Poll::Ready(outcome)
     }
 }
 
@@ -286,11 +280,14 @@ impl Drop for Waiting {
         }
         let now = common.clock.now();
         let mut inside = lock(&self.limiter.inside);
-        match inside.waiters.remove(&self.ticket) {
+        match inside.outcomes.remove(&self.ticket) {
             // Granted, and nobody there to take it.
-            Some(Waiter::Done(Ok(grant))) => inside.limiter.settle(*grant, ActualUsage::Nothing, now),
-            Some(Waiter::Done(Err(_))) => {}
-            Some(Waiter::Queued(_)) | None => inside.limiter.cancel(self.ticket, now),
+            Some(Ok(grant)) => inside.limiter.settle(*grant, ActualUsage::Nothing, now),
+            Some(Err(_)) => {}
+            None => {
+                inside.wakers.remove(&self.ticket);
+                inside.limiter.cancel(self.ticket, now);
+            }
         }
         self.limiter.dispatch(inside, now);
     }

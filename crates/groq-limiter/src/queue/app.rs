@@ -71,7 +71,9 @@ impl App {
 
     /// How many of its size class wait before this ticket.
     pub fn before(&self, size: u8, ticket: Ticket) -> usize {
-        self.size(size).fifo.range(..ticket).count()
+        let fifo = &self.size(size).fifo;
+        // Whoever arrives is behind all others, however many they are.
+        if fifo.last().is_none_or(|&last| last < ticket) { fifo.len() } else { fifo.range(..ticket).count() }
     }
 
     /// What one of its size classes has in the queue.
