@@ -160,6 +160,9 @@ impl Running {
         if let Err(error) = self.shield.limits.save_now() {
             tracing::warn!(%error, "cannot save quotas to limits.state_file");
         }
+        if let Err(error) = self.shield.caps.save_now() {
+            tracing::warn!(%error, "cannot save the caps of apps beside limits.state_file");
+        }
         if let Some(file) = self.shield.ledger_file()
             && let Err(error) = accounts::file::save(self.shield.accounts.ledger(), &file)
         {

@@ -1,5 +1,7 @@
 //! Conversion of the configuration into the limiter's settings.
 
+use std::{ffi::OsString, path::PathBuf};
+
 use groq_limiter::settings;
 
 use super::settings::{App, Settings, StoreKind};
@@ -58,7 +60,11 @@ impl Settings {
         let limiter = self.limiter();
         let apart =
             |redis: settings::RedisSettings| settings::RedisSettings { prefix: format!("{}:caps", redis.prefix), ..redis };
-        // A minute's cap is not worth a file: a restart gives back a minute at most.
-        settings::Settings { limits: limits.into(), state_file: None, redis: limiter.redis.map(apart), queue: limiter.queue }
+        let state_file = self.limits.state_file.as_deref().map(|file| {
+            let mut name = OsString::from(file);
+            name.push(".caps");
+            PathBuf::from(name)
+        });
+        settings::Settings { limits: limits.into(), state_file, redis: limiter.redis.map(apart), queue: limiter.queue }
     }
 }

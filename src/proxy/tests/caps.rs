@@ -141,3 +141,31 @@ async fn a_cap_covers_all_models() {
     let (status, headers, _) = ask(&shield, "a").await;
     assert_eq!((status, text(&headers, "x-shield-fallback")), (StatusCode::TOO_MANY_REQUESTS, None));
 }
+
+/// After a stop and after a kill, by the last save: a restart must not grant the whole cap once more.
+#[tokio::test(start_paused = true)]
+async fn a_restart_keeps_what_is_left_of_a_cap() {
+    for is_killed in [false, true] {
+        let directory = tempfile::tempdir().expect("a folder");
+        let capped = App { name: "a".into(), requests_per_minute: Some(2), ..App::default() };
+        let mut settings = with([capped]);
+        settings.limits.state_file = Some(directory.path().join("limits"));
+        settings.queue.max_wait = Duration::from_secs(1);
+        let (before, _) = shield(settings.clone(), vec![good()]);
+        for status in [StatusCode::OK, StatusCode::OK, StatusCode::TOO_MANY_REQUESTS] {
+            assert_eq!(ask(&before, "a").await.0, status);
+        }
+        before.limits.save_now().expect("saved");
+        if is_killed {
+            let saved = timeout(Duration::from_secs(5), before.caps.run()).await;
+            assert!(saved.is_err(), "it never returns");
+        } else {
+            before.caps.save_now().expect("saved");
+        }
+        let (after, _) = shield(settings, vec![good()]);
+        assert_eq!(ask(&after, "a").await.0, StatusCode::TOO_MANY_REQUESTS, "killed: {is_killed}");
+        // A minute later at most, one is served.
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(ask(&after, "a").await.0, StatusCode::OK, "killed: {is_killed}");
+    }
+}

@@ -96,7 +96,9 @@ pub(crate) fn load(path: &Path) -> HashMap<Scope, Saved> {
 /// Replaces the file whole: written beside it, flushed, renamed over it.
 pub(crate) fn store(path: &Path, limiters: Vec<(Scope, Saved)>, clean: bool) -> io::Result<()> {
     let text = serde_json::to_vec(&File { format: FORMAT.into(), clean, limiters })?;
-    let beside = path.with_extension("tmp");
+    // Appended, because another state file may differ in its extension only.
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".tmp");
     let mut out = fs::File::create(&beside)?;
     out.write_all(&text)?;
     out.sync_data()?;
