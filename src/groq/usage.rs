@@ -67,6 +67,16 @@ struct Details {
 const MAX_MATCHES: usize = 8;
 
 impl Usage {
+    /// The sum of both.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        let completion = match (self.completion, other.completion) {
+            (Some(one), Some(two)) => Some(one.saturating_add(two)),
+            (one, two) => one.or(two),
+        };
+        Self { prompt: self.prompt.saturating_add(other.prompt), completion, cached: self.cached.saturating_add(other.cached) }
+    }
+
     /// What a complete JSON response says.
     ///
     /// # Errors

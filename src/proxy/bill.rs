@@ -6,7 +6,10 @@ use groq_limiter::{ActualUsage, CostEstimate, types::Observation};
 use tokio::time::Instant;
 
 use super::observer::Observed;
-use crate::accounts::{Amounts, Budget, Exceeded, Permit, Price, SharedLedger};
+use crate::{
+    accounts::{Amounts, Budget, Exceeded, Permit, Price, SharedLedger},
+    groq::Usage,
+};
 
 /// What a call has used so far.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub struct Bill {
     /// Expected completion tokens, at most `max_completion_tokens`.
     completion: u64,
     total: Amounts,
+    /// The tokens that `total` is computed from.
+    usage: Usage,
     /// The running attempt's reservation under the app's caps.
     cap: Option<groq_limiter::Permit>,
     /// The running attempt in the limiters of observe mode.
@@ -28,16 +33,25 @@ pub struct Bill {
 }
 
 impl Drop for Bill {
-    /// If the client has disconnected, the attempt in flight is charged in full.
     fn drop(&mut self) {
-        self.charge(if self.in_flight { ActualUsage::Unknown } else { ActualUsage::Nothing });
+        self.end();
     }
 }
 
 impl Bill {
     /// An empty bill without a reservation.
     pub(super) fn new(cost: CostEstimate, price: Option<Price>) -> Self {
-        Self { permit: None, price, cost, completion: 0, total: Amounts::default(), cap: None, observed: None, in_flight: false }
+        Self {
+            permit: None,
+            price,
+            cost,
+            completion: 0,
+            total: Amounts::default(),
+            usage: Usage::default(),
+            cap: None,
+            observed: None,
+            in_flight: false,
+        }
     }
 
     /// Reserves the expected usage of the call under its app's `budgets`. `now` is Unix time in seconds.
@@ -95,6 +109,11 @@ impl Bill {
         self.charge(ActualUsage::Nothing);
     }
 
+    /// Ends the call. If its client has disconnected, the attempt in flight is charged in full.
+    pub(super) fn end(&mut self) {
+        self.charge(if self.in_flight { ActualUsage::Unknown } else { ActualUsage::Nothing });
+    }
+
     /// Ends the running attempt and charges what it used.
     pub(super) fn charge(&mut self, spent: ActualUsage) {
         self.in_flight = false;
@@ -104,6 +123,7 @@ impl Bill {
         if let Some(observed) = self.observed.take() {
             observed.settle(spent);
         }
+        self.usage = self.usage.plus(self.usage_of(spent));
         let mut amounts = self.amounts(spent);
         if self.total.requests == 0 && spent != ActualUsage::Nothing {
             amounts.requests = 1;
@@ -117,6 +137,11 @@ impl Bill {
         }
     }
 
+    /// Tokens of the call so far, as its app's budget is charged: estimated where Groq stated none.
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+
     /// Cost of the call so far in billionths of a USD; 0 without a price for its model.
     pub fn nano_usd(&self) -> u64 {
         self.total.nano_usd
@@ -125,22 +150,34 @@ impl Bill {
     /// Tokens and cost of an attempt.
     fn amounts(&self, spent: ActualUsage) -> Amounts {
         let price = self.price.unwrap_or_default();
-        let tokens = |prompt: u64, cached: u64, completion: u64| Amounts {
-            requests: 0,
-            tokens: prompt.saturating_sub(cached).saturating_add(completion),
-            nano_usd: price.of_tokens(prompt, cached, completion),
-        };
         match (self.cost, spent) {
             (_, ActualUsage::Nothing | ActualUsage::Request) | (CostEstimate::Free, _) => Amounts::default(),
             (CostEstimate::Audio { seconds }, _) => Amounts { nano_usd: price.of_audio(seconds), ..Amounts::default() },
-            (CostEstimate::Tokens { .. }, ActualUsage::Tokens { prompt, completion, prompt_total }) => {
-                tokens(prompt_total, prompt_total.saturating_sub(prompt), completion)
+            (CostEstimate::Tokens { .. }, _) => {
+                let Usage { prompt, completion, cached } = self.usage_of(spent);
+                let completion = completion.unwrap_or(0);
+                Amounts {
+                    requests: 0,
+                    tokens: prompt.saturating_sub(cached).saturating_add(completion),
+                    nano_usd: price.of_tokens(prompt, cached, completion),
+                }
             }
-            (CostEstimate::Tokens { .. }, ActualUsage::Prompt { prompt, prompt_total }) => {
-                tokens(prompt_total, prompt_total.saturating_sub(prompt), self.completion)
+        }
+    }
+
+    /// Tokens of an attempt: what Groq stated, and estimates for the rest.
+    fn usage_of(&self, spent: ActualUsage) -> Usage {
+        let usage = |prompt, cached, completion| Usage { prompt, completion: Some(completion), cached };
+        match (spent, self.cost) {
+            (ActualUsage::Tokens { prompt, completion, prompt_total }, _) => {
+                usage(prompt_total, prompt_total.saturating_sub(prompt), completion)
             }
-            (CostEstimate::Tokens { prompt, .. }, ActualUsage::Partial { completion }) => tokens(prompt, 0, completion),
-            (CostEstimate::Tokens { prompt, .. }, ActualUsage::Unknown) => tokens(prompt, 0, self.completion),
+            (ActualUsage::Prompt { prompt, prompt_total }, _) => {
+                usage(prompt_total, prompt_total.saturating_sub(prompt), self.completion)
+            }
+            (ActualUsage::Partial { completion }, CostEstimate::Tokens { prompt, .. }) => usage(prompt, 0, completion),
+            (ActualUsage::Unknown, CostEstimate::Tokens { prompt, .. }) => usage(prompt, 0, self.completion),
+            _ => Usage::default(),
         }
     }
 }

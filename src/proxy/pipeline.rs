@@ -91,31 +91,49 @@ async fn respond(
     mut record: Box<Record>,
 ) -> Response<Body> {
     let mut cutoff = Cutoff::new(&shield.shutdown);
+    let mut unfinished = Unfinished { call: &mut call, record: &mut record, is_delivered: false };
     let outcome = {
-        let mut forward = pin!(forward(&shield, &settings, &mut call, &mut upstream_request, &mut record));
+        let (call, record) = (&mut *unfinished.call, &mut *unfinished.record);
+        let mut forward = pin!(forward(&shield, &settings, call, &mut upstream_request, record));
         poll_fn(|cx| match forward.as_mut().poll(cx) {
             Poll::Pending if cutoff.poll_reached(cx) => Poll::Ready(Err(Rejection::ShuttingDown)),
             other => other,
         })
         .await
     };
-    if !call.streams() {
-        yield_if_busy(&shield, &call).await;
+    if !unfinished.call.streams() {
+        yield_if_busy(&shield, unfinished.call).await;
     }
+    unfinished.is_delivered = outcome.is_ok();
+    drop(unfinished);
     let Call { admission, is_capped, budgets, bill, .. } = *call;
     let mut response = match outcome {
         Ok(Delivered { response, permit }) => {
             deliver(*response, ResponseContext { permit, bill, record, cutoff, settled: false })
         }
-        Err(rejection) => {
-            record.nano_usd = bill.nano_usd();
-            reject(rejection, record)
-        }
+        Err(rejection) => reject(rejection, record),
     };
     // Added last, because the usage of a complete body has been settled by now.
     let limited = Limited { admission: &admission, is_capped, budgets: budgets.as_deref() };
     limited.add_to(response.headers_mut(), &shield);
     response
+}
+
+/// A call without a response yet. On drop, what it is charged without one is recorded: if it fails, or its client disconnects.
+struct Unfinished<'a> {
+    call: &'a mut Call,
+    record: &'a mut Record,
+    is_delivered: bool,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if !self.is_delivered {
+            self.call.bill.end();
+            self.record.usage = self.call.bill.usage();
+            self.record.nano_usd = self.call.bill.nano_usd();
+        }
+    }
 }
 
 /// Serves the call by the model that it names, or else by the first of its fallback models that can serve it.

@@ -248,7 +248,7 @@ impl Collector for Families {
         counter(
             to,
             "tokens",
-            "Tokens as stated by the usage of responses; prompt includes cached ones",
+            "Tokens of requests, estimated where Groq stated none; prompt includes cached ones",
             self.sums.apps.iter().flat_map(|((app, model), used)| {
                 [("prompt", used.prompt), ("completion", used.completion), ("cached", used.cached)]
                     .map(|(kind, n)| ([("app", &**app), ("model", &**model), ("kind", kind)], n))

@@ -95,7 +95,7 @@ pub struct Record {
     pub status: u16,
     /// Who generated the response.
     pub source: Source,
-    /// The usage that the upstream states.
+    /// The tokens that count against the app's budget: as Groq stated them, estimated where it stated none.
     pub usage: Usage,
     /// Whether the response reached max completion tokens before it had any content.
     pub truncated: bool,

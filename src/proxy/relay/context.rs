@@ -26,6 +26,7 @@ impl ResponseContext {
             return;
         }
         self.bill.charge(spent);
+        self.record.usage = self.bill.usage();
         self.record.nano_usd = self.bill.nano_usd();
         if let Some(permit) = self.permit.take() {
             permit.settle(spent, Instant::now());
@@ -33,7 +34,6 @@ impl ResponseContext {
     }
 
     pub(super) fn settle_usage(&mut self, usage: Option<Usage>) {
-        self.record.usage = usage.unwrap_or_default();
         self.settle(usage.map_or(ActualUsage::Unknown, spent));
     }
 }

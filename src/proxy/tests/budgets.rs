@@ -197,6 +197,44 @@ async fn every_attempt_that_groq_may_have_served_is_charged() {
     assert!(requests == 1 && tokens > 15, "the prompt of the first attempt, and what the last one says: {tokens}");
 }
 
+/// Calls that were cut, abandoned or never answered have an estimated usage, which is shown as it is charged.
+#[tokio::test(start_paused = true)]
+async fn the_tokens_and_cost_that_are_shown_are_those_that_are_charged() {
+    let cut = vec![Step::Write("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{".into())];
+    let cut_stream = [stream(&[FIRST], false), vec![Step::Pause(1)]].concat();
+    let begun = [stream(&[FIRST], false), vec![Step::UntilClosed]].concat();
+    let scripts = vec![good(), cut, good(), cut_stream, begun, vec![Step::UntilClosed], good()];
+    let (shield, seen) = shield(ample(), scripts);
+    let mut charged = Vec::new();
+    let mut check = |call: &str| {
+        let (mut requests, mut tokens, mut nano_usd) = (0, 0, 0);
+        for ((app, _), usage) in shield.telemetry.usage() {
+            assert_eq!(&*app, "a");
+            requests += usage.requests;
+            tokens += usage.prompt - usage.cached + usage.completion;
+            nano_usd += usage.nano_usd;
+        }
+        assert_eq!((requests, tokens, nano_usd), used(&shield, "a"), "{call}");
+        assert!(charged.last().is_none_or(|&before| before < tokens), "{call}: {tokens} tokens");
+        charged.push(tokens);
+    };
+    assert_eq!(ask(&shield, "a", false).await.0, StatusCode::OK);
+    check("an answer");
+    assert_eq!(ask(&shield, "a", false).await.0, StatusCode::OK);
+    check("an answer after one that was cut");
+    ask(&shield, "a", true).await;
+    check("a stream that was cut");
+    let mut request = chat(true);
+    request.headers_mut().insert("x-shield-app", "a".parse().expect("a value"));
+    let mut response = handle(&shield, request, None).await;
+    response.body_mut().frame().await.expect("an event").expect("good");
+    drop(response);
+    check("a stream whose client disconnected");
+    assert!(timeout(Duration::from_secs(5), ask(&shield, "a", false)).await.is_err(), "the upstream says nothing");
+    check("a client that disconnected before the answer");
+    assert_eq!(seen.lock().expect("unpoisoned").iter().filter(|line| line.starts_with("POST")).count(), 6);
+}
+
 /// An app that is removed from the configuration and added again keeps its usage.
 #[tokio::test(start_paused = true)]
 async fn a_removed_and_restored_app_keeps_its_account() {
