@@ -69,7 +69,9 @@ impl Count {
         let known = i128::from(self.others.plus(self.reported).of(unit)) - taken_before;
         let left = i128::from(limit) - known;
         let taken_since = taken_before + i128::from(self.mine.of(unit)) - i128::from(self.reported.of(unit));
-        taken_since < left.div_euclid(i128::from(replicas.max(1)))
+        // What is exceeded is not shared: each replica would admit more once its part of the excess has been returned.
+        let share = if left < 0 { left } else { left / i128::from(replicas.max(1)) };
+        taken_since < share
     }
 
     /// Applies the store's reply: `total` of all replicas, which includes `reported` from this one.
@@ -102,6 +104,9 @@ pub(super) struct SavedCount {
     /// The part of it that this replica has taken of its share since the store's last reply.
     #[serde(default)]
     taken: Amounts,
+    /// Reserved by other replicas, as of that reply.
+    #[serde(default)]
+    reserved: Amounts,
 }
 
 impl Counts {
@@ -146,15 +151,18 @@ impl Counts {
     /// The counts to save. What is in flight counts as used, because a restarted process cannot settle it.
     pub(super) fn saved(&self) -> Vec<SavedCount> {
         let saved = |count: &Count| {
-            let taken = count.mine.used.plus(count.mine.reserved).minus(count.reported.used).plus(count.taken_before);
-            SavedCount { start: count.start, used: count.total().used.plus(count.mine.reserved), taken }
+            let sum = |total: Total| total.used.plus(total.reserved);
+            let taken = sum(count.mine).plus(count.taken_before).minus(sum(count.reported));
+            let used = count.total().used.plus(count.mine.reserved);
+            SavedCount { start: count.start, used, taken, reserved: count.others.reserved }
         };
         self.0.iter().map(saved).collect()
     }
 
-    pub(super) fn restored(saved: Vec<SavedCount>) -> Self {
-        let count = |SavedCount { start, used, taken }| {
-            let others = Total { used, ..Total::default() };
+    /// The counts that an earlier process saved; `is_shared`: with other replicas.
+    pub(super) fn restored(saved: Vec<SavedCount>, is_shared: bool) -> Self {
+        let count = |SavedCount { start, used, taken, reserved }| {
+            let others = Total { used, reserved: if is_shared { reserved } else { Amounts::default() } };
             Count { start, others, version: Some(0), taken_before: taken, ..Count::default() }
         };
         Self(saved.into_iter().take(REMEMBERED).map(count).collect())
@@ -189,6 +197,16 @@ mod tests {
     }
 
     #[test]
+    fn a_replica_does_not_use_an_excess_as_if_it_were_shared() {
+        let mut count = Count { mine: total(0, 300), ..Count::default() };
+        count.apply_reply(count.mine, 1, total(500, 600));
+        // 1100 of 1000 are used or reserved, and 60 of that were not needed.
+        let settled = Count { mine: total(240, 0), ..count };
+        assert!(!settled.has_room(Unit::Tokens, 1000, 2));
+        assert!(Count { mine: total(199, 0), ..count }.has_room(Unit::Tokens, 1000, 2));
+    }
+
+    #[test]
     fn a_reply_counts_nothing_twice() {
         let mut count = Count { mine: total(300, 0), ..Count::default() };
         count.apply_reply(total(100, 0), 4, total(900, 40));
@@ -211,7 +229,8 @@ mod tests {
 
     #[test]
     fn usage_survives_a_store_that_lost_its_data() {
-        let mut count = Counts::restored(vec![SavedCount { start: 5, used: tokens(400), taken: tokens(0) }]).0[0];
+        let mut count =
+            Counts::restored(vec![SavedCount { start: 5, used: tokens(400), taken: tokens(0), reserved: tokens(0) }], true).0[0];
         assert_eq!(count.total(), total(400, 0));
         count.apply_reply(total(0, 0), 3, total(350, 20));
         assert_eq!(count.total(), total(400, 20), "it was lost before this process started");

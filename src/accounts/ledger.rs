@@ -261,7 +261,8 @@ impl Ledger {
     pub fn restore(&self, saved: Saved) {
         let mut accounts = self.lock();
         for (app, SavedAccount { days, months, earlier }) in saved.0 {
-            let account = Account::restored(Counts::restored(days), Counts::restored(months), earlier);
+            let account =
+                Account::restored(Counts::restored(days, self.is_shared), Counts::restored(months, self.is_shared), earlier);
             accounts.by_app.insert(app.into(), account);
         }
     }
