@@ -26,6 +26,9 @@ const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
+/// What a fault advises where the name of an environment variable is expected: it may be a key.
+const VARIABLE_HELP: &str = "keys do not belong in the file: name the variable that holds it, for example \"GROQ_API_KEY\"";
+
 /// The whole file. Flags and environment variables win over it, it wins over these defaults.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -171,6 +174,7 @@ pub struct Upstream {
     pub ca_file: Option<PathBuf>,
     /// Environment variable with the key for requests that have none; unset: apps send their own.
     #[schemars(title = "the name of an environment variable", example = &"GROQ_API_KEY")]
+    #[schemars(extend("x-help" = VARIABLE_HELP))]
     pub api_key_env: Option<String>,
 }
 
@@ -184,7 +188,7 @@ pub struct Organization {
     pub name: String,
     /// Environment variables with its keys.
     #[schemars(
-        extend("items" = {"type": "string", "title": "the name of an environment variable", "examples": ["GROQ_API_KEY"]}, "uniqueItems" = true),
+        extend("items" = {"type": "string", "title": "the name of an environment variable", "examples": ["GROQ_API_KEY"], "x-help": VARIABLE_HELP}, "uniqueItems" = true),
         example = ["GROQ_API_KEY", "GROQ_API_KEY_2"]
     )]
     pub api_key_env: Vec<String>,

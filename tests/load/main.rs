@@ -4,9 +4,9 @@ mod caps;
 #[expect(dead_code, reason = "the kit of tests/wire, of which these tests need a part")]
 #[path = "../wire/kit/client.rs"]
 mod client;
+mod delay;
 #[expect(dead_code, reason = "the kit of tests/wire, of which these tests need a part")]
 #[path = "../wire/kit/process.rs"]
 mod process;
-mod stall;
 
 use client::{Answer, Client};

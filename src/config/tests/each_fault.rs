@@ -220,7 +220,7 @@ fn every_kind_of_fault_has_its_place_and_remedy() {
             "[[organization]]\nname = \"o\"\napi_key_env = [\"K\", \"$K2\"]\n",
             "3:21",
             "`organization[0].api_key_env[1]`: expected the name of an environment variable, found \"$K2\"",
-            "for example \"GROQ_API_KEY\"",
+            "keys do not belong in the file: name the variable that holds it, for example \"GROQ_API_KEY\"",
         ),
         (
             "[[organization]]\nname = \"o\"\napi_key_env = [\"K\", \"K\"]\n",
@@ -238,7 +238,7 @@ fn every_kind_of_fault_has_its_place_and_remedy() {
             "[upstream]\napi_key_env = \"gsk_x\"\n",
             "2:15",
             "`upstream.api_key_env`: expected the name of an environment variable, found \"gsk_***\"",
-            "for example \"GROQ_API_KEY\"",
+            "keys do not belong in the file: name the variable that holds it, for example \"GROQ_API_KEY\"",
         ),
         (
             "[upstream]\nbase_url = \"api.groq.com\"\n",
