@@ -45,7 +45,8 @@ pub(super) struct SendHistory {
     in_transit: Ns,
     /// The newest first.
     uncertainties: VecDeque<Uncertainty>,
-    unacknowledged: Unacknowledged,
+    /// `None` where all has arrived: most of 100,000 limiters.
+    unacknowledged: Option<Box<Unacknowledged>>,
 }
 
 impl SendHistory {
@@ -73,18 +74,22 @@ impl SendHistory {
         self.recent.push_back(Sent { position, at: now, span });
         self.in_transit = self.in_transit.saturating_add(span);
         if hidden {
-            self.unacknowledged.sent(span, now);
+            self.unacknowledged.get_or_insert_default().sent(span, now);
         }
     }
 
     /// A request that was sent at this time has been answered.
     pub(super) fn answered(&mut self, sent_at: Ns) {
-        self.unacknowledged.answered(sent_at);
+        if let Some(unacknowledged) = &mut self.unacknowledged {
+            unacknowledged.answered(sent_at);
+        }
+        self.unacknowledged.take_if(|unacknowledged| unacknowledged.is_empty());
     }
 
     /// When the bucket is full again at the earliest, if Groq takes only now what may not have arrived yet; 0: all has.
     pub(super) fn full_at(&mut self, now: Ns) -> Ns {
-        self.unacknowledged.full_at(now).map_or(0, |at| at.saturating_add(self.unsent))
+        let full_at = self.unacknowledged.as_mut().and_then(|unacknowledged| unacknowledged.full_at(now));
+        full_at.map_or(0, |at| at.saturating_add(self.unsent))
     }
 
     /// So much came back with an answer: Groq gave it back before, perhaps before the newest requests arrived.

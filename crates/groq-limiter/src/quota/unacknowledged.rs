@@ -39,6 +39,11 @@ impl Unacknowledged {
         }
     }
 
+    /// Whether all has arrived.
+    pub(super) fn is_empty(&self) -> bool {
+        self.sends.is_empty()
+    }
+
     /// When a bucket that was full is full again, if they arrive now; `None`: all have.
     pub(super) fn full_at(&mut self, now: Ns) -> Option<Ns> {
         self.answered(now.saturating_sub(LONGEST_DELAY));
