@@ -117,8 +117,10 @@ impl UpstreamError {
         let kind = text(object.get("type"));
         let code = object.get("code").and_then(|code| text(Some(code)).or_else(|| number(code)));
         let string_or_null = |code: &&RawValue| code.get().starts_with('"') || code.get() == "null";
-        let documented =
-            kind.is_some() && object.get("code").is_none_or(string_or_null) && message.chars().count() <= MAX_MESSAGE;
+        let documented = kind.is_some()
+            && object.get("code").is_none_or(string_or_null)
+            && message.chars().count() <= MAX_MESSAGE
+            && object.values().all(|value| is_readable(value));
         if let Some(kind) = kind {
             self.kind = kind.into_owned().into();
         }
@@ -134,12 +136,18 @@ impl UpstreamError {
         let mut members = vec![format!(r#""message":{}"#, string(&self.message)), format!(r#""type":{}"#, string(&self.kind))];
         members.extend(self.code.as_ref().map(|code| format!(r#""code":{}"#, string(code))));
         let others = object.iter().filter(|(name, _)| !["message", "type", "code"].contains(&name.as_ref()));
+        let others = others.filter(|(_, value)| is_readable(value));
         members.extend(others.map(|(name, value)| {
             let value = if name == GENERATED { value.get().into() } else { mask(value.get()) };
             format!("{}:{value}", string(name))
         }));
         format!(r#"{{"error":{{{}}}}}"#, members.join(",")).into()
     }
+}
+
+/// Whether every JSON parser reads it: half of a surrogate pair, `"\ud800"`, is valid JSON that many refuse.
+fn is_readable(value: &RawValue) -> bool {
+    serde_json::from_str::<serde_json::Value>(value.get()).is_ok()
 }
 
 /// The model's own output. It contains no organization id, so it is not masked.
