@@ -107,7 +107,8 @@ impl Bucket {
         let Some(amount) = NonZeroU32::new(amount) else { return Readiness::Now };
         let Cells { now: clock, margin: seen_margin, take: takes, .. } = &*self.state().0;
         clock.store(now, Relaxed);
-        seen_margin.store(self.span(margin), Relaxed);
+        // governor's sums do not saturate, and what is told of other replicas may be any number.
+        seen_margin.store(self.span(margin).min(self.period.saturating_mul(DEEPEST_DEBT)), Relaxed);
         takes.store(take, Relaxed);
         match self.limiter.check_n(amount) {
             Ok(Ok(())) => Readiness::Now,
@@ -374,6 +375,17 @@ mod tests {
             // A unit's time is rounded up to whole nanoseconds.
             let rounding = 1.0 + expected / bucket.unit as f64;
             prop_assert!((kept - expected).abs() <= rounding, "{} became {}", used, kept);
+        }
+    }
+
+    /// Found by the fuzz target `redis`: the sum overflowed.
+    #[test]
+    fn a_margin_may_be_any_number() {
+        let now = 864_000_000_000_000;
+        let mut bucket = Bucket::new(8000, Duration::from_secs(60)).expect("a limit");
+        bucket.set_tat(now, now);
+        for margin in [8001, u64::MAX / bucket.unit, u64::MAX] {
+            assert!(matches!(bucket.peek(1, margin, now), Readiness::At(at) if at > now), "{margin}");
         }
     }
 
