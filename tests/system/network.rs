@@ -263,6 +263,11 @@ impl Witness {
     pub(crate) fn harmed(&self) -> bool {
         lock(&self.0).harmed
     }
+
+    /// Whether the first host has closed its end, which the other one may not know yet.
+    pub(crate) fn left(&self) -> bool {
+        lock(&self.0).directions[0].is_closed
+    }
 }
 
 impl Socket {
