@@ -14,10 +14,6 @@ const HEAD: usize = 8;
 const EACH: usize = 4;
 /// The longest span that is believed, µs: 200 years.
 const LONGEST: i64 = 200 * 366 * 86_400_000_000;
-/// Shares of a limit are counted in millionths.
-const MILLION: u64 = 1_000_000;
-/// Limits that all replicas together can wait for: more is not believed.
-const MOST_AHEAD: u64 = 1000;
 /// Before the key of an answer, among what replicas learn from each other: `E:7=1029:1700000000000000`.
 const ANSWER: &str = "E:";
 
@@ -50,8 +46,7 @@ impl Reply {
         let head: [i64; HEAD - 2] = self::numbers(numbers)?;
         let place = |word: &str| {
             let (name, share) = word.rsplit_once(':')?;
-            // A head takes a limit at most.
-            Some((name.to_owned(), share.parse::<u64>().ok()?.min(MILLION)))
+            Some((name.to_owned(), share.parse().ok()?))
         };
         let quota = |words: &[String]| {
             let (code, numbers) = words.split_first()?;
@@ -141,7 +136,7 @@ impl Offset {
                 epoch,
                 version: version.try_into().ok()?,
                 position: position.try_into().ok()?,
-                ahead: ahead.map(|(_, share)| share).sum::<u64>().min(MOST_AHEAD * MILLION),
+                ahead: ahead.fold(0, |sum: u64, (_, share)| sum.saturating_add(*share)),
                 learnt: self.learnt(&reply.learnt)?,
                 views: views.collect::<Option<_>>()?,
             },
