@@ -18,7 +18,7 @@ pub(crate) fn light_waits(limit: u64, always_first: bool, seed: u64) -> [f64; 2]
     let (mut random, sizes) = (Rng::with_seed(seed), Sizes::USUAL);
     let rate = 0.15 * limit as f64 / sizes.measure().0 / 60.0;
     let span = |tokens: u64| tokens * MINUTE / limit;
-    // When the limit is full again, what comes back when answers end, and who waits.
+    // When the limit is full again, what comes back when answers end, and which requests wait.
     let (mut full_at, mut returns, mut light) = (0, Vec::<(Ns, Ns)>::new(), VecDeque::<(Ns, Size)>::new());
     let (mut now, mut arrival, mut heavy) = (0, gap(rate, &mut random), sizes.draw(&mut random));
     // What each has been served, as the shield counts it: one that comes back starts where the other is.
