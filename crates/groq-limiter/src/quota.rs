@@ -23,7 +23,6 @@ mod remote;
 pub(crate) mod send_history;
 mod share;
 mod statements;
-mod unacknowledged;
 
 /// Our own use is averaged over this time, ns.
 const MEMORY: f64 = 60e9;
@@ -132,6 +131,10 @@ impl Quota {
         cost.of(self.dimension.unit)
     }
 
+    fn span(&self, units: u64) -> Ns {
+        self.bucket.as_ref().map_or(0, |bucket| bucket.span(units))
+    }
+
     /// What it takes of a cost: never more than it can hold.
     pub fn units(&self, cost: &Cost) -> u64 {
         self.of(cost).min(self.limit().unwrap_or(u64::MAX))
@@ -189,7 +192,9 @@ impl Quota {
             bucket.drain(taken, self.ticked_at, now);
             self.add_settled(taken as i64);
         }
-        let least = self.sends.full_at(now);
+        // No header shows when a request arrived.
+        let is_hidden = self.dimension.unit == Unit::Requests && !self.is_visible() && !self.margin.is_none();
+        let least = if is_hidden { self.sends.full_at(now) } else { 0 };
         if let Some(bucket) = self.bucket.as_mut().filter(|bucket| bucket.tat() < least) {
             let before = bucket.tat().max(now);
             bucket.set_tat(least, now);
@@ -229,23 +234,23 @@ impl Quota {
 
     /// A request of `units` goes out at this position, `booked` by the store or not; how the quota stands then.
     pub fn sent(&mut self, position: u64, units: u64, booked: bool, now: Ns) -> SendSnapshot {
-        let hidden = self.dimension.unit == Unit::Requests && !self.is_visible() && !self.margin.is_none();
-        let span = self.bucket.as_ref().map_or(0, |bucket| bucket.span(units));
-        self.sends.sent(position, span, hidden, now);
+        let span = self.span(units);
+        self.sends.no_longer_unsent(span);
+        self.sends.sent(position, span, now);
         // Groq cannot have taken it before now, and a bucket that was full gains nothing while a connection opens.
-        let least = now.saturating_add(span).saturating_add(self.sends.unsent());
+        let least = now.saturating_add(span).saturating_add(self.sends.unsent);
         self.bucket.iter_mut().filter(|_| !booked).for_each(|bucket| bucket.set_tat(bucket.tat().max(least), now));
         self.send_snapshot()
     }
 
-    /// `units` are on their way, or never will be.
-    pub fn no_longer_unsent(&mut self, units: u64) {
-        self.sends.no_longer_unsent(self.bucket.as_ref().map_or(0, |bucket| bucket.span(units)));
+    /// `units` will never be sent.
+    pub fn not_sent(&mut self, units: u64) {
+        self.sends.no_longer_unsent(self.span(units));
     }
 
     /// How the quota stands for a request that is sent now and counted in it.
     pub fn send_snapshot(&self) -> SendSnapshot {
-        let tat = self.bucket.as_ref().map_or(0, Bucket::tat).saturating_sub(self.sends.unsent());
+        let tat = self.bucket.as_ref().map_or(0, Bucket::tat).saturating_sub(self.sends.unsent);
         SendSnapshot { tat, corrections: self.reconciler.corrections }
     }
 
@@ -303,10 +308,10 @@ impl Quota {
         if self.limit() == limit.filter(|&limit| limit <= u32::MAX.into() && limit > 0) {
             return;
         }
-        let unit = self.bucket.as_ref().map_or(0, |bucket| bucket.span(1));
+        let unit = self.span(1);
         let kept = self.bucket.take().zip(limit).and_then(|(bucket, limit)| bucket.requota(limit, now));
         self.reconciler.requota(position, unit);
-        self.sends.requota(kept.as_ref().map_or(0, |bucket| bucket.rescale(self.sends.unsent(), unit)));
+        self.sends.requota(kept.as_ref().map_or(0, |bucket| bucket.rescale(self.sends.unsent, unit)));
         self.bucket = kept.or_else(|| limit.and_then(|limit| Bucket::new(limit, self.dimension.period)));
         if let (Some(remote), Some(bucket)) = (&mut self.remote, &self.bucket) {
             remote.requota(bucket, unit);
@@ -382,7 +387,7 @@ impl Quota {
     /// The store has charged `units`: how the quota stands.
     pub fn booked(&mut self, units: u64, now: Ns) -> SendSnapshot {
         self.count(units, now);
-        let span = self.bucket.as_ref().map_or(0, |bucket| bucket.span(units));
+        let span = self.span(units);
         self.sends.reserved(span);
         self.remote.as_mut().map_or_else(Default::default, |remote| remote.booked(span))
     }

@@ -200,7 +200,6 @@ impl QuotaSet {
                 continue;
             }
             let units = quota.units(&reserved.cost);
-            quota.no_longer_unsent(units);
             let sent = quota.sent(position, units, booked, now);
             // The store's snapshot counts what all replicas had taken before.
             if booked {
@@ -281,7 +280,7 @@ impl QuotaSet {
                 quota.ended(reserved.outstanding(|cost| quota.units(cost)));
             }
             if !reserved.is_sent() {
-                quota.no_longer_unsent(units);
+                quota.not_sent(units);
             }
             quota.settle(units, quota.of(&used), now);
         }

@@ -1,14 +1,21 @@
-//! What was sent shortly ago, and what it makes uncertain: headers may not show yet, or no longer, what overtook them.
+//! What was sent, as long as it makes uncertain how much of the limit is in use.
+//!
+//! Requests overtake each other on their way, and headers overtake the answers before them. A network that stalls delivers at
+//! once what was sent over many seconds, and Groq's bucket, full since long, starts only then: an answer shows that its request
+//! has arrived, and those that were sent before it; until then they count as if they arrived now.
 
 use std::collections::VecDeque;
 
-use super::unacknowledged::Unacknowledged;
 use crate::types::Ns;
 
 /// Ways to Groq and back differ by less: within it requests overtake each other, and headers the answers before them.
 const JITTER: Ns = 100_000_000;
-/// Uncertainties remembered for headers to come.
-const UNCERTAINTIES: usize = 128;
+/// The margin holds for requests that are late by so much: it keeps twice that, and ordinary answers take no longer.
+const HELD: Ns = 1_000_000_000;
+/// What has not been answered for so long has arrived, or never will: a generation may take longer.
+const LONGEST_DELAY: Ns = 30_000_000_000;
+/// Sends that are remembered for headers alone.
+const REMEMBERED: usize = 128;
 
 /// A dimension as it stood when a request was sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,41 +26,32 @@ pub struct SendSnapshot {
     pub corrections: i64,
 }
 
-/// A request that was sent shortly ago.
+/// A request that was sent.
 #[derive(Clone, Copy, Debug)]
 struct Sent {
     position: u64,
     at: Ns,
-    span: Ns,
-}
-
-/// Headers of the requests from the first position to the last may be wrong by this.
-#[derive(Clone, Copy, Debug)]
-struct Uncertainty {
-    first: u64,
-    last: u64,
-    span: Ns,
+    /// What was sent before it in all, ns.
+    before: Ns,
+    /// By how much its header may show too little, ns.
+    uncertain: Ns,
 }
 
 /// The sends of one dimension.
 #[derive(Debug, Default)]
 pub(super) struct SendHistory {
     /// Reserved and not on its way yet, ns: not part of what Groq can have seen.
-    unsent: Ns,
-    recent: VecDeque<Sent>,
-    /// Sum of `recent`, ns.
-    in_transit: Ns,
-    /// The newest first.
-    uncertainties: VecDeque<Uncertainty>,
-    /// `None` where all has arrived: most of 100,000 limiters.
-    unacknowledged: Option<Box<Unacknowledged>>,
+    pub(super) unsent: Ns,
+    sends: VecDeque<Sent>,
+    /// What was sent in all, ns; wraps, only differences count.
+    total: Ns,
+    /// What was sent until then has arrived.
+    arrived: Ns,
+    /// Headers of positions up to here are done with.
+    newest_header: u64,
 }
 
 impl SendHistory {
-    pub(super) fn unsent(&self) -> Ns {
-        self.unsent
-    }
-
     /// So much is reserved and not sent yet.
     pub(super) fn reserved(&mut self, span: Ns) {
         self.unsent = self.unsent.saturating_add(span);
@@ -64,48 +62,42 @@ impl SendHistory {
         self.unsent = self.unsent.saturating_sub(span);
     }
 
-    /// A request goes out at this position. `hidden`: no header will show when it arrived.
-    pub(super) fn sent(&mut self, position: u64, span: Ns, hidden: bool, now: Ns) {
+    /// A request goes out at this position.
+    pub(super) fn sent(&mut self, position: u64, span: Ns, now: Ns) {
         self.forget(now);
-        // Those before it went out so shortly ago that they may arrive later.
-        self.add_uncertainty(Uncertainty { first: position, last: position, span: self.in_transit });
+        // Those that went out shortly before may arrive later.
+        let uncertain = self.sent_since(now.saturating_sub(JITTER));
         // Room for one is enough for most of 100,000 limiters; with room for four they took a tenth more.
-        self.recent.reserve_exact(usize::from(self.recent.is_empty()));
-        self.recent.push_back(Sent { position, at: now, span });
-        self.in_transit = self.in_transit.saturating_add(span);
-        if hidden {
-            self.unacknowledged.get_or_insert_default().sent(span, now);
-        }
+        self.sends.reserve_exact(usize::from(self.sends.is_empty()));
+        self.sends.push_back(Sent { position, at: now, before: self.total, uncertain });
+        self.total = self.total.wrapping_add(span);
     }
 
     /// A request that was sent at this time has been answered.
     pub(super) fn answered(&mut self, sent_at: Ns) {
-        if let Some(unacknowledged) = &mut self.unacknowledged {
-            unacknowledged.answered(sent_at);
-        }
-        self.unacknowledged.take_if(|unacknowledged| unacknowledged.is_empty());
+        self.arrived = self.arrived.max(sent_at);
     }
 
     /// When the bucket is full again at the earliest, if Groq takes only now what may not have arrived yet; 0: all has.
-    pub(super) fn full_at(&mut self, now: Ns) -> Ns {
-        let full_at = self.unacknowledged.as_mut().and_then(|unacknowledged| unacknowledged.full_at(now));
-        full_at.map_or(0, |at| at.saturating_add(self.unsent))
+    pub(super) fn full_at(&self, now: Ns) -> Ns {
+        match self.sent_since(self.arrived_by(now)) {
+            0 => 0,
+            span => now.saturating_sub(HELD).saturating_add(span).saturating_add(self.unsent),
+        }
     }
 
     /// So much came back with an answer: Groq gave it back before, perhaps before the newest requests arrived.
     pub(super) fn given_back(&mut self, span: Ns, now: Ns) {
-        self.forget(now);
-        if let (Some(first), Some(last)) = (self.recent.front(), self.recent.back()) {
-            self.add_uncertainty(Uncertainty { first: first.position, last: last.position, span });
+        let recent = self.first_since(now.saturating_sub(JITTER));
+        for sent in self.sends.range_mut(recent..) {
+            sent.uncertain = sent.uncertain.saturating_add(span);
         }
     }
 
     /// By how much the header of the request at this position may show too little, ns. Older positions are done with.
     pub(super) fn take_uncertainty(&mut self, position: u64) -> Ns {
-        let of_position = self.uncertainties.iter().filter(|each| (each.first..=each.last).contains(&position));
-        let span = of_position.fold(0, |sum: Ns, each| sum.saturating_add(each.span));
-        self.uncertainties.retain(|each| each.last > position);
-        span
+        self.newest_header = position;
+        self.sends.iter().rev().find(|sent| sent.position == position).map_or(0, |sent| sent.uncertain)
     }
 
     /// Another limit counts: only what is not sent yet is known in its units.
@@ -113,18 +105,26 @@ impl SendHistory {
         *self = Self { unsent, ..Self::default() };
     }
 
-    fn add_uncertainty(&mut self, uncertainty: Uncertainty) {
-        if uncertainty.span > 0 {
-            self.uncertainties.truncate(UNCERTAINTIES - 1);
-            self.uncertainties.reserve_exact(usize::from(self.uncertainties.is_empty()));
-            self.uncertainties.push_front(uncertainty);
-        }
+    /// What was sent after this instant, ns.
+    fn sent_since(&self, at: Ns) -> Ns {
+        self.sends.get(self.first_since(at)).map_or(0, |first| self.total.wrapping_sub(first.before))
+    }
+
+    fn first_since(&self, at: Ns) -> usize {
+        self.sends.partition_point(|sent| sent.at <= at)
+    }
+
+    fn arrived_by(&self, now: Ns) -> Ns {
+        self.arrived.max(now.saturating_sub(LONGEST_DELAY))
     }
 
     fn forget(&mut self, now: Ns) {
-        while let Some(first) = self.recent.front().filter(|first| first.at + JITTER <= now) {
-            self.in_transit = self.in_transit.saturating_sub(first.span);
-            self.recent.pop_front();
+        let over = now.saturating_sub(JITTER).min(self.arrived_by(now));
+        while let Some(first) = self.sends.front().filter(|first| first.at <= over) {
+            if first.uncertain > 0 && first.position > self.newest_header && self.sends.len() <= REMEMBERED {
+                break;
+            }
+            self.sends.pop_front();
         }
     }
 }

@@ -51,7 +51,6 @@ fn the_store_is_told_what_may_not_have_arrived() {
     };
     quota.update(&RemoteView { tat: NOW + 10 * SECOND, ..RemoteView::default() }, NOW);
     quota.booked(10, NOW);
-    quota.no_longer_unsent(10);
     quota.sent(1, 10, true, NOW);
     assert_eq!(told(&mut quota, NOW), 0);
     // One of them the margin holds for.
