@@ -22,6 +22,7 @@ mod drain;
 mod frames;
 mod http1;
 mod http2;
+mod incoming_body;
 mod limits;
 
 use app::App;

@@ -12,8 +12,8 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use hyper::body::Incoming;
 
+use super::incoming_body::IncomingBody;
 use crate::proxy::{self, Shield, error::Rejection, relay};
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -28,7 +28,7 @@ pub(super) trait App: Clone + Send + Sync + 'static {
     /// Handles a request. `ambiguity` is set if other servers could parse it differently.
     ///
     /// Boxed, so that its memory is freed with the request: hyper would keep the space as long as the connection.
-    fn handle(&self, request: Request<Incoming>, ambiguity: Option<&'static str>) -> Handling<Self::Body>;
+    fn handle(&self, request: Request<IncomingBody>, ambiguity: Option<&'static str>) -> Handling<Self::Body>;
 
     /// The response to input that never became a request, and to a request whose handler panicked.
     fn refuse(&self, rejection: Rejection) -> Response<Self::Body>;
@@ -37,7 +37,7 @@ pub(super) trait App: Clone + Send + Sync + 'static {
 impl App for Arc<Shield> {
     type Body = relay::Body;
 
-    fn handle(&self, request: Request<Incoming>, ambiguity: Option<&'static str>) -> Handling<relay::Body> {
+    fn handle(&self, request: Request<IncomingBody>, ambiguity: Option<&'static str>) -> Handling<relay::Body> {
         Box::pin(proxy::handle(self, request, ambiguity))
     }
 

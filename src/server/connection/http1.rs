@@ -23,6 +23,7 @@ use tokio::{
 use super::{
     app::{App, BoxError, respond},
     drain::{Step, cutoff, last_call},
+    incoming_body::IncomingBody,
     limits::{LINGER, QUIET},
 };
 use crate::{
@@ -63,7 +64,7 @@ where
         if is_http10 && !keep_alive(request.headers()) {
             exchange.make_last();
         }
-        let handling = app.handle(request, exchange.ambiguity());
+        let handling = app.handle(request.map(IncomingBody::http1), exchange.ambiguity());
         async move {
             let mut response = respond(app, handling).await;
             prepare(&mut response, is_head);

@@ -31,6 +31,7 @@ use super::{
     app::{App, respond},
     drain::{Step, cutoff, last_call},
     frames::{Frames, Progress},
+    incoming_body::IncomingBody,
     limits::{IDLE_TIMEOUT, LINGER, MAX_BLOCKED},
 };
 use crate::{
@@ -76,7 +77,7 @@ where
             streams.requests.fetch_add(1, AcqRel);
             streams.progress.add();
             let fault = normalize(&mut request);
-            let handling = app.handle(request, fault);
+            let handling = app.handle(request.map(IncomingBody::http2), fault);
             let (app, progress) = (app.clone(), streams.progress.clone());
             async move {
                 let response = watched(pin!(respond(&app, handling))).await;

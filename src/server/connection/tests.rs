@@ -9,7 +9,6 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use http_body_util::{BodyExt as _, Channel, Full, combinators::UnsyncBoxBody};
-use hyper::body::Incoming;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
     time::{Instant, sleep},
@@ -18,6 +17,7 @@ use tokio::{
 use super::{
     app::Handling,
     drain::{LAST_CALL, LAST_FRAME},
+    incoming_body::IncomingBody,
     limits::LINGER,
     *,
 };
@@ -75,7 +75,7 @@ fn shield() -> Arc<Shield> {
 }
 
 /// The test's handler: answers `METHOD PATH BODY`, panics at `/panic`, refuses faults.
-async fn echo(request: Request<Incoming>, fault: Option<&'static str>) -> Response<Made> {
+async fn echo(request: Request<IncomingBody>, fault: Option<&'static str>) -> Response<Made> {
     if let Some(why) = fault {
         return Rejection::Malformed(why).into_response().map(Made::from);
     }
@@ -98,12 +98,12 @@ struct Answers<F>(F);
 
 impl<F, R> App for Answers<F>
 where
-    F: Fn(Request<Incoming>, Option<&'static str>) -> R + Clone + Send + Sync + 'static,
+    F: Fn(Request<IncomingBody>, Option<&'static str>) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Response<Made>> + Send + 'static,
 {
     type Body = Made;
 
-    fn handle(&self, request: Request<Incoming>, ambiguity: Option<&'static str>) -> Handling<Made> {
+    fn handle(&self, request: Request<IncomingBody>, ambiguity: Option<&'static str>) -> Handling<Made> {
         Box::pin((self.0)(request, ambiguity))
     }
 
@@ -114,7 +114,7 @@ where
 
 fn served<F, R>(shield: &Arc<Shield>, answer: F) -> DuplexStream
 where
-    F: Fn(Request<Incoming>, Option<&'static str>) -> R + Clone + Send + Sync + 'static,
+    F: Fn(Request<IncomingBody>, Option<&'static str>) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Response<Made>> + Send + 'static,
 {
     let (client, server) = duplex(1 << 16);

@@ -8,7 +8,7 @@ use super::*;
 /// An HTTP/2 client, and its connection.
 async fn connect<F, R>(shield: &Arc<Shield>, answer: F) -> (SendRequest<Bytes>, JoinHandle<Result<(), h2::Error>>)
 where
-    F: Fn(Request<Incoming>, Option<&'static str>) -> R + Clone + Send + Sync + 'static,
+    F: Fn(Request<IncomingBody>, Option<&'static str>) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Response<Made>> + Send + 'static,
 {
     connect_with(shield, answer, &mut h2::client::Builder::new()).await
@@ -20,7 +20,7 @@ async fn connect_with<F, R>(
     builder: &mut h2::client::Builder,
 ) -> (SendRequest<Bytes>, JoinHandle<Result<(), h2::Error>>)
 where
-    F: Fn(Request<Incoming>, Option<&'static str>) -> R + Clone + Send + Sync + 'static,
+    F: Fn(Request<IncomingBody>, Option<&'static str>) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Response<Made>> + Send + 'static,
 {
     let (client, connection) = builder.handshake(served(shield, answer)).await.expect("a handshake");
@@ -49,7 +49,7 @@ async fn ask(client: &mut SendRequest<Bytes>, path: &str) -> Result<(http::respo
 struct Hangs(Arc<AtomicUsize>);
 
 impl Hangs {
-    fn handler(&self) -> impl Fn(Request<Incoming>, Option<&'static str>) -> Handling<Made> + Clone + Send + Sync + use<> {
+    fn handler(&self) -> impl Fn(Request<IncomingBody>, Option<&'static str>) -> Handling<Made> + Clone + Send + Sync + use<> {
         struct Dropped(Arc<AtomicUsize>);
         impl Drop for Dropped {
             fn drop(&mut self) {
@@ -79,6 +79,34 @@ async fn requests_share_a_connection() {
         let (head, body) = ask(&mut client, path).await.expect("an answer");
         assert_eq!((head.status.as_u16(), body), (200, format!("GET {path} ")));
         assert!(head.headers.contains_key("date") && !head.headers.contains_key("connection"), "{head:?}");
+    }
+}
+
+/// curl 7.88 shows no response if its stream is reset before it has sent the whole body, even by NO_ERROR.
+#[tokio::test(start_paused = true)]
+async fn after_an_early_response_the_rest_of_the_body_is_discarded() {
+    let early = |_request: Request<IncomingBody>, _| async { ok(Made::from(Bytes::from_static(b"early"))) };
+    let (mut client, _connection) = connect(&shield(), early).await;
+    for ends in [true, false] {
+        let (response, mut upload) = client.send_request(get("/"), false).expect("it is open");
+        let mut body = response.await.expect("a head").into_body();
+        assert_eq!(body.data().await.expect("a body").expect("no reset"), "early");
+        assert!(body.data().await.is_none() && body.is_end_stream());
+        // More than the windows of the stream and of the connection hold.
+        for _ in 0..64 {
+            upload.reserve_capacity(64 << 10);
+            while upload.capacity() < 64 << 10 {
+                poll_fn(|cx| upload.poll_capacity(cx)).await.expect("it is open").expect("no reset");
+            }
+            upload.send_data(Bytes::from(vec![b'x'; 64 << 10]), false).expect("no reset");
+        }
+        upload.send_data(Bytes::new(), ends).expect("no reset");
+        let sent = Instant::now();
+        let reset = timeout(3 * LINGER, poll_fn(|cx| upload.poll_reset(cx))).await;
+        match reset {
+            Ok(Ok(reason)) if !ends => assert_eq!((reason, sent.elapsed().as_secs()), (Reason::NO_ERROR, LINGER.as_secs())),
+            other => assert!(ends && !matches!(other, Ok(Ok(_))), "{other:?}"),
+        }
     }
 }
 
@@ -114,7 +142,7 @@ async fn a_closed_window_ends_only_its_stream() {
     let hangs = Hangs::default();
     for (window, length) in [(0, 10), (65_535, 1 << 20), (1, 2 * (64 << 10))] {
         let hanging = hangs.handler();
-        let answer = move |request: Request<Incoming>, fault| -> Handling<Made> {
+        let answer = move |request: Request<IncomingBody>, fault| -> Handling<Made> {
             match request.uri().path() {
                 "/large" => Box::pin(async move { ok(Made::from(Bytes::from(vec![b'x'; length]))) }),
                 "/hang" => hanging(request, fault),
