@@ -79,39 +79,42 @@ impl Limiters {
     pub fn new(settings: Settings) -> Self {
         let Some(redis) = settings.redis.clone() else { return Self(Arc::new(Registry::new(settings, None))) };
         let (store, commands) = Store::new(redis.replicas);
-        let registry = Arc::new(Registry::new(settings, Some(store)));
+        let limiters = Self(Arc::new(Registry::new(settings, Some(store))));
         #[cfg(feature = "redis")]
-        let started = store::redis::start(redis, &registry, commands);
+        let started = store::redis::start(redis, &limiters.0, commands);
         #[cfg(not(feature = "redis"))]
         let started = Err::<(), _>((std::io::Error::other("built without the feature `redis`"), redis, commands).0);
         if let Err(error) = started {
             tracing::error!(%error, "nothing is shared: the store's thread cannot start");
         }
-        Self(registry)
+        limiters
     }
 
     /// Limiters whose store is simulated by whoever holds its other end.
     #[doc(hidden)]
     pub fn with_simulated_store(settings: Settings, replicas: u32) -> (Self, store::simulated::StoreEnd) {
         let (store, commands) = Store::new(replicas);
-        let registry = Arc::new(Registry::new(settings, Some(store)));
-        let end = store::simulated::StoreEnd::new(commands, Arc::downgrade(&registry));
-        (Self(registry), end)
+        let limiters = Self(Arc::new(Registry::new(settings, Some(store))));
+        let end = store::simulated::StoreEnd::new(commands, Arc::downgrade(&limiters.0));
+        (limiters, end)
+    }
+
+    /// Limiters of their own with other settings, where these stand now.
+    #[must_use]
+    pub fn copy(&self, settings: Settings) -> Self {
+        let copy = Registry::new(settings, None);
+        *lock(&copy.remembered) = self.0.saved().into_iter().collect();
+        Self(Arc::new(copy))
     }
 
     /// Other limits, bounds and state file: used amounts and places in the queue stay. `redis` cannot change.
     pub fn reconfigure(&self, settings: Settings) {
-        self.0.reconfigure(settings);
-    }
-
-    /// What `max_completion_tokens` would have to be lowered to, where it alone is what can never fit.
-    pub fn fitting_max_completion_tokens(&self, request: &AdmissionRequest) -> Option<u64> {
-        self.0.limiter(request).now(|limiter, now| limiter.fitting_max_completion_tokens(request, now))
-    }
-
-    /// The limiter's usual time from sending to an answer's head; zero before the first one.
-    pub fn usual_time_to_head(&self, request: &AdmissionRequest) -> Duration {
-        self.0.find(request).map_or(Duration::ZERO, |limiter| limiter.with(|limiter| limiter.usual_time_to_head()))
+        lock(&self.0.common.occupancy).bounds = settings.queue;
+        let tables = settings.limits.clone();
+        *lock(&self.0.settings) = settings;
+        for limiter in self.0.all() {
+            limiter.change_now(|limiter, now| limiter.reconfigure(tables.clone(), now));
+        }
     }
 
     /// Waits for its fair turn, at most until `deadline`. Dropping the future leaves the queue.
@@ -135,13 +138,6 @@ impl Limiters {
         waiting.await.map(|grant| Permit::new(limiter, grant))
     }
 
-    /// Every limit that is known for `request`: its dimension, the limit, what is left, and the time until it is full.
-    pub fn visit_quotas(&self, request: &AdmissionRequest, visit: impl FnMut(&types::Dimension, u64, f64, Duration)) {
-        if let Some(limiter) = self.0.find(request) {
-            limiter.now(|limiter, now| limiter.visit_quotas(now, visit));
-        }
-    }
-
     /// Takes what `request` costs at once, into debt if need be: for a request that is sent whatever the limits say.
     pub fn take(&self, request: &AdmissionRequest) -> Permit {
         if request.cost == CostEstimate::Free {
@@ -154,13 +150,34 @@ impl Limiters {
 
     /// Lets all requests go that wait, into debt if need be: from now on they are sent whatever the limits say.
     pub fn release_waiting(&self) {
-        self.0.all().into_iter().for_each(|limiter| limiter.change(limiter::Limiter::release_waiting));
+        self.0.all().iter().for_each(|limiter| limiter.change(limiter::Limiter::release_waiting));
     }
 
-    /// Limiters of their own with other settings, where these stand now.
-    #[must_use]
-    pub fn copy(&self, settings: Settings) -> Self {
-        Self(Arc::new(self.0.copy(settings)))
+    /// What `max_completion_tokens` would have to be lowered to, where it alone is what can never fit.
+    pub fn fitting_max_completion_tokens(&self, request: &AdmissionRequest) -> Option<u64> {
+        self.0.limiter(request).now(|limiter, now| limiter.fitting_max_completion_tokens(request, now))
+    }
+
+    /// How long a request like `request` would wait.
+    pub fn forecast(&self, request: &AdmissionRequest) -> Duration {
+        self.0.limiter(request).now(|limiter, now| limiter.forecast_of(request, now))
+    }
+
+    /// Every limit that is known for `request`: its dimension, the limit, what is left, and the time until it is full.
+    pub fn visit_quotas(&self, request: &AdmissionRequest, visit: impl FnMut(&types::Dimension, u64, f64, Duration)) {
+        if let Some(limiter) = self.0.find(request) {
+            limiter.now(|limiter, now| limiter.visit_quotas(now, visit));
+        }
+    }
+
+    /// The limiter's usual time from sending to an answer's head; zero before the first one.
+    pub fn usual_time_to_head(&self, request: &AdmissionRequest) -> Duration {
+        self.0.find(request).map_or(Duration::ZERO, |limiter| limiter.with(|limiter| limiter.usual_time_to_head()))
+    }
+
+    /// Completion tokens that an answer has on average; `None` before the first one.
+    pub fn usual_completion(&self, request: &AdmissionRequest) -> Option<u64> {
+        self.0.find(request)?.with(|limiter| limiter.usual_completion())
     }
 
     /// Takes up the limits that Groq has stated to `others` for the model of `request`. What is used stays.
@@ -169,16 +186,6 @@ impl Limiters {
             let stated = other.with(|limiter| limiter.stated_limits());
             self.0.limiter(request).change_now(|limiter, now| limiter.adopt_limits(&stated, now));
         }
-    }
-
-    /// How long a request like `request` would wait.
-    pub fn forecast(&self, request: &AdmissionRequest) -> Duration {
-        self.0.limiter(request).now(|limiter, now| limiter.forecast_of(request, now))
-    }
-
-    /// Completion tokens that an answer has on average; `None` before the first one.
-    pub fn usual_completion(&self, request: &AdmissionRequest) -> Option<u64> {
-        self.0.find(request)?.with(|limiter| limiter.usual_completion())
     }
 
     /// Quotas, queue and forecasts of every limiter.
@@ -191,6 +198,11 @@ impl Limiters {
         limiters.iter().map(of).collect()
     }
 
+    /// How many wait, in all limiters.
+    pub fn waiting(&self) -> usize {
+        lock(&self.0.common.occupancy).waiting
+    }
+
     /// The store that replicas share. `None`: quotas are kept in this process.
     pub fn store(&self) -> Option<StoreSnapshot> {
         self.0.common.store.as_ref().map(Store::snapshot)
@@ -201,15 +213,10 @@ impl Limiters {
         self.0.common.store.as_ref().map(Store::handle)
     }
 
-    /// How many wait, in all limiters.
-    pub fn waiting(&self) -> usize {
-        lock(&self.0.common.occupancy).waiting
-    }
-
     /// Keeps the timers, drops idle limiters, and saves the quotas at most once a second. Never ends; the server spawns it.
     /// Without it the timers start with the first waiter, and nothing is saved.
     pub async fn run(&self) {
-        self.0.run().await;
+        tokio::join!(self.0.common.timer.drive(), self.0.keep());
     }
 
     /// Saves the quotas now, at exit. Nothing happens without a `limits.state_file`.
@@ -223,7 +230,12 @@ impl Limiters {
     /// Tells the store that replicas share what it has not been told yet, and that this one leaves. Blocks for twice the
     /// store's time limit at most; the last thing before the end.
     pub fn leave(&self) {
-        self.0.leave();
+        let Some(store) = &self.0.common.store else { return };
+        for limiter in self.0.all() {
+            limiter.change_now(|limiter, now| limiter.flush_pending(true, now));
+        }
+        let timeout = lock(&self.0.settings).redis.as_ref().map(|redis| redis.timeout);
+        store.end(2 * timeout.unwrap_or_default() + Duration::from_millis(100));
     }
 }
 

@@ -1,8 +1,8 @@
-//! All limiters of this process: found, made, swept, saved.
+//! All limiters of this process: found, made, dropped, saved.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
-use hashbrown::Equivalent;
+use tokio::time::sleep;
 
 use crate::{
     limiter::Limiter,
@@ -14,11 +14,10 @@ use crate::{
         file::{self, Saved},
     },
     sync::{
-        HashMap, Mutex, PoisonError, RwLock,
+        HashMap, Mutex, RwLock,
         atomic::{AtomicU64, Ordering::Relaxed},
-        lock,
+        lock, read, write,
     },
-    timer::TimerDriver,
     types::Ns,
 };
 
@@ -28,47 +27,19 @@ const MOST_LIMITERS: usize = if cfg!(shuttle) { 2 } else { 100_000 };
 const SHARE: usize = 40;
 /// A full, unused limiter that Groq has taught nothing is dropped after so long, ns.
 const IDLE: Ns = 60_000_000_000;
-/// Idle limiters are looked for this often.
-const SWEEP: Duration = Duration::from_secs(10);
-/// Quotas are saved this often at most.
+/// Quotas are saved this often at most, if they have changed.
 const SAVE: Duration = Duration::from_secs(1);
-
-/// A limiter in its place.
-#[derive(Debug)]
-struct RegistryEntry {
-    limiter: Arc<SharedLimiter>,
-    /// How many limiters had been made when it was last asked for: an age without a clock, found without going to the limiter.
-    used: AtomicU64,
-}
-
-/// A request's scope to look a limiter up by: as a [`Scope`], its three names would be counted up and down at each look.
-#[derive(Hash)]
-struct ScopeOf<'r> {
-    organization: &'r str,
-    model: &'r str,
-    tier: &'r str,
-}
-
-impl<'r> From<&'r AdmissionRequest> for ScopeOf<'r> {
-    fn from(request: &'r AdmissionRequest) -> Self {
-        Self { organization: &request.organization, model: &request.model, tier: &request.tier }
-    }
-}
-
-impl Equivalent<Scope> for ScopeOf<'_> {
-    fn equivalent(&self, scope: &Scope) -> bool {
-        *self.organization == *scope.organization && *self.model == *scope.model && *self.tier == *scope.tier
-    }
-}
+/// Idle limiters are looked for once in so many times.
+const SWEEP: u64 = 10;
 
 /// All limiters.
 #[derive(Debug)]
 pub(crate) struct Registry {
     pub(crate) common: Arc<Shared>,
-    settings: RwLock<Settings>,
-    limiters: RwLock<HashMap<Scope, RegistryEntry>>,
+    pub(crate) settings: Mutex<Settings>,
+    limiters: RwLock<HashMap<Scope, Arc<SharedLimiter>>>,
     /// Quotas of limiters that are not there: from an earlier process, or dropped.
-    remembered: Mutex<HashMap<Scope, Saved>>,
+    pub(crate) remembered: Mutex<HashMap<Scope, Saved>>,
     numbers: AtomicU64,
     saving: Mutex<()>,
 }
@@ -82,36 +53,13 @@ impl Registry {
             remembered: Mutex::new(settings.state_file.as_deref().map(file::load).unwrap_or_default()),
             numbers: AtomicU64::new(0),
             saving: Mutex::new(()),
-            settings: RwLock::new(settings),
-        }
-    }
-
-    /// Limiters of their own with other settings, where these stand now.
-    pub(crate) fn copy(&self, settings: Settings) -> Self {
-        let copy = Self::new(settings, None);
-        *lock(&copy.remembered) = self.saved().into_iter().collect();
-        copy
-    }
-
-    pub(crate) fn reconfigure(&self, settings: Settings) {
-        lock(&self.common.occupancy).bounds = settings.queue;
-        let tables = settings.limits.clone();
-        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
-        for limiter in self.all() {
-            limiter.change_now(|limiter, now| limiter.reconfigure(tables.clone(), now));
+            settings: Mutex::new(settings),
         }
     }
 
     /// The limiter of a request, if there is one.
     pub(crate) fn find(&self, request: &AdmissionRequest) -> Option<Arc<SharedLimiter>> {
-        let limiters = self.limiters.read().unwrap_or_else(PoisonError::into_inner);
-        let kept = limiters.get(&ScopeOf::from(request))?;
-        let made = self.numbers.load(Relaxed);
-        // Looked at first: as long as no limiter is made, nobody writes to memory that all cores read.
-        if kept.used.load(Relaxed) != made {
-            kept.used.store(made, Relaxed);
-        }
-        Some(kept.limiter.clone())
+        read(&self.limiters).get(&Scope::of(request)).cloned()
     }
 
     /// The limiter of a request.
@@ -120,142 +68,98 @@ impl Registry {
             return limiter;
         }
         let key = Scope::of(request);
-        let mut limiters = self.limiters.write().unwrap_or_else(PoisonError::into_inner);
+        let mut limiters = write(&self.limiters);
         if limiters.len() >= MOST_LIMITERS && !limiters.contains_key(&key) {
-            self.evict(&mut limiters);
+            self.make_room(&mut limiters);
         }
-        let make = || {
-            let now = self.common.clock.now();
-            let tables = self.settings.read().unwrap_or_else(PoisonError::into_inner).limits.clone();
-            let mut limiter = Limiter::new(key.model.clone(), tables, now);
-            if let Some(saved) = lock(&self.remembered).remove(&key) {
-                saved.restore(&mut limiter, now);
-            }
-            if let Some(store) = &self.common.store {
-                limiter.share(store.health.up.load(Relaxed), store.health.replicas.load(Relaxed), now);
-            }
-            let number = self.numbers.fetch_add(1, Relaxed);
-            RegistryEntry {
-                limiter: SharedLimiter::new(key.clone(), number, self.common.clone(), limiter),
-                used: AtomicU64::new(number + 1),
-            }
-        };
-        limiters.entry(key.clone()).or_insert_with(make).limiter.clone()
+        limiters.entry(key.clone()).or_insert_with(|| self.make(key).into()).clone()
     }
 
-    pub(crate) async fn run(&self) {
-        let drive = async {
-            match TimerDriver::take(&self.common.timer) {
-                Some(driver) => driver.drive().await,
-                None => std::future::pending().await,
-            }
-        };
-        let sweep = async {
-            loop {
-                tokio::time::sleep(SWEEP).await;
+    fn make(&self, key: Scope) -> SharedLimiter {
+        let now = self.common.clock.now();
+        let mut limiter = Limiter::new(key.model.clone(), lock(&self.settings).limits.clone(), now);
+        if let Some(saved) = lock(&self.remembered).remove(&key) {
+            saved.restore(&mut limiter, now);
+        }
+        if let Some(store) = &self.common.store {
+            limiter.share(store.health.up.load(Relaxed), store.health.replicas.load(Relaxed), now);
+        }
+        SharedLimiter::new(key, self.numbers.fetch_add(1, Relaxed), self.common.clone(), limiter)
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<SharedLimiter>> {
+        read(&self.limiters).values().cloned().collect()
+    }
+
+    /// Drops idle limiters, and saves what has changed. Never ends.
+    pub(crate) async fn keep(&self) {
+        let mut warned = false;
+        for times in 1_u64.. {
+            sleep(SAVE).await;
+            if times % SWEEP == 0 {
                 self.sweep();
             }
-        };
-        let save = async {
-            let mut warned = false;
-            loop {
-                tokio::time::sleep(SAVE).await;
-                if let Err(error) = self.save(false)
-                    && !std::mem::replace(&mut warned, true)
-                {
-                    tracing::warn!(%error, "the quotas cannot be saved to limits.state_file");
-                }
+            if let Err(error) = self.save(false)
+                && !std::mem::replace(&mut warned, true)
+            {
+                tracing::warn!(%error, "the quotas cannot be saved to limits.state_file");
             }
-        };
-        tokio::join!(drive, sweep, save);
-    }
-
-    /// Saves every quota; `clean`: nothing will be sent after it.
-    pub(crate) fn save(&self, clean: bool) -> std::io::Result<()> {
-        let path = self.settings.read().unwrap_or_else(PoisonError::into_inner).state_file.clone();
-        let Some(path) = path.as_deref() else { return Ok(()) };
-        if !self.common.changed.swap(false, Relaxed) && !clean {
-            return Ok(());
         }
-        let _one_writer = lock(&self.saving);
-        file::store(path, self.saved(), clean)
-    }
-
-    /// How every limiter stands, and how those stood that are not there.
-    pub(crate) fn saved(&self) -> Vec<(Scope, Saved)> {
-        // Under one lock: a limiter that is evicted or made again meanwhile would be in neither. What is held is not evicted.
-        let (limiters, remembered) = {
-            let limiters = self.limiters.read().unwrap_or_else(PoisonError::into_inner);
-            (arcs(&limiters), lock(&self.remembered).clone())
-        };
-        let current = limiters.iter().map(|shared| (shared.key.clone(), shared.now(|limiter, now| Saved::of(limiter, now))));
-        current.chain(remembered).collect()
-    }
-
-    /// Tells the store what it does not know yet, and that this replica leaves.
-    pub(crate) fn leave(&self) {
-        let Some(store) = &self.common.store else { return };
-        for limiter in self.all() {
-            limiter.change_now(|inside, now| inside.flush_pending(true, now));
-        }
-        let timeout = self.settings.read().unwrap_or_else(PoisonError::into_inner).redis.as_ref().map(|redis| redis.timeout);
-        store.end(2 * timeout.unwrap_or_default() + Duration::from_millis(100));
     }
 
     /// Drops limiters that are full again, unused for a while, and have learnt nothing.
     pub(crate) fn sweep(&self) {
-        let is_idle = |kept: &RegistryEntry| {
-            let idle = |limiter: &mut Limiter, now: Ns| {
-                now.saturating_sub(limiter.used_at()) > IDLE && !limiter.has_learnt() && limiter.is_idle(now)
-            };
-            // Somebody who has just found it holds it.
-            Arc::strong_count(&kept.limiter) == 1 && kept.limiter.now(idle)
+        let now = self.common.clock.now();
+        let is_idle = |limiter: &Arc<SharedLimiter>| {
+            unused_since(limiter).is_some_and(|since| now.saturating_sub(since) > IDLE)
+                && limiter.with(|inside| is_new(inside, now))
         };
         // Looked for while others find theirs: of many limiters it takes a while.
-        let limiters = self.limiters.read().unwrap_or_else(PoisonError::into_inner);
-        let idle: Vec<Scope> = limiters.iter().filter(|(_, kept)| is_idle(kept)).map(|(key, _)| key.clone()).collect();
-        drop(limiters);
-        let mut limiters = self.limiters.write().unwrap_or_else(PoisonError::into_inner);
-        for key in idle {
-            if limiters.get(&key).is_some_and(is_idle) {
-                limiters.remove(&key);
-            }
+        if read(&self.limiters).values().any(is_idle) {
+            self.retire(&mut write(&self.limiters), is_idle);
         }
     }
 
-    /// Makes room: of the limiters that were asked for longest ago, one in [`SHARE`], those that are unused; or any, where all of these
-    /// are in use. What they have learnt, and what has been taken of them, is remembered.
-    fn evict(&self, limiters: &mut HashMap<Scope, RegistryEntry>) {
-        let many = (limiters.len() / SHARE).max(1);
-        let mut ages: Vec<u64> = limiters.values().map(|kept| kept.used.load(Relaxed)).collect();
-        let (_, &mut old, _) = ages.select_nth_unstable(many - 1);
-        let gone = self.forget(limiters, many, |kept| kept.used.load(Relaxed) <= old);
-        if gone == 0 {
-            self.forget(limiters, many, |_| true);
+    /// Drops one in [`SHARE`] of those that are unused, for the longest time.
+    fn make_room(&self, limiters: &mut HashMap<Scope, Arc<SharedLimiter>>) {
+        let mut unused: Vec<Ns> = limiters.values().filter_map(unused_since).collect();
+        if !unused.is_empty() {
+            let place = unused.len() / SHARE;
+            let (_, &mut oldest, _) = unused.select_nth_unstable(place);
+            self.retire(limiters, |limiter| unused_since(limiter).is_some_and(|since| since <= oldest));
         }
     }
 
-    /// Drops `many` unused limiters of which `which` says so; how many there were.
-    fn forget(&self, limiters: &mut HashMap<Scope, RegistryEntry>, many: usize, which: impl Fn(&RegistryEntry) -> bool) -> usize {
+    /// Drops those that go. What they have learnt, and what has been taken of them, is remembered.
+    fn retire(&self, limiters: &mut HashMap<Scope, Arc<SharedLimiter>>, goes: impl Fn(&Arc<SharedLimiter>) -> bool) {
         let mut remembered = lock(&self.remembered);
-        let mut gone = 0;
-        let going = limiters.extract_if(|_, kept| {
-            // Somebody who has just found it holds it.
-            let goes = gone < many
-                && which(kept)
-                && Arc::strong_count(&kept.limiter) == 1
-                && kept.limiter.with(|limiter| limiter.is_unused());
-            gone += usize::from(goes);
-            goes
-        });
-        for (key, kept) in going {
-            let saved =
-                kept.limiter.now(|limiter, now| (limiter.has_learnt() || !limiter.is_idle(now)).then(|| Saved::of(limiter, now)));
+        for (key, limiter) in limiters.extract_if(|_, limiter| goes(limiter)) {
+            let saved = limiter.now(|limiter, now| (!is_new(limiter, now)).then(|| Saved::of(limiter, now)));
             if let Some(saved) = saved.filter(|_| remembered.len() < MOST_LIMITERS) {
                 remembered.insert(key, saved);
             }
         }
-        gone
+    }
+
+    /// Saves every quota; `clean`: nothing will be sent after it.
+    pub(crate) fn save(&self, clean: bool) -> io::Result<()> {
+        let Some(path) = lock(&self.settings).state_file.clone() else { return Ok(()) };
+        if !self.common.changed.swap(false, Relaxed) && !clean {
+            return Ok(());
+        }
+        let _one_writer = lock(&self.saving);
+        file::store(&path, self.saved(), clean)
+    }
+
+    /// How every limiter stands, and how those stood that are not there.
+    pub(crate) fn saved(&self) -> Vec<(Scope, Saved)> {
+        // Under one lock: a limiter that is dropped or made again meanwhile would be in neither. What is held is not dropped.
+        let (limiters, remembered) = {
+            let limiters = read(&self.limiters);
+            (limiters.values().cloned().collect::<Vec<_>>(), lock(&self.remembered).clone())
+        };
+        let current = limiters.iter().map(|shared| (shared.key.clone(), shared.now(|limiter, now| Saved::of(limiter, now))));
+        current.chain(remembered).collect()
     }
 
     /// The store can be reached. `false`: that was known.
@@ -274,18 +178,15 @@ impl Registry {
         }
         is_news
     }
-
-    pub(crate) fn all(&self) -> Vec<Arc<SharedLimiter>> {
-        arcs(&self.limiters.read().unwrap_or_else(PoisonError::into_inner))
-    }
 }
 
-fn arcs(limiters: &HashMap<Scope, RegistryEntry>) -> Vec<Arc<SharedLimiter>> {
-    limiters.values().map(|kept| kept.limiter.clone()).collect()
+/// When it was last used, if nobody holds or uses it.
+fn unused_since(limiter: &Arc<SharedLimiter>) -> Option<Ns> {
+    // Somebody who has just found it holds it.
+    (Arc::strong_count(limiter) == 1).then(|| limiter.with(|limiter| limiter.is_unused().then(|| limiter.used_at()))).flatten()
 }
 
-impl Drop for Registry {
-    fn drop(&mut self) {
-        self.common.timer.end();
-    }
+/// Whether it is as a new one would be: full, and taught nothing.
+fn is_new(limiter: &mut Limiter, now: Ns) -> bool {
+    !limiter.has_learnt() && limiter.is_idle(now)
 }

@@ -28,12 +28,24 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) clock: Clock,
-    pub(crate) timer: Arc<Timer<SharedLimiter>>,
+    pub(crate) timer: Timer<SharedLimiter>,
     pub(crate) occupancy: Mutex<Occupancy>,
     /// Whether a quota has changed since the last save.
     pub(crate) changed: AtomicBool,
     /// Where replicas share quotas.
     pub(crate) store: Option<Store<SharedLimiter>>,
+}
+
+impl Shared {
+    pub(crate) fn new(bounds: QueueSettings, store: Option<Store<SharedLimiter>>) -> Self {
+        Self {
+            clock: Clock::start(),
+            timer: Timer::new(SharedLimiter::wake_up),
+            occupancy: Mutex::new(Occupancy { waiting: 0, bytes: 0, bounds }),
+            changed: AtomicBool::new(false),
+            store,
+        }
+    }
 }
 
 /// How many requests wait in all limiters and what they hold, under one lock with the bounds: no two threads take the last place.
@@ -42,18 +54,6 @@ pub(crate) struct Occupancy {
     pub(crate) waiting: usize,
     bytes: u64,
     pub(crate) bounds: QueueSettings,
-}
-
-impl Shared {
-    pub(crate) fn new(bounds: QueueSettings, store: Option<Store<SharedLimiter>>) -> Self {
-        Self {
-            clock: Clock::start(),
-            timer: Arc::new(Timer::new(SharedLimiter::wake_up)),
-            occupancy: Mutex::new(Occupancy { waiting: 0, bytes: 0, bounds }),
-            changed: AtomicBool::new(false),
-            store,
-        }
-    }
 }
 
 impl Occupancy {
@@ -87,7 +87,24 @@ pub(crate) struct SharedLimiter {
     pub(crate) key: Scope,
     pub(crate) number: u64,
     pub(crate) common: Arc<Shared>,
-    pub(crate) inside: Mutex<Locked>,
+    inside: Mutex<Inside>,
+}
+
+/// What a limiter's lock guards.
+#[derive(Debug)]
+struct Inside {
+    limiter: Limiter,
+    turns: HashMap<Ticket, Turn>,
+    /// When the timer wakes it. Where this turns out to be too early, it is set again then: most moves are to a later time.
+    armed: Option<Ns>,
+}
+
+/// How it stands with a request that was put in the queue.
+#[derive(Debug)]
+enum Turn {
+    Waits(Waker),
+    /// Its future has not fetched it yet.
+    Ended(Box<Result<Box<Grant>, AdmissionError>>),
 }
 
 /// A limiter's answer to a request.
@@ -98,28 +115,13 @@ pub(crate) enum Submitted {
     Later(Waiting),
 }
 
-/// What a limiter's lock guards.
-#[derive(Debug)]
-pub(crate) struct Locked {
-    limiter: Limiter,
-    wakers: HashMap<Ticket, Waker>,
-    /// Outcomes that their futures have not fetched yet.
-    outcomes: HashMap<Ticket, Result<Box<Grant>, AdmissionError>>,
-    armed: Option<Ns>,
-}
-
 impl SharedLimiter {
-    pub(crate) fn at(&self, now: Instant) -> Ns {
-        self.common.clock.at(now)
+    pub(crate) fn new(key: Scope, number: u64, common: Arc<Shared>, limiter: Limiter) -> Self {
+        Self { key, number, common, inside: Mutex::new(Inside { limiter, turns: HashMap::default(), armed: None }) }
     }
 
-    pub(crate) fn new(key: Scope, number: u64, common: Arc<Shared>, limiter: Limiter) -> Arc<Self> {
-        Arc::new(Self {
-            key,
-            number,
-            common,
-            inside: Mutex::new(Locked { limiter, wakers: HashMap::default(), outcomes: HashMap::default(), armed: None }),
-        })
+    pub(crate) fn at(&self, now: Instant) -> Ns {
+        self.common.clock.at(now)
     }
 
     /// Asks for a turn.
@@ -141,7 +143,7 @@ impl SharedLimiter {
         };
         let mut inside = lock(&self.inside);
         // Another limiter's place may be taken here.
-        let place = requeue.filter(|requeue| !inside.outcomes.contains_key(&requeue.ticket));
+        let place = requeue.filter(|requeue| !inside.turns.contains_key(&requeue.ticket));
         let now = common.clock.now();
         let submitted = match inside.limiter.submit(request, now, deadline, place, has_room) {
             Admission::Rejected(refusal) => return Err(refusal),
@@ -156,7 +158,8 @@ impl SharedLimiter {
                 if !counted {
                     lock(&common.occupancy).add(request.bytes);
                 }
-                Submitted::Later(Waiting { limiter: self.clone(), ticket, bytes: request.bytes, done: false })
+                inside.turns.insert(ticket, Turn::Waits(Waker::noop().clone()));
+                Submitted::Later(Waiting { limiter: self.clone(), ticket, bytes: request.bytes })
             }
         };
         self.dispatch(inside, now);
@@ -217,28 +220,31 @@ impl SharedLimiter {
         self.dispatch(inside, now);
     }
 
-    fn dispatch(self: &Arc<Self>, mut inside: MutexGuard<'_, Locked>, now: Ns) {
+    fn dispatch(self: &Arc<Self>, mut inside: MutexGuard<'_, Inside>, now: Ns) {
+        let Shared { clock, timer, changed, store, .. } = &*self.common;
         let (mut events, mut woken) = (Vec::new(), Vec::new());
         inside.limiter.dispatch(now, &mut events);
         if !events.is_empty() {
-            self.common.changed.store(true, Relaxed);
+            changed.store(true, Relaxed);
         }
         for event in events {
             let (ticket, outcome) = match event {
                 Event::Granted(ticket, grant) => (ticket, Ok(grant.into())),
                 Event::Rejected(ticket, refusal) => (ticket, Err(refusal)),
             };
-            inside.outcomes.insert(ticket, outcome);
-            woken.extend(inside.wakers.remove(&ticket));
+            if let Some(Turn::Waits(waker)) = inside.turns.insert(ticket, Turn::Ended(outcome.into())) {
+                woken.push(waker);
+            }
         }
-        let wake = inside.limiter.wake();
-        if wake != inside.armed {
-            self.common.timer.set(self.number, self, wake.map(|at| self.common.clock.instant(at)));
-            inside.armed = wake;
+        if let Some(wake) = inside.limiter.wake()
+            && inside.armed.is_none_or(|armed| wake < armed)
+        {
+            timer.set(self.number, self, inside.armed.map(|at| clock.instant(at)), clock.instant(wake));
+            inside.armed = Some(wake);
         }
         let transaction = inside.limiter.transaction(now);
         drop(inside);
-        if let Some((store, transaction)) = self.common.store.as_ref().zip(transaction)
+        if let Some((store, transaction)) = store.as_ref().zip(transaction)
             && !store.send(self, transaction)
         {
             self.lost();
@@ -253,21 +259,21 @@ pub(crate) struct Waiting {
     limiter: Arc<SharedLimiter>,
     ticket: Ticket,
     bytes: u64,
-    done: bool,
 }
 
 impl Future for Waiting {
     type Output = Result<Box<Grant>, AdmissionError>;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut inside = lock(&self.limiter.inside);
-        let Some(outcome) = inside.outcomes.remove(&self.ticket) else {
-            inside.wakers.insert(self.ticket, context.waker().clone());
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let turns = &mut lock(&self.limiter.inside).turns;
+        if let Some(Turn::Waits(waker)) = turns.get_mut(&self.ticket) {
+            waker.clone_from(context.waker());
             return Poll::Pending;
-        };
-        drop(inside);
-        self.done = true;
-        Poll::Ready(outcome)
+        }
+        match turns.remove(&self.ticket) {
+            Some(Turn::Ended(outcome)) => Poll::Ready(*outcome),
+            _ => panic!("polled after its end"),
+        }
     }
 }
 
@@ -275,19 +281,17 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         let common = &self.limiter.common;
         lock(&common.occupancy).remove(self.bytes);
-        if self.done {
-            return;
-        }
         let now = common.clock.now();
         let mut inside = lock(&self.limiter.inside);
-        match inside.outcomes.remove(&self.ticket) {
-            // Granted, and nobody there to take it.
-            Some(Ok(grant)) => inside.limiter.settle(*grant, ActualUsage::Nothing, now),
-            Some(Err(_)) => {}
-            None => {
-                inside.wakers.remove(&self.ticket);
-                inside.limiter.cancel(self.ticket, now);
+        match inside.turns.remove(&self.ticket) {
+            Some(Turn::Waits(_)) => inside.limiter.cancel(self.ticket, now),
+            Some(Turn::Ended(outcome)) => {
+                // Granted, and nobody there to take it.
+                if let Ok(grant) = *outcome {
+                    inside.limiter.settle(*grant, ActualUsage::Nothing, now);
+                }
             }
+            None => return,
         }
         self.limiter.dispatch(inside, now);
     }

@@ -27,7 +27,6 @@ use crate::{
         protocol::{Answer, Learnt, RemoteView, State, Transaction},
     },
     sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
-    timer::TimerDriver,
     types::{Observation, Priority},
 };
 
@@ -122,7 +121,7 @@ fn join<T>(threads: Vec<JoinHandle<T>>) -> Vec<T> {
 
 /// Lets time pass, and the timer of these limiters fire, until `over`.
 fn clock(registry: &Arc<Registry>, runtime: &Arc<Runtime>, over: &Arc<AtomicBool>) -> [JoinHandle<()>; 2] {
-    let driver = TimerDriver::take(&registry.common.timer).expect("nobody drives it");
+    let task = registry.common.timer.try_drive().expect("nobody drives it");
     let (runtime, over) = (runtime.clone(), over.clone());
     let time = thread::spawn(move || {
         while !over.load(SeqCst) {
@@ -132,7 +131,7 @@ fn clock(registry: &Arc<Registry>, runtime: &Arc<Runtime>, over: &Arc<AtomicBool
             thread::yield_now();
         }
     });
-    [time, thread::spawn(move || block_on(driver.drive()))]
+    [time, thread::spawn(move || block_on(task))]
 }
 
 /// The limiters go, and with them their timer.
