@@ -18,11 +18,11 @@
 //! |---|---|
 //! | how a bucket takes, refunds and goes into debt | [`bucket`] |
 //! | why a request waits: one dimension's bucket and safety margin | [`quota`], `quota/margin`; all of them together: [`quota_set`] |
-//! | how a header or a refusal corrects us | `quota/reconcile`, `quota/send_history`, `limiter/limits` |
+//! | how a header or a refusal corrects us | `quota_set/limits`, `quota/reconcile`, `quota/send_history` |
 //! | what others take of the same limits | `quota/external` |
-//! | who goes next, and how long it takes | [`queue`], `limiter/pass`, `queue/backfill`, `queue/forecast` |
+//! | who goes next, and how long it takes | [`queue`], `limiter/dispatch`, `queue/backfill`, `queue/forecast` |
 //! | what a request costs | `limiter/pricing`, by what [`estimate`] has learnt |
-//! | one organization × model × tier as a state machine | [`limiter`], on `limiter/core` |
+//! | one organization × model × tier as a state machine | [`limiter`] |
 //! | what survives a restart | `store/file` |
 //! | what replicas share, and what happens without Redis | `store`, `limiter/store_session`, `quota/remote` |
 

@@ -7,24 +7,26 @@
 
 use std::{sync::Arc, time::Duration};
 
-use self::{core::Core, limits::Limits, pass::Pass};
-pub use self::{grant::Grant, pass::Event, pricing::Requeue};
+pub use self::pricing::Requeue;
+use self::{cold_start::ColdStart, pause::Pause, pricing::Pricing, store_session::StoreSession};
 use crate::{
+    ablation::Mechanism,
     bucket::Readiness,
-    queue::{QueuedRequest, Ticket},
+    queue::{
+        FairQueue, QueuedRequest, Ticket,
+        forecast::{Forecast, forecast},
+    },
     quota::Quota,
-    request::{ActualUsage, AdmissionError, AdmissionRequest},
+    quota_set::{QuotaSet, Reserved, limits::ObservedTokens},
+    request::{ActualUsage, AdmissionError, AdmissionRequest, Cost, CostEstimate},
     settings::LimitSettings,
     snapshot::LimiterSnapshot,
     store::protocol::{Answer, State, Transaction},
-    types::{Dimension, Ns, Observation, StatedLimit, UpstreamRefusal},
+    types::{Dimension, Ns, Observation, StatedLimit, Unit, UpstreamRefusal},
 };
 
 mod cold_start;
-mod core;
-mod grant;
-mod limits;
-mod pass;
+mod dispatch;
 mod pause;
 mod pricing;
 mod status;
@@ -41,26 +43,96 @@ pub enum Admission {
     Rejected(AdmissionError),
 }
 
+/// What happened to a queued request.
+#[derive(Debug)]
+pub enum Event {
+    /// Its turn has come.
+    Granted(Ticket, Grant),
+    /// It cannot go in time, or never.
+    Rejected(Ticket, AdmissionError),
+}
+
+/// What a granted request holds.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    reserved: Reserved,
+    /// As it was in the queue.
+    queued: QueuedRequest,
+    /// Whether it is the probe of the cold start.
+    probe: bool,
+    /// Tokens in use as its answer's head has shown, itself included; of a request without `max_completion_tokens` only.
+    shown_used: Option<u64>,
+    /// What it counts in its app's fair share so far.
+    service: f64,
+    /// How long it waited, ns.
+    pub waited: Ns,
+    /// What made it wait.
+    pub bound_by: Option<Dimension>,
+}
+
+impl Grant {
+    /// Whether it has been sent.
+    pub fn is_sent(&self) -> bool {
+        self.reserved.is_sent()
+    }
+
+    /// What it took.
+    pub fn cost(&self) -> Cost {
+        self.reserved.cost
+    }
+}
+
 /// One organization × model × tier.
 #[derive(Debug)]
 pub struct Limiter {
-    core: Core,
+    quotas: QuotaSet,
+    pricing: Pricing,
+    queue: FairQueue,
+    cold_start: ColdStart,
+    pause: Pause,
+    /// With the store, where replicas share quotas.
+    store: Option<Box<StoreSession>>,
     clock: Ns,
     used_at: Ns,
+    in_flight: u32,
     refusals: u64,
+    /// Some of the queue were admitted against a guess: they are looked at again when more is known.
+    guessed: bool,
+    /// The next dispatch lets all go that wait.
+    releases: bool,
+    /// What the head of the queue waits for: a dimension's slot, if it is one, and until when.
+    blocked: Option<(Option<usize>, Ns)>,
     wake: Option<Ns>,
 }
 
+/// Asking for a turn.
 impl Limiter {
     /// An unused limiter: full by its tables, nothing known of the upstream.
     pub fn new(model: Arc<str>, settings: Arc<LimitSettings>, now: Ns) -> Self {
-        Self { core: Core::new(model, settings, now), clock: now, used_at: now, refusals: 0, wake: None }
+        let mut pricing = Pricing::default();
+        pricing.configure(&settings, &model);
+        Self {
+            quotas: QuotaSet::new(model, settings, now),
+            pricing,
+            queue: FairQueue::default(),
+            cold_start: ColdStart::default(),
+            pause: Pause::default(),
+            store: None,
+            clock: now,
+            used_at: now,
+            in_flight: 0,
+            refusals: 0,
+            guessed: false,
+            releases: false,
+            blocked: None,
+            wake: None,
+        }
     }
 
     /// New settings; quotas and used amounts stay. The caller dispatches.
     pub fn reconfigure(&mut self, settings: Arc<LimitSettings>, now: Ns) {
-        self.core.pricing.configure(&settings, &self.core.limits.model);
-        self.core.limits.reconfigure(settings, now);
+        self.pricing.configure(&settings, &self.quotas.model);
+        self.quotas.reconfigure(settings, now);
     }
 
     /// Asks for a turn. `requeue`: it was here before. `has_room`: whether the queue may grow; asked last, and only for a request that
@@ -75,60 +147,172 @@ impl Limiter {
         requeue: Option<Requeue>,
         has_room: impl FnOnce() -> bool,
     ) -> Admission {
-        let now = self.advance(now);
-        self.used_at = now;
-        let queued = self.core.read(request, now, deadline, requeue);
-        if let Some(error) = self.core.too_large(&queued, now) {
+        let now = self.use_at(now);
+        let queued = self.read(request, now, deadline, requeue);
+        if let Some(error) = self.too_large(&queued, now) {
             return Admission::Rejected(error);
         }
-        let open = self.core.queue.is_empty() && self.core.pause.until() <= now && self.core.is_open(now);
-        let ready = open && self.core.limits.quotas.readiness(&queued.cost, now).0 == Readiness::Now;
-        if ready && !self.core.store_decides() {
-            return Admission::Granted(self.core.grant(queued, None, None, now));
+        let open = self.queue.is_empty() && self.pause.until <= now && self.cold_start.is_open(self.in_flight, now);
+        let ready = open && self.quotas.readiness(&queued.cost, now).0 == Readiness::Now;
+        if ready && !self.store_decides() {
+            return Admission::Granted(self.grant(queued, None, None, now));
         }
-        let forecast = self.core.forecast(&queued, now);
+        let forecast = self.forecast(&queued, now);
         if forecast.exceeds(deadline.saturating_sub(now)) {
             // Until the probe's head is here the limits are a guess, and nobody is refused by a guess.
-            if self.core.cold_start.probing_until().is_none() {
-                return Admission::Rejected(self.core.not_in_time(forecast, &queued));
+            if self.cold_start.probing_until().is_none() {
+                return Admission::Rejected(self.not_in_time(forecast, &queued));
             }
-            self.core.guessed = true;
+            self.guessed = true;
         }
         // Asking the store is not waiting yet.
         if !ready && !has_room() {
             let retry_after = forecast.wait.max(Duration::from_secs(1));
             return Admission::Rejected(AdmissionError::QueueFull { retry_after });
         }
-        Admission::Queued(self.core.queue.push(queued))
+        Admission::Queued(self.queue.push(queued))
     }
 
     /// What `max_completion_tokens` would have to be lowered to, where it alone is what can never fit.
     pub fn fitting_max_completion_tokens(&self, request: &AdmissionRequest, now: Ns) -> Option<u64> {
-        self.core.fitting_max_completion_tokens(request, now)
-    }
-
-    /// Grants whatever can go, refuses whatever cannot any more, and finds out when to be called again.
-    pub fn dispatch(&mut self, now: Ns, events: &mut Vec<Event>) {
-        let now = self.advance(now);
-        self.wake = Pass::new(&mut self.core, events, now).run();
-    }
-
-    /// When to dispatch again at the latest. `None`: nobody waits.
-    pub fn wake(&self) -> Option<Ns> {
-        self.wake
+        let priced = self.pricing.price(request);
+        if let (CostEstimate::Tokens { .. }, Some((slot, limit))) = (request.cost, self.quotas.too_large_answer(&priced.cost)) {
+            // The whole limit would have to be free for itself; half of it is sooner.
+            let left = self.quotas()[slot].bucket().map_or(0.0, |bucket| bucket.remaining(now));
+            return Some((limit / 2).max(left.max(0.0) as u64).max(1));
+        }
+        let tokens = self.quotas().iter().filter(|quota| quota.dimension.unit == Unit::Tokens && quota.is_certain(now));
+        let room = tokens.filter_map(|quota| Some(quota.limit()?.saturating_sub(priced.cost.input.into()))).min()?;
+        (priced.states_max && room > 0 && room < priced.cost.output.into()).then_some(room)
     }
 
     /// A queued request's client has left. The caller dispatches.
     pub fn cancel(&mut self, ticket: Ticket, now: Ns) {
         let now = self.advance(now);
-        self.core.leave(ticket, now);
+        self.leave(ticket, now);
     }
 
     /// The limiter's clock never goes back.
     fn advance(&mut self, now: Ns) -> Ns {
         self.clock = self.clock.max(now);
-        self.core.limits.quotas.tick(self.clock);
+        self.quotas.tick(self.clock);
         self.clock
+    }
+
+    fn use_at(&mut self, now: Ns) -> Ns {
+        self.used_at = self.advance(now);
+        self.used_at
+    }
+
+    /// A request as it would be in the queue.
+    fn read(&mut self, request: &AdmissionRequest, now: Ns, deadline: Ns, requeue: Option<Requeue>) -> QueuedRequest {
+        let app = self.queue.app(&request.app, request.class, request.weight, now);
+        let priced = self.pricing.price(request);
+        let requested = requeue.and_then(|requeue| requeue.requested);
+        let cost = match (requeue, requested) {
+            // The refusal gave the sum of both parts.
+            (_, Some(requested)) if !priced.states_max => {
+                Cost { output: requested.saturating_sub(priced.cost.input), ..priced.cost }
+            }
+            (Some(requeue), _) => priced.cost.at_least(requeue.least),
+            (None, _) => priced.cost,
+        };
+        let usual = self.queue.apps.get(app).and_then(|app| app.completion.mean());
+        QueuedRequest {
+            app,
+            size: self.size_class(&cost),
+            cost,
+            expected: self.pricing.expected(usual, cost.output, priced.states_max),
+            ticket: requeue.map_or_else(|| self.queue.ticket(), |requeue| requeue.ticket),
+            since: now,
+            deadline,
+            bypass_budget: None,
+            estimated: priced.estimated,
+            states_max: priced.states_max,
+            requested,
+        }
+    }
+
+    /// Size class: by the share of the tightest limit it asks for.
+    fn size_class(&self, cost: &Cost) -> u8 {
+        if !Mechanism::SizeClasses.is_on() {
+            return 0;
+        }
+        let cost = &self.quotas.expect(*cost);
+        let quotas = self.quotas().iter().filter(|quota| quota.dimension.unit != Unit::Requests);
+        let shares = quotas.filter_map(|quota| Some(quota.units(cost) as f64 / quota.limit()? as f64));
+        let share = shares.fold(0.0, f64::max);
+        [1.0 / 32.0, 1.0 / 8.0, 0.5].iter().filter(|&&bound| share > bound).count() as u8
+    }
+
+    /// The least that it can turn out to take is over a certain limit.
+    fn too_large(&self, queued: &QueuedRequest, now: Ns) -> Option<AdmissionError> {
+        let (dimension, limit) = self.quotas.never(&self.pricing.least(queued), now)?;
+        // What people are told is the estimate itself, not its lower bound.
+        let told = pricing::stated(queued);
+        Some(AdmissionError::TooLarge {
+            dimension: dimension.clone(),
+            limit,
+            requested: told.of(dimension.unit).max(limit + 1),
+            parts: (dimension.unit == Unit::Tokens).then_some((told.input.into(), told.output.into())),
+        })
+    }
+
+    fn forecast(&self, queued: &QueuedRequest, now: Ns) -> Forecast {
+        let cost = self.pricing.forecast_cost(queued);
+        let mut forecast = forecast(&self.quotas, &self.queue, queued, &cost, now);
+        forecast.wait = forecast.wait.max(Duration::from_nanos(self.pause.until.saturating_sub(now)));
+        forecast
+    }
+
+    fn not_in_time(&self, forecast: Forecast, queued: &QueuedRequest) -> AdmissionError {
+        let slot = forecast.slot.or(self.blocked.and_then(|(slot, _)| slot)).unwrap_or(0);
+        let too_large = self.quotas.too_large_answer(&queued.cost).filter(|&(too_large, _)| too_large == slot);
+        AdmissionError::NotInTime {
+            dimension: self.quotas().get(slot).map_or(Dimension::RPM, |quota| quota.dimension.clone()),
+            wait: forecast.wait,
+            fitting_max_completion_tokens: too_large.map(|(_, limit)| limit),
+            retry_after: forecast.retry_after(queued.deadline.saturating_sub(queued.since)),
+        }
+    }
+
+    /// Out of the queue, whatever the reason.
+    fn leave(&mut self, ticket: Ticket, now: Ns) -> Option<QueuedRequest> {
+        if let Some(reserved) = self.store.as_mut().and_then(|store| store.take_granted(ticket)) {
+            self.quotas.settle(reserved, Cost::default(), now);
+            self.flush_pending(true, now);
+        }
+        self.queue.remove(ticket)
+    }
+
+    /// `reserved`: the store has charged it. `bound`: the slot that it waited for.
+    fn grant(&mut self, queued: QueuedRequest, reserved: Option<Reserved>, bound: Option<usize>, now: Ns) -> Grant {
+        let service = self.service(&queued.cost.with_output(queued.expected), now);
+        let reserved = reserved.unwrap_or_else(|| self.quotas.reserve(queued.cost, now));
+        self.queue.serve(queued.app, queued.size, service, now);
+        if let Some(app) = self.queue.apps.get_mut(queued.app) {
+            app.granted();
+        }
+        self.in_flight += 1;
+        Grant {
+            reserved,
+            probe: self.cold_start.granted(now),
+            shown_used: None,
+            service,
+            waited: now.saturating_sub(queued.since),
+            bound_by: bound.map(|slot| self.quotas()[slot].dimension.clone()),
+            queued,
+        }
+    }
+
+    /// What a cost counts in its app's fair share: in the dimension in which it is dearest, as a share of what is there and comes
+    /// within a minute.
+    fn service(&self, cost: &Cost, now: Ns) -> f64 {
+        let each = self.quotas().iter().filter_map(|quota| {
+            let bucket = quota.bucket()?;
+            Some(quota.units(cost) as f64 / (bucket.remaining(now).max(0.0) + 60.0 * bucket.rate()))
+        });
+        each.fold(0.0, f64::max)
     }
 }
 
@@ -138,7 +322,7 @@ impl Limiter {
     pub fn sent(&mut self, grant: &mut Grant, now: Ns) {
         let now = self.advance(now);
         if !grant.is_sent() {
-            self.core.limits.quotas.sent(&mut grant.reserved, now);
+            self.quotas.sent(&mut grant.reserved, now);
             self.flush_pending(false, now);
         }
     }
@@ -146,30 +330,71 @@ impl Limiter {
     /// An answer's head: its headers correct the quotas. The caller dispatches.
     pub fn observe(&mut self, grant: &mut Grant, state: &Observation, now: Ns) {
         let now = self.advance(now);
-        self.core.pricing.estimates.head(now.saturating_sub(grant.reserved.sent_at));
-        self.core.limits.quotas.answered(&grant.reserved);
-        self.core.cold_start.answered();
-        self.core.pause.answered();
-        let delay = self.core.pricing.estimates.one_way();
-        let tokens = self.core.limits.observe(&mut grant.reserved, state, true, delay, now);
+        self.pricing.estimates.head(now.saturating_sub(grant.reserved.sent_at));
+        self.quotas.answered(&grant.reserved);
+        self.cold_start.answered();
+        self.pause.answered();
+        let delay = self.pricing.estimates.one_way();
+        let tokens = self.quotas.observe(&mut grant.reserved, state, true, delay, now);
         if let Some(tokens) = tokens.filter(|_| !grant.queued.states_max) {
-            self.core.learn_held(grant, tokens, now);
+            self.learn_held(grant, tokens, now);
         }
         self.flush_pending(false, now);
     }
 
+    /// If Groq holds more for a request without `max_completion_tokens` than was reserved, the quotas show so from now on, and
+    /// the difference comes back when the answer ends.
+    fn learn_held(&mut self, grant: &mut Grant, ObservedTokens { slot, used, error }: ObservedTokens, now: Ns) {
+        grant.shown_used = Some(used);
+        self.learn(|pricing| pricing.estimates.assumed.head(used, grant.queued.estimated.into()));
+        let cost = grant.cost();
+        let held = self.pricing.held(cost.output, error);
+        if held > cost.output {
+            self.quotas.raise(&mut grant.reserved, Cost { output: held, ..cost }, slot, now);
+        }
+    }
+
     /// The request has ended and this is the truth. The caller dispatches.
     pub fn settle(&mut self, grant: Grant, usage: ActualUsage, now: Ns) {
-        let now = self.advance(now);
-        self.used_at = now;
-        self.core.settle(grant, usage, now);
+        let now = self.use_at(now);
+        self.learn_usage(&grant, usage, now);
+        let used = pricing::used(grant.cost(), usage, self.pricing.estimates.completion.mean());
+        let service = self.service(&used, now);
+        self.queue.serve(grant.queued.app, grant.queued.size, service - grant.service, now);
+        if let Some(app) = self.queue.apps.get_mut(grant.queued.app) {
+            app.settled();
+        }
+        if grant.probe {
+            self.cold_start.probe_ended(!self.queue.is_empty());
+        }
+        self.in_flight = self.in_flight.saturating_sub(1);
+        if usage != ActualUsage::Unknown {
+            self.quotas.answered(&grant.reserved);
+        }
+        self.quotas.settle(grant.reserved, used, now);
+        self.flush_pending(false, now);
+    }
+
+    /// Estimates learn from what was really used.
+    fn learn_usage(&mut self, grant: &Grant, usage: ActualUsage, now: Ns) {
+        if grant.cost().seconds > 0 {
+            return;
+        }
+        if let ActualUsage::Tokens { completion, .. } | ActualUsage::Partial { completion } = usage {
+            let completion = u32::try_from(completion).unwrap_or(u32::MAX);
+            self.quotas.expected_output.answered(grant.cost().key, completion, now);
+        }
+        self.learn(|pricing| pricing.answered(usage, &grant.queued, grant.shown_used, now));
+        if let (ActualUsage::Tokens { completion, .. }, Some(app)) = (usage, self.queue.apps.get_mut(grant.queued.app)) {
+            app.completion.learn(completion as f32);
+        }
     }
 
     /// Groq refused: the text (or the headers) corrects the quotas and everything comes back. What to ask again with. The
     /// caller dispatches.
     pub fn refused(
         &mut self,
-        grant: Grant,
+        mut grant: Grant,
         text: Option<&UpstreamRefusal>,
         state: &Observation,
         retry_after: Option<Duration>,
@@ -177,8 +402,45 @@ impl Limiter {
     ) -> Requeue {
         let now = self.advance(now);
         self.refusals += 1;
-        self.used_at = now;
-        self.core.refused(grant, text, state, retry_after, now)
+        self.quotas.refused(now);
+        let QueuedRequest { estimated, states_max, ticket, requested, .. } = grant.queued;
+        let max = states_max.then_some(grant.cost().output);
+        let delay = self.pricing.estimates.one_way();
+        let text = text.filter(|text| text.limit > 0);
+        let named = text.and_then(|text| Some((text, self.quotas.dimension_of(text, max)?)));
+        let least = named.as_ref().map_or(grant.cost(), |(text, dimension)| grant.cost().raised(dimension.unit, text.requested));
+        // Prompt and assumed completion tokens. What can never succeed says nothing of others: its prompt may be all of it.
+        let in_all = named.as_ref().filter(|(text, dimension)| !states_max && !text.hopeless() && dimension.unit == Unit::Tokens);
+        let in_all = in_all.map(|(text, _)| u32::try_from(text.requested).unwrap_or(u32::MAX));
+        if let Some(requested) = in_all {
+            self.learn(|pricing| pricing.estimates.assumed.refused(requested.into(), estimated.into(), now));
+        }
+        let is_told = match &named {
+            Some((text, dimension)) => self.quotas.refused_by_text(&mut grant.reserved, text, dimension, max, delay, now),
+            None => text.is_none() && self.quotas.refused_by_headers(&mut grant.reserved, state, delay, now),
+        };
+        if !is_told {
+            self.pause.refused(retry_after, now);
+        }
+        self.cold_start.answered();
+        self.settle(grant, ActualUsage::Nothing, now);
+        Requeue { ticket, least, requested: in_all.or(requested) }
+    }
+
+    /// Where the price of requests without `max_completion_tokens` changes, it does so for those that wait, too.
+    fn learn(&mut self, learn: impl FnOnce(&mut Pricing)) {
+        let before = (self.pricing.assumed(), self.pricing.is_trying());
+        learn(&mut self.pricing);
+        if (self.pricing.assumed(), self.pricing.is_trying()) == before || self.queue.is_empty() {
+            return;
+        }
+        let unpriced = self.queue.iter().filter(|queued| !queued.states_max && queued.requested.is_none());
+        let repriced: Vec<_> = unpriced.map(|queued| (queued.ticket, self.pricing.with_assumed_output(queued.cost))).collect();
+        for (ticket, cost) in repriced {
+            self.queue.reprice(ticket, cost);
+        }
+        // By another price some may not make it in time.
+        self.guessed = true;
     }
 }
 
@@ -187,41 +449,40 @@ impl Limiter {
 impl Limiter {
     /// Takes what `request` costs without a turn in the queue, into debt if need be. The caller dispatches.
     pub fn take(&mut self, request: &AdmissionRequest, now: Ns) -> Grant {
-        let now = self.advance(now);
-        self.used_at = now;
-        let queued = self.core.read(request, now, now, None);
-        let grant = self.core.grant(queued, None, None, now);
+        let now = self.use_at(now);
+        let queued = self.read(request, now, now, None);
+        let grant = self.grant(queued, None, None, now);
         self.flush_pending(false, now);
         grant
     }
 
     /// Lets all go that wait, into debt if need be. The caller dispatches.
     pub fn release_waiting(&mut self) {
-        self.core.releases = true;
+        self.releases = true;
     }
 
     /// How long a request like `request` would wait.
     pub fn forecast_of(&mut self, request: &AdmissionRequest, now: Ns) -> Duration {
         let now = self.advance(now);
-        let queued = self.core.read(request, now, now, None);
-        self.core.forecast(&queued, now).wait
+        let queued = self.read(request, now, now, None);
+        self.forecast(&queued, now).wait
     }
 
     /// Completion tokens that an answer has on average; `None` before the first one.
     pub fn usual_completion(&self) -> Option<u64> {
-        self.core.pricing.estimates.completion.mean().map(|mean| mean as u64)
+        self.pricing.estimates.completion.mean().map(|mean| mean as u64)
     }
 
     /// The limits that Groq has stated.
     pub(crate) fn stated_limits(&self) -> Vec<StatedLimit> {
-        self.core.limits.quotas.stated()
+        self.quotas.stated()
     }
 
     /// Takes up limits that Groq has stated to another limiter, or to an earlier process. What is used stays.
     pub(crate) fn adopt_limits(&mut self, stated: &[StatedLimit], now: Ns) {
         let now = self.advance(now);
-        self.core.limits.adopt(stated, now);
-        self.core.limits.untold = false;
+        self.quotas.adopt(stated, now);
+        self.quotas.untold = false;
     }
 }
 
@@ -229,9 +490,9 @@ impl Limiter {
 impl Limiter {
     /// Shares its quotas between so many replicas from now on. `up`: the store can be reached.
     pub fn share(&mut self, up: bool, replicas: u32, now: Ns) {
-        self.core.limits.quotas.detach(replicas, now);
-        self.core.pricing.share();
-        self.core.store = Some(Box::default());
+        self.quotas.detach(replicas, now);
+        self.pricing.shared = true;
+        self.store = Some(Box::default());
         if up {
             self.reached(now);
         }
@@ -239,63 +500,68 @@ impl Limiter {
 
     /// Whether its quotas are shared.
     pub fn is_shared(&self) -> bool {
-        self.core.store.is_some()
+        self.store.is_some()
+    }
+
+    fn store_decides(&self) -> bool {
+        self.store.as_ref().is_some_and(|store| store.decides())
     }
 
     /// What the store is to be told or asked now, if anything. One at a time: its end is [`Limiter::answered`] or
     /// [`Limiter::lost`].
     pub fn transaction(&mut self, now: Ns) -> Option<Transaction> {
         let now = self.advance(now);
-        let Limits { quotas, untold, .. } = &mut self.core.limits;
-        self.core.store.as_mut()?.transaction(quotas, &self.core.queue, untold, now)
+        self.store.as_mut()?.transaction(&mut self.quotas, &self.queue, now)
     }
 
     /// The store's answer to this transaction. The caller dispatches.
     pub fn answered(&mut self, serial: u64, answer: &Answer, now: Ns) {
         let now = self.advance(now);
-        let Some(store) = &mut self.core.store else { return };
-        if store.answered(serial, answer, &mut self.core.limits.quotas, &self.core.queue, now) {
-            self.core.limits.hear(&answer.state.learnt, now);
+        let Some(store) = &mut self.store else { return };
+        if store.answered(serial, answer, &mut self.quotas, &self.queue, now) {
+            self.quotas.hear(&answer.state.learnt, now);
         }
     }
 
     /// What another replica has changed. The caller dispatches.
     pub fn updated(&mut self, state: &State, now: Ns) {
         let now = self.advance(now);
-        let Some(store) = &mut self.core.store else { return };
-        if store.updated(state, &mut self.core.limits.quotas, now) {
-            self.core.limits.hear(&state.learnt, now);
+        let Some(store) = &mut self.store else { return };
+        if store.updated(state, &mut self.quotas, now) {
+            self.quotas.hear(&state.learnt, now);
         }
     }
 
     /// The store does not answer: alone, among so many replicas. The caller dispatches.
     pub fn lost(&mut self, replicas: u32, now: Ns) {
         let now = self.advance(now);
-        if let Some(store) = &mut self.core.store {
-            store.lost(replicas, &mut self.core.limits.quotas, now);
+        if let Some(store) = &mut self.store {
+            store.lost(replicas, &mut self.quotas, now);
         }
     }
 
     /// Whether this transaction is under way.
     pub fn waits_for(&self, serial: u64) -> bool {
-        self.core.store.as_ref().is_some_and(|store| store.waits_for(serial))
+        self.store.as_ref().is_some_and(|store| store.waits_for(serial))
     }
 
     /// The store can be reached. The caller dispatches.
     pub fn reached(&mut self, now: Ns) {
-        if let Some(store) = &mut self.core.store {
-            store.reached(&mut self.core.limits.quotas, now);
+        if let Some(store) = &mut self.store {
+            store.reached(&mut self.quotas, now);
         }
     }
 
     /// What there is to tell is told now, or (`hurry`: not set) soon. The caller dispatches.
     pub fn flush_pending(&mut self, hurry: bool, now: Ns) {
-        self.core.flush_pending(hurry, now);
+        if let Some(store) = &mut self.store {
+            store.flush_pending(hurry, &mut self.quotas, now);
+        }
     }
 
     /// Whether the store knows everything, or cannot be told.
     pub fn is_flushed(&self) -> bool {
-        self.core.store.as_ref().is_none_or(|store| store.is_flushed())
+        self.store.as_ref().is_none_or(|store| store.is_flushed())
     }
 }
 
@@ -304,29 +570,28 @@ impl Limiter {
     /// Quotas, queue and forecast. The limiter's names are the caller's to give.
     pub fn snapshot(&mut self, organization: &Arc<str>, tier: &Arc<str>, now: Ns) -> LimiterSnapshot {
         let now = self.advance(now);
-        let blocked_by =
-            self.core.blocked.filter(|_| !self.core.queue.is_empty()).and_then(|(slot, until)| {
-                Some((self.dimension(slot?)?.clone(), Duration::from_nanos(until.saturating_sub(now))))
-            });
+        let blocked_by = self.blocked.filter(|_| !self.queue.is_empty()).and_then(|(slot, until)| {
+            Some((self.quotas()[slot?].dimension.clone(), Duration::from_nanos(until.saturating_sub(now))))
+        });
         // What a request like the last in the queue would wait.
-        let last = self.core.queue.iter().max_by_key(|queued| queued.ticket).cloned();
-        let forecast = last.map(|last| self.core.forecast(&QueuedRequest { ticket: u64::MAX, ..last }, now).wait);
+        let last = self.queue.iter().max_by_key(|queued| queued.ticket).cloned();
+        let forecast = last.map(|last| self.forecast(&QueuedRequest { ticket: u64::MAX, ..last }, now).wait);
         LimiterSnapshot {
             organization: organization.clone(),
-            model: self.core.limits.model.clone(),
+            model: self.quotas.model.clone(),
             tier: tier.clone(),
-            dimensions: status::dimensions(&self.core.limits.quotas, now),
-            waiting: status::waiting(&self.core.queue, now),
+            dimensions: status::dimensions(&self.quotas, now),
+            waiting: status::waiting(&self.queue, now),
             blocked_by,
-            forecast: forecast.unwrap_or_else(|| Duration::from_nanos(self.core.pause.until().saturating_sub(now))),
-            in_flight: self.core.in_flight as usize,
+            forecast: forecast.unwrap_or_else(|| Duration::from_nanos(self.pause.until.saturating_sub(now))),
+            in_flight: self.in_flight as usize,
             refusals: self.refusals,
         }
     }
 
     /// Every dimension that has a limit: the limit, what is left, and the time until it is full.
     pub fn visit_quotas(&self, now: Ns, visit: impl FnMut(&Dimension, u64, f64, Duration)) {
-        status::visit(&self.core.limits.quotas, now, visit);
+        status::visit(&self.quotas, now, visit);
     }
 
     /// Nobody waits or runs, and every quota is full again: dropping it loses only what was learnt.
@@ -337,12 +602,12 @@ impl Limiter {
 
     /// Nobody waits or runs.
     pub fn is_unused(&self) -> bool {
-        self.core.queue.is_empty() && self.core.in_flight == 0
+        self.queue.is_empty() && self.in_flight == 0
     }
 
     /// Whether Groq has said anything about its limits.
     pub fn has_learnt(&self) -> bool {
-        self.quotas().iter().any(|quota| quota.statements().stated.is_some())
+        self.quotas().iter().any(|quota| quota.statements.stated.is_some())
     }
 
     /// When it was last used.
@@ -352,36 +617,34 @@ impl Limiter {
 
     /// The usual time from sending to an answer's head.
     pub fn usual_time_to_head(&self) -> Duration {
-        self.core.pricing.estimates.usual_time_to_head()
-    }
-
-    /// A dimension by its slot.
-    pub fn dimension(&self, slot: usize) -> Option<&Dimension> {
-        self.core.limits.quotas.all().get(slot).map(|quota| &quota.dimension)
+        self.pricing.estimates.usual_time_to_head()
     }
 
     /// How many wait.
     pub fn waiting(&self) -> usize {
-        self.core.queue.len()
+        self.queue.len()
     }
 
     /// Requests that are granted and not settled.
     pub fn in_flight(&self) -> u32 {
-        self.core.in_flight
+        self.in_flight
     }
 
     /// The quotas.
     pub fn quotas(&self) -> &[Quota] {
-        self.core.limits.quotas.all()
+        &self.quotas.quotas
     }
 
     /// Until when the head of the queue is blocked.
     pub fn blocked_until(&self) -> Option<Ns> {
-        self.core.blocked.map(|(_, until)| until)
+        self.blocked.map(|(_, until)| until)
     }
 
     /// Takes up a quota of an earlier process: `used` units less what `passed` seconds gave back.
-    pub(crate) fn restore_usage(&mut self, dimension: &Dimension, bound: bool, used: f64, passed: f64, now: Ns) {
-        self.core.limits.restore(dimension, bound, used, passed, now);
+    pub(crate) fn restore_usage(&mut self, code: &str, used: f64, passed: f64, now: Ns) {
+        let Some(slot) = self.quotas.slot(code) else { return };
+        let quota = &mut self.quotas.quotas[slot];
+        let back = quota.bucket().map_or(0.0, |bucket| bucket.rate() * passed);
+        quota.restore((used - back).max(0.0).ceil() as u64, now);
     }
 }

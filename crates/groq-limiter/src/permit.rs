@@ -22,8 +22,7 @@ pub struct Permit {
 
 impl Permit {
     pub(crate) fn new(limiter: Arc<SharedLimiter>, grant: Box<Grant>) -> Self {
-        let bound_by = grant.bound.and_then(|slot| limiter.with(|limiter| limiter.dimension(slot).cloned()));
-        Self { waited: Duration::from_nanos(grant.waited), bound_by, held: Some((limiter, grant)) }
+        Self { waited: Duration::from_nanos(grant.waited), bound_by: grant.bound_by.clone(), held: Some((limiter, grant)) }
     }
 
     /// Of something that draws on no limit.

@@ -1,5 +1,7 @@
 //! One dimension of one limiter, as the upstream sees it: a bucket, its safety margin, external usage, and what corrects them.
 
+use std::borrow::Cow;
+
 use self::{
     external::ExternalUsage,
     margin::SafetyMargin,
@@ -34,9 +36,10 @@ const TICK: Ns = 1_000_000;
 pub struct Quota {
     /// Which.
     pub dimension: Dimension,
-    /// The operator's own bound beside a higher limit of the upstream's, which counts other requests as well and fills faster.
-    is_bound: bool,
-    statements: Statements,
+    /// Its name in the store and in the state file: the dimension's code, but for a bound.
+    pub(crate) code: Cow<'static, str>,
+    /// Who says what about the limit.
+    pub(crate) statements: Statements,
     /// When Groq stated the limit last.
     pub(crate) confirmed: Ns,
     bucket: Option<Bucket>,
@@ -55,10 +58,10 @@ pub struct Quota {
 
 impl Quota {
     /// A full one. Without a limit it holds nobody back.
-    pub fn new(dimension: Dimension, statements: Statements, headroom: f64, now: Ns) -> Self {
-        let mut quota = Self {
+    pub fn new(dimension: Dimension, headroom: f64, now: Ns) -> Self {
+        Self {
+            code: dimension.code.clone(),
             dimension,
-            is_bound: false,
             statements: Statements::default(),
             confirmed: now,
             bucket: None,
@@ -71,9 +74,7 @@ impl Quota {
             spending: 0.0,
             remote: None,
             ticked_at: now,
-        };
-        quota.set_statements(statements, 0, now);
-        quota
+        }
     }
 
     /// The same without a safety margin: the limit is the operator's own, and nobody but this limiter counts.
@@ -81,27 +82,21 @@ impl Quota {
         Self { margin: SafetyMargin::none(), ..self }
     }
 
-    /// The operator's bound in a dimension whose upstream allows more. `used` units of it are taken.
-    pub fn bound(dimension: Dimension, limit: u64, used: u64, now: Ns) -> Self {
-        let statements = Statements { configured: Some(limit), ..Statements::default() };
-        let mut quota = Self { is_bound: true, ..Self::new(dimension, statements, 0.0, now) }.without_margin();
-        quota.restore(used, now);
-        quota
+    /// The operator's bound in a dimension whose upstream allows more, which counts other requests as well and fills faster:
+    /// nothing that the upstream says corrects it.
+    pub fn bound(dimension: Dimension, now: Ns) -> Self {
+        let code = format!("{}:configured", dimension.code).into();
+        Self { code, ..Self::new(dimension, 0.0, now) }.without_margin()
     }
 
-    /// Whether it is the operator's bound: nothing that the upstream says corrects it.
+    /// Whether it is the operator's bound.
     pub fn is_bound(&self) -> bool {
-        self.is_bound
+        self.code != self.dimension.code
     }
 
     /// Whether it tests what is expected of an answer, not its `max_completion_tokens`.
     pub fn counts_expected(&self) -> bool {
-        self.dimension.unit == Unit::OutputTokens && !self.is_bound
-    }
-
-    /// Who says what about the limit.
-    pub fn statements(&self) -> Statements {
-        self.statements
+        self.dimension.unit == Unit::OutputTokens && !self.is_bound()
     }
 
     /// Whether more than the limit can be refused for good on our own word.
@@ -127,7 +122,7 @@ impl Quota {
     /// What the limit counts of a cost.
     pub fn of(&self, cost: &Cost) -> u64 {
         // The operator means what is used, not what the upstream reserves.
-        let cost = if self.is_bound { &cost.with_output(cost.answer) } else { cost };
+        let cost = if self.is_bound() { &cost.with_output(cost.answer) } else { cost };
         cost.of(self.dimension.unit)
     }
 
@@ -363,15 +358,10 @@ impl Quota {
         self.remote.as_deref_mut()
     }
 
-    /// Its name in the store.
-    pub fn stored_code(&self) -> std::borrow::Cow<'static, str> {
-        if self.is_bound { format!("{}:configured", self.dimension.code).into() } else { self.dimension.code.clone() }
-    }
-
     /// Its part of a transaction. `None` without a limit.
     pub fn cell(&mut self, head: Option<&Cost>) -> Option<Cell> {
         let units = head.map_or(0, |cost| self.units(cost));
-        let (margin, code) = (self.margin(units), self.stored_code().into());
+        let (margin, code) = (self.margin(units), self.code.clone().into());
         Some(self.remote.as_mut()?.cell(self.bucket.as_ref()?, code, units, margin))
     }
 

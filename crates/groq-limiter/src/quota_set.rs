@@ -4,35 +4,46 @@
 //! note), and these quotas are a forecast: the store's last answer and what it has not been told. Without the store they
 //! decide alone, with every limit divided by the number of replicas.
 
-use std::time::Duration;
+use std::sync::Arc;
 
-use smallvec::smallvec;
+use smallvec::{SmallVec, smallvec};
 
-pub use self::reserved::Reserved;
-use self::{reserved::SLOTS, sole_use::SoleUse};
+use self::sole_use::SoleUse;
 use crate::{
     bucket::Readiness,
     estimate::expected_output::ExpectedOutputs,
-    quota::{Quota, Remote, Reported, SendSnapshot},
+    quota::{Quota, Remote, SendSnapshot},
     request::Cost,
+    settings::{LimitSettings, Plan},
     store::protocol::{Cell, State},
     types::{Dimension, Ns, StatedLimit},
 };
 
-mod reserved;
+pub mod limits;
 mod sole_use;
 
+/// Quotas of one limiter at most: the eight dimensions that are known, a bound of the operator's beside each, and two that
+/// refusals may teach.
+const SLOTS: usize = 18;
+
 /// The quotas of one limiter, in this process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct QuotaSet {
-    quotas: Vec<Quota>,
+    pub(crate) model: Arc<str>,
+    settings: Arc<LimitSettings>,
+    /// The plan whose table is in force; `None`: none fits what headers say.
+    plan: Option<Plan>,
+    /// Every dimension. A slot, once taken, stays that dimension's.
+    pub(crate) quotas: Vec<Quota>,
     /// The newest send position.
-    position: u64,
+    pub(crate) position: u64,
     /// What limits on output test.
-    expected_output: ExpectedOutputs,
+    pub(crate) expected_output: ExpectedOutputs,
     sole_use: SoleUse,
     now: Ns,
     shared: Option<Shared>,
+    /// Groq has stated something that other replicas have not been told.
+    pub(crate) untold: bool,
 }
 
 /// Between replicas.
@@ -45,41 +56,78 @@ struct Shared {
     forgotten: u64,
 }
 
+/// What a request has taken from the quotas, to be settled once.
+#[derive(Clone, Debug)]
+pub struct Reserved {
+    /// How much.
+    pub(crate) cost: Cost,
+    /// Its place in the limiter's order of sending; 0 before it is sent.
+    position: u64,
+    /// When it was sent.
+    pub(crate) sent_at: Ns,
+    /// The position that the store gave it; 0: taken in this process alone.
+    booked: u64,
+    /// Which slots were charged, one bit each.
+    slots: u32,
+    /// How each slot stood that there was then; two in most limiters.
+    snapshots: SmallVec<[SendSnapshot; 2]>,
+}
+
+impl Reserved {
+    fn new(cost: Cost, booked: u64, snapshots: SmallVec<[SendSnapshot; 2]>, now: Ns) -> Self {
+        Self { cost, position: 0, sent_at: now, booked, slots: (1 << snapshots.len()) - 1, snapshots }
+    }
+
+    /// Whether it has been sent.
+    pub fn is_sent(&self) -> bool {
+        self.position > 0
+    }
+
+    /// Whether it was taken from this slot, too.
+    fn covers(&self, slot: usize) -> bool {
+        self.slots & (1 << slot) != 0
+    }
+
+    /// From now on it is taken from a slot that is younger, too.
+    fn cover(&mut self, slot: usize) {
+        self.slots |= 1 << slot;
+    }
+}
+
 impl QuotaSet {
-    /// Every dimension. A slot, once taken, stays that dimension's.
-    pub fn all(&self) -> &[Quota] {
-        &self.quotas
+    /// By the operator's settings and the plan's table.
+    pub fn new(model: Arc<str>, settings: Arc<LimitSettings>, now: Ns) -> Self {
+        let plan = Some(settings.plan);
+        let mut quotas = Self {
+            model,
+            settings,
+            plan,
+            quotas: Vec::new(),
+            position: 0,
+            expected_output: ExpectedOutputs::default(),
+            sole_use: SoleUse::default(),
+            now,
+            shared: None,
+            untold: false,
+        };
+        quotas.set_plan(plan, now);
+        quotas
     }
 
-    /// Every dimension, to be changed.
-    pub fn all_mut(&mut self) -> &mut [Quota] {
-        &mut self.quotas
-    }
-
-    /// The newest send position.
-    pub fn position(&self) -> u64 {
-        self.position
-    }
-
-    /// The slot of the dimension with this code.
+    /// The slot of the quota with this code.
     pub fn slot(&self, code: &str) -> Option<usize> {
-        self.quotas.iter().position(|quota| !quota.is_bound() && quota.dimension.code == code)
+        self.quotas.iter().position(|quota| quota.code == code)
     }
 
-    /// The slot of the operator's own bound in the dimension with this code.
-    pub fn bound_slot(&self, code: &str) -> Option<usize> {
-        self.quotas.iter().position(|quota| quota.is_bound() && quota.dimension.code == code)
-    }
-
-    /// The quota of the dimension with this code.
+    /// The quota with this code.
     pub fn find(&self, code: &str) -> Option<&Quota> {
         self.quotas.get(self.slot(code)?)
     }
 
     /// The limits that Groq has stated.
     pub fn stated(&self) -> Vec<StatedLimit> {
-        let stated = self.quotas.iter().filter(|quota| !quota.is_bound()).filter_map(|quota| {
-            let (limit, source) = quota.statements().stated?;
+        let stated = self.quotas.iter().filter_map(|quota| {
+            let (limit, source) = quota.statements.stated?;
             Some(StatedLimit { dimension: quota.dimension.clone(), limit, source })
         });
         stated.collect()
@@ -110,11 +158,6 @@ impl QuotaSet {
     /// The cost as things stand: with what is expected of its answer.
     pub fn expect(&self, cost: Cost) -> Cost {
         Cost { expected: self.expected_output.of(cost.key, cost.expected, self.now), ..cost }
-    }
-
-    /// What limits on output test.
-    pub fn expected_output(&mut self) -> &mut ExpectedOutputs {
-        &mut self.expected_output
     }
 
     /// Where so large an answer is expected that a limit on output cannot hold it: its slot, and the largest that fits.
@@ -188,52 +231,21 @@ impl QuotaSet {
 
     /// It goes out now: it gets its position, and a snapshot of every dimension.
     pub fn sent(&mut self, reserved: &mut Reserved, now: Ns) {
-        let booked = reserved.is_booked();
-        if !booked {
-            self.position += 1;
-        }
-        reserved.sent_at = now;
-        reserved.position = if booked { reserved.booked } else { self.position };
-        let position = reserved.position;
+        let is_booked = reserved.booked > 0;
+        self.position += u64::from(!is_booked);
+        (reserved.sent_at, reserved.position) = (now, if is_booked { reserved.booked } else { self.position });
         for (slot, quota) in self.quotas.iter_mut().enumerate() {
             if !reserved.covers(slot) {
                 continue;
             }
-            let units = quota.units(&reserved.cost);
-            let sent = quota.sent(position, units, booked, now);
+            let snapshot = quota.sent(reserved.position, quota.units(&reserved.cost), is_booked, now);
             // The store's snapshot counts what all replicas had taken before.
-            if booked {
-                quota.ended(units - reserved.outstanding(|cost| quota.units(cost)));
-            } else if let Some(snapshot) = reserved.snapshot_mut(slot) {
-                *snapshot = sent;
+            if is_booked {
+                quota.ended(quota.units(&reserved.cost.with_output(0)));
+            } else if let Some(before) = reserved.snapshots.get_mut(slot) {
+                *before = snapshot;
             }
         }
-    }
-
-    /// Groq says what it had used of this slot when it saw `reserved`; `counted`: that request included. One way to Groq
-    /// takes `delay`. The correction, ns, unless a newer position has been heard of.
-    pub fn observe(&mut self, reserved: &mut Reserved, slot: usize, used: u64, counted: bool, delay: Ns, now: Ns) -> Option<i64> {
-        // Positions of this process alone say nothing in the order that replicas share.
-        if self.shared.is_some_and(|shared| shared.attached && reserved.booked <= shared.forgotten) {
-            return None;
-        }
-        let quota = &mut self.quotas[slot];
-        let covered = reserved.covers(slot);
-        let used = if covered && !counted { used.saturating_add(quota.units(&reserved.cost)) } else { used };
-        // A dimension that is younger than the request: from now on it is charged there as well.
-        let snapshot = reserved.snapshot(slot).filter(|_| covered).unwrap_or_else(|| quota.send_snapshot());
-        if counted {
-            reserved.cover(slot);
-        }
-        let at = reserved.sent_at.saturating_add(delay);
-        let error = quota.observe(Reported { position: reserved.position, snapshot, used, at }, now)?;
-        // A unit of a day's limit is more than others take in a minute.
-        if quota.is_visible() && quota.dimension.period < Duration::from_secs(86_400) {
-            let released = self.sole_use.header(quota.external(), now);
-            // Replicas that share quotas see each other's use as their own.
-            self.release_margin(if self.shared.is_none() { released } else { 0.0 });
-        }
-        Some(error)
     }
 
     /// Groq has answered this one: what was sent before it has arrived as well.
@@ -276,8 +288,9 @@ impl QuotaSet {
                 continue;
             }
             let units = quota.units(&reserved.cost);
-            if reserved.is_booked() {
-                quota.ended(reserved.outstanding(|cost| quota.units(cost)));
+            let counted = if reserved.is_sent() { quota.units(&reserved.cost.with_output(0)) } else { 0 };
+            if reserved.booked > 0 {
+                quota.ended(units - counted);
             }
             if !reserved.is_sent() {
                 quota.not_sent(units);
@@ -329,7 +342,7 @@ impl QuotaSet {
     pub fn update(&mut self, state: &State, now: Ns) {
         self.position = self.position.max(state.position);
         for (code, view) in &state.views {
-            if let Some(quota) = self.quotas.iter_mut().find(|quota| quota.stored_code() == **code) {
+            if let Some(quota) = self.quotas.iter_mut().find(|quota| quota.code == **code) {
                 quota.update(view, now);
             }
         }

@@ -11,16 +11,12 @@ const LONGEST: Ns = 3600 * SECOND;
 /// Backs off exponentially, from a second on, or for as long as the refusal says.
 #[derive(Debug, Default)]
 pub(super) struct Pause {
-    until: Ns,
+    /// When it ends; in the past without one.
+    pub(super) until: Ns,
     consecutive: u32,
 }
 
 impl Pause {
-    /// When it ends; in the past without one.
-    pub(super) fn until(&self) -> Ns {
-        self.until
-    }
-
     /// A refusal has said nothing but to wait.
     pub(super) fn refused(&mut self, retry_after: Option<Duration>, now: Ns) {
         self.consecutive = (self.consecutive + 1).min(6);

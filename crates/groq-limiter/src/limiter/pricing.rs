@@ -43,8 +43,8 @@ pub(super) struct Pricing {
     pub(super) estimates: Estimates,
     /// The operator's number for requests without `max_completion_tokens`.
     configured: Option<u32>,
-    /// Replicas would try the same guess at once.
-    shared: bool,
+    /// Replicas share the quotas: they would try the same guess at once.
+    pub(super) shared: bool,
 }
 
 impl Pricing {
@@ -52,11 +52,6 @@ impl Pricing {
     pub(super) fn configure(&mut self, settings: &Arc<LimitSettings>, model: &str) {
         let configured = settings.of_model(model).assumed_completion_tokens;
         self.configured = configured.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
-    }
-
-    /// Replicas share the quotas.
-    pub(super) fn share(&mut self) {
-        self.shared = true;
     }
 
     /// A cost in units: pessimistic for the prompt, all of `max_completion_tokens` for the answer.
@@ -125,14 +120,12 @@ impl Pricing {
     }
 
     /// What Groq holds at most for a request without `max_completion_tokens` whose answer's head has come, its header having
-    /// corrected the quota by `error` units (`None`: its first header).
-    pub(super) fn held(&self, reserved: u32, error: Option<u64>) -> Option<u32> {
-        let most = self.assumed();
-        match error {
-            _ if self.estimates.assumed.is_settled() => Some(most),
-            Some(error) => Some(most.min(reserved.saturating_add(u32::try_from(error).unwrap_or(u32::MAX)))),
-            None => None,
+    /// corrected the quota by `error` units.
+    pub(super) fn held(&self, reserved: u32, error: i64) -> u32 {
+        if self.estimates.assumed.is_settled() {
+            return self.assumed();
         }
+        self.assumed().min(reserved.saturating_add(u32::try_from(error.max(0)).unwrap_or(u32::MAX)))
     }
 
     /// An answer has ended; its head showed `shown_used` in use, if its request was without `max_completion_tokens`.
@@ -154,4 +147,21 @@ impl Pricing {
 pub(super) fn stated(queued: &QueuedRequest) -> Cost {
     let output = if queued.states_max { queued.cost.output } else { 0 };
     Cost { input: queued.estimated, ..queued.cost }.with_output(output)
+}
+
+/// What a request used that took `reserved`. `usual`: completion tokens of an answer, in the mean.
+pub(super) fn used(reserved: Cost, usage: ActualUsage, usual: Option<f32>) -> Cost {
+    let cut = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    // A limit on output reserves nothing while no answer has been seen lately. An answer of unknown size has used some of it.
+    let unseen = reserved.expected.max(usual.map_or(0, |usual| usual as u32).min(reserved.answer));
+    match usage {
+        ActualUsage::Nothing => Cost::default(),
+        ActualUsage::Request => Cost { requests: reserved.requests, ..Cost::default() },
+        // Audio is billed by the second, whatever the answer says of tokens.
+        ActualUsage::Tokens { .. } | ActualUsage::Prompt { .. } | ActualUsage::Partial { .. } if reserved.seconds > 0 => reserved,
+        ActualUsage::Tokens { prompt, completion, .. } => Cost { input: cut(prompt), ..reserved }.with_output(cut(completion)),
+        ActualUsage::Partial { completion } => reserved.with_output(cut(completion)),
+        ActualUsage::Prompt { prompt, .. } => Cost { input: cut(prompt), expected: unseen, ..reserved },
+        ActualUsage::Unknown => Cost { expected: unseen, ..reserved },
+    }
 }

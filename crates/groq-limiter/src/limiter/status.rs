@@ -13,8 +13,8 @@ use crate::{
 
 /// Every quota of the upstream's that has a limit, and the operator's bound beside it, which is what is shown where it is lower.
 fn shown(quotas: &QuotaSet) -> impl Iterator<Item = (&Quota, &Bucket, Option<(&Quota, &Bucket)>)> {
-    quotas.all().iter().filter(|quota| !quota.is_bound()).filter_map(move |quota| {
-        let bound = quotas.bound_slot(&quota.dimension.code).map(|slot| &quotas.all()[slot]);
+    quotas.quotas.iter().filter(|quota| !quota.is_bound()).filter_map(move |quota| {
+        let bound = quotas.quotas.iter().find(|bound| bound.is_bound() && bound.dimension == quota.dimension);
         Some((quota, quota.bucket()?, bound.and_then(|bound| Some((bound, bound.bucket()?)))))
     })
 }
@@ -23,7 +23,7 @@ fn shown(quotas: &QuotaSet) -> impl Iterator<Item = (&Quota, &Bucket, Option<(&Q
 pub(super) fn dimensions(quotas: &QuotaSet, now: Ns) -> Vec<DimensionSnapshot> {
     let each = shown(quotas).map(|(quota, bucket, bound)| {
         let (of, by) = bound.unwrap_or((quota, bucket));
-        let stated = quota.statements().stated.map(|(limit, _)| limit);
+        let stated = quota.statements.stated.map(|(limit, _)| limit);
         DimensionSnapshot { stated, remaining: bucket.remaining(now).min(by.remaining(now)), ..dimension(of, by, now) }
     });
     each.collect()
@@ -38,9 +38,9 @@ fn dimension(quota: &Quota, bucket: &Bucket, now: Ns) -> DimensionSnapshot {
         limit: bucket.limit(),
         remaining: left,
         margin: quota.margin(quota.typical()),
-        source: quota.statements().limit().1,
-        configured: quota.statements().configured,
-        stated: quota.statements().stated.map(|(limit, _)| limit),
+        source: quota.statements.limit().1,
+        configured: quota.statements.configured,
+        stated: quota.statements.stated.map(|(limit, _)| limit),
         external: quota.external(),
         exhausted_in: exhausted_in.filter(|&after| after < Duration::from_nanos(10 * bucket.period())),
         full_in: Duration::from_nanos(bucket.tat().saturating_sub(now)),

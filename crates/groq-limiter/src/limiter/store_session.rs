@@ -68,14 +68,8 @@ impl StoreSession {
         self.up
     }
 
-    /// What the store is to be told or asked now, if anything. `untold`: whether Groq has stated something since the last time.
-    pub(super) fn transaction(
-        &mut self,
-        quotas: &mut QuotaSet,
-        queue: &FairQueue,
-        untold: &mut bool,
-        now: Ns,
-    ) -> Option<Transaction> {
+    /// What the store is to be told or asked now, if anything.
+    pub(super) fn transaction(&mut self, quotas: &mut QuotaSet, queue: &FairQueue, now: Ns) -> Option<Transaction> {
         if !self.up || self.under_way.is_some() {
             return None;
         }
@@ -89,12 +83,12 @@ impl StoreSession {
         let transaction = Transaction {
             serial: self.serial,
             epoch: self.epoch,
-            position: quotas.position(),
+            position: quotas.position,
             asks: head.is_some(),
             waiting: queue.len(),
             learnt: Learnt {
-                limits: if std::mem::take(untold) { quotas.stated() } else { Vec::new() },
-                answers: quotas.expected_output().take_untold(now),
+                limits: if std::mem::take(&mut quotas.untold) { quotas.stated() } else { Vec::new() },
+                answers: quotas.expected_output.take_untold(now),
             },
             cells: quotas.cells(head.map(|queued| &queued.cost)),
         };
@@ -217,13 +211,13 @@ impl StoreSession {
         self.granted.take_if(|&mut (granted, _)| granted == ticket).map(|(_, reserved)| reserved)
     }
 
-    /// There may be something to tell: after a settlement or an answer's head, or in a hurry. `learnt`: something of Groq.
-    pub(super) fn flush_pending(&mut self, hurry: bool, learnt: bool, quotas: &mut QuotaSet, now: Ns) {
+    /// There may be something to tell: after a settlement or an answer's head, or in a hurry.
+    pub(super) fn flush_pending(&mut self, hurry: bool, quotas: &mut QuotaSet, now: Ns) {
         let (settled, observed) = quotas.remotes().fold((false, false), |any, each| {
             let (settled, observed) = each.has_pending();
             (any.0 | settled, any.1 | observed)
         });
-        if learnt || (hurry && (settled || observed)) {
+        if quotas.has_learnt() || (hurry && (settled || observed)) {
             self.flush_within(0, now);
         } else if settled {
             self.flush_within(SETTLEMENT_DELAY, now);

@@ -65,7 +65,7 @@ pub fn forecast(quotas: &QuotaSet, queue: &FairQueue, request: &QueuedRequest, c
 /// The longest wait over all dimensions, if `share` of each one's rate works off what is ahead.
 fn view(quotas: &QuotaSet, ahead: &[&Backlog], scale: f64, share: f64, cost: &Cost, now: Ns) -> Forecast {
     let mut worst = Forecast::default();
-    for (slot, quota) in quotas.all().iter().enumerate() {
+    for (slot, quota) in quotas.quotas.iter().enumerate() {
         let units = quota.units(&quotas.expect(*cost));
         let Some(rate) = rate(quota).filter(|_| units > 0) else { continue };
         let ahead: u64 = ahead.iter().map(|backlog| backlog.of(quota.dimension.unit)).sum();

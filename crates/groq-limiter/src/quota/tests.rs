@@ -9,9 +9,15 @@ fn configured(limit: u64) -> Statements {
     Statements { configured: Some(limit), ..Statements::default() }
 }
 
+fn quota(dimension: Dimension, statements: Statements, now: Ns) -> Quota {
+    let mut quota = Quota::new(dimension, 0.0, now);
+    quota.set_statements(statements, 0, now);
+    quota
+}
+
 /// A quota of 6000 a minute that two replicas share through the store.
 fn attached() -> Quota {
-    let mut quota = Quota::new(Dimension::TPM, configured(6000), 0.0, NOW);
+    let mut quota = quota(Dimension::TPM, configured(6000), NOW);
     quota.detach(2, NOW);
     quota.attach(NOW);
     quota
@@ -42,7 +48,7 @@ fn what_is_outstanding_stays_the_same_number_of_units_under_another_limit() {
 #[test]
 fn the_store_is_told_what_may_not_have_arrived() {
     const SECOND: Ns = 1_000_000_000;
-    let mut quota = Quota::new(Dimension::RPM, configured(60), 0.0, NOW);
+    let mut quota = quota(Dimension::RPM, configured(60), NOW);
     quota.detach(2, NOW);
     quota.attach(NOW);
     let told = |quota: &mut Quota, at| {
@@ -73,7 +79,7 @@ fn without_a_limit_nothing_is_outstanding() {
 #[test]
 fn what_was_taken_before_our_first_request_is_nobodys_rate() {
     let statements = Statements { stated: Some((60_000, Source::Headers)), ..Statements::default() };
-    let mut quota = Quota::new(Dimension::TPM, statements, 0.0, 0);
+    let mut quota = quota(Dimension::TPM, statements, 0);
     let reported = |quota: &Quota, position, used| Reported { position, snapshot: quota.send_snapshot(), used, at: 0 };
     quota.observe(reported(&quota, 1, 57_000), 0);
     assert_eq!(

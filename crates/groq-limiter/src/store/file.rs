@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The file's first word: what it is, and which version.
-const FORMAT: &str = "groq-shield limits 3";
+const FORMAT: &str = "groq-shield limits 4";
 /// What may have been sent after the last save, in seconds of the spending at that time.
 const UNSAVED: f64 = 1.5;
 
@@ -41,11 +41,11 @@ pub(crate) struct Saved {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct SavedQuota {
+    /// Its name: the dimension's code, or the operator's bound's.
+    code: String,
     dimension: Dimension,
     /// What Groq stated, where it did.
     stated: Option<(u64, Source)>,
-    /// Whether it is the operator's bound beside it.
-    bound: bool,
     /// Units used, everything that runs included as charged.
     used: f64,
     /// Units a second that were being spent.
@@ -56,9 +56,9 @@ impl Saved {
     /// A limiter as it stands.
     pub(crate) fn of(limiter: &Limiter, now: Ns) -> Self {
         let quotas = limiter.quotas().iter().map(|quota| SavedQuota {
+            code: quota.code.clone().into_owned(),
             dimension: quota.dimension.clone(),
-            stated: quota.statements().stated,
-            bound: quota.is_bound(),
+            stated: quota.statements.stated,
             used: quota.bucket().map_or(0.0, |bucket| bucket.used(now)),
             spending: quota.spending(),
         });
@@ -73,9 +73,9 @@ impl Saved {
             Some(StatedLimit { dimension: quota.dimension.clone(), limit, source })
         });
         limiter.adopt_limits(&stated.collect::<Vec<_>>(), now);
-        for SavedQuota { dimension, bound, used, spending, .. } in &self.quotas {
+        for SavedQuota { code, used, spending, .. } in &self.quotas {
             let unsaved = if self.clean { 0.0 } else { UNSAVED * spending.max(0.0) };
-            limiter.restore_usage(dimension, *bound, used.max(0.0) + unsaved, passed, now);
+            limiter.restore_usage(code, used.max(0.0) + unsaved, passed, now);
         }
     }
 }

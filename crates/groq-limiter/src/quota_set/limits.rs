@@ -1,112 +1,86 @@
-//! The limits of one limiter: whose statement is in force, and how headers and refusals correct the quotas under them.
+//! Where limits come from, whose statement is in force, and how headers and refusals correct the quotas under them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use super::{QuotaSet, Reserved};
 use crate::{
     plans,
-    quota::{Quota, Statements},
-    quota_set::{QuotaSet, Reserved},
+    quota::{Quota, Reported, Statements},
     settings::{LimitSettings, Plan},
     store::protocol::Learnt,
     types::{Dimension, Ns, Observation, RemoteQuota, Source, StatedLimit, Unit, UpstreamRefusal},
 };
 
-/// The quotas, and where their limits come from.
-#[derive(Debug)]
-pub(super) struct Limits {
-    pub(super) quotas: QuotaSet,
-    pub(super) model: Arc<str>,
-    pub(super) settings: Arc<LimitSettings>,
-    /// The plan whose table is in force; `None`: none fits what headers say.
-    plan: Option<Plan>,
-    /// Groq has stated something that other replicas have not been told.
-    pub(super) untold: bool,
-}
-
 /// What a header said of tokens per minute.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ObservedTokens {
-    pub(super) slot: usize,
-    pub(super) used: u64,
-    /// By how many units the quota was corrected; `None` for its first header, and for one that came late.
-    pub(super) error: Option<i64>,
+pub struct ObservedTokens {
+    /// The slot of tokens per minute.
+    pub slot: usize,
+    /// Units in use, the request's own included.
+    pub used: u64,
+    /// By how many units the quota was corrected; 0 for its first header, and for one that came late.
+    pub error: i64,
 }
 
-impl Limits {
-    /// By the operator's settings and the plan's table.
-    pub(super) fn new(model: Arc<str>, settings: Arc<LimitSettings>, now: Ns) -> Self {
-        let mut limits =
-            Self { quotas: QuotaSet::default(), model, plan: Some(settings.plan), settings: settings.clone(), untold: false };
-        limits.reconfigure(settings, now);
-        limits
-    }
-
+/// The operator's settings, the plan's table, and what Groq has stated.
+impl QuotaSet {
     /// Other settings; used amounts stay.
-    pub(super) fn reconfigure(&mut self, settings: Arc<LimitSettings>, now: Ns) {
+    pub fn reconfigure(&mut self, settings: Arc<LimitSettings>, now: Ns) {
         let plan = if self.settings.plan == settings.plan { self.plan } else { Some(settings.plan) };
         self.settings = settings;
-        for quota in self.quotas.all_mut().iter_mut().filter(|quota| !quota.is_bound()) {
+        for quota in self.quotas.iter_mut().filter(|quota| !quota.is_bound()) {
             quota.set_headroom(self.settings.headroom, now);
         }
         self.set_plan(plan, now);
     }
 
     /// Every known dimension by the operator's settings and this plan's table.
-    fn set_plan(&mut self, plan: Option<Plan>, now: Ns) {
+    pub(super) fn set_plan(&mut self, plan: Option<Plan>, now: Ns) {
         self.plan = plan;
         let chosen = matches!(self.settings.plan, Plan::Free | Plan::Developer);
         let configured = self.settings.of_model(&self.model).by_dimension();
         let row = plan.and_then(|plan| plans::limits(plan, &self.model)).unwrap_or_default().by_dimension();
         for ((dimension, configured), (_, row)) in configured.into_iter().zip(row) {
-            let plan = row.map(|limit| (limit, chosen));
-            match self.quotas.slot(&dimension.code) {
-                Some(slot) => {
-                    let statements = Statements { configured, plan, ..self.quotas.all()[slot].statements() };
-                    self.set_statements(slot, statements, now);
-                }
-                None if configured.is_some() || plan.is_some() => {
-                    let statements = Statements { configured, plan, stated: None };
-                    let quota = Quota::new(dimension, statements, self.settings.headroom, now);
-                    self.quotas.add(if self.settings.exact { quota.without_margin() } else { quota }, now);
-                }
-                None => {}
+            if configured.is_none() && row.is_none() && self.slot(&dimension.code).is_none() {
+                continue;
             }
+            let Some(slot) = self.slot_or_new(&dimension, now) else { continue };
+            let plan = row.map(|limit| (limit, chosen));
+            self.set_statements(slot, Statements { configured, plan, ..self.quotas[slot].statements }, now);
         }
+    }
+
+    fn slot_or_new(&mut self, dimension: &Dimension, now: Ns) -> Option<usize> {
+        self.slot(&dimension.code).or_else(|| {
+            let quota = Quota::new(dimension.clone(), self.settings.headroom, now);
+            self.add(if self.settings.exact { quota.without_margin() } else { quota }, now)
+        })
     }
 
     /// Changes what is stated of a dimension, and the operator's own bound beside it.
     fn set_statements(&mut self, slot: usize, statements: Statements, now: Ns) {
-        let position = self.quotas.position();
-        let quota = &mut self.quotas.all_mut()[slot];
-        if quota.statements() == statements {
+        let quota = &mut self.quotas[slot];
+        if quota.statements == statements {
             return;
         }
+        let mut bound = Quota::bound(quota.dimension.clone(), now);
         let used = quota.bucket().map_or(0.0, |bucket| bucket.used(now)) as u64;
-        quota.set_statements(statements, position, now);
-        let dimension = quota.dimension.clone();
-        match (self.quotas.bound_slot(&dimension.code), statements.bound()) {
-            (Some(slot), bound) => {
-                let statements = Statements { configured: bound, ..Statements::default() };
-                self.quotas.all_mut()[slot].set_statements(statements, position, now);
-            }
-            (None, Some(limit)) => {
-                self.quotas.add(Quota::bound(dimension, limit, used, now), now);
-            }
-            (None, None) => {}
+        quota.set_statements(statements, self.position, now);
+        let bounds = Statements { configured: statements.bound(), ..Statements::default() };
+        if let Some(slot) = self.slot(&bound.code) {
+            self.quotas[slot].set_statements(bounds, self.position, now);
+        } else if bounds.configured.is_some() {
+            bound.set_statements(bounds, self.position, now);
+            bound.restore(used, now);
+            self.add(bound, now);
         }
     }
 
     /// Groq states this dimension's limit; the dimension comes to be if it was unknown. Its slot.
-    pub(super) fn state(&mut self, dimension: &Dimension, limit: u64, source: Source, now: Ns) -> Option<usize> {
-        let known = self.quotas.slot(&dimension.code);
-        let slot = match known {
-            Some(slot) => slot,
-            None => {
-                let quota = Quota::new(dimension.clone(), Statements::default(), self.settings.headroom, now);
-                self.quotas.add(quota, now)?
-            }
-        };
-        let before = self.quotas.all()[slot].statements();
+    fn state(&mut self, dimension: &Dimension, limit: u64, source: Source, now: Ns) -> Option<usize> {
+        let is_new = self.slot(&dimension.code).is_none();
+        let slot = self.slot_or_new(dimension, now)?;
+        let before = self.quotas[slot].statements;
         // A refusal repeats what headers show: the dimension stays a visible one.
         let source = match before.stated {
             Some((same, Source::Headers)) if same == limit => Source::Headers,
@@ -114,26 +88,23 @@ impl Limits {
         };
         self.untold |= before.stated.map(|(limit, _)| limit) != Some(limit);
         self.set_statements(slot, Statements { stated: Some((limit, source)), ..before }, now);
-        let quota = &mut self.quotas.all_mut()[slot];
+        let quota = &mut self.quotas[slot];
         quota.confirmed = now;
-        if known.is_none() && quota.counts_expected() {
+        if is_new && quota.counts_expected() {
             // Answers were taken before the limit was known; a refusal as too large says nothing of them.
             let rate = limit as f64 / dimension.period.as_secs_f64();
-            let used = self.quotas.expected_output().left_in_use(rate, now);
-            self.quotas.all_mut()[slot].restore(used, now);
+            quota.restore(self.expected_output.left_in_use(rate, now), now);
         }
         Some(slot)
     }
 
     /// Takes up what Groq has stated to another limiter, or to an earlier process. What is used stays.
-    pub(super) fn adopt(&mut self, stated: &[StatedLimit], now: Ns) {
-        let known = self.quotas.stated();
+    pub fn adopt(&mut self, stated: &[StatedLimit], now: Ns) {
+        let known = self.stated();
         let same = |a: &StatedLimit, b: &StatedLimit| a.dimension.code == b.dimension.code && a.limit == b.limit;
         let before = self.untold;
-        for StatedLimit { dimension, limit, source } in
-            stated.iter().filter(|stated| !known.iter().any(|known| same(known, stated)))
-        {
-            self.state(dimension, *limit, *source, now);
+        for news in stated.iter().filter(|stated| !known.iter().any(|known| same(known, stated))) {
+            self.state(&news.dimension, news.limit, news.source, now);
             self.follow_plan(now);
         }
         let is_told = |known: &StatedLimit| stated.iter().any(|stated| stated.dimension.code == known.dimension.code);
@@ -141,48 +112,39 @@ impl Limits {
     }
 
     /// Takes up what another replica has learnt.
-    pub(super) fn hear(&mut self, learnt: &Learnt, now: Ns) {
+    pub fn hear(&mut self, learnt: &Learnt, now: Ns) {
         self.adopt(&learnt.limits, now);
         for &answer in &learnt.answers {
-            self.quotas.expected_output().heard(answer, now);
+            self.expected_output.heard(answer, now);
         }
     }
 
     /// Whether other replicas have something to learn.
-    pub(super) fn has_learnt(&mut self) -> bool {
-        let tests_output = self.quotas.all().iter().any(Quota::counts_expected);
-        self.untold || (tests_output && self.quotas.expected_output().is_untold())
-    }
-
-    /// Takes up a quota of an earlier process: `used` units less what `passed` seconds gave back.
-    /// `bound`: the operator's own.
-    pub(super) fn restore(&mut self, dimension: &Dimension, bound: bool, used: f64, passed: f64, now: Ns) {
-        let code = &dimension.code;
-        let slot = if bound { self.quotas.bound_slot(code) } else { self.quotas.slot(code) };
-        let Some(slot) = slot else { return };
-        let quota = &mut self.quotas.all_mut()[slot];
-        let back = quota.bucket().map_or(0.0, |bucket| bucket.rate() * passed);
-        quota.restore((used - back).max(0.0).ceil() as u64, now);
+    pub fn has_learnt(&self) -> bool {
+        self.untold || (self.expected_output.is_untold() && self.quotas.iter().any(Quota::counts_expected))
     }
 
     /// Under `auto`: the plan whose visible limits are the headers', or none.
-    pub(super) fn follow_plan(&mut self, now: Ns) {
+    fn follow_plan(&mut self, now: Ns) {
         if self.settings.plan != Plan::Auto {
             return;
         }
-        let stated = |dimension: &Dimension| {
-            let stated = self.quotas.find(&dimension.code)?.statements().stated;
-            stated.filter(|&(_, source)| source == Source::Headers).map(|(limit, _)| limit)
+        let shown = |dimension: &Dimension| {
+            let quota = self.find(&dimension.code).filter(|quota| quota.is_visible())?;
+            quota.statements.stated.map(|(limit, _)| limit)
         };
-        let (tokens, requests) = (stated(&Dimension::TPM), stated(&Dimension::RPD));
+        let (tokens, requests) = (shown(&Dimension::TPM), shown(&Dimension::RPD));
         if tokens.is_some() || requests.is_some() {
             self.set_plan(plans::matching(&self.model, tokens, requests), now);
         }
     }
+}
 
+/// What answers say.
+impl QuotaSet {
     /// Headers correct what they show; one way to Groq takes `delay`. A refusal's do not count its request. What they said of
     /// tokens per minute.
-    pub(super) fn observe(
+    pub fn observe(
         &mut self,
         reserved: &mut Reserved,
         state: &Observation,
@@ -195,19 +157,20 @@ impl Limits {
         let (mut news, mut tokens) = (false, None);
         for (dimension, shown) in shown {
             let Some(shown) = shown.filter(|shown| shown.limit > 0) else { continue };
-            let before = self.quotas.find(&dimension.code).and_then(|quota| quota.statements().stated);
-            let bound = self.quotas.bound_slot(&dimension.code);
+            let before = self.find(&dimension.code).and_then(|quota| quota.statements.stated);
+            let known = self.quotas.len();
             let Some(slot) = self.state(&dimension, shown.limit, Source::Headers, now) else { continue };
-            if let (None, Some(bound)) = (bound, self.quotas.bound_slot(&dimension.code)) {
-                reserved.cover(bound);
+            // The operator's bound that comes with a limit holds what the limit does.
+            for slot in (known..self.quotas.len()).filter(|&slot| self.quotas[slot].is_bound()) {
+                reserved.cover(slot);
             }
             news |= before.map(|(limit, _)| limit) != Some(shown.limit);
             let used = shown.limit.saturating_sub(shown.remaining);
-            let first = !self.quotas.all()[slot].is_observed();
-            let error = self.quotas.observe(reserved, slot, used, counted, delay, now).filter(|_| !first);
+            let is_first = !self.quotas[slot].is_observed();
+            let error = self.correct(reserved, slot, used, counted, delay, now).filter(|_| !is_first).unwrap_or(0);
             if dimension == Dimension::TPM {
-                let unit = self.quotas.all()[slot].bucket().map_or(1, |bucket| bucket.span(1));
-                tokens = Some(ObservedTokens { slot, used, error: error.map(|error| error / unit as i64) });
+                let unit = self.quotas[slot].bucket().map_or(1, |bucket| bucket.span(1));
+                tokens = Some(ObservedTokens { slot, used, error: error / unit as i64 });
             }
         }
         if news {
@@ -216,10 +179,35 @@ impl Limits {
         tokens
     }
 
+    /// Groq says what it had used of this slot when it saw `reserved`; `counted`: that request included. One way to Groq
+    /// takes `delay`. The correction, ns, unless a newer position has been heard of.
+    fn correct(&mut self, reserved: &mut Reserved, slot: usize, used: u64, counted: bool, delay: Ns, now: Ns) -> Option<i64> {
+        // Positions of this process alone say nothing in the order that replicas share.
+        if self.shared.is_some_and(|shared| shared.attached && reserved.booked <= shared.forgotten) {
+            return None;
+        }
+        let quota = &mut self.quotas[slot];
+        let covered = reserved.covers(slot);
+        let used = if covered && !counted { used.saturating_add(quota.units(&reserved.cost)) } else { used };
+        // A dimension that is younger than the request: from now on it is charged there as well.
+        let snapshot = reserved.snapshots.get(slot).copied().unwrap_or_else(|| quota.send_snapshot());
+        if counted {
+            reserved.cover(slot);
+        }
+        let at = reserved.sent_at.saturating_add(delay);
+        let error = quota.observe(Reported { position: reserved.position, snapshot, used, at }, now)?;
+        // A unit of a day's limit is more than others take in a minute.
+        if quota.is_visible() && quota.dimension.period < Duration::from_secs(86_400) {
+            let released = self.sole_use.header(quota.external(), now);
+            // Replicas that share quotas see each other's use as their own.
+            self.release_margin(if self.shared.is_none() { released } else { 0.0 });
+        }
+        Some(error)
+    }
+
     /// Which bucket the undocumented audio headers describe: the one with that limit, else the one whose law fits.
     fn audio_dimension(&self, shown: &RemoteQuota) -> Dimension {
-        let has =
-            |dimension: &Dimension| self.quotas.find(&dimension.code).is_some_and(|quota| quota.limit() == Some(shown.limit));
+        let has = |dimension: &Dimension| self.find(&dimension.code).is_some_and(|quota| quota.limit() == Some(shown.limit));
         let used = shown.limit.saturating_sub(shown.remaining);
         let period = shown.reset.map_or(0.0, |reset| reset.as_secs_f64() * shown.limit as f64 / used.max(1) as f64);
         match (has(&Dimension::ASPH), has(&Dimension::ASPD)) {
@@ -232,8 +220,8 @@ impl Limits {
 
     /// A text's dimension; without a name the one with that limit, else the one that its own figures give. `max`: the request's
     /// `max_completion_tokens`.
-    pub(super) fn dimension_of(&self, text: &UpstreamRefusal, max: Option<u32>) -> Option<Dimension> {
-        let same = || self.quotas.all().iter().find(|quota| !quota.is_bound() && quota.limit() == Some(text.limit));
+    pub fn dimension_of(&self, text: &UpstreamRefusal, max: Option<u32>) -> Option<Dimension> {
+        let same = || self.quotas.iter().find(|quota| !quota.is_bound() && quota.limit() == Some(text.limit));
         // A limit on all tokens counts the whole of `max`; what counts less is a limit on output.
         let of_output = max.is_some_and(|max| text.requested < max.into()) && text.unit.is_none_or(|unit| unit == Unit::Tokens);
         let unit = if of_output { Some(Unit::OutputTokens) } else { text.unit };
@@ -245,7 +233,7 @@ impl Limits {
 
     /// A refusal's text is an exact calibration of its dimension. `max`: the request's `max_completion_tokens`. `false`: the dimension is
     /// one too many.
-    pub(super) fn refused(
+    pub fn refused_by_text(
         &mut self,
         reserved: &mut Reserved,
         text: &UpstreamRefusal,
@@ -255,10 +243,10 @@ impl Limits {
         now: Ns,
     ) -> bool {
         let Some(slot) = self.state(dimension, text.limit, Source::UpstreamRefusal, now) else { return false };
-        let counts_expected = self.quotas.all()[slot].counts_expected();
+        let counts_expected = self.quotas[slot].counts_expected();
         if counts_expected {
             let requested = u32::try_from(text.requested).unwrap_or(u32::MAX);
-            self.quotas.expected_output().refused(reserved.cost.key, requested, max.unwrap_or(u32::MAX), now);
+            self.expected_output.refused(reserved.cost.key, requested, max.unwrap_or(u32::MAX), now);
         }
         let used = match (text.wait, text.used) {
             // The printed `Used` is rounded up: the wait is the exact figure.
@@ -270,29 +258,25 @@ impl Limits {
             // Too large for any quota: it says nothing of this one.
             (None, None) => return true,
         };
-        let gap = self.quotas.observe(reserved, slot, used, false, delay, now);
+        let gap = self.correct(reserved, slot, used, false, delay, now);
         // One that was expected to answer more than we knew says nothing of the quota.
         let explained = counts_expected && text.requested > reserved.cost.expected.into();
         if !text.hopeless() && !explained {
-            let last = self.quotas.position();
-            self.quotas.all_mut()[slot].refused(reserved.position, last, gap.unwrap_or(0), now);
+            self.quotas[slot].refused(reserved.position, self.position, gap.unwrap_or(0), now);
         }
         true
     }
 
     /// A refusal without a text: those dimensions are low whose headers say so. Whether any does.
-    pub(super) fn refused_by_headers(&mut self, reserved: &mut Reserved, state: &Observation, delay: Ns, now: Ns) -> bool {
+    pub fn refused_by_headers(&mut self, reserved: &mut Reserved, state: &Observation, delay: Ns, now: Ns) -> bool {
         let low: Vec<Unit> = [(state.tokens, Unit::Tokens), (state.requests, Unit::Requests), (state.audio, Unit::AudioSeconds)]
             .into_iter()
             .filter(|(shown, unit)| shown.is_some_and(|shown| shown.remaining < reserved.cost.of(*unit)))
             .map(|(_, unit)| unit)
             .collect();
         self.observe(reserved, state, false, delay, now);
-        let last = self.quotas.position();
-        for quota in self.quotas.all_mut().iter_mut().filter(|quota| quota.is_visible()) {
-            if low.contains(&quota.dimension.unit) {
-                quota.refused(reserved.position, last, 0, now);
-            }
+        for quota in self.quotas.iter_mut().filter(|quota| quota.is_visible() && low.contains(&quota.dimension.unit)) {
+            quota.refused(reserved.position, self.position, 0, now);
         }
         !low.is_empty()
     }
