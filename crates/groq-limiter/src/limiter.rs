@@ -217,7 +217,7 @@ impl Limiter {
             (Some(requeue), _) => priced.cost.at_least(requeue.least),
             (None, _) => priced.cost,
         };
-        let usual = self.queue.apps.get(app).and_then(|app| app.completion.mean());
+        let usual = self.queue.apps.get(&app).and_then(|app| app.completion.mean());
         QueuedRequest {
             app,
             size: self.size_class(&cost),
@@ -289,10 +289,7 @@ impl Limiter {
     fn grant(&mut self, queued: QueuedRequest, reserved: Option<Reserved>, bound: Option<usize>, now: Ns) -> Grant {
         let service = self.service(&queued.cost.with_output(queued.expected), now);
         let reserved = reserved.unwrap_or_else(|| self.quotas.reserve(queued.cost, now));
-        self.queue.serve(queued.app, queued.size, service, now);
-        if let Some(app) = self.queue.apps.get_mut(queued.app) {
-            app.granted();
-        }
+        self.queue.serve(&queued.app, queued.size, service, now);
         self.in_flight += 1;
         Grant {
             reserved,
@@ -360,10 +357,7 @@ impl Limiter {
         self.learn_usage(&grant, usage, now);
         let used = pricing::used(grant.cost(), usage, self.pricing.estimates.completion.mean());
         let service = self.service(&used, now);
-        self.queue.serve(grant.queued.app, grant.queued.size, service - grant.service, now);
-        if let Some(app) = self.queue.apps.get_mut(grant.queued.app) {
-            app.settled();
-        }
+        self.queue.serve(&grant.queued.app, grant.queued.size, service - grant.service, now);
         if grant.probe {
             self.cold_start.probe_ended(!self.queue.is_empty());
         }
@@ -385,7 +379,7 @@ impl Limiter {
             self.quotas.expected_output.answered(grant.cost().key, completion, now);
         }
         self.learn(|pricing| pricing.answered(usage, &grant.queued, grant.shown_used, now));
-        if let (ActualUsage::Tokens { completion, .. }, Some(app)) = (usage, self.queue.apps.get_mut(grant.queued.app)) {
+        if let (ActualUsage::Tokens { completion, .. }, Some(app)) = (usage, self.queue.apps.get_mut(&grant.queued.app)) {
             app.completion.learn(completion as f32);
         }
     }

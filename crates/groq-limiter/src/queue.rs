@@ -4,13 +4,16 @@
 //! Every queue has a virtual start: what it has been served, over its weight. The smallest is next. A queue that
 //! becomes active starts at the smallest active one's, so idle time earns no credit.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
+use self::app::{SIZES, Turn, advance};
 pub use self::{
     app::App,
-    request::{AppId, Backlog, QueuedRequest, Start, Ticket},
+    request::{AppKey, Backlog, QueuedRequest, Start, Ticket},
 };
-use self::{app::advance, apps::Apps};
 use crate::{
     request::Cost,
     sync::HashMap,
@@ -18,13 +21,18 @@ use crate::{
 };
 
 mod app;
-mod apps;
 pub mod backfill;
 pub mod forecast;
 mod request;
 
 /// Batch's share of a limiter while interactive requests wait: the bound on its starvation.
 pub const BATCH_SHARE: f64 = 0.05;
+/// Apps that are idle are forgotten beyond so many.
+const IDLE_APPS: usize = 256;
+/// Beyond so many apps at once, all further ones share one place: names are the clients' to choose.
+const MOST_APPS: usize = 2048;
+/// The name of that place.
+const EVERYONE_ELSE: &str = "other";
 
 /// Interactive or batch.
 #[derive(Debug, Default)]
@@ -33,20 +41,18 @@ struct PriorityClass {
     /// Start of the last app that was served: where a newcomer begins when nobody waits.
     served_start: Start,
     /// The apps that wait, the next one first.
-    active: BTreeSet<(Start, AppId)>,
-    /// What waits.
-    backlog: Backlog,
+    active: BTreeSet<Turn>,
 }
 
 /// The queued requests of one limiter, and the apps whose they are.
 #[derive(Debug, Default)]
 pub struct FairQueue {
-    /// The apps that are known.
-    pub apps: Apps,
+    /// The apps that are known. Boxed: most limiters have one, and a map has room for eleven.
+    pub apps: BTreeMap<Arc<AppKey>, Box<App>>,
+    /// Idle apps are looked for when so many are known.
+    forget_at: usize,
     /// Boxed: a table of whole requests takes a third more, and twice that as it grows.
     waiting: HashMap<Ticket, Box<QueuedRequest>>,
-    /// Head of every size class of every app, smallest first: who may pass a blocked head.
-    heads: BTreeSet<(u64, Ticket)>,
     deadlines: BTreeSet<(Ns, Ticket)>,
     last_ticket: Ticket,
     served_start: Start,
@@ -80,8 +86,10 @@ impl FairQueue {
     }
 
     /// What one priority class has in the queue.
-    pub fn backlog(&self, class: Priority) -> &Backlog {
-        &self.classes[class as usize].backlog
+    pub fn backlog(&self, class: Priority) -> Backlog {
+        let mut sum = Backlog::default();
+        self.active_apps(class).for_each(|app| sum += &app.backlog());
+        sum
     }
 
     /// A new ticket, behind all others.
@@ -90,14 +98,25 @@ impl FairQueue {
         self.last_ticket
     }
 
-    /// The app's number; it is taken up if it was unknown.
-    pub fn app(&mut self, name: &Arc<str>, class: Priority, weight: f64, now: Ns) -> AppId {
-        self.apps.id(name, class, weight, self.classes.each_ref().map(|class| class.served_start), now)
-    }
-
-    /// The priority class of an app.
-    pub fn class_of(&self, app: AppId) -> Priority {
-        self.apps.get(app).map_or(Priority::Interactive, |app| app.class)
+    /// The app's key; it is taken up if it was unknown.
+    pub fn app(&mut self, name: &Arc<str>, class: Priority, weight: f64, now: Ns) -> Arc<AppKey> {
+        let mut weight = if weight.is_finite() { weight.clamp(1e-3, 1e3) } else { 1.0 };
+        let mut key = AppKey { class, name: name.clone() };
+        if !self.apps.contains_key(&key) && self.apps.len() >= self.forget_at.max(IDLE_APPS) {
+            let served_starts = self.classes.each_ref().map(|class| class.served_start);
+            self.apps.retain(|key, app| !app.is_idle(served_starts[key.class as usize], now));
+            self.forget_at = 2 * self.apps.len();
+            if self.apps.len() >= MOST_APPS {
+                (key.name, weight) = (EVERYONE_ELSE.into(), 1.0);
+            }
+        }
+        if let Some(app) = self.apps.get_mut(&key) {
+            app.weight = weight;
+            return app.key.clone();
+        }
+        let key = Arc::new(key);
+        self.apps.insert(key.clone(), Box::new(App::new(key.clone(), weight, now)));
+        key
     }
 
     /// Joins the queue at its ticket's place, or behind all others where that is taken.
@@ -105,66 +124,45 @@ impl FairQueue {
         if self.waiting.contains_key(&queued.ticket) {
             queued.ticket = self.ticket();
         }
-        let app = self.apps.get_mut(queued.app).expect("a queued request's app is known");
-        self.classes[app.class as usize].start = lifted(&self.classes, app.class as usize, self.served_start);
-        let class = &mut self.classes[app.class as usize];
-        if app.backlog().count == 0 {
+        let class = queued.app.class as usize;
+        self.classes[class].start = lifted(&self.classes, class, self.served_start);
+        let class = &mut self.classes[class];
+        let app = self.apps.get_mut(&queued.app).expect("a queued request's app is known");
+        if !app.is_waiting() {
             // Beside the one that was served last, not behind those that wait for their next: settling moves these.
-            let first = class.active.first().map_or(Start::MAX, |&(start, _)| start);
+            let first = class.active.first().map_or(Start::MAX, |&(start, ..)| start);
             app.start = app.start.max(first.min(class.served_start));
-            class.active.insert((app.start, queued.app));
+            app.since = queued.ticket;
+            class.active.insert(app.turn());
         }
-        class.backlog.add(&queued);
-        let before = app.first(queued.size);
         app.join(&queued);
-        self.deadlines.insert((queued.deadline, queued.ticket));
         let ticket = queued.ticket;
-        if before.is_none_or(|first| ticket < first) {
-            if let Some(old) = before {
-                self.remove_head(old);
-            }
-            self.heads.insert((queued.cost.size(), ticket));
-        }
+        self.deadlines.insert((queued.deadline, ticket));
         self.waiting.insert(ticket, Box::new(queued));
         ticket
     }
 
     /// Changes what a queued request takes. Its place stays, and its size class.
     pub fn reprice(&mut self, ticket: Ticket, cost: Cost) {
-        let is_head = self.remove_head(ticket);
         let Some(queued) = self.waiting.get_mut(&ticket) else { return };
-        let before = QueuedRequest::clone(queued);
+        let before = queued.usage();
         queued.cost = cost;
-        let app = self.apps.get_mut(before.app).expect("a queued request's app is known");
-        let class = &mut self.classes[app.class as usize];
-        for backlog in app.backlogs(before.size).into_iter().chain([&mut class.backlog]) {
-            backlog.subtract(&before);
-            backlog.add(queued);
-        }
-        if is_head {
-            self.heads.insert((cost.size(), ticket));
-        }
+        let app = self.apps.get_mut(&queued.app).expect("a queued request's app is known");
+        app.reprice(queued.size, &before, &queued.usage());
     }
 
     /// Leaves the queue, for whatever reason.
     pub fn remove(&mut self, ticket: Ticket) -> Option<QueuedRequest> {
-        let is_head = self.remove_head(ticket);
         let queued = self.waiting.remove(&ticket)?;
         if self.waiting.is_empty() {
             // The room of a long queue is not kept for the next one.
             self.waiting = HashMap::default();
         }
         self.deadlines.remove(&(queued.deadline, ticket));
-        let app = self.apps.get_mut(queued.app).expect("a queued request's app is known");
+        let app = self.apps.get_mut(&queued.app).expect("a queued request's app is known");
         app.leave(&queued);
-        let class = &mut self.classes[app.class as usize];
-        class.backlog.subtract(&queued);
-        if app.backlog().count == 0 {
-            class.active.remove(&(app.start, queued.app));
-        }
-        let next = app.first(queued.size).filter(|_| is_head);
-        if let Some(next) = next.and_then(|next| self.get(next)) {
-            self.heads.insert((next.cost.size(), next.ticket));
+        if !app.is_waiting() {
+            self.classes[app.key.class as usize].active.remove(&app.turn());
         }
         Some(*queued)
     }
@@ -173,7 +171,7 @@ impl FairQueue {
     pub fn head(&self) -> Option<Ticket> {
         // Ties go to interactive: it is first.
         let class = self.classes.iter().filter(|class| !class.active.is_empty()).min_by_key(|class| class.start)?;
-        let &(_, app) = class.active.first()?;
+        let (.., app) = class.active.first()?;
         self.apps.get(app)?.next()
     }
 
@@ -182,37 +180,41 @@ impl FairQueue {
         self.deadlines.first().copied()
     }
 
-    /// Heads of the size classes of every app, the smallest first.
-    pub fn small_heads(&self) -> impl Iterator<Item = Ticket> {
-        self.heads.iter().map(|&(_, ticket)| ticket)
+    /// At most so many heads of the apps' size classes, small ones first.
+    pub fn small_heads(&self, most: usize) -> Vec<Ticket> {
+        let apps: Vec<&App> =
+            [Priority::Interactive, Priority::Batch].iter().flat_map(|&class| self.active_apps(class)).collect();
+        let heads = (0..SIZES).flat_map(|size| apps.iter().filter_map(move |app| app.first(size)));
+        heads.take(most).collect()
     }
 
     /// The app was served so much; a negative amount takes it back.
-    pub fn serve(&mut self, app_id: AppId, size: u8, service: f64, now: Ns) {
-        let Some(app) = self.apps.get_mut(app_id) else { return };
-        let before = app.start;
+    pub fn serve(&mut self, key: &Arc<AppKey>, size: u8, service: f64, now: Ns) {
+        let Some(app) = self.apps.get_mut(key) else { return };
+        let (start, turn) = (app.start, app.is_waiting().then(|| app.turn()));
         app.serve(size, service, now);
-        let class = &mut self.classes[app.class as usize];
-        if class.active.remove(&(before, app_id)) {
-            class.active.insert((app.start, app_id));
+        let class = &mut self.classes[key.class as usize];
+        if let Some(turn) = turn {
+            class.active.remove(&turn);
+            class.active.insert(app.turn());
         }
         if service > 0.0 {
-            class.served_start = class.served_start.max(before);
+            class.served_start = class.served_start.max(start);
             self.served_start = self.served_start.max(class.start);
         }
-        let share = if app.class == Priority::Batch { BATCH_SHARE } else { 1.0 };
+        let share = if key.class == Priority::Batch { BATCH_SHARE } else { 1.0 };
         class.start = advance(class.start, service / share);
     }
 
-    /// It is no longer the head of its size class; whether it was.
-    fn remove_head(&mut self, ticket: Ticket) -> bool {
-        self.waiting.get(&ticket).is_some_and(|queued| self.heads.remove(&(queued.cost.size(), ticket)))
+    /// The apps of a priority class that wait, the next one first.
+    fn active_apps(&self, class: Priority) -> impl Iterator<Item = &App> {
+        self.classes[class as usize].active.iter().filter_map(|(.., key)| self.apps.get(key).map(|app| &**app))
     }
 }
 
 /// The start of a priority class as it gets a request: one that becomes active starts where the other one is.
 fn lifted(classes: &[PriorityClass; 2], class: usize, served_start: Start) -> Start {
     let [this, other] = [&classes[class], &classes[1 - class]];
-    let floor = if other.backlog.count > 0 { other.start } else { served_start };
-    if this.backlog.count > 0 { this.start } else { this.start.max(floor) }
+    let floor = if other.active.is_empty() { served_start } else { other.start };
+    if this.active.is_empty() { this.start.max(floor) } else { this.start }
 }

@@ -23,6 +23,11 @@ pub enum Unit {
     AudioSeconds,
 }
 
+impl Unit {
+    /// All of them, in this order.
+    pub const ALL: [Self; 5] = [Self::Requests, Self::Tokens, Self::InputTokens, Self::OutputTokens, Self::AudioSeconds];
+}
+
 /// One dimension of a limit: a unit over a period, by the code Groq prints (`TPM`, `ASPH`, …).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Dimension {

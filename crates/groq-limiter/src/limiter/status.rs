@@ -51,7 +51,7 @@ fn dimension(quota: &Quota, bucket: &Bucket, now: Ns) -> DimensionSnapshot {
 pub(super) fn waiting(queue: &FairQueue, now: Ns) -> Vec<WaitingSnapshot> {
     let mut waiting: BTreeMap<(Arc<str>, Priority), WaitingSnapshot> = BTreeMap::new();
     for queued in queue.iter() {
-        let Some(app) = queue.apps.get(queued.app) else { continue };
+        let app = &queued.app;
         let entry = waiting.entry((app.name.clone(), app.class)).or_insert_with(|| WaitingSnapshot {
             app: app.name.clone(),
             class: app.class,

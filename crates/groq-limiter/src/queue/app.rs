@@ -2,37 +2,34 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::request::{Backlog, QueuedRequest, Start, Ticket};
-use crate::{
-    estimate::running_mean::RunningMean,
-    types::{Ns, Priority},
-};
+use super::request::{AppKey, Backlog, QueuedRequest, Start, Ticket};
+use crate::{estimate::running_mean::RunningMean, request::Cost, types::Ns};
 
 /// Size classes per app.
-const SIZES: usize = 4;
+pub(super) const SIZES: u8 = 4;
 /// Measured rates forget with this time constant, seconds.
 const RATE_MEMORY: f64 = 30.0;
 /// One unit of service, in virtual time.
 const ONE: f64 = 4_294_967_296.0;
 
+/// The order of apps: by virtual start, then by who has waited for longer.
+pub(super) type Turn = (Start, Ticket, Arc<AppKey>);
+
 /// One app in one priority class.
 #[derive(Debug)]
 pub struct App {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Its priority class.
-    pub class: Priority,
+    /// Its name and priority class.
+    pub key: Arc<AppKey>,
     /// Its weight.
     pub weight: f64,
     /// Completion tokens of its requests.
     pub completion: RunningMean,
     pub(super) start: Start,
-    sizes: [SizeClass; SIZES],
-    backlog: Backlog,
+    /// The request with which it began to wait.
+    pub(super) since: Ticket,
+    sizes: [SizeClass; SIZES as usize],
     served: f64,
     served_at: Ns,
-    /// Granted and not settled: its number must not be used again.
-    in_flight: u32,
 }
 
 /// One size class of one app.
@@ -44,19 +41,9 @@ struct SizeClass {
 }
 
 impl App {
-    pub(super) fn new(name: Arc<str>, class: Priority, weight: f64, now: Ns) -> Self {
-        Self {
-            name,
-            class,
-            weight,
-            completion: RunningMean::default(),
-            start: 0,
-            sizes: Default::default(),
-            backlog: Backlog::default(),
-            served: 0.0,
-            served_at: now,
-            in_flight: 0,
-        }
+    pub(super) fn new(key: Arc<AppKey>, weight: f64, now: Ns) -> Self {
+        let (completion, sizes) = (RunningMean::default(), Default::default());
+        Self { key, weight, completion, start: 0, since: 0, sizes, served: 0.0, served_at: now }
     }
 
     /// Service per second of late.
@@ -64,31 +51,42 @@ impl App {
         self.served * self.fade(now) / RATE_MEMORY
     }
 
-    /// What it has in the queue.
-    pub fn backlog(&self) -> &Backlog {
-        &self.backlog
+    /// Whether it has anything in the queue.
+    pub fn is_waiting(&self) -> bool {
+        self.active_sizes() > 0
     }
 
-    /// How many of its size class wait before this ticket.
-    pub fn before(&self, size: u8, ticket: Ticket) -> usize {
-        let fifo = &self.size(size).fifo;
-        // Whoever arrives is behind all others, however many they are.
-        if fifo.last().is_none_or(|&last| last < ticket) { fifo.len() } else { fifo.range(..ticket).count() }
+    pub(super) fn turn(&self) -> Turn {
+        (self.start, self.since, self.key.clone())
+    }
+
+    /// What it has in the queue.
+    pub fn backlog(&self) -> Backlog {
+        let mut sum = Backlog::default();
+        self.sizes.iter().for_each(|class| sum += &class.backlog);
+        sum
     }
 
     /// What one of its size classes has in the queue.
     pub fn size_backlog(&self, size: u8) -> &Backlog {
-        &self.size(size).backlog
+        &self.sizes[usize::from(size)].backlog
     }
 
     /// Its size classes with somebody in the queue.
     pub fn active_sizes(&self) -> usize {
-        self.sizes.iter().filter(|class| class.backlog.count > 0).count()
+        self.sizes.iter().filter(|class| !class.fifo.is_empty()).count()
+    }
+
+    /// How many of its size class wait before this ticket.
+    pub fn before(&self, size: u8, ticket: Ticket) -> usize {
+        let fifo = &self.sizes[usize::from(size)].fifo;
+        // Whoever arrives is behind all others, however many they are.
+        if fifo.last().is_none_or(|&last| last < ticket) { fifo.len() } else { fifo.range(..ticket).count() }
     }
 
     /// Who of one of its size classes is next.
     pub(super) fn first(&self, size: u8) -> Option<Ticket> {
-        self.size(size).fifo.first().copied()
+        self.sizes[usize::from(size)].fifo.first().copied()
     }
 
     /// Whose turn it is: the first of the size class that was served least.
@@ -104,18 +102,21 @@ impl App {
             class.start = class.start.max(floor);
         }
         class.fifo.insert(queued.ticket);
-        self.backlogs(queued.size).into_iter().for_each(|backlog| backlog.add(queued));
+        class.backlog.add(&queued.usage());
     }
 
     /// This one waits no longer.
     pub(super) fn leave(&mut self, queued: &QueuedRequest) {
-        self.sizes[usize::from(queued.size)].fifo.remove(&queued.ticket);
-        self.backlogs(queued.size).into_iter().for_each(|backlog| backlog.subtract(queued));
+        let class = &mut self.sizes[usize::from(queued.size)];
+        class.fifo.remove(&queued.ticket);
+        class.backlog.subtract(&queued.usage());
     }
 
-    /// What one of its size classes has in the queue, and what it has in all.
-    pub(super) fn backlogs(&mut self, size: u8) -> [&mut Backlog; 2] {
-        [&mut self.sizes[usize::from(size)].backlog, &mut self.backlog]
+    /// One of its queued requests takes something else now.
+    pub(super) fn reprice(&mut self, size: u8, before: &Cost, after: &Cost) {
+        let backlog = &mut self.sizes[usize::from(size)].backlog;
+        backlog.subtract(before);
+        backlog.add(after);
     }
 
     /// It was served so much; a negative amount takes it back.
@@ -127,23 +128,9 @@ impl App {
         self.served_at = now;
     }
 
-    /// One of its requests was granted.
-    pub fn granted(&mut self) {
-        self.in_flight += 1;
-    }
-
-    /// One of its granted requests has ended.
-    pub fn settled(&mut self) {
-        self.in_flight = self.in_flight.saturating_sub(1);
-    }
-
-    /// Whether nothing of it is queued, in flight or remembered.
+    /// Whether nothing of it is queued or remembered.
     pub(super) fn is_idle(&self, served_start: Start, now: Ns) -> bool {
-        self.backlog.count == 0 && self.in_flight == 0 && self.start <= served_start && self.rate(now) < 1e-4
-    }
-
-    fn size(&self, size: u8) -> &SizeClass {
-        &self.sizes[usize::from(size)]
+        !self.is_waiting() && self.start <= served_start && self.rate(now) < 1e-4
     }
 
     fn next_size(&self) -> Option<&SizeClass> {

@@ -21,13 +21,13 @@ pub enum Backfill {
 pub fn backfill(queue: &mut FairQueue, quotas: &QuotaSet, head: Ticket, until: Ns, now: Ns) -> Backfill {
     let Some(blocked) = queue.get(head).filter(|_| Mechanism::Backfill.is_on()) else { return Backfill::Wait(until) };
     let budget = blocked.bypass_budget.unwrap_or(((until - now) as f64 * BYPASS_BUDGET.0) as Ns + BYPASS_BUDGET.1);
-    let (cost, class) = (blocked.cost, queue.class_of(blocked.app));
+    let (cost, class) = (blocked.cost, blocked.app.class);
     let mut outcome = Backfill::Wait(until);
     let mut left = budget;
-    for id in queue.small_heads().take(CANDIDATES).filter(|&id| id != head) {
+    for id in queue.small_heads(CANDIDATES).into_iter().filter(|&id| id != head) {
         let Some(small) = queue.get(id) else { continue };
         let delay = quotas.delay(&cost, &small.cost, now);
-        let less_urgent = queue.class_of(small.app) > class;
+        let less_urgent = small.app.class > class;
         if delay > budget || (delay > 0 && less_urgent) {
             continue;
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{BATCH_SHARE, Backlog, FairQueue, QueuedRequest};
+use super::{App, BATCH_SHARE, Backlog, FairQueue, QueuedRequest};
 use crate::{
     ablation::Mechanism,
     bucket::Readiness,
@@ -40,35 +40,36 @@ impl Forecast {
 
 /// The wait of a request that takes `cost` and is in the queue at its ticket's place, or would be.
 pub fn forecast(quotas: &QuotaSet, queue: &FairQueue, request: &QueuedRequest, cost: &Cost, now: Ns) -> Forecast {
-    let Some(app) = queue.apps.get(request.app) else { return Forecast::default() };
-    let interactive = queue.backlog(Priority::Interactive);
-    let batch = queue.backlog(Priority::Batch);
+    let Some(app) = queue.apps.get(&request.app) else { return Forecast::default() };
+    let [mut interactive, batch] = [Priority::Interactive, Priority::Batch].map(|class| queue.backlog(class));
     // What is ahead of this priority class, the limiter's part that works it off, and the class's own part.
-    let (everyone, part, own_part) = match app.class {
-        Priority::Interactive if batch.count == 0 => (vec![interactive], 1.0, 1.0),
-        Priority::Interactive => (vec![interactive], 1.0 - BATCH_SHARE, 1.0 - BATCH_SHARE),
-        Priority::Batch if interactive.count == 0 => (vec![batch], 1.0, 1.0),
-        Priority::Batch => (vec![interactive, batch], 1.0, BATCH_SHARE),
+    let (everyone, part, own_part) = match request.app.class {
+        Priority::Interactive if batch.count == 0 => (interactive, 1.0, 1.0),
+        Priority::Interactive => (interactive, 1.0 - BATCH_SHARE, 1.0 - BATCH_SHARE),
+        Priority::Batch if interactive.count == 0 => (batch, 1.0, 1.0),
+        Priority::Batch => {
+            interactive += &batch;
+            (interactive, 1.0, BATCH_SHARE)
+        }
     };
-    let own = own_part * own_share(queue, request, now);
+    let own = own_part * own_share(queue, app, now);
     let own_size = app.size_backlog(request.size);
     let sizes = app.active_sizes() + usize::from(own_size.count == 0);
     // Of its own size class only those before it are ahead.
-    let before = app.before(request.size, request.ticket) as f64 / f64::from(own_size.count.max(1));
-    let views: [(&[&Backlog], f64, f64); 3] =
-        [(&everyone, 1.0, part), (&[app.backlog()], 1.0, own), (&[own_size], before, own / sizes as f64)];
+    let before = app.before(request.size, request.ticket) as f64 / own_size.count.max(1) as f64;
+    let views = [(&everyone, 1.0, part), (&app.backlog(), 1.0, own), (own_size, before, own / sizes as f64)];
     let views = if Mechanism::ForecastViews.is_on() { &views[..] } else { &views[..1] };
     let views = views.iter().map(|(ahead, scale, share)| view(quotas, ahead, *scale, *share, cost, now));
     views.min_by(|a, b| a.wait.cmp(&b.wait)).unwrap_or_default()
 }
 
 /// The longest wait over all dimensions, if `share` of each one's rate works off what is ahead.
-fn view(quotas: &QuotaSet, ahead: &[&Backlog], scale: f64, share: f64, cost: &Cost, now: Ns) -> Forecast {
+fn view(quotas: &QuotaSet, ahead: &Backlog, scale: f64, share: f64, cost: &Cost, now: Ns) -> Forecast {
     let mut worst = Forecast::default();
     for (slot, quota) in quotas.quotas.iter().enumerate() {
         let units = quota.units(&quotas.expect(*cost));
         let Some(rate) = rate(quota).filter(|_| units > 0) else { continue };
-        let ahead: u64 = ahead.iter().map(|backlog| backlog.of(quota.dimension.unit)).sum();
+        let ahead = ahead.of(quota.dimension.unit);
         let alone = match quotas.readiness_in(quota, cost, now) {
             Readiness::Now => 0.0,
             Readiness::At(at) => (at - now) as f64 / 1e9,
@@ -92,12 +93,11 @@ fn rate(quota: &Quota) -> Option<f64> {
     Some(bucket.rate() * (1.0 - quota.external()).max(0.1))
 }
 
-/// The share of the limiter that the request's app can count on.
-fn own_share(queue: &FairQueue, request: &QueuedRequest, now: Ns) -> f64 {
-    let Some(app) = queue.apps.get(request.app) else { return 1.0 };
+/// The share of the limiter that an app can count on.
+fn own_share(queue: &FairQueue, app: &App, now: Ns) -> f64 {
     let (mut weights, mut others) = (app.weight, 0.0);
-    for other in queue.apps.iter().filter(|other| other.class == app.class && !std::ptr::eq(*other, app)) {
-        if other.backlog().count > 0 {
+    for other in queue.apps.values().filter(|other| other.key.class == app.key.class && other.key != app.key) {
+        if other.is_waiting() {
             weights += other.weight;
         }
         others += other.rate(now);

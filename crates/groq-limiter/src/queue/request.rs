@@ -1,22 +1,31 @@
 //! A request in the queue, and sums over what is queued.
 
+use std::{ops::AddAssign, sync::Arc};
+
 use crate::{
     request::Cost,
-    types::{Ns, Unit},
+    types::{Ns, Priority, Unit},
 };
 
 /// Virtual time: service over weight; 2³² is one unit of service.
 pub type Start = u64;
-/// An app's number in its queue.
-pub type AppId = u32;
 /// A request's place in the order of arrival, and its name while it waits. A refused one comes back with it.
 pub type Ticket = u64;
+
+/// An app in one priority class.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AppKey {
+    /// The priority class.
+    pub class: Priority,
+    /// The app's name.
+    pub name: Arc<str>,
+}
 
 /// A request in the queue.
 #[derive(Clone, Debug)]
 pub struct QueuedRequest {
     /// Whose.
-    pub app: AppId,
+    pub app: Arc<AppKey>,
     /// Its size class.
     pub size: u8,
     /// What it takes.
@@ -39,44 +48,43 @@ pub struct QueuedRequest {
     pub requested: Option<u32>,
 }
 
-/// Sums over queued requests, by unit, in expected use.
+impl QueuedRequest {
+    /// What it will probably use.
+    pub fn usage(&self) -> Cost {
+        self.cost.with_output(self.expected)
+    }
+}
+
+/// Sums over queued requests, by unit, of what they will probably use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
     /// How many.
-    pub count: u32,
-    requests: u64,
-    input: u64,
-    output: u64,
-    seconds: u64,
+    pub count: u64,
+    units: [u64; Unit::ALL.len()],
 }
 
 impl Backlog {
     /// One more.
-    pub(super) fn add(&mut self, queued: &QueuedRequest) {
+    pub(super) fn add(&mut self, usage: &Cost) {
         self.count += 1;
-        self.requests += u64::from(queued.cost.requests);
-        self.input += u64::from(queued.cost.input);
-        self.output += u64::from(queued.expected);
-        self.seconds += u64::from(queued.cost.seconds);
+        Unit::ALL.iter().for_each(|&unit| self.units[unit as usize] += usage.of(unit));
     }
 
     /// One less.
-    pub(super) fn subtract(&mut self, queued: &QueuedRequest) {
+    pub(super) fn subtract(&mut self, usage: &Cost) {
         self.count -= 1;
-        self.requests -= u64::from(queued.cost.requests);
-        self.input -= u64::from(queued.cost.input);
-        self.output -= u64::from(queued.expected);
-        self.seconds -= u64::from(queued.cost.seconds);
+        Unit::ALL.iter().for_each(|&unit| self.units[unit as usize] -= usage.of(unit));
     }
 
     /// The sum that a dimension of this unit counts.
     pub fn of(&self, unit: Unit) -> u64 {
-        match unit {
-            Unit::Requests => self.requests,
-            Unit::Tokens => self.input + self.output,
-            Unit::InputTokens => self.input,
-            Unit::OutputTokens => self.output,
-            Unit::AudioSeconds => self.seconds,
-        }
+        self.units[unit as usize]
+    }
+}
+
+impl AddAssign<&Self> for Backlog {
+    fn add_assign(&mut self, other: &Self) {
+        self.count += other.count;
+        self.units.iter_mut().zip(other.units).for_each(|(sum, units)| *sum += units);
     }
 }
