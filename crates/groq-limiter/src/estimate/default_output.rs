@@ -28,23 +28,18 @@ const ROUND: Ns = 200 * MILLISECOND;
 const LONGEST_ROUND: Ns = 60_000 * MILLISECOND;
 
 /// How the present figure was learnt.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Evidence {
-    /// Not at all.
-    #[default]
-    None,
-    /// From a refusal and an estimate of its prompt.
-    AdmissionError,
-    /// From a header and an estimate of the prompt: about so much at most.
-    Head,
+    /// Not at all, or from a header or a refusal and an estimate of the prompt.
+    Guess,
     /// From a header and the prompt: so much at most.
     Bound,
-    /// The figure itself.
+    /// From a refusal: the figure itself.
     Known,
 }
 
 /// The estimate. Times are nanoseconds on the limiter's clock.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct AssumedOutput {
     tokens: u32,
     evidence: Evidence,
@@ -52,36 +47,39 @@ pub struct AssumedOutput {
     trials: Trials,
 }
 
+impl Default for AssumedOutput {
+    fn default() -> Self {
+        Self { tokens: DEFAULT, evidence: Evidence::Guess, exact_until: 0, trials: Trials::default() }
+    }
+}
+
 impl AssumedOutput {
     /// Completion tokens to reserve for a request that states none.
     pub fn tokens(&self) -> u32 {
-        match self.evidence {
-            Evidence::None => DEFAULT,
-            _ => self.tokens,
-        }
+        self.tokens
     }
 
     /// Whether the figure is more than a guess or an upper bound.
     pub fn is_settled(&self) -> bool {
         match self.evidence {
-            Evidence::None | Evidence::AdmissionError => false,
-            Evidence::Head | Evidence::Bound => self.tokens <= TOLERANCE || self.tokens.abs_diff(DEFAULT) <= TOLERANCE,
+            Evidence::Guess => false,
+            Evidence::Bound => self.tokens <= TOLERANCE || self.tokens.abs_diff(DEFAULT) <= TOLERANCE,
             Evidence::Known => true,
         }
     }
 
     /// The head of an answer to a request without an output limit showed `used` tokens in use; its prompt is estimated.
     pub fn head(&mut self, used: u64, estimated_prompt: u64) {
-        if matches!(self.evidence, Evidence::None | Evidence::AdmissionError) {
-            (self.tokens, self.evidence) = (difference(used, estimated_prompt), Evidence::Head);
+        if self.evidence == Evidence::Guess {
+            self.tokens = difference(used, estimated_prompt);
         }
     }
 
-    /// The same answer has ended, and its prompt is known.
+    /// An answer to a request without an output limit has ended, so its prompt is known; its head showed `used` tokens in use.
     pub fn answered(&mut self, used: u64, prompt: u64, now: Ns) {
         let most = difference(used, prompt);
         let lower = match self.evidence {
-            Evidence::None | Evidence::AdmissionError | Evidence::Head => true,
+            Evidence::Guess => true,
             Evidence::Bound => most < self.tokens,
             Evidence::Known => most.saturating_add(TOLERANCE) < self.tokens && self.exact_until <= now,
         };
@@ -93,19 +91,13 @@ impl AssumedOutput {
     /// A refusal said `requested` of a request without an output limit, whose prompt is estimated.
     pub fn refused(&mut self, requested: u64, estimated_prompt: u64, now: Ns) {
         let reserve = difference(requested, estimated_prompt);
-        self.evidence = match self.evidence {
-            Evidence::None | Evidence::AdmissionError => {
-                self.tokens = reserve;
-                Evidence::AdmissionError
+        match self.evidence {
+            Evidence::Guess => self.tokens = reserve,
+            Evidence::Bound if reserve <= self.tokens.saturating_add(self.tokens / 8).saturating_add(TOLERANCE) => {
+                (self.tokens, self.evidence) = (reserve, Evidence::Known);
             }
-            Evidence::Head | Evidence::Bound
-                if reserve <= self.tokens.saturating_add(self.tokens / 8).saturating_add(TOLERANCE) =>
-            {
-                self.tokens = reserve;
-                Evidence::Known
-            }
-            other => other,
-        };
+            Evidence::Bound | Evidence::Known => {}
+        }
         if reserve > TOLERANCE {
             self.trials.refused(now);
         }
