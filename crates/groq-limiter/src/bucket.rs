@@ -185,7 +185,7 @@ impl Bucket {
 
     /// What is left, units; below zero in debt.
     pub fn remaining(&self, now: Ns) -> f64 {
-        f64::from(self.limit.get()) - self.tat().saturating_sub(now) as f64 / self.unit as f64
+        f64::from(self.limit.get()) - self.used(now)
     }
 
     /// What is used, units; more than the limit in debt.

@@ -17,7 +17,7 @@ use crate::{
         forecast::{Forecast, forecast},
     },
     quota::Quota,
-    quota_set::{QuotaSet, Reserved, limits::ObservedTokens},
+    quota_set::{ObservedTokens, QuotaSet, Reserved},
     request::{ActualUsage, AdmissionError, AdmissionRequest, Cost, CostEstimate},
     settings::LimitSettings,
     snapshot::LimiterSnapshot,
@@ -341,11 +341,13 @@ impl Limiter {
 
     /// If Groq holds more for a request without `max_completion_tokens` than was reserved, the quotas show so from now on, and
     /// the difference comes back when the answer ends.
-    fn learn_held(&mut self, grant: &mut Grant, ObservedTokens { slot, used, error }: ObservedTokens, now: Ns) {
+    fn learn_held(&mut self, grant: &mut Grant, ObservedTokens { slot, used, more }: ObservedTokens, now: Ns) {
         grant.shown_used = Some(used);
         self.learn(|pricing| pricing.estimates.assumed.head(used, grant.queued.estimated.into()));
         let cost = grant.cost();
-        let held = self.pricing.held(cost.output, error);
+        let assumed = self.pricing.assumed();
+        let is_settled = self.pricing.estimates.assumed.is_settled();
+        let held = if is_settled { assumed } else { assumed.min(cost.output.saturating_add(more)) };
         if held > cost.output {
             self.quotas.raise(&mut grant.reserved, Cost { output: held, ..cost }, slot, now);
         }
@@ -359,7 +361,7 @@ impl Limiter {
         let service = self.service(&used, now);
         self.queue.serve(&grant.queued.app, grant.queued.size, service - grant.service, now);
         if grant.probe {
-            self.cold_start.probe_ended(!self.queue.is_empty());
+            self.cold_start.probe_ended();
         }
         self.in_flight = self.in_flight.saturating_sub(1);
         if usage != ActualUsage::Unknown {
@@ -401,16 +403,17 @@ impl Limiter {
         let max = states_max.then_some(grant.cost().output);
         let delay = self.pricing.estimates.one_way();
         let text = text.filter(|text| text.limit > 0);
-        let named = text.and_then(|text| Some((text, self.quotas.dimension_of(text, max)?)));
-        let least = named.as_ref().map_or(grant.cost(), |(text, dimension)| grant.cost().raised(dimension.unit, text.requested));
-        // Prompt and assumed completion tokens. What can never succeed says nothing of others: its prompt may be all of it.
-        let in_all = named.as_ref().filter(|(text, dimension)| !states_max && !text.hopeless() && dimension.unit == Unit::Tokens);
-        let in_all = in_all.map(|(text, _)| u32::try_from(text.requested).unwrap_or(u32::MAX));
-        if let Some(requested) = in_all {
-            self.learn(|pricing| pricing.estimates.assumed.refused(requested.into(), estimated.into(), now));
-        }
-        let is_told = match &named {
-            Some((text, dimension)) => self.quotas.refused_by_text(&mut grant.reserved, text, dimension, max, delay, now),
+        let mut requeue = Requeue { ticket, least: grant.cost(), requested };
+        let is_told = match text.and_then(|text| Some((text, self.quotas.dimension_of(text, max)?))) {
+            Some((text, dimension)) => {
+                requeue.least = requeue.least.raised(dimension.unit, text.requested);
+                // Prompt and assumed completion tokens. What can never succeed says nothing of others: its prompt may be all of it.
+                if !states_max && !text.hopeless() && dimension.unit == Unit::Tokens {
+                    requeue.requested = Some(u32::try_from(text.requested).unwrap_or(u32::MAX));
+                    self.learn(|pricing| pricing.estimates.assumed.refused(text.requested, estimated.into(), now));
+                }
+                self.quotas.refused_by_text(&mut grant.reserved, text, &dimension, max, delay, now)
+            }
             None => text.is_none() && self.quotas.refused_by_headers(&mut grant.reserved, state, delay, now),
         };
         if !is_told {
@@ -418,7 +421,7 @@ impl Limiter {
         }
         self.cold_start.answered();
         self.settle(grant, ActualUsage::Nothing, now);
-        Requeue { ticket, least, requested: in_all.or(requested) }
+        requeue
     }
 
     /// Where the price of requests without `max_completion_tokens` changes, it does so for those that wait, too.

@@ -119,15 +119,6 @@ impl Pricing {
         Cost { input: input as u32, ..stated(queued) }
     }
 
-    /// What Groq holds at most for a request without `max_completion_tokens` whose answer's head has come, its header having
-    /// corrected the quota by `error` units.
-    pub(super) fn held(&self, reserved: u32, error: i64) -> u32 {
-        if self.estimates.assumed.is_settled() {
-            return self.assumed();
-        }
-        self.assumed().min(reserved.saturating_add(u32::try_from(error.max(0)).unwrap_or(u32::MAX)))
-    }
-
     /// An answer has ended; its head showed `shown_used` in use, if its request was without `max_completion_tokens`.
     pub(super) fn answered(&mut self, usage: ActualUsage, queued: &QueuedRequest, shown_used: Option<u64>, now: Ns) {
         let (ActualUsage::Tokens { prompt_total, .. } | ActualUsage::Prompt { prompt_total, .. }) = usage else { return };

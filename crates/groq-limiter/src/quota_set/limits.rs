@@ -18,8 +18,8 @@ pub struct ObservedTokens {
     pub slot: usize,
     /// Units in use, the request's own included.
     pub used: u64,
-    /// By how many units the quota was corrected; 0 for its first header, and for one that came late.
-    pub error: i64,
+    /// Units more than were known of.
+    pub more: u32,
 }
 
 /// The operator's settings, the plan's table, and what Groq has stated.
@@ -167,10 +167,12 @@ impl QuotaSet {
             news |= before.map(|(limit, _)| limit) != Some(shown.limit);
             let used = shown.limit.saturating_sub(shown.remaining);
             let is_first = !self.quotas[slot].is_observed();
-            let error = self.correct(reserved, slot, used, counted, delay, now).filter(|_| !is_first).unwrap_or(0);
+            let error = self.correct(reserved, slot, used, counted, delay, now).unwrap_or(0);
             if dimension == Dimension::TPM {
-                let unit = self.quotas[slot].bucket().map_or(1, |bucket| bucket.span(1));
-                tokens = Some(ObservedTokens { slot, used, error: error / unit as i64 });
+                // What was in use before the first header was others'.
+                let error = if is_first { 0 } else { u64::try_from(error).unwrap_or(0) };
+                let more = self.quotas[slot].bucket().map_or(0, |bucket| error / bucket.span(1));
+                tokens = Some(ObservedTokens { slot, used, more: u32::try_from(more).unwrap_or(u32::MAX) });
             }
         }
         if news {
@@ -205,17 +207,10 @@ impl QuotaSet {
         Some(error)
     }
 
-    /// Which bucket the undocumented audio headers describe: the one with that limit, else the one whose law fits.
+    /// Which bucket the undocumented audio headers describe: an hour's, unless they show the day's limit.
     fn audio_dimension(&self, shown: &RemoteQuota) -> Dimension {
         let has = |dimension: &Dimension| self.find(&dimension.code).is_some_and(|quota| quota.limit() == Some(shown.limit));
-        let used = shown.limit.saturating_sub(shown.remaining);
-        let period = shown.reset.map_or(0.0, |reset| reset.as_secs_f64() * shown.limit as f64 / used.max(1) as f64);
-        match (has(&Dimension::ASPH), has(&Dimension::ASPD)) {
-            (true, _) => Dimension::ASPH,
-            (false, true) => Dimension::ASPD,
-            (false, false) if used > 0 && period > 20_000.0 => Dimension::ASPD,
-            (false, false) => Dimension::ASPH,
-        }
+        if has(&Dimension::ASPD) && !has(&Dimension::ASPH) { Dimension::ASPD } else { Dimension::ASPH }
     }
 
     /// A text's dimension; without a name the one with that limit, else the one that its own figures give. `max`: the request's
