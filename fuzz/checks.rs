@@ -12,7 +12,7 @@ use groq_limiter::{
     AdmissionRequest, CostEstimate,
     limiter::Limiter,
     settings::{LimitSettings, ModelLimits, Plan},
-    store::redis::wire::{Offset, Reply},
+    store::protocol::{Answer, State},
     types::Priority,
 };
 use groq_shield::{
@@ -219,15 +219,14 @@ pub(crate) fn sound(bytes: &[u8]) {
 pub(crate) fn redis_reply(bytes: &[u8]) {
     const START: u64 = 8_640_000_000_000_000;
     const SECOND: u64 = 1_000_000_000;
+    // Whether it is granted, when there is room, and the record.
     let text = String::from_utf8_lossy(bytes);
-    let mut lines = text.lines();
-    let mut offset = Offset::default();
-    for now in lines.next().unwrap_or_default().split(' ').filter_map(|now| now.parse().ok()) {
-        offset.learn(now, START, START + 200_000);
-    }
-    let Some(answer) = Reply::parse(lines.map(str::to_owned).collect()).and_then(|reply| offset.answer(reply, "replica")) else {
+    let mut parts = text.splitn(3, ' ');
+    let (granted, wait) = (parts.next() == Some("1"), parts.next().and_then(|wait| wait.parse().ok()));
+    let Some((wait, state)) = wait.zip(parts.next().and_then(|record| serde_json::from_str::<State>(record).ok())) else {
         return;
     };
+    let answer = Answer { granted, wait, state: state.seen_by("replica") };
     let model = ModelLimits { requests_per_minute: Some(60), tokens_per_minute: Some(6000), ..ModelLimits::default() };
     let tables = LimitSettings { plan: Plan::None, default: model, ..LimitSettings::default() };
     let mut limiter = Limiter::new("m".into(), Arc::new(tables), START);
@@ -249,7 +248,7 @@ pub(crate) fn redis_reply(bytes: &[u8]) {
     for step in 1..4 {
         let now = START + step * SECOND;
         if let Some(transaction) = limiter.transaction(now) {
-            let _ = offset.request(&transaction);
+            let _ = serde_json::to_string(&transaction);
             limiter.answered(transaction.serial, &answer, now);
         }
         limiter.updated(&answer.state, now);

@@ -131,9 +131,10 @@ impl Scene {
         const FULLEST: &str = "
             local time, fullest = redis.call('TIME'), 0
             for _, key in ipairs(redis.call('KEYS', '*{*}')) do
-                fullest = math.max(fullest, tonumber(redis.call('HGET', key, 't:TPM') or 0))
+                local record = cjson.decode(redis.call('GET', key))
+                fullest = math.max(fullest, record.quotas.TPM.tat + record.epoch - time[1] * 1000000 - time[2])
             end
-            return string.format('%.0f', math.max(0, fullest - time[1] * 1000000 - time[2]))";
+            return string.format('%.0f', fullest)";
         let redis = if outage == Outage::FailedOver { &self.beside } else { &self.redis };
         let micros: f64 = redis.told(&["EVAL", FULLEST, "0"]).parse().expect("a number");
         micros / 60e6 * limit as f64

@@ -1,13 +1,13 @@
 //! The script keeps Groq's accounting in every order of replicas. It runs one transaction after the other, so every interleaving
 //! is a sequence: generated ones, against a second implementation, and against an exact limiter.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use redis::{Connection, RedisResult};
 use serde_json::{Value, json};
 
-use groq_limiter::store::redis::{GIVE_BACK, SCRIPT};
+use groq_limiter::store::redis::SCRIPT;
 
 use crate::kit::Redis;
 
@@ -15,11 +15,16 @@ use crate::kit::Redis;
 const CAP: i64 = 60_000_000;
 const RESERVE: i64 = 3_000_000;
 const REPLICAS: usize = 3;
+/// The server's clock at the start, µs.
+const START: i64 = 1_700_000_000_123_457;
+const SECOND: i64 = 1_000_000;
 
 /// One replica's transaction, in the script's microseconds.
 #[derive(Clone, Debug)]
 struct Step {
     replica: usize,
+    /// Since the one before.
+    gap: i64,
     settled: i64,
     /// Back from a time without the store, it knows this much more than it last heard.
     returns: Option<i64>,
@@ -27,6 +32,7 @@ struct Step {
     observation: Option<(i64, i64)>,
     /// So much less may be uncertain.
     uncertain: i64,
+    outstanding: i64,
     units: Option<i64>,
     /// How many wait in its queue behind the head.
     behind: usize,
@@ -39,14 +45,18 @@ fn step() -> impl Strategy<Value = Step> {
     let units = prop::option::weighted(0.8, 1..20_000_000i64);
     let settled = prop_oneof![3 => Just(0i64), 2 => -5_000_000..0i64, 1 => 0..2_000_000i64];
     let returns = prop::option::weighted(0.1, 0..20_000_000i64);
-    let rest = (prop::bool::weighted(0.03), prop_oneof![Just(0i64), 0..9_000_000i64], returns, 0..2usize);
+    let gap = prop_oneof![8 => 0..SECOND / 4, 1 => 0..9 * SECOND];
+    let flushed = prop::bool::weighted(0.03);
+    let rest = (flushed, prop_oneof![Just(0i64), 0..9_000_000i64], returns, 0..2usize, gap, 0..3_000_000i64);
     (0..REPLICAS, settled, observation, units, rest).prop_map(
-        |(replica, settled, observation, units, (flushed, uncertain, returns, behind))| Step {
+        |(replica, settled, observation, units, (flushed, uncertain, returns, behind, gap, outstanding))| Step {
             replica,
+            gap,
             settled,
             returns,
             observation,
             uncertain,
+            outstanding,
             units,
             behind,
             flushed,
@@ -54,69 +64,93 @@ fn step() -> impl Strategy<Value = Step> {
     )
 }
 
-/// A second implementation of the script's rules.
+/// A second implementation of the script's rules, by the server's clock.
 #[derive(Clone, Debug, Default)]
 struct Law {
-    epoch: i64,
+    began: i64,
+    version: i64,
     position: i64,
     tat: i64,
     corrections: i64,
     newest: i64,
-    /// The replicas that wait, and what each takes, in millionths; a test is over before one of them loses its turn.
-    waiting: Vec<(usize, i64)>,
-    version: i64,
+    replicas: BTreeMap<usize, Member>,
 }
 
-fn run(connection: &mut Connection, key: &str, replica: usize, request: &Value) -> RedisResult<Vec<String>> {
-    let script = redis::Script::new(SCRIPT);
-    script.key(key).key(format!("{key}:{replica}")).arg(request.to_string()).arg("updates").invoke(connection)
+#[derive(Clone, Debug, Default)]
+struct Member {
+    heard: i64,
+    /// The version at which it began to wait, and what it takes, in millionths.
+    since: Option<i64>,
+    share: i64,
+    /// What it has reserved, and the corrections then.
+    held: (i64, i64),
+}
+
+/// Runs the script at this time: whether the head is granted, when it has room, the record.
+fn run(connection: &mut Connection, key: &str, replica: usize, request: &Value, now: i64) -> RedisResult<(bool, i64, Value)> {
+    let script = redis::Script::new(&SCRIPT.replace("redis.call('TIME')", "{ ARGV[4], ARGV[5] }"));
+    let mut call = script.key(key);
+    call.arg(request.to_string()).arg(replica).arg("updates").arg(now / SECOND).arg(now % SECOND);
+    let (granted, wait, record): (bool, i64, String) = call.invoke(connection)?;
+    Ok((granted, wait, serde_json::from_str(&record).expect("JSON")))
 }
 
 /// Runs a sequence; returns every grant as (time of dispatch, cost).
 fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(i64, i64)>, TestCaseError> {
     let mut law: Option<Law> = None;
-    let mut known: HashMap<usize, Law> = HashMap::new();
+    let mut known: BTreeMap<usize, Law> = BTreeMap::new();
     let mut granted = Vec::new();
+    let mut now = START;
     for step in steps {
+        now += step.gap;
         if step.flushed {
             redis::cmd("DEL").arg(key).exec(connection).expect("deleted");
             law = None;
+            // A record is told from another one by when it began.
+            now += 1;
         }
-        let replica = known.entry(step.replica).or_default();
-        let epoch = if step.returns.is_some() { 0 } else { replica.epoch };
+        let replica = known.entry(step.replica).or_insert_with(|| Law { tat: START - 1, ..Law::default() });
+        let began = if step.returns.is_some() { 0 } else { replica.began };
         let knows = replica.tat + step.returns.unwrap_or(0);
         let observed =
-            step.observation.filter(|_| epoch != 0).map(|(behind, off)| (replica.position - behind, replica.tat + off));
+            step.observation.filter(|_| began != 0).map(|(behind, off)| (replica.position - behind, replica.tat + off));
         let at = replica.tat - CAP;
         let mut cell = json!({
-            "code": "TPM", "whole": CAP, "known": knows, "settled": step.settled, "outstanding": 0,
+            "code": "TPM", "whole": CAP, "known": knows - now, "settled": step.settled, "outstanding": step.outstanding,
             "units": step.units.unwrap_or(0), "margin": RESERVE,
         });
         if let Some((position, truth)) = observed {
             cell["observed"] = json!({
-                "position": position, "truth": truth, "at": at, "tat": replica.tat, "corrections": replica.corrections,
-                "uncertain": step.uncertain,
+                "position": position, "truth": truth - now, "at": at - now, "tat": replica.tat - now,
+                "corrections": replica.corrections, "uncertain": step.uncertain,
             });
         }
         let waiting = step.behind + usize::from(step.units.is_some());
         let request = json!({
-            "epoch": epoch, "position": replica.position, "asks": step.units.is_some(), "waiting": waiting, "learnt": "",
-            "cells": [cell],
+            "epoch": began.to_string(), "position": replica.position, "asks": step.units.is_some(), "waiting": waiting,
+            "learnt": { "limits": {}, "answers": {} }, "cells": [cell],
         });
-        let reply = run(connection, key, step.replica, &request).map_err(|error| TestCaseError::fail(error.to_string()))?;
-        let number = |at: usize| reply[at].parse::<i64>().expect("a number");
-        let now = number(0);
-        let is_new = law.is_none();
-        let mut next = law.take().unwrap_or(Law { epoch: number(1), ..Law::default() });
-        let unknown = epoch != next.epoch;
+        let reply = run(connection, key, step.replica, &request, now).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        let mut next = law.take().unwrap_or_else(|| Law { began: now, tat: knows, ..Law::default() });
+        let unknown = began != next.began;
+        next.version += 1;
+        let mut own = next.replicas.remove(&step.replica).unwrap_or_default();
+        // Who is silent waits for a second, and has something reserved for eight.
+        for other in next.replicas.values_mut() {
+            other.since = other.since.filter(|_| now - other.heard <= SECOND);
+            if now - other.heard > 8 * SECOND {
+                let (span, corrections) = std::mem::take(&mut other.held);
+                next.tat -= (span - (corrections - next.corrections).max(0)).max(0);
+            }
+        }
+        next.replicas.retain(|_, other| now - other.heard <= 8 * SECOND);
         if unknown {
             next.position = next.position.max(replica.position);
-            if !is_new {
+            if knows > next.tat {
                 next.corrections += (knows - next.tat.max(now)).max(0);
+                next.tat = knows;
             }
-            next.tat = next.tat.max(knows);
         }
-        next.version += 1;
         if step.settled > 0 {
             next.tat = next.tat.max(now);
         }
@@ -128,36 +162,43 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
             (next.tat, next.corrections, next.newest) = (next.tat + error, next.corrections + error, position);
         }
         // Nobody takes the room of those before it; whoever went goes to the end.
-        let place = next.waiting.iter().position(|&(waits, _)| waits == step.replica);
-        let ahead: i64 = next.waiting[..place.unwrap_or(next.waiting.len())].iter().map(|&(_, share)| share).sum();
-        let share = |units: i64| (units * 1_000_000 + CAP - 1) / CAP;
+        let before =
+            next.replicas.values().filter(|other| other.since.is_some_and(|since| own.since.is_none_or(|own| since < own)));
+        let ahead: i64 = before.map(|other| other.share).sum();
         let goes = step.units.is_some_and(|units| {
             let first = (ahead * CAP + 999_999) / 1_000_000;
             let wait = (next.tat.max(now) + first + units + RESERVE - CAP - now).max(0);
-            assert_eq!(number(5), wait);
+            assert_eq!(reply.1, wait);
             wait == 0
         });
-        prop_assert_eq!(number(4) == 1, goes, "granted");
+        prop_assert_eq!(reply.0, goes, "granted");
         let stays = waiting > usize::from(goes);
-        if let Some(place) = place.filter(|_| goes || !stays) {
-            next.waiting.remove(place);
+        if goes || !stays {
+            own.since = None;
         }
-        if stays && step.units.is_some() && (goes || place.is_none()) {
-            next.waiting.push((step.replica, 0));
-        }
-        if let (Some(units), Some(waits)) = (step.units, next.waiting.iter_mut().find(|waits| waits.0 == step.replica)) {
-            waits.1 = share(units);
+        if let Some(units) = step.units {
+            own.share = (units * 1_000_000 + CAP - 1) / CAP;
+            if stays {
+                own.since = own.since.or(Some(next.version));
+            }
         }
         if let Some(units) = step.units.filter(|_| goes) {
             next.position += 1;
             next.tat = next.tat.max(now) + units;
             granted.push((now, units));
         }
-        let waiting: Vec<_> = next.waiting.iter().map(|(replica, share)| format!("{replica}:{share}")).collect();
-        prop_assert_eq!(&reply[6], &waiting.join(" "));
-        let told = [number(1), number(2), number(3), number(9), number(10), number(11)];
-        let Law { epoch, version, position, tat, corrections, newest, .. } = next;
-        prop_assert_eq!(told, [epoch, version, position, tat, corrections, newest]);
+        own.held = (step.outstanding + step.units.filter(|_| goes).unwrap_or(0), next.corrections);
+        next.replicas.insert(step.replica, Member { heard: now, ..own });
+        let record = &reply.2;
+        let quota = &record["quotas"]["TPM"];
+        let told = [&record["version"], &record["position"], &quota["tat"], &quota["corrections"], &quota["newest"]];
+        let told = told.map(|number| number.as_i64().expect("a number"));
+        prop_assert_eq!(told, [next.version, next.position, next.tat - next.began, next.corrections, next.newest]);
+        for (name, member) in &next.replicas {
+            let told = &record["replicas"][name.to_string()];
+            prop_assert_eq!(told["since"].as_i64(), member.since);
+            prop_assert_eq!(told["held"]["TPM"]["span"].as_i64().unwrap_or(0), member.held.0);
+        }
         *replica = next.clone();
         law = Some(next);
     }
@@ -194,7 +235,9 @@ fn grants_of_all_replicas_together_never_exceed_the_limit() {
     with_redis(|connection| {
         let (connection, number) = (std::cell::RefCell::new(connection), std::cell::Cell::new(0));
         let mut runner = proptest::test_runner::TestRunner::new(config(150));
-        let only_asking = step().prop_map(|step| Step { settled: 0, returns: None, observation: None, ..step });
+        // Nobody is silent for so long that what it was granted comes back.
+        let only_asking =
+            step().prop_map(|step| Step { gap: step.gap % 100_000, settled: 0, returns: None, observation: None, ..step });
         let outcome = runner.run(&prop::collection::vec(only_asking, 1..40), |steps| {
             number.set(number.get() + 1);
             let mut granted = drive(&mut connection.borrow_mut(), &format!("{{sum{}}}", number.get()), &steps)?;
@@ -214,74 +257,74 @@ fn grants_of_all_replicas_together_never_exceed_the_limit() {
     });
 }
 
-/// One transaction of a replica that knows the record, and when the quota is full after it, µs. `of` is the cell's own.
-fn tell(connection: &mut Connection, epoch: &mut i64, replica: usize, of: Value) -> i64 {
-    let mut cell = json!({ "code": "TPM", "whole": CAP, "known": 0, "settled": 0, "units": 0, "margin": 0, "outstanding": 0 });
-    let asks = of.get("units").is_some();
-    cell.as_object_mut().expect("an object").extend(of.as_object().expect("an object").clone());
-    let request =
-        json!({ "epoch": *epoch, "position": 0, "asks": asks, "waiting": usize::from(asks), "learnt": "", "cells": [cell] });
-    let reply = run(connection, "{silent}", replica, &request).expect("a reply");
-    *epoch = reply[1].parse().expect("a number");
-    reply[9].parse().expect("a number")
+/// A replica's transactions at a time of the test's own.
+struct Story<'a> {
+    connection: &'a mut Connection,
+    epoch: String,
+    now: i64,
+}
+
+impl Story<'_> {
+    /// One transaction of a replica that knows the record, and when the quota is full after it, µs since the record began. `of` is
+    /// the cell's own.
+    fn tell(&mut self, replica: usize, of: &Value) -> i64 {
+        let mut cell =
+            json!({ "code": "TPM", "whole": CAP, "known": 0, "settled": 0, "units": 0, "margin": 0, "outstanding": 0 });
+        let asks = of.get("units").is_some();
+        cell.as_object_mut().expect("an object").extend(of.as_object().expect("an object").clone());
+        let request = json!({
+            "epoch": self.epoch, "position": 0, "asks": asks, "waiting": usize::from(asks),
+            "learnt": { "limits": {}, "answers": {} }, "cells": [cell],
+        });
+        let (_, _, record) = run(self.connection, "{silent}", replica, &request, self.now).expect("a reply");
+        self.epoch = record["epoch"].as_str().expect("text").to_owned();
+        record["quotas"]["TPM"]["tat"].as_i64().expect("a number")
+    }
 }
 
 #[test]
 fn reservations_of_a_silent_replica_are_released_once() {
     with_redis(|connection| {
-        let mut epoch = 0;
-        let give_back = |connection: &mut Connection| -> u32 {
-            let script = redis::Script::new(GIVE_BACK);
-            script.key("{silent}").key("{silent}:0").arg("updates").invoke(connection).expect("a number")
-        };
-        let tat = |connection: &mut Connection| -> i64 {
-            redis::cmd("HGET").arg("{silent}").arg("t:TPM").query(connection).expect("a number")
-        };
-        let reserved = tell(connection, &mut epoch, 0, json!({ "units": 20_000_000 }));
-        assert_eq!([give_back(connection), give_back(connection)], [1, 0]);
-        assert_eq!(tat(connection), reserved - 20_000_000);
+        let mut story = Story { connection, epoch: String::new(), now: START };
+        let nothing = json!({});
+        let reserved = story.tell(0, &json!({ "units": 20_000_000 }));
+        // It is there as long as it says so.
+        for _ in 0..5 {
+            story.now += 2 * SECOND;
+            assert_eq!(story.tell(0, &json!({ "outstanding": 20_000_000 })), reserved);
+            assert_eq!(story.tell(1, &nothing), reserved);
+        }
+        story.now += 8 * SECOND + 1;
+        assert_eq!([(); 2].map(|()| story.tell(1, &nothing)), [reserved - 20_000_000; 2]);
 
         // Headers that another one saw have shown a part of it to be back: an eighth counts at once.
-        let reserved = tell(connection, &mut epoch, 0, json!({ "units": 30_000_000 }));
+        let reserved = story.tell(0, &json!({ "units": 30_000_000 }));
+        let now = story.now - START;
         let seen = json!({ "observed": {
-            "position": 9, "at": reserved - CAP, "truth": reserved - 12_000_000, "tat": reserved, "corrections": 0, "uncertain": 0,
+            "position": 9, "at": reserved - CAP - now, "truth": reserved - 12_000_000 - now, "tat": reserved - now,
+            "corrections": 0, "uncertain": 0,
         } });
-        assert_eq!(tell(connection, &mut epoch, 1, seen), reserved - 1_500_000);
-        assert_eq!(give_back(connection), 1);
-        assert_eq!(tat(connection), reserved - 30_000_000);
+        assert_eq!(story.tell(1, &seen), reserved - 1_500_000);
+        story.now += 8 * SECOND + 1;
+        assert_eq!(story.tell(1, &nothing), reserved - 30_000_000);
 
         // What was sent and what was not, as the replica itself says.
-        let reserved = tell(connection, &mut epoch, 0, json!({ "units": 10_000_000, "outstanding": 4_000_000 }));
-        assert_eq!(give_back(connection), 1);
-        assert_eq!(tat(connection), reserved - 14_000_000);
+        let reserved = story.tell(0, &json!({ "units": 10_000_000, "outstanding": 4_000_000 }));
+        story.now += 8 * SECOND + 1;
+        assert_eq!(story.tell(1, &nothing), reserved - 14_000_000);
     });
 }
 
-/// It would hold up all others.
-#[test]
-fn a_silent_replica_waits_no_longer() {
-    with_redis(|connection| {
-        let mut epoch = 0;
-        let (large, small) = (json!({ "units": 2 * CAP }), json!({ "units": 1 }));
-        tell(connection, &mut epoch, 0, large);
-        let before = tell(connection, &mut epoch, 1, small.clone());
-        assert_eq!(tell(connection, &mut epoch, 1, small.clone()), before, "it waits behind the first");
-        let script = redis::Script::new(GIVE_BACK);
-        let _: u32 = script.key("{silent}").key("{silent}:0").arg("updates").invoke(connection).expect("a number");
-        assert!(tell(connection, &mut epoch, 1, small) > before);
-    });
-}
-
-/// One that is alive and does not ask makes way after a second.
+/// It would hold up all others: one that does not ask, dead or alive, makes way after a second.
 #[test]
 fn a_turn_that_is_not_taken_is_the_next_ones() {
     with_redis(|connection| {
-        let mut epoch = 0;
-        tell(connection, &mut epoch, 0, json!({ "units": 2 * CAP }));
+        let mut story = Story { connection, epoch: String::new(), now: START };
+        story.tell(0, &json!({ "units": 2 * CAP }));
         let ask = json!({ "units": 1 });
-        let before = tell(connection, &mut epoch, 1, ask.clone());
-        // Nothing comes: a wait by the server's clock.
-        redis::cmd("BLPOP").arg("{silent}:none").arg(1.1).exec(connection).expect("waited");
-        assert!(tell(connection, &mut epoch, 1, ask) > before);
+        let before = story.tell(1, &ask);
+        assert_eq!(story.tell(1, &ask), before, "it waits behind the first");
+        story.now += SECOND + 1;
+        assert!(story.tell(1, &ask) > before);
     });
 }

@@ -6,13 +6,11 @@ use std::collections::BTreeMap;
 use groq_limiter::{
     limiter::{Grant, Limiter},
     queue::Ticket,
-    store::protocol::Transaction,
-    store::redis::wire::{Offset, Reply},
+    store::protocol::{Answer, State, Transaction},
     types::Ns,
 };
 use redis::Connection;
 
-use self::messages::server;
 use crate::{
     history::{Exact, Job},
     start::{MS, SECOND, START, limits, warm},
@@ -69,14 +67,13 @@ enum Step {
 /// A limiter's message on its way to the store, or the reply on its way back.
 enum Command {
     There(Transaction),
-    Back(u64, Reply),
+    Back(u64, Answer),
 }
 
 struct Replica {
     limiter: Limiter,
-    offset: Offset,
     word: Option<(Command, Ns)>,
-    updates: Vec<(Reply, Ns)>,
+    updates: Vec<(State, Ns)>,
     waiting: BTreeMap<Ticket, usize>,
 }
 
@@ -100,9 +97,7 @@ impl<'a> World<'a> {
             if matches!(quotas, Quotas::Registry(..)) {
                 limiter.share(true, plan.replicas as u32, START);
             }
-            let mut offset = Offset::default();
-            offset.learn(server(START), START, START);
-            Replica { limiter, offset, word: None, updates: Vec::new(), waiting: BTreeMap::new() }
+            Replica { limiter, word: None, updates: Vec::new(), waiting: BTreeMap::new() }
         });
         let mut world = Self {
             replicas: replicas.collect(),
@@ -140,7 +135,7 @@ impl<'a> World<'a> {
                     self.replicas[0].limiter.quotas().iter().find(|quota| quota.dimension.code == "TPM").expect("a limit");
                 quota.bucket().expect("a limit").tat().saturating_sub(self.now)
             }
-            Quotas::Registry(..) => 1000 * self.told.get("TPM").map_or(0, |tat| tat.saturating_sub(server(self.now) as u64)),
+            Quotas::Registry(..) => self.told.get("TPM").map_or(0, |tat| tat.saturating_sub(self.now)),
         };
         self.tokens.drain(self.now);
         self.outcome.used = (full_in * self.plan.tokens / (60 * SECOND), self.tokens.units());
@@ -180,9 +175,8 @@ impl<'a> World<'a> {
             0 => self.carry(replica),
             1 => self.lose(replica),
             2 => {
-                let (reply, _) = self.replicas[replica].updates.remove(0);
-                let Replica { limiter, offset, .. } = &mut self.replicas[replica];
-                limiter.updated(&offset.answer(reply, &replica.to_string()).expect("the script's words").state, self.now);
+                let (state, _) = self.replicas[replica].updates.remove(0);
+                self.replicas[replica].limiter.updated(&state, self.now);
                 self.dispatch(replica);
             }
             _ => self.advance(next.expect("it was an option")),

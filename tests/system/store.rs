@@ -13,12 +13,9 @@ use std::{
 
 use fastrand::Rng;
 use groq_limiter::store::{
-    protocol::{Answer, Transaction},
-    redis::{
-        SCRIPT,
-        wire::{Offset, Reply},
-    },
-    simulated::{StoreCall, StoreEnd},
+    protocol::{Answer, State, Transaction},
+    redis::SCRIPT,
+    simulated::StoreEnd,
 };
 use redis::Connection;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -97,14 +94,13 @@ pub(crate) struct Carried {
 /// The store and the way to it.
 struct Store {
     redis: Mutex<Connection>,
-    offset: Mutex<Offset>,
     began: Instant,
     outages: Vec<Outage>,
 }
 
 /// Serves the limiters.
 pub(crate) async fn serve(mut end: StoreEnd, redis: Connection, mut random: Rng, outages: Vec<Outage>, carried: Carried) {
-    let store = Store { redis: redis.into(), offset: Mutex::default(), began: Instant::now(), outages };
+    let store = Store { redis: redis.into(), began: Instant::now(), outages };
     let store = Arc::new(store);
     let (failed, mut failures) = tokio::sync::mpsc::unbounded_channel();
     let mut breaks: Vec<_> = store.outages.iter().filter(|outage| outage.breaks).map(|outage| outage.from).collect();
@@ -130,7 +126,7 @@ pub(crate) async fn serve(mut end: StoreEnd, redis: Connection, mut random: Rng,
                 let (store, failed, carried) = (store.clone(), failed.clone(), carried.clone());
                 let latencies = [0, 0].map(|_| Duration::from_micros(random.u64(100..30_000)));
                 tokio::spawn(async move {
-                    let there_and_back = store.carry(call.transaction(), &call, latencies);
+                    let there_and_back = store.carry(call.transaction(), call.limiter(), latencies);
                     match timeout(TIME_LIMIT, there_and_back).await {
                         Ok(answer) => {
                             carried.answered.fetch_add(1, Relaxed);
@@ -156,16 +152,13 @@ impl Store {
     }
 
     /// Never returns if the store is unreachable when the request or its reply arrives.
-    async fn carry(&self, transaction: &Transaction, call: &StoreCall, [there, back]: [Duration; 2]) -> Answer {
-        let sent = call.now();
+    async fn carry(&self, transaction: &Transaction, limiter: u64, [there, back]: [Duration; 2]) -> Answer {
         sleep(there).await;
         self.pass().await;
-        let reply = self.run(transaction, call.limiter());
+        let answer = self.run(transaction, limiter);
         sleep(back).await;
         self.pass().await;
-        let mut offset = self.offset.lock().expect("no panic with it");
-        offset.learn(reply.now, sent, call.now());
-        offset.answer(reply, "replica").expect("the script's words")
+        answer
     }
 
     async fn pass(&self) {
@@ -175,7 +168,7 @@ impl Store {
     }
 
     /// Runs the script at this world's time.
-    fn run(&self, transaction: &Transaction, limiter: u64) -> Reply {
+    fn run(&self, transaction: &Transaction, limiter: u64) -> Answer {
         let time = EPOCH + u64::try_from(self.began.elapsed().as_micros()).expect("not so long");
         // A store that has come back empty is another one.
         let now = Instant::now();
@@ -183,17 +176,18 @@ impl Store {
         let script = format!(
             "local real = redis
             local redis = setmetatable({{ call = function(name, ...)
-                if name == 'TIME' then return {{ ARGV[3], ARGV[4] }} end
+                if name == 'TIME' then return {{ ARGV[4], ARGV[5] }} end
                 return real.call(name, ...)
             end }}, {{ __index = real }})
             {SCRIPT}"
         );
         let key = format!("{{{life}:{limiter}}}");
-        let request = self.offset.lock().expect("no panic with it").request(transaction);
+        let request = serde_json::to_string(transaction).expect("JSON");
         let script = redis::Script::new(&script);
         let mut call = script.key(&key);
-        call.key(format!("{key}:replica")).arg(request).arg("news").arg(time / 1_000_000).arg(time % 1_000_000);
-        let reply = call.invoke(&mut *self.redis.lock().expect("no panic with it")).expect("the script runs");
-        Reply::parse(reply).expect("the script's words")
+        call.arg(request).arg("replica").arg("news").arg(time / 1_000_000).arg(time % 1_000_000);
+        let (granted, wait, state): (bool, i64, State) =
+            call.invoke(&mut *self.redis.lock().expect("no panic with it")).expect("the script runs");
+        Answer { granted, wait, state: state.seen_by("replica") }
     }
 }

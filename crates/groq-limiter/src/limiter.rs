@@ -515,8 +515,8 @@ impl Limiter {
     pub fn answered(&mut self, serial: u64, answer: &Answer, now: Ns) {
         let now = self.advance(now);
         let Some(store) = &mut self.store else { return };
-        if store.answered(serial, answer, &mut self.quotas, &self.queue, now) {
-            self.quotas.hear(&answer.state.learnt, now);
+        if let Some(at) = store.answered(serial, answer, &mut self.quotas, &self.queue, now) {
+            self.quotas.hear(&answer.state.learnt(at), now);
         }
     }
 
@@ -525,7 +525,7 @@ impl Limiter {
         let now = self.advance(now);
         let Some(store) = &mut self.store else { return };
         if store.updated(state, &mut self.quotas, now) {
-            self.quotas.hear(&state.learnt, now);
+            self.quotas.hear(&state.learnt(now), now);
         }
     }
 
@@ -557,8 +557,8 @@ impl Limiter {
     }
 
     /// Whether the store knows everything, or cannot be told.
-    pub fn is_flushed(&self) -> bool {
-        self.store.as_ref().is_none_or(|store| store.is_flushed())
+    pub fn is_flushed(&mut self) -> bool {
+        self.store.as_ref().is_none_or(|store| store.is_flushed(&mut self.quotas))
     }
 }
 

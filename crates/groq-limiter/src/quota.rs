@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use self::remote::SentObservation;
 use self::{
     external::ExternalUsage,
     margin::SafetyMargin,
@@ -14,7 +15,7 @@ use crate::{
     ablation::Mechanism,
     bucket::{Bucket, Readiness},
     request::Cost,
-    store::protocol::{Cell, RemoteView, SentObservation},
+    store::protocol::{Cell, RemoteView},
     types::{Dimension, Ns, Unit},
 };
 
@@ -359,10 +360,10 @@ impl Quota {
     }
 
     /// Its part of a transaction. `None` without a limit.
-    pub fn cell(&mut self, head: Option<&Cost>) -> Option<Cell> {
+    pub fn cell(&mut self, head: Option<&Cost>, now: Ns) -> Option<Cell> {
         let units = head.map_or(0, |cost| self.units(cost));
         let (margin, code) = (self.margin(units), self.code.clone().into());
-        Some(self.remote.as_mut()?.cell(self.bucket.as_ref()?, code, units, margin))
+        Some(self.remote.as_mut()?.cell(self.bucket.as_ref()?, code, units, margin, now))
     }
 
     /// The store's state.

@@ -339,20 +339,20 @@ impl QuotaSet {
         self.remotes().for_each(Remote::renew);
     }
 
-    /// The store's state.
-    pub fn update(&mut self, state: &State, now: Ns) {
+    /// The store's state, which is that of `at`.
+    pub fn update(&mut self, state: &State, at: Ns, now: Ns) {
         self.position = self.position.max(state.position);
-        for (code, view) in &state.views {
-            if let Some(quota) = self.quotas.iter_mut().find(|quota| quota.code == **code) {
-                quota.update(view, now);
+        for (code, view) in state.views(at) {
+            if let Some(quota) = self.quotas.iter_mut().find(|quota| quota.code == code) {
+                quota.update(&view, now);
             }
         }
     }
 
     /// Every dimension's part of a transaction.
-    pub fn cells(&mut self, head: Option<&Cost>) -> Vec<Cell> {
+    pub fn cells(&mut self, head: Option<&Cost>, now: Ns) -> Vec<Cell> {
         let head = head.map(|cost| self.expect(*cost));
-        self.quotas.iter_mut().filter_map(|quota| quota.cell(head.as_ref())).collect()
+        self.quotas.iter_mut().filter_map(|quota| quota.cell(head.as_ref(), now)).collect()
     }
 
     /// The store's side of each.

@@ -1,6 +1,7 @@
 //! The store that replicas share, as limiters see it: a channel to the thread that talks to it.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, mpsc},
     time::Duration,
 };
@@ -15,7 +16,7 @@ use crate::{
     store::protocol::Transaction,
     sync::{
         Mutex,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
         lock,
     },
 };
@@ -47,7 +48,7 @@ pub(crate) struct Commands<L> {
 #[derive(Debug)]
 pub(crate) enum Command<L> {
     /// A limiter has something to tell or to request.
-    Call(Call<L>),
+    Transact(Arc<L>, Transaction),
     /// This replica ends. Answered when the store knows everything, or has had time to.
     #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
     End(mpsc::Sender<()>),
@@ -57,29 +58,10 @@ pub(crate) enum Command<L> {
 #[derive(Debug)]
 #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
 pub(crate) enum Request {
-    /// Run a script of its own.
-    Run(ScriptCall),
+    /// Run a script of its own. The sender is dropped where there is no answer.
+    Run { script: &'static str, keys: Vec<String>, argument: String, answer: oneshot::Sender<Vec<String>> },
     /// Hear updates that are not of limiters.
     Listen(UnboundedSender<String>),
-}
-
-/// One limiter's transaction.
-#[derive(Debug)]
-pub(crate) struct Call<L> {
-    pub(crate) limiter: Arc<L>,
-    pub(crate) transaction: Transaction,
-}
-
-/// A call of a script of the program's own.
-#[derive(Debug)]
-#[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
-pub(crate) struct ScriptCall {
-    pub(crate) script: &'static str,
-    /// The first one is also the name under which a cluster's lost node is remembered.
-    pub(crate) keys: Vec<String>,
-    pub(crate) argument: String,
-    /// Dropped where there is no answer.
-    pub(crate) answer: oneshot::Sender<Vec<String>>,
 }
 
 /// What is known of the store.
@@ -89,8 +71,8 @@ pub(crate) struct StoreHealth {
     pub(crate) up: AtomicBool,
     /// How often it has been found.
     pub(crate) sessions: AtomicU64,
-    /// So many limiters' part of it does not.
-    pub(crate) apart: AtomicUsize,
+    /// Of a cluster: keys whose node does not answer.
+    pub(crate) apart: Mutex<HashSet<String>>,
     /// Why it did not, the last time.
     pub(crate) why: Mutex<Option<Arc<str>>>,
     /// How many replicas announced themselves, as last heard.
@@ -110,7 +92,7 @@ impl<L> Store<L> {
 
     /// Sends a limiter's transaction: it is answered, or lost within the store's time limit. `false`: there is no thread any more.
     pub(crate) fn send(&self, limiter: &Arc<L>, transaction: Transaction) -> bool {
-        self.commands.send(Command::Call(Call { limiter: limiter.clone(), transaction })).is_ok()
+        self.commands.send(Command::Transact(limiter.clone(), transaction)).is_ok()
     }
 
     /// Blocks until the thread has left the store, at most so long.
@@ -126,7 +108,7 @@ impl<L> Store<L> {
     }
 
     pub(crate) fn snapshot(&self) -> StoreSnapshot {
-        let degraded = !self.health.up.load(Relaxed) || self.health.apart.load(Relaxed) > 0;
+        let degraded = !self.health.up.load(Relaxed) || !lock(&self.health.apart).is_empty();
         let why = lock(&self.health.why).clone();
         StoreSnapshot {
             degraded,
@@ -165,7 +147,7 @@ impl StoreHandle {
     /// texts. `None`: it did not answer within the store's time limit.
     pub async fn run(&self, script: &'static str, keys: Vec<String>, argument: String) -> Option<Vec<String>> {
         let (answer, answered) = oneshot::channel();
-        self.requests.send(Request::Run(ScriptCall { script, keys, argument, answer })).ok()?;
+        self.requests.send(Request::Run { script, keys, argument, answer }).ok()?;
         answered.await.ok()
     }
 

@@ -96,8 +96,8 @@ impl World<'_> {
         if let Some(transaction) = limiter.transaction(self.now) {
             assert!(word.is_none(), "one at a time");
             let idle = limiter.in_flight() == 0 && limiter.waiting() == 0;
-            let outstanding: u64 = transaction.cells.iter().map(|cell| cell.outstanding).sum();
-            assert!(outstanding == 0 || !idle, "{outstanding} ns would come back where nothing is under way");
+            let outstanding: i64 = transaction.cells.iter().map(|cell| cell.outstanding).sum();
+            assert!(outstanding == 0 || !idle, "{outstanding} µs would come back where nothing is under way");
             *word = Some((Command::There(transaction), self.now));
         }
         let replica = &self.replicas[number];

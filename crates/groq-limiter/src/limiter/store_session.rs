@@ -17,14 +17,14 @@ use crate::{
 
 const MILLISECOND: Ns = 1_000_000;
 const SECOND: Ns = 1000 * MILLISECOND;
+/// Who waits asks again at least this often, or the store lets others pass.
+const TURN: Ns = 400 * MILLISECOND;
+/// As long as any replica has something reserved, all tell the store at least this often that they are there.
+const RENEWAL: Ns = 2 * SECOND;
 /// Settlements ride on the next reservation, or go alone after so long.
 const SETTLEMENT_DELAY: Ns = 50 * MILLISECOND;
 /// What headers say of others waits for a settlement so long at most.
 const OBSERVATION_DELAY: Ns = SECOND;
-/// Whose turn it is asks again at least this often, or the store lets others pass.
-const TURN: Ns = 400 * MILLISECOND;
-/// Who waits for its turn asks again after so long: an update may have been lost.
-const POLL: Ns = SECOND;
 
 /// What is known of the store, and what is to be told or asked.
 #[derive(Debug, Default)]
@@ -32,21 +32,19 @@ pub(super) struct StoreSession {
     /// The store can be reached.
     up: bool,
     serial: u64,
-    epoch: i64,
+    /// Empty: it has not been heard of.
+    epoch: String,
     version: u64,
-    /// What others take that wait before this replica, in millionths of the limit.
-    ahead: u64,
-    /// This replica has a place among those that wait.
-    waits: bool,
+    /// What others take that wait before this replica, in millionths of the limit; `None`: it has no place among those that wait.
+    ahead: Option<u64>,
     under_way: Option<UnderWay>,
     /// Charged in the store, and not gone yet.
     granted: Option<(Ticket, Reserved)>,
     requested: Option<Ticket>,
     /// It was not granted and may be too late.
     denied: Option<Ticket>,
-    /// When the store was last asked for a head, and last heard of.
+    /// When the store last answered for a head.
     asked_at: Ns,
-    heard_at: Ns,
     /// When there is room by the answer, if no update has come since.
     room_at: Ns,
     /// When the store is to be told.
@@ -56,10 +54,9 @@ pub(super) struct StoreSession {
 #[derive(Debug)]
 struct UnderWay {
     serial: u64,
+    since: Ns,
     /// Who asks.
     head: Option<(Ticket, Cost)>,
-    /// How many waited, as the store was told.
-    waiting: usize,
 }
 
 impl StoreSession {
@@ -74,38 +71,46 @@ impl StoreSession {
             return None;
         }
         let head = self.requested.take().and_then(|ticket| queue.get(ticket));
-        let leaves = self.waits && queue.is_empty();
-        if head.is_none() && !leaves && self.epoch != 0 && self.flush_at.is_none_or(|at| at > now) {
+        let leaves = self.ahead.is_some() && queue.is_empty();
+        if head.is_none() && !leaves && !self.epoch.is_empty() && self.flush_at.is_none_or(|at| at > now) {
             return None;
         }
         self.serial += 1;
         self.flush_at = None;
+        let learnt = Learnt {
+            limits: if std::mem::take(&mut quotas.untold) { quotas.stated() } else { Vec::new() },
+            answers: quotas.expected_output.take_untold(now),
+        };
         let transaction = Transaction {
             serial: self.serial,
-            epoch: self.epoch,
+            epoch: self.epoch.clone(),
             position: quotas.position,
             asks: head.is_some(),
             waiting: queue.len(),
-            learnt: Learnt {
-                limits: if std::mem::take(&mut quotas.untold) { quotas.stated() } else { Vec::new() },
-                answers: quotas.expected_output.take_untold(now),
-            },
-            cells: quotas.cells(head.map(|queued| &queued.cost)),
+            learnt: learnt.shared(now),
+            cells: quotas.cells(head.map(|queued| &queued.cost), now),
         };
         let head = head.map(|queued| (queued.ticket, quotas.expect(queued.cost)));
-        self.under_way = Some(UnderWay { serial: self.serial, head, waiting: queue.len() });
+        self.under_way = Some(UnderWay { serial: self.serial, since: now, head });
         Some(transaction)
     }
 
-    /// The store's answer to the transaction under way; to another one it comes too late: `false`.
-    pub(super) fn answered(&mut self, serial: u64, answer: &Answer, quotas: &mut QuotaSet, queue: &FairQueue, now: Ns) -> bool {
-        let Some(UnderWay { head, waiting, .. }) = self.under_way.take_if(|under_way| under_way.serial == serial) else {
-            return false;
-        };
+    /// The store's answer to the transaction under way, and when it was given; to another one it comes too late.
+    pub(super) fn answered(
+        &mut self,
+        serial: u64,
+        answer: &Answer,
+        quotas: &mut QuotaSet,
+        queue: &FairQueue,
+        now: Ns,
+    ) -> Option<Ns> {
+        let UnderWay { since, head, .. } = self.under_way.take_if(|under_way| under_way.serial == serial)?;
+        // Half way between: an error of clocks would be counted as usage.
+        let at = since.midpoint(now);
         if self.epoch != answer.state.epoch {
             quotas.renew(answer.state.position.saturating_sub(u64::from(answer.granted)));
         }
-        self.heard(&answer.state, quotas, now);
+        self.heard(&answer.state, quotas, at, now);
         if let Some((ticket, cost)) = head {
             let waits = queue.get(ticket).is_some();
             if answer.granted {
@@ -119,12 +124,10 @@ impl StoreSession {
             } else {
                 self.denied = waits.then_some(ticket);
             }
-            self.waits = waiting > usize::from(answer.granted);
-            (self.asked_at, self.room_at) = (now, now + answer.wait);
-        } else {
-            self.waits &= waiting > 0;
+            let wait = Ns::try_from(answer.wait).unwrap_or(0).saturating_mul(1000);
+            (self.asked_at, self.room_at) = (now, now.saturating_add(wait));
         }
-        true
+        Some(at)
     }
 
     /// What another replica has changed. Whether it was not known.
@@ -132,20 +135,23 @@ impl StoreSession {
         // Its own answer will say more.
         let is_news = self.under_way.is_none() && self.up && self.epoch == state.epoch && self.version < state.version;
         if is_news {
-            self.heard(state, quotas, now);
+            self.heard(state, quotas, now, now);
         }
         is_news
     }
 
-    fn heard(&mut self, state: &State, quotas: &mut QuotaSet, now: Ns) {
-        (self.epoch, self.version, self.ahead) = (state.epoch, state.version, state.ahead);
-        (self.heard_at, self.room_at) = (now, 0);
-        quotas.update(state, now);
+    fn heard(&mut self, state: &State, quotas: &mut QuotaSet, at: Ns, now: Ns) {
+        self.epoch.clone_from(&state.epoch);
+        (self.version, self.ahead, self.room_at) = (state.version, state.ahead, 0);
+        quotas.update(state, at, now);
+        if state.holds_reservations() {
+            self.flush_within(RENEWAL, now);
+        }
     }
 
     /// The store does not answer, or not in words that can be understood: alone, among so many replicas.
     pub(super) fn lost(&mut self, replicas: u32, quotas: &mut QuotaSet, now: Ns) {
-        (self.up, self.waits, self.requested) = (false, false, None);
+        (self.up, self.ahead, self.requested) = (false, None, None);
         if self.under_way.take().is_some() {
             quotas.remotes().for_each(Remote::retract);
         }
@@ -160,14 +166,15 @@ impl StoreSession {
     /// The store can be reached.
     pub(super) fn reached(&mut self, quotas: &mut QuotaSet, now: Ns) {
         if !self.up {
-            (self.up, self.epoch, self.ahead) = (true, 0, 0);
+            (self.up, self.epoch) = (true, String::new());
             quotas.attach(now);
         }
     }
 
     /// Whether the store knows everything, or cannot be told.
-    pub(super) fn is_flushed(&self) -> bool {
-        !self.up || (self.under_way.is_none() && self.flush_at.is_none())
+    pub(super) fn is_flushed(&self, quotas: &mut QuotaSet) -> bool {
+        let is_told = !quotas.has_learnt() && quotas.remotes().all(|each| each.has_pending() == (false, false));
+        !self.up || (self.under_way.is_none() && is_told)
     }
 
     /// Asks for this head of the queue, or says what makes it wait, and until when.
@@ -182,12 +189,11 @@ impl StoreSession {
             self.denied = Some(head.ticket);
             return Some((slot, room));
         }
-        // The first of those that wait has to show that it is there, and updates may be lost.
-        let latest = if self.ahead == 0 { self.asked_at + TURN } else { self.heard_at + POLL };
-        let room =
-            instant(quotas.readiness_after(&head.cost, self.ahead, now)).max(self.room_at).max(self.asked_at + MILLISECOND);
         // Without a place it asks at once, to have one.
-        let turn = if self.waits { room.min(latest) } else { now };
+        let turn = self.ahead.map_or(now, |ahead| {
+            let room = instant(quotas.readiness_after(&head.cost, ahead, now));
+            room.max(self.room_at).max(self.asked_at + MILLISECOND).min(self.asked_at + TURN)
+        });
         let at = turn.max(instant(quotas.own_readiness(&head.cost, now)));
         if at > now {
             return Some((slot, at));

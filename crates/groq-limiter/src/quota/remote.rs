@@ -7,9 +7,32 @@
 use super::send_history::SendSnapshot;
 use crate::{
     bucket::Bucket,
-    store::protocol::{Cell, RemoteView, SentObservation},
+    store::protocol::{Cell, Observed, RemoteView, micros_between},
     types::Ns,
 };
+
+/// What an answer's head said.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SentObservation {
+    /// The request's place in the order of sending.
+    pub(super) position: u64,
+    /// How the quota stood when it was sent.
+    pub(super) snapshot: SendSnapshot,
+    /// By how much it may show too little, ns.
+    pub(super) uncertain: Ns,
+    /// When Groq saw it.
+    pub(super) at: Ns,
+    /// When the quota would have been full again, then.
+    pub(super) truth: Ns,
+}
+
+impl SentObservation {
+    fn told(&self, now: Ns) -> Observed {
+        let Self { position, snapshot, uncertain, at, truth } = *self;
+        let [tat, at, truth] = [snapshot.tat, at, truth].map(|at| micros_between(now, at));
+        Observed { position, tat, corrections: snapshot.corrections / 1000, uncertain: micros(uncertain), at, truth }
+    }
+}
 
 /// Without the store.
 #[derive(Clone, Copy, Debug)]
@@ -66,18 +89,19 @@ impl Remote {
         (self.settled != 0, self.observation.is_some())
     }
 
-    /// The quota's part of a transaction: a head takes `units` and leaves `margin`.
-    pub(super) fn cell(&mut self, bucket: &Bucket, code: Box<str>, units: u64, margin: u64) -> Cell {
+    /// The quota's part of a transaction: a head takes `units` and leaves `margin`. Spans are rounded so that nobody is faster than
+    /// the upstream.
+    pub(super) fn cell(&mut self, bucket: &Bucket, code: String, units: u64, margin: u64, now: Ns) -> Cell {
         self.told = std::mem::take(&mut self.settled);
         Cell {
             code,
-            whole: bucket.span(bucket.limit()),
-            known: self.view.tat,
-            settled: self.told,
-            observation: self.observation.take(),
-            outstanding: self.outstanding,
-            units: bucket.span(units),
-            margin: bucket.span(margin),
+            whole: micros(bucket.span(bucket.limit())),
+            known: micros_between(now, self.view.tat),
+            settled: -self.told.saturating_neg().div_euclid(1000),
+            observed: self.observation.take().map(|observation| observation.told(now)),
+            outstanding: micros(self.outstanding),
+            units: micros(bucket.span(units).saturating_add(999)),
+            margin: micros(bucket.span(margin).saturating_add(999)),
         }
     }
 
@@ -141,4 +165,8 @@ impl Remote {
         }
         true
     }
+}
+
+fn micros(span: Ns) -> i64 {
+    (span / 1000) as i64
 }

@@ -26,7 +26,7 @@ fn attached() -> Quota {
 /// What would come back should this replica fall silent, units.
 fn outstanding(quota: &mut Quota) -> u64 {
     let unit = quota.bucket().expect("it has a limit").span(1);
-    quota.cell(None).expect("it has a limit").outstanding / unit
+    quota.cell(None, NOW).expect("it has a limit").outstanding as u64 * 1000 / unit
 }
 
 /// In nanoseconds it would be another number of units under another limit, and the store would give back too much.
@@ -53,14 +53,14 @@ fn the_store_is_told_what_may_not_have_arrived() {
     quota.attach(NOW);
     let told = |quota: &mut Quota, at| {
         quota.tick(at);
-        quota.cell(None).expect("it has a limit").settled
+        quota.cell(None, at).expect("it has a limit").settled
     };
     quota.update(&RemoteView { tat: NOW + 10 * SECOND, ..RemoteView::default() }, NOW);
     quota.booked(10, NOW);
     quota.sent(1, 10, true, NOW);
     assert_eq!(told(&mut quota, NOW), 0);
     // One of them the margin holds for.
-    assert_eq!(told(&mut quota, NOW + 5 * SECOND), 4_000_000_000);
+    assert_eq!(told(&mut quota, NOW + 5 * SECOND), 4_000_000);
     quota.answered(NOW);
     assert_eq!(told(&mut quota, NOW + 20 * SECOND), 0);
 }
@@ -70,7 +70,7 @@ fn without_a_limit_nothing_is_outstanding() {
     let mut quota = attached();
     quota.booked(100, NOW);
     quota.set_statements(Statements::default(), 0, NOW);
-    assert!(quota.cell(None).is_none());
+    assert!(quota.cell(None, NOW).is_none());
     // A limit that comes back knows nothing of what was reserved before it.
     quota.set_statements(configured(6000), 0, NOW + Duration::from_secs(1).as_nanos() as Ns);
     assert_eq!(outstanding(&mut quota), 0);

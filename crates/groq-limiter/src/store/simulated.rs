@@ -1,6 +1,6 @@
 //! The other end of a store that is no thread with sockets: whoever simulates one takes transactions from here and answers them.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -8,10 +8,9 @@ use crate::{
     registry::Registry,
     shared::SharedLimiter,
     store::{
-        Call, Command, Commands,
+        Command, Commands,
         protocol::{Answer, Transaction},
     },
-    types::Ns,
 };
 
 /// The store's end. Until [`Self::reached`] it counts as out of reach.
@@ -23,7 +22,7 @@ pub struct StoreEnd {
 
 /// A limiter's transaction, to be answered or given up.
 #[derive(Debug)]
-pub struct StoreCall(Call<SharedLimiter>);
+pub struct StoreCall(Arc<SharedLimiter>, Transaction);
 
 impl StoreEnd {
     pub(crate) fn new(commands: Commands<SharedLimiter>, limiters: Weak<Registry>) -> Self {
@@ -34,7 +33,7 @@ impl StoreEnd {
     /// The next transaction. `None`: the limiters are gone.
     pub async fn next(&mut self) -> Option<StoreCall> {
         match self.commands.recv().await? {
-            Command::Call(call) => Some(StoreCall(call)),
+            Command::Transact(limiter, transaction) => Some(StoreCall(limiter, transaction)),
             Command::End(_) => None,
         }
     }
@@ -53,26 +52,21 @@ impl StoreEnd {
 impl StoreCall {
     /// What the limiter tells and asks.
     pub fn transaction(&self) -> &Transaction {
-        &self.0.transaction
+        &self.1
     }
 
     /// The limiter's number.
     pub fn limiter(&self) -> u64 {
-        self.0.limiter.number
-    }
-
-    /// The limiters' clock.
-    pub fn now(&self) -> Ns {
-        self.0.limiter.common.clock.now()
+        self.0.number
     }
 
     /// Answers it.
     pub fn answer(self, answer: &Answer) {
-        self.0.limiter.change_now(|limiter, now| limiter.answered(self.0.transaction.serial, answer, now));
+        self.0.change_now(|limiter, now| limiter.answered(self.1.serial, answer, now));
     }
 
     /// Nobody answers it.
     pub fn give_up(self) {
-        self.0.limiter.unanswered(self.0.transaction.serial);
+        self.0.unanswered(self.1.serial);
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     shared::{SharedLimiter, Submitted},
     store::{
         Command, Commands, Store,
-        protocol::{Answer, Learnt, RemoteView, State, Transaction},
+        protocol::{Answer, SharedQuota, State, Transaction},
     },
     sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     types::{Observation, Priority},
@@ -349,27 +349,28 @@ fn a_store_that_comes_and_goes_leaves_nobody_waiting() {
 /// A store that grants what it is asked for, unless it is just lost.
 fn serve(registry: &Arc<Registry>, mut commands: Commands<SharedLimiter>, over: &AtomicBool) {
     let up = &registry.common.store.as_ref().expect("there is one").health.up;
-    let (mut tat, mut version, mut position) = (0, 0, 0);
+    let (mut tat, mut version, mut position) = (0_i64, 0, 0);
     while !over.load(SeqCst) {
         if !up.swap(true, SeqCst) {
             registry.all().iter().for_each(|limiter| limiter.change_now(Limiter::reached));
         }
-        while let Ok(Command::Call(call)) = commands.of_limiters.try_recv() {
-            let Transaction { serial, asks: granted, cells, .. } = call.transaction;
+        while let Ok(Command::Transact(limiter, transaction)) = commands.of_limiters.try_recv() {
+            let Transaction { serial, asks: granted, cells, .. } = transaction;
             if shuttle::rand::Rng::gen_bool(&mut shuttle::rand::thread_rng(), 0.2) {
                 up.store(false, SeqCst);
                 registry.all().iter().for_each(|limiter| limiter.lost());
-                call.limiter.unanswered(serial);
+                limiter.unanswered(serial);
                 break;
             }
             (version, position) = (version + 1, position + u64::from(granted));
-            let views = cells.iter().map(|cell| {
+            let quotas = cells.into_iter().map(|cell| {
                 tat = cell.known.max(tat).saturating_add(if granted { cell.units } else { 0 });
-                (cell.code.clone(), RemoteView { tat, ..RemoteView::default() })
+                (cell.code, SharedQuota { tat: tat as f64, corrections: 0.0, newest: 0 })
             });
-            let state = State { epoch: 1, version, position, ahead: 0, learnt: Learnt::default(), views: views.collect() };
+            let mut state = State::default();
+            (state.epoch, state.version, state.position, state.quotas) = ("1".into(), version, position, quotas.collect());
             let answer = Answer { granted, wait: 0, state };
-            call.limiter.change_now(|limiter, now| limiter.answered(serial, &answer, now));
+            limiter.change_now(|limiter, now| limiter.answered(serial, &answer, now));
         }
         thread::yield_now();
     }

@@ -2,130 +2,98 @@
 
 use std::{
     io,
-    sync::{Arc, Weak, atomic::Ordering::Relaxed},
+    sync::{Arc, LazyLock, Weak, atomic::Ordering::Relaxed},
 };
 
-use redis::{ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Script, from_redis_value};
+use redis::{FromRedisValue, ParsingError, PushInfo, PushKind, Script, Value, from_redis_value};
 use sha2::{Digest, Sha256};
-use tokio::time::{sleep, timeout};
-
-use super::{
-    health::LOOK,
-    task::{Connection, RedisTask, too_late},
-    wire::Reply,
+use tokio::{
+    sync::{mpsc::UnboundedReceiver, oneshot},
+    time::sleep,
 };
+
+use super::{SCRIPT, connection::Connection, health::LOOK, task::RedisTask};
 use crate::{
     limiter::Limiter,
     request::Scope,
     shared::SharedLimiter,
-    store::protocol::{Answer, Transaction},
-    store::{Call, ScriptCall},
+    store::protocol::{Answer, State, Transaction},
     sync::lock,
 };
 
+static TRANSACTION: LazyLock<Script> = LazyLock::new(|| Script::new(SCRIPT));
+
 impl RedisTask {
     /// Runs a limiter's transaction and tells it the end.
-    pub(super) async fn call(self: Arc<Self>, call: Call<SharedLimiter>) {
-        let generation = self.generation.load(Relaxed);
-        let Call { limiter, transaction } = call;
+    pub(super) async fn transact(self: Arc<Self>, limiter: Arc<SharedLimiter>, transaction: Transaction) {
+        let (serial, request) = (transaction.serial, serde_json::to_string(&transaction).unwrap_or_default());
         let key = self.key(&limiter.key);
         self.know(&key, &limiter);
-        let connection = lock(&self.connection).clone();
-        let of_cluster = matches!(connection, Some(Connection::Cluster(_)));
-        let outcome = match connection {
-            Some(connection) => timeout(self.settings.timeout, self.transact(connection, &key, &transaction)).await,
-            None => Ok(Err(RedisError::from(io::Error::from(io::ErrorKind::NotConnected)))),
-        };
-        match outcome.unwrap_or_else(|_| Err(too_late())) {
-            Ok(answer) => {
-                if of_cluster {
-                    self.keep_apart(|kept| *kept != key);
-                }
-                limiter.change_now(|limiter, now| limiter.answered(transaction.serial, &answer, now));
+        self.health.calls.fetch_add(1, Relaxed);
+        match self.run(&TRANSACTION, &[key], &[&request, &self.name, &self.channel()]).await {
+            Ok((granted, wait, state)) => {
+                let answer = Answer { granted, wait, state: State::seen_by(state, &self.name) };
+                limiter.change_now(|limiter, now| limiter.answered(serial, &answer, now));
             }
-            Err(why) => {
-                if of_cluster {
-                    if self.alone(&key, &why) {
-                        tracing::warn!(error = %why, "a node of the store is lost: its limits are divided by the number of replicas");
-                    }
-                } else {
-                    self.lost(generation, &why);
-                }
-                limiter.unanswered(transaction.serial);
-                if of_cluster {
-                    sleep(LOOK).await;
+            Err(_) => {
+                limiter.unanswered(serial);
+                // The rest of a cluster is there.
+                sleep(LOOK).await;
+                if self.health.up.load(Relaxed) {
                     limiter.change_now(Limiter::reached);
                 }
             }
         }
     }
 
-    async fn transact(&self, mut connection: Connection, key: &str, transaction: &Transaction) -> RedisResult<Answer> {
+    /// Runs a script of the program's own. A failure is the store's, as for a limiter.
+    pub(super) async fn run_for_program(
+        self: Arc<Self>,
+        script: &'static str,
+        keys: Vec<String>,
+        argument: String,
+        answer: oneshot::Sender<Vec<String>>,
+    ) {
         self.health.calls.fetch_add(1, Relaxed);
-        let request = lock(&self.offset).request(transaction);
-        let mut script = self.script.key(key);
-        let script = script.key(format!("{key}:{}", self.name)).arg(request).arg(self.channel());
-        let sent = self.clock.now();
-        let reply = Reply::parse(script.invoke_async(&mut connection).await?).ok_or_else(not_understood)?;
-        let mut offset = lock(&self.offset);
-        offset.learn(reply.now, sent, self.clock.now());
-        offset.answer(reply, &self.name).ok_or_else(not_understood)
+        if let Ok(reply) = self.run(&Script::new(script), &keys, &[&argument, &self.channel()]).await {
+            // Who asked may have left.
+            let _ = answer.send(reply);
+        }
     }
 
-    /// Runs a script of the program's own. A failure is the store's, as for a limiter.
-    pub(super) async fn run_script(self: Arc<Self>, call: ScriptCall) {
-        let generation = self.generation.load(Relaxed);
-        let ScriptCall { script, keys, argument, answer } = call;
-        let Some(mut connection) = lock(&self.connection).clone() else { return };
-        let of_cluster = matches!(connection, Connection::Cluster(_));
-        let key = keys.first().cloned().unwrap_or_default();
-        self.health.calls.fetch_add(1, Relaxed);
-        let running = async {
-            let script = Script::new(script);
-            let mut invocation = script.prepare_invoke();
-            invocation.key(keys).arg(argument).arg(self.channel());
-            invocation.invoke_async(&mut connection).await
-        };
-        match timeout(self.settings.timeout, running).await.unwrap_or_else(|_| Err(too_late())) {
-            // Who asked may have left.
-            Ok(reply) => drop(answer.send(reply)),
-            Err(why) if of_cluster => {
-                self.alone(&key, &why);
-            }
-            Err(why) => {
-                self.lost(generation, &why);
+    /// Hears updates of other replicas until the connection is lost.
+    pub(super) async fn hear(self: Arc<Self>, connection: Weak<Connection>, mut pushes: UnboundedReceiver<PushInfo>) {
+        while let Some(push) = pushes.recv().await {
+            let is_one = || connection.upgrade().is_some_and(|connection| matches!(*connection, Connection::One(_)));
+            match push.kind {
+                PushKind::Message => {
+                    if let Some(Ok(text)) = push.data.into_iter().nth(1).map(from_redis_value) {
+                        self.update(text);
+                    }
+                }
+                // One node of many is noticed by who talks to it.
+                PushKind::Disconnection if is_one() => {
+                    self.lost(&connection, &io::Error::from(io::ErrorKind::ConnectionReset).into());
+                }
+                _ => {}
             }
         }
     }
 
-    /// An update of another replica's, or a lost connection.
-    pub(super) fn hear(&self, push: &PushInfo) {
-        match push.kind {
-            // One node of many; who talks to it will be told.
-            PushKind::Disconnection if matches!(*lock(&self.connection), Some(Connection::Cluster(_))) => {}
-            PushKind::Disconnection => {
-                self.lost(self.generation.load(Relaxed), &RedisError::from(io::Error::from(io::ErrorKind::ConnectionReset)));
-            }
-            PushKind::Message => {
-                let Some(text) = push.data.get(1).and_then(|value| from_redis_value::<String>(value.clone()).ok()) else {
-                    return;
-                };
-                let Some((key, reply)) = text.split_once(' ') else { return };
-                let limiter = lock(&self.known).get(key).and_then(Weak::upgrade);
-                if limiter.is_none()
-                    && let Some(listener) = &*lock(&self.listener)
-                {
-                    // One that has gone hears nothing more.
-                    let _ = listener.send(text);
-                    return;
-                }
-                let reply = serde_json::from_str(reply).ok().and_then(Reply::parse);
-                if let Some((limiter, answer)) = limiter.zip(reply.and_then(|reply| lock(&self.offset).answer(reply, &self.name)))
-                {
-                    limiter.change_now(|limiter, now| limiter.updated(&answer.state, now));
+    /// A limiter's record, or something of the program's, that somebody has changed.
+    fn update(&self, text: String) {
+        let Some((key, record)) = text.split_once(' ') else { return };
+        let limiter = lock(&self.known).get(key).and_then(Weak::upgrade);
+        match (limiter, &*lock(&self.listener)) {
+            (Some(limiter), _) => {
+                if let Ok(state) = serde_json::from_str(record) {
+                    let state = State::seen_by(state, &self.name);
+                    limiter.change_now(|limiter, now| limiter.updated(&state, now));
                 }
             }
-            _ => {}
+            // One that has gone hears nothing more.
+            (None, Some(listener)) => drop(listener.send(text)),
+            (None, None) => {}
         }
     }
 
@@ -140,11 +108,6 @@ impl RedisTask {
         format!("{}:{{{digest}}}", self.settings.prefix)
     }
 
-    /// Where replicas publish what they change.
-    pub(super) fn channel(&self) -> String {
-        format!("{}:updates", self.settings.prefix)
-    }
-
     fn know(&self, key: &str, limiter: &Arc<SharedLimiter>) {
         let mut known = lock(&self.known);
         if known.get(key).is_none_or(|before| before.as_ptr() != Arc::as_ptr(limiter)) {
@@ -154,6 +117,8 @@ impl RedisTask {
     }
 }
 
-fn not_understood() -> RedisError {
-    RedisError::from((ErrorKind::UnexpectedReturnType, "an answer that is not the script's"))
+impl FromRedisValue for State {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        serde_json::from_str(&from_redis_value::<String>(value)?).map_err(|error| error.to_string().into())
+    }
 }
