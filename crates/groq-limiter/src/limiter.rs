@@ -17,7 +17,7 @@ use crate::{
         forecast::{Forecast, forecast},
     },
     quota::Quota,
-    quota_set::{ObservedTokens, QuotaSet, Reserved},
+    quota_set::{QuotaSet, Reserved, limits::ObservedTokens},
     request::{ActualUsage, AdmissionError, AdmissionRequest, Cost, CostEstimate},
     settings::LimitSettings,
     snapshot::LimiterSnapshot,

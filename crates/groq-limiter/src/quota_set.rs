@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
-pub use self::limits::ObservedTokens;
 use self::sole_use::SoleUse;
 use crate::{
     bucket::Readiness,
@@ -20,7 +19,7 @@ use crate::{
     types::{Dimension, Ns, StatedLimit},
 };
 
-mod limits;
+pub mod limits;
 mod sole_use;
 
 /// Quotas of one limiter at most: the eight dimensions that are known, a bound of the operator's beside each, and two that
