@@ -20,7 +20,6 @@ mod rules;
 pub mod schema;
 mod settings;
 mod source;
-mod syntax;
 mod text;
 
 pub use fallback::{Fallback, FallbackReason};

@@ -1,27 +1,21 @@
 //! Checks the file and the overrides against the schema: one walk over the parsed file collects every fault, and the valid values
 //! as JSON, from which serde makes the settings.
 //!
-//! All faults of a file are reported at once, with two exceptions: a line that is not TOML hides faults on the same line, and an
-//! unclosed bracket or string hides everything after it, since toml's parser cannot tell where it should end.
+//! A text that is not TOML is refused with its first error alone: what follows it can only be guessed.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::Range,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Number, Value};
 use toml::{
     Spanned,
-    de::{DeArray, DeTable, DeValue},
+    de::{DeArray, DeInteger, DeTable, DeValue},
 };
 
 use super::{
     faults::{Fault, Origin},
     formats, hints,
-    schema::{choices, example, expected, is_table, schema, tables, under},
+    schema::{choices, example, expected, schema, under},
     settings::Settings,
-    syntax,
-    text::{Lines, near, quoted},
 };
 
 /// Faults that are reported at most: a file with more is not a configuration of ours.
@@ -41,26 +35,24 @@ pub(super) struct Override {
 /// Paths are written `queue.max_wait`, `app[0].name`, `limits.model.a/b`.
 pub(super) struct Document<'a> {
     text: &'a str,
-    lines: Lines,
     overrides: &'a [Override],
     pub(super) origins: BTreeMap<String, Origin>,
     faults: Vec<Fault>,
-    /// Faults of text that is not TOML, and the first line that could not be checked.
-    syntax: (Vec<Fault>, usize),
 }
 
 impl<'a> Document<'a> {
     /// Reads a file's text and the overrides. Values with faults keep their defaults in the settings.
     pub(super) fn read(text: &'a str, overrides: &'a [Override]) -> (Settings, Self) {
-        let (root, errors) = DeTable::parse_recoverable(text);
-        let mut tree = root.into_inner();
+        let mut document = Self { text, overrides, origins: BTreeMap::new(), faults: Vec::new() };
+        let mut tree = DeTable::parse(text).map(Spanned::into_inner).unwrap_or_else(|why| {
+            let (message, help) = hints::syntax(&why);
+            document.push(Origin::File(why.span().unwrap_or_default()), "", message, help.into());
+            DeTable::new()
+        });
         for (index, value) in overrides.iter().enumerate() {
             // A span after the end of the text identifies the override.
             set(&mut tree, value, text.len() + 1 + index);
         }
-        let lines = Lines::new(text);
-        let syntax = syntax::faults(&lines, &errors);
-        let mut document = Self { text, lines, overrides, origins: BTreeMap::new(), faults: Vec::new(), syntax };
         let value = document.table("", &tree, schema());
         let settings = serde_json::from_value(value).unwrap_or_else(|why| {
             document.refuse("", why.to_string(), "");
@@ -74,10 +66,6 @@ impl<'a> Document<'a> {
         for (key, value) in entries {
             let name = key.get_ref().as_ref();
             let path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-            // toml's parser inserts an empty value where one is missing.
-            if value.span().is_empty() && value.span().start <= self.text.len() && !value.get_ref().is_table() {
-                continue;
-            }
             if let Some(schema) = under(schema, name) {
                 read.extend(self.value(&path, value, schema).map(|value| (name.to_owned(), value)));
             } else {
@@ -99,47 +87,70 @@ impl<'a> Document<'a> {
     }
 
     fn value(&mut self, path: &str, value: &Spanned<DeValue<'_>>, schema: &'static Value) -> Option<Value> {
-        self.origins.insert(path.to_owned(), self.origin_of(value.span()));
+        let origin = self.from(value).map_or_else(|| Origin::File(value.span()), |from| Origin::Override(from.name.clone()));
+        self.origins.insert(path.to_owned(), origin);
         let read = match (value.get_ref(), schema["type"].as_str()) {
-            (DeValue::Table(entries), Some("object")) => Ok(self.table(path, entries, schema)),
-            (DeValue::Array(items), Some("array")) => Ok(self.list(path, items, schema)),
-            (value, _) => scalar(path, value, schema),
+            (DeValue::Table(entries), Some("object")) => return Some(self.table(path, entries, schema)),
+            (DeValue::Array(items), Some("array")) => return self.list(path, items, schema),
+            (value, _) => scalar(value, schema),
         };
-        read.map_err(|(message, help)| self.refuse(path, message, help)).ok()
+        if read.is_none() {
+            let message = format!("expected {}, found {}", expected(schema), self.found(value));
+            self.refuse(path, message, hints::wrong(path, value.get_ref(), schema));
+        }
+        read
     }
 
-    fn list(&mut self, path: &str, items: &DeArray<'_>, schema: &'static Value) -> Value {
-        let mut read = Vec::new();
+    /// A list without its wrong items would have other indexes than the file's, so one wrong item takes the list with it.
+    fn list(&mut self, path: &str, items: &DeArray<'_>, schema: &'static Value) -> Option<Value> {
+        let (mut read, mut seen) = (Vec::new(), BTreeSet::new());
         for (index, item) in items.iter().enumerate() {
             let path = format!("{path}[{index}]");
-            match self.value(&path, item, &schema["items"]) {
-                Some(value) if schema["uniqueItems"] == true && read.contains(&value) => self.refuse(&path, "listed twice", ""),
-                value => read.extend(value),
+            let mut value = self.value(&path, item, &schema["items"]);
+            if schema["uniqueItems"] == true && value.as_ref().is_some_and(|value| !seen.insert(value.to_string())) {
+                self.refuse(&path, "listed twice", "");
+                value = None;
             }
+            read.push(value);
         }
         if items.is_empty() && schema["minItems"] == 1 {
             self.refuse(path, "the list is empty", "");
         }
-        Value::Array(read)
+        read.into_iter().collect::<Option<_>>().map(Value::Array)
     }
 
-    fn origin_of(&self, span: Range<usize>) -> Origin {
-        match self.overrides.get(span.start.wrapping_sub(self.text.len() + 1)) {
-            Some(value) => Origin::Override(value.name.clone()),
-            None => Origin::File(span),
+    /// The override that set a value, if its span is none of the file's.
+    fn from(&self, value: &Spanned<DeValue<'_>>) -> Option<&'a Override> {
+        self.overrides.get(value.span().start.wrapping_sub(self.text.len() + 1))
+    }
+
+    /// A value as it was written.
+    fn found(&self, value: &Spanned<DeValue<'_>>) -> String {
+        let text = self.from(value).map_or_else(|| &self.text[value.span()], |from| &from.text);
+        let line: String = text.lines().next().unwrap_or_default().chars().take(80).collect();
+        match value.get_ref() {
+            DeValue::Array(_) => "a list".into(),
+            DeValue::Table(_) => "a table".into(),
+            DeValue::Integer(n) if integer(n).is_none() => format!("{line}, which does not fit 64 bits"),
+            _ => line,
         }
     }
 
     /// Adds a fault of the value at this path, or of its absence.
     pub(super) fn refuse(&mut self, path: &str, message: impl Into<String>, help: impl Into<String>) {
-        let origin = self.origin(path);
-        self.faults.push(Fault { origin, path: path.to_owned(), message: message.into(), help: help.into() });
+        self.push(self.origin(path), path, message.into(), help.into());
     }
 
     /// Adds a fault of a variable that sets no key.
     pub(super) fn refuse_override(&mut self, name: &str, message: &str, help: String) {
-        let origin = Origin::Override(name.to_owned());
-        self.faults.push(Fault { origin, path: String::new(), message: message.to_owned(), help });
+        self.push(Origin::Override(name.to_owned()), "", message.to_owned(), help);
+    }
+
+    fn push(&mut self, origin: Origin, path: &str, message: String, help: String) {
+        // One more than are shown, to know that there are more.
+        if self.faults.len() <= MOST_FAULTS {
+            self.faults.push(Fault { origin, path: path.to_owned(), message, help });
+        }
     }
 
     /// Whether the key at this path has a value other than its default.
@@ -158,13 +169,12 @@ impl<'a> Document<'a> {
         around(path).find_map(|path| self.origins.get(path)).cloned().unwrap_or(Origin::Whole)
     }
 
-    /// All faults, in the order of the file, then those of variables and flags.
+    /// All faults, in the order of the file, then those of variables and flags; where the file as a whole is at fault, that alone.
     pub(super) fn into_faults(mut self) -> Vec<Fault> {
-        let (syntax, end) = std::mem::take(&mut self.syntax);
-        let broken: BTreeSet<_> = syntax.iter().filter_map(|fault| fault.line(&self.lines)).collect();
-        // A fault on a line that is not TOML is most often a consequence.
-        self.faults.retain(|fault| fault.line(&self.lines).is_none_or(|line| line < end && !broken.contains(&line)));
-        self.faults.extend(syntax);
+        let is_whole = |fault: &Fault| fault.path.is_empty() && !matches!(fault.origin, Origin::Override(_));
+        if let Some(fault) = self.faults.iter().find(|fault| is_whole(fault)) {
+            return vec![fault.clone()];
+        }
         self.faults.sort_by_key(|fault| match &fault.origin {
             Origin::File(span) => (0, span.start),
             Origin::Override(_) => (1, 0),
@@ -197,54 +207,31 @@ fn set<'a>(tree: &mut DeTable<'a>, from: &'a Override, at: usize) {
     table.insert(Spanned::new(at..at, key.into()), Spanned::new(at..at, value));
 }
 
-/// Checks a value that is not a table or list, or should not be one. An error is a message and a help.
-fn scalar(path: &str, value: &DeValue<'_>, schema: &Value) -> Result<Value, (String, String)> {
-    let (kind, words) = (schema["type"].as_str().unwrap_or_default(), choices(schema));
+/// A value that is neither a table nor a list, if its schema accepts it.
+fn scalar(value: &DeValue<'_>, schema: &Value) -> Option<Value> {
+    let kind = schema["type"].as_str().unwrap_or_default();
     let bound = |name: &str| schema[name].as_f64();
-    let in_range = |n: f64| {
+    let is_in_range = |n: f64| {
         bound("minimum").is_none_or(|least| n >= least)
             && bound("exclusiveMinimum").is_none_or(|least| n > least)
             && bound("maximum").is_none_or(|most| n <= most)
     };
-    let read = match value {
-        DeValue::String(text) if words.contains(&text.as_ref()) => Some(text.as_ref().into()),
-        DeValue::String(text) if kind == "string" && formats::accepts(schema["title"].as_str(), text) => {
-            Some(text.as_ref().into())
-        }
-        DeValue::Boolean(flag) if kind == "boolean" => Some((*flag).into()),
-        DeValue::Integer(n) if kind == "integer" || kind == "number" => {
-            i64::from_str_radix(n.as_str(), n.radix()).ok().filter(|n| in_range(*n as f64)).map(Value::from)
-        }
-        DeValue::Float(n) if kind == "number" => {
-            n.as_str().parse().ok().filter(|n| in_range(*n)).and_then(Number::from_f64).map(Value::Number)
-        }
-        _ => None,
+    let read: Value = match value {
+        DeValue::String(text) if choices(schema).contains(&text.as_ref()) => text.as_ref().into(),
+        DeValue::String(text) if kind == "string" && formats::accepts(schema, text) => text.as_ref().into(),
+        DeValue::Boolean(flag) if kind == "boolean" => (*flag).into(),
+        DeValue::Integer(n) if kind == "integer" || kind == "number" => integer(n)?.into(),
+        DeValue::Float(n) if kind == "number" => Number::from_f64(n.as_str().parse().ok()?)?.into(),
+        _ => return None,
     };
-    let found = match value {
-        _ if read.is_some() => return Ok(read.unwrap_or_default()),
-        DeValue::String(text) => quoted(&text.chars().take(80).collect::<String>()),
-        DeValue::Integer(n) if i64::from_str_radix(n.as_str(), n.radix()).is_err() => format!("{n}, which does not fit 64 bits"),
-        DeValue::Integer(n) => n.to_string(),
-        DeValue::Float(n) => n.to_string(),
-        DeValue::Boolean(flag) => flag.to_string(),
-        DeValue::Datetime(date) => date.to_string(),
-        DeValue::Array(_) => "a list".into(),
-        DeValue::Table(_) => "a table".into(),
-    };
-    let meant =
-        value.as_str().and_then(|text| near(text, words.iter().copied())).map(|word| format!("did you mean {}?", quoted(word)));
-    let is_of_kind = (kind == "string") == (value.type_str() == "string");
-    let remedy = || schema["x-help"].as_str().filter(|_| is_of_kind).map(str::to_owned);
-    let table = || around(path).find_map(|path| tables().iter().find(|table| table.path == path)).filter(|_| is_table(schema));
-    let table = || table().map(|table| format!("write {} on a line of its own, its keys below", table.header));
-    let unset = if schema["default"].is_null() && matches!(kind, "integer" | "number") { ", or leave the key out" } else { "" };
-    let example = || example(schema).filter(|_| words.is_empty() && kind != "boolean");
-    let example = || example().map(|example| format!("for example {example}{unset}"));
-    let help = meant.or_else(remedy).or_else(table).or_else(example).unwrap_or_default();
-    Err((format!("expected {}, found {found}", expected(schema)), help))
+    read.as_f64().is_none_or(is_in_range).then_some(read)
+}
+
+fn integer(n: &DeInteger<'_>) -> Option<i64> {
+    i64::from_str_radix(n.as_str(), n.radix()).ok()
 }
 
 /// A path and those of the tables and lists around it.
-fn around(path: &str) -> impl Iterator<Item = &str> {
+pub(super) fn around(path: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(Some(path), |path| Some(path.rsplit_once(['.', '['])?.0))
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{
     faults::Origin,
     settings::Settings,
-    text::{Lines, quoted, toml_value},
+    text::{quoted, toml_value},
 };
 
 /// One key as it is in effect.
@@ -57,7 +57,7 @@ fn collect(table: &Value, header: &str, path: &str, entries: &mut Vec<Entry>) {
 pub(super) fn toml(settings: &Settings, origins: &BTreeMap<String, Origin>, name: &str, text: &str) -> String {
     let mut out = String::new();
     let mut last = String::new();
-    let lines = Lines::new(text);
+    let ends: Vec<_> = text.match_indices('\n').map(|(at, _)| at).collect();
     for Entry { table, path, key, value } in entries(settings) {
         let parent = &path[..path.len() - key.len()];
         if last != parent {
@@ -69,7 +69,7 @@ pub(super) fn toml(settings: &Settings, origins: &BTreeMap<String, Origin>, name
             continue;
         };
         let origin = match origins.get(&path) {
-            Some(Origin::File(span)) => format!("  # {name}:{}", lines.of(span.start)),
+            Some(Origin::File(span)) => format!("  # {name}:{}", ends.partition_point(|end| *end < span.start) + 1),
             Some(Origin::Override(from)) => format!("  # {from}"),
             Some(Origin::Whole) | None => String::new(),
         };

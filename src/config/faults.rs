@@ -4,7 +4,7 @@ use std::{fmt, ops::Range};
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
-use super::text::{Lines, masked};
+use super::text::masked;
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,13 +28,6 @@ pub struct Fault {
     pub message: String,
     /// How to mend it; empty where that is not known.
     pub help: String,
-}
-
-impl Fault {
-    /// Its line in the file, from 1.
-    pub(super) fn line(&self, lines: &Lines) -> Option<usize> {
-        if let Origin::File(span) = &self.origin { Some(lines.of(span.start)) } else { None }
-    }
 }
 
 /// All faults of one reading, shown with the file's lines.

@@ -20,8 +20,8 @@ pub(super) trait Format {
     fn show(value: &Self::Value) -> Option<String>;
 }
 
-/// Whether a text is valid for the format with this title in the schema. Without a known title, it must only not be empty.
-pub(super) fn accepts(title: Option<&str>, text: &str) -> bool {
+/// Whether a text is valid for the format that a schema's title names. Without a known title, it must only not be empty.
+pub(super) fn accepts(schema: &serde_json::Value, text: &str) -> bool {
     fn of<F: Format>() -> (&'static str, fn(&str) -> bool) {
         (F::TITLE, |text| F::parse(text).is_some())
     }
@@ -41,7 +41,7 @@ pub(super) fn accepts(title: Option<&str>, text: &str) -> bool {
         }),
         ("the name of an environment variable", is_variable),
     ];
-    let format = formats.into_iter().find(|(known, _)| Some(*known) == title);
+    let format = formats.into_iter().find(|(title, _)| schema["title"] == *title);
     format.map_or_else(|| !text.trim().is_empty(), |(_, accepts)| accepts(text))
 }
 

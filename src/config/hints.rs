@@ -1,11 +1,61 @@
-//! Suggestions for keys and tables that do not exist.
+//! How to mend a fault: suggestions for keys that do not exist, values that are refused, and text that is not TOML.
 
 use serde_json::Value;
+use toml::de::{DeValue, Error};
 
 use super::{
-    schema::{MODEL, Table, properties, tables},
+    document::around,
+    schema::{MODEL, Table, choices, default, example, is_table, properties, tables},
     text::{near, quoted},
 };
+
+/// The start of a message of TOML's parser, and how to mend what it is about.
+const SYNTAX: [(&str, &str); 10] = [
+    ("unclosed", CLOSE),
+    ("missing comma", CLOSE),
+    ("duplicate key", "each key and table stands once: put everything under the first"),
+    ("invalid basic string", "close the text with a quote"),
+    ("invalid literal string", "close the text with a quote"),
+    ("invalid unquoted key", "put quotes around a name such as [limits.model.\"openai/gpt-oss-20b\"]"),
+    ("key with no value", "write `=` before a value, as in max_wait = \"50s\""),
+    ("string values must be quoted", QUOTE),
+    ("invalid boolean", QUOTE),
+    ("invalid float", QUOTE),
+];
+
+const CLOSE: &str = "separate items with commas, and close every bracket";
+const QUOTE: &str = "text stands in quotes, as in \"50s\"; flags are true or false";
+
+/// What is wrong with a text that is not TOML, and how to mend it.
+pub(super) fn syntax(error: &Error) -> (String, &'static str) {
+    let message = error.message();
+    let help = SYNTAX.iter().find(|(start, _)| message.starts_with(start)).map_or("", |(_, help)| help);
+    // The parser guesses what was meant, and takes a missing value for text without quotes.
+    let message = match error.span() {
+        Some(span) if help == QUOTE && span.is_empty() => "the value is missing",
+        _ if help == QUOTE => "not a value",
+        _ => message,
+    };
+    (message.to_owned(), help)
+}
+
+/// How to mend the value of the key at this path.
+pub(super) fn wrong(path: &str, value: &DeValue<'_>, schema: &Value) -> String {
+    let (words, kind) = (choices(schema), schema["type"].as_str().unwrap_or_default());
+    if let Some(word) = value.as_str().and_then(|text| near(text, words.iter().copied())) {
+        return format!("did you mean {}?", quoted(word));
+    }
+    if let Some(help) = schema["x-help"].as_str().filter(|_| (kind == "string") == value.is_str()) {
+        return help.to_owned();
+    }
+    if is_table(schema) {
+        let table = around(path).find_map(|path| tables().iter().find(|table| table.path == path));
+        return table.map(|table| format!("write {} on a line of its own, its keys below", table.header)).unwrap_or_default();
+    }
+    let unset = if default(schema).is_none() && matches!(kind, "integer" | "number") { ", or leave the key out" } else { "" };
+    let example = example(schema).filter(|_| words.is_empty() && kind != "boolean");
+    example.map(|example| format!("for example {example}{unset}")).unwrap_or_default()
+}
 
 /// How to mend a key or table of this name and path that its table does not have.
 pub(super) fn unknown(name: &str, path: &str, holds_keys: bool, table: &'static Value) -> String {

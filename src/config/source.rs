@@ -255,9 +255,9 @@ mod tests {
         let source = Source { upstream: Some("api.groq.com".into()), ..Source::default() };
         let shown = faults("", &[("GROQ_SHIELD_QUEUE_MAX_WAIT", "50"), ("GROQ_SHIELD_QUEU_MAX_WAIT", "50s")], source);
         for part in [
-            "error: GROQ_SHIELD_QUEUE_MAX_WAIT: `queue.max_wait`: expected a time with its unit, 0s to 24h, found \"50\"\n",
+            "error: GROQ_SHIELD_QUEUE_MAX_WAIT: `queue.max_wait`: expected a time with its unit, 0s to 24h, found 50\n",
             "error: GROQ_SHIELD_QUEU_MAX_WAIT: no key has this name\n |\n = help: did you mean GROQ_SHIELD_QUEUE_MAX_WAIT?\n",
-            "error: --upstream: `upstream.base_url`: expected an http or https URL without user, query and /openai/v1, found \"api.groq.com\"\n |\n = help: for example \"https://api.groq.com\"\n",
+            "error: --upstream: `upstream.base_url`: expected an http or https URL without user, query and /openai/v1, found api.groq.com\n |\n = help: for example \"https://api.groq.com\"\n",
             "3 faults",
         ] {
             assert!(shown.contains(part), "{part}\n{shown}");

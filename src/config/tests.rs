@@ -1,4 +1,4 @@
-use super::{Class, Faults, Plan, Settings, example, source::read};
+use super::{Class, Faults, Plan, Settings, document::Override, example, source::read};
 
 mod each_fault;
 
@@ -63,7 +63,7 @@ fn no_number_is_nan_or_infinite() {
 
 #[test]
 fn all_faults_come_in_one_go_and_in_the_order_of_the_file() {
-    let text = "[server]\nlisen = 1\nthreads = = 2\n[queue]\nmax_wait = \"5\"\n[retry]\nattempts = 0\n[[app]]\nname = \"\"\n";
+    let text = "[server]\nlisen = 1\nthreads = true\n[queue]\nmax_wait = \"5\"\n[retry]\nattempts = 0\n[[app]]\nname = \"\"\n";
     let all = faults(text);
     let places: Vec<_> = all.lines().filter_map(|line| line.trim_start().strip_prefix("--> f.toml:")).collect();
     assert_eq!(places, ["2:1", "3:11", "5:12", "7:12", "9:8"], "{all}");
@@ -79,16 +79,45 @@ fn every_bad_item_of_a_list_is_a_fault() {
     );
 }
 
+/// Where a text that is not TOML goes on can only be guessed: faults after an open bracket were consequences of it, and so are those
+/// of variables whose other half is in the file.
 #[test]
-fn an_array_that_is_never_closed_is_told_once() {
+fn a_file_that_is_not_toml_has_one_fault() {
+    for (text, place, message, help) in [
+        (
+            "[retry]\nattempts = 0\n[[organization]]\nname = \"o\"\napi_key_env = [\"A\",\n\n[log]\nlevel = \"info\"\n",
+            "8:1",
+            "missing comma between array elements, expected `,`",
+            "separate items with commas, and close every bracket",
+        ),
+        (
+            "[[fallback]]\nmodel = \"a\"\nto = [\"qwen/qwen3-32b\",\n",
+            "3:24",
+            "unclosed array, expected `]`",
+            "separate items with commas, and close every bracket",
+        ),
+        ("[server]\nlisen = 1\nthreads = = 2\nmax_body = 5s\n", "3:11", "extra `=`, expected nothing", ""),
+    ] {
+        assert_eq!(only(text), (place.to_owned(), message.to_owned(), help.to_owned()), "{text}");
+    }
+    let kind = [Override { name: "KIND".into(), path: "store.kind".into(), text: "redis".into() }];
+    let (_, document) = read("[store]\nurl = redis://h\n", &kind);
+    assert_eq!(document.into_faults().len(), 1);
+}
+
+/// An index was the one among the items that are right.
+#[test]
+fn an_index_is_that_of_the_file() {
     let all = faults(
-        "[retry]\nattempts = 0\n[[organization]]\nname = \"o\"\napi_key_env = [\"A\",\n\n[log]\nlevel = \"info\"\nformat = \"text\"\n",
+        "[[organization]]\nname = \"o\"\napi_key_env = [\"$A\", \"B\"]\n[[organization]]\nname = \"p\"\napi_key_env = [\"C\", \"C\"]\n",
     );
-    assert!(all.contains("unclosed array, expected `]`"), "{all}");
-    assert!(all.contains("attempts") && all.ends_with("\n2 faults in the configuration"), "{all}");
-    // No rule reports what the parser takes for further models.
-    let (_, message, _) = only("[[fallback]]\nmodel = \"a\"\nto = [\"qwen/qwen3-32b\",\n[queue]\nmax_wait = 5\n");
-    assert_eq!(message, "unclosed array, expected `]`");
+    assert!(
+        all.contains("`organization[0].api_key_env[0]`: expected") && all.contains("`organization[1].api_key_env[1]`"),
+        "{all}"
+    );
+    assert!(all.ends_with("\n2 faults in the configuration"), "{all}");
+    let chains = "[[fallback]]\nmodel = \"m\"\nto = [1, \"unknown\"]\n";
+    assert_eq!(only(chains).1, "`fallback[0].to[0]`: expected text, found 1");
 }
 
 #[test]
@@ -333,8 +362,8 @@ fn budgets_and_circular_fallbacks_are_checked() {
     let quoted = settings("[[app]]\nname = 'say \"a\"'\ntokens_per_day = 9223372036854775807\n");
     assert_eq!(quoted.app[0].budgets()[0].limit, i64::MAX as u64);
     let long = format!("[[app]]\nname = \"{}\"\n", "x".repeat(10_000));
-    let found = "x".repeat(80);
-    assert_eq!(only(&long).1, format!("`app[0].name`: expected a name of 1 to 128 printable bytes, found \"{found}\""));
+    let found = "x".repeat(79);
+    assert_eq!(only(&long).1, format!("`app[0].name`: expected a name of 1 to 128 printable bytes, found \"{found}"));
     let priced =
         settings("[[app]]\nname = \"a\"\ncost_per_day = 1.5\ntokens_per_day = 7\n[price.\"m\"]\ninput = 0.5\noutput = 1\n");
     let budgets: Vec<_> = priced.app[0].budgets().iter().map(|budget| (budget.key(), budget.limit)).collect();
@@ -356,8 +385,8 @@ fn budgets_and_circular_fallbacks_are_checked() {
 #[test]
 fn large_files_of_faults_are_read_at_once() {
     let started = tokio::time::Instant::now();
-    for line in ["x+/9 Zm9v\n", "key = 1 2\n", "[[app]]\nnmae = 1\n"] {
-        assert!(faults(&line.repeat(50_000)).ends_with("101 faults in the configuration"));
+    for (line, count) in [("x+/9 Zm9v\n", "1 fault"), ("key = 1 2\n", "1 fault"), ("[[app]]\nnmae = 1\n", "101 faults")] {
+        assert!(faults(&line.repeat(50_000)).ends_with(&format!("\n{count} in the configuration")), "{line}");
     }
     let taken = started.elapsed();
     assert!(taken < std::time::Duration::from_secs(60), "{taken:?}");

@@ -47,17 +47,3 @@ pub(super) fn masked(text: &str, stars: fn(usize) -> usize) -> String {
     });
     parts.collect()
 }
-
-/// Where the lines of a text begin.
-pub(super) struct Lines(Vec<usize>);
-
-impl Lines {
-    pub(super) fn new(text: &str) -> Self {
-        Self(std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect())
-    }
-
-    /// The line of a place in the text, from 1.
-    pub(super) fn of(&self, at: usize) -> usize {
-        self.0.partition_point(|start| *start <= at)
-    }
-}

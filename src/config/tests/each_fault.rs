@@ -315,7 +315,7 @@ fn every_kind_of_fault_has_its_place_and_remedy() {
             "[limits.model.openai/gpt-oss-20b]\n",
             "1:21",
             "invalid unquoted key, expected letters, numbers, `-`, `_`",
-            "write `=` before a value, and quotes around a name such as [limits.model.\"openai/gpt-oss-20b\"]",
+            "put quotes around a name such as [limits.model.\"openai/gpt-oss-20b\"]",
         ),
         (
             "[server]\nthreads =\n",
