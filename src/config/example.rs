@@ -44,21 +44,12 @@ pub fn markdown() -> String {
     out
 }
 
-/// The example file with every key set: defaults and examples.
-#[cfg(test)]
-pub(super) fn every_key() -> String {
-    let file = file();
-    let lines = file.lines().map(|line| line.strip_prefix("# for example ").unwrap_or(line));
-    let lines = lines.map(|line| line.strip_prefix('#').filter(|key| !key.starts_with([' ', ':'])).unwrap_or(line));
-    lines.filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::{fs, path::Path};
 
     use super::*;
-    use crate::config::{effective, schema::schema, settings::Settings, source::read as read_document};
+    use crate::config::{effective, schema::schema, settings::Settings, source::read as read_document, tests::every_key};
 
     const MARK: &str = "<!-- generated from src/config/settings.rs: `just config` -->";
 

@@ -5,7 +5,7 @@ use toml::de::{DeValue, Error};
 
 use super::{
     document::around,
-    schema::{MODEL, Table, choices, default, example, is_table, properties, tables},
+    schema::{MODEL, Table, choices, default, element, example, keys, tables},
     text::{near, quoted},
 };
 
@@ -48,7 +48,7 @@ pub(super) fn wrong(path: &str, value: &DeValue<'_>, schema: &Value) -> String {
     if let Some(help) = schema["x-help"].as_str().filter(|_| (kind == "string") == value.is_str()) {
         return help.to_owned();
     }
-    if is_table(schema) {
+    if element(schema).is_some() {
         let table = around(path).find_map(|path| tables().iter().find(|table| table.path == path));
         return table.map(|table| format!("write {} on a line of its own, its keys below", table.header)).unwrap_or_default();
     }
@@ -59,10 +59,10 @@ pub(super) fn wrong(path: &str, value: &DeValue<'_>, schema: &Value) -> String {
 
 /// How to mend a key or table of this name and path that its table does not have.
 pub(super) fn unknown(name: &str, path: &str, holds_keys: bool, table: &'static Value) -> String {
-    let known = || properties(table).into_iter().flatten();
+    let known = || keys(table).map(|(key, _)| key);
     let lower = name.to_lowercase();
     if ["api_key", "apikey", "groq_api_key", "token"].contains(&lower.as_str()) {
-        let env = known().map(|(key, _)| key.as_str()).find(|key| key.ends_with("_env")).unwrap_or("upstream.api_key_env");
+        let env = known().find(|key| key.ends_with("_env")).unwrap_or("upstream.api_key_env");
         return format!("keys do not belong in the file: `{env}` names the environment variable with it");
     }
     // Names of our keys in other programs.
@@ -80,8 +80,8 @@ pub(super) fn unknown(name: &str, path: &str, holds_keys: bool, table: &'static 
     let has_key = |table: &&Table| table.keys.iter().any(|(known, _)| *known == key);
     let homes: Vec<_> = tables().iter().filter(has_key).map(|table| table.header.replace(MODEL, "…")).collect();
     let elsewhere = tables().iter().find(|table| table.path.ends_with(&format!(".{name}")));
-    let is_here = known().any(|(known, _)| known == key);
-    match near(key, known().map(|(key, _)| key.as_str())) {
+    let is_here = known().any(|known| known == key);
+    match near(key, known()) {
         Some(near) if is_here || homes.is_empty() => {
             let path = format!("{}{near}", path.strip_suffix(name).unwrap_or_default());
             let header = tables().iter().find(|table| table.path == path).map(|table| table.header.clone());
@@ -95,6 +95,19 @@ pub(super) fn unknown(name: &str, path: &str, holds_keys: bool, table: &'static 
         }
         _ => elsewhere.map(|table| format!("did you mean {}?", table.header)).unwrap_or_default(),
     }
+}
+
+/// How to mend a variable that is none of these.
+pub(super) fn variable(name: &str, known: &[String]) -> String {
+    let below: Vec<_> = known.iter().filter(|key| key.strip_prefix(name).is_some_and(|key| key.starts_with('_'))).collect();
+    if !below.is_empty() {
+        let below = below.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        return format!("a table is set by its keys: {below}");
+    }
+    let near = near(name, known.iter().map(String::as_str)).map(|near| format!("did you mean {near}?"));
+    near.unwrap_or_else(|| {
+        "variables are named GROQ_SHIELD_TABLE_KEY; models, organizations and apps can only be set in the file".into()
+    })
 }
 
 #[cfg(test)]

@@ -131,9 +131,10 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        LogFormat, example,
+        LogFormat,
         schema::{Table, description, tables},
         source::read,
+        tests::every_key,
     };
 
     fn reload(file: &Path) -> Reload {
@@ -177,7 +178,7 @@ mod tests {
 
     #[test]
     fn keys_are_live_where_the_documentation_says_so() {
-        let text = example::every_key();
+        let text = every_key();
         let (every_key, _) = read(&text, &[]);
         let default = Settings::default();
         let changes = changes(&every_key, &default, &in_force(&every_key, default.clone()));

@@ -6,7 +6,7 @@ use schemars::{
     generate::SchemaSettings,
     transform::{Transform, transform_subschemas},
 };
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{
     settings::Settings,
@@ -65,6 +65,11 @@ impl Table {
     pub(super) fn documented_keys(&self) -> &[(&'static str, &'static Value)] {
         if self.path == "limits.model" { &[] } else { &self.keys }
     }
+
+    /// The variable that sets this key of a single table: `GROQ_SHIELD_QUEUE_MAX_WAIT`.
+    pub(super) fn variable(&self, key: &str) -> String {
+        format!("GROQ_SHIELD_{}_{key}", self.path.replace('.', "_")).to_uppercase()
+    }
 }
 
 /// All tables, in the order of the example file.
@@ -79,42 +84,38 @@ pub(super) fn tables() -> &'static [Table] {
 
 /// Adds the tables inside this one, each with its keys that are not tables.
 fn collect(outer: &str, schema: &'static Value, tables: &mut Vec<Table>) {
-    for (name, schema) in properties(schema).into_iter().flatten() {
-        let path = if outer.is_empty() { name.clone() } else { format!("{outer}.{name}") };
-        let forms = [
-            (schema, format!("[{path}]")),
-            (&schema["items"], format!("[[{path}]]")),
-            (&schema["additionalProperties"], format!("[{path}.{}]", quoted(MODEL))),
-        ];
-        let Some((element, header)) = forms.into_iter().find(|(element, _)| properties(element).is_some()) else { continue };
-        let keys = properties(element).into_iter().flatten().map(|(name, schema)| (name.as_str(), schema));
-        let keys = keys.filter(|(_, schema)| !is_table(schema)).collect();
+    for (name, schema) in keys(schema) {
+        let Some(element) = element(schema) else { continue };
+        let path = if outer.is_empty() { name.to_owned() } else { format!("{outer}.{name}") };
         tables.push(Table {
+            header: match &schema["type"] {
+                _ if std::ptr::eq(element, schema) => format!("[{path}]"),
+                kind if kind == "array" => format!("[[{path}]]"),
+                _ => format!("[{path}.{}]", quoted(MODEL)),
+            },
             path: path.clone(),
-            header,
             description: description(schema),
             is_single: std::ptr::eq(element, schema),
             has_required_keys: element.get("required").is_some(),
-            keys,
+            keys: keys(element).filter(|(_, schema)| self::element(schema).is_none()).collect(),
         });
         collect(&path, element, tables);
     }
 }
 
-/// Whether a key with this schema holds a table, a list of tables, or tables by name.
-pub(super) fn is_table(schema: &Value) -> bool {
-    [schema, &schema["items"], &schema["additionalProperties"]].into_iter().any(|element| properties(element).is_some())
+/// The schema of one table, for a key that holds a table, a list of tables, or tables by name.
+pub(super) fn element(schema: &Value) -> Option<&Value> {
+    [schema, &schema["items"], &schema["additionalProperties"]].into_iter().find(|element| element["properties"].is_object())
 }
 
 /// A table's keys and the tables inside it.
-pub(super) fn properties(schema: &Value) -> Option<&Map<String, Value>> {
-    schema.get("properties")?.as_object()
+pub(super) fn keys(schema: &Value) -> impl Iterator<Item = (&str, &Value)> {
+    schema["properties"].as_object().into_iter().flatten().map(|(name, schema)| (name.as_str(), schema))
 }
 
 /// The schema of this key of a table.
 pub(super) fn under<'a>(schema: &'a Value, key: &str) -> Option<&'a Value> {
-    let known = properties(schema).and_then(|properties| properties.get(key));
-    known.or_else(|| schema.get("additionalProperties").filter(|inner| inner.is_object()))
+    schema["properties"].get(key).or_else(|| schema.get("additionalProperties").filter(|inner| inner.is_object()))
 }
 
 /// A key's doc comment.
@@ -147,7 +148,7 @@ pub(super) fn expected(schema: &Value) -> String {
         Some("boolean") => "true or false".into(),
         Some("integer") => format!("a whole number{range}"),
         Some("number") => format!("a number{range}"),
-        Some("array") if is_table(schema) => "a list of tables".into(),
+        Some("array") if element(schema).is_some() => "a list of tables".into(),
         Some("array") => format!("a list, each {}", expected(&schema["items"])),
         Some("object") => "a table".into(),
         _ => "text".into(),

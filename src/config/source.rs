@@ -10,12 +10,12 @@ use super::{
     document::{Document, Override},
     effective,
     faults::Faults,
+    hints,
     notes::{self, Note},
     paths::{self, reason},
     rules,
     schema::tables,
     settings::{Settings, StoreKind},
-    text::near,
 };
 
 /// Where the file is looked for if no flag or variable names it.
@@ -120,8 +120,7 @@ impl Source {
 
     /// The values of variables and flags, in ascending precedence.
     fn overrides(&self) -> Vec<Override> {
-        let names = variables().into_iter().chain(SHORT.map(|(_, name, path)| (name.to_owned(), path.to_owned())));
-        let variables = names.filter_map(|(name, path)| {
+        let variables = variables().into_iter().filter_map(|(name, path)| {
             // `refuse_unknown_variables` reports what is not UTF-8.
             let text = self.variable(&name)?.to_str()?.to_owned();
             Some(Override { name, path, text })
@@ -135,26 +134,16 @@ impl Source {
 
     /// Adds faults for variables with our prefix that set no key and are not in `secrets`, and for values that are not UTF-8.
     fn refuse_unknown_variables(&self, secrets: &[String], document: &mut Document<'_>) {
-        let keys: Vec<_> = variables().into_iter().map(|(name, _)| name).collect();
-        let known = || keys.iter().map(String::as_str).chain(SHORT.map(|(_, name, _)| name)).chain(["GROQ_SHIELD_CONFIG"]);
-        let ours = self.variables.iter().filter(|(_, value)| !value.is_empty());
-        for (name, value) in ours.filter_map(|(name, value)| Some((name.to_str()?, value))) {
-            if !name.starts_with("GROQ_SHIELD_") || secrets.iter().any(|secret| secret == name) {
+        let keys: Vec<_> = variables().into_iter().map(|(name, _)| name).chain(["GROQ_SHIELD_CONFIG".to_owned()]).collect();
+        for (name, value) in self.variables.iter().filter_map(|(name, value)| Some((name.to_str()?, value))) {
+            let is_ours = name.starts_with("GROQ_SHIELD_") && !value.is_empty() && !secrets.iter().any(|secret| secret == name);
+            if !is_ours || is_from_kubernetes(name, &value.to_string_lossy()) {
                 continue;
             }
-            if known().any(|known| known == name) {
-                if value.to_str().is_none() && name != "GROQ_SHIELD_CONFIG" {
-                    document.refuse_override(name, "not UTF-8", String::new());
-                }
-            } else if !is_from_kubernetes(name, &value.to_string_lossy()) {
-                let help = near(name, known()).map_or_else(
-                    || {
-                        "variables are named GROQ_SHIELD_TABLE_KEY; models, organizations and apps can only be set in the file"
-                            .into()
-                    },
-                    |near| format!("did you mean {near}?"),
-                );
-                document.refuse_override(name, "no key has this name", help);
+            if !keys.iter().any(|known| known == name) {
+                document.refuse_override(name, "no key has this name", hints::variable(name, &keys));
+            } else if value.to_str().is_none() && name != "GROQ_SHIELD_CONFIG" {
+                document.refuse_override(name, "not UTF-8", String::new());
             }
         }
     }
@@ -171,11 +160,11 @@ pub(super) fn read<'a>(text: &'a str, overrides: &'a [Override]) -> (Settings, D
     (settings, document)
 }
 
-/// Every key that a variable can set: the variable's name and the key's path.
+/// Every variable that sets a key, and the key's path, in ascending precedence.
 fn variables() -> Vec<(String, String)> {
     let single = tables().iter().filter(|table| table.is_single);
-    let paths = single.flat_map(|table| table.keys.iter().map(|(key, _)| format!("{}.{key}", table.path)));
-    paths.map(|path| (format!("GROQ_SHIELD_{}", path.replace('.', "_").to_uppercase()), path)).collect()
+    let long = single.flat_map(|table| table.keys.iter().map(|(key, _)| (table.variable(key), format!("{}.{key}", table.path))));
+    long.chain(SHORT.map(|(_, name, path)| (name.to_owned(), path.to_owned()))).collect()
 }
 
 fn content(file: &Path) -> Result<String, String> {
@@ -262,6 +251,20 @@ mod tests {
         ] {
             assert!(shown.contains(part), "{part}\n{shown}");
         }
+    }
+
+    /// The suggestion was GROQ_SHIELD_UPSTREAM, the closest name.
+    #[test]
+    fn a_variable_that_names_a_table_is_told_its_keys() {
+        let shown = faults("", &[("GROQ_SHIELD_SERVER_TLS", "on"), ("GROQ_SHIELD_ADMN", "127.0.0.1:1")], Source::default());
+        for part in [
+            "error: GROQ_SHIELD_SERVER_TLS: no key has this name\n |\n = help: a table is set by its keys: GROQ_SHIELD_SERVER_TLS_CERT, GROQ_SHIELD_SERVER_TLS_KEY\n",
+            "error: GROQ_SHIELD_ADMN: no key has this name\n |\n = help: did you mean GROQ_SHIELD_ADMIN?\n",
+        ] {
+            assert!(shown.contains(part), "{part}\n{shown}");
+        }
+        let shown = faults("", &[("GROQ_SHIELD_SERVER", "127.0.0.1:1")], Source::default());
+        assert!(shown.contains("a table is set by its keys: GROQ_SHIELD_SERVER_LISTEN, "), "{shown}");
     }
 
     #[test]
