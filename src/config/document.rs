@@ -16,6 +16,7 @@ use super::{
     formats, hints,
     schema::{choices, example, expected, schema, under},
     settings::Settings,
+    text::around,
 };
 
 /// Faults that are reported at most: a file with more is not a configuration of ours.
@@ -229,9 +230,4 @@ fn scalar(value: &DeValue<'_>, schema: &Value) -> Option<Value> {
 
 fn integer(n: &DeInteger<'_>) -> Option<i64> {
     i64::from_str_radix(n.as_str(), n.radix()).ok()
-}
-
-/// A path and those of the tables and lists around it.
-pub(super) fn around(path: &str) -> impl Iterator<Item = &str> {
-    std::iter::successors(Some(path), |path| Some(path.rsplit_once(['.', '['])?.0))
 }

@@ -4,9 +4,8 @@ use serde_json::Value;
 use toml::de::{DeValue, Error};
 
 use super::{
-    document::around,
     schema::{MODEL, Table, choices, default, element, example, keys, tables},
-    text::{near, quoted},
+    text::{around, near, quoted},
 };
 
 /// The start of a message of TOML's parser, and how to mend what it is about.

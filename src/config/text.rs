@@ -1,6 +1,11 @@
-//! Text as it is shown: TOML values, masked secrets, and the word that was probably meant.
+//! Text as it is shown: keys' paths, TOML values, masked secrets, and the word that was probably meant.
 
 use serde_json::Value;
+
+/// A path and those of the tables and lists around it.
+pub(super) fn around(path: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(path), |path| Some(path.rsplit_once(['.', '['])?.0))
+}
 
 /// The word that was probably meant.
 pub(super) fn near<'a>(word: &str, words: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
