@@ -21,7 +21,7 @@ pub(crate) fn expected(case: &str) -> Verdict {
 
 pub(crate) const DEVIATIONS: &[Deviation] = &[
     because(
-        "The upstream decides; the shield passes what is valid HTTP, any method and any header, unchanged.",
+        "The upstream decides: the shield forwards valid HTTP unchanged, with any method and any header.",
         Warn,
         &[
             "comp-accept-nonsense",
@@ -34,22 +34,22 @@ pub(crate) const DEVIATIONS: &[Deviation] = &[
         ],
     ),
     because(
-        "A body on GET, HEAD or OPTIONS is valid HTTP; it is read to its end, so nothing of it is left on the connection.",
+        "A body on GET, HEAD or OPTIONS is valid HTTP. It is read to its end, so none of it remains on the connection.",
         Warn,
         &["comp-get-with-cl-body", "smug-head-cl-body", "smug-options-cl-body"],
     ),
     because(
-        "HTTP/1.0 has no Host (RFC 9112 §3.2 asks for it in HTTP/1.1 alone), and the shield has one upstream whatever it says.",
+        "HTTP/1.0 has no Host (RFC 9112 §3.2 requires it in HTTP/1.1 only), and the shield has a single upstream.",
         Warn,
         &["comp-http10-no-host"],
     ),
     because(
-        "RFC 9112 §2.2: a server SHOULD ignore an empty line before the request line; hyper does.",
+        "RFC 9112 §2.2: a server SHOULD ignore an empty line before the request line, as hyper does.",
         Warn,
         &["comp-leading-crlf"],
     ),
     because(
-        "Valid by RFC 9110 §8.6 and §5.5; the shield sends the length again as plain decimal digits, so no other reading gets through.",
+        "Valid by RFC 9110 §8.6 and §5.5. The shield forwards the length as plain decimal digits, so the upstream cannot read it differently.",
         Warn,
         &[
             "mal-cl-tab-before-value",
@@ -61,48 +61,48 @@ pub(crate) const DEVIATIONS: &[Deviation] = &[
         ],
     ),
     because(
-        "A valid header of its own name; it passes under that name and frames nothing.",
+        "A valid header with another name, which is forwarded and does not affect framing.",
         Warn,
         &["norm-underscore-cl", "norm-underscore-te", "smug-transfer-underscore-encoding"],
     ),
     because(
-        "Trailers are read and dropped: the body goes on with a Content-Length.",
+        "Trailers are read and dropped; the body is forwarded with a Content-Length.",
         Warn,
         &["smug-trailer-auth", "smug-trailer-cl", "smug-trailer-content-type", "smug-trailer-host", "smug-trailer-te"],
     ),
     because(
-        "`100-continue` is answered by the shield, then the body is read, as RFC 9110 §10.1.1 has it.",
+        "The shield responds to `100-continue` itself, then reads the body (RFC 9110 §10.1.1).",
         Warn,
         &["smug-expect-100-cl"],
     ),
     because(
-        "The byte after the body begins the next request, which is refused for its method; nothing of it reaches the one after.",
+        "The byte after the body begins the next request, which is refused for its method and does not reach the upstream.",
         Warn,
         &["smug-cl0-body-poison"],
     ),
     because(
-        "The absolute form is served for the upstream's own authority alone: the shield is no open proxy.",
+        "The absolute form is only served for the upstream's own authority: the shield is not an open proxy.",
         Warn,
         &["comp-absolute-form"],
     ),
-    because("hyper speaks HTTP/1.0 and HTTP/1.1; no client in use says 1.2.", Fail, &["comp-http12-version"]),
+    because("hyper supports HTTP/1.0 and HTTP/1.1; no known client sends 1.2.", Fail, &["comp-http12-version"]),
     because(
-        "An upstream's error without the documented object is rebuilt with its status, without what described its body or belongs to one connection.",
+        "An upstream error without the documented object is rebuilt with its status, without the headers that described its body or its connection.",
         Fail,
         &["resp-416", "resp-426"],
     ),
     because(
-        "Interim responses are not forwarded: no client of Groq's API uses them, and hyper's client does not surface them.",
+        "Interim responses are not forwarded: no client of Groq's API uses them, and hyper's client does not expose them.",
         Warn,
         &["resp-103"],
     ),
     because(
-        "A success passes with the body that the upstream gave it, as every response does; it is framed, so nothing is left over.",
+        "A success is forwarded with the upstream's body, like every response. The body is framed, so none of it remains on the connection.",
         Warn,
         &["resp-205-body"],
     ),
     because(
-        "h2 ends the connection with PROTOCOL_ERROR where the clause names a code of its own; the connection ends all the same.",
+        "h2 ends the connection with PROTOCOL_ERROR where the clause requires another code; the connection ends in either case.",
         Warn,
         &[
             "hpack/2.3.3/1",
@@ -123,12 +123,12 @@ pub(crate) const DEVIATIONS: &[Deviation] = &[
         ],
     ),
     because(
-        "h2 treats this error of a stream as one of its connection, as RFC 9113 §5.4.1 allows, and with PROTOCOL_ERROR.",
+        "h2 treats this stream error as a connection error with PROTOCOL_ERROR, as RFC 9113 §5.4.1 allows.",
         Warn,
         &["http2/5.1/5", "http2/5.1/6", "http2/5.1/9", "http2/6.1/2", "http2/6.3/2", "http2/6.4/3"],
     ),
     because(
-        "One port serves both versions: bytes that are not HTTP/2's preface are HTTP/1.1, answered with 400 and a close.",
+        "One port serves both versions: bytes other than HTTP/2's preface are treated as HTTP/1.1 and get 400 and a close.",
         Warn,
         &["http2/3.5/2"],
     ),

@@ -222,7 +222,7 @@ impl From<&http2::Case> for Row {
 fn table(columns: &[(&str, Results)], ran: &str) -> String {
     let mut text = format!(
         "# Conformance, row by row\n\nWritten by `UPDATE_CONFORMANCE=1 cargo test --test conformance -- --ignored compare` {ran}. \
-         What the tables are and what they show stands in [promises.md](promises.md#conformance).\n",
+         [promises.md](promises.md#conformance) explains the tables and sums them up.\n",
     );
     let tables: [(&str, Vec<Row>); 3] = [
         ("Requests", rows(REQUESTS).map(Row::from).collect()),
