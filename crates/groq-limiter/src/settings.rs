@@ -62,31 +62,31 @@ pub enum Plan {
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelLimits {
-    /// RPM
+    /// Requests a minute (RPM).
     #[cfg_attr(feature = "schemars", schemars(range(min = 1), example = 30))]
     pub requests_per_minute: Option<u64>,
-    /// RPD
+    /// Requests a day (RPD).
     #[cfg_attr(feature = "schemars", schemars(range(min = 1), example = 1000))]
     pub requests_per_day: Option<u64>,
-    /// TPM: prompt and completion limit together.
+    /// Prompt and completion tokens a minute (TPM).
     #[cfg_attr(feature = "schemars", schemars(range(min = 1), example = 8000))]
     pub tokens_per_minute: Option<u64>,
-    /// TPD
+    /// Prompt and completion tokens a day (TPD).
     #[cfg_attr(feature = "schemars", schemars(range(min = 1), example = 200000))]
     pub tokens_per_day: Option<u64>,
-    /// ITPM: prompts alone.
+    /// Prompt tokens a minute (ITPM).
     #[cfg_attr(feature = "schemars", schemars(range(min = 1), example = 7000))]
     pub input_tokens_per_minute: Option<u64>,
-    /// OTPM: answers alone; tested is the largest of the last minutes.
+    /// Completion tokens a minute (OTPM); tested, as by Groq, with the largest recent response to the same API key.
     #[cfg_attr(feature = "schemars", schemars(range(min = 1), example = 1000))]
     pub output_tokens_per_minute: Option<u64>,
-    /// ASPH: seconds of audio.
+    /// Seconds of audio an hour (ASPH).
     #[cfg_attr(feature = "schemars", schemars(range(min = 1), example = 7200))]
     pub audio_seconds_per_hour: Option<u64>,
-    /// ASPD: seconds of audio.
+    /// Seconds of audio a day (ASPD).
     #[cfg_attr(feature = "schemars", schemars(range(min = 1), example = 28800))]
     pub audio_seconds_per_day: Option<u64>,
-    /// Completion tokens that Groq reserves for a request without `max_completion_tokens`. Unset: learnt from its answers.
+    /// Completion tokens that Groq reserves for a request without `max_completion_tokens`; unset: learnt from its responses.
     #[cfg_attr(feature = "schemars", schemars(example = 2048))]
     pub assumed_completion_tokens: Option<u64>,
 }
