@@ -33,7 +33,7 @@ impl Settings {
 }
 
 impl Settings {
-    /// The limiters of observe mode, which stand beside those that keep the truth: nothing of theirs is saved or shared. A replica
+    /// The limiters of observe mode, beside those that track actual usage. They are neither saved nor shared: a replica
     /// sees its own part of the traffic, and observes with its part of the limits.
     pub fn observed(&self, settings: settings::Settings) -> settings::Settings {
         let replicas = if self.store.kind == StoreKind::Redis { self.store.replicas.max(1) } else { 1 };
@@ -42,7 +42,7 @@ impl Settings {
         settings::Settings { limits: limits.into(), state_file: None, redis: None, ..settings }
     }
 
-    /// The limiters of apps' caps: each app stands in the place of a model.
+    /// The limiters of apps' caps: keyed by app where Groq's are keyed by model.
     pub fn caps(&self) -> settings::Settings {
         let caps = |app: &App| settings::ModelLimits {
             requests_per_minute: app.requests_per_minute,

@@ -28,7 +28,7 @@ const TOKENS_OF_A_FILE: u64 = 2048;
 const TOKENS_OF_A_MESSAGE: u64 = 4;
 /// Members that the model never reads.
 const UNREAD: [&str; 8] = ["role", "type", "id", "tool_call_id", "call_id", "detail", "status", "encrypted_content"];
-/// Members with a file, as bytes or by its address.
+/// Members that hold a file or its URL.
 const FILES: [&str; 6] = ["image_url", "input_audio", "file_data", "file_url", "file", "image"];
 
 /// The count of one request's prompt.

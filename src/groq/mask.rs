@@ -59,7 +59,7 @@ struct Failed<'a> {
     response: Option<Box<Self>>,
 }
 
-/// Where ids and keys without their prefixes stand in the error of this JSON object.
+/// Positions of ids and keys, without their prefixes, in the error of this JSON object.
 fn error_secrets(json: &[u8]) -> Vec<Range<usize>> {
     let Ok(Failed { error, response }) = serde_json::from_slice::<Failed<'_>>(json) else { return Vec::new() };
     let Some(error) = error.or_else(|| response?.error) else { return Vec::new() };

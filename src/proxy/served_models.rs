@@ -29,7 +29,7 @@ struct Served {
 #[derive(Debug, Default)]
 pub struct ServedModels(Mutex<HashMap<Arc<str>, Vec<Served>>>);
 
-/// The endpoint that stands for all endpoints with the same models.
+/// The endpoint that represents all endpoints with the same models.
 fn kind(endpoint: &'static str) -> &'static str {
     if endpoint == "responses" { "chat" } else { endpoint }
 }

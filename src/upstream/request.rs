@@ -220,7 +220,7 @@ mod tests {
         }
     }
 
-    /// Headers, path and body together, so that nothing of the read buffer stays.
+    /// Headers, path and body together, so that none of it keeps the read buffer alive.
     #[test]
     fn a_compacted_request_has_one_block_of_just_its_size() {
         let mut request = request(Method::POST, "/x?y", b"{}");

@@ -56,7 +56,7 @@ pub struct App {
 }
 
 impl App {
-    /// The name of the entry that stands for each app without one.
+    /// The name of the entry for apps without an entry of their own.
     pub const EVERYONE_ELSE: &str = "*";
 
     /// Whether it has a cap.

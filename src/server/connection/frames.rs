@@ -163,7 +163,7 @@ struct Scanner {
     header: [u8; HEADER],
     header_read: usize,
     payload_left: usize,
-    /// Whether a header block goes on in the next frame.
+    /// Whether a header block continues in the next frame.
     in_header_block: bool,
     /// Frames and header blocks that are complete.
     frames: u64,

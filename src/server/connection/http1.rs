@@ -151,7 +151,7 @@ fn reason(closed: &hyper::Result<()>) -> &'static str {
     }
 }
 
-/// Lets hyper frame the body, and keeps the upstream's reason phrase of a status without a standard one.
+/// Leaves framing to hyper, and keeps the upstream's reason phrase where the status has no standard one.
 fn prepare<B>(response: &mut Response<B>, is_head: bool) {
     let status = response.status();
     // The version is this server's, not that of the upstream's message (RFC 9112 §2.3).

@@ -29,7 +29,7 @@ struct Head {
     /// Bytes so far, without line feeds.
     bytes: usize,
     started: bool,
-    /// Whether the request line says HTTP/1.0, which knows requests without a Host.
+    /// Whether the request line names HTTP/1.0, in which Host is optional.
     is_http10: bool,
     host: bool,
     length: Option<u64>,
@@ -168,7 +168,7 @@ impl Head {
     }
 }
 
-/// Whether this is `uri-host [ ":" port ]`, and the host not empty, as `http` and `https` have it.
+/// Whether this is `uri-host [ ":" port ]`, with a host that is not empty, as the `http` and `https` schemes require.
 fn is_authority(value: &[u8]) -> bool {
     let port_at = match value {
         [b'[', rest @ ..] => match memchr(b']', rest) {
