@@ -9,6 +9,8 @@ static OFF: AtomicU32 = AtomicU32::new(0);
 pub enum Mechanism {
     /// Remaining that is never usage.
     SafetyMargin,
+    /// Most of the margin is given back while headers show nobody else.
+    MarginRelease,
     /// A larger margin after refusals.
     MarginGrowth,
     /// What others take of the same limits.
@@ -31,8 +33,9 @@ pub enum Mechanism {
 
 impl Mechanism {
     /// All of them, by the name that `--without` takes.
-    pub const ALL: [(&str, Self); 10] = [
+    pub const ALL: [(&str, Self); 11] = [
         ("safety-margin", Self::SafetyMargin),
+        ("margin-release", Self::MarginRelease),
         ("margin-growth", Self::MarginGrowth),
         ("external-usage", Self::ExternalUsage),
         ("size-classes", Self::SizeClasses),

@@ -398,6 +398,7 @@ impl Limiter {
     ) -> Requeue {
         let now = self.advance(now);
         self.refusals += 1;
+        self.quotas.refused(now);
         let QueuedRequest { estimated, states_max, ticket, requested, .. } = grant.queued;
         let max = states_max.then_some(grant.cost().output);
         let delay = self.pricing.estimates.one_way();

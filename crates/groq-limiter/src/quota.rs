@@ -156,6 +156,11 @@ impl Quota {
         self.reconciler.has_corrected()
     }
 
+    /// From now on this part of the margin is given back, 0 to 1.
+    pub fn release_margin(&mut self, part: f64) {
+        self.margin.release(part);
+    }
+
     /// What a request of `units` must leave untouched.
     pub fn margin(&self, units: u64) -> u64 {
         self.limit().map_or(0, |limit| self.margin.units(&self.dimension, limit, units))

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
+use self::sole_use::SoleUse;
 use crate::{
     bucket::Readiness,
     estimate::expected_output::ExpectedOutputs,
@@ -19,6 +20,7 @@ use crate::{
 };
 
 pub mod limits;
+mod sole_use;
 
 /// Quotas of one limiter at most: the eight dimensions that are known, a bound of the operator's beside each, and two that
 /// refusals may teach.
@@ -37,6 +39,7 @@ pub struct QuotaSet {
     pub(crate) position: u64,
     /// What limits on output test.
     pub(crate) expected_output: ExpectedOutputs,
+    sole_use: SoleUse,
     now: Ns,
     shared: Option<Shared>,
     /// Groq has stated something that other replicas have not been told.
@@ -102,6 +105,7 @@ impl QuotaSet {
             quotas: Vec::new(),
             position: 0,
             expected_output: ExpectedOutputs::default(),
+            sole_use: SoleUse::default(),
             now,
             shared: None,
             untold: false,
@@ -248,6 +252,18 @@ impl QuotaSet {
     pub fn answered(&mut self, reserved: &Reserved) {
         if reserved.is_sent() {
             self.quotas.iter_mut().for_each(|quota| quota.answered(reserved.sent_at));
+        }
+    }
+
+    /// The upstream has refused a request that should have fit.
+    pub fn refused(&mut self, now: Ns) {
+        self.sole_use.refused(now);
+        self.release_margin(0.0);
+    }
+
+    fn release_margin(&mut self, part: f64) {
+        for quota in &mut self.quotas {
+            quota.release_margin(part);
         }
     }
 

@@ -12,6 +12,12 @@ use crate::{
 const GROWTH: f64 = 0.4;
 /// What refusals have added halves in this time, ns.
 const GROWTH_HALF_LIFE: f64 = 1800e9;
+/// So much of the margin is given back where nobody else uses the limits. Down to 1 % of the limit, large requests on small limits
+/// were refused: 0.5 of 1000 on S.
+const RELEASED: f64 = 0.6;
+/// What comes back in so long is never given back, and never less than one unit. A request that reaches the upstream later than
+/// those after it starts the upstream's bucket later than ours: by a retransmission (1 s of a first packet) or a starved CPU.
+const LATENESS: Duration = Duration::from_secs(2);
 /// Weight of the newest request in the typical cost.
 const TYPICAL_GAIN: f64 = 0.02;
 
@@ -19,7 +25,7 @@ const TYPICAL_GAIN: f64 = 0.02;
 #[derive(Debug)]
 pub(super) struct SafetyMargin {
     typical: f64,
-    /// The part of it that is kept: 1, more after refusals; 0 is none for good.
+    /// The part of it that is kept: 1 is all of it, less while headers show nobody else, more after refusals; 0 is none for good.
     kept: f64,
 }
 
@@ -56,7 +62,16 @@ impl SafetyMargin {
             (_, true) => units as f64,
             (_, false) => (6.0 * self.typical).clamp(0.05 * whole, 0.30 * whole),
         };
-        ((self.kept * margin).min(0.40 * whole) as u64).min(limit.saturating_sub(units))
+        // In whole units: the margin is cut to whole ones, and a limit of 30 requests a minute has no more than two.
+        let lateness = (whole * LATENESS.as_secs_f64() / dimension.period.as_secs_f64()).ceil();
+        let least = if a_day { margin } else { lateness.min(margin) };
+        ((self.kept * margin).max(least).min(0.40 * whole) as u64).min(limit.saturating_sub(units))
+    }
+
+    /// From now on this part is given back, 0 to 1.
+    pub(super) fn release(&mut self, part: f64) {
+        let kept = if part > 0.0 { 1.0 - RELEASED * part } else { self.kept.max(1.0) };
+        self.kept = if self.kept > 0.0 { kept } else { 0.0 };
     }
 
     /// What a request usually takes.
@@ -78,6 +93,7 @@ impl SafetyMargin {
 
     /// So much time has passed.
     pub(super) fn fade(&mut self, passed: Ns) {
-        self.kept -= (self.kept - 1.0).max(0.0) * (1.0 - (-(passed as f64) / GROWTH_HALF_LIFE).exp2());
+        let growth = (self.kept - 1.0).max(0.0);
+        self.kept -= growth * (1.0 - (-(passed as f64) / GROWTH_HALF_LIFE).exp2());
     }
 }

@@ -1,6 +1,6 @@
 //! Where limits come from, whose statement is in force, and how headers and refusals correct the quotas under them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{QuotaSet, Reserved};
 use crate::{
@@ -197,7 +197,14 @@ impl QuotaSet {
             reserved.cover(slot);
         }
         let at = reserved.sent_at.saturating_add(delay);
-        quota.observe(Reported { position: reserved.position, snapshot, used, at }, now)
+        let error = quota.observe(Reported { position: reserved.position, snapshot, used, at }, now)?;
+        // A unit of a day's limit is more than others take in a minute.
+        if quota.is_visible() && quota.dimension.period < Duration::from_secs(86_400) {
+            let released = self.sole_use.header(quota.external(), now);
+            // Replicas that share quotas see each other's use as their own.
+            self.release_margin(if self.shared.is_none() { released } else { 0.0 });
+        }
+        Some(error)
     }
 
     /// Which bucket the undocumented audio headers describe: an hour's, unless they show the day's limit.

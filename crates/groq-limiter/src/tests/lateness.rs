@@ -43,9 +43,10 @@ async fn reserved(limits: &Limiters) -> Permit {
     limits.reserve(&request("app", 0, 1), deadline, None).await.expect("there is time")
 }
 
-/// Without a margin one that arrives as early as it was sent is refused when those of a burst before it arrived late.
+/// The margin was given back down to nothing, for 0.8 of a request was cut to none: then one that arrived as early as it was
+/// sent was refused when those of the burst had arrived late.
 #[tokio::test(start_paused = true)]
-async fn the_margin_leaves_room_for_late_arrivals() {
+async fn what_is_given_back_of_the_margin_leaves_room_for_late_arrivals() {
     for late in [1, 40, 300, 1900] {
         let (limits, start) = (shield(per_minute(30, 8000)), Instant::now());
         let mut upstream = Upstream::default();
@@ -56,7 +57,7 @@ async fn the_margin_leaves_room_for_late_arrivals() {
         }
         assert_eq!(upstream.refused, [], "{late} ms late");
         let took = start.elapsed();
-        assert!(took <= 185 * SECOND, "two and no more are kept back: {took:?}");
+        assert!(took <= 183 * SECOND, "one and no more is kept back: {took:?}");
     }
 }
 
@@ -65,7 +66,7 @@ async fn the_margin_leaves_room_for_late_arrivals() {
 async fn what_is_reserved_from_a_full_limit_counts_when_it_is_sent() {
     let (limits, start) = (shield(per_minute(30, 8000)), Instant::now());
     let mut upstream = Upstream::default();
-    // Nobody else is seen.
+    // Nobody else is seen, and most of the margin is given back.
     for _ in 0..30 {
         sleep(4 * SECOND).await;
         let permit = reserved(&limits).await;
