@@ -205,12 +205,12 @@ impl Limiters {
 
     /// The store that replicas share. `None`: quotas are kept in this process.
     pub fn store(&self) -> Option<StoreSnapshot> {
-        self.0.common.store.as_ref().map(Store::snapshot)
+        self.0.common.store.as_ref().map(|store| store.handle.snapshot())
     }
 
     /// The same store for what else the program shares. `None`: quotas are kept in this process.
     pub fn store_handle(&self) -> Option<StoreHandle> {
-        self.0.common.store.as_ref().map(Store::handle)
+        self.0.common.store.as_ref().map(|store| store.handle.clone())
     }
 
     /// Keeps the timers, drops idle limiters, and saves the quotas at most once a second. Never ends; the server spawns it.

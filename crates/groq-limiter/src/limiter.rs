@@ -516,7 +516,7 @@ impl Limiter {
         let now = self.advance(now);
         let Some(store) = &mut self.store else { return };
         if let Some(at) = store.answered(serial, answer, &mut self.quotas, &self.queue, now) {
-            self.quotas.hear(&answer.state.learnt(at), now);
+            self.quotas.hear(&answer.state, at, now);
         }
     }
 
@@ -525,7 +525,7 @@ impl Limiter {
         let now = self.advance(now);
         let Some(store) = &mut self.store else { return };
         if store.updated(state, &mut self.quotas, now) {
-            self.quotas.hear(&state.learnt(now), now);
+            self.quotas.hear(state, now, now);
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 
-use self::remote::SentObservation;
 use self::{
     external::ExternalUsage,
     margin::SafetyMargin,
@@ -15,7 +14,7 @@ use crate::{
     ablation::Mechanism,
     bucket::{Bucket, Readiness},
     request::Cost,
-    store::protocol::{Cell, RemoteView},
+    store::protocol::{Cell, Observed, RemoteView},
     types::{Dimension, Ns, Unit},
 };
 
@@ -277,7 +276,7 @@ impl Quota {
         let error = self.reconciler.correct(bucket, &Reported { snapshot, ..reported }, uncertain, now);
         let truth = bucket.tat_of(reported.used, at);
         if let Some(remote) = &mut self.remote {
-            remote.report(SentObservation { position, snapshot, uncertain, at, truth });
+            remote.report(Observed::new(position, snapshot, uncertain, at, truth));
         }
         // What was taken before our first request does not say how fast others take.
         if !first && self.is_visible() {
@@ -320,7 +319,7 @@ impl Quota {
     /// Leaves this share of the limit to others.
     pub fn set_headroom(&mut self, headroom: f64, now: Ns) {
         self.share.headroom = headroom;
-        self.share.resize(self.limit(), self.remote.as_ref().and_then(|remote| remote.part()), self.dimension.period, now);
+        self.share.resize(self.limit(), self.dimension.period, now);
     }
 
     /// Puts the quota where it was, as saved by an earlier process.
@@ -335,8 +334,8 @@ impl Quota {
     pub fn detach(&mut self, replicas: u32, now: Ns) {
         let tat = self.bucket.as_ref().map_or(now, Bucket::tat);
         let remote = self.remote.get_or_insert_with(|| Box::new(Remote::new(tat)));
-        if remote.detach(replicas, tat) {
-            self.share.restart(self.bucket.as_ref(), remote.part(), self.dimension.period, now);
+        if remote.detach(tat) {
+            self.share.restart(self.bucket.as_ref(), Some(replicas), self.dimension.period, now);
         }
     }
 
@@ -345,8 +344,7 @@ impl Quota {
         let visible = self.is_visible();
         let Some(remote) = &mut self.remote else { return };
         if remote.attach(self.bucket.as_ref(), self.share.bucket(), visible, now) {
-            self.share = OwnShare::new(self.share.headroom);
-            self.set_headroom(self.share.headroom, now);
+            self.share.restart(self.bucket.as_ref(), None, self.dimension.period, now);
         }
     }
 

@@ -82,7 +82,7 @@ impl Registry {
             saved.restore(&mut limiter, now);
         }
         if let Some(store) = &self.common.store {
-            limiter.share(store.health.up.load(Relaxed), store.health.replicas.load(Relaxed), now);
+            limiter.share(store.handle.is_up(), store.handle.replicas(), now);
         }
         SharedLimiter::new(key, self.numbers.fetch_add(1, Relaxed), self.common.clone(), limiter)
     }
@@ -164,15 +164,17 @@ impl Registry {
 
     /// The store can be reached. `false`: that was known.
     pub(crate) fn store_reached(&self) -> bool {
-        let Some(store) = self.common.store.as_ref().filter(|store| !store.health.up.swap(true, Relaxed)) else { return false };
-        store.health.sessions.fetch_add(1, Relaxed);
+        let Some(store) = self.common.store.as_ref().filter(|store| !store.handle.health.up.swap(true, Relaxed)) else {
+            return false;
+        };
+        store.handle.health.sessions.fetch_add(1, Relaxed);
         self.all().iter().for_each(|limiter| limiter.change_now(Limiter::reached));
         true
     }
 
     /// The store is lost. `false`: that was known.
     pub(crate) fn store_lost(&self) -> bool {
-        let is_news = self.common.store.as_ref().is_some_and(|store| store.health.up.swap(false, Relaxed));
+        let is_news = self.common.store.as_ref().is_some_and(|store| store.handle.health.up.swap(false, Relaxed));
         if is_news {
             self.all().iter().for_each(SharedLimiter::lost);
         }

@@ -209,7 +209,7 @@ impl SharedLimiter {
     }
 
     fn replicas(&self) -> u32 {
-        self.common.store.as_ref().map_or(1, |store| store.health.replicas.load(Relaxed))
+        self.common.store.as_ref().map_or(1, |store| store.handle.replicas())
     }
 
     /// Its time has come.

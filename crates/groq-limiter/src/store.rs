@@ -32,8 +32,7 @@ pub mod simulated;
 #[derive(Debug)]
 pub(crate) struct Store<L> {
     commands: UnboundedSender<Command<L>>,
-    requests: UnboundedSender<Request>,
-    pub(crate) health: Arc<StoreHealth>,
+    pub(crate) handle: StoreHandle,
 }
 
 /// The thread's end: what limiters tell it, and what else the program wants of the store.
@@ -87,7 +86,8 @@ impl<L> Store<L> {
         let (commands, of_limiters) = unbounded_channel();
         let (requests, of_program) = unbounded_channel();
         let health = StoreHealth { replicas: AtomicU32::new(replicas), ..StoreHealth::default() };
-        (Self { commands, requests, health: Arc::new(health) }, Commands { of_limiters, of_program })
+        let handle = StoreHandle { requests, health: Arc::new(health) };
+        (Self { commands, handle }, Commands { of_limiters, of_program })
     }
 
     /// Sends a limiter's transaction: it is answered, or lost within the store's time limit. `false`: there is no thread any more.
@@ -102,21 +102,6 @@ impl<L> Store<L> {
             tracing::debug!("the store was not told that this replica leaves");
         }
     }
-
-    pub(crate) fn handle(&self) -> StoreHandle {
-        StoreHandle { requests: self.requests.clone(), health: self.health.clone() }
-    }
-
-    pub(crate) fn snapshot(&self) -> StoreSnapshot {
-        let degraded = !self.health.up.load(Relaxed) || !lock(&self.health.apart).is_empty();
-        let why = lock(&self.health.why).clone();
-        StoreSnapshot {
-            degraded,
-            why: why.filter(|_| degraded),
-            replicas: self.health.replicas.load(Relaxed),
-            calls: self.health.calls.load(Relaxed),
-        }
-    }
 }
 
 /// The store, for what else replicas of the program share: its connection, its time limit and its health are those of the
@@ -124,10 +109,17 @@ impl<L> Store<L> {
 #[derive(Clone, Debug)]
 pub struct StoreHandle {
     requests: UnboundedSender<Request>,
-    health: Arc<StoreHealth>,
+    pub(crate) health: Arc<StoreHealth>,
 }
 
 impl StoreHandle {
+    pub(crate) fn snapshot(&self) -> StoreSnapshot {
+        let StoreHealth { apart, why, calls, .. } = &*self.health;
+        let degraded = !self.is_up() || !lock(apart).is_empty();
+        let why = lock(why).clone().filter(|_| degraded);
+        StoreSnapshot { degraded, why, replicas: self.replicas(), calls: calls.load(Relaxed) }
+    }
+
     /// Whether it answers.
     pub fn is_up(&self) -> bool {
         self.health.up.load(Relaxed)

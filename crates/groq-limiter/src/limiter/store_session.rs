@@ -11,7 +11,7 @@ use crate::{
     quota::Remote,
     quota_set::{QuotaSet, Reserved},
     request::Cost,
-    store::protocol::{Answer, Learnt, State, Transaction},
+    store::protocol::{Answer, SharedKnowledge, State, Transaction},
     types::Ns,
 };
 
@@ -77,17 +77,15 @@ impl StoreSession {
         }
         self.serial += 1;
         self.flush_at = None;
-        let learnt = Learnt {
-            limits: if std::mem::take(&mut quotas.untold) { quotas.stated() } else { Vec::new() },
-            answers: quotas.expected_output.take_untold(now),
-        };
+        let limits = if std::mem::take(&mut quotas.untold) { quotas.stated() } else { Vec::new() };
+        let answers = quotas.expected_output.take_untold(now);
         let transaction = Transaction {
             serial: self.serial,
             epoch: self.epoch.clone(),
             position: quotas.position,
             asks: head.is_some(),
             waiting: queue.len(),
-            learnt: learnt.shared(now),
+            learnt: SharedKnowledge::new(&limits, &answers, now),
             cells: quotas.cells(head.map(|queued| &queued.cost), now),
         };
         let head = head.map(|queued| (queued.ticket, quotas.expect(queued.cost)));

@@ -7,41 +7,9 @@
 use super::send_history::SendSnapshot;
 use crate::{
     bucket::Bucket,
-    store::protocol::{Cell, Observed, RemoteView, micros_between},
+    store::protocol::{Cell, Observed, RemoteView, micros},
     types::Ns,
 };
-
-/// What an answer's head said.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct SentObservation {
-    /// The request's place in the order of sending.
-    pub(super) position: u64,
-    /// How the quota stood when it was sent.
-    pub(super) snapshot: SendSnapshot,
-    /// By how much it may show too little, ns.
-    pub(super) uncertain: Ns,
-    /// When Groq saw it.
-    pub(super) at: Ns,
-    /// When the quota would have been full again, then.
-    pub(super) truth: Ns,
-}
-
-impl SentObservation {
-    fn told(&self, now: Ns) -> Observed {
-        let Self { position, snapshot, uncertain, at, truth } = *self;
-        let [tat, at, truth] = [snapshot.tat, at, truth].map(|at| micros_between(now, at));
-        Observed { position, tat, corrections: snapshot.corrections / 1000, uncertain: micros(uncertain), at, truth }
-    }
-}
-
-/// Without the store.
-#[derive(Clone, Copy, Debug)]
-struct Detached {
-    /// When the quota was full again as the store was lost.
-    tat: Ns,
-    /// The limit is divided by so many meanwhile.
-    replicas: u32,
-}
 
 /// The store's side of a quota.
 #[derive(Debug)]
@@ -50,12 +18,13 @@ pub struct Remote {
     settled: i64,
     /// What the transaction under way tells of them, ns.
     told: i64,
-    observation: Option<SentObservation>,
+    observation: Option<Observed>,
     /// The store's last answer or update.
     view: RemoteView,
     /// Reserved in the store and not ended, without what Groq counts as soon as it is sent, ns.
     outstanding: Ns,
-    detached: Option<Detached>,
+    /// Without the store: when the quota was full again as it was lost.
+    detached: Option<Ns>,
 }
 
 impl Remote {
@@ -63,11 +32,6 @@ impl Remote {
     pub(super) fn new(tat: Ns) -> Self {
         let view = RemoteView { tat, ..RemoteView::default() };
         Self { settled: 0, told: 0, observation: None, view, outstanding: 0, detached: None }
-    }
-
-    /// Without the store: the part of the limit that the other replicas leave to this one.
-    pub(super) fn part(&self) -> Option<f64> {
-        self.detached.map(|detached| 1.0 / f64::from(detached.replicas.max(1)))
     }
 
     /// A settlement, or what others have taken, ns.
@@ -78,8 +42,8 @@ impl Remote {
     }
 
     /// What a header has shown, for the store.
-    pub(super) fn report(&mut self, observation: SentObservation) {
-        if self.detached.is_none() && self.observation.is_none_or(|before| before.position < observation.position) {
+    pub(super) fn report(&mut self, observation: Observed) {
+        if self.detached.is_none() && self.observation.is_none_or(|before| observation.is_after(&before)) {
             self.observation = Some(observation);
         }
     }
@@ -96,9 +60,9 @@ impl Remote {
         Cell {
             code,
             whole: micros(bucket.span(bucket.limit())),
-            known: micros_between(now, self.view.tat),
+            known: micros(self.view.tat) - micros(now),
             settled: -self.told.saturating_neg().div_euclid(1000),
-            observed: self.observation.take().map(|observation| observation.told(now)),
+            observed: self.observation.take().map(|observation| observation.since(now)),
             outstanding: micros(self.outstanding),
             units: micros(bucket.span(units).saturating_add(999)),
             margin: micros(bucket.span(margin).saturating_add(999)),
@@ -139,11 +103,10 @@ impl Remote {
     }
 
     /// The store is lost, with the quota full again at `tat`. Whether it was attached.
-    pub(super) fn detach(&mut self, replicas: u32, tat: Ns) -> bool {
+    pub(super) fn detach(&mut self, tat: Ns) -> bool {
         let is_news = self.detached.is_none();
         if is_news {
-            self.detached = Some(Detached { tat, replicas });
-            self.observation = None;
+            (self.detached, self.observation) = (Some(tat), None);
         }
         is_news
     }
@@ -151,7 +114,7 @@ impl Remote {
     /// The store is back: what was used meanwhile is owed. Where Groq's headers have shown what all replicas used (`visible`), the
     /// store hears of that; elsewhere every replica owes its own part, as its `share` tells. Whether it was attached.
     pub(super) fn attach(&mut self, bucket: Option<&Bucket>, share: Option<&Bucket>, visible: bool, now: Ns) -> bool {
-        let Some(detached) = self.detached.take() else { return false };
+        let Some(before) = self.detached.take() else { return false };
         if let (Some(bucket), Some(share)) = (bucket, share) {
             if visible {
                 self.view.tat = bucket.tat();
@@ -159,14 +122,10 @@ impl Remote {
             } else {
                 let left = |tat: Ns| tat.saturating_sub(now) as f64;
                 let part = bucket.span(1) as f64 / share.span(1) as f64;
-                let owed = ((left(share.tat()) - left(detached.tat)) * part) as i64;
+                let owed = ((left(share.tat()) - left(before)) * part) as i64;
                 self.settled = self.settled.saturating_add(owed);
             }
         }
         true
     }
-}
-
-fn micros(span: Ns) -> i64 {
-    (span / 1000) as i64
 }

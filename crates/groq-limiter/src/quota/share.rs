@@ -13,13 +13,15 @@ use crate::{
 pub(super) struct OwnShare {
     /// Share of the limit that is left to others.
     pub(super) headroom: f64,
+    /// Without the store the rest is divided by so many replicas.
+    replicas: Option<u32>,
     /// `None`: all of the limit is ours. Boxed: most limiters have none.
     bucket: Option<Box<Bucket>>,
 }
 
 impl OwnShare {
     pub(super) fn new(headroom: f64) -> Self {
-        Self { headroom, bucket: None }
+        Self { headroom, replicas: None, bucket: None }
     }
 
     pub(super) fn bucket(&self) -> Option<&Bucket> {
@@ -44,18 +46,18 @@ impl OwnShare {
         }
     }
 
-    /// From now on it is a `part` of `limit`, less the headroom; what is used of it stays used. `None`: nothing is divided.
-    pub(super) fn resize(&mut self, limit: Option<u64>, part: Option<f64>, period: Duration, now: Ns) {
-        let ours = (1.0 - self.headroom) * part.unwrap_or(1.0);
-        let ours = limit.filter(|_| ours < 1.0 || part.is_some()).map(|limit| ((limit as f64 * ours) as u64).max(1));
+    /// From now on it is a part of `limit`; what is used of it stays used.
+    pub(super) fn resize(&mut self, limit: Option<u64>, period: Duration, now: Ns) {
+        let ours = (1.0 - self.headroom) / f64::from(self.replicas.unwrap_or(1).max(1));
+        let ours = limit.filter(|_| ours < 1.0 || self.replicas.is_some()).map(|limit| ((limit as f64 * ours) as u64).max(1));
         let kept = self.bucket.take().zip(ours).and_then(|(share, ours)| share.requota(ours, now));
         self.bucket = kept.or_else(|| ours.and_then(|ours| Bucket::new(ours, period))).map(Box::new);
     }
 
     /// It starts anew, as full as the limit is.
-    pub(super) fn restart(&mut self, limit: Option<&Bucket>, part: Option<f64>, period: Duration, now: Ns) {
-        self.bucket = None;
-        self.resize(limit.map(Bucket::limit), part, period, now);
+    pub(super) fn restart(&mut self, limit: Option<&Bucket>, replicas: Option<u32>, period: Duration, now: Ns) {
+        (self.replicas, self.bucket) = (replicas, None);
+        self.resize(limit.map(Bucket::limit), period, now);
         if let (Some(limit), Some(share)) = (limit, &mut self.bucket) {
             share.set_tat(limit.tat(), now);
         }

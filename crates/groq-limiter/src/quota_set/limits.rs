@@ -7,7 +7,7 @@ use crate::{
     plans,
     quota::{Quota, Reported, Statements},
     settings::{LimitSettings, Plan},
-    store::protocol::Learnt,
+    store::protocol::State,
     types::{Dimension, Ns, Observation, RemoteQuota, Source, StatedLimit, Unit, UpstreamRefusal},
 };
 
@@ -111,10 +111,10 @@ impl QuotaSet {
         self.untold = before || !known.iter().all(is_told);
     }
 
-    /// Takes up what another replica has learnt.
-    pub fn hear(&mut self, learnt: &Learnt, now: Ns) {
-        self.adopt(&learnt.limits, now);
-        for &answer in &learnt.answers {
+    /// Takes up what replicas have learnt, by a record that was written at `at`.
+    pub fn hear(&mut self, state: &State, at: Ns, now: Ns) {
+        self.adopt(&state.limits(), now);
+        for answer in state.answers(at) {
             self.expected_output.heard(answer, now);
         }
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use crate::{
     estimate::expected_output::LargestAnswer,
+    quota::send_history::SendSnapshot,
     types::{Ns, StatedLimit},
 };
 
@@ -56,20 +57,39 @@ pub struct Cell {
 }
 
 /// What an answer's head said of a dimension.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Observed {
     /// The request's place in the order of sending.
-    pub position: u64,
+    position: u64,
     /// When the quota would have been full again as it was sent, and the sum of all corrections then.
-    pub tat: i64,
-    /// See `tat`.
-    pub corrections: i64,
+    tat: i64,
+    corrections: i64,
     /// By how much the header may show too little.
-    pub uncertain: i64,
+    uncertain: i64,
     /// When Groq saw it.
-    pub at: i64,
+    at: i64,
     /// When the quota would have been full again, then.
-    pub truth: i64,
+    truth: i64,
+}
+
+impl Observed {
+    /// Of a `snapshot` as the request at this position was sent, in the limiter's own time.
+    pub(crate) fn new(position: u64, snapshot: SendSnapshot, uncertain: Ns, at: Ns, truth: Ns) -> Self {
+        let SendSnapshot { tat, corrections } = snapshot;
+        let [tat, uncertain, at, truth] = [tat, uncertain, at, truth].map(micros);
+        Self { position, tat, corrections: corrections / 1000, uncertain, at, truth }
+    }
+
+    /// Whether it is of a newer request.
+    pub(crate) fn is_after(&self, other: &Self) -> bool {
+        self.position > other.position
+    }
+
+    /// The same, counted from this time on.
+    pub(crate) fn since(self, start: Ns) -> Self {
+        let start = micros(start);
+        Self { tat: self.tat - start, at: self.at - start, truth: self.truth - start, ..self }
+    }
 }
 
 /// The store's answer.
@@ -129,7 +149,7 @@ struct Replica {
     held: BTreeMap<String, IgnoredAny>,
 }
 
-/// What replicas learn from each other, as the record holds it.
+/// What replicas learn from each other.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SharedKnowledge {
     /// Limits that Groq has stated, by code: texts, in which the script rounds no number.
@@ -142,15 +162,6 @@ pub struct SharedKnowledge {
 struct SharedAnswer {
     tokens: u32,
     ended: f64,
-}
-
-/// What replicas learn from each other.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Learnt {
-    /// Limits that Groq has stated.
-    pub limits: Vec<StatedLimit>,
-    /// The largest answers, which limits on output test.
-    pub answers: Vec<LargestAnswer>,
 }
 
 /// How one dimension stands in the store, in the limiter's own time.
@@ -188,18 +199,15 @@ impl State {
         })
     }
 
-    /// What replicas have learnt, if the record was written at `at`.
-    pub fn learnt(&self, at: Ns) -> Learnt {
-        let SharedKnowledge { limits, answers } = &self.learnt;
-        let answers = answers.iter().map(|(&key, &SharedAnswer { tokens, ended })| LargestAnswer {
-            key,
-            tokens,
-            ended: self.instant(ended, at),
-        });
-        Learnt {
-            limits: limits.values().filter_map(|text| serde_json::from_str(text).ok()).collect(),
-            answers: answers.collect(),
-        }
+    /// Limits that Groq has stated to any replica.
+    pub fn limits(&self) -> Vec<StatedLimit> {
+        self.learnt.limits.values().filter_map(|text| serde_json::from_str(text).ok()).collect()
+    }
+
+    /// The largest answers that any replica had, if the record was written at `at`.
+    pub fn answers(&self, at: Ns) -> impl Iterator<Item = LargestAnswer> {
+        let answers = self.learnt.answers.iter();
+        answers.map(move |(&key, &SharedAnswer { tokens, ended })| LargestAnswer { key, tokens, ended: self.instant(ended, at) })
     }
 
     fn instant(&self, time: f64, at: Ns) -> Ns {
@@ -207,23 +215,20 @@ impl State {
     }
 }
 
-impl Learnt {
+impl SharedKnowledge {
     /// To be told at `now`.
-    pub(crate) fn shared(&self, now: Ns) -> SharedKnowledge {
+    pub(crate) fn new(limits: &[StatedLimit], answers: &[LargestAnswer], now: Ns) -> Self {
         let limit = |limit: &StatedLimit| Some((limit.dimension.code.to_string(), serde_json::to_string(limit).ok()?));
         let answer = |&LargestAnswer { key, tokens, ended }: &LargestAnswer| {
-            (key, SharedAnswer { tokens, ended: micros_between(now, ended) as f64 })
+            (key, SharedAnswer { tokens, ended: (micros(ended) - micros(now)) as f64 })
         };
-        SharedKnowledge {
-            limits: self.limits.iter().filter_map(limit).collect(),
-            answers: self.answers.iter().map(answer).collect(),
-        }
+        Self { limits: limits.iter().filter_map(limit).collect(), answers: answers.iter().map(answer).collect() }
     }
 }
 
-/// Microseconds from one instant to another.
-pub(crate) fn micros_between(from: Ns, to: Ns) -> i64 {
-    ((i128::from(to) - i128::from(from)) / 1000) as i64
+/// Rounded down.
+pub(crate) fn micros(time: Ns) -> i64 {
+    (time / 1000) as i64
 }
 
 /// A double that is too large, or none, becomes the nearest number.
@@ -275,7 +280,7 @@ mod tests {
             let state = State { now, quotas, replicas, learnt, ..State::default() }.seen_by("c");
             prop_assert_eq!(state.ahead, Some(shares.0.saturating_add(shares.1)));
             prop_assert_eq!(state.views(at).count(), 1);
-            prop_assert_eq!(state.learnt(at).answers.len(), 1);
+            prop_assert_eq!(state.answers(at).count(), 1);
         }
     }
 
@@ -284,8 +289,8 @@ mod tests {
         let limit = |dimension, source| StatedLimit { dimension, limit: u64::MAX, source };
         let odd = Dimension { code: "R10S".into(), unit: Unit::Requests, period: std::time::Duration::from_secs(10) };
         let limits = vec![limit(Dimension::OTPM, Source::UpstreamRefusal), limit(odd, Source::Headers)];
-        let learnt = Learnt { limits, answers: vec![LargestAnswer { key: 7, tokens: 1029, ended: 2_000_000 }] };
-        let state = State { learnt: learnt.shared(5_000_000), ..State::default() };
-        assert_eq!(state.learnt(5_000_000), learnt);
+        let answers = vec![LargestAnswer { key: 7, tokens: 1029, ended: 2_000_000 }];
+        let state = State { learnt: SharedKnowledge::new(&limits, &answers, 5_000_000), ..State::default() };
+        assert_eq!((state.limits(), state.answers(5_000_000).collect()), (limits, answers));
     }
 }

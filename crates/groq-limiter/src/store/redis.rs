@@ -38,7 +38,7 @@ pub(crate) fn start(redis: RedisSettings, limiters: &Arc<Registry>, commands: Co
         known: Mutex::default(),
         listener: Mutex::default(),
         limiters: Arc::downgrade(limiters),
-        health: store.health.clone(),
+        health: store.handle.health.clone(),
     });
     let body = move || runtime.block_on(task.keep(commands));
     std::thread::Builder::new().name("store".into()).spawn(body).map(drop)

@@ -348,7 +348,7 @@ fn a_store_that_comes_and_goes_leaves_nobody_waiting() {
 
 /// A store that grants what it is asked for, unless it is just lost.
 fn serve(registry: &Arc<Registry>, mut commands: Commands<SharedLimiter>, over: &AtomicBool) {
-    let up = &registry.common.store.as_ref().expect("there is one").health.up;
+    let up = &registry.common.store.as_ref().expect("there is one").handle.health.up;
     let (mut tat, mut version, mut position) = (0_i64, 0, 0);
     while !over.load(SeqCst) {
         if !up.swap(true, SeqCst) {
