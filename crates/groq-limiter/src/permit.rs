@@ -16,28 +16,26 @@ use crate::{
 pub struct Permit {
     /// `None`: nothing was taken, or it is settled. Boxed: a permit is moved at each step of its request.
     held: Option<(Arc<SharedLimiter>, Box<Grant>)>,
-    waited: Duration,
-    bound_by: Option<Dimension>,
 }
 
 impl Permit {
     pub(crate) fn new(limiter: Arc<SharedLimiter>, grant: Box<Grant>) -> Self {
-        Self { waited: Duration::from_nanos(grant.waited), bound_by: grant.bound_by.clone(), held: Some((limiter, grant)) }
+        Self { held: Some((limiter, grant)) }
     }
 
     /// Of something that draws on no limit.
     pub(crate) fn free() -> Self {
-        Self { held: None, waited: Duration::ZERO, bound_by: None }
+        Self { held: None }
     }
 
     /// How long it waited.
     pub fn waited(&self) -> Duration {
-        self.waited
+        self.held.as_ref().map_or(Duration::ZERO, |(_, grant)| Duration::from_nanos(grant.waited))
     }
 
     /// The dimension that made it wait.
     pub fn bound_by(&self) -> Option<&Dimension> {
-        self.bound_by.as_ref()
+        self.held.as_ref()?.1.bound_by.as_ref()
     }
 
     /// Right before the first byte goes out.

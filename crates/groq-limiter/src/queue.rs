@@ -55,7 +55,6 @@ pub struct FairQueue {
     waiting: HashMap<Ticket, Box<QueuedRequest>>,
     deadlines: BTreeSet<(Ns, Ticket)>,
     last_ticket: Ticket,
-    served_start: Start,
     classes: [PriorityClass; 2],
 }
 
@@ -124,9 +123,11 @@ impl FairQueue {
         if self.waiting.contains_key(&queued.ticket) {
             queued.ticket = self.ticket();
         }
-        let class = queued.app.class as usize;
-        self.classes[class].start = lifted(&self.classes, class, self.served_start);
-        let class = &mut self.classes[class];
+        let other = self.classes[1 - queued.app.class as usize].start;
+        let class = &mut self.classes[queued.app.class as usize];
+        if class.active.is_empty() {
+            class.start = class.start.max(other);
+        }
         let app = self.apps.get_mut(&queued.app).expect("a queued request's app is known");
         if !app.is_waiting() {
             // Beside the one that was served last, not behind those that wait for their next: settling moves these.
@@ -200,7 +201,6 @@ impl FairQueue {
         }
         if service > 0.0 {
             class.served_start = class.served_start.max(start);
-            self.served_start = self.served_start.max(class.start);
         }
         let share = if key.class == Priority::Batch { BATCH_SHARE } else { 1.0 };
         class.start = advance(class.start, service / share);
@@ -210,11 +210,4 @@ impl FairQueue {
     fn active_apps(&self, class: Priority) -> impl Iterator<Item = &App> {
         self.classes[class as usize].active.iter().filter_map(|(.., key)| self.apps.get(key).map(|app| &**app))
     }
-}
-
-/// The start of a priority class as it gets a request: one that becomes active starts where the other one is.
-fn lifted(classes: &[PriorityClass; 2], class: usize, served_start: Start) -> Start {
-    let [this, other] = [&classes[class], &classes[1 - class]];
-    let floor = if other.active.is_empty() { served_start } else { other.start };
-    if this.active.is_empty() { this.start.max(floor) } else { this.start }
 }

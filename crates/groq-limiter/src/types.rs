@@ -26,6 +26,17 @@ pub enum Unit {
 impl Unit {
     /// All of them, in this order.
     pub const ALL: [Self; 5] = [Self::Requests, Self::Tokens, Self::InputTokens, Self::OutputTokens, Self::AudioSeconds];
+
+    /// Groq's words and abbreviation.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Requests => ("requests", "R"),
+            Self::Tokens => ("tokens", "T"),
+            Self::InputTokens => ("input tokens", "IT"),
+            Self::OutputTokens => ("output tokens", "OT"),
+            Self::AudioSeconds => ("seconds of audio", "AS"),
+        }
+    }
 }
 
 /// One dimension of a limit: a unit over a period, by the code Groq prints (`TPM`, `ASPH`, …).
@@ -80,32 +91,27 @@ impl Dimension {
             return Some(known);
         }
         let period = period?;
-        if code.is_none() {
+        let Some(code) = code else {
             let unit = unit?;
             let known = Self::KNOWN.into_iter().find(|known| known.unit == unit && known.period == period);
-            return known.or_else(|| Some(Self { code: Cow::Owned(made_code(unit, period)), unit, period }));
-        }
+            // Groq's manner of abbreviating: `R10S`.
+            let code = || format!("{}{}S", unit.names().1, period.as_secs().max(1));
+            return known.or_else(|| Some(Self { code: code().into(), unit, period }));
+        };
         // A unit never heard of: one at a time is a count of requests, more is most likely a kind of token.
         let unit = unit.unwrap_or(if requested <= 1 { Unit::Requests } else { Unit::Tokens });
-        Some(Self { code: Cow::Owned(code?.to_owned()), unit, period })
+        Some(Self { code: code.to_owned().into(), unit, period })
     }
 
     /// The dimension in words, as Groq prints it: `tokens per minute (TPM)`.
     pub fn words(&self) -> String {
-        let unit = match self.unit {
-            Unit::Requests => "requests",
-            Unit::Tokens => "tokens",
-            Unit::InputTokens => "input tokens",
-            Unit::OutputTokens => "output tokens",
-            Unit::AudioSeconds => "seconds of audio",
-        };
         let period = match self.period {
             MINUTE => "minute".to_owned(),
             HOUR => "hour".to_owned(),
             DAY => "day".to_owned(),
             other => format!("{}s", other.as_secs_f64()),
         };
-        format!("{unit} per {period} ({})", self.code)
+        format!("{} per {period} ({})", self.unit.names().0, self.code)
     }
 }
 
@@ -177,18 +183,6 @@ impl UpstreamRefusal {
         let period = Duration::try_from_secs_f64(usual.unwrap_or(period)).ok().filter(|period| !period.is_zero())?;
         Dimension::named(self.code.as_deref(), self.unit.or(Some(Unit::Tokens)), Some(period), self.requested)
     }
-}
-
-/// Groq's manner of abbreviating, for a dimension that came without an abbreviation: `R10S`.
-fn made_code(unit: Unit, period: Duration) -> String {
-    let unit = match unit {
-        Unit::Requests => "R",
-        Unit::Tokens => "T",
-        Unit::InputTokens => "IT",
-        Unit::OutputTokens => "OT",
-        Unit::AudioSeconds => "AS",
-    };
-    format!("{unit}{}S", period.as_secs().max(1))
 }
 
 /// A limit that Groq has stated.
