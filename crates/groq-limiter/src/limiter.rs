@@ -5,7 +5,7 @@
 //! `dispatch` again at [`Limiter::wake`] at the latest. A granted request holds a [`Grant`] that ends in exactly one of
 //! [`Limiter::settle`] and [`Limiter::refused`].
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, task::Waker, time::Duration};
 
 pub use self::pricing::Requeue;
 use self::{cold_start::ColdStart, pause::Pause, pricing::Pricing, store_session::StoreSession};
@@ -186,6 +186,18 @@ impl Limiter {
         (priced.states_max && room > 0 && room < priced.cost.output.into()).then_some(room)
     }
 
+    /// The task that waits for a queued request: it is to be woken when [`Self::take_woken`] gives it, after a dispatch.
+    pub fn set_waker(&mut self, ticket: Ticket, waker: &Waker) {
+        if let Some(queued) = self.queue.get_mut(ticket) {
+            queued.waker = Some(waker.clone());
+        }
+    }
+
+    /// The tasks of requests that have left the queue.
+    pub fn take_woken(&mut self) -> Vec<Waker> {
+        std::mem::take(&mut self.queue.woken)
+    }
+
     /// A queued request's client has left. The caller dispatches.
     pub fn cancel(&mut self, ticket: Ticket, now: Ns) {
         let now = self.advance(now);
@@ -226,10 +238,11 @@ impl Limiter {
             ticket: requeue.map_or_else(|| self.queue.ticket(), |requeue| requeue.ticket),
             since: now,
             deadline,
-            bypass_budget: None,
+            bypass_budget: Ns::MAX,
             estimated: priced.estimated,
             states_max: priced.states_max,
             requested,
+            waker: None,
         }
     }
 

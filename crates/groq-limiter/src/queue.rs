@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    task::Waker,
 };
 
 use self::app::{SIZES, Turn, advance};
@@ -54,6 +55,8 @@ pub struct FairQueue {
     /// Boxed: a table of whole requests takes a third more, and twice that as it grows.
     waiting: HashMap<Ticket, Box<QueuedRequest>>,
     deadlines: BTreeSet<(Ns, Ticket)>,
+    /// Whose request has left the queue, and who has to know.
+    pub woken: Vec<Waker>,
     last_ticket: Ticket,
     classes: [PriorityClass; 2],
 }
@@ -154,7 +157,8 @@ impl FairQueue {
 
     /// Leaves the queue, for whatever reason.
     pub fn remove(&mut self, ticket: Ticket) -> Option<QueuedRequest> {
-        let queued = self.waiting.remove(&ticket)?;
+        let mut queued = self.waiting.remove(&ticket)?;
+        self.woken.extend(queued.waker.take());
         if self.waiting.is_empty() {
             // The room of a long queue is not kept for the next one.
             self.waiting = HashMap::default();

@@ -94,17 +94,10 @@ pub(crate) struct SharedLimiter {
 #[derive(Debug)]
 struct Inside {
     limiter: Limiter,
-    turns: HashMap<Ticket, Turn>,
+    /// What came of queued requests, until their futures fetch it.
+    outcomes: HashMap<Ticket, Result<Box<Grant>, AdmissionError>>,
     /// When the timer wakes it. Where this turns out to be too early, it is set again then: most moves are to a later time.
     armed: Option<Ns>,
-}
-
-/// How it stands with a request that was put in the queue.
-#[derive(Debug)]
-enum Turn {
-    Waits(Waker),
-    /// Its future has not fetched it yet.
-    Ended(Box<Result<Box<Grant>, AdmissionError>>),
 }
 
 /// A limiter's answer to a request.
@@ -117,7 +110,7 @@ pub(crate) enum Submitted {
 
 impl SharedLimiter {
     pub(crate) fn new(key: Scope, number: u64, common: Arc<Shared>, limiter: Limiter) -> Self {
-        Self { key, number, common, inside: Mutex::new(Inside { limiter, turns: HashMap::default(), armed: None }) }
+        Self { key, number, common, inside: Mutex::new(Inside { limiter, outcomes: HashMap::default(), armed: None }) }
     }
 
     pub(crate) fn at(&self, now: Instant) -> Ns {
@@ -143,7 +136,7 @@ impl SharedLimiter {
         };
         let mut inside = lock(&self.inside);
         // Another limiter's place may be taken here.
-        let place = requeue.filter(|requeue| !inside.turns.contains_key(&requeue.ticket));
+        let place = requeue.filter(|requeue| !inside.outcomes.contains_key(&requeue.ticket));
         let now = common.clock.now();
         let submitted = match inside.limiter.submit(request, now, deadline, place, has_room) {
             Admission::Rejected(refusal) => return Err(refusal),
@@ -158,8 +151,7 @@ impl SharedLimiter {
                 if !counted {
                     lock(&common.occupancy).add(request.bytes);
                 }
-                inside.turns.insert(ticket, Turn::Waits(Waker::noop().clone()));
-                Submitted::Later(Waiting { limiter: self.clone(), ticket, bytes: request.bytes })
+                Submitted::Later(Waiting { limiter: self.clone(), ticket, bytes: request.bytes, done: false })
             }
         };
         self.dispatch(inside, now);
@@ -222,7 +214,7 @@ impl SharedLimiter {
 
     fn dispatch(self: &Arc<Self>, mut inside: MutexGuard<'_, Inside>, now: Ns) {
         let Shared { clock, timer, changed, store, .. } = &*self.common;
-        let (mut events, mut woken) = (Vec::new(), Vec::new());
+        let mut events = Vec::new();
         inside.limiter.dispatch(now, &mut events);
         if !events.is_empty() {
             changed.store(true, Relaxed);
@@ -232,9 +224,7 @@ impl SharedLimiter {
                 Event::Granted(ticket, grant) => (ticket, Ok(grant.into())),
                 Event::Rejected(ticket, refusal) => (ticket, Err(refusal)),
             };
-            if let Some(Turn::Waits(waker)) = inside.turns.insert(ticket, Turn::Ended(outcome.into())) {
-                woken.push(waker);
-            }
+            inside.outcomes.insert(ticket, outcome);
         }
         if let Some(wake) = inside.limiter.wake()
             && inside.armed.is_none_or(|armed| wake < armed)
@@ -242,6 +232,7 @@ impl SharedLimiter {
             timer.set(self.number, self, inside.armed.map(|at| clock.instant(at)), clock.instant(wake));
             inside.armed = Some(wake);
         }
+        let woken = inside.limiter.take_woken();
         let transaction = inside.limiter.transaction(now);
         drop(inside);
         if let Some((store, transaction)) = store.as_ref().zip(transaction)
@@ -259,21 +250,21 @@ pub(crate) struct Waiting {
     limiter: Arc<SharedLimiter>,
     ticket: Ticket,
     bytes: u64,
+    done: bool,
 }
 
 impl Future for Waiting {
     type Output = Result<Box<Grant>, AdmissionError>;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let turns = &mut lock(&self.limiter.inside).turns;
-        if let Some(Turn::Waits(waker)) = turns.get_mut(&self.ticket) {
-            waker.clone_from(context.waker());
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut inside = lock(&self.limiter.inside);
+        let Some(outcome) = inside.outcomes.remove(&self.ticket) else {
+            inside.limiter.set_waker(self.ticket, context.waker());
             return Poll::Pending;
-        }
-        match turns.remove(&self.ticket) {
-            Some(Turn::Ended(outcome)) => Poll::Ready(*outcome),
-            _ => panic!("polled after its end"),
-        }
+        };
+        drop(inside);
+        self.done = true;
+        Poll::Ready(outcome)
     }
 }
 
@@ -281,17 +272,16 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         let common = &self.limiter.common;
         lock(&common.occupancy).remove(self.bytes);
+        if self.done {
+            return;
+        }
         let now = common.clock.now();
         let mut inside = lock(&self.limiter.inside);
-        match inside.turns.remove(&self.ticket) {
-            Some(Turn::Waits(_)) => inside.limiter.cancel(self.ticket, now),
-            Some(Turn::Ended(outcome)) => {
-                // Granted, and nobody there to take it.
-                if let Ok(grant) = *outcome {
-                    inside.limiter.settle(*grant, ActualUsage::Nothing, now);
-                }
-            }
-            None => return,
+        match inside.outcomes.remove(&self.ticket) {
+            // Granted, and nobody there to take it.
+            Some(Ok(grant)) => inside.limiter.settle(*grant, ActualUsage::Nothing, now),
+            Some(Err(_)) => {}
+            None => inside.limiter.cancel(self.ticket, now),
         }
         self.limiter.dispatch(inside, now);
     }

@@ -20,7 +20,10 @@ pub enum Backfill {
 /// A small request that may pass the head, which is blocked until `until`: it fits, and the head can still go within its budget.
 pub fn backfill(queue: &mut FairQueue, quotas: &QuotaSet, head: Ticket, until: Ns, now: Ns) -> Backfill {
     let Some(blocked) = queue.get(head).filter(|_| Mechanism::Backfill.is_on()) else { return Backfill::Wait(until) };
-    let budget = blocked.bypass_budget.unwrap_or(((until - now) as f64 * BYPASS_BUDGET.0) as Ns + BYPASS_BUDGET.1);
+    let budget = match blocked.bypass_budget {
+        Ns::MAX => ((until - now) as f64 * BYPASS_BUDGET.0) as Ns + BYPASS_BUDGET.1,
+        left => left,
+    };
     let (cost, class) = (blocked.cost, blocked.app.class);
     let mut outcome = Backfill::Wait(until);
     let mut left = budget;
@@ -41,7 +44,7 @@ pub fn backfill(queue: &mut FairQueue, quotas: &QuotaSet, head: Ticket, until: N
         }
     }
     if let Some(blocked) = queue.get_mut(head) {
-        blocked.bypass_budget = Some(left);
+        blocked.bypass_budget = left;
     }
     outcome
 }

@@ -1,6 +1,6 @@
 //! A request in the queue, and sums over what is queued.
 
-use std::{ops::AddAssign, sync::Arc};
+use std::{ops::AddAssign, sync::Arc, task::Waker};
 
 use crate::{
     request::Cost,
@@ -38,14 +38,17 @@ pub struct QueuedRequest {
     pub since: Ns,
     /// Its client's max wait ends here.
     pub deadline: Ns,
-    /// How much later than its own time it may go because smaller ones passed; set when it first blocks the queue.
-    pub bypass_budget: Option<Ns>,
+    /// How much later than its own time it may go because smaller ones passed; set when it first blocks the queue. [`Ns::MAX`]
+    /// until then: with an `Option` a waiting request takes 16 bytes more.
+    pub bypass_budget: Ns,
     /// Prompt tokens before the limiter's own correction.
     pub estimated: u32,
     /// Whether its client stated `max_completion_tokens`.
     pub states_max: bool,
     /// What a refusal has said of it: prompt and assumed completion tokens.
     pub requested: Option<u32>,
+    /// The task that waits for it to leave the queue.
+    pub waker: Option<Waker>,
 }
 
 impl QueuedRequest {
