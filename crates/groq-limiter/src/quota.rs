@@ -52,7 +52,7 @@ pub struct Quota {
     /// Units taken, fading: ours per minute.
     spending: f64,
     /// The store's side, where replicas share the quota.
-    remote: Option<Box<Remote>>,
+    pub(crate) remote: Option<Box<Remote>>,
     ticked_at: Ns,
 }
 
@@ -137,7 +137,7 @@ impl Quota {
 
     /// The share of the limit's rate that others take.
     pub fn external(&self) -> f64 {
-        self.external.share()
+        self.external.share
     }
 
     /// Units that we take each second, averaged over a minute.
@@ -147,7 +147,7 @@ impl Quota {
 
     /// What a request usually takes.
     pub fn typical(&self) -> u64 {
-        self.margin.typical()
+        self.margin.typical as u64
     }
 
     /// Whether headers or refusals have said how full it is.
@@ -183,17 +183,16 @@ impl Quota {
             return;
         }
         let taken = self.external.tick(passed, self.is_visible());
-        if let Some(bucket) = self.bucket.as_mut().filter(|_| taken > 0) {
-            bucket.drain(taken, self.ticked_at, now);
-            self.add_settled(taken as i64);
-        }
         // No header shows when a request arrived.
         let is_hidden = self.dimension.unit == Unit::Requests && !self.is_visible() && !self.margin.is_none();
         let least = if is_hidden { self.sends.full_at(now) } else { 0 };
-        if let Some(bucket) = self.bucket.as_mut().filter(|bucket| bucket.tat() < least) {
-            let before = bucket.tat().max(now);
-            bucket.set_tat(least, now);
-            self.add_settled(least.saturating_sub(before) as i64);
+        if let Some(bucket) = &mut self.bucket {
+            if taken > 0 {
+                bucket.drain(taken, self.ticked_at, now);
+            }
+            let late = least.saturating_sub(bucket.tat().max(now));
+            bucket.set_tat(bucket.tat().max(least), now);
+            self.add_settled(taken.saturating_add(late) as i64);
         }
         self.margin.fade(passed);
         self.spending *= (-(passed as f64) / MEMORY).exp();
@@ -350,11 +349,6 @@ impl Quota {
 
     fn add_settled(&mut self, span: i64) {
         self.remote.iter_mut().for_each(|remote| remote.add_settled(span));
-    }
-
-    /// Its side that the store sees.
-    pub fn remote(&mut self) -> Option<&mut Remote> {
-        self.remote.as_deref_mut()
     }
 
     /// Its part of a transaction. `None` without a limit.

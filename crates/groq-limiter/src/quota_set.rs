@@ -356,7 +356,7 @@ impl QuotaSet {
 
     /// The store's side of each.
     pub fn remotes(&mut self) -> impl Iterator<Item = &mut Remote> {
-        self.quotas.iter_mut().filter_map(Quota::remote)
+        self.quotas.iter_mut().filter_map(|quota| quota.remote.as_deref_mut())
     }
 
     /// The store has charged this at its newest position.

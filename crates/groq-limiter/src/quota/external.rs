@@ -17,15 +17,11 @@ const MOST: f64 = 0.9;
 /// What others take of one dimension.
 #[derive(Debug, Default)]
 pub(super) struct ExternalUsage {
-    share: f64,
+    /// The share of the limit's rate.
+    pub(super) share: f64,
 }
 
 impl ExternalUsage {
-    /// The share of the limit's rate.
-    pub(super) fn share(&self) -> f64 {
-        self.share
-    }
-
     /// A header has corrected the quota by so much, ns.
     pub(super) fn corrected(&mut self, error: i64) {
         self.learn(error as f64 / MEMORY);

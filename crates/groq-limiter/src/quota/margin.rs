@@ -24,7 +24,8 @@ const TYPICAL_GAIN: f64 = 0.02;
 /// The margin of one dimension: some typical requests.
 #[derive(Debug)]
 pub(super) struct SafetyMargin {
-    typical: f64,
+    /// What a request usually takes.
+    pub(super) typical: f64,
     /// The part of it that is kept: 1 is all of it, less while headers show nobody else, more after refusals; 0 is none for good.
     kept: f64,
 }
@@ -72,11 +73,6 @@ impl SafetyMargin {
     pub(super) fn release(&mut self, part: f64) {
         let kept = if part > 0.0 { 1.0 - RELEASED * part } else { self.kept.max(1.0) };
         self.kept = if self.kept > 0.0 { kept } else { 0.0 };
-    }
-
-    /// What a request usually takes.
-    pub(super) fn typical(&self) -> u64 {
-        self.typical as u64
     }
 
     /// A request has taken so much.

@@ -76,8 +76,8 @@ impl QuotaSet {
         }
     }
 
-    /// Groq states this dimension's limit; the dimension comes to be if it was unknown. Its slot.
-    fn state(&mut self, dimension: &Dimension, limit: u64, source: Source, now: Ns) -> Option<usize> {
+    /// Groq states this dimension's limit; the dimension comes to be if it was unknown. Its slot, and whether that is news.
+    fn state(&mut self, dimension: &Dimension, limit: u64, source: Source, now: Ns) -> Option<(usize, bool)> {
         let is_new = self.slot(&dimension.code).is_none();
         let slot = self.slot_or_new(dimension, now)?;
         let before = self.quotas[slot].statements;
@@ -86,7 +86,8 @@ impl QuotaSet {
             Some((same, Source::Headers)) if same == limit => Source::Headers,
             _ => source,
         };
-        self.untold |= before.stated.map(|(limit, _)| limit) != Some(limit);
+        let is_news = before.stated.map(|(limit, _)| limit) != Some(limit);
+        self.untold |= is_news;
         self.set_statements(slot, Statements { stated: Some((limit, source)), ..before }, now);
         let quota = &mut self.quotas[slot];
         quota.confirmed = now;
@@ -95,7 +96,7 @@ impl QuotaSet {
             let rate = limit as f64 / dimension.period.as_secs_f64();
             quota.restore(self.expected_output.left_in_use(rate, now), now);
         }
-        Some(slot)
+        Some((slot, is_news))
     }
 
     /// Takes up what Groq has stated to another limiter, or to an earlier process. What is used stays.
@@ -157,14 +158,13 @@ impl QuotaSet {
         let (mut news, mut tokens) = (false, None);
         for (dimension, shown) in shown {
             let Some(shown) = shown.filter(|shown| shown.limit > 0) else { continue };
-            let before = self.find(&dimension.code).and_then(|quota| quota.statements.stated);
             let known = self.quotas.len();
-            let Some(slot) = self.state(&dimension, shown.limit, Source::Headers, now) else { continue };
+            let Some((slot, is_news)) = self.state(&dimension, shown.limit, Source::Headers, now) else { continue };
             // The operator's bound that comes with a limit holds what the limit does.
             for slot in (known..self.quotas.len()).filter(|&slot| self.quotas[slot].is_bound()) {
                 reserved.cover(slot);
             }
-            news |= before.map(|(limit, _)| limit) != Some(shown.limit);
+            news |= is_news;
             let used = shown.limit.saturating_sub(shown.remaining);
             let is_first = !self.quotas[slot].is_observed();
             let error = self.correct(reserved, slot, used, counted, delay, now).unwrap_or(0);
@@ -237,7 +237,7 @@ impl QuotaSet {
         delay: Ns,
         now: Ns,
     ) -> bool {
-        let Some(slot) = self.state(dimension, text.limit, Source::UpstreamRefusal, now) else { return false };
+        let Some((slot, _)) = self.state(dimension, text.limit, Source::UpstreamRefusal, now) else { return false };
         let counts_expected = self.quotas[slot].counts_expected();
         if counts_expected {
             let requested = u32::try_from(text.requested).unwrap_or(u32::MAX);
