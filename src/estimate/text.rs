@@ -11,6 +11,9 @@ const MAX_SAMPLE: usize = 4 << 10;
 /// Bytes counted at once, and the bytes before them that serve as context (at least six are needed).
 const BLOCK: usize = 64;
 const BEFORE: usize = 17;
+/// The even bytes of a word, and the factor that adds up its four pairs in the upper one.
+const PAIRS: u64 = 0x00ff_00ff_00ff_00ff;
+const ADD_UP: u64 = 0x0001_0001_0001_0001;
 
 /// Thousandths of tokens in a text's bytes.
 pub(super) fn millitokens(bytes: &[u8]) -> u64 {
@@ -69,11 +72,11 @@ fn block(text: &[u8], from: usize) -> u64 {
             | (of(PUNCTUATION, 20) & second);
         *price += (of(SMALL | CAPITAL, 37) & seventh) + (of(CAPITAL, 14) & second);
     }
-    let mut price: u64 = prices
-        .chunks_exact(16)
-        .map(|row| row.iter().map(|price| u32::from(*price)).sum::<u32>())
-        .map(|sum| u64::from(sum) * 10)
-        .sum();
+    // Summed in words of four pairs, whose sums are at most 8 * 2 * 133: a plain sum of bytes is not vectorized (120 instructions
+    // more for each block).
+    let words = prices.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word));
+    let pairs: u64 = words.map(|word| (word & PAIRS) + (word >> 8 & PAIRS)).sum();
+    let mut price = (pairs.wrapping_mul(ADD_UP) >> 48) * 10;
     if !bytes.is_ascii() {
         price += bytes[BEFORE - 1..].windows(2).map(|pair| wide(pair[0], pair[1])).sum::<u64>();
     }
