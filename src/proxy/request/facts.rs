@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use groq_limiter::CostEstimate;
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderValue, header};
 
 use crate::{
     config::Queue,
@@ -34,9 +34,9 @@ pub struct Facts {
     pub wants_text: bool,
 }
 
-const READ_TIMEOUT: HeaderName = HeaderName::from_static("x-stainless-read-timeout");
-const TIMEOUT: HeaderName = HeaderName::from_static("x-stainless-timeout");
-const MAX_WAIT: HeaderName = HeaderName::from_static("x-shield-max-wait-ms");
+const READ_TIMEOUT: &str = "x-stainless-read-timeout";
+const TIMEOUT: &str = "x-stainless-timeout";
+const MAX_WAIT: &str = "x-shield-max-wait-ms";
 
 /// Maximum bytes of a model name; longer ones are cut.
 const MAX_MODEL_NAME: usize = 200;
@@ -145,10 +145,11 @@ const MIN_MAX_WAIT: Duration = Duration::from_millis(500);
 /// client's announced timeout minus the `usual` time to a response head. Invalid headers are ignored.
 pub fn max_wait(headers: &HeaderMap, queue: &Queue, usual: impl FnOnce() -> Duration) -> (Duration, bool) {
     let seconds = |number: f64| Duration::try_from_secs_f64(number).ok();
-    let asked = number(headers, MAX_WAIT).and_then(|ms| seconds(ms / 1000.0));
-    let announced = [READ_TIMEOUT, TIMEOUT]
+    let [asked, read_timeout, timeout] = headers::first(headers, [MAX_WAIT, READ_TIMEOUT, TIMEOUT]).map(number);
+    let asked = asked.and_then(|ms| seconds(ms / 1000.0));
+    let announced = [read_timeout, timeout]
         .into_iter()
-        .filter_map(|name| number(headers, name).filter(|timeout| *timeout > 0.0).and_then(seconds))
+        .filter_map(|timeout| timeout.filter(|timeout| *timeout > 0.0).and_then(seconds))
         .min()
         .map(|timeout| timeout.saturating_sub(usual()).max(MIN_MAX_WAIT));
     match asked.into_iter().chain(announced).min() {
@@ -157,8 +158,8 @@ pub fn max_wait(headers: &HeaderMap, queue: &Queue, usual: impl FnOnce() -> Dura
     }
 }
 
-fn number(headers: &HeaderMap, name: HeaderName) -> Option<f64> {
-    let number: f64 = headers::text(headers, name)?.trim().parse().ok()?;
+fn number(value: Option<&HeaderValue>) -> Option<f64> {
+    let number: f64 = value?.to_str().ok()?.trim().parse().ok()?;
     (number.is_finite() && number >= 0.0).then_some(number)
 }
 

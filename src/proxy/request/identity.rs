@@ -4,13 +4,14 @@
 use std::sync::Arc;
 
 use foldhash::HashMap;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use crate::{
     accounts::Budget,
     config::{Class, Settings},
+    headers,
     proxy::error::Rejection,
 };
 
@@ -18,9 +19,9 @@ type Digest = [u8; 32];
 
 const EVERYONE_ELSE: &str = crate::config::App::EVERYONE_ELSE;
 
-const APP: HeaderName = HeaderName::from_static("x-shield-app");
-const CLASS: HeaderName = HeaderName::from_static("x-shield-class");
-const FALLBACK: HeaderName = HeaderName::from_static("x-shield-fallback");
+const APP: &str = "x-shield-app";
+const CLASS: &str = "x-shield-class";
+const FALLBACK: &str = "x-shield-fallback";
 
 /// Maximum bytes of an app name in a header.
 const MAX_APP_NAME: usize = 64;
@@ -122,7 +123,9 @@ impl IdentityIndex {
     /// # Errors
     /// [`Rejection::NoKey`], [`Rejection::UnknownToken`]. A browser's preflight (OPTIONS) needs neither key nor token.
     pub fn resolve(&self, method: &Method, headers: &HeaderMap) -> Result<Identity, Rejection> {
-        let bearer = bearer(headers);
+        let [authorization, named, class, fallback] =
+            headers::first(headers, [header::AUTHORIZATION.as_str(), APP, CLASS, FALLBACK]);
+        let bearer = authorization.and_then(bearer);
         let app = match bearer {
             Some(token) if self.tokens_needed => self.by_token(token),
             _ => None,
@@ -140,14 +143,14 @@ impl IdentityIndex {
             (None, Some(key)) => self.organization(key),
             (None, None) => (Arc::from("none"), 0),
         };
-        let named = name(headers, APP);
         // An app with a token is identified by it alone, so no other client can use its name. Names of entries may contain
         // characters that are not allowed in other names.
-        let raw = headers.get(APP).map(|value| value.as_bytes().trim_ascii());
+        let raw = named.map(|value| value.as_bytes().trim_ascii());
+        let named = raw.and_then(name);
         let is_named = |app: &&App| Some(app.name.as_bytes()) == raw || Some(app.name.as_ref()) == named.as_deref();
         let app = app.or_else(|| self.apps.iter().filter(|app| app.token.is_none()).find(is_named));
         let policy = app.or(self.everyone_else.as_ref());
-        let class = match headers.get(CLASS).map(HeaderValue::as_bytes) {
+        let class = match class.map(HeaderValue::as_bytes) {
             Some(class) if class.eq_ignore_ascii_case(b"batch") => Class::Batch,
             Some(class) if class.eq_ignore_ascii_case(b"interactive") => Class::Interactive,
             _ => policy.map(|app| app.class).unwrap_or_default(),
@@ -160,7 +163,7 @@ impl IdentityIndex {
             is_capped: policy.is_some_and(|app| app.is_capped),
             budgets: policy.and_then(|app| app.budgets.clone()),
             fallback: policy.is_none_or(|app| app.fallback)
-                && headers.get(FALLBACK).is_none_or(|value| !value.as_bytes().eq_ignore_ascii_case(b"off")),
+                && fallback.is_none_or(|value| !value.as_bytes().eq_ignore_ascii_case(b"off")),
             class,
             key: key.map(|(key, ..)| key.clone()),
         })
@@ -208,15 +211,14 @@ fn digest(text: &[u8]) -> Digest {
 }
 
 /// The key or token of `Authorization: Bearer …`.
-fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
-    let (scheme, token) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked("Bearer ".len())?;
+fn bearer(authorization: &HeaderValue) -> Option<&[u8]> {
+    let (scheme, token) = authorization.as_bytes().split_at_checked("Bearer ".len())?;
     let token = token.trim_ascii();
     (scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty()).then_some(token)
 }
 
 /// A name chosen by a client, if it is short enough and safe in logs and labels.
-fn name(headers: &HeaderMap, header: HeaderName) -> Option<String> {
-    let value = headers.get(header)?.as_bytes().trim_ascii();
+fn name(value: &[u8]) -> Option<String> {
     let plain = |b: &u8| if b.is_ascii_alphanumeric() || b"-_.:/@+".contains(b) { char::from(*b) } else { '_' };
     let name: String = value.iter().take(MAX_APP_NAME).map(plain).collect();
     Some(name).filter(|name| !name.is_empty())

@@ -127,7 +127,9 @@ fn entries_are_known_by_their_names_whatever_their_letters() {
         assert_eq!((identity.app.as_ref(), identity.weight), (name, 3.0));
     }
     let index = IdentityIndex::new(&settings(true, vec![app("größe", None)]), env);
-    let headers = [(APP, HeaderValue::from_bytes("größe".as_bytes()).expect("obs-text"))].into_iter().collect();
+    let headers = [(header::HeaderName::from_static(APP), HeaderValue::from_bytes("größe".as_bytes()).expect("obs-text"))]
+        .into_iter()
+        .collect();
     assert_eq!(index.resolve(&Method::POST, &headers).expect("held").app.as_ref(), "größe");
 }
 
