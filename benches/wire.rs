@@ -85,8 +85,8 @@ fn upstream() -> Upstream {
 /// Relays one stream; returns its bytes.
 async fn relayed(upstream: &Upstream) -> usize {
     let path = PathAndQuery::from_static("/openai/v1/chat/completions");
-    let request = UpstreamRequest::new(Method::POST, path, HeaderMap::new(), Bytes::from_static(b"{}"));
-    let answer = upstream.send(&request, tokio::time::Instant::now).await;
+    let mut request = UpstreamRequest::new(Method::POST, path, HeaderMap::new(), Bytes::from_static(b"{}"));
+    let answer = upstream.send(&mut request, tokio::time::Instant::now).await;
     let (head, body) = answer.expect("a response").into_parts();
     let opened = relay::validate(&head, body, Expected::Json, true).await.expect("a stream");
     let ValidatedBody::Stream(stream) = opened else { panic!("a stream") };

@@ -123,7 +123,7 @@ impl Upstream {
     /// There is no such head within `response_timeout`.
     pub async fn send(
         &self,
-        request: &UpstreamRequest,
+        request: &mut UpstreamRequest,
         mut sending: impl FnMut() -> Instant,
     ) -> Result<Response<ResponseBody>, Failure> {
         let mut resends = 0;

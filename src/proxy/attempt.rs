@@ -50,7 +50,7 @@ pub(super) struct Delivered {
 pub(super) async fn send(
     shield: &Shield,
     call: &Call,
-    upstream_request: &UpstreamRequest,
+    upstream_request: &mut UpstreamRequest,
     mut permit: Option<&mut Permit>,
     record: &mut Record,
 ) -> Outcome {

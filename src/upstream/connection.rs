@@ -27,13 +27,13 @@ impl Connection {
     /// Sends `request` and waits for the head of the response until `deadline`.
     pub(super) async fn exchange(
         &mut self,
-        request: &UpstreamRequest,
+        request: &mut UpstreamRequest,
         origin: &Origin,
         deadline: Instant,
     ) -> Result<Response<Incoming>, Unanswered> {
         let response = match self {
-            Self::Http1(connection) => connection.exchange(request.to_http1(origin), deadline).await?,
-            Self::Http2(stream) => stream.exchange(request.to_http2(origin), deadline).await?,
+            Self::Http1(connection) => connection.exchange(request.http1_request(origin), deadline).await?,
+            Self::Http2(stream) => stream.exchange(request.http2_request(origin), deadline).await?,
         };
         // 101 was not requested. Status classes end at 599 (RFC 9110 §15), but hyper accepts numbers up to 999.
         match response.status().as_u16() {

@@ -103,7 +103,7 @@ impl UpstreamRequest {
     }
 
     /// The request of one attempt over HTTP/1.1.
-    pub(super) fn to_http1(&self, origin: &Origin) -> Request<RequestBody> {
+    pub(super) fn http1_request(&mut self, origin: &Origin) -> Request<RequestBody> {
         let mut request = self.with_uri(match origin.forward_proxy {
             None => Uri::from(self.target(origin)),
             Some(_) => self.absolute(origin),
@@ -121,17 +121,20 @@ impl UpstreamRequest {
     }
 
     /// The request of one attempt over HTTP/2, where the URI has the host.
-    pub(super) fn to_http2(&self, origin: &Origin) -> Request<RequestBody> {
+    pub(super) fn http2_request(&mut self, origin: &Origin) -> Request<RequestBody> {
         let mut request = self.with_uri(self.absolute(origin));
         *request.version_mut() = Version::HTTP_2;
         request
     }
 
-    fn with_uri(&self, uri: Uri) -> Request<RequestBody> {
+    /// The original headers go into the request, and a copy is kept for the next attempt: the copy has no room for more headers, and
+    /// hyper reuses the map for those of the response (800 instructions to grow it twice).
+    fn with_uri(&mut self, uri: Uri) -> Request<RequestBody> {
+        let copy = self.headers.clone();
         let mut request = Request::new(RequestBody(self.body.clone()));
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = uri;
-        *request.headers_mut() = self.headers.clone();
+        *request.headers_mut() = std::mem::replace(&mut self.headers, copy);
         request
     }
 
@@ -205,11 +208,11 @@ mod tests {
 
     #[tokio::test]
     async fn every_attempt_sends_the_same_compacted_or_not() {
-        let (plain, mut compacted) = (request(Method::POST, "/x?y", b"{}"), request(Method::POST, "/x?y", b"{}"));
+        let (mut plain, mut compacted) = (request(Method::POST, "/x?y", b"{}"), request(Method::POST, "/x?y", b"{}"));
         compacted.compact();
-        for request in [&plain, &compacted] {
+        for request in [&mut plain, &mut compacted] {
             for _ in 0..2 {
-                let (head, body) = request.to_http1(&origin("", None)).into_parts();
+                let (head, body) = request.http1_request(&origin("", None)).into_parts();
                 assert_eq!((head.method, head.uri.to_string().as_str()), (Method::POST, "/x?y"));
                 let cookies: Vec<_> = head.headers.get_all(header::COOKIE).iter().collect();
                 assert_eq!(cookies, ["a=1", "b=2"]);
@@ -239,15 +242,15 @@ mod tests {
             ("http://h?y", "", "/?y", "http://groq.example:81/?y"),
             ("http://h?y", "/pre", "/pre/?y", "http://groq.example:81/pre/?y"),
         ] {
-            let request = request(Method::GET, path, b"");
-            assert_eq!(request.to_http1(&origin(prefix, None)).uri().to_string(), origin_form);
-            assert_eq!(request.to_http2(&origin(prefix, None)).uri().to_string(), absolute_form);
-            let forwarded = request.to_http1(&origin(prefix, proxy()));
+            let mut request = request(Method::GET, path, b"");
+            assert_eq!(request.http1_request(&origin(prefix, None)).uri().to_string(), origin_form);
+            assert_eq!(request.http2_request(&origin(prefix, None)).uri().to_string(), absolute_form);
+            let forwarded = request.http1_request(&origin(prefix, proxy()));
             assert_eq!(forwarded.uri().to_string(), absolute_form);
             assert_eq!(forwarded.headers()[header::PROXY_AUTHORIZATION], "Basic eA==");
         }
-        let options = request(Method::OPTIONS, "*", b"");
-        assert_eq!(options.to_http1(&origin("", None)).uri().to_string(), "*");
+        let mut options = request(Method::OPTIONS, "*", b"");
+        assert_eq!(options.http1_request(&origin("", None)).uri().to_string(), "*");
     }
 
     #[tokio::test]
@@ -256,7 +259,7 @@ mod tests {
         let mut request = request(Method::POST, "/x", b"");
         request.replace_body(|_| all.clone());
         for _ in 0..2 {
-            let mut body = request.to_http1(&origin("", None)).into_body();
+            let mut body = request.http1_request(&origin("", None)).into_body();
             assert_eq!(body.size_hint().exact(), Some(1_000_000));
             let mut sent = Vec::new();
             while let Some(Ok(frame)) = body.frame().await {

@@ -67,8 +67,8 @@ async fn read_request(io: &mut DuplexStream) -> Vec<u8> {
 
 async fn send(upstream: &Upstream) -> Result<Response<ResponseBody>, Failure> {
     let path = PathAndQuery::from_static("/openai/v1/x?y=z");
-    let request = UpstreamRequest::new(Method::POST, path, HeaderMap::new(), Bytes::from_static(b"{}"));
-    upstream.send(&request, Instant::now).await
+    let mut request = UpstreamRequest::new(Method::POST, path, HeaderMap::new(), Bytes::from_static(b"{}"));
+    upstream.send(&mut request, Instant::now).await
 }
 
 async fn body(response: Response<ResponseBody>) -> Result<Vec<u8>, ExchangeError> {

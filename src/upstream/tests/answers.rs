@@ -37,8 +37,8 @@ fn answering(answers: &[&[&[u8]]]) -> (Upstream, Arc<std::sync::atomic::AtomicUs
 }
 
 async fn asked(upstream: &Upstream, method: Method) -> Response<ResponseBody> {
-    let request = UpstreamRequest::new(method, PathAndQuery::from_static("/x"), HeaderMap::new(), Bytes::new());
-    upstream.send(&request, Instant::now).await.expect("an answer")
+    let mut request = UpstreamRequest::new(method, PathAndQuery::from_static("/x"), HeaderMap::new(), Bytes::new());
+    upstream.send(&mut request, Instant::now).await.expect("an answer")
 }
 
 /// The body, and how many connections two such requests take.

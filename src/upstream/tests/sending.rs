@@ -43,7 +43,7 @@ async fn a_body_of_any_size_goes_out_whole_in_every_attempt() {
             if attempt == 1 {
                 request.compact();
             }
-            let answer = upstream.send(&request, Instant::now).await.expect("an answer");
+            let answer = upstream.send(&mut request, Instant::now).await.expect("an answer");
             assert_eq!(body(answer).await, Ok(b"ok".to_vec()));
         }
         assert_eq!(connections.load(Ordering::Relaxed), 1);
@@ -61,7 +61,7 @@ async fn an_answer_may_come_before_the_request_is_out() {
         sleep(Duration::from_secs(3600)).await;
     });
     for attempt in 1..=2 {
-        let answer = upstream.send(&post(3_000_000), Instant::now).await.expect("an answer");
+        let answer = upstream.send(&mut post(3_000_000), Instant::now).await.expect("an answer");
         assert_eq!(answer.status().as_u16(), 413);
         assert_eq!(body(answer).await, Ok(b"no".to_vec()));
         assert_eq!(connections.load(Ordering::Relaxed), attempt);
@@ -80,7 +80,7 @@ async fn a_request_body_is_sent_while_its_answer_arrives() {
         }
     });
     for _ in 0..2 {
-        let answer = upstream.send(&post(3_000_000), Instant::now).await.expect("an answer");
+        let answer = upstream.send(&mut post(3_000_000), Instant::now).await.expect("an answer");
         assert_eq!(body(answer).await, Ok(b"ok".to_vec()));
     }
     assert_eq!(connections.load(Ordering::Relaxed), 1);
@@ -93,7 +93,7 @@ async fn an_answer_before_a_close_is_read() {
         io.read_exact(&mut [0; 1000]).await.expect("a request's beginning");
         io.write_all(b"HTTP/1.1 413 Too Large\r\nconnection: close\r\n\r\nno").await.expect("the client reads");
     });
-    let answer = upstream.send(&post(3_000_000), Instant::now).await.expect("an answer");
+    let answer = upstream.send(&mut post(3_000_000), Instant::now).await.expect("an answer");
     assert_eq!((answer.status().as_u16(), body(answer).await), (413, Ok(b"no".to_vec())));
 }
 
@@ -105,7 +105,7 @@ async fn a_request_counts_as_sent_once_bytes_were_written() {
     let (cut, _) = upstream(|_, mut io| async move {
         io.read_exact(&mut [0; 1000]).await.expect("a request's beginning");
     });
-    let failure = cut.send(&post(3_000_000), Instant::now).await.expect_err("it is cut off");
+    let failure = cut.send(&mut post(3_000_000), Instant::now).await.expect_err("it is cut off");
     assert_eq!(failure, Failure::after_sending(ExchangeError::Closed));
 }
 
@@ -117,7 +117,7 @@ async fn an_unread_request_is_a_timeout() {
         drop(io);
     });
     let start = Instant::now();
-    let failure = upstream.send(&post(3_000_000), Instant::now).await.expect_err("it is not taken");
+    let failure = upstream.send(&mut post(3_000_000), Instant::now).await.expect_err("it is not taken");
     assert_eq!((failure, start.elapsed()), (Failure::after_sending(ExchangeError::Timeout), Duration::from_secs(10)));
 }
 
@@ -139,7 +139,7 @@ async fn a_forward_proxy_gets_the_absolute_form() {
         io.write_all(OK).await.expect("the client reads");
         String::from_utf8_lossy(&request[..read]).into_owned()
     });
-    let answer = upstream.send(&post(2), Instant::now).await.expect("an answer");
+    let answer = upstream.send(&mut post(2), Instant::now).await.expect("an answer");
     assert_eq!(body(answer).await, Ok(b"ok".to_vec()));
     assert_eq!(
         served.await.expect("served"),

@@ -177,8 +177,8 @@ async fn a_closed_window_is_a_timeout_of_its_request_only() {
         async move {
             let headers = HeaderMap::from_iter([("x-large".parse().expect("a name"), "1".parse().expect("a value"))]);
             let path = PathAndQuery::from_static("/openai/v1/x?y=z");
-            let request = UpstreamRequest::new(Method::POST, path, headers, vec![b'x'; 1 << 20].into());
-            upstream.send(&request, Instant::now).await.map(|response| response.status())
+            let mut request = UpstreamRequest::new(Method::POST, path, headers, vec![b'x'; 1 << 20].into());
+            upstream.send(&mut request, Instant::now).await.map(|response| response.status())
         }
     });
     for _ in 0..5 {
