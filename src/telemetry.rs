@@ -15,6 +15,7 @@ mod counts;
 mod early;
 mod exposition;
 mod fallbacks;
+mod fields;
 mod histogram;
 mod log;
 mod observed;

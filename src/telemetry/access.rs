@@ -56,10 +56,14 @@ pub(super) fn millis(time: std::time::Duration) -> i64 {
 /// Makes untrusted text safe for a log: cut to `longest`, without control characters, keys and organization ids.
 pub(super) fn clean(text: &str, longest: usize) -> Cow<'_, str> {
     let mut text = Cow::Borrowed(text);
-    if let Some((end, _)) = text.char_indices().nth(longest) {
+    if text.len() > longest
+        && let Some((end, _)) = text.char_indices().nth(longest)
+    {
         text = format!("{}…", &text[..end]).into();
     }
-    if text.contains(char::is_control) {
+    // Bytes are checked faster than characters, and almost all texts are plain.
+    let is_plain = text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    if !is_plain && text.contains(char::is_control) {
         text = text.replace(char::is_control, "\u{fffd}").into();
     }
     if text.contains("org_") {

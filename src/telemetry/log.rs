@@ -6,6 +6,7 @@ use tracing_subscriber::{
     EnvFilter, Layer, Registry, fmt, layer::SubscriberExt, registry::LookupSpan, reload, util::SubscriberInitExt,
 };
 
+use super::fields::PlainFields;
 use crate::config::{Log, LogFormat};
 
 /// The running log. Dropping it exports the remaining spans.
@@ -77,8 +78,10 @@ where
     let lines = fmt::layer().with_writer(to);
     if json {
         lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
+    } else if coloured {
+        lines.with_ansi(true).boxed()
     } else {
-        lines.with_ansi(coloured).boxed()
+        lines.with_ansi(false).fmt_fields(PlainFields).boxed()
     }
 }
 
