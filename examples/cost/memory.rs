@@ -115,10 +115,11 @@ pub(crate) async fn of_connection(running: &Running) -> io::Result<f64> {
     Ok((after - before) / MANY as f64)
 }
 
-/// Bytes per waiting request of 1 KB, in addition to its connection.
+/// Bytes per connection with a waiting request of 1 KB.
 pub(crate) async fn of_waiting(shield: &QueueingShield) -> io::Result<f64> {
-    let mut wires = used(&shield.running, MANY).await?;
+    drop(used(&shield.running, 4 * AT_ONCE).await?);
     let before = at_rest(&shield.running).await?;
+    let mut wires = used(&shield.running, MANY).await?;
     shield.queue_on(&mut wires).await?;
     let after = at_rest(&shield.running).await?;
     Ok((after - before) / MANY as f64)
