@@ -97,7 +97,8 @@ impl RedisTask {
         }
     }
 
-    /// A limiter's key: its name's digest, so that no organization is readable, as the hash tag.
+    /// A limiter's key: its name's digest, so that no organization is readable, as the hash tag. Version 0.1 keeps a hash under the
+    /// digest alone.
     fn key(&self, limiter: &Scope) -> String {
         let mut digest = Sha256::new();
         for part in [&limiter.organization, &limiter.model, &limiter.tier] {
@@ -105,7 +106,7 @@ impl RedisTask {
             digest.update(part.as_bytes());
         }
         let digest: String = digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        format!("{}:{{{digest}}}", self.settings.prefix)
+        format!("{}:limits:{{{digest}}}", self.settings.prefix)
     }
 
     fn know(&self, key: &str, limiter: &Arc<SharedLimiter>) {

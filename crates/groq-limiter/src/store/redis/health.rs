@@ -28,7 +28,8 @@ const SILENT: Duration = Duration::from_secs(5);
 /// Announces a replica, and counts those that have been heard of.
 static ANNOUNCE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local now = redis.call('TIME')[1]
+        "local time = redis.call('TIME')
+        local now = time[1] * 1000000 + time[2]
         redis.call('ZADD', KEYS[1], now, ARGV[1])
         redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
         redis.call('PEXPIRE', KEYS[1], 60000)
@@ -74,7 +75,7 @@ impl RedisTask {
             tokio::spawn(self.clone().hear(Arc::downgrade(&connection), heard));
             *lock(&self.connection) = Some(connection);
         }
-        match self.run(&ANNOUNCE, &[self.replicas_key()], &[&self.name, &SILENT.as_secs().to_string()]).await {
+        match self.run(&ANNOUNCE, &[self.replicas_key()], &[&self.name, &SILENT.as_micros().to_string()]).await {
             Ok(replicas) => self.count(replicas),
             // A cluster's other nodes may be well.
             Err(why) if lock(&self.connection).is_none() => return Err(why),
