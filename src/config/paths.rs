@@ -1,9 +1,6 @@
 //! Files that settings name: their paths, and whether they can be used.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 use nix::{
     errno::Errno,
@@ -15,24 +12,19 @@ use super::{document::Document, faults::Origin, settings::Settings};
 /// The file that keeps what remains of each limit: it is written, and need not exist yet.
 const STATE_FILE: &str = "limits.state_file";
 
-/// Every path that is set, with its key.
-fn paths(settings: &mut Settings) -> impl Iterator<Item = (&'static str, &mut PathBuf)> {
+/// Resolves the paths and checks that their files are readable and the state file is writable.
+///
+/// A path in the configuration file is relative to that file, others to the working directory.
+pub(super) fn resolve(settings: &mut Settings, document: &mut Document<'_>, folder: Option<&Path>) {
     let (cert, key) = settings.server.tls.as_mut().map(|tls| (&mut tls.cert, &mut tls.key)).unzip();
-    let paths = [
+    for (key, path) in [
         ("server.tls.cert", cert),
         ("server.tls.key", key),
         ("upstream.ca_file", settings.upstream.ca_file.as_mut()),
         ("store.ca_file", settings.store.ca_file.as_mut()),
         (STATE_FILE, settings.limits.state_file.as_mut()),
-    ];
-    paths.into_iter().filter_map(|(key, path)| Some((key, path?))).filter(|(_, path)| !path.as_os_str().is_empty())
-}
-
-/// Resolves the paths and checks that their files are readable and the state file is writable.
-///
-/// A path in the configuration file is relative to that file, others to the working directory.
-pub(super) fn resolve(settings: &mut Settings, document: &mut Document<'_>, folder: Option<&Path>) {
-    for (key, path) in paths(settings) {
+    ] {
+        let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else { continue };
         if let (Origin::File(_), Some(folder)) = (document.origin(key), folder) {
             *path = folder.join(&*path);
         }
