@@ -142,38 +142,29 @@ impl Format for TimeOrOff {
     }
 }
 
-/// The units of sizes, larger ones first.
-const UNITS: [(&str, f64); 8] = [
-    ("GiB", (1_u64 << 30) as f64),
-    ("MiB", (1_u64 << 20) as f64),
-    ("KiB", 1024.0),
-    ("GB", 1e9),
-    ("MB", 1e6),
-    ("kB", 1e3),
-    ("KB", 1e3),
-    ("B", 1.0),
-];
-
-/// `"64KiB"`, `"100MiB"`
+/// `"64KiB"`, `"100MiB"`, `"1.5 GB"`
 pub(super) struct Size;
 
 impl Format for Size {
     type Value = u64;
     const TITLE: &'static str = "a size over 0, with its unit";
     const EXAMPLE: &'static str = "100MiB";
-    const PATTERN: &'static str = r"^\s*[0-9]+(\.[0-9]+)?\s*([KMG]i|[kKMG])?B\s*$";
+    const PATTERN: &'static str = r"^\s*[0-9]+(\.[0-9]+)?\s*([kKmMgG][iI]?)?[bB]\s*$";
 
     fn parse(text: &str) -> Option<u64> {
         let (number, unit) = text.split_at(text.find(char::is_alphabetic)?);
-        let (_, size) = UNITS.iter().find(|(name, _)| *name == unit.trim())?;
-        let bytes = number.trim().parse::<f64>().ok()? * size;
+        let unit = unit.trim().to_ascii_lowercase();
+        let prefix = unit.strip_suffix('b')?;
+        let (base, prefix) = prefix.strip_suffix('i').map_or((1000_f64, prefix), |prefix| (1024.0, prefix));
+        let power = ["", "k", "m", "g"].iter().position(|known| *known == prefix)?;
+        let bytes = number.trim().parse::<f64>().ok()? * base.powi(power as i32);
         // Up to 2^53 a number of bytes is exact.
-        (1.0..=9e15).contains(&bytes).then_some(bytes as u64)
+        (unit != "ib" && (1.0..=9e15).contains(&bytes)).then_some(bytes as u64)
     }
 
     fn show(bytes: &u64) -> Option<String> {
-        let (name, size) = UNITS.into_iter().find(|(name, size)| name.len() != 2 && *bytes as f64 % size == 0.0)?;
-        Some(format!("{}{name}", *bytes as f64 / size))
+        let power = (bytes.trailing_zeros() / 10).min(3);
+        Some(format!("{}{}", bytes >> (10 * power), ["B", "KiB", "MiB", "GiB"][power as usize]))
     }
 }
 

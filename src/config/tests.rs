@@ -284,6 +284,27 @@ fn what_is_harmless_is_no_fault() {
     }
 }
 
+#[test]
+fn sizes_have_a_unit_in_any_case() {
+    for (text, bytes, shown) in [
+        ("1b", 1, "1B"),
+        ("1kB", 1000, "1000B"),
+        ("64KiB", 64 << 10, "64KiB"),
+        ("100 mb", 100_000_000, "100000000B"),
+        ("1.5gib", 3 << 29, "1536MiB"),
+        ("4GiB", 4 << 30, "4GiB"),
+    ] {
+        let read = settings(&format!("[server]\nmax_body = \"{text}\"\n"));
+        assert_eq!(read.server.max_body, bytes, "{text}");
+        let effective = serde_json::to_value(&read.server).expect("JSON");
+        assert_eq!(effective["max_body"], shown, "{text}");
+        assert_eq!(settings(&format!("[server]\nmax_body = \"{shown}\"\n")).server.max_body, bytes, "{shown}");
+    }
+    for text in ["1", "1iB", "1ki", "1M", "1TB", "0.5B", "-1B", "B", "nan B", "1e3B", "KiB"] {
+        assert!(faults(&format!("[server]\nmax_body = \"{text}\"\n")).contains("found \""), "{text}");
+    }
+}
+
 /// What a price leaves out would be free of charge.
 #[test]
 fn a_price_is_whole() {
