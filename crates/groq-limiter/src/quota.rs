@@ -38,6 +38,7 @@ pub struct Quota {
     pub dimension: Dimension,
     /// Its name in the store and in the state file: the dimension's code, but for a bound.
     pub(crate) code: Cow<'static, str>,
+    is_bound: bool,
     /// Who says what about the limit.
     pub(crate) statements: Statements,
     /// When Groq stated the limit last.
@@ -61,6 +62,7 @@ impl Quota {
     pub fn new(dimension: Dimension, headroom: f64, now: Ns) -> Self {
         Self {
             code: dimension.code.clone(),
+            is_bound: false,
             dimension,
             statements: Statements::default(),
             confirmed: now,
@@ -86,12 +88,12 @@ impl Quota {
     /// nothing that the upstream says corrects it.
     pub fn bound(dimension: Dimension, now: Ns) -> Self {
         let code = format!("{}:configured", dimension.code).into();
-        Self { code, ..Self::new(dimension, 0.0, now) }.without_margin()
+        Self { code, is_bound: true, ..Self::new(dimension, 0.0, now) }.without_margin()
     }
 
     /// Whether it is the operator's bound.
     pub fn is_bound(&self) -> bool {
-        self.code != self.dimension.code
+        self.is_bound
     }
 
     /// Whether it tests what is expected of an answer, not its `max_completion_tokens`.
