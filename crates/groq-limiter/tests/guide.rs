@@ -81,7 +81,7 @@ async fn several_processes_share_the_limits() {
     }
     let stats = after(2, Some(&url)).await;
     let mut connection = client.get_connection().expect("a connection");
-    let records: Vec<String> = redis::cmd("KEYS").arg("groq-shield:{*}").query(&mut connection).expect("keys");
+    let records: Vec<String> = redis::cmd("KEYS").arg("groq-shield:limits:{*}").query(&mut connection).expect("keys");
     server.kill().expect("killed");
     server.wait().expect("ended");
     let [scope] = &stats.scopes[..] else { panic!("{stats:?}") };
