@@ -33,7 +33,9 @@ struct Sent {
     at: Ns,
     /// What was sent before it in all, ns.
     before: Ns,
-    /// By how much its header may show too little, ns.
+    /// What had come back before it in all, ns.
+    given_back: Ns,
+    /// By how much its header may show too little, ns; of a recent one without what has come back since.
     uncertain: Ns,
 }
 
@@ -43,6 +45,10 @@ pub(super) struct SendHistory {
     /// Reserved and not on its way yet, ns: not part of what Groq can have seen.
     pub(super) unsent: Ns,
     sends: VecDeque<Sent>,
+    /// The first of them that is recent: what comes back now may have come back before it arrived.
+    recent: usize,
+    /// What has come back with answers in all, ns; wraps.
+    given_back: Ns,
     /// What was sent in all, ns; wraps, only differences count.
     total: Ns,
     /// What was sent until then has arrived.
@@ -64,12 +70,13 @@ impl SendHistory {
 
     /// A request goes out at this position.
     pub(super) fn sent(&mut self, position: u64, span: Ns, now: Ns) {
+        self.age(now);
         self.forget(now);
         // Those that went out shortly before may arrive later.
         let uncertain = self.sent_since(now.saturating_sub(JITTER));
         // Room for one is enough for most of 100,000 limiters; with room for four they took a tenth more.
         self.sends.reserve_exact(usize::from(self.sends.is_empty()));
-        self.sends.push_back(Sent { position, at: now, before: self.total, uncertain });
+        self.sends.push_back(Sent { position, at: now, before: self.total, given_back: self.given_back, uncertain });
         self.total = self.total.wrapping_add(span);
     }
 
@@ -88,16 +95,20 @@ impl SendHistory {
 
     /// So much came back with an answer: Groq gave it back before, perhaps before the newest requests arrived.
     pub(super) fn given_back(&mut self, span: Ns, now: Ns) {
-        let recent = self.first_since(now.saturating_sub(JITTER));
-        for sent in self.sends.range_mut(recent..) {
-            sent.uncertain = sent.uncertain.saturating_add(span);
-        }
+        self.age(now);
+        self.given_back = self.given_back.wrapping_add(span);
     }
 
     /// By how much the header of the request at this position may show too little, ns. Older positions are done with.
     pub(super) fn take_uncertainty(&mut self, position: u64) -> Ns {
         self.newest_header = position;
-        self.sends.iter().rev().find(|sent| sent.position == position).map_or(0, |sent| sent.uncertain)
+        let Some(at) = self.sends.iter().rposition(|sent| sent.position == position) else { return 0 };
+        let sent = &self.sends[at];
+        if at < self.recent {
+            sent.uncertain
+        } else {
+            sent.uncertain.saturating_add(self.given_back.wrapping_sub(sent.given_back))
+        }
     }
 
     /// Another limit counts: only what is not sent yet is known in its units.
@@ -118,6 +129,14 @@ impl SendHistory {
         self.arrived.max(now.saturating_sub(LONGEST_DELAY))
     }
 
+    /// Those that are recent no longer: what comes back from now on is in their headers.
+    fn age(&mut self, now: Ns) {
+        while let Some(sent) = self.sends.get_mut(self.recent).filter(|sent| sent.at <= now.saturating_sub(JITTER)) {
+            sent.uncertain = sent.uncertain.saturating_add(self.given_back.wrapping_sub(sent.given_back));
+            self.recent += 1;
+        }
+    }
+
     fn forget(&mut self, now: Ns) {
         let over = now.saturating_sub(JITTER).min(self.arrived_by(now));
         while let Some(first) = self.sends.front().filter(|first| first.at <= over) {
@@ -125,6 +144,7 @@ impl SendHistory {
                 break;
             }
             self.sends.pop_front();
+            self.recent = self.recent.saturating_sub(1);
         }
     }
 }
