@@ -374,7 +374,7 @@ impl Limiter {
         let service = self.service(&used, now);
         self.queue.serve(&grant.queued.app, grant.queued.size, service - grant.service, now);
         if grant.probe {
-            self.cold_start.probe_ended();
+            self.cold_start.probe_ended(!self.queue.is_empty());
         }
         self.in_flight = self.in_flight.saturating_sub(1);
         if usage != ActualUsage::Unknown {

@@ -6,15 +6,21 @@ use crate::{ablation::Mechanism, types::Ns};
 const PROBE: Ns = 2_000_000_000;
 
 /// What is known of the upstream's quotas.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) enum ColdStart {
-    /// Nothing: the first request is the probe.
-    #[default]
-    Unknown,
+    /// Nothing: the first request is the probe. Those in the queue that have waited for a probe which failed wait for the next one, but
+    /// not for longer in all than until then.
+    Unknown { until: Option<Ns> },
     /// The probe is on its way; others wait for its head until then.
     Probing { until: Ns },
     /// Answers have come, or waiting for one took too long.
     Known,
+}
+
+impl Default for ColdStart {
+    fn default() -> Self {
+        Self::Unknown { until: None }
+    }
 }
 
 impl ColdStart {
@@ -23,7 +29,7 @@ impl ColdStart {
         match *self {
             _ if !Mechanism::Probe.is_on() => true,
             Self::Known => true,
-            Self::Unknown => in_flight == 0,
+            Self::Unknown { .. } => in_flight == 0,
             Self::Probing { until } => {
                 if until <= now {
                     *self = Self::Known;
@@ -40,11 +46,9 @@ impl ColdStart {
 
     /// A request goes; whether it is the probe.
     pub(super) fn granted(&mut self, now: Ns) -> bool {
-        let is_probe = matches!(self, Self::Unknown);
-        if is_probe {
-            *self = Self::Probing { until: now + PROBE };
-        }
-        is_probe
+        let Self::Unknown { until } = *self else { return false };
+        *self = Self::Probing { until: until.unwrap_or(now + PROBE) };
+        true
     }
 
     /// An answer has come, if only a refusal.
@@ -52,10 +56,10 @@ impl ColdStart {
         *self = Self::Known;
     }
 
-    /// The probe has ended: without an answer it makes way for the next.
-    pub(super) fn probe_ended(&mut self) {
-        if matches!(self, Self::Probing { .. }) {
-            *self = Self::Unknown;
+    /// The probe has ended: without an answer it makes way for the next. `queued`: somebody waits for it.
+    pub(super) fn probe_ended(&mut self, queued: bool) {
+        if let Self::Probing { until } = *self {
+            *self = Self::Unknown { until: queued.then_some(until) };
         }
     }
 }
