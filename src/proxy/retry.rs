@@ -51,6 +51,9 @@ pub enum Verdict {
     GiveUp,
 }
 
+/// Minimum pause after a second refusal of a request, whatever the delays of retries.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+
 /// The attempts of one request.
 #[derive(Debug)]
 pub struct Attempts {
@@ -92,7 +95,7 @@ impl Attempts {
         if self.refused == 1 {
             return Some(Duration::ZERO);
         }
-        let pause = self.bound(self.refused - 1);
+        let pause = self.bound(self.refused - 1).max(MIN_PAUSE);
         now().checked_add(pause).is_some_and(|at| at < self.deadline).then_some(pause)
     }
 
@@ -235,9 +238,9 @@ mod tests {
 
     #[test]
     fn no_requeue_after_the_max_wait() {
-        let (mut attempts, budget, now) = setup(1);
-        let paused = [Some(0), Some(250), Some(500), None].map(|ms| Verdict::Requeue(ms.map(Duration::from_millis)));
-        assert_eq!([(); 4].map(|()| attempts.next(Class::Refused, &budget, 0.5, || now)), paused);
+        let (mut attempts, budget, now) = setup(2);
+        let paused = [Some(0), Some(1), Some(1), Some(1), None].map(|seconds| Verdict::Requeue(seconds.map(Duration::from_secs)));
+        assert_eq!([(); 5].map(|()| attempts.next(Class::Refused, &budget, 0.5, || now)), paused);
     }
 
     #[test]
@@ -245,13 +248,27 @@ mod tests {
         let (mut attempts, budget, now) = setup(50);
         let mut pause = || attempts.next(Class::Refused, &budget, 0.5, || now);
         assert_eq!(pause(), Verdict::Requeue(Some(Duration::ZERO)), "the limits know when");
-        // Refusals that no limit explains back off exponentially.
-        for pauses in [250, 500, 1000, 2000, 4000, 8000, 8000] {
-            assert_eq!(pause(), Verdict::Requeue(Some(Duration::from_millis(pauses))));
+        // Refusals that no limit explains back off exponentially, a second at least.
+        for pauses in [1, 1, 1, 2, 4, 8, 8] {
+            assert_eq!(pause(), Verdict::Requeue(Some(Duration::from_secs(pauses))));
         }
         assert_eq!(attempts.next(Class::Answered, &budget, 0.5, || now), Verdict::Deliver);
         assert_eq!(attempts.next(Class::Broken, &budget, 0.5, || now), Verdict::GiveUp);
         assert_eq!(budget.retries(now), 0);
+    }
+
+    /// Found with `retry.max_delay = "100ms"`: one request was sent 81 times in 8 s.
+    #[test]
+    fn short_delays_of_retries_do_not_shorten_the_pause_after_refusals() {
+        let now = Instant::now();
+        let policy = config::Retry {
+            base_delay: Duration::from_millis(20),
+            max_delay: Duration::from_millis(100),
+            ..config::Retry::default()
+        };
+        let (mut attempts, budget) = (Attempts::new(policy, now + Duration::from_secs(50)), Budget::new(now));
+        let pauses = [(); 3].map(|()| attempts.next(Class::Refused, &budget, 0.5, || now));
+        assert_eq!(pauses, [0, 1, 1].map(|seconds| Verdict::Requeue(Some(Duration::from_secs(seconds)))));
     }
 
     #[test]
