@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -62,6 +62,8 @@ pub(super) struct Connection {
     driver: Arc<Mutex<State>>,
     /// Requests that have a stream.
     streams: AtomicUsize,
+    /// A request on it has timed out: it takes no more of them, because what holds that one may hold all.
+    is_stuck: AtomicBool,
     pub(super) opened_at: Instant,
 }
 
@@ -88,7 +90,13 @@ impl Connection {
         let (sender, driver) = builder.handshake(TokioIo::new(io)).await.map_err(|_| ExchangeError::Closed)?;
         let driver = Arc::new(Mutex::new(State::Open(driver)));
         tokio::spawn(drive(driver.clone()));
-        Ok(Arc::new(Self { sender, driver, streams: AtomicUsize::new(0), opened_at: Instant::now() }))
+        Ok(Arc::new(Self {
+            sender,
+            driver,
+            streams: AtomicUsize::new(0),
+            is_stuck: AtomicBool::new(false),
+            opened_at: Instant::now(),
+        }))
     }
 
     /// A slot for one more request, if the peer allows it: hyper would queue more without reporting whether they were sent.
@@ -114,8 +122,9 @@ impl Connection {
         }
     }
 
+    /// Whether it is closed, or stuck.
     pub(super) fn is_closed(&self) -> bool {
-        self.sender.is_closed()
+        self.sender.is_closed() || self.is_stuck.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -135,7 +144,10 @@ impl Stream {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) if error.message().is_some() => Err(Unanswered::Unsent(self.connection.error())),
             Ok(Err(error)) => Err(classify(&error.into_error())),
-            Err(_elapsed) => Err(Unanswered::Failed(ExchangeError::Timeout)),
+            Err(_elapsed) => {
+                self.connection.is_stuck.store(true, Ordering::Relaxed);
+                Err(Unanswered::Failed(ExchangeError::Timeout))
+            }
         }
     }
 
