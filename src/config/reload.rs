@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     effective::{self, Entry},
-    faults::Faults,
+    faults::{Fault, Faults, Origin},
     notes::Note,
     settings::{Log, Settings},
     source::{Loaded, Source},
@@ -81,20 +81,36 @@ impl Reload {
     /// Reads everything again.
     ///
     /// # Errors
-    /// Every fault; the settings in force stay.
+    /// Every fault; the settings in force stay. A file that has lost all tokens of apps is one while the shield holds a key: it is
+    /// more likely truncated than meant.
     pub fn again(&self) -> Result<Next, Faults> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.read = self.source.text();
         let loaded = self.source.load();
         let mut notes = loaded.notes.clone();
+        let mut faults = loaded.faults.clone();
         let wanted = loaded.settings()?;
         let settings = in_force(&seen.settings, wanted.clone());
+        if has_tokens(&seen.settings) && !has_tokens(&settings) && settings.upstream.api_key_env.is_some() {
+            faults.faults.push(Fault {
+                origin: Origin::Whole,
+                path: "app".into(),
+                message: "no app has a token any more, so that anybody could use the key that the shield holds".into(),
+                help: "complete the file, or restart the shield if this is meant".into(),
+            });
+            return Err(faults);
+        }
         let changes = changes(&seen.settings, &wanted, &settings);
         seen.settings.clone_from(&settings);
         let told = std::mem::replace(&mut seen.notes, notes.clone());
         notes.retain(|note| !told.contains(note));
         Ok(Next { settings, changes, notes })
     }
+}
+
+/// Whether requests need the token of an app.
+fn has_tokens(settings: &Settings) -> bool {
+    settings.app.iter().any(|app| app.token_env.is_some() || app.token_sha256.is_some())
 }
 
 /// What is wanted where it is live, what is in force elsewhere.
@@ -212,6 +228,27 @@ mod tests {
         let next = reload.again().expect("no fault");
         assert_eq!(next.settings.retry.attempts, 3);
         assert_eq!(next.changes[0].old.as_deref(), Some("2"));
+    }
+
+    /// Truncated to nothing, the file had opened the shield to everybody until it was restored.
+    #[test]
+    fn a_truncated_file_does_not_make_tokens_optional() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("shield.toml");
+        let app = "[[app]]\nname = \"a\"\ntoken_env = \"TOKEN\"\n";
+        for (held, refused) in [("[upstream]\napi_key_env = \"KEY\"\n", true), ("", false)] {
+            write(&file, &format!("{held}{app}"));
+            let reload = reload(&file);
+            for text in ["", held] {
+                write(&file, text);
+                match reload.again() {
+                    Ok(_) => assert!(!refused),
+                    Err(faults) => assert!(refused && faults.to_string().contains("no app has a token any more"), "{faults}"),
+                }
+            }
+            write(&file, &format!("{held}{app}[retry]\nattempts = 2\n"));
+            assert_eq!(reload.again().expect("no fault").settings.retry.attempts, 2);
+        }
     }
 
     #[test]
