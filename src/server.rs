@@ -27,7 +27,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{accounts, admin, proxy::Shield};
+use crate::{accounts, admin, config::Settings, proxy::Shield};
 
 mod connection;
 mod deadline;
@@ -60,6 +60,14 @@ pub struct Running {
     /// Stops every thread.
     stopped: CancellationToken,
     threads: Vec<thread::JoinHandle<()>>,
+}
+
+/// Whether the certificate of `server.tls`, if any, can be used with its key.
+///
+/// # Errors
+/// What is wrong with the files.
+pub fn check_tls(settings: &Settings) -> io::Result<()> {
+    settings.server.tls.as_ref().map_or(Ok(()), |files| Certificate::load(files).map(drop))
 }
 
 /// Serves on these listeners in threads of its own until drained.

@@ -4,9 +4,12 @@ use std::process::ExitCode;
 
 use super::{
     file::Config,
-    output::{print, refuse},
+    output::{USAGE, print, refuse, tell},
 };
-use crate::config::{self, Source};
+use crate::{
+    config::{self, Source},
+    server,
+};
 
 /// `groq-shield check`
 #[derive(Debug, clap::Args)]
@@ -25,6 +28,10 @@ pub(super) fn run(arguments: &Check) -> ExitCode {
     let loaded = Source::new(arguments.config.config.clone()).load();
     if !loaded.faults.faults.is_empty() {
         return refuse(&loaded.faults);
+    }
+    if let Err(why) = server::check_tls(&loaded.settings) {
+        tell(&format!("groq-shield: {why}"));
+        return ExitCode::from(USAGE);
     }
     let file = loaded.file.as_deref().map_or("no file: defaults, variables".into(), |file| file.display().to_string());
     let notes: String = loaded.notes.iter().map(|note| format!("# note: {}\n", note.message)).collect();

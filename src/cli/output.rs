@@ -33,7 +33,7 @@ pub(super) fn failed(why: &dyn std::fmt::Display) -> ExitCode {
 }
 
 /// Writes a line to standard error. Where its reader has closed, the exit code alone has to do; `eprintln` would panic.
-fn tell(line: &str) {
+pub(super) fn tell(line: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -1,5 +1,7 @@
 //! The configuration as the binary reads it: faults, what `check` prints, reloads.
 
+use std::fs;
+
 use nix::sys::signal::Signal;
 
 use crate::kit::{Running, SERVE, address, folder, ran, shield, write};
@@ -69,6 +71,20 @@ fn check_and_serve_report_every_fault_of_a_file_and_exit_with_64() {
         ] {
             assert!(errors.contains(part), "{words:?}: {part}\n{errors}");
         }
+    }
+}
+
+#[test]
+fn check_reports_a_certificate_that_does_not_belong_to_its_key() {
+    let folder = folder();
+    let issued = || rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let (first, second) = (issued(), issued());
+    fs::write(folder.path().join("cert.pem"), first.cert.pem()).expect("it is written");
+    write(folder.path(), "[server.tls]\ncert = \"cert.pem\"\nkey = \"key.pem\"\n");
+    for (key, expected) in [(&first.signing_key, 0), (&second.signing_key, 64)] {
+        fs::write(folder.path().join("key.pem"), key.serialize_pem()).expect("it is written");
+        let (code, _, errors) = ran(&mut shield(folder.path(), &["check"]));
+        assert_eq!((code, errors.contains("server.tls.key")), (expected, expected == 64), "{errors}");
     }
 }
 

@@ -34,6 +34,7 @@ async fn bad_requests_get_an_answer_or_a_clean_error() {
         let fields = [&with(":method", "POST")[..], &[("content-length", announced)]].concat();
         [headers(3, 0, &fields), frame(DATA, END_STREAM, 3, sent)].concat()
     };
+    let two_hosts = [with("host", "shield"), vec![("host", "elsewhere.example")]].concat();
     let twice = [&with(":method", "POST")[..], &[("content-length", "2"), ("content-length", "3")]].concat();
     let table = [
         // Connection-specific fields of HTTP/1.1.
@@ -63,6 +64,7 @@ async fn bad_requests_get_an_answer_or_a_clean_error() {
         ("a bad authority", only(&with(":authority", "a b")), Reset(PROTOCOL_ERROR)),
         ("a bad path", only(&with(":path", "/\x7f")), Reset(PROTOCOL_ERROR)),
         ("a Host that differs", only(&with("host", "elsewhere.example")), malformed()),
+        ("a second Host", only(&two_hosts), malformed()),
         (
             "CONNECT",
             only(&[(":method", "CONNECT"), (":authority", "elsewhere.example:443")]),

@@ -158,7 +158,11 @@ fn normalize<B>(request: &mut Request<B>) -> Option<&'static str> {
     let Some(path) = path_and_query else { return Some("it has no path") };
     // `:authority` is HTTP/2's Host header, and not the absolute form of HTTP/1.1.
     *request.uri_mut() = Uri::from(path);
-    let host = request.headers().get(header::HOST);
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Some("it has more than one Host");
+    }
     let differs =
         |host: &HeaderValue, authority: &uri::Authority| !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes());
     host.zip(authority.as_ref())
