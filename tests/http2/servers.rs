@@ -117,7 +117,10 @@ async fn a_flow_control_window_that_stays_closed_is_a_timeout() {
     }
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     let counts = counts(shield.app).await;
-    assert_eq!((&counts["connections"], &counts["cancelled"]), (&json!(1), &json!(10)));
+    assert_eq!(counts["cancelled"], 10);
+    // One on which a request has timed out takes no more of them; until an answer has come, the limiter sends one after another.
+    let connections = counts["connections"].as_u64().expect("a number");
+    assert!((2..=4).contains(&connections), "{connections}");
     shield.drained().await;
 }
 
