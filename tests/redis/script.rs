@@ -135,7 +135,7 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
         let unknown = began != next.began;
         next.version += 1;
         let mut own = next.replicas.remove(&step.replica).unwrap_or_default();
-        // Who is silent waits for a second, and has something reserved for eight.
+        // A silent replica keeps its place for a second, and what it has reserved for eight.
         for other in next.replicas.values_mut() {
             other.since = other.since.filter(|_| now - other.heard <= SECOND);
             if now - other.heard > 8 * SECOND {

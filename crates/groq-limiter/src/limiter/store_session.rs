@@ -17,7 +17,7 @@ use crate::{
 
 const MILLISECOND: Ns = 1_000_000;
 const SECOND: Ns = 1000 * MILLISECOND;
-/// Who waits asks again at least this often, or the store lets others pass.
+/// A replica that waits asks again at least this often, or the store lets others pass.
 const TURN: Ns = 400 * MILLISECOND;
 /// As long as any replica has something reserved, all tell the store at least this often that they are there.
 const RENEWAL: Ns = 2 * SECOND;

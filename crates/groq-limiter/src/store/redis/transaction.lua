@@ -4,7 +4,7 @@
 -- updates. Times and spans are microseconds; times of the record count from its epoch, those of the transaction from now.
 -- The record is written once, at the end, so a failure leaves nothing half done.
 local request, replica = cjson.decode(ARGV[1]), ARGV[2]
--- Who waits asks more often than that, or waits no longer. Who has something reserved tells so more often than that, or it
+-- A replica that waits asks more often than that, or waits no longer. One that has something reserved tells so more often than that, or it
 -- comes back.
 local TURN, LEASE = 1000000, 8000000
 local time = redis.call('TIME')
