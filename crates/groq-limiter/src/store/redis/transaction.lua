@@ -4,7 +4,7 @@
 -- updates. Times and spans are microseconds; times of the record count from its epoch, those of the transaction from now.
 -- The record is written once, at the end, so a failure leaves nothing half done.
 local request, replica = cjson.decode(ARGV[1]), ARGV[2]
--- A replica that waits asks more often than that, or waits no longer. One that has something reserved tells so more often than that, or it
+-- us. A replica that has not been heard for TURN loses its place among those that wait; after LEASE, what it has reserved
 -- comes back.
 local TURN, LEASE = 1000000, 8000000
 local time = redis.call('TIME')
