@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 
 const HOP_BY_HOP: [&str; 7] = ["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
 
-/// Serves until it is killed.
+/// Serves HTTP/1.1, or HTTP/2 with prior knowledge, until the process is killed.
 pub(crate) async fn run(http2: bool, listen: SocketAddr, upstream: SocketAddr) -> io::Result<()> {
     let listener = TcpListener::bind(listen).await?;
     let authority: Authority = upstream.to_string().parse().map_err(io::Error::other)?;
@@ -29,7 +29,7 @@ pub(crate) async fn run(http2: bool, listen: SocketAddr, upstream: SocketAddr) -
         let (socket, _) = listener.accept().await?;
         socket.set_nodelay(true)?;
         let (client, authority) = (client.clone(), authority.clone());
-        let service = service_fn(move |request| pass(request, client.clone(), authority.clone()));
+        let service = service_fn(move |request| forward(request, client.clone(), authority.clone()));
         let socket = TokioIo::new(socket);
         if http2 {
             tokio::spawn(http2::Builder::new(TokioExecutor::new()).serve_connection(socket, service));
@@ -39,7 +39,7 @@ pub(crate) async fn run(http2: bool, listen: SocketAddr, upstream: SocketAddr) -
     }
 }
 
-async fn pass(
+async fn forward(
     mut request: Request<Incoming>,
     client: Client<HttpConnector, Incoming>,
     authority: Authority,
@@ -51,14 +51,14 @@ async fn pass(
     strip(request.headers_mut());
     request.headers_mut().remove(header::HOST);
     Ok(match client.request(request).await {
-        Ok(mut answer) => {
-            strip(answer.headers_mut());
-            answer.map(|body| body.boxed())
+        Ok(mut response) => {
+            strip(response.headers_mut());
+            response.map(|body| body.boxed())
         }
-        Err(why) => {
-            let mut answer = Response::new(Full::from(why.to_string()).map_err(|never| match never {}).boxed());
-            *answer.status_mut() = StatusCode::BAD_GATEWAY;
-            answer
+        Err(error) => {
+            let mut response = Response::new(Full::from(error.to_string()).map_err(|never| match never {}).boxed());
+            *response.status_mut() = StatusCode::BAD_GATEWAY;
+            response
         }
     })
 }

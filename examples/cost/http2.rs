@@ -1,5 +1,5 @@
-//! CPU per request over HTTP/2: 64 concurrent streams on one connection from the app, compared with a bare hyper proxy with
-//! hyper's default settings. Both use pooled HTTP/1.1 connections to the upstream.
+//! CPU per request over HTTP/2, with 64 concurrent streams on one connection, compared with a bare hyper proxy with hyper's
+//! default settings. Both proxies use pooled HTTP/1.1 connections to the upstream.
 
 use std::{io, net::SocketAddr, path::Path, time::Duration};
 
@@ -12,37 +12,37 @@ use tokio::{net::TcpStream, task::JoinSet, time::Instant};
 
 use super::{
     load::{self, KEY, MODEL, PATH},
-    process::{OURS, Running, THEIRS, free, ourselves, settle, shield},
+    process::{LOAD_CORE, PROXY_CORE, Running, free_address, pin, shield, this_program},
     table::{Options, median},
 };
 
-/// Concurrent streams.
+/// Concurrent streams on the connection.
 const STREAMS: usize = 64;
-/// The profile's name and the bytes of its request body.
+/// The name of each profile and the size of its request body in bytes.
 const PROFILES: [(&str, usize); 2] = [("1k", 1027), ("16k", 16_389)];
 const WARM_UP: Duration = Duration::from_millis(500);
 
-/// Measures both in turns and prints the table.
+/// Measures the two proxies in alternation and prints the table.
 pub(crate) async fn run(program: &Path, options: &Options) -> io::Result<()> {
-    let _settled = settle()?;
-    let stub = Running::start_role(OURS, |listen| ourselves(&["stub", &listen.to_string()]))?;
+    let _priority = pin()?;
+    let stub = Running::start_role(LOAD_CORE, |listen| this_program(&["stub", &listen.to_string()]))?;
     let upstream = stub.address.to_string();
-    let bare = Running::start_role(THEIRS, |listen| ourselves(&["bare", "--http2", &listen.to_string(), &upstream]))?;
-    let listen = free()?;
-    let shield = Running::start(THEIRS, &shield(program, listen, free()?, stub.address, &[]), listen)?;
+    let bare = Running::start_role(PROXY_CORE, |listen| this_program(&["bare", "--http2", &listen.to_string(), &upstream]))?;
+    let listen = free_address()?;
+    let shield = Running::start(PROXY_CORE, &shield(program, listen, free_address()?, stub.address, &[]), listen)?;
     println!("| HTTP/2, {STREAMS} streams on one connection | shield | bare hyper | ratio |\n|---|---|---|---|");
     for (profile, size) in PROFILES {
         let call = Bytes::from(load::call(MODEL, size, false));
         let (mut cpu, mut rate) = ([const { Vec::new() }; 2], [const { Vec::new() }; 2]);
         for round in 0..=options.reps {
             eprintln!("round {round} of {}: {profile} over HTTP/2", options.reps);
-            for (who, running) in [&shield, &bare].into_iter().enumerate() {
+            for (index, running) in [&shield, &bare].into_iter().enumerate() {
                 let time = if round == 0 { WARM_UP } else { Duration::from_secs(options.seconds) };
                 let before = running.cpu()?;
-                let (requests, took) = closed_loop(running.address, &call, time).await?;
+                let (requests, elapsed) = closed_loop(running.address, &call, time).await?;
                 if round > 0 {
-                    cpu[who].push((running.cpu()? - before).as_secs_f64() * 1e6 / requests as f64);
-                    rate[who].push(requests as f64 / took.as_secs_f64());
+                    cpu[index].push((running.cpu()? - before).as_secs_f64() * 1e6 / requests as f64);
+                    rate[index].push(requests as f64 / elapsed.as_secs_f64());
                 }
             }
         }
@@ -55,36 +55,39 @@ pub(crate) async fn run(program: &Path, options: &Options) -> io::Result<()> {
     Ok(())
 }
 
-/// The number of requests answered, and the time taken. An answer other than 200 is an error.
+/// Keeps all streams busy for `time`. Returns the number of responses and the time until the last one.
+///
+/// # Errors
+/// A status other than 200.
 async fn closed_loop(to: SocketAddr, call: &Bytes, time: Duration) -> io::Result<(usize, Duration)> {
     let socket = TcpStream::connect(to).await?;
     socket.set_nodelay(true)?;
     let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(socket)).await.map_err(io::Error::other)?;
     let driver = tokio::spawn(connection);
-    let begun = Instant::now();
+    let start = Instant::now();
     let mut loops = JoinSet::new();
     for _ in 0..STREAMS {
-        loops.spawn(one_stream_at_a_time(sender.clone(), to, call.clone(), begun, time));
+        loops.spawn(requests_in_sequence(sender.clone(), to, call.clone(), start, time));
     }
     drop(sender);
     let mut requests = 0;
     while let Some(ended) = loops.join_next().await {
         requests += ended.map_err(io::Error::other)??;
     }
-    let took = begun.elapsed();
+    let elapsed = start.elapsed();
     driver.abort();
-    Ok((requests, took))
+    Ok((requests, elapsed))
 }
 
-async fn one_stream_at_a_time(
+async fn requests_in_sequence(
     mut sender: SendRequest<Full<Bytes>>,
     to: SocketAddr,
     call: Bytes,
-    begun: Instant,
+    start: Instant,
     time: Duration,
 ) -> io::Result<usize> {
     let mut requests = 0;
-    while begun.elapsed() < time {
+    while start.elapsed() < time {
         let request = Request::post(format!("http://{to}{PATH}"))
             .header(header::AUTHORIZATION, format!("Bearer {KEY}"))
             .header(header::CONTENT_TYPE, "application/json")
@@ -93,11 +96,11 @@ async fn one_stream_at_a_time(
             .body(Full::new(call.clone()))
             .map_err(io::Error::other)?;
         sender.ready().await.map_err(io::Error::other)?;
-        let answer = sender.send_request(request).await.map_err(io::Error::other)?;
-        if answer.status() != StatusCode::OK {
-            return Err(io::Error::other(format!("answered with {}", answer.status())));
+        let response = sender.send_request(request).await.map_err(io::Error::other)?;
+        if response.status() != StatusCode::OK {
+            return Err(io::Error::other(format!("status {}", response.status())));
         }
-        answer.into_body().collect().await.map_err(io::Error::other)?;
+        response.into_body().collect().await.map_err(io::Error::other)?;
         requests += 1;
     }
     Ok(requests)

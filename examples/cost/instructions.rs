@@ -1,4 +1,4 @@
-//! Instructions per request, counted by valgrind's callgrind: independent of time.
+//! Instructions per request, counted by valgrind's callgrind. Unlike CPU time, they do not depend on the machine's other load.
 
 use std::{
     fs, io,
@@ -9,34 +9,34 @@ use std::{
 use tempfile::TempDir;
 
 use super::{
-    load::{self, Make},
-    process::{OURS, Running, THEIRS, free, ourselves, shield},
+    load::{self, MakeRequest},
+    process::{LOAD_CORE, PROXY_CORE, Running, free_address, shield, this_program},
 };
 
-/// Connections.
-const AT_ONCE: usize = 8;
-/// Requests on each connection before counting begins.
-const BEFORE: usize = 50;
-/// Counted requests on each connection.
+/// Concurrent connections.
+const CONCURRENCY: usize = 8;
+/// Requests on each connection before counting starts.
+const WARM_UP: usize = 50;
+/// Requests on each connection that are counted.
 const COUNTED: usize = 125;
 
-/// A count, and the path of callgrind's output.
+/// The result of a count.
 pub(crate) struct Counted {
-    /// Instructions per request, without the kernel's.
-    pub(crate) each: f64,
-    /// callgrind's output.
+    /// Instructions per request in user space.
+    pub(crate) per_request: f64,
+    /// The path of callgrind's output; deleted on drop.
     pub(crate) profile: PathBuf,
     _home: TempDir,
 }
 
-/// Whether valgrind is available.
-pub(crate) fn is_possible() -> bool {
+/// Whether valgrind is installed.
+pub(crate) fn is_installed() -> bool {
     let run = |program| Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     run("valgrind").is_ok_and(|status| status.success())
 }
 
-/// Counts what `proxy`, listening on `address`, executes for the requests of `make`.
-async fn count(proxy: &Command, address: std::net::SocketAddr, make: &Make) -> io::Result<Counted> {
+/// Counts the instructions that `proxy`, listening on `address`, executes for the requests of `make_request`.
+async fn count(proxy: &Command, address: std::net::SocketAddr, make_request: &MakeRequest) -> io::Result<Counted> {
     let home = TempDir::new()?;
     let profile = home.path().join("callgrind");
     let mut command = Command::new("valgrind");
@@ -46,31 +46,32 @@ async fn count(proxy: &Command, address: std::net::SocketAddr, make: &Make) -> i
     for (name, value) in proxy.get_envs() {
         command.env(name, value.unwrap_or_default());
     }
-    let running = Running::start(THEIRS, &command, address)?;
-    let wires = load::connect(address, AT_ONCE).await?;
-    let (_, wires) = load::rounds(wires, BEFORE, make).await?;
+    let running = Running::start(PROXY_CORE, &command, address)?;
+    let connections = load::connect(address, CONCURRENCY).await?;
+    let (_, connections) = load::rounds(connections, WARM_UP, make_request).await?;
     control("-i", "on", &running)?;
-    let (tally, _wires) = load::rounds(wires, COUNTED, make).await?;
+    let (tally, _wires) = load::rounds(connections, COUNTED, make_request).await?;
     control("-i", "off", &running)?;
     control("-d", "counted", &running)?;
     if tally.failed > 0 {
         return Err(io::Error::other(format!("{} of {} requests failed", tally.failed, tally.requests)));
     }
     let dumped = dumped(home.path())?;
-    let each = total(&dumped)? as f64 / tally.requests as f64;
-    Ok(Counted { each, profile: dumped, _home: home })
+    let per_request = total(&dumped)? as f64 / tally.requests as f64;
+    Ok(Counted { per_request, profile: dumped, _home: home })
 }
 
-/// Counts for the shield and for bare hyper.
-pub(crate) async fn both(program: &Path, make: &Make) -> io::Result<(Counted, Counted)> {
-    let stub = Running::start_role(OURS, |listen| ourselves(&["stub", &listen.to_string()]))?;
-    let (listen, admin) = (free()?, free()?);
-    let counted = count(&shield(program, listen, admin, stub.address, &[]), listen, make).await?;
-    let listen = free()?;
-    let bare = ourselves(&["bare", &listen.to_string(), &stub.address.to_string()])?;
-    Ok((counted, count(&bare, listen, make).await?))
+/// The counts of the shield and of bare hyper.
+pub(crate) async fn both(program: &Path, make_request: &MakeRequest) -> io::Result<(Counted, Counted)> {
+    let stub = Running::start_role(LOAD_CORE, |listen| this_program(&["stub", &listen.to_string()]))?;
+    let (listen, admin) = (free_address()?, free_address()?);
+    let counted = count(&shield(program, listen, admin, stub.address, &[]), listen, make_request).await?;
+    let listen = free_address()?;
+    let bare = this_program(&["bare", &listen.to_string(), &stub.address.to_string()])?;
+    Ok((counted, count(&bare, listen, make_request).await?))
 }
 
+/// Sends a command to the running callgrind.
 fn control(option: &str, value: &str, running: &Running) -> io::Result<()> {
     let mut command = Command::new("callgrind_control");
     let status = command
@@ -82,12 +83,13 @@ fn control(option: &str, value: &str, running: &Running) -> io::Result<()> {
     if status.success() { Ok(()) } else { Err(io::Error::other("callgrind_control failed")) }
 }
 
-/// The single profile that was dumped.
+/// The path of the profile that was dumped.
 fn dumped(home: &Path) -> io::Result<PathBuf> {
     let mut files = fs::read_dir(home)?.filter_map(|entry| Some(entry.ok()?.path()));
     files.find(|file| total(file).is_ok_and(|total| total > 0)).ok_or_else(|| io::Error::other("callgrind wrote nothing"))
 }
 
+/// The number of instructions in a profile.
 fn total(profile: &Path) -> io::Result<u64> {
     let text = fs::read_to_string(profile)?;
     let total = text.lines().rev().find_map(|line| line.strip_prefix("totals: ")?.trim().parse().ok());

@@ -1,20 +1,20 @@
-//! Closed-loop load over kept connections: each request is sent after the previous answer. Runs on one thread.
+//! Closed-loop load over persistent connections: each request is sent after the response to the previous one. Runs on one thread.
 
 use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet, time::Instant};
 
-use super::wire::Wire;
+use super::connection::Connection;
 
-/// The default key.
+/// The API key that requests use unless they need another.
 pub(crate) const KEY: &str = "gsk_test0123456789abcdef0123456789abcdef0123456789abcd";
-/// The default model.
+/// The model that requests name unless they need another.
 pub(crate) const MODEL: &str = "llama-3.3-70b-versatile";
-/// The target path.
+/// The path of all requests.
 pub(crate) const PATH: &str = "/openai/v1/chat/completions";
 
-/// A chat call of `size` bytes.
+/// The JSON body of a chat completion, `size` bytes long.
 pub(crate) fn call(model: &str, size: usize, stream: bool) -> String {
     let text =
         "The quarterly report says that latency matters more than throughput when models chain calls. ".repeat(size / 90 + 1);
@@ -26,7 +26,7 @@ pub(crate) fn call(model: &str, size: usize, stream: bool) -> String {
     with(&text[..size.saturating_sub(with("").len())])
 }
 
-/// The HTTP request around a call.
+/// The HTTP/1.1 request with body `call`.
 pub(crate) fn request(key: &str, call: &str) -> Bytes {
     format!(
         "POST {PATH} HTTP/1.1\r\nhost: shield\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\naccept: application/json\r\nuser-agent: Groq/Python 1.7.0\r\ncontent-length: {}\r\n\r\n{call}",
@@ -35,34 +35,34 @@ pub(crate) fn request(key: &str, call: &str) -> Bytes {
     .into()
 }
 
-/// Makes the n-th request.
-pub(crate) type Make = Rc<dyn Fn(usize) -> Bytes>;
+/// Makes the request with a given sequence number.
+pub(crate) type MakeRequest = Rc<dyn Fn(usize) -> Bytes>;
 
-/// The same request every time.
-pub(crate) fn always(request: Bytes) -> Make {
+/// Always makes `request`.
+pub(crate) fn always(request: Bytes) -> MakeRequest {
     Rc::new(move |_| request.clone())
 }
 
-/// Results of a load.
+/// The result of a load.
 #[derive(Default)]
 pub(crate) struct Tally {
-    /// Answers.
+    /// Number of responses.
     pub(crate) requests: usize,
-    /// Answers other than 200.
+    /// Responses with a status other than 200.
     pub(crate) failed: usize,
-    /// From the first request to the last answer.
-    pub(crate) took: Duration,
-    /// Latencies, sorted, µs.
+    /// From the first request to the last response.
+    pub(crate) elapsed: Duration,
+    /// Latencies in µs, sorted.
     latencies: Vec<u32>,
 }
 
 impl Tally {
-    /// Requests a second.
+    /// Requests per second.
     pub(crate) fn rate(&self) -> f64 {
-        self.requests as f64 / self.took.as_secs_f64()
+        self.requests as f64 / self.elapsed.as_secs_f64()
     }
 
-    /// A quantile of the latencies, ms.
+    /// The latency in ms at quantile `q`, which is between 0 and 1.
     pub(crate) fn quantile(&self, q: f64) -> f64 {
         let at = ((self.latencies.len() as f64 * q) as usize).min(self.latencies.len().saturating_sub(1));
         self.latencies.get(at).map_or(0.0, |&micros| f64::from(micros) / 1e3)
@@ -70,81 +70,98 @@ impl Tally {
 }
 
 /// Opens `count` connections.
-pub(crate) async fn connect(to: SocketAddr, count: usize) -> io::Result<Vec<Wire>> {
-    let mut wires = Vec::with_capacity(count);
+pub(crate) async fn connect(to: SocketAddr, count: usize) -> io::Result<Vec<Connection>> {
+    let mut connections = Vec::with_capacity(count);
     for _ in 0..count {
-        wires.push(Wire::new(TcpStream::connect(to).await?)?);
+        connections.push(Connection::new(TcpStream::connect(to).await?)?);
     }
-    Ok(wires)
+    Ok(connections)
 }
 
-/// Sends one request and reads its answer.
-pub(crate) async fn ask<'a>(wire: &'a mut Wire, request: &[u8]) -> io::Result<&'a [u8]> {
-    wire.stream.write_all(request).await?;
-    wire.next().await?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+/// Sends one request and reads the response.
+pub(crate) async fn exchange<'a>(connection: &'a mut Connection, request: &[u8]) -> io::Result<&'a [u8]> {
+    connection.stream.write_all(request).await?;
+    connection.next().await?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
-/// Keeps every connection busy for `time`, and returns the connections.
-pub(crate) async fn closed(wires: Vec<Wire>, time: Duration, make: &Make) -> io::Result<(Tally, Vec<Wire>)> {
-    let at_once = wires.len();
-    in_turn(wires, at_once, time, make).await
+/// Keeps every connection busy for `time`. Returns the connections for reuse.
+pub(crate) async fn closed_loop(
+    connections: Vec<Connection>,
+    time: Duration,
+    make_request: &MakeRequest,
+) -> io::Result<(Tally, Vec<Connection>)> {
+    let concurrency = connections.len();
+    round_robin(connections, concurrency, time, make_request).await
 }
 
-/// Keeps `at_once` of the connections busy for `time`, all of them in turn, and returns them.
-pub(crate) async fn in_turn(wires: Vec<Wire>, at_once: usize, time: Duration, make: &Make) -> io::Result<(Tally, Vec<Wire>)> {
-    let begun = Instant::now();
-    run(wires, at_once, make, move |_| begun.elapsed() < time).await
+/// Keeps `concurrency` requests in flight for `time`, spread over all connections in rotation. Returns the connections for reuse.
+pub(crate) async fn round_robin(
+    connections: Vec<Connection>,
+    concurrency: usize,
+    time: Duration,
+    make_request: &MakeRequest,
+) -> io::Result<(Tally, Vec<Connection>)> {
+    let start = Instant::now();
+    run(connections, concurrency, make_request, move |_| start.elapsed() < time).await
 }
 
-/// Sends `count` requests on each connection.
-pub(crate) async fn rounds(wires: Vec<Wire>, count: usize, make: &Make) -> io::Result<(Tally, Vec<Wire>)> {
-    let at_once = wires.len();
-    run(wires, at_once, make, move |done| done < count).await
+/// Sends `count` requests in sequence on each connection. Returns the connections for reuse.
+pub(crate) async fn rounds(
+    connections: Vec<Connection>,
+    count: usize,
+    make_request: &MakeRequest,
+) -> io::Result<(Tally, Vec<Connection>)> {
+    let concurrency = connections.len();
+    run(connections, concurrency, make_request, move |done| done < count).await
 }
 
-/// One request on every connection, `at_once` at a time.
-pub(crate) async fn once_each(wires: Vec<Wire>, at_once: usize, make: &Make) -> io::Result<Vec<Wire>> {
-    let each = wires.len() / at_once;
-    Ok(run(wires, at_once, make, move |done| done < each).await?.1)
+/// Sends one request on every connection, with `concurrency` of them in flight. Returns the connections for reuse.
+pub(crate) async fn once_each(
+    connections: Vec<Connection>,
+    concurrency: usize,
+    make_request: &MakeRequest,
+) -> io::Result<Vec<Connection>> {
+    let each = connections.len() / concurrency;
+    Ok(run(connections, concurrency, make_request, move |done| done < each).await?.1)
 }
 
 async fn run(
-    wires: Vec<Wire>,
-    at_once: usize,
-    make: &Make,
-    goes_on: impl Fn(usize) -> bool + Copy + 'static,
-) -> io::Result<(Tally, Vec<Wire>)> {
-    let begun = Instant::now();
-    let mut hands: Vec<Vec<Wire>> = Vec::new();
-    hands.resize_with(at_once, Vec::new);
-    for (n, wire) in wires.into_iter().enumerate() {
-        hands[n % at_once].push(wire);
+    connections: Vec<Connection>,
+    concurrency: usize,
+    make_request: &MakeRequest,
+    should_continue: impl Fn(usize) -> bool + Copy + 'static,
+) -> io::Result<(Tally, Vec<Connection>)> {
+    let start = Instant::now();
+    let mut groups: Vec<Vec<Connection>> = Vec::new();
+    groups.resize_with(concurrency, Vec::new);
+    for (n, connection) in connections.into_iter().enumerate() {
+        groups[n % concurrency].push(connection);
     }
     let mut tasks = JoinSet::new();
-    for (n, mut wires) in hands.into_iter().enumerate() {
-        let make = make.clone();
+    for (n, mut connections) in groups.into_iter().enumerate() {
+        let make_request = make_request.clone();
         tasks.spawn_local(async move {
             let (mut latencies, mut failed) = (Vec::new(), 0);
-            while goes_on(latencies.len()) {
-                let request = make(n + latencies.len() * at_once);
-                let turn = latencies.len() % wires.len();
+            while should_continue(latencies.len()) {
+                let request = make_request(n + latencies.len() * concurrency);
+                let turn = latencies.len() % connections.len();
                 let sent = Instant::now();
-                let answer = ask(&mut wires[turn], &request).await?;
-                failed += usize::from(!answer.starts_with(b"HTTP/1.1 200"));
+                let response = exchange(&mut connections[turn], &request).await?;
+                failed += usize::from(!response.starts_with(b"HTTP/1.1 200"));
                 latencies.push(u32::try_from(sent.elapsed().as_micros()).unwrap_or(u32::MAX));
             }
-            io::Result::Ok((wires, latencies, failed))
+            io::Result::Ok((connections, latencies, failed))
         });
     }
-    let (mut tally, mut wires) = (Tally::default(), Vec::new());
+    let (mut tally, mut connections) = (Tally::default(), Vec::new());
     while let Some(ended) = tasks.join_next().await {
-        let (theirs, latencies, failed) = ended.map_err(io::Error::other)??;
+        let (used, latencies, failed) = ended.map_err(io::Error::other)??;
         tally.latencies.extend(latencies);
         tally.failed += failed;
-        wires.extend(theirs);
+        connections.extend(used);
     }
-    tally.took = begun.elapsed();
+    tally.elapsed = start.elapsed();
     tally.requests = tally.latencies.len();
     tally.latencies.sort_unstable();
-    Ok((tally, wires))
+    Ok((tally, connections))
 }

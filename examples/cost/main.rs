@@ -1,8 +1,9 @@
-//! The cost of a request: the shield's release binary compared with a bare hyper proxy and nginx, on one core, in turns.
+//! Measures the cost of a request: the shield's release binary on one core, in alternation with a bare hyper proxy and nginx.
 //!
-//! `cargo build --release && cargo run --release --example cost` prints the table of `docs/performance.md`: Linux, two cores, a
-//! few minutes. `-- memory` prints only its memory rows, `-- http2` the cost over HTTP/2, `-- streams` what is added to streamed
-//! answers, `-- scale` the cost against load, `-- parts` the instructions by part of the code. All traffic stays on loopback.
+//! `cargo build --release && cargo run --release --example cost` prints the table of `docs/performance.md`. It needs Linux and two
+//! cores and takes a few minutes. `-- memory` prints only the memory rows, `-- http2` the cost over HTTP/2, `-- streams` the latency
+//! added to streamed responses, `-- scale` the cost by load, `-- parts` the instructions by part of the code. All traffic stays on
+//! loopback.
 
 use std::{io, net::SocketAddr, path::PathBuf, process::ExitCode};
 
@@ -10,7 +11,8 @@ use clap::{Parser, Subcommand};
 use tokio::task::LocalSet;
 
 mod bare;
-mod beside;
+mod connection;
+mod external;
 mod http2;
 mod instructions;
 mod load;
@@ -19,15 +21,14 @@ mod parts;
 mod process;
 mod rig;
 mod scale;
-mod sides;
 mod start;
 mod streams;
 mod stub;
+mod subject;
 mod table;
 mod train;
-mod wire;
 
-// The shield's allocator, so that bare hyper is compared with the same one.
+// The same allocator as the shield's, so that the comparison with bare hyper does not include the allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -42,31 +43,31 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
-    /// The whole table compared with bare hyper and nginx; the default
+    /// The whole table, compared with bare hyper and nginx; the default
     Table(table::Options),
     /// The table's memory rows only
     Memory,
-    /// CPU per request over HTTP/2 compared with bare hyper
+    /// CPU per request over HTTP/2, compared with bare hyper
     Http2(table::Options),
-    /// Time to the first token and gaps between frames that a proxy adds, and the streams that a core carries
+    /// Added time to the first token, added gaps between frames, and the number of streams that one core sustains
     Streams(table::Options),
     /// CPU per request and memory by the number of connections, waiting requests and limiters
     Scale,
     /// Instructions per request by part of the code: `cargo build --profile symbols`, then run this with the same profile
     Parts(parts::Options),
-    /// The table's loads without measuring, for `deploy/profiled.sh`
+    /// Run the table's loads without measuring, for `deploy/profiled.sh`
     #[command(hide = true)]
     Train,
-    /// The upstream alone
+    /// Run only the upstream
     #[command(hide = true)]
     Stub { listen: SocketAddr },
-    /// The upstream of paced streams alone
+    /// Run only the upstream of paced streams
     #[command(hide = true)]
     PacedStub { listen: SocketAddr },
-    /// A server that always sends the same answer
+    /// Run a server that always sends the same response
     #[command(hide = true)]
-    OnlyAnswer { listen: SocketAddr },
-    /// The bare proxy alone
+    ResponseOnly { listen: SocketAddr },
+    /// Run only the bare proxy
     #[command(hide = true)]
     Bare {
         /// Serve HTTP/2 with prior knowledge instead of HTTP/1.1
@@ -81,8 +82,8 @@ fn main() -> ExitCode {
     let Arguments { shield, what } = Arguments::parse();
     match run(&shield, what.unwrap_or_else(|| What::Table(table::Options::default()))) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            eprintln!("cost: {why}");
+        Err(error) => {
+            eprintln!("cost: {error}");
             ExitCode::FAILURE
         }
     }
@@ -90,8 +91,8 @@ fn main() -> ExitCode {
 
 fn run(shield: &std::path::Path, what: What) -> io::Result<()> {
     let measured = || {
-        shield.canonicalize().map_err(|why| {
-            io::Error::other(format!("{}: {why}; first `cargo build --release`, or --shield FILE", shield.display()))
+        shield.canonicalize().map_err(|error| {
+            io::Error::other(format!("{}: {error}; first `cargo build --release`, or --shield FILE", shield.display()))
         })
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -127,7 +128,7 @@ fn run(shield: &std::path::Path, what: What) -> io::Result<()> {
         }
         What::Stub { listen } => on_one_thread(Box::pin(stub::run(listen))),
         What::PacedStub { listen } => on_one_thread(Box::pin(streams::paced_stub(listen))),
-        What::OnlyAnswer { listen } => on_one_thread(Box::pin(stub::only_answer(listen))),
+        What::ResponseOnly { listen } => on_one_thread(Box::pin(stub::response_only(listen))),
         What::Bare { http2, listen, upstream } => on_one_thread(Box::pin(bare::run(http2, listen, upstream))),
     }
 }

@@ -1,4 +1,4 @@
-//! Memory per connection and per waiting request: the difference that ten thousand of each make.
+//! Memory per idle connection and per waiting request, each from the difference that 10 000 of them make.
 
 use std::{
     io::{self, Write as _},
@@ -13,37 +13,37 @@ use tokio::{
 };
 
 use super::{
-    load::{self, KEY, MODEL, Make, always},
-    process::{Running, THEIRS, free, shield},
+    connection::Connection,
+    load::{self, KEY, MODEL, MakeRequest, always},
+    process::{PROXY_CORE, Running, free_address, shield},
     start::get,
-    wire::Wire,
 };
 
-/// Connections, and waiting requests.
+/// Number of connections and of waiting requests.
 pub(crate) const MANY: usize = 10_000;
-/// Concurrent requests while connections are made: keeps the upstream's connections out of the figure.
-const AT_ONCE: usize = 16;
-/// A model whose queue barely moves.
+/// Concurrent requests while connections are opened. Few, so that the memory of upstream connections does not count.
+const CONCURRENCY: usize = 16;
+/// A model with a limit of one request per second, whose requests wait for hours.
 const SLOW: &str = "slow";
-/// A model with a limit of [`BRISK_RATE`] requests a second.
+/// A model with a limit of [`BRISK_RATE`] requests per second.
 pub(crate) const BRISK: &str = "brisk";
-/// Requests a second.
+/// Requests per second that the limit of [`BRISK`] allows.
 pub(crate) const BRISK_RATE: usize = 1000;
-/// The allocator returns memory to the system after a second.
+/// The allocator returns freed memory to the system after one second.
 const PURGE_DELAY: Duration = Duration::from_secs(2);
-/// Longest time until the queue has formed.
+/// Maximum time until all requests are queued.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// A shield whose queue holds ten thousand requests, for hours.
+/// A shield whose queue holds [`MANY`] requests for hours.
 pub(crate) struct QueueingShield {
-    /// The process.
+    /// The shield's process.
     pub(crate) running: Running,
     admin: std::net::SocketAddr,
     _configuration: NamedTempFile,
 }
 
 impl QueueingShield {
-    /// Starts it; the models [`SLOW`] and [`BRISK`] have limits of their own, all others have none.
+    /// Starts a shield that limits only the models [`SLOW`] and [`BRISK`].
     pub(crate) fn start(program: &Path, upstream: std::net::SocketAddr) -> io::Result<Self> {
         let mut configuration = NamedTempFile::with_suffix(".toml")?;
         let brisk = BRISK_RATE * 60;
@@ -51,7 +51,7 @@ impl QueueingShield {
             configuration,
             "[limits]\nplan = \"none\"\n[limits.model.{SLOW}]\nrequests_per_minute = 60\n[limits.model.{BRISK}]\nrequests_per_minute = {brisk}\n"
         )?;
-        let (listen, admin) = (free()?, free()?);
+        let (listen, admin) = (free_address()?, free_address()?);
         let file = configuration.path().to_string_lossy().into_owned();
         let settings = [
             ("GROQ_SHIELD_CONFIG", file.as_str()),
@@ -59,21 +59,21 @@ impl QueueingShield {
             ("GROQ_SHIELD_QUEUE_MAX_WAITING", "20000"),
             ("GROQ_SHIELD_QUEUE_MAX_WAIT", "24h"),
         ];
-        let running = Running::start(THEIRS, &shield(program, listen, admin, upstream, &settings), listen)?;
+        let running = Running::start(PROXY_CORE, &shield(program, listen, admin, upstream, &settings), listen)?;
         Ok(Self { running, admin, _configuration: configuration })
     }
 
-    /// Queues one request on each connection for the model [`SLOW`].
-    pub(crate) async fn queue_on(&self, wires: &mut [Wire]) -> io::Result<()> {
+    /// Sends one request for the model [`SLOW`] on each connection, and returns when the requests are queued.
+    pub(crate) async fn queue_on(&self, connections: &mut [Connection]) -> io::Result<()> {
         let request = load::request(KEY, &load::call(SLOW, 1024, false));
-        let expected = self.waiting()? + wires.len();
-        for wire in wires.iter_mut() {
-            wire.stream.write_all(&request).await?;
+        let expected = self.waiting()? + connections.len();
+        for connection in connections.iter_mut() {
+            connection.stream.write_all(&request).await?;
         }
-        let begun = Instant::now();
-        // The requests that the bucket lets through at once do not wait.
+        let start = Instant::now();
+        // A tolerance of 100, because the quota admits the first few requests at once.
         while self.waiting()? + 100 < expected {
-            if begun.elapsed() > LONGEST_WAIT {
+            if start.elapsed() > LONGEST_WAIT {
                 return Err(io::Error::other(format!("{} wait, not {expected}", self.waiting()?)));
             }
             sleep(Duration::from_millis(100)).await;
@@ -93,42 +93,42 @@ impl QueueingShield {
     }
 }
 
-/// Connections that have been used once.
-pub(crate) async fn used(running: &Running, count: usize) -> io::Result<Vec<Wire>> {
-    let wires = load::connect(running.address, count).await?;
-    load::once_each(wires, AT_ONCE, &usual()).await
+/// Opens `count` connections and sends one request on each.
+pub(crate) async fn used(running: &Running, count: usize) -> io::Result<Vec<Connection>> {
+    let connections = load::connect(running.address, count).await?;
+    load::once_each(connections, CONCURRENCY, &standard_request()).await
 }
 
-/// The standard call of 1 KB.
-pub(crate) fn usual() -> Make {
+/// Makes requests of 1 KB for [`MODEL`].
+pub(crate) fn standard_request() -> MakeRequest {
     always(load::request(KEY, &load::call(MODEL, 1027, false)))
 }
 
-/// Bytes per idle connection that has been used.
+/// Bytes per idle connection after its first response.
 pub(crate) async fn of_connection(running: &Running) -> io::Result<f64> {
-    drop(used(running, 4 * AT_ONCE).await?);
+    drop(used(running, 4 * CONCURRENCY).await?);
     sleep(Duration::from_millis(500)).await;
     let before = running.memory()?;
-    let wires = used(running, MANY).await?;
+    let connections = used(running, MANY).await?;
     let after = running.memory()?;
-    drop(wires);
+    drop(connections);
     Ok((after - before) / MANY as f64)
 }
 
 /// Bytes per connection with a waiting request of 1 KB.
 pub(crate) async fn of_waiting(shield: &QueueingShield) -> io::Result<f64> {
-    drop(used(&shield.running, 4 * AT_ONCE).await?);
-    let before = at_rest(&shield.running).await?;
-    let mut wires = used(&shield.running, MANY).await?;
-    shield.queue_on(&mut wires).await?;
-    let after = at_rest(&shield.running).await?;
+    drop(used(&shield.running, 4 * CONCURRENCY).await?);
+    let before = memory_at_rest(&shield.running).await?;
+    let mut connections = used(&shield.running, MANY).await?;
+    shield.queue_on(&mut connections).await?;
+    let after = memory_at_rest(&shield.running).await?;
     Ok((after - before) / MANY as f64)
 }
 
-/// Memory after a burst: freed memory is returned to the system after a second, with the next requests.
-async fn at_rest(running: &Running) -> io::Result<f64> {
+/// Memory in bytes after a burst. The allocator returns freed memory only on its next use, so a few requests are sent first.
+async fn memory_at_rest(running: &Running) -> io::Result<f64> {
     sleep(PURGE_DELAY).await;
-    drop(used(running, AT_ONCE).await?);
+    drop(used(running, CONCURRENCY).await?);
     sleep(Duration::from_millis(500)).await;
     running.memory()
 }

@@ -1,5 +1,5 @@
-//! The same cells from another test rig: a directory with a `cost.sh NAME --profiles … -- CMD...` that prints a Markdown table,
-//! for machines where wrk, nginx and HAProxy are measured side by side already.
+//! The table's cells from an external rig: a directory with a script `cost.sh NAME --profiles … -- CMD...` that measures the
+//! command and prints a Markdown table.
 
 use std::{
     io,
@@ -9,11 +9,11 @@ use std::{
 
 use super::table::{Cell, Cells, Options, Proxy};
 
-/// Runs it for the shield without and with its access log; the rig's own tables go to standard error.
+/// Runs the rig for the shield, without and with the access log. The rig's tables are copied to standard error.
 pub(crate) fn cells(rig: &Path, program: &Path, options: &Options) -> io::Result<Cells> {
     let script = rig.join("cost.sh");
     if !script.is_file() {
-        return Err(io::Error::other(format!("{} is not there; without --rig nothing else is needed", script.display())));
+        return Err(io::Error::other(format!("{} does not exist; --rig is optional", script.display())));
     }
     let mut cells = Cells::default();
     for (level, proxy, profiles) in [("warn", Proxy::Shield, None), ("info", Proxy::Logging, Some("1k@64"))] {
@@ -33,15 +33,15 @@ pub(crate) fn cells(rig: &Path, program: &Path, options: &Options) -> io::Result
     Ok(cells)
 }
 
-/// `| profile | proxy | req/s [min..max] | … | CPU us/req | p50 ms | p99 ms | …`
+/// Adds the rows of a table: `| profile | proxy | req/s [min..max] | … | CPU us/req | p50 ms | p99 ms | … | failed |`.
 fn read(table: &str, shield: Proxy, cells: &mut Cells) {
     for line in table.lines() {
         let columns: Vec<&str> = line.split('|').map(str::trim).collect();
         let [_, profile, name, rate, _, _, cpu, p50, p99, _, failed, _] = columns[..] else { continue };
         let proxy = match name {
             "shield" => shield,
-            // The run with the log is compared with the one without it relative to each run's own bare hyper.
-            "pure_hyper" if shield == Proxy::Logging => Proxy::BareBesideLogging,
+            // The run with the access log has its own measurement of bare hyper, to which it is compared.
+            "pure_hyper" if shield == Proxy::Logging => Proxy::BareWithLogging,
             "pure_hyper" => Proxy::Bare,
             "nginx" if shield == Proxy::Shield => Proxy::Nginx,
             _ => continue,

@@ -1,65 +1,65 @@
-//! The cost of a request by the number of connections, waiting requests and limiters.
+//! CPU per request and memory by the number of connections, waiting requests and limiters.
 
 use std::{cell::Cell, io, path::Path, rc::Rc, time::Duration};
 
 use tokio::task::spawn_local;
 
 use super::{
-    beside,
-    load::{self, KEY, Make, always},
-    memory::{BRISK, MANY, QueueingShield, used, usual},
-    process::{OURS, Running, ourselves, segments, settle},
-    sides::{Sides, Subject, Who},
+    connection::Connection,
+    external,
+    load::{self, KEY, MakeRequest, always},
+    memory::{BRISK, MANY, QueueingShield, standard_request, used},
+    process::{LOAD_CORE, Running, pin, segments, this_program},
+    subject::{Kind, Setup, Subject},
     table::median,
-    wire::Wire,
 };
 
-/// Concurrent requests.
-const AT_ONCE: usize = 64;
-/// Length of a turn; the rows take turns, so that other load on the machine affects all of them.
+/// Concurrent requests, unless a row says otherwise.
+const CONCURRENCY: usize = 64;
+/// Length of a turn. The rows of a group take turns, so that other load on the machine affects all of them.
 const TURN: Duration = Duration::from_millis(1500);
-/// Counted turns, after one for warm-up.
+/// Turns that are counted, after one for warm-up.
 const TURNS: usize = 5;
-/// A ratio to the first row above which the cost is not flat.
+/// Ratio to the group's first row above which the cost is reported as not flat.
 const FLAT: f64 = 1.2;
 
-/// A process with one load.
+/// A row of the table: a process and its load.
 struct Row {
     load: String,
     subject: Subject,
-    wires: Vec<Wire>,
-    at_once: usize,
-    make: Make,
-    /// Connections that are idle, or whose requests wait, during the measurement.
-    _others: Vec<Wire>,
-    /// CPU per request, µs, by turn.
+    connections: Vec<Connection>,
+    concurrency: usize,
+    make_request: MakeRequest,
+    /// Connections that stay idle, or whose requests stay queued, during the measurement.
+    _others: Vec<Connection>,
+    /// CPU per request in µs, by turn.
     cpu: Vec<f64>,
-    /// TCP segments per request, of all sides, by turn.
+    /// TCP segments per request that the machine sent, by turn.
     segments: Vec<f64>,
-    /// Bytes.
+    /// Proportional set size in bytes after the last turn.
     memory: f64,
     failed: usize,
 }
 
-/// Prints the table.
+/// Measures all groups and prints the table.
 pub(crate) async fn run(program: &Path) -> io::Result<()> {
-    let _settled = settle()?;
-    let stub = Running::start_role(OURS, |listen| ourselves(&["stub", &listen.to_string()]))?;
+    let _priority = pin()?;
+    let stub = Running::start_role(LOAD_CORE, |listen| this_program(&["stub", &listen.to_string()]))?;
     println!(
         "| load | CPU a request, µs | against the first | more than the first, µs | TCP segments a request | memory, MB | failed |"
     );
     println!("|---|---|---|---|---|---|---|");
-    let shield = Sides { program, upstream: stub.address, who: Who::Shield };
-    let mut all = vec![Who::Shield, Who::BareHyper, Who::Nginx, Who::OnlyAnswers];
-    if beside::program("nginx").is_none() {
-        eprintln!("nginx is not on PATH: no rows of it");
-        all.retain(|who| *who != Who::Nginx);
+    let shield = Setup { program, upstream: stub.address, kind: Kind::Shield };
+    let mut all = vec![Kind::Shield, Kind::BareHyper, Kind::Nginx, Kind::ResponseOnly];
+    if external::program("nginx").is_none() {
+        eprintln!("nginx is not installed: its rows are omitted");
+        all.retain(|kind| *kind != Kind::Nginx);
     }
-    for who in all {
-        let sides = Sides { who, ..shield };
-        print(&connections(sides, How::Open).await?);
-        print(&connections(sides, How::InTurn).await?);
-        print(&busy(sides).await?);
+    for kind in all {
+        let setup = Setup { kind, ..shield };
+        print(&connections(setup, How::Idle).await?);
+        print(&connections(setup, How::Rotating).await?);
+        print(&busy(setup).await?);
     }
     print(&waiting_elsewhere(shield).await?);
     print(&waiting_here(shield).await?);
@@ -81,13 +81,13 @@ fn print(rows: &[Row]) {
 }
 
 impl Row {
-    fn new(load: String, subject: Subject, wires: Vec<Wire>, at_once: usize, make: Make) -> Self {
+    fn new(load: String, subject: Subject, connections: Vec<Connection>, concurrency: usize, make_request: MakeRequest) -> Self {
         Self {
             load,
             subject,
-            wires,
-            at_once,
-            make,
+            connections,
+            concurrency,
+            make_request,
             _others: Vec::new(),
             cpu: Vec::new(),
             segments: Vec::new(),
@@ -99,16 +99,17 @@ impl Row {
     async fn turn(&mut self) -> io::Result<()> {
         let running = self.subject.running();
         let (before, sent) = (running.cpu()?, segments()?);
-        let (tally, wires) = load::in_turn(std::mem::take(&mut self.wires), self.at_once, TURN, &self.make).await?;
+        let (tally, connections) =
+            load::round_robin(std::mem::take(&mut self.connections), self.concurrency, TURN, &self.make_request).await?;
         self.cpu.push((running.cpu()? - before).as_secs_f64() * 1e6 / tally.requests as f64);
         self.segments.push((segments()? - sent) as f64 / tally.requests as f64);
-        (self.wires, self.memory) = (wires, running.memory()?);
+        (self.connections, self.memory) = (connections, running.memory()?);
         self.failed += tally.failed;
         Ok(())
     }
 }
 
-/// All turns; the first one is warm-up.
+/// Runs all turns of a group; the first one is warm-up.
 async fn measured(mut rows: Vec<Row>) -> io::Result<Vec<Row>> {
     for turn in 0..=TURNS {
         for row in &mut rows {
@@ -122,104 +123,115 @@ async fn measured(mut rows: Vec<Row>) -> io::Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// What many connections do.
+/// How requests are spread over many connections.
 #[derive(Clone, Copy, PartialEq)]
 enum How {
-    /// Some of them are busy, the others idle.
-    Open,
-    /// One after the other: when a connection's turn comes, its state has left the caches, and its client has acknowledged the
-    /// last answer in a segment of its own.
-    InTurn,
+    /// [`CONCURRENCY`] of them are busy, the others idle.
+    Idle,
+    /// Over all connections in rotation. By the next request on a connection, its state has been evicted from the CPU caches, and
+    /// its client has acknowledged the last response in a segment of its own.
+    Rotating,
 }
 
-/// `count` open connections.
-async fn connections(sides: Sides<'_>, how: How) -> io::Result<Vec<Row>> {
+/// The cost by the number of open connections.
+async fn connections(setup: Setup<'_>, how: How) -> io::Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for count in [AT_ONCE, 1000, MANY] {
-        let subject = sides.start()?;
-        let mut wires = used(subject.running(), count).await?;
-        let idle = if how == How::Open { wires.split_off(AT_ONCE) } else { Vec::new() };
-        let told = match how {
-            How::Open => "open, 64 of them busy",
-            How::InTurn => "in turn, 64 at once",
+    for count in [CONCURRENCY, 1000, MANY] {
+        let subject = setup.start()?;
+        let mut connections = used(subject.running(), count).await?;
+        let idle = if how == How::Idle { connections.split_off(CONCURRENCY) } else { Vec::new() };
+        let spread = match how {
+            How::Idle => "open, 64 of them busy",
+            How::Rotating => "in turn, 64 at once",
         };
-        let load = format!("{}: {count} connections {told}", sides.name());
-        rows.push(Row { _others: idle, ..Row::new(load, subject, wires, AT_ONCE, usual()) });
+        let load = format!("{}: {count} connections {spread}", setup.name());
+        rows.push(Row { _others: idle, ..Row::new(load, subject, connections, CONCURRENCY, standard_request()) });
     }
     measured(rows).await
 }
 
-/// All of them busy.
-async fn busy(sides: Sides<'_>) -> io::Result<Vec<Row>> {
+/// The cost by the number of connections that are all busy.
+async fn busy(setup: Setup<'_>) -> io::Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for count in [AT_ONCE, 256, 1000, 4000] {
-        let subject = sides.start()?;
-        let wires = load::connect(subject.running().address, count).await?;
-        rows.push(Row::new(format!("{}: {count} at once", sides.name()), subject, wires, count, usual()));
+    for count in [CONCURRENCY, 256, 1000, 4000] {
+        let subject = setup.start()?;
+        let connections = load::connect(subject.running().address, count).await?;
+        rows.push(Row::new(format!("{}: {count} at once", setup.name()), subject, connections, count, standard_request()));
     }
     measured(rows).await
 }
 
-async fn waiting_elsewhere(sides: Sides<'_>) -> io::Result<Vec<Row>> {
+/// The cost by the number of requests that wait in another limiter.
+async fn waiting_elsewhere(setup: Setup<'_>) -> io::Result<Vec<Row>> {
     let mut rows = Vec::new();
     for count in [0, 1000, MANY] {
-        let queueing = QueueingShield::start(sides.program, sides.upstream)?;
-        let wires = load::connect(queueing.running.address, AT_ONCE).await?;
+        let queueing = QueueingShield::start(setup.program, setup.upstream)?;
+        let connections = load::connect(queueing.running.address, CONCURRENCY).await?;
         let mut waiting = used(&queueing.running, count).await?;
         queueing.queue_on(&mut waiting).await?;
         let load = format!("shield: {count} waiting in another limiter");
-        rows.push(Row { _others: waiting, ..Row::new(load, Subject::Shield(queueing), wires, AT_ONCE, usual()) });
+        rows.push(Row {
+            _others: waiting,
+            ..Row::new(load, Subject::Shield(queueing), connections, CONCURRENCY, standard_request())
+        });
     }
     measured(rows).await
 }
 
-/// A limiter of a thousand requests a second with more and more clients. All rows at the same time: the queue of a row that waits
-/// for its turn would grow, and a core that mostly sleeps has cold caches.
-async fn waiting_here(sides: Sides<'_>) -> io::Result<Vec<Row>> {
-    let make = always(load::request(KEY, &load::call(BRISK, 1027, false)));
-    let mut lines = Vec::new();
+/// The cost by the number of requests that wait in the same limiter, which admits 1000 a second. The rows are measured at the same
+/// time: a pause between turns would change the queue, and a core that is mostly idle has cold caches.
+async fn waiting_here(setup: Setup<'_>) -> io::Result<Vec<Row>> {
+    let make_request = always(load::request(KEY, &load::call(BRISK, 1027, false)));
+    let mut tasks = Vec::new();
     for count in [100, 1000, MANY] {
-        let queueing = QueueingShield::start(sides.program, sides.upstream)?;
-        let (make, address) = (make.clone(), queueing.running.address);
-        lines.push(spawn_local(async move {
-            // The requests that the bucket lets through at once go first.
-            let (_, mut wires) = load::closed(load::connect(address, AT_ONCE).await?, 6 * TURN, &make).await?;
-            wires.extend(load::connect(address, count - wires.len()).await?);
+        let queueing = QueueingShield::start(setup.program, setup.upstream)?;
+        let (make_request, address) = (make_request.clone(), queueing.running.address);
+        tasks.push(spawn_local(async move {
+            // Takes what the quota admits at once, so that only its rate is left.
+            let (_, mut connections) =
+                load::closed_loop(load::connect(address, CONCURRENCY).await?, 6 * TURN, &make_request).await?;
+            connections.extend(load::connect(address, count - connections.len()).await?);
             let load = format!("shield: {count} waiting in a limiter of 1000 a second");
-            io::Result::Ok(Row::new(load, Subject::Shield(queueing), wires, count, make))
+            io::Result::Ok(Row::new(load, Subject::Shield(queueing), connections, count, make_request))
         }));
     }
     let mut turns = Vec::new();
-    for line in lines {
-        turns.push(spawn_local(measured(vec![line.await??])));
+    for task in tasks {
+        turns.push(spawn_local(measured(vec![task.await??])));
     }
     let mut rows = Vec::new();
     for turn in turns {
         rows.extend(turn.await??);
     }
     for row in &mut rows {
-        // The machine's counter, not a process's.
+        // The counter is the machine's, so it cannot be attributed to one of the rows.
         row.segments.clear();
     }
     Ok(rows)
 }
 
-/// Many models and organizations, each request for another limiter.
-async fn limiters(sides: Sides<'_>) -> io::Result<Vec<Row>> {
+/// The cost by the number of limiters, where consecutive requests use different ones.
+async fn limiters(setup: Setup<'_>) -> io::Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (models, organizations) in [(1, 1), (100, 1), (1000, 1), (1000, 10), (1000, 100)] {
         let (next, limiters) = (Cell::new(0usize), models * organizations);
-        let make: Make = Rc::new(move |_| {
-            // A step without a common divisor visits every limiter.
+        let make_request: MakeRequest = Rc::new(move |_| {
+            // 7919 is a prime that does not divide the number of limiters, so every limiter is used equally often.
             let limiter = next.replace(next.get() + 1).wrapping_mul(7919) % limiters;
             let key = format!("gsk_organization{:08}", limiter / models);
             load::request(&key, &load::call(&format!("model-{:04}", limiter % models), 1027, false))
         });
-        let subject = sides.start()?;
-        let wires = load::connect(subject.running().address, AT_ONCE).await?;
-        // Warm-up creates every limiter, so that creation is not measured.
-        let (_, warm) = load::rounds(wires, limiters.div_ceil(AT_ONCE), &make).await?;
-        rows.push(Row::new(format!("shield: {models} models × {organizations} organizations"), subject, warm, AT_ONCE, make));
+        let subject = setup.start()?;
+        let connections = load::connect(subject.running().address, CONCURRENCY).await?;
+        // Creates every limiter before the measurement.
+        let (_, warm) = load::rounds(connections, limiters.div_ceil(CONCURRENCY), &make_request).await?;
+        rows.push(Row::new(
+            format!("shield: {models} models × {organizations} organizations"),
+            subject,
+            warm,
+            CONCURRENCY,
+            make_request,
+        ));
     }
     measured(rows).await
 }

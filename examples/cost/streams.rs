@@ -1,5 +1,5 @@
-//! What a proxy adds to streamed answers: time to the first token, gaps between frames, and how many streams one core
-//! carries. The upstream paces its frames as a model does, and writes into each when it was sent.
+//! What a proxy adds to streamed responses: time to the first token, gaps between frames, and how many streams one core sustains.
+//! The upstream sends frames at the pace of a model, with a timestamp in each.
 
 use std::{
     io,
@@ -17,37 +17,39 @@ use tokio::{
 };
 
 use super::{
-    beside,
+    connection::Connection,
+    external,
     load::{self, KEY, MODEL},
-    process::{OURS, Running, THEIRS, free, ourselves, settle, shield},
+    process::{LOAD_CORE, PROXY_CORE, Running, free_address, pin, shield, this_program},
     stub::HEADERS,
     table::Options,
-    wire::Wire,
 };
 
-/// Frames of one answer, and the time between two of them.
+/// Frames of one response.
 const FRAMES: u32 = 50;
+/// Interval between frames.
 const PACE: Duration = Duration::from_millis(20);
-/// Concurrent streams in the table.
-const AT_A_TIME: [usize; 3] = [1, 64, 1000];
-/// A core carries as many streams as have 99 % of their frames less than this late.
-const LATE: Duration = PACE;
-/// The steps in which the number of streams grows.
+/// Numbers of concurrent streams in the table.
+const STREAMS: [usize; 3] = [1, 64, 1000];
+/// A number of streams is sustained if at least 99 % of the gaps between frames grow by at most this.
+const MAX_DELAY: Duration = PACE;
+/// Increment of the number of streams when the sustained number is searched.
 const STEP: usize = 500;
-/// The text before the time in a frame, and the digits of the time.
+/// The text before the timestamp in a frame.
 const MARK: &[u8] = br#""content":" t"#;
+/// Digits of a timestamp.
 const DIGITS: usize = 16;
 
-/// Measures the upstream alone and each proxy in turns, and prints the tables.
+/// Measures the upstream without a proxy and each proxy in alternation, and prints the tables.
 pub(crate) async fn run(program: &Path, options: &Options) -> io::Result<()> {
-    let _settled = settle()?;
-    let upstream = Running::start_role(OURS, |listen| ourselves(&["paced-stub", &listen.to_string()]))?;
+    let _priority = pin()?;
+    let upstream = Running::start_role(LOAD_CORE, |listen| this_program(&["paced-stub", &listen.to_string()]))?;
     let address = upstream.address.to_string();
-    let listen = free()?;
+    let listen = free_address()?;
     // Without the access log, as in the other tables.
-    let shield = Running::start(THEIRS, &shield(program, listen, free()?, upstream.address, &[]), listen)?;
-    let bare = Running::start_role(THEIRS, |listen| ourselves(&["bare", &listen.to_string(), &address]))?;
-    let nginx = beside::nginx(upstream.address)?;
+    let shield = Running::start(PROXY_CORE, &shield(program, listen, free_address()?, upstream.address, &[]), listen)?;
+    let bare = Running::start_role(PROXY_CORE, |listen| this_program(&["bare", &listen.to_string(), &address]))?;
+    let nginx = external::nginx(upstream.address)?;
     let mut subjects = vec![("no proxy", &upstream), ("shield", &shield), ("bare hyper", &bare)];
     subjects.extend(nginx.iter().map(|(nginx, _)| ("nginx", nginx)));
 
@@ -55,17 +57,17 @@ pub(crate) async fn run(program: &Path, options: &Options) -> io::Result<()> {
         "| streams at once | through | first token p50, ms | p99 | added p50 | added p99 | gap later than sent p50, ms | p99 | added p50 | added p99 | core busy |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|");
-    for count in AT_A_TIME {
-        let mut seen: Vec<Seen> = subjects.iter().map(|_| Seen::default()).collect();
+    for count in STREAMS {
+        let mut measured: Vec<Measured> = subjects.iter().map(|_| Measured::default()).collect();
         for round in 1..=options.reps {
-            for ((name, subject), seen) in subjects.iter().zip(&mut seen) {
+            for ((name, subject), measured) in subjects.iter().zip(&mut measured) {
                 eprintln!("round {round} of {}: {count} streams, {name}", options.reps);
-                seen.add(streams(subject, count, Duration::from_secs(options.seconds.max(3))).await?);
+                measured.add(streams(subject, count, Duration::from_secs(options.seconds.max(3))).await?);
             }
         }
-        let direct = seen[0].quantiles();
-        for ((name, _), seen) in subjects.iter().zip(&mut seen) {
-            let own = seen.quantiles();
+        let direct = measured[0].quantiles();
+        for ((name, _), measured) in subjects.iter().zip(&mut measured) {
+            let own = measured.quantiles();
             let added = |n: usize| if *name == "no proxy" { "–".to_owned() } else { format!("{:.2}", own[n] - direct[n]) };
             let [first50, first99, gap50, gap99] = own;
             println!(
@@ -74,15 +76,15 @@ pub(crate) async fn run(program: &Path, options: &Options) -> io::Result<()> {
                 added(1),
                 added(2),
                 added(3),
-                seen.busy()
+                measured.busy()
             );
         }
     }
-    // Not of the upstream alone: what it sends is bounded by the load's own core.
+    // Without the row of the upstream, which shares a core with the load and is limited by it.
     sustained(&subjects[1..]).await
 }
 
-/// The largest number of concurrent streams whose frames arrive in time.
+/// Prints the maximum number of concurrent streams that each proxy sustains.
 async fn sustained(subjects: &[(&str, &Running)]) -> io::Result<()> {
     println!(
         "\n| streams of {} frames a second on one core | sustained | core busy then |\n|---|---|---|",
@@ -92,39 +94,40 @@ async fn sustained(subjects: &[(&str, &Running)]) -> io::Result<()> {
         let mut best = (0, 0.0);
         for count in (STEP..).step_by(STEP) {
             eprintln!("{name}: {count} streams");
-            let mut seen = streams(subject, count, Duration::from_secs(4)).await?;
-            let [.., late] = seen.quantiles();
-            if late > LATE.as_secs_f64() * 1e3 {
+            let mut measured = streams(subject, count, Duration::from_secs(4)).await?;
+            let [.., late] = measured.quantiles();
+            if late > MAX_DELAY.as_secs_f64() * 1e3 {
                 break;
             }
-            best = (count, seen.busy());
+            best = (count, measured.busy());
         }
         println!("| {name} | {} | {:.0} % |", best.0, best.1);
     }
     Ok(())
 }
 
-/// Measurements of streams, µs.
+/// Measurements of streams. Times are in µs.
 #[derive(Default)]
-struct Seen {
-    /// From the request to the first frame.
+struct Measured {
+    /// Time from the request to the first frame.
     first: Vec<u32>,
-    /// How much longer a gap between frames was than at the upstream.
-    later: Vec<u32>,
-    /// CPU of the measured process, and the time of the measurement.
+    /// How much longer each gap between frames was than at the upstream.
+    delays: Vec<u32>,
+    /// CPU time of the measured process.
     cpu: Duration,
+    /// Duration of the measurement.
     time: Duration,
 }
 
-impl Seen {
+impl Measured {
     fn add(&mut self, other: Self) {
         self.first.extend(other.first);
-        self.later.extend(other.later);
+        self.delays.extend(other.delays);
         self.cpu += other.cpu;
         self.time += other.time;
     }
 
-    /// p50 and p99 of the time to the first frame, p50 and p99 of the delay of a gap; ms.
+    /// p50 and p99 of the time to the first frame, then of the delay of a gap, in ms.
     fn quantiles(&mut self) -> [f64; 4] {
         let mut quantile = |of: fn(&mut Self) -> &mut Vec<u32>, q: f64| {
             let values = of(self);
@@ -132,46 +135,47 @@ impl Seen {
             let at = ((values.len() as f64 * q) as usize).min(values.len().saturating_sub(1));
             values.get(at).map_or(f64::NAN, |&micros| f64::from(micros) / 1e3)
         };
-        let first: fn(&mut Self) -> &mut Vec<u32> = |seen| &mut seen.first;
-        let later: fn(&mut Self) -> &mut Vec<u32> = |seen| &mut seen.later;
-        [quantile(first, 0.5), quantile(first, 0.99), quantile(later, 0.5), quantile(later, 0.99)]
+        let first: fn(&mut Self) -> &mut Vec<u32> = |measured| &mut measured.first;
+        let delays: fn(&mut Self) -> &mut Vec<u32> = |measured| &mut measured.delays;
+        [quantile(first, 0.5), quantile(first, 0.99), quantile(delays, 0.5), quantile(delays, 0.99)]
     }
 
-    /// Share of its core, %.
+    /// CPU time as a percentage of one core.
     fn busy(&self) -> f64 {
         100.0 * self.cpu.as_secs_f64() / self.time.as_secs_f64()
     }
 }
 
-/// Keeps `count` streams open for `time`, each on its own connection; starts are spread over one answer's duration.
-async fn streams(subject: &Running, count: usize, time: Duration) -> io::Result<Seen> {
+/// Keeps `count` streams open for `time`, each on a connection of its own. Their starts are spread over the duration of one
+/// response.
+async fn streams(subject: &Running, count: usize, time: Duration) -> io::Result<Measured> {
     let request = load::request(KEY, &load::call(MODEL, 1024, true));
     let mut tasks = JoinSet::new();
-    let wires = load::connect(subject.address, count).await?;
-    let (cpu, begun) = (subject.cpu()?, Instant::now());
-    for (n, wire) in wires.into_iter().enumerate() {
+    let connections = load::connect(subject.address, count).await?;
+    let (cpu, start) = (subject.cpu()?, Instant::now());
+    for (n, connection) in connections.into_iter().enumerate() {
         let request = request.clone();
         tasks.spawn_local(async move {
-            let mut seen = Seen::default();
-            let mut socket = wire.stream;
+            let mut measured = Measured::default();
+            let mut socket = connection.stream;
             sleep(PACE * FRAMES * u32::try_from(n).unwrap_or(0) / u32::try_from(count).unwrap_or(1)).await;
-            while begun.elapsed() < time {
-                one(&mut socket, &request, &mut seen).await?;
+            while start.elapsed() < time {
+                measure_stream(&mut socket, &request, &mut measured).await?;
             }
-            io::Result::Ok(seen)
+            io::Result::Ok(measured)
         });
     }
-    let mut seen = Seen::default();
+    let mut measured = Measured::default();
     while let Some(ended) = tasks.join_next().await {
-        seen.add(ended.map_err(io::Error::other)??);
+        measured.add(ended.map_err(io::Error::other)??);
     }
-    (seen.cpu, seen.time) = (subject.cpu()? - cpu, begun.elapsed());
-    Ok(seen)
+    (measured.cpu, measured.time) = (subject.cpu()? - cpu, start.elapsed());
+    Ok(measured)
 }
 
-/// One streamed answer.
-async fn one(socket: &mut TcpStream, request: &[u8], seen: &mut Seen) -> io::Result<()> {
-    let asked = micros();
+/// Sends a request and measures its streamed response.
+async fn measure_stream(socket: &mut TcpStream, request: &[u8], measured: &mut Measured) -> io::Result<()> {
+    let sent_at = micros();
     socket.write_all(request).await?;
     let mark = memmem::Finder::new(MARK);
     let mut buffer = Vec::with_capacity(4096);
@@ -188,8 +192,8 @@ async fn one(socket: &mut TcpStream, request: &[u8], seen: &mut Seen) -> io::Res
                 std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
             let micros = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
             match last {
-                None => seen.first.push(micros(now.saturating_sub(asked))),
-                Some((before, then)) => seen.later.push(micros((now - then).saturating_sub(sent - before))),
+                None => measured.first.push(micros(now.saturating_sub(sent_at))),
+                Some((before, then)) => measured.delays.push(micros((now - then).saturating_sub(sent - before))),
             }
             last = Some((sent, now));
             read = at + DIGITS;
@@ -197,7 +201,7 @@ async fn one(socket: &mut TcpStream, request: &[u8], seen: &mut Seen) -> io::Res
         if buffer.ends_with(b"\r\n0\r\n\r\n") {
             return Ok(());
         }
-        // A marker or number that is split over two reads is read again with the second one.
+        // Keeps the end of the buffer, because a mark or timestamp can be split over two reads.
         buffer.drain(..read.max(buffer.len().saturating_sub(MARK.len() + DIGITS)));
     }
 }
@@ -208,15 +212,15 @@ pub(crate) async fn paced_stub(listen: SocketAddr) -> io::Result<()> {
     loop {
         let (socket, _) = listener.accept().await?;
         spawn_local(async move {
-            // A client that leaves in the middle of an answer is not an error of this server.
-            let _ = serve(Wire::new(socket)?).await;
+            // Clients close the connection during a response when their time is over.
+            let _ = serve(Connection::new(socket)?).await;
             io::Result::Ok(())
         });
     }
 }
 
-async fn serve(mut wire: Wire) -> io::Result<()> {
-    while wire.next().await?.is_some() {
+async fn serve(mut connection: Connection) -> io::Result<()> {
+    while connection.next().await?.is_some() {
         let mut pace = interval(PACE);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for n in 0..FRAMES {
@@ -230,14 +234,14 @@ async fn serve(mut wire: Wire) -> io::Result<()> {
                 let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n";
                 frame.insert_str(0, &format!("{head}{HEADERS}\r\n"));
             }
-            wire.stream.write_all(frame.as_bytes()).await?;
+            connection.stream.write_all(frame.as_bytes()).await?;
         }
-        wire.stream.write_all(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n").await?;
+        connection.stream.write_all(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n").await?;
     }
     Ok(())
 }
 
-/// The clock that upstream and clients share, µs.
+/// Unix time in µs: the upstream and the clients are different processes.
 fn micros() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)

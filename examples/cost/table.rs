@@ -1,4 +1,4 @@
-//! The shield's costs compared with others and with targets: all cells in turns, medians and ratios.
+//! The table of costs: medians for each proxy, ratios to bare hyper and nginx, and whether the targets are reached.
 
 use std::{
     collections::BTreeMap,
@@ -8,23 +8,23 @@ use std::{
 };
 
 use super::{
-    beside, instructions,
+    external, instructions,
     load::{self, KEY, MODEL, always},
     memory::{self, QueueingShield},
-    process::{OURS, Running, THEIRS, free, ourselves, settle, shield},
+    process::{LOAD_CORE, PROXY_CORE, Running, free_address, pin, shield, this_program},
     rig, start,
 };
 
 /// Options of the table.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Rounds in which each proxy has a turn
+    /// Number of rounds, in each of which every proxy has one turn
     #[arg(long, default_value_t = 5)]
     pub(crate) reps: usize,
-    /// Seconds of one turn
+    /// Duration of a turn in seconds
     #[arg(long, default_value_t = 2)]
     pub(crate) seconds: u64,
-    /// Take the load from another rig: a directory with its `cost.sh`
+    /// Take CPU, rates and latencies from an external rig: a directory with a script `cost.sh`
     #[arg(long, value_name = "DIR")]
     pub(crate) rig: Option<PathBuf>,
 }
@@ -38,32 +38,32 @@ impl Default for Options {
 /// The measured proxies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Proxy {
-    /// Limits, metrics and reservation on, access log off.
+    /// The shield with limits and metrics, without the access log.
     Shield,
-    /// The same with its access log.
+    /// The shield with the access log.
     Logging,
     Bare,
-    /// Of another run than [`Proxy::Bare`].
-    BareBesideLogging,
+    /// Bare hyper in the run of [`Proxy::Logging`], if that is a run of its own.
+    BareWithLogging,
     Nginx,
 }
 
-/// One turn of one proxy.
+/// The measurement of one turn of one proxy.
 #[derive(Clone, Copy)]
 pub(crate) struct Cell {
-    /// Requests a second.
+    /// Requests per second.
     pub(crate) rate: f64,
-    /// CPU per request, µs.
+    /// CPU per request in µs.
     pub(crate) cpu: f64,
-    /// ms
+    /// Median latency in ms.
     pub p50: f64,
-    /// ms
+    /// Latency in ms.
     pub p99: f64,
-    /// Answers other than 200.
+    /// Responses with a status other than 200.
     pub(crate) failed: usize,
 }
 
-/// All turns, by profile.
+/// All turns, by profile and proxy.
 #[derive(Default)]
 pub(crate) struct Cells(BTreeMap<(String, Proxy), Vec<Cell>>);
 
@@ -81,7 +81,7 @@ impl Cells {
         median(self.of(profile, proxy).iter().map(of).collect())
     }
 
-    /// The median of the ratios, round by round.
+    /// The median of the ratios of each round.
     fn ratio(&self, profile: &str, proxy: Proxy, to: Proxy, of: fn(&Cell) -> f64) -> Option<f64> {
         let pairs = self.of(profile, proxy).iter().zip(self.of(profile, to));
         median(pairs.map(|(cell, reference)| of(cell) / of(reference)).collect())
@@ -92,80 +92,81 @@ impl Cells {
     }
 }
 
-/// The median; `None` of an empty list.
+/// The median; `None` if there are no values.
 pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied()
 }
 
+/// The profile of the open loop.
 const OPEN: &str = "1k@1000/s";
-/// Name, bytes of the call, whether it streams, connections.
+/// The closed loops: name, size of the body in bytes, whether the response streams, number of connections.
 pub(crate) const PROFILES: [(&str, usize, bool, usize); 4] =
     [("1k@64", 1027, false, 64), ("1k@256", 1027, false, 256), ("16k@64", 16_389, false, 64), ("1k_stream@64", 1024, true, 64)];
 
 /// Measures everything and prints the table.
 pub(crate) async fn run(program: &Path, options: &Options) -> io::Result<()> {
-    // Before this process is pinned to one core.
+    // Measured before this process is pinned to one core, which its children inherit.
     let ready = start::ready(program)?;
     let (size, image) = start::sizes(program)?;
-    let _settled = settle()?;
+    let _priority = pin()?;
     let cells = match &options.rig {
         Some(rig) => rig::cells(rig, program, options)?,
         None => cells(program, options).await?,
     };
     let mut rows = Rows::default();
     for (profile, least, aim) in [("1k@64", 1.2, 1.1), ("16k@64", 1.2, 1.1), ("1k@256", 1.2, 1.1)] {
-        rows.compare(&cells, &format!("CPU a request {profile}, µs"), profile, |cell| cell.cpu, Target::most(least, aim));
+        rows.compare(&cells, &format!("CPU a request {profile}, µs"), profile, |cell| cell.cpu, Target::at_most(least, aim));
     }
     for profile in ["1k@64", "1k@256", "16k@64"] {
-        rows.compare(&cells, &format!("requests a second {profile}"), profile, |cell| cell.rate, Target::least(0.82, 0.9));
+        rows.compare(&cells, &format!("requests a second {profile}"), profile, |cell| cell.rate, Target::at_least(0.82, 0.9));
     }
-    rows.compare(&cells, "streams a second @64", "1k_stream@64", |cell| cell.rate, Target::least(1.0, 1.1));
-    rows.compare(&cells, "CPU a stream, µs", "1k_stream@64", |cell| cell.cpu, Target::most(1.1, 1.0));
-    rows.against_nginx(&cells, "p50 at 1000 a second, ms", |cell| cell.p50, Target::most(1.15, 1.0));
-    rows.against_nginx(&cells, "p99 at 1000 a second, ms", |cell| cell.p99, Target::most(2.0, 1.2));
-    memories(program, &mut rows).await?;
-    rows.figure("start to ready, ms", ready, None, Target::most(50.0, 15.0));
-    rows.figure("binary of the image, MB", image.map_or(f64::NAN, |size| size as f64 / 1e6), None, Target::most(12.0, 8.0));
+    rows.compare(&cells, "streams a second @64", "1k_stream@64", |cell| cell.rate, Target::at_least(1.0, 1.1));
+    rows.compare(&cells, "CPU a stream, µs", "1k_stream@64", |cell| cell.cpu, Target::at_most(1.1, 1.0));
+    rows.against_nginx(&cells, "p50 at 1000 a second, ms", |cell| cell.p50, Target::at_most(1.15, 1.0));
+    rows.against_nginx(&cells, "p99 at 1000 a second, ms", |cell| cell.p99, Target::at_most(2.0, 1.2));
+    add_memory(program, &mut rows).await?;
+    rows.figure("start to ready, ms", ready, None, Target::at_most(50.0, 15.0));
+    rows.figure("binary of the image, MB", image.map_or(f64::NAN, |size| size as f64 / 1e6), None, Target::at_most(12.0, 8.0));
     rows.figure("binary of the release profile, MB", size as f64 / 1e6, None, Target::None);
-    counted(program, &mut rows).await?;
-    rows.log(&cells);
+    add_instructions(program, &mut rows).await?;
+    rows.access_log(&cells);
     rows.print();
-    println!("\n{} answers were other than 200.", cells.failed());
+    println!("\n{} responses had a status other than 200.", cells.failed());
     Ok(())
 }
 
-/// The closed loops and the open one, all proxies in turn.
+/// Measures the closed loops and the open loop, with all proxies in alternation.
 async fn cells(program: &Path, options: &Options) -> io::Result<Cells> {
-    let stub = Running::start_role(OURS, |listen| ourselves(&["stub", &listen.to_string()]))?;
+    let stub = Running::start_role(LOAD_CORE, |listen| this_program(&["stub", &listen.to_string()]))?;
     let upstream = stub.address;
     let started = |level| {
-        let (listen, admin) = (free()?, free()?);
-        Running::start(THEIRS, &shield(program, listen, admin, upstream, &[("GROQ_SHIELD_LOG_LEVEL", level)]), listen)
+        let (listen, admin) = (free_address()?, free_address()?);
+        Running::start(PROXY_CORE, &shield(program, listen, admin, upstream, &[("GROQ_SHIELD_LOG_LEVEL", level)]), listen)
     };
     let (quiet, logging) = (started("warn")?, started("info")?);
-    let bare = Running::start_role(THEIRS, |listen| ourselves(&["bare", &listen.to_string(), &upstream.to_string()]))?;
-    let nginx = beside::nginx(upstream)?;
+    let bare = Running::start_role(PROXY_CORE, |listen| this_program(&["bare", &listen.to_string(), &upstream.to_string()]))?;
+    let nginx = external::nginx(upstream)?;
     let mut proxies = vec![(Proxy::Bare, &bare), (Proxy::Shield, &quiet), (Proxy::Logging, &logging)];
     match &nginx {
         Some((nginx, _)) => proxies.push((Proxy::Nginx, nginx)),
-        None => eprintln!("nginx is not installed: no row against it (apt-get install nginx-light)"),
+        None => eprintln!("nginx is not installed: its rows are omitted (apt-get install nginx-light)"),
     }
     let mut cells = Cells::default();
     let time = Duration::from_secs(options.seconds);
     for round in 0..=options.reps {
         for (profile, size, stream, connections) in PROFILES {
             eprintln!("round {round} of {}: {profile}", options.reps);
-            let make = always(load::request(KEY, &load::call(MODEL, size, stream)));
+            let make_request = always(load::request(KEY, &load::call(MODEL, size, stream)));
             for &(proxy, running) in &proxies {
                 if proxy == Proxy::Logging && profile != "1k@64" {
                     continue;
                 }
-                let wires = load::connect(running.address, connections).await?;
+                let connections = load::connect(running.address, connections).await?;
                 // Round 0 is warm-up.
                 let time = if round == 0 { Duration::from_millis(500) } else { time };
                 let before = running.cpu()?;
-                let (tally, _) = load::closed(wires, time, &make).await?;
+                let (tally, _) = load::closed_loop(connections, time, &make_request).await?;
                 let cpu = (running.cpu()? - before).as_secs_f64() * 1e6 / tally.requests as f64;
                 if round > 0 {
                     let (p50, p99) = (tally.quantile(0.5), tally.quantile(0.99));
@@ -174,10 +175,10 @@ async fn cells(program: &Path, options: &Options) -> io::Result<Cells> {
             }
         }
         for &(proxy, running) in proxies.iter().filter(|(proxy, _)| round > 0 && *proxy != Proxy::Logging) {
-            match beside::open_loop(running.address, &load::call(MODEL, 1027, false), options.seconds.max(2))? {
+            match external::open_loop(running.address, &load::call(MODEL, 1027, false), options.seconds.max(2))? {
                 Some(cell) => cells.add(OPEN, proxy, cell),
                 None if round == 1 && proxy == Proxy::Bare => {
-                    eprintln!("oha is not on PATH: no open loop (cargo install --locked oha)")
+                    eprintln!("oha is not on PATH: the open loop is omitted (cargo install --locked oha)")
                 }
                 None => {}
             }
@@ -186,87 +187,89 @@ async fn cells(program: &Path, options: &Options) -> io::Result<Cells> {
     Ok(cells)
 }
 
-/// The memory rows only.
+/// Measures and prints the memory rows.
 pub(crate) async fn memory(program: &Path) -> io::Result<()> {
-    let _settled = settle()?;
+    let _priority = pin()?;
     let mut rows = Rows::default();
-    memories(program, &mut rows).await?;
+    add_memory(program, &mut rows).await?;
     rows.print();
     Ok(())
 }
 
-async fn memories(program: &Path, rows: &mut Rows) -> io::Result<()> {
+/// Adds the memory rows.
+async fn add_memory(program: &Path, rows: &mut Rows) -> io::Result<()> {
     eprintln!("memory");
-    rows.figure("memory idle, MB", start::idle(program)? / 1e6, None, Target::most(10.0, 8.0));
-    let stub = Running::start_role(OURS, |listen| ourselves(&["stub", &listen.to_string()]))?;
+    rows.figure("memory idle, MB", start::idle(program)? / 1e6, None, Target::at_most(10.0, 8.0));
+    let stub = Running::start_role(LOAD_CORE, |listen| this_program(&["stub", &listen.to_string()]))?;
     let upstream = stub.address;
-    let bare = Running::start_role(THEIRS, |listen| ourselves(&["bare", &listen.to_string(), &upstream.to_string()]))?;
+    let bare = Running::start_role(PROXY_CORE, |listen| this_program(&["bare", &listen.to_string(), &upstream.to_string()]))?;
     let bare = memory::of_connection(&bare).await?;
     let each = memory::of_connection(&QueueingShield::start(program, upstream)?.running).await?;
-    rows.figure("memory of an idle connection, KB", each / 1e3, Some(bare / 1e3), Target::most(16.0, 10.0));
+    rows.figure("memory of an idle connection, KB", each / 1e3, Some(bare / 1e3), Target::at_most(16.0, 10.0));
     let waiting = memory::of_waiting(&QueueingShield::start(program, upstream)?).await?;
     rows.figure("memory of a connection with a waiting 1 KB request, KB", waiting / 1e3, None, Target::None);
-    // A connection that has just been used still has hyper's buffers, which the waiting request needs as well.
-    rows.figure("of it for the waiting request, KB", (waiting - each) / 1e3, None, Target::most(8.0, 4.0));
+    // An idle connection was measured before hyper released its buffers, and a waiting request needs them too.
+    rows.figure("of it for the waiting request, KB", (waiting - each) / 1e3, None, Target::at_most(8.0, 4.0));
     Ok(())
 }
 
-/// Instructions per request, if valgrind is installed.
-async fn counted(program: &Path, rows: &mut Rows) -> io::Result<()> {
-    if !instructions::is_possible() {
-        eprintln!("valgrind is not installed: no count of instructions (apt-get install valgrind)");
+/// Adds the rows of instructions per request, if valgrind is installed.
+async fn add_instructions(program: &Path, rows: &mut Rows) -> io::Result<()> {
+    if !instructions::is_installed() {
+        eprintln!("valgrind is not installed: its rows are omitted (apt-get install valgrind)");
         return Ok(());
     }
     eprintln!("instructions");
-    let (shield, bare) = instructions::both(program, &memory::usual()).await?;
-    rows.figure("instructions a request, thousands", shield.each / 1e3, Some(bare.each / 1e3), Target::None);
-    let ours = 100.0 * (shield.each - bare.each) / shield.each;
-    rows.figure("of them more than bare hyper's, %", ours, None, Target::most(f64::INFINITY, 15.0));
+    let (shield, bare) = instructions::both(program, &memory::standard_request()).await?;
+    rows.figure("instructions a request, thousands", shield.per_request / 1e3, Some(bare.per_request / 1e3), Target::None);
+    let ours = 100.0 * (shield.per_request - bare.per_request) / shield.per_request;
+    rows.figure("of them more than bare hyper's, %", ours, None, Target::at_most(f64::INFINITY, 15.0));
     Ok(())
 }
 
+/// A bound that a value must satisfy, and a stricter one to aim at. An infinite bound means that the value is only reported.
 #[derive(Clone, Copy)]
 enum Target {
-    Most { least: f64, aim: f64 },
-    Least { least: f64, aim: f64 },
+    AtMost { required: f64, aim: f64 },
+    AtLeast { required: f64, aim: f64 },
     None,
 }
 
 impl Target {
-    fn most(least: f64, aim: f64) -> Self {
-        Self::Most { least, aim }
+    fn at_most(required: f64, aim: f64) -> Self {
+        Self::AtMost { required, aim }
     }
 
-    fn least(least: f64, aim: f64) -> Self {
-        Self::Least { least, aim }
+    fn at_least(required: f64, aim: f64) -> Self {
+        Self::AtLeast { required, aim }
     }
 
     fn text(self) -> (String, String) {
-        let told = |bound: f64, sign| if bound.is_finite() { format!("{sign} {bound}") } else { "told".to_owned() };
+        let text = |bound: f64, sign| if bound.is_finite() { format!("{sign} {bound}") } else { "reported".to_owned() };
         match self {
-            Self::Most { least, aim } => (told(least, "≤"), told(aim, "≤")),
-            Self::Least { least, aim } => (told(least, "≥"), told(aim, "≥")),
+            Self::AtMost { required, aim } => (text(required, "≤"), text(aim, "≤")),
+            Self::AtLeast { required, aim } => (text(required, "≥"), text(aim, "≥")),
             Self::None => ("–".into(), "–".into()),
         }
     }
 
-    /// Decided on the rounded value that is shown.
+    /// Whether `value`, rounded as in the table, satisfies the bounds.
     fn verdict(self, value: f64) -> &'static str {
         let shown = (value * 100.0).round() / 100.0;
         match self {
             _ if shown.is_nan() => "not measured",
-            Self::Most { aim, .. } if shown <= aim => "aim",
-            Self::Most { least: f64::INFINITY, .. } => "told",
-            Self::Most { least, .. } if shown <= least => "reached",
-            Self::Least { aim, .. } if shown >= aim => "aim",
-            Self::Least { least, .. } if shown >= least => "reached",
+            Self::AtMost { aim, .. } if shown <= aim => "aim",
+            Self::AtMost { required: f64::INFINITY, .. } => "reported",
+            Self::AtMost { required, .. } if shown <= required => "reached",
+            Self::AtLeast { aim, .. } if shown >= aim => "aim",
+            Self::AtLeast { required, .. } if shown >= required => "reached",
             Self::None => "",
-            Self::Most { .. } | Self::Least { .. } => "missed",
+            Self::AtMost { .. } | Self::AtLeast { .. } => "missed",
         }
     }
 }
 
-/// The rows of the table.
+/// The rows of the table, in Markdown.
 #[derive(Default)]
 struct Rows(Vec<String>);
 
@@ -275,8 +278,8 @@ impl Rows {
         let cell = |value: Option<f64>| value.filter(|value| !value.is_nan()).map_or_else(|| "–".into(), digits);
         let [shield, bare, nginx] = values.map(cell);
         let ratio = ratio.map_or_else(|| "–".into(), |ratio| format!("{ratio:.2}"));
-        let (least, aim) = target.text();
-        self.0.push(format!("| {what} | {shield} | {bare} | {nginx} | {ratio} | {least} | {aim} | {verdict} |"));
+        let (required, aim) = target.text();
+        self.0.push(format!("| {what} | {shield} | {bare} | {nginx} | {ratio} | {required} | {aim} | {verdict} |"));
     }
 
     fn compare(&mut self, cells: &Cells, what: &str, profile: &str, of: fn(&Cell) -> f64, target: Target) {
@@ -295,15 +298,15 @@ impl Rows {
         self.line(what, [Some(value), bare, None], None, target, target.verdict(value));
     }
 
-    /// The cost of the access log, relative to the run without it.
-    fn log(&mut self, cells: &Cells) {
+    /// Adds the row of the access log.
+    fn access_log(&mut self, cells: &Cells) {
         let cpu = |cell: &Cell| cell.cpu;
         let value = cells.median("1k@64", Proxy::Logging, cpu);
-        let beside = if cells.of("1k@64", Proxy::BareBesideLogging).is_empty() { Proxy::Bare } else { Proxy::BareBesideLogging };
-        let ratio = cells.ratio("1k@64", Proxy::Logging, beside, cpu);
+        let reference = if cells.of("1k@64", Proxy::BareWithLogging).is_empty() { Proxy::Bare } else { Proxy::BareWithLogging };
+        let ratio = cells.ratio("1k@64", Proxy::Logging, reference, cpu);
         self.line(
             "CPU a request 1k@64 with the access log, µs",
-            [value, cells.median("1k@64", beside, cpu), None],
+            [value, cells.median("1k@64", reference, cpu), None],
             ratio,
             Target::None,
             "",
@@ -320,7 +323,7 @@ impl Rows {
     }
 }
 
-/// Three significant digits.
+/// `value` with about three significant digits.
 fn digits(value: f64) -> String {
     match value {
         100.0.. => format!("{value:.0}"),

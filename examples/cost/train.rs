@@ -1,37 +1,37 @@
-//! The load for profile-guided optimization: the table's loads, a queue and the access log.
+//! Load for profile-guided optimization: the table's loads, with and without the access log, and a queue.
 
 use std::{io, path::Path, time::Duration};
 
 use super::{
     load::{self, KEY, MODEL, always},
     memory::{BRISK, QueueingShield},
-    process::{OURS, Running, THEIRS, free, ourselves, settle, shield},
+    process::{LOAD_CORE, PROXY_CORE, Running, free_address, pin, shield, this_program},
     table::PROFILES,
 };
 
-/// How long each load runs.
+/// Duration of each load.
 const EACH: Duration = Duration::from_secs(3);
-/// Connections that send more than their model's limit lets through.
+/// Number of connections for the model [`BRISK`], enough that requests have to wait for its limit.
 const TOO_MANY: usize = 32;
 
-/// Runs a binary that was built with `-Cprofile-generate` and stops it with SIGTERM, at which it writes its profile.
+/// Runs a binary that was built with `-Cprofile-generate`, which writes its profile when it exits on SIGTERM.
 pub(crate) async fn run(program: &Path) -> io::Result<()> {
-    let _settled = settle()?;
-    let stub = Running::start_role(OURS, |listen| ourselves(&["stub", &listen.to_string()]))?;
+    let _priority = pin()?;
+    let stub = Running::start_role(LOAD_CORE, |listen| this_program(&["stub", &listen.to_string()]))?;
     for level in ["warn", "info"] {
-        let (listen, admin) = (free()?, free()?);
+        let (listen, admin) = (free_address()?, free_address()?);
         let command = shield(program, listen, admin, stub.address, &[("GROQ_SHIELD_LOG_LEVEL", level)]);
-        let running = Running::start(THEIRS, &command, listen)?;
+        let running = Running::start(PROXY_CORE, &command, listen)?;
         for (profile, size, stream, connections) in PROFILES {
             eprintln!("{profile}, log level {level}");
-            let wires = load::connect(listen, connections).await?;
-            load::closed(wires, EACH, &always(load::request(KEY, &load::call(MODEL, size, stream)))).await?;
+            let connections = load::connect(listen, connections).await?;
+            load::closed_loop(connections, EACH, &always(load::request(KEY, &load::call(MODEL, size, stream)))).await?;
         }
         running.end()?;
     }
-    eprintln!("a line");
+    eprintln!("a queue");
     let shield = QueueingShield::start(program, stub.address)?;
-    let wires = load::connect(shield.running.address, TOO_MANY).await?;
-    load::closed(wires, EACH, &always(load::request(KEY, &load::call(BRISK, 1027, false)))).await?;
+    let connections = load::connect(shield.running.address, TOO_MANY).await?;
+    load::closed_loop(connections, EACH, &always(load::request(KEY, &load::call(BRISK, 1027, false)))).await?;
     shield.running.end()
 }

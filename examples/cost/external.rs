@@ -1,4 +1,4 @@
-//! Other programs that are measured or used if installed: nginx as a proxy, oha for open-loop load.
+//! Programs that are used if they are installed: nginx as another proxy to measure, oha for open-loop load.
 
 use std::{
     fs, io,
@@ -12,21 +12,21 @@ use tempfile::TempDir;
 
 use super::{
     load::{KEY, PATH},
-    process::{Running, THEIRS, free},
+    process::{PROXY_CORE, Running, free_address},
     table::Cell,
 };
 
-/// The path of a program: on PATH, or where Debian installs daemons.
+/// The path of a program on PATH or in `/usr/sbin`, where Debian installs daemons.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::env::split_paths(&path).chain(["/usr/sbin".into()]);
     places.map(|place| place.join(name)).find(|file| file.is_file())
 }
 
-/// nginx in front of `upstream`, one worker, no log; `None` if it is not installed.
+/// Starts nginx in front of `upstream` with one worker and without an access log; `None` if it is not installed.
 pub(crate) fn nginx(upstream: SocketAddr) -> io::Result<Option<(Running, TempDir)>> {
     let Some(program) = program("nginx") else { return Ok(None) };
-    let (listen, home) = (free()?, TempDir::new()?);
+    let (listen, home) = (free_address()?, TempDir::new()?);
     let place = home.path().display();
     let configuration = format!(
         "daemon off; master_process off; pid {place}/pid; error_log {place}/error.log warn;
@@ -46,10 +46,11 @@ http {{
     fs::write(&file, configuration)?;
     let mut command = Command::new(program);
     command.arg("-c").arg(file).arg("-e").arg(home.path().join("error.log"));
-    Ok(Some((Running::start(THEIRS, &command, listen)?, home)))
+    Ok(Some((Running::start(PROXY_CORE, &command, listen)?, home)))
 }
 
-/// A thousand requests a second for `seconds`, latency measured from when each was due; `None` without `oha`.
+/// Sends 1000 requests a second for `seconds`. Latencies count from the scheduled time of each request. `None` if `oha` is not
+/// installed.
 pub(crate) fn open_loop(to: SocketAddr, call: &str, seconds: u64) -> io::Result<Option<Cell>> {
     let Some(oha) = program("oha") else { return Ok(None) };
     let mut command = Command::new(oha);
@@ -58,7 +59,7 @@ pub(crate) fn open_loop(to: SocketAddr, call: &str, seconds: u64) -> io::Result<
     command.args(["-H", &format!("authorization: Bearer {KEY}"), &format!("http://{to}{PATH}")]);
     let output = command.stdin(Stdio::null()).output()?;
     let report: Value = serde_json::from_slice(&output.stdout)
-        .map_err(|why| io::Error::other(format!("oha: {why}: {}", String::from_utf8_lossy(&output.stderr))))?;
+        .map_err(|error| io::Error::other(format!("oha: {error}: {}", String::from_utf8_lossy(&output.stderr))))?;
     let quantile = |name| report["latencyPercentiles"][name].as_f64().map(|seconds| seconds * 1e3);
     let (Some(p50), Some(p99)) = (quantile("p50"), quantile("p99")) else {
         return Err(io::Error::other("oha's report has no p50 and p99"));

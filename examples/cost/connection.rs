@@ -1,34 +1,34 @@
-//! Minimal and cheap HTTP for load and stub: one message at a time.
+//! Minimal HTTP/1.1 for the load generator and the upstream, so that they take little CPU: no pipelining.
 
 use std::io;
 
 use memchr::memmem;
 use tokio::{io::AsyncReadExt as _, net::TcpStream};
 
-/// What ends a chunked body.
+/// The end of a chunked body without trailers.
 const LAST_CHUNK: &[u8] = b"\r\n0\r\n\r\n";
 
-/// One end of a connection whose messages come one at a time.
-pub(crate) struct Wire {
-    /// The socket.
+/// A connection on which one message at a time is read.
+pub(crate) struct Connection {
+    /// The socket, for writing.
     pub(crate) stream: TcpStream,
     buffer: Vec<u8>,
-    /// Where the body begins and its length (`None`: chunked), once the head has arrived.
+    /// The body's offset in the buffer and its length (`None` if chunked), once the head has been read.
     head: Option<(usize, Option<usize>)>,
 }
 
-impl Wire {
-    /// An open connection.
+impl Connection {
+    /// Wraps an open socket.
     pub(crate) fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         Ok(Self { stream, buffer: Vec::new(), head: None })
     }
 
-    /// The next message, `None` once the other side has closed. Valid until the next call.
+    /// Reads the next message; `None` if the peer has closed the connection.
     pub(crate) async fn next(&mut self) -> io::Result<Option<&[u8]>> {
         self.buffer.clear();
         self.head = None;
-        while !self.is_whole() {
+        while !self.is_complete() {
             self.buffer.reserve(4096);
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 return Ok(None);
@@ -37,7 +37,7 @@ impl Wire {
         Ok(Some(&self.buffer))
     }
 
-    fn is_whole(&mut self) -> bool {
+    fn is_complete(&mut self) -> bool {
         let head = match self.head {
             Some(head) => head,
             None => match memmem::find(&self.buffer, b"\r\n\r\n") {
@@ -52,7 +52,7 @@ impl Wire {
     }
 }
 
-/// The length of the body by this head, `None` if chunked.
+/// The length of the body according to `head`; `None` if chunked.
 fn length(head: &[u8]) -> Option<usize> {
     let lines = head.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok()?.split_once(':'));
     let mut length = Some(0);
