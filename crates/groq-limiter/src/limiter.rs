@@ -12,6 +12,7 @@ use self::{cold_start::ColdStart, pause::Pause, pricing::Pricing, store_session:
 use crate::{
     ablation::Mechanism,
     bucket::Readiness,
+    estimate::default_output::AssumedOutput,
     queue::{
         FairQueue, QueuedRequest, Ticket,
         forecast::{Forecast, forecast},
@@ -272,8 +273,7 @@ impl Limiter {
     }
 
     fn forecast(&self, queued: &QueuedRequest, now: Ns) -> Forecast {
-        let cost = self.pricing.forecast_cost(queued);
-        let mut forecast = forecast(&self.quotas, &self.queue, queued, &cost, now);
+        let mut forecast = forecast(&self.quotas, &self.queue, queued, now);
         forecast.wait = forecast.wait.max(Duration::from_nanos(self.pause.until.saturating_sub(now)));
         forecast
     }
@@ -354,13 +354,15 @@ impl Limiter {
 
     /// If Groq holds more for a request without `max_completion_tokens` than was reserved, the quotas show so from now on, and
     /// the difference comes back when the answer ends.
-    fn learn_held(&mut self, grant: &mut Grant, ObservedTokens { slot, used, more }: ObservedTokens, now: Ns) {
-        grant.shown_used = Some(used);
-        self.learn(|pricing| pricing.estimates.assumed.head(used, grant.queued.estimated.into()));
+    fn learn_held(&mut self, grant: &mut Grant, ObservedTokens { slot, limit, used, more }: ObservedTokens, now: Ns) {
+        // A bound holds whatever the prompt turns out to be.
+        let prompt = self.pricing.least(&grant.queued).input.into();
+        if AssumedOutput::is_shown(used, prompt, limit) {
+            grant.shown_used = Some(used);
+            self.learn(|pricing| pricing.estimates.assumed.at_most(used, prompt, now));
+        }
         let cost = grant.cost();
-        let assumed = self.pricing.assumed();
-        let is_settled = self.pricing.estimates.assumed.is_settled();
-        let held = if is_settled { assumed } else { assumed.min(cost.output.saturating_add(more)) };
+        let held = self.pricing.assumed().min(cost.output.saturating_add(more));
         if held > cost.output {
             self.quotas.raise(&mut grant.reserved, Cost { output: held, ..cost }, slot, now);
         }
@@ -412,7 +414,7 @@ impl Limiter {
         let now = self.advance(now);
         self.refusals += 1;
         self.quotas.refused(now);
-        let QueuedRequest { estimated, states_max, ticket, requested, .. } = grant.queued;
+        let QueuedRequest { states_max, ticket, requested, .. } = grant.queued;
         let max = states_max.then_some(grant.cost().output);
         let delay = self.pricing.estimates.one_way();
         let text = text.filter(|text| text.limit > 0);
@@ -423,7 +425,8 @@ impl Limiter {
                 // Prompt and assumed completion tokens. What can never succeed says nothing of others: its prompt may be all of it.
                 if !states_max && !text.hopeless() && dimension.unit == Unit::Tokens {
                     requeue.requested = Some(u32::try_from(text.requested).unwrap_or(u32::MAX));
-                    self.learn(|pricing| pricing.estimates.assumed.refused(text.requested, estimated.into(), now));
+                    let prompt = self.pricing.least(&grant.queued).input.into();
+                    self.learn(|pricing| pricing.estimates.assumed.at_most(text.requested, prompt, now));
                 }
                 self.quotas.refused_by_text(&mut grant.reserved, text, &dimension, max, delay, now)
             }
@@ -439,9 +442,9 @@ impl Limiter {
 
     /// Where the price of requests without `max_completion_tokens` changes, it does so for those that wait, too.
     fn learn(&mut self, learn: impl FnOnce(&mut Pricing)) {
-        let before = (self.pricing.assumed(), self.pricing.is_trying());
+        let before = self.pricing.assumed();
         learn(&mut self.pricing);
-        if (self.pricing.assumed(), self.pricing.is_trying()) == before || self.queue.is_empty() {
+        if self.pricing.assumed() == before || self.queue.is_empty() {
             return;
         }
         let unpriced = self.queue.iter().filter(|queued| !queued.states_max && queued.requested.is_none());

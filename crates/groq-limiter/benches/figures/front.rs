@@ -78,7 +78,10 @@ impl Shield {
             app: job.app.into(),
             weight: 1.0,
             class: Priority::Interactive,
-            cost: CostEstimate::Tokens { prompt: job.estimate, max_completion_tokens: Some(job.size.output_limit) },
+            cost: CostEstimate::Tokens {
+                prompt: job.estimate,
+                max_completion_tokens: job.states_limit.then_some(job.size.output_limit),
+            },
             bytes: 0,
         };
         let mut decisions = Vec::new();

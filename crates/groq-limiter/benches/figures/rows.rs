@@ -77,6 +77,8 @@ pub(crate) struct Row {
     pub(crate) output_is_told: bool,
     /// The first one is watched.
     pub(crate) offers: Vec<Offer>,
+    /// Requests state no output limit, and the upstream reserves so much for each.
+    pub(crate) unstated: Option<u64>,
     /// Strangers, as a share of the binding limit.
     pub(crate) external: f64,
     pub(crate) requests_bind: bool,
@@ -128,6 +130,7 @@ impl Row {
             limits,
             output: None,
             output_is_told: false,
+            unstated: None,
             offers: vec![offer("light", 0.15), offer("heavy", load - 0.15)],
             external: 0.0,
             requests_bind: false,
@@ -251,6 +254,13 @@ pub(crate) fn rows() -> Vec<Row> {
             initial: (0.0, 0.9),
             ..m("burst-cold-M", Target { refusals: Some(1.0), failed: Some(0.0), ..NONE })
         },
+        Row { unstated: Some(0), ..m("unstated-0-M", with(0.99, 0.0)) },
+        Row { unstated: Some(2048), ..Row::new("unstated-2048-S", S, 3.0, with(0.99, 0.0)) },
+        // A tenth of the limit each, beside the margin.
+        Row { unstated: Some(32_768), ..Row::new("unstated-32768-X", X, 3.0, with(0.98, 0.0)) },
+        Row { unstated: Some(0), external: 0.2, ..m("unstated-0-foreign-M", with(0.99, 1.0)) },
+        Row { unstated: Some(0), span: first, initial: (0.0, 0.9), ..m("unstated-0-cold-M", cold(0.80, 1.0)) },
+        Row { unstated: Some(2048), span: first, initial: (0.0, 0.9), ..m("unstated-2048-cold-M", cold(0.80, 1.0)) },
         Row { front: Kind::Straight, ..Row::new("A-1.5x-M", M, 1.5, bad(600.0)) },
         Row { front: Kind::Straight, ..m("A-3x-M", bad(600.0)) },
         Row { front: Kind::OutputLimits, ..m("C-3x-M", Target { used_at_most: Some(0.62), ..NONE }) },

@@ -25,6 +25,8 @@ const LONGEST: Ns = 30 * 60 * MINUTE;
 pub(crate) struct Job {
     /// Empty: a stranger's.
     pub(crate) app: &'static str,
+    /// Whether it states its output limit.
+    pub(crate) states_limit: bool,
     pub(crate) offer: usize,
     pub(crate) size: Size,
     pub(crate) estimate: u64,
@@ -193,8 +195,10 @@ impl World<'_> {
 
     fn job(&mut self, app: &'static str, offer: usize, size: Size, replica: Option<usize>) -> Number {
         let off = (0.08 * super::load::normal(&mut self.load)).exp() * self.row.bias;
+        let size = Size { output_limit: self.row.unstated.unwrap_or(size.output_limit), ..size };
         self.jobs.push(Job {
             app,
+            states_limit: self.row.unstated.is_none(),
             offer,
             size,
             estimate: ((size.prompt as f64 * off) as u64).max(1),

@@ -7,7 +7,6 @@ use crate::{
         Ticket,
         backfill::{Backfill, backfill},
     },
-    request::Cost,
     types::Ns,
 };
 
@@ -135,18 +134,13 @@ impl Dispatch<'_> {
             Readiness::Never => return Step::Blocked(slot, now + SECOND),
         };
         self.bound = slot;
-        let trial = self.try_unpriced(head);
-        if trial == Some(now) {
-            self.go(head);
-            return Step::Again;
-        }
         match backfill(&mut self.limiter.queue, &self.limiter.quotas, head, until, now) {
             Backfill::Pass(small) => {
                 self.go(small);
                 Step::Again
             }
             Backfill::Wait(wake) => {
-                self.wake = trial.into_iter().chain([wake]).min();
+                self.wake = Some(wake);
                 Step::Blocked(slot, until)
             }
         }
@@ -154,24 +148,6 @@ impl Dispatch<'_> {
 
     fn is_open(&mut self) -> bool {
         self.limiter.cold_start.is_open(self.limiter.in_flight, self.now)
-    }
-
-    /// A head that does not fit by a guessed price is sent as if nothing were reserved for its answer, if it fits then and
-    /// slow start lets it: `now`. Otherwise when slow start will.
-    fn try_unpriced(&mut self, head: Ticket) -> Option<Ns> {
-        let now = self.now;
-        let queued = self.limiter.queue.get(head).filter(|queued| self.limiter.pricing.is_guess(queued))?;
-        let cost = Cost { output: 0, ..queued.cost };
-        if self.limiter.quotas.readiness(&cost, now).0 != Readiness::Now {
-            return None;
-        }
-        match self.limiter.pricing.estimates.assumed.try_now(now) {
-            Ok(()) => {
-                self.limiter.queue.reprice(head, cost);
-                Some(now)
-            }
-            Err(at) => Some(at),
-        }
     }
 
     /// Asks the store for the head. Who was denied by it and cannot make it is told at once: these quotas did not know when it

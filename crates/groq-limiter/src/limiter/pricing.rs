@@ -43,8 +43,6 @@ pub(super) struct Pricing {
     pub(super) estimates: Estimates,
     /// The operator's number for requests without `max_completion_tokens`.
     configured: Option<u32>,
-    /// Replicas share the quotas: they would try the same guess at once.
-    pub(super) shared: bool,
 }
 
 impl Pricing {
@@ -95,24 +93,6 @@ impl Pricing {
         }
     }
 
-    /// Whether requests without `max_completion_tokens` are still priced by a guess, and may be sent in slow start.
-    pub(super) fn is_trying(&self) -> bool {
-        !self.estimates.assumed.is_settled() && self.configured.is_none() && !self.shared
-    }
-
-    /// Whether this one's price is a guess.
-    pub(super) fn is_guess(&self, queued: &QueuedRequest) -> bool {
-        !queued.states_max && queued.requested.is_none() && self.is_trying()
-    }
-
-    /// What a request's wait is forecast by: nobody is refused for tokens that may not be reserved.
-    pub(super) fn forecast_cost(&self, queued: &QueuedRequest) -> Cost {
-        match queued.cost {
-            Cost { requests, expected, key, .. } if self.is_guess(queued) => Cost { requests, expected, key, ..Cost::default() },
-            cost => cost,
-        }
-    }
-
     /// The least that a request can turn out to take.
     pub(super) fn least(&self, queued: &QueuedRequest) -> Cost {
         let input = queued.estimated as f32 * self.estimates.prompt.low().min(LEAST);
@@ -124,7 +104,7 @@ impl Pricing {
         let (ActualUsage::Tokens { prompt_total, .. } | ActualUsage::Prompt { prompt_total, .. }) = usage else { return };
         match (queued.requested, shown_used) {
             (Some(requested), _) => self.estimates.assumed.answered_after_refusal(requested.into(), prompt_total, now),
-            (None, Some(used)) => self.estimates.assumed.answered(used, prompt_total, now),
+            (None, Some(used)) => self.estimates.assumed.at_most(used, prompt_total, now),
             (None, None) => {}
         }
         self.estimates.prompt.learn(queued.estimated.into(), prompt_total);

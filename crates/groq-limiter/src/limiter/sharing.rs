@@ -10,7 +10,6 @@ impl Limiter {
     /// Shares its quotas between so many replicas from now on. `up`: the store can be reached.
     pub fn share(&mut self, up: bool, replicas: u32, now: Ns) {
         self.quotas.detach(replicas, now);
-        self.pricing.shared = true;
         self.store = Some(Box::default());
         if up {
             self.reached(now);

@@ -38,8 +38,8 @@ impl Forecast {
     }
 }
 
-/// The wait of a request that takes `cost` and is in the queue at its ticket's place, or would be.
-pub fn forecast(quotas: &QuotaSet, queue: &FairQueue, request: &QueuedRequest, cost: &Cost, now: Ns) -> Forecast {
+/// The wait of a request that is in the queue at its ticket's place, or would be.
+pub fn forecast(quotas: &QuotaSet, queue: &FairQueue, request: &QueuedRequest, now: Ns) -> Forecast {
     let Some(app) = queue.apps.get(&request.app) else { return Forecast::default() };
     let [mut interactive, batch] = [Priority::Interactive, Priority::Batch].map(|class| queue.backlog(class));
     // What is ahead of this priority class, the limiter's part that works it off, and the class's own part.
@@ -59,7 +59,7 @@ pub fn forecast(quotas: &QuotaSet, queue: &FairQueue, request: &QueuedRequest, c
     let before = app.before(request.size, request.ticket) as f64 / own_size.count.max(1) as f64;
     let views = [(&everyone, 1.0, part), (&app.backlog(), 1.0, own), (own_size, before, own / sizes as f64)];
     let views = if Mechanism::ForecastViews.is_on() { &views[..] } else { &views[..1] };
-    let views = views.iter().map(|(ahead, scale, share)| view(quotas, ahead, *scale, *share, cost, now));
+    let views = views.iter().map(|(ahead, scale, share)| view(quotas, ahead, *scale, *share, &request.cost, now));
     views.min_by(|a, b| a.wait.cmp(&b.wait)).unwrap_or_default()
 }
 

@@ -16,6 +16,8 @@ use crate::{
 pub struct ObservedTokens {
     /// The slot of tokens per minute.
     pub slot: usize,
+    /// The whole limit.
+    pub limit: u64,
     /// Units in use, the request's own included.
     pub used: u64,
     /// Units more than were known of.
@@ -172,7 +174,8 @@ impl QuotaSet {
                 // What was in use before the first header was others'.
                 let error = if is_first { 0 } else { u64::try_from(error).unwrap_or(0) };
                 let more = self.quotas[slot].bucket().map_or(0, |bucket| error / bucket.span(1));
-                tokens = Some(ObservedTokens { slot, used, more: u32::try_from(more).unwrap_or(u32::MAX) });
+                let more = u32::try_from(more).unwrap_or(u32::MAX);
+                tokens = Some(ObservedTokens { slot, limit: shown.limit, used, more });
             }
         }
         if news {
