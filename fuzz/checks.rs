@@ -230,7 +230,7 @@ pub(crate) fn redis_reply(bytes: &[u8]) {
     let model = ModelLimits { requests_per_minute: Some(60), tokens_per_minute: Some(6000), ..ModelLimits::default() };
     let tables = LimitSettings { plan: Plan::None, default: model, ..LimitSettings::default() };
     let mut limiter = Limiter::new("m".into(), Arc::new(tables), START);
-    limiter.share(true, 2, START);
+    limiter.share(None, START);
     let request = AdmissionRequest {
         organization: "o".into(),
         key: 0,
@@ -254,7 +254,7 @@ pub(crate) fn redis_reply(bytes: &[u8]) {
         limiter.updated(&answer.state, now);
         limiter.dispatch(now, &mut events);
     }
-    limiter.lost(2, START + 4 * SECOND);
+    limiter.share(Some(2), START + 4 * SECOND);
     limiter.dispatch(START + 40 * SECOND, &mut events);
     assert_eq!(limiter.waiting(), 0, "it waits beyond its deadline");
 }

@@ -95,7 +95,7 @@ impl<'a> World<'a> {
         let replicas = (0..plan.replicas).map(|_| {
             let mut limiter = warm(limits(plan.requests, plan.tokens));
             if matches!(quotas, Quotas::Registry(..)) {
-                limiter.share(true, plan.replicas as u32, START);
+                limiter.share(None, START);
             }
             Replica { limiter, word: None, updates: Vec::new(), waiting: BTreeMap::new() }
         });

@@ -24,7 +24,7 @@
 //! | what a request costs | `limiter/pricing`, by what [`estimate`] has learnt |
 //! | one organization × model × tier as a state machine | [`limiter`] |
 //! | what survives a restart | `store/file` |
-//! | what replicas share, and what happens without Redis | `store`, `limiter/store_session`, `quota/remote` |
+//! | what replicas share, and what happens without Redis | `store`, `limiter/sharing`, `quota/remote` |
 
 use std::{sync::Arc, time::Duration};
 

@@ -155,7 +155,7 @@ impl Limiter {
         }
         let open = self.queue.is_empty() && self.pause.until <= now && self.cold_start.is_open(self.in_flight, now);
         let ready = open && self.quotas.readiness(&queued.cost, now).0 == Readiness::Now;
-        if ready && !self.store_decides() {
+        if ready && !self.quotas.is_attached() {
             return Admission::Granted(self.grant(queued, None, None, now));
         }
         let forecast = self.forecast(&queued, now);

@@ -9,12 +9,12 @@ use self::{
     send_history::SendHistory,
     share::OwnShare,
 };
-pub use self::{reconcile::Reported, remote::Remote, send_history::SendSnapshot, statements::Statements};
+pub use self::{reconcile::Reported, send_history::SendSnapshot, statements::Statements};
 use crate::{
     ablation::Mechanism,
     bucket::{Bucket, Readiness},
     request::Cost,
-    store::protocol::{Cell, Observed, RemoteView},
+    store::protocol::Observed,
     types::{Dimension, Ns, Unit},
 };
 
@@ -53,8 +53,21 @@ pub struct Quota {
     /// Units taken, fading: ours per minute.
     spending: f64,
     /// The store's side, where replicas share the quota.
-    pub(crate) remote: Option<Box<Remote>>,
+    remote: Option<Box<Remote>>,
     ticked_at: Ns,
+}
+
+/// What the store does not know of a quota, and what it does.
+#[derive(Debug)]
+struct Remote {
+    /// When the quota is full again by the store.
+    tat: Ns,
+    /// Settlements that the store has not been told, ns.
+    settled: i64,
+    /// What the newest header has shown, if the store has not been told.
+    observation: Option<Observed>,
+    /// Reserved in the store and not ended, without what Groq counts as soon as it is sent, ns.
+    outstanding: Ns,
 }
 
 impl Quota {
@@ -276,9 +289,7 @@ impl Quota {
         let first = !self.reconciler.has_corrected();
         let error = self.reconciler.correct(bucket, &Reported { snapshot, ..reported }, uncertain, now);
         let truth = bucket.tat_of(reported.used, at);
-        if let Some(remote) = &mut self.remote {
-            remote.report(Observed::new(position, snapshot, uncertain, at, truth));
-        }
+        self.report(Observed::new(position, snapshot, uncertain, at, truth));
         // What was taken before our first request does not say how fast others take.
         if !first && self.is_visible() {
             self.external.corrected(error);
@@ -310,7 +321,7 @@ impl Quota {
         self.sends.requota(kept.as_ref().map_or(0, |bucket| bucket.rescale(self.sends.unsent, unit)));
         self.bucket = kept.or_else(|| limit.and_then(|limit| Bucket::new(limit, self.dimension.period)));
         if let (Some(remote), Some(bucket)) = (&mut self.remote, &self.bucket) {
-            remote.requota(bucket, unit);
+            remote.outstanding = bucket.rescale(remote.outstanding, unit);
         }
         self.refusals.requota();
         self.external = ExternalUsage::default();
@@ -326,62 +337,6 @@ impl Quota {
     /// Puts the quota where it was, as saved by an earlier process.
     pub fn restore(&mut self, used: u64, now: Ns) {
         self.bucket.iter_mut().for_each(|bucket| self.reconciler.restore(bucket, used, now));
-    }
-}
-
-/// The quota in a store that replicas share: with it the bucket is a forecast.
-impl Quota {
-    /// Without the store from here, among so many replicas: limit ÷ replicas.
-    pub fn detach(&mut self, replicas: u32, now: Ns) {
-        let tat = self.bucket.as_ref().map_or(now, Bucket::tat);
-        let remote = self.remote.get_or_insert_with(|| Box::new(Remote::new(tat)));
-        if remote.detach(tat) {
-            self.share.restart(self.bucket.as_ref(), Some(replicas), self.dimension.period, now);
-        }
-    }
-
-    /// The store is back: what was used meanwhile is owed.
-    pub fn attach(&mut self, now: Ns) {
-        let visible = self.is_visible();
-        let Some(remote) = &mut self.remote else { return };
-        if remote.attach(self.bucket.as_ref(), self.share.bucket(), visible, now) {
-            self.share.restart(self.bucket.as_ref(), None, self.dimension.period, now);
-        }
-    }
-
-    fn add_settled(&mut self, span: i64) {
-        self.remote.iter_mut().for_each(|remote| remote.add_settled(span));
-    }
-
-    /// Its part of a transaction. `None` without a limit.
-    pub fn cell(&mut self, head: Option<&Cost>, now: Ns) -> Option<Cell> {
-        let units = head.map_or(0, |cost| self.units(cost));
-        let (margin, code) = (self.margin(units), self.code.clone().into());
-        Some(self.remote.as_mut()?.cell(self.bucket.as_ref()?, code, units, margin, now))
-    }
-
-    /// The store's state.
-    pub fn update(&mut self, view: &RemoteView, now: Ns) {
-        let (Some(bucket), Some(remote)) = (&mut self.bucket, &mut self.remote) else { return };
-        if let Some(tat) = remote.update(view) {
-            bucket.set_tat(tat, now);
-            (self.reconciler.corrections, self.reconciler.newest) = (view.corrections, view.newest);
-        }
-    }
-
-    /// The store has charged `units`: how the quota stands.
-    pub fn booked(&mut self, units: u64, now: Ns) -> SendSnapshot {
-        self.count(units, now);
-        let span = self.span(units);
-        self.sends.reserved(span);
-        self.remote.as_mut().map_or_else(Default::default, |remote| remote.booked(span))
-    }
-
-    /// So much of what was reserved in the store has ended, or will not come back.
-    pub fn ended(&mut self, units: u64) {
-        if let (Some(bucket), Some(remote)) = (&self.bucket, &mut self.remote) {
-            remote.ended(bucket.span(units));
-        }
     }
 }
 

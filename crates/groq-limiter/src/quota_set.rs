@@ -1,8 +1,8 @@
 //! All quotas of one limiter, taken all or none.
 //!
-//! [`QuotaSet`] answers at once, from this process. Where replicas share quotas, the store charges ([`QuotaSet::booked`] takes
-//! note), and these quotas are a forecast: the store's last answer and what it has not been told. Without the store they
-//! decide alone, with every limit divided by the number of replicas.
+//! [`QuotaSet`] answers at once, from this process. Where replicas share quotas, the store charges, and these quotas follow it
+//! ([`QuotaSet::follow`]): a forecast by the store's last answer and by what it has not been told. Without the store they decide
+//! alone, with every limit divided by the number of replicas.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use self::sole_use::SoleUse;
 use crate::{
     bucket::Readiness,
     estimate::expected_output::ExpectedOutputs,
-    quota::{Quota, Remote, SendSnapshot},
+    quota::{Quota, SendSnapshot},
     request::Cost,
     settings::{LimitSettings, Plan},
-    store::protocol::{Cell, State},
+    store::protocol::{SharedKnowledge, State, Transaction},
     types::{Dimension, Ns, StatedLimit},
 };
 
@@ -47,12 +47,13 @@ pub struct QuotaSet {
 }
 
 /// Between replicas.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Default)]
 struct Shared {
-    replicas: u32,
-    /// The store is there.
-    attached: bool,
-    /// Positions up to here are of another record in the store, or of none.
+    /// Without the store: among so many replicas.
+    alone: Option<u32>,
+    /// Which incarnation of the store's record these quotas follow; empty: none yet.
+    epoch: String,
+    /// Positions up to here are of another record, or of none.
     forgotten: u64,
 }
 
@@ -135,11 +136,8 @@ impl QuotaSet {
 
     /// Adds a dimension; `None` when a limiter has as many as it can keep.
     pub fn add(&mut self, mut quota: Quota, now: Ns) -> Option<usize> {
-        if let Some(shared) = self.shared {
-            quota.detach(shared.replicas, now);
-            if shared.attached {
-                quota.attach(now);
-            }
+        if let Some(shared) = &self.shared {
+            quota.share(shared.alone, now);
         }
         (self.quotas.len() < SLOTS).then(|| {
             self.quotas.push(quota);
@@ -311,58 +309,77 @@ impl QuotaSet {
 
 /// The quotas in a store that replicas share.
 impl QuotaSet {
-    /// Quotas are shared between so many replicas; alone until the store answers, for the first time or again.
-    pub fn detach(&mut self, replicas: u32, now: Ns) {
-        let forgotten = self.shared.map_or(0, |shared| shared.forgotten);
-        self.shared = Some(Shared { replicas, attached: false, forgotten });
+    /// Shared from now on: with the store, whose state is yet to be heard, or (`alone`) without it among so many replicas.
+    pub fn share(&mut self, alone: Option<u32>, now: Ns) {
+        let shared = self.shared.get_or_insert_default();
+        shared.alone = alone;
+        if alone.is_some() {
+            shared.epoch.clear();
+        }
         for quota in &mut self.quotas {
-            quota.detach(replicas, now);
+            quota.share(alone, now);
         }
     }
 
-    /// The store can be reached: what it knows is yet to be heard.
-    pub fn attach(&mut self, now: Ns) {
-        for quota in &mut self.quotas {
-            quota.attach(now);
-        }
-        if let Some(shared) = &mut self.shared {
-            shared.attached = true;
+    /// Whether the store decides who goes.
+    pub fn is_attached(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| shared.alone.is_none())
+    }
+
+    /// Whether they follow the store's record of which this is a state.
+    pub fn follows(&self, state: &State) -> bool {
+        self.is_attached() && self.shared.as_ref().is_some_and(|shared| shared.epoch == state.epoch)
+    }
+
+    /// Whether the store is there and has not been heard of.
+    pub fn is_unheard(&self) -> bool {
+        self.is_attached() && self.shared.as_ref().is_some_and(|shared| shared.epoch.is_empty())
+    }
+
+    /// What the store is to be told now. `head`: who asks to go.
+    pub fn transaction(&mut self, serial: u64, head: Option<&Cost>, waiting: usize, now: Ns) -> Transaction {
+        let limits = if std::mem::take(&mut self.untold) { self.stated() } else { Vec::new() };
+        let answers = self.expected_output.take_untold(now);
+        Transaction {
+            serial,
+            epoch: self.shared.as_ref().map_or_else(String::new, |shared| shared.epoch.clone()),
+            position: self.position,
+            asks: head.is_some(),
+            waiting,
+            learnt: SharedKnowledge::new(&limits, &answers, now),
+            cells: self.quotas.iter_mut().filter_map(|quota| quota.cell(head, now)).collect(),
         }
     }
 
-    /// The store's record has begun anew: positions up to this one belong to another.
-    pub fn renew(&mut self, position: u64) {
-        if let Some(shared) = &mut self.shared {
-            shared.forgotten = position;
+    /// The store's state, which is that of `at`; the store has `charged` so much for a request of ours at its newest position.
+    pub fn follow(&mut self, state: &State, charged: Option<Cost>, at: Ns, now: Ns) -> Option<Reserved> {
+        let Some(shared) = &mut self.shared else { return None };
+        if shared.epoch != state.epoch {
+            shared.epoch.clone_from(&state.epoch);
+            shared.forgotten = self.position;
+            self.quotas.iter_mut().for_each(Quota::forget_observation);
         }
-        self.remotes().for_each(Remote::renew);
-    }
-
-    /// The store's state, which is that of `at`.
-    pub fn update(&mut self, state: &State, at: Ns, now: Ns) {
         self.position = self.position.max(state.position);
         for (code, view) in state.views(at) {
-            if let Some(quota) = self.quotas.iter_mut().find(|quota| quota.code == code) {
-                quota.update(&view, now);
+            if let Some(slot) = self.slot(code) {
+                self.quotas[slot].follow(&view, now);
             }
         }
+        let reserved = charged.map(|cost| {
+            let snapshots = self.quotas.iter_mut().map(|quota| quota.booked(quota.units(&cost), now)).collect();
+            Reserved::new(cost, self.position, snapshots, now)
+        });
+        self.adopt(&state.limits(), now);
+        for answer in state.answers(at) {
+            self.expected_output.heard(answer, now);
+        }
+        reserved
     }
 
-    /// Every dimension's part of a transaction.
-    pub fn cells(&mut self, head: Option<&Cost>, now: Ns) -> Vec<Cell> {
-        let head = head.map(|cost| self.expect(*cost));
-        self.quotas.iter_mut().filter_map(|quota| quota.cell(head.as_ref(), now)).collect()
-    }
-
-    /// The store's side of each.
-    pub fn remotes(&mut self) -> impl Iterator<Item = &mut Remote> {
-        self.quotas.iter_mut().filter_map(|quota| quota.remote.as_deref_mut())
-    }
-
-    /// The store has charged this at its newest position.
-    pub fn booked(&mut self, cost: Cost, now: Ns) -> Reserved {
-        let snapshots = self.quotas.iter_mut().map(|quota| quota.booked(quota.units(&cost), now)).collect();
-        Reserved::new(cost, self.position, snapshots, now)
+    /// Whether the store has to be told of a settlement, and of what a header has shown.
+    pub fn pending(&self) -> (bool, bool) {
+        let each = self.quotas.iter().map(Quota::pending);
+        each.fold((false, false), |any, one| (any.0 | one.0, any.1 | one.1))
     }
 
     /// When there is room in what the store knows nothing of.

@@ -82,7 +82,7 @@ impl Registry {
             saved.restore(&mut limiter, now);
         }
         if let Some(store) = &self.common.store {
-            limiter.share(store.handle.is_up(), store.handle.replicas(), now);
+            limiter.share(store.handle.alone(), now);
         }
         SharedLimiter::new(key, self.numbers.fetch_add(1, Relaxed), self.common.clone(), limiter)
     }
@@ -162,23 +162,16 @@ impl Registry {
         current.chain(remembered).collect()
     }
 
-    /// The store can be reached. `false`: that was known.
-    pub(crate) fn store_reached(&self) -> bool {
-        let Some(store) = self.common.store.as_ref().filter(|store| !store.handle.health.up.swap(true, Relaxed)) else {
+    /// The store can be reached, or it is lost. `false`: that was known.
+    pub(crate) fn store_is(&self, up: bool) -> bool {
+        let Some(store) = &self.common.store else { return false };
+        if store.handle.health.up.swap(up, Relaxed) == up {
             return false;
-        };
-        store.handle.health.sessions.fetch_add(1, Relaxed);
-        self.all().iter().for_each(|limiter| limiter.change_now(Limiter::reached));
-        true
-    }
-
-    /// The store is lost. `false`: that was known.
-    pub(crate) fn store_lost(&self) -> bool {
-        let is_news = self.common.store.as_ref().is_some_and(|store| store.handle.health.up.swap(false, Relaxed));
-        if is_news {
-            self.all().iter().for_each(SharedLimiter::lost);
         }
-        is_news
+        store.handle.health.sessions.fetch_add(up.into(), Relaxed);
+        let alone = (!up).then(|| store.handle.replicas());
+        self.all().iter().for_each(|limiter| limiter.change_now(|limiter, now| limiter.share(alone, now)));
+        true
     }
 }
 

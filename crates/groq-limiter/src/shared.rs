@@ -14,7 +14,7 @@ use crate::{
     queue::Ticket,
     request::{ActualUsage, AdmissionError, AdmissionRequest, Scope},
     settings::QueueSettings,
-    store::Store,
+    store::{Store, protocol::Answer},
     sync::{
         HashMap, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -186,22 +186,13 @@ impl SharedLimiter {
         self.with(|limiter| read(limiter, self.common.clock.now()))
     }
 
-    /// The store is lost.
-    pub(crate) fn lost(self: &Arc<Self>) {
-        self.change_now(|limiter, now| limiter.lost(self.replicas(), now));
-    }
-
-    /// The store has not answered this transaction.
-    pub(crate) fn unanswered(self: &Arc<Self>, serial: u64) {
-        self.change_now(|limiter, now| {
-            if limiter.waits_for(serial) {
-                limiter.lost(self.replicas(), now);
-            }
+    /// The store's answer to this transaction. `None`: there is none in time.
+    pub(crate) fn answered(self: &Arc<Self>, serial: u64, answer: Option<&Answer>) {
+        let replicas = self.common.store.as_ref().map_or(1, |store| store.handle.replicas());
+        self.change_now(|limiter, now| match answer {
+            Some(answer) => limiter.answered(serial, answer, now),
+            None => limiter.unanswered(serial, replicas, now),
         });
-    }
-
-    fn replicas(&self) -> u32 {
-        self.common.store.as_ref().map_or(1, |store| store.handle.replicas())
     }
 
     /// Its time has come.
@@ -235,10 +226,11 @@ impl SharedLimiter {
         let woken = inside.limiter.take_woken();
         let transaction = inside.limiter.transaction(now);
         drop(inside);
-        if let Some((store, transaction)) = store.as_ref().zip(transaction)
-            && !store.send(self, transaction)
-        {
-            self.lost();
+        if let Some((store, transaction)) = store.as_ref().zip(transaction) {
+            let serial = transaction.serial;
+            if !store.send(self, transaction) {
+                self.answered(serial, None);
+            }
         }
         woken.into_iter().for_each(Waker::wake);
     }

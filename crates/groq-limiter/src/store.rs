@@ -125,6 +125,11 @@ impl StoreHandle {
         self.health.up.load(Relaxed)
     }
 
+    /// Without the store: among so many replicas.
+    pub(crate) fn alone(&self) -> Option<u32> {
+        (!self.is_up()).then(|| self.replicas())
+    }
+
     /// How often it has been found: it may have lost everything each time.
     pub fn sessions(&self) -> u64 {
         self.health.sessions.load(Relaxed)

@@ -42,7 +42,7 @@ impl World<'_> {
 
     fn lost(&mut self, number: usize) {
         let replicas = self.plan.replicas as u32;
-        self.replicas[number].limiter.lost(replicas, self.now);
+        self.replicas[number].limiter.share(Some(replicas), self.now);
         self.plan_at(self.now + LOOK, Step::Look(number));
         self.dispatch(number);
     }

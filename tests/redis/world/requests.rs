@@ -49,7 +49,7 @@ impl World<'_> {
                 self.dispatch(number);
             }
             Step::Look(number) => {
-                self.replicas[number].limiter.reached(to);
+                self.replicas[number].limiter.share(None, to);
                 self.dispatch(number);
             }
         }

@@ -42,7 +42,7 @@ impl Limiter {
         let wake = Dispatch { limiter: self, events, now, bound, wake: None }.run();
         let blocked = self.blocked.map(|(_, until)| until);
         let deadline = self.queue.next_deadline().map(|(at, _)| at);
-        let flush = self.store.as_ref().and_then(|store| store.flush_at());
+        let flush = self.flush_at();
         self.wake = wake.into_iter().chain(blocked).chain(deadline).chain(flush).min();
     }
 
@@ -120,7 +120,7 @@ impl Dispatch<'_> {
             self.go(head);
             return Step::Again;
         }
-        if self.limiter.store_decides() {
+        if self.limiter.quotas.is_attached() {
             return self.ask_store(head);
         }
         let (ready, slot) = self.limiter.quotas.readiness(&queued.cost, now);
@@ -153,13 +153,12 @@ impl Dispatch<'_> {
     /// Asks the store for the head. Who was denied by it and cannot make it is told at once: these quotas did not know when it
     /// came.
     fn ask_store(&mut self, head: Ticket) -> Step {
-        let (Some(store), Some(queued)) = (&mut self.limiter.store, self.limiter.queue.get(head)) else { return Step::Idle };
-        let blocked = store.request(queued, &self.limiter.quotas, self.now);
-        let denied = store.take_denied();
+        let denied = self.limiter.store.as_mut().and_then(|session| session.take_denied());
         if denied.is_some_and(|ticket| self.reject_if_late(ticket)) {
             return Step::Again;
         }
-        let Some((slot, until)) = blocked else { return Step::Idle };
+        let (Some(session), Some(queued)) = (&mut self.limiter.store, self.limiter.queue.get(head)) else { return Step::Idle };
+        let Some((slot, until)) = session.request(queued, &self.limiter.quotas, self.now) else { return Step::Idle };
         self.bound = slot;
         Step::Blocked(slot, until)
     }

@@ -1,131 +1,124 @@
-//! The shared side of a quota: what it has to tell the store, and how it goes on without one.
+//! A quota in a store that replicas share.
 //!
 //! With the store the bucket is a forecast: the store's last answer and what this replica has to tell it. Without it the quota
 //! goes on alone: the bucket with its headers as ever, beside a share of limit ÷ replicas that starts as full as the bucket
 //! is. Back with the store, what was used meanwhile is owed.
 
-use super::send_history::SendSnapshot;
+use std::mem;
+
+use super::{Quota, Remote, SendSnapshot};
 use crate::{
     bucket::Bucket,
+    request::Cost,
     store::protocol::{Cell, Observed, RemoteView, micros},
     types::Ns,
 };
 
-/// The store's side of a quota.
-#[derive(Debug)]
-pub struct Remote {
-    /// Settlements that the store has not been told, ns.
-    settled: i64,
-    /// What the transaction under way tells of them, ns.
-    told: i64,
-    observation: Option<Observed>,
-    /// The store's last answer or update.
-    view: RemoteView,
-    /// Reserved in the store and not ended, without what Groq counts as soon as it is sent, ns.
-    outstanding: Ns,
-    /// Without the store: when the quota was full again as it was lost.
-    detached: Option<Ns>,
-}
+impl Quota {
+    /// Shared from now on: with the store, or (`alone`) without it, as limit ÷ replicas.
+    pub fn share(&mut self, alone: Option<u32>, now: Ns) {
+        let tat = self.bucket.as_ref().map_or(now, Bucket::tat);
+        let is_attached = self.is_attached();
+        let is_visible = self.is_visible();
+        match &mut self.remote {
+            Some(_) if is_attached == alone.is_none() => return,
+            Some(remote) if is_attached => remote.observation = None,
+            // Groq's headers have shown what all replicas used: the store hears of that.
+            Some(remote) if is_visible => (remote.tat, remote.settled) = (tat, 0),
+            // Every replica owes its own part.
+            Some(remote) => {
+                if let Some((bucket, share)) = self.bucket.as_ref().zip(self.share.bucket()) {
+                    let left = |tat: Ns| tat.saturating_sub(now) as f64;
+                    let before = remote.tat.saturating_add_signed(remote.settled);
+                    let part = bucket.span(1) as f64 / share.span(1) as f64;
+                    let owed = (left(share.tat()) - left(before)) * part;
+                    remote.settled = remote.settled.saturating_add(owed as i64);
+                }
+            }
+            None => self.remote = Some(Box::new(Remote { tat, settled: 0, observation: None, outstanding: 0 })),
+        }
+        self.share.restart(self.bucket.as_ref(), alone, self.dimension.period, now);
+    }
 
-impl Remote {
-    /// Of a quota that is full again at `tat`.
-    pub(super) fn new(tat: Ns) -> Self {
-        let view = RemoteView { tat, ..RemoteView::default() };
-        Self { settled: 0, told: 0, observation: None, view, outstanding: 0, detached: None }
+    fn is_attached(&self) -> bool {
+        self.remote.is_some() && !self.share.is_alone()
+    }
+
+    fn attached(&mut self) -> Option<&mut Remote> {
+        self.remote.as_deref_mut().filter(|_| !self.share.is_alone())
     }
 
     /// A settlement, or what others have taken, ns.
     pub(super) fn add_settled(&mut self, span: i64) {
-        if self.detached.is_none() {
-            self.settled = self.settled.saturating_add(span);
+        if let Some(remote) = self.attached() {
+            remote.settled = remote.settled.saturating_add(span);
         }
     }
 
     /// What a header has shown, for the store.
-    pub(super) fn report(&mut self, observation: Observed) {
-        if self.detached.is_none() && self.observation.is_none_or(|before| observation.is_after(&before)) {
-            self.observation = Some(observation);
+    pub(super) fn report(&mut self, observed: Observed) {
+        if let Some(remote) = self.attached().filter(|remote| remote.observation.is_none_or(|last| observed.is_after(&last))) {
+            remote.observation = Some(observed);
+        }
+    }
+
+    /// The store's record has begun anew: what headers have shown is measured by the old one.
+    pub fn forget_observation(&mut self) {
+        if let Some(remote) = &mut self.remote {
+            remote.observation = None;
         }
     }
 
     /// Whether the store has to be told of a settlement, and of what a header has shown.
-    pub(crate) fn has_pending(&self) -> (bool, bool) {
-        (self.settled != 0, self.observation.is_some())
+    pub fn pending(&self) -> (bool, bool) {
+        self.remote.as_ref().map_or((false, false), |remote| (remote.settled != 0, remote.observation.is_some()))
     }
 
-    /// The quota's part of a transaction: a head takes `units` and leaves `margin`. Spans are rounded so that nobody is faster than
-    /// the upstream.
-    pub(super) fn cell(&mut self, bucket: &Bucket, code: String, units: u64, margin: u64, now: Ns) -> Cell {
-        self.told = std::mem::take(&mut self.settled);
-        Cell {
-            code,
+    /// Its part of a transaction. `None` without a limit.
+    pub fn cell(&mut self, head: Option<&Cost>, now: Ns) -> Option<Cell> {
+        let units = head.map_or(0, |cost| self.units(cost));
+        let margin = self.margin(units);
+        let (Some(remote), Some(bucket)) = (&mut self.remote, &self.bucket) else { return None };
+        // If the transaction is lost, the store may know of it or not. What has come back may come back later than it could.
+        let known = mem::replace(&mut remote.tat, bucket.tat());
+        let settled = mem::take(&mut remote.settled);
+        Some(Cell {
+            code: self.code.clone().into_owned(),
             whole: micros(bucket.span(bucket.limit())),
-            known: micros(self.view.tat) - micros(now),
-            settled: -self.told.saturating_neg().div_euclid(1000),
-            observed: self.observation.take().map(|observation| observation.since(now)),
-            outstanding: micros(self.outstanding),
+            known: micros(known) - micros(now),
+            settled: -settled.saturating_neg().div_euclid(1000),
+            observed: remote.observation.take().map(|observed| observed.since(now)),
+            outstanding: micros(remote.outstanding),
             units: micros(bucket.span(units).saturating_add(999)),
             margin: micros(bucket.span(margin).saturating_add(999)),
+        })
+    }
+
+    /// The store's state.
+    pub fn follow(&mut self, view: &RemoteView, now: Ns) {
+        let (Some(remote), Some(bucket)) = (&mut self.remote, &mut self.bucket) else { return };
+        remote.tat = view.tat;
+        bucket.set_tat(view.tat.saturating_add_signed(remote.settled), now);
+        (self.reconciler.corrections, self.reconciler.newest) = (view.corrections, view.newest);
+    }
+
+    /// The store has charged `units`: how the quota stands.
+    pub fn booked(&mut self, units: u64, now: Ns) -> SendSnapshot {
+        self.count(units, now);
+        let span = self.span(units);
+        self.sends.reserved(span);
+        let corrections = self.reconciler.corrections;
+        self.remote.as_mut().map_or_else(SendSnapshot::default, |remote| {
+            remote.outstanding = remote.outstanding.saturating_add(span);
+            SendSnapshot { tat: remote.tat, corrections }
+        })
+    }
+
+    /// So much of what was reserved in the store has ended, or will not come back.
+    pub fn ended(&mut self, units: u64) {
+        let span = self.span(units);
+        if let Some(remote) = &mut self.remote {
+            remote.outstanding = remote.outstanding.saturating_sub(span);
         }
-    }
-
-    /// The transaction under way is lost, and may have been applied or not. What it took is told again, what it gave back is not:
-    /// rather too much in use, until headers show better.
-    pub(crate) fn retract(&mut self) {
-        self.settled = self.settled.saturating_add(std::mem::take(&mut self.told).max(0));
-    }
-
-    /// The store's record has begun anew: what headers have shown is measured by the old one.
-    pub(crate) fn renew(&mut self) {
-        self.observation = None;
-    }
-
-    /// The store's state. When the quota is full again by it and by what is not told yet; `None` without the store.
-    pub(super) fn update(&mut self, view: &RemoteView) -> Option<Ns> {
-        (self.view, self.told) = (*view, 0);
-        self.detached.is_none().then(|| view.tat.saturating_add_signed(self.settled))
-    }
-
-    /// The store has charged so much, ns: how the quota stands.
-    pub(super) fn booked(&mut self, span: Ns) -> SendSnapshot {
-        self.outstanding = self.outstanding.saturating_add(span);
-        SendSnapshot { tat: self.view.tat, corrections: self.view.corrections }
-    }
-
-    /// So much of what was reserved in the store has ended, or will not come back, ns.
-    pub(super) fn ended(&mut self, span: Ns) {
-        self.outstanding = self.outstanding.saturating_sub(span);
-    }
-
-    /// The limit has changed, under which one unit was so long, ns.
-    pub(super) fn requota(&mut self, bucket: &Bucket, unit: Ns) {
-        self.outstanding = bucket.rescale(self.outstanding, unit);
-    }
-
-    /// The store is lost, with the quota full again at `tat`. Whether it was attached.
-    pub(super) fn detach(&mut self, tat: Ns) -> bool {
-        let is_news = self.detached.is_none();
-        if is_news {
-            (self.detached, self.observation) = (Some(tat), None);
-        }
-        is_news
-    }
-
-    /// The store is back: what was used meanwhile is owed. Where Groq's headers have shown what all replicas used (`visible`), the
-    /// store hears of that; elsewhere every replica owes its own part, as its `share` tells. Whether it was attached.
-    pub(super) fn attach(&mut self, bucket: Option<&Bucket>, share: Option<&Bucket>, visible: bool, now: Ns) -> bool {
-        let Some(before) = self.detached.take() else { return false };
-        if let (Some(bucket), Some(share)) = (bucket, share) {
-            if visible {
-                self.view.tat = bucket.tat();
-                self.settled = 0;
-            } else {
-                let left = |tat: Ns| tat.saturating_sub(now) as f64;
-                let part = bucket.span(1) as f64 / share.span(1) as f64;
-                let owed = ((left(share.tat()) - left(before)) * part) as i64;
-                self.settled = self.settled.saturating_add(owed);
-            }
-        }
-        true
     }
 }

@@ -24,6 +24,11 @@ impl OwnShare {
         Self { headroom, replicas: None, bucket: None }
     }
 
+    /// Whether the other replicas have their own, without the store.
+    pub(super) fn is_alone(&self) -> bool {
+        self.replicas.is_some()
+    }
+
     pub(super) fn bucket(&self) -> Option<&Bucket> {
         self.bucket.as_deref()
     }

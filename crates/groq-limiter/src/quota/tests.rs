@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::types::Source;
+use crate::{store::protocol::RemoteView, types::Source};
 
 const NOW: Ns = 1_000_000_000_000;
 
@@ -18,8 +18,7 @@ fn quota(dimension: Dimension, statements: Statements, now: Ns) -> Quota {
 /// A quota of 6000 a minute that two replicas share through the store.
 fn attached() -> Quota {
     let mut quota = quota(Dimension::TPM, configured(6000), NOW);
-    quota.detach(2, NOW);
-    quota.attach(NOW);
+    quota.share(None, NOW);
     quota
 }
 
@@ -49,13 +48,12 @@ fn what_is_outstanding_stays_the_same_number_of_units_under_another_limit() {
 fn the_store_is_told_what_may_not_have_arrived() {
     const SECOND: Ns = 1_000_000_000;
     let mut quota = quota(Dimension::RPM, configured(60), NOW);
-    quota.detach(2, NOW);
-    quota.attach(NOW);
+    quota.share(None, NOW);
     let told = |quota: &mut Quota, at| {
         quota.tick(at);
         quota.cell(None, at).expect("it has a limit").settled
     };
-    quota.update(&RemoteView { tat: NOW + 10 * SECOND, ..RemoteView::default() }, NOW);
+    quota.follow(&RemoteView { tat: NOW + 10 * SECOND, ..RemoteView::default() }, NOW);
     quota.booked(10, NOW);
     quota.sent(1, 10, true, NOW);
     assert_eq!(told(&mut quota, NOW), 0);

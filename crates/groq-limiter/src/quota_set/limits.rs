@@ -7,7 +7,6 @@ use crate::{
     plans,
     quota::{Quota, Reported, Statements},
     settings::{LimitSettings, Plan},
-    store::protocol::State,
     types::{Dimension, Ns, Observation, RemoteQuota, Source, StatedLimit, Unit, UpstreamRefusal},
 };
 
@@ -114,14 +113,6 @@ impl QuotaSet {
         self.untold = before || !known.iter().all(is_told);
     }
 
-    /// Takes up what replicas have learnt, by a record that was written at `at`.
-    pub fn hear(&mut self, state: &State, at: Ns, now: Ns) {
-        self.adopt(&state.limits(), now);
-        for answer in state.answers(at) {
-            self.expected_output.heard(answer, now);
-        }
-    }
-
     /// Whether other replicas have something to learn.
     pub fn has_learnt(&self) -> bool {
         self.untold || (self.expected_output.is_untold() && self.quotas.iter().any(Quota::counts_expected))
@@ -188,7 +179,7 @@ impl QuotaSet {
     /// takes `delay`. The correction, ns, unless a newer position has been heard of.
     fn correct(&mut self, reserved: &mut Reserved, slot: usize, used: u64, counted: bool, delay: Ns, now: Ns) -> Option<i64> {
         // Positions of this process alone say nothing in the order that replicas share.
-        if self.shared.is_some_and(|shared| shared.attached && reserved.booked <= shared.forgotten) {
+        if self.shared.as_ref().is_some_and(|shared| shared.alone.is_none() && reserved.booked <= shared.forgotten) {
             return None;
         }
         let quota = &mut self.quotas[slot];

@@ -40,12 +40,12 @@ impl StoreEnd {
 
     /// The store can be reached.
     pub fn reached(&self) {
-        self.limiters.upgrade().map(|limiters| limiters.store_reached());
+        self.limiters.upgrade().map(|limiters| limiters.store_is(true));
     }
 
     /// The store is lost.
     pub fn lost(&self) {
-        self.limiters.upgrade().map(|limiters| limiters.store_lost());
+        self.limiters.upgrade().map(|limiters| limiters.store_is(false));
     }
 }
 
@@ -62,11 +62,11 @@ impl StoreCall {
 
     /// Answers it.
     pub fn answer(self, answer: &Answer) {
-        self.0.change_now(|limiter, now| limiter.answered(self.1.serial, answer, now));
+        self.0.answered(self.1.serial, Some(answer));
     }
 
     /// Nobody answers it.
     pub fn give_up(self) {
-        self.0.unanswered(self.1.serial);
+        self.0.answered(self.1.serial, None);
     }
 }

@@ -17,7 +17,6 @@ use tokio::{
 
 use crate::{
     ActualUsage, AdmissionError, AdmissionRequest, CostEstimate, Limiters, Permit,
-    limiter::Limiter,
     registry::Registry,
     request::Scope,
     settings::{LimitSettings, ModelLimits, Plan, QueueSettings, Settings},
@@ -348,18 +347,14 @@ fn a_store_that_comes_and_goes_leaves_nobody_waiting() {
 
 /// A store that grants what it is asked for, unless it is just lost.
 fn serve(registry: &Arc<Registry>, mut commands: Commands<SharedLimiter>, over: &AtomicBool) {
-    let up = &registry.common.store.as_ref().expect("there is one").handle.health.up;
     let (mut tat, mut version, mut position) = (0_i64, 0, 0);
     while !over.load(SeqCst) {
-        if !up.swap(true, SeqCst) {
-            registry.all().iter().for_each(|limiter| limiter.change_now(Limiter::reached));
-        }
+        registry.store_is(true);
         while let Ok(Command::Transact(limiter, transaction)) = commands.of_limiters.try_recv() {
             let Transaction { serial, asks: granted, cells, .. } = transaction;
             if shuttle::rand::Rng::gen_bool(&mut shuttle::rand::thread_rng(), 0.2) {
-                up.store(false, SeqCst);
-                registry.all().iter().for_each(|limiter| limiter.lost());
-                limiter.unanswered(serial);
+                registry.store_is(false);
+                limiter.answered(serial, None);
                 break;
             }
             (version, position) = (version + 1, position + u64::from(granted));
@@ -369,8 +364,7 @@ fn serve(registry: &Arc<Registry>, mut commands: Commands<SharedLimiter>, over: 
             });
             let mut state = State::default();
             (state.epoch, state.version, state.position, state.quotas) = ("1".into(), version, position, quotas.collect());
-            let answer = Answer { granted, wait: 0, state };
-            limiter.change_now(|limiter, now| limiter.answered(serial, &answer, now));
+            limiter.answered(serial, Some(&Answer { granted, wait: 0, state }));
         }
         thread::yield_now();
     }

@@ -14,7 +14,6 @@ use tokio::{
 
 use super::{SCRIPT, connection::Connection, health::LOOK, task::RedisTask};
 use crate::{
-    limiter::Limiter,
     request::Scope,
     shared::SharedLimiter,
     store::protocol::{Answer, State, Transaction},
@@ -33,14 +32,14 @@ impl RedisTask {
         match self.run(&TRANSACTION, &[key], &[&request, &self.name, &self.channel()]).await {
             Ok((granted, wait, state)) => {
                 let answer = Answer { granted, wait, state: State::seen_by(state, &self.name) };
-                limiter.change_now(|limiter, now| limiter.answered(serial, &answer, now));
+                limiter.answered(serial, Some(&answer));
             }
             Err(_) => {
-                limiter.unanswered(serial);
+                limiter.answered(serial, None);
                 // The rest of a cluster is there.
                 sleep(LOOK).await;
                 if self.health.up.load(Relaxed) {
-                    limiter.change_now(Limiter::reached);
+                    limiter.change_now(|limiter, now| limiter.share(None, now));
                 }
             }
         }

@@ -47,7 +47,7 @@ impl RedisTask {
             let was_up = self.health.up.load(Relaxed);
             match self.reach().await {
                 Ok(()) => {
-                    if self.limiters.upgrade().is_some_and(|limiters| limiters.store_reached()) {
+                    if self.limiters.upgrade().is_some_and(|limiters| limiters.store_is(true)) {
                         tracing::info!(replicas = self.health.replicas.load(Relaxed), "the store answers: limits are shared");
                         said = None;
                     }

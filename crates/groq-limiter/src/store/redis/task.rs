@@ -64,7 +64,7 @@ impl RedisTask {
             return;
         }
         self.note(why);
-        if self.limiters.upgrade().is_some_and(|limiters| limiters.store_lost()) {
+        if self.limiters.upgrade().is_some_and(|limiters| limiters.store_is(false)) {
             let replicas = self.health.replicas.load(Relaxed);
             tracing::warn!(error = %why, replicas, "the store is lost: every limit is divided by the number of replicas");
         }
