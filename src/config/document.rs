@@ -31,6 +31,16 @@ pub(super) struct Override {
     pub(super) text: String,
 }
 
+impl Override {
+    /// Overrides are untyped: unless the key takes text, they are parsed like a value in the file.
+    fn value(&self) -> DeValue<'_> {
+        let schema = self.path.split('.').fold(schema(), |schema, name| under(schema, name).unwrap_or(&Value::Null));
+        let is_text = schema["type"] == "string" || !choices(schema).is_empty();
+        let parsed = if is_text { None } else { DeValue::parse(&self.text).ok() };
+        parsed.map_or_else(|| DeValue::String((&*self.text).into()), Spanned::into_inner)
+    }
+}
+
 /// A configuration that has been read: where its values come from, and its faults.
 ///
 /// Paths are written `queue.max_wait`, `app[0].name`, `limits.model.a/b`.
@@ -46,13 +56,14 @@ impl<'a> Document<'a> {
     pub(super) fn read(text: &'a str, overrides: &'a [Override]) -> (Settings, Self) {
         let mut document = Self { text, overrides, origins: BTreeMap::new(), faults: Vec::new() };
         let mut tree = DeTable::parse(text).map(Spanned::into_inner).unwrap_or_else(|why| {
-            let (message, help) = hints::syntax(&why);
-            document.push(Origin::File(why.span().unwrap_or_default()), "", message, help.into());
+            let (origin, help) = (Origin::File(why.span().unwrap_or_default()), hints::syntax(why.message()));
+            document.push(origin, "", why.message().into(), help.into());
             DeTable::new()
         });
-        for (index, value) in overrides.iter().enumerate() {
+        for (index, from) in overrides.iter().enumerate() {
             // A span after the end of the text identifies the override.
-            set(&mut tree, value, text.len() + 1 + index);
+            let at = text.len() + 1 + index;
+            set(&mut tree, &from.path, Spanned::new(at..at, from.value()));
         }
         let value = document.table("", &tree, schema());
         let settings = serde_json::from_value(value).unwrap_or_else(|why| {
@@ -189,23 +200,19 @@ impl<'a> Document<'a> {
     }
 }
 
-/// Sets the key of an override in the tree, with `at` as its span.
-fn set<'a>(tree: &mut DeTable<'a>, from: &'a Override, at: usize) {
-    let schema = from.path.split('.').fold(schema(), |schema, name| under(schema, name).unwrap_or(&Value::Null));
-    // Overrides are untyped: unless the key takes text, they are parsed like a value in the file.
-    let is_text = schema["type"] == "string" || !choices(schema).is_empty();
-    let literal = (!is_text).then(|| DeValue::parse(&from.text).ok()).flatten().map(Spanned::into_inner);
-    let (tables, key) = from.path.rsplit_once('.').unwrap_or(("", &from.path));
-    let mut table = tree;
-    for name in tables.split('.') {
-        let inner = table.entry(Spanned::new(at..at, name.into()));
-        let inner = inner.or_insert_with(|| Spanned::new(at..at, DeValue::Table(DeTable::new())));
-        // The file has no table here: that fault is reported when the tree is checked.
-        let DeValue::Table(inner) = inner.get_mut() else { return };
-        table = inner;
+/// Sets the key at this path inside of a table.
+fn set<'a>(table: &mut DeTable<'a>, path: &str, value: Spanned<DeValue<'a>>) {
+    let span = value.span();
+    let key = |name: &str| Spanned::new(span.clone(), name.to_owned().into());
+    let Some((name, rest)) = path.split_once('.') else {
+        table.insert(key(path), value);
+        return;
+    };
+    let inner = table.entry(key(name)).or_insert_with(|| Spanned::new(span.clone(), DeValue::Table(DeTable::new())));
+    // If the file has no table here, that is reported when the tree is checked.
+    if let DeValue::Table(inner) = inner.get_mut() {
+        set(inner, rest, value);
     }
-    let value = literal.unwrap_or_else(|| DeValue::String((&*from.text).into()));
-    table.insert(Spanned::new(at..at, key.into()), Spanned::new(at..at, value));
 }
 
 /// A value that is neither a table nor a list, if its schema accepts it.

@@ -1,41 +1,24 @@
 //! How to mend a fault: suggestions for keys that do not exist, values that are refused, and text that is not TOML.
 
 use serde_json::Value;
-use toml::de::{DeValue, Error};
+use toml::de::DeValue;
 
 use super::{
     schema::{MODEL, Table, choices, default, element, example, keys, tables},
     text::{around, near, quoted},
 };
 
-/// The start of a message of TOML's parser, and how to mend what it is about.
-const SYNTAX: [(&str, &str); 10] = [
-    ("unclosed", CLOSE),
-    ("missing comma", CLOSE),
-    ("duplicate key", "each key and table stands once: put everything under the first"),
-    ("invalid basic string", "close the text with a quote"),
-    ("invalid literal string", "close the text with a quote"),
-    ("invalid unquoted key", "put quotes around a name such as [limits.model.\"openai/gpt-oss-20b\"]"),
-    ("key with no value", "write `=` before a value, as in max_wait = \"50s\""),
-    ("string values must be quoted", QUOTE),
-    ("invalid boolean", QUOTE),
-    ("invalid float", QUOTE),
-];
-
-const CLOSE: &str = "separate items with commas, and close every bracket";
-const QUOTE: &str = "text stands in quotes, as in \"50s\"; flags are true or false";
-
-/// What is wrong with a text that is not TOML, and how to mend it.
-pub(super) fn syntax(error: &Error) -> (String, &'static str) {
-    let message = error.message();
-    let help = SYNTAX.iter().find(|(start, _)| message.starts_with(start)).map_or("", |(_, help)| help);
-    // The parser guesses what was meant, and takes a missing value for text without quotes.
-    let message = match error.span() {
-        Some(span) if help == QUOTE && span.is_empty() => "the value is missing",
-        _ if help == QUOTE => "not a value",
-        _ => message,
-    };
-    (message.to_owned(), help)
+/// How to mend a text that is not TOML, where the parser's message does not say it.
+pub(super) fn syntax(message: &str) -> &'static str {
+    match message.split(',').next().unwrap_or_default() {
+        "duplicate key" => "each key and table stands once: put everything under the first",
+        "invalid unquoted key" => "put quotes around a name such as [limits.model.\"openai/gpt-oss-20b\"]",
+        // The parser guesses what was meant, and takes a missing value for text without quotes.
+        "string values must be quoted" | "invalid boolean" | "invalid float" => {
+            "text stands in quotes, as in \"50s\"; flags are true or false"
+        }
+        _ => "",
+    }
 }
 
 /// How to mend the value of the key at this path.

@@ -299,16 +299,31 @@ fn every_kind_of_fault_has_its_place_and_remedy() {
         (
             "[server]\nlisten = 127.0.0.1:8787 # here\n",
             "2:15",
-            "not a value",
+            "invalid float, expected nothing",
             "text stands in quotes, as in \"50s\"; flags are true or false",
         ),
-        ("[queue]\nmax_wait = 50s\n", "2:12", "not a value", "text stands in quotes, as in \"50s\"; flags are true or false"),
-        ("[limits]\nplan = free\n", "2:8", "not a value", "text stands in quotes, as in \"50s\"; flags are true or false"),
-        ("[server]\nreuse_port = True\n", "2:14", "not a value", "text stands in quotes, as in \"50s\"; flags are true or false"),
+        (
+            "[queue]\nmax_wait = 50s\n",
+            "2:12",
+            "string values must be quoted, expected literal string",
+            "text stands in quotes, as in \"50s\"; flags are true or false",
+        ),
+        (
+            "[limits]\nplan = free\n",
+            "2:8",
+            "invalid boolean, expected `false`",
+            "text stands in quotes, as in \"50s\"; flags are true or false",
+        ),
+        (
+            "[server]\nreuse_port = True\n",
+            "2:14",
+            "invalid boolean, expected `true`",
+            "text stands in quotes, as in \"50s\"; flags are true or false",
+        ),
         (
             "[[fallback]]\nmodel = \"a\"\nto = [openai/gpt-oss-20b]\n",
             "3:7",
-            "not a value",
+            "string values must be quoted, expected literal string",
             "text stands in quotes, as in \"50s\"; flags are true or false",
         ),
         (
@@ -320,7 +335,7 @@ fn every_kind_of_fault_has_its_place_and_remedy() {
         (
             "[server]\nthreads =\n",
             "2:10",
-            "the value is missing",
+            "string values must be quoted, expected literal string",
             "text stands in quotes, as in \"50s\"; flags are true or false",
         ),
         (
