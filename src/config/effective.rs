@@ -33,6 +33,11 @@ pub(super) fn entries(settings: &Settings) -> Vec<Entry> {
     entries
 }
 
+/// The value of each key by its full name.
+pub(super) fn values(settings: &Settings) -> BTreeMap<String, Option<String>> {
+    entries(settings).into_iter().map(|entry| (entry.path, entry.value)).collect()
+}
+
 /// Adds the keys of the table with this header and path, then those of the tables inside it.
 fn collect(table: &Value, header: &str, path: &str, entries: &mut Vec<Entry>) {
     let within = |outer: &str, name: &str| if outer.is_empty() { name.to_owned() } else { format!("{outer}.{name}") };

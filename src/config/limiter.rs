@@ -1,7 +1,5 @@
 //! Conversion of the configuration into the limiter's settings.
 
-use std::{ffi::OsString, path::PathBuf};
-
 use groq_limiter::settings;
 
 use super::settings::{App, Settings, StoreKind};
@@ -30,9 +28,7 @@ impl Settings {
             redis: (self.store.kind == StoreKind::Redis).then(redis),
         }
     }
-}
 
-impl Settings {
     /// The limiters of observe mode, beside those that track actual usage. They are neither saved nor shared: a replica
     /// sees its own part of the traffic, and observes with its part of the limits.
     pub fn observed(&self, settings: settings::Settings) -> settings::Settings {
@@ -42,7 +38,7 @@ impl Settings {
         settings::Settings { limits: limits.into(), state_file: None, redis: None, ..settings }
     }
 
-    /// The limiters of apps' caps: keyed by app where Groq's are keyed by model.
+    /// The limiters of apps' caps: keyed by app where Groq's are keyed by model, and kept beside them.
     pub fn caps(&self) -> settings::Settings {
         let caps = |app: &App| settings::ModelLimits {
             requests_per_minute: app.requests_per_minute,
@@ -57,14 +53,13 @@ impl Settings {
             default: self.app.iter().find(|app| app.name == App::EVERYONE_ELSE).map(caps).unwrap_or_default(),
             models: self.app.iter().map(|app| (app.name.clone(), caps(app))).collect(),
         };
-        let limiter = self.limiter();
-        let apart =
-            |redis: settings::RedisSettings| settings::RedisSettings { prefix: format!("{}:caps", redis.prefix), ..redis };
-        let state_file = self.limits.state_file.as_deref().map(|file| {
-            let mut name = OsString::from(file);
-            name.push(".caps");
-            PathBuf::from(name)
-        });
-        settings::Settings { limits: limits.into(), state_file, redis: limiter.redis.map(apart), queue: limiter.queue }
+        let mut settings = settings::Settings { limits: limits.into(), ..self.limiter() };
+        if let Some(file) = &mut settings.state_file {
+            file.as_mut_os_string().push(".caps");
+        }
+        if let Some(redis) = &mut settings.redis {
+            redis.prefix.push_str(":caps");
+        }
+        settings
     }
 }

@@ -40,8 +40,7 @@ pub(super) fn of(settings: &Settings, has: &dyn Fn(&str) -> bool) -> Vec<Note> {
     for name in named(settings).into_iter().filter(|name| !has(name)) {
         note(true, format!("the variable {name} is named in the configuration and not set"));
     }
-    let listed = settings.app.iter().any(|app| app.token_env.is_some() || app.token_sha256.is_some());
-    if settings.upstream.api_key_env.is_some() && !listed && !settings.server.listen.ip().is_loopback() {
+    if settings.upstream.api_key_env.is_some() && !settings.needs_tokens() && !settings.server.listen.ip().is_loopback() {
         let listen = settings.server.listen;
         let remedy = "give apps tokens with [[app]], or listen on loopback";
         note(true, format!("everyone who can connect to {listen} can use the key of upstream.api_key_env: {remedy}"));

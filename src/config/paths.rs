@@ -30,7 +30,7 @@ pub(super) fn resolve(settings: &mut Settings, document: &mut Document<'_>, fold
         }
         let fault = match fs::File::open(&*path) {
             Err(why) if key != STATE_FILE || why.kind() != io::ErrorKind::NotFound => {
-                Some(format!("{} cannot be read: {}", path.display(), reason(&why)))
+                Some(format!("{} cannot be read: {why}", path.display()))
             }
             _ if key == STATE_FILE => unwritable(path),
             _ => None,
@@ -53,13 +53,4 @@ fn unwritable(path: &Path) -> Option<String> {
         Errno::ENOENT => format!("{shown} cannot be written: there is no directory {}", folder.display()),
         why => format!("{shown} cannot be written: the directory {} is not writable ({})", folder.display(), why.desc()),
     })
-}
-
-/// A file system error in words.
-pub(super) fn reason(why: &io::Error) -> String {
-    match why.kind() {
-        io::ErrorKind::NotFound => "there is no such file".into(),
-        io::ErrorKind::PermissionDenied => "no permission".into(),
-        _ => why.to_string(),
-    }
 }

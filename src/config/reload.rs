@@ -1,12 +1,9 @@
 //! Reloading: live keys change at once, others need a restart, and a file with faults changes nothing.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, PoisonError},
-};
+use std::sync::{Mutex, PoisonError};
 
 use super::{
-    effective::{self, Entry},
+    effective,
     faults::{Fault, Faults, Origin},
     notes::Note,
     settings::{Log, Settings},
@@ -86,31 +83,25 @@ impl Reload {
     pub fn again(&self) -> Result<Next, Faults> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.read = self.source.text();
-        let loaded = self.source.load();
-        let mut notes = loaded.notes.clone();
-        let mut faults = loaded.faults.clone();
-        let wanted = loaded.settings()?;
+        let Loaded { settings: wanted, notes, mut faults, .. } = self.source.load();
         let settings = in_force(&seen.settings, wanted.clone());
-        if has_tokens(&seen.settings) && !has_tokens(&settings) && settings.upstream.api_key_env.is_some() {
+        let is_open = settings.upstream.api_key_env.is_some() && !settings.needs_tokens();
+        if faults.faults.is_empty() && is_open && seen.settings.needs_tokens() {
             faults.faults.push(Fault {
                 origin: Origin::Whole,
                 path: "app".into(),
                 message: "no app has a token any more, so that anybody could use the key that the shield holds".into(),
                 help: "complete the file, or restart the shield if this is meant".into(),
             });
+        }
+        if !faults.faults.is_empty() {
             return Err(faults);
         }
         let changes = changes(&seen.settings, &wanted, &settings);
-        seen.settings.clone_from(&settings);
-        let told = std::mem::replace(&mut seen.notes, notes.clone());
-        notes.retain(|note| !told.contains(note));
-        Ok(Next { settings, changes, notes })
+        let new_notes = notes.iter().filter(|note| !seen.notes.contains(note)).cloned().collect();
+        (seen.settings, seen.notes) = (settings.clone(), notes);
+        Ok(Next { settings, changes, notes: new_notes })
     }
-}
-
-/// Whether requests need the token of an app.
-fn has_tokens(settings: &Settings) -> bool {
-    settings.app.iter().any(|app| app.token_env.is_some() || app.token_sha256.is_some())
 }
 
 /// What is wanted where it is live, what is in force elsewhere.
@@ -129,16 +120,14 @@ fn in_force(old: &Settings, mut wanted: Settings) -> Settings {
 
 /// What differs between the settings in force and those wanted; live is what `next`, the settings put in force, takes over.
 fn changes(old: &Settings, wanted: &Settings, next: &Settings) -> Vec<Change> {
-    let [old, wanted, next] = [old, wanted, next].map(effective::entries);
-    let by_path =
-        |entries: &[Entry]| -> BTreeMap<_, _> { entries.iter().map(|entry| (entry.path.clone(), entry.value.clone())).collect() };
-    let [was, will, is] = [&old, &wanted, &next].map(|entries| by_path(entries));
-    let gone = old.into_iter().filter(|entry| !will.contains_key(&entry.path));
-    let all = wanted.iter().cloned().chain(gone).map(|Entry { path, .. }| {
-        let [old, new, next] = [&was, &will, &is].map(|values| values.get(&path).cloned().flatten());
-        Change { key: path, live: next == new, old, new }
+    let [was, will, is] = [old, wanted, next].map(effective::values);
+    let gone = was.keys().filter(|key| !will.contains_key(*key)).cloned();
+    let keys = effective::entries(wanted).into_iter().map(|entry| entry.path).chain(gone);
+    let changes = keys.map(|key| {
+        let [old, new, next] = [&was, &will, &is].map(|values| values.get(&key).cloned().flatten());
+        Change { key, live: next == new, old, new }
     });
-    all.filter(|change| change.old != change.new).collect()
+    changes.filter(|change| change.old != change.new).collect()
 }
 
 #[cfg(test)]
@@ -180,10 +169,10 @@ mod tests {
                 ("queue.max_wait", Some("\"2s\""), true),
                 ("log.level", Some("\"debug\""), true),
                 ("log.format", Some("\"json\""), false),
-                ("app[0].name", None, true),
-                ("app[0].weight", None, true),
                 ("app[0].class", None, true),
                 ("app[0].fallback", None, true),
+                ("app[0].name", None, true),
+                ("app[0].weight", None, true),
             ]
         );
         assert_eq!((next.settings.queue.max_wait.as_secs(), next.settings.log.level.as_str()), (2, "debug"));
@@ -223,7 +212,7 @@ mod tests {
         let faults = reload.again().expect_err("a fault").to_string();
         assert!(faults.contains("shield.toml:2:1") && faults.contains("did you mean `attempts`?"), "{faults}");
         fs::remove_file(&file).expect("the file goes");
-        assert!(reload.again().expect_err("a fault").to_string().contains("there is no such file"));
+        assert!(reload.again().expect_err("a fault").to_string().contains("No such file or directory"));
         write(&file, "[retry]\nattempts = 3\n");
         let next = reload.again().expect("no fault");
         assert_eq!(next.settings.retry.attempts, 3);

@@ -68,6 +68,11 @@ impl Settings {
         self.app.iter().map(|app| app.name.as_str()).filter(|name| *name != App::EVERYONE_ELSE)
     }
 
+    /// Whether requests need the token of an app.
+    pub fn needs_tokens(&self) -> bool {
+        self.app.iter().any(|app| app.token_env.is_some() || app.token_sha256.is_some())
+    }
+
     /// The price of a model, where one is given.
     pub fn price_of(&self, model: &str) -> Option<Price> {
         self.price.get(model).map(|price| {

@@ -12,8 +12,7 @@ use super::{
     faults::Faults,
     hints,
     notes::{self, Note},
-    paths::{self, reason},
-    rules,
+    paths, rules,
     schema::tables,
     settings::{Settings, StoreKind},
 };
@@ -168,7 +167,7 @@ fn variables() -> Vec<(String, String)> {
 }
 
 fn content(file: &Path) -> Result<String, String> {
-    let bytes = fs::read(file).map_err(|why| format!("{} cannot be read: {}", file.display(), reason(&why)))?;
+    let bytes = fs::read(file).map_err(|why| format!("{} cannot be read: {why}", file.display()))?;
     String::from_utf8(bytes).map_err(|why| {
         let line = why.as_bytes()[..why.utf8_error().valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
         format!("{}:{line}: not UTF-8", file.display())
@@ -293,7 +292,7 @@ mod tests {
     #[test]
     fn files_that_cannot_be_read_are_faults() {
         let missing = Source { config: Some("/nowhere/shield.toml".into()), ..Source::default() }.load().faults.to_string();
-        assert!(missing.contains("/nowhere/shield.toml cannot be read: there is no such file"), "{missing}");
+        assert!(missing.contains("/nowhere/shield.toml cannot be read: No such file or directory"), "{missing}");
         let shown = faults("[server.tls]\ncert = \"/nowhere/c\"\nkey = \"/nowhere/k\"\n", &[], Source::default());
         assert!(shown.contains("shield.toml:2:8") && shown.contains("shield.toml:3:7"), "{shown}");
         let folder = tempfile::tempdir().expect("a folder");
