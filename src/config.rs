@@ -14,7 +14,6 @@ mod limiter;
 mod notes;
 mod own_address;
 mod paths;
-mod prices;
 mod reload;
 mod rules;
 pub mod schema;

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use groq_limiter::plans;
+use groq_limiter::{plans, settings::Plan};
 
 use super::{
     document::Document,
-    own_address, prices,
+    own_address,
     schema::MODEL,
-    settings::{App, Settings, StoreKind},
+    settings::{App, Organization, Settings, StoreKind},
     text::{near, quoted},
 };
 
@@ -34,7 +34,8 @@ pub(super) fn between_keys(settings: &Settings, document: &mut Document<'_>) {
     }
     fallbacks(settings, document);
     budgets(settings, document);
-    prices::complete(settings, document);
+    prices(settings, document);
+    keys(settings, document);
     owners(settings, document);
 }
 
@@ -103,59 +104,86 @@ fn reachable<'a>(settings: &'a Settings, model: &'a str) -> BTreeSet<&'a str> {
 /// Budgets in USD need prices, and the entry for other apps has no token.
 fn budgets(settings: &Settings, document: &mut Document<'_>) {
     for (at, app) in settings.app.iter().enumerate() {
-        let keys = [
-            ("cost_per_day", app.cost_per_day.is_some() && settings.price.is_empty()),
-            ("cost_per_month", app.cost_per_month.is_some() && settings.price.is_empty()),
-            ("token_env", app.token_env.is_some() && app.name == App::EVERYONE_ELSE),
-            ("token_sha256", app.token_sha256.is_some() && app.name == App::EVERYONE_ELSE),
-        ];
-        for (key, _) in keys.into_iter().filter(|(_, is_wrong)| *is_wrong) {
-            let path = format!("app[{at}].{key}");
-            if key.starts_with("cost") {
-                let help =
-                    format!("add the prices of the models that it uses: [price.{}] input = 0.1, output = 0.5", quoted(MODEL));
-                document.refuse(&path, "a budget in USD, and no price of any model", help);
-            } else {
-                let help = "give the app that has this token a name of its own";
-                document.refuse(&path, "\"*\" stands for apps without an entry: it has no token", help);
-            }
+        let budgets = [("cost_per_day", app.cost_per_day), ("cost_per_month", app.cost_per_month)];
+        for (key, _) in budgets.iter().filter(|(_, usd)| usd.is_some() && settings.price.is_empty()) {
+            let help = format!("add the prices of the models that it uses: [price.{}] input = 0.1, output = 0.5", quoted(MODEL));
+            document.refuse(&format!("app[{at}].{key}"), "a budget in USD, and no price of any model", help);
+        }
+        let tokens = [("token_env", app.token_env.is_some()), ("token_sha256", app.token_sha256.is_some())];
+        for (key, _) in tokens.iter().filter(|(_, is_set)| *is_set && app.name == App::EVERYONE_ELSE) {
+            let help = "give the app that has this token a name of its own";
+            document.refuse(&format!("app[{at}].{key}"), "\"*\" stands for apps without an entry: it has no token", help);
         }
     }
 }
 
-/// Names, keys and tokens belong to one organization or app each, and organizations have keys.
-fn owners(settings: &Settings, document: &mut Document<'_>) {
-    // The path of each name or secret, the secret itself, and its owner.
-    let mut claims = Vec::new();
+/// A price has every part that its model needs: one without a price would be counted as free.
+fn prices(settings: &Settings, document: &mut Document<'_>) {
+    for (model, price) in &settings.price {
+        let path = format!("price.{model}");
+        // What was refused is not missing.
+        if document.is_refused(&path) {
+            continue;
+        }
+        let is_audio = plans::limits(Plan::Free, model).map(|limits| limits.audio_seconds_per_hour.is_some());
+        let has_tokens = price.input.is_some() || price.output.is_some() || price.cached_input.is_some();
+        let needs_audio = is_audio == Some(true);
+        let needs_tokens = has_tokens || is_audio == Some(false) || price.audio_hour.is_none() && !needs_audio;
+        let keys = [
+            ("`input`", needs_tokens && price.input.is_none()),
+            ("`output`", needs_tokens && price.output.is_none()),
+            ("`audio_hour`", needs_audio && price.audio_hour.is_none()),
+        ];
+        let missing: Vec<_> = keys.into_iter().filter(|(_, is_missing)| *is_missing).map(|(key, _)| key).collect();
+        if !missing.is_empty() {
+            let message = format!("without {}, part of what {} takes would cost nothing", missing.join(" and "), quoted(model));
+            let help = "USD for a million tokens or an hour of audio; 0.0 where it is free of charge";
+            document.refuse(&path, message, help);
+        }
+    }
+}
+
+/// Organizations have keys.
+fn keys(settings: &Settings, document: &mut Document<'_>) {
     for (at, organization) in settings.organization.iter().enumerate() {
         let path = format!("organization[{at}]");
-        let mut claim = |key: String, kind, text: String| {
-            claims.push((format!("{path}.{key}"), ("organization", kind, text), &organization.name));
-        };
-        claim("name".into(), "name", organization.name.clone());
-        for (n, variable) in organization.api_key_env.iter().enumerate() {
-            claim(format!("api_key_env[{n}]"), "key", variable.clone());
-        }
-        for (n, digest) in organization.api_key_sha256.iter().enumerate() {
-            claim(format!("api_key_sha256[{n}]"), "key", format!("{digest:?}"));
-        }
         let is_refused = ["api_key_env", "api_key_sha256"].iter().any(|key| document.is_refused(&format!("{path}.{key}")));
         if organization.api_key_env.is_empty() && organization.api_key_sha256.is_empty() && !is_refused {
             let help = "name its keys: api_key_env = [\"GROQ_API_KEY\"], or api_key_sha256";
             document.refuse(&path, "an organization without keys", help);
         }
     }
-    for (at, app) in settings.app.iter().enumerate() {
-        let mut claim = |key, kind, text| claims.push((format!("app[{at}].{key}"), ("app", kind, text), &app.name));
-        claim("name", "name", app.name.clone());
-        app.token_env.iter().for_each(|variable| claim("token_env", "token", variable.clone()));
-        app.token_sha256.iter().for_each(|digest| claim("token_sha256", "token", format!("{digest:?}")));
-    }
+}
+
+/// Names, keys and tokens belong to one organization or app each.
+fn owners(settings: &Settings, document: &mut Document<'_>) {
     let mut owners = BTreeMap::new();
-    for (path, claim, owner) in claims.into_iter().filter(|(_, (.., text), _)| !text.is_empty()) {
-        let (table, kind, _) = claim;
-        if let Some(other) = owners.insert(claim, owner) {
-            document.refuse(&path, format!("already the {kind} of {table} {}", quoted(other)), "");
+    let mut claim = |path: String, kind: &'static str, text: String, owner| {
+        // A name that was refused is empty.
+        if !text.is_empty()
+            && let Some(other) = owners.insert((kind, text), owner)
+        {
+            document.refuse(&path, format!("already the {kind} {}", quoted(other)), "");
+        }
+    };
+    for (at, Organization { name, api_key_env, api_key_sha256 }) in settings.organization.iter().enumerate() {
+        let path = format!("organization[{at}]");
+        claim(format!("{path}.name"), "name of organization", name.clone(), name);
+        for (n, variable) in api_key_env.iter().enumerate() {
+            claim(format!("{path}.api_key_env[{n}]"), "key of organization", variable.clone(), name);
+        }
+        for (n, digest) in api_key_sha256.iter().enumerate() {
+            claim(format!("{path}.api_key_sha256[{n}]"), "key of organization", format!("{digest:?}"), name);
+        }
+    }
+    for (at, App { name, token_env, token_sha256, .. }) in settings.app.iter().enumerate() {
+        let path = format!("app[{at}]");
+        claim(format!("{path}.name"), "name of app", name.clone(), name);
+        if let Some(variable) = token_env {
+            claim(format!("{path}.token_env"), "token of app", variable.clone(), name);
+        }
+        if let Some(digest) = token_sha256 {
+            claim(format!("{path}.token_sha256"), "token of app", format!("{digest:?}"), name);
         }
     }
 }
