@@ -183,7 +183,7 @@ impl AdminServer {
                 .map(|(app, budget, usage)| (app, budget, usage.used(budget.period).of(budget.unit)))
                 .collect(),
             connections: self.shield.connections.len(),
-            store_degraded: self.shield.limits.store().is_some_and(|store| store.degraded),
+            store_degraded: self.shield.limits.store().is_some_and(|store| store.is_degraded()),
         };
         text(format.content_type(), self.shield.telemetry.metrics(gauges, format))
     }

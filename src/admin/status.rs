@@ -6,7 +6,7 @@ use std::{
 };
 
 use groq_limiter::{
-    LimiterSnapshot, Source,
+    LimiterSnapshot, Source, StoreHandle,
     types::{Priority, Unit},
 };
 use tokio::time::Instant;
@@ -63,9 +63,9 @@ impl AdminServer {
                     StoreKind::Redis => "redis",
                 }
                 .into(),
-                degraded: store.as_ref().is_some_and(|store| store.degraded),
-                why: store.as_ref().and_then(|store| store.why.clone()),
-                replicas: store.map(|store| store.replicas),
+                degraded: store.as_ref().is_some_and(StoreHandle::is_degraded),
+                why: store.as_ref().and_then(StoreHandle::why),
+                replicas: store.map(|store| store.replicas()),
             },
             totals: Totals {
                 requests: total.requests,

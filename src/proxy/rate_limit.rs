@@ -3,10 +3,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use groq_limiter::{
-    AdmissionRequest, CostEstimate,
-    types::{Dimension, Unit},
-};
+use groq_limiter::{AdmissionRequest, CostEstimate, DimensionSnapshot, types::Unit};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{caps, shield::Shield};
@@ -32,13 +29,10 @@ impl Limited<'_> {
             return;
         }
         let mut fields = Fields { policy: String::with_capacity(256), limit: String::with_capacity(192) };
-        shield.limits.visit_quotas(self.admission, |dimension, limit, remaining, full_in| {
-            fields.dimension("", dimension, limit, remaining, full_in);
-        });
+        shield.limits.dimensions(self.admission).iter().for_each(|quota| fields.dimension("", quota));
         if self.is_capped {
-            shield.caps.visit_quotas(&caps::admission(self.admission), |dimension, limit, remaining, full_in| {
-                fields.dimension("app-", dimension, limit, remaining, full_in);
-            });
+            let caps = shield.caps.dimensions(&caps::admission(self.admission));
+            caps.iter().for_each(|quota| fields.dimension("app-", quota));
         }
         if let Some(budgets) = self.budgets {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -63,7 +57,8 @@ struct Fields {
 }
 
 impl Fields {
-    fn dimension(&mut self, of: &str, dimension: &Dimension, limit: u64, remaining: f64, full_in: Duration) {
+    fn dimension(&mut self, of: &str, quota: &DimensionSnapshot) {
+        let DimensionSnapshot { dimension, limit, remaining, full_in, .. } = quota;
         let (unit, quota_unit) = match dimension.unit {
             Unit::Requests => ("requests", ""),
             Unit::Tokens => ("tokens", "tokens"),
@@ -72,7 +67,7 @@ impl Fields {
             Unit::AudioSeconds => ("audio-seconds", "audio-seconds"),
         };
         let window = dimension.period.as_secs().max(1);
-        let remaining = (remaining.max(0.0) as u64).min(limit);
+        let remaining = (remaining.max(0.0) as u64).min(*limit);
         let seconds = full_in.as_millis().div_ceil(1000) as u64;
         let other;
         let period = match window {
@@ -84,7 +79,7 @@ impl Fields {
                 &other
             }
         };
-        self.add([of, unit, period], quota_unit, limit, Some(window), remaining, seconds);
+        self.add([of, unit, period], quota_unit, *limit, Some(window), remaining, seconds);
     }
 
     fn budget(&mut self, budget: Budget, used: u64, resets_in: Duration) {

@@ -79,7 +79,7 @@ impl Shield {
 
     /// As [`Self::with_clock`], with these limiters.
     pub fn with_limits(settings: Settings, limits: Limiters, upstream: Upstream, wall_clock: WallClock) -> Arc<Self> {
-        let accounts = SharedLedger::new(limits.store_handle(), &settings.store.prefix);
+        let accounts = SharedLedger::new(limits.store(), &settings.store.prefix);
         if let Some(state_file) = &settings.limits.state_file {
             accounts::file::restore(accounts.ledger(), &accounts::file::path(state_file));
         }

@@ -330,7 +330,7 @@ fn now() -> u64 {
 async fn under_load(outage: Outage) -> (Outage, u64, Vec<u64>) {
     let mut scene = Scene::of(outage).await;
     let limits: Vec<Limiters> = (0..2).map(|_| kit::replica(&scene.url(), kit::tokens(1), TIMEOUT)).collect();
-    let replicas: Vec<_> = limits.iter().map(|limits| Arc::new(SharedLedger::new(limits.store_handle(), "test"))).collect();
+    let replicas: Vec<_> = limits.iter().map(|limits| Arc::new(SharedLedger::new(limits.store(), "test"))).collect();
     let syncing: JoinSet<()> = replicas.iter().map(|replica| replica.clone().synchronize()).collect();
     kit::until(false, &limits).await;
     let (used, end) = (Arc::new(AtomicU64::new(0)), Instant::now() + Duration::from_secs(12));

@@ -61,7 +61,7 @@ async fn three_nodes_are_one_store() {
         let other = replicas[1 - model % 2].reserve(&ask, soon, None).await;
         assert!(matches!(other, Err(AdmissionError::NotInTime { .. })), "{other:?}");
     }
-    assert!(replicas.iter().all(|replica| !replica.store().expect("a store").degraded));
+    assert!(replicas.iter().all(|replica| !replica.store().expect("a store").is_degraded()));
     for node in &nodes {
         assert!(keys(node) > 0, "a node without a limiter");
     }

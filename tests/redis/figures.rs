@@ -44,7 +44,7 @@ async fn loaded(count: usize, store: Store) {
     let replicas: Vec<_> = (0..count).map(|_| replica(&redis.url(), tokens(LIMIT), LONG_TIMEOUT)).collect();
     until(false, &replicas).await;
     // Every replica has heard of all others.
-    while replicas.iter().any(|replica| replica.store().is_none_or(|store| store.replicas as usize != count)) {
+    while replicas.iter().any(|replica| replica.store().is_none_or(|store| store.replicas() as usize != count)) {
         sleep(Duration::from_millis(50)).await;
     }
     if store == Store::Released {

@@ -172,7 +172,7 @@ pub(crate) const LONG_TIMEOUT: Duration = Duration::from_secs(2);
 /// Waits until each replica has reached its store, or has lost it.
 pub(crate) async fn until(degraded: bool, replicas: &[Limiters]) {
     let at = Instant::now();
-    while replicas.iter().any(|replica| replica.store().expect("a store").degraded != degraded) {
+    while replicas.iter().any(|replica| replica.store().expect("a store").is_degraded() != degraded) {
         assert!(at.elapsed() < Duration::from_secs(20), "degraded is still {}", !degraded);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

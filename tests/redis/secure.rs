@@ -86,7 +86,7 @@ async fn tls_with_a_private_authority_and_a_user_of_few_rights() {
     assert!(other.is_err(), "the quota is shared: {other:?}");
     let budget = [Budget { unit: Unit::Requests, period: Period::Month, limit: 1 }];
     let amounts = Amounts { requests: 1, ..Amounts::default() };
-    let accounts = [0, 1].map(|n: usize| SharedLedger::new(replicas[n].store_handle(), "test"));
+    let accounts = [0, 1].map(|n: usize| SharedLedger::new(replicas[n].store(), "test"));
     let month = accounts[0].reserve(&"a".into(), &budget, amounts, 0).await.expect("nothing is used");
     let other = accounts[1].reserve(&"a".into(), &budget, amounts, 0).await;
     assert!(other.is_err(), "the budget is shared: {other:?}");
@@ -98,7 +98,7 @@ async fn tls_with_a_private_authority_and_a_user_of_few_rights() {
     one.leave();
     // A replica's departure is known to the next one at once.
     let redis::Value::Int(left) = redis.redis.say(&["ZCARD", "test:replicas"]) else { panic!("a number") };
-    assert_eq!((left, two.store().expect("a store").degraded), (1, false));
+    assert_eq!((left, two.store().expect("a store").is_degraded()), (1, false));
 }
 
 /// Waits until it reports why the store cannot be reached.
@@ -106,8 +106,8 @@ async fn why(replica: &Limiters) -> String {
     let start = Instant::now();
     loop {
         let store = replica.store().expect("a store");
-        assert!(store.degraded, "it is reached");
-        if let Some(why) = store.why {
+        assert!(store.is_degraded(), "it is reached");
+        if let Some(why) = store.why() {
             return why.as_ref().into();
         }
         assert!(start.elapsed() < Duration::from_secs(20), "no word of it");
@@ -142,7 +142,7 @@ async fn connection_errors_are_explained_without_secrets() {
     // With the rights granted, it reconnects by itself.
     redis.user("p@ss/word", &documented_permissions());
     until(false, std::slice::from_ref(&replica)).await;
-    assert_eq!(replica.store().and_then(|store| store.why), None);
+    assert_eq!(replica.store().and_then(|store| store.why()), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -31,20 +31,16 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 pub use self::{
-    limiter::Requeue,
+    limiter::{
+        Requeue,
+        status::{DimensionSnapshot, LimiterSnapshot, WaitingSnapshot},
+    },
     permit::Permit,
     request::{ActualUsage, AdmissionError, AdmissionRequest, CostEstimate},
-    snapshot::{DimensionSnapshot, LimiterSnapshot, StoreSnapshot, WaitingSnapshot},
     store::StoreHandle,
     types::Source,
 };
-use self::{
-    registry::Registry,
-    settings::Settings,
-    shared::{SharedLimiter, Submitted},
-    store::Store,
-    sync::lock,
-};
+use self::{registry::Registry, settings::Settings, shared::Submitted, store::Store, sync::lock};
 
 #[doc(hidden)]
 pub mod ablation;
@@ -61,7 +57,6 @@ mod registry;
 pub mod request;
 pub mod settings;
 mod shared;
-pub mod snapshot;
 pub mod store;
 mod sync;
 mod timer;
@@ -163,11 +158,9 @@ impl Limiters {
         self.0.limiter(request).now(|limiter, now| limiter.forecast_of(request, now))
     }
 
-    /// Every limit that is known for `request`: its dimension, the limit, what is left, and the time until it is full.
-    pub fn visit_quotas(&self, request: &AdmissionRequest, visit: impl FnMut(&types::Dimension, u64, f64, Duration)) {
-        if let Some(limiter) = self.0.find(request) {
-            limiter.now(|limiter, now| limiter.visit_quotas(now, visit));
-        }
+    /// Every limit that is known for `request`.
+    pub fn dimensions(&self, request: &AdmissionRequest) -> Vec<DimensionSnapshot> {
+        self.0.find(request).map(|limiter| limiter.now(|limiter, now| limiter.dimensions(now))).unwrap_or_default()
     }
 
     /// The limiter's usual time from sending to an answer's head; zero before the first one.
@@ -192,10 +185,7 @@ impl Limiters {
     pub fn snapshot(&self) -> Vec<LimiterSnapshot> {
         let mut limiters = self.0.all();
         limiters.sort_by(|a, b| a.key.cmp(&b.key));
-        let of = |shared: &Arc<SharedLimiter>| {
-            shared.now(|limiter, now| limiter.snapshot(&shared.key.organization, &shared.key.tier, now))
-        };
-        limiters.iter().map(of).collect()
+        limiters.iter().map(|shared| shared.now(|limiter, now| limiter.snapshot(&shared.key, now))).collect()
     }
 
     /// How many wait, in all limiters.
@@ -204,12 +194,7 @@ impl Limiters {
     }
 
     /// The store that replicas share. `None`: quotas are kept in this process.
-    pub fn store(&self) -> Option<StoreSnapshot> {
-        self.0.common.store.as_ref().map(|store| store.handle.snapshot())
-    }
-
-    /// The same store for what else the program shares. `None`: quotas are kept in this process.
-    pub fn store_handle(&self) -> Option<StoreHandle> {
+    pub fn store(&self) -> Option<StoreHandle> {
         self.0.common.store.as_ref().map(|store| store.handle.clone())
     }
 

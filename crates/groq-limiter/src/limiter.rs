@@ -21,7 +21,6 @@ use crate::{
     quota_set::{QuotaSet, Reserved, limits::ObservedTokens},
     request::{ActualUsage, AdmissionError, AdmissionRequest, Cost, CostEstimate},
     settings::LimitSettings,
-    snapshot::LimiterSnapshot,
     types::{Dimension, Ns, Observation, StatedLimit, Unit, UpstreamRefusal},
 };
 
@@ -30,7 +29,7 @@ mod dispatch;
 mod pause;
 mod pricing;
 mod sharing;
-mod status;
+pub mod status;
 mod store_session;
 
 /// What becomes of a request that asks.
@@ -501,33 +500,6 @@ impl Limiter {
 
 /// What others want to know of a limiter.
 impl Limiter {
-    /// Quotas, queue and forecast. The limiter's names are the caller's to give.
-    pub fn snapshot(&mut self, organization: &Arc<str>, tier: &Arc<str>, now: Ns) -> LimiterSnapshot {
-        let now = self.advance(now);
-        let blocked_by = self.blocked.filter(|_| !self.queue.is_empty()).and_then(|(slot, until)| {
-            Some((self.quotas()[slot?].dimension.clone(), Duration::from_nanos(until.saturating_sub(now))))
-        });
-        // What a request like the last in the queue would wait.
-        let last = self.queue.iter().max_by_key(|queued| queued.ticket).cloned();
-        let forecast = last.map(|last| self.forecast(&QueuedRequest { ticket: u64::MAX, ..last }, now).wait);
-        LimiterSnapshot {
-            organization: organization.clone(),
-            model: self.quotas.model.clone(),
-            tier: tier.clone(),
-            dimensions: status::dimensions(&self.quotas, now),
-            waiting: status::waiting(&self.queue, now),
-            blocked_by,
-            forecast: forecast.unwrap_or_else(|| Duration::from_nanos(self.pause.until.saturating_sub(now))),
-            in_flight: self.in_flight as usize,
-            refusals: self.refusals,
-        }
-    }
-
-    /// Every dimension that has a limit: the limit, what is left, and the time until it is full.
-    pub fn visit_quotas(&self, now: Ns, visit: impl FnMut(&Dimension, u64, f64, Duration)) {
-        status::visit(&self.quotas, now, visit);
-    }
-
     /// Nobody waits or runs, and every quota is full again: dropping it loses only what was learnt.
     pub fn is_idle(&mut self, now: Ns) -> bool {
         let now = self.advance(now);

@@ -12,7 +12,6 @@ use tokio::sync::{
 };
 
 use crate::{
-    snapshot::StoreSnapshot,
     store::protocol::Transaction,
     sync::{
         Mutex,
@@ -104,7 +103,7 @@ impl<L> Store<L> {
     }
 }
 
-/// The store, for what else replicas of the program share: its connection, its time limit and its health are those of the
+/// The store, for people and for what else replicas of the program share: its connection, its time limit and its health are those of the
 /// limiters.
 #[derive(Clone, Debug)]
 pub struct StoreHandle {
@@ -113,11 +112,19 @@ pub struct StoreHandle {
 }
 
 impl StoreHandle {
-    pub(crate) fn snapshot(&self) -> StoreSnapshot {
-        let StoreHealth { apart, why, calls, .. } = &*self.health;
-        let degraded = !self.is_up() || !lock(apart).is_empty();
-        let why = lock(why).clone().filter(|_| degraded);
-        StoreSnapshot { degraded, why, replicas: self.replicas(), calls: calls.load(Relaxed) }
+    /// Whether it does not answer, or a part of it: limits are divided by the number of replicas.
+    pub fn is_degraded(&self) -> bool {
+        !self.is_up() || !lock(&self.health.apart).is_empty()
+    }
+
+    /// Why it is degraded, as last heard.
+    pub fn why(&self) -> Option<Arc<str>> {
+        lock(&self.health.why).clone().filter(|_| self.is_degraded())
+    }
+
+    /// Transactions sent since the start.
+    pub fn calls(&self) -> u64 {
+        self.health.calls.load(Relaxed)
     }
 
     /// Whether it answers.

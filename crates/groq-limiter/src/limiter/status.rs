@@ -1,69 +1,138 @@
-//! A limiter's quotas and queue for people.
+//! A limiter's quotas and queue, for people and for the headers of responses.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use super::Limiter;
 use crate::{
-    bucket::Bucket,
-    queue::FairQueue,
+    queue::QueuedRequest,
     quota::Quota,
-    quota_set::QuotaSet,
-    snapshot::{DimensionSnapshot, WaitingSnapshot},
-    types::{Dimension, Ns, Priority},
+    request::Scope,
+    types::{Dimension, Ns, Priority, Source},
 };
 
-/// Every quota of the upstream's that has a limit, and what is shown beside it: the operator's bound where it is lower.
-fn shown(quotas: &QuotaSet) -> impl Iterator<Item = (&Quota, &Bucket, &Quota, &Bucket)> {
-    let all = quotas.quotas.iter();
-    all.clone().filter(|quota| !quota.is_bound()).filter_map(move |quota| {
-        let is_bound = |other: &&Quota| other.is_bound() && other.dimension == quota.dimension && other.limit().is_some();
-        let bound = all.clone().find(is_bound).unwrap_or(quota);
-        Some((quota, quota.bucket()?, bound, bound.bucket()?))
-    })
+/// One limiter, for people.
+#[derive(Clone, Debug)]
+pub struct LimiterSnapshot {
+    /// Whose.
+    pub organization: Arc<str>,
+    /// Which model.
+    pub model: Arc<str>,
+    /// Which tier.
+    pub tier: Arc<str>,
+    /// Its dimensions.
+    pub dimensions: Vec<DimensionSnapshot>,
+    /// Its queue.
+    pub waiting: Vec<WaitingSnapshot>,
+    /// The dimension that blocks the head of the queue, and for how long.
+    pub blocked_by: Option<(Dimension, Duration)>,
+    /// Wait that a typical new request would see.
+    pub forecast: Duration,
+    /// Sent and not settled.
+    pub in_flight: usize,
+    /// Groq's refusals so far.
+    pub refusals: u64,
 }
 
-/// Every dimension that has a limit.
-pub(super) fn dimensions(quotas: &QuotaSet, now: Ns) -> Vec<DimensionSnapshot> {
-    let each = shown(quotas).map(|(quota, bucket, bound, by)| {
-        let remaining = bucket.remaining(now).min(by.remaining(now));
-        let losing = bound.spending() - by.rate() * (1.0 - bound.external());
-        let exhausted_in = Duration::try_from_secs_f64(remaining.max(0.0) / losing).ok();
-        DimensionSnapshot {
-            dimension: quota.dimension.clone(),
-            limit: by.limit(),
-            remaining,
-            margin: bound.margin(bound.typical()),
-            source: bound.statements.limit().1,
-            configured: bound.statements.configured,
-            stated: quota.statements.stated.map(|(limit, _)| limit),
-            external: bound.external(),
-            exhausted_in: exhausted_in.filter(|&after| losing > 0.0 && after < Duration::from_nanos(10 * by.period())),
-            full_in: Duration::from_nanos(by.tat().saturating_sub(now)),
-        }
-    });
-    each.collect()
+/// One dimension of a limiter, for people.
+#[derive(Clone, Debug)]
+pub struct DimensionSnapshot {
+    /// Which.
+    pub dimension: Dimension,
+    /// The limit.
+    pub limit: u64,
+    /// What is left now; below zero in debt.
+    pub remaining: f64,
+    /// Never usage below this.
+    pub margin: u64,
+    /// Where the limit's number comes from.
+    pub source: Source,
+    /// The operator's bound, where there is one.
+    pub configured: Option<u64>,
+    /// What Groq states, where it has.
+    pub stated: Option<u64>,
+    /// Share of the limit's rate that others take.
+    pub external: f64,
+    /// Time until exhausted at the present rate of use, `None` if it is not heading there.
+    pub exhausted_in: Option<Duration>,
+    /// Time until full if nothing more is sent.
+    pub full_in: Duration,
 }
 
-/// The waiting requests, by app and priority class.
-pub(super) fn waiting(queue: &FairQueue, now: Ns) -> Vec<WaitingSnapshot> {
-    let mut waiting: BTreeMap<(Arc<str>, Priority), WaitingSnapshot> = BTreeMap::new();
-    for queued in queue.iter() {
-        let app = &queued.app;
-        let entry = waiting.entry((app.name.clone(), app.class)).or_insert_with(|| WaitingSnapshot {
-            app: app.name.clone(),
-            class: app.class,
-            count: 0,
-            oldest: Duration::ZERO,
+/// The requests that wait in a limiter, per app and class.
+#[derive(Clone, Debug)]
+pub struct WaitingSnapshot {
+    /// The app.
+    pub app: Arc<str>,
+    /// Its class.
+    pub class: Priority,
+    /// How many.
+    pub count: usize,
+    /// The longest wait so far.
+    pub oldest: Duration,
+}
+
+impl Limiter {
+    /// Quotas, queue and forecast of the limiter, which is that of `scope`.
+    pub fn snapshot(&mut self, scope: &Scope, now: Ns) -> LimiterSnapshot {
+        let now = self.advance(now);
+        let blocked_by = self.blocked.filter(|_| !self.queue.is_empty()).and_then(|(slot, until)| {
+            Some((self.quotas()[slot?].dimension.clone(), Duration::from_nanos(until.saturating_sub(now))))
         });
-        entry.count += 1;
-        entry.oldest = entry.oldest.max(Duration::from_nanos(now.saturating_sub(queued.since)));
+        // What a request like the last in the queue would wait.
+        let last = self.queue.iter().max_by_key(|queued| queued.ticket).cloned();
+        let forecast = last.map(|last| self.forecast(&QueuedRequest { ticket: u64::MAX, ..last }, now).wait);
+        LimiterSnapshot {
+            organization: scope.organization.clone(),
+            model: scope.model.clone(),
+            tier: scope.tier.clone(),
+            dimensions: self.dimensions(now),
+            waiting: self.waiting_by_app(now),
+            blocked_by,
+            forecast: forecast.unwrap_or_else(|| Duration::from_nanos(self.pause.until.saturating_sub(now))),
+            in_flight: self.in_flight as usize,
+            refusals: self.refusals,
+        }
     }
-    waiting.into_values().collect()
-}
 
-/// Every dimension that has a limit: the limit, what is left, and the time until it is full. Cheap, for every response has it.
-pub(super) fn visit(quotas: &QuotaSet, now: Ns, mut visit: impl FnMut(&Dimension, u64, f64, Duration)) {
-    for (quota, bucket, _, by) in shown(quotas) {
-        let full = bucket.tat().max(by.tat()).saturating_sub(now);
-        visit(&quota.dimension, by.limit(), bucket.remaining(now).min(by.remaining(now)), Duration::from_nanos(full));
+    /// Every dimension of the upstream's that has a limit, with the operator's bound where it is lower.
+    pub fn dimensions(&self, now: Ns) -> Vec<DimensionSnapshot> {
+        let upstreams = self.quotas().iter().filter(|quota| !quota.is_bound());
+        let each = upstreams.filter_map(|quota| {
+            let is_bound = |other: &&Quota| other.is_bound() && other.dimension == quota.dimension && other.limit().is_some();
+            let bound = self.quotas().iter().find(is_bound).unwrap_or(quota);
+            let (bucket, by) = (quota.bucket()?, bound.bucket()?);
+            let remaining = bucket.remaining(now).min(by.remaining(now));
+            let losing = bound.spending() - by.rate() * (1.0 - bound.external());
+            let exhausted_in = Duration::try_from_secs_f64(remaining.max(0.0) / losing).ok();
+            Some(DimensionSnapshot {
+                dimension: quota.dimension.clone(),
+                limit: by.limit(),
+                remaining,
+                margin: bound.margin(bound.typical()),
+                source: bound.statements.limit().1,
+                configured: bound.statements.configured,
+                stated: quota.statements.stated.map(|(limit, _)| limit),
+                external: bound.external(),
+                exhausted_in: exhausted_in.filter(|&after| losing > 0.0 && after < Duration::from_nanos(10 * by.period())),
+                full_in: Duration::from_nanos(bucket.tat().max(by.tat()).saturating_sub(now)),
+            })
+        });
+        each.collect()
+    }
+
+    fn waiting_by_app(&self, now: Ns) -> Vec<WaitingSnapshot> {
+        let mut waiting: BTreeMap<(Arc<str>, Priority), WaitingSnapshot> = BTreeMap::new();
+        for queued in self.queue.iter() {
+            let app = &queued.app;
+            let entry = waiting.entry((app.name.clone(), app.class)).or_insert_with(|| WaitingSnapshot {
+                app: app.name.clone(),
+                class: app.class,
+                count: 0,
+                oldest: Duration::ZERO,
+            });
+            entry.count += 1;
+            entry.oldest = entry.oldest.max(Duration::from_nanos(now.saturating_sub(queued.since)));
+        }
+        waiting.into_values().collect()
     }
 }

@@ -282,8 +282,7 @@ fn an_evicted_limiter_comes_back_as_it_was() {
         join(others);
         join(vec![sweeps]);
         limiters.forecast(&request("m"));
-        let mut used = 0.0;
-        limiters.visit_quotas(&request("m"), |_, limit, left, _| used = limit as f64 - left);
+        let used = 3.0 - limiters.dimensions(&request("m"))[0].remaining;
         let granted = granted.load(SeqCst);
         assert!((1..=3).contains(&granted), "{granted} of three");
         assert!((used - granted as f64).abs() < 0.01, "{granted} were granted, {used} are in use");
