@@ -18,7 +18,7 @@ use groq_limiter::{
 use groq_shield::{
     config::{Settings, Source},
     estimate::audio,
-    groq::{self, Endpoint, SseTail, parse_duration, retry_after, stated_wait},
+    groq::{self, Endpoint, SseTail, retry_after, stated_wait},
     proxy::error::{Rejection, UpstreamError, stream_error},
     proxy::request::facts::Facts,
     proxy::{Shield, handle},
@@ -114,7 +114,7 @@ pub(crate) fn refusal(bytes: &[u8]) {
     if let Some(refusal) = groq::parse_refusal(&text) {
         let _ = (refusal.hopeless(), refusal.dimension_or_derived());
     }
-    let _ = (parse_duration(&text), stated_wait(&text));
+    let _ = stated_wait(&text);
     let mut headers = HeaderMap::new();
     if let Ok(value) = HeaderValue::from_bytes(bytes) {
         let names = [

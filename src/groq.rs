@@ -12,7 +12,7 @@ mod sse;
 mod truncation;
 mod usage;
 
-pub use duration::{parse_duration, retry_after};
+pub use duration::retry_after;
 pub use mask::{mask, mask_error, mask_errors_of_events};
 pub use path::{Endpoint, map_path};
 pub use refusal::{parse_refusal, stated_wait};
@@ -20,21 +20,19 @@ pub use sse::{SseTail, StreamError};
 pub use truncation::is_truncated_without_content;
 pub use usage::{Answer, Usage};
 
-/// Reads the `x-ratelimit-*` headers of a response; absent or invalid values are `None`.
+/// Reads the `x-ratelimit-*` headers of a response; absent or invalid values are `None`. The limits are buckets, so their
+/// `reset` follows from what remains.
 pub fn rate_limits(headers: &HeaderMap) -> Observation {
     let (mut requests, mut tokens, mut audio) = (Stated::default(), Stated::default(), Stated::default());
-    // One pass over the headers present: looking up nine names would hash each of them.
+    // One pass over the headers present: looking up six names would hash each of them.
     for (name, value) in headers {
         let stated = match name.as_str() {
             "x-ratelimit-limit-requests" => &mut requests.limit,
             "x-ratelimit-remaining-requests" => &mut requests.remaining,
-            "x-ratelimit-reset-requests" => &mut requests.reset,
             "x-ratelimit-limit-tokens" => &mut tokens.limit,
             "x-ratelimit-remaining-tokens" => &mut tokens.remaining,
-            "x-ratelimit-reset-tokens" => &mut tokens.reset,
             "x-ratelimit-limit-audio-seconds" => &mut audio.limit,
             "x-ratelimit-remaining-audio-seconds" => &mut audio.remaining,
-            "x-ratelimit-reset-audio-seconds" => &mut audio.reset,
             _ => continue,
         };
         stated.get_or_insert(value);
@@ -47,15 +45,13 @@ pub fn rate_limits(headers: &HeaderMap) -> Observation {
 struct Stated<'h> {
     limit: Option<&'h HeaderValue>,
     remaining: Option<&'h HeaderValue>,
-    reset: Option<&'h HeaderValue>,
 }
 
 impl Stated<'_> {
     fn quota(&self) -> Option<RemoteQuota> {
         let limit = count(self.limit?.as_bytes()).filter(|limit| *limit > 0)?;
         let remaining = count(self.remaining?.as_bytes())?.min(limit);
-        let reset = self.reset.and_then(|reset| parse_duration(reset.to_str().ok()?));
-        Some(RemoteQuota { limit, remaining, reset })
+        Some(RemoteQuota { limit, remaining })
     }
 }
 
@@ -86,8 +82,6 @@ fn loose_count(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use http::HeaderName;
     use proptest::prelude::*;
 
@@ -105,42 +99,34 @@ mod tests {
         let state = rate_limits(&headers(&[
             ("x-ratelimit-limit-requests", "14400"),
             ("x-ratelimit-remaining-requests", "14399"),
-            ("x-ratelimit-reset-requests", "6s"),
             ("x-ratelimit-limit-tokens", "8000"),
             ("x-ratelimit-remaining-tokens", "7922"),
-            ("x-ratelimit-reset-tokens", "585ms"),
         ]));
-        let snapshot = |limit, remaining, ms| Some(RemoteQuota { limit, remaining, reset: Some(Duration::from_millis(ms)) });
-        assert_eq!(state.requests, snapshot(14_400, 14_399, 6000));
-        assert_eq!(state.tokens, snapshot(8000, 7922, 585));
+        assert_eq!(state.requests, Some(RemoteQuota { limit: 14_400, remaining: 14_399 }));
+        assert_eq!(state.tokens, Some(RemoteQuota { limit: 8000, remaining: 7922 }));
         assert_eq!(state.audio, None);
     }
 
     #[test]
     fn headers_that_lie_or_lack() {
-        let tokens = |limit, remaining, reset| {
-            rate_limits(&headers(&[
-                ("x-ratelimit-limit-tokens", limit),
-                ("x-ratelimit-remaining-tokens", remaining),
-                ("x-ratelimit-reset-tokens", reset),
-            ]))
-            .tokens
-            .map(|s| (s.limit, s.remaining, s.reset))
+        let tokens = |limit, remaining| {
+            let pairs = [("x-ratelimit-limit-tokens", limit), ("x-ratelimit-remaining-tokens", remaining)];
+            rate_limits(&headers(&pairs)).tokens.map(|s| (s.limit, s.remaining))
         };
-        assert_eq!(tokens("8000", "-20", "soon"), Some((8000, 0, None)));
-        assert_eq!(tokens("8000", "9000", ""), Some((8000, 8000, None)));
-        assert_eq!(tokens("8000", "12.75", "-1s"), Some((8000, 12, None)));
-        assert_eq!(tokens("99999999999999999999999", "1", "0s"), Some((u64::MAX, 1, Some(Duration::ZERO))));
+        assert_eq!(tokens("8000", "-20"), Some((8000, 0)));
+        assert_eq!(tokens("8000", "9000"), Some((8000, 8000)));
+        assert_eq!(tokens("8000", "12.75"), Some((8000, 12)));
+        assert_eq!(tokens("99999999999999999999999", "1"), Some((u64::MAX, 1)));
         for (limit, remaining) in [("0", "0"), ("", "1"), ("x", "1"), ("1", "x"), ("1e3", "1"), ("-5", "1"), ("1", ".")] {
-            assert_eq!(tokens(limit, remaining, "1s"), None, "{limit} {remaining}");
+            assert_eq!(tokens(limit, remaining), None, "{limit} {remaining}");
         }
         assert_eq!(rate_limits(&headers(&[("x-ratelimit-limit-tokens", "8000")])), Observation::default());
     }
 
     proptest! {
         #[test]
-        fn any_header_value(values in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..20), 3)) {
-            let names = ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"];
+        fn any_header_value(values in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..20), 2)) {
+            let names = ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens"];
             let pairs = names.into_iter().zip(values);
             let headers = pairs.filter_map(|(name, v)| Some((HeaderName::from_static(name), HeaderValue::from_bytes(&v).ok()?)));
             let state = rate_limits(&headers.collect());

@@ -86,7 +86,7 @@ fn answer_at_end_of_input(shield: &Weak<Shield>) {
         bytes: settled(|| shield.body_budget.held()),
         places: settled(|| (shield.limits.waiting() + in_flight()) as u64),
         connections: settled(|| shield.connections.len() as u64),
-        degraded: shield.limits.store().is_none_or(|store| store.degraded),
+        degraded: shield.limits.store().is_none_or(|store| store.is_degraded()),
     };
     drop(shield);
     if let Err(error) = tell(&left) {

@@ -22,7 +22,7 @@ const UNITS: [(&str, u64); 8] = [
 ];
 
 /// Parses a Go duration (`7.66s`, `2m59.56s`, `370ms`, `16.239999999s`); more than a year counts as one.
-pub fn parse_duration(text: &str) -> Option<Duration> {
+fn parse_duration(text: &str) -> Option<Duration> {
     let text = text.trim();
     if text == "0" {
         return Some(Duration::ZERO);

@@ -63,7 +63,7 @@ async fn loaded(count: usize, store: Store) {
     };
     let (tally, ()) = tokio::join!(flood(with_both(&replicas), "m", &upstream, 40 / count, from, end), outage);
     let used = 100.0 * tally.used.load(Relaxed) as f64 / (MEASURED * LIMIT / 60) as f64;
-    let calls: u64 = replicas.iter().filter_map(Limiters::store).map(|store| store.calls).sum();
+    let calls: u64 = replicas.iter().filter_map(Limiters::store).map(|store| store.calls()).sum();
     let sent = tally.sent.load(Relaxed);
     let per_thousand = tally.per_thousand();
     println!("| {count} | {store:?} | {used:.1} % | {per_thousand:.2} | {sent} | {:.2} |", calls as f64 / sent as f64);

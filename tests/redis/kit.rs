@@ -202,8 +202,7 @@ impl Upstream {
             return Err(());
         }
         let left = self.add(-(asked as f64));
-        let reset = Some(Duration::from_secs_f64((self.limit - left) / self.rate));
-        let shown = RemoteQuota { limit: self.limit as u64, remaining: left as u64, reset };
+        let shown = RemoteQuota { limit: self.limit as u64, remaining: left as u64 };
         Ok(Observation { tokens: Some(shown), ..Observation::default() })
     }
 

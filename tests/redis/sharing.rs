@@ -108,7 +108,7 @@ async fn what_one_replica_learns_of_the_limits_holds_for_the_others() {
     drop(two.reserve(&ask("a", 1, 1), soon(), None).await.expect("room"));
     let mut first = one.reserve(&ask("a", 1, 10), soon(), None).await.expect("room");
     first.sent(Instant::now());
-    let shown = RemoteQuota { limit: 1000, remaining: 989, reset: None };
+    let shown = RemoteQuota { limit: 1000, remaining: 989 };
     first.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
     first.settle(ActualUsage::Tokens { prompt: 1, completion: 5, prompt_total: 1 }, Instant::now());
     let mut second = one.reserve(&ask("a", 1, 10), soon(), None).await.expect("room");

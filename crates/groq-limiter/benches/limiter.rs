@@ -115,8 +115,7 @@ fn passes(bench: &mut Criterion) {
 }
 
 fn life(bench: &mut Criterion) {
-    let state =
-        Observation { tokens: Some(RemoteQuota { limit: 250_000, remaining: 249_000, reset: None }), ..Observation::default() };
+    let state = Observation { tokens: Some(RemoteQuota { limit: 250_000, remaining: 249_000 }), ..Observation::default() };
     let request = request(1, 10);
     bench.bench_function("core: submit, sent, observe, settle, nobody waiting", |bench| {
         let mut limiter = limiter(0);
@@ -181,7 +180,7 @@ fn memory(_: &mut Criterion) {
 fn limiters(count: usize) -> Limiters {
     let limits = Limiters::new(Settings { limits: Arc::new(limits()), ..Settings::default() });
     let mut context = Context::from_waker(std::task::Waker::noop());
-    let shown = RemoteQuota { limit: 250_000, remaining: 249_700, reset: None };
+    let shown = RemoteQuota { limit: 250_000, remaining: 249_700 };
     let state = Observation { tokens: Some(shown), ..Observation::default() };
     let before = resident();
     for n in 0..count {

@@ -49,7 +49,7 @@ async fn chat(limiters: Limiters, client: Client, prompt: String) -> Result<Stri
 fn observation(headers: &HeaderMap) -> Observation {
     let quota = |unit: &str| {
         let [limit, remaining] = ["limit", "remaining"].map(|part| number(headers, &format!("x-ratelimit-{part}-{unit}")));
-        Some(RemoteQuota { limit: limit?, remaining: remaining?, reset: None })
+        Some(RemoteQuota { limit: limit?, remaining: remaining? })
     };
     Observation { requests: quota("requests"), tokens: quota("tokens"), audio: None }
 }

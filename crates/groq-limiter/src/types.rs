@@ -122,8 +122,6 @@ pub struct RemoteQuota {
     pub limit: u64,
     /// What is left of it.
     pub remaining: u64,
-    /// Time until full.
-    pub reset: Option<Duration>,
 }
 
 /// What one response says about the limits (Groq: its `x-ratelimit-*` headers).

@@ -117,7 +117,7 @@ impl World<'_> {
         let ok = self.requests.as_mut().is_none_or(|exact| exact.admit(1, now))
             && self.tokens.admit(job.prompt + job.output_limit, now);
         let remaining = self.plan.tokens.saturating_sub(self.tokens.units());
-        let shown = RemoteQuota { limit: self.plan.tokens, remaining, reset: Some(self.tokens.reset()) };
+        let shown = RemoteQuota { limit: self.plan.tokens, remaining };
         let tokens = Some(shown).filter(|_| self.plan.headers);
         let state = Observation { tokens, ..Observation::default() };
         let limiter = &mut self.replicas[number].limiter;

@@ -126,12 +126,7 @@ impl Counter {
 
     fn shown(&self) -> RemoteQuota {
         let remaining = (self.limit as u64).saturating_sub(self.used());
-        let reset = match self.law {
-            Law::Bucket => (self.used / self.limit) as Ns,
-            Law::Fixed => self.period as Ns - self.at % self.period as Ns,
-            Law::Sliding => self.log.last_key_value().map_or(0, |(&at, _)| at + self.period as Ns - self.at),
-        };
-        RemoteQuota { limit: self.limit as u64, remaining, reset: Some(Duration::from_nanos(reset)) }
+        RemoteQuota { limit: self.limit as u64, remaining }
     }
 }
 

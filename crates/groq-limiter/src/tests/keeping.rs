@@ -95,7 +95,7 @@ async fn a_limiter_that_is_full_again_and_has_learnt_nothing_goes() {
     for model in ["plain", "learnt"] {
         let mut one = limits.reserve(&request(model), in_a_minute(), None).await.expect("it goes");
         one.sent(Instant::now());
-        let shown = RemoteQuota { limit: 8000, remaining: 7980, reset: None };
+        let shown = RemoteQuota { limit: 8000, remaining: 7980 };
         let tokens = (model == "learnt").then_some(shown);
         one.observe(&Observation { tokens, ..Observation::default() }, Instant::now());
         one.settle(ActualUsage::Unknown, Instant::now());
@@ -115,7 +115,7 @@ async fn models_beyond_a_hundred_thousand_do_not_stay() {
         let request = AdmissionRequest { model: format!("m{n}").into(), ..request("app", 10, 10) };
         let mut one = limits.reserve(&request, in_a_minute(), None).await.expect("nothing is known");
         one.sent(Instant::now());
-        let shown = RemoteQuota { limit: 8000, remaining: 7980, reset: None };
+        let shown = RemoteQuota { limit: 8000, remaining: 7980 };
         one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
         one.settle(ActualUsage::Request, Instant::now());
     }

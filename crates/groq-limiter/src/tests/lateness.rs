@@ -32,7 +32,7 @@ impl Upstream {
             return;
         }
         self.full_at = Some(full_at);
-        let tokens = Some(RemoteQuota { limit: 8000, remaining: 8000, reset: Some(Duration::ZERO) });
+        let tokens = Some(RemoteQuota { limit: 8000, remaining: 8000 });
         permit.observe(&Observation { tokens, ..Observation::default() }, arrival);
         permit.settle(ActualUsage::Tokens { prompt: 0, completion: 0, prompt_total: 0 }, arrival);
     }

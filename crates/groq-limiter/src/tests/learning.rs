@@ -22,7 +22,7 @@ async fn a_cold_start_sends_one_probe_and_learns_from_it() {
     });
     sleep(Duration::from_millis(300)).await;
     assert!(!second.is_finished());
-    let shown = RemoteQuota { limit: 8000, remaining: 100, reset: Some(Duration::from_millis(59_250)) };
+    let shown = RemoteQuota { limit: 8000, remaining: 100 };
     probe.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
     probe.settle(ActualUsage::Tokens { prompt: 10, completion: 10, prompt_total: 10 }, Instant::now());
     let waited = second.await.expect("it ran").expect("in time");
@@ -107,7 +107,7 @@ async fn a_header_overrules_a_refusal_at_once() {
     };
     refused.refused(Some(&text), &Observation::default(), None, Instant::now());
     assert!(remaining() < 500.0, "{}", remaining());
-    let shown = RemoteQuota { limit: 100_000, remaining: 99_000, reset: None };
+    let shown = RemoteQuota { limit: 100_000, remaining: 99_000 };
     answered.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
     assert!((98_000.0..=99_000.0).contains(&remaining()), "{}", remaining());
 }
@@ -171,7 +171,7 @@ async fn the_plan_follows_the_headers() {
     let answered = async |tokens: u64| {
         let mut one = limits.reserve(&request, in_a_minute(), None).await.expect("fits");
         one.sent(Instant::now());
-        let shown = RemoteQuota { limit: tokens, remaining: tokens - 20, reset: None };
+        let shown = RemoteQuota { limit: tokens, remaining: tokens - 20 };
         one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
         one.settle(ActualUsage::Unknown, Instant::now());
         limits.snapshot()[0].dimensions.iter().map(|d| (d.dimension.code.to_string(), d.limit)).collect::<Vec<_>>()
@@ -186,7 +186,7 @@ async fn the_plan_follows_the_headers() {
 async fn a_limit_stated_by_mistake_silences_nobody_for_hours() {
     let limits = Limiters::new(Settings::default());
     let stated = |limit: u64| {
-        let shown = RemoteQuota { limit, remaining: limit, reset: None };
+        let shown = RemoteQuota { limit, remaining: limit };
         Observation { tokens: Some(shown), ..Observation::default() }
     };
     for limit in [60_000, 1] {
@@ -211,7 +211,7 @@ fn unbounded(prompt: u64) -> AdmissionRequest {
 async fn answered(limits: &Limiters, request: &AdmissionRequest, used: u64, usage: (u64, u64)) {
     let mut one = limits.reserve(request, in_a_minute(), None).await.expect("in time");
     one.sent(Instant::now());
-    let shown = RemoteQuota { limit: 8000, remaining: 8000 - used, reset: None };
+    let shown = RemoteQuota { limit: 8000, remaining: 8000 - used };
     one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
     one.settle(ActualUsage::Tokens { prompt: usage.0, completion: usage.1, prompt_total: usage.0 }, Instant::now());
 }
@@ -273,7 +273,7 @@ async fn a_configured_limit_holds_below_groqs() {
             break;
         }
         one.sent(Instant::now());
-        let shown = RemoteQuota { limit: 100_000, remaining: 99_000, reset: None };
+        let shown = RemoteQuota { limit: 100_000, remaining: 99_000 };
         one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
         one.settle(ActualUsage::Tokens { prompt: 100, completion: 400, prompt_total: 100 }, Instant::now());
         used += 500;
@@ -307,7 +307,7 @@ async fn a_configured_limit_holds_without_output_limits() {
         }
         sleep(Duration::from_secs(2)).await;
         for mut one in held.drain(..) {
-            let shown = RemoteQuota { limit: 100_000, remaining: 99_900, reset: None };
+            let shown = RemoteQuota { limit: 100_000, remaining: 99_900 };
             one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
             one.settle(ActualUsage::Tokens { prompt: 100, completion: 400, prompt_total: 100 }, Instant::now());
             used += 500;

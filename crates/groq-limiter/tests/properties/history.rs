@@ -25,11 +25,6 @@ impl Exact {
         Self { limit: limit.into(), period: period.into(), used: 0, at: 0 }
     }
 
-    /// Time until full.
-    pub(crate) fn reset(&self) -> Duration {
-        Duration::from_nanos((self.used / self.limit) as u64)
-    }
-
     pub(crate) fn drain(&mut self, now: Ns) {
         let now = i128::from(now).max(self.at);
         self.used = (self.used - (now - self.at) * self.limit).max(0);
@@ -206,7 +201,7 @@ pub(crate) fn run_before(
                 let ok_requests = exact_requests.as_mut().is_none_or(|bucket| bucket.admit(1, now));
                 let ok = ok_requests && exact_tokens.admit(job.prompt + job.output_limit, now);
                 let remaining = tokens.saturating_sub(exact_tokens.units());
-                let shown = RemoteQuota { limit: tokens, remaining, reset: Some(exact_tokens.reset()) };
+                let shown = RemoteQuota { limit: tokens, remaining };
                 let state = Observation { tokens: Some(shown), ..Observation::default() };
                 if ok {
                     limiter.observe(&mut grant, &state, now);

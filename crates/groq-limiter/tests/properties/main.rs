@@ -87,7 +87,7 @@ proptest! {
                 limiter.sent(&mut grant, now);
                 grant
             });
-            let state = Observation { tokens: Some(RemoteQuota { limit: 8000, remaining, reset: None }), ..Observation::default() };
+            let state = Observation { tokens: Some(RemoteQuota { limit: 8000, remaining }), ..Observation::default() };
             grants.push((one, other, state));
         }
         let later = START + 3 * SECOND;
@@ -171,7 +171,7 @@ proptest! {
                     if let Some(mut grant) = held.pop() {
                         limiter.sent(&mut grant, now);
                         // Headers that lie.
-                        let lie = |limit, remaining| Some(RemoteQuota { limit, remaining, reset: Some(Duration::from_nanos(number)) });
+                        let lie = |limit, remaining| Some(RemoteQuota { limit, remaining });
                         let state = Observation { tokens: lie(cost, number), requests: lie(number, cost), audio: lie(cost, 0) };
                         limiter.observe(&mut grant, &state, now);
                         held.push(grant);

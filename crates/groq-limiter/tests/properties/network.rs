@@ -162,7 +162,7 @@ impl World {
                 }
                 let limit = self.bucket.limit as u64;
                 let remaining = limit.saturating_sub(self.bucket.units());
-                let shown = RemoteQuota { limit, remaining, reset: Some(self.bucket.reset()) };
+                let shown = RemoteQuota { limit, remaining };
                 let state = Observation { tokens: Some(shown), ..Observation::default() };
                 let ready = now + self.journeys[n].latency.0;
                 self.plan(ready + self.way(n, 1), Step::Head(n, grant, state));
