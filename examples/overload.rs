@@ -1,8 +1,8 @@
-//! Overload over real sockets for 75 s, then a table: how much of each limit was used, what was refused, how a light app was
-//! served.
+//! 75 seconds of overload over real sockets, then a table: the share of each limit that was used, the refusals, and the waits and
+//! failures of an app with little load.
 //!
-//! `cargo run --example overload`. Each row is a simulated Groq and a shield in front of it, on loopback; all rows and their runs
-//! go in parallel. Open-loop Poisson load at three times the limit, with the sizes of the figures' load.
+//! `cargo run --example overload`. Each run has a simulated Groq and a shield in front of it, on loopback. All runs of all rows are
+//! concurrent. The load is an open-loop Poisson process at three times the limit, with the request sizes of the limiter's figures.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -37,35 +37,35 @@ const SECOND: Ns = 1000 * MS;
 
 /// Duration of the load.
 const LASTS: Duration = Duration::from_secs(75);
-/// The measured time starts here,
+/// Start of the measured time.
 const FROM: Duration = Duration::from_secs(15);
-/// and ends here.
+/// End of the measured time.
 const TO: Duration = Duration::from_secs(60);
-/// The max wait of each request, milliseconds.
+/// The max wait of each request in milliseconds.
 const MAX_WAIT_MS: u64 = 60_000;
-/// Share of the tokens that is used up at the start: a full bucket would hide the refill rate.
-const TAKEN: f64 = 0.93;
-/// The traffic that bypasses the shield.
+/// Share of the token limit that is used at the start. The burst of an unused limit would hide the refill rate.
+const INITIAL_USAGE: f64 = 0.93;
+/// Name of the traffic that bypasses the shield.
 const EXTERNAL: &str = "external";
 
 #[derive(Parser)]
 struct Arguments {
-    /// Seed of all random choices; the machine's timing remains
+    /// Seed of all random choices; timing still varies
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
 
-/// One line of the table.
+/// A row of the table.
 #[derive(Clone, Copy)]
 struct Row {
     name: &'static str,
     requests_per_minute: u64,
     tokens_per_minute: u64,
-    /// The external traffic, as a share of the limit.
+    /// External traffic as a share of the limit.
     external: f64,
-    /// Most refusals per 1000 sends.
+    /// Target: at most this many refusals per 1000 sends.
     refusals: f64,
-    /// Runs that are summed: a large request is a tenth of what M refills meanwhile.
+    /// Number of runs that are summed. With one run of M, a single large request would be a tenth of the refill in the measured time.
     runs: u64,
 }
 
@@ -78,7 +78,7 @@ const ROWS: [Row; 4] = [
     Row { name: "X, external", external: 0.2, refusals: 4.0, ..X },
 ];
 
-/// Results of a row, all its runs together.
+/// Sums over all runs of a row. Amounts are in tokens.
 #[derive(Default)]
 struct Outcome {
     refilled: f64,
@@ -86,13 +86,14 @@ struct Outcome {
     external: f64,
     sends: u64,
     refused: u64,
-    /// Waits of the light app's served requests, and how many it sent.
+    /// Waits of the light app's requests that succeeded.
     light: Vec<Duration>,
-    light_asked: usize,
+    /// Number of requests that the light app sent.
+    light_sent: usize,
 }
 
-/// How one request ended.
-struct Answered {
+/// How one request ended. Times are relative to the start of the load.
+struct Response {
     app: &'static str,
     arrived: Duration,
     ended: Duration,
@@ -101,29 +102,30 @@ struct Answered {
     waited: Duration,
 }
 
+/// Whether a time is within the measured time.
 fn measured(at: Duration) -> bool {
     (FROM..TO).contains(&at)
 }
 
-/// Sends a request when it is due; `None` where no complete answer came.
-async fn ask(to: SocketAddr, app: &'static str, size: Size, began: Instant, at: Duration) -> Option<Answered> {
-    let wish = format!("[[sim completion={}]]", size.completion);
-    // The simulated Groq counts 20 tokens for the template and one for four characters.
+/// Sends a request at its scheduled time; `None` if there was no complete response.
+async fn send(to: SocketAddr, app: &'static str, size: Size, start: Instant, at: Duration) -> Option<Response> {
+    let directive = format!("[[sim completion={}]]", size.completion);
+    // The simulated Groq counts 20 tokens for the template and one token per 4 characters.
     let length = usize::try_from(4 * size.prompt.saturating_sub(20)).ok()?;
-    let content = format!("{wish:x<length$}");
+    let content = format!("{directive:x<length$}");
     let body =
         json!({"model": "m", "max_completion_tokens": size.output_limit, "messages": [{"role": "user", "content": content}]});
     let headers = format!(
         "{KEY}content-type: application/json\r\nuser-agent: {app}\r\nx-shield-app: {app}\r\nx-shield-max-wait-ms: {MAX_WAIT_MS}\r\n"
     );
     let bytes = request("POST", "/openai/v1/chat/completions", &headers, &body.to_string());
-    sleep_until(began + at).await;
+    sleep_until(start + at).await;
     let answer = try_ask(to, bytes.as_bytes()).await.ok()?;
     let usage = serde_json::from_str::<Value>(&answer.body).ok()?["usage"]["total_tokens"].as_u64();
-    Some(Answered {
+    Some(Response {
         app,
         arrived: at,
-        ended: began.elapsed(),
+        ended: start.elapsed(),
         served: answer.status == 200,
         tokens: usage.unwrap_or(0),
         waited: Duration::from_millis(answer.header("x-shield-wait-ms").parse().unwrap_or(0)),
@@ -147,17 +149,17 @@ impl Row {
         settings
     }
 
-    /// One run.
+    /// Runs the load once.
     async fn run(self, seed: u64) -> Outcome {
         let limits = groq_sim::ModelLimits {
             requests_per_minute: Some(self.requests_per_minute),
             tokens_per_minute: Some(self.tokens_per_minute),
             ..Default::default()
         };
-        let initial_usage = [("TPM".to_owned(), TAKEN)].into();
+        let initial_usage = [("TPM".to_owned(), INITIAL_USAGE)].into();
         let groq =
             Sim::new(groq_sim::Options { plan: groq_sim::Plan::uniform(limits), initial_usage, seed, ..Default::default() });
-        let born = Instant::now();
+        let created = Instant::now();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let upstream = listener.local_addr().expect("it is bound");
         let serving = tokio::spawn({
@@ -166,7 +168,7 @@ impl Row {
         });
         let settings = self.settings(upstream);
         let listeners = Listeners::open(&settings).expect("free ports");
-        let shield = server::start(Shield::new(settings).expect("nothing to fail on"), listeners).expect("it starts");
+        let shield = server::start(Shield::new(settings).expect("valid settings"), listeners).expect("it starts");
 
         let rate = self.tokens_per_minute as f64 / 60.0;
         let mut outcome = Outcome { refilled: rate * (TO - FROM).as_secs_f64(), ..Outcome::default() };
@@ -174,7 +176,7 @@ impl Row {
         let mut random = Rng::with_seed(seed);
         let (mean, _) = Sizes::USUAL.measure();
         let mut clients = JoinSet::new();
-        let began = Instant::now();
+        let start = Instant::now();
         for (app, share, to) in offers.into_iter().filter(|(_, share, _)| *share > 0.0) {
             let mut next = || Duration::from_nanos(gap(share * rate / mean, &mut random));
             let mut at = next();
@@ -184,14 +186,14 @@ impl Row {
                 at += next();
             }
             for at in arrivals {
-                outcome.light_asked += usize::from(app == "light" && measured(at));
-                clients.spawn(ask(to, app, Sizes::USUAL.draw(&mut random), began, at));
+                outcome.light_sent += usize::from(app == "light" && measured(at));
+                clients.spawn(send(to, app, Sizes::USUAL.draw(&mut random), start, at));
             }
         }
-        while let Ok(Some(answered)) = timeout_at(began + LASTS, clients.join_next()).await {
-            outcome.count(answered.expect("no client panics"));
+        while let Ok(Some(response)) = timeout_at(start + LASTS, clients.join_next()).await {
+            outcome.count(response.expect("no client panics"));
         }
-        let before = (began - born).as_secs_f64();
+        let before = (start - created).as_secs_f64();
         for sent in groq.log().iter().filter(|sent| sent.header("user-agent") != Some(EXTERNAL)) {
             if measured(Duration::from_secs_f64((sent.at_ms / 1000.0 - before).max(0.0))) {
                 outcome.sends += 1;
@@ -207,13 +209,13 @@ impl Row {
 }
 
 impl Outcome {
-    fn count(&mut self, answered: Option<Answered>) {
-        let Some(answered) = answered.filter(|answered| answered.served) else { return };
-        if measured(answered.ended) {
-            *(if answered.app == EXTERNAL { &mut self.external } else { &mut self.own }) += answered.tokens as f64;
+    fn count(&mut self, response: Option<Response>) {
+        let Some(response) = response.filter(|response| response.served) else { return };
+        if measured(response.ended) {
+            *(if response.app == EXTERNAL { &mut self.external } else { &mut self.own }) += response.tokens as f64;
         }
-        if answered.app == "light" && measured(answered.arrived) {
-            self.light.push(answered.waited);
+        if response.app == "light" && measured(response.arrived) {
+            self.light.push(response.waited);
         }
     }
 
@@ -224,7 +226,7 @@ impl Outcome {
         self.sends += other.sends;
         self.refused += other.refused;
         self.light.extend(other.light);
-        self.light_asked += other.light_asked;
+        self.light_sent += other.light_sent;
     }
 
     fn line(mut self, row: &Row) -> String {
@@ -236,8 +238,8 @@ impl Outcome {
         let percent = |tokens: f64| 100.0 * tokens / self.refilled;
         let used = percent(self.own + self.external);
         let refused = 1000.0 * self.refused as f64 / self.sends.max(1) as f64;
-        let failed = self.light_asked - self.light.len();
-        // With external usage only refusals have a target: how much of the limit remains depends on the others.
+        let failed = self.light_sent - self.light.len();
+        // With external traffic only the refusals have a target, because what is left of the limit depends on that traffic.
         let alone = row.external == 0.0;
         let judged = [
             (!alone || used >= 98.5, "used"),
@@ -258,7 +260,7 @@ impl Outcome {
             self.sends,
             wait(0.5),
             wait(0.99),
-            self.light_asked,
+            self.light_sent,
             row.refusals,
         )
     }

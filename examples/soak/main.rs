@@ -1,8 +1,9 @@
-//! A soak test: mixed faults and three times the load that the limits allow, for minutes or hours, then a check for leaks.
+//! A soak test: minutes or hours of mixed faults under three times the load that the limits allow, then a check for leaks.
 //!
-//! `cargo run --release --example soak -- --minutes 60` (needs redis-server). The shield runs in a process of its own, in front
-//! of the simulated Groq and with its quotas in Redis, which is killed twice; its configuration is reloaded every 20 seconds,
-//! each third time with faults. Exit code 1 if a request hung, an answer broke the contract, or anything leaked.
+//! `cargo run --release --example soak -- --minutes 60` needs redis-server. The shield runs in a process of its own in
+//! front of the simulated Groq, with its quotas in Redis. Redis is killed twice. The shield's configuration is reloaded every 20
+//! seconds, every third time with an invalid one. The exit code is 1 if a request hung, if a response violated the contract, or if
+//! anything leaked.
 
 use std::{
     net::SocketAddr,
@@ -38,31 +39,31 @@ use process::ShieldProcess;
 use redis::Redis;
 use tally::Tally;
 
-// The allocator of the shield, so that its resident memory is comparable with the command's.
+// The shield's allocator, so that resident memory is comparable with that of the release binary.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The limit in requests a minute; three times as many are sent.
+/// The limit in requests per minute. Three times as many are sent.
 const LIMIT: u64 = 600;
-/// The share of the limits that others use: refusals that are none of the shield's making.
+/// Usage of the limits outside of the shield, which causes refusals that the shield cannot prevent.
 const EXTERNAL: ExternalTraffic = ExternalTraffic { share: 0.1, tokens: 50 };
-/// Clients at once; a third of each kind.
+/// Number of concurrent clients, a third of each kind.
 const CLIENTS: u64 = 99;
-/// Interval between reloads.
+/// Interval between reloads of the configuration.
 const RELOAD: Duration = Duration::from_secs(20);
-/// How long Redis is down each time, unless the whole run is shorter than ten minutes.
-const REDIS_AWAY: Duration = Duration::from_secs(30);
-/// Minutes at which the shield's resident memory is read.
+/// Duration of an outage of Redis; a twentieth of the run if that is shorter.
+const REDIS_OUTAGE: Duration = Duration::from_secs(30);
+/// Minutes after which the shield's resident memory is read.
 const READINGS: [f64; 3] = [5.0, 30.0, 60.0];
 
 #[derive(Parser)]
 struct Arguments {
-    /// Duration of the load, minutes.
+    /// Duration of the load in minutes
     #[arg(long, default_value_t = 10.0)]
     minutes: f64,
-    /// Run as the soak's shield, with this configuration.
+    /// Run as the soak's shield, with this configuration file
     #[arg(long, hide = true)]
     shield: Option<PathBuf>,
 }
@@ -75,7 +76,7 @@ fn main() -> Result<ExitCode, BoxError> {
     tokio::runtime::Runtime::new()?.block_on(soak(Duration::from_secs_f64(60.0 * arguments.minutes)))
 }
 
-/// Every known fault of Groq and the network, at random.
+/// Every known fault of Groq and the network, each with a probability of 1.5 % per request.
 fn faults() -> Vec<groq_sim::Fault> {
     let faults = [
         json!({"action": "status", "status": 500}),
@@ -110,11 +111,11 @@ fn faults() -> Vec<groq_sim::Fault> {
     faults.into_iter().map(read).collect()
 }
 
-/// The shield's configuration; `round` changes the live settings.
+/// The shield's configuration file for the reload number `round`, which changes two reloadable settings.
 fn configuration(upstream: SocketAddr, redis: &Redis, round: u64) -> String {
     let (max_waiting, attempts) = (60 + round % 2, 4 - round % 2);
-    // Every third one has faults and is rejected.
-    let fault = if round % 3 == 2 { "max_wiating = 1" } else { "" };
+    // The key is misspelt on purpose: every third configuration has to be rejected.
+    let invalid = if round % 3 == 2 { "max_wiating = 1" } else { "" };
     format!(
         r#"
         [server]
@@ -131,7 +132,7 @@ fn configuration(upstream: SocketAddr, redis: &Redis, round: u64) -> String {
         max_wait = "5s"
         max_waiting = {max_waiting}
         max_bytes = "1MiB"
-        {fault}
+        {invalid}
         [retry]
         attempts = {attempts}
         [breaker]
@@ -148,7 +149,7 @@ fn configuration(upstream: SocketAddr, redis: &Redis, round: u64) -> String {
     )
 }
 
-/// Runs the load for `time` and reports.
+/// Runs the load for `time` and prints the results.
 async fn soak(time: Duration) -> Result<ExitCode, BoxError> {
     let limits = groq_sim::ModelLimits { requests_per_minute: Some(LIMIT), ..Default::default() };
     let pace = Pace { head: Duration::from_millis(100), completion: 40.0, ..Pace::default() };
@@ -177,12 +178,12 @@ async fn soak(time: Duration) -> Result<ExitCode, BoxError> {
         let kind = [Kind::Http1PerRequest, Kind::Http1, Kind::Http2][number as usize % 3];
         clients.spawn(load::client(kind, shield.app, tally.clone(), over.clone()));
     }
-    let began = Instant::now();
+    let start = Instant::now();
     let (mut reloads, mut kills, mut readings) = (0, 0, Vec::new());
-    let away = REDIS_AWAY.min(time / 20);
-    while began.elapsed() < time {
+    let outage = REDIS_OUTAGE.min(time / 20);
+    while start.elapsed() < time {
         sleep(Duration::from_secs(1).min(time)).await;
-        let (passed, second) = (began.elapsed(), began.elapsed().as_secs());
+        let (passed, second) = (start.elapsed(), start.elapsed().as_secs());
         if passed.as_secs() / RELOAD.as_secs() > reloads {
             reloads += 1;
             std::fs::write(&config, configuration(upstream, &redis, reloads))?;
@@ -191,7 +192,7 @@ async fn soak(time: Duration) -> Result<ExitCode, BoxError> {
         if kills < 2 && passed > time * (kills + 1) / 3 {
             kills += 1;
             redis.kill()?;
-        } else if !redis.runs() && passed > time * kills / 3 + away {
+        } else if !redis.runs() && passed > time * kills / 3 + outage {
             redis.restart()?;
         }
         if let Some(&minute) = READINGS.get(readings.len()).filter(|&&minute| passed.as_secs_f64() >= 60.0 * minute - 1.0) {
@@ -202,7 +203,7 @@ async fn soak(time: Duration) -> Result<ExitCode, BoxError> {
         }
     }
     over.store(true, Relaxed);
-    let gone = clients.join_all().await.len();
+    let finished = clients.join_all().await.len();
     readings.push(format!("end: {} KiB", shield.resident()?));
 
     let left = shield.left()?;
@@ -210,24 +211,24 @@ async fn soak(time: Duration) -> Result<ExitCode, BoxError> {
     serving.abort();
     let stats = groq.stats();
     println!(
-        "{gone} clients, {:.0} s, {reloads} reloads, Redis killed {kills} times; the upstream saw {} requests, played {} faults, \
+        "{finished} clients, {:.0} s, {reloads} reloads, Redis killed {kills} times; the upstream saw {} requests, played {} faults, \
          refused {}",
-        began.elapsed().as_secs_f64(),
+        start.elapsed().as_secs_f64(),
         stats.requests,
         stats.faults,
         stats.refusals()
     );
-    // Faults that are played before its limits take nothing of them.
-    let used = stats.admitted as f64 / (LIMIT as f64 * began.elapsed().as_secs_f64() / 60.0);
-    println!("used of the limit         {:.1} %, and others up to {:.0} %", 100.0 * used, 100.0 * EXTERNAL.share);
-    let ended_well = tally.tell();
+    // Requests that get a fault before admission use nothing of the limit.
+    let used = stats.admitted as f64 / (LIMIT as f64 * start.elapsed().as_secs_f64() / 60.0);
+    println!("used of the limit         {:.1} %, and externally up to {:.0} %", 100.0 * used, 100.0 * EXTERNAL.share);
+    let is_clean = tally.print();
     println!("store degraded at the end {}", left.degraded);
     println!("leaked tasks              {}", stopped.tasks);
-    println!("leaked places in line     {}", left.places);
+    println!("leaked queue places       {}", left.places);
     println!("leaked connections        {}", left.connections);
     println!("leaked bytes              {}", left.bytes);
     println!("leaked descriptors        {}", stopped.descriptors);
     println!("resident memory           {}", readings.join(", "));
     let leaked = stopped.tasks + left.places + left.connections + left.bytes + stopped.descriptors;
-    Ok(if ended_well && leaked == 0 && !left.degraded { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if is_clean && leaked == 0 && !left.degraded { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -18,7 +18,7 @@ use super::{
     shield::{Left, Ready, Stopped},
 };
 
-/// Killed when dropped.
+/// A shield process; killed on drop.
 pub(super) struct ShieldProcess {
     pub(super) app: SocketAddr,
     process: Child,
@@ -26,7 +26,7 @@ pub(super) struct ShieldProcess {
 }
 
 impl ShieldProcess {
-    /// Starts it; its log is discarded.
+    /// Starts the process. Its log is discarded.
     pub(super) fn start(config: &Path) -> Result<Self, BoxError> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("--shield").arg(config).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -40,25 +40,25 @@ impl ShieldProcess {
         self.signal(Signal::SIGHUP)
     }
 
-    /// Resident memory, KiB.
+    /// Resident memory in KiB.
     pub(super) fn resident(&self) -> Result<u64, BoxError> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 
-    /// What it still holds after its clients have disconnected.
+    /// The resources that the shield still holds after its clients have disconnected.
     pub(super) fn left(&mut self) -> Result<Left, BoxError> {
         drop(self.process.stdin.take());
         read(&mut self.lines)
     }
 
-    /// Drains it.
+    /// Drains the shield and waits for its exit.
     pub(super) fn drained(mut self) -> Result<Stopped, BoxError> {
         self.signal(Signal::SIGTERM)?;
         let stopped = read(&mut self.lines)?;
         let status = self.process.wait()?;
-        if status.success() { Ok(stopped) } else { Err(format!("the shield ended with {status}").into()) }
+        if status.success() { Ok(stopped) } else { Err(format!("the shield exited with {status}").into()) }
     }
 
     fn signal(&self, signal: Signal) -> Result<(), BoxError> {
@@ -68,13 +68,14 @@ impl ShieldProcess {
 
 impl Drop for ShieldProcess {
     fn drop(&mut self) {
-        // It has exited already, unless the soak failed.
+        // The process has already exited unless the soak failed.
         if self.process.kill().is_ok() {
             drop(self.process.wait());
         }
     }
 }
 
+/// Reads the next report of the shield.
 fn read<T: DeserializeOwned>(lines: &mut BufReader<ChildStdout>) -> Result<T, BoxError> {
     let mut line = String::new();
     lines.read_line(&mut line)?;

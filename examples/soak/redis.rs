@@ -1,4 +1,4 @@
-//! The redis-server with the shield's quotas.
+//! The redis-server that stores the shield's quotas.
 
 use std::{
     net::TcpListener,
@@ -7,7 +7,7 @@ use std::{
 
 use super::BoxError;
 
-/// Killed when dropped.
+/// A redis-server process; killed on drop.
 pub(super) struct Redis {
     port: u16,
     process: Option<Child>,
@@ -21,7 +21,7 @@ impl Redis {
         Ok(redis)
     }
 
-    /// Restarts it on the same port, empty.
+    /// Starts the server again on the same port, without data.
     pub(super) fn restart(&mut self) -> Result<(), BoxError> {
         let port = self.port.to_string();
         let mut command = Command::new("redis-server");
@@ -30,7 +30,7 @@ impl Redis {
         Ok(())
     }
 
-    /// With SIGKILL.
+    /// Sends SIGKILL and waits for the exit.
     pub(super) fn kill(&mut self) -> Result<(), BoxError> {
         if let Some(mut process) = self.process.take() {
             process.kill()?;
@@ -51,7 +51,7 @@ impl Redis {
 impl Drop for Redis {
     fn drop(&mut self) {
         if let Err(error) = self.kill() {
-            eprintln!("redis-server stays: {error}");
+            eprintln!("redis-server was not stopped: {error}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The shield's process: `groq-shield serve` that reports at the end what it still holds.
+//! The shield's process: like `groq-shield serve`, but it reports the resources that are still held at the end.
 
 use std::{
     io::{Read, Write},
@@ -18,16 +18,16 @@ use serde::{Deserialize, Serialize};
 
 use super::BoxError;
 
-/// Time for counts to reach 0.
+/// Maximum time until a count reaches 0.
 const SETTLE: Duration = Duration::from_secs(15);
 
-/// Reported when it listens.
+/// Reported once the shield listens.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Ready {
     pub(super) app: SocketAddr,
 }
 
-/// Reported once the clients have disconnected, while it still serves.
+/// Reported once the clients have disconnected, before the drain.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Left {
     pub(super) bytes: u64,
@@ -44,7 +44,7 @@ pub(super) struct Stopped {
     pub(super) descriptors: u64,
 }
 
-/// Serves until SIGTERM. The end of standard input asks for the report.
+/// Serves until SIGTERM. The report [`Left`] is written at the end of standard input.
 pub(super) fn run(config: PathBuf) -> Result<(), BoxError> {
     // tokio keeps the two descriptors of its signal pipe for the life of the process.
     drop(tokio::runtime::Builder::new_current_thread().enable_all().build()?);
@@ -60,9 +60,9 @@ pub(super) fn run(config: PathBuf) -> Result<(), BoxError> {
     let rest = Arc::downgrade(&shield);
     std::thread::Builder::new().name("count".into()).spawn({
         let rest = rest.clone();
-        move || answer_at_end_of_input(&rest)
+        move || report_at_end_of_input(&rest)
     })?;
-    tell(&Ready { app })?;
+    report(&Ready { app })?;
     let reloaded = Arc::downgrade(&shield);
     server::run(shield, listeners, move || match (reload.again(), reloaded.upgrade()) {
         (Ok(next), Some(shield)) => shield.reload(next.settings),
@@ -72,10 +72,10 @@ pub(super) fn run(config: PathBuf) -> Result<(), BoxError> {
     drop(log);
     let tasks = settled(|| rest.strong_count() as u64);
     let descriptors = settled(|| descriptors().saturating_sub(before));
-    tell(&Stopped { tasks, descriptors })
+    report(&Stopped { tasks, descriptors })
 }
 
-fn answer_at_end_of_input(shield: &Weak<Shield>) {
+fn report_at_end_of_input(shield: &Weak<Shield>) {
     let mut nothing = Vec::new();
     if std::io::stdin().read_to_end(&mut nothing).is_err() {
         return;
@@ -89,12 +89,12 @@ fn answer_at_end_of_input(shield: &Weak<Shield>) {
         degraded: shield.limits.store().is_none_or(|store| store.is_degraded()),
     };
     drop(shield);
-    if let Err(error) = tell(&left) {
-        tracing::error!(%error, "nobody listens");
+    if let Err(error) = report(&left) {
+        tracing::error!(%error, "the report cannot be written");
     }
 }
 
-/// Waits a while for 0.
+/// Polls `count` until it is 0 or [`SETTLE`] has passed, and returns its last value.
 fn settled(count: impl Fn() -> u64) -> u64 {
     let step = Duration::from_millis(20);
     for _ in 0..SETTLE.as_millis() / step.as_millis() {
@@ -107,11 +107,13 @@ fn settled(count: impl Fn() -> u64) -> u64 {
     count()
 }
 
+/// Number of open file descriptors.
 fn descriptors() -> u64 {
     std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64)
 }
 
-fn tell(what: &impl Serialize) -> Result<(), BoxError> {
+/// Writes a report as a line of JSON to standard output.
+fn report(what: &impl Serialize) -> Result<(), BoxError> {
     let mut out = std::io::stdout().lock();
     serde_json::to_writer(&mut out, what)?;
     out.write_all(b"\n")?;

@@ -15,56 +15,56 @@ use super::{BoxError, client::Answer};
 #[derive(Default)]
 pub(super) struct Tally {
     pub(super) sent: AtomicU64,
-    pub(super) left: AtomicU64,
+    pub(super) abandoned: AtomicU64,
     pub(super) hung: AtomicU64,
     answers: Mutex<BTreeMap<String, u64>>,
-    off: Mutex<Vec<String>>,
+    violations: Mutex<Vec<String>>,
 }
 
 impl Tally {
-    /// Checks an answer against the contract.
+    /// Counts a response and checks it against the contract.
     pub(super) fn judge(&self, asked: &str, answered: Result<Answer, BoxError>) {
         let (kind, faults) = match &answered {
-            Err(error) => ("no answer".to_owned(), vec![error.to_string()]),
+            Err(error) => ("no response".to_owned(), vec![error.to_string()]),
             Ok(answer) if answer.status >= 400 => {
                 let error = answer.error();
                 (format!("{} {}", answer.status, error["code"].as_str().unwrap_or("-")), answer.faults())
             }
-            Ok(answer) if answer.header("content-type").starts_with("text/event-stream") => ended(&answer.body),
+            Ok(answer) if answer.header("content-type").starts_with("text/event-stream") => check_stream(&answer.body),
             Ok(answer) => {
                 let whole = serde_json::from_str::<Value>(&answer.body).is_ok();
-                (answer.status.to_string(), if whole { vec![] } else { vec!["a success that is not JSON".into()] })
+                (answer.status.to_string(), if whole { vec![] } else { vec!["a 2xx that is not JSON".into()] })
             }
         };
         *self.answers.lock().expect("no panic with it").entry(kind).or_default() += 1;
         if !faults.is_empty() {
             let line = asked.lines().next().unwrap_or_default();
-            let off = format!("{line}: {faults:?}: {answered:.800?}");
-            eprintln!("off the contract: {off}");
-            self.off.lock().expect("no panic with it").push(off);
+            let violations = format!("{line}: {faults:?}: {answered:.800?}");
+            eprintln!("violation of the contract: {violations}");
+            self.violations.lock().expect("no panic with it").push(violations);
         }
     }
 
-    /// Prints the outcomes; whether every request has one, and none breaks the contract or hangs.
-    pub(super) fn tell(&self) -> bool {
-        let (sent, left, hung) = (self.sent.load(Relaxed), self.left.load(Relaxed), self.hung.load(Relaxed));
+    /// Prints the outcomes. Returns whether every request has one and none hung or violated the contract.
+    pub(super) fn print(&self) -> bool {
+        let (sent, abandoned, hung) = (self.sent.load(Relaxed), self.abandoned.load(Relaxed), self.hung.load(Relaxed));
         let answers = self.answers.lock().expect("no panic with it");
-        let off = self.off.lock().expect("no panic with it").len() as u64;
+        let violations = self.violations.lock().expect("no panic with it").len() as u64;
         let answered: u64 = answers.values().sum();
         for (kind, count) in answers.iter() {
             println!("{count:>8}  {kind}");
         }
         println!("requests sent             {sent}");
-        println!("answered as contracted    {}", answered - off);
-        println!("left by their clients     {left}");
-        println!("off the contract          {off}");
+        println!("responses as contracted   {}", answered - violations);
+        println!("abandoned by clients      {abandoned}");
+        println!("contract violations       {violations}");
         println!("hung                      {hung}");
-        off + hung == 0 && answered + left + hung == sent
+        violations + hung == 0 && answered + abandoned + hung == sent
     }
 }
 
 /// Checks that a stream ends in `[DONE]` or in an error frame.
-fn ended(body: &str) -> (String, Vec<String>) {
+fn check_stream(body: &str) -> (String, Vec<String>) {
     let last = body.trim_end().rsplit("data: ").next().unwrap_or_default();
     if last == "[DONE]" {
         return ("200 stream".into(), vec![]);
