@@ -1,4 +1,4 @@
-//! The effect of a fault: a different answer, or a broken one, over either version of HTTP.
+//! The effect of a fault: a different or broken response, over HTTP/1.1 and HTTP/2.
 
 use std::time::Duration;
 
@@ -14,38 +14,38 @@ use crate::{
     raw::RawBytes,
 };
 
-/// What can go wrong. `after` counts the events of a stream; times are in milliseconds. Where the connection would break
-/// over HTTP/1.1, over HTTP/2 the stream of the request is reset and other streams go on, except for `garbage`.
+/// The effect of a fault. `after` is a number of stream events, and times are in milliseconds. Actions that close the connection
+/// over HTTP/1.1 reset only the stream of the request over HTTP/2, except `garbage`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Action {
-    /// No fault: the request counts for `nth` and is answered.
+    /// No fault, but the request counts for `nth`.
     #[default]
     None,
-    /// A status, by default with the body that Groq was seen to send with it.
+    /// A response with this status, by default with the body that Groq was observed to send.
     Status {
         /// The status.
         status: u16,
-        /// A string is sent unchanged, anything else as JSON.
+        /// The body: a string is sent unchanged, any other value as JSON.
         #[serde(default)]
         body: Option<Value>,
         /// `application/json` by default.
         #[serde(default)]
         content_type: Option<String>,
-        /// `retry-after`, any text.
+        /// The value of `retry-after`, sent unchanged.
         #[serde(default)]
         retry_after: Option<String>,
-        /// More headers.
+        /// Additional headers.
         #[serde(default)]
         headers: Vec<(String, String)>,
     },
-    /// The error that Groq answers with this code: `blocked_api_access`, `spend_limit_reached`, `organization_restricted`,
-    /// `model_decommissioned`, `model_not_found`, `invalid_api_key`, `capacity_exceeded`; any other is a 400.
+    /// Groq's error with this code: `blocked_api_access`, `spend_limit_reached`, `organization_restricted`,
+    /// `model_decommissioned`, `model_not_found`, `invalid_api_key`, `capacity_exceeded`; any other code gives a 400.
     Error {
         /// The code.
         code: String,
     },
-    /// The answer is all reasoning and has no content; its `finish_reason` is `length`.
+    /// The response has only reasoning and no content, with the `finish_reason` `length`.
     Truncated,
     /// Cloudflare's HTML page with this status (502, 520 to 530, 403).
     Html {
@@ -54,7 +54,7 @@ pub enum Action {
     },
     /// Cloudflare's 403 `error code: 1010` as text.
     Forbidden,
-    /// A status without a body.
+    /// A response without a body.
     Empty {
         /// The status.
         status: u16,
@@ -64,86 +64,86 @@ pub enum Action {
         /// The status.
         status: u16,
     },
-    /// 429 with any text.
+    /// A 429 with this message.
     Refused {
         /// The message.
         message: String,
-        /// `retry-after`, any text.
+        /// The value of `retry-after`, sent unchanged.
         #[serde(default)]
         retry_after: Option<String>,
     },
-    /// The connection closes before the head.
+    /// The connection is closed before the head.
     Close,
-    /// The connection closes in the head; over HTTP/2 before it.
+    /// The connection is closed within the head; over HTTP/2 before it.
     CloseInHead,
-    /// The connection closes half way through the body, the whole of which was announced.
+    /// The connection is closed after half of the body; `content-length` is that of the complete body.
     CloseInBody,
-    /// Over HTTP/2 the stream is reset with REFUSED_STREAM, which says that the request was not processed; over HTTP/1.1 the
-    /// connection closes.
+    /// Over HTTP/2 the stream is reset with REFUSED_STREAM, which means that the request was not processed; over HTTP/1.1 the
+    /// connection is closed.
     RefuseStream,
-    /// The request is answered and the connection takes no more: GOAWAY over HTTP/2, `connection: close` over HTTP/1.1.
+    /// A regular response, after which the connection is closed: with GOAWAY over HTTP/2, with `connection: close` over HTTP/1.1.
     GoAway,
-    /// Bytes that are not HTTP, then the connection closes.
+    /// Bytes that are not HTTP, after which the connection is closed.
     Garbage {
         /// The bytes; a TLS alert by default.
         #[serde(default)]
         bytes: Option<String>,
     },
-    /// The head arrives byte by byte. Over HTTP/2, where it is one frame, it is delayed by the same time.
+    /// The head is sent byte by byte. Over HTTP/2, where it is one frame, it is delayed by the same time.
     SlowHead {
-        /// Between two bytes.
+        /// Pause after each byte.
         ms: u64,
     },
-    /// Content-Length is wrong; then the connection closes, or the HTTP/2 stream ends.
+    /// A wrong `content-length`. The connection is closed after the body; over HTTP/2 the stream ends.
     WrongLength {
-        /// Bytes added to the true length.
+        /// Bytes added to the correct length.
         by: i64,
     },
-    /// 200 `text/html` instead of the answer.
+    /// A 200 with `text/html` instead of JSON.
     NotJson,
-    /// Half of the JSON, with a length that fits it.
+    /// The first half of the JSON, with the `content-length` of that half.
     TruncatedJson,
-    /// Nothing for a time, then the answer.
+    /// A regular response after a delay.
     #[serde(alias = "latency")]
     Stall {
-        /// How long.
+        /// The delay.
         ms: u64,
     },
-    /// A stream breaks.
+    /// A stream breaks off.
     Cut {
-        /// Events before.
+        /// Number of events before.
         after: usize,
-        /// In the middle of the next event.
+        /// Whether the first half of the next event is still sent.
         #[serde(default)]
         half: bool,
     },
     /// A stream pauses.
     StallStream {
-        /// Events before.
+        /// Number of events before.
         after: usize,
-        /// How long.
+        /// The pause.
         ms: u64,
     },
     /// A stream ends cleanly without `data: [DONE]` (or without `response.completed`).
     NoDone,
     /// A stream ends in `data: {"error": {…, "status_code": 400}}`.
     ErrorFrame {
-        /// Events before.
+        /// Number of events before.
         after: usize,
     },
     /// A stream ends in `event: error`.
     ErrorEvent {
-        /// Events before.
+        /// Number of events before.
         after: usize,
     },
     /// A stream ends in a chunk with `x_groq.error`.
     XGroqError {
-        /// Events before.
+        /// Number of events before.
         after: usize,
     },
 }
 
-/// A pause before a cut, so that the bytes before it go out.
+/// A pause before a cut, so that hyper flushes the preceding bytes.
 const FLUSH: Step = Step::Wait(Duration::from_millis(1));
 
 impl Action {
@@ -178,7 +178,7 @@ impl Action {
         }
     }
 
-    /// The answer that takes the place of the endpoint's; nothing is charged.
+    /// The response that replaces that of the endpoint, without being charged; `None` if the endpoint responds.
     pub(crate) fn answer(&self, model: &str) -> Option<Answer> {
         let status = |code: u16| StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         match self {
@@ -223,7 +223,7 @@ impl Action {
         }
     }
 
-    /// The bytes that go out without an answer, over any version of HTTP.
+    /// The bytes that are sent instead of a response, over HTTP/1.1 or HTTP/2.
     pub(crate) fn raw(&self) -> Option<RawBytes> {
         match self {
             Self::Garbage { bytes } => {
@@ -234,7 +234,7 @@ impl Action {
         }
     }
 
-    /// How the HTTP/2 stream is reset instead of an answer; over HTTP/1.1 the connection closes then.
+    /// The reason with which the HTTP/2 stream is reset instead of a response; over HTTP/1.1 the connection is closed.
     pub(crate) fn reset(&self) -> Option<Reason> {
         match self {
             Self::Close => Some(Reason::INTERNAL_ERROR),
@@ -243,7 +243,7 @@ impl Action {
         }
     }
 
-    /// The bytes of a broken HTTP/1.1 answer.
+    /// The bytes of a broken HTTP/1.1 response.
     pub(crate) fn broken_http1(&self, answer: &Answer) -> Option<RawBytes> {
         let body = answer.bytes();
         let head = |length: i64| {
@@ -266,14 +266,14 @@ impl Action {
         }
     }
 
-    /// How much later the head of an HTTP/2 answer comes.
+    /// The delay of the head of an HTTP/2 response.
     pub(crate) fn head_delay(&self, answer: &Answer) -> Duration {
         let Self::SlowHead { ms } = self else { return Duration::ZERO };
         let bytes: usize = answer.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
         Duration::from_millis(*ms) * u32::try_from(bytes).unwrap_or(u32::MAX)
     }
 
-    /// Breaks an HTTP/2 answer as far as the version allows.
+    /// Breaks an HTTP/2 response as far as the framing of HTTP/2 allows.
     pub(crate) fn break_http2(&self, answer: &mut Answer) {
         let body = answer.bytes();
         match self {
@@ -289,7 +289,7 @@ impl Action {
         }
     }
 
-    /// Changes what the body does.
+    /// Changes the body: truncates, pauses or extends it.
     pub(crate) fn edit(&self, answer: &mut Answer) {
         let is_event = |step: &Step| matches!(step, Step::Bytes(_));
         let events = answer.steps.iter().enumerate().filter(|(_, step)| is_event(step)).map(|(at, _)| at);

@@ -1,4 +1,4 @@
-//! `audio/…`: transcriptions and translations are charged by seconds, speech by tokens (its characters) and answers in bytes.
+//! `audio/…`: transcriptions and translations, charged by seconds, and speech, charged by tokens (characters of its input).
 
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ use crate::{
     limiter::Cost,
 };
 
-/// Bytes a second where the container is not understood here: 128 kbit/s.
+/// Assumed bytes per second of a container that is not parsed: 128 kbit/s.
 const BYTES_PER_SECOND: u64 = 16_000;
-/// Length assumed of a `url`, which is not fetched.
+/// Assumed duration of a file given as `url`, which is not fetched.
 const REMOTE_SECONDS: u64 = 60;
 
 impl Sim {
@@ -86,7 +86,7 @@ impl Sim {
     }
 }
 
-/// Silence: 16 kHz, one channel, 16 bits.
+/// A WAV file of silence: 16 kHz, one channel, 16 bits.
 fn wav(length: Duration) -> Bytes {
     let data = u32::try_from(length.as_millis() * 32).unwrap_or(u32::MAX - 36);
     let mut bytes = Vec::with_capacity(44 + data as usize);
@@ -98,13 +98,13 @@ fn wav(length: Duration) -> Bytes {
     bytes.into()
 }
 
-/// What the container declares: wav and flac are read, anything else goes by its size.
+/// The duration of an audio file: from the header of WAV and FLAC, from the size of any other.
 fn duration(file: &[u8]) -> Duration {
     let number = |at: usize| file.get(at..at + 4).map(|b| u64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]])));
     let declared = if file.starts_with(b"RIFF") {
         memchr::memmem::find(file, b"data").and_then(|data| Some((number(data + 4)?, number(28)?)))
     } else if file.starts_with(b"fLaC") {
-        // 20 bits of rate, 8 of others, 36 of samples, big-endian, 18 bytes in.
+        // STREAMINFO at offset 18, big-endian: 20 bits sample rate, 8 bits channels and sample size, 36 bits number of samples.
         let bits = file.get(18..26).map(|b| b.iter().fold(0u64, |all, byte| (all << 8) | u64::from(*byte)));
         bits.map(|bits| (bits & 0xf_ffff_ffff, bits >> 44))
     } else {
@@ -121,14 +121,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wav_lasts_as_long_as_its_header_says() {
+    fn the_duration_of_a_wav_is_read_from_its_header() {
         let file = wav(Duration::from_millis(12_340));
         assert_eq!(duration(&file), Duration::from_millis(12_340));
         assert_eq!(duration(&file[..60]), Duration::from_millis(12_340));
     }
 
     #[test]
-    fn a_flac_lasts_its_samples() {
+    fn the_duration_of_a_flac_is_read_from_its_header() {
         let mut file = b"fLaC\0\0\0\x22".to_vec();
         file.resize(18, 0);
         file.extend_from_slice(&((44_100u64 << 44) | (44_100 * 7)).to_be_bytes());

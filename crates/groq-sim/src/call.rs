@@ -1,4 +1,4 @@
-//! Reading a request: the endpoint behind its path, the fields of its JSON body or form, the tokens of its prompt.
+//! Parsing a request: the endpoint, the fields of the JSON body or form, the number of prompt tokens.
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, header, request::Parts};
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::limiter::Cost;
 
-/// An endpoint by method and path; path segments are percent-decoded.
+/// An endpoint, by method and path. Path segments are percent-decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Endpoint {
     Chat,
@@ -55,7 +55,7 @@ impl Endpoint {
     }
 }
 
-/// A request, read.
+/// A parsed request.
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) endpoint: Endpoint,
@@ -63,28 +63,28 @@ pub(crate) struct Call {
     pub(crate) path: String,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
-    /// The JSON body, or a form's fields as strings; null where it is neither.
+    /// The JSON body, or the fields of a form as strings; null if the body is neither.
     pub(crate) fields: Value,
-    /// A form's file: name and bytes.
+    /// Name and content of the file in a form.
     pub(crate) file: Option<(String, Bytes)>,
     pub(crate) model: String,
     pub(crate) directives: Directives,
-    /// A fault: all that is generated is reasoning, and max completion tokens end it.
+    /// Set by [`Action::Truncated`](crate::Action::Truncated): only reasoning is generated, up to max completion tokens.
     pub(crate) truncated: bool,
 }
 
-/// How a message directs its own answer: `[[sim completion=123 reasoning=100]]`.
+/// How a message controls its own response: `[[sim completion=123 reasoning=100]]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Directives {
-    /// Completion tokens wanted; max completion tokens still cut them.
+    /// Number of completion tokens, before max completion tokens are applied.
     pub(crate) completion: Option<u64>,
-    /// How many of the completion tokens are reasoning: they come first and show no content.
+    /// Number of completion tokens at the beginning that are reasoning and have no content.
     pub(crate) reasoning: Option<u64>,
     /// Time to the head.
     pub(crate) head_ms: Option<u64>,
     /// Prompt tokens from the cache.
     pub(crate) cached: Option<u64>,
-    /// The code of an error that comes after generation.
+    /// Code of an error that is returned after the generation.
     pub(crate) error: Option<String>,
 }
 
@@ -114,7 +114,7 @@ impl Call {
         self.headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
     }
 
-    /// `auto` draws on the limits of `on_demand`.
+    /// The service tier whose limits apply; `auto` has those of `on_demand`.
     pub(crate) fn tier(&self) -> &str {
         match self.fields["service_tier"].as_str() {
             None | Some("auto") => "on_demand",
@@ -122,13 +122,13 @@ impl Call {
         }
     }
 
-    /// The most completion tokens that the request allows, by any of the field's names.
+    /// The request's max completion tokens, by any of the names of this field.
     pub(crate) fn max_completion_tokens(&self) -> Option<u64> {
         let names = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
         names.into_iter().find_map(|name| self.fields[name].as_u64())
     }
 
-    /// Prompt tokens: characters ÷ 4, the model's template, tools and images.
+    /// Prompt tokens: characters ÷ 4, plus those of the model's template, tools and images.
     pub(crate) fn prompt(&self) -> u64 {
         let parts = ["messages", "input", "instructions", "tools", "response_format", "text"];
         let mut size = Size::default();

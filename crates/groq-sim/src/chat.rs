@@ -1,4 +1,4 @@
-//! `chat/completions`: an answer of seeded length, whole or as a stream.
+//! `chat/completions`: a complete or streamed response with a length from the seed.
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -12,7 +12,7 @@ use crate::{
     generation::{Body, Generation, request_id},
 };
 
-/// What stands for the reasoning of a model, however many tokens it has.
+/// The text of all reasoning, independent of the number of reasoning tokens.
 const REASONING: &str = "The user wants a simulated answer.";
 
 impl Sim {
@@ -28,7 +28,7 @@ impl Sim {
         if let Some(code) = &call.directives.error {
             return self.generated(&generation, permit, headers, Body::Whole(StatusCode::BAD_REQUEST, failed(code)));
         }
-        // What max completion tokens cut is neither a tool call nor an object of the schema.
+        // A truncated generation is neither a complete tool call nor a complete object of the schema.
         let tool = if generation.is_truncated() { None } else { tool_call(call, id) };
         let format = &call.fields["response_format"];
         let structured = match format["type"].as_str() {
@@ -112,7 +112,7 @@ impl Sim {
     }
 }
 
-/// The answer to a model name that is missing or unknown, on any endpoint that takes one.
+/// The response to a missing or unknown model, for all endpoints with a model.
 pub(crate) fn invalid_model(call: &Call) -> Option<Answer> {
     let missing = || Answer::bad(&invalid("'model' : property 'model' is missing", None));
     match call.model.as_str() {
@@ -144,7 +144,7 @@ fn invalid_chat(call: &Call) -> Option<Answer> {
     Some(Answer::bad(&invalid(message, None)))
 }
 
-/// A 400 that comes after generation and is charged.
+/// The body of a 400 after the generation, which is charged.
 fn failed(code: &str) -> Value {
     let (message, generated) = match code {
         "json_validate_failed" => {
@@ -161,7 +161,7 @@ fn failed(code: &str) -> Value {
     body
 }
 
-/// A call of the chosen tool, or of the first one, where the request has tools and a `tool_choice`.
+/// A call of the chosen tool, or of the first one; `None` if the request has no tools or no `tool_choice`.
 fn tool_call(call: &Call, id: u64) -> Option<Value> {
     let tools = call.fields["tools"].as_array()?;
     let choice = &call.fields["tool_choice"];
@@ -176,7 +176,7 @@ fn tool_call(call: &Call, id: u64) -> Option<Value> {
     )
 }
 
-/// A small value that a JSON schema allows, near enough.
+/// A small value that matches most JSON schemas of requests.
 fn example(schema: &Value) -> Value {
     if let Some(first) = schema["enum"].get(0).or(schema.get("const")).or(schema.get("default")) {
         return first.clone();
@@ -194,7 +194,7 @@ fn example(schema: &Value) -> Value {
     }
 }
 
-/// `usage` as chat completions have it.
+/// The `usage` of a chat completion.
 fn usage(generation: &Generation) -> Value {
     let (head, lasts) = (generation.head.as_secs_f64(), generation.duration().as_secs_f64());
     let mut usage = json!({

@@ -1,4 +1,4 @@
-//! Serves one connection, HTTP/1.1 or HTTP/2: each request is read, logged and answered, with its fault if it has one.
+//! Serves one connection over HTTP/1.1 or HTTP/2: each request is read, logged, and responded to, if necessary with a fault.
 
 use std::{pin::pin, time::Duration};
 
@@ -32,21 +32,21 @@ use crate::{
     raw::{RawBytes, SharedIo},
 };
 
-/// What the fault of one request does to its connection.
+/// The effect of a request's fault on its connection.
 #[derive(Debug)]
 enum Order {
-    /// Send these bytes and close.
+    /// Send these bytes, then close the connection.
     Raw(RawBytes),
-    /// Finish the requests that have come and close.
+    /// Finish the requests in flight, then close the connection.
     GoAway,
 }
 
-/// Resets the HTTP/2 stream instead of answering.
+/// The error that makes hyper reset the HTTP/2 stream.
 type Reset = h2::Error;
 
 impl Sim {
-    /// Serves one connection until either side closes it: HTTP/2 if it begins with its preface, as it does by prior knowledge
-    /// and where TLS negotiated `h2`, otherwise HTTP/1.1.
+    /// Serves one connection until either side closes it. The protocol is HTTP/2 if the connection starts with its preface (with
+    /// prior knowledge, or after TLS has negotiated `h2`), otherwise HTTP/1.1.
     pub async fn serve_connection<I>(&self, io: I)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -68,7 +68,7 @@ impl Sim {
             loop {
                 tokio::select! {
                     biased;
-                    // An error means that the client disconnected or that a body was cut on purpose: the socket is closed.
+                    // An error means that the client disconnected or that a body broke off on purpose. The socket is closed.
                     _ended = connection.as_mut() => return,
                     order = orders.recv() => match order {
                         Some(Order::Raw(raw)) => break raw,
@@ -101,7 +101,7 @@ impl Sim {
             return Ok(response(self.control(path, &head.method, &body), None));
         }
         let call = Call::read(&head, body).await;
-        let (entry, fault) = self.enter(connection, &head, &call);
+        let (entry, fault) = self.log_request(connection, &head, &call);
         let action = fault.unwrap_or_default();
         if action != Action::None {
             entry.fault(action.name());
@@ -109,7 +109,7 @@ impl Sim {
         self.respond_with(action, call, entry, head.version == Version::HTTP_2, orders).await
     }
 
-    /// Answers a request as its fault demands.
+    /// Responds to a request, with its fault if it has one.
     async fn respond_with(
         &self,
         action: Action,
@@ -120,12 +120,12 @@ impl Sim {
     ) -> Result<Response<AnswerBody>, Reset> {
         if let Some(raw) = action.raw() {
             entry.answered(None, None);
-            return instead(orders, raw).await;
+            return send_raw(orders, raw).await;
         }
         match action {
             Action::Stall { ms } => sleep(Duration::from_millis(ms)).await,
             Action::Truncated => call.truncated = true,
-            // The connection may have ended meanwhile.
+            // The connection may have been closed by now.
             Action::GoAway if http2 => _ = orders.send(Order::GoAway).await,
             _ => {}
         }
@@ -135,7 +135,7 @@ impl Sim {
                 entry.complete();
                 return Err(reason.into());
             }
-            return instead(orders, RawBytes { bytes: Bytes::new(), slow: None }).await;
+            return send_raw(orders, RawBytes { bytes: Bytes::new(), slow: None }).await;
         }
         let mut answer = action.answer(&call.model).unwrap_or_else(|| self.answer(&call, entry.number));
         entry.answered(Some(answer.status.as_u16()), answer.refused);
@@ -154,7 +154,7 @@ impl Sim {
         } else if let Some(raw) = action.broken_http1(&answer) {
             answer.permit = None;
             entry.complete();
-            return instead(orders, raw).await;
+            return send_raw(orders, raw).await;
         }
         action.edit(&mut answer);
         let encodings = call.headers.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -164,8 +164,8 @@ impl Sim {
         Ok(response(answer, Some(entry)))
     }
 
-    /// Logs a request and looks up its fault.
-    fn enter(&self, connection: u64, head: &Parts, call: &Call) -> (EntryWriter, Option<Action>) {
+    /// Logs a request and selects its fault.
+    fn log_request(&self, connection: u64, head: &Parts, call: &Call) -> (EntryWriter, Option<Action>) {
         let at_ms = self.now() as f64 / 1e6;
         let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
         let body_sha256 = hex(&Sha256::digest(&call.body));
@@ -211,7 +211,7 @@ impl Sim {
         }
     }
 
-    /// Adds the headers that every answer of Groq carries, and renews the rate-limit headers where `HeaderTime::Finish` says so.
+    /// Adds the headers of every response of Groq, and updates the rate-limit headers with `HeaderTime::Finish`.
     fn add_headers(&self, call: &Call, id: u64, answer: &mut Answer) {
         if self.0.options.header_time == HeaderTime::Finish
             && let Some(permit) = &answer.permit
@@ -247,7 +247,7 @@ impl Sim {
         }
     }
 
-    /// Answers a path below `/_sim/`.
+    /// Responds to a request for a path below `/_sim/`.
     fn control(&self, path: &str, method: &Method, body: &Bytes) -> Answer {
         let json = |value: serde_json::Result<serde_json::Value>| Answer::ok(&value.unwrap_or_default());
         match (path, method) {
@@ -269,8 +269,8 @@ impl Sim {
     }
 }
 
-/// Makes the connection send raw bytes and close; the request itself gets no answer.
-async fn instead(orders: mpsc::Sender<Order>, raw: RawBytes) -> Result<Response<AnswerBody>, Reset> {
+/// Makes the connection send raw bytes and close. The request itself gets no response.
+async fn send_raw(orders: mpsc::Sender<Order>, raw: RawBytes) -> Result<Response<AnswerBody>, Reset> {
     let _connection_has_ended = orders.send(Order::Raw(raw)).await;
     std::future::pending().await
 }

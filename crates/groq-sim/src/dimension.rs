@@ -1,4 +1,4 @@
-//! What a limit counts, over how long, and what Groq calls it.
+//! The dimensions of rate limits: what each counts, its window and its names in Groq's responses.
 
 pub(crate) const SECOND: u64 = 1_000_000_000;
 
@@ -15,7 +15,7 @@ pub(crate) enum Dimension {
     Aspd,
 }
 
-/// What a dimension counts, which decides the `type` of its refusals and the headers shown.
+/// What a dimension counts. Determines the `type` of its refusals and the rate-limit headers of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
     Requests,
@@ -37,7 +37,7 @@ impl Dimension {
         }
     }
 
-    /// As a refusal names it.
+    /// The name in a refusal's message.
     pub(crate) const fn words(self) -> &'static str {
         match self {
             Self::Rpm => "requests per minute (RPM)",
@@ -59,7 +59,7 @@ impl Dimension {
         }
     }
 
-    /// In nanoseconds.
+    /// The window in nanoseconds.
     pub(crate) const fn window(self) -> u64 {
         match self {
             Self::Rpm | Self::Tpm | Self::Itpm | Self::Otpm => 60 * SECOND,
@@ -68,7 +68,7 @@ impl Dimension {
         }
     }
 
-    /// Its `x-ratelimit-…` headers (limit, remaining, reset) on an answer to traffic that is counted in `unit`. RPM, TPD, ITPM,
+    /// The names of the limit, remaining and reset headers on a response to a request that is counted in `unit`. RPM, TPD, ITPM,
     /// OTPM and ASPD have none.
     pub(crate) const fn header_names(self, unit: Unit) -> Option<[&'static str; 3]> {
         match (self, unit) {

@@ -1,4 +1,4 @@
-//! `embeddings`: vectors as floats or base64; only the prompt is charged.
+//! `embeddings`: vectors as floats or base64. Only the prompt is charged.
 
 use http::StatusCode;
 use serde_json::{Value, json};

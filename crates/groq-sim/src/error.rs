@@ -1,9 +1,9 @@
-//! Error objects with Groq's captured texts, and durations as Go prints them.
+//! Error objects with Groq's captured messages, and durations in Go's format.
 
 use http::StatusCode;
 use serde_json::{Value, json};
 
-/// A duration in nanoseconds as Go's `Duration.String` prints it: `399ms`, `2m59.56s`, `1h2m3.5s`.
+/// Formats a duration in nanoseconds like Go's `Duration.String`: `399ms`, `2m59.56s`, `1h2m3.5s`.
 pub(crate) fn go_duration(nanos: u64) -> String {
     let fraction = |value: u64, unit: u64| {
         let digits = unit.ilog10() as usize;
@@ -27,7 +27,7 @@ pub(crate) fn go_duration(nanos: u64) -> String {
     }
 }
 
-/// JSON text, with the members of an error object in Groq's order.
+/// Serializes JSON, with the members of an error object in Groq's order.
 pub(crate) fn to_text(body: &Value) -> String {
     let Some(Value::Object(members)) = body.get("error") else { return body.to_string() };
     let order = ["message", "type", "param", "code", "failed_generation"];
@@ -77,7 +77,7 @@ pub(crate) fn decommissioned(model: &str) -> Value {
     invalid(&message, Some("model_decommissioned"))
 }
 
-/// The body of an error that Groq itself answers with this status.
+/// The body of the error that Groq sends with this status.
 pub(crate) fn usual(status: u16, model: &str) -> Value {
     match status {
         401 => invalid("Invalid API Key", Some("invalid_api_key")),
@@ -90,7 +90,7 @@ pub(crate) fn usual(status: u16, model: &str) -> Value {
     }
 }
 
-/// Status and body of an error that Groq answers with this code.
+/// Status and body of Groq's error with this code.
 pub(crate) fn by_code(code: &str, model: &str) -> (StatusCode, Value) {
     let message = match code {
         "invalid_api_key" => return (StatusCode::UNAUTHORIZED, usual(401, model)),
@@ -107,7 +107,7 @@ pub(crate) fn by_code(code: &str, model: &str) -> (StatusCode, Value) {
     (StatusCode::BAD_REQUEST, invalid(message, Some(code)))
 }
 
-/// Cloudflare's page for an outage of the origin.
+/// Cloudflare's HTML page for an outage of the origin.
 pub(crate) fn edge_page(status: u16) -> String {
     let reason = match status {
         502 => "Bad gateway",

@@ -1,8 +1,8 @@
-//! Expected output: what Groq tests against a limit on output tokens per minute.
+//! Expected output, which Groq tests against a limit on output tokens per minute.
 //!
 //! Observed in September 2026: the `Requested` of an OTPM refusal is not the request's max completion tokens but the
-//! largest answer that its API key got in the last minutes, at most the max completion tokens. The output itself is
-//! charged when the answer ends.
+//! size of the largest response to its API key in the last minutes, and at most the max completion tokens. The actual output is
+//! charged when the response ends.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,15 +12,16 @@ use std::{
 /// What is tested against `output_tokens_per_minute`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OutputTest {
-    /// The smaller of the request's max completion tokens and the largest answer of its API key within `window`; without
-    /// such an answer, nothing. Nothing is held either, unless `hold` says so; the answer is charged when it ends. Groq.
+    /// The smaller of the request's max completion tokens and the largest response to its API key within `window`; 0 without
+    /// such a response. The output is charged when the response ends. Groq's behaviour, without `hold`.
     Expected {
-        /// For how long an answer counts. Groq went on refusing for 65 to 150 s.
+        /// For how long a response counts. Groq was observed to refuse for 65 to 150 s.
         window: Duration,
-        /// Holds what was tested until the answer ends.
+        /// Whether the tested tokens are reserved until the response ends.
         hold: bool,
     },
-    /// The request's max completion tokens (2048 where it names none), held and settled as [`Charging`](crate::Charging) says.
+    /// The request's max completion tokens (2048 if it has none), reserved and settled according to
+    /// [`Charging`](crate::Charging).
     MaxCompletionTokens,
 }
 
@@ -30,15 +31,15 @@ impl Default for OutputTest {
     }
 }
 
-/// The answers of each API key that may still be its largest one. Times are nanoseconds since the simulator's start.
+/// By API key, the responses that can be the largest within a window. Times are in nanoseconds since the simulator's start.
 #[derive(Debug, Default)]
 pub(crate) struct RecentAnswers {
-    /// When each answer ended and its completion tokens. Later answers are at the back, and each is smaller than those before it.
+    /// End and completion tokens of each response, oldest first. Each is smaller than the one before.
     by_key: HashMap<String, VecDeque<(u64, u64)>>,
 }
 
 impl RecentAnswers {
-    /// Completion tokens of the largest answer of `key` that ended less than `window` ago; 0 without one.
+    /// Completion tokens of the largest response to `key` that ended less than `window` ago; 0 if there is none.
     pub(crate) fn largest(&mut self, key: &str, now: u64, window: Duration) -> u64 {
         let Some(answers) = self.by_key.get_mut(key) else { return 0 };
         let window = u64::try_from(window.as_nanos()).unwrap_or(u64::MAX);
@@ -50,7 +51,7 @@ impl RecentAnswers {
 
     pub(crate) fn record(&mut self, key: &str, now: u64, tokens: u64) {
         let answers = self.by_key.entry(key.to_owned()).or_default();
-        // A smaller answer that ended earlier can never be the largest again.
+        // A smaller response that ended earlier can never be the largest again.
         while answers.back().is_some_and(|(_, smaller)| *smaller <= tokens) {
             answers.pop_back();
         }
@@ -63,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_largest_answer_counts_until_it_is_as_old_as_the_window() {
+    fn the_largest_response_counts_for_one_window() {
         const SECOND: u64 = 1_000_000_000;
         let window = Duration::from_secs(150);
         let mut answers = RecentAnswers::default();

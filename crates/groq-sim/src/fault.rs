@@ -1,11 +1,11 @@
-//! Injected faults: which requests they apply to, in code or as JSON.
+//! Injected faults and the conditions on which they apply.
 
 use serde::Deserialize;
 
 use crate::action::Action;
 
-/// A fault and the requests that it applies to: of a list, the first one whose conditions all hold is injected. As JSON, a
-/// list of objects with the conditions that are wanted and an `action` with its members:
+/// A fault and its conditions. The first fault of a list whose conditions all hold is injected. As JSON, a list of objects, each
+/// with conditions and an `action` with its members:
 ///
 /// ```json
 /// [{"nth": 1, "action": "status", "status": 503},
@@ -15,39 +15,39 @@ use crate::action::Action;
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct Fault {
-    /// Part of the request's path.
+    /// A substring of the request's path.
     #[serde(default)]
     pub path: Option<String>,
     /// The request's model.
     #[serde(default)]
     pub model: Option<String>,
-    /// Which of the requests with this path and model, counted from 1; empty: all.
+    /// Numbers of the requests with this path and model, counted from 1; empty for all.
     #[serde(default, deserialize_with = "one_or_many")]
     pub nth: Vec<u64>,
-    /// Probability, 0 to 1; by the simulator's seed.
+    /// Probability, 0 to 1. The outcomes depend on the simulator's seed.
     #[serde(default)]
     pub probability: Option<f64>,
-    /// Most times that it is injected.
+    /// Maximum number of times that the fault is injected.
     #[serde(default)]
     pub times: Option<u64>,
-    /// What happens.
+    /// The effect.
     #[serde(flatten)]
     pub action: Action,
 }
 
 impl Fault {
-    /// `action` on every request.
+    /// A fault for every request.
     pub fn always(action: Action) -> Self {
         Self { action, ..Self::default() }
     }
 
-    /// `action` on the `nth` request, counted from 1.
+    /// A fault for the `nth` request, counted from 1.
     pub fn nth(nth: u64, action: Action) -> Self {
         Self { nth: vec![nth], action, ..Self::default() }
     }
 }
 
-/// The faults and how often each was met and injected.
+/// The faults, and how often the conditions of each held and it was injected.
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
     list: Vec<(Fault, u64, u64)>,

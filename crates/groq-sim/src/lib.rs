@@ -1,8 +1,8 @@
-//! A simulated Groq: its rate limiter, endpoints, error texts and ways to fail.
+//! A simulated Groq: its rate limiter, endpoints, error messages and failures.
 //!
-//! It is written from captured traffic and Groq's documentation alone and shares no code with the proxy or its limiter,
-//! so that it cannot share their mistakes. It serves any byte stream (a socket, `tokio::io::duplex`) over HTTP/1.1 and HTTP/2 and
-//! takes all time from tokio's clock, so it runs in virtual time too.
+//! The simulator is based only on captured traffic and Groq's documentation. It shares no code with the proxy or its limiter, so
+//! that a bug in them is not hidden by the same bug here. It serves HTTP/1.1 and HTTP/2 on any byte stream, such as a socket or
+//! `tokio::io::duplex`. All time comes from tokio's clock, so it also runs in virtual time.
 //!
 //! ```no_run
 //! use groq_sim::{Fault, Action, Options, Plan, Sim};
@@ -17,13 +17,13 @@
 //! | modules | contents |
 //! |---|---|
 //! | `options`, `plan` | settings; the limits of Groq's plans |
-//! | `dimension`, `limit`, `limiter`, `expected_output`, `refusal` | rate limiting: one limit, all limits of a scope, what a refusal says |
-//! | `call`, `generation`, `chat`, `responses`, `embeddings`, `audio`, `resources` | reading a request; the answer of each endpoint |
-//! | `answer`, `fault`, `action`, `raw`, `connection`, `error` | answers as bytes over time; injected faults and what they do; serving a connection; error objects |
-//! | `log` | what came in, for tests |
+//! | `dimension`, `limit`, `limiter`, `expected_output`, `refusal` | rate limiting: a single limit, all limits of a scope, the response to a refusal |
+//! | `call`, `generation`, `chat`, `responses`, `embeddings`, `audio`, `resources` | parsing a request; the response of each endpoint |
+//! | `answer`, `fault`, `action`, `raw`, `connection`, `error` | responses as bytes and pauses; injected faults and their effects; serving a connection; error objects |
+//! | `log` | the received requests, for tests |
 //!
-//! Beside Groq's paths it has its own: `GET /_sim/log`, `GET /_sim/stats`, `POST /_sim/faults` (a list of [`Fault`]) and
-//! `POST /_sim/reset`. A message may direct its own answer, by any of
+//! In addition to Groq's paths there are `GET /_sim/log`, `GET /_sim/stats`, `POST /_sim/faults` (a list of [`Fault`]) and
+//! `POST /_sim/reset`. A message can control its own response with any of the keys in
 //! `[[sim completion=123 reasoning=40 head_ms=250 cached=10 error=tool_use_failed]]`.
 
 use std::{
@@ -94,22 +94,22 @@ struct State {
 }
 
 impl Sim {
-    /// A simulated Groq; its time starts now.
+    /// Creates a simulated Groq whose time starts now.
     pub fn new(options: Options) -> Self {
         let state = State { faults: fault::Faults::new(options.faults.clone(), options.seed), ..State::default() };
         let (started, connections) = (Instant::now(), AtomicU64::new(0));
         Self(Arc::new(Shared { options, started, connections, state: Mutex::new(state) }))
     }
 
-    /// Accepts connections until it is dropped.
+    /// Accepts connections until the future is dropped.
     ///
     /// # Errors
-    /// The listener's, if it breaks for good.
+    /// If `TCP_NODELAY` cannot be set on a socket. Errors of accept are retried.
     pub async fn serve(&self, listener: TcpListener) -> io::Result<()> {
         loop {
             let socket = match listener.accept().await {
                 Ok((socket, _)) => socket,
-                // The connection is gone or file descriptors ran out: neither lasts.
+                // The connection was reset, or the process is out of file descriptors: both are temporary.
                 Err(_) => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     continue;
@@ -121,25 +121,25 @@ impl Sim {
         }
     }
 
-    /// Replaces the faults.
+    /// Replaces the injected faults.
     pub fn set_faults(&self, faults: Vec<Fault>) {
         let seed = self.0.options.seed;
         self.state().faults = fault::Faults::new(faults, seed);
     }
 
-    /// Empties limits, log and files, and removes all faults.
+    /// Removes all usage, log entries, files and faults.
     pub fn reset(&self) {
         let state = &mut *self.state();
         let faults = fault::Faults::new(Vec::new(), self.0.options.seed);
         *state = State { requests: state.requests, faults, ..State::default() };
     }
 
-    /// Every request seen, oldest first; the last 20 000 of them.
+    /// The last 20 000 requests, oldest first.
     pub fn log(&self) -> Vec<Request> {
         self.state().log.requests()
     }
 
-    /// What was admitted, refused and used.
+    /// Counts of requests, and the usage of each limit.
     pub fn stats(&self) -> Stats {
         let now = self.now();
         let state = &mut *self.state();
@@ -159,7 +159,7 @@ impl Sim {
         u64::try_from(self.0.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Seconds since 1970 by the simulator's own calendar, which begins with 2026.
+    /// Unix time in seconds. The simulator starts on 1 January 2026.
     fn unix_time(&self) -> u64 {
         1_767_225_600 + self.0.started.elapsed().as_secs()
     }

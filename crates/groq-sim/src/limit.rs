@@ -1,7 +1,7 @@
-//! The usage of one limit: Groq's continuously draining bucket, and fixed and sliding windows for comparison.
+//! The usage of one limit: Groq's continuously draining bucket, or a fixed or sliding window for comparison.
 //!
-//! Exact: a bucket's content is counted in units × nanoseconds of its window, so that draining for one nanosecond takes
-//! off exactly `limit`, and only what is printed is rounded.
+//! The arithmetic is exact: usage is counted in units × nanoseconds of the window, so that one nanosecond drains exactly
+//! `limit`. Only displayed values are rounded.
 
 use std::collections::VecDeque;
 
@@ -9,22 +9,22 @@ use std::collections::VecDeque;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Algorithm {
-    /// Drains continuously, at limit ÷ window: Groq's.
+    /// Usage drains continuously at limit ÷ window, as Groq's does.
     #[default]
     Bucket,
-    /// Everything expires at once, when a window ends.
+    /// All usage expires at the end of a window.
     Fixed,
-    /// Each request expires one window after it came.
+    /// The usage of each request expires one window after its admission.
     Sliding,
 }
 
-/// One dimension's state. Times are nanoseconds since the simulator's start.
+/// The state of one dimension. Times are in nanoseconds since the simulator's start.
 #[derive(Debug)]
 pub(crate) struct Limit {
     pub(crate) limit: u64,
     window: u64,
     state: State,
-    /// Units charged since the start, less refunds.
+    /// Units charged since the start, minus refunds.
     pub(crate) charged: i128,
 }
 
@@ -43,7 +43,7 @@ struct Entry {
 }
 
 impl Limit {
-    /// A limit with `used` of it in use already, as a share of the limit; over 1 for debt.
+    /// Creates a limit, of which the share `used` is already used; above 1 for debt.
     pub(crate) fn new(algorithm: Algorithm, limit: u64, window: u64, used: f64, now: u64) -> Self {
         let limit = limit.max(1);
         let units = (used * limit as f64) as u64;
@@ -55,7 +55,7 @@ impl Limit {
         Self { limit, window, state, charged: 0 }
     }
 
-    /// Removes what has expired by `now`.
+    /// Removes the usage that has expired by `now`.
     fn drain(&mut self, now: u64) {
         let (limit, window_ns) = (i128::from(self.limit), self.window);
         match &mut self.state {
@@ -69,7 +69,7 @@ impl Limit {
         }
     }
 
-    /// `None`: `units` fit. Else the nanoseconds until they do, rounded down; `u64::MAX` if they never will.
+    /// `None` if `units` fit now, else the nanoseconds until they do, rounded down; `u64::MAX` if they exceed the limit.
     pub(crate) fn wait(&mut self, now: u64, units: u64) -> Option<u64> {
         self.drain(now);
         let (limit, window_ns, requested) = (i128::from(self.limit), i128::from(self.window), i128::from(units));
@@ -96,7 +96,7 @@ impl Limit {
         })
     }
 
-    /// Takes `units`, whether they fit or not.
+    /// Adds `units` to the usage, whether they fit or not.
     pub(crate) fn take(&mut self, now: u64, id: u64, units: u64) {
         self.drain(now);
         self.charged += i128::from(units);
@@ -107,7 +107,7 @@ impl Limit {
         }
     }
 
-    /// Corrects what request `id` took at `since`, now that it is known.
+    /// Replaces the `taken` units that request `id` added at `since` by the units that it `used`.
     pub(crate) fn correct(&mut self, now: u64, id: u64, since: u64, taken: u64, used: u64) {
         self.drain(now);
         let more = i128::from(used) - i128::from(taken);
@@ -124,7 +124,7 @@ impl Limit {
         }
     }
 
-    /// Units in use, rounded down and up.
+    /// Used units, rounded down and rounded up.
     pub(crate) fn used(&mut self, now: u64) -> (u64, u64) {
         self.drain(now);
         let whole = |units: i128| u64::try_from(units).unwrap_or(u64::MAX);
@@ -141,12 +141,12 @@ impl Limit {
         }
     }
 
-    /// Whole units that are free.
+    /// Remaining units, rounded down.
     pub(crate) fn remaining(&mut self, now: u64) -> u64 {
         self.limit.saturating_sub(self.used(now).1)
     }
 
-    /// Nanoseconds until nothing is used: by the whole units that headers show (Groq), or exactly.
+    /// Nanoseconds until the usage is 0: computed from [`Self::remaining`] as Groq does, or `exact`.
     pub(crate) fn reset(&mut self, now: u64, exact: bool) -> u64 {
         self.drain(now);
         match &self.state {
@@ -170,7 +170,7 @@ mod tests {
     const MINUTE: u64 = 60 * SECOND;
 
     #[test]
-    fn thirty_at_once_then_one_every_two_seconds() {
+    fn a_bucket_admits_a_burst_then_the_refill_rate() {
         let mut limit = Limit::new(Algorithm::Bucket, 30, MINUTE, 0.0, 0);
         for id in 0..30 {
             assert_eq!(limit.wait(0, 1), None);
@@ -182,14 +182,14 @@ mod tests {
     }
 
     #[test]
-    fn a_day_gives_back_139_tokens_a_minute() {
+    fn a_daily_limit_drains_continuously() {
         let mut limit = Limit::new(Algorithm::Bucket, 200_000, 1440 * MINUTE, 1.0, 0);
         assert_eq!(limit.remaining(MINUTE), 138);
         assert_eq!(limit.wait(MINUTE, 139), Some(48_000_000));
     }
 
     #[test]
-    fn debt_is_kept_and_refunds_never_go_below_nothing() {
+    fn debt_is_kept_and_refunds_stop_at_zero() {
         let mut limit = Limit::new(Algorithm::Bucket, 100, MINUTE, 0.0, 0);
         limit.take(0, 1, 250);
         assert_eq!((limit.used(0), limit.remaining(0)), ((250, 250), 0));
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn four_billion_neither_overflow_nor_drift() {
+    fn large_limits_neither_overflow_nor_drift() {
         let mut limit = Limit::new(Algorithm::Bucket, u32::MAX.into(), 1440 * MINUTE, 0.0, 0);
         limit.take(0, 1, 100 * u64::from(u32::MAX));
         assert_eq!(limit.wait(0, 1), Some(99 * 1440 * MINUTE + 20_116));
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fixed_window_forgets_at_its_end_and_not_before() {
+    fn usage_of_a_fixed_window_expires_at_its_end() {
         let mut limit = Limit::new(Algorithm::Fixed, 10, MINUTE, 0.0, 0);
         limit.take(20 * SECOND, 1, 10);
         assert_eq!(limit.wait(30 * SECOND, 1), Some(30 * SECOND));
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sliding_window_forgets_each_request_by_itself() {
+    fn usage_of_a_sliding_window_expires_by_request() {
         let mut limit = Limit::new(Algorithm::Sliding, 10, MINUTE, 0.0, 0);
         limit.take(0, 1, 4);
         limit.take(20 * SECOND, 2, 6);

@@ -1,4 +1,4 @@
-//! The limits of one organization, model and service tier: a request is admitted by all of them or takes nothing.
+//! The limits of one organization, model and service tier. A request is admitted by all of them or by none.
 
 use std::collections::BTreeMap;
 
@@ -29,29 +29,29 @@ impl Cost {
     }
 }
 
-/// The seconds that Groq bills at least for an audio request.
+/// Groq charges at least this many seconds for an audio request.
 pub(crate) const MIN_AUDIO_SECONDS: u64 = 10;
 
-/// The output that Groq was seen to assume where max completion tokens count and a request names none.
+/// Output tokens that Groq was observed to assume for a request without max completion tokens.
 const ASSUMED_OUTPUT: u64 = 2048;
 
-/// What an admitted request took, to be settled once.
+/// The reservation of an admitted request.
 #[derive(Clone, Debug)]
 pub(crate) struct Admission {
     id: u64,
     at: u64,
     /// The API key.
     key: String,
-    /// In the order of the limiter's limits.
+    /// Reserved units, in the order of the limiter's limits.
     taken: Vec<u64>,
 }
 
-/// Other traffic of the organization, which the client under test does not see.
+/// Traffic of the organization from clients other than the one under test.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ExternalTraffic {
-    /// Share of the limits that it tries to use.
+    /// Share of the limits that the traffic tries to use.
     pub share: f64,
-    /// Tokens of each of its requests.
+    /// Tokens of each request.
     pub tokens: u64,
 }
 
@@ -60,7 +60,7 @@ pub struct ExternalTraffic {
 struct ExternalProcess {
     tokens: u64,
     per_second: f64,
-    /// When the next one comes.
+    /// Time of the next request.
     next: u64,
     random: fastrand::Rng,
 }
@@ -79,7 +79,7 @@ impl ExternalProcess {
         })
     }
 
-    /// When the next request comes, if that is by `now`.
+    /// Removes the next request and returns its time, unless that is after `now`.
     fn pop(&mut self, now: u64) -> Option<u64> {
         let at = self.next;
         if at > now {
@@ -93,7 +93,7 @@ impl ExternalProcess {
 /// Organization, model, service tier.
 pub(crate) type Scope = (String, String, String);
 
-/// The state of all limits of one scope. Times are nanoseconds since the simulator's start.
+/// The state of all limits of one scope. Times are in nanoseconds since the simulator's start.
 #[derive(Debug)]
 pub(crate) struct Limiter {
     created: u64,
@@ -105,7 +105,7 @@ pub(crate) struct Limiter {
     next_id: u64,
     external: Option<ExternalProcess>,
     pub(crate) admitted: u64,
-    /// By the code of the dimension that refused.
+    /// Number of refusals by code of the dimension.
     pub(crate) refused: BTreeMap<&'static str, u64>,
 }
 
@@ -139,7 +139,10 @@ impl Limiter {
         }
     }
 
-    /// Takes the cost of a request with this API key in all dimensions or none.
+    /// Reserves the cost of a request with the API key `key` in all dimensions.
+    ///
+    /// # Errors
+    /// The refusal, after which nothing is reserved.
     pub(crate) fn admit(&mut self, now: u64, key: &str, cost: Cost) -> Result<Admission, Refusal> {
         self.admit_external(now);
         let admission = self.try_admit(now, key, cost);
@@ -150,10 +153,10 @@ impl Limiter {
         admission
     }
 
-    /// Corrects an admission to what was used: prompt (without cached tokens) and completion.
+    /// Replaces a reservation by the actual usage: prompt tokens without cached ones, and completion tokens.
     pub(crate) fn settle(&mut self, now: u64, admission: &Admission, prompt: u64, completion: u64) {
         if admission.at < self.created {
-            return; // the limits were reset meanwhile
+            return; // the limits were reset after the admission
         }
         self.answers.record(&admission.key, now, completion);
         let by_expectation = matches!(self.output_test, OutputTest::Expected { .. });
@@ -170,7 +173,7 @@ impl Limiter {
         }
     }
 
-    /// The `x-ratelimit-*` headers for traffic that is counted in `unit`.
+    /// The `x-ratelimit-*` headers of a response to a request that is counted in `unit`.
     pub(crate) fn headers(&mut self, now: u64, unit: Unit, exact_reset: bool) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (dimension, limit) in &mut self.limits {
@@ -184,7 +187,7 @@ impl Limiter {
         headers
     }
 
-    /// Code, limit, units in use (rounded up), units charged since the start.
+    /// Code, limit, used units (rounded up), units charged since the start.
     pub(crate) fn usage(&mut self, now: u64) -> Vec<(&'static str, u64, u64, i128)> {
         let row = |(dimension, limit): &mut (Dimension, Limit)| (dimension.code(), limit.limit, limit.used(now).1, limit.charged);
         self.limits.iter_mut().map(row).collect()
@@ -195,7 +198,7 @@ impl Limiter {
         let output = self.expected_output(now, key, cost);
         let units = |dimension: Dimension| match (dimension, output) {
             (Dimension::Otpm, Some(units)) => units,
-            _ => tested_and_held(dimension, cost, charging, assumed),
+            _ => tested_and_reserved(dimension, cost, charging, assumed),
         };
         let mut refusal: Option<Refusal> = None;
         for (dimension, limit) in &mut self.limits {
@@ -205,7 +208,7 @@ impl Limiter {
                 None => continue,
                 wait => wait,
             };
-            // What can never fit is named first, then what takes longest.
+            // Reports a limit that is smaller than the request, or else the limit with the longest wait.
             let longest = refusal.as_ref().is_none_or(|worst| worst.wait.unwrap_or(u64::MAX) < wait.unwrap_or(u64::MAX));
             if longest {
                 let used = limit.used(now);
@@ -218,15 +221,14 @@ impl Limiter {
         let id = self.next_id;
         self.next_id += 1;
         let take = |(dimension, limit): &mut (Dimension, Limit)| {
-            let held = units(*dimension).1;
-            limit.take(now, id, held);
-            held
+            let reserved = units(*dimension).1;
+            limit.take(now, id, reserved);
+            reserved
         };
         Ok(Admission { id, at: now, key: key.to_owned(), taken: self.limits.iter_mut().map(take).collect() })
     }
 
-    /// What is tested and held of the output that a request is expected to produce; `None` where its max completion tokens
-    /// count instead.
+    /// The expected output tokens of a request that are tested and reserved; `None` if max completion tokens are used instead.
     fn expected_output(&mut self, now: u64, key: &str, cost: Cost) -> Option<(u64, u64)> {
         let OutputTest::Expected { window, hold } = self.output_test else { return None };
         let most = match cost {
@@ -237,7 +239,7 @@ impl Limiter {
         Some((tested, if hold { tested } else { 0 }))
     }
 
-    /// Admits the external requests that have come by `now`; refused ones are not repeated.
+    /// Admits the external requests until `now`. Refused ones are not retried.
     fn admit_external(&mut self, now: u64) {
         let Some(mut external) = self.external.take() else { return };
         while let Some(at) = external.pop(now) {
@@ -248,8 +250,8 @@ impl Limiter {
     }
 }
 
-/// What is tested against a dimension, and what is held of it, at admission.
-fn tested_and_held(dimension: Dimension, cost: Cost, charging: Charging, assumed: Option<u64>) -> (u64, u64) {
+/// The units that are tested against a dimension at admission, and the units that are reserved.
+fn tested_and_reserved(dimension: Dimension, cost: Cost, charging: Charging, assumed: Option<u64>) -> (u64, u64) {
     let (prompt, max_completion, seconds) = match cost {
         Cost::Tokens { prompt, max_completion } => (prompt, max_completion.or(assumed), 0),
         Cost::Audio { seconds } => (0, Some(0), seconds.max(MIN_AUDIO_SECONDS)),

@@ -1,4 +1,4 @@
-//! Limits on input and output tokens per minute: the observed sequences and texts.
+//! Limits on input and output tokens per minute: observed sequences of requests and their messages.
 
 use super::{
     tests::{MILLI, limiter, refused, take},
@@ -31,11 +31,11 @@ fn used(limiter: &mut Limiter, now: u64, code: &str) -> u64 {
 }
 
 #[test]
-fn the_largest_recent_answer_is_tested_and_not_the_max_completion_tokens() {
+fn the_largest_recent_response_is_tested_instead_of_max_completion_tokens() {
     let options = Options::default();
     let mut limiter = limited(&options);
     answered(&mut limiter, 0, cost(20, 1800), 1089);
-    // The same request again, with room in the bucket: refused by the answer of the first one.
+    // The same request again fits into the limit, but is refused because of the size of the first response.
     let (status, message, kind, wait) = refused(&mut limiter, 100 * SECOND, cost(20, 1800), QWEN, "org_x", &options);
     assert_eq!((status, kind.as_str(), wait.as_str()), (429, "tokens", ""));
     assert_eq!(
@@ -46,17 +46,17 @@ fn the_largest_recent_answer_is_tested_and_not_the_max_completion_tokens() {
          information."
     );
     assert_eq!(limiter.headers(100 * SECOND, Unit::Tokens, false)["x-ratelimit-remaining-tokens"], "8000");
-    // Fewer max completion tokens than that are what is tested; and the answer counts for 150 s only.
+    // Smaller max completion tokens are tested instead, and the response counts only for 150 s.
     take(&mut limiter, 100 * SECOND, cost(20, 900));
     take(&mut limiter, 150 * SECOND, cost(20, 1800));
 }
 
 #[test]
-fn a_full_bucket_says_when_to_try_again() {
+fn a_refusal_says_when_to_try_again() {
     let options = Options::default();
     let mut limiter = limited(&options);
     answered(&mut limiter, 0, cost(20, 4548), 805);
-    limiter.answers = RecentAnswers::default(); // as if the large answer had aged out
+    limiter.answers = RecentAnswers::default(); // as if the large response were older than the window
     answered(&mut limiter, 0, cost(20, 4548), 192);
     let (status, message, kind, wait) = refused(&mut limiter, 0, cost(20, 4548), QWEN, "org_x", &options);
     assert_eq!((status, kind.as_str(), wait.as_str()), (429, "tokens", "12"));
@@ -70,7 +70,7 @@ fn a_full_bucket_says_when_to_try_again() {
 }
 
 #[test]
-fn the_output_is_charged_at_the_end_and_nothing_is_held_unless_said_otherwise() {
+fn the_output_is_charged_at_the_end_and_reserved_only_with_hold() {
     for (hold, held) in [(false, 300), (true, 600)] {
         let output_test = OutputTest::Expected { window: std::time::Duration::from_secs(60), hold };
         let options = Options { output_test, ..Options::default() };
@@ -106,11 +106,11 @@ fn output_can_be_tested_by_max_completion_tokens() {
 }
 
 #[test]
-fn the_prompt_is_what_counts_as_input() {
+fn the_prompt_counts_as_input() {
     let options = Options::default();
     let mut limiter = limited(&options);
     take(&mut limiter, 0, cost(6650, 0));
-    // 129 ms give back 15.05 tokens: 6634.95 are used.
+    // 15.05 tokens drain in 129 ms, so 6634.95 are used.
     let (status, message, kind, wait) = refused(&mut limiter, 129 * MILLI, cost(538, 0), QWEN, "org_x", &options);
     assert_eq!((status, kind.as_str(), wait.as_str()), (429, "tokens", "2"));
     assert!(

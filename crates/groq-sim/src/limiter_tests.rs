@@ -1,4 +1,4 @@
-//! Groq's captured refusals, reproduced by driving the limiter.
+//! The limiter reproduces captured refusals of Groq.
 
 use super::*;
 use crate::{Algorithm, Plan, Wording};
@@ -39,7 +39,7 @@ fn tokens_per_minute() {
     let options = Options::default();
     let mut limiter = limiter(ModelLimits { tokens_per_minute: Some(15_000), ..ModelLimits::default() }, &options);
     take(&mut limiter, 0, tokens(12_000));
-    // 115 ms give back 28.75 tokens: 11971.25 are used.
+    // 28.75 tokens drain in 115 ms, so 11971.25 are used.
     assert_eq!(
         refused(&mut limiter, 115 * MILLI, tokens(4351), "llama3-70b-8192", "org_x", &options),
         (
@@ -94,7 +94,7 @@ fn seconds_of_audio_per_hour() {
     let options = Options::default();
     let mut limiter = limiter(ModelLimits { audio_seconds_per_hour: Some(7200), ..ModelLimits::default() }, &options);
     take(&mut limiter, 0, Cost::Audio { seconds: 7182 });
-    // 2 s a second: 0.364 s come back in 182 ms, and one nanosecond more.
+    // 2 s drain per second: 0.364 s in 182 ms, rounded up by a nanosecond.
     let (status, message, kind, _) = refused(&mut limiter, 182 * MILLI + 1, Cost::Audio { seconds: 23 }, "m", "o", &options);
     assert_eq!((status, kind.as_str()), (429, "seconds"));
     assert!(
@@ -118,7 +118,7 @@ fn a_refusal_may_omit_the_dimensions_name() {
 }
 
 #[test]
-fn the_2024_wording_asks_oversized_requests_to_wait() {
+fn the_2024_wording_has_a_wait_for_oversized_requests() {
     let options = Options { wording: Wording::From2024, ..Options::default() };
     let mut limiter = limiter(ModelLimits { tokens_per_minute: Some(7000), ..ModelLimits::default() }, &options);
     let (status, message, ..) = refused(&mut limiter, 0, tokens(12_903), "m", "o", &options);
@@ -145,7 +145,7 @@ fn too_large_is_413_without_a_wait() {
 }
 
 #[test]
-fn a_refused_request_takes_nothing_in_any_dimension() {
+fn a_refused_request_uses_nothing_in_any_dimension() {
     let options = Options::default();
     let limits = ModelLimits { requests_per_minute: Some(30), tokens_per_minute: Some(1000), ..ModelLimits::default() };
     let mut limiter = limiter(limits, &options);
@@ -159,7 +159,7 @@ fn a_refused_request_takes_nothing_in_any_dimension() {
 }
 
 #[test]
-fn audio_costs_ten_seconds_at_least() {
+fn audio_is_charged_as_at_least_ten_seconds() {
     let options = Options::default();
     let mut limiter = limiter(ModelLimits { audio_seconds_per_day: Some(25), ..ModelLimits::default() }, &options);
     take(&mut limiter, 0, Cost::Audio { seconds: 1 });
@@ -176,7 +176,7 @@ fn shown(headers: &HeaderMap) -> Vec<(&str, &str)> {
 }
 
 #[test]
-fn headers_show_the_day_of_requests_and_the_minute_of_tokens() {
+fn headers_have_requests_per_day_and_tokens_per_minute() {
     let options = Options::default();
     let limits = ModelLimits {
         requests_per_minute: Some(30),
@@ -199,7 +199,7 @@ fn headers_show_the_day_of_requests_and_the_minute_of_tokens() {
             ("x-ratelimit-reset-tokens", "585ms"),
         ]
     );
-    // `reset` goes by the whole units of `remaining`; exactly, if that is wanted.
+    // `reset` is computed from the whole units of `remaining`, unless `exact_reset` is set.
     let reset =
         |limiter: &mut Limiter, exact| limiter.headers(4 * MILLI, Unit::Tokens, exact)["x-ratelimit-reset-tokens"].clone();
     assert_eq!(
@@ -212,7 +212,7 @@ fn headers_show_the_day_of_requests_and_the_minute_of_tokens() {
 }
 
 #[test]
-fn each_charging_tests_and_holds_its_own() {
+fn each_charging_tests_and_reserves_as_documented() {
     let cost = Cost::Tokens { prompt: 100, max_completion: Some(400) };
     for (charging, tested, held, settled) in [
         (Charging::ReserveMaximum, 500, 500, 150),
@@ -232,7 +232,7 @@ fn each_charging_tests_and_holds_its_own() {
 }
 
 #[test]
-fn external_traffic_takes_its_share_and_follows_the_seed() {
+fn external_traffic_uses_its_share_and_follows_the_seed() {
     let external = Some(ExternalTraffic { share: 0.2, tokens: 500 });
     let options = Options { external, plan: Plan::default(), ..Options::default() };
     let charged = || {
@@ -241,12 +241,12 @@ fn external_traffic_takes_its_share_and_follows_the_seed() {
         limiter.usage(600 * SECOND)[0].3
     };
     let first = charged();
-    assert!((90_000..150_000).contains(&first), "a fifth of 600 000, near enough: {first}");
+    assert!((90_000..150_000).contains(&first), "about a fifth of 600 000: {first}");
     assert_eq!(first, charged());
 }
 
 #[test]
-fn what_was_used_before_can_be_debt() {
+fn initial_usage_can_be_debt() {
     let options = Options { initial_usage: BTreeMap::from([("TPD".to_owned(), 1.5)]), ..Options::default() };
     let mut limiter = limiter(ModelLimits { tokens_per_day: Some(86_400), ..ModelLimits::default() }, &options);
     assert!(
@@ -258,7 +258,7 @@ fn what_was_used_before_can_be_debt() {
 }
 
 #[test]
-fn windows_refuse_until_they_end() {
+fn fixed_windows_refuse_until_their_end() {
     let options = Options { algorithm: Algorithm::Fixed, ..Options::default() };
     let mut limiter = limiter(ModelLimits { requests_per_minute: Some(1), ..ModelLimits::default() }, &options);
     take(&mut limiter, 10 * SECOND, tokens(1));

@@ -1,4 +1,4 @@
-//! The log of received requests and how they ended, for tests: in the process, and over `/_sim/log` and `/_sim/stats`.
+//! The log of received requests, for tests in the process or over `/_sim/log` and `/_sim/stats`.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -7,19 +7,19 @@ use serde::Serialize;
 
 use crate::{Sim, State};
 
-/// Requests kept.
+/// Maximum number of requests in the log.
 const MAX_REQUESTS: usize = 20_000;
-/// Largest body that is kept with its request, in bytes.
+/// Maximum size of a body in the log, in bytes.
 const MAX_BODY: usize = 64 << 10;
 
-/// One request as received.
+/// A received request.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Request {
-    /// From 1, in the order in which their bodies were complete.
+    /// Number of the request from 1, in the order in which bodies were complete.
     pub number: u64,
-    /// The connection it came on, from 1.
+    /// Number of the connection from 1.
     pub connection: u64,
-    /// Milliseconds since the simulator's start.
+    /// Time of receipt in milliseconds since the simulator's start.
     pub at_ms: f64,
     /// `HTTP/1.1` or `HTTP/2.0`.
     pub version: String,
@@ -27,31 +27,31 @@ pub struct Request {
     pub method: String,
     /// The request target: over HTTP/2 its `:path`.
     pub target: String,
-    /// Names (in lower case) and values, in order; over HTTP/2 `:authority` is the first.
+    /// Names (in lower case) and values of the headers, in order; over HTTP/2 `:authority` is the first.
     pub headers: Vec<(String, String)>,
     /// Bytes of the body.
     pub body_length: usize,
-    /// SHA-256 of the body, hex.
+    /// SHA-256 of the body in hexadecimal.
     pub body_sha256: String,
-    /// The body itself up to 64 KiB, empty where it is longer.
+    /// The body; empty if it is larger than 64 KiB.
     #[serde(skip)]
     pub body: Bytes,
-    /// Its model, where it names one.
+    /// The requested model, if any.
     pub model: String,
-    /// The status answered; `None`: none yet, or no HTTP at all.
+    /// The status of the response; `None` if there is none yet, or if the fault sends no HTTP response.
     pub status: Option<u16>,
-    /// The dimension that refused it.
+    /// Code of the dimension that refused the request.
     pub refused: Option<&'static str>,
     /// The fault that was injected.
     pub fault: Option<&'static str>,
-    /// `complete`, or `dropped` where the client left before the end; `None` while it is answered.
+    /// `complete`, or `dropped` if the client disconnected before the end; `None` until then.
     pub ended: Option<&'static str>,
-    /// When it ended, in milliseconds since the start.
+    /// Time of the end in milliseconds since the simulator's start.
     pub ended_ms: Option<f64>,
 }
 
 impl Request {
-    /// A header's first value.
+    /// The first value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
@@ -62,9 +62,9 @@ impl Request {
 pub struct LimitStats {
     /// The limit.
     pub limit: u64,
-    /// Units in use now, rounded up.
+    /// Units used now, rounded up.
     pub used: u64,
-    /// Units charged since the start, less refunds.
+    /// Units charged since the start, minus refunds.
     pub charged: i128,
 }
 
@@ -85,10 +85,10 @@ pub struct ScopeStats {
     pub limits: BTreeMap<&'static str, LimitStats>,
 }
 
-/// Counts of the whole simulator.
+/// Counts of the simulator, and the usage of each scope.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Stats {
-    /// Requests seen.
+    /// Requests received.
     pub requests: u64,
     /// Requests admitted by the limiters.
     pub admitted: u64,
@@ -96,14 +96,14 @@ pub struct Stats {
     pub refused: BTreeMap<&'static str, u64>,
     /// Faults injected.
     pub faults: u64,
-    /// Answers that the client did not wait for.
+    /// Responses during which the client disconnected.
     pub dropped: u64,
-    /// Every scope used so far.
+    /// Every scope that has had a request.
     pub scopes: Vec<ScopeStats>,
 }
 
 impl Stats {
-    /// Refusals of all dimensions.
+    /// Number of refusals by all dimensions.
     pub fn refusals(&self) -> u64 {
         self.refused.values().sum()
     }
@@ -160,7 +160,7 @@ impl Log {
     }
 }
 
-/// Logs how a request is answered and how it ends; dropped early, that the client disconnected.
+/// Writes a request's log entry. On drop before the end, the entry says that the client disconnected.
 #[derive(Debug)]
 pub(crate) struct EntryWriter {
     sim: Sim,
@@ -187,7 +187,7 @@ impl EntryWriter {
         }
     }
 
-    /// The last byte is out.
+    /// Notes that the last byte of the response has been sent.
     pub(crate) fn complete(&mut self) {
         self.end("complete");
     }

@@ -1,34 +1,34 @@
-//! Options of a simulated Groq: limits, how it charges and words refusals, how fast it generates, faults.
+//! Options of a simulated Groq: limits, charging, the form of refusals, the speed of generation, faults.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::{Algorithm, ExternalTraffic, Fault, OutputTest, Plan};
 
-/// What the limiter tests and holds of the tokens of a request, and when.
+/// How many tokens of a request the limiter tests against the limits and reserves at admission.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Charging {
-    /// Tests and holds prompt + max completion tokens and refunds what was not used: Groq, as far as known.
+    /// Tests and reserves prompt + max completion tokens, and refunds what was not used. Groq's behaviour, as far as known.
     #[default]
     ReserveMaximum,
-    /// Tests prompt + max completion tokens, holds the prompt, adds the output at the end.
+    /// Tests prompt + max completion tokens, reserves the prompt, and charges the output at the end.
     TestMaximum,
-    /// Tests and holds the prompt, adds the output at the end.
+    /// Tests and reserves the prompt, and charges the output at the end.
     PromptOnly,
-    /// Tests and holds prompt + max completion tokens and refunds nothing.
+    /// Tests and reserves prompt + max completion tokens, and refunds nothing.
     NoRefund,
 }
 
 /// When the values of the `x-ratelimit-*` headers are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HeaderTime {
-    /// At admission: Groq.
+    /// At admission, as Groq does.
     #[default]
     Admission,
-    /// When the answer's head goes out.
+    /// When the head of the response is sent.
     Finish,
 }
 
-/// How `retry-after` becomes whole seconds.
+/// How `retry-after` is rounded to whole seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Rounding {
@@ -38,30 +38,30 @@ pub enum Rounding {
     Nearest,
 }
 
-/// Which of the captured forms a refusal has.
+/// The message of a refusal. Each form was captured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Wording {
     /// `… on tokens per minute (TPM): Limit …`
     #[default]
     Current,
-    /// `… on : Limit …`, the usage rounded down.
+    /// `… on : Limit …`, with the usage rounded down.
     NoDimension,
-    /// `Requested ~n`, and 429 even for what can never fit.
+    /// `Requested ~n`, and 429 even for a request that is larger than the limit.
     From2024,
 }
 
-/// How fast and how much is generated. Lognormal, from the simulator's seed.
+/// The speed and length of generations. Both are lognormal and depend on the simulator's seed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
-    /// Median time to the head of a stream.
+    /// Median time to the head of the response.
     pub head: Duration,
-    /// Its spread: the standard deviation of the logarithm.
+    /// Standard deviation of the logarithm of the time to the head.
     pub head_sigma: f64,
-    /// 0: all at once.
+    /// Tokens generated per second; 0 for all of them at once.
     pub tokens_per_second: f64,
-    /// Median completion tokens of a request that allows more.
+    /// Median number of completion tokens, before max completion tokens are applied.
     pub completion: f64,
-    /// Their spread.
+    /// Standard deviation of the logarithm of the number of completion tokens.
     pub completion_sigma: f64,
 }
 
@@ -78,7 +78,7 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Answers at once.
+    /// A pace without delays.
     pub fn instant() -> Self {
         Self { head: Duration::ZERO, tokens_per_second: 0.0, ..Self::default() }
     }
@@ -91,7 +91,7 @@ pub struct Options {
     pub plan: Plan,
     /// How usage decays.
     pub algorithm: Algorithm,
-    /// What is tested and held of a request's tokens.
+    /// How many tokens of a request are tested and reserved.
     pub charging: Charging,
     /// What is tested against `output_tokens_per_minute`.
     pub output_test: OutputTest,
@@ -99,27 +99,27 @@ pub struct Options {
     pub header_time: HeaderTime,
     /// How `retry-after` is rounded.
     pub retry_after: Rounding,
-    /// Whether `reset` headers are exact to the nanosecond, and not computed from the whole units of `remaining`.
+    /// Whether `reset` headers are exact to the nanosecond instead of computed from the whole units of `remaining`.
     pub exact_reset: bool,
-    /// How refusals are worded.
+    /// The message of refusals.
     pub wording: Wording,
-    /// The last sentence of a refusal.
+    /// The last sentence of a refusal's message.
     pub tail: String,
-    /// Organization ids by API key. Any other key is an organization of its own.
+    /// Organization ids by API key. Each other key has an organization of its own.
     pub organizations: BTreeMap<String, String>,
-    /// Share of a limit that is used when a limiter is created, by code (`TPD`); over 1 for debt.
+    /// Share of each limit that is already used when a limiter is created, by code (`TPD`); above 1 for debt.
     pub initial_usage: BTreeMap<String, f64>,
-    /// Traffic of the organization that does not come through the client under test.
+    /// Simulated traffic of the organization from other clients.
     pub external: Option<ExternalTraffic>,
-    /// How fast it generates.
+    /// The speed and length of generations.
     pub pace: Pace,
-    /// Most bytes of an audio file (25 MB on the free plan).
+    /// Maximum size of an audio file in bytes (25 MB on Groq's free plan).
     pub max_audio: usize,
-    /// Most bytes of any body.
+    /// Maximum size of a request body in bytes.
     pub max_body: usize,
-    /// Seed of everything random.
+    /// Seed of all random choices.
     pub seed: u64,
-    /// Injected faults.
+    /// The injected faults.
     pub faults: Vec<Fault>,
 }
 

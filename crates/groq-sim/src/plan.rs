@@ -1,4 +1,4 @@
-//! The limits of Groq's plans, or those of a TOML file with the `[limits]` keys of groq-shield.
+//! The limits of Groq's plans, or of a TOML file with groq-shield's `[limits]` table.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ pub struct ModelLimits {
     pub output_tokens_per_minute: Option<u64>,
     pub audio_seconds_per_hour: Option<u64>,
     pub audio_seconds_per_day: Option<u64>,
-    /// Added to the prompt at admission where a request names no max completion tokens.
+    /// Completion tokens that are reserved for a request without max completion tokens.
     pub assumed_completion_tokens: Option<u64>,
 }
 
@@ -40,7 +40,7 @@ impl ModelLimits {
 /// Limits of every model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// For models that are not listed.
+    /// For models that are not in `models`.
     pub default: ModelLimits,
     /// By model.
     pub models: BTreeMap<String, ModelLimits>,
@@ -59,7 +59,7 @@ struct Table {
     default: ModelLimits,
     #[serde(default)]
     model: BTreeMap<String, ModelLimits>,
-    /// Of groq-shield alone, as the next ones.
+    /// This key and the following ones only concern groq-shield.
     #[serde(rename = "headroom")]
     _headroom: Option<IgnoredAny>,
     #[serde(rename = "state_file")]
@@ -72,7 +72,7 @@ struct Table {
 
 type Row = (&'static str, [u64; 6]);
 
-/// RPM, RPD, TPM, TPD, ASPH, ASPD; 0: no limit.
+/// RPM, RPD, TPM, TPD, ASPH, ASPD; 0 for no limit.
 const DEVELOPER: &[Row] = &[
     ("openai/gpt-oss-120b", [1000, 0, 250_000, 0, 0, 0]),
     ("openai/gpt-oss-20b", [1000, 0, 250_000, 0, 0, 0]),
@@ -106,7 +106,7 @@ impl Plan {
         Self::of(DEVELOPER)
     }
 
-    /// Groq's free plan (the same page, October 2026; ITPM and OTPM of qwen3.8-27b by refusals of September 2026); other models
+    /// Groq's free plan (the same page, October 2026; ITPM and OTPM of qwen3.8-27b from refusals in September 2026); other models
     /// have the limits of gpt-oss.
     pub fn free() -> Self {
         let mut plan = Self::of(FREE);
@@ -117,16 +117,16 @@ impl Plan {
         plan
     }
 
-    /// The same limits for every model, none of which is listed.
+    /// The same limits for every model; `GET /models` lists none.
     pub fn uniform(limits: ModelLimits) -> Self {
         Self { default: limits, models: BTreeMap::new() }
     }
 
-    /// Reads the `[limits]` of a file: the tables `[limits.default]` and `[limits.model."…"]` change the limits of `plan`
-    /// (`developer`, `free`, `none`; anything else means developer). Other tables of a groq-shield file are ignored.
+    /// Parses the `[limits]` table of a groq-shield configuration file. `[limits.default]` and `[limits.model."…"]` override the
+    /// limits of `plan`, which is `developer`, `free` or `none`; anything else means `developer`. Other tables are ignored.
     ///
     /// # Errors
-    /// TOML's own message, with line and column.
+    /// The message of the TOML parser, with line and column.
     pub fn parse(text: &str) -> Result<Self, String> {
         let File { limits } = toml::from_str(text).map_err(|error| error.to_string())?;
         let mut plan = match limits.plan.as_deref() {
@@ -142,7 +142,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// One model's limits.
+    /// The limits of `model`.
     pub fn of_model(&self, model: &str) -> ModelLimits {
         self.models.get(model).copied().unwrap_or(self.default)
     }
@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_changes_what_it_names() {
+    fn a_file_overrides_the_limits_that_it_names() {
         let text = "[server]\nlisten = 'x'\n[limits]\nplan = 'free'\nheadroom = 0.1\nmode = 'observe'\n\
                     [limits.model.'openai/gpt-oss-20b']\nrequests_per_minute = 60\n[limits.default]\ntokens_per_day = 5";
         let plan = Plan::parse(text).expect("parses");

@@ -1,4 +1,4 @@
-//! Raw bytes that a fault sends on a connection in place of an answer, bypassing hyper.
+//! Raw bytes that a fault sends on a connection instead of a response, bypassing hyper.
 
 use std::{
     io,
@@ -14,11 +14,11 @@ use tokio::{
     time::sleep,
 };
 
-/// Bytes that a connection sends before it closes.
+/// Bytes that are sent before the connection is closed.
 #[derive(Debug)]
 pub(crate) struct RawBytes {
     pub(crate) bytes: Bytes,
-    /// How many of the first bytes are sent one by one, and the pause after each.
+    /// The number of bytes at the beginning that are sent one by one, and the pause after each.
     pub(crate) slow: Option<(usize, Duration)>,
 }
 
@@ -39,7 +39,7 @@ impl RawBytes {
     }
 }
 
-/// A connection's byte stream, of which a second handle is kept: hyper's connection does not give it back.
+/// A byte stream with several handles, because hyper's connection does not return the stream that it was given.
 #[derive(Debug)]
 pub(crate) struct SharedIo<I>(Arc<Mutex<I>>);
 

@@ -10,21 +10,21 @@ use crate::{
     limiter::Scope,
 };
 
-/// A refusal: nothing was taken.
+/// A refusal, after which nothing is reserved.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     pub(crate) dimension: Dimension,
     pub(crate) limit: u64,
-    /// Rounded down and up.
+    /// Used units, rounded down and rounded up.
     pub(crate) used: (u64, u64),
     pub(crate) requested: u64,
-    /// Nanoseconds; `None`: it can never fit.
+    /// Nanoseconds until the request fits; `None` if it is larger than the limit.
     pub(crate) wait: Option<u64>,
 }
 
 impl Refusal {
-    /// Status, headers beside the limiter's own, and body. What can never fit gets 413 and no `retry-after`; expected output
-    /// over the limit gets 429.
+    /// Status, headers in addition to the rate-limit headers, and body. A request that is larger than the limit gets 413 without
+    /// `retry-after`, but 429 if its expected output is larger than the limit.
     pub(crate) fn answer(&self, options: &Options, scope: &Scope) -> (StatusCode, HeaderMap, Value) {
         let (organization, model, tier) = scope;
         let scope = format!("model `{model}` in organization `{organization}` service tier `{tier}` on");
@@ -66,7 +66,7 @@ impl Refusal {
         (StatusCode::TOO_MANY_REQUESTS, headers, error(&text, kind, Some("rate_limit_exceeded")))
     }
 
-    /// The meaningless wait that Groq printed in 2024 for what can never fit.
+    /// The wait that Groq reported in 2024 for a request that is larger than the limit, although waiting cannot help.
     fn wait_for_excess(&self) -> u64 {
         let over = u128::from(self.used.1) + u128::from(self.requested) - u128::from(self.limit);
         u64::try_from(over * u128::from(self.dimension.window()) / u128::from(self.limit)).unwrap_or(u64::MAX)

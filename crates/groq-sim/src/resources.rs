@@ -1,4 +1,4 @@
-//! Models, files (with ranges), batches and fine tunings: the endpoints that no limit covers.
+//! Models, files (with ranges), batches and fine tunings: the endpoints without rate limits.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -21,7 +21,7 @@ pub(crate) struct Resources {
 }
 
 impl Sim {
-    /// The answer of an endpoint that no limit covers.
+    /// The response of an endpoint without rate limits.
     pub(crate) fn resources(&self, call: &Call, id: u64) -> Answer {
         let deleted = |id: &str, object: &str| Answer::ok(&json!({"id": id, "object": object, "deleted": true}));
         let resources = &mut self.state().resources;
@@ -101,7 +101,7 @@ fn model(id: &str) -> Value {
            "context_window": 131_072, "public_apps": null, "max_completion_tokens": 65_536})
 }
 
-/// A file's bytes, or the one range that is asked for.
+/// The content of a file, or the requested range of it.
 fn content(call: &Call, bytes: &Bytes) -> Answer {
     let wanted = call.headers.get(header::RANGE).and_then(|range| range.to_str().ok());
     let mut answer = match wanted.map(|range| parse_range(range, bytes.len())) {
@@ -118,7 +118,7 @@ fn content(call: &Call, bytes: &Bytes) -> Answer {
     answer
 }
 
-/// `bytes=2-5`, `bytes=2-`, `bytes=-3`.
+/// Parses `bytes=2-5`, `bytes=2-` or `bytes=-3` for a file of `length` bytes.
 fn parse_range(range: &str, length: usize) -> Option<Range<usize>> {
     let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
     let range = match (first.parse().ok(), last.parse::<usize>().ok()) {

@@ -1,4 +1,4 @@
-//! `responses`: whole, or as a stream of typed events.
+//! `responses`: a complete response or a stream of typed events.
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -62,7 +62,7 @@ impl Sim {
         response
     }
 
-    /// Typed events; there is no `[DONE]`.
+    /// The stream of typed events, which does not end with `[DONE]`.
     fn response_stream(&self, call: &Call, generation: &Generation) -> Vec<Step> {
         let mut sequence = 0;
         let mut event = |name: &str, mut body: Value| {

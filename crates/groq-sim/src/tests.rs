@@ -16,15 +16,16 @@ mod faults;
 mod generation;
 mod http2;
 
-fn wire(sim: &Sim) -> DuplexStream {
-    let (near, far) = duplex(64 << 10);
+/// The client's end of a new connection.
+fn connection(sim: &Sim) -> DuplexStream {
+    let (client, server) = duplex(64 << 10);
     let sim = sim.clone();
-    tokio::spawn(async move { sim.serve_connection(far).await });
-    near
+    tokio::spawn(async move { sim.serve_connection(server).await });
+    client
 }
 
 async fn send(sim: &Sim, request: http::Request<Full<Bytes>>) -> hyper::Result<http::Response<hyper::body::Incoming>> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(wire(sim))).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(connection(sim))).await?;
     tokio::spawn(connection);
     sender.send_request(request).await
 }
@@ -46,9 +47,9 @@ fn chat(text: &str, more: Value) -> http::Request<Full<Bytes>> {
     request("POST", "/openai/v1/chat/completions", body.to_string())
 }
 
-/// Status, headers, body.
+/// Status, headers and body of the response.
 async fn answer(sim: &Sim, request: http::Request<Full<Bytes>>) -> (u16, http::HeaderMap, Bytes) {
-    let (head, body) = send(sim, request).await.expect("an answer").into_parts();
+    let (head, body) = send(sim, request).await.expect("a response").into_parts();
     (head.status.as_u16(), head.headers, body.collect().await.expect("a whole body").to_bytes())
 }
 
@@ -58,7 +59,7 @@ async fn answer_json(sim: &Sim, request: http::Request<Full<Bytes>>) -> (u16, Va
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_comes_with_headers_and_is_logged() {
+async fn a_refusal_has_headers_and_is_logged() {
     let limits = ModelLimits {
         requests_per_minute: Some(1),
         requests_per_day: Some(1000),
@@ -94,7 +95,7 @@ async fn the_free_plan_limits_the_output_of_qwen() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_key_is_an_organization_unless_said_otherwise() {
+async fn each_key_has_its_own_organization_by_default() {
     let limits = ModelLimits { requests_per_minute: Some(1), ..ModelLimits::default() };
     let organizations = BTreeMap::from(["gsk_a", "gsk_b"].map(|key| (key.to_owned(), "org_one".to_owned())));
     let sim = Sim::new(Options { plan: Plan::uniform(limits), organizations, pace: Pace::instant(), ..Options::default() });
@@ -106,7 +107,7 @@ async fn every_key_is_an_organization_unless_said_otherwise() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_captured_errors() {
+async fn errors_have_the_captured_bodies() {
     let sim = Sim::new(Options { pace: Pace::instant(), ..Options::default() });
     let (status, body) = answer_json(&sim, request("GET", "/v1/x", "")).await;
     assert_eq!(status, 404);
@@ -138,11 +139,11 @@ async fn the_captured_errors() {
         );
     }
     assert_eq!(answer(&sim, request("POST", "/openai/v1/chat/completions", "{\"mod")).await.0, 400);
-    assert_eq!(sim.stats().admitted, 1, "only what was generated is charged");
+    assert_eq!(sim.stats().admitted, 1, "only generated responses are charged");
 }
 
 #[tokio::test(start_paused = true)]
-async fn its_own_paths_report_requests() {
+async fn the_control_paths_report_and_reset() {
     let sim = Sim::new(Options { pace: Pace::instant(), ..Options::default() });
     answer(&sim, chat("hello", json!({}))).await;
     let (_, log) = answer_json(&sim, request("GET", "/_sim/log", "")).await;
@@ -156,7 +157,7 @@ async fn its_own_paths_report_requests() {
 }
 
 #[tokio::test]
-async fn it_serves_sockets() {
+async fn sockets_are_served() {
     let sim = Sim::new(Options { pace: Pace::instant(), ..Options::default() });
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
@@ -169,7 +170,7 @@ async fn it_serves_sockets() {
     let open = tokio::spawn(connection);
     for _ in 0..3 {
         sender.ready().await.expect("kept alive");
-        let response = sender.send_request(chat("x", json!({}))).await.expect("an answer");
+        let response = sender.send_request(chat("x", json!({}))).await.expect("a response");
         assert_eq!(response.status(), 200);
         response.into_body().collect().await.expect("whole");
     }

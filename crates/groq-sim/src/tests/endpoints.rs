@@ -1,4 +1,4 @@
-//! The answers of embeddings, audio, models and files.
+//! The endpoints for embeddings, audio, models, files and batches.
 
 use std::io::Read;
 
@@ -35,7 +35,7 @@ fn form(path: &str, fields: &[(&str, &str)], file: &[u8]) -> http::Request<Full<
 }
 
 #[tokio::test(start_paused = true)]
-async fn transcriptions_spend_seconds_and_show_them() {
+async fn transcriptions_are_charged_by_seconds() {
     let sim = Sim::new(Options::default());
     let path = "/openai/v1/audio/transcriptions";
     let file = vec![0; 16_000 * 30];
@@ -49,7 +49,7 @@ async fn transcriptions_spend_seconds_and_show_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn speech_is_bytes_charged_by_characters() {
+async fn speech_is_charged_by_characters() {
     let sim = Sim::new(Options::default());
     let body = json!({"model": "canopylabs/orpheus-v1-english", "input": "hello", "voice": "autumn"});
     let (status, headers, body) = answer(&sim, request("POST", "/openai/v1/audio/speech", body.to_string())).await;
@@ -58,7 +58,7 @@ async fn speech_is_bytes_charged_by_characters() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn models_by_name_raw_and_encoded() {
+async fn models_are_found_by_plain_and_encoded_names() {
     let sim = Sim::new(Options::default());
     for path in ["/openai/v1/models/openai/gpt-oss-20b", "/openai/v1/models/openai%2Fgpt-oss-20b"] {
         assert_eq!(answer_json(&sim, request("GET", path, "")).await.1["id"], "openai/gpt-oss-20b");
@@ -70,7 +70,7 @@ async fn models_by_name_raw_and_encoded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn files_come_back_whole_and_by_ranges() {
+async fn files_are_returned_complete_and_by_range() {
     let sim = Sim::new(Options::default());
     let (_, file) = answer_json(&sim, form("/openai/v1/files", &[("purpose", "batch")], b"0123456789")).await;
     let path = format!("/openai/v1/files/{}/content", file["id"].as_str().expect("an id"));
@@ -98,7 +98,7 @@ async fn files_come_back_whole_and_by_ranges() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_compresses_when_asked_to() {
+async fn responses_are_compressed_on_request() {
     let sim = Sim::new(Options::default());
     for stream in [false, true] {
         let mut cost = chat("x", json!({"stream": stream}));

@@ -1,4 +1,4 @@
-//! Injected faults over HTTP/1.1, and clients that leave.
+//! Injected faults over HTTP/1.1, and clients that disconnect.
 
 use std::time::Duration;
 
@@ -9,25 +9,25 @@ use tokio::{
     time::Instant,
 };
 
-use super::{answer, chat, request, send, wire};
+use super::{answer, chat, connection, request, send};
 use crate::{Action, Fault, Options, Pace, Sim};
 
-/// Everything that comes over the wire for one request, until it closes.
+/// The bytes that the client receives for one request, until the connection is closed.
 async fn raw(sim: &Sim, stream: bool) -> String {
-    let mut wire = wire(sim);
+    let mut connection = connection(sim);
     let body = json!({"model": "m", "messages": [{"content": "[[sim completion=20]]"}], "stream": stream}).to_string();
     let head = format!(
         "POST /openai/v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
-    wire.write_all((head + &body).as_bytes()).await.expect("written");
+    connection.write_all((head + &body).as_bytes()).await.expect("written");
     let mut all = Vec::new();
-    wire.read_to_end(&mut all).await.expect("read to its end");
+    connection.read_to_end(&mut all).await.expect("read to its end");
     String::from_utf8_lossy(&all).into_owned()
 }
 
 #[tokio::test(start_paused = true)]
-async fn leaving_a_stream_ends_it_and_its_charge() {
+async fn a_disconnect_ends_a_stream_and_its_charge() {
     let pace = Pace { tokens_per_second: 10.0, ..Pace::default() };
     let sim = Sim::new(Options { pace, ..Options::default() });
     let response =
@@ -45,7 +45,7 @@ async fn leaving_a_stream_ends_it_and_its_charge() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn statuses_are_played_by_the_script() {
+async fn responses_of_faults_replace_those_of_endpoints() {
     let script = r#"[
         {"nth": 1, "action": "status", "status": 503},
         {"nth": 2, "action": "html", "status": 502},
@@ -75,7 +75,7 @@ async fn statuses_are_played_by_the_script() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn connections_break_where_the_script_says() {
+async fn faults_break_connections() {
     let sim = Sim::new(Options { pace: Pace::instant(), ..Options::default() });
     let play = async |action: Action, stream: bool| {
         sim.set_faults(vec![Fault::always(action)]);
@@ -88,7 +88,7 @@ async fn connections_break_where_the_script_says() {
     let admitted = sim.stats().admitted;
     assert_eq!(play(Action::Close, false).await, "");
     assert_eq!(play(Action::RefuseStream, false).await, "");
-    assert_eq!(sim.stats().admitted, admitted, "closed before the request was looked at: nothing is charged");
+    assert_eq!(sim.stats().admitted, admitted, "closed before admission, so nothing is charged");
     assert_eq!(play(Action::Garbage { bytes: Some("SSH-2.0-x\r\n".to_owned()) }, false).await, "SSH-2.0-x\r\n");
     let head = play(Action::CloseInHead, false).await;
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && !head.contains("\r\n\r\n"));
@@ -117,7 +117,7 @@ async fn connections_break_where_the_script_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn streams_end_as_the_script_says() {
+async fn faults_end_streams() {
     let sim = Sim::new(Options { pace: Pace::instant(), ..Options::default() });
     let play = async |action: Action| {
         sim.set_faults(vec![Fault::always(action)]);
@@ -167,7 +167,7 @@ async fn errors_can_be_injected_by_code() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn truncated_answers_have_no_content() {
+async fn truncated_responses_have_no_content() {
     let sim = Sim::new(Options { pace: Pace::instant(), ..Options::default() });
     sim.set_faults(vec![Fault::always(Action::Truncated)]);
     let body = async |request| String::from_utf8_lossy(&answer(&sim, request).await.2).into_owned();
@@ -177,7 +177,7 @@ async fn truncated_answers_have_no_content() {
     assert_eq!(whole["usage"]["completion_tokens_details"]["reasoning_tokens"], whole["usage"]["completion_tokens"]);
     let stream = body(chat("x", json!({"stream": true}))).await;
     assert!(stream.contains("\"finish_reason\":\"length\"") && stream.contains("\"reasoning\":\"The user"), "{stream}");
-    assert_eq!(stream.matches("\"content\":").count(), 1, "the first chunk's empty one: {stream}");
+    assert_eq!(stream.matches("\"content\":").count(), 1, "only the empty one in the first chunk: {stream}");
 
     let responses =
         |stream: bool| request("POST", "/openai/v1/responses", json!({"model": "m", "input": "x", "stream": stream}).to_string());
@@ -189,7 +189,7 @@ async fn truncated_answers_have_no_content() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn going_away_closes_after_the_answer() {
+async fn go_away_closes_after_the_response() {
     let sim = Sim::new(Options { pace: Pace::instant(), ..Options::default() });
     sim.set_faults(vec![Fault::always(Action::GoAway)]);
     let (status, headers, _) = answer(&sim, chat("x", json!({}))).await;

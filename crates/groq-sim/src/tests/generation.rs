@@ -1,4 +1,4 @@
-//! What chats and responses generate, and how long it takes.
+//! Generated chat completions and responses, and their duration.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn events(body: &[u8]) -> Vec<Value> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_chat_reply_holds_its_usage_and_the_limits() {
+async fn a_chat_completion_has_usage_and_rate_limit_headers() {
     let sim = Sim::new(Options::default());
     let (status, headers, body) = answer(&sim, chat("[[sim completion=40 cached=10]]", json!({"max_tokens": 500}))).await;
     let body: Value = serde_json::from_slice(&body).expect("JSON");
@@ -25,7 +25,7 @@ async fn a_chat_reply_holds_its_usage_and_the_limits() {
     assert_eq!(body["usage"]["completion_tokens"], 40);
     assert_eq!(body["usage"]["prompt_tokens_details"]["cached_tokens"], 10);
     assert_eq!(headers["x-ratelimit-remaining-tokens"], (250_000 - prompt - 500).to_string());
-    assert!(!headers.contains_key("x-ratelimit-limit-requests"), "the developer plan has no day of requests");
+    assert!(!headers.contains_key("x-ratelimit-limit-requests"), "the developer plan has no RPD");
     for name in ["x-request-id", "x-groq-region", "cf-ray", "set-cookie"] {
         assert!(headers.contains_key(name), "{name}");
     }
@@ -49,7 +49,7 @@ async fn a_stream_begins_with_its_id_and_ends_with_usage_and_done() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn generation_takes_time_and_is_cut_at_max_completion_tokens() {
+async fn generation_takes_time_and_stops_at_max_completion_tokens() {
     let pace = Pace { head: Duration::from_millis(200), head_sigma: 0.0, tokens_per_second: 100.0, ..Pace::default() };
     let sim = Sim::new(Options { pace, ..Options::default() });
     let started = Instant::now();
@@ -75,7 +75,7 @@ async fn the_same_seed_generates_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tools_and_schemas_are_answered_in_kind() {
+async fn tools_and_schemas_are_respected() {
     let sim = Sim::new(Options { pace: Pace::instant(), ..Options::default() });
     let schema = json!({"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}});
     let tools =
@@ -93,7 +93,7 @@ async fn tools_and_schemas_are_answered_in_kind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn responses_are_typed_events() {
+async fn streamed_responses_are_typed_events() {
     let sim = Sim::new(Options::default());
     let cost = |stream: bool| {
         let body =

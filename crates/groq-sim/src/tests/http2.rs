@@ -1,4 +1,4 @@
-//! HTTP/2 by prior knowledge: answers, the log, and faults of one stream or of the whole connection.
+//! HTTP/2 with prior knowledge: responses, the log, and faults of one stream or of the connection.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -7,28 +7,28 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::Instant};
 
-use super::{chat, wire};
+use super::{chat, connection};
 use crate::{Action, Fault, Options, Pace, Sim};
 
 type Client = SendRequest<Full<Bytes>>;
 
 async fn connect(sim: &Sim) -> (Client, JoinHandle<hyper::Result<()>>) {
-    let (client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(wire(sim))).await.expect("a handshake");
+    let (client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(connection(sim))).await.expect("a handshake");
     (client, tokio::spawn(connection))
 }
 
-/// A chat with an absolute URI, as HTTP/2 has it.
-fn ask(stream: bool) -> http::Request<Full<Bytes>> {
+/// A chat completion request with an absolute URI, as HTTP/2 requires.
+fn chat_request(stream: bool) -> http::Request<Full<Bytes>> {
     let mut request = chat("[[sim completion=20]]", json!({"stream": stream}));
     *request.uri_mut() = "http://api.groq.com/openai/v1/chat/completions".parse().expect("a URI");
     request.headers_mut().remove("host");
     request
 }
 
-/// The status and as much of the body as comes; whether it ends as it should.
+/// The status, the received part of the body, and whether the body is complete.
 async fn send(client: &mut Client, stream: bool) -> Result<(u16, String, Result<(), h2::Reason>), h2::Reason> {
     client.ready().await.expect("an open connection");
-    let response = client.send_request(ask(stream)).await.map_err(|error| reason(&error))?;
+    let response = client.send_request(chat_request(stream)).await.map_err(|error| reason(&error))?;
     let (status, mut body, mut text) = (response.status().as_u16(), response.into_body(), String::new());
     while let Some(frame) = body.frame().await {
         match frame {
@@ -45,7 +45,7 @@ fn reason(error: &hyper::Error) -> h2::Reason {
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_of_one_connection_are_answered_side_by_side() {
+async fn requests_on_one_connection_are_concurrent() {
     let sim = Sim::new(Options::default());
     let (client, _connection) = connect(&sim).await;
     let requests = (0..50).map(|n| {
@@ -53,7 +53,7 @@ async fn requests_of_one_connection_are_answered_side_by_side() {
         tokio::spawn(async move { send(&mut client, n % 2 == 0).await })
     });
     for request in requests.collect::<Vec<_>>() {
-        let (status, text, end) = request.await.expect("no panic").expect("an answer");
+        let (status, text, end) = request.await.expect("no panic").expect("a response");
         assert_eq!((status, end), (200, Ok(())));
         assert!(text.contains("chat.completion"), "{text}");
     }
@@ -64,7 +64,7 @@ async fn requests_of_one_connection_are_answered_side_by_side() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn broken_answers_reset_their_stream_and_no_other() {
+async fn broken_responses_reset_only_their_stream() {
     let sim = Sim::new(Options::default());
     let (mut client, _connection) = connect(&sim).await;
     let internal = h2::Reason::INTERNAL_ERROR;
@@ -75,7 +75,7 @@ async fn broken_answers_reset_their_stream_and_no_other() {
         let mut other = client.clone();
         let (broken, answered) = tokio::join!(send(&mut client, false), send(&mut other, false));
         assert_eq!(broken.expect_err("a reset"), reset);
-        assert_eq!(answered.expect("an answer").0, 200);
+        assert_eq!(answered.expect("a response").0, 200);
     }
 
     sim.set_faults(vec![Fault::always(Action::CloseInBody)]);
@@ -97,9 +97,9 @@ async fn broken_answers_reset_their_stream_and_no_other() {
 
     sim.set_faults(vec![Fault::always(Action::SlowHead { ms: 10 })]);
     let started = Instant::now();
-    assert_eq!(send(&mut client, false).await.expect("an answer").0, 200);
+    assert_eq!(send(&mut client, false).await.expect("a response").0, 200);
     assert!(started.elapsed().as_secs() >= 3);
-    assert_eq!(sim.log().iter().map(|request| request.connection).max(), Some(1), "all of it on one connection");
+    assert_eq!(sim.log().iter().map(|request| request.connection).max(), Some(1), "all requests on one connection");
 }
 
 #[tokio::test(start_paused = true)]
@@ -107,14 +107,14 @@ async fn garbage_ends_the_connection() {
     let sim = Sim::new(Options::default());
     let (mut client, connection) = connect(&sim).await;
     sim.set_faults(vec![Fault::nth(2, Action::Garbage { bytes: None })]);
-    assert_eq!(send(&mut client, false).await.expect("an answer").0, 200);
+    assert_eq!(send(&mut client, false).await.expect("a response").0, 200);
     client.ready().await.expect("an open connection");
-    client.send_request(ask(false)).await.expect_err("no HTTP");
+    client.send_request(chat_request(false)).await.expect_err("no HTTP");
     connection.await.expect("no panic").expect_err("a connection error");
 }
 
 #[tokio::test(start_paused = true)]
-async fn going_away_answers_what_has_come_and_takes_no_more() {
+async fn go_away_finishes_requests_in_flight() {
     let sim = Sim::new(Options::default());
     let (mut client, connection) = connect(&sim).await;
     sim.set_faults(vec![Fault::nth(2, Action::GoAway)]);
@@ -132,7 +132,7 @@ async fn a_reset_by_the_client_ends_the_request() {
     let sim = Sim::new(Options { pace, ..Options::default() });
     let (mut client, _connection) = connect(&sim).await;
     client.ready().await.expect("an open connection");
-    let response = client.send_request(ask(true)).await.expect("a head");
+    let response = client.send_request(chat_request(true)).await.expect("a head");
     drop(response);
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     assert_eq!(sim.log()[0].ended, Some("dropped"));
