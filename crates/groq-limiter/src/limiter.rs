@@ -18,10 +18,10 @@ use crate::{
         forecast::{Forecast, forecast},
     },
     quota::Quota,
-    quota_set::{QuotaSet, Reserved, limits::ObservedTokens},
+    quota_set::{QuotaSet, Reserved},
     request::{ActualUsage, AdmissionError, AdmissionRequest, Cost, CostEstimate},
     settings::LimitSettings,
-    types::{Dimension, Ns, Observation, StatedLimit, Unit, UpstreamRefusal},
+    types::{Dimension, Ns, Observation, RemoteQuota, StatedLimit, Unit, UpstreamRefusal},
 };
 
 mod cold_start;
@@ -344,27 +344,17 @@ impl Limiter {
         self.cold_start.answered();
         self.pause.answered();
         let delay = self.pricing.estimates.one_way();
-        let tokens = self.quotas.observe(&mut grant.reserved, state, true, delay, now);
-        if let Some(tokens) = tokens.filter(|_| !grant.queued.states_max) {
-            self.learn_held(grant, tokens, now);
+        self.quotas.observe(&mut grant.reserved, state, true, delay, now);
+        if let Some(RemoteQuota { limit, remaining, .. }) = state.tokens.filter(|_| !grant.queued.states_max) {
+            let used = limit.saturating_sub(remaining);
+            // What is reserved stays below a bound whatever the prompt turns out to be.
+            let prompt = self.pricing.least(&grant.queued).input.into();
+            if AssumedOutput::is_shown(used, prompt, limit) {
+                grant.shown_used = Some(used);
+                self.learn(|pricing| pricing.estimates.assumed.at_most(used, prompt, now));
+            }
         }
         self.flush_pending(false, now);
-    }
-
-    /// If Groq holds more for a request without `max_completion_tokens` than was reserved, the quotas show so from now on, and
-    /// the difference comes back when the answer ends.
-    fn learn_held(&mut self, grant: &mut Grant, ObservedTokens { slot, limit, used, more }: ObservedTokens, now: Ns) {
-        // A bound holds whatever the prompt turns out to be.
-        let prompt = self.pricing.least(&grant.queued).input.into();
-        if AssumedOutput::is_shown(used, prompt, limit) {
-            grant.shown_used = Some(used);
-            self.learn(|pricing| pricing.estimates.assumed.at_most(used, prompt, now));
-        }
-        let cost = grant.cost();
-        let held = self.pricing.assumed().min(cost.output.saturating_add(more));
-        if held > cost.output {
-            self.quotas.raise(&mut grant.reserved, Cost { output: held, ..cost }, slot, now);
-        }
     }
 
     /// The request has ended and this is the truth. The caller dispatches.

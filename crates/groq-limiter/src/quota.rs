@@ -165,11 +165,6 @@ impl Quota {
         self.margin.typical as u64
     }
 
-    /// Whether headers or refusals have said how full it is.
-    pub fn is_observed(&self) -> bool {
-        self.reconciler.has_corrected()
-    }
-
     /// From now on this part of the margin is given back, 0 to 1.
     pub fn release_margin(&mut self, part: f64) {
         self.margin.release(part);

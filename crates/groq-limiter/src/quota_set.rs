@@ -265,16 +265,6 @@ impl QuotaSet {
         }
     }
 
-    /// Groq has taken more for it than was charged here. `corrected`: the slot whose header says so, and has corrected it.
-    pub fn raise(&mut self, reserved: &mut Reserved, cost: Cost, corrected: usize, now: Ns) {
-        for (slot, quota) in self.quotas.iter_mut().enumerate() {
-            if reserved.covers(slot) && slot != corrected {
-                quota.settle(quota.units(&reserved.cost), quota.units(&cost), now);
-            }
-        }
-        reserved.cost = cost;
-    }
-
     /// The truth replaces what was reserved, in every dimension that was charged.
     pub fn settle(&mut self, reserved: Reserved, used: Cost, now: Ns) {
         for (slot, quota) in self.quotas.iter_mut().enumerate() {

@@ -37,7 +37,7 @@ impl AssumedOutput {
 
     /// Whether a header that shows `used` of `limit` in use says anything of a request with so long a prompt.
     pub fn is_shown(used: u64, prompt: u64, limit: u64) -> bool {
-        used.saturating_sub(prompt) <= limit / LITTLE_USED
+        used.saturating_sub(prompt) < limit / LITTLE_USED
     }
 
     /// `total` tokens contain the reserve of a request with so long a prompt, which is in use or was asked for.

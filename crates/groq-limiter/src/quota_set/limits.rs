@@ -10,19 +10,6 @@ use crate::{
     types::{Dimension, Ns, Observation, RemoteQuota, Source, StatedLimit, Unit, UpstreamRefusal},
 };
 
-/// What a header said of tokens per minute.
-#[derive(Clone, Copy, Debug)]
-pub struct ObservedTokens {
-    /// The slot of tokens per minute.
-    pub slot: usize,
-    /// The whole limit.
-    pub limit: u64,
-    /// Units in use, the request's own included.
-    pub used: u64,
-    /// Units more than were known of.
-    pub more: u32,
-}
-
 /// The operator's settings, the plan's table, and what Groq has stated.
 impl QuotaSet {
     /// Other settings; used amounts stay.
@@ -136,19 +123,11 @@ impl QuotaSet {
 
 /// What answers say.
 impl QuotaSet {
-    /// Headers correct what they show; one way to Groq takes `delay`. A refusal's do not count its request. What they said of
-    /// tokens per minute.
-    pub fn observe(
-        &mut self,
-        reserved: &mut Reserved,
-        state: &Observation,
-        counted: bool,
-        delay: Ns,
-        now: Ns,
-    ) -> Option<ObservedTokens> {
+    /// Headers correct what they show; one way to Groq takes `delay`. A refusal's do not count its request.
+    pub fn observe(&mut self, reserved: &mut Reserved, state: &Observation, counted: bool, delay: Ns, now: Ns) {
         let audio = state.audio.map(|shown| (self.audio_dimension(&shown), Some(shown)));
         let shown = [(Dimension::TPM, state.tokens), (Dimension::RPD, state.requests)].into_iter().chain(audio);
-        let (mut news, mut tokens) = (false, None);
+        let mut news = false;
         for (dimension, shown) in shown {
             let Some(shown) = shown.filter(|shown| shown.limit > 0) else { continue };
             let known = self.quotas.len();
@@ -159,20 +138,11 @@ impl QuotaSet {
             }
             news |= is_news;
             let used = shown.limit.saturating_sub(shown.remaining);
-            let is_first = !self.quotas[slot].is_observed();
-            let error = self.correct(reserved, slot, used, counted, delay, now).unwrap_or(0);
-            if dimension == Dimension::TPM {
-                // What was in use before the first header was others'.
-                let error = if is_first { 0 } else { u64::try_from(error).unwrap_or(0) };
-                let more = self.quotas[slot].bucket().map_or(0, |bucket| error / bucket.span(1));
-                let more = u32::try_from(more).unwrap_or(u32::MAX);
-                tokens = Some(ObservedTokens { slot, limit: shown.limit, used, more });
-            }
+            self.correct(reserved, slot, used, counted, delay, now);
         }
         if news {
             self.follow_plan(now);
         }
-        tokens
     }
 
     /// Groq says what it had used of this slot when it saw `reserved`; `counted`: that request included. One way to Groq
