@@ -136,9 +136,11 @@ impl Quota {
 
     /// What the limit counts of a cost.
     pub fn of(&self, cost: &Cost) -> u64 {
-        // The operator means what is used, not what the upstream reserves.
-        let cost = if self.is_bound() { &cost.with_output(cost.answer) } else { cost };
-        cost.of(self.dimension.unit)
+        match self.dimension.unit {
+            // The operator means what is used, not what the upstream tests.
+            Unit::OutputTokens if self.is_bound() => cost.output.into(),
+            unit => cost.of(unit),
+        }
     }
 
     fn span(&self, units: u64) -> Ns {

@@ -171,10 +171,9 @@ pub struct Cost {
     pub requests: u32,
     /// Prompt tokens.
     pub input: u32,
-    /// Completion tokens that the upstream reserves: the output limit, or what it assumes without one.
+    /// Completion tokens that are reserved: the output limit, or without one what the upstream assumes or what is usual, whichever
+    /// is more.
     pub output: u32,
-    /// Completion tokens that the answer may have: the output limit, or what is usual without one.
-    pub answer: u32,
     /// Completion tokens that a limit on output tests: the output limit (`u32::MAX` without one), at most what is expected.
     pub expected: u32,
     /// Seconds of audio.
@@ -196,7 +195,7 @@ impl Cost {
 
     /// The same with so many completion tokens.
     pub fn with_output(self, tokens: u32) -> Self {
-        Self { output: tokens, answer: tokens, expected: tokens, ..self }
+        Self { output: tokens, expected: tokens, ..self }
     }
 
     /// The same, raised to so much of a unit.

@@ -13,7 +13,7 @@
 use crate::types::Ns;
 
 /// Reserved before anything is known. Seen for OTPM (GROQ.md §2).
-pub const DEFAULT: u32 = 2048;
+const DEFAULT: u32 = 2048;
 /// A header that shows more than one in so many of a limit in use shows mostly others' requests. Taken for a price, it could
 /// leave so little of the limit that a request never fits beside others' use and the safety margin.
 const LITTLE_USED: u64 = 3;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::{
-    estimate::{Estimates, default_output::DEFAULT},
+    estimate::Estimates,
     queue::{QueuedRequest, Ticket},
     request::{ActualUsage, AdmissionRequest, Cost, CostEstimate},
     settings::LimitSettings,
@@ -77,9 +77,8 @@ impl Pricing {
 
     /// What a request without `max_completion_tokens` takes, the prompt included.
     pub(super) fn with_assumed_output(&self, prompt: Cost) -> Cost {
-        let (output, usual) = (self.assumed(), self.estimates.completion.high());
-        let answer = output.max(usual.map_or(DEFAULT, |usual| usual as u32));
-        Cost { output, answer, expected: u32::MAX, ..prompt }
+        let usual = self.estimates.completion.high().map_or(0, |usual| usual as u32);
+        Cost { output: self.assumed().max(usual), expected: u32::MAX, ..prompt }
     }
 
     /// Completion tokens that a request will probably use: what is usual (for its app, where that is known), at most `output`
@@ -124,7 +123,7 @@ pub(super) fn stated(queued: &QueuedRequest) -> Cost {
 pub(super) fn used(reserved: Cost, usage: ActualUsage, usual: Option<f32>) -> Cost {
     let cut = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     // A limit on output reserves nothing while no answer has been seen lately. An answer of unknown size has used some of it.
-    let unseen = reserved.expected.max(usual.map_or(0, |usual| usual as u32).min(reserved.answer));
+    let unseen = reserved.expected.max(usual.map_or(0, |usual| usual as u32).min(reserved.output));
     match usage {
         ActualUsage::Nothing => Cost::default(),
         ActualUsage::Request => Cost { requests: reserved.requests, ..Cost::default() },
