@@ -90,7 +90,7 @@ impl<'a> Document<'a> {
             }
         }
         for key in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-            if !is_misspelled && !entries.keys().any(|name| name.get_ref() == key) {
+            if !is_misspelled && !entries.contains_key(key) {
                 let example = under(schema, key).and_then(example).unwrap_or_default();
                 self.refuse(&format!("{path}.{key}"), "missing", format!("such as {key} = {example}"));
             }
@@ -188,9 +188,8 @@ impl<'a> Document<'a> {
             return vec![fault.clone()];
         }
         self.faults.sort_by_key(|fault| match &fault.origin {
-            Origin::File(span) => (0, span.start),
-            Origin::Override(_) => (1, 0),
-            Origin::Whole => (2, 0),
+            Origin::File(span) => span.start,
+            Origin::Override(_) | Origin::Whole => usize::MAX,
         });
         if self.faults.len() > MOST_FAULTS {
             self.faults.truncate(MOST_FAULTS);

@@ -228,37 +228,22 @@ fn url(text: &str, schemes: &[&str]) -> Option<Uri> {
 
 /// A SHA-256, written as 64 hex digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
-#[serde(try_from = "String", into = "String")]
-#[schemars(with = "As<Self>", inline)]
-pub struct Digest(pub [u8; 32]);
+#[serde(transparent)]
+pub struct Digest(#[serde(with = "As::<Digest>")] pub [u8; 32]);
 
 impl Format for Digest {
-    type Value = Self;
+    type Value = [u8; 32];
     const TITLE: &'static str = "a SHA-256 in hex, as sha256sum prints it";
     const EXAMPLE: &'static str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     const PATTERN: &'static str = "^[0-9a-fA-F]{64}$";
 
-    fn parse(text: &str) -> Option<Self> {
+    fn parse(text: &str) -> Option<[u8; 32]> {
         let mut digest = [0; 32];
-        hex::decode_to_slice(text, &mut digest).ok().map(|()| Self(digest))
+        hex::decode_to_slice(text, &mut digest).ok().map(|()| digest)
     }
 
     /// Its beginning: `check` and logs do not show the digest of a secret.
-    fn show(Self(digest): &Self) -> Option<String> {
+    fn show(digest: &[u8; 32]) -> Option<String> {
         Some(format!("{}…", hex::encode(&digest[..4])))
-    }
-}
-
-impl TryFrom<String> for Digest {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        Self::parse(&text).ok_or(Self::TITLE)
-    }
-}
-
-impl From<Digest> for String {
-    fn from(digest: Digest) -> Self {
-        Digest::show(&digest).unwrap_or_default()
     }
 }
