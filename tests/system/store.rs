@@ -130,13 +130,13 @@ pub(crate) async fn serve(mut end: StoreEnd, redis: Connection, mut random: Rng,
                     match timeout(TIME_LIMIT, there_and_back).await {
                         Ok(answer) => {
                             carried.answered.fetch_add(1, Relaxed);
-                            call.answer(&answer);
+                            call.answer(Some(&answer));
                         }
                         Err(_) => {
                             carried.lost.fetch_add(1, Relaxed);
                             // The loop above has ended where the life is over.
                             let _ = failed.send(());
-                            call.give_up();
+                            call.answer(None);
                         }
                     }
                 });

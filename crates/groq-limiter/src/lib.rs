@@ -40,7 +40,7 @@ pub use self::{
     store::StoreHandle,
     types::Source,
 };
-use self::{registry::Registry, settings::Settings, shared::Submitted, store::Store, sync::lock};
+use self::{registry::Registry, settings::Settings, shared::Submitted, sync::lock};
 
 #[doc(hidden)]
 pub mod ablation;
@@ -73,7 +73,7 @@ impl Limiters {
     /// every limit divided by the number of replicas.
     pub fn new(settings: Settings) -> Self {
         let Some(redis) = settings.redis.clone() else { return Self(Arc::new(Registry::new(settings, None))) };
-        let (store, commands) = Store::new(redis.replicas);
+        let (store, commands) = StoreHandle::new(redis.replicas);
         let limiters = Self(Arc::new(Registry::new(settings, Some(store))));
         #[cfg(feature = "redis")]
         let started = store::redis::start(redis, &limiters.0, commands);
@@ -88,9 +88,9 @@ impl Limiters {
     /// Limiters whose store is simulated by whoever holds its other end.
     #[doc(hidden)]
     pub fn with_simulated_store(settings: Settings, replicas: u32) -> (Self, store::simulated::StoreEnd) {
-        let (store, commands) = Store::new(replicas);
+        let (store, commands) = StoreHandle::new(replicas);
         let limiters = Self(Arc::new(Registry::new(settings, Some(store))));
-        let end = store::simulated::StoreEnd::new(commands, Arc::downgrade(&limiters.0));
+        let end = store::simulated::StoreEnd { commands, limiters: Arc::downgrade(&limiters.0) };
         (limiters, end)
     }
 
@@ -195,7 +195,7 @@ impl Limiters {
 
     /// The store that replicas share. `None`: quotas are kept in this process.
     pub fn store(&self) -> Option<StoreHandle> {
-        self.0.common.store.as_ref().map(|store| store.handle.clone())
+        self.0.common.store.clone()
     }
 
     /// Keeps the timers, drops idle limiters, and saves the quotas at most once a second. Never ends; the server spawns it.

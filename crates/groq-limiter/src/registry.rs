@@ -10,7 +10,7 @@ use crate::{
     settings::Settings,
     shared::{Shared, SharedLimiter},
     store::{
-        Store,
+        StoreHandle,
         file::{self, Saved},
     },
     sync::{
@@ -46,7 +46,7 @@ pub(crate) struct Registry {
 
 impl Registry {
     /// `store`: where replicas share the quotas.
-    pub(crate) fn new(settings: Settings, store: Option<Store<SharedLimiter>>) -> Self {
+    pub(crate) fn new(settings: Settings, store: Option<StoreHandle>) -> Self {
         Self {
             common: Arc::new(Shared::new(settings.queue, store)),
             limiters: RwLock::default(),
@@ -59,7 +59,12 @@ impl Registry {
 
     /// The limiter of a request, if there is one.
     pub(crate) fn find(&self, request: &AdmissionRequest) -> Option<Arc<SharedLimiter>> {
-        read(&self.limiters).get(&Scope::of(request)).cloned()
+        self.get(&Scope::of(request))
+    }
+
+    /// The limiter of a scope, if there is one.
+    pub(crate) fn get(&self, scope: &Scope) -> Option<Arc<SharedLimiter>> {
+        read(&self.limiters).get(scope).cloned()
     }
 
     /// The limiter of a request.
@@ -82,7 +87,7 @@ impl Registry {
             saved.restore(&mut limiter, now);
         }
         if let Some(store) = &self.common.store {
-            limiter.share(store.handle.alone(), now);
+            limiter.share(store.alone(), now);
         }
         SharedLimiter::new(key, self.numbers.fetch_add(1, Relaxed), self.common.clone(), limiter)
     }
@@ -165,11 +170,11 @@ impl Registry {
     /// The store can be reached, or it is lost. `false`: that was known.
     pub(crate) fn store_is(&self, up: bool) -> bool {
         let Some(store) = &self.common.store else { return false };
-        if store.handle.health.up.swap(up, Relaxed) == up {
+        if store.health.up.swap(up, Relaxed) == up {
             return false;
         }
-        store.handle.health.sessions.fetch_add(up.into(), Relaxed);
-        let alone = (!up).then(|| store.handle.replicas());
+        store.health.sessions.fetch_add(up.into(), Relaxed);
+        let alone = (!up).then(|| store.replicas());
         self.all().iter().for_each(|limiter| limiter.change_now(|limiter, now| limiter.share(alone, now)));
         true
     }

@@ -14,7 +14,7 @@ use crate::{
     queue::Ticket,
     request::{ActualUsage, AdmissionError, AdmissionRequest, Scope},
     settings::QueueSettings,
-    store::{Store, protocol::Answer},
+    store::{StoreHandle, protocol::Answer},
     sync::{
         HashMap, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -33,11 +33,11 @@ pub(crate) struct Shared {
     /// Whether a quota has changed since the last save.
     pub(crate) changed: AtomicBool,
     /// Where replicas share quotas.
-    pub(crate) store: Option<Store<SharedLimiter>>,
+    pub(crate) store: Option<StoreHandle>,
 }
 
 impl Shared {
-    pub(crate) fn new(bounds: QueueSettings, store: Option<Store<SharedLimiter>>) -> Self {
+    pub(crate) fn new(bounds: QueueSettings, store: Option<StoreHandle>) -> Self {
         Self {
             clock: Clock::start(),
             timer: Timer::new(SharedLimiter::wake_up),
@@ -188,7 +188,7 @@ impl SharedLimiter {
 
     /// The store's answer to this transaction. `None`: there is none in time.
     pub(crate) fn answered(self: &Arc<Self>, serial: u64, answer: Option<&Answer>) {
-        let replicas = self.common.store.as_ref().map_or(1, |store| store.handle.replicas());
+        let replicas = self.common.store.as_ref().map_or(1, |store| store.replicas());
         self.change_now(|limiter, now| match answer {
             Some(answer) => limiter.answered(serial, answer, now),
             None => limiter.unanswered(serial, replicas, now),
@@ -228,7 +228,7 @@ impl SharedLimiter {
         drop(inside);
         if let Some((store, transaction)) = store.as_ref().zip(transaction) {
             let serial = transaction.serial;
-            if !store.send(self, transaction) {
+            if !store.transact(&self.key, transaction) {
                 self.answered(serial, None);
             }
         }

@@ -1,4 +1,4 @@
-//! The store that replicas share, as limiters see it: a channel to the thread that talks to it.
+//! The store that replicas share, as the program sees it: a channel to the thread that talks to it.
 
 use std::{
     collections::HashSet,
@@ -12,6 +12,7 @@ use tokio::sync::{
 };
 
 use crate::{
+    request::Scope,
     store::protocol::Transaction,
     sync::{
         Mutex,
@@ -27,39 +28,18 @@ pub mod redis;
 #[doc(hidden)]
 pub mod simulated;
 
-/// The limiters' end.
-#[derive(Debug)]
-pub(crate) struct Store<L> {
-    commands: UnboundedSender<Command<L>>,
-    pub(crate) handle: StoreHandle,
-}
-
-/// The thread's end: what limiters tell it, and what else the program wants of the store.
+/// What the thread is asked for.
 #[derive(Debug)]
 #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
-pub(crate) struct Commands<L> {
-    pub(crate) of_limiters: UnboundedReceiver<Command<L>>,
-    pub(crate) of_program: UnboundedReceiver<Request>,
-}
-
-/// What the thread hears.
-#[derive(Debug)]
-pub(crate) enum Command<L> {
-    /// A limiter has something to tell or to request.
-    Transact(Arc<L>, Transaction),
-    /// This replica ends. Answered when the store knows everything, or has had time to.
-    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
-    End(mpsc::Sender<()>),
-}
-
-/// What else the program wants.
-#[derive(Debug)]
-#[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
-pub(crate) enum Request {
-    /// Run a script of its own. The sender is dropped where there is no answer.
+pub(crate) enum Command {
+    /// The transaction of the limiter of this scope, which is told the answer.
+    Transact(Scope, Transaction),
+    /// A script of the program's own. The sender is dropped where there is no answer.
     Run { script: &'static str, keys: Vec<String>, argument: String, answer: oneshot::Sender<Vec<String>> },
     /// Hear updates that are not of limiters.
     Listen(UnboundedSender<String>),
+    /// This replica ends. Answered when the store knows everything, or has had time to.
+    End(mpsc::Sender<()>),
 }
 
 /// What is known of the store.
@@ -79,18 +59,23 @@ pub(crate) struct StoreHealth {
     pub(crate) calls: AtomicU64,
 }
 
-impl<L> Store<L> {
+/// The store, for the limiters, for people, and for what else replicas of the program share.
+#[derive(Clone, Debug)]
+pub struct StoreHandle {
+    commands: UnboundedSender<Command>,
+    pub(crate) health: Arc<StoreHealth>,
+}
+
+impl StoreHandle {
     /// A store whose thread is not started yet, and the thread's end. So many replicas are reckoned with until it tells.
-    pub(crate) fn new(replicas: u32) -> (Self, Commands<L>) {
-        let (commands, of_limiters) = unbounded_channel();
-        let (requests, of_program) = unbounded_channel();
+    pub(crate) fn new(replicas: u32) -> (Self, UnboundedReceiver<Command>) {
+        let (commands, receiver) = unbounded_channel();
         let health = StoreHealth { replicas: AtomicU32::new(replicas), ..StoreHealth::default() };
-        let handle = StoreHandle { requests, health: Arc::new(health) };
-        (Self { commands, handle }, Commands { of_limiters, of_program })
+        (Self { commands, health: Arc::new(health) }, receiver)
     }
 
     /// Sends a limiter's transaction: it is answered, or lost within the store's time limit. `false`: there is no thread any more.
-    pub(crate) fn send(&self, limiter: &Arc<L>, transaction: Transaction) -> bool {
+    pub(crate) fn transact(&self, limiter: &Scope, transaction: Transaction) -> bool {
         self.commands.send(Command::Transact(limiter.clone(), transaction)).is_ok()
     }
 
@@ -101,17 +86,7 @@ impl<L> Store<L> {
             tracing::debug!("the store was not told that this replica leaves");
         }
     }
-}
 
-/// The store, for people and for what else replicas of the program share: its connection, its time limit and its health are those of the
-/// limiters.
-#[derive(Clone, Debug)]
-pub struct StoreHandle {
-    requests: UnboundedSender<Request>,
-    pub(crate) health: Arc<StoreHealth>,
-}
-
-impl StoreHandle {
     /// Whether it does not answer, or a part of it: limits are divided by the number of replicas.
     pub fn is_degraded(&self) -> bool {
         !self.is_up() || !lock(&self.health.apart).is_empty()
@@ -151,7 +126,7 @@ impl StoreHandle {
     /// texts. `None`: it did not answer within the store's time limit.
     pub async fn run(&self, script: &'static str, keys: Vec<String>, argument: String) -> Option<Vec<String>> {
         let (answer, answered) = oneshot::channel();
-        self.requests.send(Request::Run { script, keys, argument, answer }).ok()?;
+        self.commands.send(Command::Run { script, keys, argument, answer }).ok()?;
         answered.await.ok()
     }
 
@@ -159,7 +134,7 @@ impl StoreHandle {
     pub fn listen(&self) -> UnboundedReceiver<String> {
         let (updates, heard) = unbounded_channel();
         // Without the thread there are no updates.
-        let _ = self.requests.send(Request::Listen(updates));
+        let _ = self.commands.send(Command::Listen(updates));
         heard
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     registry::Registry,
     shared::SharedLimiter,
     store::{
-        Command, Commands,
+        Command,
         protocol::{Answer, Transaction},
     },
 };
@@ -16,8 +16,8 @@ use crate::{
 /// The store's end. Until [`Self::reached`] it counts as out of reach.
 #[derive(Debug)]
 pub struct StoreEnd {
-    commands: UnboundedReceiver<Command<SharedLimiter>>,
-    limiters: Weak<Registry>,
+    pub(crate) commands: UnboundedReceiver<Command>,
+    pub(crate) limiters: Weak<Registry>,
 }
 
 /// A limiter's transaction, to be answered or given up.
@@ -25,16 +25,19 @@ pub struct StoreEnd {
 pub struct StoreCall(Arc<SharedLimiter>, Transaction);
 
 impl StoreEnd {
-    pub(crate) fn new(commands: Commands<SharedLimiter>, limiters: Weak<Registry>) -> Self {
-        // Nothing else of the program is answered.
-        Self { commands: commands.of_limiters, limiters }
-    }
-
     /// The next transaction. `None`: the limiters are gone.
     pub async fn next(&mut self) -> Option<StoreCall> {
-        match self.commands.recv().await? {
-            Command::Transact(limiter, transaction) => Some(StoreCall(limiter, transaction)),
-            Command::End(_) => None,
+        loop {
+            match self.commands.recv().await? {
+                Command::Transact(scope, transaction) => {
+                    if let Some(limiter) = self.limiters.upgrade()?.get(&scope) {
+                        return Some(StoreCall(limiter, transaction));
+                    }
+                }
+                Command::End(_) => return None,
+                // Nothing else of the program is answered.
+                Command::Run { .. } | Command::Listen(_) => {}
+            }
         }
     }
 
@@ -60,13 +63,8 @@ impl StoreCall {
         self.0.number
     }
 
-    /// Answers it.
-    pub fn answer(self, answer: &Answer) {
-        self.0.answered(self.1.serial, Some(answer));
-    }
-
-    /// Nobody answers it.
-    pub fn give_up(self) {
-        self.0.answered(self.1.serial, None);
+    /// Answers it; `None`: nobody does.
+    pub fn answer(self, answer: Option<&Answer>) {
+        self.0.answered(self.1.serial, answer);
     }
 }

@@ -12,6 +12,7 @@ use shuttle::{
 };
 use tokio::{
     runtime::Runtime,
+    sync::mpsc::UnboundedReceiver,
     time::{Instant, advance},
 };
 
@@ -20,9 +21,9 @@ use crate::{
     registry::Registry,
     request::Scope,
     settings::{LimitSettings, ModelLimits, Plan, QueueSettings, Settings},
-    shared::{SharedLimiter, Submitted},
+    shared::Submitted,
     store::{
-        Command, Commands, Store,
+        Command, StoreHandle,
         protocol::{Answer, SharedQuota, State, Transaction},
     },
     sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -317,7 +318,7 @@ fn what_is_saved_is_complete() {
 fn a_store_that_comes_and_goes_leaves_nobody_waiting() {
     in_any_order(|runtime| {
         let limits = ModelLimits { requests_per_minute: Some(60), ..ModelLimits::default() };
-        let (store, commands) = Store::new(2);
+        let (store, commands) = StoreHandle::new(2);
         let registry = Arc::new(Registry::new(settings(limits), Some(store)));
         let limiters = Limiters(registry.clone());
         let over = Arc::new(AtomicBool::new(false));
@@ -345,11 +346,12 @@ fn a_store_that_comes_and_goes_leaves_nobody_waiting() {
 }
 
 /// A store that grants what it is asked for, unless it is just lost.
-fn serve(registry: &Arc<Registry>, mut commands: Commands<SharedLimiter>, over: &AtomicBool) {
+fn serve(registry: &Arc<Registry>, mut commands: UnboundedReceiver<Command>, over: &AtomicBool) {
     let (mut tat, mut version, mut position) = (0_i64, 0, 0);
     while !over.load(SeqCst) {
         registry.store_is(true);
-        while let Ok(Command::Transact(limiter, transaction)) = commands.of_limiters.try_recv() {
+        while let Ok(Command::Transact(scope, transaction)) = commands.try_recv() {
+            let limiter = registry.get(&scope).expect("it is in use");
             let Transaction { serial, asks: granted, cells, .. } = transaction;
             if shuttle::rand::Rng::gen_bool(&mut shuttle::rand::thread_rng(), 0.2) {
                 registry.store_is(false);

@@ -12,7 +12,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{SCRIPT, connection::Connection, health::LOOK, task::RedisTask};
+use super::{RedisTask, SCRIPT, connection::Connection, health::LOOK};
 use crate::{
     request::Scope,
     shared::SharedLimiter,

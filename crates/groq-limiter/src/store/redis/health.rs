@@ -13,8 +13,8 @@ use tokio::{
 };
 
 use super::{
+    RedisTask,
     connection::{CONNECT, Connection},
-    task::RedisTask,
 };
 use crate::sync::lock;
 
