@@ -99,7 +99,12 @@ async fn bad_requests_get_an_answer_or_a_clean_error() {
         // Names and values.
         ("an upper-case name", only(&with("X-Upper", "x")), Closed(PROTOCOL_ERROR)),
         ("a name that is none", only(&with("a b", "x")), Closed(PROTOCOL_ERROR)),
+        ("an empty name", only(&with("", "x")), Closed(PROTOCOL_ERROR)),
+        ("a method that is none", only(&with(":method", "G T")), Closed(PROTOCOL_ERROR)),
         ("a NUL", only(&with("x", "a\0b")), Closed(PROTOCOL_ERROR)),
+        // h2 passes these.
+        ("a space before a value", only(&with("x", " a")), malformed()),
+        ("a tab after a value", only(&with("authorization", "Bearer k\t")), malformed()),
         // Lengths.
         ("more than announced", body("1", b"{}"), Reset(PROTOCOL_ERROR)),
         ("less than announced", body("3", b"{}"), Reset(PROTOCOL_ERROR)),
@@ -187,6 +192,21 @@ async fn any_authority_is_accepted() {
         assert!(outcome.is(&Answer("\"list\"".into())), "{outcome:?}");
     }
     assert_eq!(seen(&log), ["GET /openai/v1/models/bad HTTP/1.1"; 3]);
+}
+
+/// h2 discards pseudo-headers in trailers where RFC 9113, 8.1, calls them malformed, before the shield drops the trailers.
+#[tokio::test]
+async fn trailers_are_dropped_whatever_they_are() {
+    let (address, log) = upstream().await;
+    let shield = start(settings(address));
+    let mut client = Client::connect(shield.app).await;
+    for (id, trailer) in [(1, ("x", "y")), (3, (":path", "/openai/v1/models/other")), (5, ("content-length", "9"))] {
+        let request = [headers(id, 0, &fields("/openai/v1/models/good")), headers(id, END_STREAM, &[trailer])].concat();
+        client.send(&request).await;
+        let outcome = client.outcome(id).await;
+        assert!(outcome.is(&Answer("\"list\"".into())), "{trailer:?}: {outcome:?}");
+    }
+    assert_eq!(seen(&log), ["GET /openai/v1/models/good HTTP/1.1"; 3]);
 }
 
 #[tokio::test]

@@ -150,6 +150,9 @@ fn normalize<B>(request: &mut Request<B>) -> Option<&'static str> {
     if size > MAX_HEAD || headers.len() > MAX_HEADERS {
         return Some("its head is larger than 64 KiB or has more than 100 headers");
     }
+    if headers.values().any(is_padded) {
+        return Some("a header's value begins or ends with white space");
+    }
     join_cookies(request.headers_mut());
     if request.method() == Method::CONNECT {
         return None;
@@ -168,6 +171,12 @@ fn normalize<B>(request: &mut Request<B>) -> Option<&'static str> {
     host.zip(authority.as_ref())
         .is_some_and(|(host, authority)| differs(host, authority))
         .then_some("its Host is not its :authority")
+}
+
+/// Whether a value begins or ends with white space, which is malformed in HTTP/2 (RFC 9113, 8.2.1) but is not checked by h2.
+fn is_padded(value: &HeaderValue) -> bool {
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    is_blank(value.as_bytes().first()) || is_blank(value.as_bytes().last())
 }
 
 /// HTTP/2 may split a cookie header into several, which HTTP/1.1 must not (RFC 9113, 8.2.3).
