@@ -67,6 +67,20 @@ async fn slow_clients_do_not_keep_others_waiting() {
     slow_clients(500).await;
 }
 
+/// The connection writes these responses itself, and used to add a second `connection: close` to that of the error's row.
+#[tokio::test]
+async fn the_answer_to_what_is_not_http_has_each_header_once() {
+    let (address, _) = upstream().await;
+    let shield = start(settings(address));
+    for bytes in ["PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", "no HTTP\r\n\r\n", "GET / HTTP/1.1\r\nhost: x\r\na b: c\r\n\r\n"] {
+        let answer = exchange(shield.app, bytes.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        for name in ["connection: close", "content-length:", "content-type:", "date:"] {
+            assert_eq!(answer.matches(name).count(), 1, "{name} in {answer}");
+        }
+    }
+}
+
 /// `cargo test --test serving -- --ignored ten_thousand --nocapture`; needs 20,000 file descriptors (`ulimit -n`).
 #[tokio::test]
 #[ignore = "takes 20 000 descriptors"]
