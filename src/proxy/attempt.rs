@@ -14,7 +14,7 @@ use super::{
     bill::Bill,
     breaker::Health,
     error::{Rejection, UpstreamError},
-    relay::{self, ValidatedBody},
+    relay::{self, Expected, ValidatedBody},
     request::Call,
     retry::Class,
     shield::Shield,
@@ -34,7 +34,7 @@ const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) enum Outcome {
     /// A response that can be delivered; nothing of it has been sent to the app yet.
     Validated(Box<Response<ValidatedBody>>),
-    /// A status of 400 or more, with its body.
+    /// A status of 400 or more, or a redirect, with its body.
     Error { error: Box<UpstreamError>, upstream_status: StatusCode, state: Observation, text: Option<UpstreamRefusal> },
     /// No complete response.
     Failed(Failure),
@@ -77,7 +77,10 @@ pub(super) async fn send(
     record.upstream_id = headers::text(&head.headers, headers::REQUEST_ID).map(str::to_owned);
     let state = groq::rate_limits(&head.headers);
     let status = head.status;
-    if status.is_client_error() || status.is_server_error() {
+    let expected = call.expected(upstream_request);
+    // Groq's API does not redirect: `upstream.base_url` is wrong, or a proxy interferes.
+    let is_redirect = expected == Expected::Json && status.is_redirection() && status != StatusCode::NOT_MODIFIED;
+    if status.is_client_error() || status.is_server_error() || is_redirect {
         let body = relay::error_body(body, MAX_ERROR_BODY, ERROR_BODY_TIMEOUT).await;
         let mut error = Box::new(UpstreamError::new(status, head.headers, &body, shield.wall_clock.now()));
         if let Some(reason) = error.blocks_account() {
@@ -100,7 +103,7 @@ pub(super) async fn send(
     if let Some(permit) = &mut permit {
         permit.observe(&state, now);
     }
-    match relay::validate(&head, body, call.expected(upstream_request), call.stream_must_end()).await {
+    match relay::validate(&head, body, expected, call.stream_must_end()).await {
         Ok(body) => {
             if status.is_success() && call.is_limited() {
                 shield.telemetry.account_served(&call.admission.organization);

@@ -88,7 +88,6 @@ pub async fn validate(
             Ok(Answer { usage, has_error }) => Ok(ValidatedBody::Whole(if has_error { mask_error(bytes) } else { bytes }, usage)),
             // For example a JSONL file served as JSON.
             Err(_) if expected == Expected::Any => Ok(ValidatedBody::Whole(bytes, None)),
-            Err(_) if head.status.is_redirection() => Err(ExchangeError::Invalid("it redirects (see upstream.base_url)")),
             Err(_) => Err(ExchangeError::Invalid("it is not JSON")),
         },
         Collected::All(bytes) => Ok(ValidatedBody::Whole(bytes, None)),

@@ -205,6 +205,7 @@ fn unreachable(error: &io::Error) -> ExchangeError {
 
 fn handshake(error: &io::Error) -> ExchangeError {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(alert @ rustls::Error::AlertReceived(_)) => ExchangeError::TlsAlert(alert.to_string()),
         Some(error) => ExchangeError::Tls(error.to_string()),
         // Not caused by a certificate: another attempt may succeed.
         None => ExchangeError::Unreachable("the TLS handshake was cut off".into()),

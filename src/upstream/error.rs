@@ -5,8 +5,10 @@
 pub enum ExchangeError {
     /// Name lookup, TCP, connect timeout, or the HTTP proxy.
     Unreachable(String),
-    /// Certificate or handshake.
+    /// The certificate is not trusted, or the peer does not speak TLS as required.
     Tls(String),
+    /// The peer ended the handshake with an alert.
+    TlsAlert(String),
     /// Closed or reset before the response was complete.
     Closed,
     /// No head, or no next frame, in time.

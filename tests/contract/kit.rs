@@ -51,6 +51,12 @@ pub(crate) enum Kind {
     TlsOnPlain,
 }
 
+/// A page of the CDN in front of Groq.
+pub(crate) const PAGE: &str = "<!DOCTYPE html>\n<html><head><title>api.groq.com | 502: Bad gateway</title></head></html>";
+
+/// TLS's fatal alert `internal_error`.
+pub(crate) const ALERT: &str = "\x15\x03\x03\0\x02\x02\x50";
+
 /// The certificate that an upstream presents.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Certificate {

@@ -10,5 +10,6 @@ mod kit;
 mod ours;
 mod overload;
 mod promises;
+mod retries;
 mod streams;
 mod table;

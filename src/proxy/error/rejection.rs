@@ -107,7 +107,7 @@ impl From<ExchangeError> for Rejection {
     fn from(error: ExchangeError) -> Self {
         match error {
             ExchangeError::Unreachable(detail) => Self::Unreachable(detail),
-            ExchangeError::Tls(detail) => Self::UpstreamTls(detail),
+            ExchangeError::Tls(detail) | ExchangeError::TlsAlert(detail) => Self::UpstreamTls(detail),
             ExchangeError::Closed => Self::UpstreamClosed,
             ExchangeError::Timeout => Self::UpstreamTimeout,
             ExchangeError::Invalid(what) => Self::UpstreamInvalid(what),

@@ -57,7 +57,7 @@ impl UpstreamError {
             // Concerns the shield and its own proxy, and would need a Proxy-Authenticate (RFC 9110 §15.5.8).
             407 => StatusCode::BAD_GATEWAY,
             _ if status.is_client_error() || status.is_server_error() => status,
-            // For example a redirect, which Groq's API does not send.
+            // A redirect, which Groq's API does not send.
             _ => StatusCode::BAD_GATEWAY,
         };
         for name in BODY_HEADERS {
