@@ -19,6 +19,7 @@ pub enum ExchangeError {
 
 impl ExchangeError {
     pub(super) const NOT_HTTP: Self = Self::Invalid("it is not HTTP");
+    pub(super) const HEAD_TOO_LARGE: Self = Self::Invalid("its head is larger than 128 KiB or has more than 100 headers");
 }
 
 /// An attempt without a complete response.

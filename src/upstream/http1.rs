@@ -123,5 +123,11 @@ fn drive(driver: &mut Option<http1::Connection<IgnoreWriteErrors, RequestBody>>,
 }
 
 fn classify(error: &hyper::Error) -> ExchangeError {
-    if error.is_parse() { ExchangeError::NOT_HTTP } else { ExchangeError::Closed }
+    if error.is_parse_too_large() {
+        ExchangeError::HEAD_TOO_LARGE
+    } else if error.is_parse() {
+        ExchangeError::NOT_HTTP
+    } else {
+        ExchangeError::Closed
+    }
 }
