@@ -159,8 +159,8 @@ impl Stream {
     ) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
         Poll::Ready(match ready!(Pin::new(&mut *body).poll_frame(cx)) {
             Some(frame) => Some(frame.map_err(|_| ExchangeError::Closed)),
-            // hyper takes a reset with NO_ERROR for the end of the stream, even within a body.
-            None if !body.is_end_stream() => Some(Err(ExchangeError::Closed)),
+            // hyper takes a reset with NO_ERROR for the end of the stream, even within a body. A body of the stated length is whole.
+            None if !body.is_end_stream() && body.size_hint().exact() != Some(0) => Some(Err(ExchangeError::Closed)),
             None => None,
         })
     }

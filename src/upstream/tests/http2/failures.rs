@@ -103,6 +103,23 @@ async fn a_response_that_breaks_within_its_body_is_cut() {
     }
 }
 
+/// It used to be sent again, and charged twice, although all of it had arrived.
+#[tokio::test(start_paused = true)]
+async fn a_body_of_the_stated_length_is_whole_whatever_ends_its_stream() {
+    for (length, expected) in [("5", Ok(b"whole".to_vec())), ("6", Err(ExchangeError::Closed))] {
+        let (upstream, connections) = handled_by(100, move |_, _, _, mut respond| async move {
+            let head = Response::builder().header("content-length", length).body(()).expect("a head");
+            let mut data = respond.send_response(head, false).expect("an open stream");
+            data.send_data(Bytes::from_static(b"whole"), false).expect("an open stream");
+            sleep(Duration::from_secs(1)).await;
+            data.send_reset(Reason::NO_ERROR);
+        });
+        let response = send(&upstream).await.expect("a head");
+        assert_eq!(body(response).await, expected);
+        assert_eq!(connections.load(Ordering::Relaxed), 1);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_body_of_another_length_than_stated_is_cut() {
     for (length, data) in [("3", "ab"), ("1", "ab")] {
