@@ -154,15 +154,20 @@ mod tests {
 
     #[test]
     fn the_message_names_what_bounded_the_wait() {
-        let late = |by_client| {
-            let wait = Duration::from_secs(30);
-            Rejection::NotInTime { dimension: Dimension::RPM, wait, fits: None, retry_after: wait, by_client }
+        let (dimension, wait) = (Dimension::RPM, Duration::from_secs(30));
+        let after = |retry_after, by_client| {
+            Rejection::NotInTime { dimension: dimension.clone(), wait, fits: None, retry_after, by_client }
                 .row()
                 .message
                 .into_owned()
         };
+        let late = |by_client| after(wait, by_client);
         assert!(late(true).contains("later than its client waits") && !late(true).contains("queue.max_wait"), "{}", late(true));
         assert!(late(false).contains("later than queue.max_wait allows") && !late(false).contains("client"), "{}", late(false));
+        // Two different times used to look like a contradiction.
+        assert!(late(true).contains("Try again in 30.0 s, or"), "{}", late(true));
+        let part = after(Duration::from_secs(25), true);
+        assert!(part.contains("sent in 30.0 s") && part.contains("Try again in 25.0 s and wait for the rest, or"), "{part}");
     }
 
     #[test]

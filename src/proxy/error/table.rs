@@ -119,15 +119,17 @@ impl Rejection {
                 } else {
                     ("queue.max_wait allows", "or raise queue.max_wait")
                 };
+                // The same request may then wait for the rest of that time.
+                let rest = if retry_after < wait { " and wait for the rest" } else { "" };
                 let (words, wait, again) = (dimension.words(), seconds(*wait), seconds(*retry_after));
                 let message = match fits {
                     Some((fits, name)) => format!(
                         "Groq expects an answer as large as the largest of the last minutes, which the limit of {words} cannot hold: \
-                         this request could be sent in {wait}, later than {later}. Set {name} to {fits} or less, or try again in {again}."
+                         this request could be sent in {wait}, later than {later}. Set {name} to {fits} or less, or try again in {again}{rest}."
                     ),
                     None => format!(
                         "The limit of {words} is used up: this request could be sent in {wait}, later than {later}. \
-                         Try again in {again}, {longer}."
+                         Try again in {again}{rest}, {longer}."
                     ),
                 };
                 after(
