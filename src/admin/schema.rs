@@ -92,7 +92,7 @@ pub struct Totals {
     pub requests: u64,
     /// Those with a status of 500 or more.
     pub failed: u64,
-    /// Those that the shield refused for lack of room.
+    /// Those that the shield refused, because they are too large or for lack of room.
     pub refused_by_shield: u64,
     /// Attempts that Groq refused.
     pub refused_by_groq: u64,
@@ -326,7 +326,7 @@ pub struct History {
     pub requests: Vec<u64>,
     /// Those with a status of 500 or more.
     pub failed: Vec<u64>,
-    /// Those that the shield refused for lack of room.
+    /// Those that the shield refused, because they are too large or for lack of room.
     pub refused_by_shield: Vec<u64>,
     /// Attempts that Groq refused.
     pub refused_by_groq: Vec<u64>,

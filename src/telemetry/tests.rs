@@ -236,10 +236,16 @@ fn the_trend_holds_what_happened_between_two_readings() {
     refused.source = Source::Shield;
     refused.attempts = 0;
     drop(refused);
+    // The client is at fault, but the shield refuses it.
+    let mut too_large = record(&telemetry);
+    too_large.status = 413;
+    too_large.source = Source::Client;
+    too_large.attempts = 0;
+    drop(too_large);
     let slices = trend.slices(&telemetry);
     assert_eq!(slices.len(), 2);
     assert_eq!((slices[0].requests, slices[0].refused_by_shield, slices[0].resends), (1, 0, 1));
-    assert_eq!((slices[1].requests, slices[1].refused_by_shield, slices[1].resends), (1, 1, 0));
+    assert_eq!((slices[1].requests, slices[1].refused_by_shield, slices[1].resends), (2, 2, 0));
     assert!(slices[0].wait_p50.is_some_and(|wait| (1.0..=2.5).contains(&wait)));
     (0..1000).for_each(|_| trend.advance(&telemetry));
     assert_eq!(trend.slices(&telemetry).len(), 181);

@@ -77,7 +77,7 @@ impl Telemetry {
         for (row, n) in &sums.requests {
             reading.requests += n;
             match row.status {
-                413 | 429 | 503 if row.source == Source::Shield => reading.refused_by_shield += n,
+                413 | 429 | 503 if row.source != Source::Upstream => reading.refused_by_shield += n,
                 500.. => reading.failed += n,
                 _ => {}
             }
