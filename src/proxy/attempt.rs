@@ -79,7 +79,7 @@ pub(super) async fn send(
     let status = head.status;
     let expected = call.expected(upstream_request);
     // Groq's API does not redirect: `upstream.base_url` is wrong, or a proxy interferes.
-    let is_redirect = expected == Expected::Json && status.is_redirection() && status != StatusCode::NOT_MODIFIED;
+    let is_redirect = expected != Expected::Any && status.is_redirection() && status != StatusCode::NOT_MODIFIED;
     if status.is_client_error() || status.is_server_error() || is_redirect {
         let body = relay::error_body(body, MAX_ERROR_BODY, ERROR_BODY_TIMEOUT).await;
         let mut error = Box::new(UpstreamError::new(status, head.headers, &body, shield.wall_clock.now()));
