@@ -55,12 +55,12 @@ impl SafetyMargin {
         let whole = limit as f64;
         let a_day = dimension.period >= Duration::from_secs(86_400);
         let margin = match (dimension.unit, a_day) {
-            // Seven minutes of a day: who finds it used up would wait for a twentieth for more than an hour.
+            // A day refills this in seven minutes, and a twentieth, or a large request's tokens, in more than an hour.
             (Unit::Requests, true) => (0.005 * whole).max(2.0),
             (Unit::Requests, false) => (0.05 * whole).max(2.0),
             // The upstream takes an answer when it ends, which is before this limiter knows of it.
             (Unit::OutputTokens, _) => 0.0,
-            (_, true) => units as f64,
+            (_, true) => (0.005 * whole).min(units as f64),
             (_, false) => (6.0 * self.typical).clamp(0.05 * whole, 0.30 * whole),
         };
         // In whole units: the margin is cut to whole ones, and a limit of 30 requests a minute has no more than two.

@@ -84,6 +84,32 @@ async fn a_refusal_teaches_a_hidden_limit() {
     assert!((5.9..=6.1).contains(&waited), "{waited}");
 }
 
+/// The margin used to be another request of the same size: here half an hour, where Groq said three minutes.
+#[tokio::test(start_paused = true)]
+async fn a_used_up_day_is_waited_for_by_minutes_longer_than_groq_says() {
+    let limits = shield(ModelLimits::default());
+    warm(&limits).await;
+    let mut sent = limits.reserve(&request("app", 10, 3454), in_a_minute(), None).await.expect("nothing is known");
+    sent.sent(Instant::now());
+    let stated = Duration::from_millis(187_056);
+    let text = UpstreamRefusal {
+        dimension: Some(Dimension::TPD),
+        code: Some("TPD".into()),
+        unit: Some(Unit::Tokens),
+        limit: 200_000,
+        used: Some(196_969),
+        requested: 3464,
+        wait: Some(stated),
+    };
+    let place = sent.refused(Some(&text), &Observation::default(), None, Instant::now());
+    let late = limits.reserve(&request("app", 10, 3454), in_a_minute(), place).await;
+    let Err(AdmissionError::NotInTime { wait, .. }) = late else { panic!("it cannot go within a minute") };
+    let margin = Duration::from_secs(86_400).mul_f64(0.005);
+    // And some tokens more, by which the prompt may be larger than its estimate.
+    let estimate = Duration::from_secs(10);
+    assert!(wait > stated && wait < stated + margin + estimate, "{wait:?}");
+}
+
 /// A refusal is believed until a header of a later request says otherwise.
 #[tokio::test(start_paused = true)]
 async fn a_header_overrules_a_refusal_at_once() {
