@@ -133,7 +133,7 @@ impl<'a> World<'a> {
             Quotas::Local => {
                 let quota =
                     self.replicas[0].limiter.quotas().iter().find(|quota| quota.dimension.code == "TPM").expect("a limit");
-                quota.bucket().expect("a limit").tat().saturating_sub(self.now)
+                quota.bucket().tat().saturating_sub(self.now)
             }
             Quotas::Registry(..) => self.told.get("TPM").map_or(0, |tat| tat.saturating_sub(self.now)),
         };

@@ -63,23 +63,29 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// A full bucket of `limit` units that fills in `period`; `None` over `u32::MAX` units, which counts as no limit,
-    /// and for a limit or a period of nothing.
-    pub fn new(limit: u64, period: Duration) -> Option<Self> {
-        let limit = NonZeroU32::new(u32::try_from(limit).ok()?)?;
-        let period = Ns::try_from(period.as_nanos()).ok().filter(|&p| p > 0)?;
+    /// The most that governor counts: so many units in a period hold nobody back, and count as no limit.
+    const UNLIMITED: NonZeroU32 = NonZeroU32::MAX;
+
+    /// A full bucket of `limit` units that fills in `period`. Without a limit, for one of 0 and for one of more than it can
+    /// count, it is [`Self::UNLIMITED`].
+    pub fn new(limit: Option<u64>, period: Duration) -> Self {
+        let limit = limit.and_then(|limit| NonZeroU32::new(u32::try_from(limit).ok()?)).unwrap_or(Self::UNLIMITED);
+        let period = Ns::try_from(period.as_nanos()).unwrap_or(Ns::MAX).max(1);
         // Rounded up: never faster than the upstream.
         let unit = period.div_ceil(u64::from(limit.get()));
-        let quota = Quota::with_period(Duration::from_nanos(unit))?.allow_burst(limit);
+        let quota = Quota::with_period(Duration::from_nanos(unit)).expect("a unit takes time").allow_burst(limit);
         let state = State::default();
-        Some(Self { limiter: RateLimiter::new(quota, state.clone(), state), limit, period, unit })
+        Self { limiter: RateLimiter::new(quota, state.clone(), state), limit, period, unit }
     }
 
     /// The same used units under another limit: neither a fresh burst nor a lost one.
-    pub fn requota(self, limit: u64, now: Ns) -> Option<Self> {
-        let mut next = Self::new(limit, Duration::from_nanos(self.period))?;
+    pub fn requota(&mut self, limit: Option<u64>, now: Ns) {
+        let mut next = Self::new(limit, Duration::from_nanos(self.period));
+        if next.limit == self.limit {
+            return;
+        }
         next.set_tat(now.saturating_add(next.rescale(self.tat().saturating_sub(now), self.unit)), now);
-        Some(next)
+        *self = next;
     }
 
     /// Takes `amount` units if they fit.
@@ -168,9 +174,14 @@ impl Bucket {
         Ns::try_from(span).unwrap_or(Ns::MAX)
     }
 
-    /// The limit, units.
-    pub fn limit(&self) -> u64 {
+    /// The most that it holds, units.
+    pub fn capacity(&self) -> u64 {
         self.limit.get().into()
+    }
+
+    /// The limit, units; `None` if it is unlimited.
+    pub fn limit(&self) -> Option<u64> {
+        (self.limit != Self::UNLIMITED).then(|| self.capacity())
     }
 
     /// Time in which it fills.
@@ -307,7 +318,7 @@ mod tests {
                                   day in any::<bool>(), ops in prop::collection::vec(op(), 1..60)) {
             let period = Duration::from_secs(if day { 86_400 } else { 60 });
             let mut now: Ns = 864_000_000_000_000;
-            let mut bucket = Bucket::new(limit, period).expect("a limit");
+            let mut bucket = Bucket::new(Some(limit), period);
             bucket.set_tat(now, now);
             let mut exact = Reference { full_at: now.into(), unit: bucket.unit.into(), limit: limit.into() };
             for op in ops {
@@ -352,7 +363,7 @@ mod tests {
         #[test]
         fn saturation_never_more_than_the_limit_at_once(limit in 1..100_000u64, refunds in prop::collection::vec(0..200_000u64, 0..20)) {
             let now = 864_000_000_000_000;
-            let mut bucket = Bucket::new(limit, Duration::from_secs(60)).expect("a limit");
+            let mut bucket = Bucket::new(Some(limit), Duration::from_secs(60));
             for refund in refunds {
                 bucket.refund(refund);
             }
@@ -366,10 +377,10 @@ mod tests {
         #[test]
         fn quota_change_keeps_what_was_used(before in 1..1_000_000u64, after in 1..1_000_000u64, share in 0.0..3.0f64) {
             let now = 864_000_000_000_000;
-            let mut bucket = Bucket::new(before, Duration::from_secs(60)).expect("a limit");
+            let mut bucket = Bucket::new(Some(before), Duration::from_secs(60));
             let used = (before as f64 * share) as u64;
             bucket.debit(used, now);
-            let bucket = bucket.requota(after, now).expect("a limit");
+            bucket.requota(Some(after), now);
             let kept = after as f64 - bucket.remaining(now);
             let expected = (used as f64).min(after as f64 * DEEPEST_DEBT as f64);
             // A unit's time is rounded up to whole nanoseconds.
@@ -382,7 +393,7 @@ mod tests {
     #[test]
     fn a_margin_may_be_any_number() {
         let now = 864_000_000_000_000;
-        let mut bucket = Bucket::new(8000, Duration::from_secs(60)).expect("a limit");
+        let mut bucket = Bucket::new(Some(8000), Duration::from_secs(60));
         bucket.set_tat(now, now);
         for margin in [8001, u64::MAX / bucket.unit, u64::MAX] {
             assert!(matches!(bucket.peek(1, margin, now), Readiness::At(at) if at > now), "{margin}");
@@ -390,9 +401,12 @@ mod tests {
     }
 
     #[test]
-    fn over_u32_and_zero_are_no_bucket() {
-        assert!(Bucket::new(1 << 32, Duration::from_secs(60)).is_none());
-        assert!(Bucket::new(0, Duration::from_secs(60)).is_none());
-        assert!(Bucket::new(5, Duration::ZERO).is_none());
+    fn none_zero_and_over_u32_are_no_limit() {
+        for limit in [None, Some(0), Some(1 << 32)] {
+            assert_eq!(Bucket::new(limit, Duration::from_secs(60)).limit(), None, "{limit:?}");
+        }
+        let mut bucket = Bucket::new(None, Duration::from_secs(60));
+        bucket.debit(1_000_000, 1000);
+        assert_eq!(bucket.peek(1_000_000, 1_000_000, 1000), Readiness::Now);
     }
 }

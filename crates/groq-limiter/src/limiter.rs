@@ -178,7 +178,7 @@ impl Limiter {
         let priced = self.pricing.price(request);
         if let (CostEstimate::Tokens { .. }, Some((slot, limit))) = (request.cost, self.quotas.too_large_answer(&priced.cost)) {
             // The whole limit would have to be free for itself; half of it is sooner.
-            let left = self.quotas()[slot].bucket().map_or(0.0, |bucket| bucket.remaining(now));
+            let left = self.quotas()[slot].bucket().remaining(now);
             return Some((limit / 2).max(left.max(0.0) as u64).max(1));
         }
         let tokens = self.quotas().iter().filter(|quota| quota.dimension.unit == Unit::Tokens && quota.is_certain(now));
@@ -253,7 +253,7 @@ impl Limiter {
         }
         let cost = &self.quotas.expect(*cost);
         let quotas = self.quotas().iter().filter(|quota| quota.dimension.unit != Unit::Requests);
-        let shares = quotas.filter_map(|quota| Some(quota.units(cost) as f64 / quota.limit()? as f64));
+        let shares = quotas.map(|quota| quota.units(cost) as f64 / quota.bucket().capacity() as f64);
         let share = shares.fold(0.0, f64::max);
         [1.0 / 32.0, 1.0 / 8.0, 0.5].iter().filter(|&&bound| share > bound).count() as u8
     }
@@ -317,9 +317,9 @@ impl Limiter {
     /// What a cost counts in its app's fair share: in the dimension in which it is dearest, as a share of what is there and comes
     /// within a minute.
     fn service(&self, cost: &Cost, now: Ns) -> f64 {
-        let each = self.quotas().iter().filter_map(|quota| {
-            let bucket = quota.bucket()?;
-            Some(quota.units(cost) as f64 / (bucket.remaining(now).max(0.0) + 60.0 * bucket.rate()))
+        let each = self.quotas().iter().map(|quota| {
+            let bucket = quota.bucket();
+            quota.units(cost) as f64 / (bucket.remaining(now).max(0.0) + 60.0 * bucket.rate())
         });
         each.fold(0.0, f64::max)
     }
@@ -493,7 +493,7 @@ impl Limiter {
     /// Nobody waits or runs, and every quota is full again: dropping it loses only what was learnt.
     pub fn is_idle(&mut self, now: Ns) -> bool {
         let now = self.advance(now);
-        self.is_unused() && self.quotas().iter().all(|quota| quota.bucket().is_none_or(|bucket| bucket.tat() <= now))
+        self.is_unused() && self.quotas().iter().all(|quota| quota.bucket().tat() <= now)
     }
 
     /// Nobody waits or runs.
@@ -540,7 +540,7 @@ impl Limiter {
     pub(crate) fn restore_usage(&mut self, code: &str, used: f64, passed: f64, now: Ns) {
         let Some(slot) = self.quotas.slot(code) else { return };
         let quota = &mut self.quotas.quotas[slot];
-        let back = quota.bucket().map_or(0.0, |bucket| bucket.rate() * passed);
+        let back = quota.bucket().rate() * passed;
         quota.restore((used - back).max(0.0).ceil() as u64, now);
     }
 }

@@ -31,7 +31,7 @@ const MEMORY: f64 = 60e9;
 /// Shorter spans are left for the next tick, ns.
 const TICK: Ns = 1_000_000;
 
-/// One dimension of a limiter. Its slot in the limiter never moves; a limit that is dropped leaves it without a bucket.
+/// One dimension of a limiter. Its slot in the limiter never moves; a limit that is dropped leaves it with an unlimited bucket.
 #[derive(Debug)]
 pub struct Quota {
     /// Which.
@@ -43,7 +43,7 @@ pub struct Quota {
     pub(crate) statements: Statements,
     /// When Groq stated the limit last.
     pub(crate) confirmed: Ns,
-    bucket: Option<Bucket>,
+    bucket: Bucket,
     share: OwnShare,
     margin: SafetyMargin,
     external: ExternalUsage,
@@ -76,10 +76,10 @@ impl Quota {
         Self {
             code: dimension.code.clone(),
             is_bound: false,
+            bucket: Bucket::new(None, dimension.period),
             dimension,
             statements: Statements::default(),
             confirmed: now,
-            bucket: None,
             share: OwnShare::new(headroom),
             margin: SafetyMargin::default(),
             external: ExternalUsage::default(),
@@ -126,12 +126,12 @@ impl Quota {
 
     /// The limit in force.
     pub fn limit(&self) -> Option<u64> {
-        self.bucket.as_ref().map(Bucket::limit)
+        self.bucket.limit()
     }
 
-    /// The bucket, where there is a limit.
-    pub fn bucket(&self) -> Option<&Bucket> {
-        self.bucket.as_ref()
+    /// The bucket: unlimited without a limit.
+    pub fn bucket(&self) -> &Bucket {
+        &self.bucket
     }
 
     /// What the limit counts of a cost.
@@ -144,12 +144,12 @@ impl Quota {
     }
 
     fn span(&self, units: u64) -> Ns {
-        self.bucket.as_ref().map_or(0, |bucket| bucket.span(units))
+        self.bucket.span(units)
     }
 
     /// What it takes of a cost: never more than it can hold.
     pub fn units(&self, cost: &Cost) -> u64 {
-        self.of(cost).min(self.limit().unwrap_or(u64::MAX))
+        self.of(cost).min(self.bucket.capacity())
     }
 
     /// The share of the limit's rate that others take.
@@ -174,13 +174,15 @@ impl Quota {
 
     /// What a request of `units` must leave untouched.
     pub fn margin(&self, units: u64) -> u64 {
-        self.limit().map_or(0, |limit| self.margin.units(&self.dimension, limit, units))
+        self.margin.units(&self.dimension, self.bucket.capacity(), units)
     }
 
     /// Whether `units` fit beside the margin once `before` units more were taken.
     pub fn peek(&self, units: u64, before: u64, now: Ns) -> Readiness {
-        let Some(bucket) = self.bucket.as_ref().filter(|_| units > 0) else { return Readiness::Now };
-        bucket.peek(units, self.margin(units).saturating_add(before), now).max(self.share.peek(units, before, now))
+        if units == 0 {
+            return Readiness::Now;
+        }
+        self.bucket.peek(units, self.margin(units).saturating_add(before), now).max(self.share.peek(units, before, now))
     }
 
     /// Whether `units` fit into our part of the limit, of which the upstream and the store know nothing.
@@ -198,14 +200,12 @@ impl Quota {
         // No header shows when a request arrived.
         let is_hidden = self.dimension.unit == Unit::Requests && !self.is_visible() && !self.margin.is_none();
         let least = if is_hidden { self.sends.full_at(now) } else { 0 };
-        if let Some(bucket) = &mut self.bucket {
-            if taken > 0 {
-                bucket.drain(taken, self.ticked_at, now);
-            }
-            let late = least.saturating_sub(bucket.tat().max(now));
-            bucket.set_tat(bucket.tat().max(least), now);
-            self.add_settled(taken.saturating_add(late) as i64);
+        if taken > 0 {
+            self.bucket.drain(taken, self.ticked_at, now);
         }
+        let late = least.saturating_sub(self.bucket.tat().max(now));
+        self.bucket.set_tat(self.bucket.tat().max(least), now);
+        self.add_settled(taken.saturating_add(late) as i64);
         self.margin.fade(passed);
         self.spending *= (-(passed as f64) / MEMORY).exp();
         self.ticked_at = now;
@@ -219,13 +219,11 @@ impl Quota {
     /// Takes `units`, which have been found to fit; they count as not sent yet.
     pub fn reserve(&mut self, units: u64, now: Ns) {
         self.count(units, now);
-        if let Some(bucket) = &mut self.bucket {
-            bucket.take_or_debit(units, now);
-            let span = bucket.span(units);
-            self.sends.reserved(span);
-            // A store that is there has not charged it.
-            self.add_settled(i64::try_from(span).unwrap_or(i64::MAX));
-        }
+        self.bucket.take_or_debit(units, now);
+        let span = self.span(units);
+        self.sends.reserved(span);
+        // A store that is there has not charged it.
+        self.add_settled(i64::try_from(span).unwrap_or(i64::MAX));
     }
 
     /// Everything about a reservation but the bucket itself.
@@ -245,7 +243,9 @@ impl Quota {
         self.sends.sent(position, span, now);
         // Groq cannot have taken it before now, and a bucket that was full gains nothing while a connection opens.
         let least = now.saturating_add(span).saturating_add(self.sends.unsent);
-        self.bucket.iter_mut().filter(|_| !booked).for_each(|bucket| bucket.set_tat(bucket.tat().max(least), now));
+        if !booked {
+            self.bucket.set_tat(self.bucket.tat().max(least), now);
+        }
         self.send_snapshot()
     }
 
@@ -256,19 +256,15 @@ impl Quota {
 
     /// How the quota stands for a request that is sent now and counted in it.
     pub fn send_snapshot(&self) -> SendSnapshot {
-        let tat = self.bucket.as_ref().map_or(0, Bucket::tat).saturating_sub(self.sends.unsent);
-        SendSnapshot { tat, corrections: self.reconciler.corrections }
+        SendSnapshot { tat: self.bucket.tat().saturating_sub(self.sends.unsent), corrections: self.reconciler.corrections }
     }
 
     /// The truth replaces what was reserved.
     pub fn settle(&mut self, units: u64, used: u64, now: Ns) {
         self.spending = (self.spending + used as f64 - units as f64).max(0.0);
-        if let Some(bucket) = &mut self.bucket {
-            bucket.settle(units, used, now);
-            self.sends.given_back(bucket.span(units.saturating_sub(used)), now);
-            let span = bucket.span(used) as i64 - bucket.span(units) as i64;
-            self.add_settled(span);
-        }
+        self.bucket.settle(units, used, now);
+        self.sends.given_back(self.span(units.saturating_sub(used)), now);
+        self.add_settled(self.span(used) as i64 - self.span(units) as i64);
         self.share.settle(units, used, now);
     }
 
@@ -277,16 +273,20 @@ impl Quota {
         let unordered = Reported { snapshot: self.send_snapshot(), at: now, ..reported };
         let reported = if Mechanism::SendPosition.is_on() { reported } else { unordered };
         let Reported { position, at, .. } = reported;
-        let bucket = self.bucket.as_mut()?;
-        if !self.reconciler.is_news(position) {
+        if self.limit().is_none() || !self.reconciler.is_news(position) {
             return None;
         }
-        let snapshot = self.reconciler.rescaled(bucket, position, reported.snapshot, at);
+        let bucket = &mut self.bucket;
+        if !self.reconciler.is_comparable(position) {
+            let more = self.reconciler.restore(bucket, reported.used, position, at, now);
+            self.add_settled(more);
+            return Some(more);
+        }
         let uncertain = self.sends.take_uncertainty(position);
         let first = !self.reconciler.has_corrected();
-        let error = self.reconciler.correct(bucket, &Reported { snapshot, ..reported }, uncertain, now);
+        let error = self.reconciler.correct(bucket, &reported, uncertain, now);
         let truth = bucket.tat_of(reported.used, at);
-        self.report(Observed::new(position, snapshot, uncertain, at, truth));
+        self.report(Observed::new(position, reported.snapshot, uncertain, at, truth));
         // What was taken before our first request does not say how fast others take.
         if !first && self.is_visible() {
             self.external.corrected(error);
@@ -308,17 +308,15 @@ impl Quota {
     /// Another statement of the limit; what was used stays used. Positions up to `position` were counted under the old one.
     pub fn set_statements(&mut self, statements: Statements, position: u64, now: Ns) {
         self.statements = statements;
-        let (limit, _) = statements.limit();
-        if self.limit() == limit.filter(|&limit| limit <= u32::MAX.into() && limit > 0) {
+        let (before, unit) = (self.bucket.capacity(), self.span(1));
+        self.bucket.requota(statements.limit().0, now);
+        if self.bucket.capacity() == before {
             return;
         }
-        let unit = self.span(1);
-        let kept = self.bucket.take().zip(limit).and_then(|(bucket, limit)| bucket.requota(limit, now));
-        self.reconciler.requota(position, unit);
-        self.sends.requota(kept.as_ref().map_or(0, |bucket| bucket.rescale(self.sends.unsent, unit)));
-        self.bucket = kept.or_else(|| limit.and_then(|limit| Bucket::new(limit, self.dimension.period)));
-        if let (Some(remote), Some(bucket)) = (&mut self.remote, &self.bucket) {
-            remote.outstanding = bucket.rescale(remote.outstanding, unit);
+        self.reconciler.requota(position);
+        self.sends.requota(self.bucket.rescale(self.sends.unsent, unit));
+        if let Some(remote) = &mut self.remote {
+            remote.outstanding = self.bucket.rescale(remote.outstanding, unit);
         }
         self.refusals.requota();
         self.external = ExternalUsage::default();
@@ -328,12 +326,12 @@ impl Quota {
     /// Leaves this share of the limit to others.
     pub fn set_headroom(&mut self, headroom: f64, now: Ns) {
         self.share.headroom = headroom;
-        self.share.resize(self.limit(), self.dimension.period, now);
+        self.share.resize(&self.bucket, now);
     }
 
     /// Puts the quota where it was, as saved by an earlier process.
     pub fn restore(&mut self, used: u64, now: Ns) {
-        self.bucket.iter_mut().for_each(|bucket| self.reconciler.restore(bucket, used, now));
+        self.reconciler.restore(&mut self.bucket, used, 0, now, now);
     }
 }
 

@@ -162,8 +162,8 @@ impl QuotaSet {
     pub fn too_large_answer(&self, cost: &Cost) -> Option<(usize, u64)> {
         let expected = self.expect(*cost).expected;
         self.quotas.iter().enumerate().find_map(|(slot, quota)| {
-            let limit = quota.limit().filter(|&limit| quota.counts_expected() && u64::from(expected) > limit)?;
-            Some((slot, limit))
+            let limit = quota.bucket().capacity();
+            (quota.counts_expected() && u64::from(expected) > limit).then_some((slot, limit))
         })
     }
 

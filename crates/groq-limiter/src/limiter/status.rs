@@ -96,17 +96,17 @@ impl Limiter {
 
     /// Every dimension of the upstream's that has a limit, with the operator's bound where it is lower.
     pub fn dimensions(&self, now: Ns) -> Vec<DimensionSnapshot> {
-        let upstreams = self.quotas().iter().filter(|quota| !quota.is_bound());
-        let each = upstreams.filter_map(|quota| {
+        let upstreams = self.quotas().iter().filter(|quota| !quota.is_bound() && quota.limit().is_some());
+        let each = upstreams.map(|quota| {
             let is_bound = |other: &&Quota| other.is_bound() && other.dimension == quota.dimension && other.limit().is_some();
             let bound = self.quotas().iter().find(is_bound).unwrap_or(quota);
-            let (bucket, by) = (quota.bucket()?, bound.bucket()?);
+            let (bucket, by) = (quota.bucket(), bound.bucket());
             let remaining = bucket.remaining(now).min(by.remaining(now));
             let losing = bound.spending() - by.rate() * (1.0 - bound.external());
             let exhausted_in = Duration::try_from_secs_f64(remaining.max(0.0) / losing).ok();
-            Some(DimensionSnapshot {
+            DimensionSnapshot {
                 dimension: quota.dimension.clone(),
-                limit: by.limit(),
+                limit: by.capacity(),
                 remaining,
                 margin: bound.margin(bound.typical()),
                 source: bound.statements.limit().1,
@@ -115,7 +115,7 @@ impl Limiter {
                 external: bound.external(),
                 exhausted_in: exhausted_in.filter(|&after| losing > 0.0 && after < Duration::from_nanos(10 * by.period())),
                 full_in: Duration::from_nanos(bucket.tat().max(by.tat()).saturating_sub(now)),
-            })
+            }
         });
         each.collect()
     }

@@ -68,7 +68,9 @@ fn view(quotas: &QuotaSet, ahead: &Backlog, scale: f64, share: f64, cost: &Cost,
     let mut worst = Forecast::default();
     for (slot, quota) in quotas.quotas.iter().enumerate() {
         let units = quota.units(&quotas.expect(*cost));
-        let Some(rate) = rate(quota).filter(|_| units > 0) else { continue };
+        if units == 0 {
+            continue;
+        }
         let ahead = ahead.of(quota.dimension.unit);
         let alone = match quotas.readiness_in(quota, cost, now) {
             Readiness::Now => 0.0,
@@ -77,8 +79,8 @@ fn view(quotas: &QuotaSet, ahead: &Backlog, scale: f64, share: f64, cost: &Cost,
         };
         // What the quota holds beyond this request's own need goes to those ahead.
         let need = (units + quota.margin(units)) as f64;
-        let spare = quota.bucket().map_or(0.0, |bucket| bucket.remaining(now) - need).max(0.0);
-        let queued = (ahead as f64 * scale - spare).max(0.0) / (rate * share);
+        let spare = (quota.bucket().remaining(now) - need).max(0.0);
+        let queued = (ahead as f64 * scale - spare).max(0.0) / (rate(quota) * share);
         let wait = Duration::try_from_secs_f64(alone + queued).unwrap_or(Duration::MAX);
         if wait > worst.wait {
             worst = Forecast { wait, slot: Some(slot) };
@@ -88,9 +90,8 @@ fn view(quotas: &QuotaSet, ahead: &Backlog, scale: f64, share: f64, cost: &Cost,
 }
 
 /// Units a second that are ours.
-fn rate(quota: &Quota) -> Option<f64> {
-    let bucket = quota.bucket()?;
-    Some(bucket.rate() * (1.0 - quota.external()).max(0.1))
+fn rate(quota: &Quota) -> f64 {
+    quota.bucket().rate() * (1.0 - quota.external()).max(0.1)
 }
 
 /// The share of the limiter that an app can count on.

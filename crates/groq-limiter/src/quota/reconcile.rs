@@ -19,14 +19,6 @@ pub struct Reported {
     pub at: Ns,
 }
 
-/// The end of an older limit: snapshots of positions up to `position` are in its units.
-#[derive(Clone, Copy, Debug, Default)]
-struct FormerLimit {
-    position: u64,
-    unit: Ns,
-    corrections: i64,
-}
-
 /// The corrections of one bucket.
 #[derive(Debug, Default)]
 pub(super) struct Reconciler {
@@ -34,7 +26,8 @@ pub(super) struct Reconciler {
     pub(super) corrections: i64,
     /// The newest position that has corrected the bucket.
     pub(super) newest: u64,
-    former: FormerLimit,
+    /// Positions up to here were sent under another limit: what was known of it then is in its units.
+    former: u64,
 }
 
 impl Reconciler {
@@ -46,6 +39,11 @@ impl Reconciler {
     /// Whether a header of this position is newer than all before.
     pub(super) fn is_news(&self, position: u64) -> bool {
         position > self.newest || !Mechanism::SendPosition.is_on()
+    }
+
+    /// Whether the request at this position was sent under the present limit, so that what was known then can be compared.
+    pub(super) fn is_comparable(&self, position: u64) -> bool {
+        position > self.former
     }
 
     /// Corrects the bucket; `uncertain` of a surplus may be what the header does not show. The correction, ns.
@@ -63,29 +61,21 @@ impl Reconciler {
         error
     }
 
-    /// `used` units at least are in use. What was sent before is part of them: for its positions this is a correction, to which the
-    /// upstream's reports of the level do not add.
-    pub(super) fn restore(&mut self, bucket: &mut Bucket, used: u64, now: Ns) {
+    /// `used` units at least were in use at `at`, when the request at this position was seen; 0: of an earlier process. What was sent
+    /// before is part of them: for its positions this is a correction, to which the upstream's reports of the level do not add. The
+    /// correction, ns.
+    pub(super) fn restore(&mut self, bucket: &mut Bucket, used: u64, position: u64, at: Ns, now: Ns) -> i64 {
+        self.newest = self.newest.max(position);
         let before = bucket.tat().max(now);
-        bucket.set_tat(bucket.tat_of(used, now).max(bucket.tat()), now);
+        bucket.set_tat(bucket.tat_of(used, at).max(bucket.tat()), now);
         let more = i64::try_from(bucket.tat().max(now) - before).unwrap_or(i64::MAX);
         self.corrections = self.corrections.wrapping_add(more);
+        more
     }
 
-    /// Another limit counts from now on. `unit`: what one unit was, ns.
-    pub(super) fn requota(&mut self, position: u64, unit: Ns) {
-        self.former = FormerLimit { position, unit, corrections: self.corrections };
-    }
-
-    /// A snapshot in today's units.
-    pub(super) fn rescaled(&self, bucket: &Bucket, position: u64, snapshot: SendSnapshot, at: Ns) -> SendSnapshot {
-        let FormerLimit { position: last, unit, corrections } = self.former;
-        if position > last {
-            return snapshot;
-        }
-        let tat = snapshot.tat.saturating_add_signed(corrections.wrapping_sub(snapshot.corrections));
-        let used = tat.saturating_sub(at).checked_div(unit).unwrap_or(0);
-        SendSnapshot { tat: bucket.tat_of(used, at), corrections }
+    /// Another limit counts for positions after this one.
+    pub(super) fn requota(&mut self, position: u64) {
+        self.former = position;
     }
 }
 

@@ -8,7 +8,6 @@ use std::mem;
 
 use super::{Quota, Remote, SendSnapshot};
 use crate::{
-    bucket::Bucket,
     request::Cost,
     store::protocol::{Cell, Observed, RemoteView, micros},
     types::Ns,
@@ -17,7 +16,7 @@ use crate::{
 impl Quota {
     /// Shared from now on: with the store, or (`alone`) without it, as limit ÷ replicas.
     pub fn share(&mut self, alone: Option<u32>, now: Ns) {
-        let tat = self.bucket.as_ref().map_or(now, Bucket::tat);
+        let tat = self.bucket.tat();
         let is_attached = self.is_attached();
         let is_visible = self.is_visible();
         match &mut self.remote {
@@ -27,17 +26,17 @@ impl Quota {
             Some(remote) if is_visible => (remote.tat, remote.settled) = (tat, 0),
             // Every replica owes its own part.
             Some(remote) => {
-                if let Some((bucket, share)) = self.bucket.as_ref().zip(self.share.bucket()) {
+                if let Some(share) = self.share.bucket() {
                     let left = |tat: Ns| tat.saturating_sub(now) as f64;
                     let before = remote.tat.saturating_add_signed(remote.settled);
-                    let part = bucket.span(1) as f64 / share.span(1) as f64;
+                    let part = self.bucket.span(1) as f64 / share.span(1) as f64;
                     let owed = (left(share.tat()) - left(before)) * part;
                     remote.settled = remote.settled.saturating_add(owed as i64);
                 }
             }
             None => self.remote = Some(Box::new(Remote { tat, settled: 0, observation: None, outstanding: 0 })),
         }
-        self.share.restart(self.bucket.as_ref(), alone, self.dimension.period, now);
+        self.share.restart(&self.bucket, alone, now);
     }
 
     fn is_attached(&self) -> bool {
@@ -78,13 +77,15 @@ impl Quota {
     pub fn cell(&mut self, head: Option<&Cost>, now: Ns) -> Option<Cell> {
         let units = head.map_or(0, |cost| self.units(cost));
         let margin = self.margin(units);
-        let (Some(remote), Some(bucket)) = (&mut self.remote, &self.bucket) else { return None };
+        let bucket = &self.bucket;
+        let limit = bucket.limit()?;
+        let remote = self.remote.as_mut()?;
         // If the transaction is lost, the store may know of it or not. What has come back may come back later than it could.
         let known = mem::replace(&mut remote.tat, bucket.tat());
         let settled = mem::take(&mut remote.settled);
         Some(Cell {
             code: self.code.clone().into_owned(),
-            whole: micros(bucket.span(bucket.limit())),
+            whole: micros(bucket.span(limit)),
             known: micros(known) - micros(now),
             settled: -settled.saturating_neg().div_euclid(1000),
             observed: remote.observation.take().map(|observed| observed.since(now)),
@@ -96,9 +97,9 @@ impl Quota {
 
     /// The store's state.
     pub fn follow(&mut self, view: &RemoteView, now: Ns) {
-        let (Some(remote), Some(bucket)) = (&mut self.remote, &mut self.bucket) else { return };
+        let Some(remote) = &mut self.remote else { return };
         remote.tat = view.tat;
-        bucket.set_tat(view.tat.saturating_add_signed(remote.settled), now);
+        self.bucket.set_tat(view.tat.saturating_add_signed(remote.settled), now);
         (self.reconciler.corrections, self.reconciler.newest) = (view.corrections, view.newest);
     }
 

@@ -35,7 +35,7 @@ impl OwnShare {
 
     /// Whether `units` fit once `before` units more were taken.
     pub(super) fn peek(&self, units: u64, before: u64, now: Ns) -> Readiness {
-        self.bucket.as_ref().map_or(Readiness::Now, |share| share.peek(units.min(share.limit()), before, now))
+        self.bucket.as_ref().map_or(Readiness::Now, |share| share.peek(units.min(share.capacity()), before, now))
     }
 
     pub(super) fn take(&mut self, units: u64, now: Ns) {
@@ -51,20 +51,26 @@ impl OwnShare {
         }
     }
 
-    /// From now on it is a part of `limit`; what is used of it stays used.
-    pub(super) fn resize(&mut self, limit: Option<u64>, period: Duration, now: Ns) {
+    /// From now on it is a part of this limit; what is used of it stays used.
+    pub(super) fn resize(&mut self, whole: &Bucket, now: Ns) {
         let ours = (1.0 - self.headroom) / f64::from(self.replicas.unwrap_or(1).max(1));
-        let ours = limit.filter(|_| ours < 1.0 || self.replicas.is_some()).map(|limit| ((limit as f64 * ours) as u64).max(1));
-        let kept = self.bucket.take().zip(ours).and_then(|(share, ours)| share.requota(ours, now));
-        self.bucket = kept.or_else(|| ours.and_then(|ours| Bucket::new(ours, period))).map(Box::new);
+        if ours >= 1.0 && self.replicas.is_none() {
+            self.bucket = None;
+            return;
+        }
+        let limit = whole.limit().map(|limit| ((limit as f64 * ours) as u64).max(1));
+        match &mut self.bucket {
+            Some(share) => share.requota(limit, now),
+            None => self.bucket = Some(Box::new(Bucket::new(limit, Duration::from_nanos(whole.period())))),
+        }
     }
 
     /// It starts anew, as full as the limit is.
-    pub(super) fn restart(&mut self, limit: Option<&Bucket>, replicas: Option<u32>, period: Duration, now: Ns) {
+    pub(super) fn restart(&mut self, whole: &Bucket, replicas: Option<u32>, now: Ns) {
         (self.replicas, self.bucket) = (replicas, None);
-        self.resize(limit.map(Bucket::limit), period, now);
-        if let (Some(limit), Some(share)) = (limit, &mut self.bucket) {
-            share.set_tat(limit.tat(), now);
+        self.resize(whole, now);
+        if let Some(share) = &mut self.bucket {
+            share.set_tat(whole.tat(), now);
         }
     }
 }

@@ -52,7 +52,7 @@ impl QuotaSet {
             return;
         }
         let mut bound = Quota::bound(quota.dimension.clone(), now);
-        let used = quota.bucket().map_or(0.0, |bucket| bucket.used(now)) as u64;
+        let used = quota.bucket().used(now) as u64;
         quota.set_statements(statements, self.position, now);
         let bounds = Statements { configured: statements.bound(), ..Statements::default() };
         if let Some(slot) = self.slot(&bound.code) {

@@ -59,7 +59,7 @@ impl Saved {
             code: quota.code.clone().into_owned(),
             dimension: quota.dimension.clone(),
             stated: quota.statements.stated,
-            used: quota.bucket().map_or(0.0, |bucket| bucket.used(now)),
+            used: quota.bucket().used(now),
             spending: quota.spending(),
         });
         Self { at: wall(), quotas: quotas.collect(), clean: true }

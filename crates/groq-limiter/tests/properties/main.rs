@@ -55,13 +55,13 @@ proptest! {
         let mut now = START;
         for (prompt, output_limit, gap) in asks {
             now += gap * MS;
-            let before = limiter.quotas().iter().map(|quota| quota.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
+            let before = limiter.quotas().iter().map(|quota| quota.bucket().tat().max(now)).collect::<Vec<_>>();
             let verdict = limiter.submit(&request(1, prompt, output_limit), now, now, None, || true);
-            let after = limiter.quotas().iter().map(|quota| quota.bucket().expect("a limit").tat().max(now)).collect::<Vec<_>>();
+            let after = limiter.quotas().iter().map(|quota| quota.bucket().tat().max(now)).collect::<Vec<_>>();
             match verdict {
                 Admission::Granted(grant) => {
                     for (slot, quota) in limiter.quotas().iter().enumerate() {
-                        let bucket = quota.bucket().expect("a limit");
+                        let bucket = quota.bucket();
                         let asked = quota.units(&grant.cost());
                         prop_assert_eq!(after[slot], before[slot] + bucket.span(asked));
                         prop_assert!(bucket.remaining(now) >= 0.0, "never into debt by a grant");
@@ -101,7 +101,7 @@ proptest! {
                 let (_, mut grant, state) = grants[n].clone();
                 shuffled.observe(&mut grant, &state, later);
             }
-            let tat = |limiter: &Limiter| limiter.quotas()[0].bucket().expect("a limit").tat();
+            let tat = |limiter: &Limiter| limiter.quotas()[0].bucket().tat();
             prop_assert_eq!(tat(&straight), tat(&shuffled), "round {}", round);
         }
     }

@@ -55,7 +55,7 @@ proptest! {
         // Each app comes in beside the last one served, so it is behind by what that was at most, twice for prices.
         let apps = flood.iter().map(|&(app, ..)| app).collect::<BTreeSet<_>>().len() as u64;
         let first = if before > 0 { apps * (2 * part(before) + part(400)) } else { 0 };
-        let span = limiter.quotas()[0].bucket().expect("a limit").span(first);
+        let span = limiter.quotas()[0].bucket().span(first);
         let bypass_budget = ((own_time - blocked_at) as f64 * BYPASS_BUDGET.0) as u64 + BYPASS_BUDGET.1;
         let latest = own_time + bypass_budget + span;
         let margin = limiter.quotas()[0].margin(part(large));
@@ -94,7 +94,7 @@ proptest! {
                 limiter.settle(grant, ActualUsage::Unknown, now);
             }
         }
-        let grown = limiter.quotas()[0].bucket().expect("a limit").span(most - margin);
+        let grown = limiter.quotas()[0].bucket().span(most - margin);
         let late = out.expect("it went").saturating_sub(latest + grown);
         let own = own_time - blocked_at;
         prop_assert_eq!(late, 0, "{} ms of its own, {} ms of bypass_budget, {} ms too late", own / MS, bypass_budget / MS, late / MS);
