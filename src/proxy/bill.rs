@@ -131,7 +131,7 @@ impl Bill {
         self.total = self.total.plus(amounts);
         if let Some(permit) = &mut self.permit {
             permit.used(amounts);
-            if let ActualUsage::Tokens { completion, .. } = spent {
+            if let ActualUsage::Tokens { completion: Some(completion), .. } = spent {
                 permit.learn_completion(completion);
             }
         }
@@ -170,10 +170,7 @@ impl Bill {
         let usage = |prompt, cached, completion| Usage { prompt, completion: Some(completion), cached };
         match (spent, self.cost) {
             (ActualUsage::Tokens { prompt, completion, prompt_total }, _) => {
-                usage(prompt_total, prompt_total.saturating_sub(prompt), completion)
-            }
-            (ActualUsage::Prompt { prompt, prompt_total }, _) => {
-                usage(prompt_total, prompt_total.saturating_sub(prompt), self.completion)
+                usage(prompt_total, prompt_total.saturating_sub(prompt), completion.unwrap_or(self.completion))
             }
             (ActualUsage::Partial { completion }, CostEstimate::Tokens { prompt, .. }) => usage(prompt, 0, completion),
             (ActualUsage::Unknown, CostEstimate::Tokens { prompt, .. }) => usage(prompt, 0, self.completion),
@@ -199,8 +196,8 @@ mod tests {
         for (spent, tokens, nano_usd) in [
             (ActualUsage::Nothing, 0, 0),
             (ActualUsage::Request, 0, 0),
-            (ActualUsage::Tokens { prompt: 60, completion: 10, prompt_total: 100 }, 70, 60_000 + 20_000 + 20_000),
-            (ActualUsage::Prompt { prompt: 60, prompt_total: 100 }, 60, 60_000 + 20_000),
+            (ActualUsage::Tokens { prompt: 60, completion: Some(10), prompt_total: 100 }, 70, 60_000 + 20_000 + 20_000),
+            (ActualUsage::Tokens { prompt: 60, completion: None, prompt_total: 100 }, 60, 60_000 + 20_000),
             (ActualUsage::Partial { completion: 5 }, 85, 80_000 + 10_000),
             (ActualUsage::Unknown, 80, 80_000),
         ] {
@@ -249,7 +246,7 @@ mod tests {
             bill.reserve(&accounts, &app, &budgets, NOW).await.map(|()| bill)
         };
         let mut first = call().await.expect("nothing is used");
-        first.charge(ActualUsage::Tokens { prompt: 80, completion: 100, prompt_total: 80 });
+        first.charge(ActualUsage::Tokens { prompt: 80, completion: Some(100), prompt_total: 80 });
         drop(first);
         let second = call().await.expect("180 of 500 are used");
         assert_eq!(second.permit.as_ref().map(|permit| permit.reserved().tokens), Some(180));

@@ -101,6 +101,6 @@ async fn once(limits: &Limiters) -> Duration {
     let took = at.elapsed();
     granted.sent(Instant::now());
     granted.observe(&Observation::default(), Instant::now());
-    granted.settle(ActualUsage::Tokens { prompt: 10, completion: 5, prompt_total: 10 }, Instant::now());
+    granted.settle(ActualUsage::Tokens { prompt: 10, completion: Some(5), prompt_total: 10 }, Instant::now());
     took
 }

@@ -90,7 +90,7 @@ async fn once(limits: &Limiters, model: &str, upstream: &Upstream, tally: &Tally
             reservation.observe(&state, Instant::now());
             sleep(GENERATION).await;
             upstream.give_back(OUTPUT_LIMIT - COMPLETION);
-            let used = ActualUsage::Tokens { prompt: PROMPT, completion: COMPLETION, prompt_total: PROMPT };
+            let used = ActualUsage::Tokens { prompt: PROMPT, completion: Some(COMPLETION), prompt_total: PROMPT };
             reservation.settle(used, Instant::now());
             if Instant::now() >= from {
                 tally.used.fetch_add(PROMPT + COMPLETION, Relaxed);

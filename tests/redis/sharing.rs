@@ -110,7 +110,7 @@ async fn what_one_replica_learns_of_the_limits_holds_for_the_others() {
     first.sent(Instant::now());
     let shown = RemoteQuota { limit: 1000, remaining: 989 };
     first.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
-    first.settle(ActualUsage::Tokens { prompt: 1, completion: 5, prompt_total: 1 }, Instant::now());
+    first.settle(ActualUsage::Tokens { prompt: 1, completion: Some(5), prompt_total: 1 }, Instant::now());
     let mut second = one.reserve(&ask("a", 1, 10), soon(), None).await.expect("room");
     second.sent(Instant::now());
     let text = UpstreamRefusal {
@@ -135,7 +135,7 @@ async fn what_one_replica_learns_of_the_limits_holds_for_the_others() {
     let long = one.reserve(&ask("a", 1, 600), Instant::now() + Duration::from_secs(60), None).await;
     let mut long = long.expect("an answer of ten tokens is expected");
     long.sent(Instant::now());
-    long.settle(ActualUsage::Tokens { prompt: 1, completion: 520, prompt_total: 1 }, Instant::now());
+    long.settle(ActualUsage::Tokens { prompt: 1, completion: Some(520), prompt_total: 1 }, Instant::now());
     let start = Instant::now();
     while [&two, &third].iter().any(|other| other.fitting_max_completion_tokens(&ask("a", 1, 600)).is_none()) {
         assert!(start.elapsed() < Duration::from_secs(10), "they expect nothing");
@@ -157,7 +157,7 @@ async fn scripts_and_quotas_are_restored_after_a_flush() {
     // What the first replica knows is in the store again with its next message.
     let own = replicas[0].reserve(&ask("a", 1, 890), soon(), None).await;
     assert!(matches!(own, Err(AdmissionError::NotInTime { .. })), "{own:?}");
-    held.settle(ActualUsage::Tokens { prompt: 1, completion: 880, prompt_total: 1 }, Instant::now());
+    held.settle(ActualUsage::Tokens { prompt: 1, completion: Some(880), prompt_total: 1 }, Instant::now());
     sleep(Duration::from_millis(500)).await;
     let other = replicas[1].reserve(&ask("a", 1, 890), soon(), None).await;
     assert!(matches!(other, Err(AdmissionError::NotInTime { .. })), "{other:?}");

@@ -127,7 +127,7 @@ fn life(bench: &mut Criterion) {
             };
             limiter.sent(&mut grant, now);
             limiter.observe(&mut grant, &state, now);
-            limiter.settle(grant, ActualUsage::Tokens { prompt: 200, completion: 10, prompt_total: 200 }, now);
+            limiter.settle(grant, ActualUsage::Tokens { prompt: 200, completion: Some(10), prompt_total: 200 }, now);
         });
     });
     bench.bench_function("core: settle alone", |bench| {
@@ -140,7 +140,11 @@ fn life(bench: &mut Criterion) {
                 let Admission::Granted(mut grant) = limiter.submit(&request, now, now, None, || true) else { panic!("it fits") };
                 limiter.sent(&mut grant, now);
                 let begun = Instant::now();
-                limiter.settle(grant, black_box(ActualUsage::Tokens { prompt: 200, completion: 10, prompt_total: 200 }), now);
+                limiter.settle(
+                    grant,
+                    black_box(ActualUsage::Tokens { prompt: 200, completion: Some(10), prompt_total: 200 }),
+                    now,
+                );
                 usage += begun.elapsed();
             }
             usage
@@ -190,7 +194,7 @@ fn limiters(count: usize) -> Limiters {
         let std::task::Poll::Ready(Ok(mut permit)) = Pin::as_mut(&mut turn).poll(&mut context) else { panic!("it fits") };
         permit.sent(now);
         permit.observe(&state, now);
-        permit.settle(ActualUsage::Tokens { prompt: 200, completion: 10, prompt_total: 200 }, now);
+        permit.settle(ActualUsage::Tokens { prompt: 200, completion: Some(10), prompt_total: 200 }, now);
     }
     let bytes = resident() - before;
     println!("memory: {} MB of {count} limiters, {} bytes each", bytes / 1_000_000, bytes / count as u64);

@@ -41,7 +41,7 @@ async fn chat(limiters: Limiters, client: Client, prompt: String) -> Result<Stri
         permit.observe(&state, Instant::now());
         let answer: Value = response.error_for_status()?.json().await?;
         let [prompt, completion] = ["prompt_tokens", "completion_tokens"].map(|part| answer["usage"][part].as_u64().unwrap_or(0));
-        permit.settle(ActualUsage::Tokens { prompt, completion, prompt_total: prompt }, Instant::now());
+        permit.settle(ActualUsage::Tokens { prompt, completion: Some(completion), prompt_total: prompt }, Instant::now());
         return Ok(answer["choices"][0]["message"]["content"].as_str().unwrap_or_default().into());
     }
 }

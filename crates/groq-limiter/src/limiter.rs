@@ -380,12 +380,13 @@ impl Limiter {
         if grant.cost().seconds > 0 {
             return;
         }
-        if let ActualUsage::Tokens { completion, .. } | ActualUsage::Partial { completion } = usage {
+        if let ActualUsage::Tokens { completion: Some(completion), .. } | ActualUsage::Partial { completion } = usage {
             let completion = u32::try_from(completion).unwrap_or(u32::MAX);
             self.quotas.expected_output.answered(grant.cost().key, completion, now);
         }
         self.learn(|pricing| pricing.answered(usage, &grant.queued, grant.shown_used, now));
-        if let (ActualUsage::Tokens { completion, .. }, Some(app)) = (usage, self.queue.apps.get_mut(&grant.queued.app)) {
+        let app = self.queue.apps.get_mut(&grant.queued.app);
+        if let (ActualUsage::Tokens { completion: Some(completion), .. }, Some(app)) = (usage, app) {
             app.completion.learn(completion as f32);
         }
     }

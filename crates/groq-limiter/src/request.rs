@@ -143,15 +143,8 @@ pub enum ActualUsage {
     Tokens {
         /// Prompt tokens that count (cached ones taken off).
         prompt: u64,
-        /// Completion tokens.
-        completion: u64,
-        /// Prompt tokens in all, for learning the estimate.
-        prompt_total: u64,
-    },
-    /// The truth as far as it is stated: `usage` has no completion tokens, so what was reserved for them counts.
-    Prompt {
-        /// Prompt tokens that count (cached ones taken off).
-        prompt: u64,
+        /// Completion tokens; `None`: not stated, so what was reserved for them counts.
+        completion: Option<u64>,
         /// Prompt tokens in all, for learning the estimate.
         prompt_total: u64,
     },

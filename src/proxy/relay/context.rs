@@ -40,9 +40,6 @@ impl ResponseContext {
 
 /// Usage as Groq's limits count it, without cached prompt tokens.
 fn spent(usage: Usage) -> ActualUsage {
-    let (prompt, prompt_total) = (usage.prompt.saturating_sub(usage.cached), usage.prompt);
-    match usage.completion {
-        Some(completion) => ActualUsage::Tokens { prompt, completion, prompt_total },
-        None => ActualUsage::Prompt { prompt, prompt_total },
-    }
+    let Usage { prompt, completion, cached } = usage;
+    ActualUsage::Tokens { prompt: prompt.saturating_sub(cached), completion, prompt_total: prompt }
 }

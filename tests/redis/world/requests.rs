@@ -42,7 +42,7 @@ impl World<'_> {
             Step::End(n, grant) => {
                 let (job, number) = (&jobs[n], n % self.replicas.len());
                 let completion = job.completion();
-                let usage = ActualUsage::Tokens { prompt: job.prompt, completion, prompt_total: job.prompt };
+                let usage = ActualUsage::Tokens { prompt: job.prompt, completion: Some(completion), prompt_total: job.prompt };
                 let held = i128::from(job.prompt + job.output_limit);
                 self.tokens.add(i128::from(job.prompt + completion) - held, to);
                 self.replicas[number].limiter.settle(*grant, usage, to);

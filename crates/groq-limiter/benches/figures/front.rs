@@ -112,7 +112,11 @@ impl Front for Shield {
         let mut grant = self.grants.remove(&number).expect("it was sent");
         self.limiter.observe(&mut grant, state, START + now);
         let (prompt, completion) = (job.size.prompt, job.size.completion);
-        self.limiter.settle(grant, ActualUsage::Tokens { prompt, completion, prompt_total: prompt }, START + now);
+        self.limiter.settle(
+            grant,
+            ActualUsage::Tokens { prompt, completion: Some(completion), prompt_total: prompt },
+            START + now,
+        );
         self.wake(now)
     }
 

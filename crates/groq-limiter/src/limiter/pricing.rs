@@ -100,14 +100,14 @@ impl Pricing {
 
     /// An answer has ended; its head showed `shown_used` in use, if its request was without `max_completion_tokens`.
     pub(super) fn answered(&mut self, usage: ActualUsage, queued: &QueuedRequest, shown_used: Option<u64>, now: Ns) {
-        let (ActualUsage::Tokens { prompt_total, .. } | ActualUsage::Prompt { prompt_total, .. }) = usage else { return };
+        let ActualUsage::Tokens { completion, prompt_total, .. } = usage else { return };
         match (queued.requested, shown_used) {
             (Some(requested), _) => self.estimates.assumed.answered_after_refusal(requested.into(), prompt_total, now),
             (None, Some(used)) => self.estimates.assumed.at_most(used, prompt_total, now),
             (None, None) => {}
         }
         self.estimates.prompt.learn(queued.estimated.into(), prompt_total);
-        if let ActualUsage::Tokens { completion, .. } = usage {
+        if let Some(completion) = completion {
             self.estimates.completion.learn(completion as f32);
         }
     }
@@ -128,10 +128,12 @@ pub(super) fn used(reserved: Cost, usage: ActualUsage, usual: Option<f32>) -> Co
         ActualUsage::Nothing => Cost::default(),
         ActualUsage::Request => Cost { requests: reserved.requests, ..Cost::default() },
         // Audio is billed by the second, whatever the answer says of tokens.
-        ActualUsage::Tokens { .. } | ActualUsage::Prompt { .. } | ActualUsage::Partial { .. } if reserved.seconds > 0 => reserved,
-        ActualUsage::Tokens { prompt, completion, .. } => Cost { input: cut(prompt), ..reserved }.with_output(cut(completion)),
+        ActualUsage::Tokens { .. } | ActualUsage::Partial { .. } if reserved.seconds > 0 => reserved,
+        ActualUsage::Tokens { prompt, completion, .. } => {
+            let reserved = Cost { input: cut(prompt), ..reserved };
+            completion.map_or(Cost { expected: unseen, ..reserved }, |completion| reserved.with_output(cut(completion)))
+        }
         ActualUsage::Partial { completion } => reserved.with_output(cut(completion)),
-        ActualUsage::Prompt { prompt, .. } => Cost { input: cut(prompt), expected: unseen, ..reserved },
         ActualUsage::Unknown => Cost { expected: unseen, ..reserved },
     }
 }

@@ -34,7 +34,7 @@ impl Upstream {
         self.full_at = Some(full_at);
         let tokens = Some(RemoteQuota { limit: 8000, remaining: 8000 });
         permit.observe(&Observation { tokens, ..Observation::default() }, arrival);
-        permit.settle(ActualUsage::Tokens { prompt: 0, completion: 0, prompt_total: 0 }, arrival);
+        permit.settle(ActualUsage::Tokens { prompt: 0, completion: Some(0), prompt_total: 0 }, arrival);
     }
 }
 

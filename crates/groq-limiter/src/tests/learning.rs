@@ -24,7 +24,7 @@ async fn a_cold_start_sends_one_probe_and_learns_from_it() {
     assert!(!second.is_finished());
     let shown = RemoteQuota { limit: 8000, remaining: 100 };
     probe.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
-    probe.settle(ActualUsage::Tokens { prompt: 10, completion: 10, prompt_total: 10 }, Instant::now());
+    probe.settle(ActualUsage::Tokens { prompt: 10, completion: Some(10), prompt_total: 10 }, Instant::now());
     let waited = second.await.expect("it ran").expect("in time");
     assert!(waited > Duration::from_secs(2), "it waits for tokens now: {waited:?}");
     let limiter = &limits.snapshot()[0];
@@ -47,7 +47,7 @@ async fn nobody_is_refused_by_a_guess_and_everybody_by_what_is_known() {
     assert!(burst.try_join_next().is_none(), "all wait for the probe");
     let start = Instant::now();
     probe.observe(&Observation::default(), Instant::now());
-    probe.settle(ActualUsage::Tokens { prompt: 10, completion: 10, prompt_total: 10 }, Instant::now());
+    probe.settle(ActualUsage::Tokens { prompt: 10, completion: Some(10), prompt_total: 10 }, Instant::now());
     let ended = burst.join_all().await;
     let refused: Vec<_> = ended.iter().filter(|(served, _)| !served).map(|(_, at)| at.duration_since(start)).collect();
     assert!((30..45).contains(&refused.len()), "{} refused", refused.len());
@@ -219,7 +219,7 @@ async fn a_limit_stated_by_mistake_silences_nobody_for_hours() {
         let mut one = limits.reserve(&request("app", 50, 100), in_a_minute(), None).await.expect("fits");
         one.sent(Instant::now());
         one.observe(&stated(limit), Instant::now());
-        one.settle(ActualUsage::Tokens { prompt: 50, completion: 90, prompt_total: 50 }, Instant::now());
+        one.settle(ActualUsage::Tokens { prompt: 50, completion: Some(90), prompt_total: 50 }, Instant::now());
     }
     let start = Instant::now();
     while limits.reserve(&request("app", 50, 100), in_a_minute(), None).await.is_err() {
@@ -239,7 +239,7 @@ async fn answered(limits: &Limiters, request: &AdmissionRequest, used: u64, usag
     one.sent(Instant::now());
     let shown = RemoteQuota { limit: 8000, remaining: 8000 - used };
     one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
-    one.settle(ActualUsage::Tokens { prompt: usage.0, completion: usage.1, prompt_total: usage.0 }, Instant::now());
+    one.settle(ActualUsage::Tokens { prompt: usage.0, completion: Some(usage.1), prompt_total: usage.0 }, Instant::now());
 }
 
 /// 48,000 spaces are 12,000 tokens to Groq and a few hundred to our estimate.
@@ -301,7 +301,7 @@ async fn a_configured_limit_holds_below_groqs() {
         one.sent(Instant::now());
         let shown = RemoteQuota { limit: 100_000, remaining: 99_000 };
         one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
-        one.settle(ActualUsage::Tokens { prompt: 100, completion: 400, prompt_total: 100 }, Instant::now());
+        one.settle(ActualUsage::Tokens { prompt: 100, completion: Some(400), prompt_total: 100 }, Instant::now());
         used += 500;
     }
     // What a full one holds, and a minute's refill.
@@ -335,7 +335,7 @@ async fn a_configured_limit_holds_without_output_limits() {
         for mut one in held.drain(..) {
             let shown = RemoteQuota { limit: 100_000, remaining: 99_900 };
             one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
-            one.settle(ActualUsage::Tokens { prompt: 100, completion: 400, prompt_total: 100 }, Instant::now());
+            one.settle(ActualUsage::Tokens { prompt: 100, completion: Some(400), prompt_total: 100 }, Instant::now());
             used += 500;
         }
     }

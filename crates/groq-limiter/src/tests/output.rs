@@ -108,7 +108,7 @@ async fn send(
         upstream.lock().expect("a lock").answer(request.key, tokens);
         sleep(Duration::from_millis(20)).await;
         one.observe(&Observation::default(), Instant::now());
-        one.settle(ActualUsage::Tokens { prompt: 10, completion: tokens, prompt_total: 10 }, Instant::now());
+        one.settle(ActualUsage::Tokens { prompt: 10, completion: Some(tokens), prompt_total: 10 }, Instant::now());
         return Ok(waited);
     }
 }
@@ -232,12 +232,12 @@ async fn a_lower_output_limit_is_sent_exactly_when_there_is_room() {
 /// `usage` without completion tokens: what was expected of the answer is taken, not nothing.
 #[tokio::test(start_paused = true)]
 async fn an_answer_of_unknown_size_takes_what_was_expected_of_it() {
-    for unknown in [ActualUsage::Prompt { prompt: 10, prompt_total: 10 }, ActualUsage::Unknown] {
+    for unknown in [ActualUsage::Tokens { prompt: 10, completion: None, prompt_total: 10 }, ActualUsage::Unknown] {
         let limits = limiter(Some(1000));
         for (spent, left) in [
             // Nothing is known of answers.
             (unknown, 1000),
-            (ActualUsage::Tokens { prompt: 10, completion: 300, prompt_total: 10 }, 700),
+            (ActualUsage::Tokens { prompt: 10, completion: Some(300), prompt_total: 10 }, 700),
             (unknown, 400),
             (unknown, 100),
         ] {
@@ -307,7 +307,7 @@ async fn absurd_figures_hold_nobody_for_long() {
     }
     let mut huge = limits.reserve(&request("app", 10, 500), in_a_minute(), None).await.expect("it goes");
     huge.sent(Instant::now());
-    huge.settle(ActualUsage::Tokens { prompt: 10, completion: 100_000, prompt_total: 10 }, Instant::now());
+    huge.settle(ActualUsage::Tokens { prompt: 10, completion: Some(100_000), prompt_total: 10 }, Instant::now());
     let Err(AdmissionError::NotInTime { .. }) = limits.reserve(&request("app", 10, 500), in_a_minute(), None).await else {
         panic!("a debt of 99 minutes' tokens, of which ten are kept")
     };

@@ -104,7 +104,7 @@ fn warm(limiters: &Limiters, model: &str, usage: ActualUsage) {
 }
 
 fn tokens(completion: u64) -> ActualUsage {
-    ActualUsage::Tokens { prompt: 100, completion, prompt_total: 100 }
+    ActualUsage::Tokens { prompt: 100, completion: Some(completion), prompt_total: 100 }
 }
 
 fn in_days() -> Instant {

@@ -100,7 +100,7 @@ async fn a_settlement_lets_the_next_request_go_at_once() {
         }
     });
     sleep(Duration::from_secs(1)).await;
-    first.settle(ActualUsage::Tokens { prompt: 100, completion: 50, prompt_total: 100 }, Instant::now());
+    first.settle(ActualUsage::Tokens { prompt: 100, completion: Some(50), prompt_total: 100 }, Instant::now());
     let (waited, bound) = second.await.expect("it ran").expect("in time");
     assert_eq!(waited, Duration::from_secs(1));
     assert_eq!(bound, Some(Dimension::TPM));

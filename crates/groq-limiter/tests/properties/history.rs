@@ -171,7 +171,11 @@ pub(crate) fn run_before(
                     let completion = job.completion();
                     let held = i128::from(job.prompt + job.output_limit);
                     exact_tokens.add(i128::from(job.prompt + completion) - held, now);
-                    limiter.settle(*grant, ActualUsage::Tokens { prompt: job.prompt, completion, prompt_total: job.prompt }, now);
+                    limiter.settle(
+                        *grant,
+                        ActualUsage::Tokens { prompt: job.prompt, completion: Some(completion), prompt_total: job.prompt },
+                        now,
+                    );
                 }
             }
         }

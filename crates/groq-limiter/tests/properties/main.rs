@@ -136,7 +136,7 @@ proptest! {
                 let Event::Granted(id, mut grant) = event else { panic!("there is time") };
                 let (app, size) = whose.remove(&id).expect("it waits");
                 limiter.sent(&mut grant, now);
-                limiter.settle(grant, ActualUsage::Tokens { prompt: 0, completion: size, prompt_total: 0 }, now);
+                limiter.settle(grant, ActualUsage::Tokens { prompt: 0, completion: Some(size), prompt_total: 0 }, now);
                 served[usize::from(app)] += size as f64;
                 count[usize::from(app)] += 1;
                 if count.iter().all(|&count| count < sizes.len()) {
@@ -179,7 +179,7 @@ proptest! {
                 }
                 2 => {
                     if let Some(grant) = held.pop() {
-                        limiter.settle(grant, ActualUsage::Tokens { prompt: cost, completion: number, prompt_total: number }, now);
+                        limiter.settle(grant, ActualUsage::Tokens { prompt: cost, completion: Some(number), prompt_total: number }, now);
                     }
                 }
                 _ => {

@@ -177,7 +177,7 @@ impl World {
             }
             Step::GivesBack(n) => self.bucket.add(i128::from(used(self, n)) - i128::from(self.held[n]), now),
             Step::End(n, grant) => {
-                let usage = ActualUsage::Tokens { prompt: 0, completion: used(self, n), prompt_total: 0 };
+                let usage = ActualUsage::Tokens { prompt: 0, completion: Some(used(self, n)), prompt_total: 0 };
                 self.limiter.settle(*grant, usage, now);
             }
         }
