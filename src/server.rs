@@ -165,12 +165,6 @@ impl Running {
                 tracing::error!("a server thread panicked");
             }
         }
-        if let Err(error) = self.shield.limits.save_now() {
-            tracing::warn!(%error, "cannot save quotas to limits.state_file");
-        }
-        if let Err(error) = self.shield.caps.save_now() {
-            tracing::warn!(%error, "cannot save the caps of apps beside limits.state_file");
-        }
         if let Some(file) = self.shield.ledger_file()
             && let Err(error) = accounts::file::save(self.shield.accounts.ledger(), &file)
         {
@@ -180,8 +174,12 @@ impl Running {
             Ok(runtime) => runtime.block_on(self.shield.accounts.clone().flush()),
             Err(error) => tracing::warn!(%error, "cannot report the last usage of apps to other replicas"),
         }
-        self.shield.limits.leave();
-        self.shield.caps.leave();
+        if let Err(error) = self.shield.limits.close() {
+            tracing::warn!(%error, "cannot save quotas to limits.state_file");
+        }
+        if let Err(error) = self.shield.caps.close() {
+            tracing::warn!(%error, "cannot save the caps of apps beside limits.state_file");
+        }
     }
 
     /// Drains, and waits for its end.

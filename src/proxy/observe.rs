@@ -170,12 +170,12 @@ fn admit_observed(
     let mut limits = own.clone();
     if settings.limits.fit_ceiling
         && let CostEstimate::Tokens { max_completion_tokens, .. } = &mut limits.cost
-        && let Some(fitting) = observer.limits.fitting_max_completion_tokens(&own)
+        && let Some(fitting) = observer.limits.forecast(&own).fitting_max_completion_tokens
     {
         *max_completion_tokens = Some(fitting);
     }
     let forecast = observer.limits.forecast(&limits);
-    let usual_completion = observer.limits.usual_completion(&limits).unwrap_or(0);
+    let usual_completion = forecast.completion.unwrap_or(0);
     let request = ObservedRequest { limits, cap: call.is_capped.then(|| call.cap_admission()), deadline: call.deadline };
     let is_other_model = *model != call.admission.model;
     let mut admission: Admission = Box::pin(reserve(observer.clone(), request, usual_completion, is_other_model));
@@ -187,7 +187,7 @@ fn admit_observed(
         }
         Poll::Ready(Err(refused)) => Err(refused),
         Poll::Pending => {
-            *record.observed_wait.get_or_insert_default() += before + forecast;
+            *record.observed_wait.get_or_insert_default() += before + forecast.wait;
             let (used, receiver) = oneshot::channel();
             tokio::spawn(wait(admission, receiver, before, model.clone(), shield.telemetry.clone()));
             Ok(Observed::Waiting { used, usual_completion })

@@ -108,7 +108,7 @@ where
         bytes: body.len() as u64,
     };
     let (max_wait, deadline_by_client) =
-        facts::max_wait(&headers, &settings.queue, || shield.limits.usual_time_to_head(&admission));
+        facts::max_wait(&headers, &settings.queue, || shield.limits.forecast(&admission).time_to_head);
     let content_type = headers.get(header::CONTENT_TYPE).filter(|_| endpoint.takes_audio()).cloned();
     let may_fall_back = identity.fallback;
     let bill = Bill::new(admission.cost, settings.price_of(&facts.model));
@@ -255,7 +255,7 @@ impl Call {
         if !settings.limits.fit_ceiling {
             return;
         }
-        let Some(to) = shield.limits.fitting_max_completion_tokens(&self.admission) else { return };
+        let Some(to) = shield.limits.forecast(&self.admission).fitting_max_completion_tokens else { return };
         if let CostEstimate::Tokens { max_completion_tokens, .. } = &mut self.admission.cost {
             let from = max_completion_tokens.replace(to).unwrap_or(to);
             self.fitted = Some((from, to));

@@ -95,7 +95,7 @@ async fn tls_with_a_private_authority_and_a_user_of_few_rights() {
     until(false, &[caps]).await;
     let [one, two] = replicas;
     drop(held);
-    one.leave();
+    one.close().expect("there is no state file");
     // A replica's departure is known to the next one at once.
     let redis::Value::Int(left) = redis.redis.say(&["ZCARD", "test:replicas"]) else { panic!("a number") };
     assert_eq!((left, two.store().expect("a store").is_degraded()), (1, false));

@@ -137,7 +137,7 @@ async fn what_one_replica_learns_of_the_limits_holds_for_the_others() {
     long.sent(Instant::now());
     long.settle(ActualUsage::Tokens { prompt: 1, completion: Some(520), prompt_total: 1 }, Instant::now());
     let start = Instant::now();
-    while [&two, &third].iter().any(|other| other.fitting_max_completion_tokens(&ask("a", 1, 600)).is_none()) {
+    while [&two, &third].iter().any(|other| other.forecast(&ask("a", 1, 600)).fitting_max_completion_tokens.is_none()) {
         assert!(start.elapsed() < Duration::from_secs(10), "they expect nothing");
         sleep(Duration::from_millis(10)).await;
     }

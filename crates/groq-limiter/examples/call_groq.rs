@@ -69,6 +69,6 @@ pub(crate) async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         println!("{}", answer?.replace('\n', " "));
     }
     // Gives back what is not used, and tells the others that it leaves.
-    limiters.leave();
+    limiters.close()?;
     Ok(())
 }

@@ -32,7 +32,7 @@ use tokio::time::Instant;
 
 pub use self::{
     limiter::{
-        Requeue,
+        RequestForecast, Requeue,
         status::{DimensionSnapshot, LimiterSnapshot, WaitingSnapshot},
     },
     permit::Permit,
@@ -108,7 +108,7 @@ impl Limiters {
         let tables = settings.limits.clone();
         *lock(&self.0.settings) = settings;
         for limiter in self.0.all() {
-            limiter.change_now(|limiter, now| limiter.reconfigure(tables.clone(), now));
+            limiter.change(|limiter, now| limiter.reconfigure(tables.clone(), now));
         }
     }
 
@@ -139,45 +139,33 @@ impl Limiters {
             return Permit::free();
         }
         let limiter = self.0.limiter(request);
-        let grant = limiter.change_now(|limiter, now| limiter.take(request, now));
+        let grant = limiter.change(|limiter, now| limiter.take(request, now));
         Permit::new(limiter, grant.into())
     }
 
     /// Lets all requests go that wait, into debt if need be: from now on they are sent whatever the limits say.
     pub fn release_waiting(&self) {
-        self.0.all().iter().for_each(|limiter| limiter.change(limiter::Limiter::release_waiting));
+        self.0.all().iter().for_each(|limiter| limiter.change(|limiter, _| limiter.release_waiting()));
     }
 
-    /// What `max_completion_tokens` would have to be lowered to, where it alone is what can never fit.
-    pub fn fitting_max_completion_tokens(&self, request: &AdmissionRequest) -> Option<u64> {
-        self.0.limiter(request).now(|limiter, now| limiter.fitting_max_completion_tokens(request, now))
-    }
-
-    /// How long a request like `request` would wait.
-    pub fn forecast(&self, request: &AdmissionRequest) -> Duration {
-        self.0.limiter(request).now(|limiter, now| limiter.forecast_of(request, now))
+    /// What can be said of `request` before it asks.
+    pub fn forecast(&self, request: &AdmissionRequest) -> RequestForecast {
+        if request.cost == CostEstimate::Free {
+            return RequestForecast::default();
+        }
+        self.0.limiter(request).with(|limiter, now| limiter.forecast_of(request, now))
     }
 
     /// Every limit that is known for `request`.
     pub fn dimensions(&self, request: &AdmissionRequest) -> Vec<DimensionSnapshot> {
-        self.0.find(request).map(|limiter| limiter.now(|limiter, now| limiter.dimensions(now))).unwrap_or_default()
-    }
-
-    /// The limiter's usual time from sending to an answer's head; zero before the first one.
-    pub fn usual_time_to_head(&self, request: &AdmissionRequest) -> Duration {
-        self.0.find(request).map_or(Duration::ZERO, |limiter| limiter.with(|limiter| limiter.usual_time_to_head()))
-    }
-
-    /// Completion tokens that an answer has on average; `None` before the first one.
-    pub fn usual_completion(&self, request: &AdmissionRequest) -> Option<u64> {
-        self.0.find(request)?.with(|limiter| limiter.usual_completion())
+        self.0.find(request).map(|limiter| limiter.with(|limiter, now| limiter.dimensions(now))).unwrap_or_default()
     }
 
     /// Takes up the limits that Groq has stated to `others` for the model of `request`. What is used stays.
     pub fn adopt_limits(&self, others: &Self, request: &AdmissionRequest) {
         if let Some(other) = others.0.find(request) {
-            let stated = other.with(|limiter| limiter.stated_limits());
-            self.0.limiter(request).change_now(|limiter, now| limiter.adopt_limits(&stated, now));
+            let stated = other.with(|limiter, _| limiter.stated_limits());
+            self.0.limiter(request).change(|limiter, now| limiter.adopt_limits(&stated, now));
         }
     }
 
@@ -185,7 +173,7 @@ impl Limiters {
     pub fn snapshot(&self) -> Vec<LimiterSnapshot> {
         let mut limiters = self.0.all();
         limiters.sort_by(|a, b| a.key.cmp(&b.key));
-        limiters.iter().map(|shared| shared.now(|limiter, now| limiter.snapshot(&shared.key, now))).collect()
+        limiters.iter().map(|shared| shared.with(|limiter, now| limiter.snapshot(&shared.key, now))).collect()
     }
 
     /// How many wait, in all limiters.
@@ -204,23 +192,21 @@ impl Limiters {
         tokio::join!(self.0.common.timer.drive(), self.0.keep());
     }
 
-    /// Saves the quotas now, at exit. Nothing happens without a `limits.state_file`.
+    /// The last thing before the end: saves the quotas, where there is a `limits.state_file`, tells the store that replicas share
+    /// what it has not been told yet, and leaves it. Blocks for twice the store's time limit at most.
     ///
     /// # Errors
-    /// What the file system said.
-    pub fn save_now(&self) -> std::io::Result<()> {
-        self.0.save(true)
-    }
-
-    /// Tells the store that replicas share what it has not been told yet, and that this one leaves. Blocks for twice the
-    /// store's time limit at most; the last thing before the end.
-    pub fn leave(&self) {
-        let Some(store) = &self.0.common.store else { return };
-        for limiter in self.0.all() {
-            limiter.change_now(|limiter, now| limiter.flush_pending(true, now));
+    /// What the file system said of the state file.
+    pub fn close(&self) -> std::io::Result<()> {
+        let saved = self.0.save(true);
+        if let Some(store) = &self.0.common.store {
+            for limiter in self.0.all() {
+                limiter.change(|limiter, now| limiter.flush_pending(true, now));
+            }
+            let timeout = lock(&self.0.settings).redis.as_ref().map(|redis| redis.timeout);
+            store.end(2 * timeout.unwrap_or_default() + Duration::from_millis(100));
         }
-        let timeout = lock(&self.0.settings).redis.as_ref().map(|redis| redis.timeout);
-        store.end(2 * timeout.unwrap_or_default() + Duration::from_millis(100));
+        saved
     }
 }
 

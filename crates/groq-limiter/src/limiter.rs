@@ -82,6 +82,19 @@ impl Grant {
     }
 }
 
+/// What can be said of a request before it asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RequestForecast {
+    /// How long it would wait.
+    pub wait: Duration,
+    /// What its `max_completion_tokens` would have to be lowered to, where it alone is what can never fit.
+    pub fitting_max_completion_tokens: Option<u64>,
+    /// The usual time from sending to an answer's head; zero before the first one.
+    pub time_to_head: Duration,
+    /// Completion tokens that an answer has on average; `None` before the first one.
+    pub completion: Option<u64>,
+}
+
 /// One organization × model × tier.
 #[derive(Debug)]
 pub struct Limiter {
@@ -173,8 +186,21 @@ impl Limiter {
         Admission::Queued(self.queue.push(queued))
     }
 
+    /// What can be said of `request` before it asks.
+    pub fn forecast_of(&mut self, request: &AdmissionRequest, now: Ns) -> RequestForecast {
+        let now = self.advance(now);
+        let queued = self.read(request, now, now, None);
+        let estimates = &self.pricing.estimates;
+        RequestForecast {
+            wait: self.forecast(&queued, now).wait,
+            fitting_max_completion_tokens: self.fitting_max_completion_tokens(request, now),
+            time_to_head: estimates.usual_time_to_head(),
+            completion: estimates.completion.mean().map(|mean| mean as u64),
+        }
+    }
+
     /// What `max_completion_tokens` would have to be lowered to, where it alone is what can never fit.
-    pub fn fitting_max_completion_tokens(&self, request: &AdmissionRequest, now: Ns) -> Option<u64> {
+    fn fitting_max_completion_tokens(&self, request: &AdmissionRequest, now: Ns) -> Option<u64> {
         let priced = self.pricing.price(request);
         if let (CostEstimate::Tokens { .. }, Some((slot, limit))) = (request.cost, self.quotas.too_large_answer(&priced.cost)) {
             // The whole limit would have to be free for itself; half of it is sooner.
@@ -464,18 +490,6 @@ impl Limiter {
         self.releases = true;
     }
 
-    /// How long a request like `request` would wait.
-    pub fn forecast_of(&mut self, request: &AdmissionRequest, now: Ns) -> Duration {
-        let now = self.advance(now);
-        let queued = self.read(request, now, now, None);
-        self.forecast(&queued, now).wait
-    }
-
-    /// Completion tokens that an answer has on average; `None` before the first one.
-    pub fn usual_completion(&self) -> Option<u64> {
-        self.pricing.estimates.completion.mean().map(|mean| mean as u64)
-    }
-
     /// The limits that Groq has stated.
     pub(crate) fn stated_limits(&self) -> Vec<StatedLimit> {
         self.quotas.stated()
@@ -491,30 +505,16 @@ impl Limiter {
 
 /// What others want to know of a limiter.
 impl Limiter {
-    /// Nobody waits or runs, and every quota is full again: dropping it loses only what was learnt.
-    pub fn is_idle(&mut self, now: Ns) -> bool {
+    /// When it was last used, if nobody waits or runs.
+    pub fn unused_since(&self) -> Option<Ns> {
+        (self.queue.is_empty() && self.in_flight == 0).then_some(self.used_at)
+    }
+
+    /// Whether it is as it was made: unused, full, and Groq has stated none of its limits.
+    pub fn is_new(&mut self, now: Ns) -> bool {
         let now = self.advance(now);
-        self.is_unused() && self.quotas().iter().all(|quota| quota.bucket().tat() <= now)
-    }
-
-    /// Nobody waits or runs.
-    pub fn is_unused(&self) -> bool {
-        self.queue.is_empty() && self.in_flight == 0
-    }
-
-    /// Whether Groq has said anything about its limits.
-    pub fn has_learnt(&self) -> bool {
-        self.quotas().iter().any(|quota| quota.statements.stated.is_some())
-    }
-
-    /// When it was last used.
-    pub fn used_at(&self) -> Ns {
-        self.used_at
-    }
-
-    /// The usual time from sending to an answer's head.
-    pub fn usual_time_to_head(&self) -> Duration {
-        self.pricing.estimates.usual_time_to_head()
+        let is_new = |quota: &Quota| quota.statements.stated.is_none() && quota.bucket().tat() <= now;
+        self.unused_since().is_some() && self.quotas().iter().all(is_new)
     }
 
     /// How many wait.

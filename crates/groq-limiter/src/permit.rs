@@ -42,7 +42,7 @@ impl Permit {
     pub fn sent(&mut self, now: Instant) {
         if let Some((limiter, grant)) = &mut self.held {
             let now = limiter.at(now);
-            limiter.with(|limiter| limiter.sent(grant, now));
+            limiter.with(|limiter, _| limiter.sent(grant, now));
         }
     }
 
@@ -50,7 +50,7 @@ impl Permit {
     pub fn observe(&mut self, state: &Observation, now: Instant) {
         if let Some((limiter, grant)) = &mut self.held {
             let now = limiter.at(now);
-            limiter.change(|limiter| limiter.observe(grant, state, now));
+            limiter.change(|limiter, _| limiter.observe(grant, state, now));
         }
     }
 
@@ -64,7 +64,7 @@ impl Permit {
     ) -> Option<Requeue> {
         let (limiter, grant) = self.held.take()?;
         let now = limiter.at(now);
-        Some(limiter.change(|limiter| limiter.refused(*grant, text, state, retry_after, now)))
+        Some(limiter.change(|limiter, _| limiter.refused(*grant, text, state, retry_after, now)))
     }
 
     /// The truth is known.
@@ -75,7 +75,7 @@ impl Permit {
     fn end(&mut self, usage: ActualUsage, now: Instant) {
         if let Some((limiter, grant)) = self.held.take() {
             let now = limiter.at(now);
-            limiter.change(|limiter| limiter.settle(*grant, usage, now));
+            limiter.change(|limiter, _| limiter.settle(*grant, usage, now));
         }
     }
 }

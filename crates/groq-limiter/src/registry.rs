@@ -114,10 +114,9 @@ impl Registry {
 
     /// Drops limiters that are full again, unused for a while, and have learnt nothing.
     pub(crate) fn sweep(&self) {
-        let now = self.common.clock.now();
         let is_idle = |limiter: &Arc<SharedLimiter>| {
-            unused_since(limiter).is_some_and(|since| now.saturating_sub(since) > IDLE)
-                && limiter.with(|inside| is_new(inside, now))
+            unused_since(limiter)
+                .is_some_and(|since| limiter.with(|limiter, now| now.saturating_sub(since) > IDLE && limiter.is_new(now)))
         };
         // Looked for while others find theirs: of many limiters it takes a while.
         if read(&self.limiters).values().any(is_idle) {
@@ -139,7 +138,7 @@ impl Registry {
     fn retire(&self, limiters: &mut HashMap<Scope, Arc<SharedLimiter>>, goes: impl Fn(&Arc<SharedLimiter>) -> bool) {
         let mut remembered = lock(&self.remembered);
         for (key, limiter) in limiters.extract_if(|_, limiter| goes(limiter)) {
-            let saved = limiter.now(|limiter, now| (!is_new(limiter, now)).then(|| Saved::of(limiter, now)));
+            let saved = limiter.with(|limiter, now| (!limiter.is_new(now)).then(|| Saved::of(limiter, now)));
             if let Some(saved) = saved.filter(|_| remembered.len() < MOST_LIMITERS) {
                 remembered.insert(key, saved);
             }
@@ -163,7 +162,7 @@ impl Registry {
             let limiters = read(&self.limiters);
             (limiters.values().cloned().collect::<Vec<_>>(), lock(&self.remembered).clone())
         };
-        let current = limiters.iter().map(|shared| (shared.key.clone(), shared.now(|limiter, now| Saved::of(limiter, now))));
+        let current = limiters.iter().map(|shared| (shared.key.clone(), shared.with(|limiter, now| Saved::of(limiter, now))));
         current.chain(remembered).collect()
     }
 
@@ -175,7 +174,7 @@ impl Registry {
         }
         store.health.sessions.fetch_add(up.into(), Relaxed);
         let alone = (!up).then(|| store.replicas());
-        self.all().iter().for_each(|limiter| limiter.change_now(|limiter, now| limiter.share(alone, now)));
+        self.all().iter().for_each(|limiter| limiter.change(|limiter, now| limiter.share(alone, now)));
         true
     }
 }
@@ -183,10 +182,5 @@ impl Registry {
 /// When it was last used, if nobody holds or uses it.
 fn unused_since(limiter: &Arc<SharedLimiter>) -> Option<Ns> {
     // Somebody who has just found it holds it.
-    (Arc::strong_count(limiter) == 1).then(|| limiter.with(|limiter| limiter.is_unused().then(|| limiter.used_at()))).flatten()
-}
-
-/// Whether it is as a new one would be: full, and taught nothing.
-fn is_new(limiter: &mut Limiter, now: Ns) -> bool {
-    !limiter.has_learnt() && limiter.is_idle(now)
+    (Arc::strong_count(limiter) == 1).then(|| limiter.with(|limiter, _| limiter.unused_since())).flatten()
 }

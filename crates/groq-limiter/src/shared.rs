@@ -159,37 +159,27 @@ impl SharedLimiter {
         Ok(submitted)
     }
 
-    /// Reads or changes the limiter, then lets go whoever can.
-    pub(crate) fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut Limiter) -> T) -> T {
+    /// Changes the limiter, then lets go whoever can.
+    pub(crate) fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut Limiter, Ns) -> T) -> T {
         let mut inside = lock(&self.inside);
-        let outcome = change(&mut inside.limiter);
+        let now = self.common.clock.now();
+        let outcome = change(&mut inside.limiter, now);
         self.common.changed.store(true, Relaxed);
         if inside.limiter.waiting() > 0 || inside.limiter.is_shared() {
-            let now = self.common.clock.now();
             self.dispatch(inside, now);
         }
         outcome
     }
 
-    /// The same as of now.
-    pub(crate) fn change_now<T>(self: &Arc<Self>, change: impl FnOnce(&mut Limiter, Ns) -> T) -> T {
-        self.change(|limiter| change(limiter, self.common.clock.now()))
-    }
-
     /// Reads the limiter, or changes what nobody waits for.
-    pub(crate) fn with<T>(&self, read: impl FnOnce(&mut Limiter) -> T) -> T {
-        read(&mut lock(&self.inside).limiter)
-    }
-
-    /// The same as of now.
-    pub(crate) fn now<T>(&self, read: impl FnOnce(&mut Limiter, Ns) -> T) -> T {
-        self.with(|limiter| read(limiter, self.common.clock.now()))
+    pub(crate) fn with<T>(&self, read: impl FnOnce(&mut Limiter, Ns) -> T) -> T {
+        read(&mut lock(&self.inside).limiter, self.common.clock.now())
     }
 
     /// The store's answer to this transaction. `None`: there is none in time.
     pub(crate) fn answered(self: &Arc<Self>, serial: u64, answer: Option<&Answer>) {
         let replicas = self.common.store.as_ref().map_or(1, |store| store.replicas());
-        self.change_now(|limiter, now| match answer {
+        self.change(|limiter, now| match answer {
             Some(answer) => limiter.answered(serial, answer, now),
             None => limiter.unanswered(serial, replicas, now),
         });

@@ -155,12 +155,12 @@ async fn a_restart_keeps_what_is_left_of_a_cap() {
         for status in [StatusCode::OK, StatusCode::OK, StatusCode::TOO_MANY_REQUESTS] {
             assert_eq!(ask(&before, "a").await.0, status);
         }
-        before.limits.save_now().expect("saved");
+        before.limits.close().expect("saved");
         if is_killed {
             let saved = timeout(Duration::from_secs(5), before.caps.run()).await;
             assert!(saved.is_err(), "it never returns");
         } else {
-            before.caps.save_now().expect("saved");
+            before.caps.close().expect("saved");
         }
         let (after, _) = shield(settings, vec![good()]);
         assert_eq!(ask(&after, "a").await.0, StatusCode::TOO_MANY_REQUESTS, "killed: {is_killed}");

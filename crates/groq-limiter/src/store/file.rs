@@ -35,8 +35,6 @@ pub(crate) struct Saved {
     /// Milliseconds since 1970.
     at: u64,
     quotas: Vec<SavedQuota>,
-    #[serde(skip)]
-    clean: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -62,7 +60,7 @@ impl Saved {
             used: quota.bucket().used(now),
             spending: quota.spending(),
         });
-        Self { at: wall(), quotas: quotas.collect(), clean: true }
+        Self { at: wall(), quotas: quotas.collect() }
     }
 
     /// Puts a new limiter where this one was, less what has come back since.
@@ -73,9 +71,8 @@ impl Saved {
             Some(StatedLimit { dimension: quota.dimension.clone(), limit, source })
         });
         limiter.adopt_limits(&stated.collect::<Vec<_>>(), now);
-        for SavedQuota { code, used, spending, .. } in &self.quotas {
-            let unsaved = if self.clean { 0.0 } else { UNSAVED * spending.max(0.0) };
-            limiter.restore_usage(code, used.max(0.0) + unsaved, passed, now);
+        for SavedQuota { code, used, .. } in &self.quotas {
+            limiter.restore_usage(code, used.max(0.0), passed, now);
         }
     }
 }
@@ -83,8 +80,11 @@ impl Saved {
 /// What an earlier process left; nothing where there is no file, or none of ours.
 pub(crate) fn load(path: &Path) -> HashMap<Scope, Saved> {
     match fs::read(path).and_then(|text| Ok(serde_json::from_slice::<File>(&text)?)) {
-        Ok(File { format, clean, limiters }) if format == FORMAT => {
-            return limiters.into_iter().map(|(key, saved)| (key, Saved { clean, ..saved })).collect();
+        Ok(File { format, clean, mut limiters }) if format == FORMAT => {
+            for quota in limiters.iter_mut().flat_map(|(_, saved)| &mut saved.quotas).filter(|_| !clean) {
+                quota.used = quota.used.max(0.0) + UNSAVED * quota.spending.max(0.0);
+            }
+            return limiters.into_iter().collect();
         }
         Ok(_) => tracing::warn!(path = %path.display(), "limits.state_file is of another version: limits start unused"),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

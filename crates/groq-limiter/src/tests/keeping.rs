@@ -32,7 +32,7 @@ async fn quotas_outlive_the_process() {
         held.push(one);
     }
     // Killed with everything in flight: all of it counts as charged.
-    before.save_now().expect("saved");
+    before.close().expect("saved");
     let after = Limiters::new(config.clone());
     let mut probe = after.reserve(&request("app", 1, 100), in_a_minute(), None).await.expect("the probe");
     probe.sent(Instant::now());
@@ -54,7 +54,7 @@ async fn a_torn_state_file_counts_as_none() {
         std::fs::write(&path, torn).expect("written");
         let limits = Limiters::new(config.clone());
         warm(&limits).await;
-        limits.save_now().expect("and written anew");
+        limits.close().expect("and written anew");
     }
 }
 

@@ -171,10 +171,10 @@ async fn a_large_answer_is_waited_for_until_it_is_forgotten() {
     };
     assert_eq!((dimension, fits), (Dimension::OTPM, Some(1000)));
     assert!(wait > Duration::from_secs(140), "{wait:?}");
-    assert_eq!(limits.fitting_max_completion_tokens(&request("app", 10, 4000)), Some(500));
+    assert_eq!(limits.forecast(&request("app", 10, 4000)).fitting_max_completion_tokens, Some(500));
     let unbounded =
         AdmissionRequest { cost: CostEstimate::Tokens { prompt: 10, max_completion_tokens: None }, ..request("app", 10, 1) };
-    assert_eq!(limits.fitting_max_completion_tokens(&unbounded), Some(500));
+    assert_eq!(limits.forecast(&unbounded).fitting_max_completion_tokens, Some(500));
     // A lower output limit waits for room only, and one that waits goes as soon as the answer is forgotten.
     let lower = send(&limits, &upstream, &request("app", 10, 400), 100, in_a_minute()).await.expect("it fits");
     assert!(lower < Duration::from_secs(45), "{lower:?}");
@@ -221,7 +221,7 @@ async fn a_lower_output_limit_is_sent_exactly_when_there_is_room() {
         large.sent(Instant::now());
         let refusal = upstream.lock().expect("a lock").admit(0, 4000).expect_err("too large");
         let _place = large.refused(Some(&refusal), &Observation::default(), None, Instant::now());
-        let fits = limits.fitting_max_completion_tokens(&request("app", 10, 4000)).expect("a lower output limit fits");
+        let fits = limits.forecast(&request("app", 10, 4000)).fitting_max_completion_tokens.expect("a lower output limit fits");
         let mut lower = limits.reserve(&request("app", 10, fits), in_a_minute(), None).await.expect("it waits for room");
         lower.sent(Instant::now());
         let admitted = upstream.lock().expect("a lock").admit(0, fits);

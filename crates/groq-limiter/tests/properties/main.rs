@@ -36,7 +36,9 @@ proptest! {
         prop_assert_eq!(limiter.in_flight(), 0);
         prop_assert_eq!(limiter.wake(), None);
         let last = START + 4 * 3600 * SECOND;
-        prop_assert!(limiter.is_idle(last), "{:?}", limiter.quotas());
+        limiter.dispatch(last, &mut Vec::new());
+        prop_assert!(limiter.unused_since().is_some());
+        prop_assert!(limiter.dimensions(last).iter().all(|quota| quota.full_in.is_zero()), "{:?}", limiter.quotas());
     }
 
     /// Strangers that headers show are seen, and few of ours are refused for them.

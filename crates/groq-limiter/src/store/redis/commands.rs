@@ -39,7 +39,7 @@ impl RedisTask {
                 // The rest of a cluster is there.
                 sleep(LOOK).await;
                 if self.health.up.load(Relaxed) {
-                    limiter.change_now(|limiter, now| limiter.share(None, now));
+                    limiter.change(|limiter, now| limiter.share(None, now));
                 }
             }
         }
@@ -87,7 +87,7 @@ impl RedisTask {
             (Some(limiter), _) => {
                 if let Ok(state) = serde_json::from_str(record) {
                     let state = State::seen_by(state, &self.name);
-                    limiter.change_now(|limiter, now| limiter.updated(&state, now));
+                    limiter.change(|limiter, now| limiter.updated(&state, now));
                 }
             }
             // One that has gone hears nothing more.
