@@ -56,8 +56,8 @@ impl<'a> Document<'a> {
     pub(super) fn read(text: &'a str, overrides: &'a [Override]) -> (Settings, Self) {
         let mut document = Self { text, overrides, origins: BTreeMap::new(), faults: Vec::new() };
         let mut tree = DeTable::parse(text).map(Spanned::into_inner).unwrap_or_else(|why| {
-            let (origin, help) = (Origin::File(why.span().unwrap_or_default()), hints::syntax(why.message()));
-            document.push(origin, "", why.message().into(), help.into());
+            let (message, help) = hints::syntax(&why);
+            document.push(Origin::File(why.span().unwrap_or_default()), "", message.into(), help.into());
             DeTable::new()
         });
         for (index, from) in overrides.iter().enumerate() {

@@ -1,23 +1,31 @@
 //! How to mend a fault: suggestions for keys that do not exist, values that are refused, and text that is not TOML.
 
 use serde_json::Value;
-use toml::de::DeValue;
+use toml::de::{DeValue, Error};
 
 use super::{
     schema::{MODEL, Table, choices, default, element, example, keys, tables},
     text::{around, near, quoted},
 };
 
-/// How to mend a text that is not TOML, where the parser's message does not say it.
-pub(super) fn syntax(message: &str) -> &'static str {
-    match message.split(',').next().unwrap_or_default() {
-        "duplicate key" => "each key and table stands once: put everything under the first",
-        "invalid unquoted key" => "put quotes around a name such as [limits.model.\"openai/gpt-oss-20b\"]",
+/// What is wrong with a text that is not TOML, and how to mend it.
+pub(super) fn syntax(error: &Error) -> (&str, &'static str) {
+    let message = error.message();
+    let quote = "text stands in quotes, as in \"50s\"; flags are true or false";
+    let close = "separate items with commas, and close every bracket";
+    let about = message.split(',').next().unwrap_or_default();
+    match about {
         // The parser guesses what was meant, and takes a missing value for text without quotes.
         "string values must be quoted" | "invalid boolean" | "invalid float" => {
-            "text stands in quotes, as in \"50s\"; flags are true or false"
+            let is_missing = error.span().is_some_and(|span| span.is_empty());
+            (if is_missing { "the value is missing" } else { "not a value" }, quote)
         }
-        _ => "",
+        "duplicate key" => (message, "each key and table stands once: put everything under the first"),
+        "invalid basic string" | "invalid literal string" => (message, "close the text with a quote"),
+        "invalid unquoted key" => (message, "put quotes around a name such as [limits.model.\"openai/gpt-oss-20b\"]"),
+        "key with no value" => (message, "write `=` before a value, as in max_wait = \"50s\""),
+        about if about.starts_with("unclosed") || about.starts_with("missing comma") => (message, close),
+        _ => (message, ""),
     }
 }
 

@@ -97,9 +97,14 @@ fn a_file_that_is_not_toml_has_one_fault() {
             "[retry]\nattempts = 0\n[[organization]]\nname = \"o\"\napi_key_env = [\"A\",\n\n[log]\nlevel = \"info\"\n",
             "8:1",
             "missing comma between array elements, expected `,`",
-            "",
+            "separate items with commas, and close every bracket",
         ),
-        ("[[fallback]]\nmodel = \"a\"\nto = [\"qwen/qwen3-32b\",\n", "3:24", "unclosed array, expected `]`", ""),
+        (
+            "[[fallback]]\nmodel = \"a\"\nto = [\"qwen/qwen3-32b\",\n",
+            "3:24",
+            "unclosed array, expected `]`",
+            "separate items with commas, and close every bracket",
+        ),
         ("[server]\nlisen = 1\nthreads = = 2\nmax_body = 5s\n", "3:11", "extra `=`, expected nothing", ""),
     ] {
         assert_eq!(only(text), (place.to_owned(), message.to_owned(), help.to_owned()), "{text}");
@@ -261,7 +266,6 @@ fn sizes_have_a_unit_in_any_case() {
     }
 }
 
-/// What a price leaves out would be free of charge.
 /// Found by hand: lines were counted from the start of the text for each fault, and four megabytes took more than ten minutes.
 #[test]
 fn large_files_of_faults_are_read_at_once() {
