@@ -28,10 +28,8 @@ struct Step {
     settled: i64,
     /// Back from a time without the store, it knows this much more than it last heard.
     returns: Option<i64>,
-    /// Behind the newest position by so many, and how far the truth is off.
-    observation: Option<(i64, i64)>,
-    /// So much less may be uncertain.
-    uncertain: i64,
+    /// How far the truth is off.
+    observation: Option<i64>,
     outstanding: i64,
     units: Option<i64>,
     /// How many wait in its queue behind the head.
@@ -41,21 +39,20 @@ struct Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let observation = prop::option::weighted(0.3, (0..4i64, -20_000_000..20_000_000i64));
+    let observation = prop::option::weighted(0.3, -20_000_000..20_000_000i64);
     let units = prop::option::weighted(0.8, 1..20_000_000i64);
     let settled = prop_oneof![3 => Just(0i64), 2 => -5_000_000..0i64, 1 => 0..2_000_000i64];
     let returns = prop::option::weighted(0.1, 0..20_000_000i64);
     let gap = prop_oneof![8 => 0..SECOND / 4, 1 => 0..9 * SECOND];
     let flushed = prop::bool::weighted(0.03);
-    let rest = (flushed, prop_oneof![Just(0i64), 0..9_000_000i64], returns, 0..2usize, gap, 0..3_000_000i64);
+    let rest = (flushed, returns, 0..2usize, gap, 0..3_000_000i64);
     (0..REPLICAS, settled, observation, units, rest).prop_map(
-        |(replica, settled, observation, units, (flushed, uncertain, returns, behind, gap, outstanding))| Step {
+        |(replica, settled, observation, units, (flushed, returns, behind, gap, outstanding))| Step {
             replica,
             gap,
             settled,
             returns,
             observation,
-            uncertain,
             outstanding,
             units,
             behind,
@@ -72,7 +69,6 @@ struct Law {
     position: i64,
     tat: i64,
     corrections: i64,
-    newest: i64,
     replicas: BTreeMap<usize, Member>,
 }
 
@@ -112,17 +108,15 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
         let replica = known.entry(step.replica).or_insert_with(|| Law { tat: START - 1, ..Law::default() });
         let began = if step.returns.is_some() { 0 } else { replica.began };
         let knows = replica.tat + step.returns.unwrap_or(0);
-        let observed =
-            step.observation.filter(|_| began != 0).map(|(behind, off)| (replica.position - behind, replica.tat + off));
+        let observed = step.observation.filter(|_| began != 0).map(|off| replica.tat + off);
         let at = replica.tat - CAP;
         let mut cell = json!({
             "code": "TPM", "whole": CAP, "known": knows - now, "settled": step.settled, "outstanding": step.outstanding,
             "units": step.units.unwrap_or(0), "margin": RESERVE,
         });
-        if let Some((position, truth)) = observed {
+        if let Some(truth) = observed {
             cell["observed"] = json!({
-                "position": position, "truth": truth - now, "at": at - now, "tat": replica.tat - now,
-                "corrections": replica.corrections, "uncertain": step.uncertain,
+                "truth": truth - now, "at": at - now, "tat": replica.tat - now, "corrections": replica.corrections,
             });
         }
         let waiting = step.behind + usize::from(step.units.is_some());
@@ -146,20 +140,17 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
         next.replicas.retain(|_, other| now - other.heard <= 8 * SECOND);
         if unknown {
             next.position = next.position.max(replica.position);
-            if knows > next.tat {
-                next.corrections += (knows - next.tat.max(now)).max(0);
-                next.tat = knows;
-            }
+            next.tat = next.tat.max(knows);
         }
         if step.settled > 0 {
             next.tat = next.tat.max(now);
         }
         next.tat += step.settled;
-        if let Some((position, truth)) = observed.filter(|&(position, _)| !unknown && position > next.newest) {
+        if let Some(truth) = observed.filter(|_| !unknown) {
             next.tat = next.tat.max(at);
             let error = truth - (replica.tat + next.corrections - replica.corrections).max(at);
-            let error = if error < 0 { (error + step.uncertain).min(0) / 8 } else { error };
-            (next.tat, next.corrections, next.newest) = (next.tat + error, next.corrections + error, position);
+            let error = if error < 0 { error / 8 } else { error };
+            (next.tat, next.corrections) = (next.tat + error, next.corrections + error);
         }
         // Nobody takes the room of those before it; whoever went goes to the end.
         let before =
@@ -191,9 +182,9 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
         next.replicas.insert(step.replica, Member { heard: now, ..own });
         let record = &reply.2;
         let quota = &record["quotas"]["TPM"];
-        let told = [&record["version"], &record["position"], &quota["tat"], &quota["corrections"], &quota["newest"]];
+        let told = [&record["version"], &record["position"], &quota["tat"], &quota["corrections"]];
         let told = told.map(|number| number.as_i64().expect("a number"));
-        prop_assert_eq!(told, [next.version, next.position, next.tat - next.began, next.corrections, next.newest]);
+        prop_assert_eq!(told, [next.version, next.position, next.tat - next.began, next.corrections]);
         for (name, member) in &next.replicas {
             let told = &record["replicas"][name.to_string()];
             prop_assert_eq!(told["since"].as_i64(), member.since);
@@ -301,8 +292,8 @@ fn reservations_of_a_silent_replica_are_released_once() {
         let reserved = story.tell(0, &json!({ "units": 30_000_000 }));
         let now = story.now - START;
         let seen = json!({ "observed": {
-            "position": 9, "at": reserved - CAP - now, "truth": reserved - 12_000_000 - now, "tat": reserved - now,
-            "corrections": 0, "uncertain": 0,
+            "at": reserved - CAP - now, "truth": reserved - 12_000_000 - now, "tat": reserved - now,
+            "corrections": 0,
         } });
         assert_eq!(story.tell(1, &seen), reserved - 1_500_000);
         story.now += 8 * SECOND + 1;

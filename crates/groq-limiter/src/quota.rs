@@ -286,7 +286,7 @@ impl Quota {
         let first = !self.reconciler.has_corrected();
         let error = self.reconciler.correct(bucket, &reported, uncertain, now);
         let truth = bucket.tat_of(reported.used, at);
-        self.report(Observed::new(position, reported.snapshot, uncertain, at, truth));
+        self.report(Observed::new(reported.snapshot, at, truth));
         // What was taken before our first request does not say how fast others take.
         if !first && self.is_visible() {
             self.external.corrected(error);

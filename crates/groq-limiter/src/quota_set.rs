@@ -366,10 +366,9 @@ impl QuotaSet {
         reserved
     }
 
-    /// Whether the store has to be told of a settlement, and of what a header has shown.
-    pub fn pending(&self) -> (bool, bool) {
-        let each = self.quotas.iter().map(Quota::pending);
-        each.fold((false, false), |any, one| (any.0 | one.0, any.1 | one.1))
+    /// Whether the store has to be told of a settlement.
+    pub fn has_settled(&self) -> bool {
+        self.quotas.iter().any(Quota::has_settled)
     }
 
     /// When there is room in what the store knows nothing of.

@@ -142,7 +142,7 @@ impl SharedLimiter {
             Admission::Rejected(refusal) => return Err(refusal),
             Admission::Granted(grant) => {
                 common.changed.store(true, Relaxed);
-                if !inside.limiter.is_shared() {
+                if common.store.is_none() {
                     return Ok(Submitted::Now(grant.into()));
                 }
                 Submitted::Now(grant.into())
@@ -165,7 +165,7 @@ impl SharedLimiter {
         let now = self.common.clock.now();
         let outcome = change(&mut inside.limiter, now);
         self.common.changed.store(true, Relaxed);
-        if inside.limiter.waiting() > 0 || inside.limiter.is_shared() {
+        if inside.limiter.waiting() > 0 || self.common.store.is_some() {
             self.dispatch(inside, now);
         }
         outcome

@@ -15,10 +15,8 @@ use crate::{
     types::Ns,
 };
 
-/// Settlements ride on the next reservation, or go alone after so long.
+/// Settlements ride on the next reservation, or go alone after so long; what headers say of others rides on either.
 const SETTLEMENT_DELAY: Ns = 50_000_000;
-/// What headers say of others waits for a settlement so long at most.
-const OBSERVATION_DELAY: Ns = 1_000_000_000;
 
 impl Limiter {
     /// Shares its quotas from now on: with the store, or (`alone`) without it among so many replicas. The caller dispatches.
@@ -32,11 +30,6 @@ impl Limiter {
             }
         }
         self.quotas.share(alone, now);
-    }
-
-    /// Whether its quotas are shared.
-    pub fn is_shared(&self) -> bool {
-        self.store.is_some()
     }
 
     /// What the store is to be told or asked now, if anything. One at a time: its end is [`Limiter::answered`] or
@@ -110,21 +103,18 @@ impl Limiter {
     /// What there is to tell is told now, or (`hurry`: not set) soon. The caller dispatches.
     pub fn flush_pending(&mut self, hurry: bool, now: Ns) {
         let Some(session) = &mut self.store else { return };
-        let (settled, observed) = self.quotas.pending();
-        if self.quotas.has_learnt() || (hurry && (settled || observed)) {
+        let has_settled = self.quotas.has_settled();
+        if self.quotas.has_learnt() || (hurry && has_settled) {
             session.flush_within(0, now);
-        } else if settled {
+        } else if has_settled {
             session.flush_within(SETTLEMENT_DELAY, now);
-        } else if observed {
-            session.flush_within(OBSERVATION_DELAY, now);
         }
     }
 
     /// Whether the store knows everything, or cannot be told.
     pub fn is_flushed(&self) -> bool {
-        let is_told = |session: &StoreSession| {
-            session.under_way.is_none() && !self.quotas.has_learnt() && self.quotas.pending() == (false, false)
-        };
+        let is_told =
+            |session: &StoreSession| session.under_way.is_none() && !self.quotas.has_learnt() && !self.quotas.has_settled();
         !self.quotas.is_attached() || self.store.as_deref().is_none_or(is_told)
     }
 

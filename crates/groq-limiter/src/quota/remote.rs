@@ -56,7 +56,7 @@ impl Quota {
 
     /// What a header has shown, for the store.
     pub(super) fn report(&mut self, observed: Observed) {
-        if let Some(remote) = self.attached().filter(|remote| remote.observation.is_none_or(|last| observed.is_after(&last))) {
+        if let Some(remote) = self.attached() {
             remote.observation = Some(observed);
         }
     }
@@ -68,9 +68,9 @@ impl Quota {
         }
     }
 
-    /// Whether the store has to be told of a settlement, and of what a header has shown.
-    pub fn pending(&self) -> (bool, bool) {
-        self.remote.as_ref().map_or((false, false), |remote| (remote.settled != 0, remote.observation.is_some()))
+    /// Whether the store has to be told of a settlement.
+    pub fn has_settled(&self) -> bool {
+        self.remote.as_ref().is_some_and(|remote| remote.settled != 0)
     }
 
     /// Its part of a transaction. `None` without a limit.
@@ -100,7 +100,7 @@ impl Quota {
         let Some(remote) = &mut self.remote else { return };
         remote.tat = view.tat;
         self.bucket.set_tat(view.tat.saturating_add_signed(remote.settled), now);
-        (self.reconciler.corrections, self.reconciler.newest) = (view.corrections, view.newest);
+        self.reconciler.corrections = view.corrections;
     }
 
     /// The store has charged `units`: how the quota stands.

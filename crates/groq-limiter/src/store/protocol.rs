@@ -59,13 +59,9 @@ pub struct Cell {
 /// What an answer's head said of a dimension.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Observed {
-    /// The request's place in the order of sending.
-    position: u64,
     /// When the quota would have been full again as it was sent, and the sum of all corrections then.
     tat: i64,
     corrections: i64,
-    /// By how much the header may show too little.
-    uncertain: i64,
     /// When Groq saw it.
     at: i64,
     /// When the quota would have been full again, then.
@@ -73,16 +69,9 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// Of a `snapshot` as the request at this position was sent, in the limiter's own time.
-    pub(crate) fn new(position: u64, snapshot: SendSnapshot, uncertain: Ns, at: Ns, truth: Ns) -> Self {
-        let SendSnapshot { tat, corrections } = snapshot;
-        let [tat, uncertain, at, truth] = [tat, uncertain, at, truth].map(micros);
-        Self { position, tat, corrections: corrections / 1000, uncertain, at, truth }
-    }
-
-    /// Whether it is of a newer request.
-    pub(crate) fn is_after(&self, other: &Self) -> bool {
-        self.position > other.position
+    /// Of a `snapshot` as the request was sent, in the limiter's own time.
+    pub(crate) fn new(snapshot: SendSnapshot, at: Ns, truth: Ns) -> Self {
+        Self { tat: micros(snapshot.tat), corrections: snapshot.corrections / 1000, at: micros(at), truth: micros(truth) }
     }
 
     /// The same, counted from this time on.
@@ -132,8 +121,6 @@ pub struct SharedQuota {
     pub tat: f64,
     /// Sum of what headers taught.
     pub corrections: f64,
-    /// The newest position that has corrected it.
-    pub newest: u64,
 }
 
 /// What the record says of a replica.
@@ -171,8 +158,6 @@ pub struct RemoteView {
     pub tat: Ns,
     /// Sum of what headers taught, ns.
     pub corrections: i64,
-    /// The newest position that has corrected it.
-    pub newest: u64,
 }
 
 impl State {
@@ -194,8 +179,8 @@ impl State {
     /// Every dimension, if the record was written at `at`.
     pub fn views(&self, at: Ns) -> impl Iterator<Item = (&str, RemoteView)> {
         self.quotas.iter().map(move |(code, quota)| {
-            let SharedQuota { tat, corrections, newest } = *quota;
-            (code.as_str(), RemoteView { tat: self.instant(tat, at), corrections: nanos(corrections), newest })
+            let SharedQuota { tat, corrections } = *quota;
+            (code.as_str(), RemoteView { tat: self.instant(tat, at), corrections: nanos(corrections) })
         })
     }
 
@@ -244,7 +229,7 @@ mod tests {
     use crate::types::{Dimension, Source, Unit};
 
     const RECORD: &str = r#"{"epoch":"1700000000000000","now":5e6,"version":3,"position":2,"learnt":{"limits":{},"answers":{}},
-        "quotas":{"TPM":{"tat":8e6,"corrections":-7,"newest":1}},
+        "quotas":{"TPM":{"tat":8e6,"corrections":-7}},
         "replicas":{"a":{"heard":5e6,"since":1,"share":10,"held":{"TPM":{"span":5,"corrections":0}}},
                     "b":{"heard":5e6,"since":2,"share":20,"held":{}},"c":{"heard":5e6,"held":{}}}}"#;
 
@@ -256,7 +241,7 @@ mod tests {
     fn a_record_is_read_in_the_limiters_time() {
         let state = record(RECORD);
         let views: Vec<_> = state.views(1_000_000_000_000).collect();
-        assert_eq!(views, [("TPM", RemoteView { tat: 1_003_000_000_000, corrections: -7000, newest: 1 })]);
+        assert_eq!(views, [("TPM", RemoteView { tat: 1_003_000_000_000, corrections: -7000 })]);
         assert!(state.holds_reservations());
     }
 
@@ -272,7 +257,7 @@ mod tests {
         #[test]
         fn a_server_may_say_any_number(now in any::<f64>(), time in any::<f64>(), corrections in any::<f64>(),
                                        shares in any::<(u64, u64)>(), at in any::<Ns>()) {
-            let quotas = [("TPM".to_owned(), SharedQuota { tat: time, corrections, newest: u64::MAX })].into();
+            let quotas = [("TPM".to_owned(), SharedQuota { tat: time, corrections })].into();
             let waits = |since, share| Replica { since: Some(since), share, held: BTreeMap::new() };
             let replicas = [("a", waits(0, shares.0)), ("b", waits(1, shares.1)), ("c", waits(2, 0))];
             let replicas = replicas.map(|(name, replica)| (name.to_owned(), replica)).into();

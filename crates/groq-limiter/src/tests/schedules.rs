@@ -361,7 +361,7 @@ fn serve(registry: &Arc<Registry>, mut commands: UnboundedReceiver<Command>, ove
             (version, position) = (version + 1, position + u64::from(granted));
             let quotas = cells.into_iter().map(|cell| {
                 tat = cell.known.max(tat).saturating_add(if granted { cell.units } else { 0 });
-                (cell.code, SharedQuota { tat: tat as f64, corrections: 0.0, newest: 0 })
+                (cell.code, SharedQuota { tat: tat as f64, corrections: 0.0 })
             });
             let mut state = State::default();
             (state.epoch, state.version, state.position, state.quotas) = ("1".into(), version, position, quotas.collect());

@@ -18,18 +18,16 @@ record.now, record.version = now, record.version + 1
 -- The replica does not know this record, or comes back from a time without it: what it knows counts as well.
 local unknown = request.epoch ~= record.epoch
 if unknown then record.position = math.max(record.position, request.position) end
-local update = unknown or next(request.learnt.limits) or next(request.learnt.answers)
 
 local own = record.replicas[replica] or {}
 record.replicas[replica], own.heard = own, now
 for name, other in pairs(record.replicas) do
-  if other.since and other.heard + TURN < now then other.since, update = nil, true end
+  if other.since and other.heard + TURN < now then other.since = nil end
   if other.heard + LEASE < now then
     for code, held in pairs(other.held) do
       local quota = record.quotas[code]
       -- What headers have shown since to have come back is back.
       quota.tat = quota.tat - math.max(0, held.span - math.max(0, held.corrections - quota.corrections))
-      update = true
     end
     record.replicas[name] = nil
   end
@@ -42,28 +40,24 @@ end
 
 local wait, share = 0, 0
 for _, cell in ipairs(request.cells) do
-  -- tat: when it is full again. corrections: sum of what headers taught. newest: the position of the last header.
+  -- tat: when it is full again. corrections: sum of what headers taught.
   local known = now + cell.known
-  local quota = record.quotas[cell.code] or { tat = known, corrections = 0, newest = 0 }
+  local quota = record.quotas[cell.code] or { tat = known, corrections = 0 }
   record.quotas[cell.code] = quota
-  if unknown and known > quota.tat then
-    quota.corrections = quota.corrections + math.max(0, known - math.max(quota.tat, now))
-    quota.tat = known
-  end
+  if unknown then quota.tat = math.max(quota.tat, known) end
   if cell.settled > 0 then quota.tat = math.max(quota.tat, now) end
   quota.tat = quota.tat + cell.settled
   -- What is seen is measured by sums that a new record does not have.
   local seen = cell.observed
-  if seen and not unknown and seen.position > quota.newest then
+  if seen and not unknown then
     local at = now + seen.at
     quota.tat = math.max(quota.tat, at)
     local error = now + seen.truth - math.max(now + seen.tat + quota.corrections - seen.corrections, at)
     -- Less in use than expected may be what another replica was granted and has not sent yet, or what it has got back and has not
     -- told yet. What is really free shows in every header, so an eighth at a time is enough.
-    if error < 0 then error = math.ceil(math.min(0, error + seen.uncertain) / 8) end
-    quota.tat, quota.corrections, quota.newest = quota.tat + error, quota.corrections + error, seen.position
+    if error < 0 then error = math.ceil(error / 8) end
+    quota.tat, quota.corrections = quota.tat + error, quota.corrections + error
   end
-  update = update or cell.settled ~= 0 or seen
   if cell.units > 0 then
     local first = math.ceil(ahead * cell.whole / 1000000)
     wait = math.max(wait, math.max(quota.tat, now) + first + cell.units + cell.margin - cell.whole - now)
@@ -72,13 +66,12 @@ for _, cell in ipairs(request.cells) do
 end
 
 -- All dimensions or none; and where there is not room for all of them, nobody passes a replica that waits.
-local granted, since = request.asks and wait <= 0, own.since
+local granted = request.asks and wait <= 0
 local stays = request.waiting > (granted and 1 or 0)
 if granted then record.position = record.position + 1 end
 if request.asks then own.share = share end
 if granted or not stays then own.since = nil end
 if stays and request.asks then own.since = own.since or record.version end
-update = update or own.since ~= since
 
 local longest = 0
 own.held = {}
@@ -101,5 +94,5 @@ end
 
 local text = cjson.encode(record)
 redis.call('SET', KEYS[1], text, 'PX', string.format('%.0f', longest / 1000 + 600000))
-if update then redis.call('PUBLISH', ARGV[3], KEYS[1] .. ' ' .. text) end
+redis.call('PUBLISH', ARGV[3], KEYS[1] .. ' ' .. text)
 return { granted and 1 or 0, wait, text }
