@@ -246,7 +246,7 @@ async fn headers_release_the_reservations_of_a_killed_replica() {
 async fn reservations_of_a_killed_replica_are_released() {
     let redis = Redis::start(&[]).await;
     let simulator = Simulator::start(LIMITS);
-    let daily = config(&redis.url()).replace("450000\n", "450000\ntokens_per_day = 400000\n");
+    let daily = config(&redis.url()).replace("450000\n", "450000\ntokens_per_day = 350000\n");
     let shield = || Shield::before(simulator.process.address(), &daily);
     let shields = [(); 2].map(|()| shield());
     until(false, &shields).await;
