@@ -244,7 +244,7 @@ impl Limiter {
 
     /// A request as it would be in the queue.
     fn read(&mut self, request: &AdmissionRequest, now: Ns, deadline: Ns, requeue: Option<Requeue>) -> QueuedRequest {
-        let app = self.queue.app(&request.app, request.class, request.weight, now);
+        let app = self.queue.app(&request.app, request.class, request.weight);
         let priced = self.pricing.price(request);
         let requested = requeue.and_then(|requeue| requeue.requested);
         let cost = match (requeue, requested) {
@@ -255,12 +255,11 @@ impl Limiter {
             (Some(requeue), _) => priced.cost.at_least(requeue.least),
             (None, _) => priced.cost,
         };
-        let usual = self.queue.apps.get(&app).and_then(|app| app.completion.mean());
         QueuedRequest {
             app,
             size: self.size_class(&cost),
             cost,
-            expected: self.pricing.expected(usual, cost.output, priced.states_max),
+            expected: self.pricing.expected(cost.output, priced.states_max),
             ticket: requeue.map_or_else(|| self.queue.ticket(), |requeue| requeue.ticket),
             since: now,
             deadline,
@@ -327,7 +326,7 @@ impl Limiter {
     fn grant(&mut self, queued: QueuedRequest, reserved: Option<Reserved>, bound: Option<usize>, now: Ns) -> Grant {
         let service = self.service(&queued.cost.with_output(queued.expected), now);
         let reserved = reserved.unwrap_or_else(|| self.quotas.reserve(queued.cost, now));
-        self.queue.serve(&queued.app, queued.size, service, now);
+        self.queue.serve(&queued.app, queued.size, service);
         self.in_flight += 1;
         Grant {
             reserved,
@@ -389,7 +388,7 @@ impl Limiter {
         self.learn_usage(&grant, usage, now);
         let used = pricing::used(grant.cost(), usage, self.pricing.estimates.completion.mean());
         let service = self.service(&used, now);
-        self.queue.serve(&grant.queued.app, grant.queued.size, service - grant.service, now);
+        self.queue.serve(&grant.queued.app, grant.queued.size, service - grant.service);
         if grant.probe {
             self.cold_start.probe_ended(!self.queue.is_empty());
         }
@@ -411,10 +410,6 @@ impl Limiter {
             self.quotas.expected_output.answered(grant.cost().key, completion, now);
         }
         self.learn(|pricing| pricing.answered(usage, &grant.queued, grant.shown_used, now));
-        let app = self.queue.apps.get_mut(&grant.queued.app);
-        if let (ActualUsage::Tokens { completion: Some(completion), .. }, Some(app)) = (usage, app) {
-            app.completion.learn(completion as f32);
-        }
     }
 
     /// Groq refused: the text (or the headers) corrects the quotas and everything comes back. What to ask again with. The

@@ -101,12 +101,12 @@ impl FairQueue {
     }
 
     /// The app's key; it is taken up if it was unknown.
-    pub fn app(&mut self, name: &Arc<str>, class: Priority, weight: f64, now: Ns) -> Arc<AppKey> {
+    pub fn app(&mut self, name: &Arc<str>, class: Priority, weight: f64) -> Arc<AppKey> {
         let mut weight = if weight.is_finite() { weight.clamp(1e-3, 1e3) } else { 1.0 };
         let mut key = AppKey { class, name: name.clone() };
         if !self.apps.contains_key(&key) && self.apps.len() >= self.forget_at.max(IDLE_APPS) {
             let served_starts = self.classes.each_ref().map(|class| class.served_start);
-            self.apps.retain(|key, app| !app.is_idle(served_starts[key.class as usize], now));
+            self.apps.retain(|key, app| !app.is_idle(served_starts[key.class as usize]));
             self.forget_at = 2 * self.apps.len();
             if self.apps.len() >= MOST_APPS {
                 (key.name, weight) = (EVERYONE_ELSE.into(), 1.0);
@@ -117,7 +117,7 @@ impl FairQueue {
             return app.key.clone();
         }
         let key = Arc::new(key);
-        self.apps.insert(key.clone(), Box::new(App::new(key.clone(), weight, now)));
+        self.apps.insert(key.clone(), Box::new(App::new(key.clone(), weight)));
         key
     }
 
@@ -194,10 +194,10 @@ impl FairQueue {
     }
 
     /// The app was served so much; a negative amount takes it back.
-    pub fn serve(&mut self, key: &Arc<AppKey>, size: u8, service: f64, now: Ns) {
+    pub fn serve(&mut self, key: &Arc<AppKey>, size: u8, service: f64) {
         let Some(app) = self.apps.get_mut(key) else { return };
         let (start, turn) = (app.start, app.is_waiting().then(|| app.turn()));
-        app.serve(size, service, now);
+        app.serve(size, service);
         let class = &mut self.classes[key.class as usize];
         if let Some(turn) = turn {
             class.active.remove(&turn);

@@ -81,10 +81,9 @@ impl Pricing {
         Cost { output: self.assumed().max(usual), expected: u32::MAX, ..prompt }
     }
 
-    /// Completion tokens that a request will probably use: what is usual (for its app, where that is known), at most `output`
-    /// where its client stated so.
-    pub(super) fn expected(&self, usual_of_app: Option<f32>, output: u32, states_max: bool) -> u32 {
-        match usual_of_app.or(self.estimates.completion.mean()) {
+    /// Completion tokens that a request will probably use: what is usual, at most `output` where its client stated so.
+    pub(super) fn expected(&self, output: u32, states_max: bool) -> u32 {
+        match self.estimates.completion.mean() {
             Some(usual) if states_max => (usual as u32).min(output),
             Some(usual) => usual as u32,
             None if states_max => output,

@@ -3,12 +3,10 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::request::{AppKey, Backlog, QueuedRequest, Start, Ticket};
-use crate::{estimate::running_mean::RunningMean, request::Cost, types::Ns};
+use crate::request::Cost;
 
 /// Size classes per app.
 pub(super) const SIZES: u8 = 4;
-/// Measured rates forget with this time constant, seconds.
-const RATE_MEMORY: f64 = 30.0;
 /// One unit of service, in virtual time.
 const ONE: f64 = 4_294_967_296.0;
 
@@ -22,14 +20,10 @@ pub struct App {
     pub key: Arc<AppKey>,
     /// Its weight.
     pub weight: f64,
-    /// Completion tokens of its requests.
-    pub completion: RunningMean,
     pub(super) start: Start,
     /// The request with which it began to wait.
     pub(super) since: Ticket,
     sizes: [SizeClass; SIZES as usize],
-    served: f64,
-    served_at: Ns,
 }
 
 /// One size class of one app.
@@ -41,14 +35,8 @@ struct SizeClass {
 }
 
 impl App {
-    pub(super) fn new(key: Arc<AppKey>, weight: f64, now: Ns) -> Self {
-        let (completion, sizes) = (RunningMean::default(), Default::default());
-        Self { key, weight, completion, start: 0, since: 0, sizes, served: 0.0, served_at: now }
-    }
-
-    /// Service per second of late.
-    pub fn rate(&self, now: Ns) -> f64 {
-        self.served * self.fade(now) / RATE_MEMORY
+    pub(super) fn new(key: Arc<AppKey>, weight: f64) -> Self {
+        Self { key, weight, start: 0, since: 0, sizes: Default::default() }
     }
 
     /// Whether it has anything in the queue.
@@ -120,25 +108,19 @@ impl App {
     }
 
     /// It was served so much; a negative amount takes it back.
-    pub(super) fn serve(&mut self, size: u8, service: f64, now: Ns) {
+    pub(super) fn serve(&mut self, size: u8, service: f64) {
         self.start = advance(self.start, service / self.weight);
         let class = &mut self.sizes[usize::from(size)];
         class.start = advance(class.start, service);
-        self.served = (self.served * self.fade(now) + service).max(0.0);
-        self.served_at = now;
     }
 
-    /// Whether nothing of it is queued or remembered.
-    pub(super) fn is_idle(&self, served_start: Start, now: Ns) -> bool {
-        !self.is_waiting() && self.start <= served_start && self.rate(now) < 1e-4
+    /// Whether nothing of it is queued, and it would begin like a new one.
+    pub(super) fn is_idle(&self, served_start: Start) -> bool {
+        !self.is_waiting() && self.start <= served_start
     }
 
     fn next_size(&self) -> Option<&SizeClass> {
         self.sizes.iter().filter(|class| !class.fifo.is_empty()).min_by_key(|class| class.start)
-    }
-
-    fn fade(&self, now: Ns) -> f64 {
-        (-(now.saturating_sub(self.served_at) as f64) / (RATE_MEMORY * 1e9)).exp()
     }
 }
 

@@ -52,7 +52,7 @@ pub fn forecast(quotas: &QuotaSet, queue: &FairQueue, request: &QueuedRequest, n
             (interactive, 1.0, BATCH_SHARE)
         }
     };
-    let own = own_part * own_share(queue, app, now);
+    let own = own_part * own_share(queue, app);
     let own_size = app.size_backlog(request.size);
     let sizes = app.active_sizes() + usize::from(own_size.count == 0);
     // Of its own size class only those before it are ahead.
@@ -94,15 +94,8 @@ fn rate(quota: &Quota) -> f64 {
     quota.bucket().rate() * (1.0 - quota.external()).max(0.1)
 }
 
-/// The share of the limiter that an app can count on.
-fn own_share(queue: &FairQueue, app: &App, now: Ns) -> f64 {
-    let (mut weights, mut others) = (app.weight, 0.0);
-    for other in queue.apps.values().filter(|other| other.key.class == app.key.class && other.key != app.key) {
-        if other.is_waiting() {
-            weights += other.weight;
-        }
-        others += other.rate(now);
-    }
-    // Rates are in service per second; one of 1 is about the limiter's minute.
-    (app.weight / weights).max(1.0 - 60.0 * others).clamp(0.01, 1.0)
+/// The share of its priority class that an app can count on: its weight among those that wait.
+fn own_share(queue: &FairQueue, app: &App) -> f64 {
+    let others = queue.active_apps(app.key.class).filter(|other| other.key != app.key);
+    app.weight / (app.weight + others.map(|other| other.weight).sum::<f64>())
 }
