@@ -43,7 +43,7 @@ fn request(app: usize, output_limit: u64) -> AdmissionRequest {
 /// A limiter past its cold start with so many waiting, of ten apps and all sizes.
 fn limiter(waiting: usize) -> Limiter {
     let mut limiter = Limiter::new("m".into(), Arc::new(limits()), START);
-    if let Admission::Granted(mut probe) = limiter.submit(&request(0, 1), START, START + HOUR, None, || true) {
+    if let Ok(Admission::Granted(mut probe)) = limiter.submit(&request(0, 1), START, START + HOUR, None, || true) {
         limiter.sent(&mut probe, START);
         limiter.observe(&mut probe, &Observation::default(), START);
         limiter.settle(probe, ActualUsage::Nothing, START);
@@ -52,12 +52,12 @@ fn limiter(waiting: usize) -> Limiter {
     while limiter.waiting() < waiting {
         let sizes = [100, 4000, 20_000, 120_000];
         match limiter.submit(&request(n % 10, sizes[n % 4]), START, START + 1_000_000 * HOUR, None, || true) {
-            Admission::Granted(mut grant) => {
+            Ok(Admission::Granted(mut grant)) => {
                 limiter.sent(&mut grant, START);
                 limiter.settle(grant, ActualUsage::Unknown, START);
             }
-            Admission::Queued(_) => {}
-            Admission::Rejected(refusal) => panic!("it can wait: {refusal:?}"),
+            Ok(Admission::Queued(_)) => {}
+            Err(refusal) => panic!("it can wait: {refusal:?}"),
         }
         n += 1;
     }
@@ -94,7 +94,7 @@ fn passes(bench: &mut Criterion) {
             *now = limiter.wake().unwrap_or(*now);
             limiter.dispatch(*now, &mut events);
             for event in events.drain(..) {
-                if let Event::Granted(_, mut grant) = event {
+                if let (_, Ok(mut grant)) = event {
                     limiter.sent(&mut grant, *now);
                     limiter.settle(grant, ActualUsage::Unknown, *now);
                 }
@@ -105,7 +105,7 @@ fn passes(bench: &mut Criterion) {
         let mut limiter = limiter(10_000);
         let request = request(3, 4000);
         bench.iter(|| {
-            let Admission::Queued(id) = limiter.submit(black_box(&request), START, START + 1_000_000 * HOUR, None, || true)
+            let Ok(Admission::Queued(id)) = limiter.submit(black_box(&request), START, START + 1_000_000 * HOUR, None, || true)
             else {
                 panic!("it waits")
             };
@@ -122,7 +122,7 @@ fn life(bench: &mut Criterion) {
         let mut now = START;
         bench.iter(|| {
             now += 1_000_000_000;
-            let Admission::Granted(mut grant) = limiter.submit(black_box(&request), now, now, None, || true) else {
+            let Ok(Admission::Granted(mut grant)) = limiter.submit(black_box(&request), now, now, None, || true) else {
                 panic!("it fits")
             };
             limiter.sent(&mut grant, now);
@@ -137,7 +137,9 @@ fn life(bench: &mut Criterion) {
             let mut usage = Duration::ZERO;
             for _ in 0..count {
                 now += 1_000_000_000;
-                let Admission::Granted(mut grant) = limiter.submit(&request, now, now, None, || true) else { panic!("it fits") };
+                let Ok(Admission::Granted(mut grant)) = limiter.submit(&request, now, now, None, || true) else {
+                    panic!("it fits")
+                };
                 limiter.sent(&mut grant, now);
                 let begun = Instant::now();
                 limiter.settle(

@@ -34,23 +34,16 @@ mod store_session;
 
 /// What becomes of a request that asks.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it is taken apart where it is returned")]
 pub enum Admission {
     /// It goes.
     Granted(Grant),
     /// It waits under this number; an [`Event`] will tell.
     Queued(Ticket),
-    /// It does not.
-    Rejected(AdmissionError),
 }
 
-/// What happened to a queued request.
-#[derive(Debug)]
-pub enum Event {
-    /// Its turn has come.
-    Granted(Ticket, Grant),
-    /// It cannot go in time, or never.
-    Rejected(Ticket, AdmissionError),
-}
+/// A queued request's turn has come, or it cannot go in time, or never.
+pub type Event = (Ticket, Result<Grant, AdmissionError>);
 
 /// What a granted request holds.
 #[derive(Clone, Debug)]
@@ -152,6 +145,9 @@ impl Limiter {
     /// would have to wait.
     ///
     /// After [`Admission::Queued`] the caller dispatches.
+    ///
+    /// # Errors
+    /// Why it gets no turn.
     pub fn submit(
         &mut self,
         request: &AdmissionRequest,
@@ -159,31 +155,31 @@ impl Limiter {
         deadline: Ns,
         requeue: Option<Requeue>,
         has_room: impl FnOnce() -> bool,
-    ) -> Admission {
+    ) -> Result<Admission, AdmissionError> {
         let now = self.use_at(now);
         let queued = self.read(request, now, deadline, requeue);
         if let Some(error) = self.too_large(&queued, now) {
-            return Admission::Rejected(error);
+            return Err(error);
         }
         let open = self.queue.is_empty() && self.pause.until <= now && self.cold_start.is_open(self.in_flight, now);
         let ready = open && self.quotas.readiness(&queued.cost, now).0 == Readiness::Now;
         if ready && !self.quotas.is_attached() {
-            return Admission::Granted(self.grant(queued, None, None, now));
+            return Ok(Admission::Granted(self.grant(queued, None, None, now)));
         }
         let forecast = self.forecast(&queued, now);
         if forecast.exceeds(deadline.saturating_sub(now)) {
             // Until the probe's head is here the limits are a guess, and nobody is refused by a guess.
             if self.cold_start.probing_until().is_none() {
-                return Admission::Rejected(self.not_in_time(forecast, &queued));
+                return Err(self.not_in_time(forecast, &queued));
             }
             self.guessed = true;
         }
         // Asking the store is not waiting yet.
         if !ready && !has_room() {
             let retry_after = forecast.wait.max(Duration::from_secs(1));
-            return Admission::Rejected(AdmissionError::QueueFull { retry_after });
+            return Err(AdmissionError::QueueFull { retry_after });
         }
-        Admission::Queued(self.queue.push(queued))
+        Ok(Admission::Queued(self.queue.push(queued)))
     }
 
     /// What can be said of `request` before it asks.

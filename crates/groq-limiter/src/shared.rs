@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::{
     clock::Clock,
-    limiter::{Admission, Event, Grant, Limiter, Requeue},
+    limiter::{Admission, Grant, Limiter, Requeue},
     queue::Ticket,
     request::{ActualUsage, AdmissionError, AdmissionRequest, Scope},
     settings::QueueSettings,
@@ -138,15 +138,8 @@ impl SharedLimiter {
         // Another limiter's place may be taken here.
         let place = requeue.filter(|requeue| !inside.outcomes.contains_key(&requeue.ticket));
         let now = common.clock.now();
-        let submitted = match inside.limiter.submit(request, now, deadline, place, has_room) {
-            Admission::Rejected(refusal) => return Err(refusal),
-            Admission::Granted(grant) => {
-                common.changed.store(true, Relaxed);
-                if common.store.is_none() {
-                    return Ok(Submitted::Now(grant.into()));
-                }
-                Submitted::Now(grant.into())
-            }
+        let submitted = match inside.limiter.submit(request, now, deadline, place, has_room)? {
+            Admission::Granted(grant) => Submitted::Now(grant.into()),
             Admission::Queued(ticket) => {
                 if !counted {
                     lock(&common.occupancy).add(request.bytes);
@@ -154,8 +147,11 @@ impl SharedLimiter {
                 Submitted::Later(Waiting { limiter: self.clone(), ticket, bytes: request.bytes, done: false })
             }
         };
-        self.dispatch(inside, now);
-        common.timer.start();
+        common.changed.store(true, Relaxed);
+        if inside.limiter.waiting() > 0 || common.store.is_some() {
+            self.dispatch(inside, now);
+            common.timer.start();
+        }
         Ok(submitted)
     }
 
@@ -200,13 +196,7 @@ impl SharedLimiter {
         if !events.is_empty() {
             changed.store(true, Relaxed);
         }
-        for event in events {
-            let (ticket, outcome) = match event {
-                Event::Granted(ticket, grant) => (ticket, Ok(grant.into())),
-                Event::Rejected(ticket, refusal) => (ticket, Err(refusal)),
-            };
-            inside.outcomes.insert(ticket, outcome);
-        }
+        inside.outcomes.extend(events.into_iter().map(|(ticket, outcome)| (ticket, outcome.map(Box::new))));
         if let Some(wake) = inside.limiter.wake()
             && inside.armed.is_none_or(|armed| wake < armed)
         {

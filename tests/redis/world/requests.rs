@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use groq_limiter::{
     ActualUsage,
-    limiter::{Admission, Event, Grant},
+    limiter::{Admission, Grant},
     request::Cost,
     types::{Ns, Observation, RemoteQuota},
 };
@@ -59,14 +59,14 @@ impl World<'_> {
         let number = n % self.replicas.len();
         let Replica { limiter, waiting, .. } = &mut self.replicas[number];
         match limiter.submit(&request(job.app, job.prompt, job.output_limit), self.now, self.now + 60 * SECOND, None, || true) {
-            Admission::Granted(grant) => self.send(n, grant),
-            Admission::Queued(id) => {
+            Ok(Admission::Granted(grant)) => self.send(n, grant),
+            Ok(Admission::Queued(id)) => {
                 waiting.insert(id, n);
                 if let Some(after) = job.leaves {
                     self.plan_at(self.now + after * MS, Step::Leave(n));
                 }
             }
-            Admission::Rejected(_) => self.outcome.refused_by_us += 1,
+            Err(_) => self.outcome.refused_by_us += 1,
         }
         self.dispatch(number);
     }
@@ -81,11 +81,11 @@ impl World<'_> {
             }
             for event in std::mem::take(&mut events) {
                 match event {
-                    Event::Granted(id, grant) => {
+                    (id, Ok(grant)) => {
                         let n = self.replicas[number].waiting.remove(&id).expect("it waited");
                         self.send(n, grant);
                     }
-                    Event::Rejected(id, _) => {
+                    (id, Err(_)) => {
                         self.replicas[number].waiting.remove(&id).expect("it waited");
                         self.outcome.refused_by_us += 1;
                     }

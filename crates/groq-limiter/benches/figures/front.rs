@@ -86,11 +86,11 @@ impl Shield {
         };
         let mut decisions = Vec::new();
         match self.limiter.submit(&request, START + now, START + job.deadline, requeue, || true) {
-            Admission::Granted(grant) => self.send(number, grant, now, &mut decisions),
-            Admission::Queued(id) => {
+            Ok(Admission::Granted(grant)) => self.send(number, grant, now, &mut decisions),
+            Ok(Admission::Queued(id)) => {
                 self.waiting.insert(id, number);
             }
-            Admission::Rejected(_) => decisions.push(Decision::Fail(number)),
+            Err(_) => decisions.push(Decision::Fail(number)),
         }
         decisions.extend(self.wake(now));
         decisions
@@ -133,11 +133,11 @@ impl Front for Shield {
         let mut decisions = Vec::new();
         for event in events.drain(..) {
             match event {
-                Event::Granted(id, grant) => {
+                (id, Ok(grant)) => {
                     let number = self.waiting.remove(&id).expect("it waited");
                     self.send(number, grant, now, &mut decisions);
                 }
-                Event::Rejected(id, _) => decisions.push(Decision::Fail(self.waiting.remove(&id).expect("it waited"))),
+                (id, Err(_)) => decisions.push(Decision::Fail(self.waiting.remove(&id).expect("it waited"))),
             }
         }
         self.events = events;

@@ -113,7 +113,7 @@ impl Dispatch<'_> {
         let Some(queued) = self.limiter.queue.get(head) else { return Step::Idle };
         if let Some(error) = self.limiter.too_large(queued, now) {
             self.limiter.leave(head, now);
-            self.events.push(Event::Rejected(head, error));
+            self.events.push((head, Err(error)));
             return Step::Again;
         }
         if self.limiter.charged() == Some(head) {
@@ -166,7 +166,7 @@ impl Dispatch<'_> {
     fn go(&mut self, ticket: Ticket) {
         let reserved = self.limiter.store.as_mut().and_then(|store| store.take_granted(ticket));
         if let Some(queued) = self.limiter.queue.remove(ticket) {
-            self.events.push(Event::Granted(ticket, self.limiter.grant(queued, reserved, self.bound, self.now)));
+            self.events.push((ticket, Ok(self.limiter.grant(queued, reserved, self.bound, self.now))));
         }
     }
 
@@ -176,7 +176,7 @@ impl Dispatch<'_> {
         while let Some((_, ticket)) = self.limiter.queue.next_deadline().filter(|&(deadline, _)| deadline <= now) {
             let Some(queued) = self.limiter.leave(ticket, now) else { break };
             let error = self.limiter.not_in_time(self.limiter.forecast(&queued, now), &queued);
-            self.events.push(Event::Rejected(ticket, error));
+            self.events.push((ticket, Err(error)));
         }
         self.limiter.queue.len() < before
     }
@@ -189,7 +189,7 @@ impl Dispatch<'_> {
         }
         let error = self.limiter.not_in_time(forecast, queued);
         self.limiter.leave(ticket, self.now);
-        self.events.push(Event::Rejected(ticket, error));
+        self.events.push((ticket, Err(error)));
         true
     }
 }

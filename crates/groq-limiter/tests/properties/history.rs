@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use groq_limiter::{
     ActualUsage, AdmissionError,
-    limiter::{Admission, Event, Grant, Limiter},
+    limiter::{Admission, Grant, Limiter},
     queue::Ticket,
     types::{Ns, Observation, RemoteQuota},
 };
@@ -149,14 +149,14 @@ pub(crate) fn run_before(
                     let verdict =
                         limiter.submit(&request(job.app, job.prompt, job.output_limit), now, now + 60 * SECOND, None, || true);
                     match verdict {
-                        Admission::Granted(grant) => granted.push((n, grant)),
-                        Admission::Queued(id) => {
+                        Ok(Admission::Granted(grant)) => granted.push((n, grant)),
+                        Ok(Admission::Queued(id)) => {
                             waiting.insert(id, n);
                             if let Some(after) = job.leaves {
                                 plan(&mut agenda, now + after * MS, Step::Leave(n));
                             }
                         }
-                        Admission::Rejected(_) => outcome.refused_by_us += 1,
+                        Err(_) => outcome.refused_by_us += 1,
                     }
                 }
                 Step::Leave(n) => {
@@ -183,8 +183,8 @@ pub(crate) fn run_before(
             limiter.dispatch(now, &mut events);
             for event in events.drain(..) {
                 match event {
-                    Event::Granted(id, grant) => granted.push((waiting.remove(&id).expect("it waited"), grant)),
-                    Event::Rejected(id, refusal) => {
+                    (id, Ok(grant)) => granted.push((waiting.remove(&id).expect("it waited"), grant)),
+                    (id, Err(refusal)) => {
                         assert!(matches!(refusal, AdmissionError::NotInTime { .. } | AdmissionError::TooLarge { .. }));
                         waiting.remove(&id).expect("it waited");
                         outcome.refused_by_us += 1;

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use groq_limiter::{
     ActualUsage, AdmissionError, AdmissionRequest,
     bucket::Readiness,
-    limiter::{Admission, Event, Grant, Limiter},
+    limiter::{Admission, Grant, Limiter},
     settings::ModelLimits,
     types::{Dimension, Ns, Observation, Priority, RemoteQuota, Unit, UpstreamRefusal},
 };
@@ -61,7 +61,7 @@ proptest! {
             let verdict = limiter.submit(&request(1, prompt, output_limit), now, now, None, || true);
             let after = limiter.quotas().iter().map(|quota| quota.bucket().tat().max(now)).collect::<Vec<_>>();
             match verdict {
-                Admission::Granted(grant) => {
+                Ok(Admission::Granted(grant)) => {
                     for (slot, quota) in limiter.quotas().iter().enumerate() {
                         let bucket = quota.bucket();
                         let asked = quota.units(&grant.cost());
@@ -69,8 +69,8 @@ proptest! {
                         prop_assert!(bucket.remaining(now) >= 0.0, "never into debt by a grant");
                     }
                 }
-                Admission::Rejected(_) => prop_assert_eq!(before, after),
-                Admission::Queued(_) => prop_assert!(false, "no max_wait, no wait"),
+                Err(_) => prop_assert_eq!(before, after),
+                Ok(Admission::Queued(_)) => prop_assert!(false, "no max_wait, no wait"),
             }
         }
     }
@@ -85,7 +85,7 @@ proptest! {
             // Further apart than ways differ: nobody overtakes.
             let now = START + n as Ns * 150 * MS;
             let [one, other] = [&mut straight, &mut shuffled].map(|limiter| {
-                let Admission::Granted(mut grant) = limiter.submit(&request(1, 1, output_limit), now, now, None, || true) else { panic!("it fits") };
+                let Ok(Admission::Granted(mut grant)) = limiter.submit(&request(1, 1, output_limit), now, now, None, || true) else { panic!("it fits") };
                 limiter.sent(&mut grant, now);
                 grant
             });
@@ -116,7 +116,7 @@ proptest! {
         let mut served = [0.0f64; 2];
         let mut events = Vec::new();
         // A third app empties the quota first, so that everybody waits.
-        while let Admission::Granted(mut grant) = limiter.submit(&request(9, 1, 900), START, START, None, || true) {
+        while let Ok(Admission::Granted(mut grant)) = limiter.submit(&request(9, 1, 900), START, START, None, || true) {
             limiter.sent(&mut grant, START);
             limiter.settle(grant, ActualUsage::Unknown, START);
         }
@@ -124,7 +124,7 @@ proptest! {
             for app in 0..2u8 {
                 let weight = if app == 1 { f64::from(weight) } else { 1.0 };
                 let request = AdmissionRequest { weight, ..request(app, 0, size) };
-                if let Admission::Queued(id) = limiter.submit(&request, START, START + 100_000 * SECOND, None, || true) {
+                if let Ok(Admission::Queued(id)) = limiter.submit(&request, START, START + 100_000 * SECOND, None, || true) {
                     whose.insert(id, (app, size));
                 }
             }
@@ -135,7 +135,7 @@ proptest! {
             let now = limiter.wake().unwrap_or(START);
             limiter.dispatch(now, &mut events);
             for event in events.drain(..) {
-                let Event::Granted(id, mut grant) = event else { panic!("there is time") };
+                let (id, Ok(mut grant)) = event else { panic!("there is time") };
                 let (app, size) = whose.remove(&id).expect("it waits");
                 limiter.sent(&mut grant, now);
                 limiter.settle(grant, ActualUsage::Tokens { prompt: 0, completion: Some(size), prompt_total: 0 }, now);
@@ -166,8 +166,8 @@ proptest! {
             let now = START / 2 + number % (START / 2 + 365 * 86_400 * SECOND);
             match op {
                 0 => match limiter.submit(&request(number as u8, cost / 2, cost / 2), now, now + SECOND, None, || true) {
-                    Admission::Granted(grant) => held.push(grant),
-                    Admission::Queued(_) | Admission::Rejected(_) => {}
+                    Ok(Admission::Granted(grant)) => held.push(grant),
+                    Ok(Admission::Queued(_)) | Err(_) => {}
                 },
                 1 => {
                     if let Some(mut grant) = held.pop() {
@@ -202,7 +202,7 @@ proptest! {
             }
             limiter.dispatch(now, &mut events);
             for event in events.drain(..) {
-                if let Event::Granted(_, grant) = event {
+                if let (_, Ok(grant)) = event {
                     held.push(grant);
                 }
             }
@@ -220,9 +220,9 @@ fn exactly_the_limit() {
     let mut limiter = warm(limits(Some(1), 8000));
     assert!(matches!(
         limiter.submit(&request(1, 0, 8001), START, START + SECOND, None, || true),
-        Admission::Rejected(AdmissionError::TooLarge { .. })
+        Err(AdmissionError::TooLarge { .. })
     ));
-    assert!(matches!(limiter.submit(&request(1, 0, 8000), START, START, None, || true), Admission::Granted(_)));
+    assert!(matches!(limiter.submit(&request(1, 0, 8000), START, START, None, || true), Ok(Admission::Granted(_))));
     for quota in limiter.quotas() {
         assert!(matches!(quota.peek(1, 0, START), Readiness::At(_)), "{} is empty", quota.dimension.code);
     }
@@ -233,14 +233,14 @@ fn exactly_the_limit() {
 fn batch_gets_its_share() {
     let mut limiter = warm(limits(None, 60_000));
     let mut classes = BTreeMap::new();
-    while let Admission::Granted(mut grant) = limiter.submit(&request(9, 1, 2000), START, START, None, || true) {
+    while let Ok(Admission::Granted(mut grant)) = limiter.submit(&request(9, 1, 2000), START, START, None, || true) {
         limiter.sent(&mut grant, START);
         limiter.settle(grant, ActualUsage::Unknown, START);
     }
     for n in 0..800 {
         let class = if n % 2 == 0 { Priority::Batch } else { Priority::Interactive };
         let request = AdmissionRequest { class, ..request(n as u8 % 2, 0, 500) };
-        if let Admission::Queued(id) = limiter.submit(&request, START, START + 100_000 * SECOND, None, || true) {
+        if let Ok(Admission::Queued(id)) = limiter.submit(&request, START, START + 100_000 * SECOND, None, || true) {
             classes.insert(id, class);
         }
     }
@@ -250,7 +250,7 @@ fn batch_gets_its_share() {
         let now = limiter.wake().unwrap_or(START);
         limiter.dispatch(now, &mut events);
         for event in events.drain(..) {
-            let Event::Granted(id, mut grant) = event else { panic!("there is time") };
+            let (id, Ok(mut grant)) = event else { panic!("there is time") };
             limiter.sent(&mut grant, now);
             limiter.settle(grant, ActualUsage::Unknown, now);
             all += 1;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use groq_limiter::{
     ActualUsage,
-    limiter::{Admission, Event, Grant, Limiter},
+    limiter::{Admission, Grant, Limiter},
     queue::Ticket,
     types::{Ns, Observation, RemoteQuota},
 };
@@ -83,7 +83,7 @@ impl World {
         let mut bucket = Exact::new(limit, 60 * SECOND);
         let mut left = (limit as f64 * in_use) as u64;
         while left > limit / 50
-            && let Admission::Granted(mut grant) = limiter.submit(&request(9, 0, limit / 50), START, START, None, || true)
+            && let Ok(Admission::Granted(mut grant)) = limiter.submit(&request(9, 0, limit / 50), START, START, None, || true)
         {
             limiter.sent(&mut grant, START);
             limiter.settle(grant, ActualUsage::Unknown, START);
@@ -124,9 +124,9 @@ impl World {
                         let Journey { app, asked, .. } = self.journeys[n];
                         let units = (self.bucket.limit as u64 * asked / 10_000).max(1);
                         match self.limiter.submit(&request(app, 0, units), now, now + 3600 * SECOND, None, || true) {
-                            Admission::Granted(grant) => self.send(n, grant, now),
-                            Admission::Queued(id) => drop(waiting.insert(id, n)),
-                            Admission::Rejected(refusal) => panic!("there is time: {refusal:?}"),
+                            Ok(Admission::Granted(grant)) => self.send(n, grant, now),
+                            Ok(Admission::Queued(id)) => drop(waiting.insert(id, n)),
+                            Err(refusal) => panic!("there is time: {refusal:?}"),
                         }
                     }
                     step => self.step(step, now),
@@ -134,7 +134,7 @@ impl World {
             }
             self.limiter.dispatch(now, &mut events);
             for event in events.drain(..) {
-                let Event::Granted(id, grant) = event else { panic!("there is time") };
+                let (id, Ok(grant)) = event else { panic!("there is time") };
                 self.send(waiting.remove(&id).expect("it waited"), grant, now);
             }
         }

@@ -39,7 +39,7 @@ pub(crate) fn request(app: u8, prompt: u64, output_limit: u64) -> AdmissionReque
 /// A limiter past its cold start.
 pub(crate) fn warm(model: ModelLimits) -> Limiter {
     let mut limiter = Limiter::new("m".into(), tables(model), START);
-    let Admission::Granted(mut grant) = limiter.submit(&request(0, 1, 1), START, START + SECOND, None, || true) else {
+    let Ok(Admission::Granted(mut grant)) = limiter.submit(&request(0, 1, 1), START, START + SECOND, None, || true) else {
         panic!("an unused limiter lets the first go")
     };
     limiter.sent(&mut grant, START);

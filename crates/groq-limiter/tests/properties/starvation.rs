@@ -2,11 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use groq_limiter::{
-    ActualUsage,
-    bucket::Readiness,
-    limiter::{Admission, Event},
-};
+use groq_limiter::{ActualUsage, bucket::Readiness, limiter::Admission};
 use proptest::prelude::*;
 
 use crate::start::{MS, SECOND, START, limits, request, warm};
@@ -27,24 +23,24 @@ proptest! {
         let mut events = Vec::new();
         let part = |of_ten_thousand: u64| (limit * of_ten_thousand / 10_000).max(1);
         // Six hundredths each empty the quota.
-        while let Admission::Granted(mut grant) = limiter.submit(&request(9, 0, part(600)), START, START, None, || true) {
+        while let Ok(Admission::Granted(mut grant)) = limiter.submit(&request(9, 0, part(600)), START, START, None, || true) {
             limiter.sent(&mut grant, START);
             limiter.settle(grant, ActualUsage::Unknown, START);
         }
         let mut now = START;
         if before > 0 {
-            let Admission::Queued(id) = limiter.submit(&request(8, 0, part(before)), now, now + 3600 * SECOND, None, || true) else {
+            let Ok(Admission::Queued(id)) = limiter.submit(&request(8, 0, part(before)), now, now + 3600 * SECOND, None, || true) else {
                 panic!("the quota is empty")
             };
             limiter.dispatch(now, &mut events);
             now = limiter.blocked_until().expect("it waits");
             limiter.dispatch(now, &mut events);
-            let Some(Event::Granted(granted, mut grant)) = events.pop() else { panic!("its time has come") };
+            let Some((granted, Ok(mut grant))) = events.pop() else { panic!("its time has come") };
             prop_assert_eq!(granted, id);
             limiter.sent(&mut grant, now);
             limiter.settle(grant, ActualUsage::Unknown, now);
         }
-        let Admission::Queued(head) = limiter.submit(&request(8, 0, part(large)), now, now + 3600 * SECOND, None, || true) else {
+        let Ok(Admission::Queued(head)) = limiter.submit(&request(8, 0, part(large)), now, now + 3600 * SECOND, None, || true) else {
             panic!("the quota is empty")
         };
         limiter.dispatch(now, &mut events);
@@ -76,14 +72,14 @@ proptest! {
             if next == Some(now) {
                 let (_, (app, units)) = arrivals.pop_first().expect("there is one");
                 match limiter.submit(&request(app, 0, part(units)), now, now + 36_000 * SECOND, None, || true) {
-                    Admission::Granted(grant) => grants.push(grant),
-                    Admission::Queued(_) => {}
-                    Admission::Rejected(refusal) => prop_assert!(false, "there is time: {refusal:?}"),
+                    Ok(Admission::Granted(grant)) => grants.push(grant),
+                    Ok(Admission::Queued(_)) => {}
+                    Err(refusal) => prop_assert!(false, "there is time: {refusal:?}"),
                 }
             }
             limiter.dispatch(now, &mut events);
             for event in events.drain(..) {
-                let Event::Granted(id, grant) = event else { panic!("there is time") };
+                let (id, Ok(grant)) = event else { panic!("there is time") };
                 if id == head {
                     out = Some(now);
                 }
