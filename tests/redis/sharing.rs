@@ -4,6 +4,7 @@ use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use groq_limiter::{
     ActualUsage, AdmissionError, Limiters,
+    settings::ModelLimits,
     types::{Dimension, Observation, RemoteQuota, Unit, UpstreamRefusal},
 };
 use tokio::time::{Instant, sleep};
@@ -69,6 +70,22 @@ async fn loaded(count: usize, clients: usize) {
     let [one, two] = [0, 1].map(|app| tally.apps[app].load(Relaxed));
     assert!(one.abs_diff(two) <= 5 * count as u64, "{one} and {two}");
     assert!(calls <= 2 * sent + 10 * count as u64, "{calls} calls for {sent} requests");
+}
+
+/// A unit of a small limit takes seconds to come back: replicas that wait for one forecast it, and do not ask all the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_that_wait_for_a_small_limit_ask_seldom() {
+    let redis = Redis::start(&[]).await;
+    let model = ModelLimits { requests_per_minute: Some(10), ..tokens(8000) };
+    let replicas: Vec<_> = (0..3).map(|_| replica(&redis.url(), model.clone(), LONG_TIMEOUT)).collect();
+    until(false, &replicas).await;
+    let upstream = Upstream::new(1 << 30);
+    let start = Instant::now();
+    let tally = flood(with_both(&replicas), "m", &upstream, 20, start, start + Duration::from_secs(8)).await;
+    let calls: u64 = replicas.iter().map(|replica| replica.store().expect("a store").calls()).sum();
+    println!("{tally:?}, {calls} calls");
+    // Each of the three asks every 0.4 s while it waits.
+    assert!(calls <= 2 * 3 * 8 * 5 / 2 + 4 * tally.sent.load(Relaxed), "{calls} calls, {tally:?}");
 }
 
 /// Replicas take turns, request by request: an app on one of two replicas gets half of the turns if the other replica has other

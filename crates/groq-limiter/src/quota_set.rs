@@ -311,19 +311,14 @@ impl QuotaSet {
         }
     }
 
+    /// With the store: the epoch of the record that these quotas follow; empty: none yet.
+    pub fn epoch(&self) -> Option<&str> {
+        self.shared.as_ref().filter(|shared| shared.alone.is_none()).map(|shared| shared.epoch.as_str())
+    }
+
     /// Whether the store decides who goes.
     pub fn is_attached(&self) -> bool {
-        self.shared.as_ref().is_some_and(|shared| shared.alone.is_none())
-    }
-
-    /// Whether they follow the store's record of which this is a state.
-    pub fn follows(&self, state: &State) -> bool {
-        self.is_attached() && self.shared.as_ref().is_some_and(|shared| shared.epoch == state.epoch)
-    }
-
-    /// Whether the store is there and has not been heard of.
-    pub fn is_unheard(&self) -> bool {
-        self.is_attached() && self.shared.as_ref().is_some_and(|shared| shared.epoch.is_empty())
+        self.epoch().is_some()
     }
 
     /// What the store is to be told now. `head`: who asks to go.
@@ -332,7 +327,7 @@ impl QuotaSet {
         let answers = self.expected_output.take_untold(now);
         Transaction {
             serial,
-            epoch: self.shared.as_ref().map_or_else(String::new, |shared| shared.epoch.clone()),
+            epoch: self.epoch().unwrap_or_default().to_owned(),
             position: self.position,
             asks: head.is_some(),
             waiting,

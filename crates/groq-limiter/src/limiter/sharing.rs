@@ -40,7 +40,7 @@ impl Limiter {
         let session = store.as_mut().filter(|session| quotas.is_attached() && session.under_way.is_none())?;
         let head = if let Head::Requested(ticket) = session.head { queue.get(ticket) } else { None };
         let leaves = session.ahead.is_some() && queue.is_empty();
-        let is_due = quotas.is_unheard() || session.flush_at.is_some_and(|at| at <= now);
+        let is_due = quotas.epoch() == Some("") || session.flush_at.is_some_and(|at| at <= now);
         if head.is_none() && !leaves && !is_due {
             return None;
         }
@@ -94,7 +94,7 @@ impl Limiter {
         let now = self.advance(now);
         let Some(session) = &mut self.store else { return };
         // The answer of a transaction under way will say more.
-        if session.under_way.is_none() && session.version < state.version && self.quotas.follows(state) {
+        if session.under_way.is_none() && session.version < state.version && self.quotas.epoch() == Some(&state.epoch) {
             self.quotas.follow(state, None, now, now);
             session.heard(state, now);
         }
