@@ -77,7 +77,7 @@ async fn loaded(count: usize, clients: usize) {
 async fn replicas_that_wait_for_a_small_limit_ask_seldom() {
     let redis = Redis::start(&[]).await;
     let model = ModelLimits { requests_per_minute: Some(10), ..tokens(8000) };
-    let replicas: Vec<_> = (0..3).map(|_| replica(&redis.url(), model.clone(), LONG_TIMEOUT)).collect();
+    let replicas: Vec<_> = (0..3).map(|_| replica(&redis.url(), model, LONG_TIMEOUT)).collect();
     until(false, &replicas).await;
     let upstream = Upstream::new(1 << 30);
     let start = Instant::now();
