@@ -129,13 +129,15 @@ impl fmt::Display for Exceeded {
     /// `This app's budget of 10000 tokens a day is spent (10012 tokens used); it resets in 3600 s, at midnight UTC`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Budget { unit, period, limit } = self.budget;
+        // The rest may be reserved by running requests.
+        let state = if self.used < limit { "has no room for this request" } else { "is spent" };
         let when = match period {
             Period::Day => "at midnight UTC",
             Period::Month => "on the first of next month, UTC",
         };
         write!(
             f,
-            "This app's budget of {} a {} is spent ({} used); it resets in {} s, {when}",
+            "This app's budget of {} a {} {state} ({} used); it resets in {} s, {when}",
             InWords(limit, unit),
             period.as_str(),
             InWords(self.used, unit),
@@ -165,6 +167,10 @@ mod tests {
         assert_eq!(
             exceeded(Unit::Tokens, Period::Day, 10_000, 10_012).to_string(),
             "This app's budget of 10000 tokens a day is spent (10012 tokens used); it resets in 3600 s, at midnight UTC"
+        );
+        assert_eq!(
+            exceeded(Unit::Tokens, Period::Day, 10_000, 9000).to_string(),
+            "This app's budget of 10000 tokens a day has no room for this request (9000 tokens used); it resets in 3600 s, at midnight UTC"
         );
         assert_eq!(
             exceeded(Unit::Cost, Period::Month, 2_500_000_000, 2_500_000_001).to_string(),
