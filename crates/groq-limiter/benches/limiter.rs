@@ -1,5 +1,5 @@
-//! What does one decision cost? A pass over a limiter with nobody, a hundred and ten thousand waiting, one request's whole
-//! life, and the memory of limiters and of waiters. `cargo bench -p groq-limiter --bench limiter`
+//! Time of a dispatch with 0, 100 and 10 000 waiting requests, time of the operations of one request, and memory per limiter and
+//! per waiting request. Run with `cargo bench -p groq-limiter --bench limiter`.
 
 use std::{fs, hint::black_box, pin::Pin, sync::Arc, task::Context, time::Duration};
 
@@ -40,7 +40,7 @@ fn request(app: usize, output_limit: u64) -> AdmissionRequest {
     }
 }
 
-/// A limiter past its cold start with so many waiting, of ten apps and all sizes.
+/// A limiter after its cold start, with `waiting` queued requests of ten apps and four sizes.
 fn limiter(waiting: usize) -> Limiter {
     let mut limiter = Limiter::new("m".into(), Arc::new(limits()), START);
     if let Ok(Admission::Granted(mut probe)) = limiter.submit(&request(0, 1), START, START + HOUR, None, || true) {
@@ -57,38 +57,38 @@ fn limiter(waiting: usize) -> Limiter {
                 limiter.settle(grant, ActualUsage::Unknown, START);
             }
             Ok(Admission::Queued(_)) => {}
-            Err(refusal) => panic!("it can wait: {refusal:?}"),
+            Err(refusal) => panic!("rejected before its deadline: {refusal:?}"),
         }
         n += 1;
     }
     limiter
 }
 
-fn passes(bench: &mut Criterion) {
+fn dispatch(bench: &mut Criterion) {
     for waiting in [0, 100, 10_000] {
         let mut limiter = limiter(waiting);
         let mut events = Vec::<Event>::new();
         limiter.dispatch(START, &mut events);
         events.clear();
-        bench.bench_function(&format!("pass, {waiting} waiting, head blocked"), |bench| {
+        bench.bench_function(&format!("dispatch, {waiting} waiting, head blocked"), |bench| {
             bench.iter(|| {
                 limiter.dispatch(black_box(START), &mut events);
                 assert!(events.is_empty());
             });
         });
     }
-    bench.bench_function("grant, settle and pass, 10000 waiting", |bench| {
+    bench.bench_function("grant, settle and dispatch, 10000 waiting", |bench| {
         let mut events = Vec::new();
-        let ready = || {
+        let new_state = || {
             let mut limiter = limiter(10_000);
             let mut none = Vec::new();
             limiter.dispatch(START, &mut none);
             (limiter, START)
         };
-        let mut state = ready();
+        let mut state = new_state();
         bench.iter(|| {
             if state.0.waiting() < 5000 {
-                state = ready();
+                state = new_state();
             }
             let (limiter, now) = &mut state;
             *now = limiter.wake().unwrap_or(*now);
@@ -101,29 +101,29 @@ fn passes(bench: &mut Criterion) {
             }
         });
     });
-    bench.bench_function("arrival and leaving, 10000 waiting", |bench| {
+    bench.bench_function("submit and cancel, 10000 waiting", |bench| {
         let mut limiter = limiter(10_000);
         let request = request(3, 4000);
         bench.iter(|| {
             let Ok(Admission::Queued(id)) = limiter.submit(black_box(&request), START, START + 1_000_000 * HOUR, None, || true)
             else {
-                panic!("it waits")
+                panic!("not queued")
             };
             limiter.cancel(id, START);
         });
     });
 }
 
-fn life(bench: &mut Criterion) {
+fn request_operations(bench: &mut Criterion) {
     let state = Observation { tokens: Some(RemoteQuota { limit: 250_000, remaining: 249_000 }), ..Observation::default() };
     let request = request(1, 10);
-    bench.bench_function("core: submit, sent, observe, settle, nobody waiting", |bench| {
+    bench.bench_function("core: submit, sent, observe, settle, no queue", |bench| {
         let mut limiter = limiter(0);
         let mut now = START;
         bench.iter(|| {
             now += 1_000_000_000;
             let Ok(Admission::Granted(mut grant)) = limiter.submit(black_box(&request), now, now, None, || true) else {
-                panic!("it fits")
+                panic!("not admitted")
             };
             limiter.sent(&mut grant, now);
             limiter.observe(&mut grant, &state, now);
@@ -134,32 +134,32 @@ fn life(bench: &mut Criterion) {
         let mut limiter = limiter(0);
         let mut now = START;
         bench.iter_custom(|count| {
-            let mut usage = Duration::ZERO;
+            let mut total = Duration::ZERO;
             for _ in 0..count {
                 now += 1_000_000_000;
                 let Ok(Admission::Granted(mut grant)) = limiter.submit(&request, now, now, None, || true) else {
-                    panic!("it fits")
+                    panic!("not admitted")
                 };
                 limiter.sent(&mut grant, now);
-                let begun = Instant::now();
+                let start = Instant::now();
                 limiter.settle(
                     grant,
                     black_box(ActualUsage::Tokens { prompt: 200, completion: Some(10), prompt_total: 200 }),
                     now,
                 );
-                usage += begun.elapsed();
+                total += start.elapsed();
             }
-            usage
+            total
         });
     });
-    bench.bench_function("handle: reserve, sent, settle, nobody waiting", |bench| {
+    bench.bench_function("handle: reserve, sent, settle, no queue", |bench| {
         let limits = Limiters::new(Settings { limits: Arc::new(limits()), ..Settings::default() });
         let mut context = Context::from_waker(std::task::Waker::noop());
         bench.iter_batched(
             Instant::now,
             |now| {
-                let mut turn = Box::pin(limits.reserve(&request, now, None));
-                if let std::task::Poll::Ready(Ok(mut reservation)) = Pin::as_mut(&mut turn).poll(&mut context) {
+                let mut future = Box::pin(limits.reserve(&request, now, None));
+                if let std::task::Poll::Ready(Ok(mut reservation)) = Pin::as_mut(&mut future).poll(&mut context) {
                     reservation.sent(now);
                     reservation.settle(ActualUsage::Nothing, now);
                 }
@@ -176,13 +176,13 @@ fn resident() -> u64 {
 }
 
 fn memory(_: &mut Criterion) {
-    // They stay, so that what follows is not given their memory.
+    // Kept alive, so that the waiting requests do not reuse the memory of the limiters.
     let _limiters = limiters(100_000);
     waiters(10_000);
     waiters(100_000);
 }
 
-/// Limiters of four limits each, of which every one has served a request of one app and seen its headers.
+/// `count` limiters with four limits each. Every limiter has completed one request, including its response headers.
 fn limiters(count: usize) -> Limiters {
     let limits = Limiters::new(Settings { limits: Arc::new(limits()), ..Settings::default() });
     let mut context = Context::from_waker(std::task::Waker::noop());
@@ -192,8 +192,8 @@ fn limiters(count: usize) -> Limiters {
     for n in 0..count {
         let request = AdmissionRequest { organization: format!("key-{n:012x}").into(), ..request(1, 100) };
         let now = Instant::now();
-        let mut turn = Box::pin(limits.reserve(&request, now, None));
-        let std::task::Poll::Ready(Ok(mut permit)) = Pin::as_mut(&mut turn).poll(&mut context) else { panic!("it fits") };
+        let mut future = Box::pin(limits.reserve(&request, now, None));
+        let std::task::Poll::Ready(Ok(mut permit)) = Pin::as_mut(&mut future).poll(&mut context) else { panic!("not admitted") };
         permit.sent(now);
         permit.observe(&state, now);
         permit.settle(ActualUsage::Tokens { prompt: 200, completion: Some(10), prompt_total: 200 }, now);
@@ -203,30 +203,35 @@ fn limiters(count: usize) -> Limiters {
     limits
 }
 
+/// Prints the memory per waiting request, without and with its future.
 fn waiters(count: usize) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     runtime.block_on(async {
         let queue = QueueSettings { max_waiting: count, ..QueueSettings::default() };
         let limits = Limiters::new(Settings { limits: Arc::new(limits()), queue, ..Settings::default() });
-        let asks: Vec<AdmissionRequest> = (0..20).map(|n| request(n % 10, 120_000)).collect();
+        let requests: Vec<AdmissionRequest> = (0..20).map(|n| request(n % 10, 120_000)).collect();
         let deadline = Instant::now() + Duration::from_secs(10_000_000);
         let mut context = Context::from_waker(std::task::Waker::noop());
-        // The futures belong to their connections' tasks: room for them is made before.
-        let mut turns: Vec<_> = (0..count + 20).map(|n| Box::pin(limits.reserve(&asks[n % 20], deadline, None))).collect();
+        // Allocated before the measurement, because in the proxy the futures are part of the connections' tasks.
+        let mut futures: Vec<_> = (0..count + 20).map(|n| Box::pin(limits.reserve(&requests[n % 20], deadline, None))).collect();
         let before = resident();
-        // Those who go at once keep what they took.
-        let polled = turns.iter_mut().map(|turn| Pin::as_mut(turn).poll(&mut context));
-        let held: Vec<_> = polled.filter(std::task::Poll::is_ready).collect();
+        // The first requests are admitted at once. Their permits are kept, so that no others are admitted.
+        let polled = futures.iter_mut().map(|future| Pin::as_mut(future).poll(&mut context));
+        let permits: Vec<_> = polled.filter(std::task::Poll::is_ready).collect();
         let after = resident();
-        println!("memory: {} bytes a waiter at {} waiting", (after - before) / limits.waiting() as u64, limits.waiting());
-        println!("memory: {} bytes of its future beside", size_of_val(&*turns[0]));
-        drop(held);
+        println!(
+            "memory: {} bytes per waiting request at {} waiting",
+            (after - before) / limits.waiting() as u64,
+            limits.waiting()
+        );
+        println!("memory: {} bytes of its future in addition", size_of_val(&*futures[0]));
+        drop(permits);
     });
 }
 
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(20).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(500));
-    targets = memory, passes, life
+    targets = memory, dispatch, request_operations
 }
 criterion_main!(benches);

@@ -1,7 +1,7 @@
-//! How full does the shield keep Groq's limits, and at what price? `cargo bench --bench shield` runs every overload of
-//! the table in virtual time, the baselines beside it; `-- --scenario NAME --seed N` plays one again, `-- --without NAME` all
-//! without one mechanism, and `-- --ablation [NAME]` compares with and without each, over five seeds. `-- --law` prints how long the
-//! light app of the `bucket` rows waits by Groq's law alone.
+//! Usage of the limits, refusals, waits and fairness under overload, in virtual time. `cargo bench --bench shield` runs all
+//! scenarios of docs/figures.md, including the baselines without the shield. `-- --scenario NAME --seed N` runs the scenarios whose
+//! name contains NAME, `-- --without NAME` runs without a mechanism, and `-- --ablation [NAME]` compares runs with and without each
+//! mechanism over five seeds. `-- --law` prints the light app's waits in the `bucket` rows if only Groq's limit delays requests.
 
 use std::process::ExitCode;
 
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     let known = |name: &String| Mechanism::ALL.into_iter().find(|(known, _)| known == name);
     let named: Vec<_> = mechanisms.iter().filter_map(known).collect();
     if let Some(unknown) = mechanisms.iter().find(|name| !name.starts_with("--") && known(name).is_none()) {
-        eprintln!("no mechanism is called {unknown}: {}", Mechanism::ALL.map(|(name, _)| name).join(", "));
+        eprintln!("unknown mechanism {unknown}: {}", Mechanism::ALL.map(|(name, _)| name).join(", "));
         return ExitCode::FAILURE;
     }
     if arguments.iter().any(|argument| argument == "--ablation") {
@@ -61,14 +61,14 @@ fn main() -> ExitCode {
     }
     groq_limiter::ablation::without(&named.iter().map(|&(_, mechanism)| mechanism).collect::<Vec<_>>());
     println!(
-        "seed {seed}; used: own + others; waits in seconds; watched: the light app, or the one that the row is named after\n"
+        "seed {seed}; used: own + external; waits in seconds; watched: the light app, or the one that the row is named after\n"
     );
     println!(
         "| scenario | used % | 429 ‰ (of sends) | failed % | wait p50 / p99 | Jain | watched p50 / p99 / failed % | target | |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     for row in &rows {
-        println!("{}", queue(row, &run(row, seed)));
+        println!("{}", table_row(row, &run(row, seed)));
         if row.name.starts_with("two-replicas") {
             println!("| two-replicas-redis-M | – | – | – | – | – | – | used ≥ 99, ≤ 0 ‰, Jain ≥ 0.99 | not in virtual time |");
         }
@@ -76,7 +76,8 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn queue(row: &Row, outcome: &Outcome) -> String {
+/// The row of the table.
+fn table_row(row: &Row, outcome: &Outcome) -> String {
     let Outcome { own, external, possible, counted, sends, all, watched, jain, stretch, .. } = outcome;
     let mut used =
         if *external > 0.0 { format!("{:.1} + {:.1}", 100.0 * own, 100.0 * external) } else { format!("{:.1}", 100.0 * own) };
@@ -101,11 +102,12 @@ fn queue(row: &Row, outcome: &Outcome) -> String {
         watched.p50,
         watched.p99,
         100.0 * watched.failed,
-        aim(&row.target),
+        target_text(&row.target),
     )
 }
 
-fn aim(target: &Target) -> String {
+/// The targets, as text.
+fn target_text(target: &Target) -> String {
     let percent = |name: &str, share: Option<f64>| {
         share.map(|share| format!("{name} {:.4}", 100.0 * share).trim_end_matches('0').trim_end_matches('.').to_owned())
     };

@@ -1,5 +1,5 @@
 //! Calls Groq's chat API as fast as its limits allow. Processes with the same `REDIS_URL` share the limits.
-//! (For https, reqwest needs one of its features for TLS.)
+//! For https, enable one of reqwest's TLS features.
 
 use std::{env, error::Error, time::Duration};
 
@@ -16,7 +16,7 @@ const MODEL: &str = "openai/gpt-oss-20b";
 const MAX_COMPLETION_TOKENS: u64 = 500;
 
 async fn chat(limiters: Limiters, client: Client, prompt: String) -> Result<String, Box<dyn Error + Send + Sync>> {
-    // About four characters a token, and 70 tokens of template: the limiter learns how far that is off.
+    // About four characters per token, and 70 tokens for the template. The limiter learns how much the estimate is off.
     let (tokens, max_completion_tokens) = (prompt.len() as u64 / 4 + 70, Some(MAX_COMPLETION_TOKENS));
     let request = AdmissionRequest::new("my-organization", MODEL, CostEstimate::Tokens { prompt: tokens, max_completion_tokens });
     let url = env::var("GROQ_BASE_URL").unwrap_or("https://api.groq.com".into()) + "/openai/v1/chat/completions";
@@ -27,7 +27,7 @@ async fn chat(limiters: Limiters, client: Client, prompt: String) -> Result<Stri
     });
     let (deadline, mut requeue) = (Instant::now() + Duration::from_secs(60), None);
     loop {
-        // Waits for its turn. An error says that it would come too late, or never.
+        // Waits until the request may be sent. An error means that this cannot happen before the deadline.
         let mut permit = limiters.reserve(&request, deadline, requeue).await?;
         permit.sent(Instant::now());
         let response = client.post(&url).bearer_auth(env::var("GROQ_API_KEY")?).json(&body).send().await?;
@@ -37,7 +37,7 @@ async fn chat(limiters: Limiters, client: Client, prompt: String) -> Result<Stri
             requeue = permit.refused(None, &state, retry_after, Instant::now());
             continue;
         }
-        // What the headers say corrects the limits; what `usage` says gives back what was not used.
+        // The headers correct the limits, and `usage` releases the part of the reservation that was not used.
         permit.observe(&state, Instant::now());
         let answer: Value = response.error_for_status()?.json().await?;
         let [prompt, completion] = ["prompt_tokens", "completion_tokens"].map(|part| answer["usage"][part].as_u64().unwrap_or(0));
@@ -60,7 +60,7 @@ fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
 
 #[tokio::main]
 pub(crate) async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    // Shared by two processes, each of which goes on with half of every limit while Redis does not answer.
+    // Shared by two processes. While Redis is unreachable, each of them uses half of every limit.
     let redis = env::var("REDIS_URL").ok().map(|url| RedisSettings { replicas: 2, ..RedisSettings::new(url) });
     let (limiters, client) = (Limiters::new(Settings { redis, ..Settings::default() }), Client::new());
     let calls: JoinSet<_> =
@@ -68,7 +68,7 @@ pub(crate) async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     for answer in calls.join_all().await {
         println!("{}", answer?.replace('\n', " "));
     }
-    // Gives back what is not used, and tells the others that it leaves.
+    // Releases the reservations, and removes this process from the replicas that share the limits.
     limiters.close()?;
     Ok(())
 }

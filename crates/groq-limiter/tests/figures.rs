@@ -1,4 +1,4 @@
-//! Are the table's key figures reached, with other seeds too? The same virtual time as `cargo bench --bench shield`.
+//! The most important targets of `cargo bench --bench shield` are reached, also with other seeds.
 
 #[path = "../benches/figures/mod.rs"]
 mod figures;
@@ -14,7 +14,7 @@ fn row(name: &str, sends: usize) -> Row {
 }
 
 #[test]
-fn three_times_the_limit_is_never_refused_and_the_light_app_hardly_waits() {
+fn overload_is_never_refused_and_the_light_app_reaches_its_targets() {
     for seed in 1..=3 {
         let row = row("bucket-3x-M", 1500);
         let outcome = run(&row, seed);
@@ -28,12 +28,12 @@ fn without_the_shield_the_same_load_is_refused() {
     for name in ["A-3x-M", "D-3x-M"] {
         let row = row(name, 1500);
         let outcome = run(&row, 1);
-        assert!(outcome.misses(&row.target).is_empty(), "{name}: too kind an upstream: {outcome:?}");
+        assert!(outcome.misses(&row.target).is_empty(), "{name}: the upstream is too lenient: {outcome:?}");
     }
 }
 
 #[test]
-fn a_seed_is_the_same_run_again() {
+fn runs_with_the_same_seed_are_identical() {
     let row = row("foreign-M", 300);
     let [first, second, other] = [1, 1, 2].map(|seed| format!("{:?}", run(&row, seed)));
     assert_eq!(first, second);

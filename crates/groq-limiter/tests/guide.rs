@@ -1,5 +1,4 @@
-//! The program of the crate's documentation, as it stands there, before the simulated Groq: alone, and as two processes that share a
-//! Redis.
+//! Runs the example of the crate's documentation against the simulated Groq, as one process and as two that share a Redis.
 
 use std::{
     env,
@@ -11,11 +10,11 @@ use groq_sim::{ModelLimits, Options, Plan, Sim, Stats};
 #[path = "../examples/call_groq.rs"]
 mod call_groq;
 
-/// No test of its own: what the others run, in processes of their own.
+/// Not a test: the other tests run this function in processes of their own.
 #[test]
 fn program() {
     if env::var_os("GROQ_BASE_URL").is_some() {
-        call_groq::main().expect("every call is answered");
+        call_groq::main().expect("every call succeeds");
     }
 }
 
@@ -29,8 +28,8 @@ fn start(base: &str, redis: Option<&str>) -> Child {
     program.spawn().expect("it starts")
 }
 
-/// What the simulated Groq has seen after `count` processes have ended. One fills most of the limit, two wait for it.
-async fn after(count: usize, redis: Option<&str>) -> Stats {
+/// Runs `count` processes and returns the statistics of the simulated Groq. One process uses most of the limit; two have to wait.
+async fn run_processes(count: usize, redis: Option<&str>) -> Stats {
     let limits = ModelLimits { requests_per_minute: Some(30), tokens_per_minute: Some(8000), ..ModelLimits::default() };
     let sim = Sim::new(Options { plan: Plan::uniform(limits), ..Options::default() });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -50,7 +49,7 @@ async fn after(count: usize, redis: Option<&str>) -> Stats {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_process() {
-    let stats = after(1, None).await;
+    let stats = run_processes(1, None).await;
     let [scope] = &stats.scopes[..] else { panic!("{stats:?}") };
     assert_eq!((scope.admitted, scope.refused.len()), (12, 0), "{stats:?}");
 }
@@ -79,12 +78,12 @@ async fn several_processes_share_the_limits() {
         assert!(start.elapsed() < Duration::from_secs(20), "redis-server does not serve");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let stats = after(2, Some(&url)).await;
+    let stats = run_processes(2, Some(&url)).await;
     let mut connection = client.get_connection().expect("a connection");
     let records: Vec<String> = redis::cmd("KEYS").arg("groq-shield:limits:{*}").query(&mut connection).expect("keys");
     server.kill().expect("killed");
     server.wait().expect("ended");
     let [scope] = &stats.scopes[..] else { panic!("{stats:?}") };
     assert_eq!((scope.admitted, scope.refused.len()), (24, 0), "{stats:?}");
-    assert_eq!(records.len(), 1, "one limiter's record: {records:?}");
+    assert_eq!(records.len(), 1, "the record of one limiter: {records:?}");
 }

@@ -1,6 +1,6 @@
-//! The map of the crate's files: which imports which, without cycles, as docs/limiter.md shows it.
+//! The crate's files import each other without cycles, and docs/limiter.md has an up-to-date list of the imports.
 //!
-//! `UPDATE_DOCS=1 cargo test -p groq-limiter --test layout` writes the map again.
+//! `UPDATE_DOCS=1 cargo test -p groq-limiter --test layout` updates the list.
 
 mod graph;
 
@@ -12,18 +12,18 @@ const BEGIN: &str = "<!-- files: begin -->";
 const END: &str = "<!-- files: end -->";
 
 #[test]
-fn imports_make_no_cycle() {
+fn imports_have_no_cycle() {
     let found = cycle(&graph(&source("src")));
     assert_eq!(found, None, "files that import each other in a cycle");
 }
 
 #[test]
-fn the_map_is_up_to_date() {
+fn the_list_of_imports_is_up_to_date() {
     let path = source("../../docs/limiter.md");
     let page = fs::read_to_string(&path).expect("docs/limiter.md can be read");
-    let (head, rest) = page.split_once(BEGIN).expect("the map's begin");
-    let (_, tail) = rest.split_once(END).expect("the map's end");
-    let fresh = format!("{head}{BEGIN}\n```text\n{}```\n{END}{tail}", map(&graph(&source("src"))));
+    let (head, rest) = page.split_once(BEGIN).expect("the begin mark");
+    let (_, tail) = rest.split_once(END).expect("the end mark");
+    let fresh = format!("{head}{BEGIN}\n```text\n{}```\n{END}{tail}", import_list(&graph(&source("src"))));
     if std::env::var_os("UPDATE_DOCS").is_some() {
         fs::write(&path, fresh).expect("docs/limiter.md can be written");
     } else {
@@ -32,7 +32,7 @@ fn the_map_is_up_to_date() {
 }
 
 #[test]
-fn paths_are_read_in_every_form() {
+fn paths_are_parsed_in_every_form() {
     let code =
         "use crate::{a::{b::C, D}, e};\nuse self::f::G;\nuse super::h;\npub(in crate::o) fn x() { super::super::i::j(); k::l() }";
     let mut found = paths(code, "m::n", &["k".into()]);
@@ -44,8 +44,8 @@ fn source(path: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// One line a file, importers before what they import.
-fn map(graph: &Graph) -> String {
+/// One line per file with its imports. A file comes before those that it imports.
+fn import_list(graph: &Graph) -> String {
     let (mut lines, mut left) = (Vec::new(), graph.clone());
     while !left.is_empty() {
         let leaves: Vec<String> =

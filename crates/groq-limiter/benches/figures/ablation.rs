@@ -1,4 +1,4 @@
-//! What each mechanism is worth: every row with and without it, over several seeds.
+//! The effect of each mechanism: every row with and without it, over several seeds.
 
 use std::sync::{
     Mutex, PoisonError,
@@ -13,10 +13,10 @@ use crate::figures::{
     world::run,
 };
 
-/// Seeds of every row.
+/// Number of seeds with which every row is run.
 const SEEDS: u64 = 5;
 
-/// The figures that are compared: name, value, and the least difference that is worth a queue.
+/// The figures that are compared: name, value, and the minimum difference that is reported.
 fn figures(outcome: &Outcome) -> [(&'static str, f64, f64); 7] {
     [
         ("used %", 100.0 * (outcome.own + outcome.external), 0.2),
@@ -29,8 +29,7 @@ fn figures(outcome: &Outcome) -> [(&'static str, f64, f64); 7] {
     ]
 }
 
-/// Prints, for each of these mechanisms, the rows that are worse or better without it by more than twice the deviation
-/// between seeds.
+/// Prints, for each mechanism, the figures that change without it by more than twice the standard deviation over the seeds.
 pub(crate) fn print(mechanisms: &[(&'static str, Mechanism)], rows: &[Row]) {
     let rows: Vec<&Row> = rows.iter().filter(|row| row.front == Kind::Shield).collect();
     println!("| without | row | figure | with | without |\n|---|---|---|---|---|");
@@ -39,25 +38,25 @@ pub(crate) fn print(mechanisms: &[(&'static str, Mechanism)], rows: &[Row]) {
     for &(name, mechanism) in mechanisms {
         without(&[mechanism]);
         let ablated = measure(&rows);
-        let mut moved = 0;
+        let mut changed = 0;
         for ((row, with), ablated) in rows.iter().zip(&with).zip(&ablated) {
             for (figure, &(what, _, least)) in figures(&with[0]).iter().enumerate() {
                 let (before, spread) = mean(with.iter().map(|outcome| figures(outcome)[figure].1));
                 let (after, after_spread) = mean(ablated.iter().map(|outcome| figures(outcome)[figure].1));
                 if (after - before).abs() > least.max(2.0 * spread.max(after_spread)) {
                     println!("| {name} | {} | {what} | {before:.2} | {after:.2} |", row.name);
-                    moved += 1;
+                    changed += 1;
                 }
             }
         }
-        if moved == 0 {
+        if changed == 0 {
             println!("| {name} | none | | | |");
         }
     }
     without(&[]);
 }
 
-/// The outcomes of every row, one a seed.
+/// The outcomes of every row, one per seed.
 fn measure(rows: &[&Row]) -> Vec<Vec<Outcome>> {
     let next = AtomicUsize::new(0);
     let outcomes: Vec<Mutex<Vec<Outcome>>> = rows.iter().map(|_| Mutex::default()).collect();
@@ -76,7 +75,7 @@ fn measure(rows: &[&Row]) -> Vec<Vec<Outcome>> {
     outcomes.into_iter().map(|outcomes| outcomes.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
 }
 
-/// The mean and the standard deviation.
+/// Mean and standard deviation.
 fn mean(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
     let count = values.clone().count().max(1) as f64;
     let mean = values.clone().sum::<f64>() / count;

@@ -1,4 +1,4 @@
-//! Who decides what is sent? The shield's limiter, or what people do without it.
+//! Fronts decide when requests are sent: the shield's limiter, and the baselines that are common without it.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -20,31 +20,31 @@ use super::{MINUTE, Ns, SECOND, upstream::Refused, world::Job};
 /// A request's number.
 pub(crate) type Number = usize;
 
-/// What is to be done with a request.
+/// What happens to a request next.
 pub(crate) enum Decision {
-    /// It goes out now.
+    /// Send the request now.
     Send(Number),
-    /// Its client gets an error.
+    /// Return an error to the client.
     Fail(Number),
-    /// It is asked about again at this time.
+    /// Call [`Front::again`] at this time.
     Requeue(Number, Ns),
 }
 
-/// Something between clients and the upstream. It acts on what it is told and never looks into the upstream.
+/// A proxy or client library between the clients and the upstream, of which it only sees the responses.
 pub(crate) trait Front {
     fn arrive(&mut self, number: Number, job: &Job, now: Ns) -> Vec<Decision>;
-    /// A time that it had asked for has come.
+    /// Called at the time of a [`Decision::Requeue`].
     fn again(&mut self, number: Number, job: &Job, now: Ns) -> Vec<Decision> {
         self.arrive(number, job, now)
     }
-    fn answered(&mut self, number: Number, job: &Job, state: &Observation, now: Ns) -> Vec<Decision>;
+    fn responded(&mut self, number: Number, job: &Job, state: &Observation, now: Ns) -> Vec<Decision>;
     fn refused(&mut self, number: Number, job: &Job, refused: &Refused, now: Ns) -> Vec<Decision>;
     fn wake(&mut self, now: Ns) -> Vec<Decision>;
-    /// When it wants to be woken.
+    /// The next time at which `wake` is to be called.
     fn next(&self) -> Option<Ns>;
 }
 
-/// The shield: one limiter, stepped.
+/// The shield: the core of one limiter.
 pub(crate) struct Shield {
     limiter: Limiter,
     waiting: HashMap<Ticket, Number>,
@@ -52,15 +52,15 @@ pub(crate) struct Shield {
     events: Vec<Event>,
 }
 
-/// The limiter's clock is not at its beginning.
+/// Offset of the limiter's clock, so that times before the start of the simulation can be represented.
 const START: Ns = 10 * 24 * 60 * MINUTE;
 
 impl Shield {
-    /// A shield that was told both limits a minute, and perhaps the one on output.
+    /// A shield that is configured with the limits on requests and tokens per minute, and optionally with the one on output.
     pub(crate) fn new((rpm, tpm): (u64, u64), output_tokens_per_minute: Option<u64>) -> Self {
         let (requests_per_minute, tokens_per_minute) = (Some(rpm), Some(tpm));
-        let told = ModelLimits { requests_per_minute, tokens_per_minute, output_tokens_per_minute, ..ModelLimits::default() };
-        let tables = LimitSettings { plan: Plan::None, default: told, ..LimitSettings::default() };
+        let limits = ModelLimits { requests_per_minute, tokens_per_minute, output_tokens_per_minute, ..ModelLimits::default() };
+        let tables = LimitSettings { plan: Plan::None, default: limits, ..LimitSettings::default() };
         Self {
             limiter: Limiter::new("m".into(), Arc::new(tables), START),
             waiting: HashMap::new(),
@@ -108,7 +108,7 @@ impl Front for Shield {
         self.submit(number, job, None, now)
     }
 
-    fn answered(&mut self, number: Number, job: &Job, state: &Observation, now: Ns) -> Vec<Decision> {
+    fn responded(&mut self, number: Number, job: &Job, state: &Observation, now: Ns) -> Vec<Decision> {
         let mut grant = self.grants.remove(&number).expect("it was sent");
         self.limiter.observe(&mut grant, state, START + now);
         let (prompt, completion) = (job.size.prompt, job.size.completion);
@@ -149,7 +149,8 @@ impl Front for Shield {
     }
 }
 
-/// The official SDKs' rule: two retries, after what `retry-after` says up to a minute, else a growing back-off.
+/// The policy of the official SDKs: two retries, after `retry-after` if that is at most a minute, else after an exponential
+/// back-off.
 pub(crate) struct Retries {
     random: Rng,
     tried: HashMap<Number, u32>,
@@ -165,20 +166,20 @@ impl Retries {
         if *tried == 2 {
             return Decision::Fail(number);
         }
-        let grown = (0.5 * f64::from(1 << *tried)).min(8.0) * (1.0 - 0.25 * self.random.f64());
+        let back_off = (0.5 * f64::from(1 << *tried)).min(8.0) * (1.0 - 0.25 * self.random.f64());
         *tried += 1;
-        let wait = if stated <= Duration::from_secs(60) { stated.as_secs_f64() } else { grown };
+        let wait = if stated <= Duration::from_secs(60) { stated.as_secs_f64() } else { back_off };
         Decision::Requeue(number, now + (wait * SECOND as f64) as Ns)
     }
 }
 
-/// Baseline A: nothing in front.
+/// Baseline A: requests are sent at once.
 impl Front for Retries {
     fn arrive(&mut self, number: Number, _: &Job, _: Ns) -> Vec<Decision> {
         vec![Decision::Send(number)]
     }
 
-    fn answered(&mut self, _: Number, _: &Job, _: &Observation, _: Ns) -> Vec<Decision> {
+    fn responded(&mut self, _: Number, _: &Job, _: &Observation, _: Ns) -> Vec<Decision> {
         Vec::new()
     }
 
@@ -195,21 +196,21 @@ impl Front for Retries {
     }
 }
 
-/// Baselines C and D: a token bucket of the limit's size and a queue in order of arrival.
+/// Baselines C and D: a token bucket with the limit's size and rate, and a queue in order of arrival.
 pub(crate) struct TokenBucket {
     limit: f64,
     remaining: f64,
     at: Ns,
-    /// Completion that is reserved; `None`: the output limit.
+    /// Completion tokens that are reserved for each request; `None` for the request's output limit.
     completion: Option<u64>,
     settles: bool,
     queue: VecDeque<(Number, f64, Ns)>,
-    held: HashMap<Number, f64>,
+    reservations: HashMap<Number, f64>,
     retries: Retries,
 }
 
 impl TokenBucket {
-    /// Reserves prompt and output limit, and gives nothing back.
+    /// Reserves prompt and output limit, and refunds nothing.
     pub(crate) fn of_output_limits(limit: u64, seed: u64) -> Self {
         let limit = limit as f64;
         Self {
@@ -219,57 +220,58 @@ impl TokenBucket {
             completion: None,
             settles: false,
             queue: VecDeque::new(),
-            held: HashMap::new(),
+            reservations: HashMap::new(),
             retries: Retries::new(seed),
         }
     }
 
-    /// Reserves prompt and this completion, and settles with the truth.
+    /// Reserves the prompt and `completion`, and settles to the actual usage.
     pub(crate) fn of_predictions(limit: u64, completion: u64, seed: u64) -> Self {
         Self { completion: Some(completion), settles: true, ..Self::of_output_limits(limit, seed) }
     }
 
-    fn pass(&mut self, now: Ns) {
-        let refill = self.limit * (now - self.at) as f64 / MINUTE as f64;
-        self.remaining = (self.remaining + refill).min(self.limit);
+    fn refill(&mut self, now: Ns) {
+        let refilled = self.limit * (now - self.at) as f64 / MINUTE as f64;
+        self.remaining = (self.remaining + refilled).min(self.limit);
         self.at = now;
     }
 
-    fn asked(&self, job: &Job) -> f64 {
+    fn reserved(&self, job: &Job) -> f64 {
         (job.size.prompt + self.completion.map_or(job.size.output_limit, |usual| usual.min(job.size.output_limit))) as f64
     }
 }
 
 impl Front for TokenBucket {
     fn arrive(&mut self, number: Number, job: &Job, now: Ns) -> Vec<Decision> {
-        // No longer than max_wait lasts; or large ones would give up at the head and small ones be served instead.
-        let ahead: f64 = self.queue.iter().map(|&(_, asked, _)| asked).sum();
+        // The queue is bounded by what the limit allows until the deadline. Without the bound, large requests would reach their
+        // deadline at the head of the queue, and only small ones would be served.
+        let ahead: f64 = self.queue.iter().map(|&(_, reserved, _)| reserved).sum();
         if ahead > self.limit * (job.deadline - now) as f64 / MINUTE as f64 {
             return vec![Decision::Fail(number)];
         }
-        self.queue.push_back((number, self.asked(job), job.deadline));
+        self.queue.push_back((number, self.reserved(job), job.deadline));
         self.wake(now)
     }
 
     fn again(&mut self, number: Number, job: &Job, now: Ns) -> Vec<Decision> {
-        self.queue.push_front((number, self.asked(job), job.deadline));
+        self.queue.push_front((number, self.reserved(job), job.deadline));
         self.wake(now)
     }
 
-    fn answered(&mut self, number: Number, job: &Job, _: &Observation, now: Ns) -> Vec<Decision> {
-        let held = self.held.remove(&number).expect("it was sent");
+    fn responded(&mut self, number: Number, job: &Job, _: &Observation, now: Ns) -> Vec<Decision> {
+        let reserved = self.reservations.remove(&number).expect("it was sent");
         if self.settles {
-            self.pass(now);
-            self.remaining = (self.remaining + held - job.size.used() as f64).min(self.limit);
+            self.refill(now);
+            self.remaining = (self.remaining + reserved - job.size.used() as f64).min(self.limit);
         }
         self.wake(now)
     }
 
     fn refused(&mut self, number: Number, _: &Job, refused: &Refused, now: Ns) -> Vec<Decision> {
-        let held = self.held.remove(&number).expect("it was sent");
+        let reserved = self.reservations.remove(&number).expect("it was sent");
         if self.settles {
-            self.pass(now);
-            self.remaining = (self.remaining + held).min(self.limit);
+            self.refill(now);
+            self.remaining = (self.remaining + reserved).min(self.limit);
         }
         let mut decisions = vec![self.retries.after(number, refused.retry_after, now)];
         decisions.extend(self.wake(now));
@@ -277,14 +279,14 @@ impl Front for TokenBucket {
     }
 
     fn wake(&mut self, now: Ns) -> Vec<Decision> {
-        self.pass(now);
+        self.refill(now);
         let mut decisions = Vec::new();
-        while let Some(&(number, asked, deadline)) = self.queue.front() {
+        while let Some(&(number, reserved, deadline)) = self.queue.front() {
             if deadline < now {
                 decisions.push(Decision::Fail(number));
-            } else if asked <= self.remaining {
-                self.remaining -= asked;
-                self.held.insert(number, asked);
+            } else if reserved <= self.remaining {
+                self.remaining -= reserved;
+                self.reservations.insert(number, reserved);
                 decisions.push(Decision::Send(number));
             } else {
                 break;
@@ -295,8 +297,8 @@ impl Front for TokenBucket {
     }
 
     fn next(&self) -> Option<Ns> {
-        let &(_, asked, deadline) = self.queue.front()?;
-        let missing = (asked - self.remaining).max(0.0) / self.limit * MINUTE as f64;
+        let &(_, reserved, deadline) = self.queue.front()?;
+        let missing = (reserved - self.remaining).max(0.0) / self.limit * MINUTE as f64;
         Some((self.at + missing as Ns + 1).min(deadline + 1))
     }
 }

@@ -1,5 +1,5 @@
-//! What does Groq's law alone allow? The two apps of a `bucket` row, no network, no margin, and everything known: only the order in
-//! which requests are sent is left. So long does the light app wait where the two take turns, and where it always goes first.
+//! Lower bound on the waits in the `bucket` rows: an ideal scheduler with exact knowledge of the limit, without network delays and
+//! safety margin. Only the order of the two apps' requests is left to decide: fair, or with the light app always first.
 
 use std::collections::VecDeque;
 
@@ -10,18 +10,18 @@ use crate::figures::{
     load::{Latency, Size, Sizes, gap},
 };
 
-/// Requests of the light app that are measured.
+/// Number of requests of the light app that are measured.
 const REQUESTS: usize = 5000;
 
-/// The median and the 99th percentile of the light app's waits, seconds. The heavy one always has more.
+/// Median and 99th percentile of the light app's waits in seconds. The heavy app always has a request waiting.
 pub(crate) fn light_waits(limit: u64, always_first: bool, seed: u64) -> [f64; 2] {
     let (mut random, sizes) = (Rng::with_seed(seed), Sizes::USUAL);
     let rate = 0.15 * limit as f64 / sizes.measure().0 / 60.0;
     let span = |tokens: u64| tokens * MINUTE / limit;
-    // When the limit is full again, what comes back when answers end, and which requests wait.
+    // When the limit is unused again; the refunds at the ends of responses (time, amount); the waiting requests of the light app.
     let (mut full_at, mut returns, mut light) = (0, Vec::<(Ns, Ns)>::new(), VecDeque::<(Ns, Size)>::new());
     let (mut now, mut arrival, mut heavy) = (0, gap(rate, &mut random), sizes.draw(&mut random));
-    // What each has been served, as the shield counts it: one that comes back starts where the other is.
+    // Tokens served by app. As in the shield's fair queue, an app that becomes active again starts at the other app's value.
     let (mut served, mut waits) = ([0, 0], Vec::with_capacity(REQUESTS));
     while waits.len() < REQUESTS {
         let turn = light.front().filter(|_| always_first || served[0] <= served[1]);

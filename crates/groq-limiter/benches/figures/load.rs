@@ -1,27 +1,27 @@
-//! Who asks for what, and when? Open-loop Poisson arrivals, lognormal sizes and latencies, everything by one seed.
+//! Open-loop load: Poisson arrivals, and lognormal sizes and latencies.
 
 use fastrand::Rng;
 
 use super::{Ns, SECOND};
 
-/// What an app's requests are like: means in tokens and the spread of their logarithm.
+/// The distribution of an app's request sizes: means in tokens, and the standard deviation of their logarithm.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
     pub(crate) prompt: f64,
     pub(crate) output_limit: f64,
     pub(crate) completion: f64,
     pub(crate) spread: f64,
-    /// Nothing asks for more in all.
+    /// Maximum of prompt + output limit.
     pub(crate) most: u64,
-    /// Output limits and completions between these, evenly, instead.
+    /// If set, output limits and completions are uniform in these ranges instead.
     pub(crate) even: Option<[(u64, u64); 2]>,
 }
 
 impl Sizes {
-    /// Near 570 tokens used and 1330 asked.
+    /// About 570 tokens used and 1330 reserved per request.
     pub(crate) const USUAL: Self =
         Self { prompt: 300.0, output_limit: 1030.0, completion: 290.0, spread: 0.7, most: 6000, even: None };
-    /// Requests bind before tokens do.
+    /// Small requests, so that the limit on requests is reached before the one on tokens.
     pub(crate) const TINY: Self =
         Self { prompt: 40.0, output_limit: 120.0, completion: 40.0, spread: 0.5, most: 1000, even: None };
     pub(crate) const SHORT: Self =
@@ -29,7 +29,7 @@ impl Sizes {
     pub(crate) const LONG: Self =
         Self { prompt: 2500.0, output_limit: 3500.0, completion: 1500.0, spread: 0.4, most: 16_000, even: None };
 
-    /// Output limits that say little of the answers.
+    /// Output limits that are much larger than the completions.
     pub(crate) const ANSWERS: Self = Self { even: Some([(900, 4000), (60, 400)]), ..Self::TINY };
 
     pub(crate) fn draw(&self, random: &mut Rng) -> Size {
@@ -45,13 +45,13 @@ impl Sizes {
         Size { prompt, output_limit, completion }
     }
 
-    /// Mean completion tokens.
+    /// Mean number of completion tokens.
     pub(crate) fn answer(&self) -> f64 {
         let mut random = Rng::with_seed(7);
         (0..20_000).map(|_| self.draw(&mut random).completion as f64).sum::<f64>() / 20_000.0
     }
 
-    /// Mean tokens used, and the completion under which nine of ten lie.
+    /// Mean number of tokens used, and the 90 % quantile of completions.
     pub(crate) fn measure(&self) -> (f64, u64) {
         let mut random = Rng::with_seed(7);
         let sizes: Vec<_> = (0..20_000).map(|_| self.draw(&mut random)).collect();
@@ -76,16 +76,16 @@ impl Size {
     }
 }
 
-/// What one app offers.
+/// The load of one app.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Offer {
     pub(crate) app: &'static str,
-    /// As a multiple of the binding limit.
+    /// Load as a multiple of the binding limit.
     pub(crate) share: f64,
     pub(crate) sizes: Sizes,
 }
 
-/// A lognormal time.
+/// A lognormal distribution of latencies, with a maximum.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Latency {
     pub(crate) median: Ns,
@@ -102,12 +102,12 @@ impl Latency {
     }
 }
 
-/// Until the next arrival, at so many a second.
+/// Time until the next arrival at `rate` arrivals per second.
 pub(crate) fn gap(rate: f64, random: &mut Rng) -> Ns {
     (-(1.0 - random.f64()).ln() / rate * SECOND as f64) as Ns + 1
 }
 
-/// Standard normal.
+/// A standard normal random number.
 pub(crate) fn normal(random: &mut Rng) -> f64 {
     (-2.0 * (1.0 - random.f64()).ln()).sqrt() * (std::f64::consts::TAU * random.f64()).cos()
 }

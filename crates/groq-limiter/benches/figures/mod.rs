@@ -1,14 +1,14 @@
-//! Whole overloads in virtual time: the limiter's core before a reference upstream, a day in a second, the same every time.
+//! Deterministic simulation of overload in virtual time: the limiter's core in front of a reference upstream.
 //!
-//! | file | question |
+//! | file | contents |
 //! |---|---|
-//! | `upstream` | what would the limiter do: an exact one, written from its law alone |
-//! | `load` | who asks for what, and when |
-//! | `front` | who decides what is sent: the shield's limiter, or one of the baselines |
-//! | `world` | what happens next: the queue of events |
-//! | `outcome` | what came of it |
-//! | `oracle` | how much of a limit on output could have been used |
-//! | `rows` | which overloads, and what is to be reached |
+//! | `upstream` | an exact implementation of Groq's documented rate limiter |
+//! | `load` | arrivals, sizes and latencies of requests |
+//! | `front` | what decides when requests are sent: the shield's limiter or a baseline |
+//! | `world` | the event loop of a simulation |
+//! | `outcome` | the figures of a simulation |
+//! | `oracle` | the maximum usage of a limit on output |
+//! | `rows` | the scenarios and their targets |
 
 pub(crate) mod front;
 pub(crate) mod load;

@@ -1,4 +1,4 @@
-//! What came of it? Use, refusals, waits, fairness, and whether a row's figures are reached.
+//! The figures of a simulation (usage, refusals, waits, fairness), and whether they reach a row's targets.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use super::{
     world::{Job, WARM},
 };
 
-/// One app's (or everybody's) waits in seconds and the share that got no answer.
+/// Waits in seconds, and the share of requests that failed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Waits {
     pub(crate) p50: f64,
@@ -19,27 +19,28 @@ pub(crate) struct Waits {
 /// A row's figures.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
-    /// Share of the binding limit that was used, by us and by others.
+    /// Share of the binding limit that the shield's requests used.
     pub(crate) own: f64,
+    /// Share of the binding limit that external traffic used.
     pub(crate) external: f64,
-    /// What the oracle uses of a limit on output.
+    /// Share of a limit on output that the oracle uses.
     pub(crate) possible: f64,
-    /// Share of the limit that the limiter counted as taken.
+    /// Share of the limit that the upstream counted as used.
     pub(crate) counted: f64,
     pub(crate) sends: usize,
     pub(crate) refusals: usize,
     pub(crate) all: Waits,
-    /// The first offer.
+    /// Waits of the row's first offer.
     pub(crate) watched: Waits,
     pub(crate) jain: f64,
-    /// A burst's time over the least possible.
+    /// Duration of a burst divided by the minimum possible duration.
     pub(crate) stretch: f64,
 }
 
 impl Outcome {
     pub(crate) fn of(row: &Row, jobs: &[Job], end: Ns, net: i128) -> Self {
         let start = if matches!(row.span, Span::Steady(_)) { WARM } else { 0 };
-        // Who came late may still wait when the run ends.
+        // Later arrivals can still be waiting when the run ends.
         let judged_until = if matches!(row.span, Span::Burst(_)) { end } else { end.saturating_sub(row.max_wait) };
         let (ours, others): (Vec<&Job>, Vec<&Job>) = jobs.iter().partition(|job| !job.app.is_empty());
         let measured = |at: Ns| at >= start && at < end;
@@ -50,7 +51,7 @@ impl Outcome {
         let watched: Vec<&Job> = judged.iter().copied().filter(|job| job.offer == 0).collect();
         let last_sent = ours.iter().filter_map(|job| job.sent.last()).max().copied().unwrap_or(0);
         let used: u64 = ours.iter().map(|job| row.counted(&job.size)).sum();
-        // What an expected answer has beyond its own has to be free for the last one.
+        // To admit the last request, the limit must have room for the expected response, which is larger than the actual one.
         let beyond = row.output.map_or(0, |_| {
             let largest = ours.iter().map(|job| job.size.completion).max().unwrap_or(0);
             largest - ours.last().map_or(0, |job| job.size.completion)
@@ -76,7 +77,7 @@ impl Outcome {
         1000.0 * self.refusals as f64 / self.sends.max(1) as f64
     }
 
-    /// What is not reached, by name.
+    /// The names of the targets that are missed.
     pub(crate) fn misses(&self, target: &Target) -> Vec<&'static str> {
         let below = |name, figure: f64, bound: Option<f64>| bound.filter(|&bound| figure < bound).map(|_| name);
         let above = |name, figure: f64, bound: Option<f64>| bound.filter(|&bound| figure > bound).map(|_| name);
@@ -103,16 +104,16 @@ impl Outcome {
     }
 }
 
-/// The binding dimension's share: tokens or requests let in over what there was.
+/// The share of the binding limit that was used: admitted tokens or requests, divided by what the limit allows.
 fn share_used(row: &Row, jobs: &[&Job], start: Ns, end: Ns) -> f64 {
     let admitted = || jobs.iter().filter(|job| job.admitted.is_some_and(|at| at >= start && at < end));
     let tokens: u64 = admitted().map(|job| row.counted(&job.size)).sum();
     let minutes = (end - start) as f64 / MINUTE as f64;
-    // At the beginning a quota stands there as well, or a debt.
+    // At the start the limit also allows a burst, or there is debt.
     let extra = |initial: f64| if start == 0 { 1.0 - initial } else { 0.0 };
-    let there = |limit: u64, initial: f64| limit as f64 * (minutes + extra(initial));
-    let tokens = tokens as f64 / there(row.binding(), row.initial.1);
-    let requests = admitted().count() as f64 / there(row.limits.0, row.initial.0);
+    let allowed = |limit: u64, initial: f64| limit as f64 * (minutes + extra(initial));
+    let tokens = tokens as f64 / allowed(row.binding(), row.initial.1);
+    let requests = admitted().count() as f64 / allowed(row.limits.0, row.initial.0);
     if matches!(row.span, Span::First(_)) {
         tokens.max(requests)
     } else if row.requests_bind {
@@ -133,7 +134,7 @@ fn waits(jobs: &[&Job]) -> Waits {
     Waits { p50: seconds(50), p99: seconds(99), failed }
 }
 
-/// Jain's index over what apps got, each divided by its max-min fair share of what all got.
+/// Jain's fairness index over the tokens of the apps, each divided by its max-min fair share of the total.
 fn jain(row: &Row, jobs: &[&Job], start: Ns, end: Ns) -> f64 {
     let mut got: BTreeMap<&str, f64> = row.offers.iter().map(|offer| (offer.app, 0.0)).collect();
     let mut wanted = got.clone();

@@ -1,4 +1,4 @@
-//! Which overloads, and what is to be reached in each?
+//! The scenarios of the table and their targets.
 
 use super::{
     MINUTE, MS, Ns, SECOND,
@@ -6,38 +6,38 @@ use super::{
     upstream::{Charging, Law},
 };
 
-/// What stands between clients and the upstream.
+/// What decides when requests are sent to the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// The limiter.
     Shield,
-    /// Baseline A: the SDKs' own retries.
+    /// Baseline A: only the retries of the SDKs.
     Straight,
-    /// Baseline C: prompt + output limit reserved, nothing given back.
+    /// Baseline C: reserves prompt + output limit and refunds nothing.
     OutputLimits,
-    /// Baseline D: prompt + the 90 % quantile of completions, settled.
+    /// Baseline D: reserves prompt + the 90 % quantile of completions, and settles to the actual usage.
     Predictions,
 }
 
-/// When headers are read off.
+/// When the upstream reads the values of its rate-limit headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stamp {
     Admission,
     Finish,
 }
 
-/// What is measured.
+/// The measured time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Span {
-    /// From minute three, until so many were sent.
+    /// From the third minute until this many requests have been sent.
     Steady(usize),
-    /// From the start for so long.
+    /// From the start for this long.
     First(Ns),
-    /// So many limits' worth at once, until all is done.
+    /// A burst of this many times the limit per minute, until all requests are done.
     Burst(f64),
 }
 
-/// The watched app's bounds: seconds, and the share that may fail.
+/// Bounds for the watched app: waits in seconds, and the share of requests that may fail.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Watched {
     pub(crate) p50: f64,
@@ -45,41 +45,41 @@ pub(crate) struct Watched {
     pub(crate) failed: f64,
 }
 
-/// What is to be reached; shares of 1, seconds.
+/// The targets of a row. Shares are between 0 and 1, times are in seconds.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Target {
     pub(crate) used: Option<f64>,
     pub(crate) counted: Option<f64>,
-    /// Of what the oracle uses.
+    /// Minimum usage, as a share of what the oracle uses.
     pub(crate) of_possible: Option<f64>,
     pub(crate) per_thousand: Option<f64>,
-    /// Refusals in all.
+    /// Maximum total number of refusals.
     pub(crate) refusals: Option<f64>,
     pub(crate) failed: Option<f64>,
     pub(crate) p99: Option<f64>,
     pub(crate) jain: Option<f64>,
     pub(crate) watched: Option<Watched>,
     pub(crate) stretch: Option<f64>,
-    /// A baseline that does better than these has too kind an upstream.
+    /// Bounds for baselines: if one does better, the simulated upstream is too lenient.
     pub(crate) used_at_most: Option<f64>,
     pub(crate) per_thousand_at_least: Option<f64>,
 }
 
-/// One queue of the table.
+/// A row of the table.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) name: &'static str,
-    /// Requests and tokens a minute.
+    /// Requests and tokens per minute.
     pub(crate) limits: (u64, u64),
-    /// Output tokens a minute, tested by what is expected; binds where it is set.
+    /// Output tokens per minute, tested by expected output. If set, this is the binding limit.
     pub(crate) output: Option<u64>,
-    /// The shield is told of it.
-    pub(crate) output_is_told: bool,
-    /// The first one is watched.
+    /// Whether the shield is configured with the limit on output.
+    pub(crate) output_is_configured: bool,
+    /// The apps, of which the first is watched.
     pub(crate) offers: Vec<Offer>,
     /// Requests state no output limit, and the upstream reserves so much for each.
     pub(crate) unstated: Option<u64>,
-    /// Strangers, as a share of the binding limit.
+    /// External traffic, as a share of the binding limit.
     pub(crate) external: f64,
     pub(crate) requests_bind: bool,
     pub(crate) front: Kind,
@@ -87,12 +87,12 @@ pub(crate) struct Row {
     pub(crate) law: Law,
     pub(crate) charging: Charging,
     pub(crate) stamp: Stamp,
-    /// One way, from and to.
+    /// Minimum and maximum network delay in one direction.
     pub(crate) way: (Ns, Ns),
     pub(crate) latency: Latency,
-    /// Estimated over true prompt tokens.
+    /// Estimated divided by actual prompt tokens.
     pub(crate) bias: f64,
-    /// What is in use of (requests, tokens) at the start.
+    /// Shares of (requests, tokens) per minute that are used at the start.
     pub(crate) initial: (f64, f64),
     pub(crate) max_wait: Ns,
     pub(crate) span: Span,
@@ -122,14 +122,15 @@ const NONE: Target = Target {
 };
 
 impl Row {
-    /// A light app with 15 % of the limit and a heavy one with the rest of `load` times the limit, at Groq as known.
+    /// A light app that offers 15 % of the limit and a heavy one that offers the rest of `load` times the limit, with Groq's known
+    /// behaviour.
     fn new(name: &'static str, limits: (u64, u64), load: f64, target: Target) -> Self {
         let offer = |app, share| Offer { app, share, sizes: Sizes::USUAL };
         Self {
             name,
             limits,
             output: None,
-            output_is_told: false,
+            output_is_configured: false,
             unstated: None,
             offers: vec![offer("light", 0.15), offer("heavy", load - 0.15)],
             external: 0.0,
@@ -154,29 +155,29 @@ impl Row {
         Self { offers, ..self }
     }
 
-    /// The limit that bursts are measured by.
+    /// The limit on tokens that is used first.
     pub(crate) fn binding(&self) -> u64 {
         self.output.unwrap_or(self.limits.1)
     }
 
-    /// What it counts of a request.
+    /// The tokens of a request that count under the limit of [`Self::binding`].
     pub(crate) fn counted(&self, size: &Size) -> u64 {
         if self.output.is_some() { size.completion } else { size.used() }
     }
 
-    /// Arrivals a second, by offer.
+    /// Arrivals per second, by offer.
     pub(crate) fn rates(&self) -> Vec<f64> {
         self.offers.iter().map(|offer| offer.share * self.rate_of_limit(&offer.sizes)).collect()
     }
 
-    /// Requests a second that would use the binding limit up.
+    /// Requests per second that use the binding limit exactly.
     pub(crate) fn rate_of_limit(&self, sizes: &Sizes) -> f64 {
-        let a_minute = match self.output {
+        let per_minute = match self.output {
             Some(output) => output as f64 / sizes.answer(),
             None if self.requests_bind => self.limits.0 as f64,
             None => self.limits.1 as f64 / sizes.measure().0,
         };
-        a_minute * SECOND as f64 / MINUTE as f64
+        per_minute * SECOND as f64 / MINUTE as f64
     }
 }
 
@@ -192,11 +193,11 @@ pub(crate) fn rows() -> Vec<Row> {
     let shorts = Target { watched: Some(Watched { p50: 0.05, p99: 2.0, failed: 0.0 }), ..with(0.99, 0.0) };
     let longs = Target { watched: Some(Watched { p50: f64::MAX, p99: 30.0, failed: 0.0 }), ..with(0.99, 0.0) };
     let cold = |used, refusals| Target { used: Some(used), refusals: Some(refusals), ..NONE };
-    // One answer more or less at the end of ten minutes is 2 to 4 %.
+    // One response more or less at the end of ten minutes is 2 to 4 %.
     let output_first = |of_possible| Target { of_possible: Some(of_possible), refusals: Some(2.0), ..NONE };
     let first = Span::First(2 * MINUTE);
     let odd = with(0.985, 1.0);
-    // Groq counts no windows: an upstream that did would have to be borne, not filled.
+    // Groq does not use windows. With an upstream that does, only the number of refusals has to stay limited.
     let windows = Target { per_thousand: Some(50.0), ..NONE };
     let bad = |per_thousand| Target { per_thousand_at_least: Some(per_thousand), ..NONE };
     let m = |name, target| Row::new(name, M, 3.0, target);
@@ -245,9 +246,9 @@ pub(crate) fn rows() -> Vec<Row> {
         },
         output("output-3x", Target { watched: Some(Watched { p50: f64::MAX, p99: f64::MAX, failed: 0.0 }), ..with(0.97, 0.0) }),
         Row { span: Span::First(10 * MINUTE), ..output("output-cold", output_first(0.95)) },
-        Row { span: Span::First(10 * MINUTE), output_is_told: true, ..output("output-told", output_first(0.95)) },
-        Row { span: Span::First(60 * MINUTE), output_is_told: true, ..output("output-told-hour", output_first(0.99)) },
-        // A restart into a crowd: the upstream's bucket is nearly used up, and nothing is known of it.
+        Row { span: Span::First(10 * MINUTE), output_is_configured: true, ..output("output-told", output_first(0.95)) },
+        Row { span: Span::First(60 * MINUTE), output_is_configured: true, ..output("output-told-hour", output_first(0.99)) },
+        // A restart under load: most of the upstream's limit is used, which the new process does not know.
         Row {
             span: Span::Burst(3.0),
             max_wait: 10 * MINUTE,

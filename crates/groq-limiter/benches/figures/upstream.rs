@@ -1,5 +1,5 @@
-//! What would the limiter do? Two dimensions over a minute (requests, tokens) and one over a day, exact in integers,
-//! written from the documented law and not from the shield's code.
+//! A reference implementation of Groq's rate limiter in exact integer arithmetic: requests and tokens per minute, requests per day,
+//! and optionally output tokens per minute. It shares no code with the shield.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,29 +7,29 @@ use groq_limiter::types::{Dimension, Observation, RemoteQuota, UpstreamRefusal};
 
 use super::{MINUTE, Ns, SECOND};
 
-/// How a limit forgets.
+/// How usage decays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Law {
-    /// Drains all the time, limit ÷ period: Groq.
+    /// Usage drains continuously at limit ÷ period, as Groq's does.
     #[default]
     Bucket,
-    /// All at once, at the end of each window of the upstream's clock.
+    /// All usage expires at the end of a window of the upstream's clock.
     Fixed,
-    /// Each unit a period after it was taken.
+    /// Usage expires one period after it was added.
     Sliding,
 }
 
-/// When the limiter takes how much.
+/// How much is tested, reserved and charged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Charging {
-    /// Holds prompt + output limit and gives the rest back at the end: Groq, as far as known.
+    /// Reserves prompt + output limit, and refunds the rest at the end. Groq's behaviour, as far as known.
     #[default]
     R,
-    /// Tests prompt + output limit, holds the prompt, adds the output at the end.
+    /// Tests prompt + output limit, reserves the prompt, and charges the output at the end.
     T,
-    /// Tests and holds the prompt, adds the output at the end.
+    /// Tests and reserves the prompt, and charges the output at the end.
     P,
-    /// Holds prompt + output limit and never gives back.
+    /// Reserves prompt + output limit, and refunds nothing.
     N,
 }
 
@@ -39,12 +39,12 @@ pub(crate) struct Counter {
     limit: i128,
     period: i128,
     law: Law,
-    /// Units × period, so that nothing is rounded.
+    /// Units × period, for exact arithmetic.
     used: i128,
     at: Ns,
-    /// Sliding: what was taken when.
+    /// Units by the time they were added; only for a sliding window.
     log: BTreeMap<Ns, i128>,
-    /// Units taken since the start, refunds taken off.
+    /// Units charged since the start, minus refunds.
     pub(crate) net: i128,
 }
 
@@ -58,7 +58,7 @@ impl Counter {
         counter
     }
 
-    fn pass(&mut self, now: Ns) {
+    fn advance(&mut self, now: Ns) {
         match self.law {
             Law::Bucket => self.used = (self.used - i128::from(now - self.at) * self.limit).max(0),
             Law::Fixed => {
@@ -80,13 +80,13 @@ impl Counter {
     }
 
     fn fits(&mut self, units: u64, now: Ns) -> bool {
-        self.pass(now);
+        self.advance(now);
         self.used + i128::from(units) * self.period <= self.limit * self.period
     }
 
-    /// Adds units at `now` that belong to what was taken at `taken`.
+    /// Adds `units` at `now` to the usage of a request that was admitted at `taken`.
     fn change(&mut self, taken: Ns, units: i128, now: Ns) {
-        self.pass(now);
+        self.advance(now);
         self.net += units;
         match self.law {
             Law::Bucket => self.used = (self.used + units * self.period).max(0),
@@ -101,12 +101,12 @@ impl Counter {
         }
     }
 
-    /// Whole units in use, rounded up.
+    /// Used units, rounded up.
     fn used(&self) -> u64 {
         ((self.used + self.period - 1) / self.period) as u64
     }
 
-    /// When `units` will fit, from now.
+    /// Nanoseconds until `units` fit.
     fn wait(&self, units: u64) -> Ns {
         let mut over = self.used + i128::from(units) * self.period - self.limit * self.period;
         match self.law {
@@ -130,16 +130,16 @@ impl Counter {
     }
 }
 
-/// A refusal as it goes over the wire.
+/// A refusal, as a client sees it.
 #[derive(Clone, Debug)]
 pub(crate) struct Refused {
     pub(crate) text: UpstreamRefusal,
     pub(crate) state: Observation,
-    /// Whole seconds, rounded up.
+    /// Rounded up to whole seconds.
     pub(crate) retry_after: Duration,
 }
 
-/// One organization × model × tier at the reference upstream.
+/// The limits of one organization, model and service tier.
 pub(crate) struct Upstream {
     pub(crate) requests: Counter,
     pub(crate) tokens: Counter,
@@ -148,64 +148,67 @@ pub(crate) struct Upstream {
     charging: Charging,
 }
 
-/// How long an answer counts as expected.
+/// How long a response counts for the expected output.
 pub(crate) const EXPECTED_FOR: Ns = 150 * SECOND;
 
-/// Output tokens a minute: tested is the smaller of the output limit and the largest answer of the last 150 s, taken is the
-/// answer when it ends.
+/// The limit on output tokens per minute. The smaller of the request's output limit and the largest response of the last 150 s is
+/// tested at admission, and the response is charged when it ends.
 struct Output {
     counter: Counter,
-    answers: Vec<(Ns, u64)>,
+    responses: Vec<(Ns, u64)>,
 }
 
 impl Output {
     fn expected(&mut self, output_limit: u64, now: Ns) -> u64 {
-        self.answers.retain(|&(ended, _)| now < ended + EXPECTED_FOR);
-        self.answers.iter().map(|&(_, tokens)| tokens).max().unwrap_or(0).min(output_limit)
+        self.responses.retain(|&(ended, _)| now < ended + EXPECTED_FOR);
+        self.responses.iter().map(|&(_, tokens)| tokens).max().unwrap_or(0).min(output_limit)
     }
 }
 
 impl Upstream {
-    /// `initial`: the share of (requests, tokens) a minute that is in use at the start; over 1 for debt.
+    /// `initial` has the shares of (requests, tokens) per minute that are used at the start; above 1 for debt.
     pub(crate) fn new((rpm, tpm): (u64, u64), output: Option<u64>, law: Law, charging: Charging, initial: (f64, f64)) -> Self {
         let counted = |limit| Counter::new("output tokens per minute (OTPM)", limit, MINUTE, law, 0.0);
         Self {
             requests: Counter::new("requests per minute (RPM)", rpm, MINUTE, law, initial.0),
             tokens: Counter::new("tokens per minute (TPM)", tpm, MINUTE, law, initial.1),
-            // Never what binds, but shown.
+            // Never reached, but reported in headers.
             day: Counter::new("requests per day (RPD)", 10_000_000, 24 * 60 * MINUTE, Law::Bucket, 0.0),
-            output: output.map(|limit| Output { counter: counted(limit), answers: Vec::new() }),
+            output: output.map(|limit| Output { counter: counted(limit), responses: Vec::new() }),
             charging,
         }
     }
 
-    /// Lets a request in or refuses it.
+    /// Admits a request.
+    ///
+    /// # Errors
+    /// The refusal.
     pub(crate) fn admit(&mut self, prompt: u64, output_limit: u64, now: Ns) -> Result<(), Box<Refused>> {
         let tested = if self.charging == Charging::P { prompt } else { prompt + output_limit };
-        let asked = [(&mut self.requests, 1), (&mut self.day, 1), (&mut self.tokens, tested)];
+        let tests = [(&mut self.requests, 1), (&mut self.day, 1), (&mut self.tokens, tested)];
         let expected = self.output.as_mut().map(|output| (output.expected(output_limit, now), &mut output.counter));
-        let asked = asked.into_iter().chain(expected.map(|(expected, counter)| (counter, expected)));
-        let short = asked.into_iter().find_map(|(counter, units)| {
+        let tests = tests.into_iter().chain(expected.map(|(expected, counter)| (counter, expected)));
+        let short = tests.into_iter().find_map(|(counter, units)| {
             let fits = counter.fits(units, now);
             (!fits).then(|| (counter.name, counter.limit, counter.used(), units, counter.wait(units)))
         });
         if let Some((name, limit, used, units, wait)) = short {
-            // A refusal for requests shows no tokens.
+            // A refusal by a limit on requests has no headers for tokens.
             let state = if name.contains("tokens") { self.state(now) } else { Observation::default() };
             return Err(Box::new(refused(name, limit, used, units, wait, state)));
         }
-        let held = if matches!(self.charging, Charging::T | Charging::P) { prompt } else { tested };
-        for (counter, units) in [(&mut self.requests, 1), (&mut self.day, 1), (&mut self.tokens, held)] {
+        let reserved = if matches!(self.charging, Charging::T | Charging::P) { prompt } else { tested };
+        for (counter, units) in [(&mut self.requests, 1), (&mut self.day, 1), (&mut self.tokens, reserved)] {
             counter.change(now, units.into(), now);
         }
         Ok(())
     }
 
-    /// A request that was admitted at `admitted` has generated so much.
+    /// Settles a request that was admitted at `admitted` and has generated `completion` tokens.
     pub(crate) fn finish(&mut self, admitted: Ns, output_limit: u64, completion: u64, now: Ns) {
         if let Some(output) = &mut self.output {
             output.counter.change(admitted, completion.into(), now);
-            output.answers.push((now, completion));
+            output.responses.push((now, completion));
         }
         match self.charging {
             Charging::R => self.tokens.change(admitted, i128::from(completion) - i128::from(output_limit), now),
@@ -214,10 +217,10 @@ impl Upstream {
         }
     }
 
-    /// What headers show.
+    /// The rate-limit headers of a response.
     pub(crate) fn state(&mut self, now: Ns) -> Observation {
-        self.tokens.pass(now);
-        self.day.pass(now);
+        self.tokens.advance(now);
+        self.day.advance(now);
         Observation { requests: Some(self.day.shown()), tokens: Some(self.tokens.shown()), audio: None }
     }
 }

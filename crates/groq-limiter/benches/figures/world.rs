@@ -1,4 +1,5 @@
-//! What happens next? Clients, fronts, ways and the upstream as one queue of events, in time and then in order.
+//! The event loop of a simulation: clients, fronts, network delays and the upstream. Events at the same time are processed in the
+//! order in which they were scheduled.
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
@@ -14,18 +15,18 @@ use super::{
     upstream::{Refused, Upstream},
 };
 
-/// Steady state begins here.
+/// Start of the steady state, which is measured.
 pub(crate) const WARM: Ns = 3 * MINUTE;
-/// A timer is late by up to so much.
-const LATE: Ns = MS;
-/// No row lasts longer.
-const LONGEST: Ns = 30 * 60 * MINUTE;
+/// Maximum delay of a timer.
+const MAX_TIMER_DELAY: Ns = MS;
+/// Maximum virtual duration of a simulation.
+const MAX_DURATION: Ns = 30 * 60 * MINUTE;
 
-/// A request's life.
+/// A request and what has happened to it.
 pub(crate) struct Job {
-    /// Empty: a stranger's.
+    /// Empty for external traffic.
     pub(crate) app: &'static str,
-    /// Whether it states its output limit.
+    /// Whether the request has max completion tokens.
     pub(crate) states_limit: bool,
     pub(crate) offer: usize,
     pub(crate) size: Size,
@@ -37,7 +38,7 @@ pub(crate) struct Job {
     pub(crate) refusals: Vec<Ns>,
     pub(crate) admitted: Option<Ns>,
     pub(crate) failed: bool,
-    /// `None`: it goes past the fronts.
+    /// The replica that the request is sent through; `None` for external traffic.
     replica: Option<usize>,
     reply: Option<Result<Observation, Box<Refused>>>,
 }
@@ -45,8 +46,8 @@ pub(crate) struct Job {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Arrive(usize),
-    Stranger,
-    StoreHealth(Number),
+    External,
+    ReachUpstream(Number),
     Finish(Number),
     Back(Number),
     Requeue(Number),
@@ -62,9 +63,9 @@ struct World<'a> {
     fronts: Vec<Box<dyn Front>>,
     armed: Vec<Option<Ns>>,
     upstream: Upstream,
-    /// Arrivals a second, by offer.
+    /// Arrivals per second, by offer.
     rates: Vec<f64>,
-    foreign_rate: f64,
+    external_rate: f64,
     load: Rng,
     ways: Rng,
     steady_sends: usize,
@@ -82,13 +83,13 @@ pub(crate) fn run(row: &Row, seed: u64) -> Outcome {
         armed: vec![None; row.replicas],
         upstream: Upstream::new(row.limits, row.output, row.law, row.charging, row.initial),
         rates: row.rates(),
-        foreign_rate: row.external * row.rate_of_limit(&row.offers[0].sizes),
+        external_rate: row.external * row.rate_of_limit(&row.offers[0].sizes),
         load: Rng::with_seed(seed),
         ways: Rng::with_seed(!seed),
         steady_sends: 0,
     };
     world.begin();
-    let (mut net, mut end) = (None, LONGEST);
+    let (mut net, mut end) = (None, MAX_DURATION);
     while let Some(Reverse((at, _, event))) = world.agenda.pop() {
         world.now = at;
         if at >= WARM && net.is_none() {
@@ -108,7 +109,7 @@ pub(crate) fn run(row: &Row, seed: u64) -> Outcome {
 fn front(row: &Row, seed: u64) -> Box<dyn Front> {
     let (_, tpm) = row.limits;
     match row.front {
-        Kind::Shield => Box::new(Shield::new(row.limits, row.output.filter(|_| row.output_is_told))),
+        Kind::Shield => Box::new(Shield::new(row.limits, row.output.filter(|_| row.output_is_configured))),
         Kind::Straight => Box::new(Retries::new(seed)),
         Kind::OutputLimits => Box::new(TokenBucket::of_output_limits(tpm, seed)),
         Kind::Predictions => {
@@ -131,15 +132,15 @@ impl World<'_> {
             self.next_arrival(offer);
         }
         if self.row.external > 0.0 {
-            self.plan(0, Event::Stranger);
+            self.plan(0, Event::External);
         }
     }
 
     fn is_over(&self) -> bool {
         match self.row.span {
-            Span::Steady(sends) => self.steady_sends >= sends || self.now > LONGEST,
+            Span::Steady(sends) => self.steady_sends >= sends || self.now > MAX_DURATION,
             Span::First(time) => self.now >= time,
-            Span::Burst(_) => self.now > LONGEST,
+            Span::Burst(_) => self.now > MAX_DURATION,
         }
     }
 
@@ -158,14 +159,14 @@ impl World<'_> {
                 self.arrive(offer);
                 self.next_arrival(offer);
             }
-            Event::Stranger => {
+            Event::External => {
                 let size = self.row.offers[0].sizes.draw(&mut self.load);
                 let number = self.job("", 0, size, None);
                 self.reach(number);
-                let at = self.now + gap(self.foreign_rate, &mut self.load);
-                self.plan(at, Event::Stranger);
+                let at = self.now + gap(self.external_rate, &mut self.load);
+                self.plan(at, Event::External);
             }
-            Event::StoreHealth(number) => self.reach(number),
+            Event::ReachUpstream(number) => self.reach(number),
             Event::Finish(number) => self.finish(number),
             Event::Back(number) => self.back(number),
             Event::Requeue(number) => self.request(number, |front, job, now| front.again(number, job, now)),
@@ -194,14 +195,14 @@ impl World<'_> {
     }
 
     fn job(&mut self, app: &'static str, offer: usize, size: Size, replica: Option<usize>) -> Number {
-        let off = (0.08 * super::load::normal(&mut self.load)).exp() * self.row.bias;
+        let error = (0.08 * super::load::normal(&mut self.load)).exp() * self.row.bias;
         let size = Size { output_limit: self.row.unstated.unwrap_or(size.output_limit), ..size };
         self.jobs.push(Job {
             app,
             states_limit: self.row.unstated.is_none(),
             offer,
             size,
-            estimate: ((size.prompt as f64 * off) as u64).max(1),
+            estimate: ((size.prompt as f64 * error) as u64).max(1),
             latency: self.row.latency.draw(&mut self.load),
             arrived: self.now,
             deadline: self.now + self.row.max_wait,
@@ -215,7 +216,7 @@ impl World<'_> {
         self.jobs.len() - 1
     }
 
-    /// The request is at the upstream.
+    /// The request has arrived at the upstream.
     fn reach(&mut self, number: Number) {
         let job = &mut self.jobs[number];
         match self.upstream.admit(job.size.prompt, job.size.output_limit, self.now) {
@@ -236,7 +237,7 @@ impl World<'_> {
 
     fn finish(&mut self, number: Number) {
         let job = &mut self.jobs[number];
-        let admitted = job.admitted.expect("it was let in");
+        let admitted = job.admitted.expect("it was admitted");
         self.upstream.finish(admitted, job.size.output_limit, job.size.completion, self.now);
         if job.replica.is_none() {
             return;
@@ -249,8 +250,8 @@ impl World<'_> {
     }
 
     fn back(&mut self, number: Number) {
-        match self.jobs[number].reply.take().expect("it was answered") {
-            Ok(state) => self.request(number, |front, job, now| front.answered(number, job, &state, now)),
+        match self.jobs[number].reply.take().expect("it has a reply") {
+            Ok(state) => self.request(number, |front, job, now| front.responded(number, job, &state, now)),
             Err(refused) => {
                 self.jobs[number].refusals.push(self.now);
                 self.request(number, |front, job, now| front.refused(number, job, &refused, now));
@@ -258,9 +259,9 @@ impl World<'_> {
         }
     }
 
-    fn request(&mut self, number: Number, tell: impl FnOnce(&mut dyn Front, &Job, Ns) -> Vec<Decision>) {
-        let replica = self.jobs[number].replica.expect("others go past the fronts");
-        let decisions = tell(&mut *self.fronts[replica], &self.jobs[number], self.now);
+    fn request(&mut self, number: Number, notify: impl FnOnce(&mut dyn Front, &Job, Ns) -> Vec<Decision>) {
+        let replica = self.jobs[number].replica.expect("external traffic has no front");
+        let decisions = notify(&mut *self.fronts[replica], &self.jobs[number], self.now);
         self.act(replica, decisions);
     }
 
@@ -271,7 +272,7 @@ impl World<'_> {
                     self.jobs[number].sent.push(self.now);
                     self.steady_sends += usize::from(self.now >= WARM);
                     let at = self.way();
-                    self.plan(at, Event::StoreHealth(number));
+                    self.plan(at, Event::ReachUpstream(number));
                 }
                 Decision::Fail(number) => self.jobs[number].failed = true,
                 Decision::Requeue(number, at) => self.plan(at, Event::Requeue(number)),
@@ -281,8 +282,8 @@ impl World<'_> {
         if next != self.armed[replica] {
             self.armed[replica] = next;
             if let Some(at) = next {
-                let late = self.ways.u64(..LATE);
-                self.plan(at.max(self.now) + late, Event::Wake(replica, at));
+                let delay = self.ways.u64(..MAX_TIMER_DELAY);
+                self.plan(at.max(self.now) + delay, Event::Wake(replica, at));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Which files of a crate import which, read from their text. The proxy's layout test uses it as well.
+//! The import graph of a crate's files, parsed from their text. Also used by the proxy's layout test.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,10 +6,10 @@ use std::{
     path::Path,
 };
 
-/// Modules by path (`queue::app`; the root is empty), and those that each one's file names.
+/// For each module (a path like `queue::app`; empty for the root) the modules that its file imports.
 pub(crate) type Graph = BTreeMap<String, BTreeSet<String>>;
 
-/// A cycle of files that import each other, if there is one.
+/// Finds a cycle of files that import each other.
 ///
 /// `mod x; pub use x::T` in a parent is an edge from the parent to the child: a cycle only if the child uses an item of the
 /// parent's own, or one that the parent re-exports.
@@ -20,20 +20,20 @@ pub(crate) fn cycle(graph: &Graph) -> Option<Vec<String>> {
         left.remove(&leaf);
     }
     let mut at = left.keys().next()?.clone();
-    let mut way = Vec::new();
+    let mut path = Vec::new();
     loop {
-        if let Some(begin) = way.iter().position(|before| *before == at) {
-            way.push(at);
-            return Some(way.split_off(begin));
+        if let Some(begin) = path.iter().position(|before| *before == at) {
+            path.push(at);
+            return Some(path.split_off(begin));
         }
-        // Every one that is left leads to another.
+        // Every remaining module imports another remaining one.
         let next = left[&at].iter().find(|to| left.contains_key(*to))?.clone();
-        way.push(at);
+        path.push(at);
         at = next;
     }
 }
 
-/// Reads the files below a crate's `src`.
+/// Reads the import graph of the files below a crate's `src`.
 pub(crate) fn graph(root: &Path) -> Graph {
     let mut files = BTreeMap::new();
     collect(root, root, &mut files);
@@ -42,7 +42,7 @@ pub(crate) fn graph(root: &Path) -> Graph {
     files.iter().map(|(module, code)| (module.clone(), imports(module, code, &modules))).collect()
 }
 
-/// The code of every module below, without comments and tests.
+/// Collects the code of every module below `at`, without comments and tests.
 fn collect(root: &Path, at: &Path, files: &mut BTreeMap<String, String>) {
     for entry in fs::read_dir(at).expect("src can be listed") {
         let path = entry.expect("an entry").path();
@@ -76,7 +76,7 @@ fn imports(module: &str, code: &str, modules: &BTreeSet<String>) -> BTreeSet<Str
     named.filter(|to| to != module).collect()
 }
 
-/// Every path that begins with `crate`, `super`, `self` or a child module, from the crate's root.
+/// All paths in `code` that begin with `crate`, `super`, `self` or a child module, as paths from the crate's root.
 pub(crate) fn paths(code: &str, module: &str, children: &[String]) -> Vec<String> {
     let mut found = Vec::new();
     let bases = [("crate::", ""), ("super::", parent(module).unwrap_or_default()), ("self::", module)];
@@ -98,7 +98,7 @@ pub(crate) fn paths(code: &str, module: &str, children: &[String]) -> Vec<String
     found
 }
 
-/// Reads `a::{b, c::D}` after `base`; what follows it.
+/// Parses a use tree like `a::{b, c::D}` relative to `base`. Returns the text after it.
 fn tree<'a>(text: &'a str, base: &str, found: &mut Vec<String>) -> &'a str {
     if let Some(mut rest) = text.strip_prefix('{') {
         loop {
@@ -124,7 +124,7 @@ fn tree<'a>(text: &'a str, base: &str, found: &mut Vec<String>) -> &'a str {
     }
 }
 
-/// Whether a path that is used can begin after this; `pub(in …)` uses none.
+/// Whether an imported path can begin after `before`. The path in `pub(in …)` is not an import.
 fn begins_path(before: &str) -> bool {
     !before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':') && !before.ends_with("(in ")
 }

@@ -1,4 +1,4 @@
-//! What happens to a limiter? Jobs that come, go, leave and end before an exact upstream, and every step is checked.
+//! Histories of a limiter: jobs arrive, are sent to an exact upstream, end or are cancelled, and every step is checked.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use crate::start::{MS, SECOND, START, request};
 
-/// An upstream's law for one dimension, exact: units × period, so that nothing is rounded.
+/// A continuously draining limit of the upstream. Usage is in units × period, for exact arithmetic.
 pub(crate) struct Exact {
     pub(crate) limit: i128,
     pub(crate) period: i128,
@@ -31,12 +31,12 @@ impl Exact {
         self.at = now;
     }
 
-    pub(crate) fn admit(&mut self, asked: u64, now: Ns) -> bool {
+    pub(crate) fn admit(&mut self, requested: u64, now: Ns) -> bool {
         self.drain(now);
-        let asked = i128::from(asked) * self.period;
-        let fits = self.used + asked <= self.limit * self.period;
+        let requested = i128::from(requested) * self.period;
+        let fits = self.used + requested <= self.limit * self.period;
         if fits {
-            self.used += asked;
+            self.used += requested;
         }
         fits
     }
@@ -46,7 +46,7 @@ impl Exact {
         self.used = (self.used + units * self.period).max(0);
     }
 
-    /// Whole units, rounded up.
+    /// Used units, rounded up.
     pub(crate) fn units(&self) -> u64 {
         ((self.used + self.period - 1) / self.period) as u64
     }
@@ -60,7 +60,8 @@ pub(crate) struct Job {
     pub(crate) output_limit: u64,
     pub(crate) completion_share: f64,
     pub(crate) latency_ms: u64,
-    pub(crate) leaves: Option<u64>,
+    /// Cancelled after this many milliseconds in the queue.
+    pub(crate) cancelled_after: Option<u64>,
 }
 
 impl Job {
@@ -71,47 +72,47 @@ impl Job {
 
 pub(crate) fn job() -> impl Strategy<Value = Job> {
     (0..3u8, 0..2000u64, 1..400u64, 1..1500u64, 0.0..1.0f64, 1..20_000u64, prop::option::weighted(0.2, 1..5000u64)).prop_map(
-        |(app, gap_ms, prompt, output_limit, completion_share, latency_ms, leaves)| Job {
+        |(app, gap_ms, prompt, output_limit, completion_share, latency_ms, cancelled_after)| Job {
             app,
             gap_ms,
             prompt,
             output_limit,
             completion_share,
             latency_ms,
-            leaves,
+            cancelled_after,
         },
     )
 }
 
 enum Step {
     Arrive(usize),
-    Leave(usize),
+    Cancel(usize),
     End(usize, Box<Grant>),
 }
 
-/// What came of a run.
+/// The result of a run.
 #[derive(Default)]
 pub(crate) struct Outcome {
     pub(crate) sends: usize,
     pub(crate) refused_by_groq: usize,
-    pub(crate) refused_by_us: usize,
-    pub(crate) left: usize,
-    /// When, and how much it used in the end.
+    pub(crate) rejected: usize,
+    pub(crate) cancelled: usize,
+    /// Time of each send, and the tokens that it used in the end.
     pub(crate) grants: Vec<(Ns, u64)>,
 }
 
-/// Runs jobs through a limiter and an exact upstream without a network between them, checking every step.
-pub(crate) fn run(limiter: &mut Limiter, jobs: &[Job], requests: Option<u64>, tokens: u64, others: bool) -> Outcome {
-    run_before(limiter, jobs, requests, Exact::new(tokens, 60 * SECOND), others)
+/// Runs jobs through a limiter and an exact upstream without network delay. With `external`, the upstream also has other usage.
+pub(crate) fn run(limiter: &mut Limiter, jobs: &[Job], requests: Option<u64>, tokens: u64, external: bool) -> Outcome {
+    run_before(limiter, jobs, requests, Exact::new(tokens, 60 * SECOND), external)
 }
 
-/// The same before any upstream.
+/// The same with the given upstream.
 pub(crate) fn run_before(
     limiter: &mut Limiter,
     jobs: &[Job],
     requests: Option<u64>,
     mut exact_tokens: Exact,
-    others: bool,
+    external: bool,
 ) -> Outcome {
     let tokens = exact_tokens.limit as u64;
     let mut exact_requests = requests.map(|limit| Exact::new(limit, 60 * SECOND));
@@ -133,11 +134,11 @@ pub(crate) fn run_before(
     loop {
         let next = agenda.first_key_value().map(|(&(at, _), _)| at);
         let Some(at) = next.into_iter().chain(limiter.wake()).min() else { break };
-        assert!(at >= now, "time goes on");
-        // Wake-ups: a nanosecond before, nothing can go.
+        assert!(at >= now, "time does not go back");
+        // No late wake-up: a nanosecond before it, nothing can be admitted.
         if limiter.wake() == Some(at) && at > now + 1 && next.is_none_or(|next| next >= at) {
             limiter.dispatch(at - 1, &mut events);
-            assert!(events.is_empty(), "somebody could have gone before the wake-up");
+            assert!(events.is_empty(), "a request could have been admitted before the wake-up");
         }
         now = at;
         let mut granted = Vec::new();
@@ -152,18 +153,18 @@ pub(crate) fn run_before(
                         Ok(Admission::Granted(grant)) => granted.push((n, grant)),
                         Ok(Admission::Queued(id)) => {
                             waiting.insert(id, n);
-                            if let Some(after) = job.leaves {
-                                plan(&mut agenda, now + after * MS, Step::Leave(n));
+                            if let Some(after) = job.cancelled_after {
+                                plan(&mut agenda, now + after * MS, Step::Cancel(n));
                             }
                         }
-                        Err(_) => outcome.refused_by_us += 1,
+                        Err(_) => outcome.rejected += 1,
                     }
                 }
-                Step::Leave(n) => {
-                    if let Some((&id, _)) = waiting.iter().find(|&(_, &who)| who == n) {
+                Step::Cancel(n) => {
+                    if let Some((&id, _)) = waiting.iter().find(|&(_, &waiter)| waiter == n) {
                         waiting.remove(&id);
                         limiter.cancel(id, now);
-                        outcome.left += 1;
+                        outcome.cancelled += 1;
                     }
                 }
                 Step::End(n, grant) => {
@@ -183,11 +184,11 @@ pub(crate) fn run_before(
             limiter.dispatch(now, &mut events);
             for event in events.drain(..) {
                 match event {
-                    (id, Ok(grant)) => granted.push((waiting.remove(&id).expect("it waited"), grant)),
+                    (id, Ok(grant)) => granted.push((waiting.remove(&id).expect("a waiting request"), grant)),
                     (id, Err(refusal)) => {
                         assert!(matches!(refusal, AdmissionError::NotInTime { .. } | AdmissionError::TooLarge { .. }));
-                        waiting.remove(&id).expect("it waited");
-                        outcome.refused_by_us += 1;
+                        waiting.remove(&id).expect("a waiting request");
+                        outcome.rejected += 1;
                     }
                 }
             }
@@ -199,7 +200,7 @@ pub(crate) fn run_before(
                 limiter.sent(&mut grant, now);
                 outcome.sends += 1;
                 outcome.grants.push((now, job.prompt + job.completion()));
-                if others && n % 7 == 3 {
+                if external && n % 7 == 3 {
                     exact_tokens.add(50, now);
                 }
                 let ok_requests = exact_requests.as_mut().is_none_or(|bucket| bucket.admit(1, now));
@@ -216,10 +217,10 @@ pub(crate) fn run_before(
                 }
             }
         }
-        // No lost wake-up: as long as a request waits, a wake-up is ahead.
-        assert_eq!(waiting.len(), limiter.waiting(), "the queue and its owners agree");
+        // No lost wake-up: as long as a request waits, a wake-up is scheduled.
+        assert_eq!(waiting.len(), limiter.waiting(), "the limiter and the test count the same waiting requests");
         if limiter.waiting() > 0 {
-            assert!(limiter.wake().is_some(), "somebody waits and nothing will wake the lane");
+            assert!(limiter.wake().is_some(), "requests wait without a scheduled wake-up");
         }
     }
     outcome

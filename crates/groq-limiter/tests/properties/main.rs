@@ -1,5 +1,5 @@
-//! What must hold of a limiter whatever happens? The invariants, on thousands of generated histories, against an upstream
-//! that is an exact bucket in integers. No clock, no task: the limiter's core is stepped by hand.
+//! Invariants of the limiter, tested on thousands of generated histories against an upstream with exact integer arithmetic. The
+//! tests call the limiter's core directly, without clock or tasks.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -30,8 +30,8 @@ proptest! {
         let mut limiter = warm(limits(requests, tokens));
         let outcome = run(&mut limiter, &jobs, requests, tokens, false);
         prop_assert_eq!(outcome.refused_by_groq, 0, "of {} sends", outcome.sends);
-        prop_assert_eq!(outcome.sends + outcome.refused_by_us + outcome.left, jobs.len());
-        // Everything has ended: nothing waits, runs or is held, and the quotas fill up.
+        prop_assert_eq!(outcome.sends + outcome.rejected + outcome.cancelled, jobs.len());
+        // All jobs have ended: nothing waits, is in flight or reserved, and the quotas refill completely.
         prop_assert_eq!(limiter.waiting(), 0);
         prop_assert_eq!(limiter.in_flight(), 0);
         prop_assert_eq!(limiter.wake(), None);
@@ -41,7 +41,7 @@ proptest! {
         prop_assert!(limiter.dimensions(last).iter().all(|quota| quota.full_in.is_zero()), "{:?}", limiter.quotas());
     }
 
-    /// Strangers that headers show are seen, and few of ours are refused for them.
+    /// External usage is learned from headers, so that at most one request is refused because of it.
     #[test]
     fn external_usage_in_the_headers_is_seen(jobs in prop::collection::vec(job(), 60..120), tokens in 4000..40_000u64) {
         let mut limiter = warm(limits(None, tokens));
@@ -49,13 +49,13 @@ proptest! {
         prop_assert!(outcome.refused_by_groq <= 1, "{} of {}", outcome.refused_by_groq, outcome.sends);
     }
 
-    /// 2 No grant against the peek, 3 All or none.
+    /// 2 A grant fits into every quota, 3 a refusal changes none.
     #[test]
     fn a_grant_fits_every_dimension_and_a_refusal_changes_none(
-        asks in prop::collection::vec((1..3000u64, 0..3000u64, 0..3000u64), 1..60), tokens in 500..8000u64, requests in 1..40u64) {
+        sizes in prop::collection::vec((1..3000u64, 0..3000u64, 0..3000u64), 1..60), tokens in 500..8000u64, requests in 1..40u64) {
         let mut limiter = warm(limits(Some(requests), tokens));
         let mut now = START;
-        for (prompt, output_limit, gap) in asks {
+        for (prompt, output_limit, gap) in sizes {
             now += gap * MS;
             let before = limiter.quotas().iter().map(|quota| quota.bucket().tat().max(now)).collect::<Vec<_>>();
             let verdict = limiter.submit(&request(1, prompt, output_limit), now, now, None, || true);
@@ -66,26 +66,26 @@ proptest! {
                         let bucket = quota.bucket();
                         let asked = quota.units(&grant.cost());
                         prop_assert_eq!(after[slot], before[slot] + bucket.span(asked));
-                        prop_assert!(bucket.remaining(now) >= 0.0, "never into debt by a grant");
+                        prop_assert!(bucket.remaining(now) >= 0.0, "a grant never causes debt");
                     }
                 }
                 Err(_) => prop_assert_eq!(before, after),
-                Ok(Admission::Queued(_)) => prop_assert!(false, "no max_wait, no wait"),
+                Ok(Admission::Queued(_)) => prop_assert!(false, "queued without max wait"),
             }
         }
     }
 
-    /// 7 Order of headers: any order ends in the newest position's truth, duplicates change nothing.
+    /// 7 Order of headers: only the headers of the newest request determine the result, in any order and with duplicates.
     #[test]
     fn only_the_newest_position_counts(sends in prop::collection::vec((1..100u64, 0..8000u64), 1..12), seed in any::<u64>()) {
         let mut straight = warm(limits(None, 8000));
         let mut shuffled = warm(limits(None, 8000));
         let mut grants = Vec::new();
         for (n, &(output_limit, remaining)) in sends.iter().enumerate() {
-            // Further apart than ways differ: nobody overtakes.
+            // Further apart than network delays differ, so that no request overtakes another.
             let now = START + n as Ns * 150 * MS;
             let [one, other] = [&mut straight, &mut shuffled].map(|limiter| {
-                let Ok(Admission::Granted(mut grant)) = limiter.submit(&request(1, 1, output_limit), now, now, None, || true) else { panic!("it fits") };
+                let Ok(Admission::Granted(mut grant)) = limiter.submit(&request(1, 1, output_limit), now, now, None, || true) else { panic!("not admitted") };
                 limiter.sent(&mut grant, now);
                 grant
             });
@@ -93,7 +93,7 @@ proptest! {
             grants.push((one, other, state));
         }
         let later = START + 3 * SECOND;
-        let (mut last, _, state) = grants.last().expect("one at least").clone();
+        let (mut last, _, state) = grants.last().expect("at least one").clone();
         straight.observe(&mut last, &state, later);
         let mut rng = fastrand::Rng::with_seed(seed);
         for round in 0..2 {
@@ -112,7 +112,7 @@ proptest! {
     #[test]
     fn two_backlogged_apps_are_served_by_weight(sizes in prop::collection::vec(100..600u64, 60), weight in 1..4u32) {
         let mut limiter = warm(limits(None, 10_000));
-        let mut whose = BTreeMap::new();
+        let mut queued = BTreeMap::new();
         let mut served = [0.0f64; 2];
         let mut events = Vec::new();
         // A third app empties the quota first, so that everybody waits.
@@ -125,18 +125,18 @@ proptest! {
                 let weight = if app == 1 { f64::from(weight) } else { 1.0 };
                 let request = AdmissionRequest { weight, ..request(app, 0, size) };
                 if let Ok(Admission::Queued(id)) = limiter.submit(&request, START, START + 100_000 * SECOND, None, || true) {
-                    whose.insert(id, (app, size));
+                    queued.insert(id, (app, size));
                 }
             }
         }
-        prop_assert_eq!(whose.len(), 2 * sizes.len());
+        prop_assert_eq!(queued.len(), 2 * sizes.len());
         let mut count = [0; 2];
         while count.iter().all(|&count| count < sizes.len()) {
             let now = limiter.wake().unwrap_or(START);
             limiter.dispatch(now, &mut events);
             for event in events.drain(..) {
-                let (id, Ok(mut grant)) = event else { panic!("there is time") };
-                let (app, size) = whose.remove(&id).expect("it waits");
+                let (id, Ok(mut grant)) = event else { panic!("rejected before its deadline") };
+                let (app, size) = queued.remove(&id).expect("a waiting request");
                 limiter.sent(&mut grant, now);
                 limiter.settle(grant, ActualUsage::Tokens { prompt: 0, completion: Some(size), prompt_total: 0 }, now);
                 served[usize::from(app)] += size as f64;
@@ -149,7 +149,7 @@ proptest! {
         }
     }
 
-    /// 11 A clock that goes back is ignored, one that jumps ahead only fills quotas; 12 limits of 1 and of four billion.
+    /// 11 A clock that goes back is ignored, and one that jumps ahead only refills quotas. 12 Limits from 1 to 2^40 work.
     #[test]
     fn odd_clocks_and_odd_limits(ops in prop::collection::vec((0..4u8, any::<u64>(), 0..u64::from(u32::MAX)), 1..60),
                                  limit in prop_oneof![Just(1u64), Just(2), Just(4_000_000_000), Just(u64::from(u32::MAX)), Just(1 << 40)]) {
@@ -162,7 +162,7 @@ proptest! {
         let mut held: Vec<Grant> = Vec::new();
         let mut events = Vec::new();
         for (op, number, cost) in ops {
-            // From long before the start to a year ahead, back and forth.
+            // Any time between long before the start and a year after it.
             let now = START / 2 + number % (START / 2 + 365 * 86_400 * SECOND);
             match op {
                 0 => match limiter.submit(&request(number as u8, cost / 2, cost / 2), now, now + SECOND, None, || true) {
@@ -172,9 +172,9 @@ proptest! {
                 1 => {
                     if let Some(mut grant) = held.pop() {
                         limiter.sent(&mut grant, now);
-                        // Headers that lie.
-                        let lie = |limit, remaining| Some(RemoteQuota { limit, remaining });
-                        let state = Observation { tokens: lie(cost, number), requests: lie(number, cost), audio: lie(cost, 0) };
+                        // Headers with arbitrary values.
+                        let arbitrary = |limit, remaining| Some(RemoteQuota { limit, remaining });
+                        let state = Observation { tokens: arbitrary(cost, number), requests: arbitrary(number, cost), audio: arbitrary(cost, 0) };
                         limiter.observe(&mut grant, &state, now);
                         held.push(grant);
                     }
@@ -214,9 +214,9 @@ proptest! {
     }
 }
 
-/// A request of exactly the limit goes, when the quota is full; one more never does.
+/// A request of exactly the limit is admitted when the quota is full; a larger one never is.
 #[test]
-fn exactly_the_limit() {
+fn a_request_of_exactly_the_limit_is_admitted() {
     let mut limiter = warm(limits(Some(1), 8000));
     assert!(matches!(
         limiter.submit(&request(1, 0, 8001), START, START + SECOND, None, || true),
@@ -228,7 +228,7 @@ fn exactly_the_limit() {
     }
 }
 
-/// Batch does not starve: it gets its share while interactive requests wait, and no more.
+/// Batch requests get exactly their share while interactive requests wait.
 #[test]
 fn batch_gets_its_share() {
     let mut limiter = warm(limits(None, 60_000));
@@ -250,7 +250,7 @@ fn batch_gets_its_share() {
         let now = limiter.wake().unwrap_or(START);
         limiter.dispatch(now, &mut events);
         for event in events.drain(..) {
-            let (id, Ok(mut grant)) = event else { panic!("there is time") };
+            let (id, Ok(mut grant)) = event else { panic!("rejected before its deadline") };
             limiter.sent(&mut grant, now);
             limiter.settle(grant, ActualUsage::Unknown, now);
             all += 1;
@@ -260,7 +260,7 @@ fn batch_gets_its_share() {
     assert!((10..=20).contains(&batch), "{batch} of {all}");
 }
 
-/// Three times what 120 requests and 60 000 tokens a minute can bear, for ten minutes.
+/// Ten minutes of load at three times a limit of 60 000 tokens per minute.
 fn overload() -> Vec<Job> {
     let mut rng = fastrand::Rng::with_seed(7);
     let job = |_| Job {
@@ -270,22 +270,22 @@ fn overload() -> Vec<Job> {
         output_limit: rng.u64(200..2000),
         completion_share: rng.f64() * 0.6,
         latency_ms: rng.u64(500..8000),
-        leaves: None,
+        cancelled_after: None,
     };
     (0..2100).map(job).collect()
 }
 
-/// Tokens used a minute, from the third minute to the tenth.
-fn used_a_minute(outcome: &Outcome) -> f64 {
+/// Tokens used per minute, from the third to the tenth minute.
+fn used_per_minute(outcome: &Outcome) -> f64 {
     let steady = START + 180 * SECOND..START + 600 * SECOND;
     outcome.grants.iter().filter(|(at, _)| steady.contains(at)).map(|&(_, used)| used as f64).sum::<f64>() / 7.0
 }
 
-/// Under overload nothing is refused, and nothing is left over.
+/// Under overload no request is refused, and at least 98.5 % of the limit is used.
 #[test]
 fn overload_uses_the_limit_without_a_refusal() {
     let mut limiter = warm(limits(None, 60_000));
     let outcome = run(&mut limiter, &overload(), None, 60_000, false);
     assert_eq!(outcome.refused_by_groq, 0);
-    assert!(used_a_minute(&outcome) >= 0.985 * 60_000.0, "{}", used_a_minute(&outcome));
+    assert!(used_per_minute(&outcome) >= 0.985 * 60_000.0, "{}", used_per_minute(&outcome));
 }

@@ -1,4 +1,4 @@
-//! Is anything refused when ways to Groq and back take what they like? Invariant 4, with a network in between.
+//! Invariant 4 (nothing is refused) with arbitrary network delays to the upstream and back.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -15,18 +15,18 @@ use crate::{
     start::{MS, SECOND, START, limits, request, warm},
 };
 
-/// A request, and its ways: there, back with the head, back with the end.
+/// A request and its delays.
 #[derive(Clone, Debug)]
 struct Journey {
     app: u8,
     gap: Ns,
-    /// What it asks for, of 10 000 of the limit.
-    asked: u64,
-    /// Shares of what it asks for: what the bucket holds, what of this is used in the end.
+    /// Size in ten-thousandths of the limit.
+    size: u64,
+    /// Share of the size that the upstream reserves, and share of that reservation that is used.
     shares: (f64, f64),
-    /// Shares of the longest way.
-    ways: [f64; 3],
-    /// From its arrival to its head, and from there to its end.
+    /// Network delays of the request, of the response's head and of its end, as shares of the longest delay.
+    delays: [f64; 3],
+    /// Time at the upstream from the arrival to the head, and from there to the end.
     latency: (Ns, Ns),
 }
 
@@ -34,25 +34,25 @@ fn journey() -> impl Strategy<Value = Journey> {
     let shares = (0.0..=1.0f64, 0.0..=1.0f64);
     let latency = (1..3000u64, 0..20_000u64).prop_map(|(head, end)| (head * MS, end * MS));
     (0..3u8, 10..150 * 1000u64, 10..150u64, shares, prop::array::uniform3(0.0..=1.0f64), latency)
-        .prop_map(|(app, gap, asked, shares, ways, latency)| Journey { app, gap: gap * 1000, asked, shares, ways, latency })
+        .prop_map(|(app, gap, size, shares, delays, latency)| Journey { app, gap: gap * 1000, size, shares, delays, latency })
 }
 
 enum Step {
-    Asks(usize),
+    Submit(usize),
     Arrives(usize, Box<Grant>),
     Head(usize, Box<Grant>, Observation),
-    GivesBack(usize),
+    Refund(usize),
     End(usize, Box<Grant>),
 }
 
-/// What is asked for within a span of time.
-struct Asked {
+/// Maximum number of units sent within any time span of this length.
+struct SentWithin {
     span: Ns,
     recent: VecDeque<(Ns, u64)>,
     most: u64,
 }
 
-impl Asked {
+impl SentWithin {
     fn add(&mut self, now: Ns, units: u64) {
         self.recent.push_back((now, units));
         while self.recent.front().is_some_and(|&(at, _)| at + self.span < now) {
@@ -62,22 +62,23 @@ impl Asked {
     }
 }
 
+/// The limiter, the upstream and the events between them.
 struct World {
     limiter: Limiter,
     bucket: Exact,
     longest: Ns,
     journeys: Vec<Journey>,
-    /// What the bucket holds of each.
-    held: Vec<u64>,
+    /// Units that the upstream reserves for each journey.
+    reserved: Vec<u64>,
     agenda: BTreeMap<(Ns, usize), Step>,
-    asked: Asked,
+    recent_sends: SentWithin,
     margin: u64,
     sent: usize,
     refused: usize,
 }
 
 impl World {
-    /// Most of the limit is in use at the start, and both sides know it.
+    /// A world in which the share `in_use` of the limit is used at the start, according to both the limiter and the upstream.
     fn new(limit: u64, longest: Ns, in_use: f64, journeys: Vec<Journey>) -> Self {
         let mut limiter = warm(limits(None, limit));
         let mut bucket = Exact::new(limit, 60 * SECOND);
@@ -90,16 +91,16 @@ impl World {
             assert!(bucket.admit(limit / 50, START));
             left -= limit / 50;
         }
-        // Those have arrived before anything else is sent.
+        // The initial requests have arrived before any other is sent.
         let mut at = START + SECOND;
         let mut agenda = BTreeMap::new();
         for (n, journey) in journeys.iter().enumerate() {
             at += journey.gap;
-            agenda.insert((at, agenda.len()), Step::Asks(n));
+            agenda.insert((at, agenda.len()), Step::Submit(n));
         }
-        let asked = Asked { span: 2 * longest, recent: VecDeque::new(), most: 0 };
-        let held = vec![0; journeys.len()];
-        Self { limiter, bucket, longest, journeys, held, agenda, asked, margin: u64::MAX, sent: 0, refused: 0 }
+        let recent_sends = SentWithin { span: 2 * longest, recent: VecDeque::new(), most: 0 };
+        let reserved = vec![0; journeys.len()];
+        Self { limiter, bucket, longest, journeys, reserved, agenda, recent_sends, margin: u64::MAX, sent: 0, refused: 0 }
     }
 
     fn plan(&mut self, at: Ns, step: Step) {
@@ -110,8 +111,8 @@ impl World {
         self.agenda.insert((at, order), step);
     }
 
-    fn way(&self, n: usize, leg: usize) -> Ns {
-        (self.longest as f64 * self.journeys[n].ways[leg]) as Ns
+    fn delay(&self, n: usize, leg: usize) -> Ns {
+        (self.longest as f64 * self.journeys[n].delays[leg]) as Ns
     }
 
     fn run(&mut self) {
@@ -120,13 +121,13 @@ impl World {
         while let Some(now) = self.agenda.keys().next().map(|&(at, _)| at).into_iter().chain(self.limiter.wake()).min() {
             if let Some(entry) = self.agenda.first_entry().filter(|entry| entry.key().0 == now) {
                 match entry.remove() {
-                    Step::Asks(n) => {
-                        let Journey { app, asked, .. } = self.journeys[n];
-                        let units = (self.bucket.limit as u64 * asked / 10_000).max(1);
+                    Step::Submit(n) => {
+                        let Journey { app, size, .. } = self.journeys[n];
+                        let units = (self.bucket.limit as u64 * size / 10_000).max(1);
                         match self.limiter.submit(&request(app, 0, units), now, now + 3600 * SECOND, None, || true) {
                             Ok(Admission::Granted(grant)) => self.send(n, grant, now),
                             Ok(Admission::Queued(id)) => drop(waiting.insert(id, n)),
-                            Err(refusal) => panic!("there is time: {refusal:?}"),
+                            Err(refusal) => panic!("rejected before its deadline: {refusal:?}"),
                         }
                     }
                     step => self.step(step, now),
@@ -134,29 +135,29 @@ impl World {
             }
             self.limiter.dispatch(now, &mut events);
             for event in events.drain(..) {
-                let (id, Ok(grant)) = event else { panic!("there is time") };
-                self.send(waiting.remove(&id).expect("it waited"), grant, now);
+                let (id, Ok(grant)) = event else { panic!("rejected before its deadline") };
+                self.send(waiting.remove(&id).expect("a waiting request"), grant, now);
             }
         }
     }
 
     fn send(&mut self, n: usize, mut grant: Grant, now: Ns) {
         let quota = &self.limiter.quotas()[0];
-        let asked = quota.units(&grant.cost());
-        self.asked.add(now, asked);
-        self.margin = self.margin.min(quota.margin(asked));
-        self.held[n] = (asked as f64 * self.journeys[n].shares.0) as u64;
+        let units = quota.units(&grant.cost());
+        self.recent_sends.add(now, units);
+        self.margin = self.margin.min(quota.margin(units));
+        self.reserved[n] = (units as f64 * self.journeys[n].shares.0) as u64;
         self.limiter.sent(&mut grant, now);
-        self.plan(now + self.way(n, 0), Step::Arrives(n, Box::new(grant)));
+        self.plan(now + self.delay(n, 0), Step::Arrives(n, Box::new(grant)));
         self.sent += 1;
     }
 
     fn step(&mut self, step: Step, now: Ns) {
-        let used = |world: &Self, n: usize| (world.held[n] as f64 * world.journeys[n].shares.1) as u64;
+        let used = |world: &Self, n: usize| (world.reserved[n] as f64 * world.journeys[n].shares.1) as u64;
         match step {
-            Step::Asks(_) => {}
+            Step::Submit(_) => {}
             Step::Arrives(n, grant) => {
-                if !self.bucket.admit(self.held[n], now) {
+                if !self.bucket.admit(self.reserved[n], now) {
                     self.refused += 1;
                     return self.limiter.settle(*grant, ActualUsage::Nothing, now);
                 }
@@ -165,17 +166,17 @@ impl World {
                 let shown = RemoteQuota { limit, remaining };
                 let state = Observation { tokens: Some(shown), ..Observation::default() };
                 let ready = now + self.journeys[n].latency.0;
-                self.plan(ready + self.way(n, 1), Step::Head(n, grant, state));
+                self.plan(ready + self.delay(n, 1), Step::Head(n, grant, state));
             }
             Step::Head(n, mut grant, state) => {
                 self.limiter.observe(&mut grant, &state, now);
-                // The end leaves after the head and does not overtake it.
-                let ready = now - self.way(n, 1) + self.journeys[n].latency.1;
-                let end = (ready + self.way(n, 2)).max(now);
-                self.plan(ready.max(now), Step::GivesBack(n));
+                // The end is sent after the head and does not overtake it.
+                let ready = now - self.delay(n, 1) + self.journeys[n].latency.1;
+                let end = (ready + self.delay(n, 2)).max(now);
+                self.plan(ready.max(now), Step::Refund(n));
                 self.plan(end.max(ready.max(now)), Step::End(n, grant));
             }
-            Step::GivesBack(n) => self.bucket.add(i128::from(used(self, n)) - i128::from(self.held[n]), now),
+            Step::Refund(n) => self.bucket.add(i128::from(used(self, n)) - i128::from(self.reserved[n]), now),
             Step::End(n, grant) => {
                 let usage = ActualUsage::Tokens { prompt: 0, completion: Some(used(self, n)), prompt_total: 0 };
                 self.limiter.settle(*grant, usage, now);
@@ -183,20 +184,20 @@ impl World {
         }
     }
 
-    /// The margin covers what may overtake and be overtaken.
+    /// Whether the margin covers the requests that may overtake each other.
     fn is_covered(&self) -> bool {
         let drained = self.bucket.limit as u64 * self.longest / (60 * SECOND);
-        self.margin > self.asked.most + drained
+        self.margin > self.recent_sends.most + drained
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
-    /// 4 Safety: nothing is refused whatever the ways, the latencies and the order of answers, as long as the margin
-    /// covers what is asked for within twice the longest way and what drains in one.
+    /// 4 Safety: nothing is refused, whatever the delays, the latencies and the order of responses, as long as the margin covers
+    /// the units sent within twice the longest delay plus those that drain within one.
     #[test]
-    fn safety_whatever_the_network(journeys in prop::collection::vec(journey(), 1..150), limit in 20_000..200_000u64,
+    fn safety_with_arbitrary_network_delays(journeys in prop::collection::vec(journey(), 1..150), limit in 20_000..200_000u64,
                                    longest in 0..50u64, in_use in 0.5..1.0f64) {
         let mut world = World::new(limit, longest * MS, in_use, journeys);
         world.run();

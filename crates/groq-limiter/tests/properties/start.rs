@@ -1,4 +1,4 @@
-//! Where does a history begin? A limiter past its cold start, and who asks it.
+//! The start of a history: a limiter after its cold start, and requests.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ pub(crate) fn tables(model: ModelLimits) -> Arc<LimitSettings> {
     Arc::new(LimitSettings { plan: Plan::None, default: model, ..LimitSettings::default() })
 }
 
-/// Requests and tokens a minute, and nothing else.
+/// Limits on requests and tokens per minute only.
 pub(crate) fn limits(requests: Option<u64>, tokens: u64) -> ModelLimits {
     ModelLimits { requests_per_minute: requests, tokens_per_minute: Some(tokens), ..ModelLimits::default() }
 }
@@ -36,11 +36,11 @@ pub(crate) fn request(app: u8, prompt: u64, output_limit: u64) -> AdmissionReque
     }
 }
 
-/// A limiter past its cold start.
+/// A limiter after its cold start: one request has completed.
 pub(crate) fn warm(model: ModelLimits) -> Limiter {
     let mut limiter = Limiter::new("m".into(), tables(model), START);
     let Ok(Admission::Granted(mut grant)) = limiter.submit(&request(0, 1, 1), START, START + SECOND, None, || true) else {
-        panic!("an unused limiter lets the first go")
+        panic!("an unused limiter admits the first request")
     };
     limiter.sent(&mut grant, START);
     limiter.observe(&mut grant, &Observation::default(), START);

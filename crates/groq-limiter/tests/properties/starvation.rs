@@ -1,4 +1,4 @@
-//! How long can small requests keep a large one waiting? Invariant 10.
+//! Invariant 10: small requests delay a large one only by a bounded time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,15 +7,16 @@ use proptest::prelude::*;
 
 use crate::start::{MS, SECOND, START, limits, request, warm};
 
-/// A head's own time may grow by this share, and a little.
+/// The wait of a request at the head of the queue may grow by this share, plus this many nanoseconds.
 const BYPASS_BUDGET: (f64, u64) = (0.25, 50 * MS);
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
-    /// 10 No starvation: a blocked head goes out by its own time, a quarter of its wait, 50 ms, and what apps with
-    /// smaller start tags took meanwhile. The standing margin follows what is usually asked for, and may grow by that.
-    /// `before`: what its own app has had before, so that others come first.
+    /// 10 No starvation: a blocked request at the head of the queue is sent at the latest at its own time, plus a quarter of its
+    /// wait, 50 ms, and the time for the units of apps with smaller start tags. The safety margin depends on the usual size of
+    /// requests, and its growth may delay the head as well. `before` is what the head's app has used before, so that other apps
+    /// come first.
     #[test]
     fn no_starvation(flood in prop::collection::vec((1..5u8, 0..400u64, 1..400u64), 1..250), limit in 10_000..100_000u64,
                      large in 1000..6000u64, before in prop_oneof![Just(0u64), 100..1500u64]) {
@@ -30,25 +31,26 @@ proptest! {
         let mut now = START;
         if before > 0 {
             let Ok(Admission::Queued(id)) = limiter.submit(&request(8, 0, part(before)), now, now + 3600 * SECOND, None, || true) else {
-                panic!("the quota is empty")
+                panic!("admitted although the quota is used")
             };
             limiter.dispatch(now, &mut events);
-            now = limiter.blocked_until().expect("it waits");
+            now = limiter.blocked_until().expect("a waiting request");
             limiter.dispatch(now, &mut events);
-            let Some((granted, Ok(mut grant))) = events.pop() else { panic!("its time has come") };
+            let Some((granted, Ok(mut grant))) = events.pop() else { panic!("not admitted at its time") };
             prop_assert_eq!(granted, id);
             limiter.sent(&mut grant, now);
             limiter.settle(grant, ActualUsage::Unknown, now);
         }
         let Ok(Admission::Queued(head)) = limiter.submit(&request(8, 0, part(large)), now, now + 3600 * SECOND, None, || true) else {
-            panic!("the quota is empty")
+            panic!("admitted although the quota is used")
         };
         limiter.dispatch(now, &mut events);
         let blocked_at = now;
-        let own_time = limiter.blocked_until().expect("it waits");
+        let own_time = limiter.blocked_until().expect("a waiting request");
         prop_assert_eq!(limiter.quotas()[0].peek(part(large), 0, now), Readiness::At(own_time));
 
-        // Each app comes in beside the last one served, so it is behind by what that was at most, twice for prices.
+        // A new app starts at the start tag of the last request served, so it can be ahead by at most the cost of that one; doubled,
+        // because costs are estimates.
         let apps = flood.iter().map(|&(app, ..)| app).collect::<BTreeSet<_>>().len() as u64;
         let first = if before > 0 { apps * (2 * part(before) + part(400)) } else { 0 };
         let span = limiter.quotas()[0].bucket().span(first);
@@ -70,16 +72,16 @@ proptest! {
             most = most.max(limiter.quotas()[0].margin(part(large)));
             let mut grants = Vec::new();
             if next == Some(now) {
-                let (_, (app, units)) = arrivals.pop_first().expect("there is one");
+                let (_, (app, units)) = arrivals.pop_first().expect("an arrival");
                 match limiter.submit(&request(app, 0, part(units)), now, now + 36_000 * SECOND, None, || true) {
                     Ok(Admission::Granted(grant)) => grants.push(grant),
                     Ok(Admission::Queued(_)) => {}
-                    Err(refusal) => prop_assert!(false, "there is time: {refusal:?}"),
+                    Err(refusal) => prop_assert!(false, "rejected before its deadline: {refusal:?}"),
                 }
             }
             limiter.dispatch(now, &mut events);
             for event in events.drain(..) {
-                let (id, Ok(grant)) = event else { panic!("there is time") };
+                let (id, Ok(grant)) = event else { panic!("rejected before its deadline") };
                 if id == head {
                     out = Some(now);
                 }
@@ -93,6 +95,6 @@ proptest! {
         let grown = limiter.quotas()[0].bucket().span(most - margin);
         let late = out.expect("it went").saturating_sub(latest + grown);
         let own = own_time - blocked_at;
-        prop_assert_eq!(late, 0, "{} ms of its own, {} ms of bypass_budget, {} ms too late", own / MS, bypass_budget / MS, late / MS);
+        prop_assert_eq!(late, 0, "own wait {} ms, bypass budget {} ms, {} ms too late", own / MS, bypass_budget / MS, late / MS);
     }
 }
