@@ -12,25 +12,25 @@ use groq_shield::accounts::SCRIPT;
 use crate::script::{config, with_redis};
 
 const REPLICAS: usize = 3;
-/// The day and the month.
+/// Number of periods: the day and the month.
 const PERIODS: usize = 2;
-/// Long enough for a test, ms.
+/// A lease longer than the test, in ms.
 const LEASE: i64 = 60_000;
 
-/// Requests, tokens, billionths of a USD.
+/// Requests, tokens and billionths of a USD.
 type Amounts = [u64; 3];
 
 #[derive(Clone, Debug)]
 struct Step {
     replica: usize,
-    /// What it has used in each period since its last report.
+    /// The replica's usage in each period since its last report.
     more: [Amounts; PERIODS],
-    /// What its requests in flight have reserved.
+    /// Reservations of the replica's requests in flight.
     reserved: [Amounts; PERIODS],
     reserve: Option<Amounts>,
-    /// -1 means no budget in that unit.
+    /// Limits of the budgets; -1 for none.
     limits: [[i64; 3]; PERIODS],
-    /// Whether it was given up and arrives after a later one of the same replica.
+    /// Whether the transaction timed out and arrives after a later one of the same replica.
     late: bool,
     /// Whether the reservations of the other replicas have expired.
     expired: bool,
@@ -39,7 +39,7 @@ struct Step {
 }
 
 fn amounts() -> impl Strategy<Value = Amounts> {
-    // Costs are large numbers; doubles are exact up to 2^53.
+    // Costs are large, but below 2^53, up to which doubles are exact.
     (0..5_u64, prop_oneof![Just(0), 0..2000_u64], prop_oneof![Just(0), 0..1_u64 << 45]).prop_map(|(a, b, c)| [a, b, c])
 }
 
@@ -107,7 +107,7 @@ fn run(connection: &mut Connection, case: u32, step: &Step, used: &[Amounts; PER
     let parts: Vec<_> = (0..PERIODS)
         .map(|at| json!({ "used": used[at], "reserved": step.reserved[at], "limits": step.limits[at], "expires_in": LEASE }))
         .collect();
-    // With a negative lease all reservations of other replicas have expired.
+    // A negative lease makes all reservations of other replicas expire.
     let lease = if step.expired { -1 } else { LEASE };
     let mut request = json!({ "replica": step.replica.to_string(), "serial": serial, "lease": lease, "parts": parts });
     if let Some(amounts) = step.reserve {
@@ -133,13 +133,13 @@ fn drive(connection: &mut Connection, case: u32, steps: &[Step]) -> Result<(), T
         let mine = &mut used[step.replica];
         if step.late {
             let reply = run(connection, case, step, mine, serials[step.replica]);
-            // After a loss of data the later transaction is unknown.
+            // After a loss of data the store does not know the later transaction.
             if records[0].reported.contains_key(&step.replica) {
                 prop_assert!(reply.is_err_and(|error| error.code() == Some("STALE")), "a delayed transaction is not applied");
                 continue;
             }
             if serials[step.replica] == 0 {
-                prop_assert!(reply.is_err(), "serials begin at 1");
+                prop_assert!(reply.is_err(), "serial numbers begin at 1");
                 continue;
             }
             let fits: Vec<_> = (0..PERIODS).map(|at| records[at].report(step, at, mine[at])).collect();

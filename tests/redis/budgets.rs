@@ -1,4 +1,4 @@
-//! Budgets and caps of apps: one process, the same after a restart, and several replicas that share a Redis.
+//! Budgets and caps of apps: in one process, after a restart, and with replicas that share a Redis.
 
 use std::{
     sync::{
@@ -30,13 +30,13 @@ use crate::{
 const MODEL: &str = "openai/gpt-oss-20b";
 const BUDGET: u64 = 10_000;
 const CLIENTS: usize = 50;
-/// By then the store knows of the end of a request.
+/// Time by which the end of a request has been reported to the store.
 const REPORTED: Duration = Duration::from_millis(200);
 
-/// A request that was served.
+/// A successful request.
 struct Served {
-    began: Instant,
-    ended: Instant,
+    start: Instant,
+    end: Instant,
     tokens: u64,
 }
 
@@ -49,15 +49,15 @@ async fn ask(client: Client, app: &str, wish: &str) -> Answer {
     client.send(request.header("x-shield-app", app).body(Full::from(body.to_string())).expect("a valid request")).await
 }
 
-/// Clients that send requests one after the other until the budget is spent.
+/// Runs closed-loop clients until the budget is spent. Returns the successful requests.
 async fn spend(processes: &[&Process], clients: usize) -> Vec<Served> {
-    let mut asking = JoinSet::new();
+    let mut tasks = JoinSet::new();
     for n in 0..clients {
         let client = processes[n % processes.len()].client();
-        asking.spawn(async move {
+        tasks.spawn(async move {
             let mut served = Vec::new();
             loop {
-                let began = Instant::now();
+                let start = Instant::now();
                 let answer = ask(client, "a", "completion=10 head_ms=300").await;
                 if answer.status != 200 {
                     assert_eq!(
@@ -69,24 +69,24 @@ async fn spend(processes: &[&Process], clients: usize) -> Vec<Served> {
                     return served;
                 }
                 let tokens = answer.json()["usage"]["total_tokens"].as_u64().expect("a number");
-                served.push(Served { began, ended: Instant::now(), tokens });
+                served.push(Served { start, end: Instant::now(), tokens });
             }
         });
     }
-    asking.join_all().await.into_iter().flatten().collect()
+    tasks.join_all().await.into_iter().flatten().collect()
 }
 
-/// The budget is used up, and exceeded at most by what was in flight when the last request was admitted.
+/// Checks that the budget is spent, and exceeded at most by the requests in flight when the last one was admitted.
 fn check(what: &str, served: &[Served]) {
     let used: u64 = served.iter().map(|one| one.tokens).sum();
-    let last = served.iter().map(|one| one.began).max().expect("some are served");
-    let in_flight: u64 = served.iter().filter(|one| one.ended + REPORTED >= last).map(|one| one.tokens).sum();
+    let last = served.iter().map(|one| one.start).max().expect("some are served");
+    let in_flight: u64 = served.iter().filter(|one| one.end + REPORTED >= last).map(|one| one.tokens).sum();
     println!("{what}: {used} of {BUDGET} tokens by {} requests, {in_flight} were in flight at the last one", served.len());
     assert!(used >= BUDGET && in_flight < used, "{what}: {used} used, {in_flight} in flight");
     assert!(used <= BUDGET + in_flight, "{what}: {used} used, {in_flight} in flight");
 }
 
-/// What a process reports as used of the budget.
+/// The used tokens of the budget, according to the metrics of a process.
 async fn used(process: &Process) -> u64 {
     let metrics = Client::new(process.admin()).plain("/metrics", None).await.text();
     let line =
@@ -102,8 +102,8 @@ async fn until_used(process: &Process, tokens: u64) {
     }
 }
 
-/// Budgets follow calendar days: waits so that no day ends while a test runs.
-async fn not_at_midnight() {
+/// Waits until after midnight if it is near, because budgets are reset when a day ends.
+async fn avoid_midnight() {
     const DAY: u64 = 86_400;
     let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
     if now % DAY > DAY - 100 {
@@ -118,7 +118,7 @@ fn shared(redis: &Redis) -> String {
     format!("{APP}[store]\nkind = \"redis\"\nurl = \"{}\"\ntimeout = \"{timeout}ms\"\nreplicas = 2\n", redis.url())
 }
 
-/// Waits until each shield has reached its store, or has lost it.
+/// Waits until the store of every shield is degraded or available.
 async fn until(degraded: bool, shields: &[&Shield]) {
     let start = Instant::now();
     for shield in shields {
@@ -134,7 +134,7 @@ async fn until(degraded: bool, shields: &[&Shield]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_budget_survives_a_restart() {
-    not_at_midnight().await;
+    avoid_midnight().await;
     let simulator = Simulator::generous();
     let directory = tempfile::tempdir().expect("a folder");
     let state = format!("state_file = {:?}\n", directory.path().join("limits"));
@@ -148,13 +148,13 @@ async fn a_budget_survives_a_restart() {
     first.process.signal(Signal::SIGKILL);
     first.process.ended(Duration::from_secs(5)).await;
     let second = Shield::before(simulator.process.address(), &config);
-    assert!(spend(&[&second.process], CLIENTS).await.is_empty(), "it is spent");
-    assert_eq!(used(&second.process).await, total, "what was used is known exactly");
+    assert!(spend(&[&second.process], CLIENTS).await.is_empty(), "the budget is spent");
+    assert_eq!(used(&second.process).await, total, "the exact usage has been restored");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shared_budget_survives_a_restart() {
-    not_at_midnight().await;
+    avoid_midnight().await;
     let (redis, simulator) = (Redis::start(&[]).await, Simulator::generous());
     let shield = || Shield::before(simulator.process.address(), &shared(&redis));
     let (mut first, second) = (shield(), shield());
@@ -162,28 +162,28 @@ async fn a_shared_budget_survives_a_restart() {
     let served = spend(&[&first.process, &second.process], CLIENTS).await;
     check("two replicas", &served);
     let total: u64 = served.iter().map(|one| one.tokens).sum();
-    // Both know what the other one has used.
+    // Both replicas know each other's usage.
     until_used(&first.process, total).await;
     until_used(&second.process, total).await;
     first.process.signal(Signal::SIGKILL);
     first.process.ended(Duration::from_secs(5)).await;
     let third = shield();
     until(false, &[&second, &third]).await;
-    assert!(spend(&[&second.process, &third.process], 4).await.is_empty(), "it is spent");
+    assert!(spend(&[&second.process, &third.process], 4).await.is_empty(), "the budget is spent");
     until_used(&third.process, total).await;
     // App names are not readable in Redis.
-    let keys: Vec<String> = redis::from_redis_value(redis.say(&["KEYS", "groq-shield:budgets:*"])).expect("a list");
+    let keys: Vec<String> = redis::from_redis_value(redis.command(&["KEYS", "groq-shield:budgets:*"])).expect("a list");
     assert!(!keys.is_empty() && keys.iter().all(|key| key.len() > 60 && !key.contains("{a}")), "{keys:?}");
     for key in keys {
-        let left: i64 = redis::from_redis_value(redis.say(&["TTL", &key])).expect("a number");
-        assert!(left > 0, "{key} would stay for ever");
+        let left: i64 = redis::from_redis_value(redis.command(&["TTL", &key])).expect("a number");
+        assert!(left > 0, "{key} has no expiry");
     }
 }
 
-/// Without Redis each replica has its share of the remaining budget; when Redis is back, that usage counts once.
+/// Without Redis each replica may use its share of the remaining budget. When Redis is back, this usage counts once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shared_budget_survives_a_redis_that_comes_back_empty() {
-    not_at_midnight().await;
+    avoid_midnight().await;
     let (mut redis, simulator) = (Redis::start(&[]).await, Simulator::generous());
     let shield = || Shield::before(simulator.process.address(), &shared(&redis));
     let (first, second) = (shield(), shield());
@@ -197,7 +197,7 @@ async fn a_shared_budget_survives_a_redis_that_comes_back_empty() {
     until_used(&second.process, total).await;
     redis.kill();
     until(true, &[&first, &second]).await;
-    // One client each: nothing else is in flight.
+    // One client each, so that only one request per replica is in flight.
     let served = spend(&[&first.process], 1).await;
     let alone: u64 = served.iter().map(|one| one.tokens).sum();
     let (share, one) = ((BUDGET - total) / 2, served[0].tokens);
@@ -210,13 +210,14 @@ async fn a_shared_budget_survives_a_redis_that_comes_back_empty() {
     until(false, &[&first, &second]).await;
     until_used(&first.process, total).await;
     until_used(&second.process, total).await;
-    assert!(spend(&[&first.process, &second.process], 2).await.is_empty(), "it is spent");
+    assert!(spend(&[&first.process, &second.process], 2).await.is_empty(), "the budget is spent");
 }
 
-/// What a replica used without Redis is in its state file; its next process reports it when Redis is back, with its data or empty.
+/// The usage of a replica without Redis is in its state file. After a restart it is reported when Redis is back, whether Redis has
+/// kept its data or not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shared_budget_survives_a_restart_without_redis() {
-    not_at_midnight().await;
+    avoid_midnight().await;
     for (signal, is_empty) in
         [(Signal::SIGTERM, false), (Signal::SIGKILL, false), (Signal::SIGTERM, true), (Signal::SIGKILL, true)]
     {
@@ -249,7 +250,7 @@ async fn a_shared_budget_survives_a_restart_without_redis() {
             first.process.signal(signal);
             first.process.ended(Duration::from_secs(15)).await;
             first = Shield::before(simulator.process.address(), &kept);
-            assert_eq!(used(&first.process).await, total, "{signal}: by the state file");
+            assert_eq!(used(&first.process).await, total, "{signal}: from the state file");
         }
         assert!(total > before);
         if is_empty {
@@ -265,9 +266,9 @@ async fn a_shared_budget_survives_a_restart_without_redis() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn budget_reservations_of_a_killed_replica_are_released() {
-    not_at_midnight().await;
+    avoid_midnight().await;
     let (redis, simulator) = (Redis::start(&[]).await, Simulator::generous());
-    // By requests, which are reserved exactly.
+    // A budget of requests, because their reservation is exact.
     let config = shared(&redis).replace("tokens_per_day = 10000", "requests_per_day = 5");
     let shield = || Shield::before(simulator.process.address(), &config);
     let (first, second) = (shield(), shield());
@@ -280,22 +281,22 @@ async fn budget_reservations_of_a_killed_replica_are_released() {
         .collect();
     let start = Instant::now();
     while simulator.log().await.len() < 5 {
-        assert!(start.elapsed() < Duration::from_secs(20), "they are not sent");
+        assert!(start.elapsed() < Duration::from_secs(20), "the requests have not been sent");
         sleep(Duration::from_millis(100)).await;
     }
-    assert_eq!(ask(second.process.client(), "a", "completion=10").await.status, 429, "all are reserved");
+    assert_eq!(ask(second.process.client(), "a", "completion=10").await.status, 429, "the whole budget is reserved");
     first.process.signal(Signal::SIGKILL);
     drop(holding);
     let killed = Instant::now();
     while ask(second.process.client(), "a", "completion=10").await.status != 200 {
-        assert!(killed.elapsed() < Duration::from_secs(40), "it stays reserved");
+        assert!(killed.elapsed() < Duration::from_secs(40), "still reserved");
         sleep(Duration::from_millis(250)).await;
     }
     println!("back {:?} after the kill", killed.elapsed());
-    assert!(killed.elapsed() > Duration::from_secs(5), "a replica that is slow keeps its own");
+    assert!(killed.elapsed() > Duration::from_secs(5), "reservations are kept for slow replicas");
 }
 
-/// A cap of 10 requests a minute holds for all replicas together.
+/// A cap of 10 requests per minute applies to all replicas together.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cap_is_shared_by_replicas() {
     let (redis, simulator) = (Redis::start(&[]).await, Simulator::generous());
@@ -303,21 +304,21 @@ async fn a_cap_is_shared_by_replicas() {
     let shield = || Shield::before(simulator.process.address(), &config);
     let shields = [shield(), shield()];
     until(false, &[&shields[0], &shields[1]]).await;
-    // The caps' limiters are connected to the store once one of each has been used.
-    let asking: JoinSet<u16> = (0..40)
+    // The limiter of a cap is connected to the store after its first request.
+    let requests: JoinSet<u16> = (0..40)
         .map(|n| {
             let client = shields[n % 2].process.client();
             async move { ask(client, "a", "completion=1 head_ms=1").await.status.as_u16() }
         })
         .collect();
-    let statuses = asking.join_all().await;
+    let statuses = requests.join_all().await;
     let served = statuses.iter().filter(|&&status| status == 200).count();
     assert!(statuses.iter().all(|status| matches!(status, 200 | 429)), "{statuses:?}");
     println!("{served} of 10 a minute");
     assert!((8..=12).contains(&served), "{served} served");
 }
 
-/// Clients of each replica, and what each request reserves and uses.
+/// Number of clients of each replica, and the tokens that each request reserves and uses.
 const EACH: usize = 10;
 const TOKENS: u64 = 100;
 const LARGE: Budget = Budget { unit: Unit::Tokens, period: Period::Day, limit: 200_000 };
@@ -326,7 +327,8 @@ fn now() -> u64 {
     std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs()
 }
 
-/// Two replicas under load during an outage of their Redis: what they used together, and what each of them knows of it.
+/// Runs two replicas under load during an outage of their Redis. Returns the tokens that they used together, and the usage that each
+/// replica knows.
 async fn under_load(outage: Outage) -> (Outage, u64, Vec<u64>) {
     let mut scene = Scene::of(outage).await;
     let limits: Vec<Limiters> = (0..2).map(|_| kit::replica(&scene.url(), kit::tokens(1), TIMEOUT)).collect();
@@ -339,7 +341,7 @@ async fn under_load(outage: Outage) -> (Outage, u64, Vec<u64>) {
         let (replica, used) = (replicas[n % 2].clone(), used.clone());
         clients.spawn(async move {
             let amounts = Amounts { requests: 1, tokens: TOKENS, nano_usd: 0 };
-            // 40,000 tokens a second in all: the budget lasts for five seconds, longer where requests wait for Redis.
+            // 40,000 tokens per second in total, so the budget lasts for five seconds, or longer if requests wait for Redis.
             loop {
                 sleep(Duration::from_millis(50)).await;
                 match replica.reserve(&"a".into(), &[LARGE], amounts, now()).await {
@@ -347,7 +349,7 @@ async fn under_load(outage: Outage) -> (Outage, u64, Vec<u64>) {
                         used.fetch_add(TOKENS, Relaxed);
                         permit.used(amounts);
                     }
-                    // The whole budget is spent, not only this replica's share.
+                    // Ends when the whole budget is spent, not only this replica's share.
                     Err(_) if Instant::now() > end => break,
                     Err(_) => {}
                 }
@@ -373,14 +375,14 @@ async fn under_load(outage: Outage) -> (Outage, u64, Vec<u64>) {
     (outage, used, known())
 }
 
-/// Nine Redises at once. The budget is used and kept, and nothing is counted twice.
+/// All kinds of outages at the same time: the budget is spent but not exceeded, and nothing is counted twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shared_budget_is_kept_in_every_outage() {
-    not_at_midnight().await;
+    avoid_midnight().await;
     let scenes: JoinSet<_> = Outage::EVERY.into_iter().map(under_load).collect();
     for (outage, used, known) in scenes.join_all().await {
         println!("{outage:?}: {used} of {}, known {known:?}", LARGE.limit);
-        // What was in flight, and in addition what one replica had not yet heard of a lost one.
+        // Requests in flight, and usage that one replica had not yet learned from a store that has lost its data.
         let in_flight = 2 * EACH as u64 * TOKENS;
         assert!((LARGE.limit..=LARGE.limit + 2 * in_flight).contains(&used), "{outage:?}: {used} used");
         assert_eq!(known, [used; 2], "{outage:?}");

@@ -1,4 +1,4 @@
-//! The figures of several replicas, measured in one run:
+//! Measures the figures of several replicas in docs/figures.md:
 //! `cargo test --test redis -- --ignored --nocapture figures`
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
@@ -11,13 +11,14 @@ use groq_limiter::{
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    kit::{LONG_TIMEOUT, Redis, Upstream, ask, replica, tokens, until},
+    kit::{LONG_TIMEOUT, Redis, Upstream, admission, replica, tokens, until},
     load::{flood, with_both},
 };
 
 const LIMIT: u64 = 3_000_000;
-/// The warm-up and the measured time, seconds.
+/// Seconds of warm-up.
 const WARM: u64 = 12;
+/// Seconds that are measured.
 const MEASURED: u64 = 42;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,9 +29,9 @@ enum Store {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes seven minutes; the tests of every day hold the same targets on shorter runs"]
+#[ignore = "takes seven minutes; the other tests check the same targets with shorter runs"]
 async fn figures() {
-    println!("| replicas | Redis | used | refused per 1000 | sent | calls a request |\n|---|---|---|---|---|---|");
+    println!("| replicas | Redis | used | refused per 1000 | sent | calls per request |\n|---|---|---|---|---|---|");
     for count in [2, 8] {
         for store in [Store::There, Store::Released, Store::KilledHalfWay] {
             loaded(count, store).await;
@@ -43,7 +44,7 @@ async fn loaded(count: usize, store: Store) {
     let mut redis = Redis::start(&[]).await;
     let replicas: Vec<_> = (0..count).map(|_| replica(&redis.url(), tokens(LIMIT), LONG_TIMEOUT)).collect();
     until(false, &replicas).await;
-    // Every replica has heard of all others.
+    // Every replica knows of all others.
     while replicas.iter().any(|replica| replica.store().is_none_or(|store| store.replicas() as usize != count)) {
         sleep(Duration::from_millis(50)).await;
     }
@@ -52,7 +53,7 @@ async fn loaded(count: usize, store: Store) {
         until(true, &replicas).await;
     }
     let upstream = Upstream::new(LIMIT);
-    upstream.take(LIMIT * 9 / 10).expect("it is full");
+    upstream.reserve(LIMIT * 9 / 10).expect("an unused limit");
     let start = Instant::now();
     let (from, end) = (start + Duration::from_secs(WARM), start + Duration::from_secs(WARM + MEASURED));
     let outage = async {
@@ -69,7 +70,7 @@ async fn loaded(count: usize, store: Store) {
     println!("| {count} | {store:?} | {used:.1} % | {per_thousand:.2} | {sent} | {:.2} |", calls as f64 / sent as f64);
 }
 
-/// Time from the request to the grant where the limit has room.
+/// Prints the time from a request to its grant if the limit has room.
 async fn latency() {
     let redis = Redis::start(&[]).await;
     let shared = replica(&redis.url(), tokens(1 << 30), LONG_TIMEOUT);
@@ -81,7 +82,7 @@ async fn latency() {
     let (mut with, mut without, mut trip) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..3000 {
         let at = Instant::now();
-        redis::cmd("PING").exec_async(&mut connection).await.expect("an answer");
+        redis::cmd("PING").exec_async(&mut connection).await.expect("a reply");
         trip.push(at.elapsed());
         without.push(once(&local).await);
         with.push(once(&shared).await);
@@ -97,7 +98,7 @@ async fn latency() {
 
 async fn once(limits: &Limiters) -> Duration {
     let at = Instant::now();
-    let mut granted = limits.reserve(&ask("a", 10, 10), at + Duration::from_secs(5), None).await.expect("room");
+    let mut granted = limits.reserve(&admission("a", 10, 10), at + Duration::from_secs(5), None).await.expect("room");
     let took = at.elapsed();
     granted.sent(Instant::now());
     granted.observe(&Observation::default(), Instant::now());

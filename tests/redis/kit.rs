@@ -1,4 +1,4 @@
-//! A redis-server for each test, replicas on it, and an upstream with an exact bucket.
+//! A redis-server for each test, replicas that use it, and an upstream with an exact limit.
 
 use std::{
     net::TcpListener,
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use crate::start;
 
-/// A redis-server; killed when dropped.
+/// A redis-server process; killed on drop.
 pub(crate) struct Redis {
     process: Child,
     port: u16,
@@ -33,12 +33,12 @@ pub(crate) struct Redis {
 }
 
 impl Redis {
-    /// Starts one with these arguments on a free port.
+    /// Starts a server on a free port, with additional arguments.
     pub(crate) async fn start(arguments: &[&str]) -> Self {
         Self::with_second(|_| arguments.iter().map(|&argument| argument.into()).collect()).await
     }
 
-    /// Starts one that also listens on a second port, which its arguments name.
+    /// Starts a server whose arguments can use a second free port.
     pub(crate) async fn with_second(arguments: impl Fn(u16) -> Vec<String>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         for _ in 0..5 {
@@ -48,13 +48,13 @@ impl Redis {
             if serves(&mut process, port).await {
                 return Self { process, port, second, folder, arguments };
             }
-            drop(process.kill()); // It has ended, or answers nobody.
+            drop(process.kill()); // The process has exited, or does not respond.
             process.wait().expect("ended");
         }
         panic!("redis-server does not serve");
     }
 
-    /// Restarts it on the same port, empty.
+    /// Starts the server again on the same port, without data.
     pub(crate) async fn restart(&mut self) {
         self.kill();
         self.process = spawn(self.port, &self.folder, &self.arguments);
@@ -82,8 +82,8 @@ impl Redis {
         url(self.port)
     }
 
-    /// Runs a command as an operator would.
-    pub(crate) fn say(&self, words: &[&str]) -> redis::Value {
+    /// Runs a command on a connection of its own.
+    pub(crate) fn command(&self, words: &[&str]) -> redis::Value {
         let client = redis::Client::open(self.url()).expect("a URL");
         let mut connection = client.get_connection().expect("a connection");
         let mut command = redis::cmd(words[0]);
@@ -92,15 +92,15 @@ impl Redis {
 }
 
 impl Redis {
-    /// A command's reply as text.
-    pub(crate) fn told(&self, words: &[&str]) -> String {
-        redis::from_redis_value(self.say(words)).expect("text")
+    /// Runs a command and returns its reply as text.
+    pub(crate) fn command_text(&self, words: &[&str]) -> String {
+        redis::from_redis_value(self.command(words)).expect("text")
     }
 }
 
 impl Drop for Redis {
     fn drop(&mut self) {
-        // Also a stopped one.
+        // SIGKILL also works on a process that was stopped with SIGSTOP.
         if self.process.kill().is_ok() {
             self.process.wait().expect("ended");
         }
@@ -122,19 +122,20 @@ fn url(port: u16) -> String {
     format!("redis://127.0.0.1:{port}")
 }
 
-/// A port that nobody listens on, below the ephemeral range: an ephemeral port could be taken by another test's connection before
-/// redis-server starts.
+/// A free port below the ephemeral range: an ephemeral port could be used by another test's connection before redis-server
+/// starts.
 fn free_port() -> u16 {
     const FIRST: u16 = 10_000;
     const PORTS: u16 = 20_000;
     static TRIED: AtomicU16 = AtomicU16::new(0);
-    // Test processes that run side by side start at different ports.
+    // Concurrent test processes start at different ports.
     let begin = (std::process::id() % 400) as u16 * 50;
     let mut ports = (0..PORTS).map(|_| FIRST + (begin + TRIED.fetch_add(1, Ordering::Relaxed) % PORTS) % PORTS);
     ports.find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("a free port")
 }
 
-/// Whether this process answers: one whose second port is taken exits after the first one has been seen to listen.
+/// Waits until the server replies. Returns `false` if the process exits, which can also happen after its first port is open, if the
+/// second port is in use.
 async fn serves(process: &mut Child, port: u16) -> bool {
     let its = format!("process_id:{}\r\n", process.id());
     let client = redis::Client::open(url(port)).expect("a URL");
@@ -152,7 +153,7 @@ async fn serves(process: &mut Child, port: u16) -> bool {
     false
 }
 
-/// A replica on this store with these limits.
+/// A replica with this store and these limits.
 pub(crate) fn replica(url: &str, model: ModelLimits, timeout: Duration) -> Limiters {
     replica_of(store(url, timeout), model)
 }
@@ -166,10 +167,10 @@ pub(crate) fn replica_of(store: RedisSettings, model: ModelLimits) -> Limiters {
     Limiters::new(Settings { limits: limits.into(), redis: Some(store), ..Settings::default() })
 }
 
-/// The store's timeout where a test is not about it: long enough for a busy machine.
+/// Timeout of the store in tests that do not test it, long enough for a busy machine.
 pub(crate) const LONG_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Waits until each replica has reached its store, or has lost it.
+/// Waits until the store of every replica is degraded or available.
 pub(crate) async fn until(degraded: bool, replicas: &[Limiters]) {
     let at = Instant::now();
     while replicas.iter().any(|replica| replica.store().expect("a store").is_degraded() != degraded) {
@@ -178,11 +179,11 @@ pub(crate) async fn until(degraded: bool, replicas: &[Limiters]) {
     }
 }
 
-pub(crate) fn ask(app: &str, prompt: u64, output_limit: u64) -> AdmissionRequest {
+pub(crate) fn admission(app: &str, prompt: u64, output_limit: u64) -> AdmissionRequest {
     AdmissionRequest { app: app.into(), ..start::request(0, prompt, output_limit) }
 }
 
-/// Groq's accounting of tokens: an exact bucket that holds prompt and max completion tokens until the end.
+/// The upstream's limit on tokens: prompt and max completion tokens are reserved until the end of the response.
 pub(crate) struct Upstream {
     limit: f64,
     rate: f64,
@@ -190,33 +191,36 @@ pub(crate) struct Upstream {
 }
 
 impl Upstream {
-    /// A full one.
+    /// A limit that is not used.
     pub(crate) fn new(limit: u64) -> Arc<Self> {
         Arc::new(Self { limit: limit as f64, rate: limit as f64 / 60.0, quota: Mutex::new((limit as f64, Instant::now())) })
     }
 
-    /// Takes `asked`; returns the headers, or a refusal.
-    pub(crate) fn take(&self, asked: u64) -> Result<Observation, ()> {
+    /// Reserves `units` and returns the headers.
+    ///
+    /// # Errors
+    /// A refusal.
+    pub(crate) fn reserve(&self, units: u64) -> Result<Observation, ()> {
         let quota = self.add(0.0);
-        if quota < asked as f64 {
+        if quota < units as f64 {
             return Err(());
         }
-        let left = self.add(-(asked as f64));
+        let left = self.add(-(units as f64));
         let shown = RemoteQuota { limit: self.limit as u64, remaining: left as u64 };
         Ok(Observation { tokens: Some(shown), ..Observation::default() })
     }
 
-    /// Tokens in use now.
+    /// Used tokens.
     pub(crate) fn used(&self) -> f64 {
         self.limit - self.add(0.0)
     }
 
-    pub(crate) fn give_back(&self, unused: u64) {
+    pub(crate) fn refund(&self, unused: u64) {
         self.add(unused as f64);
     }
 
     fn add(&self, units: f64) -> f64 {
-        let mut quota = self.quota.lock().expect("the level");
+        let mut quota = self.quota.lock().expect("no panic while locked");
         let now = Instant::now();
         quota.0 = (quota.0 + now.duration_since(quota.1).as_secs_f64() * self.rate + units).min(self.limit);
         quota.1 = now;
@@ -224,7 +228,7 @@ impl Upstream {
     }
 }
 
-/// A limit on tokens a minute only.
+/// Limits on tokens per minute only.
 pub(crate) fn tokens(limit: u64) -> ModelLimits {
     ModelLimits { tokens_per_minute: Some(limit), ..ModelLimits::default() }
 }

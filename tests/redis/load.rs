@@ -1,4 +1,4 @@
-//! Three times the load that the limit allows, on several replicas in front of one upstream.
+//! Load on several replicas in front of one upstream.
 
 use std::{
     sync::{
@@ -11,23 +11,25 @@ use std::{
 use groq_limiter::{ActualUsage, AdmissionRequest, Limiters, types::Observation};
 use tokio::time::{Instant, sleep};
 
-use crate::kit::{Upstream, ask};
+use crate::kit::{Upstream, admission};
 
-/// Prompt tokens, max completion tokens, and the completion tokens that are used.
+/// Prompt tokens of a request.
 const PROMPT: u64 = 100;
+/// Max completion tokens of a request.
 const OUTPUT_LIMIT: u64 = 900;
+/// Completion tokens that a request uses.
 const COMPLETION: u64 = 300;
-/// From sending to the end of the answer.
+/// Time from sending a request to the end of its response.
 const GENERATION: Duration = Duration::from_millis(60);
 
-/// Results.
+/// The result of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) sent: AtomicU64,
     pub(crate) refused: AtomicU64,
-    /// Tokens used, by the upstream.
+    /// Tokens used after the warm-up.
     pub(crate) used: AtomicU64,
-    /// The longest time from the request to a grant or a refusal, ms.
+    /// Longest time from the request to a grant or a rejection, in ms.
     pub(crate) longest: AtomicU64,
     /// Requests sent by each of the two apps.
     pub(crate) apps: [AtomicU64; 2],
@@ -39,12 +41,12 @@ impl Tally {
     }
 }
 
-/// Every replica with both apps.
+/// Every replica, with both apps.
 pub(crate) fn with_both(replicas: &[Limiters]) -> Vec<(&Limiters, &'static [usize])> {
     replicas.iter().map(|replica| (replica, &[0, 1][..])).collect()
 }
 
-/// Clients of these apps on every replica that always have another request, until `end`. Counts tokens used after `from`.
+/// Runs closed-loop clients of the given apps on every replica until `end`. Counts tokens used after `from`.
 pub(crate) async fn flood(
     replicas: Vec<(&Limiters, &'static [usize])>,
     model: &'static str,
@@ -73,11 +75,12 @@ pub(crate) async fn flood(
     tally
 }
 
+/// Sends one request.
 async fn once(limits: &Limiters, model: &str, upstream: &Upstream, tally: &Tally, app: usize, from: Instant, end: Instant) {
-    let asked = Instant::now();
-    let ask = AdmissionRequest { model: model.into(), ..ask(&format!("app{app}"), PROMPT, OUTPUT_LIMIT) };
-    let reserved = limits.reserve(&ask, end, None).await;
-    tally.longest.fetch_max(asked.elapsed().as_millis() as u64, Relaxed);
+    let start = Instant::now();
+    let request = AdmissionRequest { model: model.into(), ..admission(&format!("app{app}"), PROMPT, OUTPUT_LIMIT) };
+    let reserved = limits.reserve(&request, end, None).await;
+    tally.longest.fetch_max(start.elapsed().as_millis() as u64, Relaxed);
     let Ok(mut reservation) = reserved else {
         sleep(Duration::from_millis(20)).await;
         return;
@@ -85,11 +88,11 @@ async fn once(limits: &Limiters, model: &str, upstream: &Upstream, tally: &Tally
     reservation.sent(Instant::now());
     tally.sent.fetch_add(1, Relaxed);
     tally.apps[app].fetch_add(1, Relaxed);
-    match upstream.take(PROMPT + OUTPUT_LIMIT) {
+    match upstream.reserve(PROMPT + OUTPUT_LIMIT) {
         Ok(state) => {
             reservation.observe(&state, Instant::now());
             sleep(GENERATION).await;
-            upstream.give_back(OUTPUT_LIMIT - COMPLETION);
+            upstream.refund(OUTPUT_LIMIT - COMPLETION);
             let used = ActualUsage::Tokens { prompt: PROMPT, completion: Some(COMPLETION), prompt_total: PROMPT };
             reservation.settle(used, Instant::now());
             if Instant::now() >= from {

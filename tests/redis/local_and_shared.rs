@@ -1,5 +1,4 @@
-//! Local and shared quotas keep the same promises: the same properties on both, the shared ones with the real script and with
-//! messages of replicas in every order.
+//! Local and shared quotas have the same properties. Shared ones are tested with the real script and any order of messages.
 
 use std::cell::{Cell, RefCell};
 
@@ -30,7 +29,7 @@ fn history() -> impl Strategy<Value = History> {
     )
 }
 
-/// Where the quotas of a suite's limiters are kept.
+/// Where the limiters of a suite store their quotas.
 enum Store<'a> {
     Local,
     Redis { connection: &'a mut Connection, keys: u64 },
@@ -43,7 +42,7 @@ impl Store<'_> {
             Store::Local => (1, Quotas::Local),
             Store::Redis { connection, keys } => {
                 *keys += 1;
-                (history.replicas, Quotas::Registry(connection, format!("{{world{keys}}}")))
+                (history.replicas, Quotas::Redis(connection, format!("{{world{keys}}}")))
             }
         };
         let plan = Plan { jobs, replicas, tokens: *tokens, requests: *requests, headers: *headers, lossy };
@@ -52,23 +51,23 @@ impl Store<'_> {
 
     fn random(&mut self, history: &History, lossy: bool) -> Outcome {
         let mut random = fastrand::Rng::with_seed(history.seed);
-        // Messages are lost now and then, not half of the time.
+        // Messages are lost rarely: otherwise they would be lost half of the time.
         self.run(history, lossy, &mut |options| if lossy && random.u8(..) > 40 { 0 } else { random.usize(..options) })
     }
 }
 
-/// The common properties: the sum of what is granted fits an exact upstream at every instant, in all dimensions or in none (the
-/// world checks each step of the store's), every request is served, refused or gone, and what was settled has come back.
-fn keeps(store: &mut Store<'_>, history: &History, lossy: bool) -> Result<Outcome, TestCaseError> {
+/// Checks the common properties. Every request is sent, rejected or cancelled, and settled usage is released. The world checks the
+/// others at each step: the sum of all grants fits into an exact upstream, in all dimensions or in none.
+fn check(store: &mut Store<'_>, history: &History, lossy: bool) -> Result<Outcome, TestCaseError> {
     let outcome = store.random(history, lossy);
-    prop_assert_eq!(outcome.sends + outcome.refused_by_us + outcome.left, history.jobs.len());
+    prop_assert_eq!(outcome.sends + outcome.rejected + outcome.cancelled, history.jobs.len());
     if lossy {
         return Ok(outcome);
     }
     let (quotas, truth) = outcome.used;
     let rounding = 2 * history.jobs.len() as u64;
-    // What Groq has not confirmed yet counts as used until the next header. What was reserved beyond the truth may be lost
-    // upstream, where the quota is full by then.
+    // Usage that headers have not confirmed yet counts until the next header. A reservation that is larger than the actual usage can
+    // be released too late, when the upstream's limit has refilled already.
     let (less, more) = if history.headers { (5, 50) } else { (2, 2) };
     prop_assert!(
         quotas + rounding + outcome.beyond + history.tokens * less / 100 >= truth,
@@ -80,12 +79,12 @@ fn keeps(store: &mut Store<'_>, history: &History, lossy: bool) -> Result<Outcom
     Ok(outcome)
 }
 
-/// Runs the suite; returns sends and refusals of all histories.
+/// Runs generated histories. Returns the numbers of sends and refusals of all of them.
 fn suite(store: Store<'_>, cases: u32, lossy: bool) -> (usize, usize) {
     let (store, sum) = (RefCell::new(store), Cell::new((0, 0)));
     let outcome = TestRunner::new(config(cases)).run(&history(), |history| {
-        let outcome = keeps(&mut store.borrow_mut(), &history, lossy)?;
-        // Without corrections by headers, quotas are counted, not estimated: no refusal at all.
+        let outcome = check(&mut store.borrow_mut(), &history, lossy)?;
+        // Without corrections by headers, the quotas are exact, so nothing is refused.
         if !history.headers && !lossy {
             prop_assert_eq!(outcome.refused_by_groq, 0, "of {} sends", outcome.sends);
         }
@@ -98,21 +97,21 @@ fn suite(store: Store<'_>, cases: u32, lossy: bool) -> (usize, usize) {
 }
 
 #[test]
-fn local_quotas_keep_the_promises() {
+fn local_quotas_have_the_common_properties() {
     let (_, refused) = suite(Store::Local, 200, false);
     assert_eq!(refused, 0);
 }
 
 #[test]
-fn shared_quotas_keep_the_promises() {
+fn shared_quotas_have_the_common_properties() {
     with_redis(|connection| {
         let (sends, refused) = suite(Store::Redis { connection, keys: 0 }, 200, false);
         assert!(refused <= sends / 2000, "{refused} of {sends}");
     });
 }
 
-/// When messages are lost in either direction, every request ends and nothing comes back twice; the margin covers what is
-/// unknown.
+/// If messages are lost in either direction, every request ends and nothing is released twice. The safety margin covers what a
+/// replica does not know.
 #[test]
 fn every_request_ends_when_messages_are_lost() {
     with_redis(|connection| {
@@ -121,9 +120,9 @@ fn every_request_ends_when_messages_are_lost() {
     });
 }
 
-/// A small world in every order of its first choices, losses included.
+/// Runs a small world for every sequence of its first `depth` choices, including losses. Returns the number of sequences.
 fn every_order(lossy: bool, depth: usize) -> usize {
-    // Two replicas, half a limit each time; requests that end early give most of it back.
+    // Two replicas with requests of almost half a limit each. Those that end early release most of it.
     let job = |output_limit, completion_share, latency_ms| Job {
         app: 0,
         gap_ms: 0,
@@ -131,14 +130,14 @@ fn every_order(lossy: bool, depth: usize) -> usize {
         output_limit,
         completion_share,
         latency_ms,
-        leaves: None,
+        cancelled_after: None,
     };
     let jobs = vec![job(450, 1.0, 60_000), job(400, 0.1, 20), job(430, 0.1, 30), job(420, 1.0, 60_000)];
     let history = History { jobs, replicas: 2, tokens: 1000, requests: Some(10), headers: false, seed: 0 };
     let mut worlds = 0;
     with_redis(|connection| {
         let mut store = Store::Redis { connection, keys: 0 };
-        // The choices made at the first steps, counted up like digits of a number.
+        // The first choices and their numbers of options, enumerated like the digits of a number.
         let mut path: Vec<(usize, usize)> = Vec::new();
         loop {
             let mut step = 0;
@@ -151,8 +150,8 @@ fn every_order(lossy: bool, depth: usize) -> usize {
                 chosen
             });
             worlds += 1;
-            assert_eq!(outcome.sends + outcome.refused_by_us, 4, "{path:?}");
-            // A replica that is cut off alone keeps to its share, beside what the other one takes of the whole.
+            assert_eq!(outcome.sends + outcome.rejected, 4, "{path:?}");
+            // A replica without its store uses its share of the limit, although the other one uses all of it.
             assert!(outcome.refused_by_groq <= usize::from(lossy), "{path:?}");
             while path.last().is_some_and(|&(chosen, options)| chosen + 1 == options) {
                 path.pop();
@@ -171,7 +170,7 @@ fn no_order_of_messages_exceeds_the_limit() {
 }
 
 #[test]
-fn every_request_ends_whichever_message_is_lost() {
+fn every_request_ends_when_any_message_is_lost() {
     let worlds = every_order(true, 4);
     assert!(worlds > 100, "{worlds}");
 }

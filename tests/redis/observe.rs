@@ -1,4 +1,4 @@
-//! Observe mode with replicas that share a Redis: they count together, and a reload enforces what is left, and observes again.
+//! Observe mode with replicas that share a Redis: usage is counted together, and reloads switch to enforcing and back.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ async fn metrics(process: &Process) -> String {
     Client::new(process.admin()).plain("/metrics", None).await.text()
 }
 
-/// What this replica knows to be left of the day.
+/// The remaining daily quota, according to the metrics of this replica.
 async fn left(process: &Process) -> Option<f64> {
     let metrics = metrics(process).await;
     let line = metrics.lines().find(|line| line.starts_with("groq_shield_remaining{") && line.contains(r#"dimension="RPD""#));
@@ -54,7 +54,7 @@ async fn replicas_observe_together_and_a_reload_enforces_what_is_left() {
         let status = async || Client::new(shield.process.admin()).plain("/status", None).await.json();
         until("both are with their Redis", async || status().await["store"]["degraded"] == false).await;
     }
-    // Each sends a little more than its half of the day, at once, whatever the limit.
+    // Each replica sends slightly more than half of the daily limit, without waiting.
     for n in 0..A_DAY + 4 {
         let answer = ask(&shields[n as usize % 2].process).await;
         assert_eq!((answer.status.as_u16(), answer.header("x-shield-wait-ms")), (200, "0"), "{}", answer.text());
@@ -65,7 +65,7 @@ async fn replicas_observe_together_and_a_reload_enforces_what_is_left() {
         let metrics = metrics(&shield.process).await;
         let refused =
             metrics.lines().find_map(|line| line.strip_prefix(r#"groq_shield_observed_refusals_total{reason="max_wait"} "#));
-        assert!(refused.is_some_and(|count| count != "0"), "a half of the day was not enough: {metrics}");
+        assert!(refused.is_some_and(|count| count != "0"), "half of the limit was not enough: {metrics}");
     }
     for shield in &shields {
         shield.reload(&config("enforce")).await;
@@ -81,7 +81,7 @@ async fn replicas_observe_together_and_a_reload_enforces_what_is_left() {
         shield.reload(&config("observe")).await;
         assert_eq!(ask(&shield.process).await.status, 200);
         shield.reload(&config("enforce")).await;
-        assert_eq!(ask(&shield.process).await.status, 429, "observing has forgotten nothing");
+        assert_eq!(ask(&shield.process).await.status, 429, "usage in observe mode counts");
     }
     assert_eq!(simulator.log().await.len(), A_DAY as usize + 6);
 }

@@ -1,6 +1,6 @@
 //! Every kind of Redis outage under load: the limit is neither exceeded nor left unused, and sharing resumes afterwards.
 //!
-//! `cargo test --test redis -- --ignored --nocapture every_outage` does the same with two and eight processes, for longer.
+//! `cargo test --test redis -- --ignored --nocapture every_outage` runs longer outages with two and eight processes.
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -12,35 +12,35 @@ use tokio::{
 };
 
 use crate::{
-    kit::{LONG_TIMEOUT, Redis, Upstream, ask, replica, tokens, until},
+    kit::{LONG_TIMEOUT, Redis, Upstream, admission, replica, tokens, until},
     load::{Tally, flood, with_both},
-    network::{Network, Weather},
+    network::{Fault, Network},
 };
 
 const LIMIT: u64 = 1_200_000;
-/// The store's timeout: longer than a busy machine's pauses.
+/// The store's timeout, longer than the pauses of a busy machine.
 pub(crate) const TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A kind of outage.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Outage {
-    /// The process is killed, and comes back empty.
+    /// The process is killed, and restarted without data.
     Killed,
-    /// The process is stopped, and continues later.
+    /// The process is stopped with SIGSTOP, and continued later.
     Paused,
     /// Keys and scripts are deleted.
     Flushed,
-    /// The network drops everything silently.
+    /// The network drops all bytes without closing connections.
     Cut,
-    /// The network closes everything.
+    /// The network closes all connections.
     Closed,
-    /// It becomes read-only as a replica of another, and loses its data by that.
+    /// The server becomes a replica of another one, which makes it read-only and deletes its data.
     ReadOnly,
-    /// It sends wrong replies.
-    Rubbish,
-    /// It replies later than the timeout.
+    /// The server sends invalid replies.
+    WrongReplies,
+    /// The server replies after the timeout.
     Slow,
-    /// It is killed, and its replica is promoted: read-only at first.
+    /// The server is killed, and its replica is read-only until it is promoted.
     FailedOver,
 }
 
@@ -52,7 +52,7 @@ impl Outage {
         Self::Cut,
         Self::Closed,
         Self::ReadOnly,
-        Self::Rubbish,
+        Self::WrongReplies,
         Self::Slow,
         Self::FailedOver,
     ];
@@ -63,26 +63,26 @@ impl Outage {
     }
 }
 
-/// A Redis behind a relay, and a second one.
+/// A Redis behind a relay, and a second one for outages that need it.
 pub(crate) struct Scene {
     redis: Redis,
-    beside: Redis,
+    second: Redis,
     network: Network,
 }
 
 impl Scene {
     pub(crate) async fn of(outage: Outage) -> Self {
-        let (redis, beside) = (Redis::start(&[]).await, Redis::start(&[]).await);
+        let (redis, second) = (Redis::start(&[]).await, Redis::start(&[]).await);
         if outage == Outage::FailedOver {
-            beside.say(&["REPLICAOF", "127.0.0.1", &redis.port().to_string()]);
+            second.command(&["REPLICAOF", "127.0.0.1", &redis.port().to_string()]);
             let start = Instant::now();
-            while !beside.told(&["INFO", "replication"]).contains("master_link_status:up") {
+            while !second.command_text(&["INFO", "replication"]).contains("master_link_status:up") {
                 assert!(start.elapsed() < Duration::from_secs(20), "the replica does not follow");
                 sleep(Duration::from_millis(20)).await;
             }
         }
-        let network = Network::before(redis.port()).await;
-        Self { redis, beside, network }
+        let network = Network::in_front_of(redis.port()).await;
+        Self { redis, second, network }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -94,18 +94,18 @@ impl Scene {
             Outage::Killed => self.redis.kill(),
             Outage::Paused => self.redis.signal(Signal::SIGSTOP),
             Outage::Flushed => {
-                self.redis.say(&["FLUSHALL"]);
-                self.redis.say(&["SCRIPT", "FLUSH"]);
+                self.redis.command(&["FLUSHALL"]);
+                self.redis.command(&["SCRIPT", "FLUSH"]);
             }
-            Outage::Cut => self.network.turn(Weather::Hole),
-            Outage::Closed => self.network.turn(Weather::Closed),
+            Outage::Cut => self.network.set(Fault::Drop),
+            Outage::Closed => self.network.set(Fault::Closed),
             Outage::ReadOnly => {
-                self.redis.say(&["REPLICAOF", "127.0.0.1", &self.beside.port().to_string()]);
+                self.redis.command(&["REPLICAOF", "127.0.0.1", &self.second.port().to_string()]);
             }
-            Outage::Rubbish => self.network.turn(Weather::Rubbish),
-            Outage::Slow => self.network.turn(Weather::Slow(2 * TIMEOUT)),
+            Outage::WrongReplies => self.network.set(Fault::WrongReplies),
+            Outage::Slow => self.network.set(Fault::Slow(2 * TIMEOUT)),
             Outage::FailedOver => {
-                self.network.lead_to(self.beside.port());
+                self.network.connect_to(self.second.port());
                 self.redis.kill();
             }
         }
@@ -116,17 +116,17 @@ impl Scene {
             Outage::Killed => self.redis.restart().await,
             Outage::Paused => self.redis.signal(Signal::SIGCONT),
             Outage::Flushed => {}
-            Outage::Cut | Outage::Closed | Outage::Rubbish | Outage::Slow => self.network.turn(Weather::Fair),
+            Outage::Cut | Outage::Closed | Outage::WrongReplies | Outage::Slow => self.network.set(Fault::None),
             Outage::ReadOnly => {
-                self.redis.say(&["REPLICAOF", "NO", "ONE"]);
+                self.redis.command(&["REPLICAOF", "NO", "ONE"]);
             }
             Outage::FailedOver => {
-                self.beside.say(&["REPLICAOF", "NO", "ONE"]);
+                self.second.command(&["REPLICAOF", "NO", "ONE"]);
             }
         }
     }
 
-    /// Tokens in use of the fullest limiter, by this store.
+    /// Used tokens of the fullest limiter, according to the store.
     pub(crate) fn used(&self, outage: Outage, limit: u64) -> f64 {
         const FULLEST: &str = "
             local time, fullest = redis.call('TIME'), 0
@@ -135,25 +135,26 @@ impl Scene {
                 fullest = math.max(fullest, record.quotas.TPM.tat + record.epoch - time[1] * 1000000 - time[2])
             end
             return string.format('%.0f', fullest)";
-        let redis = if outage == Outage::FailedOver { &self.beside } else { &self.redis };
-        let micros: f64 = redis.told(&["EVAL", FULLEST, "0"]).parse().expect("a number");
+        let redis = if outage == Outage::FailedOver { &self.second } else { &self.redis };
+        let micros: f64 = redis.command_text(&["EVAL", FULLEST, "0"]).parse().expect("a number");
         micros / 60e6 * limit as f64
     }
 }
 
-/// Results.
+/// The result of a run.
 #[derive(Debug)]
 struct Outcome {
     outage: Outage,
     used: f64,
     sent: u64,
     refused: u64,
-    /// From the start of the outage until every replica had noticed, and from its end until every replica was back.
+    /// Time from the start of the outage until all replicas were degraded.
     lost: Duration,
+    /// Time from the end of the outage until no replica was degraded.
     back: Duration,
-    /// The longest time to a grant on a limiter that has room.
+    /// Longest time to a grant on a limiter that has room.
     longest: Duration,
-    /// Tokens in use on the way back, by the store and by the upstream.
+    /// Used tokens after the outage, according to the store and to the upstream.
     charged: (f64, f64),
 }
 
@@ -162,7 +163,7 @@ async fn under_load(outage: Outage, count: usize) -> Outcome {
     let replicas: Vec<_> = (0..count).map(|_| replica(&scene.url(), tokens(LIMIT), TIMEOUT)).collect();
     until(false, &replicas).await;
     let upstream = Upstream::new(LIMIT);
-    upstream.take(LIMIT * 9 / 10).expect("it is full");
+    upstream.reserve(LIMIT * 9 / 10).expect("an unused limit");
     let start = Instant::now();
     let (from, end) = (start + Duration::from_secs(2), start + Duration::from_secs(16));
     let course = async {
@@ -178,23 +179,23 @@ async fn under_load(outage: Outage, count: usize) -> Outcome {
         let healed = Instant::now();
         until(false, &replicas).await;
         let back = healed.elapsed();
-        // The limiters have reported what they used meanwhile.
+        // By now the limiters have reported what they used during the outage.
         sleep(Duration::from_millis(500)).await;
         (lost, back, (scene.used(outage, LIMIT), upstream.used()))
     };
     let load = flood(with_both(&replicas), "m", &upstream, 40 / count, from, end);
-    let (tally, (lost, back, charged), longest) = tokio::join!(load, course, unhindered(&replicas[0], end));
+    let (tally, (lost, back, charged), longest) = tokio::join!(load, course, admitted_at_once(&replicas[0], end));
     let Tally { used, sent, refused, .. } = &*tally;
     let used = used.load(Relaxed) as f64 / ((end - from).as_secs() * LIMIT / 60) as f64;
     Outcome { outage, used, sent: sent.load(Relaxed), refused: refused.load(Relaxed), lost, back, longest, charged }
 }
 
-/// Requests on a limiter of their own that has room for them, until `end`; returns the longest time to a grant.
-async fn unhindered(limits: &Limiters, end: Instant) -> Duration {
+/// Sends requests until `end` on a limiter that has room for them. Returns the longest time to a grant.
+async fn admitted_at_once(limits: &Limiters, end: Instant) -> Duration {
     let mut longest = Duration::ZERO;
     while Instant::now() < end {
         let asked = Instant::now();
-        let request = groq_limiter::AdmissionRequest { model: "unhindered".into(), ..ask("a", 10, 10) };
+        let request = groq_limiter::AdmissionRequest { model: "unhindered".into(), ..admission("a", 10, 10) };
         let mut granted = limits.reserve(&request, asked + Duration::from_secs(20), None).await.expect("room");
         longest = longest.max(asked.elapsed());
         granted.sent(Instant::now());
@@ -204,7 +205,7 @@ async fn unhindered(limits: &Limiters, end: Instant) -> Duration {
     longest
 }
 
-/// Nine Redises at once, each with two replicas.
+/// All kinds of outages at the same time, each with two replicas.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shared_limit_is_kept_and_used_in_every_outage() {
     let mut scenes = JoinSet::new();
@@ -224,9 +225,9 @@ async fn a_shared_limit_is_kept_and_used_in_every_outage() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_are_served_when_redis_was_never_there() {
+async fn requests_are_served_when_redis_was_never_reachable() {
     let alone = replica("redis://127.0.0.1:1", tokens(LIMIT), LONG_TIMEOUT);
-    let granted = alone.reserve(&ask("a", 10, 10), Instant::now() + Duration::from_secs(5), None).await.expect("granted");
+    let granted = alone.reserve(&admission("a", 10, 10), Instant::now() + Duration::from_secs(5), None).await.expect("granted");
     assert!(granted.waited() < Duration::from_secs(1), "{:?}", granted.waited());
     assert!(alone.store().expect("a store").is_degraded());
 }

@@ -16,11 +16,11 @@ use crate::{
 };
 
 const MODEL: &str = "openai/gpt-oss-20b";
-/// Tokens a minute.
+/// Tokens per minute.
 const LIMIT: u64 = 450_000;
 const LIMITS: &str = "[limits]\nplan = \"none\"\n[limits.model.\"openai/gpt-oss-20b\"]\nrequests_per_minute = 60000\n\
     tokens_per_minute = 450000\n[limits.model.\"llama-3.1-8b-instant\"]\ntokens_per_minute = 100000000\n";
-/// All clients together, each with requests of some 230 tokens that take 0.3 s: four times the limit.
+/// Number of clients of all processes. Each request uses about 230 tokens and takes 0.3 s, which is four times the limit in total.
 const CLIENTS: usize = 40;
 
 fn body(model: &str, output_limit: u64, wish: &str) -> Value {
@@ -30,7 +30,7 @@ fn body(model: &str, output_limit: u64, wish: &str) -> Value {
     })
 }
 
-/// Requests of one replica's clients until `end`; returns every status but 200.
+/// Runs closed-loop clients of one replica until `end`. Returns every status other than 200.
 fn flood(process: &Process, clients: usize, end: Instant) -> JoinSet<Vec<u16>> {
     let client = process.client();
     let mut tasks = JoinSet::new();
@@ -51,8 +51,8 @@ fn flood(process: &Process, clients: usize, end: Instant) -> JoinSet<Vec<u16>> {
     tasks
 }
 
-/// Requests that have room under the limits, until `end`; returns the longest time spent in the shield.
-async fn unhindered(process: &Process, end: Instant) -> Duration {
+/// Sends requests that have room under the limits until `end`. Returns the longest wait in the shield.
+async fn admitted_at_once(process: &Process, end: Instant) -> Duration {
     let (client, mut longest) = (process.client(), 0);
     while Instant::now() < end {
         let answer =
@@ -69,7 +69,7 @@ async fn status(process: &Process) -> Value {
     crate::client::Client::new(process.admin()).plain("/status", None).await.json()
 }
 
-/// The simulated Groq's counters: sent, refused, tokens charged.
+/// The simulated Groq's counts: requests received, requests refused, tokens charged.
 async fn counted(simulator: &Simulator) -> [f64; 3] {
     let stats = simulator.process.client().plain("/_sim/stats", None).await.json();
     let scopes = stats["scopes"].as_array().expect("scopes");
@@ -79,7 +79,7 @@ async fn counted(simulator: &Simulator) -> [f64; 3] {
     [admitted.as_f64().expect("a number") + refused, refused, spent.as_f64().expect("a number")]
 }
 
-/// Uses up most of a full quota from outside of the shields.
+/// Uses most of the limit without the shields.
 async fn drain(simulator: &Simulator, pieces: usize) {
     let content = "word ".repeat(80_000);
     for _ in 0..pieces {
@@ -89,14 +89,14 @@ async fn drain(simulator: &Simulator, pieces: usize) {
     }
 }
 
-/// Waits until each shield has reached its store, or has lost it, by status and metrics.
+/// Waits until the store of every shield is degraded or available, according to status and metrics.
 async fn until(degraded: bool, shields: &[Shield]) {
     let start = Instant::now();
     for shield in shields {
-        let told = format!("\ngroq_shield_store_degraded {}\n", u8::from(degraded));
+        let gauge = format!("\ngroq_shield_store_degraded {}\n", u8::from(degraded));
         loop {
             let metrics = crate::client::Client::new(shield.process.admin()).plain("/metrics", None).await;
-            if status(&shield.process).await["store"]["degraded"] == degraded && metrics.text().contains(&told) {
+            if status(&shield.process).await["store"]["degraded"] == degraded && metrics.text().contains(&gauge) {
                 break;
             }
             assert!(start.elapsed() < Duration::from_secs(30), "degraded is still {}:\n{}", !degraded, shield.process.log());
@@ -114,18 +114,18 @@ fn shields(count: usize, simulator: &Simulator, url: &str) -> Vec<Shield> {
     (0..count).map(|_| Shield::before(simulator.process.address(), &config(url))).collect()
 }
 
-/// Seconds of each phase: warm-up, with Redis, without, with it again.
+/// Seconds of each phase: warm-up, before the outage, during it, after it.
 struct Course {
     warm: u64,
     before: u64,
-    without: u64,
+    during: u64,
     after: u64,
 }
 
-const SHORT: Course = Course { warm: 3, before: 3, without: 3, after: 4 };
-const LONG: Course = Course { warm: 8, before: 12, without: 15, after: 15 };
+const SHORT: Course = Course { warm: 3, before: 3, during: 3, after: 4 };
+const LONG: Course = Course { warm: 8, before: 12, during: 15, after: 15 };
 
-/// Results.
+/// The result of a run.
 #[derive(Debug)]
 struct Outcome {
     used: f64,
@@ -136,15 +136,15 @@ struct Outcome {
     others: Vec<u16>,
 }
 
-/// `count` processes under load during an outage of their Redis.
+/// Runs `count` processes under load during an outage of their Redis.
 async fn under_load(count: usize, outage: Option<Outage>, course: &Course) -> Outcome {
     let mut scene = Scene::of(outage.unwrap_or(Outage::Killed)).await;
     let simulator = Simulator::start(LIMITS);
     let shields = shields(count, &simulator, &scene.url());
     until(false, &shields).await;
     drain(&simulator, 4).await;
-    let whole = course.warm + course.before + course.without + course.after;
-    let (start, end) = (Instant::now(), Instant::now() + Duration::from_secs(whole));
+    let total = course.warm + course.before + course.during + course.after;
+    let (start, end) = (Instant::now(), Instant::now() + Duration::from_secs(total));
     let mut floods: Vec<_> = shields.iter().map(|shield| flood(&shield.process, CLIENTS / count, end)).collect();
     let events = async {
         sleep(Duration::from_secs(course.warm)).await;
@@ -157,17 +157,17 @@ async fn under_load(count: usize, outage: Option<Outage>, course: &Course) -> Ou
             if outage.degrades() {
                 until(true, &shields).await;
             }
-            tokio::time::sleep_until(struck + Duration::from_secs(course.without)).await;
+            tokio::time::sleep_until(struck + Duration::from_secs(course.during)).await;
             scene.heal(outage).await;
             let healed = Instant::now();
             until(false, &shields).await;
             back = healed.elapsed();
         }
-        tokio::time::sleep_until(start + Duration::from_secs(whole)).await;
-        let (took, all) = (at.elapsed(), counted(&simulator).await);
-        (back, (all[2] - warm[2]) / (took.as_secs_f64() * LIMIT as f64 / 60.0), all)
+        tokio::time::sleep_until(start + Duration::from_secs(total)).await;
+        let (elapsed, all) = (at.elapsed(), counted(&simulator).await);
+        (back, (all[2] - warm[2]) / (elapsed.as_secs_f64() * LIMIT as f64 / 60.0), all)
     };
-    let ((back, used, [sent, refused, _]), longest) = tokio::join!(events, unhindered(&shields[0].process, end));
+    let ((back, used, [sent, refused, _]), longest) = tokio::join!(events, admitted_at_once(&shields[0].process, end));
     let mut others = Vec::new();
     for flood in &mut floods {
         while let Some(ended) = flood.join_next().await {
@@ -182,7 +182,7 @@ fn check(what: &str, outcome: &Outcome, refused: f64, used: f64) {
     assert!(outcome.refused <= refused * outcome.sent / 1000.0, "{what}: Groq refused {} of {}", outcome.refused, outcome.sent);
     assert!(outcome.used >= used, "{what}: {} of the limit was used", outcome.used);
     assert!(outcome.back < Duration::from_secs(10), "{what}: back after {:?}", outcome.back);
-    assert!(outcome.longest < TIMEOUT + Duration::from_secs(2), "{what}: {:?} of waiting for Redis", outcome.longest);
+    assert!(outcome.longest < TIMEOUT + Duration::from_secs(2), "{what}: waited {:?} for Redis", outcome.longest);
     assert!(outcome.others.iter().all(|&status| status == 429), "{what}: {:?}", outcome.others);
 }
 
@@ -196,7 +196,7 @@ async fn eight_processes_and_redis_is_killed() {
     check("eight", &under_load(8, Some(Outage::Killed), &SHORT).await, 5.0, 0.8);
 }
 
-/// What it had reserved and Groq has released is available to the other one as soon as Groq's headers show it.
+/// Reservations that Groq has released are available to the other replica as soon as Groq's headers show it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn headers_release_the_reservations_of_a_killed_replica() {
     let redis = Redis::start(&[]).await;
@@ -214,7 +214,7 @@ async fn headers_release_the_reservations_of_a_killed_replica() {
             .collect();
     let start = Instant::now();
     while counted(&simulator).await[0] < 10.0 {
-        assert!(start.elapsed() < Duration::from_secs(20), "they are not sent");
+        assert!(start.elapsed() < Duration::from_secs(20), "the requests have not been sent");
         sleep(Duration::from_millis(100)).await;
     }
     drain(&simulator, 3).await;
@@ -225,9 +225,9 @@ async fn headers_release_the_reservations_of_a_killed_replica() {
     shields[0].process.signal(Signal::SIGKILL);
     drop(holding);
     let killed = Instant::now();
-    // Ten of 9000 tokens that nobody waits for any more.
+    // Groq ends the ten requests of 9000 tokens, whose client has been killed.
     while simulator.process.client().plain("/_sim/stats", None).await.json()["dropped"] != 10 {
-        assert!(killed.elapsed() < Duration::from_secs(20), "Groq does not notice");
+        assert!(killed.elapsed() < Duration::from_secs(20), "the simulated Groq has not ended the requests");
         sleep(Duration::from_millis(20)).await;
     }
     while quota(&simulator).await < held - 20_000.0 {
@@ -241,7 +241,7 @@ async fn headers_release_the_reservations_of_a_killed_replica() {
     assert!(refused <= 1.0, "{refused} of {sent} were refused");
 }
 
-/// What no header shows comes back as well, when the others notice that the replica is gone.
+/// Reservations under a limit without headers are released when the other replicas detect that the replica is gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reservations_of_a_killed_replica_are_released() {
     let redis = Redis::start(&[]).await;
@@ -257,7 +257,7 @@ async fn reservations_of_a_killed_replica_are_released() {
     let holding: JoinSet<u16> = (0..5).map(|_| ask(&shields[0], "completion=10 head_ms=60000")).collect();
     let start = Instant::now();
     while counted(&simulator).await[0] < 5.0 {
-        assert!(start.elapsed() < Duration::from_secs(20), "they are not sent");
+        assert!(start.elapsed() < Duration::from_secs(20), "the requests have not been sent");
         sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(ask(&shields[1], "completion=10").await, 429);
@@ -265,13 +265,13 @@ async fn reservations_of_a_killed_replica_are_released() {
     drop(holding);
     let killed = Instant::now();
     while ask(&shields[1], "completion=10").await != 200 {
-        assert!(killed.elapsed() < Duration::from_secs(30), "it stays reserved");
+        assert!(killed.elapsed() < Duration::from_secs(30), "still reserved");
         sleep(Duration::from_millis(100)).await;
     }
     println!("back {:?} after the kill", killed.elapsed());
 }
 
-/// Tokens in use, by the simulated Groq.
+/// Used tokens, according to the simulated Groq.
 async fn quota(simulator: &Simulator) -> f64 {
     let stats = simulator.process.client().plain("/_sim/stats", None).await.json();
     let scopes = stats["scopes"].as_array().expect("scopes");
@@ -279,8 +279,8 @@ async fn quota(simulator: &Simulator) -> f64 {
     scope["limits"]["TPM"]["used"].as_f64().expect("a number")
 }
 
-/// As in `deploy/compose.redis.yaml`: two shields and a Redis. One is stopped while an answer is still in flight; what that
-/// answer did not use is available to the other one at once.
+/// Two shields and a Redis, as in `deploy/compose.redis.yaml`. One shield is stopped while a response is in flight. The part of its
+/// reservation that was not used is available to the other shield at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drained_replica_reports_all_its_settlements() {
     let redis = Redis::start(&[]).await;
@@ -320,7 +320,7 @@ async fn every_outage_with_eight_processes() {
     every_outage(8, 5.0).await;
 }
 
-/// `refused`: per 1000 at most.
+/// `refused` is the maximum number of refusals per 1000 requests.
 async fn every_outage(count: usize, refused: f64) {
     check(&format!("{count}"), &under_load(count, None, &LONG).await, 0.0, 0.97);
     for outage in Outage::EVERY {

@@ -1,5 +1,5 @@
-//! The script keeps Groq's accounting in every order of replicas. It runs one transaction after the other, so every interleaving
-//! is a sequence: generated ones, against a second implementation, and against an exact limiter.
+//! The limiter's Lua script for any order of replicas' transactions. Redis runs scripts one at a time, so every interleaving is a
+//! sequence. Generated sequences are compared with a second implementation and with an exact limiter.
 
 use std::collections::BTreeMap;
 
@@ -11,30 +11,31 @@ use groq_limiter::store::redis::SCRIPT;
 
 use crate::kit::Redis;
 
-/// Time in which an empty bucket refills, µs; and the safety margin of a request.
+/// Time in which the quota refills, in µs.
 const CAP: i64 = 60_000_000;
-const RESERVE: i64 = 3_000_000;
+/// The safety margin of a request in µs.
+const MARGIN: i64 = 3_000_000;
 const REPLICAS: usize = 3;
-/// The server's clock at the start, µs.
+/// The server's clock at the start in µs.
 const START: i64 = 1_700_000_000_123_457;
 const SECOND: i64 = 1_000_000;
 
-/// One replica's transaction, in the script's microseconds.
+/// A transaction of a replica. Times and units are in the script's microseconds.
 #[derive(Clone, Debug)]
 struct Step {
     replica: usize,
-    /// Since the one before.
+    /// Time since the previous transaction.
     gap: i64,
     settled: i64,
-    /// Back from a time without the store, it knows this much more than it last heard.
+    /// If set, the replica was without the store and used this much in that time.
     returns: Option<i64>,
-    /// How far the truth is off.
+    /// Difference of an observed quota from the replica's knowledge.
     observation: Option<i64>,
     outstanding: i64,
     units: Option<i64>,
-    /// How many wait in its queue behind the head.
+    /// Number of requests in the replica's queue behind the head.
     behind: usize,
-    /// Everything is lost before it.
+    /// Whether the store loses all data before the transaction.
     flushed: bool,
 }
 
@@ -61,9 +62,9 @@ fn step() -> impl Strategy<Value = Step> {
     )
 }
 
-/// A second implementation of the script's rules, by the server's clock.
+/// The record according to a second implementation of the script. Times are those of the server's clock.
 #[derive(Clone, Debug, Default)]
-struct Law {
+struct Model {
     began: i64,
     version: i64,
     position: i64,
@@ -75,14 +76,15 @@ struct Law {
 #[derive(Clone, Debug, Default)]
 struct Member {
     heard: i64,
-    /// The version at which it began to wait, and what it takes, in millionths.
+    /// The version at which the replica's head began to wait.
     since: Option<i64>,
+    /// Cost of that request in millionths of the quota.
     share: i64,
-    /// What it has reserved, and the corrections then.
+    /// The replica's reservations, and the record's corrections at that time.
     held: (i64, i64),
 }
 
-/// Runs the script at this time: whether the head is granted, when it has room, the record.
+/// Runs the script at the time `now`. Returns whether the head is granted, the time until it has room, and the record.
 fn run(connection: &mut Connection, key: &str, replica: usize, request: &Value, now: i64) -> RedisResult<(bool, i64, Value)> {
     let script = redis::Script::new(&SCRIPT.replace("redis.call('TIME')", "{ ARGV[4], ARGV[5] }"));
     let mut call = script.key(key);
@@ -91,28 +93,28 @@ fn run(connection: &mut Connection, key: &str, replica: usize, request: &Value, 
     Ok((granted, wait, serde_json::from_str(&record).expect("JSON")))
 }
 
-/// Runs a sequence; returns every grant as (time of dispatch, cost).
-fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(i64, i64)>, TestCaseError> {
-    let mut law: Option<Law> = None;
-    let mut known: BTreeMap<usize, Law> = BTreeMap::new();
+/// Runs a sequence on the script and the model and compares them. Returns every grant as (time, cost).
+fn run_sequence(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(i64, i64)>, TestCaseError> {
+    let mut model: Option<Model> = None;
+    let mut known: BTreeMap<usize, Model> = BTreeMap::new();
     let mut granted = Vec::new();
     let mut now = START;
     for step in steps {
         now += step.gap;
         if step.flushed {
             redis::cmd("DEL").arg(key).exec(connection).expect("deleted");
-            law = None;
-            // A record is told from another one by when it began.
+            model = None;
+            // Records are distinguished by their time of creation.
             now += 1;
         }
-        let replica = known.entry(step.replica).or_insert_with(|| Law { tat: START - 1, ..Law::default() });
+        let replica = known.entry(step.replica).or_insert_with(|| Model { tat: START - 1, ..Model::default() });
         let began = if step.returns.is_some() { 0 } else { replica.began };
         let knows = replica.tat + step.returns.unwrap_or(0);
         let observed = step.observation.filter(|_| began != 0).map(|off| replica.tat + off);
         let at = replica.tat - CAP;
         let mut cell = json!({
             "code": "TPM", "whole": CAP, "known": knows - now, "settled": step.settled, "outstanding": step.outstanding,
-            "units": step.units.unwrap_or(0), "margin": RESERVE,
+            "units": step.units.unwrap_or(0), "margin": MARGIN,
         });
         if let Some(truth) = observed {
             cell["observed"] = json!({
@@ -125,11 +127,11 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
             "learnt": { "limits": {}, "answers": {} }, "cells": [cell],
         });
         let reply = run(connection, key, step.replica, &request, now).map_err(|error| TestCaseError::fail(error.to_string()))?;
-        let mut next = law.take().unwrap_or_else(|| Law { began: now, tat: knows, ..Law::default() });
+        let mut next = model.take().unwrap_or_else(|| Model { began: now, tat: knows, ..Model::default() });
         let unknown = began != next.began;
         next.version += 1;
         let mut own = next.replicas.remove(&step.replica).unwrap_or_default();
-        // A silent replica keeps its place for a second, and what it has reserved for eight.
+        // A silent replica keeps its place in the queue for 1 second, and its reservations for 8 seconds.
         for other in next.replicas.values_mut() {
             other.since = other.since.filter(|_| now - other.heard <= SECOND);
             if now - other.heard > 8 * SECOND {
@@ -152,13 +154,13 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
             let error = if error < 0 { error / 8 } else { error };
             (next.tat, next.corrections) = (next.tat + error, next.corrections + error);
         }
-        // Nobody takes the room of those before it; whoever went goes to the end.
+        // A replica waits for those that began to wait earlier. After a grant it goes to the end.
         let before =
             next.replicas.values().filter(|other| other.since.is_some_and(|since| own.since.is_none_or(|own| since < own)));
         let ahead: i64 = before.map(|other| other.share).sum();
         let goes = step.units.is_some_and(|units| {
             let first = (ahead * CAP + 999_999) / 1_000_000;
-            let wait = (next.tat.max(now) + first + units + RESERVE - CAP - now).max(0);
+            let wait = (next.tat.max(now) + first + units + MARGIN - CAP - now).max(0);
             assert_eq!(reply.1, wait);
             wait == 0
         });
@@ -191,7 +193,7 @@ fn drive(connection: &mut Connection, key: &str, steps: &[Step]) -> Result<Vec<(
             prop_assert_eq!(told["held"]["TPM"]["span"].as_i64().unwrap_or(0), member.held.0);
         }
         *replica = next.clone();
-        law = Some(next);
+        model = Some(next);
     }
     Ok(granted)
 }
@@ -214,33 +216,33 @@ fn the_script_agrees_with_a_second_implementation() {
         let mut runner = proptest::test_runner::TestRunner::new(config(150));
         let outcome = runner.run(&prop::collection::vec(step(), 1..40), |steps| {
             number.set(number.get() + 1);
-            drive(&mut connection.borrow_mut(), &format!("{{law{}}}", number.get()), &steps).map(drop)
+            run_sequence(&mut connection.borrow_mut(), &format!("{{law{}}}", number.get()), &steps).map(drop)
         });
         outcome.unwrap_or_else(|error| panic!("{error}"));
     });
 }
 
-/// Without settlements and corrections, the grants can be compared with an exact limiter, each at its time.
+/// Without settlements and corrections, the grants must fit into an exact limiter at their times.
 #[test]
 fn grants_of_all_replicas_together_never_exceed_the_limit() {
     with_redis(|connection| {
         let (connection, number) = (std::cell::RefCell::new(connection), std::cell::Cell::new(0));
         let mut runner = proptest::test_runner::TestRunner::new(config(150));
-        // Nobody is silent for so long that what it was granted comes back.
-        let only_asking =
+        // Gaps are short enough that no replica counts as silent and no reservation is released.
+        let only_requests =
             step().prop_map(|step| Step { gap: step.gap % 100_000, settled: 0, returns: None, observation: None, ..step });
-        let outcome = runner.run(&prop::collection::vec(only_asking, 1..40), |steps| {
+        let outcome = runner.run(&prop::collection::vec(only_requests, 1..40), |steps| {
             number.set(number.get() + 1);
-            let mut granted = drive(&mut connection.borrow_mut(), &format!("{{sum{}}}", number.get()), &steps)?;
-            // A lost record is rebuilt from what the replicas know that come next: the last one may be missing.
+            let mut granted = run_sequence(&mut connection.borrow_mut(), &format!("{{sum{}}}", number.get()), &steps)?;
+            // A lost record is rebuilt from the next replicas' knowledge, which may not include the last grants.
             if steps.iter().any(|step| step.flushed) {
                 return Ok(());
             }
             granted.sort_unstable();
             let mut full_at = 0;
-            for (at, asked) in granted {
-                full_at = full_at.max(at) + asked;
-                prop_assert!(full_at - at <= CAP - RESERVE, "{} µs over the limit", full_at - at - CAP);
+            for (at, units) in granted {
+                full_at = full_at.max(at) + units;
+                prop_assert!(full_at - at <= CAP - MARGIN, "{} µs over the limit", full_at - at - CAP);
             }
             Ok(())
         });
@@ -248,21 +250,21 @@ fn grants_of_all_replicas_together_never_exceed_the_limit() {
     });
 }
 
-/// A replica's transactions at a time of the test's own.
-struct Story<'a> {
+/// Transactions at times that the test sets.
+struct Scenario<'a> {
     connection: &'a mut Connection,
     epoch: String,
     now: i64,
 }
 
-impl Story<'_> {
-    /// One transaction of a replica that knows the record, and when the quota is full after it, µs since the record began. `of` is
-    /// the cell's own.
-    fn tell(&mut self, replica: usize, of: &Value) -> i64 {
+impl Scenario<'_> {
+    /// Runs a transaction of a replica that knows the record, with `changes` to the cell. Returns when the quota will be full, in µs
+    /// since the record's creation.
+    fn run(&mut self, replica: usize, changes: &Value) -> i64 {
         let mut cell =
             json!({ "code": "TPM", "whole": CAP, "known": 0, "settled": 0, "units": 0, "margin": 0, "outstanding": 0 });
-        let asks = of.get("units").is_some();
-        cell.as_object_mut().expect("an object").extend(of.as_object().expect("an object").clone());
+        let asks = changes.get("units").is_some();
+        cell.as_object_mut().expect("an object").extend(changes.as_object().expect("an object").clone());
         let request = json!({
             "epoch": self.epoch, "position": 0, "asks": asks, "waiting": usize::from(asks),
             "learnt": { "limits": {}, "answers": {} }, "cells": [cell],
@@ -276,46 +278,46 @@ impl Story<'_> {
 #[test]
 fn reservations_of_a_silent_replica_are_released_once() {
     with_redis(|connection| {
-        let mut story = Story { connection, epoch: String::new(), now: START };
+        let mut scenario = Scenario { connection, epoch: String::new(), now: START };
         let nothing = json!({});
-        let reserved = story.tell(0, &json!({ "units": 20_000_000 }));
-        // It is there as long as it says so.
+        let reserved = scenario.run(0, &json!({ "units": 20_000_000 }));
+        // The reservation is kept as long as the replica reports it.
         for _ in 0..5 {
-            story.now += 2 * SECOND;
-            assert_eq!(story.tell(0, &json!({ "outstanding": 20_000_000 })), reserved);
-            assert_eq!(story.tell(1, &nothing), reserved);
+            scenario.now += 2 * SECOND;
+            assert_eq!(scenario.run(0, &json!({ "outstanding": 20_000_000 })), reserved);
+            assert_eq!(scenario.run(1, &nothing), reserved);
         }
-        story.now += 8 * SECOND + 1;
-        assert_eq!([(); 2].map(|()| story.tell(1, &nothing)), [reserved - 20_000_000; 2]);
+        scenario.now += 8 * SECOND + 1;
+        assert_eq!([(); 2].map(|()| scenario.run(1, &nothing)), [reserved - 20_000_000; 2]);
 
-        // Headers that another one saw have shown a part of it to be back: an eighth counts at once.
-        let reserved = story.tell(0, &json!({ "units": 30_000_000 }));
-        let now = story.now - START;
+        // Headers of another replica show that a part has been refunded upstream: an eighth of it counts at once.
+        let reserved = scenario.run(0, &json!({ "units": 30_000_000 }));
+        let now = scenario.now - START;
         let seen = json!({ "observed": {
             "at": reserved - CAP - now, "truth": reserved - 12_000_000 - now, "tat": reserved - now,
             "corrections": 0,
         } });
-        assert_eq!(story.tell(1, &seen), reserved - 1_500_000);
-        story.now += 8 * SECOND + 1;
-        assert_eq!(story.tell(1, &nothing), reserved - 30_000_000);
+        assert_eq!(scenario.run(1, &seen), reserved - 1_500_000);
+        scenario.now += 8 * SECOND + 1;
+        assert_eq!(scenario.run(1, &nothing), reserved - 30_000_000);
 
-        // What was sent and what was not, as the replica itself says.
-        let reserved = story.tell(0, &json!({ "units": 10_000_000, "outstanding": 4_000_000 }));
-        story.now += 8 * SECOND + 1;
-        assert_eq!(story.tell(1, &nothing), reserved - 14_000_000);
+        // Both the granted request and the reported reservations are released.
+        let reserved = scenario.run(0, &json!({ "units": 10_000_000, "outstanding": 4_000_000 }));
+        scenario.now += 8 * SECOND + 1;
+        assert_eq!(scenario.run(1, &nothing), reserved - 14_000_000);
     });
 }
 
-/// It would hold up all others: one that does not ask, dead or alive, makes way after a second.
+/// A replica that does not repeat its request loses its place after a second, so that it does not block the others.
 #[test]
-fn a_turn_that_is_not_taken_is_the_next_ones() {
+fn a_silent_replica_loses_its_place_in_the_queue() {
     with_redis(|connection| {
-        let mut story = Story { connection, epoch: String::new(), now: START };
-        story.tell(0, &json!({ "units": 2 * CAP }));
+        let mut scenario = Scenario { connection, epoch: String::new(), now: START };
+        scenario.run(0, &json!({ "units": 2 * CAP }));
         let ask = json!({ "units": 1 });
-        let before = story.tell(1, &ask);
-        assert_eq!(story.tell(1, &ask), before, "it waits behind the first");
-        story.now += SECOND + 1;
-        assert!(story.tell(1, &ask) > before);
+        let before = scenario.run(1, &ask);
+        assert_eq!(scenario.run(1, &ask), before, "not granted before the first replica");
+        scenario.now += SECOND + 1;
+        assert!(scenario.run(1, &ask) > before);
     });
 }

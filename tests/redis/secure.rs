@@ -1,4 +1,5 @@
-//! Redis behind TLS with a private authority and a user of its own: accepted with correct credentials, clear errors otherwise.
+//! Redis over TLS with a private certificate authority and a user with restricted permissions: the connection works with correct
+//! credentials, and errors are clear otherwise.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -8,11 +9,11 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    kit::{LONG_TIMEOUT, Redis, ask, replica_of, store, tokens, until},
+    kit::{LONG_TIMEOUT, Redis, admission, replica_of, store, tokens, until},
     process::{Shield, Simulator},
 };
 
-/// The permissions that docs/operations.md says the shield needs, for keys that begin with `test`.
+/// The permissions listed in docs/operations.md, for keys that begin with `test`.
 fn documented_permissions() -> String {
     let operations =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).expect("the documentation");
@@ -20,7 +21,7 @@ fn documented_permissions() -> String {
     command.split("```").next().expect("a first part").replace("groq-shield:", "test:")
 }
 
-/// A Redis with a TLS port, whose certificate is signed by an authority of its own.
+/// A Redis with a TLS port, whose certificate is signed by a private authority.
 struct Secure {
     redis: Redis,
     folder: tempfile::TempDir,
@@ -56,7 +57,7 @@ impl Secure {
         let password = format!(">{password}");
         let mut words = vec!["ACL", "SETUSER", "shield", "reset", "on", &password];
         words.extend(rights.split_whitespace());
-        self.redis.say(&words);
+        self.redis.command(&words);
     }
 
     fn url(&self, password: &str) -> String {
@@ -75,14 +76,14 @@ impl Secure {
 const RIGHT: &str = "p%40ss%2Fword";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_with_a_private_authority_and_a_user_of_few_rights() {
+async fn tls_with_a_private_authority_and_a_restricted_user() {
     let redis = Secure::start().await;
     let replicas = [(); 2].map(|()| replica_of(redis.store(RIGHT, Some(redis.ca())), tokens(1000)));
     until(false, &replicas).await;
     let soon = || Instant::now() + Duration::from_secs(5);
-    let mut held = replicas[0].reserve(&ask("a", 1, 890), soon(), None).await.expect("a full level");
+    let mut held = replicas[0].reserve(&admission("a", 1, 890), soon(), None).await.expect("room under the limit");
     held.sent(Instant::now());
-    let other = replicas[1].reserve(&ask("a", 1, 890), soon(), None).await;
+    let other = replicas[1].reserve(&admission("a", 1, 890), soon(), None).await;
     assert!(other.is_err(), "the quota is shared: {other:?}");
     let budget = [Budget { unit: Unit::Requests, period: Period::Month, limit: 1 }];
     let amounts = Amounts { requests: 1, ..Amounts::default() };
@@ -95,22 +96,22 @@ async fn tls_with_a_private_authority_and_a_user_of_few_rights() {
     until(false, &[caps]).await;
     let [one, two] = replicas;
     drop(held);
-    one.close().expect("there is no state file");
-    // A replica's departure is known to the next one at once.
-    let redis::Value::Int(left) = redis.redis.say(&["ZCARD", "test:replicas"]) else { panic!("a number") };
+    one.close().expect("no state file to write");
+    // A replica that leaves is removed at once.
+    let redis::Value::Int(left) = redis.redis.command(&["ZCARD", "test:replicas"]) else { panic!("a number") };
     assert_eq!((left, two.store().expect("a store").is_degraded()), (1, false));
 }
 
-/// Waits until it reports why the store cannot be reached.
-async fn why(replica: &Limiters) -> String {
+/// Waits until the replica reports why the store cannot be reached.
+async fn store_error(replica: &Limiters) -> String {
     let start = Instant::now();
     loop {
         let store = replica.store().expect("a store");
-        assert!(store.is_degraded(), "it is reached");
+        assert!(store.is_degraded(), "the store is available");
         if let Some(why) = store.why() {
             return why.as_ref().into();
         }
-        assert!(start.elapsed() < Duration::from_secs(20), "no word of it");
+        assert!(start.elapsed() < Duration::from_secs(20), "no error is reported");
         sleep(Duration::from_millis(10)).await;
     }
 }
@@ -128,18 +129,18 @@ async fn connection_errors_are_explained_without_secrets() {
         (RIGHT, Some(empty), "store.ca_file"),
     ] {
         let replica = replica_of(redis.store(password, ca), tokens(1000));
-        let said = why(&replica).await;
+        let said = store_error(&replica).await;
         assert!(said.contains(word), "{word} is not in: {said}");
         assert!(!said.contains("hunter2") && !said.contains("word@"), "{said}");
-        // It continues alone meanwhile.
-        let granted = replica.reserve(&ask("a", 1, 10), Instant::now() + Duration::from_secs(5), None).await;
+        // Requests are admitted without the store.
+        let granted = replica.reserve(&admission("a", 1, 10), Instant::now() + Duration::from_secs(5), None).await;
         assert!(granted.is_ok(), "{granted:?}");
     }
     redis.user("p@ss/word", "~other:* +@all");
     let replica = replica_of(redis.store(RIGHT, Some(redis.ca())), tokens(1000));
-    let said = why(&replica).await;
+    let said = store_error(&replica).await;
     assert!(said.contains("permissions"), "{said}");
-    // With the rights granted, it reconnects by itself.
+    // The replica reconnects once the permissions are granted.
     redis.user("p@ss/word", &documented_permissions());
     until(false, std::slice::from_ref(&replica)).await;
     assert_eq!(replica.store().and_then(|store| store.why()), None);

@@ -10,7 +10,7 @@ use groq_limiter::{
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    kit::{LONG_TIMEOUT, Redis, Upstream, ask, replica, tokens, until},
+    kit::{LONG_TIMEOUT, Redis, Upstream, admission, replica, tokens, until},
     load::{flood, with_both},
 };
 
@@ -22,12 +22,12 @@ async fn a_reservation_of_one_replica_is_seen_by_another() {
     let [one, two] = [(); 2].map(|()| replica(&redis.url(), tokens(1000), LONG_TIMEOUT));
     until(false, &[one.clone(), two.clone()]).await;
     let soon = || Instant::now() + Duration::from_secs(5);
-    let mut held = one.reserve(&ask("a", 1, 890), soon(), None).await.expect("a full level");
+    let mut held = one.reserve(&admission("a", 1, 890), soon(), None).await.expect("room under the limit");
     held.sent(Instant::now());
-    // The second one has not heard from Groq yet: by its own quotas it would send.
-    let refused = two.reserve(&ask("a", 1, 890), soon(), None).await;
+    // The second replica has had no response yet: with local quotas it would send the request.
+    let refused = two.reserve(&admission("a", 1, 890), soon(), None).await;
     assert!(matches!(refused, Err(AdmissionError::NotInTime { .. })), "{refused:?}");
-    let again = ask("a", 1, 890);
+    let again = admission("a", 1, 890);
     let waits = two.reserve(&again, Instant::now() + Duration::from_secs(100), None);
     let gives = async {
         sleep(Duration::from_millis(300)).await;
@@ -48,13 +48,13 @@ async fn eight_replicas_under_three_times_the_load() {
     loaded(8, 6).await;
 }
 
-/// No refusal, and the limit used up.
+/// Runs load on `count` replicas and checks that nothing is refused and that more than 90 % of the limit is used.
 async fn loaded(count: usize, clients: usize) {
     let redis = Redis::start(&[]).await;
     let replicas: Vec<_> = (0..count).map(|_| replica(&redis.url(), tokens(LIMIT), LONG_TIMEOUT)).collect();
     until(false, &replicas).await;
     let upstream = Upstream::new(LIMIT);
-    upstream.take(LIMIT * 9 / 10).expect("it is full");
+    upstream.reserve(LIMIT * 9 / 10).expect("an unused limit");
     let start = Instant::now();
     let (from, end) = (start + Duration::from_secs(4), start + Duration::from_secs(12));
     let tally = flood(with_both(&replicas), "m", &upstream, clients, from, end).await;
@@ -65,14 +65,14 @@ async fn loaded(count: usize, clients: usize) {
     println!("{count} replicas: {:.1} % used, {tally:?}, {:.2} calls a request", 100.0 * used, calls as f64 / sent as f64);
     assert_eq!(tally.refused.load(Relaxed), 0, "refused");
     assert!(used > 0.9, "{used}");
-    // Both apps always have requests. Each replica serves them in turn, so they differ by what one queue allows for each replica:
-    // two of the largest requests (of 1000 tokens, where 400 are used).
+    // Both apps always have requests. In each replica's fair queue they may differ by two of the largest requests, which reserve 1000
+    // tokens and use 400.
     let [one, two] = [0, 1].map(|app| tally.apps[app].load(Relaxed));
     assert!(one.abs_diff(two) <= 5 * count as u64, "{one} and {two}");
     assert!(calls <= 2 * sent + 10 * count as u64, "{calls} calls for {sent} requests");
 }
 
-/// A unit of a small limit takes seconds to come back: replicas that wait for one forecast it, and do not ask all the time.
+/// A small limit takes seconds to refill a unit. Waiting replicas forecast this time instead of polling the store.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_that_wait_for_a_small_limit_ask_seldom() {
     let redis = Redis::start(&[]).await;
@@ -88,8 +88,8 @@ async fn replicas_that_wait_for_a_small_limit_ask_seldom() {
     assert!(calls <= 2 * 3 * 8 * 5 / 2 + 4 * tally.sent.load(Relaxed), "{calls} calls, {tally:?}");
 }
 
-/// Replicas take turns, request by request: an app on one of two replicas gets half of the turns if the other replica has other
-/// apps, and shares its own replica's half fairly if that one has other apps too.
+/// Replicas take turns after each request. An app on one of two replicas gets half of the turns if the other replica only has other
+/// apps, and a fair share of that half if its own replica has other apps too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_app_on_one_of_two_replicas_gets_its_share_of_that_replica() {
     for (apps, least) in [([&[0][..], &[1][..]], 0.45), ([&[0][..], &[0, 1][..]], 0.2)] {
@@ -97,7 +97,7 @@ async fn an_app_on_one_of_two_replicas_gets_its_share_of_that_replica() {
         let replicas = [(); 2].map(|()| replica(&redis.url(), tokens(LIMIT), LONG_TIMEOUT));
         until(false, &replicas).await;
         let upstream = Upstream::new(LIMIT);
-        upstream.take(LIMIT * 9 / 10).expect("it is full");
+        upstream.reserve(LIMIT * 9 / 10).expect("an unused limit");
         let (from, end) = (Instant::now() + Duration::from_secs(1), Instant::now() + Duration::from_secs(7));
         let both = replicas.iter().zip(apps).collect();
         let tally = flood(both, "m", &upstream, 20, from, end).await;
@@ -108,27 +108,27 @@ async fn an_app_on_one_of_two_replicas_gets_its_share_of_that_replica() {
     }
 }
 
-/// One replica learns that the limit is a tenth of what both were told, from a header; a limit that neither was told, from a refusal;
-/// and how long answers are. The other one, which has asked Groq nothing, keeps to all of it.
+/// One replica learns from a header that the limit is a tenth of the configured one, from a refusal a limit that is not configured,
+/// and the length of responses. The others, which have sent nothing, apply all of this.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_replica_learns_of_the_limits_holds_for_the_others() {
     let redis = Redis::start(&[]).await;
     let [one, two] = [(); 2].map(|()| replica(&redis.url(), tokens(10_000), LONG_TIMEOUT));
     until(false, &[one.clone(), two.clone()]).await;
     let soon = || Instant::now() + Duration::from_secs(5);
-    // The second one's limiter is there before, and hears by an update; a third one by its first answer.
+    // The second replica has a limiter already and learns from an update; the third one learns from its first reply of the store.
     let limit = |replica: &Limiters, code: &str| {
         let limiter = replica.snapshot().into_iter().next();
         let found = limiter.and_then(|limiter| limiter.dimensions.into_iter().find(|quota| quota.dimension.code == code));
         found.map(|quota| quota.limit)
     };
-    drop(two.reserve(&ask("a", 1, 1), soon(), None).await.expect("room"));
-    let mut first = one.reserve(&ask("a", 1, 10), soon(), None).await.expect("room");
+    drop(two.reserve(&admission("a", 1, 1), soon(), None).await.expect("room"));
+    let mut first = one.reserve(&admission("a", 1, 10), soon(), None).await.expect("room");
     first.sent(Instant::now());
     let shown = RemoteQuota { limit: 1000, remaining: 989 };
     first.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
     first.settle(ActualUsage::Tokens { prompt: 1, completion: Some(5), prompt_total: 1 }, Instant::now());
-    let mut second = one.reserve(&ask("a", 1, 10), soon(), None).await.expect("room");
+    let mut second = one.reserve(&admission("a", 1, 10), soon(), None).await.expect("room");
     second.sent(Instant::now());
     let text = UpstreamRefusal {
         dimension: Some(Dimension::OTPM),
@@ -142,20 +142,20 @@ async fn what_one_replica_learns_of_the_limits_holds_for_the_others() {
     second.refused(Some(&text), &Observation::default(), None, Instant::now());
     let third = replica(&redis.url(), tokens(10_000), LONG_TIMEOUT);
     until(false, std::slice::from_ref(&third)).await;
-    drop(third.reserve(&ask("a", 1, 1), soon(), None).await.expect("room"));
+    drop(third.reserve(&admission("a", 1, 1), soon(), None).await.expect("room"));
     let start = Instant::now();
     while [&two, &third].iter().any(|other| limit(other, "TPM") != Some(1000) || limit(other, "OTPM") != Some(500)) {
         assert!(start.elapsed() < Duration::from_secs(10), "{:?}", [&two, &third].map(|other| other.snapshot()));
         sleep(Duration::from_millis(10)).await;
     }
-    // An answer as long as the output's limit: the others expect the same of their next ones until it is forgotten.
-    let long = one.reserve(&ask("a", 1, 600), Instant::now() + Duration::from_secs(60), None).await;
-    let mut long = long.expect("an answer of ten tokens is expected");
+    // After a response longer than the limit on output, the other replicas expect the same of their next responses.
+    let long = one.reserve(&admission("a", 1, 600), Instant::now() + Duration::from_secs(60), None).await;
+    let mut long = long.expect("the expected response is short");
     long.sent(Instant::now());
     long.settle(ActualUsage::Tokens { prompt: 1, completion: Some(520), prompt_total: 1 }, Instant::now());
     let start = Instant::now();
-    while [&two, &third].iter().any(|other| other.forecast(&ask("a", 1, 600)).fitting_max_completion_tokens.is_none()) {
-        assert!(start.elapsed() < Duration::from_secs(10), "they expect nothing");
+    while [&two, &third].iter().any(|other| other.forecast(&admission("a", 1, 600)).fitting_max_completion_tokens.is_none()) {
+        assert!(start.elapsed() < Duration::from_secs(10), "no long response is expected");
         sleep(Duration::from_millis(10)).await;
     }
 }
@@ -166,17 +166,17 @@ async fn scripts_and_quotas_are_restored_after_a_flush() {
     let replicas = [(); 2].map(|()| replica(&redis.url(), tokens(1000), LONG_TIMEOUT));
     until(false, &replicas).await;
     let soon = || Instant::now() + Duration::from_secs(5);
-    let mut held = replicas[0].reserve(&ask("a", 1, 890), soon(), None).await.expect("a full level");
+    let mut held = replicas[0].reserve(&admission("a", 1, 890), soon(), None).await.expect("room under the limit");
     held.sent(Instant::now());
     held.observe(&Observation::default(), Instant::now());
-    redis.say(&["FLUSHALL"]);
-    redis.say(&["SCRIPT", "FLUSH"]);
-    // What the first replica knows is in the store again with its next message.
-    let own = replicas[0].reserve(&ask("a", 1, 890), soon(), None).await;
+    redis.command(&["FLUSHALL"]);
+    redis.command(&["SCRIPT", "FLUSH"]);
+    // The first replica's next message restores the record.
+    let own = replicas[0].reserve(&admission("a", 1, 890), soon(), None).await;
     assert!(matches!(own, Err(AdmissionError::NotInTime { .. })), "{own:?}");
     held.settle(ActualUsage::Tokens { prompt: 1, completion: Some(880), prompt_total: 1 }, Instant::now());
     sleep(Duration::from_millis(500)).await;
-    let other = replicas[1].reserve(&ask("a", 1, 890), soon(), None).await;
+    let other = replicas[1].reserve(&admission("a", 1, 890), soon(), None).await;
     assert!(matches!(other, Err(AdmissionError::NotInTime { .. })), "{other:?}");
     assert!(replicas.iter().all(|replica| !replica.store().expect("a store").is_degraded()));
 }

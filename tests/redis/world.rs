@@ -1,5 +1,5 @@
-//! Replicas and their store in any order of events: limiters stepped by hand and the real script on a real Redis with this
-//! world's clock. The test chooses, step by step, which message arrives, which is lost, and when time advances.
+//! Replicas and their store in any order of events. The limiters are driven directly, and the real script runs on a real Redis with
+//! a simulated clock. At each step, the test chooses which message arrives or is lost, or that time advances.
 
 use std::collections::BTreeMap;
 
@@ -19,15 +19,15 @@ use crate::{
 mod messages;
 mod requests;
 
-/// The longest time that messages and updates take.
-const LONGEST: Ns = 40 * MS;
+/// Maximum delay of messages and updates.
+const MAX_DELAY: Ns = 40 * MS;
 
-/// Where quotas are kept.
+/// Where the quotas are stored.
 pub(crate) enum Quotas<'a> {
-    /// In the one limiter.
+    /// In the only replica.
     Local,
     /// In a Redis, under this key.
-    Registry(&'a mut Connection, String),
+    Redis(&'a mut Connection, String),
 }
 
 /// The setup of a world.
@@ -42,37 +42,41 @@ pub(crate) struct Plan<'a> {
     pub(crate) lossy: bool,
 }
 
-/// Results.
+/// The result of a run.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Outcome {
     pub(crate) sends: usize,
     pub(crate) refused_by_groq: usize,
-    pub(crate) refused_by_us: usize,
-    pub(crate) left: usize,
+    pub(crate) rejected: usize,
+    pub(crate) cancelled: usize,
     /// When the last request was dispatched.
     pub(crate) last: Ns,
-    /// Tokens in use at the end, by the quotas and by the upstream.
+    /// Used tokens at the end, according to the quotas and to the upstream.
     pub(crate) used: (u64, u64),
-    /// Reserved beyond what the upstream holds for the same requests.
+    /// Tokens that the limiters reserved in addition to the upstream's reservation for the same requests.
     pub(crate) beyond: u64,
 }
 
 enum Step {
     Arrive(usize),
-    Leave(usize),
+    Cancel(usize),
     End(usize, Box<Grant>),
-    Look(usize),
+    Reconnect(usize),
 }
 
-/// A limiter's message on its way to the store, or the reply on its way back.
-enum Command {
-    There(Transaction),
-    Back(u64, Answer),
+/// A message between a replica and the store.
+enum Message {
+    /// To the store.
+    Transaction(Transaction),
+    /// From the store, with the transaction's serial number.
+    Reply(u64, Answer),
 }
 
 struct Replica {
     limiter: Limiter,
-    word: Option<(Command, Ns)>,
+    /// The message in flight and the time at which it was sent.
+    message: Option<(Message, Ns)>,
+    /// Updates in flight and the times at which they were sent.
     updates: Vec<(State, Ns)>,
     waiting: BTreeMap<Ticket, usize>,
 }
@@ -86,7 +90,8 @@ pub(crate) struct World<'a> {
     agenda: BTreeMap<(Ns, u64), Step>,
     order: u64,
     now: Ns,
-    told: BTreeMap<String, Ns>,
+    /// By dimension, the record's theoretical arrival time after the last transaction.
+    last_tat: BTreeMap<String, Ns>,
     outcome: Outcome,
 }
 
@@ -94,10 +99,10 @@ impl<'a> World<'a> {
     pub(crate) fn new(plan: Plan<'a>, quotas: Quotas<'a>) -> Self {
         let replicas = (0..plan.replicas).map(|_| {
             let mut limiter = warm(limits(plan.requests, plan.tokens));
-            if matches!(quotas, Quotas::Registry(..)) {
+            if matches!(quotas, Quotas::Redis(..)) {
                 limiter.share(None, START);
             }
-            Replica { limiter, word: None, updates: Vec::new(), waiting: BTreeMap::new() }
+            Replica { limiter, message: None, updates: Vec::new(), waiting: BTreeMap::new() }
         });
         let mut world = Self {
             replicas: replicas.collect(),
@@ -106,7 +111,7 @@ impl<'a> World<'a> {
             agenda: BTreeMap::new(),
             order: 0,
             now: START,
-            told: BTreeMap::new(),
+            last_tat: BTreeMap::new(),
             outcome: Outcome::default(),
             plan,
             quotas,
@@ -123,11 +128,11 @@ impl<'a> World<'a> {
         world
     }
 
-    /// Runs until nothing is left to happen. `choose` picks one of n.
+    /// Runs until there are no more events. `choose` returns a number below its argument.
     pub(crate) fn run(mut self, choose: &mut dyn FnMut(usize) -> usize) -> Outcome {
         while self.step(choose) {}
         for replica in &self.replicas {
-            assert_eq!((replica.limiter.waiting(), replica.limiter.in_flight()), (0, 0), "nobody is left behind");
+            assert_eq!((replica.limiter.waiting(), replica.limiter.in_flight()), (0, 0), "no request is left");
         }
         let full_in = match &self.quotas {
             Quotas::Local => {
@@ -135,25 +140,25 @@ impl<'a> World<'a> {
                     self.replicas[0].limiter.quotas().iter().find(|quota| quota.dimension.code == "TPM").expect("a limit");
                 quota.bucket().tat().saturating_sub(self.now)
             }
-            Quotas::Registry(..) => self.told.get("TPM").map_or(0, |tat| tat.saturating_sub(self.now)),
+            Quotas::Redis(..) => self.last_tat.get("TPM").map_or(0, |tat| tat.saturating_sub(self.now)),
         };
         self.tokens.drain(self.now);
         self.outcome.used = (full_in * self.plan.tokens / (60 * SECOND), self.tokens.units());
         self.outcome
     }
 
-    /// Performs one event; `false` when none is left.
+    /// Processes one event; `false` if there is none.
     fn step(&mut self, choose: &mut dyn FnMut(usize) -> usize) -> bool {
         let sent = |replica: &Replica| {
-            let word = replica.word.as_ref().map(|&(_, at)| at);
-            word.into_iter().chain(replica.updates.first().map(|&(_, at)| at)).min()
+            let message = replica.message.as_ref().map(|&(_, at)| at);
+            message.into_iter().chain(replica.updates.first().map(|&(_, at)| at)).min()
         };
-        let late = self.replicas.iter().filter_map(sent).min().map(|at| at + LONGEST);
+        let late = self.replicas.iter().filter_map(sent).min().map(|at| at + MAX_DELAY);
         let next = self.agenda.first_key_value().map(|(&(at, _), _)| at);
         let next = next.into_iter().chain(self.replicas.iter().filter_map(|replica| replica.limiter.wake())).min();
         let mut options: Vec<(usize, u8)> = Vec::new();
         for (number, replica) in self.replicas.iter().enumerate() {
-            if replica.word.is_some() {
+            if replica.message.is_some() {
                 options.push((number, 0));
                 if self.plan.lossy {
                     options.push((number, 1));
@@ -163,7 +168,7 @@ impl<'a> World<'a> {
                 options.push((number, 2));
             }
         }
-        // No request waits longer than its max wait.
+        // Time only advances as far as the maximum delay of the messages in flight allows.
         if next.is_some_and(|next| late.is_none_or(|late| next <= late)) {
             options.push((0, 3));
         }
@@ -172,14 +177,14 @@ impl<'a> World<'a> {
         }
         let (replica, what) = options[choose(options.len())];
         match what {
-            0 => self.carry(replica),
+            0 => self.deliver(replica),
             1 => self.lose(replica),
             2 => {
                 let (state, _) = self.replicas[replica].updates.remove(0);
                 self.replicas[replica].limiter.updated(&state, self.now);
                 self.dispatch(replica);
             }
-            _ => self.advance(next.expect("it was an option")),
+            _ => self.advance(next.expect("an option")),
         }
         true
     }

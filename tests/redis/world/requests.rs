@@ -1,4 +1,4 @@
-//! Requests of a simulated replica: they arrive, are sent to an exact upstream, and end or are cancelled as their jobs say.
+//! Requests of a simulated replica: they arrive, are sent to an exact upstream, and end or are cancelled according to their jobs.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use groq_limiter::{
     types::{Ns, Observation, RemoteQuota},
 };
 
-use super::{Command, Replica, Step, World};
+use super::{Message, Replica, Step, World};
 use crate::{
     history::Job,
     start::{MS, SECOND, request},
@@ -17,7 +17,7 @@ use crate::{
 
 impl World<'_> {
     pub(super) fn advance(&mut self, to: Ns) {
-        // A limiter may want to be woken at once.
+        // A limiter's wake-up can be in the past.
         let to = to.max(self.now);
         self.now = to;
         let Some(entry) = self.agenda.first_entry().filter(|entry| entry.key().0 <= to) else {
@@ -28,13 +28,13 @@ impl World<'_> {
         let jobs = self.plan.jobs;
         match entry.remove() {
             Step::Arrive(n) => self.arrive(n, &jobs[n]),
-            Step::Leave(n) => {
+            Step::Cancel(n) => {
                 for number in 0..self.replicas.len() {
                     let Replica { limiter, waiting, .. } = &mut self.replicas[number];
-                    if let Some((&id, _)) = waiting.iter().find(|&(_, &who)| who == n) {
+                    if let Some((&id, _)) = waiting.iter().find(|&(_, &waiter)| waiter == n) {
                         waiting.remove(&id);
                         limiter.cancel(id, to);
-                        self.outcome.left += 1;
+                        self.outcome.cancelled += 1;
                         self.dispatch(number);
                     }
                 }
@@ -48,7 +48,7 @@ impl World<'_> {
                 self.replicas[number].limiter.settle(*grant, usage, to);
                 self.dispatch(number);
             }
-            Step::Look(number) => {
+            Step::Reconnect(number) => {
                 self.replicas[number].limiter.share(None, to);
                 self.dispatch(number);
             }
@@ -62,16 +62,16 @@ impl World<'_> {
             Ok(Admission::Granted(grant)) => self.send(n, grant),
             Ok(Admission::Queued(id)) => {
                 waiting.insert(id, n);
-                if let Some(after) = job.leaves {
-                    self.plan_at(self.now + after * MS, Step::Leave(n));
+                if let Some(after) = job.cancelled_after {
+                    self.plan_at(self.now + after * MS, Step::Cancel(n));
                 }
             }
-            Err(_) => self.outcome.refused_by_us += 1,
+            Err(_) => self.outcome.rejected += 1,
         }
         self.dispatch(number);
     }
 
-    /// Dispatches what can go, and sends the messages that result.
+    /// Dispatches the requests that can be sent, and sends the resulting message to the store.
     pub(super) fn dispatch(&mut self, number: usize) {
         let mut events = Vec::new();
         loop {
@@ -82,29 +82,26 @@ impl World<'_> {
             for event in std::mem::take(&mut events) {
                 match event {
                     (id, Ok(grant)) => {
-                        let n = self.replicas[number].waiting.remove(&id).expect("it waited");
+                        let n = self.replicas[number].waiting.remove(&id).expect("a waiting request");
                         self.send(n, grant);
                     }
                     (id, Err(_)) => {
-                        self.replicas[number].waiting.remove(&id).expect("it waited");
-                        self.outcome.refused_by_us += 1;
+                        self.replicas[number].waiting.remove(&id).expect("a waiting request");
+                        self.outcome.rejected += 1;
                     }
                 }
             }
         }
-        let Replica { limiter, word, .. } = &mut self.replicas[number];
+        let Replica { limiter, message, .. } = &mut self.replicas[number];
         if let Some(transaction) = limiter.transaction(self.now) {
-            assert!(word.is_none(), "one at a time");
+            assert!(message.is_none(), "one message in flight");
             let idle = limiter.in_flight() == 0 && limiter.waiting() == 0;
             let outstanding: i64 = transaction.cells.iter().map(|cell| cell.outstanding).sum();
-            assert!(outstanding == 0 || !idle, "{outstanding} µs would come back where nothing is under way");
-            *word = Some((Command::There(transaction), self.now));
+            assert!(outstanding == 0 || !idle, "{outstanding} µs are outstanding without a request");
+            *message = Some((Message::Transaction(transaction), self.now));
         }
         let replica = &self.replicas[number];
-        assert!(
-            replica.limiter.waiting() == 0 || replica.limiter.wake().is_some(),
-            "somebody waits and nothing will wake the limiter"
-        );
+        assert!(replica.limiter.waiting() == 0 || replica.limiter.wake().is_some(), "requests wait without a scheduled wake-up");
     }
 
     fn send(&mut self, n: usize, mut grant: Grant) {

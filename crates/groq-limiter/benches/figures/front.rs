@@ -134,10 +134,10 @@ impl Front for Shield {
         for event in events.drain(..) {
             match event {
                 (id, Ok(grant)) => {
-                    let number = self.waiting.remove(&id).expect("it waited");
+                    let number = self.waiting.remove(&id).expect("a waiting request");
                     self.send(number, grant, now, &mut decisions);
                 }
-                (id, Err(_)) => decisions.push(Decision::Fail(self.waiting.remove(&id).expect("it waited"))),
+                (id, Err(_)) => decisions.push(Decision::Fail(self.waiting.remove(&id).expect("a waiting request"))),
             }
         }
         self.events = events;
