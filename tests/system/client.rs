@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::network::{Network, Witness};
 
-/// The longest time to an answer: queue, attempts and timeouts together.
+/// Maximum time to a response, including the queue, all attempts and timeouts.
 const LONGEST: Duration = Duration::from_secs(600);
 
 /// How requests ended.
@@ -25,11 +25,11 @@ pub(crate) struct Ends {
     pub(crate) refused: usize,
     /// Other documented failures.
     pub(crate) failed: usize,
-    /// The client left before the end.
+    /// The client disconnected before the end.
     pub(crate) left: usize,
     /// The network between client and shield broke the exchange.
     pub(crate) broken: usize,
-    /// Tokens by the answers' `usage`.
+    /// Tokens according to the `usage` of the responses.
     pub(crate) tokens: u64,
 }
 
@@ -69,7 +69,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Sends `requests` requests, one after the other.
+    /// Sends `requests` requests in sequence.
     pub(crate) async fn run(mut self, requests: usize) -> Ends {
         let mut ends = Ends::default();
         let mut kept = None;
@@ -84,24 +84,24 @@ impl Client {
                     continue;
                 }
             };
-            let began = Instant::now();
+            let start = Instant::now();
             let witness = connection.witness.clone();
             match timeout(leaves_after.unwrap_or(LONGEST), self.exchange(connection, &mut ends)).await {
                 Ok(connection) => kept = connection.filter(|_| !self.number.is_multiple_of(3)),
                 Err(_) if leaves_after.is_some() => ends.left += 1,
-                // A half-open connection looks healthy at its own end.
-                Err(_) if witness.harmed() => ends.broken += 1,
-                Err(_) => panic!("client {}: no answer after {:?}", self.number, began.elapsed()),
+                // The client cannot detect a half-open connection.
+                Err(_) if witness.may_fail() => ends.broken += 1,
+                Err(_) => panic!("client {}: no response after {:?}", self.number, start.elapsed()),
             }
         }
         if kept.is_some() {
-            // It stays open until the shield drains.
+            // The connection stays open until the shield drains.
             sleep(Duration::from_secs(100)).await;
         }
         ends
     }
 
-    /// The kept connection, or a new one.
+    /// The persistent connection if it is usable, or a new one.
     async fn usable(&mut self, kept: Option<Connection>) -> Option<Connection> {
         if let Some(mut connection) = kept {
             let is_ready = match &mut connection.sender {
@@ -112,13 +112,13 @@ impl Client {
                 return Some(connection);
             }
         }
-        // The shield's end comes first: those are counted.
+        // Only the shield's end of a connection is counted.
         let (theirs, ours) = self.network.connect().await.ok()?;
         let witness = ours.witness();
         tokio::spawn(serve_connection(theirs, self.shield.clone(), self.shield.connections.token()));
         let (number, watched) = (self.number, witness.clone());
         let ended = move |ended: hyper::Result<()>| {
-            assert!(ended.is_ok() || watched.harmed(), "client {number}: {ended:?}");
+            assert!(ended.is_ok() || watched.may_fail(), "client {number}: {ended:?}");
         };
         let sender = if number % 3 == 1 {
             let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(ours)).await.ok()?;
@@ -132,13 +132,13 @@ impl Client {
         Some(Connection { sender, witness })
     }
 
-    /// One request and its answer; returns the connection if it can be reused.
+    /// Sends one request and reads the response. Returns the connection if it can be reused.
     async fn exchange(&mut self, mut connection: Connection, ends: &mut Ends) -> Option<Connection> {
         let completion = self.random.u64(10..120);
         let stream = self.random.bool();
         let request = self.request(completion, stream);
-        // Of HTTP/1.1: the request crosses the close of an idle connection, and the client has to send it again (RFC 9112 §9.3.1).
-        let crosses = connection.witness.left();
+        // With HTTP/1.1 a request can cross the close of an idle connection; the client has to retry then (RFC 9112 §9.3.1).
+        let crosses = connection.witness.is_closed_by_first_host();
         let answered = match &mut connection.sender {
             Sender::Http1(sender) => sender.send_request(request).await,
             Sender::Http2(sender) => sender.send_request(request).await,
@@ -153,7 +153,11 @@ impl Client {
         match whole {
             Ok((status, headers, body)) => judge(status, &headers, &body, (completion, stream), ends),
             Err(error) => {
-                assert!(crosses || connection.witness.harmed(), "client {}: {error:?} on a sound connection", self.number);
+                assert!(
+                    crosses || connection.witness.may_fail(),
+                    "client {}: {error:?} on a connection without faults",
+                    self.number
+                );
                 ends.broken += 1;
                 return None;
             }
@@ -177,7 +181,7 @@ impl Client {
     }
 }
 
-/// The answer is complete and belongs to this request, or is a documented failure.
+/// Checks that the response is complete and belongs to this request, or is a documented failure.
 fn judge(status: StatusCode, headers: &HeaderMap, body: &Bytes, (completion, stream): (u64, bool), ends: &mut Ends) {
     let text = String::from_utf8_lossy(body);
     if status != StatusCode::OK {
@@ -203,7 +207,7 @@ fn judge(status: StatusCode, headers: &HeaderMap, body: &Bytes, (completion, str
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     };
     let usage = &last["usage"];
-    assert_eq!(usage["completion_tokens"], completion, "another request's answer: {text}");
+    assert_eq!(usage["completion_tokens"], completion, "the response to another request: {text}");
     ends.tokens += usage["total_tokens"].as_u64().expect("a number");
     ends.good += 1;
 }

@@ -1,6 +1,6 @@
-//! The whole shield, hyper included, between simulated clients, the simulated Groq and a simulated network, in virtual time. A
-//! seed decides everything: what clients do, latencies, partitions, connections that are refused, reset or half open, closes that
-//! overtake bytes, outages of the store, faults of the upstream, steps of the wall clock, reloads.
+//! Deterministic simulation of the whole shield, including hyper, with simulated clients, the simulated Groq and a simulated network
+//! in virtual time. A seed determines everything: requests, latencies, partitions, connections that are refused, reset or half open,
+//! closes that overtake bytes, outages of the store, faults of the upstream, steps of the wall clock, reloads.
 //!
 //! A failure prints its seed: `SYSTEM_SEED=7 cargo test --test system`. More seeds: `SYSTEM_SEEDS=2000 cargo test --test system`.
 #![cfg(all(feature = "demo", feature = "redis"))]
@@ -31,16 +31,16 @@ use world::{Wall, balance, settings, shield};
 
 const CLIENTS: usize = 12;
 const REQUESTS: usize = 5;
-/// About how long the clients are busy.
+/// Time in which the clients are busy, approximately.
 const SPAN: Duration = Duration::from_secs(40);
 
-/// What goes wrong.
+/// The injected faults.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Weather {
-    /// Nothing; only latency.
-    Calm,
-    /// The upstream, both networks, the clients, the clock and the store fail.
-    Storm,
+enum InjectedFaults {
+    /// None, only latency.
+    None,
+    /// Faults of the upstream, both networks, the clients, the clock and the store.
+    All,
 }
 
 /// The result of a seed.
@@ -48,7 +48,7 @@ enum Weather {
 struct Run {
     ends: Ends,
     refusals: u64,
-    /// Transactions of the store that were answered, and that were lost.
+    /// Transactions of the store that got a reply, and that were lost.
     store: [u64; 2],
     trace: u64,
 }
@@ -56,11 +56,11 @@ struct Run {
 #[test]
 fn nothing_is_lost_on_a_healthy_network() {
     let mut good = 0;
-    let several = each_seed(Weather::Calm, |life| {
-        let Ends { failed, left, broken, .. } = life.ends;
-        assert_eq!((failed, left, broken, life.refusals, life.store[1]), (0, 0, 0, 0, 0), "{life:?}");
-        assert!(life.store[0] > 0, "{life:?}");
-        good += life.ends.good;
+    let several = each_seed(InjectedFaults::None, |run| {
+        let Ends { failed, left, broken, .. } = run.ends;
+        assert_eq!((failed, left, broken, run.refusals, run.store[1]), (0, 0, 0, 0, 0), "{run:?}");
+        assert!(run.store[0] > 0, "{run:?}");
+        good += run.ends.good;
     });
     assert!(!several || good > CLIENTS * REQUESTS / 2, "{good} good answers");
 }
@@ -68,14 +68,14 @@ fn nothing_is_lost_on_a_healthy_network() {
 #[test]
 fn nothing_is_lost_when_everything_fails() {
     let (mut all, mut answered, mut lost) = (Ends::default(), 0, 0);
-    let several = each_seed(Weather::Storm, |life| {
-        assert_eq!(life.refusals, 0, "nobody else spends: {life:?}");
-        all.add(&life.ends);
-        answered += life.store[0];
-        lost += life.store[1];
+    let several = each_seed(InjectedFaults::All, |run| {
+        assert_eq!(run.refusals, 0, "there is no external usage: {run:?}");
+        all.add(&run.ends);
+        answered += run.store[0];
+        lost += run.store[1];
     });
     println!("{all:?}; the store answered {answered} times and was lost {lost} times");
-    // Each of these happens in some seeds.
+    // Each of these outcomes occurs with some seeds.
     if several {
         assert!(answered > 0 && lost > 0, "{answered} and {lost}");
         assert!(all.good > all.sum() / 4 && all.failed > 0 && all.broken > 0 && all.left > 0, "{all:?}");
@@ -86,14 +86,14 @@ fn nothing_is_lost_when_everything_fails() {
 fn a_seed_is_reproducible() {
     let redis = Redis::start();
     for seed in 1..=3 {
-        for weather in [Weather::Calm, Weather::Storm] {
-            assert_eq!(run(weather, seed, &redis), run(weather, seed, &redis), "seed {seed}, {weather:?}");
+        for injected in [InjectedFaults::None, InjectedFaults::All] {
+            assert_eq!(run(injected, seed, &redis), run(injected, seed, &redis), "seed {seed}, {injected:?}");
         }
     }
 }
 
-/// 25 seeds, as many as `SYSTEM_SEEDS` says, or the one of `SYSTEM_SEED`; `false`: only one.
-fn each_seed(weather: Weather, mut check: impl FnMut(&Run)) -> bool {
+/// Runs the seed `SYSTEM_SEED`, or else as many seeds as `SYSTEM_SEEDS` says (25 by default). Returns whether there are several.
+fn each_seed(injected: InjectedFaults, mut check: impl FnMut(&Run)) -> bool {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let seeds = match number("SYSTEM_SEED") {
         Some(seed) => seed..=seed,
@@ -102,7 +102,7 @@ fn each_seed(weather: Weather, mut check: impl FnMut(&Run)) -> bool {
     let redis = Redis::start();
     for seed in seeds {
         let seed_on_panic = SeedOnPanic(seed);
-        check(&run(weather, seed, &redis));
+        check(&run(injected, seed, &redis));
         drop(seed_on_panic);
     }
     number("SYSTEM_SEED").is_none()
@@ -114,14 +114,14 @@ struct SeedOnPanic(u64);
 impl Drop for SeedOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("again with SYSTEM_SEED={} cargo test --test system", self.0);
+            eprintln!("to reproduce: SYSTEM_SEED={} cargo test --test system", self.0);
         }
     }
 }
 
-fn run(weather: Weather, seed: u64, redis: &Redis) -> Run {
+fn run(injected: InjectedFaults, seed: u64, redis: &Redis) -> Run {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
-    runtime.block_on(run_async(weather, seed, redis.emptied()))
+    runtime.block_on(run_async(injected, seed, redis.emptied()))
 }
 
 fn faults() -> Vec<groq_sim::Fault> {
@@ -139,26 +139,26 @@ fn faults() -> Vec<groq_sim::Fault> {
     serde_json::from_value(faults).expect("as documented")
 }
 
-async fn run_async(weather: Weather, seed: u64, redis: redis::Connection) -> Run {
+async fn run_async(injected: InjectedFaults, seed: u64, redis: redis::Connection) -> Run {
     fastrand::seed(seed);
     let mut random = Rng::with_seed(seed);
-    let storm = weather == Weather::Storm;
+    let with_faults = injected == InjectedFaults::All;
     let sim = Sim::new(groq_sim::Options {
         plan: groq_sim::Plan::uniform(groq_sim::ModelLimits {
             requests_per_minute: Some(world::RPM),
             tokens_per_minute: Some(world::TPM),
             ..Default::default()
         }),
-        faults: if storm { faults() } else { Vec::new() },
+        faults: if with_faults { faults() } else { Vec::new() },
         seed,
         ..Default::default()
     });
     let faults = Faults { refused: 0.03, reset: 0.05, half_open: 0.05, overtaken: 0.1, partitions: 3 };
-    let faults = if storm { faults } else { Faults::default() };
+    let faults = if with_faults { faults } else { Faults::default() };
     let [to_upstream, to_clients] = [0, 1].map(|_| Network::new(random.fork(), faults, SPAN));
     let wall = Wall::new();
     let (shield, end) = shield(&sim, &to_upstream, &wall, random.bool());
-    let outages = if storm { store::outages(&mut random, SPAN) } else { Vec::new() };
+    let outages = if with_faults { store::outages(&mut random, SPAN) } else { Vec::new() };
     let carried = Carried::default();
     let store = tokio::spawn(store::serve(end, redis, random.fork(), outages, carried.clone()));
     let background = tokio::spawn({
@@ -168,11 +168,11 @@ async fn run_async(weather: Weather, seed: u64, redis: redis::Connection) -> Run
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS {
         let random = random.fork();
-        let client = Client { number, shield: shield.clone(), network: to_clients.clone(), random, leaves: storm };
+        let client = Client { number, shield: shield.clone(), network: to_clients.clone(), random, leaves: with_faults };
         clients.spawn(client.run(REQUESTS));
     }
-    let began = Instant::now();
-    while storm && began.elapsed() < SPAN {
+    let start = Instant::now();
+    while with_faults && start.elapsed() < SPAN {
         sleep(Duration::from_secs_f64(SPAN.as_secs_f64() * random.f64() / 3.0)).await;
         wall.step(random.i64(-200_000..200_000));
         let mut settings = settings();
@@ -187,10 +187,10 @@ async fn run_async(weather: Weather, seed: u64, redis: redis::Connection) -> Run
         }
     }
     assert_eq!(ends.sum(), CLIENTS * REQUESTS, "each request has one end: {ends:?}");
-    // Until every limit has been refilled, and every timeout of connections has passed.
+    // Long enough for every limit to refill and for every timeout of connections.
     sleep(Duration::from_secs(1000)).await;
-    balance(&shield, &sim, &wall, (weather == Weather::Calm).then_some(&ends));
-    assert_eq!((to_clients.open(), to_upstream.open()), (0, 0), "connections are left");
+    balance(&shield, &sim, &wall, (injected == InjectedFaults::None).then_some(&ends));
+    assert_eq!((to_clients.open(), to_upstream.open()), (0, 0), "open connections at the end");
     background.abort();
     store.abort();
     let mut trace = DefaultHasher::new();

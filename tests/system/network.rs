@@ -1,4 +1,4 @@
-//! A simulated network: connections whose bytes take time, stall for a while or for ever, and end in any order.
+//! A simulated network: connections whose bytes are delayed, stall or are lost, and whose ends close in any order.
 
 use std::{
     collections::VecDeque,
@@ -18,25 +18,25 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until},
 };
 
-/// Most bytes in flight in one direction.
+/// Maximum number of bytes in flight in one direction.
 const WINDOW: usize = 32 << 10;
 
-/// Possible faults of a connection, each with its probability.
+/// Probabilities of a connection's faults.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Faults {
-    /// It is refused.
+    /// The connection is refused.
     pub(crate) refused: f64,
-    /// Both ends see a reset, some time after the connection was made.
+    /// Both ends see a reset some time after the connection was established.
     pub(crate) reset: f64,
-    /// From some time on nothing arrives at either end, without a close.
+    /// After some time nothing arrives at either end any more, without a close.
     pub(crate) half_open: f64,
-    /// When an end is closed, the other one sees that before the bytes that were sent last.
+    /// A close overtakes the bytes that were sent last.
     pub(crate) overtaken: f64,
-    /// How often nothing passes on any connection for a while.
+    /// Number of partitions, in which nothing passes on any connection for some time.
     pub(crate) partitions: u64,
 }
 
-/// The network between two hosts. Clones are the same network.
+/// The network between two hosts. Clones share the network.
 #[derive(Clone)]
 pub(crate) struct Network(Arc<Mutex<Inner>>);
 
@@ -45,12 +45,12 @@ struct Inner {
     faults: Faults,
     blocked_until: Instant,
     connections: u64,
-    /// Open ends at the first host.
+    /// Number of open ends at the first host.
     open: usize,
     trace: DefaultHasher,
-    /// Sockets that have received something at this instant.
+    /// Sockets that have received something at the current instant.
     instant: (Instant, Vec<(u64, usize)>),
-    began: Instant,
+    start: Instant,
 }
 
 impl Network {
@@ -67,7 +67,7 @@ impl Network {
             open: 0,
             trace: DefaultHasher::new(),
             instant: (now, Vec::new()),
-            began: now,
+            start: now,
         };
         let network = Self(Arc::new(Mutex::new(inner)));
         for (at, time) in cuts {
@@ -81,7 +81,7 @@ impl Network {
         network
     }
 
-    /// Opens a connection after the network's latency; the first end is the first host's.
+    /// Opens a connection after the network's latency. The first socket is that of the first host.
     pub(crate) async fn connect(&self) -> io::Result<(Socket, Socket)> {
         let (latency, mut random, number, fate) = {
             let mut inner = self.inner();
@@ -114,7 +114,7 @@ impl Network {
             random,
             directions: Default::default(),
             half_open: false,
-            harmed: overtaken,
+            may_fail: overtaken,
             overtaken,
         };
         let link = Arc::new(Mutex::new(link));
@@ -130,7 +130,7 @@ impl Network {
         Ok((near, far))
     }
 
-    /// Open ends at the first host.
+    /// Number of open ends at the first host.
     pub(crate) fn open(&self) -> usize {
         self.inner().open
     }
@@ -140,7 +140,8 @@ impl Network {
         self.inner().trace.finish()
     }
 
-    /// Sizes are left out: hyper's `date` header follows the system's clock, and HPACK encodes a repeated value in fewer bytes.
+    /// Adds an arrival to the trace. Sizes are omitted: hyper's `date` header follows the system's clock, and HPACK encodes a repeated
+    /// value in fewer bytes.
     fn note(&self, number: u64, side: usize) {
         let mut inner = self.inner();
         let (now, end) = (Instant::now(), (number, side));
@@ -149,7 +150,7 @@ impl Network {
         }
         if !inner.instant.1.contains(&end) {
             inner.instant.1.push(end);
-            let at = inner.began.elapsed().as_nanos();
+            let at = inner.start.elapsed().as_nanos();
             (at, end).hash(&mut inner.trace);
         }
     }
@@ -159,7 +160,7 @@ impl Network {
     }
 }
 
-/// How a connection ends, unless an end closes it before.
+/// How the network ends a connection, unless a host closes it before.
 #[derive(Clone, Copy, PartialEq)]
 enum Fate {
     Lives,
@@ -174,11 +175,11 @@ struct Link {
     number: u64,
     latency: Duration,
     random: Rng,
-    /// What each side has sent.
+    /// The bytes that each side has sent.
     directions: [Direction; 2],
     half_open: bool,
-    /// Whether the network has done anything to it that an end may take for a failure.
-    harmed: bool,
+    /// Whether a fault of the network can look like a failure of the peer.
+    may_fail: bool,
     overtaken: bool,
 }
 
@@ -205,7 +206,7 @@ impl Direction {
 }
 
 impl Link {
-    /// When something that is sent now arrives: after everything that was sent before.
+    /// The arrival time of bytes that are sent now, which is after all bytes sent before.
     fn arrival(&mut self, side: usize) -> Instant {
         let passes = self.network.inner().blocked_until.max(Instant::now());
         let at = passes + self.latency + Duration::from_micros(self.random.u64(..5000));
@@ -216,7 +217,7 @@ impl Link {
     }
 
     fn end(&mut self, fate: Fate) {
-        self.harmed = true;
+        self.may_fail = true;
         let now = Instant::now();
         self.half_open = fate == Fate::HalfOpen;
         for direction in &mut self.directions {
@@ -228,7 +229,7 @@ impl Link {
         }
     }
 
-    /// Closes an end: the other one gets the end of the stream, or a reset where bytes were left unread.
+    /// Closes an end. The other end gets the end of the stream, or a reset if bytes were not read.
     fn close(&mut self, side: usize) {
         let unread = !self.directions[1 - side].pieces.is_empty();
         let at = self.arrival(side);
@@ -254,18 +255,18 @@ pub(crate) struct Socket {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-/// Observes what has happened to a connection.
+/// Tells what has happened to a connection.
 #[derive(Clone)]
 pub(crate) struct Witness(Arc<Mutex<Link>>);
 
 impl Witness {
-    /// Whether an end may see a failure that its peer did not cause.
-    pub(crate) fn harmed(&self) -> bool {
-        lock(&self.0).harmed
+    /// Whether an end can see a failure that its peer did not cause.
+    pub(crate) fn may_fail(&self) -> bool {
+        lock(&self.0).may_fail
     }
 
-    /// Whether the first host has closed its end, which the other one may not know yet.
-    pub(crate) fn left(&self) -> bool {
+    /// Whether the first host has closed its end, of which the other host may not have been notified yet.
+    pub(crate) fn is_closed_by_first_host(&self) -> bool {
         lock(&self.0).directions[0].is_closed
     }
 }
@@ -340,7 +341,7 @@ impl AsyncWrite for Socket {
         let length = buf.len().min(room);
         let at = link.arrival(self.side);
         if left_alone {
-            // The peer has closed, so it responds with a reset.
+            // The peer has closed the connection and responds with a reset.
             link.directions[1 - self.side].reset_at.get_or_insert(at);
             link.directions[1 - self.side].wake();
             return Poll::Ready(Ok(length));

@@ -1,4 +1,4 @@
-//! The store: the real script in a real Redis, by virtual time, over a way there and back that fails by the seed.
+//! The store: the real script in a real Redis, with virtual time and a network whose outages depend on the seed.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -20,14 +20,14 @@ use groq_limiter::store::{
 use redis::Connection;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// As `store.timeout`.
-const TIME_LIMIT: Duration = Duration::from_millis(250);
-/// How often an unreachable store is tried again.
-const LOOK: Duration = Duration::from_millis(500);
-/// Start of the server's clock, µs.
+/// The timeout of a transaction, like `store.timeout`.
+const TIMEOUT: Duration = Duration::from_millis(250);
+/// Interval of attempts to reach an unreachable store.
+const RECONNECT: Duration = Duration::from_millis(500);
+/// Start of the server's clock in µs.
 const EPOCH: u64 = 1_790_000_000_000_000;
 
-/// A redis-server; killed when dropped.
+/// A redis-server process; killed on drop.
 pub(crate) struct Redis {
     process: Child,
     port: u16,
@@ -39,16 +39,16 @@ impl Redis {
         let mut command = Command::new("redis-server");
         command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
         let mut process = command.stdout(Stdio::piped()).spawn().expect("redis-server is installed");
-        let mut said = BufReader::new(process.stdout.take().expect("it is piped")).lines();
+        let mut said = BufReader::new(process.stdout.take().expect("piped")).lines();
         assert!(said.any(|line| line.is_ok_and(|line| line.contains("Ready to accept connections"))), "redis-server serves");
         Self { process, port }
     }
 
-    /// A connection to it; it forgets everything.
+    /// Deletes all data and returns a connection.
     pub(crate) fn emptied(&self) -> Connection {
         let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).expect("a URL");
-        let mut connection = client.get_connection().expect("it serves");
-        redis::cmd("FLUSHALL").exec(&mut connection).expect("it forgets");
+        let mut connection = client.get_connection().expect("a connection");
+        redis::cmd("FLUSHALL").exec(&mut connection).expect("flushed");
         connection
     }
 }
@@ -60,18 +60,18 @@ impl Drop for Redis {
     }
 }
 
-/// A time without the store.
+/// A period in which the store is unreachable.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outage {
     from: Instant,
     until: Instant,
-    /// Whether connections break at once; otherwise nothing arrives any more.
+    /// Whether connections are closed at once; otherwise bytes are dropped.
     breaks: bool,
-    /// Whether it has lost its data when it is back.
+    /// Whether the store has lost its data at the end.
     emptied: bool,
 }
 
-/// Some outages within this time, one after the other.
+/// A few consecutive outages within `span`.
 pub(crate) fn outages(random: &mut Rng, span: Duration) -> Vec<Outage> {
     let mut from = Instant::now();
     let outages = (0..random.usize(1..4)).map(|_| {
@@ -84,23 +84,23 @@ pub(crate) fn outages(random: &mut Rng, span: Duration) -> Vec<Outage> {
     outages.collect()
 }
 
-/// Counts of transactions by their fate.
+/// Counts of transactions.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Carried {
     pub(crate) answered: Arc<AtomicU64>,
     pub(crate) lost: Arc<AtomicU64>,
 }
 
-/// The store and the way to it.
+/// The store and the network to it.
 struct Store {
     redis: Mutex<Connection>,
-    began: Instant,
+    start: Instant,
     outages: Vec<Outage>,
 }
 
-/// Serves the limiters.
+/// Serves the limiters' transactions.
 pub(crate) async fn serve(mut end: StoreEnd, redis: Connection, mut random: Rng, outages: Vec<Outage>, carried: Carried) {
-    let store = Store { redis: redis.into(), began: Instant::now(), outages };
+    let store = Store { redis: redis.into(), start: Instant::now(), outages };
     let store = Arc::new(store);
     let (failed, mut failures) = tokio::sync::mpsc::unbounded_channel();
     let mut breaks: Vec<_> = store.outages.iter().filter(|outage| outage.breaks).map(|outage| outage.from).collect();
@@ -119,7 +119,7 @@ pub(crate) async fn serve(mut end: StoreEnd, redis: Connection, mut random: Rng,
                 if store.outage().is_none() {
                     end.reached();
                 }
-                look += LOOK;
+                look += RECONNECT;
             }
             call = end.next() => {
                 let Some(call) = call else { return };
@@ -127,14 +127,14 @@ pub(crate) async fn serve(mut end: StoreEnd, redis: Connection, mut random: Rng,
                 let latencies = [0, 0].map(|_| Duration::from_micros(random.u64(100..30_000)));
                 tokio::spawn(async move {
                     let there_and_back = store.carry(call.transaction(), call.limiter(), latencies);
-                    match timeout(TIME_LIMIT, there_and_back).await {
+                    match timeout(TIMEOUT, there_and_back).await {
                         Ok(answer) => {
                             carried.answered.fetch_add(1, Relaxed);
                             call.answer(Some(&answer));
                         }
                         Err(_) => {
                             carried.lost.fetch_add(1, Relaxed);
-                            // The loop above has ended where the life is over.
+                            // Fails only if the run is over and the loop above has ended.
                             let _ = failed.send(());
                             call.answer(None);
                         }
@@ -167,10 +167,10 @@ impl Store {
         }
     }
 
-    /// Runs the script at this world's time.
+    /// Runs the script at the virtual time.
     fn run(&self, transaction: &Transaction, limiter: u64) -> Answer {
-        let time = EPOCH + u64::try_from(self.began.elapsed().as_micros()).expect("not so long");
-        // A store that has come back empty is another one.
+        let time = EPOCH + u64::try_from(self.start.elapsed().as_micros()).expect("within 584,000 years");
+        // After a loss of data the store is another one, so its keys have another prefix.
         let now = Instant::now();
         let life = self.outages.iter().filter(|outage| outage.emptied && outage.until <= now).count();
         let script = format!(
@@ -187,7 +187,7 @@ impl Store {
         let mut call = script.key(&key);
         call.arg(request).arg("replica").arg("news").arg(time / 1_000_000).arg(time % 1_000_000);
         let (granted, wait, state): (bool, i64, State) =
-            call.invoke(&mut *self.redis.lock().expect("no panic with it")).expect("the script runs");
+            call.invoke(&mut *self.redis.lock().expect("no panic while locked")).expect("the script runs");
         Answer { granted, wait, state: state.seen_by("replica") }
     }
 }

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::{client::Ends, epoch, network::Network};
 
-/// Less than the clients send, and not in any header: usage during an outage of the store has to be reported to it.
+/// Less than the clients send, and not reported in headers, so that usage during an outage of the store has to be reported to it.
 pub(crate) const RPM: u64 = 24;
 pub(crate) const TPM: u64 = 12_000;
 
@@ -32,24 +32,24 @@ pub(crate) fn settings() -> Settings {
         Settings { limits: Limits { plan: Plan::None, default: model, ..Default::default() }, ..Default::default() };
     settings.upstream.response_timeout = Duration::from_secs(30);
     settings.upstream.idle_timeout = Duration::from_secs(20);
-    // Never used up, but accounted.
+    // Never reached, but counted.
     settings.app = vec![App { name: "*".into(), tokens_per_day: Some(1_000_000_000), ..App::default() }];
     settings
 }
 
-/// A wall clock that follows virtual time, and steps.
+/// A wall clock that follows virtual time and can be stepped.
 #[derive(Clone)]
 pub(crate) struct Wall {
-    began: Instant,
+    start: Instant,
     stepped: Arc<AtomicI64>,
 }
 
 impl Wall {
     pub(crate) fn new() -> Self {
-        Self { began: Instant::now(), stepped: Arc::default() }
+        Self { start: Instant::now(), stepped: Arc::default() }
     }
 
-    /// Steps by `seconds`.
+    /// Steps the clock by `seconds`.
     pub(crate) fn step(&self, seconds: i64) {
         self.stepped.fetch_add(seconds, Relaxed);
     }
@@ -57,7 +57,7 @@ impl Wall {
     fn now(&self) -> SystemTime {
         let stepped = self.stepped.load(Relaxed);
         let by = Duration::from_secs(stepped.unsigned_abs());
-        let now = epoch() + self.began.elapsed();
+        let now = epoch() + self.start.elapsed();
         if stepped < 0 { now - by } else { now + by }
     }
 
@@ -67,7 +67,7 @@ impl Wall {
     }
 }
 
-/// A shield in front of `sim`, at the other end of the network, and the other end of its store.
+/// A shield that reaches `sim` through `network`, and the store's end of its connection to the store.
 pub(crate) fn shield(sim: &Sim, network: &Network, wall: &Wall, http2: bool) -> (Arc<Shield>, StoreEnd) {
     let settings = settings();
     let (limits, store) = Limiters::with_simulated_store(settings.limiter(), 1);
@@ -83,8 +83,8 @@ pub(crate) fn shield(sim: &Sim, network: &Network, wall: &Wall, http2: bool) -> 
     (Shield::with_limits(settings, limits, upstream, wall.clock()), store)
 }
 
-/// Checks that nothing is in flight, every limit is full on both sides, and, where `exact` has the clients' results, that both
-/// sides counted the same.
+/// Checks that nothing is in flight and that the shield and the simulated Groq have refilled every limit. With the clients' results
+/// in `exact`, also checks that all three counted the same usage.
 pub(crate) fn balance(shield: &Shield, sim: &Sim, wall: &Wall, exact: Option<&Ends>) {
     assert_eq!(shield.limits.waiting(), 0);
     assert_eq!((shield.body_budget.held(), shield.telemetry.in_flight(), shield.connections.len()), (0, 0, 0));
