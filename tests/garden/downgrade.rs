@@ -1,5 +1,5 @@
-//! Payloads over HTTP/2: nothing that a client writes into fields and bodies may become a line, a body or a request of its own
-//! towards an upstream that speaks HTTP/1.1.
+//! HTTP/2 payloads: fields and bodies of a client must not become additional header lines, bodies or requests for an HTTP/1.1
+//! upstream.
 
 use std::{collections::BTreeMap, io, net::SocketAddr, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
 const LONG: Duration = Duration::from_secs(20);
 
 type Field = (Vec<u8>, Vec<u8>);
-/// A name, fields, a body.
+/// Name, fields and body of a payload.
 type Added = (&'static str, &'static [(&'static str, &'static str)], &'static str);
 
 /// A request, possibly an invalid one.
@@ -30,7 +30,7 @@ pub(crate) struct Payload {
 }
 
 impl Payload {
-    /// The value of the field of this name.
+    /// The value of a field.
     pub(crate) fn field(&self, name: &str) -> &[u8] {
         self.fields.iter().find(|(this, _)| this == name.as_bytes()).map_or(b"", |(_, value)| value)
     }
@@ -57,7 +57,7 @@ fn fields(pairs: &[(&str, &str)]) -> Vec<Field> {
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
 const CHUNKED: &str = "0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// Fields and bodies that are added to a POST: the techniques of smugglex 0.4.0 (H2.CL, H2.TE, pseudo-headers, line breaks in
+/// Fields and bodies that are added to a POST, with the techniques of smugglex 0.4.0 (H2.CL, H2.TE, pseudo-headers, line breaks in
 /// fields) and of portswigger.net/research/http2, as HTTP/2 fields.
 const ADDED: &[Added] = &[
     ("two methods", &[(":method", "GET")], ""),
@@ -156,8 +156,8 @@ const PSEUDO: &[(&str, &str, &str)] = &[
     ("lines in the scheme", ":scheme", "http\r\nx: y"),
 ];
 
-/// Translates an HTTP/1.1 request to HTTP/2: pseudo-headers, lower-case names, without lines that are no field. `framed` keeps
-/// Content-Length and Transfer-Encoding.
+/// Translates an HTTP/1.1 request to HTTP/2, with pseudo-headers and lower-case names, and without lines that are not fields.
+/// `framed` keeps Content-Length and Transfer-Encoding.
 fn translated(name: &str, bytes: &[u8], framed: bool) -> Option<Payload> {
     let end = memchr::memmem::find(bytes, b"\r\n\r\n")?;
     let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
@@ -202,7 +202,7 @@ pub(crate) fn payloads(mutated: u64) -> Vec<Payload> {
     for (name, pseudo, value) in PSEUDO {
         for body in ["", CHUNKED] {
             let mut fields = post();
-            let field = fields.iter_mut().find(|(this, _)| this == pseudo.as_bytes()).expect("one of the four");
+            let field = fields.iter_mut().find(|(this, _)| this == pseudo.as_bytes()).expect("a pseudo-header");
             field.1 = value.as_bytes().to_vec();
             all.push(payload(name, fields, body, &[]));
         }
@@ -214,7 +214,7 @@ pub(crate) fn payloads(mutated: u64) -> Vec<Payload> {
     all
 }
 
-/// A valid request with bytes of its fields changed, inserted, removed or repeated.
+/// A valid request with bytes of its fields changed, inserted, removed or duplicated.
 fn mutation(seed: u64) -> Payload {
     const INTERESTING: &[u8] = b"\0\t\n\x0b\r \"#*+,-0:;=_\x7f\x85\xa0\xff";
     let mut random = fastrand::Rng::with_seed(seed);
@@ -244,11 +244,11 @@ fn mutation(seed: u64) -> Payload {
     Payload { name: format!("HTTP/2: mutation {seed}"), fields, body: SMUGGLED.into(), trailers: Vec::new() }
 }
 
-/// The answers by stream: 1 is the payload and, if the connection is still open, 3 is `GET /next`.
+/// Sends a payload on stream 1 and, if the connection stays open, `GET /next` on stream 3. Returns the responses by stream.
 pub(crate) async fn exchange(to: SocketAddr, payload: &Payload) -> io::Result<BTreeMap<u32, String>> {
     let mut socket = TcpStream::connect(to).await?;
     let mut bodies: BTreeMap<u32, String> = BTreeMap::new();
-    // A server that has refused may have closed its side.
+    // A server that refused the payload may have closed the connection.
     let _ = socket.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), &payload.bytes()].concat()).await;
     let mut read = Vec::new();
     let (mut refused, mut followed) = (false, false);

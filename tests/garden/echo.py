@@ -1,4 +1,4 @@
-"""Echo servers: each logs a line per request that it has parsed, and answers with the same line."""
+"""Echo servers. Each logs a line per request that it has parsed, and responds with the same line."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ import sys
 LOG = os.open(os.environ["GARDEN_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
 
-def told(method, path, body, version=""):
+def log_request(method, path, body, version=""):
     line = json.dumps({"method": method, "path": path, "http": version, "body": body.hex()}).encode()
     os.write(LOG, line + b"\n")
     return line
@@ -17,7 +17,7 @@ def told(method, path, body, version=""):
 def wsgi(environ, start_response):
     body = environ["wsgi.input"].read()
     path = environ.get("RAW_URI") or environ.get("REQUEST_URI") or environ["PATH_INFO"]
-    line = told(environ["REQUEST_METHOD"], path, body)
+    line = log_request(environ["REQUEST_METHOD"], path, body)
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(line)))])
     return [line]
 
@@ -33,7 +33,7 @@ async def asgi(scope, receive, send):
         body += message.get("body", b"")
         if not message.get("more_body"):
             break
-    line = told(scope["method"], scope["raw_path"].decode("latin1"), body, scope["http_version"])
+    line = log_request(scope["method"], scope["raw_path"].decode("latin1"), body, scope["http_version"])
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(line)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": line})
@@ -43,7 +43,7 @@ def serve_tornado(port):
     import tornado.httpserver
 
     def answer(request):
-        line = told(request.method, request.path, request.body)
+        line = log_request(request.method, request.path, request.body)
         request.connection.write_headers(
             tornado.httputil.ResponseStartLine("HTTP/1.1", 200, "OK"),
             tornado.httputil.HTTPHeaders({"Content-Type": "application/json", "Content-Length": str(len(line))}),
@@ -63,7 +63,7 @@ def serve_aiohttp(port):
     from aiohttp import web
 
     async def answer(request):
-        line = told(request.method, request.raw_path, await request.read())
+        line = log_request(request.method, request.raw_path, await request.read())
         return web.Response(body=line, content_type="application/json")
 
     app = web.Application()

@@ -1,6 +1,6 @@
-//! Real servers behind the shield, after narfindustries/http-garden: whatever a client sends over HTTP/1.1 or HTTP/2, no upstream
-//! sees another number of requests, another path or another body than the client got answers for, and no malformed answer of an
-//! upstream reaches another client.
+//! Real servers behind the shield, like narfindustries/http-garden. Whatever a client sends over HTTP/1.1 or HTTP/2, the upstream
+//! receives the same number of requests, paths and bodies for which the client gets responses, and a malformed response of an
+//! upstream never reaches another client.
 
 mod downgrade;
 #[path = "../conformance/http2/frames.rs"]
@@ -23,15 +23,15 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// Names and escaped bytes: the payloads in the trophies of narfindustries/http-garden (ffb9164, December 2025) and those of
+/// Payloads by name, as escaped bytes: those in the trophies of narfindustries/http-garden (ffb9164, December 2025) and those of
 /// smugglex 0.4.0 (CL.TE, TE.CL, TE.TE, edges of Content-Length).
 const PAYLOADS: &str = include_str!("payloads.txt");
-/// Time without data after which no more answers are expected.
+/// Time without data after which no more responses are expected.
 const QUIET: Duration = Duration::from_millis(250);
-/// The same where an answer was missing.
+/// The same for a repetition because a response was missing.
 const LONG_QUIET: Duration = Duration::from_secs(3);
 
-/// A shield in front of an upstream; with a certificate it speaks TLS and HTTP/2 to it.
+/// Starts a shield in front of an upstream; with a certificate it uses TLS and HTTP/2.
 pub(crate) fn shield(upstream: SocketAddr, certificate: Option<&Path>) -> io::Result<Running> {
     let mut settings = Settings::default();
     settings.server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -40,13 +40,13 @@ pub(crate) fn shield(upstream: SocketAddr, certificate: Option<&Path>) -> io::Re
     let scheme = if certificate.is_some() { "https" } else { "http" };
     settings.upstream.base_url = format!("{scheme}://{upstream}").parse().expect("a URL");
     settings.upstream.ca_file = certificate.map(Path::to_owned);
-    // A variable that cargo always sets, so that payloads need no key.
+    // Cargo always sets this variable. With it as the upstream's key, payloads need no key.
     settings.upstream.api_key_env = Some("CARGO_PKG_NAME".into());
     settings.limits.plan = Plan::None;
     settings.retry.attempts = 1;
     settings.breaker.failures = u32::MAX;
     let listeners = Listeners::open(&settings).expect("free ports");
-    server::start(Shield::new(settings).expect("nothing to fail on"), listeners)
+    server::start(Shield::new(settings).expect("valid settings"), listeners)
 }
 
 fn unescape(text: &str) -> Vec<u8> {
@@ -94,11 +94,11 @@ fn mutations(count: u64) -> impl Iterator<Item = (String, Vec<u8>)> {
     })
 }
 
-/// Sends these bytes and returns what comes back until the close or until it is quiet for so long.
+/// Sends bytes and returns the responses until the connection is closed, or until nothing has arrived for the time `quiet`.
 async fn send(to: SocketAddr, bytes: &[u8], quiet: Duration) -> io::Result<String> {
     let mut socket = TcpStream::connect(to).await?;
     let mut all = Vec::new();
-    // The server may answer and close before it has read everything.
+    // The server may respond and close the connection before it has read all bytes.
     let _ = socket.write_all(bytes).await;
     let mut some = [0; 16 << 10];
     while let Ok(Ok(count @ 1..)) = timeout(quiet, socket.read(&mut some)).await {
@@ -107,7 +107,7 @@ async fn send(to: SocketAddr, bytes: &[u8], quiet: Duration) -> io::Result<Strin
     Ok(String::from_utf8_lossy(&all).into_owned())
 }
 
-/// The payloads over HTTP/1.1.
+/// The HTTP/1.1 payloads.
 fn listed() -> impl Iterator<Item = (String, Vec<u8>)> {
     PAYLOADS.lines().map(|line| {
         let (name, escaped) = line.split_once('\t').expect("a name, a tab, bytes");
@@ -115,19 +115,19 @@ fn listed() -> impl Iterator<Item = (String, Vec<u8>)> {
     })
 }
 
-/// One run of all payloads against one server.
+/// A run of all payloads against one server.
 #[derive(Default)]
 struct Walk {
     sent: usize,
     parsed: usize,
     wrong: String,
-    /// Lines of the log that have been read.
+    /// Number of log lines that have been read.
     logged: usize,
 }
 
 impl Walk {
-    /// Compares what the upstream has logged since with what the client was answered.
-    fn compare(&mut self, server: &Server, name: &str, told: &[&str]) {
+    /// Compares the upstream's new log lines with the responses to the client.
+    fn compare(&mut self, server: &Server, name: &str, responses: &[&str]) {
         let fresh = server.log().split_off(self.logged);
         self.logged += fresh.len();
         self.sent += 1;
@@ -138,27 +138,30 @@ impl Walk {
         if let Some(line) = fresh.iter().find(other) {
             let _ = writeln!(self.wrong, "{}: {name}: not over HTTP/2: {line}", server.name);
         }
-        if told != fresh {
-            let _ =
-                writeln!(self.wrong, "{}: {name}: the upstream parsed {fresh:?}, the client was told of {told:?}", server.name);
+        if responses != fresh {
+            let _ = writeln!(
+                self.wrong,
+                "{}: {name}: the upstream parsed {fresh:?}, the client was responses of {responses:?}",
+                server.name
+            );
         }
     }
 }
 
-/// Sends every payload through a shield to this server.
+/// Sends every payload to a server through a shield.
 async fn through(server: &Server, mutated: u64) -> io::Result<Walk> {
     let shield = shield(server.address, server.certificate.as_deref())?;
     let mut walk = Walk { logged: server.log().len(), ..Walk::default() };
     for (name, bytes) in listed().chain(mutations(mutated)) {
         for quiet in [QUIET, LONG_QUIET] {
             let answers = send(shield.app, &bytes, quiet).await?;
-            let told: Vec<&str> = answers.matches_json().collect();
+            let responses: Vec<&str> = answers.matches_json().collect();
             let before = walk.wrong.len();
-            walk.compare(server, &name, &told);
+            walk.compare(server, &name, &responses);
             if walk.wrong.len() == before || quiet == LONG_QUIET {
                 break;
             }
-            // On a busy machine an answer may have been late; then the next time is as it should be.
+            // On a busy machine a response may have been late, so try again with more time.
             sleep(LONG_QUIET).await;
             walk.wrong.truncate(before);
             walk.sent -= 1;
@@ -167,9 +170,9 @@ async fn through(server: &Server, mutated: u64) -> io::Result<Walk> {
     }
     for payload in downgrade::payloads(mutated) {
         let bodies = downgrade::exchange(shield.app, &payload).await?;
-        let told: Vec<&str> = bodies.values().flat_map(MatchesJson::matches_json).collect();
-        walk.compare(server, &payload.name, &told);
-        // The body that was served is the one that was sent.
+        let responses: Vec<&str> = bodies.values().flat_map(MatchesJson::matches_json).collect();
+        walk.compare(server, &payload.name, &responses);
+        // The upstream received the body that was sent.
         let first = bodies.get(&1).and_then(|body| body.matches_json().next());
         let path = String::from_utf8_lossy(payload.field(":path"));
         let plain = path.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'/');
@@ -180,7 +183,7 @@ async fn through(server: &Server, mutated: u64) -> io::Result<Walk> {
             let _ = writeln!(walk.wrong, "{}: {}: served as {line}", server.name, payload.name);
         }
     }
-    // The upstream's connections still work.
+    // The connections to the upstream are still usable.
     for n in 0..20 {
         let request = format!("POST /after/{n} HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
         let answers = send(shield.app, request.as_bytes(), LONG_QUIET).await?;
@@ -191,7 +194,7 @@ async fn through(server: &Server, mutated: u64) -> io::Result<Walk> {
     Ok(walk)
 }
 
-/// The echoed JSON lines in the bytes that a client received.
+/// The echoed JSON lines in the bytes that a client has received.
 trait MatchesJson {
     fn matches_json(&self) -> impl Iterator<Item = &str>;
 }
@@ -207,10 +210,10 @@ async fn walk(servers: Vec<Server>, mutated: u64) {
     let started = Instant::now();
     let mut wrong = String::new();
     for server in &servers {
-        let Walk { sent, parsed, wrong: differs, .. } = through(server, mutated).await.expect("it goes on");
+        let Walk { sent, parsed, wrong: differs, .. } = through(server, mutated).await.expect("no I/O error");
         let differ = differs.lines().count();
         println!("{}: {sent} payloads, {parsed} requests parsed, {differ} differ, {:?}", server.name, started.elapsed());
-        // Some payloads are valid, and most requests that follow one over HTTP/2 are served.
+        // Some payloads are valid, and most of the requests after an HTTP/2 payload succeed.
         assert!(parsed > 400, "{}: {parsed} requests parsed", server.name);
         wrong += &differs;
     }
@@ -223,9 +226,9 @@ async fn node_sees_the_requests_that_the_shield_forwarded() {
     tokio::join!(walk(vec![http1.expect("Node starts")], 40), walk(vec![http2.expect("Node starts")], 40));
 }
 
-/// All servers. Installs those from PyPI into `target/garden`; needs nginx, HAProxy, Apache and Node.
+/// Runs all servers. Installs those from PyPI into `target/garden`. Needs nginx, HAProxy, Apache and Node.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "installs servers, takes minutes"]
 async fn garden() {
-    walk(servers::all().await.expect("they start"), 300).await;
+    walk(servers::all().await.expect("the servers start"), 300).await;
 }

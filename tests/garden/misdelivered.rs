@@ -1,4 +1,4 @@
-//! Malformed answers on reused connections: none may reach another client than the one that asked.
+//! Malformed responses on reused connections must not reach another client.
 
 use std::{
     io,
@@ -19,7 +19,7 @@ use tokio::{
 
 const CLIENTS: usize = 50;
 
-/// Ways to answer a request with `body`, some of them with more data than one answer.
+/// A response with `body` in one of several forms, some of which have more data than one response.
 const WAYS: usize = 14;
 
 fn odd(way: usize, body: &str) -> String {
@@ -44,7 +44,8 @@ fn odd(way: usize, body: &str) -> String {
     }
 }
 
-/// Answers each request with its own body, in the ways of `odd` in turn; the thirteenth way answers before the body is read.
+/// An upstream that echoes the body of each request in the forms of `odd` in rotation. With the thirteenth, it responds before it
+/// has read the body.
 async fn upstream() -> io::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
@@ -80,7 +81,7 @@ async fn serve(socket: TcpStream, count: Arc<AtomicUsize>) -> io::Result<()> {
         let mut body = vec![0; length];
         socket.read_exact(&mut body).await?;
         if is_head {
-            // A body, which no answer to HEAD may have.
+            // A body, which a response to HEAD must not have.
             socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged").await?;
         } else if way < 13 {
             socket.write_all(odd(way, &format!("{path} {}", String::from_utf8_lossy(&body))).as_bytes()).await?;
@@ -91,7 +92,8 @@ async fn serve(socket: TcpStream, count: Arc<AtomicUsize>) -> io::Result<()> {
     }
 }
 
-/// Reads one answer's status and body. The shield delimits each by length or chunks.
+/// Reads the status and body of a response, and whether the connection is closed after it. The shield's responses are delimited by
+/// length or chunks.
 async fn answer(socket: &mut BufReader<TcpStream>, is_head: bool) -> io::Result<(u16, String, bool)> {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -123,7 +125,10 @@ async fn answer(socket: &mut BufReader<TcpStream>, is_head: bool) -> io::Result<
     Ok((status, String::from_utf8_lossy(&body).into_owned(), header("connection") == Some("close")))
 }
 
-/// A client that keeps its connection open while it can. Returns how many answers were its own, and how many were failures.
+/// A client with a persistent connection. Returns the number of its own responses, and the number of failures.
+///
+/// # Errors
+/// A response to another client.
 async fn client(name: usize, to: SocketAddr, requests: usize) -> io::Result<(usize, usize)> {
     let (mut own, mut none) = (0, 0);
     let mut kept = None;
@@ -147,12 +152,12 @@ async fn client(name: usize, to: SocketAddr, requests: usize) -> io::Result<(usi
                 let mine = received == whole || received == early;
                 match status {
                     200 if is_head || mine => own += 1,
-                    // Without a body; a failure's body is the shield's own.
+                    // A failure has a body of the shield.
                     204 | 304 | 502 => none += 1,
                     _ => return Err(io::Error::other(format!("client {name}, request {n}: {status} {received:?}"))),
                 }
             }
-            // A truncated response of the upstream is truncated here, too.
+            // A truncated response of the upstream is also truncated for the client.
             Err(_) => none += 1,
         }
     }
@@ -160,14 +165,14 @@ async fn client(name: usize, to: SocketAddr, requests: usize) -> io::Result<(usi
 }
 
 async fn deliver(requests: usize) {
-    let shield = super::shield(upstream().await.expect("a free port"), None).expect("it starts");
+    let shield = super::shield(upstream().await.expect("a free port"), None).expect("the shield starts");
     let mut clients = JoinSet::new();
     for name in 0..CLIENTS {
         clients.spawn(client(name, shield.app, requests / CLIENTS));
     }
     let (mut own, mut none) = (0, 0);
     while let Some(done) = clients.join_next().await {
-        let (mine, failed) = done.expect("no panic").expect("no answer of another's");
+        let (mine, failed) = done.expect("no panic").expect("only own responses");
         own += mine;
         none += failed;
     }
@@ -177,13 +182,13 @@ async fn deliver(requests: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_answer_reaches_another_client() {
+async fn no_response_reaches_another_client() {
     deliver(3000).await;
 }
 
 /// `cargo test --test garden -- --ignored hundred_thousand --nocapture`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes"]
-async fn none_of_a_hundred_thousand_answers_reaches_another_client() {
+async fn none_of_a_hundred_thousand_responses_reaches_another_client() {
     deliver(100_000).await;
 }

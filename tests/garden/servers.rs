@@ -1,4 +1,4 @@
-//! The servers of the garden. nginx, HAProxy and Apache run in front of Node's echo, which logs what reaches it.
+//! The servers of the garden. nginx, HAProxy and Apache run in front of Node's echo server, which logs the requests.
 
 use std::{
     fs, io,
@@ -16,11 +16,11 @@ use nix::{
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 
-/// A server that logs what it has parsed.
+/// A server that logs the requests that it has parsed.
 pub(crate) struct Server {
     pub(crate) name: &'static str,
     pub(crate) address: SocketAddr,
-    /// The certificate of a server that speaks HTTP/2 over TLS.
+    /// The certificate of a server with HTTP/2 over TLS.
     pub(crate) certificate: Option<PathBuf>,
     log: PathBuf,
     children: Vec<Child>,
@@ -30,7 +30,7 @@ pub(crate) struct Server {
 impl Drop for Server {
     fn drop(&mut self) {
         for child in &mut self.children {
-            // Also its worker processes, which would outlive it.
+            // The whole process group, because worker processes would outlive their parent.
             let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
             let _ = child.wait();
         }
@@ -38,7 +38,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// A line per request, in order.
+    /// The log, with a line per request in the order of arrival.
     pub(crate) fn log(&self) -> Vec<String> {
         fs::read_to_string(&self.log).unwrap_or_default().lines().map(str::to_owned).collect()
     }
@@ -48,7 +48,7 @@ fn here(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/garden").join(file)
 }
 
-/// Starts an echo server by the command for its port.
+/// Starts an echo server with the command for its port.
 async fn start(name: &'static str, command: impl FnOnce(u16) -> Command) -> io::Result<Server> {
     let folder = tempfile::tempdir()?;
     start_in(name, folder, None, command).await
@@ -92,7 +92,7 @@ pub(crate) async fn node() -> io::Result<Server> {
     .await
 }
 
-/// Starts an echo server that speaks HTTP/2 over TLS, by the command for its port, certificate and key.
+/// Starts an echo server with HTTP/2 over TLS, with the command for its port, certificate and key.
 async fn start_http2(name: &'static str, command: impl FnOnce(u16, &Path, &Path) -> Command) -> io::Result<Server> {
     let folder = tempfile::tempdir()?;
     let (certificate, key) = (folder.path().join("certificate.pem"), folder.path().join("key.pem"));
@@ -112,7 +112,7 @@ pub(crate) async fn node_http2() -> io::Result<Server> {
     .await
 }
 
-/// Puts a proxy in front of Node's echo.
+/// Starts a proxy in front of Node's echo server.
 async fn before_node(
     name: &'static str,
     configure: impl FnOnce(&Path, u16, SocketAddr) -> String,
@@ -185,7 +185,7 @@ async fn apache() -> io::Result<Server> {
     .await
 }
 
-/// The virtual environment with everything installed.
+/// The virtual environment with all packages installed.
 fn installed() -> io::Result<PathBuf> {
     let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/garden");
     let run = |command: &mut Command| match command.status()?.success() {
