@@ -1,4 +1,4 @@
-//! What holds for any bytes on a connection: documented answers, then a clean close. The fuzz target `connection` uses it too.
+//! Any bytes on a connection get documented responses and then a clean close. Also used by the fuzz target `connection`.
 
 use std::{io, sync::Arc};
 
@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 /// The client preface of HTTP/2.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Sends these bytes to a shield whose upstream is unreachable: every answer is the documented error object.
+/// Sends bytes to a shield with an unreachable upstream, and checks that every response is the documented error object.
 pub(crate) fn check(bytes: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
     runtime.block_on(async {
@@ -20,8 +20,8 @@ pub(crate) fn check(bytes: &[u8]) {
     });
 }
 
-/// The same with HTTP/2 frames: a client's preface and settings, then frames whose kind, flags, stream, length and payload are
-/// taken from `bytes`. Frames are complete, so that parsers of their contents are reached.
+/// The same with HTTP/2: the client's preface and settings, then frames with kind, flags, stream, length and payload from `bytes`.
+/// All frames are complete, so that the parsers of their contents are reached.
 pub(crate) fn check_frames(mut bytes: &[u8]) {
     const EMPTY_SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
     let mut connection = [PREFACE, &EMPTY_SETTINGS].concat();
@@ -34,7 +34,7 @@ pub(crate) fn check_frames(mut bytes: &[u8]) {
     check(&connection);
 }
 
-/// Everything that comes back, to a client that leaves after its bytes or one that waits for the end.
+/// All bytes that a client receives, which closes its side after its bytes if `leaves` is set.
 async fn answers(bytes: &[u8], leaves: bool) -> Vec<u8> {
     let mut settings = Settings::default();
     settings.retry.attempts = 1;
@@ -44,7 +44,7 @@ async fn answers(bytes: &[u8], leaves: bool) -> Vec<u8> {
     let serving = tokio::spawn(serve_connection(server, shield, ()));
     let (mut from, mut to) = tokio::io::split(client);
     let sending = async {
-        // Fails once the server has closed.
+        // Fails if the server has closed the connection.
         let _ = to.write_all(bytes).await;
         if leaves {
             let _ = to.shutdown().await;
@@ -57,7 +57,7 @@ async fn answers(bytes: &[u8], leaves: bool) -> Vec<u8> {
     answers
 }
 
-/// Checks that the bytes are complete HTTP/2 frames, settings first.
+/// Checks that the bytes are complete HTTP/2 frames, of which the first is SETTINGS.
 fn frames(mut bytes: &[u8]) -> Result<(), String> {
     const SETTINGS: u8 = 4;
     let mut kinds = Vec::new();
@@ -72,7 +72,7 @@ fn frames(mut bytes: &[u8]) -> Result<(), String> {
     if kinds.first() == Some(&SETTINGS) { Ok(()) } else { Err(format!("no settings first: {kinds:?}")) }
 }
 
-/// Checks that the bytes are complete answers and nothing else.
+/// Checks that the bytes are complete responses and nothing else.
 fn parse(mut bytes: &[u8]) -> Result<(), String> {
     while !bytes.is_empty() {
         let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").ok_or("a head without an end")?;
@@ -88,7 +88,7 @@ fn parse(mut bytes: &[u8]) -> Result<(), String> {
             return Err(format!("not a documented failure: {head}"));
         }
         let length: usize = header("content-length").and_then(|length| length.parse().ok()).ok_or("no length")?;
-        // The answer to HEAD has a length and no body.
+        // A response to HEAD has a length but no body.
         if bytes.is_empty() || bytes.starts_with(b"HTTP/1.") {
             continue;
         }

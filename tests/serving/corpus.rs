@@ -5,12 +5,12 @@ use std::{fs, path::Path};
 use crate::any_bytes::{check, check_frames};
 
 #[test]
-fn the_corpus_gets_documented_answers_or_a_clean_close() {
+fn the_corpus_gets_documented_responses_or_a_clean_close() {
     each("connection", 20, check);
 }
 
 #[test]
-fn frames_of_the_corpus_get_whole_frames() {
+fn frames_of_the_corpus_get_complete_frames() {
     each("http2", 8, check_frames);
 }
 

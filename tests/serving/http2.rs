@@ -20,9 +20,9 @@ use client::{
     fields, seen, with,
 };
 
-/// Invalid requests do not reach the upstream, and others on the connection continue unless it is closed.
+/// Invalid requests do not reach the upstream. Other requests on the connection continue unless it is closed.
 #[tokio::test]
-async fn bad_requests_get_an_answer_or_a_clean_error() {
+async fn bad_requests_get_a_response_or_a_clean_error() {
     let (address, log) = upstream().await;
     let shield = start(settings(address));
     let malformed = || Answer("\"malformed_request\"".into());
@@ -113,7 +113,7 @@ async fn bad_requests_get_an_answer_or_a_clean_error() {
         // Sizes.
         ("a header list too large", only(&with("x", &refused)), malformed()),
         ("too many fields", only(&many), malformed()),
-        // h2 answers with an empty 431.
+        // h2 responds with an empty 431.
         ("one too large to decode", only(&with("x", &too_large)), Answer(String::new())),
         ("one that is an attack", only(&with("x", &way_too_large)), Closed(ENHANCE_YOUR_CALM)),
         // Frames out of order.
@@ -154,10 +154,10 @@ async fn bad_requests_get_an_answer_or_a_clean_error() {
     let bad = seen(&log).into_iter().filter(|line| !line.contains("/slow") && !line.contains("/good"));
     faults.extend(bad.map(|line| format!("the upstream saw {line}")));
     assert!(faults.is_empty(), "{}", faults.join("\n"));
-    timeout(LONGEST_WAIT, shield.drained()).await.expect("nothing is left behind");
+    timeout(LONGEST_WAIT, shield.drained()).await.expect("a complete drain");
 }
 
-/// Sends these frames on a connection where another request is running, and a request after them. Returns the differences.
+/// Sends frames on a connection on which another request is in flight, and a request after them. Returns the unexpected outcomes.
 async fn case(app: SocketAddr, name: &'static str, bytes: Vec<u8>, expected: Outcome) -> Vec<String> {
     let mut faults = Vec::new();
     let mut client = Client::connect(app).await;
@@ -179,7 +179,7 @@ async fn case(app: SocketAddr, name: &'static str, bytes: Vec<u8>, expected: Out
     faults
 }
 
-/// As over HTTP/1.1, where clients put their own name for the shield in Host.
+/// Like any Host over HTTP/1.1, because clients have different names for the shield.
 #[tokio::test]
 async fn any_authority_is_accepted() {
     let (address, log) = upstream().await;
@@ -216,22 +216,22 @@ async fn a_truncated_preface_gets_the_error_object() {
     settings.server.header_timeout = Duration::from_millis(300);
     let shield = start(settings);
     for cut in [1, 10, PREFACE.len() - 1] {
-        // A client that leaves, then one that stays.
-        let mut leaves = TcpStream::connect(shield.app).await.expect("it listens");
-        leaves.write_all(&PREFACE[..cut]).await.expect("it is taken");
-        leaves.shutdown().await.expect("it is open");
+        // First a client that closes its side, then one that does not.
+        let mut leaves = TcpStream::connect(shield.app).await.expect("the listener accepts");
+        leaves.write_all(&PREFACE[..cut]).await.expect("the request is written");
+        leaves.shutdown().await.expect("an open connection");
         let answer = rest(&mut leaves).await;
         assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("\"malformed_request\""), "{cut}: {answer}");
         let answer = exchange(shield.app, &PREFACE[..cut]).await;
         assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("\"request_timeout\""), "{cut}: {answer}");
     }
-    // A request of HTTP/1.1 on an HTTP/2 connection.
+    // An HTTP/1.1 request on an HTTP/2 connection.
     let mut client = Client::connect(shield.app).await;
     client.send(request("bad").as_bytes()).await;
     assert_eq!(client.outcome(1).await, Closed(FRAME_SIZE_ERROR));
 }
 
-/// Upgrades are optional: the request is answered in HTTP/1.1.
+/// Upgrades are optional, so the response is HTTP/1.1.
 #[tokio::test]
 async fn an_upgrade_to_http2_is_ignored() {
     let (address, log) = upstream().await;

@@ -1,4 +1,4 @@
-//! A shield in this process, and an upstream that logs the requests that reach it.
+//! A shield in this process, and an upstream that logs its requests.
 
 use std::{
     net::SocketAddr,
@@ -17,16 +17,16 @@ use tokio::{
     time::timeout,
 };
 
-/// Longest time that any exchange here may take, on a slow machine.
+/// Maximum time of an exchange, on a slow machine.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// The request lines that reached the upstream.
+/// The request lines that the upstream has received.
 pub(crate) type Log = Arc<Mutex<Vec<String>>>;
 
-/// An upstream on a free port. It delays answers to `/slow…`, and answers everything else at once with a model list.
+/// Starts an upstream on a free port that responds with a list of models, after a delay if the path begins with `/slow`.
 pub(crate) async fn upstream() -> (SocketAddr, Log) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("it is bound");
+    let address = listener.local_addr().expect("a bound address");
     let log = Log::default();
     let seen = log.clone();
     tokio::spawn(async move {
@@ -45,7 +45,7 @@ async fn answer(socket: TcpStream, log: Log) -> std::io::Result<()> {
         if request.is_empty() {
             return Ok(());
         }
-        log.lock().expect("no panic with it").push(request.trim_end().to_owned());
+        log.lock().expect("no panic while locked").push(request.trim_end().to_owned());
         let mut length = 0;
         loop {
             let mut line = String::new();
@@ -67,7 +67,7 @@ async fn answer(socket: TcpStream, log: Log) -> std::io::Result<()> {
     }
 }
 
-/// Settings for free ports and this upstream.
+/// Settings with free ports and the given upstream.
 pub(crate) fn settings(upstream: SocketAddr) -> Settings {
     let mut settings = Settings::default();
     settings.server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -80,7 +80,7 @@ pub(crate) fn settings(upstream: SocketAddr) -> Settings {
 /// Starts a shield with these settings.
 pub(crate) fn start(settings: Settings) -> Running {
     let listeners = Listeners::open(&settings).expect("free ports");
-    server::start(Shield::new(settings).expect("nothing to fail on"), listeners).expect("it starts")
+    server::start(Shield::new(settings).expect("valid settings"), listeners).expect("the shield starts")
 }
 
 /// A valid request; `name` identifies it in the upstream's log.
@@ -88,21 +88,21 @@ pub(crate) fn request(name: &str) -> String {
     format!("GET /openai/v1/models/{name} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer gsk_test\r\n\r\n")
 }
 
-/// Sends these bytes alone; returns everything until the connection closes.
+/// Sends bytes on a new connection and returns everything until the connection is closed.
 pub(crate) async fn exchange(address: SocketAddr, bytes: &[u8]) -> String {
-    let mut socket = TcpStream::connect(address).await.expect("it listens");
-    socket.write_all(bytes).await.expect("they are taken");
+    let mut socket = TcpStream::connect(address).await.expect("the listener accepts");
+    socket.write_all(bytes).await.expect("the bytes are written");
     rest(&mut socket).await
 }
 
-/// Everything that comes until the connection closes.
+/// Reads until the connection is closed.
 pub(crate) async fn rest(socket: &mut (impl AsyncReadExt + Unpin)) -> String {
     let mut all = Vec::new();
-    timeout(LONGEST_WAIT, socket.read_to_end(&mut all)).await.expect("it closes").expect("it closes cleanly");
+    timeout(LONGEST_WAIT, socket.read_to_end(&mut all)).await.expect("the connection closes in time").expect("a clean close");
     String::from_utf8_lossy(&all).into_owned()
 }
 
-/// One answer of a connection that stays open: its head and body.
+/// Reads the head and body of one response on a connection that stays open.
 pub(crate) async fn one(socket: &mut (impl AsyncReadExt + Unpin)) -> std::io::Result<String> {
     let mut all = Vec::new();
     loop {
@@ -114,7 +114,7 @@ pub(crate) async fn one(socket: &mut (impl AsyncReadExt + Unpin)) -> std::io::Re
         all.extend_from_slice(&some[..count]);
         let text = String::from_utf8_lossy(&all);
         let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("answers here have one");
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a content-length");
         if body.len() == length.parse::<usize>().expect("a number") {
             return Ok(text.into_owned());
         }

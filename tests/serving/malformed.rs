@@ -1,4 +1,4 @@
-//! Malformed requests: each reaches the upstream at most once, by the upstream's own log.
+//! Malformed requests. Each reaches the upstream at most once, according to the upstream's log.
 
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
@@ -36,26 +36,26 @@ async fn a_malformed_request_reaches_the_upstream_at_most_once() {
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{name}: {answer}");
         assert!(log.lock().expect("no panic").is_empty(), "{name}: {log:?}");
     }
-    // An upgrade that is not accepted: the bytes that follow are neither another protocol nor another request.
+    // After an upgrade that is not accepted, the following bytes are neither another protocol nor another request.
     let early = start_of("GET", "connection: upgrade\r\nupgrade: h2c\r\n") + "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let answer = exchange(shield.app, early.as_bytes()).await;
     assert_eq!(log.lock().expect("no panic").len(), 1, "{answer}");
     assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("malformed_request"), "{answer}");
-    tokio::time::timeout(LONGEST_WAIT, shield.drained()).await.expect("nothing is left behind");
+    tokio::time::timeout(LONGEST_WAIT, shield.drained()).await.expect("a complete drain");
 }
 
 #[tokio::test]
-async fn an_early_answer_is_not_lost_in_a_reset() {
+async fn an_early_response_is_not_lost_in_a_reset() {
     let (address, log) = upstream().await;
     let mut settings = settings(address);
     settings.server.max_body = 1000;
     let shield = start(settings);
     let head =
         "POST /openai/v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k\r\ncontent-length: 8000000\r\n\r\n";
-    let mut socket = TcpStream::connect(shield.app).await.expect("it listens");
-    socket.write_all(head.as_bytes()).await.expect("it is taken");
+    let mut socket = TcpStream::connect(shield.app).await.expect("the listener accepts");
+    socket.write_all(head.as_bytes()).await.expect("the request is written");
     for _ in 0..80 {
-        socket.write_all(&[b'x'; 100_000]).await.expect("it is read, though nobody wants it");
+        socket.write_all(&[b'x'; 100_000]).await.expect("the body is discarded");
     }
     let answer = rest(&mut socket).await;
     assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("\"request_too_large\""), "{answer}");
@@ -88,7 +88,7 @@ async fn ten_thousand_slow_clients_take_bounded_memory() {
     slow_clients(10_000).await;
 }
 
-/// `count` clients begin a body of 1 MB and stop: a fast client is still served, and memory stays bounded.
+/// `count` clients stop after the beginning of a body of 1 MB. A fast client is still served, and memory is bounded.
 async fn slow_clients(count: usize) {
     let (address, _) = upstream().await;
     let mut settings = settings(address);
@@ -101,17 +101,17 @@ async fn slow_clients(count: usize) {
         [&b"POST / HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k\r\ncontent-length: 1000000\r\n\r\n"[..], &[b'x'; 30_000]]
             .concat();
     for _ in 0..count {
-        let mut socket = TcpStream::connect(shield.app).await.expect("it listens");
-        socket.write_all(&begun).await.expect("it is taken");
+        let mut socket = TcpStream::connect(shield.app).await.expect("the listener accepts");
+        socket.write_all(&begun).await.expect("the request is written");
         slow.push(socket);
     }
     let grown = resident().saturating_sub(before);
     println!("{count} slow clients: {} MiB more, {} KiB each", grown >> 20, (grown >> 10) / count as u64);
     assert!(grown < cap + (count as u64) * (64 << 10), "{} MiB", grown >> 20);
-    // Their bodies have used up the budget; requests without a body are served.
-    let mut quick = TcpStream::connect(shield.app).await.expect("it listens");
-    quick.write_all(request("quick").as_bytes()).await.expect("it is taken");
-    let answer = one(&mut quick).await.expect("an answer");
+    // The bodies have used the body budget. Requests without a body are served.
+    let mut quick = TcpStream::connect(shield.app).await.expect("the listener accepts");
+    quick.write_all(request("quick").as_bytes()).await.expect("the request is written");
+    let answer = one(&mut quick).await.expect("a response");
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
 }
 
@@ -121,19 +121,19 @@ async fn beyond_max_connections_clients_wait_for_a_place() {
     let mut settings = settings(address);
     settings.server.max_connections = 1;
     let shield = start(settings);
-    let mut first = TcpStream::connect(shield.app).await.expect("it listens");
-    first.write_all(request("first").as_bytes()).await.expect("it is taken");
-    one(&mut first).await.expect("an answer");
-    let mut second = TcpStream::connect(shield.app).await.expect("the backlog takes it");
-    second.write_all(request("second").as_bytes()).await.expect("the backlog takes it");
+    let mut first = TcpStream::connect(shield.app).await.expect("the listener accepts");
+    first.write_all(request("first").as_bytes()).await.expect("the request is written");
+    one(&mut first).await.expect("a response");
+    let mut second = TcpStream::connect(shield.app).await.expect("the backlog accepts");
+    second.write_all(request("second").as_bytes()).await.expect("the backlog accepts");
     drop(first);
-    let answer = one(&mut second).await.expect("an answer, once there is a place");
+    let answer = one(&mut second).await.expect("a response once a connection is closed");
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
 }
 
-/// Resident memory of this process in bytes, the clients' side included.
+/// Resident memory of this process in bytes, including the clients.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("this runs on Linux");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it is exchange");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a VmRSS line");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
 }

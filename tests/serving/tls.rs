@@ -1,4 +1,4 @@
-//! TLS for apps: the certificate files, and their replacement by a reload.
+//! TLS for apps: certificate files and their reload.
 
 use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
@@ -13,8 +13,8 @@ use crate::kit::{exchange, one, request, settings, start, upstream};
 /// Writes a new certificate for localhost and its key.
 fn issue(files: &Tls) -> CertificateDer<'static> {
     let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
-    fs::write(&files.cert, issued.cert.pem()).expect("it is written");
-    fs::write(&files.key, issued.signing_key.serialize_pem()).expect("it is written");
+    fs::write(&files.cert, issued.cert.pem()).expect("the file is written");
+    fs::write(&files.key, issued.signing_key.serialize_pem()).expect("the file is written");
     issued.cert.der().clone()
 }
 
@@ -26,7 +26,7 @@ async fn connect(address: SocketAddr, trusted: &CertificateDer<'static>) -> std:
     connect_with(address, trusted, &[b"http/1.1"]).await
 }
 
-/// A client that offers these protocols in ALPN.
+/// Connects a client that offers `protocols` in ALPN.
 async fn connect_with(
     address: SocketAddr,
     trusted: &CertificateDer<'static>,
@@ -40,7 +40,7 @@ async fn connect_with(
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-    let socket = TcpStream::connect(address).await.expect("it listens");
+    let socket = TcpStream::connect(address).await.expect("the listener accepts");
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").expect("a name"), socket).await
 }
 
@@ -54,21 +54,21 @@ async fn apps_are_served_over_tls_and_a_reload_takes_the_next_certificate() {
     settings.server.tls = Some(files.clone());
     let shield = start(settings);
 
-    let mut old = connect(shield.app, &first).await.expect("it is trusted");
+    let mut old = connect(shield.app, &first).await.expect("a trusted certificate");
     assert_eq!(old.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
-    old.write_all(request("a").as_bytes()).await.expect("it is taken");
-    assert!(one(&mut old).await.expect("an answer").starts_with("HTTP/1.1 200 OK"));
+    old.write_all(request("a").as_bytes()).await.expect("the request is written");
+    assert!(one(&mut old).await.expect("a response").starts_with("HTTP/1.1 200 OK"));
 
     let second = issue(&files);
     shield.reload_certificate().expect("the new files are good");
-    let mut new = connect(shield.app, &second).await.expect("it is trusted");
-    assert!(connect(shield.app, &first).await.is_err(), "the old one is not shown any more");
+    let mut new = connect(shield.app, &second).await.expect("a trusted certificate");
+    assert!(connect(shield.app, &first).await.is_err(), "the old certificate is not used any more");
     for socket in [&mut old, &mut new] {
-        socket.write_all(request("b").as_bytes()).await.expect("it is taken");
-        assert!(one(socket).await.expect("an answer").starts_with("HTTP/1.1 200 OK"));
+        socket.write_all(request("b").as_bytes()).await.expect("the request is written");
+        assert!(one(socket).await.expect("a response").starts_with("HTTP/1.1 200 OK"));
     }
 
-    fs::write(&files.key, "nonsense").expect("it is written");
+    fs::write(&files.key, "nonsense").expect("the file is written");
     let fault = shield.reload_certificate().expect_err("a bad key").to_string();
     assert!(fault.contains("server.tls.key") && fault.contains("key.pem"), "{fault}");
     connect(shield.app, &second).await.expect("what was good stays");
@@ -87,18 +87,18 @@ async fn the_protocol_is_negotiated() {
     let offers: [&[&[u8]]; 3] = [&[b"http/1.1", b"h2"], &[b"http/1.1"], &[]];
     let negotiated: [Option<&[u8]>; 3] = [Some(b"h2"), Some(b"http/1.1"), None];
     for (offered, negotiated) in offers.into_iter().zip(negotiated) {
-        let mut socket = connect_with(shield.app, &trusted, offered).await.expect("it is trusted");
+        let mut socket = connect_with(shield.app, &trusted, offered).await.expect("a trusted certificate");
         assert_eq!(socket.get_ref().1.alpn_protocol(), negotiated);
         if negotiated != Some(b"h2") {
-            socket.write_all(request("a").as_bytes()).await.expect("it is taken");
-            assert!(one(&mut socket).await.expect("an answer").starts_with("HTTP/1.1 200 OK"));
+            socket.write_all(request("a").as_bytes()).await.expect("the request is written");
+            assert!(one(&mut socket).await.expect("a response").starts_with("HTTP/1.1 200 OK"));
             continue;
         }
         let (mut client, connection) = h2::client::handshake(socket).await.expect("HTTP/2");
         tokio::spawn(connection);
         let request = http::Request::get("https://localhost/openai/v1/models/a").header("authorization", "Bearer k");
-        let (response, _) = client.send_request(request.body(()).expect("a request"), true).expect("it is open");
-        assert_eq!(response.await.expect("an answer").status(), 200);
+        let (response, _) = client.send_request(request.body(()).expect("a request"), true).expect("an open connection");
+        assert_eq!(response.await.expect("a response").status(), 200);
     }
     assert_eq!(log.lock().expect("no panic").len(), 3);
 }

@@ -32,7 +32,7 @@ impl Pair {
         client.send(request.body(Full::new(body.into())).expect("a valid request")).await
     }
 
-    /// The last check of every test here.
+    /// Checks that another request succeeds. The last check of every test.
     async fn still_serves(&self) {
         self.simulator.faults(json!([])).await;
         let answer = self.shield.process.client().post(CHAT, &chat(MODEL, "Still there?")).await;
@@ -54,7 +54,7 @@ async fn json_that_does_not_parse() {
         assert_eq!((answer.status.as_u16(), answer.code().as_str()), (400, "invalid_json"), "{body:?}: {}", answer.text());
         assert_eq!(answer.header("x-should-retry"), "false");
     }
-    assert!(pair.simulator.log().await.is_empty(), "nothing of it reached Groq");
+    assert!(pair.simulator.log().await.is_empty(), "no request reached Groq");
     pair.still_serves().await;
 }
 
@@ -91,7 +91,7 @@ async fn ten_megabytes_of_json() {
     assert!(body.len() > 10 << 20);
     let length = body.len();
     let answer = pair.send("application/json", body).await;
-    // Passed to Groq, where no model holds that much.
+    // The request is sent to Groq, where it is too large for every model.
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (400, "context_length_exceeded"), "{}", answer.text());
     assert_eq!(pair.simulator.log().await[0]["body_length"], length);
     pair.still_serves().await;
@@ -102,7 +102,7 @@ async fn a_body_over_the_cap() {
     let pair = Pair::start();
     let answer = pair.send("application/json", vec![b' '; (100 << 20) + 1]).await;
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (413, "request_too_large"));
-    assert!(pair.simulator.log().await.is_empty(), "nothing of it reached Groq");
+    assert!(pair.simulator.log().await.is_empty(), "no request reached Groq");
     pair.still_serves().await;
 }
 
@@ -237,6 +237,6 @@ async fn bytes_that_are_not_http() {
         let error: Value = serde_json::from_str(body).unwrap_or_else(|e| panic!("{e}: {}", told()));
         assert_eq!(error["error"]["code"], "malformed_request", "{}", told());
     }
-    assert!(pair.simulator.log().await.is_empty(), "nothing of it reached Groq");
+    assert!(pair.simulator.log().await.is_empty(), "no request reached Groq");
     pair.still_serves().await;
 }

@@ -11,7 +11,7 @@ use crate::kit::{Shield, Simulator, binary};
 
 const MODEL: &str = "openai/gpt-oss-20b";
 
-/// Regression: 2000 tokens a minute in front of an upstream that allows 100,000.
+/// Regression: a configured limit of 2000 tokens per minute with an upstream that allows 100,000.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configured_limit_below_groqs_holds_and_status_shows_both() {
     let limits = |tokens: u64| format!("[limits]\nplan = \"none\"\n[limits.model.\"{MODEL}\"]\ntokens_per_minute = {tokens}\n");
@@ -34,7 +34,7 @@ async fn a_configured_limit_below_groqs_holds_and_status_shows_both() {
     let took = start.elapsed();
     let served = answers.iter().filter(|answer| answer.status == 200).map(|answer| answer.json());
     let used: u64 = served.map(|answer| answer["usage"]["total_tokens"].as_u64().expect("usage")).sum();
-    // The full quota, what is refilled meanwhile, and one answer.
+    // The full quota, the refill during the test, and one response.
     let most = 2000 + (took.as_secs_f64() * 2000.0 / 60.0) as u64 + 400;
     assert!((1500..=most).contains(&used), "{used} tokens in {took:?}");
     assert!(took < Duration::from_secs(20), "{took:?}");

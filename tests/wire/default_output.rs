@@ -12,14 +12,14 @@ use crate::kit::{Client, Shield, Simulator};
 
 const MODEL: &str = "openai/gpt-oss-20b";
 
-/// A simulated Groq, and a shield in front of it that does not know its limits.
+/// Starts a simulated Groq with limits that are not configured in the shield.
 fn start(limits: &str) -> (Simulator, Shield) {
     let simulator = Simulator::start(&format!("[limits]\nplan = \"none\"\n[limits.model.\"{MODEL}\"]\n{limits}"));
     let shield = Shield::before(simulator.process.address(), "[limits]\nplan = \"none\"\n");
     (simulator, shield)
 }
 
-/// Sends `count` at once: their statuses, and the time for all of them.
+/// Sends `count` concurrent requests. Returns their statuses and the time until the last response.
 async fn at_once(client: Client, count: usize, content: &str) -> (Vec<u16>, Duration) {
     let body = json!({"model": MODEL, "messages": [{"role": "user", "content": content}]}).to_string();
     let (start, mut requests) = (Instant::now(), JoinSet::new());
@@ -37,7 +37,7 @@ async fn refusals(simulator: &Simulator) -> usize {
 
 const TWO_SECONDS: &str = "hi [[sim completion=10 head_ms=2000]]";
 
-/// Regression: each answer's headers show 38 tokens charged, so ten fit into 8000 at once.
+/// Regression: the headers show that a request is charged 38 tokens, so ten concurrent requests fit into 8000.
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_at_once_are_not_serialized_when_nothing_is_reserved() {
     let (simulator, shield) = start("tokens_per_minute = 8000\n");
@@ -47,12 +47,12 @@ async fn ten_at_once_are_not_serialized_when_nothing_is_reserved() {
     let (statuses, second) = at_once(client, 10, TWO_SECONDS).await;
     assert_eq!(statuses, [200; 10]);
     assert_eq!(refusals(&simulator).await, 0);
-    // The first one is a probe, and the others wait for its head.
+    // The first request is a probe, and the others wait for the head of its response.
     assert!(first < Duration::from_millis(5500), "{first:?}");
     assert!(second < Duration::from_millis(3500), "{second:?}");
 }
 
-/// Three of them fit into 8000 beside the margin: sending all ten would cause refusals.
+/// Three requests and the safety margin fit into 8000. Sending all ten would cause refusals.
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_at_once_are_rarely_refused_when_2048_are_reserved() {
     let (simulator, shield) = start("tokens_per_minute = 8000\nassumed_completion_tokens = 2048\n");
@@ -77,7 +77,7 @@ async fn twenty_at_once_are_rarely_refused_when_a_models_maximum_is_reserved() {
     assert!(refusals(&simulator).await <= 3, "{}", refusals(&simulator).await);
 }
 
-/// Regression: 48,000 spaces are 12,000 tokens, refused with 413. That must change that request's cost only.
+/// Regression: 48,000 spaces are 12,000 tokens and are refused with 413. The refusal must only change the cost of that request.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_413_changes_only_its_own_requests_cost() {
     let (_simulator, shield) = start("tokens_per_minute = 8000\n");

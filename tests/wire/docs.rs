@@ -1,6 +1,6 @@
-//! The documentation's examples: every command is run, every configuration example is checked.
+//! Runs every command and checks every configuration example of the documentation.
 //!
-//! A comment `<!-- test: MARK -->` before a block says how. Links, names and figures are checked in `tests/layout`.
+//! A comment `<!-- test: MARK -->` before a block determines how it is tested. `tests/layout` checks links, names and figures.
 
 use std::{
     collections::BTreeSet,
@@ -13,8 +13,8 @@ use tempfile::TempDir;
 
 use crate::kit::{Process, binary, python};
 
-/// Documents for developers of the shield: their commands take minutes or need special machines. `tests/layout` checks that what
-/// they name exists.
+/// Documents for developers of the shield, whose commands take minutes or need special machines. `tests/layout` checks that the
+/// targets in them exist.
 const FOR_DEVELOPERS: [&str; 6] = ["SUMMARY", "performance", "figures", "limiter", "promises", "conformance"];
 
 /// One fenced block with its mark.
@@ -89,12 +89,12 @@ async fn every_command_runs() {
                 let out = shell.succeeds(&command, None).await;
                 let readme = fs::read_to_string(file("README.md")).expect("the README");
                 let picture = readme.split("```\n").find(|text| text.contains("the SDKs alone")).expect("the picture");
-                // The rows by name; the figures are those of one run.
+                // Only the names of the rows, because figures differ between runs.
                 for row in picture.lines().skip(2).map(|row| row.split("  ").find(|cell| !cell.is_empty()).unwrap_or_default()) {
                     assert!(out.contains(row.trim()), "{row}:\n{out}");
                 }
             }
-            // `cargo install` takes a release build and is skipped; the tested binary takes its place.
+            // `cargo install` needs a release build, so the tested binary is used instead.
             ("start", "sh") => {
                 assert!(block.text.ends_with("groq-shield\n"), "{block:?}");
                 let arguments = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
@@ -130,7 +130,7 @@ impl<'a> Shell<'a> {
         let script = shield.map_or_else(|| script.to_owned(), |shield| pointed_at(script, shield));
         let mut command = tokio::process::Command::from({
             let mut clean = std::process::Command::new("bash");
-            // The environment of `binary`: without the developer's own settings.
+            // The environment of `binary`, without the developer's settings.
             clean.envs(binary().get_envs().filter_map(|(name, value)| Some((name, value?))));
             for (name, _) in binary().get_envs().filter(|(_, value)| value.is_none()) {
                 clean.env_remove(name);
@@ -149,7 +149,7 @@ impl<'a> Shell<'a> {
     }
 }
 
-/// Replaces the documentation's two addresses by a running shield's.
+/// Replaces the two addresses of the documentation by those of a running shield.
 fn pointed_at(script: &str, shield: &Process) -> String {
     script.replace("127.0.0.1:8787", &shield.address().to_string()).replace("127.0.0.1:8788", &shield.admin().to_string())
 }

@@ -1,4 +1,4 @@
-//! HTTP/2 clients of other projects, unmodified: curl, httpx and the official clients on it, Node's http2.
+//! HTTP/2 clients of other projects: curl, httpx and the official clients that use it, Node's http2.
 
 use std::{fs, path::Path, process::Stdio};
 
@@ -10,7 +10,7 @@ use crate::kit::{Shield, Simulator, node, python};
 const CHAT: &str = "/openai/v1/chat/completions";
 const CONFIG: &str = "[limits]\nplan = \"none\"\n";
 
-/// A command's output.
+/// Runs a command and returns its output.
 async fn output(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await.expect("it is installed");
     let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -18,13 +18,13 @@ async fn output(command: &mut Command) -> String {
     out.into_owned()
 }
 
-/// The output of a script of `tests/sdk`.
+/// Runs a script of `tests/sdk` and returns its output.
 async fn script(interpreter: &Path, name: &str, root: &str) -> Value {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk").join(name);
     serde_json::from_str(&output(Command::new(interpreter).arg(script).arg(root)).await).expect("a JSON object")
 }
 
-/// Requests that reached the simulator.
+/// Number of requests that the simulator has received.
 async fn reached(simulator: &Simulator) -> usize {
     simulator.log().await.len()
 }
@@ -61,12 +61,12 @@ async fn curl() {
         assert!(told.ends_with(ending) && told.contains(part), "{arguments:.100?}: {told}");
     }
     assert_eq!(reached(&simulator).await, 5);
-    // Answered before the body is read, which curl goes on sending.
+    // The response is sent before the body is read, which curl keeps sending.
     for body in [small, &large] {
         let told = output(curl(&["-d", body, &chat]).args(&key[2..])).await;
         assert!(told.ends_with("\n2 401") && told.contains("\"invalid_api_key\""), "{body:.100}: {told}");
     }
-    // An upgrade from HTTP/1.1 is not accepted, and the request is answered.
+    // An upgrade from HTTP/1.1 is not accepted, so the response is HTTP/1.1.
     let mut upgrade = Command::new("curl");
     upgrade.args(["-sS", "--http2", "-w", "\n%{http_version} %{http_code}"]).args(key).arg(&models);
     let told = output(&mut upgrade).await;
@@ -74,7 +74,7 @@ async fn curl() {
     assert_eq!(reached(&simulator).await, 6);
 }
 
-/// curl negotiates HTTP/2 by ALPN.
+/// curl negotiates HTTP/2 with ALPN.
 #[tokio::test]
 async fn curl_over_tls() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,4 +1,4 @@
-//! Bodies of 100 MB and more that name their model in odd places, and fallbacks of them.
+//! Fallback of requests with bodies of 100 MB and more and several `model` members.
 
 use bytes::Bytes;
 use http::Method;
@@ -12,8 +12,8 @@ const OTHER: &str = "openai/gpt-oss-20b";
 const FALLBACK: &str = "[[fallback]]\nmodel = \"openai/gpt-oss-120b\"\nto = [\"openai/gpt-oss-20b\"]\n";
 const HUNDRED_MB: usize = 100_000_000;
 
-/// A chat of about so many bytes that asks for more than `MODEL` can ever give: `model` stands at its beginning and at its end;
-/// another one is named within, where it means nothing.
+/// A chat of about `bytes` bytes, which is too large for the limits of `MODEL`. `model` is named at the beginning and at the end;
+/// within a message another one is named, which has no effect.
 fn chat(bytes: usize, model: &str) -> Bytes {
     let before = format!(
         r#"{{"model":"{model}","max_completion_tokens":9000,"messages":[{{"role":"user","content":"{{\"model\":\"{MODEL}\"}} [[sim completion=1]]"}}],"metadata":{{"model":"{MODEL}","x":""#
@@ -27,7 +27,7 @@ async fn ask(client: Client, body: Bytes) -> Answer {
     client.send(request.body(Full::from(body)).expect("a valid request")).await
 }
 
-/// Too large for its own model: without a fallback the app gets that failure, with one the other model serves it.
+/// A request that is too large for its model fails without a fallback. With one, the other model serves it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_megabytes_fall_back_and_nothing_but_the_model_changes() {
     let simulator = Simulator::generous();
@@ -44,17 +44,17 @@ async fn a_hundred_megabytes_fall_back_and_nothing_but_the_model_changes() {
     assert_eq!(served.header("x-shield-fallback"), format!("{MODEL}>{OTHER}; reason=too_large"));
     assert_eq!(served.json()["model"], OTHER);
     let log = simulator.log().await;
-    // The two of the body's own are replaced, so that it does not matter which one counts; those within stay.
+    // Both top-level members are replaced, because parsers differ in which one they use. Those within messages are not.
     let expected: String = Sha256::digest(chat(HUNDRED_MB, OTHER)).iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(log[0]["body_sha256"], expected);
 
-    // Beyond `server.max_body` nothing is read to its end, nor sent.
+    // A body larger than `server.max_body` is neither read completely nor sent.
     let refused = ask(shields[1].process.client(), chat(100 << 20, MODEL)).await;
     assert_eq!((refused.status.as_u16(), refused.code().as_str()), (413, "request_too_large"), "{}", refused.text());
     assert_eq!(simulator.log().await.len(), 1);
 }
 
-/// Neither model is served any more: the app learns why its own one failed.
+/// If neither model exists any more, the app gets the failure of the requested one.
 #[tokio::test]
 async fn a_fallback_that_is_decommissioned_too() {
     let simulator = Simulator::generous();
@@ -68,5 +68,5 @@ async fn a_fallback_that_is_decommissioned_too() {
     assert_eq!(answer.header("x-shield-fallback"), "");
     let log = simulator.log().await;
     let models = log.iter().map(|request| request["model"].as_str().unwrap_or_default().to_owned());
-    assert_eq!(models.collect::<Vec<_>>(), [MODEL, OTHER], "both were asked, each once");
+    assert_eq!(models.collect::<Vec<_>>(), [MODEL, OTHER], "one request for each model");
 }

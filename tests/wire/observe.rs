@@ -1,5 +1,5 @@
-//! Observe mode in front of a simulated Groq: three times the load that the limit allows passes unchanged, and the counters are
-//! close to what enforcing the limit does to the same traffic.
+//! Observe mode in front of a simulated Groq. Three times the load that the limit allows is forwarded unchanged, and the counters
+//! are close to the effects of enforcing the limit on the same traffic.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use tokio::{task::JoinSet, time::Instant};
 use crate::kit::{Answer, Client, Shield, Simulator};
 
 const MODEL: &str = "openai/gpt-oss-20b";
-/// The whole limit, of which the shield keeps a twentieth as its margin.
+/// The limit, of which the shield reserves a twentieth as safety margin.
 const BURST: u32 = 60;
-/// Three a second, where one a second is refilled.
+/// Three requests per second, while one per second is refilled.
 const AFTERWARDS: u32 = 24;
 
 async fn ask(client: Client) -> (Answer, Duration) {
@@ -24,12 +24,12 @@ async fn ask(client: Client) -> (Answer, Duration) {
     (client.send(request.body(Full::from(body.to_string())).expect("a valid request")).await, began.elapsed())
 }
 
-/// A burst, then eight seconds of three times the refill rate.
+/// Sends a burst, then requests at three times the refill rate for eight seconds.
 async fn overload(client: Client) -> Vec<(Answer, Duration)> {
     let mut asking = JoinSet::new();
     for n in 0..BURST + AFTERWARDS {
         asking.spawn(async move {
-            // The first response shows the limits.
+            // The headers of the first response have the limits.
             let after = if n == 0 { 0 } else { 200 + u64::from(n.saturating_sub(BURST)) * 1000 / 3 };
             tokio::time::sleep(Duration::from_millis(after)).await;
             ask(client).await
@@ -103,5 +103,5 @@ async fn a_reload_enforces_what_is_left() {
     shield.reload(&config("observe")).await;
     assert_eq!(ask(client).await.0.status, 200);
     assert_eq!(simulator.log().await.len(), 23);
-    assert!(shield.process.log().contains("observed_refusal"), "the access line says so");
+    assert!(shield.process.log().contains("observed_refusal"), "the access log has the field");
 }

@@ -1,4 +1,4 @@
-//! An outage of the upstream: how soon each call fails. `cargo test --test wire outage -- --nocapture` prints the times.
+//! The time until calls fail during an outage of the upstream. `cargo test --test wire outage -- --nocapture` prints the times.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -13,9 +13,9 @@ use tokio::{
 
 use crate::kit::{Answer, Client, Shield, Simulator};
 
-/// `breaker.open`, and the default of `breaker.max_wait`.
+/// The value of `breaker.open`, which is also the default of `breaker.max_wait`.
 const OPEN: Duration = Duration::from_secs(5);
-/// For the attempts themselves on a busy machine.
+/// Additional time for the attempts, on a busy machine.
 const SLACK: Duration = Duration::from_millis(1500);
 
 async fn ask(client: Client) -> (Duration, Answer) {
@@ -63,7 +63,7 @@ async fn measure(what: &str, upstream: SocketAddr) {
     assert!(lone <= OPEN + SLACK && longest <= OPEN + SLACK, "{what}: {lone:?} alone, {longest:?} of twelve");
 }
 
-/// Nobody listens on that port.
+/// Nothing listens on the upstream's port.
 #[tokio::test]
 async fn refused_connections_fail_calls_within_one_breaker_period() {
     let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
@@ -71,14 +71,14 @@ async fn refused_connections_fail_calls_within_one_breaker_period() {
 }
 
 #[tokio::test]
-async fn answers_of_503_fail_calls_within_one_breaker_period() {
+async fn responses_with_503_fail_calls_within_one_breaker_period() {
     let simulator = Simulator::generous();
     let down = json!({"error": {"message": "Service unavailable.", "type": "internal_server_error"}});
     simulator.faults(json!([{"action": "status", "status": 503, "body": down}])).await;
     measure("503", simulator.process.address()).await;
 }
 
-/// For clients that retry by status: each of their attempts fails at once while the breaker is open and nothing may wait.
+/// For clients that retry by status: with an open breaker and no max wait, each of their attempts fails at once.
 #[tokio::test]
 async fn an_open_breaker_fails_calls_at_once_without_a_max_wait() {
     let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");

@@ -1,4 +1,4 @@
-//! A limit on output tokens over sockets, in front of the simulated Groq, which tests the largest answer of the last minutes.
+//! A limit on output tokens in front of the simulated Groq, which tests the largest response of the last minutes.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::kit::{Answer, Client, Shield, Simulator};
 
 const MODEL: &str = "qwen/qwen3.8-27b";
 
-/// 6000 output tokens a minute, which the shield does not know at first.
+/// Starts a simulated Groq with 6000 output tokens per minute, which is not configured in the shield.
 fn start(config: &str) -> (Simulator, Shield) {
     let simulator =
         Simulator::start(&format!("[limits]\nplan = \"none\"\n[limits.model.\"{MODEL}\"]\noutput_tokens_per_minute = 6000\n"));
@@ -38,7 +38,7 @@ async fn refusals(simulator: &Simulator) -> usize {
     simulator.log().await.iter().filter(|request| request["status"] == 429).count()
 }
 
-/// Regression: requests with max completion tokens above the limit were refused with 413, though answers are far below it.
+/// Regression: requests with max completion tokens above the limit were refused with 413, although responses are much smaller.
 #[tokio::test(flavor = "multi_thread")]
 async fn max_completion_tokens_above_the_limit_are_served() {
     let (simulator, shield) = start("");
@@ -54,15 +54,16 @@ async fn max_completion_tokens_above_the_limit_are_served() {
     let took = begun.elapsed();
     assert!(answers.iter().all(|answer| answer.status == 200), "{:?}", answers.iter().map(Answer::text).collect::<Vec<_>>());
     assert!(refusals(&simulator).await <= 2, "{}", refusals(&simulator).await);
-    // What does not fit at once is refilled at 100 a second; the largest recent answer has to fit.
+    // The limit refills at 100 tokens per second, and the largest recent response has to fit.
     let used: u64 = answers.iter().filter_map(|answer| answer.json()["usage"]["completion_tokens"].as_u64()).sum();
     let least = used.saturating_sub(6000) as f64 / 100.0;
     assert!(took.as_secs_f64() <= 1.1 * (least + 16.0), "{took:?} for {least} s at least");
 }
 
-/// An answer larger than the limit blocks others until it expires: the message names the remedy, and `fit_ceiling` applies it.
+/// A response larger than the limit blocks other requests until it expires. The message names the remedy, and `fit_ceiling`
+/// applies it.
 #[tokio::test(flavor = "multi_thread")]
-async fn lower_max_completion_tokens_cure_a_block_by_a_large_answer() {
+async fn lower_max_completion_tokens_end_a_block_by_a_large_response() {
     let (simulator, shield) = start("");
     let client = shield.process.client();
     assert_eq!(call(client, 10_800, 6100, 5000).await.status, 200);
@@ -77,15 +78,15 @@ async fn lower_max_completion_tokens_cure_a_block_by_a_large_answer() {
     let client = shield.process.client();
     assert_eq!(call(client, 10_800, 6100, 5000).await.status, 200);
     sleep(Duration::from_secs(3)).await;
-    // Fitted to half of the limit, for which it waits.
+    // The max completion tokens are fitted to half of the limit, and the request waits for them.
     let fitted = call(client, 10_800, 50, 50_000).await;
     assert_eq!((fitted.status.as_u16(), fitted.header("x-shield-fitted")), (200, "10800>3000"), "{}", fitted.text());
-    assert!(refusals(&simulator).await <= 1, "the one that named the limit");
+    assert!(refusals(&simulator).await <= 1, "only the refusal that reports the limit");
 }
 
-/// Keys of one organization share the limit, and each has its own largest answer.
+/// Keys of one organization share the limit, but each has its own largest response.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_answer_blocks_its_own_key_only() {
+async fn a_large_response_blocks_only_its_own_key() {
     let simulator = Simulator::start(&format!("[limits.model.\"{MODEL}\"]\noutput_tokens_per_minute = 6000\n"));
     let shield = Shield::with(
         simulator.process.address(),
@@ -104,7 +105,7 @@ async fn a_large_answer_blocks_its_own_key_only() {
     assert_eq!(other.status.as_u16(), 200, "{}", other.text());
 }
 
-/// The same answer plain and streamed, with this usage.
+/// The same response complete and streamed, with the given usage.
 fn answers(usage: &Value) -> [Value; 2] {
     let whole = json!({"id": "x", "choices": [{"message": {"role": "assistant", "content": "hi"}}], "usage": usage});
     let chunk = json!({"id": "x", "choices": [{"index": 0, "delta": {"content": "hi"}}], "x_groq": {"usage": usage}});
@@ -115,7 +116,7 @@ fn answers(usage: &Value) -> [Value; 2] {
     ]
 }
 
-/// `usage` counts; without completion tokens in it, the expected output does.
+/// If `usage` has no completion tokens, the expected output counts.
 #[tokio::test(flavor = "multi_thread")]
 async fn usage_without_completion_tokens_counts_as_expected() {
     let simulator = Simulator::generous();
@@ -134,14 +135,14 @@ async fn usage_without_completion_tokens_counts_as_expected() {
             let answer = post(client, &body, 1000).await;
             assert_eq!(answer.status, 200, "stream {stream}, {n}: {}", answer.text());
         }
-        // 800 of 1000 are in use, and 400 are expected.
+        // 800 of 1000 tokens are used, and 400 are expected.
         let late = post(client, &body, 1000).await;
         assert_eq!(late.status.as_u16(), 429, "stream {stream}: {}", late.text());
     }
 }
 
-/// An answer of 100,000 tokens, and a refusal that states more than any answer had: messages stay sensible, and a lower output
-/// limit or time cures both.
+/// A response of 100,000 tokens, or a refusal with larger figures than any response: messages are still correct, and a lower output
+/// limit or time ends the block.
 #[tokio::test(flavor = "multi_thread")]
 async fn implausibly_large_figures_are_recovered_from() {
     let simulator = Simulator::generous();
@@ -154,7 +155,7 @@ async fn implausibly_large_figures_are_recovered_from() {
     simulator.faults(json!([])).await;
     let debt = call(client, 400, 50, 2000).await;
     assert_eq!((debt.status.as_u16(), debt.code().as_str()), (429, "rate_limit_exceeded"), "{}", debt.text());
-    // A debt counts for ten minutes at most; larger ones are left to the upstream's next refusal.
+    // Debt counts for at most ten minutes. After that the upstream may refuse again.
     let seconds: u64 = debt.header("retry-after").parse().expect("an integer");
     assert!((500..=720).contains(&seconds), "{seconds}");
 
@@ -171,8 +172,8 @@ async fn implausibly_large_figures_are_recovered_from() {
     assert_eq!(call(client, 400, 20, 2000).await.status, 200);
 }
 
-/// Refusals of an output limit without some of their figures, or with the figures in another order: no retry storm, each request
-/// is answered within the client's max wait, and the next one is served.
+/// Refusals by an output limit with figures missing or in another order cause no retry storm. Each request gets a response within
+/// the client's max wait, and the next one succeeds.
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_with_missing_or_reordered_figures() {
     let simulator = Simulator::generous();

@@ -1,4 +1,4 @@
-//! What reaches Groq: every form of path, every byte, every header that should, and none that should not.
+//! The requests that reach Groq: paths in every form, bodies byte by byte, and exactly the headers that should be forwarded.
 
 use bytes::Bytes;
 use http::Method;
@@ -29,7 +29,7 @@ fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A multipart form with a file of these bytes.
+/// A multipart form with the given fields and file.
 fn form(fields: &[(&str, &str)], file: &[u8]) -> (String, Bytes) {
     let mut body = Vec::new();
     for (name, value) in fields {
@@ -47,7 +47,7 @@ async fn upload(client: Client, path: &str, (kind, body): (String, Bytes)) -> cr
     client.send(request.body(Full::new(body)).expect("a valid request")).await
 }
 
-/// Bytes that do not compress or repeat.
+/// Random bytes, which do not compress.
 fn noise(length: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(7);
     std::iter::repeat_with(|| random.u8(..)).take(length).collect()
@@ -62,7 +62,7 @@ async fn every_form_of_path_is_mapped_to_groqs() {
         "/openai/v1/openai/v1/chat/completions",
         "/v1/chat/completions",
         "/chat/completions",
-        // The base URLs that async-openai, groq and genai are commonly given.
+        // Paths that result from common base URLs of async-openai, groq and genai.
         "/openai/v1//chat/completions",
         "//chat/completions",
         "/v1/openai/v1/chat/completions",
@@ -92,11 +92,11 @@ async fn every_form_of_path_is_mapped_to_groqs() {
     assert!(log[..spellings.len()].iter().all(|request| request["target"] == CHAT), "{log:?}");
     let access = shield.process.log();
     let counted = access.lines().filter(|line| line.contains("endpoint=\"chat\"")).count();
-    assert_eq!(counted, spellings.len(), "each is a chat call, under its limits:\n{access}");
+    assert_eq!(counted, spellings.len(), "each is a chat call with limits:\n{access}");
 }
 
 #[tokio::test]
-async fn an_unknown_path_has_groqs_own_404() {
+async fn an_unknown_path_gets_groqs_404() {
     let (_simulator, shield) = pair().await;
     let answer = shield.process.client().get("/openai/v1/nothing").await;
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (404, "unknown_url"));
@@ -104,7 +104,7 @@ async fn an_unknown_path_has_groqs_own_404() {
 }
 
 #[tokio::test]
-async fn headers_pass_except_ours_and_hop_by_hop_ones() {
+async fn headers_are_forwarded_except_the_shields_and_hop_by_hop_ones() {
     let (simulator, shield) = pair().await;
     let client = shield.process.client();
     let request = client
@@ -155,7 +155,7 @@ async fn headers_pass_except_ours_and_hop_by_hop_ones() {
 #[tokio::test]
 async fn json_passes_byte_for_byte() {
     let (simulator, shield) = pair().await;
-    // Odd spacing, escapes, a duplicate key, unknown members, a large number: the body is not parsed and serialized again.
+    // Unusual spacing, escapes, a duplicate key, unknown members and a large number are kept: the body is not reserialized.
     let body = format!(
         "{{ \"model\" :\"{MODEL}\",\n\t\"x_unknown\": {{\"a\":1.10,\"a\":2}}, \"seed\":12345678901234567890, \
          \"messages\":[{{\"role\":\"user\",\"content\":\"\\u00e4\\ud83d\\ude00 \u{e4}\"}}],\"max_tokens\":16 }}  "
@@ -232,7 +232,7 @@ async fn the_absolute_form_is_served_for_the_upstream_only() {
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (403, "destination_not_allowed"));
 }
 
-/// As documented for clients with a fixed `https://api.groq.com` and the shield as their proxy.
+/// Documented for clients with a fixed `https://api.groq.com` that use the shield as their proxy.
 #[tokio::test]
 async fn connect_requests_are_refused() {
     let (simulator, shield) = pair().await;

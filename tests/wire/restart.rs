@@ -1,4 +1,4 @@
-//! `limits.state_file` through a real `kill -9`, and a truncated state file.
+//! `limits.state_file` after `kill -9`, and a truncated state file.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::kit::{Answer, Client, Shield, Simulator};
 
 const MODEL: &str = "openai/gpt-oss-20b";
 
-/// Sends requests that wait at most a second, all at once.
+/// Sends concurrent requests with a max wait of one second.
 async fn burst(client: Client, requests: usize) -> Vec<Answer> {
     let mut asking = JoinSet::new();
     for _ in 0..requests {
@@ -27,11 +27,11 @@ async fn burst(client: Client, requests: usize) -> Vec<Answer> {
 }
 
 fn served(answers: &[Answer]) -> usize {
-    assert!(answers.iter().all(|answer| matches!(answer.status.as_u16(), 200 | 429)), "served or told at once");
+    assert!(answers.iter().all(|answer| matches!(answer.status.as_u16(), 200 | 429)), "only 200 and 429");
     answers.iter().filter(|answer| answer.status == 200).count()
 }
 
-/// Without its state file a restarted shield would send a second burst, and Groq would refuse it.
+/// Without its state file a restarted shield would send a second burst, which Groq would refuse.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_after_kill_9_causes_no_refusals() {
     let table = format!("[limits.model.\"{MODEL}\"]\nrequests_per_minute = 60\n");
@@ -42,15 +42,15 @@ async fn a_restart_after_kill_9_causes_no_refusals() {
 
     let mut first = Shield::before(simulator.process.address(), &config);
     let sent = served(&burst(first.process.client(), 70).await);
-    assert!((50..=62).contains(&sent), "nearly the whole limit at once: {sent}");
-    // The state is written once a second.
+    assert!((50..=62).contains(&sent), "most of the limit in a burst: {sent}");
+    // The state is saved once a second.
     tokio::time::sleep(Duration::from_secs(2)).await;
     first.process.signal(Signal::SIGKILL);
     first.process.ended(Duration::from_secs(5)).await;
 
     let second = Shield::before(simulator.process.address(), &config);
     let again = served(&burst(second.process.client(), 70).await);
-    assert!(again <= 10, "a request a second comes back, no fresh burst: {again}");
+    assert!(again <= 10, "only the refill of one request per second: {again}");
 
     let log = simulator.log().await;
     assert!(log.iter().all(|request: &Value| request["status"] == 200), "the simulator refused: {log:#?}");
@@ -66,5 +66,5 @@ async fn a_truncated_state_file_is_reported_and_ignored() {
     let shield = Shield::before(simulator.process.address(), &format!("[limits]\nplan = \"none\"\nstate_file = {state:?}\n"));
     assert_eq!(served(&burst(shield.process.client(), 3).await), 3);
     let log = shield.process.log();
-    assert!(log.contains(&state.display().to_string()), "the log says what became of the file:\n{log}");
+    assert!(log.contains(&state.display().to_string()), "the log names the file:\n{log}");
 }

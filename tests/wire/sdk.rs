@@ -1,6 +1,6 @@
-//! The official clients, unmodified, through a shield, and what their users see of every failure.
+//! The official clients through a shield, and what their users see of each failure.
 //!
-//! Each client is one process of `tests/sdk` that executes orders; a snapshot holds what it saw.
+//! Each client is a process of `tests/sdk` that executes orders. Its results are compared with a snapshot.
 
 use std::{fmt::Write as _, process::Stdio, time::Duration};
 
@@ -14,7 +14,8 @@ use crate::kit::{Shield, Simulator, Tally, node, python};
 
 const MODEL: &str = "openai/gpt-oss-20b";
 
-/// No breaker, which would answer in Groq's place after five failures; a retry budget for failures only; short delays.
+/// Without the breaker, which would respond instead of Groq after five failures. With a retry budget for failures only, and short
+/// delays.
 const CONFIG: &str = r#"
 [limits]
 plan = "developer"
@@ -38,13 +39,13 @@ struct Sdk {
 /// How a client decides whether to retry.
 #[derive(Clone, Copy, PartialEq)]
 enum Retries {
-    /// By `x-should-retry`: one attempt at every failure.
+    /// By `x-should-retry`, so that every failure has one attempt.
     AsTold,
-    /// By the status only.
+    /// Only by the status.
     ByStatus,
 }
 
-/// What a client supports besides chat and streams.
+/// What a client supports in addition to chats and streams.
 #[derive(Clone, Copy)]
 struct Abilities {
     transcription: bool,
@@ -54,11 +55,11 @@ struct Abilities {
 
 const CHAT_ONLY: Abilities = Abilities { transcription: false, models: false, asynchronous: false };
 
-/// Failures that a client handles by itself: its user gets an answer. pydantic-ai takes the answer from `failed_generation`,
-/// which has to reach it unchanged.
+/// Failures that a client handles itself, so that its user gets a result. pydantic-ai takes the result from `failed_generation`,
+/// which therefore has to be forwarded unchanged.
 const RECOVERED: [(&str, &str); 1] = [("pydantic-ai", "400 tool_use_failed")];
 
-/// One failure: how it is caused, and the order.
+/// A failure: its cause and the client's order.
 struct Failure {
     name: &'static str,
     faults: Value,
@@ -112,7 +113,7 @@ async fn langchain_groq_node() {
     client("node", "@langchain/groq", CHAT_ONLY, Retries::ByStatus).await;
 }
 
-/// `GROQ_API_BASE` differs between clients, and people add `/openai/v1` where the client does so too, or forget it.
+/// Clients differ in whether `GROQ_API_BASE` includes `/openai/v1`, so users often add or omit it by mistake.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_form_of_the_base_url_reaches_groq() {
     let simulator = Simulator::start("[limits]\nplan = \"developer\"\n");
@@ -137,7 +138,7 @@ async fn client(language: &str, name: &str, abilities: Abilities, retries: Retri
     let shield = Shield::before(simulator.process.address(), CONFIG);
     let tally = Tally::before(shield.process.address()).await;
     let root = format!("http://{}", tally.address);
-    // The base URL as the client documents it.
+    // The base URL in the form that the client documents.
     let base = if matches!(name, "openai" | "litellm") { format!("{root}/openai/v1") } else { root.clone() };
     let mut sdk = Sdk::start(language, name, &root, &base);
     for order in successes(abilities) {
@@ -187,7 +188,7 @@ fn successes(abilities: Abilities) -> Vec<Value> {
             order
         }));
     }
-    // The last one uses up a model's day.
+    // Last, because it uses a model's whole daily limit.
     orders.push(json!({"call": "chat", "model": "one-a-day"}));
     for order in &mut orders {
         order["key"] = "gsk_test".into();
@@ -227,7 +228,7 @@ fn failures() -> Vec<Failure> {
 }
 
 impl Sdk {
-    /// Starts a client with its documented base URL; `root` is the host alone.
+    /// Starts a client with the base URL `base`; `root` is the URL without a path.
     fn start(language: &str, name: &str, root: &str, base: &str) -> Self {
         let mut command = match language {
             "python" => {
@@ -259,7 +260,7 @@ impl Sdk {
         Self { stdin, lines, _child: child }
     }
 
-    /// Sends one order and reads its result. Lines that are not JSON objects are the client's own output.
+    /// Sends an order and reads its result. Lines that are not JSON objects are other output of the client.
     async fn ask(&mut self, order: &Value) -> Value {
         self.stdin.write_all(format!("{order}\n").as_bytes()).await.expect("the client reads");
         loop {

@@ -1,4 +1,4 @@
-//! Many streams at once, clients that disconnect, and limits in real time.
+//! Concurrent streams, clients that disconnect, and limits in real time.
 
 use std::{
     sync::{
@@ -50,7 +50,7 @@ async fn a_disconnected_client_ends_its_upstream_request_at_once() {
     let simulator = Simulator::generous();
     let shield = Shield::before(simulator.process.address(), "[limits]\nplan = \"none\"\n");
     let client = shield.process.client();
-    // In the middle of a stream of some twenty seconds, and before a head that takes as long.
+    // Disconnects in the middle of a stream of about twenty seconds, and before a head that takes as long.
     let long = json!({
         "model": MODEL, "stream": true, "max_tokens": 20_000, "messages": [{"role": "user", "content": "[[sim completion=20000 head_ms=1]]"}],
     });
@@ -64,9 +64,9 @@ async fn a_disconnected_client_ends_its_upstream_request_at_once() {
     until(Duration::from_secs(5), async || simulator.log().await.iter().all(|request| request["ended"] == "dropped")).await;
 }
 
-/// 90 requests within seconds against 30 a minute: 30 go at once, then one every two seconds. Waiting requests are answered in
-/// order; those that cannot be served in time are refused at once, with a correct `retry-after`. On a busy machine the first
-/// requests reach the simulator late; it must not refuse later ones because of that.
+/// 90 requests within seconds with a limit of 30 per minute: 30 are sent at once, then one every two seconds. Waiting requests are
+/// served in order. Those that cannot be served in time are refused at once, with a correct `retry-after`. On a busy machine the
+/// first requests reach the simulator late, which must not lead to refusals of later ones.
 #[tokio::test(flavor = "multi_thread")]
 async fn thirty_a_minute_are_never_refused() {
     let limits =
@@ -90,8 +90,7 @@ async fn thirty_a_minute_are_never_refused() {
             this_ended.fetch_add(1, Ordering::SeqCst);
             (n, answer, start.elapsed())
         });
-        // The next one comes when this one waits or has its answer, so that the order in which they come is known on a busy
-        // machine.
+        // The next request is sent when this one is queued or done, so that their order is known on a busy machine.
         until(Duration::from_secs(10), async || {
             let ended = ended.load(Ordering::SeqCst);
             ended + waiting(admin).await > n as usize
@@ -103,7 +102,7 @@ async fn thirty_a_minute_are_never_refused() {
     while let Some(ended) = requests.join_next().await {
         let (n, answer, took) = ended.expect("no request panics");
         if requests.len() == 15 {
-            // All others wait or are done by now. One more is refused, and sent again after its `retry-after`.
+            // All others are queued or done by now. Another request is refused, and repeated after its `retry-after`.
             last.spawn(async move {
                 let refused = ask(90, Duration::from_secs(5)).await;
                 assert_eq!(refused.status, 429, "{}", refused.text());
@@ -122,12 +121,12 @@ async fn thirty_a_minute_are_never_refused() {
         assert!(took < Duration::from_secs(2), "{n} was told after {took:?}");
     }
     println!("{served} served, {refused} refused at once");
-    assert_eq!(last.join_all().await, [200], "retry-after was true");
+    assert_eq!(last.join_all().await, [200], "retry-after was correct");
 
     let log = simulator.log().await;
     assert!(log.iter().all(|request| request["status"] == 200), "the simulator refused: {log:#?}");
     assert_eq!(log.len(), served + 1);
-    // 30 at once and one every two seconds of a max wait of 50, less the safety margin.
+    // 30 at once and one every two seconds within a max wait of 50 seconds, minus the safety margin.
     assert!((45..=60).contains(&served), "{served} served");
     let number = |request: &Value| -> u32 {
         let headers = request["headers"].as_array().expect("a list").iter();
@@ -135,7 +134,7 @@ async fn thirty_a_minute_are_never_refused() {
         header[1].as_str().and_then(|n| n.parse().ok()).expect("a number")
     };
     let waited: Vec<u32> = log.iter().map(number).skip(30).filter(|n| *n != 90).collect();
-    assert!(waited.is_sorted(), "in the order in which they came: {waited:?}");
+    assert!(waited.is_sorted(), "in order of arrival: {waited:?}");
 }
 
 #[tokio::test]
@@ -149,23 +148,23 @@ async fn a_signal_starts_draining_and_health_reports_it() {
     until(Duration::from_secs(10), async || simulator.log().await.len() == 1).await;
     shield.process.signal(nix::sys::signal::Signal::SIGTERM);
     let answer = running.await.expect("the request does not panic");
-    assert_eq!(answer.status, 200, "what runs is finished: {}", answer.text());
+    assert_eq!(answer.status, 200, "requests in flight are finished: {}", answer.text());
     let status = shield.process.ended(Duration::from_secs(30)).await;
     assert!(status.success(), "{status}");
 }
 
-/// How many requests wait in the queues of all models.
+/// Number of requests in the queues of all models.
 async fn waiting(admin: Client) -> usize {
     let status = admin.plain("/status", None).await.json();
     let queues = status["limiters"].as_array().expect("a list").iter().flat_map(|limiter| limiter["waiting"].as_array());
     queues.flatten().map(|queue| queue["count"].as_u64().expect("a number") as usize).sum()
 }
 
-/// Waits until `so` holds.
-async fn until(limit: Duration, mut so: impl AsyncFnMut() -> bool) {
+/// Waits until `condition` holds, at most for `limit`.
+async fn until(limit: Duration, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + limit;
-    while !so().await {
-        assert!(Instant::now() < deadline, "not so after {limit:?}");
+    while !condition().await {
+        assert!(Instant::now() < deadline, "the condition does not hold after {limit:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

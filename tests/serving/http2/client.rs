@@ -49,8 +49,8 @@ pub(crate) struct Stream {
 
 impl Client {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
-        let mut socket = TcpStream::connect(address).await.expect("it listens");
-        socket.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await.expect("it is taken");
+        let mut socket = TcpStream::connect(address).await.expect("the listener accepts");
+        socket.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await.expect("the request is written");
         Self { socket: BufReader::new(socket), streams: BTreeMap::new(), goaway: None, pongs: 0 }
     }
 
@@ -132,5 +132,5 @@ impl Outcome {
 }
 
 pub(crate) fn seen(log: &Log) -> Vec<String> {
-    log.lock().expect("no panic with it").clone()
+    log.lock().expect("no panic while locked").clone()
 }

@@ -1,4 +1,4 @@
-//! A plain HTTP/1.1 client with one connection per request; every failure is checked against the contract.
+//! A simple HTTP/1.1 client with one connection per request that checks every failure against the contract.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -14,18 +14,18 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// Longest wait for one answer.
+/// Maximum time to a response.
 const LONGEST_WAIT: Duration = Duration::from_secs(90);
-/// The longest body of a failure, bytes.
+/// Maximum size of a failure's body in bytes.
 const LONGEST_FAILURE: usize = 16 << 10;
 
-/// A client of one address.
+/// A client for one address.
 #[derive(Clone, Copy)]
 pub(crate) struct Client {
     address: SocketAddr,
 }
 
-/// A complete answer.
+/// A complete response.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -33,7 +33,7 @@ pub(crate) struct Answer {
     pub(crate) body: Bytes,
 }
 
-/// An answer that is still arriving; dropping it closes the connection.
+/// A response whose body is still arriving. Closes the connection on drop.
 pub(crate) struct Streaming {
     pub(crate) response: Response<Incoming>,
     connection: JoinHandle<()>,
@@ -44,7 +44,7 @@ impl Client {
         Self { address }
     }
 
-    /// A request for this path with a key.
+    /// A request for `path` with an API key.
     pub(crate) fn request(&self, method: Method, path: &str) -> http::request::Builder {
         Request::builder()
             .method(method)
@@ -53,35 +53,35 @@ impl Client {
             .header("authorization", "Bearer gsk_test")
     }
 
-    /// POSTs JSON; the answer is checked.
+    /// POSTs JSON and checks the response.
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
         let request = self.request(Method::POST, path).header("content-type", "application/json");
         self.send(request.body(Full::from(body.to_string())).expect("a valid request")).await
     }
 
-    /// GETs; the answer is checked.
+    /// GETs a path and checks the response.
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send(self.request(Method::GET, path).body(Full::default()).expect("a valid request")).await
     }
 
-    /// GETs from a server that is not a shield, or POSTs if there is a body.
+    /// GETs a path, or POSTs if there is a body, without checking the response. For servers other than the shield.
     pub(crate) async fn plain(&self, path: &str, body: Option<&Value>) -> Answer {
         let (method, body) = body.map_or((Method::GET, String::new()), |body| (Method::POST, body.to_string()));
         self.open(self.request(method, path).body(Full::from(body)).expect("a valid request")).await.whole().await
     }
 
-    /// Sends to a shield; the answer is complete and checked.
+    /// Sends a request, reads the complete response and checks it.
     pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
         let answer = self.open(request).await.whole().await;
         answer.check();
         answer
     }
 
-    /// Sends, and returns when the answer's head has arrived.
+    /// Sends a request, and returns when the head of the response has arrived.
     pub(crate) async fn open(&self, request: Request<Full<Bytes>>) -> Streaming {
         let socket = TcpStream::connect(self.address).await.expect("the listener accepts");
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.expect("a connection");
-        // Connection errors are seen as request errors.
+        // Errors of the connection also fail the request.
         let connection = tokio::spawn(async { drop(connection.await) });
         let what = format!("{} {}", request.method(), request.uri());
         let response = tokio::time::timeout(LONGEST_WAIT, sender.send_request(request)).await;
@@ -89,14 +89,14 @@ impl Client {
         Streaming { response: response.unwrap_or_else(|e| panic!("{what}: {e:?}")), connection }
     }
 
-    /// Writes raw bytes, and reads to the end of the connection.
+    /// Writes raw bytes and reads until the connection is closed.
     pub(crate) async fn raw(&self, bytes: &[u8]) -> Vec<u8> {
         let mut socket = TcpStream::connect(self.address).await.expect("the listener accepts");
-        // The server may answer and close before it has read everything.
+        // The server may respond and close the connection before it has read all bytes.
         let _ = socket.write_all(bytes).await;
         let _ = socket.shutdown().await;
         let mut answer = Vec::new();
-        // A reset after the answer does not discard the answer.
+        // A reset after the response does not discard the response.
         let read = tokio::time::timeout(LONGEST_WAIT, socket.read_to_end(&mut answer)).await;
         assert!(read.is_ok(), "the connection is still open after {LONGEST_WAIT:?}");
         answer
@@ -104,7 +104,7 @@ impl Client {
 }
 
 impl Streaming {
-    /// The next piece of the body; `None` at its end.
+    /// The next part of the body; `None` at its end.
     pub(crate) async fn piece(&mut self) -> Option<Bytes> {
         loop {
             let frame = tokio::time::timeout(LONGEST_WAIT, self.response.body_mut().frame()).await.expect("a frame in time")?;
@@ -114,7 +114,7 @@ impl Streaming {
         }
     }
 
-    /// Everything up to the end.
+    /// Reads the body to its end.
     pub(crate) async fn whole(mut self) -> Answer {
         let (status, headers) = (self.response.status(), self.response.headers().clone());
         let mut body = BytesMut::new();
@@ -140,17 +140,17 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("not JSON ({e}): {}", self.text()))
     }
 
-    /// A header's text, empty where it is absent.
+    /// The value of a header; empty if it is missing.
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().expect("a printable header"))
     }
 
-    /// `error.code`, empty where there is none.
+    /// `error.code`; empty if there is none.
     pub(crate) fn code(&self) -> String {
         self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// The contract's rules for every answer, and for every failure.
+    /// Checks the contract's rules for every response, and those for failures.
     pub(crate) fn check(&self) {
         let told = || format!("{} {:?}\n{}", self.status, self.headers, self.text().chars().take(2000).collect::<String>());
         for name in ["x-shield-wait-ms", "x-shield-attempts"] {

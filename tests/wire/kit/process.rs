@@ -1,4 +1,4 @@
-//! `groq-shield` processes on free ports, killed when they are dropped.
+//! `groq-shield` processes on free ports; killed on drop.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -18,10 +18,10 @@ use tempfile::TempDir;
 use super::{Answer, Client};
 
 const START: Duration = Duration::from_secs(30);
-/// The log line after a reload.
+/// The log message of a reload.
 const RELOADED: &str = "configuration read again";
 
-/// One running `groq-shield`.
+/// A running `groq-shield`.
 pub(crate) struct Process {
     child: Child,
     log: Arc<Mutex<String>>,
@@ -29,9 +29,10 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts the real binary and waits for the log line that says it is ready.
+    /// Starts the binary and waits for the log line of readiness.
     ///
-    /// Panics with the log if that line does not come.
+    /// # Panics
+    /// With the log, if there is no such line in time.
     pub(crate) fn start(args: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = binary();
         let mut child = command
@@ -67,17 +68,17 @@ impl Process {
         *self.addresses.get(1).unwrap_or_else(|| panic!("no admin address in the ready line:\n{}", self.log()))
     }
 
-    /// A client of it.
+    /// A client for the apps' address.
     pub(crate) fn client(&self) -> Client {
         Client::new(self.address())
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the process.
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("the process can be signalled");
     }
 
-    /// Waits at most `limit` for its exit.
+    /// Waits at most `limit` for the exit.
     pub(crate) async fn ended(&mut self, limit: Duration) -> ExitStatus {
         let deadline = tokio::time::Instant::now() + limit;
         loop {
@@ -92,7 +93,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail only if it has exited already.
+        // Both fail only if the process has already exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
@@ -101,7 +102,7 @@ impl Drop for Process {
     }
 }
 
-/// The binary without any environment variables of the developer's: no keys, proxies or settings.
+/// The command of the binary, without the developer's environment variables for keys, proxies and settings.
 pub(crate) fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_groq-shield"));
     let ours = |name: &str| name.starts_with("GROQ_") || name.starts_with("OPENAI_") || name.to_lowercase().ends_with("_proxy");
@@ -112,7 +113,7 @@ pub(crate) fn binary() -> Command {
     command
 }
 
-/// Reads one output to its end; sends the addresses of the first line that says "ready" to `ready`.
+/// Reads an output to its end. Sends the addresses in the line of readiness to `ready`.
 fn collect(output: impl Read + Send + 'static, log: Arc<Mutex<String>>, ready: mpsc::Sender<Vec<SocketAddr>>) {
     thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
@@ -146,7 +147,7 @@ pub(crate) struct Simulator {
 }
 
 impl Simulator {
-    /// A simulated Groq with these limits (a TOML `[limits]` table).
+    /// Starts a simulated Groq with the limits of a TOML `[limits]` table.
     pub(crate) fn start(limits: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = directory.path().join("limits.toml");
@@ -155,7 +156,7 @@ impl Simulator {
         Self { process: Process::start(&["simulate", "--listen", "127.0.0.1:0", "--limits", file], &[]), _limits: directory }
     }
 
-    /// A simulated Groq without limits.
+    /// Starts a simulated Groq without limits.
     pub(crate) fn generous() -> Self {
         Self::start("[limits]\nplan = \"none\"\n")
     }
@@ -163,10 +164,10 @@ impl Simulator {
     /// Sets the faults of the next requests.
     pub(crate) async fn faults(&self, script: serde_json::Value) {
         let answer = self.process.client().plain("/_sim/faults", Some(&script)).await;
-        assert!(answer.status.is_success(), "the simulator takes the script: {} {}", answer.status, answer.text());
+        assert!(answer.status.is_success(), "the simulator accepts the faults: {} {}", answer.status, answer.text());
     }
 
-    /// The requests that it has received, oldest first.
+    /// The received requests, oldest first.
     pub(crate) async fn log(&self) -> Vec<serde_json::Value> {
         let answer: Answer = self.process.client().plain("/_sim/log", None).await;
         serde_json::from_slice(&answer.body).expect("the wire log is a JSON array")
@@ -180,7 +181,8 @@ pub(crate) struct Shield {
 }
 
 impl Shield {
-    /// A shield in front of `upstream` with `config` (TOML without `[server]`, `[admin]` and `upstream.base_url`).
+    /// Starts a shield in front of `upstream` with the configuration `config`, a TOML document without `[server]`, `[admin]` and
+    /// `upstream.base_url`.
     pub(crate) fn before(upstream: SocketAddr, config: &str) -> Self {
         Self::with(upstream, config, &[])
     }

@@ -1,4 +1,4 @@
-//! A TCP relay that changes nothing and counts requests.
+//! A transparent TCP relay that counts requests.
 
 use std::{
     net::SocketAddr,
@@ -14,7 +14,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// The end of every request line; no JSON holds a raw CR LF.
+/// The end of every request line. JSON bodies contain no CR LF.
 const MARK: &[u8] = b" HTTP/1.1\r\n";
 
 /// A relay in front of `upstream`.
@@ -38,7 +38,7 @@ impl Tally {
         Self { address, requests, accepting }
     }
 
-    /// Requests so far.
+    /// Number of requests so far.
     pub(crate) fn requests(&self) -> u64 {
         self.requests.load(Relaxed)
     }
@@ -59,18 +59,18 @@ async fn relay(client: TcpStream, upstream: SocketAddr, count: Arc<AtomicU64>) {
         while let Ok(length @ 1..) = from_client.read(&mut piece).await {
             seen.extend_from_slice(&piece[..length]);
             count.fetch_add(memchr::memmem::find_iter(&seen, MARK).count() as u64, Relaxed);
-            // A marker split over two reads is found with the second one, and none is found twice.
+            // Keeps the end of the last read, so that a marker split over two reads is found, and none is found twice.
             let keep = seen.len() - seen.len().min(MARK.len() - 1);
             seen.drain(..keep);
             if to_server.write_all(&piece[..length]).await.is_err() {
                 return;
             }
         }
-        // The client has disconnected; the shutdown fails if the server has too.
+        // The client has disconnected. The shutdown fails if the server has as well.
         let _ = to_server.shutdown().await;
     };
     let back = async {
-        // Either side may close early; the other one sees exactly that.
+        // Either side may close early, which is relayed to the other one.
         let _ = tokio::io::copy(&mut from_server, &mut to_client).await;
         let _ = to_client.shutdown().await;
     };
