@@ -1,4 +1,5 @@
-//! The store that replicas share, as the program sees it: a channel to the thread that talks to it.
+//! The store in which replicas share their quotas. [`StoreHandle`] is a channel to the thread that talks to the store; what
+//! the thread learns about the store is in its health.
 
 use std::{
     collections::HashSet,
@@ -28,38 +29,39 @@ pub mod redis;
 #[doc(hidden)]
 pub mod simulated;
 
-/// What the thread is asked for.
+/// A command to the store's thread.
 #[derive(Debug)]
 #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "there is no thread"))]
 pub(crate) enum Command {
-    /// The transaction of the limiter of this scope, which is told the answer.
+    /// Run a transaction of the limiter with this scope and pass the answer to the limiter.
     Transact(Scope, Transaction),
-    /// A script of the program's own. The sender is dropped where there is no answer.
+    /// Run a script of the program's own. The sender is dropped if there is no answer.
     Run { script: &'static str, keys: Vec<String>, argument: String, answer: oneshot::Sender<Vec<String>> },
-    /// Hear updates that are not of limiters.
+    /// Pass on the updates that do not belong to a limiter.
     Listen(UnboundedSender<String>),
-    /// This replica ends. Answered when the store knows everything, or has had time to.
+    /// Leave the store, because this process exits. Acknowledged when the limiters have reported everything to the store, or
+    /// after the store's time limit.
     End(mpsc::Sender<()>),
 }
 
-/// What is known of the store.
+/// The state of the connection to the store.
 #[derive(Debug, Default)]
 pub(crate) struct StoreHealth {
-    /// It answers.
+    /// Whether the store answers.
     pub(crate) up: AtomicBool,
-    /// How often it has been found.
+    /// How many times the store has become reachable.
     pub(crate) sessions: AtomicU64,
-    /// Of a cluster: keys whose node does not answer.
+    /// With a cluster: keys whose node does not answer.
     pub(crate) apart: Mutex<HashSet<String>>,
-    /// Why it did not, the last time.
+    /// The last error of the store.
     pub(crate) why: Mutex<Option<Arc<str>>>,
-    /// How many replicas announced themselves, as last heard.
+    /// The number of replicas that announced themselves, as last reported by the store.
     pub(crate) replicas: AtomicU32,
-    /// Transactions sent.
+    /// Number of transactions and scripts sent.
     pub(crate) calls: AtomicU64,
 }
 
-/// The store, for the limiters, for people, and for what else replicas of the program share.
+/// A handle to the store, used by the limiters, by the status page and metrics, and by everything else that replicas share.
 #[derive(Clone, Debug)]
 pub struct StoreHandle {
     commands: UnboundedSender<Command>,
@@ -67,19 +69,21 @@ pub struct StoreHandle {
 }
 
 impl StoreHandle {
-    /// A store whose thread is not started yet, and the thread's end. So many replicas are reckoned with until it tells.
+    /// A handle whose thread is not started yet, and the receiver of its commands. `replicas` is assumed until the store
+    /// reports how many there are.
     pub(crate) fn new(replicas: u32) -> (Self, UnboundedReceiver<Command>) {
         let (commands, receiver) = unbounded_channel();
         let health = StoreHealth { replicas: AtomicU32::new(replicas), ..StoreHealth::default() };
         (Self { commands, health: Arc::new(health) }, receiver)
     }
 
-    /// Sends a limiter's transaction: it is answered, or lost within the store's time limit. `false`: there is no thread any more.
+    /// Sends a limiter's transaction. Its answer, or its failure, follows within the store's time limit. Returns `false` if
+    /// the thread has ended.
     pub(crate) fn transact(&self, limiter: &Scope, transaction: Transaction) -> bool {
         self.commands.send(Command::Transact(limiter.clone(), transaction)).is_ok()
     }
 
-    /// Blocks until the thread has left the store, at most so long.
+    /// Blocks until the thread has left the store, at most for `max_wait`.
     pub(crate) fn end(&self, max_wait: Duration) {
         let (done, ended) = mpsc::channel();
         if self.commands.send(Command::End(done)).is_ok() && ended.recv_timeout(max_wait).is_err() {
@@ -87,54 +91,57 @@ impl StoreHandle {
         }
     }
 
-    /// Whether it does not answer, or a part of it: limits are divided by the number of replicas.
+    /// Whether the store, or a node of its cluster, does not answer. The limits concerned are divided by the number of
+    /// replicas.
     pub fn is_degraded(&self) -> bool {
         !self.is_up() || !lock(&self.health.apart).is_empty()
     }
 
-    /// Why it is degraded, as last heard.
+    /// The last error of the store; `None` unless it is degraded.
     pub fn why(&self) -> Option<Arc<str>> {
         lock(&self.health.why).clone().filter(|_| self.is_degraded())
     }
 
-    /// Transactions sent since the start.
+    /// Number of transactions and scripts sent since the start.
     pub fn calls(&self) -> u64 {
         self.health.calls.load(Relaxed)
     }
 
-    /// Whether it answers.
+    /// Whether the store answers.
     pub fn is_up(&self) -> bool {
         self.health.up.load(Relaxed)
     }
 
-    /// Without the store: among so many replicas.
+    /// The number of replicas by which limits are divided; `None` while the store answers.
     pub(crate) fn alone(&self) -> Option<u32> {
         (!self.is_up()).then(|| self.replicas())
     }
 
-    /// How often it has been found: it may have lost everything each time.
+    /// How many times the store has become reachable. Its data may have been lost before each of them.
     pub fn sessions(&self) -> u64 {
         self.health.sessions.load(Relaxed)
     }
 
-    /// How many replicas there are, as last heard.
+    /// The number of replicas, as last reported by the store.
     pub fn replicas(&self) -> u32 {
         self.health.replicas.load(Relaxed)
     }
 
-    /// Runs a Lua script on `keys`, which are one node's. It gets `argument` and the channel for updates, and answers with a list of
-    /// texts. `None`: it did not answer within the store's time limit.
+    /// Runs a Lua script on `keys`, which must all be on one node of a cluster. The script gets `argument` and the name of
+    /// the channel for updates, and returns a list of strings. Returns `None` if there is no answer within the store's time
+    /// limit.
     pub async fn run(&self, script: &'static str, keys: Vec<String>, argument: String) -> Option<Vec<String>> {
         let (answer, answered) = oneshot::channel();
         self.commands.send(Command::Run { script, keys, argument, answer }).ok()?;
         answered.await.ok()
     }
 
-    /// What other replicas publish on the channel for updates. One listener at a time.
+    /// Returns what replicas publish on the channel for updates, except for changes of limiters. There is one listener at a
+    /// time: a later call replaces it.
     pub fn listen(&self) -> UnboundedReceiver<String> {
-        let (updates, heard) = unbounded_channel();
-        // Without the thread there are no updates.
-        let _ = self.commands.send(Command::Listen(updates));
-        heard
+        let (listener, updates) = unbounded_channel();
+        // This fails only if the thread has ended; there are no updates then.
+        let _ = self.commands.send(Command::Listen(listener));
+        updates
     }
 }

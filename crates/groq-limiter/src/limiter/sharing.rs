@@ -1,9 +1,11 @@
-//! A limiter whose quotas replicas share. One transaction with the store at a time: it tells what has been settled and seen,
-//! and asks for the head of the queue. When the store is lost, the limiter goes on alone and reports what it used when it is back.
+//! A limiter whose quotas replicas share through a store. It has one transaction with the store at a time, which reports
+//! settlements and observations and asks for a reservation for the head of the queue. While the store is lost, the limiter
+//! decides alone; when the store is back, the limiter reports what it used in between.
 //!
-//! Replicas whose heads have to wait stand in a row in the store, one place each. Each asks when there is room for it and for
-//! those before it, by its own forecast, which the store's updates keep. So nobody passes a large request, and a replica that
-//! is granted one and has more goes to the end of the row.
+//! Replicas whose heads must wait form a row in the store, with one place each. A replica asks when there is room for its
+//! head and for the heads before it. It calculates this by itself, from the record that the store publishes after every
+//! change. So a large request is not passed by smaller ones of other replicas, and a replica that is granted one request and
+//! has more goes to the end of the row.
 
 use super::{
     Limiter,
@@ -15,11 +17,13 @@ use crate::{
     types::Ns,
 };
 
-/// Settlements ride on the next reservation, or go alone after so long; what headers say of others rides on either.
+/// Settlements are reported with the next reservation, or by themselves after this time. What headers have shown of the usage
+/// goes along with either.
 const SETTLEMENT_DELAY: Ns = 50_000_000;
 
 impl Limiter {
-    /// Shares its quotas from now on: with the store, or (`alone`) without it among so many replicas. The caller dispatches.
+    /// Shares the quotas from now on, through the store or, without the store, by dividing them by `alone` replicas. The
+    /// caller must dispatch afterwards.
     pub fn share(&mut self, alone: Option<u32>, now: Ns) {
         let now = self.advance(now);
         let session = self.store.get_or_insert_default();
@@ -32,8 +36,8 @@ impl Limiter {
         self.quotas.share(alone, now);
     }
 
-    /// What the store is to be told or asked now, if anything. One at a time: its end is [`Limiter::answered`] or
-    /// [`Limiter::unanswered`].
+    /// The transaction that is due now; `None` if there is none. It is under way until [`Limiter::answered`] or
+    /// [`Limiter::unanswered`] is called.
     pub fn transaction(&mut self, now: Ns) -> Option<Transaction> {
         let now = self.advance(now);
         let Self { store, quotas, queue, .. } = self;
@@ -53,7 +57,8 @@ impl Limiter {
         Some(quotas.transaction(session.serial, cost.as_ref(), queue.len(), now))
     }
 
-    /// The store's answer to this transaction; to one that is not under way any more it comes too late. The caller dispatches.
+    /// Processes the store's answer to the transaction with this serial number. An answer to an earlier transaction is
+    /// ignored. The caller must dispatch afterwards.
     pub fn answered(&mut self, serial: u64, answer: &Answer, now: Ns) {
         let now = self.advance(now);
         let Self { store: Some(session), quotas, queue, .. } = self else { return };
@@ -63,9 +68,9 @@ impl Limiter {
             _ => None,
         };
         let charged = asked.filter(|_| answer.granted).map(|(_, cost)| cost);
-        // Half way between: an error of clocks would be counted as usage.
+        // The record is assumed to be of the middle of the round trip: an error here would be counted as usage.
         let reserved = quotas.follow(&answer.state, charged, since.midpoint(now), now);
-        session.heard(&answer.state, now);
+        session.update(&answer.state, now);
         let Some((ticket, _)) = asked else { return };
         let waits = queue.get(ticket).is_some();
         session.head = match reserved {
@@ -82,25 +87,27 @@ impl Limiter {
         (session.asked_at, session.room_at) = (now, now.saturating_add(wait));
     }
 
-    /// The store does not answer this transaction: alone, among so many replicas. The caller dispatches.
+    /// The store has not answered this transaction: the limiter goes on alone with its part of `replicas`. The caller must
+    /// dispatch afterwards.
     pub fn unanswered(&mut self, serial: u64, replicas: u32, now: Ns) {
         if self.store.as_ref().is_some_and(|session| session.under_way.is_some() && session.serial == serial) {
             self.share(Some(replicas), now);
         }
     }
 
-    /// What another replica has changed. The caller dispatches.
+    /// Processes a record that another replica has changed. The caller must dispatch afterwards.
     pub fn updated(&mut self, state: &State, now: Ns) {
         let now = self.advance(now);
         let Some(session) = &mut self.store else { return };
-        // The answer of a transaction under way will say more.
+        // The answer to a transaction under way will be newer.
         if session.under_way.is_none() && session.version < state.version && self.quotas.epoch() == Some(&state.epoch) {
             self.quotas.follow(state, None, now, now);
-            session.heard(state, now);
+            session.update(state, now);
         }
     }
 
-    /// What there is to tell is told now, or (`hurry`: not set) soon. The caller dispatches.
+    /// Makes a transaction due if there is something to report. Settlements may be delayed unless `hurry` is set. The caller
+    /// must dispatch afterwards.
     pub fn flush_pending(&mut self, hurry: bool, now: Ns) {
         let Some(session) = &mut self.store else { return };
         let has_settled = self.quotas.has_settled();
@@ -111,14 +118,14 @@ impl Limiter {
         }
     }
 
-    /// Whether the store knows everything, or cannot be told.
+    /// Whether everything has been reported to the store, or there is no store that answers.
     pub fn is_flushed(&self) -> bool {
-        let is_told =
+        let has_reported =
             |session: &StoreSession| session.under_way.is_none() && !self.quotas.has_learnt() && !self.quotas.has_settled();
-        !self.quotas.is_attached() || self.store.as_deref().is_none_or(is_told)
+        !self.quotas.is_attached() || self.store.as_deref().is_none_or(has_reported)
     }
 
-    /// When the store is to be told something, if it listens.
+    /// When the next transaction is due; `None` without the store and while a transaction is under way.
     pub(super) fn flush_at(&self) -> Option<Ns> {
         let session = self.store.as_ref().filter(|session| self.quotas.is_attached() && session.under_way.is_none())?;
         session.flush_at

@@ -1,4 +1,5 @@
-//! A limiter's session with the store that replicas share: what was told last, and when to tell and to ask again.
+//! A limiter's session with the store that replicas share: the transaction under way, the head of the queue for which it
+//! asks, and when to send the next one.
 
 use crate::{
     bucket::Readiness,
@@ -11,54 +12,57 @@ use crate::{
 
 const MILLISECOND: Ns = 1_000_000;
 const SECOND: Ns = 1000 * MILLISECOND;
-/// A replica that waits asks again at least this often, or the store lets others pass.
+/// A waiting replica asks again at least this often. The store removes it from the row of waiting replicas after a second of
+/// silence.
 const TURN: Ns = 400 * MILLISECOND;
-/// As long as any replica has something reserved, all tell the store at least this often that they are there.
+/// As long as any replica has outstanding reservations, each replica sends a transaction at least this often. The store
+/// releases the reservations of a replica after 8 s of silence.
 const RENEWAL: Ns = 2 * SECOND;
 
-/// One session, with the store there or not.
+/// The session of one limiter. It continues when the store is lost.
 #[derive(Debug, Default)]
 pub(super) struct StoreSession {
-    /// Of the last transaction.
+    /// Number of the last transaction.
     pub(super) serial: u64,
-    /// When the transaction under way was made, if there is one.
+    /// When the transaction under way was made; `None` if there is none.
     pub(super) under_way: Option<Ns>,
-    /// Of the store's record, as last heard.
+    /// The last known version of the store's record.
     pub(super) version: u64,
-    /// What others take that wait before this replica, in millionths of the limit; `None`: it has no place among those that wait.
+    /// What is taken by the heads of the replicas that wait before this one, in millionths of the limit. `None` if this
+    /// replica has no place in the row of waiting replicas.
     pub(super) ahead: Option<u64>,
     pub(super) head: Head,
-    /// When the store last answered for a head.
+    /// When the store last answered a request for a reservation.
     pub(super) asked_at: Ns,
-    /// When there is room by the answer, if no update has come since.
+    /// When there is room according to that answer; 0 after a later update, which makes it obsolete.
     pub(super) room_at: Ns,
-    /// When the store is to be told.
+    /// When the next transaction is due; `None` if there is nothing to report.
     pub(super) flush_at: Option<Ns>,
 }
 
-/// A head of the queue that the store decides about.
+/// The state of the request at the head of the queue, for which the store is asked.
 #[derive(Debug, Default)]
 pub(super) enum Head {
-    /// None.
+    /// The store is not asked for any request.
     #[default]
     None,
-    /// The next transaction asks for it.
+    /// The next transaction asks for this one.
     Requested(Ticket),
-    /// The transaction under way asks for it, at this cost.
+    /// The transaction under way asks for this one, at this cost.
     Asked(Ticket, Cost),
-    /// Charged in the store, and not gone yet.
+    /// The store has made the reservation, and the request is to be dispatched.
     Granted(Ticket, Reserved),
-    /// The store has no room for it, and it may be too late.
+    /// The store had no room. The limiter has yet to check whether the request can still meet its deadline.
     Denied(Ticket),
 }
 
 impl StoreSession {
-    /// The head that is charged, and goes.
+    /// The request for which the store has made a reservation.
     pub(super) fn granted(&self) -> Option<Ticket> {
         if let Head::Granted(ticket, _) = self.head { Some(ticket) } else { None }
     }
 
-    /// What the store has charged for this one.
+    /// Takes the store's reservation for this request; `None` if there is none.
     pub(super) fn take_granted(&mut self, ticket: Ticket) -> Option<Reserved> {
         match std::mem::take(&mut self.head) {
             Head::Granted(granted, reserved) if granted == ticket => Some(reserved),
@@ -69,34 +73,36 @@ impl StoreSession {
         }
     }
 
-    /// The head that the store has denied.
+    /// Takes the request for which the store had no room; `None` if there is none.
     pub(super) fn take_denied(&mut self) -> Option<Ticket> {
         let Head::Denied(ticket) = self.head else { return None };
         self.head = Head::None;
         Some(ticket)
     }
 
-    /// The store is to be told after so long at the latest.
+    /// Makes a transaction due after `within`, unless one is due earlier.
     pub(super) fn flush_within(&mut self, within: Ns, now: Ns) {
         let at = now + within;
         self.flush_at = Some(self.flush_at.map_or(at, |before| before.min(at)));
     }
 
-    /// The store's state, as answered or published.
-    pub(super) fn heard(&mut self, state: &State, now: Ns) {
+    /// Takes over a state of the record, from an answer or an update.
+    pub(super) fn update(&mut self, state: &State, now: Ns) {
         (self.version, self.ahead, self.room_at) = (state.version, state.ahead, 0);
         if state.holds_reservations() {
             self.flush_within(RENEWAL, now);
         }
     }
 
-    /// Asks for this head of the queue, or says what makes it wait, and until when.
+    /// Requests a reservation for the head of the queue by the next transaction, if it is time to do so. Otherwise returns
+    /// the slot of the quota that it waits for (if any), and when to try again. Returns `None` if the head was requested, or
+    /// if a transaction is under way.
     pub(super) fn request(&mut self, head: &QueuedRequest, quotas: &QuotaSet, now: Ns) -> Option<(Option<usize>, Ns)> {
         if self.under_way.is_some() {
             return None;
         }
         let instant = |ready: Readiness| if ready == Readiness::Never { now + SECOND } else { ready.instant(now) };
-        // Without a place it asks at once, to have one.
+        // Without a place in the row the replica asks at once, to get one.
         let turn = self.ahead.map_or(now, |ahead| {
             let room = instant(quotas.readiness_after(&head.cost, ahead, now));
             room.max(self.room_at).max(self.asked_at + MILLISECOND).min(self.asked_at + TURN)

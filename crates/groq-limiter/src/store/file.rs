@@ -1,4 +1,5 @@
-//! The state file: a small JSON file, replaced whole. A torn or unknown one counts as none.
+//! The state file: the quotas of all limiters as JSON, so that a restarted process continues where the previous one ended.
+//! The file is replaced as a whole. A truncated file, or one of another version, is ignored.
 
 use std::{
     fs, io,
@@ -16,42 +17,42 @@ use crate::{
     types::{Dimension, Ns, Source, StatedLimit},
 };
 
-/// The file's first word: what it is, and which version.
+/// The value of [`File::format`]: the kind of file and its version.
 const FORMAT: &str = "groq-shield limits 4";
-/// What may have been sent after the last save, in seconds of the spending at that time.
+/// Seconds of spending that are added after a crash, for what may have been sent after the last save.
 const UNSAVED: f64 = 1.5;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct File {
     format: String,
-    /// Whether the process ended in order.
+    /// Whether the process exited normally.
     clean: bool,
     limiters: Vec<(Scope, Saved)>,
 }
 
-/// One limiter's quotas at a moment of the wall clock.
+/// One limiter's quotas at one time.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Saved {
-    /// Milliseconds since 1970.
+    /// When they were saved, as Unix time in milliseconds.
     at: u64,
     quotas: Vec<SavedQuota>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct SavedQuota {
-    /// Its name: the dimension's code, or the operator's bound's.
+    /// The code of the dimension, or that of the operator's bound.
     code: String,
     dimension: Dimension,
-    /// What Groq stated, where it did.
+    /// The limit that Groq has stated, and where.
     stated: Option<(u64, Source)>,
-    /// Units used, everything that runs included as charged.
+    /// Units in use, including everything reserved for requests in flight.
     used: f64,
-    /// Units a second that were being spent.
+    /// Units spent per second at that time.
     spending: f64,
 }
 
 impl Saved {
-    /// A limiter as it stands.
+    /// The present quotas of a limiter.
     pub(crate) fn of(limiter: &Limiter, now: Ns) -> Self {
         let quotas = limiter.quotas().iter().map(|quota| SavedQuota {
             code: quota.code.clone().into_owned(),
@@ -63,7 +64,7 @@ impl Saved {
         Self { at: wall(), quotas: quotas.collect() }
     }
 
-    /// Puts a new limiter where this one was, less what has come back since.
+    /// Restores the quotas in a new limiter, less what has been regained since they were saved.
     pub(crate) fn restore(&self, limiter: &mut Limiter, now: Ns) {
         let passed = Duration::from_millis(wall().saturating_sub(self.at)).as_secs_f64();
         let stated = self.quotas.iter().filter_map(|quota| {
@@ -77,7 +78,7 @@ impl Saved {
     }
 }
 
-/// What an earlier process left; nothing where there is no file, or none of ours.
+/// Loads what an earlier process saved. Empty if there is no file, or none that can be read.
 pub(crate) fn load(path: &Path) -> HashMap<Scope, Saved> {
     match fs::read(path).and_then(|text| Ok(serde_json::from_slice::<File>(&text)?)) {
         Ok(File { format, clean, mut limiters }) if format == FORMAT => {
@@ -93,10 +94,10 @@ pub(crate) fn load(path: &Path) -> HashMap<Scope, Saved> {
     HashMap::default()
 }
 
-/// Replaces the file whole: written beside it, flushed, renamed over it.
+/// Replaces the file atomically: a new file is written beside it, flushed, and renamed over it.
 pub(crate) fn store(path: &Path, limiters: Vec<(Scope, Saved)>, clean: bool) -> io::Result<()> {
     let text = serde_json::to_vec(&File { format: FORMAT.into(), clean, limiters })?;
-    // Appended, because another state file may differ in its extension only.
+    // The suffix is appended, because another state file may differ only in its extension.
     let mut beside = path.as_os_str().to_owned();
     beside.push(".tmp");
     let mut out = fs::File::create(&beside)?;
@@ -105,7 +106,7 @@ pub(crate) fn store(path: &Path, limiters: Vec<(Scope, Saved)>, clean: bool) -> 
     fs::rename(&beside, path)
 }
 
-/// Milliseconds since 1970: the only clock that a restart does not reset.
+/// Unix time in milliseconds. The wall clock is the only clock that continues after a restart.
 fn wall() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

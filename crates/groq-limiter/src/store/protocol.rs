@@ -1,7 +1,12 @@
-//! What a limiter and the shared store tell each other, as the JSON that `redis/transaction.lua` reads and writes.
+//! The messages between a limiter and the shared store, as the JSON that `redis/transaction.lua` reads and writes: a limiter
+//! sends a [`Transaction`] and gets an [`Answer`], which contains the limiter's record in the store, a [`State`].
 //!
-//! Spans and times are microseconds. Those of a transaction count from the moment it is made, those of a record from the record's
-//! beginning: nobody compares clocks.
+//! Amounts are expressed as spans: the time in which a bucket regains them. `tat` (theoretical arrival time) is the time at
+//! which a bucket is full again if nothing more is taken. A correction is the difference by which a header of Groq's has
+//! moved `tat`.
+//!
+//! Spans and times are microseconds. Times in a transaction are relative to the moment at which it is made, times in a
+//! record to the creation of the record, so that clocks of different machines are never compared.
 
 use std::collections::BTreeMap;
 
@@ -13,23 +18,23 @@ use crate::{
     types::{Ns, StatedLimit},
 };
 
-/// What a limiter tells the store, and asks of it, in one step.
+/// A limiter's message to the store: what it reports and, optionally, the reservation that it asks for. Applied in one step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Transaction {
-    /// Tells its answer from that to another one.
+    /// Number of the transaction, to match its answer. Not sent to the store.
     #[serde(skip)]
     pub serial: u64,
-    /// Which incarnation of the limiter's record this limiter knows; empty: none.
+    /// The epoch of the record that this limiter follows; empty if it follows none yet.
     pub epoch: String,
-    /// The newest position that this limiter knows.
+    /// The newest send position that this limiter knows: requests are numbered in the order in which they are sent.
     pub position: u64,
-    /// Whether the head of the queue asks to go.
+    /// Whether the limiter asks for a reservation for the head of its queue.
     pub asks: bool,
-    /// How many wait, the head included.
+    /// Number of queued requests, including the head.
     pub waiting: usize,
-    /// What Groq has stated or shown and the store has not been told.
+    /// What Groq has stated or shown since the last transaction.
     pub learnt: SharedKnowledge,
-    /// Every dimension that has a limit.
+    /// One for each dimension that has a limit.
     pub cells: Vec<Cell>,
 }
 
@@ -38,100 +43,102 @@ pub struct Transaction {
 pub struct Cell {
     /// The dimension's code.
     pub code: String,
-    /// Time in which an empty one fills.
+    /// The span in which an empty bucket fills.
     pub whole: i64,
-    /// When it is full again at the earliest, as far as this limiter knows: for a store that does not know it.
+    /// The earliest time at which the bucket is full again, as far as this limiter knows. The store uses it where its record
+    /// is new or this limiter has not followed it.
     pub known: i64,
-    /// Settlements since the last transaction: given back below zero.
+    /// Sum of the settlements since the last transaction; negative if more was given back than taken.
     pub settled: i64,
     /// What the newest header has shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed: Option<Observed>,
-    /// What comes back should this replica fall silent: reservations that have not ended, without what Groq counts as
-    /// soon as they are sent.
+    /// What the store gives back if this replica goes silent: reservations that have not ended, without the part that Groq
+    /// counts as soon as a request is sent.
     pub outstanding: i64,
-    /// What the head takes; 0: nothing.
+    /// What the head takes; 0 without a request for a reservation.
     pub units: i64,
-    /// What it must leave untouched.
+    /// The safety margin that must be left when the head has taken its part.
     pub margin: i64,
 }
 
-/// What an answer's head said of a dimension.
+/// What the headers of a response showed of one dimension.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Observed {
-    /// When the quota would have been full again as it was sent, and the sum of all corrections then.
+    /// The expected `tat` of the bucket when the request was sent.
     tat: i64,
+    /// Sum of all corrections when the request was sent.
     corrections: i64,
-    /// When Groq saw it.
+    /// When Groq saw the request.
     at: i64,
-    /// When the quota would have been full again, then.
+    /// The `tat` that the header shows, at that time.
     truth: i64,
 }
 
 impl Observed {
-    /// Of a `snapshot` as the request was sent, in the limiter's own time.
+    /// An observation of a request with this send `snapshot`. All times are on the limiter's clock.
     pub(crate) fn new(snapshot: SendSnapshot, at: Ns, truth: Ns) -> Self {
         Self { tat: micros(snapshot.tat), corrections: snapshot.corrections / 1000, at: micros(at), truth: micros(truth) }
     }
 
-    /// The same, counted from this time on.
+    /// The same observation with its times relative to `start`.
     pub(crate) fn since(self, start: Ns) -> Self {
         let start = micros(start);
         Self { tat: self.tat - start, at: self.at - start, truth: self.truth - start, ..self }
     }
 }
 
-/// The store's answer.
+/// The store's answer to a transaction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
-    /// Whether the head is charged, and goes.
+    /// Whether the reservation for the head was made, so that the request may be sent.
     pub granted: bool,
-    /// When it has room at the earliest, from the store's now.
+    /// How long it takes until there is room for the head at the earliest; 0 or less if there is room.
     pub wait: i64,
-    /// How everything stands after it.
+    /// The record after the transaction.
     pub state: State,
 }
 
-/// A limiter's record in the store, read by serde. Its times are doubles, which is what the script calculates with.
+/// A limiter's record in the store, as written by the script. Its times are doubles, because Lua calculates with doubles.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct State {
-    /// Which incarnation of the record.
+    /// Identifies the record: a record that is lost and created again has another epoch.
     pub epoch: String,
     /// When it was written.
     pub now: f64,
-    /// Counts its changes.
+    /// Number of changes since its creation.
     pub version: u64,
-    /// The newest position: the granted head's.
+    /// The newest send position. If a reservation was granted, this is its position.
     pub position: u64,
     /// What Groq has stated or shown to any replica.
     learnt: SharedKnowledge,
-    /// Every dimension, by code.
+    /// The quota of each dimension, by code.
     pub quotas: BTreeMap<String, SharedQuota>,
     replicas: BTreeMap<String, Replica>,
-    /// What the heads of other replicas take that wait before this one's, in millionths of the limit; `None`: it has no place
-    /// among them.
+    /// What is taken by the heads of other replicas that wait before the head of this one, in millionths of the limit.
+    /// `None` if this replica has no place in the row of waiting replicas.
     #[serde(skip)]
     pub ahead: Option<u64>,
 }
 
-/// How one dimension stands in the store.
+/// One dimension in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 pub struct SharedQuota {
-    /// When it is full again.
+    /// When the bucket is full again.
     pub tat: f64,
-    /// Sum of what headers taught.
+    /// Sum of all corrections by headers.
     pub corrections: f64,
 }
 
-/// What the record says of a replica.
+/// One replica's entry in the record.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 struct Replica {
-    /// The version at which its head began to wait.
+    /// The record's version at which its head began to wait; `None` if no head waits.
     since: Option<u64>,
     /// What its head takes, in millionths of the limit.
     #[serde(default)]
     share: u64,
-    /// What it has reserved and not told the end of.
+    /// Its outstanding reservations, by dimension. Only their presence matters here.
     #[serde(default)]
     held: BTreeMap<String, IgnoredAny>,
 }
@@ -139,9 +146,9 @@ struct Replica {
 /// What replicas learn from each other.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SharedKnowledge {
-    /// Limits that Groq has stated, by code: texts, in which the script rounds no number.
+    /// Limits that Groq has stated, by code. They are JSON texts, because the script would round large numbers.
     limits: BTreeMap<String, String>,
-    /// The largest answers, by key.
+    /// The largest recent answer of each API key.
     answers: BTreeMap<u32, SharedAnswer>,
 }
 
@@ -151,17 +158,17 @@ struct SharedAnswer {
     ended: f64,
 }
 
-/// How one dimension stands in the store, in the limiter's own time.
+/// One dimension in the store, on the limiter's clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RemoteView {
-    /// When it is full again.
+    /// When the bucket is full again.
     pub tat: Ns,
-    /// Sum of what headers taught, ns.
+    /// Sum of all corrections by headers, ns.
     pub corrections: i64,
 }
 
 impl State {
-    /// The record as this replica sees it.
+    /// The record with [`Self::ahead`] set for `replica`.
     #[must_use]
     pub fn seen_by(mut self, replica: &str) -> Self {
         self.ahead = self.replicas.get(replica).and_then(|own| own.since).map(|place| {
@@ -171,12 +178,12 @@ impl State {
         self
     }
 
-    /// Whether any replica has something reserved that would come back if it fell silent.
+    /// Whether any replica has outstanding reservations, which are released if it goes silent.
     pub fn holds_reservations(&self) -> bool {
         self.replicas.values().any(|replica| !replica.held.is_empty())
     }
 
-    /// Every dimension, if the record was written at `at`.
+    /// The code and the quota of every dimension. `at` is the time on the limiter's clock at which the record was written.
     pub fn views(&self, at: Ns) -> impl Iterator<Item = (&str, RemoteView)> {
         self.quotas.iter().map(move |(code, quota)| {
             let SharedQuota { tat, corrections } = *quota;
@@ -184,12 +191,13 @@ impl State {
         })
     }
 
-    /// Limits that Groq has stated to any replica.
+    /// The limits that Groq has stated to any replica.
     pub fn limits(&self) -> Vec<StatedLimit> {
         self.learnt.limits.values().filter_map(|text| serde_json::from_str(text).ok()).collect()
     }
 
-    /// The largest answers that any replica had, if the record was written at `at`.
+    /// The largest answers that any replica has received. `at` is the time on the limiter's clock at which the record was
+    /// written.
     pub fn answers(&self, at: Ns) -> impl Iterator<Item = LargestAnswer> {
         let answers = self.learnt.answers.iter();
         answers.map(move |(&key, &SharedAnswer { tokens, ended })| LargestAnswer { key, tokens, ended: self.instant(ended, at) })
@@ -201,7 +209,7 @@ impl State {
 }
 
 impl SharedKnowledge {
-    /// To be told at `now`.
+    /// What is reported in a transaction that is made at `now`.
     pub(crate) fn new(limits: &[StatedLimit], answers: &[LargestAnswer], now: Ns) -> Self {
         let limit = |limit: &StatedLimit| Some((limit.dimension.code.to_string(), serde_json::to_string(limit).ok()?));
         let answer = |&LargestAnswer { key, tokens, ended }: &LargestAnswer| {
@@ -211,12 +219,12 @@ impl SharedKnowledge {
     }
 }
 
-/// Rounded down.
+/// Converts to microseconds, rounded down.
 pub(crate) fn micros(time: Ns) -> i64 {
     (time / 1000) as i64
 }
 
-/// A double that is too large, or none, becomes the nearest number.
+/// Converts to nanoseconds. A double out of range becomes the nearest number, and NaN becomes 0.
 fn nanos(micros: f64) -> i64 {
     (micros * 1000.0) as i64
 }
@@ -253,7 +261,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
 
-        /// Found by the fuzz target `redis`: sums of what a server may say overflowed.
+        /// Found by the fuzz target `redis`: sums of numbers from the server overflowed.
         #[test]
         fn a_server_may_say_any_number(now in any::<f64>(), time in any::<f64>(), corrections in any::<f64>(),
                                        shares in any::<(u64, u64)>(), at in any::<Ns>()) {

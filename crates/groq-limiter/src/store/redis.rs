@@ -1,5 +1,6 @@
-//! Redis (or Valkey) as the shared store. One connection on a thread of its own: transactions run as one script, replicas
-//! announce themselves, settlements are published. The only part of this crate with a network.
+//! Redis (or Valkey) as the shared store, with one connection on a thread of its own. Each transaction runs as one script,
+//! which publishes the changed record to the other replicas. Replicas announce themselves every second, so that each knows
+//! how many there are. This is the only part of the crate that uses the network.
 
 use std::{
     collections::HashMap,
@@ -27,26 +28,26 @@ mod commands;
 mod connection;
 mod health;
 
-/// One transaction, in Redis' Lua: all of it or nothing.
+/// One transaction as a Lua script, which Redis runs atomically.
 pub const SCRIPT: &str = include_str!("redis/transaction.lua");
 
 /// The thread's state.
 struct RedisTask {
     settings: RedisSettings,
-    /// This replica's.
+    /// The random name of this replica.
     name: String,
     connection: Mutex<Option<Arc<Connection>>>,
-    /// The most replicas heard of lately, and when.
+    /// The largest number of replicas counted lately, and when.
     counted: Mutex<(u32, Instant)>,
-    /// Limiters by key, for published changes.
+    /// Limiters by their key in the store, to find the limiter of a published record.
     known: Mutex<HashMap<String, Weak<SharedLimiter>>>,
-    /// Who hears updates that are of no limiter.
+    /// Gets the updates that do not belong to a limiter.
     listener: Mutex<Option<UnboundedSender<String>>>,
     limiters: Weak<Registry>,
     health: Arc<StoreHealth>,
 }
 
-/// Starts the thread. It ends when the limiters are gone, and whoever else has the store.
+/// Starts the thread. It ends when the limiters and all other handles to the store have been dropped.
 pub(crate) fn start(redis: RedisSettings, limiters: &Arc<Registry>, commands: UnboundedReceiver<Command>) -> io::Result<()> {
     let Some(store) = &limiters.common.store else { return Ok(()) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -60,13 +61,14 @@ pub(crate) fn start(redis: RedisSettings, limiters: &Arc<Registry>, commands: Un
         limiters: Arc::downgrade(limiters),
         health: store.health.clone(),
     });
-    let body = move || runtime.block_on(task.keep(commands));
+    let body = move || runtime.block_on(task.process(commands));
     std::thread::Builder::new().name("store".into()).spawn(body).map(drop)
 }
 
 impl RedisTask {
-    async fn keep(self: Arc<Self>, mut commands: UnboundedReceiver<Command>) {
-        let beating = tokio::spawn(self.clone().beat());
+    /// Processes commands until all handles to the store have been dropped.
+    async fn process(self: Arc<Self>, mut commands: UnboundedReceiver<Command>) {
+        let heartbeat = tokio::spawn(self.clone().heartbeat());
         while let Some(command) = commands.recv().await {
             match command {
                 Command::Transact(scope, transaction) => {
@@ -79,20 +81,20 @@ impl RedisTask {
                 }
                 Command::Listen(listener) => *lock(&self.listener) = Some(listener),
                 Command::End(done) => {
-                    beating.abort();
+                    heartbeat.abort();
                     tokio::spawn(self.clone().end(done));
                 }
             }
         }
-        if !beating.is_finished() {
-            beating.abort();
+        if !heartbeat.is_finished() {
+            heartbeat.abort();
             self.leave().await;
         }
     }
 
-    /// Waits for what is being told, within the time limit, and leaves.
+    /// Waits within the time limit until the limiters have reported everything, and removes this replica from the store.
     async fn end(self: Arc<Self>, done: mpsc::Sender<()>) {
-        let told = async {
+        let flushed = async {
             while !self
                 .limiters
                 .upgrade()
@@ -101,7 +103,7 @@ impl RedisTask {
                 sleep(Duration::from_millis(2)).await;
             }
         };
-        if self.health.up.load(Relaxed) && timeout(self.settings.timeout, told).await.is_err() {
+        if self.health.up.load(Relaxed) && timeout(self.settings.timeout, flushed).await.is_err() {
             tracing::warn!("the store was not told of every settlement before the end");
         }
         self.leave().await;
@@ -109,7 +111,8 @@ impl RedisTask {
         let _ = done.send(());
     }
 
-    /// Runs a script within the time limit. A failure is that of the whole store, or of the cluster's node that holds the key.
+    /// Runs a script within the time limit. After a failure the whole store counts as lost; with a cluster, only the node
+    /// that holds the key does.
     async fn run<T: FromRedisValue>(&self, script: &Script, keys: &[String], arguments: &[&str]) -> RedisResult<T> {
         let Some(connection) = lock(&self.connection).clone() else {
             return Err(io::Error::from(io::ErrorKind::NotConnected).into());
@@ -123,7 +126,7 @@ impl RedisTask {
             (Err(why), Connection::One(_)) => self.lost(&Arc::downgrade(&connection), why),
             (Err(why), Connection::Cluster(_)) => {
                 self.note(why);
-                // The program asks again by itself, or not.
+                // Only limiters are tried again here. The program repeats its own scripts if it needs to.
                 if lock(&self.known).contains_key(&keys[0]) && lock(&self.health.apart).insert(keys[0].clone()) {
                     tracing::warn!(error = %why, "a node of the store is lost: its limits are divided by the number of replicas");
                 }
@@ -135,7 +138,7 @@ impl RedisTask {
         outcome
     }
 
-    /// The store is lost, unless there is another connection to it by now.
+    /// Marks the store as lost, unless `connection` has been replaced by a new one already.
     fn lost(&self, connection: &Weak<Connection>, why: &RedisError) {
         if lock(&self.connection).take_if(|current| Arc::as_ptr(current) == connection.as_ptr()).is_none() {
             return;
@@ -147,12 +150,12 @@ impl RedisTask {
         }
     }
 
-    /// Takes note of it, for people.
+    /// Keeps the error for [`StoreHandle::why`](crate::store::StoreHandle::why).
     fn note(&self, why: &RedisError) {
         *lock(&self.health.why) = Some(why.to_string().into());
     }
 
-    /// Where replicas publish what they change.
+    /// The name of the channel on which replicas publish their changes.
     fn channel(&self) -> String {
         format!("{}:updates", self.settings.prefix)
     }

@@ -1,4 +1,5 @@
-//! The other end of a store that is no thread with sockets: whoever simulates one takes transactions from here and answers them.
+//! A store for simulations: instead of a thread with sockets, the simulation itself takes the transactions from a
+//! [`StoreEnd`] and answers them.
 
 use std::sync::{Arc, Weak};
 
@@ -13,19 +14,19 @@ use crate::{
     },
 };
 
-/// The store's end. Until [`Self::reached`] it counts as out of reach.
+/// The store's end of the channel. The store counts as unreachable until [`Self::reached`] is called.
 #[derive(Debug)]
 pub struct StoreEnd {
     pub(crate) commands: UnboundedReceiver<Command>,
     pub(crate) limiters: Weak<Registry>,
 }
 
-/// A limiter's transaction, to be answered or given up.
+/// A limiter's transaction that waits for its answer.
 #[derive(Debug)]
 pub struct StoreCall(Arc<SharedLimiter>, Transaction);
 
 impl StoreEnd {
-    /// The next transaction. `None`: the limiters are gone.
+    /// Waits for the next transaction. Returns `None` when the limiters are gone.
     pub async fn next(&mut self) -> Option<StoreCall> {
         loop {
             match self.commands.recv().await? {
@@ -35,35 +36,35 @@ impl StoreEnd {
                     }
                 }
                 Command::End(_) => return None,
-                // Nothing else of the program is answered.
+                // Scripts of the program are not simulated.
                 Command::Run { .. } | Command::Listen(_) => {}
             }
         }
     }
 
-    /// The store can be reached.
+    /// Makes the store reachable.
     pub fn reached(&self) {
         self.limiters.upgrade().map(|limiters| limiters.store_is(true));
     }
 
-    /// The store is lost.
+    /// Makes the store unreachable.
     pub fn lost(&self) {
         self.limiters.upgrade().map(|limiters| limiters.store_is(false));
     }
 }
 
 impl StoreCall {
-    /// What the limiter tells and asks.
+    /// The transaction.
     pub fn transaction(&self) -> &Transaction {
         &self.1
     }
 
-    /// The limiter's number.
+    /// The number of the limiter that made it.
     pub fn limiter(&self) -> u64 {
         self.0.number
     }
 
-    /// Answers it; `None`: nobody does.
+    /// Answers the transaction; `None` means that the answer was lost.
     pub fn answer(self, answer: Option<&Answer>) {
         self.0.answered(self.1.serial, answer);
     }

@@ -1,4 +1,4 @@
-//! What limiters send to Redis and hear from it: transactions, their answers, updates of other replicas.
+//! The messages between limiters and Redis: transactions, their answers, and updates by other replicas.
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{RedisTask, SCRIPT, connection::Connection, health::LOOK};
+use super::{RedisTask, SCRIPT, connection::Connection, health::RECONNECT_INTERVAL};
 use crate::{
     request::Scope,
     shared::SharedLimiter,
@@ -23,11 +23,11 @@ use crate::{
 static TRANSACTION: LazyLock<Script> = LazyLock::new(|| Script::new(SCRIPT));
 
 impl RedisTask {
-    /// Runs a limiter's transaction and tells it the end.
+    /// Runs a limiter's transaction and passes its answer, or its failure, to the limiter.
     pub(super) async fn transact(self: Arc<Self>, limiter: Arc<SharedLimiter>, transaction: Transaction) {
         let (serial, request) = (transaction.serial, serde_json::to_string(&transaction).unwrap_or_default());
         let key = self.key(&limiter.key);
-        self.know(&key, &limiter);
+        self.register(&key, &limiter);
         self.health.calls.fetch_add(1, Relaxed);
         match self.run(&TRANSACTION, &[key], &[&request, &self.name, &self.channel()]).await {
             Ok((granted, wait, state)) => {
@@ -36,8 +36,8 @@ impl RedisTask {
             }
             Err(_) => {
                 limiter.answered(serial, None);
-                // The rest of a cluster is there.
-                sleep(LOOK).await;
+                // Only one node of a cluster may have failed: the store is still up, so the limiter tries it again.
+                sleep(RECONNECT_INTERVAL).await;
                 if self.health.up.load(Relaxed) {
                     limiter.change(|limiter, now| limiter.share(None, now));
                 }
@@ -45,7 +45,7 @@ impl RedisTask {
         }
     }
 
-    /// Runs a script of the program's own. A failure is the store's, as for a limiter.
+    /// Runs a script of the program's own. A failure has the same consequences as that of a transaction.
     pub(super) async fn run_for_program(
         self: Arc<Self>,
         script: &'static str,
@@ -55,13 +55,13 @@ impl RedisTask {
     ) {
         self.health.calls.fetch_add(1, Relaxed);
         if let Ok(reply) = self.run(&Script::new(script), &keys, &[&argument, &self.channel()]).await {
-            // Who asked may have left.
+            // The caller may have stopped waiting.
             let _ = answer.send(reply);
         }
     }
 
-    /// Hears updates of other replicas until the connection is lost.
-    pub(super) async fn hear(self: Arc<Self>, connection: Weak<Connection>, mut pushes: UnboundedReceiver<PushInfo>) {
+    /// Receives the updates by other replicas until the connection is lost.
+    pub(super) async fn receive(self: Arc<Self>, connection: Weak<Connection>, mut pushes: UnboundedReceiver<PushInfo>) {
         while let Some(push) = pushes.recv().await {
             let is_one = || connection.upgrade().is_some_and(|connection| matches!(*connection, Connection::One(_)));
             match push.kind {
@@ -70,7 +70,7 @@ impl RedisTask {
                         self.update(text);
                     }
                 }
-                // One node of many is noticed by who talks to it.
+                // The loss of one node of a cluster is noticed when a script on it fails.
                 PushKind::Disconnection if is_one() => {
                     self.lost(&connection, &io::Error::from(io::ErrorKind::ConnectionReset).into());
                 }
@@ -79,7 +79,7 @@ impl RedisTask {
         }
     }
 
-    /// A limiter's record, or something of the program's, that somebody has changed.
+    /// Passes an update to its limiter. What belongs to no limiter goes to the listener.
     fn update(&self, text: String) {
         let Some((key, record)) = text.split_once(' ') else { return };
         let limiter = lock(&self.known).get(key).and_then(Weak::upgrade);
@@ -90,14 +90,14 @@ impl RedisTask {
                     limiter.change(|limiter, now| limiter.updated(&state, now));
                 }
             }
-            // One that has gone hears nothing more.
+            // Sending fails only if the listener has been dropped.
             (None, Some(listener)) => drop(listener.send(text)),
             (None, None) => {}
         }
     }
 
-    /// A limiter's key: its name's digest, so that no organization is readable, as the hash tag. Version 0.1 keeps a hash under the
-    /// digest alone.
+    /// The key of a limiter's record. It contains a digest of the scope, so that the organization cannot be read from it, as
+    /// the hash tag. `limits:` keeps it apart from the keys of version 0.1, which kept a hash under the digest alone.
     fn key(&self, limiter: &Scope) -> String {
         let mut digest = Sha256::new();
         for part in [&limiter.organization, &limiter.model, &limiter.tier] {
@@ -108,7 +108,8 @@ impl RedisTask {
         format!("{}:limits:{{{digest}}}", self.settings.prefix)
     }
 
-    fn know(&self, key: &str, limiter: &Arc<SharedLimiter>) {
+    /// Registers a limiter for the updates of its record.
+    fn register(&self, key: &str, limiter: &Arc<SharedLimiter>) {
         let mut known = lock(&self.known);
         if known.get(key).is_none_or(|before| before.as_ptr() != Arc::as_ptr(limiter)) {
             known.retain(|_, limiter| limiter.strong_count() > 0);

@@ -1,4 +1,4 @@
-//! A connection to one Redis or to a cluster, with TLS by public roots or an operator's own.
+//! A connection to a single Redis or to a cluster. TLS uses the public root certificates, or the operator's own.
 
 use std::{fs, io, time::Duration};
 
@@ -11,19 +11,21 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::settings::RedisSettings;
 
-/// For name, TCP, TLS and greeting together. No request waits for it.
+/// Time limit for name resolution, TCP, TLS and the handshake together. No request waits for it.
 pub(super) const CONNECT: Duration = Duration::from_secs(2);
 
-/// redis' `ConnectionManager` is not used: it keeps a connection on which a reply has not come in time, and whose later replies may
-/// be those to earlier commands.
+/// A connection to the store.
+///
+/// `ConnectionManager` of the redis crate is not used: it keeps a connection on which a reply was late, and whose next
+/// replies may belong to earlier commands.
 pub(super) enum Connection {
     One(MultiplexedConnection),
-    /// It finds nodes again by itself.
+    /// Reconnects to its nodes by itself.
     Cluster(ClusterConnection),
 }
 
 impl Connection {
-    /// Connects, and subscribes to the channel: what it says goes to `pushes`, as does the end of the connection.
+    /// Connects, and subscribes to the channel. Its messages and the end of the connection are sent to `pushes`.
     pub(super) async fn open(settings: &RedisSettings, channel: &str, pushes: UnboundedSender<PushInfo>) -> RedisResult<Self> {
         let info = settings.url.as_str().into_connection_info()?;
         let resp3 = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
@@ -65,7 +67,7 @@ impl Connection {
     }
 }
 
-/// The roots of a private authority, where there is one.
+/// The root certificates of a private authority; `None` without `ca_file` or without TLS.
 fn certificates(settings: &RedisSettings) -> RedisResult<Option<TlsCertificates>> {
     let Some(file) = settings.ca_file.as_ref().filter(|_| settings.url.starts_with("rediss:")) else { return Ok(None) };
     let unusable = |why: String| io::Error::other(format!("store.ca_file {}: {why}", file.display()));

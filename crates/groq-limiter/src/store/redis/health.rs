@@ -1,4 +1,4 @@
-//! Whether Redis can be reached, and how many replicas share it.
+//! The heartbeat: it keeps the connection to Redis open, announces this replica, and counts the replicas.
 
 use std::{
     io,
@@ -18,14 +18,14 @@ use super::{
 };
 use crate::sync::lock;
 
-/// A replica announces itself this often.
-const BEAT: Duration = Duration::from_secs(1);
-/// A store that is out of reach is looked for this often.
-pub(super) const LOOK: Duration = Duration::from_millis(500);
-/// So long a replica counts that has gone silent: a store that restarts empty hears of all of them again meanwhile.
+/// How often a replica announces itself.
+const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often an unreachable store is tried again.
+pub(super) const RECONNECT_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a silent replica still counts. All replicas announce themselves to a store that restarts empty within this time.
 const SILENT: Duration = Duration::from_secs(5);
 
-/// Announces a replica, and counts those that have been heard of.
+/// Announces a replica, removes the silent ones, and returns the number of replicas.
 static ANNOUNCE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local time = redis.call('TIME')
@@ -36,55 +36,56 @@ static ANNOUNCE: LazyLock<Script> = LazyLock::new(|| {
         return redis.call('ZCARD', KEYS[1])",
     )
 });
-/// In order at exit: the others need not wait until this one is missed.
+/// Removes a replica that exits normally, so that it no longer counts.
 static LEAVE: LazyLock<Script> = LazyLock::new(|| Script::new("return redis.call('ZREM', KEYS[1], ARGV[1])"));
 
 impl RedisTask {
-    /// Announces this replica, and finds the store again when it was lost.
-    pub(super) async fn beat(self: Arc<Self>) {
-        let mut said = None;
+    /// Announces this replica periodically, and reconnects after the store was lost.
+    pub(super) async fn heartbeat(self: Arc<Self>) {
+        let mut logged = None;
         loop {
             let was_up = self.health.up.load(Relaxed);
-            match self.reach().await {
+            match self.announce().await {
                 Ok(()) => {
                     if self.limiters.upgrade().is_some_and(|limiters| limiters.store_is(true)) {
                         tracing::info!(replicas = self.health.replicas.load(Relaxed), "the store answers: limits are shared");
-                        said = None;
+                        logged = None;
                     }
                 }
                 Err(why) => {
                     self.note(&why);
-                    let words = Some(why.to_string());
-                    if !was_up && said != words {
+                    let text = Some(why.to_string());
+                    if !was_up && logged != text {
                         tracing::warn!(error = %why, "the store is unreachable");
                     }
-                    said = words;
+                    logged = text;
                 }
             }
-            sleep(if self.health.up.load(Relaxed) { BEAT } else { LOOK }).await;
+            sleep(if self.health.up.load(Relaxed) { ANNOUNCE_INTERVAL } else { RECONNECT_INTERVAL }).await;
         }
     }
 
-    /// Connects if need be, and announces this replica.
-    async fn reach(self: &Arc<Self>) -> RedisResult<()> {
+    /// Connects if there is no connection, and announces this replica.
+    async fn announce(self: &Arc<Self>) -> RedisResult<()> {
         if lock(&self.connection).is_none() {
-            let (pushes, heard) = unbounded_channel();
+            let (pushes, pushed) = unbounded_channel();
             let channel = self.channel();
             let opening = timeout(CONNECT, Connection::open(&self.settings, &channel, pushes));
             let connection = Arc::new(opening.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??);
-            tokio::spawn(self.clone().hear(Arc::downgrade(&connection), heard));
+            tokio::spawn(self.clone().receive(Arc::downgrade(&connection), pushed));
             *lock(&self.connection) = Some(connection);
         }
         match self.run(&ANNOUNCE, &[self.replicas_key()], &[&self.name, &SILENT.as_micros().to_string()]).await {
             Ok(replicas) => self.count(replicas),
-            // A cluster's other nodes may be well.
+            // With a cluster, the other nodes may still answer.
             Err(why) if lock(&self.connection).is_none() => return Err(why),
             Err(_) => {}
         }
         Ok(())
     }
 
-    /// The replicas that count: the most that were heard of within the time that one may be silent.
+    /// Updates the number of replicas. A lower number is taken over only after twice the time for which a silent replica
+    /// counts, because a store that has restarted does not know all replicas yet.
     fn count(&self, replicas: u32) {
         let mut counted = lock(&self.counted);
         if replicas >= counted.0 || counted.1.elapsed() > 2 * SILENT {
@@ -93,6 +94,7 @@ impl RedisTask {
         }
     }
 
+    /// Removes this replica from the store.
     pub(super) async fn leave(&self) {
         let left: RedisResult<()> = self.run(&LEAVE, &[self.replicas_key()], &[&self.name]).await;
         if let Err(why) = left {

@@ -1,11 +1,14 @@
--- One limiter's record, shared by replicas: settle, observe and reserve in one step, by the server's clock.
+-- Applies one transaction to a limiter's record, which replicas share: settlements, observations and a reservation in one
+-- step, by the server's clock.
 --
--- KEYS[1] the record; ARGV[1] the transaction (both as JSON, see protocol.rs), ARGV[2] the replica, ARGV[3] the channel for
--- updates. Times and spans are microseconds; times of the record count from its epoch, those of the transaction from now.
--- The record is written once, at the end, so a failure leaves nothing half done.
+-- KEYS[1]: the record; ARGV[1]: the transaction (both are JSON, see protocol.rs); ARGV[2]: the name of the replica; ARGV[3]:
+-- the channel for updates. Returns whether the reservation was made, the wait, and the record.
+--
+-- Times and spans are microseconds. Times in the record are relative to its creation (its epoch), times in the transaction
+-- to now. The record is written once, at the end, so a script that fails changes nothing.
 local request, replica = cjson.decode(ARGV[1]), ARGV[2]
--- us. A replica that has not been heard for TURN loses its place among those that wait; after LEASE, what it has reserved
--- comes back.
+-- In microseconds. A replica that is silent for TURN loses its place in the row of waiting replicas. After LEASE, its
+-- outstanding reservations are released.
 local TURN, LEASE = 1000000, 8000000
 local time = redis.call('TIME')
 local clock = time[1] * 1000000 + time[2]
@@ -15,7 +18,8 @@ local record = stored and cjson.decode(stored) or {
 }
 local now = clock - record.epoch
 record.now, record.version = now, record.version + 1
--- The replica does not know this record, or comes back from a time without it: what it knows counts as well.
+-- The replica has not followed this record: the record is new, or the replica was without the store. Then what the replica
+-- knows counts as well.
 local unknown = request.epoch ~= record.epoch
 if unknown then record.position = math.max(record.position, request.position) end
 
@@ -26,13 +30,13 @@ for name, other in pairs(record.replicas) do
   if other.heard + LEASE < now then
     for code, held in pairs(other.held) do
       local quota = record.quotas[code]
-      -- What headers have shown since to have come back is back.
+      -- Corrections since then may have given back a part of it already.
       quota.tat = quota.tat - math.max(0, held.span - math.max(0, held.corrections - quota.corrections))
     end
     record.replicas[name] = nil
   end
 end
--- The heads that wait before this one, in the order in which they began to, and what they take in millionths of the limit.
+-- What is taken by the heads of other replicas that began to wait before this one, in millionths of the limit.
 local ahead = 0
 for _, other in pairs(record.replicas) do
   if other.since and other.since < (own.since or record.version) then ahead = ahead + other.share end
@@ -40,21 +44,22 @@ end
 
 local wait, share = 0, 0
 for _, cell in ipairs(request.cells) do
-  -- tat: when it is full again. corrections: sum of what headers taught.
+  -- tat: when the bucket is full again. corrections: sum of all corrections by headers.
   local known = now + cell.known
   local quota = record.quotas[cell.code] or { tat = known, corrections = 0 }
   record.quotas[cell.code] = quota
   if unknown then quota.tat = math.max(quota.tat, known) end
   if cell.settled > 0 then quota.tat = math.max(quota.tat, now) end
   quota.tat = quota.tat + cell.settled
-  -- What is seen is measured by sums that a new record does not have.
+  -- An observation is relative to the sum of corrections in the record that the replica followed, so it says nothing about
+  -- another record.
   local seen = cell.observed
   if seen and not unknown then
     local at = now + seen.at
     quota.tat = math.max(quota.tat, at)
     local error = now + seen.truth - math.max(now + seen.tat + quota.corrections - seen.corrections, at)
-    -- Less in use than expected may be what another replica was granted and has not sent yet, or what it has got back and has not
-    -- told yet. What is really free shows in every header, so an eighth at a time is enough.
+    -- If less is in use than expected, another replica may not have sent yet what it was granted, or may not have reported
+    -- yet what it got back. What is really free shows in every header, so an eighth of the difference at a time is enough.
     if error < 0 then error = math.ceil(error / 8) end
     quota.tat, quota.corrections = quota.tat + error, quota.corrections + error
   end
@@ -65,7 +70,8 @@ for _, cell in ipairs(request.cells) do
   end
 end
 
--- All dimensions or none; and where there is not room for all of them, nobody passes a replica that waits.
+-- The reservation is made in all dimensions or in none. `wait` includes what the heads before this one take, so it is not
+-- made before theirs unless there is room for all of them.
 local granted = request.asks and wait <= 0
 local stays = request.waiting > (granted and 1 or 0)
 if granted then record.position = record.position + 1 end
@@ -79,12 +85,13 @@ for _, cell in ipairs(request.cells) do
   local quota, taken = record.quotas[cell.code], granted and cell.units or 0
   if taken > 0 then quota.tat = math.max(quota.tat, now) + taken end
   longest = math.max(longest, quota.tat - now)
-  -- What comes back should this replica fall silent.
+  -- Released if this replica goes silent.
   local span = cell.outstanding + taken
   if span > 0 then own.held[cell.code] = { span = span, corrections = quota.corrections } end
 end
 
--- The newest statement of every limit, and the largest answer of every key for as long as it may count.
+-- Keeps the newest statement of every limit, and the largest answer of every API key for 10 minutes, the longest time for
+-- which it may count.
 local limits, answers = record.learnt.limits, record.learnt.answers
 for code, limit in pairs(request.learnt.limits) do limits[code] = limit end
 for key, answer in pairs(request.learnt.answers) do answers[key] = { tokens = answer.tokens, ended = now + answer.ended } end
