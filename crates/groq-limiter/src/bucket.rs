@@ -1,10 +1,13 @@
-//! One limit's bucket: a GCRA limiter of governor's that lives as long as the limit.
+//! The bucket of one limit: a GCRA rate limiter from the crate governor, with the operations that governor lacks.
 //!
-//! Taking, looking ahead with a margin, and the earliest time come from governor. What it does not know, refunds, debts,
-//! corrections and another quota, are operations on the state that it keeps in a store of ours.
+//! The state is one number, the theoretical arrival time (`tat`): the time at which the bucket is full again if nothing more
+//! is taken. A bucket that is full has a `tat` in the past. Taking `n` units moves `tat` by `n` times the time in which one
+//! unit comes back.
 //!
-//! The state is one number, the theoretical arrival time (`tat`): the instant at which the bucket is full again if nothing
-//! more is taken. Times are nanoseconds on the limiter's clock, an argument of every call.
+//! governor decides whether an amount fits and when it will. Its state is kept in a store that this module implements, so
+//! refunds, debts, corrections and a changed limit are operations on that state.
+//!
+//! Times are nanoseconds on the limiter's clock. Every call takes the current time as an argument.
 
 use std::{
     num::NonZeroU32,
@@ -25,23 +28,23 @@ use governor::{
 
 use crate::{ablation::Mechanism, types::Ns};
 
-/// Debts beyond so many periods are cut: nobody waits that long, and a limit that was stated by mistake silences nobody for
-/// longer.
+/// The largest debt, in periods; a larger one is cut. No request waits longer than that, and a limit that was stated by
+/// mistake cannot block the limiter for longer.
 const DEEPEST_DEBT: u64 = 10;
 
-/// When an amount fits.
+/// When an amount fits into a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Readiness {
-    /// At once.
+    /// It fits now.
     Now,
-    /// At this instant and not a nanosecond before, if nothing else happens.
+    /// The first time at which it fits, if nothing else is taken or given back until then.
     At(Ns),
-    /// More than the limit can ever hold.
+    /// It never fits, because it is larger than the limit.
     Never,
 }
 
 impl Readiness {
-    /// The instant, as seen at `now`.
+    /// Returns the first time at which it fits: `now` for [`Self::Now`], [`Ns::MAX`] for [`Self::Never`].
     pub fn instant(self, now: Ns) -> Ns {
         match self {
             Self::Now => now,
@@ -51,34 +54,37 @@ impl Readiness {
     }
 }
 
-/// One limit's bucket.
+/// The bucket of one limit.
 #[derive(Debug)]
 pub struct Bucket {
-    /// Its store and its clock are two handles of one [`State`].
+    /// Both its store and its clock are handles of the same [`State`].
     limiter: RateLimiter<NotKeyed, State, State, NoOpMiddleware<Nanos>>,
+    /// Units per period; [`Self::UNLIMITED`] without a limit.
     limit: NonZeroU32,
+    /// The time in which an empty bucket fills, ns.
     period: Ns,
-    /// The time in which one unit comes back.
+    /// The time in which one unit comes back, ns.
     unit: Ns,
 }
 
 impl Bucket {
-    /// The most that governor counts: so many units in a period hold nobody back, and count as no limit.
+    /// Stands for no limit: the largest limit that governor can count, which delays no request.
     const UNLIMITED: NonZeroU32 = NonZeroU32::MAX;
 
-    /// A full bucket of `limit` units that fills in `period`. Without a limit, for one of 0 and for one of more than it can
-    /// count, it is [`Self::UNLIMITED`].
+    /// Returns a full bucket of `limit` units that fills in `period`. There is no limit if `limit` is `None`, 0 or more than
+    /// governor can count.
     pub fn new(limit: Option<u64>, period: Duration) -> Self {
         let limit = limit.and_then(|limit| NonZeroU32::new(u32::try_from(limit).ok()?)).unwrap_or(Self::UNLIMITED);
         let period = Ns::try_from(period.as_nanos()).unwrap_or(Ns::MAX).max(1);
-        // Rounded up: never faster than the upstream.
+        // Rounded up, so that the bucket never fills faster than the upstream's.
         let unit = period.div_ceil(u64::from(limit.get()));
         let quota = Quota::with_period(Duration::from_nanos(unit)).expect("a unit takes time").allow_burst(limit);
         let state = State::default();
         Self { limiter: RateLimiter::new(quota, state.clone(), state), limit, period, unit }
     }
 
-    /// The same used units under another limit: neither a fresh burst nor a lost one.
+    /// Changes the limit. The number of used units stays the same, so the change neither allows an additional burst nor
+    /// takes one away.
     pub fn requota(&mut self, limit: Option<u64>, now: Ns) {
         let mut next = Self::new(limit, Duration::from_nanos(self.period));
         if next.limit == self.limit {
@@ -88,32 +94,32 @@ impl Bucket {
         *self = next;
     }
 
-    /// Takes `amount` units if they fit.
+    /// Takes `amount` units if they fit now; otherwise takes nothing and returns when they will fit.
     pub fn take(&mut self, amount: u64, now: Ns) -> Readiness {
         self.check(amount, 0, true, now)
     }
 
-    /// Takes `amount` units; what does not fit makes a debt.
+    /// Takes `amount` units. If they do not fit, the bucket goes into debt.
     pub fn take_or_debit(&mut self, amount: u64, now: Ns) {
         if self.take(amount, now) != Readiness::Now {
             self.debit(amount, now);
         }
     }
 
-    /// Whether `amount` fits while `margin` units stay untouched. Changes nothing.
+    /// Returns when `amount` units fit in addition to `margin` units that must stay available. Takes nothing.
     pub fn peek(&self, amount: u64, margin: u64, now: Ns) -> Readiness {
         self.check(amount, margin, false, now)
     }
 
     fn check(&self, amount: u64, margin: u64, take: bool, now: Ns) -> Readiness {
-        // governor multiplies before it compares: what is over the limit must not reach it.
+        // governor multiplies before it compares, which could overflow, so it must not see amounts over the limit.
         let Some(amount) = u32::try_from(amount).ok().filter(|&amount| amount <= self.limit.get()) else {
             return Readiness::Never;
         };
         let Some(amount) = NonZeroU32::new(amount) else { return Readiness::Now };
         let Cells { now: clock, margin: seen_margin, take: takes, .. } = &*self.state().0;
         clock.store(now, Relaxed);
-        // governor's sums do not saturate, and what is told of other replicas may be any number.
+        // governor's sums do not saturate, and a margin that includes figures from the store may be any number.
         seen_margin.store(self.span(margin).min(self.period.saturating_mul(DEEPEST_DEBT)), Relaxed);
         takes.store(take, Relaxed);
         match self.limiter.check_n(amount) {
@@ -123,22 +129,24 @@ impl Bucket {
         }
     }
 
-    /// Takes `amount` units, into debt if need be.
+    /// Takes `amount` units whether they fit or not. The bucket may go into debt.
     pub fn debit(&mut self, amount: u64, now: Ns) {
         self.drain(self.span(amount), now, now);
     }
 
-    /// Drains what comes back in `span`, from `since` at the earliest, into debt if need be.
+    /// Takes the units that come back in `span` ns. A bucket that was full before `since` counts as full until then. The
+    /// bucket may go into debt.
     pub fn drain(&mut self, span: Ns, since: Ns, now: Ns) {
         self.set_tat(self.tat().max(since).saturating_add(span), now);
     }
 
-    /// Gives `amount` units back. More than the limit is never there at once: taking starts from now at the earliest.
+    /// Gives `amount` units back. A refund cannot fill the bucket beyond its limit, because taking counts from now if `tat`
+    /// is in the past.
     pub fn refund(&mut self, amount: u64) {
         self.state().set(self.tat().saturating_sub(self.span(amount)));
     }
 
-    /// `used` units replace `units` that were taken.
+    /// Replaces the `units` that were taken by the `used` units that turned out to be right.
     pub fn settle(&mut self, units: u64, used: u64, now: Ns) {
         match used.checked_sub(units) {
             Some(0) => {}
@@ -147,64 +155,66 @@ impl Bucket {
         }
     }
 
-    /// Moves what is used by a correction, ns: more for a positive one. A bucket that was full before `since` counts from then.
+    /// Adds a correction of `by` ns to what is used; a negative one frees units. A bucket that was full before `since`
+    /// counts as full until then.
     pub fn correct(&mut self, by: i64, since: Ns, now: Ns) {
         self.set_tat(self.tat().max(since).saturating_add_signed(by), now);
     }
 
-    /// Sets the instant at which it is full again.
+    /// Sets the time at which the bucket is full again. A debt of more than ten periods is cut.
     pub fn set_tat(&mut self, tat: Ns, now: Ns) {
         let deepest = if Mechanism::DebtCut.is_on() { self.period.saturating_mul(DEEPEST_DEBT) } else { u64::MAX };
         self.state().set(tat.min(now.saturating_add(deepest)));
     }
 
-    /// The instant at which it is full again; in the past for a full one.
+    /// Returns the time at which the bucket is full again; in the past if it is full.
     pub fn tat(&self) -> Ns {
         self.state().0.tat.load(Relaxed)
     }
 
-    /// The instant at which a bucket is full again of which `used` units are taken at `at`.
+    /// Returns the time at which the bucket would be full again if `used` units were in use at the time `at`.
     pub fn tat_of(&self, used: u64, at: Ns) -> Ns {
         at.saturating_add(self.span(used))
     }
 
-    /// A span that was `unit` nanoseconds for each unit, for as many units of this bucket.
+    /// Converts a span of another bucket, in which one unit takes `unit` ns, to the span that the same number of units takes
+    /// here.
     pub fn rescale(&self, span: Ns, unit: Ns) -> Ns {
         let span = (u128::from(span) * u128::from(self.unit)).checked_div(unit.into()).unwrap_or(0);
         Ns::try_from(span).unwrap_or(Ns::MAX)
     }
 
-    /// The most that it holds, units.
+    /// Returns the number of units that a full bucket holds.
     pub fn capacity(&self) -> u64 {
         self.limit.get().into()
     }
 
-    /// The limit, units; `None` if it is unlimited.
+    /// Returns the limit in units; `None` if there is none.
     pub fn limit(&self) -> Option<u64> {
         (self.limit != Self::UNLIMITED).then(|| self.capacity())
     }
 
-    /// Time in which it fills.
+    /// Returns the time in which an empty bucket fills, ns.
     pub fn period(&self) -> Ns {
         self.period
     }
 
-    /// The time in which `amount` units come back.
+    /// Returns the time in which `amount` units come back, ns.
     pub fn span(&self, amount: u64) -> Ns {
         self.unit.saturating_mul(amount)
     }
 
-    /// What is left, units; below zero in debt.
+    /// Returns the remaining units; negative if the bucket is in debt.
     pub fn remaining(&self, now: Ns) -> f64 {
         f64::from(self.limit.get()) - self.used(now)
     }
 
-    /// What is used, units; more than the limit in debt.
+    /// Returns the used units; more than the limit if the bucket is in debt.
     pub fn used(&self, now: Ns) -> f64 {
         self.tat().saturating_sub(now) as f64 / self.unit as f64
     }
 
-    /// Units that come back each second.
+    /// Returns the number of units that come back per second.
     pub fn rate(&self) -> f64 {
         1e9 / self.unit as f64
     }
@@ -214,21 +224,23 @@ impl Bucket {
     }
 }
 
-/// What a bucket's limiter reads: its store and its clock in one. Both are handed over by value, so they share the cells.
+/// The store and the clock of a bucket's governor limiter. governor takes each of them by value, so they share their cells.
 ///
-/// Whoever owns the bucket holds a lock, so nothing here has to be ordered; the cells are atomic because governor's traits
-/// take `&self`.
+/// The cells are atomic because governor's traits take `&self`. Relaxed ordering is enough, because buckets are used under a
+/// lock.
 #[derive(Clone, Debug, Default)]
 struct State(Arc<Cells>);
 
 #[derive(Debug, Default)]
 struct Cells {
+    /// The time at which the bucket is full again.
     tat: AtomicU64,
-    /// 0 while the limiter is built, which remembers it as the instant that it counts from.
+    /// The time of the current call. It is 0 while the limiter is built, because governor counts from the time of its
+    /// creation.
     now: AtomicU64,
-    /// What must stay untouched, ns.
+    /// The units that must stay available in the current call, as the time in which they come back, ns.
     margin: AtomicU64,
-    /// Whether what fits is taken.
+    /// Whether the current call takes what fits.
     take: AtomicBool,
 }
 

@@ -1,4 +1,9 @@
-//! One dimension of one limiter, as the upstream sees it: a bucket, its safety margin, external usage, and what corrects them.
+//! The quota of one dimension of one limiter: a model of the bucket that the upstream keeps.
+//!
+//! A [`Quota`] combines the bucket with its safety margin, the estimate of external usage, and the corrections by headers
+//! and refusals. A request is reserved, sent, and settled. When it is sent it gets a send position, its number in the
+//! limiter's order of sending, and a [`SendSnapshot`], with which the headers of its answer are compared. Where replicas
+//! share the quota through a store, the reservation is made there: such a request is called booked.
 
 use std::borrow::Cow;
 
@@ -26,22 +31,22 @@ pub(crate) mod send_history;
 mod share;
 mod statements;
 
-/// Our own use is averaged over this time, ns.
+/// The time over which our own use is averaged, ns.
 const MEMORY: f64 = 60e9;
-/// Shorter spans are left for the next tick, ns.
+/// The shortest interval between two ticks, ns; a tick that comes sooner does nothing.
 const TICK: Ns = 1_000_000;
 
-/// One dimension of a limiter. Its slot in the limiter never moves; a limit that is dropped leaves it with an unlimited bucket.
+/// The quota of one dimension. It keeps its slot in the limiter for good; without a limit its bucket is unlimited.
 #[derive(Debug)]
 pub struct Quota {
-    /// Which.
+    /// The dimension.
     pub dimension: Dimension,
-    /// Its name in the store and in the state file: the dimension's code, but for a bound.
+    /// The name in the store and in the state file: the dimension's code, with a suffix for a bound.
     pub(crate) code: Cow<'static, str>,
     is_bound: bool,
-    /// Who says what about the limit.
+    /// The statements about the limit.
     pub(crate) statements: Statements,
-    /// When Groq stated the limit last.
+    /// The time at which Groq last stated the limit.
     pub(crate) confirmed: Ns,
     bucket: Bucket,
     share: OwnShare,
@@ -50,28 +55,30 @@ pub struct Quota {
     sends: SendHistory,
     reconciler: Reconciler,
     refusals: Refusals,
-    /// Units taken, fading: ours per minute.
+    /// Exponentially decaying sum of the units that we have taken, which is about those of the last minute.
     spending: f64,
-    /// The store's side, where replicas share the quota.
+    /// The state in the store; `None` unless replicas share the quota.
     remote: Option<Box<Remote>>,
+    /// The time of the last tick.
     ticked_at: Ns,
 }
 
-/// What the store does not know of a quota, and what it does.
+/// The state of a quota in the store, and the changes that are not reported to the store yet.
 #[derive(Debug)]
 struct Remote {
-    /// When the quota is full again by the store.
+    /// The time at which the quota is full again according to the store.
     tat: Ns,
-    /// Settlements that the store has not been told, ns.
+    /// Sum of the changes to report, such as settlements, ns.
     settled: i64,
-    /// What the newest header has shown, if the store has not been told.
+    /// What the newest header has shown, if that is not reported yet.
     observation: Option<Observed>,
-    /// Reserved in the store and not ended, without what Groq counts as soon as it is sent, ns.
+    /// What this replica has reserved in the store for requests that have not ended, ns. A request leaves it when it is
+    /// sent, except for its output, which Groq counts at the end.
     outstanding: Ns,
 }
 
 impl Quota {
-    /// A full one. Without a limit it holds nobody back.
+    /// Returns a full quota. It has no limit yet, so it delays no request.
     pub fn new(dimension: Dimension, headroom: f64, now: Ns) -> Self {
         Self {
             code: dimension.code.clone(),
@@ -92,13 +99,14 @@ impl Quota {
         }
     }
 
-    /// The same without a safety margin: the limit is the operator's own, and nobody but this limiter counts.
+    /// Returns the quota without a safety margin, for a limit of the operator's that counts nothing but this limiter's
+    /// requests.
     pub fn without_margin(self) -> Self {
         Self { margin: SafetyMargin::none(), ..self }
     }
 
-    /// The operator's bound in a dimension whose upstream allows more, which counts other requests as well and fills faster:
-    /// nothing that the upstream says corrects it.
+    /// Returns the operator's bound in a dimension in which the upstream allows more. The upstream's bucket counts other
+    /// clients' requests as well and fills faster, so its reports do not correct the bound.
     pub fn bound(dimension: Dimension, now: Ns) -> Self {
         let code = format!("{}:configured", dimension.code).into();
         Self { code, is_bound: true, ..Self::new(dimension, 0.0, now) }.without_margin()
@@ -109,35 +117,35 @@ impl Quota {
         self.is_bound
     }
 
-    /// Whether it tests what is expected of an answer, not its `max_completion_tokens`.
+    /// Whether the quota counts the expected output of a request instead of its `max_completion_tokens`.
     pub fn counts_expected(&self) -> bool {
         self.dimension.unit == Unit::OutputTokens && !self.is_bound()
     }
 
-    /// Whether more than the limit can be refused for good on our own word.
+    /// Whether the limit is certain enough to refuse a larger request for good without asking Groq.
     pub fn is_certain(&self, now: Ns) -> bool {
         self.statements.is_certain(now.saturating_sub(self.confirmed))
     }
 
-    /// Whether headers show this dimension.
+    /// Whether Groq's headers show this dimension.
     pub fn is_visible(&self) -> bool {
         self.statements.is_visible()
     }
 
-    /// The limit in force.
+    /// Returns the limit in force; `None` if there is none.
     pub fn limit(&self) -> Option<u64> {
         self.bucket.limit()
     }
 
-    /// The bucket: unlimited without a limit.
+    /// Returns the bucket, which is unlimited if there is no limit.
     pub fn bucket(&self) -> &Bucket {
         &self.bucket
     }
 
-    /// What the limit counts of a cost.
+    /// Returns the units of `cost` that the limit counts, even if they are more than the limit.
     pub fn of(&self, cost: &Cost) -> u64 {
         match self.dimension.unit {
-            // The operator means what is used, not what the upstream tests.
+            // The operator's limit is for tokens that are used, not for the figure that the upstream tests.
             Unit::OutputTokens if self.is_bound() => cost.output.into(),
             unit => cost.of(unit),
         }
@@ -147,37 +155,37 @@ impl Quota {
         self.bucket.span(units)
     }
 
-    /// What it takes of a cost: never more than it can hold.
+    /// Returns the units to take for `cost`, which are at most those of a full bucket.
     pub fn units(&self, cost: &Cost) -> u64 {
         self.of(cost).min(self.bucket.capacity())
     }
 
-    /// The share of the limit's rate that others take.
+    /// Returns the external usage as a share of the limit's rate.
     pub fn external(&self) -> f64 {
         self.external.share
     }
 
-    /// Units that we take each second, averaged over a minute.
+    /// Returns the units that we take per second, averaged over a minute.
     pub fn spending(&self) -> f64 {
         self.spending * 1e9 / MEMORY
     }
 
-    /// What a request usually takes.
+    /// Returns the average number of units of a request.
     pub fn typical(&self) -> u64 {
         self.margin.typical as u64
     }
 
-    /// From now on this part of the margin is given back, 0 to 1.
+    /// Sets how much of the releasable part of the safety margin is released, from 0 to 1.
     pub fn release_margin(&mut self, part: f64) {
         self.margin.release(part);
     }
 
-    /// What a request of `units` must leave untouched.
+    /// Returns the safety margin for a request of `units`: the units that it must leave unused.
     pub fn margin(&self, units: u64) -> u64 {
         self.margin.units(&self.dimension, self.bucket.capacity(), units)
     }
 
-    /// Whether `units` fit beside the margin once `before` units more were taken.
+    /// Returns when `units` fit in addition to the safety margin, if `before` units are taken first.
     pub fn peek(&self, units: u64, before: u64, now: Ns) -> Readiness {
         if units == 0 {
             return Readiness::Now;
@@ -185,19 +193,19 @@ impl Quota {
         self.bucket.peek(units, self.margin(units).saturating_add(before), now).max(self.share.peek(units, before, now))
     }
 
-    /// Whether `units` fit into our part of the limit, of which the upstream and the store know nothing.
+    /// Returns when `units` fit into our own share of the limit, which neither the upstream nor the store enforces.
     pub fn peek_share(&self, units: u64, now: Ns) -> Readiness {
         self.share.peek(units, 0, now)
     }
 
-    /// Time passes: what others take is charged, what was learnt fades.
+    /// Advances to `now`: charges external usage, and lets what was learnt decay.
     pub fn tick(&mut self, now: Ns) {
         let passed = now.saturating_sub(self.ticked_at);
         if passed < TICK {
             return;
         }
         let taken = self.external.tick(passed, self.is_visible());
-        // No header shows when a request arrived.
+        // Where no header shows the dimension, requests that may not have arrived yet count as if they arrived now.
         let is_hidden = self.dimension.unit == Unit::Requests && !self.is_visible() && !self.margin.is_none();
         let least = if is_hidden { self.sends.full_at(now) } else { 0 };
         if taken > 0 {
@@ -211,22 +219,22 @@ impl Quota {
         self.ticked_at = now;
     }
 
-    /// Groq has answered a request that was sent at this time.
+    /// Notes that Groq has answered a request that was sent at `sent_at`.
     pub fn answered(&mut self, sent_at: Ns) {
         self.sends.answered(sent_at);
     }
 
-    /// Takes `units`, which have been found to fit; they count as not sent yet.
+    /// Takes `units`, which count as not sent yet. The caller has checked that they fit.
     pub fn reserve(&mut self, units: u64, now: Ns) {
         self.count(units, now);
         self.bucket.take_or_debit(units, now);
         let span = self.span(units);
         self.sends.reserved(span);
-        // A store that is there has not charged it.
+        // If there is a store, it has not charged this reservation.
         self.add_settled(i64::try_from(span).unwrap_or(i64::MAX));
     }
 
-    /// Everything about a reservation but the bucket itself.
+    /// Counts a reservation in everything except the bucket.
     fn count(&mut self, units: u64, now: Ns) {
         if units == 0 {
             return;
@@ -236,12 +244,14 @@ impl Quota {
         self.share.take(units, now);
     }
 
-    /// A request of `units` goes out at this position, `booked` by the store or not; how the quota stands then.
+    /// Notes that a request of `units` is sent at this send position; `booked` if it was reserved in the store. Returns the
+    /// snapshot to compare its headers with.
     pub fn sent(&mut self, position: u64, units: u64, booked: bool, now: Ns) -> SendSnapshot {
         let span = self.span(units);
         self.sends.no_longer_unsent(span);
         self.sends.sent(position, span, now);
-        // Groq cannot have taken it before now, and a bucket that was full gains nothing while a connection opens.
+        // Groq cannot have taken the units before now. While the connection opened, our bucket may have refilled, but Groq's
+        // was full.
         let least = now.saturating_add(span).saturating_add(self.sends.unsent);
         if !booked {
             self.bucket.set_tat(self.bucket.tat().max(least), now);
@@ -249,17 +259,17 @@ impl Quota {
         self.send_snapshot()
     }
 
-    /// `units` will never be sent.
+    /// Notes that `units` that were reserved will never be sent.
     pub fn not_sent(&mut self, units: u64) {
         self.sends.no_longer_unsent(self.span(units));
     }
 
-    /// How the quota stands for a request that is sent now and counted in it.
+    /// Returns the snapshot for a request that is sent now and already counted as sent.
     pub fn send_snapshot(&self) -> SendSnapshot {
         SendSnapshot { tat: self.bucket.tat().saturating_sub(self.sends.unsent), corrections: self.reconciler.corrections }
     }
 
-    /// The truth replaces what was reserved.
+    /// Replaces the `units` that were reserved by the units that were `used`.
     pub fn settle(&mut self, units: u64, used: u64, now: Ns) {
         self.spending = (self.spending + used as f64 - units as f64).max(0.0);
         self.bucket.settle(units, used, now);
@@ -268,7 +278,8 @@ impl Quota {
         self.share.settle(units, used, now);
     }
 
-    /// Groq has said what was in use. The correction, ns, unless the report of a newer request has come before.
+    /// Corrects the bucket by what Groq has reported in use. Returns the correction, ns; `None` if there is no limit or a
+    /// report for a newer request has come before.
     pub fn observe(&mut self, reported: Reported, now: Ns) -> Option<i64> {
         let unordered = Reported { snapshot: self.send_snapshot(), at: now, ..reported };
         let reported = if Mechanism::SendPosition.is_on() { reported } else { unordered };
@@ -287,15 +298,16 @@ impl Quota {
         let error = self.reconciler.correct(bucket, &reported, uncertain, now);
         let truth = bucket.tat_of(reported.used, at);
         self.report(Observed::new(reported.snapshot, at, truth));
-        // What was taken before our first request does not say how fast others take.
+        // What was in use before our first request says nothing about the rate of external usage.
         if !first && self.is_visible() {
             self.external.corrected(error);
         }
         Some(error)
     }
 
-    /// A refusal of our own request: from the second one on more is kept back, and where no header shows this dimension, external
-    /// usage is learnt from what grew beyond our quota since the last one. `gap` is the refusal's correction, ns.
+    /// Learns from a refusal of a request that should have fit. From the second refusal on the safety margin grows. If no
+    /// header shows the dimension, external usage is estimated from `gap`, the correction by the refusal in ns, which is
+    /// what was taken since the last refusal without our knowledge. `last_position` is the newest send position.
     pub fn refused(&mut self, position: u64, last_position: u64, gap: i64, now: Ns) {
         if let Some(since) = self.refusals.add(position, last_position, now) {
             self.margin.grow();
@@ -305,7 +317,8 @@ impl Quota {
         }
     }
 
-    /// Another statement of the limit; what was used stays used. Positions up to `position` were counted under the old one.
+    /// Replaces the statements about the limit. What is used stays used. Send positions up to `position` belong to the old
+    /// limit.
     pub fn set_statements(&mut self, statements: Statements, position: u64, now: Ns) {
         self.statements = statements;
         let (before, unit) = (self.bucket.capacity(), self.span(1));
@@ -323,13 +336,13 @@ impl Quota {
         self.set_headroom(self.share.headroom, now);
     }
 
-    /// Leaves this share of the limit to others.
+    /// Sets the share of the limit that is left to other clients.
     pub fn set_headroom(&mut self, headroom: f64, now: Ns) {
         self.share.headroom = headroom;
         self.share.resize(&self.bucket, now);
     }
 
-    /// Puts the quota where it was, as saved by an earlier process.
+    /// Restores the used units that an earlier process saved.
     pub fn restore(&mut self, used: u64, now: Ns) {
         self.reconciler.restore(&mut self.bucket, used, 0, now, now);
     }

@@ -1,8 +1,11 @@
-//! All quotas of one limiter, taken all or none.
+//! All quotas of one limiter. A request is reserved in all of them or in none.
 //!
-//! [`QuotaSet`] answers at once, from this process. Where replicas share quotas, the store charges, and these quotas follow it
-//! ([`QuotaSet::follow`]): a forecast by the store's last answer and by what it has not been told. Without the store they decide
-//! alone, with every limit divided by the number of replicas.
+//! A [`QuotaSet`] is local to this process and never waits. Where replicas share quotas, the store makes the reservations,
+//! and the local quotas follow its state ([`QuotaSet::follow`]). Between two replies they are a forecast: the state of the
+//! last reply and the local changes that are not reported yet. Without the store each replica decides alone, with every
+//! limit divided by the number of replicas.
+//!
+//! Every dimension has a slot, its index in the set, which it keeps. A reservation that the store has made is called booked.
 
 use std::sync::Arc;
 
@@ -22,55 +25,58 @@ use crate::{
 pub mod limits;
 mod sole_use;
 
-/// Quotas of one limiter at most: the eight dimensions that are known, a bound of the operator's beside each, and two that
-/// refusals may teach.
+/// The largest number of quotas per limiter: the eight known dimensions, an operator's bound for each of them, and two
+/// dimensions that are learnt from refusals.
 const SLOTS: usize = 18;
 
-/// The quotas of one limiter, in this process.
+/// The quotas of one limiter in this process.
 #[derive(Debug)]
 pub struct QuotaSet {
     pub(crate) model: Arc<str>,
     settings: Arc<LimitSettings>,
-    /// The plan whose table is in force; `None`: none fits what headers say.
+    /// The plan whose table is in force; `None` if no plan fits the headers.
     plan: Option<Plan>,
-    /// Every dimension. A slot, once taken, stays that dimension's.
+    /// The quotas by slot.
     pub(crate) quotas: Vec<Quota>,
     /// The newest send position.
     pub(crate) position: u64,
-    /// What limits on output test.
+    /// The expected output of requests, which limits on output count.
     pub(crate) expected_output: ExpectedOutputs,
     sole_use: SoleUse,
+    /// The time of the last tick.
     now: Ns,
+    /// How replicas share these quotas; `None` if they do not.
     shared: Option<Shared>,
-    /// Groq has stated something that other replicas have not been told.
+    /// Whether Groq has stated a limit that is not reported to the other replicas yet.
     pub(crate) untold: bool,
 }
 
-/// Between replicas.
+/// How replicas share the quotas.
 #[derive(Debug, Default)]
 struct Shared {
-    /// Without the store: among so many replicas.
+    /// The number of replicas that divide every limit while there is no store; `None` with the store.
     alone: Option<u32>,
-    /// Which incarnation of the store's record these quotas follow; empty: none yet.
+    /// The epoch of the store's record that these quotas follow; empty before the first reply. A record that was lost gets a
+    /// new epoch.
     epoch: String,
-    /// Positions up to here are of another record, or of none.
+    /// The last send position that does not belong to the current record.
     forgotten: u64,
 }
 
-/// What a request has taken from the quotas, to be settled once.
+/// A reservation in the quotas, to be settled exactly once.
 #[derive(Clone, Debug)]
 pub struct Reserved {
-    /// How much.
+    /// The reserved cost.
     pub(crate) cost: Cost,
-    /// Its place in the limiter's order of sending; 0 before it is sent.
+    /// The send position; 0 before the request is sent.
     position: u64,
-    /// When it was sent.
+    /// The time at which it was sent; before that, the time of the reservation.
     pub(crate) sent_at: Ns,
-    /// The position that the store gave it; 0: taken in this process alone.
+    /// The send position that the store assigned; 0 if the reservation was made in this process alone.
     booked: u64,
-    /// Which slots were charged, one bit each.
+    /// The slots that were charged, one bit each.
     slots: u32,
-    /// How each slot stood that there was then; two in most limiters.
+    /// The snapshot of each slot that existed at the time of the reservation; most limiters have two.
     snapshots: SmallVec<[SendSnapshot; 2]>,
 }
 
@@ -79,24 +85,24 @@ impl Reserved {
         Self { cost, position: 0, sent_at: now, booked, slots: (1 << snapshots.len()) - 1, snapshots }
     }
 
-    /// Whether it has been sent.
+    /// Whether the request has been sent.
     pub fn is_sent(&self) -> bool {
         self.position > 0
     }
 
-    /// Whether it was taken from this slot, too.
+    /// Whether this slot was charged.
     fn covers(&self, slot: usize) -> bool {
         self.slots & (1 << slot) != 0
     }
 
-    /// From now on it is taken from a slot that is younger, too.
+    /// Marks a slot as charged that was added after the reservation.
     fn cover(&mut self, slot: usize) {
         self.slots |= 1 << slot;
     }
 }
 
 impl QuotaSet {
-    /// By the operator's settings and the plan's table.
+    /// Returns the quotas for the operator's settings and the table of the plan.
     pub fn new(model: Arc<str>, settings: Arc<LimitSettings>, now: Ns) -> Self {
         let plan = Some(settings.plan);
         let mut quotas = Self {
@@ -115,17 +121,17 @@ impl QuotaSet {
         quotas
     }
 
-    /// The slot of the quota with this code.
+    /// Returns the slot of the quota with this code.
     pub fn slot(&self, code: &str) -> Option<usize> {
         self.quotas.iter().position(|quota| quota.code == code)
     }
 
-    /// The quota with this code.
+    /// Returns the quota with this code.
     pub fn find(&self, code: &str) -> Option<&Quota> {
         self.quotas.get(self.slot(code)?)
     }
 
-    /// The limits that Groq has stated.
+    /// Returns the limits that Groq has stated.
     pub fn stated(&self) -> Vec<StatedLimit> {
         let stated = self.quotas.iter().filter_map(|quota| {
             let (limit, source) = quota.statements.stated?;
@@ -134,7 +140,7 @@ impl QuotaSet {
         stated.collect()
     }
 
-    /// Adds a dimension; `None` when a limiter has as many as it can keep.
+    /// Adds a quota and returns its slot; `None` if all slots are taken.
     pub fn add(&mut self, mut quota: Quota, now: Ns) -> Option<usize> {
         if let Some(shared) = &self.shared {
             quota.share(shared.alone, now);
@@ -145,7 +151,7 @@ impl QuotaSet {
         })
     }
 
-    /// Lets time pass in every dimension.
+    /// Advances every quota to `now`.
     pub fn tick(&mut self, now: Ns) {
         self.now = now;
         for quota in &mut self.quotas {
@@ -153,12 +159,13 @@ impl QuotaSet {
         }
     }
 
-    /// The cost as things stand: with what is expected of its answer.
+    /// Returns the cost with the output that is currently expected.
     pub fn expect(&self, cost: Cost) -> Cost {
         Cost { expected: self.expected_output.of(cost.key, cost.expected, self.now), ..cost }
     }
 
-    /// Where so large an answer is expected that a limit on output cannot hold it: its slot, and the largest that fits.
+    /// Returns the slot and the capacity of a limit on output that is smaller than the expected output; `None` if there is
+    /// none.
     pub fn too_large_answer(&self, cost: &Cost) -> Option<(usize, u64)> {
         let expected = self.expect(*cost).expected;
         self.quotas.iter().enumerate().find_map(|(slot, quota)| {
@@ -167,24 +174,24 @@ impl QuotaSet {
         })
     }
 
-    /// When this quota has room.
+    /// Returns when `cost` fits into this quota.
     pub fn readiness_in(&self, quota: &Quota, cost: &Cost, now: Ns) -> Readiness {
         let units = quota.units(&self.expect(*cost));
         let Some(limit) = quota.limit().filter(|_| quota.counts_expected()) else { return quota.peek(units, 0, now) };
-        // A limit in debt lets nobody pass, however little is expected of the answer.
+        // A limit on output that is in debt delays every request, even if no output is expected.
         let ready = quota.peek(units.max(1), 0, now);
         let falls = u32::try_from(limit).map_or(now, |limit| self.expected_output.falls_to(cost.key, limit, now));
         if falls > now && u64::from(cost.expected) > limit {
             return Readiness::At(falls);
         }
         match (ready, self.expected_output.next_fall(cost.key, now)) {
-            // Less may be expected before there is room for so much, but not before the limit is out of debt.
+            // The expected output may fall before there is room for it, but the limit has to be out of debt in any case.
             (Readiness::At(at), Some(fall)) => Readiness::At(at.min(fall.max(quota.peek(1, 0, now).instant(now)))),
             (ready, _) => ready,
         }
     }
 
-    /// When everything has room, and the slot that decides it.
+    /// Returns when `cost` fits into all quotas, and the slot that becomes ready last; `None` if all are ready now.
     pub fn readiness(&self, cost: &Cost, now: Ns) -> (Readiness, Option<usize>) {
         let mut last = (Readiness::Now, None);
         for (slot, quota) in self.quotas.iter().enumerate() {
@@ -196,7 +203,7 @@ impl QuotaSet {
         last
     }
 
-    /// When everything has room for it after others that take so many millionths of every limit.
+    /// Returns when `cost` fits into all quotas after other requests that take `ahead` millionths of every limit.
     pub fn readiness_after(&self, cost: &Cost, ahead: u64, now: Ns) -> Readiness {
         let cost = &self.expect(*cost);
         let each = self.quotas.iter().map(|quota| {
@@ -206,7 +213,7 @@ impl QuotaSet {
         each.max().unwrap_or(Readiness::Now)
     }
 
-    /// How much later `head` would fit if `other` went before it, ns.
+    /// Returns the time by which `head` would be delayed if `other` were sent before it, ns.
     pub fn delay(&self, head: &Cost, other: &Cost, now: Ns) -> Ns {
         let (head, other) = (&self.expect(*head), &self.expect(*other));
         let (mut alone, mut after) = (0, 0);
@@ -218,7 +225,7 @@ impl QuotaSet {
         after.saturating_sub(alone)
     }
 
-    /// Takes it from every dimension. Only after [`QuotaSet::readiness`] said so, under the same lock.
+    /// Reserves `cost` in every quota. The caller has checked [`QuotaSet::readiness`] under the same lock.
     pub fn reserve(&mut self, cost: Cost, now: Ns) -> Reserved {
         let cost = self.expect(cost);
         for quota in &mut self.quotas {
@@ -227,7 +234,7 @@ impl QuotaSet {
         Reserved::new(cost, 0, smallvec![SendSnapshot::default(); self.quotas.len()], now)
     }
 
-    /// It goes out now: it gets its position, and a snapshot of every dimension.
+    /// Notes that the request is sent now. It gets its send position and a snapshot of every quota.
     pub fn sent(&mut self, reserved: &mut Reserved, now: Ns) {
         let is_booked = reserved.booked > 0;
         self.position += u64::from(!is_booked);
@@ -237,7 +244,7 @@ impl QuotaSet {
                 continue;
             }
             let snapshot = quota.sent(reserved.position, quota.units(&reserved.cost), is_booked, now);
-            // The store's snapshot counts what all replicas had taken before.
+            // A booked request keeps the store's snapshots, which include what all replicas had reserved before.
             if is_booked {
                 quota.ended(quota.units(&reserved.cost.with_output(0)));
             } else if let Some(before) = reserved.snapshots.get_mut(slot) {
@@ -246,14 +253,14 @@ impl QuotaSet {
         }
     }
 
-    /// Groq has answered this one: what was sent before it has arrived as well.
+    /// Notes that Groq has answered the request, so that everything sent before it has arrived as well.
     pub fn answered(&mut self, reserved: &Reserved) {
         if reserved.is_sent() {
             self.quotas.iter_mut().for_each(|quota| quota.answered(reserved.sent_at));
         }
     }
 
-    /// The upstream has refused a request that should have fit.
+    /// Notes that the upstream has refused a request that should have fit: the whole safety margin is kept again.
     pub fn refused(&mut self, now: Ns) {
         self.sole_use.refused(now);
         self.release_margin(0.0);
@@ -265,11 +272,12 @@ impl QuotaSet {
         }
     }
 
-    /// The truth replaces what was reserved, in every dimension that was charged.
+    /// Replaces what was reserved by what was used, in every quota that was charged.
     pub fn settle(&mut self, reserved: Reserved, used: Cost, now: Ns) {
         for (slot, quota) in self.quotas.iter_mut().enumerate() {
             if !reserved.covers(slot) {
-                // An answer is taken when it ends, by a limit that was not known when its request was sent, too.
+                // A limit on output counts a completion when it ends, even if the limit was unknown when the request was
+                // sent.
                 if quota.counts_expected() {
                     quota.settle(0, quota.of(&used), now);
                 }
@@ -287,9 +295,9 @@ impl QuotaSet {
         }
     }
 
-    /// The first dimension that can certainly never hold `cost`, and its limit.
+    /// Returns the first dimension into which `cost` can certainly never fit, and its limit; `None` if there is none.
     pub fn never(&self, cost: &Cost, now: Ns) -> Option<(&Dimension, u64)> {
-        // What is expected of an answer can fall.
+        // Limits on output are left out, because the expected output can fall.
         self.quotas.iter().filter(|quota| !quota.counts_expected()).find_map(|quota| {
             let limit = quota.limit()?;
             (quota.of(cost) > limit && quota.is_certain(now)).then_some((&quota.dimension, limit))
@@ -297,9 +305,10 @@ impl QuotaSet {
     }
 }
 
-/// The quotas in a store that replicas share.
+/// Sharing the quotas with other replicas.
 impl QuotaSet {
-    /// Shared from now on: with the store, whose state is yet to be heard, or (`alone`) without it among so many replicas.
+    /// Shares the quotas from now on: through the store, or without it among `alone` replicas. The store's state is unknown
+    /// until its first reply.
     pub fn share(&mut self, alone: Option<u32>, now: Ns) {
         let shared = self.shared.get_or_insert_default();
         shared.alone = alone;
@@ -311,17 +320,19 @@ impl QuotaSet {
         }
     }
 
-    /// With the store: the epoch of the record that these quotas follow; empty: none yet.
+    /// Returns the epoch of the store's record that these quotas follow; empty before the first reply, `None` without the
+    /// store.
     pub fn epoch(&self) -> Option<&str> {
         self.shared.as_ref().filter(|shared| shared.alone.is_none()).map(|shared| shared.epoch.as_str())
     }
 
-    /// Whether the store decides who goes.
+    /// Whether the store decides which requests are sent.
     pub fn is_attached(&self) -> bool {
         self.epoch().is_some()
     }
 
-    /// What the store is to be told now. `head`: who asks to go.
+    /// Returns the transaction that reports all changes to the store. `head` is the cost of the request to reserve, if any;
+    /// `waiting` is the number of requests in the queue.
     pub fn transaction(&mut self, serial: u64, head: Option<&Cost>, waiting: usize, now: Ns) -> Transaction {
         let limits = if std::mem::take(&mut self.untold) { self.stated() } else { Vec::new() };
         let answers = self.expected_output.take_untold(now);
@@ -336,7 +347,8 @@ impl QuotaSet {
         }
     }
 
-    /// The store's state, which is that of `at`; the store has `charged` so much for a request of ours at its newest position.
+    /// Applies the state of the store as of the time `at`. If the store has `charged` a request of this replica, it did so
+    /// at the newest position; returns the reservation of that request.
     pub fn follow(&mut self, state: &State, charged: Option<Cost>, at: Ns, now: Ns) -> Option<Reserved> {
         let Some(shared) = &mut self.shared else { return None };
         if shared.epoch != state.epoch {
@@ -361,12 +373,12 @@ impl QuotaSet {
         reserved
     }
 
-    /// Whether the store has to be told of a settlement.
+    /// Whether a settlement has to be reported to the store.
     pub fn has_settled(&self) -> bool {
         self.quotas.iter().any(Quota::has_settled)
     }
 
-    /// When there is room in what the store knows nothing of.
+    /// Returns when `cost` fits into our own shares of the limits, which the store does not enforce.
     pub fn own_readiness(&self, cost: &Cost, now: Ns) -> Readiness {
         let cost = &self.expect(*cost);
         self.quotas.iter().map(|quota| quota.peek_share(quota.units(cost), now)).max().unwrap_or(Readiness::Now)

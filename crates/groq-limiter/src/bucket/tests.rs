@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The same law in exact integers: `used` in ns, drained by time.
+/// The same bucket in exact integers. What is used is a time in ns, which shrinks as time passes.
 struct Reference {
     full_at: i128,
     unit: i128,
@@ -104,7 +104,7 @@ proptest! {
         prop_assert_eq!(bucket.peek(limit, 0, now), Readiness::Now);
         prop_assert_eq!(bucket.take(limit, now), Readiness::Now);
         prop_assert!(matches!(bucket.peek(1, 0, now), Readiness::At(_)));
-        // Idle for a period: full, whatever happened before.
+        // After an idle period the bucket is full, whatever happened before.
         prop_assert_eq!(bucket.peek(limit, 0, now + bucket.span(limit)), Readiness::Now);
     }
 
@@ -117,13 +117,13 @@ proptest! {
         bucket.requota(Some(after), now);
         let kept = after as f64 - bucket.remaining(now);
         let expected = (used as f64).min(after as f64 * DEEPEST_DEBT as f64);
-        // A unit's time is rounded up to whole nanoseconds.
+        // The time of one unit is rounded up to whole nanoseconds.
         let rounding = 1.0 + expected / bucket.unit as f64;
         prop_assert!((kept - expected).abs() <= rounding, "{} became {}", used, kept);
     }
 }
 
-/// Found by the fuzz target `redis`: the sum overflowed.
+/// Found by the fuzz target `redis`: governor's sum overflowed.
 #[test]
 fn a_margin_may_be_any_number() {
     let now = 864_000_000_000_000;

@@ -1,33 +1,33 @@
-//! External usage: what others take from the same limit, as a share of its rate.
+//! External usage: what other clients take from the same limit, as a share of the rate at which the limit fills.
 //!
-//! Where headers show the dimension their corrections contain it, and it is for forecasts only. Elsewhere refusals teach it, and it is
-//! charged as time passes.
+//! If headers show the dimension, their corrections already include external usage, so the estimate serves for forecasts
+//! only. Otherwise it is learnt from refusals, and charged to the bucket as time passes.
 
 use crate::{ablation::Mechanism, types::Ns};
 
-/// What headers show is averaged over this time, ns.
+/// The time over which corrections by headers are averaged, ns.
 const MEMORY: f64 = 60e9;
-/// What refusals taught halves in this time, ns.
+/// Half-life of what was learnt from refusals, ns.
 const LEARNT_HALF_LIFE: f64 = 900e9;
-/// Refusals closer together than this say no more of a rate, ns.
+/// The shortest interval between refusals from which a rate is computed, ns; shorter ones count as this long.
 const SHORTEST_GAP: f64 = 20e9;
-/// Some of every limit is ours.
+/// The largest share that counts as external usage, so that some of every limit remains for our requests.
 const MOST: f64 = 0.9;
 
-/// What others take of one dimension.
+/// The estimated external usage of one dimension.
 #[derive(Debug, Default)]
 pub(super) struct ExternalUsage {
-    /// The share of the limit's rate.
+    /// The share of the limit's rate, from 0 to [`MOST`].
     pub(super) share: f64,
 }
 
 impl ExternalUsage {
-    /// A header has corrected the quota by so much, ns.
+    /// Learns from a header that has corrected the quota by `error` ns.
     pub(super) fn corrected(&mut self, error: i64) {
         self.learn(error as f64 / MEMORY);
     }
 
-    /// A refusal came so long after the last one, and showed so much more in use than we knew, ns.
+    /// Learns from a refusal that came `since` ns after the last one, and showed `gap` ns more in use than our bucket did.
     pub(super) fn refused(&mut self, gap: i64, since: Ns) {
         self.learn(0.5 * gap.max(0) as f64 / (since as f64).max(SHORTEST_GAP));
     }
@@ -38,7 +38,8 @@ impl ExternalUsage {
         }
     }
 
-    /// So much time has passed. What others have taken meanwhile that no header will show, ns.
+    /// Lets the estimate fade over `passed` ns. Returns the time, ns, by which external usage in that time moves the bucket;
+    /// 0 if headers show it.
     pub(super) fn tick(&mut self, passed: Ns, is_visible: bool) -> Ns {
         let (taken, kept) = if is_visible {
             (0, (-(passed as f64) / MEMORY).exp())

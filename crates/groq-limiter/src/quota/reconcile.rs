@@ -1,59 +1,61 @@
-//! Reconciliation: headers and refusals correct a bucket, by position in our own order of sending.
+//! Reconciliation: headers and refusals correct a bucket.
 //!
-//! A header tells what was in use when Groq saw the request, so it is compared with what we knew when we sent it. No clocks are
-//! compared, and of several headers only the one of the newest request counts: late ones, in any order, do no harm.
+//! Every request gets a send position: its number in the limiter's order of sending. A header shows what was in use when
+//! Groq received the request, so it is compared with a snapshot of the bucket from the time when that request was sent. No
+//! clocks are compared. Only the header of the highest position so far counts, so headers may arrive late and in any order.
 
 use super::send_history::SendSnapshot;
 use crate::{ablation::Mechanism, bucket::Bucket, types::Ns};
 
-/// What Groq said was in use when it saw a request of ours.
+/// What Groq reported in use when it received a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Reported {
-    /// The request's position in the order of sending.
+    /// The send position of the request.
     pub position: u64,
-    /// How the quota stood when it was sent.
+    /// The quota when the request was sent.
     pub snapshot: SendSnapshot,
-    /// Units in use, the request's own included.
+    /// Units in use, those of the request included.
     pub used: u64,
-    /// When Groq saw it.
+    /// The estimated time at which Groq received the request.
     pub at: Ns,
 }
 
 /// The corrections of one bucket.
 #[derive(Debug, Default)]
 pub(super) struct Reconciler {
-    /// Sum of all corrections, ns; wraps, only differences count.
+    /// Sum of all corrections, ns. It may wrap, because only differences are used.
     pub(super) corrections: i64,
-    /// The newest position that has corrected the bucket.
+    /// The highest send position that has corrected the bucket; 0 if none has.
     pub(super) newest: u64,
-    /// Positions up to here were sent under another limit: what was known of it then is in its units.
+    /// The last send position under an earlier limit. Snapshots up to it are in units of that limit.
     former: u64,
 }
 
 impl Reconciler {
-    /// Whether headers or refusals have said how full the bucket is.
+    /// Whether a header or a refusal has corrected the bucket.
     pub(super) fn has_corrected(&self) -> bool {
         self.newest > 0
     }
 
-    /// Whether a header of this position is newer than all before.
+    /// Whether a report for this send position is newer than all before.
     pub(super) fn is_news(&self, position: u64) -> bool {
         position > self.newest || !Mechanism::SendPosition.is_on()
     }
 
-    /// Whether the request at this position was sent under the present limit, so that what was known then can be compared.
+    /// Whether the request at this send position was sent under the current limit, so that its snapshot can be compared.
     pub(super) fn is_comparable(&self, position: u64) -> bool {
         position > self.former
     }
 
-    /// Corrects the bucket; `uncertain` of a surplus may be what the header does not show. The correction, ns.
+    /// Corrects the bucket by a report. If less is in use than expected, up to `uncertain` ns of the difference are ignored,
+    /// because the header may not show them. Returns the correction, ns.
     pub(super) fn correct(&mut self, bucket: &mut Bucket, reported: &Reported, uncertain: Ns, now: Ns) -> i64 {
         let Reported { position, snapshot, used, at } = *reported;
         self.newest = position;
         let expected = snapshot.tat.saturating_add_signed(self.corrections.wrapping_sub(snapshot.corrections)).max(at);
         let truth = bucket.tat_of(used, at);
         let error = (i128::from(truth) - i128::from(expected)).clamp(i64::MIN.into(), i64::MAX.into()) as i64;
-        // Less in use than expected may be what was overtaken on its way, or a refund that both have seen.
+        // The difference may come from earlier requests that arrive later, or from a refund that both sides have counted.
         let uncertain = if Mechanism::Uncertainty.is_on() { uncertain } else { 0 };
         let error = if error < 0 { error.saturating_add_unsigned(uncertain).min(0) } else { error };
         bucket.correct(error, at, now);
@@ -61,9 +63,9 @@ impl Reconciler {
         error
     }
 
-    /// `used` units at least were in use at `at`, when the request at this position was seen; 0: of an earlier process. What was sent
-    /// before is part of them: for its positions this is a correction, to which the upstream's reports of the level do not add. The
-    /// correction, ns.
+    /// Raises the bucket so that at least `used` units were in use at the time `at`, when Groq received the request at
+    /// `position`; 0 if the figure is not from a request of this process. The change counts as a correction for requests
+    /// that were sent before, so that reports about them do not add it again. Returns the correction, ns.
     pub(super) fn restore(&mut self, bucket: &mut Bucket, used: u64, position: u64, at: Ns, now: Ns) -> i64 {
         self.newest = self.newest.max(position);
         let before = bucket.tat().max(now);
@@ -73,23 +75,25 @@ impl Reconciler {
         more
     }
 
-    /// Another limit counts for positions after this one.
+    /// The limit has changed: snapshots up to this send position can no longer be compared.
     pub(super) fn requota(&mut self, position: u64) {
         self.former = position;
     }
 }
 
-/// Groq's refusals of requests for one dimension.
+/// Groq's refusals under the limit of one dimension.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
-    /// Positions up to here are older than the last refusal that was learnt from.
+    /// The last position that was sent before the last refusal arrived. Refusals up to it count as part of that one.
     until: u64,
+    /// The time of the last refusal.
     last: Option<Ns>,
 }
 
 impl Refusals {
-    /// A refusal of the request at this position. How long after the last one it came; `None` for the first, and for one that
-    /// was on its way when the last one came.
+    /// Counts a refusal of the request at `position`; `last_position` is the newest send position. Returns the time since
+    /// the last refusal, ns; `None` for the first one, and for a request that was already sent when the last refusal
+    /// arrived.
     pub(super) fn add(&mut self, position: u64, last_position: u64, now: Ns) -> Option<Ns> {
         if position <= self.until {
             return None;
@@ -98,7 +102,7 @@ impl Refusals {
         self.last.replace(now).map(|last| now.saturating_sub(last))
     }
 
-    /// Under another limit the next refusal is the first.
+    /// The limit has changed: the next refusal counts as the first.
     pub(super) fn requota(&mut self) {
         self.last = None;
     }

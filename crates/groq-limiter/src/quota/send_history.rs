@@ -1,91 +1,101 @@
-//! What was sent, as long as it makes uncertain how much of the limit is in use.
+//! The recent sends of one dimension, kept as long as they make it uncertain how much of the limit is in use.
 //!
-//! Requests overtake each other on their way, and headers overtake the answers before them. A network that stalls delivers at
-//! once what was sent over many seconds, and Groq's bucket, full since long, starts only then: an answer shows that its request
-//! has arrived, and those that were sent before it; until then they count as if they arrived now.
+//! There are two kinds of uncertainty:
+//!
+//! * Requests overtake each other on their way to Groq, and headers overtake earlier answers on their way back. A header may
+//!   therefore show less than what was sent before its request ([`SendHistory::take_uncertainty`]).
+//! * A network that stalls delivers at once what was sent over many seconds. Groq's bucket, which was full until then, starts to
+//!   drain only at that time. An answer shows that its request and those sent before it have arrived. Until then they count as
+//!   if they arrived now ([`SendHistory::full_at`]).
 
 use std::collections::VecDeque;
 
 use crate::types::Ns;
 
-/// Ways to Groq and back differ by less: within it requests overtake each other, and headers the answers before them.
+/// The largest difference in travel time between requests, ns. Requests that were sent within it may overtake each other,
+/// and headers may overtake answers that are not older than it.
 const JITTER: Ns = 100_000_000;
-/// The margin holds for requests that are late by so much: it keeps twice that, and ordinary answers take no longer.
+/// The delay of a request that the safety margin covers, ns: half of the margin's `LATENESS`. Ordinary answers arrive within
+/// it.
 const HELD: Ns = 1_000_000_000;
-/// What has not been answered for so long has arrived, or never will: a generation may take longer.
+/// A request that is older than this counts as arrived, ns. Its answer may still be missing, because a generation may take
+/// longer.
 const LONGEST_DELAY: Ns = 30_000_000_000;
-/// Sends that are remembered for headers alone.
+/// The largest number of sends that are kept only because their headers may still come.
 const REMEMBERED: usize = 128;
 
-/// A dimension as it stood when a request was sent.
+/// The quota of one dimension when a request was sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SendSnapshot {
-    /// When it would have been full again.
+    /// The time at which the bucket would have been full again, without reservations that were not sent yet.
     pub tat: Ns,
-    /// Sum of all corrections, ns.
+    /// Sum of all corrections until then, ns.
     pub corrections: i64,
 }
 
-/// A request that was sent.
+/// A request that was sent. Amounts are times in ns: what the bucket needs to bring the units back.
 #[derive(Clone, Copy, Debug)]
 struct Sent {
     position: u64,
     at: Ns,
-    /// What was sent before it in all, ns.
+    /// Sum of all requests that were sent before it, ns.
     before: Ns,
-    /// What had come back before it in all, ns.
+    /// Sum of all refunds before it was sent, ns.
     given_back: Ns,
-    /// By how much its header may show too little, ns; of a recent one without what has come back since.
+    /// The amount by which its header may show too little, ns. For a recent send, refunds since then are not included yet.
     uncertain: Ns,
 }
 
-/// The sends of one dimension.
+/// The recent sends of one dimension. Amounts are times in ns: what the bucket needs to bring the units back.
 #[derive(Debug, Default)]
 pub(super) struct SendHistory {
-    /// Reserved and not on its way yet, ns: not part of what Groq can have seen.
+    /// Sum of the reservations that are not sent yet, ns. Groq cannot have counted them.
     pub(super) unsent: Ns,
+    /// In the order of sending.
     sends: VecDeque<Sent>,
-    /// The first of them that is recent: what comes back now may have come back before it arrived.
+    /// Index of the first recent send, which is not older than [`JITTER`]. Groq may have made a refund that we learn of now
+    /// before this request arrived.
     recent: usize,
-    /// What has come back with answers in all, ns; wraps.
+    /// Sum of all refunds, ns. It may wrap, because only differences are used.
     given_back: Ns,
-    /// What was sent in all, ns; wraps, only differences count.
+    /// Sum of all requests that were sent, ns. It may wrap, because only differences are used.
     total: Ns,
-    /// What was sent until then has arrived.
+    /// Requests that were sent until this time have arrived.
     arrived: Ns,
-    /// Headers of positions up to here are done with.
+    /// The send position of the last header. Headers of earlier positions are ignored.
     newest_header: u64,
 }
 
 impl SendHistory {
-    /// So much is reserved and not sent yet.
+    /// Adds a reservation that is not sent yet.
     pub(super) fn reserved(&mut self, span: Ns) {
         self.unsent = self.unsent.saturating_add(span);
     }
 
-    /// So much is on its way, or never will be: others' positions may count it.
+    /// Removes a reservation that was sent, or that will never be sent.
     pub(super) fn no_longer_unsent(&mut self, span: Ns) {
         self.unsent = self.unsent.saturating_sub(span);
     }
 
-    /// A request goes out at this position.
+    /// Adds a request that is sent now.
     pub(super) fn sent(&mut self, position: u64, span: Ns, now: Ns) {
         self.age(now);
         self.forget(now);
-        // Those that went out shortly before may arrive later.
+        // Requests that were sent shortly before may arrive after this one.
         let uncertain = self.sent_since(now.saturating_sub(JITTER));
-        // Room for one is enough for most of 100,000 limiters; with room for four they took a tenth more.
+        // Most of 100,000 limiters need room for one send only; with room for four they took a tenth more memory.
         self.sends.reserve_exact(usize::from(self.sends.is_empty()));
         self.sends.push_back(Sent { position, at: now, before: self.total, given_back: self.given_back, uncertain });
         self.total = self.total.wrapping_add(span);
     }
 
-    /// A request that was sent at this time has been answered.
+    /// Notes that a request that was sent at `sent_at` has been answered, so it has arrived, and those sent before it.
     pub(super) fn answered(&mut self, sent_at: Ns) {
         self.arrived = self.arrived.max(sent_at);
     }
 
-    /// When the bucket is full again at the earliest, if Groq takes only now what may not have arrived yet; 0: all has.
+    /// Returns the earliest time at which the bucket is full again if requests that may not have arrived yet arrive now; 0
+    /// if all have arrived.
     pub(super) fn full_at(&self, now: Ns) -> Ns {
         match self.sent_since(self.arrived_by(now)) {
             0 => 0,
@@ -93,13 +103,14 @@ impl SendHistory {
         }
     }
 
-    /// So much came back with an answer: Groq gave it back before, perhaps before the newest requests arrived.
+    /// Adds a refund that we learn of with an answer. Groq made it earlier, perhaps before the newest requests arrived.
     pub(super) fn given_back(&mut self, span: Ns, now: Ns) {
         self.age(now);
         self.given_back = self.given_back.wrapping_add(span);
     }
 
-    /// By how much the header of the request at this position may show too little, ns. Older positions are done with.
+    /// Returns the amount by which the header of the request at this send position may show too little, ns. Headers of
+    /// earlier positions are not needed any more.
     pub(super) fn take_uncertainty(&mut self, position: u64) -> Ns {
         self.newest_header = position;
         let Some(at) = self.sends.iter().rposition(|sent| sent.position == position) else { return 0 };
@@ -111,25 +122,27 @@ impl SendHistory {
         }
     }
 
-    /// Another limit counts: only what is not sent yet is known in its units.
+    /// Starts anew under another limit, with what is not sent yet, ns at the new limit's rate.
     pub(super) fn requota(&mut self, unsent: Ns) {
         *self = Self { unsent, ..Self::default() };
     }
 
-    /// What was sent after this instant, ns.
+    /// Returns the sum of what was sent after this time, ns.
     fn sent_since(&self, at: Ns) -> Ns {
         self.sends.get(self.first_since(at)).map_or(0, |first| self.total.wrapping_sub(first.before))
     }
 
+    /// Returns the index of the first send after this time.
     fn first_since(&self, at: Ns) -> usize {
         self.sends.partition_point(|sent| sent.at <= at)
     }
 
+    /// Returns the time until which everything that was sent counts as arrived.
     fn arrived_by(&self, now: Ns) -> Ns {
         self.arrived.max(now.saturating_sub(LONGEST_DELAY))
     }
 
-    /// Those that are recent no longer: what comes back from now on is in their headers.
+    /// Ends the uncertainty about refunds for sends that are no longer recent: later refunds are not in their headers.
     fn age(&mut self, now: Ns) {
         while let Some(sent) = self.sends.get_mut(self.recent).filter(|sent| sent.at <= now.saturating_sub(JITTER)) {
             sent.uncertain = sent.uncertain.saturating_add(self.given_back.wrapping_sub(sent.given_back));
@@ -137,6 +150,7 @@ impl SendHistory {
         }
     }
 
+    /// Removes sends that have arrived, unless their headers are still expected and uncertain.
     fn forget(&mut self, now: Ns) {
         let over = now.saturating_sub(JITTER).min(self.arrived_by(now));
         while let Some(first) = self.sends.front().filter(|first| first.at <= over) {

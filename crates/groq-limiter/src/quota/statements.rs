@@ -1,23 +1,24 @@
-//! Who states a limit, and which statement is in force.
+//! The statements about one limit (by the operator, by Groq, by the table of a plan), and which of them is in force.
 
 use crate::types::{Ns, Source};
 
-/// A limit that Groq stated counts as certain for so long, ns.
+/// The time for which a limit that Groq has stated counts as certain, ns.
 const TRUSTED_FOR: Ns = 60_000_000_000;
 
-/// Who says what about one limit.
+/// The statements about one limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Statements {
-    /// The operator: at most so much, whatever Groq says. Where Groq states more, a quota of its own keeps to it.
+    /// The operator's limit, which holds whatever Groq states. If Groq states a higher one, a second quota enforces this one
+    /// ([`Self::bound`]).
     pub configured: Option<u64>,
-    /// Groq, in headers or a refusal.
+    /// The limit that Groq has stated in a header or a refusal.
     pub stated: Option<(u64, Source)>,
-    /// The plan's table, and whether the operator chose that plan.
+    /// The limit in the table of the plan, and whether the operator chose that plan.
     pub plan: Option<(u64, bool)>,
 }
 
 impl Statements {
-    /// The limit in force and where it comes from.
+    /// Returns the limit in force and where it comes from.
     pub fn limit(&self) -> (Option<u64>, Source) {
         match (self.configured, self.stated, self.plan) {
             (Some(configured), Some((stated, source)), _) if stated != configured => (Some(stated), source),
@@ -32,8 +33,9 @@ impl Statements {
         matches!(self.stated, Some((_, Source::Headers)))
     }
 
-    /// Whether more than the limit can be refused for good on our own word. A table that nobody chose, or a number that Groq
-    /// has not repeated for long (`confirmed` so long ago), may be wrong: such a request goes, charged with the whole limit.
+    /// Whether the limit is certain enough to refuse a larger request for good without asking Groq. The table of a plan that
+    /// the operator did not choose may be wrong, and so may a limit that Groq stated too long ago (`confirmed`, ns). A
+    /// larger request is sent then, and takes the whole limit.
     pub fn is_certain(&self, confirmed: Ns) -> bool {
         match self.limit().1 {
             Source::Configured => true,
@@ -42,7 +44,7 @@ impl Statements {
         }
     }
 
-    /// The operator's limit, where Groq states a higher one.
+    /// Returns the operator's limit if Groq states a higher one; `None` otherwise.
     pub fn bound(&self) -> Option<u64> {
         self.configured.filter(|&configured| self.stated.is_some_and(|(stated, _)| stated > configured))
     }

@@ -22,13 +22,14 @@ fn attached() -> Quota {
     quota
 }
 
-/// What would come back should this replica fall silent, units.
+/// The units that the store would release if this replica crashed.
 fn outstanding(quota: &mut Quota) -> u64 {
     let unit = quota.bucket().span(1);
     quota.cell(None, NOW).expect("it has a limit").outstanding as u64 * 1000 / unit
 }
 
-/// In nanoseconds it would be another number of units under another limit, and the store would give back too much.
+/// What is outstanding is kept in ns. Unless it were converted, it would be another number of units under another limit, and
+/// the store could release too much.
 #[test]
 fn what_is_outstanding_stays_the_same_number_of_units_under_another_limit() {
     let mut quota = attached();
@@ -43,9 +44,9 @@ fn what_is_outstanding_stays_the_same_number_of_units_under_another_limit() {
     assert_eq!(outstanding(&mut quota), 50);
 }
 
-/// The store has booked ten requests of sixty a minute, and for five seconds no answer shows that they have arrived.
+/// Ten requests are booked of a limit of sixty per minute, and for five seconds no answer shows that they have arrived.
 #[test]
-fn the_store_is_told_what_may_not_have_arrived() {
+fn requests_that_may_not_have_arrived_are_reported_to_the_store() {
     const SECOND: Ns = 1_000_000_000;
     let mut quota = quota(Dimension::RPM, configured(60), NOW);
     quota.share(None, NOW);
@@ -57,14 +58,14 @@ fn the_store_is_told_what_may_not_have_arrived() {
     quota.booked(10, NOW);
     quota.sent(1, 10, true, NOW);
     assert_eq!(told(&mut quota, NOW), 0);
-    // One of them the margin holds for.
+    // The safety margin covers a delay of one second, so only four are reported.
     assert_eq!(told(&mut quota, NOW + 5 * SECOND), 4_000_000);
     quota.answered(NOW);
     assert_eq!(told(&mut quota, NOW + 20 * SECOND), 0);
 }
 
 #[test]
-fn without_a_limit_the_store_is_told_nothing() {
+fn without_a_limit_nothing_is_reported_to_the_store() {
     let mut quota = attached();
     quota.booked(100, NOW);
     quota.set_statements(Statements::default(), 0, NOW);
@@ -75,12 +76,12 @@ fn without_a_limit_the_store_is_told_nothing() {
 }
 
 #[test]
-fn what_was_taken_before_our_first_request_is_nobodys_rate() {
+fn use_before_our_first_request_is_no_external_usage() {
     let statements = Statements { stated: Some((60_000, Source::Headers)), ..Statements::default() };
     let mut quota = quota(Dimension::TPM, statements, 0);
     let reported = |quota: &Quota, position, used| Reported { position, snapshot: quota.send_snapshot(), used, at: 0 };
     quota.observe(reported(&quota, 1, 57_000), 0);
     assert_eq!((quota.external(), quota.bucket().tat() > 0), (0.0, true), "only the quota is corrected");
     quota.observe(reported(&quota, 2, 60_000), 0);
-    assert!((0.04..0.06).contains(&quota.external()), "a twentieth of a minute's limit came since");
+    assert!((0.04..0.06).contains(&quota.external()), "others took a twentieth of a minute's limit since then");
 }

@@ -1,4 +1,7 @@
-//! Where limits come from, whose statement is in force, and how headers and refusals correct the quotas under them.
+//! The limits of a set of quotas: their sources, and how headers and refusals change and correct them.
+//!
+//! A limit comes from the operator's settings, from Groq (headers and refusals), or from the table of a plan. Headers also
+//! show what is in use, and so do the texts of refusals; both correct the quotas.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,9 +13,9 @@ use crate::{
     types::{Dimension, Ns, Observation, RemoteQuota, Source, StatedLimit, Unit, UpstreamRefusal},
 };
 
-/// The operator's settings, the plan's table, and what Groq has stated.
+/// Statements about limits: the operator's settings, the table of the plan, and what Groq has stated.
 impl QuotaSet {
-    /// Other settings; used amounts stay.
+    /// Applies changed settings. What is used stays used.
     pub fn reconfigure(&mut self, settings: Arc<LimitSettings>, now: Ns) {
         let plan = if self.settings.plan == settings.plan { self.plan } else { Some(settings.plan) };
         self.settings = settings;
@@ -22,7 +25,7 @@ impl QuotaSet {
         self.set_plan(plan, now);
     }
 
-    /// Every known dimension by the operator's settings and this plan's table.
+    /// Sets the limits of every known dimension by the operator's settings and the table of this plan.
     pub(super) fn set_plan(&mut self, plan: Option<Plan>, now: Ns) {
         self.plan = plan;
         let chosen = matches!(self.settings.plan, Plan::Free | Plan::Developer);
@@ -38,6 +41,7 @@ impl QuotaSet {
         }
     }
 
+    /// Returns the slot of the dimension, which is added if it is unknown; `None` if all slots are taken.
     fn slot_or_new(&mut self, dimension: &Dimension, now: Ns) -> Option<usize> {
         self.slot(&dimension.code).or_else(|| {
             let quota = Quota::new(dimension.clone(), self.settings.headroom, now);
@@ -45,7 +49,7 @@ impl QuotaSet {
         })
     }
 
-    /// Changes what is stated of a dimension, and the operator's own bound beside it.
+    /// Sets the statements about a dimension, and those of the operator's bound that belongs to it.
     fn set_statements(&mut self, slot: usize, statements: Statements, now: Ns) {
         let quota = &mut self.quotas[slot];
         if quota.statements == statements {
@@ -64,12 +68,13 @@ impl QuotaSet {
         }
     }
 
-    /// Groq states this dimension's limit; the dimension comes to be if it was unknown. Its slot, and whether that is news.
+    /// Applies a limit that Groq states. The dimension is added if it is unknown. Returns its slot and whether the limit has
+    /// changed; `None` if all slots are taken.
     fn state(&mut self, dimension: &Dimension, limit: u64, source: Source, now: Ns) -> Option<(usize, bool)> {
         let is_new = self.slot(&dimension.code).is_none();
         let slot = self.slot_or_new(dimension, now)?;
         let before = self.quotas[slot].statements;
-        // A refusal repeats what headers show: the dimension stays a visible one.
+        // If a refusal states the limit that headers show, the dimension stays visible.
         let source = match before.stated {
             Some((same, Source::Headers)) if same == limit => Source::Headers,
             _ => source,
@@ -80,14 +85,15 @@ impl QuotaSet {
         let quota = &mut self.quotas[slot];
         quota.confirmed = now;
         if is_new && quota.counts_expected() {
-            // Answers were taken before the limit was known; a refusal as too large says nothing of them.
+            // The upstream counted completions before the limit was known. A refusal as too large does not state what is in
+            // use.
             let rate = limit as f64 / dimension.period.as_secs_f64();
             quota.restore(self.expected_output.left_in_use(rate, now), now);
         }
         Some((slot, is_news))
     }
 
-    /// Takes up what Groq has stated to another limiter, or to an earlier process. What is used stays.
+    /// Applies the limits that Groq has stated to another replica or to an earlier process. What is used stays used.
     pub fn adopt(&mut self, stated: &[StatedLimit], now: Ns) {
         let known = self.stated();
         let same = |a: &StatedLimit, b: &StatedLimit| a.dimension.code == b.dimension.code && a.limit == b.limit;
@@ -100,12 +106,12 @@ impl QuotaSet {
         self.untold = before || !known.iter().all(is_told);
     }
 
-    /// Whether other replicas have something to learn.
+    /// Whether there is something learnt from Groq to report to the other replicas.
     pub fn has_learnt(&self) -> bool {
         self.untold || (self.expected_output.is_untold() && self.quotas.iter().any(Quota::counts_expected))
     }
 
-    /// Under `auto`: the plan whose visible limits are the headers', or none.
+    /// With the plan `auto`: switches to the plan whose table matches the limits that headers show, or to none.
     fn follow_plan(&mut self, now: Ns) {
         if self.settings.plan != Plan::Auto {
             return;
@@ -121,9 +127,10 @@ impl QuotaSet {
     }
 }
 
-/// What answers say.
+/// Corrections by headers and refusals. `delay` is the time that a request takes to reach Groq, ns.
 impl QuotaSet {
-    /// Headers correct what they show; one way to Groq takes `delay`. A refusal's do not count its request.
+    /// Corrects the quotas that the headers show. `counted` is whether the headers include the request itself, which those
+    /// of a refusal do not.
     pub fn observe(&mut self, reserved: &mut Reserved, state: &Observation, counted: bool, delay: Ns, now: Ns) {
         let audio = state.audio.map(|shown| (self.audio_dimension(&shown), Some(shown)));
         let shown = [(Dimension::TPM, state.tokens), (Dimension::RPD, state.requests)].into_iter().chain(audio);
@@ -132,7 +139,7 @@ impl QuotaSet {
             let Some(shown) = shown.filter(|shown| shown.limit > 0) else { continue };
             let known = self.quotas.len();
             let Some((slot, is_news)) = self.state(&dimension, shown.limit, Source::Headers, now) else { continue };
-            // The operator's bound that comes with a limit holds what the limit does.
+            // A bound that was added with this limit starts with the same used units, so it includes the request.
             for slot in (known..self.quotas.len()).filter(|&slot| self.quotas[slot].is_bound()) {
                 reserved.cover(slot);
             }
@@ -145,43 +152,44 @@ impl QuotaSet {
         }
     }
 
-    /// Groq says what it had used of this slot when it saw `reserved`; `counted`: that request included. One way to Groq
-    /// takes `delay`. The correction, ns, unless a newer position has been heard of.
+    /// Corrects one slot: `used` units were in use when Groq received the request, its own included if `counted`. Returns
+    /// the correction, ns; `None` if the report is ignored, for example because a newer one has come before.
     fn correct(&mut self, reserved: &mut Reserved, slot: usize, used: u64, counted: bool, delay: Ns, now: Ns) -> Option<i64> {
-        // Positions of this process alone say nothing in the order that replicas share.
+        // Positions that this process assigned alone cannot be compared with those that the store assigns.
         if self.shared.as_ref().is_some_and(|shared| shared.alone.is_none() && reserved.booked <= shared.forgotten) {
             return None;
         }
         let quota = &mut self.quotas[slot];
         let covered = reserved.covers(slot);
         let used = if covered && !counted { used.saturating_add(quota.units(&reserved.cost)) } else { used };
-        // A dimension that is younger than the request: from now on it is charged there as well.
+        // A quota that was added after the request has no snapshot of it. From now on the request is charged there as well.
         let snapshot = reserved.snapshots.get(slot).copied().unwrap_or_else(|| quota.send_snapshot());
         if counted {
             reserved.cover(slot);
         }
         let at = reserved.sent_at.saturating_add(delay);
         let error = quota.observe(Reported { position: reserved.position, snapshot, used, at }, now)?;
-        // A unit of a day's limit is more than others take in a minute.
+        // Limits per day are too coarse: one unit of them is more than the external usage of a minute.
         if quota.is_visible() && quota.dimension.period < Duration::from_secs(86_400) {
             let released = self.sole_use.header(quota.external(), now);
-            // Replicas that share quotas see each other's use as their own.
+            // Among replicas the whole margin is kept, because each of them counts the others' use as its own.
             self.release_margin(if self.shared.is_none() { released } else { 0.0 });
         }
         Some(error)
     }
 
-    /// Which bucket the undocumented audio headers describe: an hour's, unless they show the day's limit.
+    /// Returns the dimension that the undocumented audio headers describe: audio seconds per hour, unless they show the
+    /// limit per day.
     fn audio_dimension(&self, shown: &RemoteQuota) -> Dimension {
         let has = |dimension: &Dimension| self.find(&dimension.code).is_some_and(|quota| quota.limit() == Some(shown.limit));
         if has(&Dimension::ASPD) && !has(&Dimension::ASPH) { Dimension::ASPD } else { Dimension::ASPH }
     }
 
-    /// A text's dimension; without a name the one with that limit, else the one that its own figures give. `max`: the request's
-    /// `max_completion_tokens`.
+    /// Returns the dimension of a refusal's text: the one that it names, otherwise the one with the limit that it states,
+    /// otherwise the one that follows from its figures. `max` is the request's `max_completion_tokens`.
     pub fn dimension_of(&self, text: &UpstreamRefusal, max: Option<u32>) -> Option<Dimension> {
         let same = || self.quotas.iter().find(|quota| !quota.is_bound() && quota.limit() == Some(text.limit));
-        // A limit on all tokens counts the whole of `max`; what counts less is a limit on output.
+        // A limit on all tokens counts the whole of `max`. If fewer tokens were requested, the limit is on output.
         let of_output = max.is_some_and(|max| text.requested < max.into()) && text.unit.is_none_or(|unit| unit == Unit::Tokens);
         let unit = if of_output { Some(Unit::OutputTokens) } else { text.unit };
         let named = text.dimension.clone();
@@ -190,8 +198,8 @@ impl QuotaSet {
             .or_else(|| UpstreamRefusal { unit, ..text.clone() }.dimension_or_derived())
     }
 
-    /// A refusal's text is an exact calibration of its dimension. `max`: the request's `max_completion_tokens`. `false`: the dimension is
-    /// one too many.
+    /// Corrects a dimension by the text of a refusal, whose figures are exact. `max` is the request's
+    /// `max_completion_tokens`. Returns `false` if the dimension is unknown and all slots are taken.
     pub fn refused_by_text(
         &mut self,
         reserved: &mut Reserved,
@@ -208,17 +216,17 @@ impl QuotaSet {
             self.expected_output.refused(reserved.cost.key, requested, max.unwrap_or(u32::MAX), now);
         }
         let used = match (text.wait, text.used) {
-            // The printed `Used` is rounded up: the wait is the exact figure.
+            // The wait is exact, whereas the printed `Used` is rounded up.
             (Some(wait), _) => {
                 let came_back = wait.as_secs_f64() * text.limit as f64 / dimension.period.as_secs_f64();
                 (text.limit as f64 - text.requested as f64 + came_back).max(0.0).ceil() as u64
             }
             (None, Some(used)) => used,
-            // Too large for any quota: it says nothing of this one.
+            // The request was too large for the limit, so the text does not state what is in use.
             (None, None) => return true,
         };
         let gap = self.correct(reserved, slot, used, false, delay, now);
-        // One that was expected to answer more than we knew says nothing of the quota.
+        // If Groq expected more output than we did, that explains the refusal, and the quota is not to blame.
         let explained = counts_expected && text.requested > reserved.cost.expected.into();
         if !text.hopeless() && !explained {
             self.quotas[slot].refused(reserved.position, self.position, gap.unwrap_or(0), now);
@@ -226,7 +234,8 @@ impl QuotaSet {
         true
     }
 
-    /// A refusal without a text: those dimensions are low whose headers say so. Whether any does.
+    /// Corrects the quotas by the headers of a refusal without a text. Returns whether they show a dimension without room
+    /// for the request.
     pub fn refused_by_headers(&mut self, reserved: &mut Reserved, state: &Observation, delay: Ns, now: Ns) -> bool {
         let low: Vec<Unit> = [(state.tokens, Unit::Tokens), (state.requests, Unit::Requests), (state.audio, Unit::AudioSeconds)]
             .into_iter()
