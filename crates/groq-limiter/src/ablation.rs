@@ -1,38 +1,40 @@
-//! Switches that turn one mechanism off, for `cargo bench --bench shield -- --without NAME`. Nothing else uses them.
+//! Switches that turn off single mechanisms of the limiter, to measure what each contributes. Only
+//! `cargo bench --bench shield -- --without NAME` uses them.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+/// The mechanisms that are off, one bit each.
 static OFF: AtomicU32 = AtomicU32::new(0);
 
-/// A mechanism that has to earn its place.
+/// A mechanism that can be turned off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mechanism {
-    /// Remaining that is never usage.
+    /// Keeps a part of every limit unused.
     SafetyMargin,
-    /// Most of the margin is given back while headers show nobody else.
+    /// Uses most of the margin while headers show no external usage.
     MarginRelease,
-    /// A larger margin after refusals.
+    /// Enlarges the margin after refusals.
     MarginGrowth,
-    /// What others take of the same limits.
+    /// Estimates the usage of the same limits by other programs.
     ExternalUsage,
-    /// Four queues for each app, by size.
+    /// Keeps four queues for each app, by size of the request.
     SizeClasses,
-    /// Small requests pass a blocked head.
+    /// Lets small requests overtake a blocked head of the queue.
     Backfill,
-    /// Forecasts by the app's and the size class's own share, beside everybody's.
+    /// Forecasts waits also by the share of the app and of its size class, and not only by the whole queue.
     ForecastViews,
-    /// Headers are compared with what had been sent when their request was.
+    /// Compares headers with what had been sent before their request, and not with everything sent so far.
     SendPosition,
-    /// What a header may have missed gives nothing back.
+    /// Does not return units because of a header that may not include them yet.
     Uncertainty,
-    /// One request goes first where nothing is known.
+    /// Sends one request as a probe while the limits are not known.
     Probe,
-    /// Debts of more than ten periods are cut.
+    /// Cuts debts of more than ten periods.
     DebtCut,
 }
 
 impl Mechanism {
-    /// All of them, by the name that `--without` takes.
+    /// All mechanisms and their names for `--without`.
     pub const ALL: [(&str, Self); 11] = [
         ("safety-margin", Self::SafetyMargin),
         ("margin-release", Self::MarginRelease),
@@ -47,13 +49,13 @@ impl Mechanism {
         ("debt-cut", Self::DebtCut),
     ];
 
-    /// Whether it is on.
+    /// Whether the mechanism is on.
     pub(crate) fn is_on(self) -> bool {
         OFF.load(Relaxed) & (1 << self as u32) == 0
     }
 }
 
-/// Turns these off, and all others on, in the whole process.
+/// Turns these mechanisms off, and all others on, for the whole process.
 pub fn without(mechanisms: &[Mechanism]) {
     OFF.store(mechanisms.iter().fold(0, |off, &mechanism| off | 1 << mechanism as u32), Relaxed);
 }

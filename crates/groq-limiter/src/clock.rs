@@ -1,4 +1,4 @@
-//! The clock of all limiters of a process: tokio's, in nanoseconds.
+//! [`Clock`]: tokio's clock as the nanoseconds that limiters use.
 
 use std::time::Duration;
 
@@ -6,15 +6,15 @@ use tokio::time::Instant;
 
 use crate::types::Ns;
 
-/// Limiter clocks start here, so that quotas from before the start have room: 100 days.
+/// The clock's value at its start: 100 days, in ns, so that usage from before the start has positive times.
 const ORIGIN: Ns = 8_640_000_000_000_000;
 
-/// The clock of all limiters: tokio's, in ns.
+/// The clock of all limiters of a process. The instant is the clock's start.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock(Instant);
 
 impl Clock {
-    /// Starts now.
+    /// A clock that starts now.
     pub(crate) fn start() -> Self {
         Self(Instant::now())
     }
@@ -23,13 +23,15 @@ impl Clock {
         self.at(Instant::now())
     }
 
+    /// The time that the clock shows at an instant.
     pub(crate) fn at(&self, at: Instant) -> Ns {
         let since = at.saturating_duration_since(self.0).as_nanos();
         ORIGIN.saturating_add(Ns::try_from(since).unwrap_or(Ns::MAX))
     }
 
+    /// The instant at which the clock shows `at`, but at most a year from now.
     pub(crate) fn instant(&self, at: Ns) -> Instant {
-        // Waits of more than a year are looked at again after one.
+        // Timers are set to at most a year from now, because an instant cannot be arbitrarily far in the future.
         let year = Duration::from_secs(31_536_000);
         self.0 + Duration::from_nanos(at.saturating_sub(ORIGIN)).min(self.0.elapsed() + year)
     }

@@ -1,30 +1,32 @@
 //! A rate limiter for clients of Groq's API.
 //!
-//! It predicts Groq's limits, so that a request is sent when Groq lets it pass and not before: requests and tokens per
-//! minute and day, output tokens, seconds of audio. What has to wait is queued fairly between apps; what cannot make it before
-//! its deadline is refused at once. Responses correct the prediction, so that others may use the same limits.
+//! It tracks how much of each limit is left, so that a request is sent as soon as Groq will accept it and not before: requests
+//! and tokens per minute and day, output tokens, seconds of audio. Requests that have to wait are queued fairly between apps.
+//! Requests that cannot be sent before their deadline are refused at once. The headers of responses correct what is tracked, so
+//! other programs may use the same limits.
 //!
-//! Every request is reserved, sent, observed and settled. The program below does so by `reqwest`; `tests/guide.rs` runs it against a
-//! simulated Groq, once alone and once as two processes that share a Redis (feature `redis`).
+//! Every request is reserved ([`Limiters::reserve`]), sent ([`Permit::sent`]), observed ([`Permit::observe`]) and settled
+//! ([`Permit::settle`]). The program below does so with `reqwest`. `tests/guide.rs` runs it against a simulated Groq, once alone
+//! and once as two processes that share a Redis (feature `redis`).
 //!
 #![doc = concat!("```no_run\n", include_str!("../examples/call_groq.rs"), "```")]
 //!
-//! A permit that is dropped gives back what was never sent, and keeps the rest reserved until headers correct it. After a
-//! 429, [`Permit::refused`] takes what its text says, where the caller has read it, and gives a [`Requeue`] for the next
-//! [`Limiters::reserve`]. While Redis does not answer, each process goes on with its part of every limit; what Groq states to one
-//! of them holds for all.
+//! If a permit is dropped before its request was sent, all of its reservation is returned. If it is dropped later, the
+//! reservation stays until the headers of a response correct it. After a 429, [`Permit::refused`] takes the parsed text of the
+//! refusal, if the caller has read it, and returns a [`Requeue`] for the next [`Limiters::reserve`]. While Redis does not
+//! respond, each process uses its share of every limit. Limits that Groq states to one process apply to all.
 //!
-//! | question | file |
+//! | topic | file |
 //! |---|---|
-//! | how a bucket takes, refunds and goes into debt | [`bucket`] |
-//! | why a request waits: one dimension's bucket and safety margin | [`quota`], `quota/margin`; all of them together: [`quota_set`] |
-//! | how a header or a refusal corrects us | `quota_set/limits`, `quota/reconcile`, `quota/send_history` |
-//! | what others take of the same limits | `quota/external` |
-//! | who goes next, and how long it takes | [`queue`], `limiter/dispatch`, `queue/backfill`, `queue/forecast` |
-//! | what a request costs | `limiter/pricing`, by what [`estimate`] has learnt |
-//! | one organization × model × tier as a state machine | [`limiter`] |
-//! | what survives a restart | `store/file` |
-//! | what replicas share, and what happens without Redis | `store`, `limiter/sharing`, `quota/remote` |
+//! | the bucket of one limit: reservations, refunds, debt | [`bucket`] |
+//! | when a request fits: in one dimension, and in all of them | [`quota`] and `quota/margin`, [`quota_set`] |
+//! | corrections by headers and refusals | `quota_set/limits`, `quota/reconcile`, `quota/send_history` |
+//! | usage of the same limits by other programs | `quota/external` |
+//! | the order of the queue, and the forecast of waits | [`queue`], `limiter/dispatch`, `queue/backfill`, `queue/forecast` |
+//! | what a request costs, by the estimates learnt from responses | `limiter/pricing`, [`estimate`] |
+//! | the limiter of one organization, model and tier as a state machine | [`limiter`] |
+//! | the state file, which keeps used amounts over a restart | `store/file` |
+//! | quotas that replicas share, and what happens without Redis | `store`, `limiter/sharing`, `quota/remote` |
 
 use std::{sync::Arc, time::Duration};
 
@@ -62,15 +64,15 @@ mod sync;
 mod timer;
 pub mod types;
 
-/// The limiters of this process: a cheap handle, all clones share them.
+/// The limiters of this process. A cheap handle: all clones share the same limiters.
 #[derive(Clone, Debug)]
 pub struct Limiters(Arc<Registry>);
 
 impl Limiters {
-    /// Limiters with these settings. What `state_file` holds from an earlier process is taken up.
+    /// Limiters with these settings. Used amounts that an earlier process has saved in `state_file` are restored.
     ///
-    /// With `redis`, quotas are shared. Until Redis answers, and whenever it does not, this process goes on alone with
-    /// every limit divided by the number of replicas.
+    /// With `redis`, quotas are shared between replicas. As long as Redis does not respond, this process limits alone, with every
+    /// limit divided by the number of replicas.
     pub fn new(settings: Settings) -> Self {
         let Some(redis) = settings.redis.clone() else { return Self(Arc::new(Registry::new(settings, None))) };
         let (store, commands) = StoreHandle::new(redis.replicas);
@@ -85,7 +87,7 @@ impl Limiters {
         limiters
     }
 
-    /// Limiters whose store is simulated by whoever holds its other end.
+    /// Limiters with a simulated store, and the store's end of the connection, for tests and benchmarks.
     #[doc(hidden)]
     pub fn with_simulated_store(settings: Settings, replicas: u32) -> (Self, store::simulated::StoreEnd) {
         let (store, commands) = StoreHandle::new(replicas);
@@ -94,7 +96,7 @@ impl Limiters {
         (limiters, end)
     }
 
-    /// Limiters of their own with other settings, where these stand now.
+    /// Independent limiters with other settings, which start with the used amounts of these.
     #[must_use]
     pub fn copy(&self, settings: Settings) -> Self {
         let copy = Registry::new(settings, None);
@@ -102,7 +104,7 @@ impl Limiters {
         Self(Arc::new(copy))
     }
 
-    /// Other limits, bounds and state file: used amounts and places in the queue stay. `redis` cannot change.
+    /// Applies new settings. Used amounts and the queue stay. `redis` cannot be changed.
     pub fn reconfigure(&self, settings: Settings) {
         lock(&self.0.common.occupancy).bounds = settings.queue;
         let tables = settings.limits.clone();
@@ -112,10 +114,11 @@ impl Limiters {
         }
     }
 
-    /// Waits for its fair turn, at most until `deadline`. Dropping the future leaves the queue.
+    /// Waits until `request` may be sent, at most until `deadline`, and reserves its cost. `requeue` is what [`Permit::refused`]
+    /// has returned for an earlier attempt of the same request. Dropping the future removes the request from the queue.
     ///
     /// # Errors
-    /// The [`AdmissionError`] says whether the same request could go later, or never. No quota was changed then.
+    /// The [`AdmissionError`] says whether the same request could be sent later, or never. Nothing is reserved then.
     pub async fn reserve(
         &self,
         request: &AdmissionRequest,
@@ -133,7 +136,7 @@ impl Limiters {
         waiting.await.map(|grant| Permit::new(limiter, grant))
     }
 
-    /// Takes what `request` costs at once, into debt if need be: for a request that is sent whatever the limits say.
+    /// Reserves the cost of `request` at once, into debt if there is no room: for a request that is sent whatever the limits say.
     pub fn take(&self, request: &AdmissionRequest) -> Permit {
         if request.cost == CostEstimate::Free {
             return Permit::free();
@@ -143,12 +146,12 @@ impl Limiters {
         Permit::new(limiter, grant.into())
     }
 
-    /// Lets all requests go that wait, into debt if need be: from now on they are sent whatever the limits say.
+    /// Grants all waiting requests, into debt if there is no room.
     pub fn release_waiting(&self) {
         self.0.all().iter().for_each(|limiter| limiter.change(|limiter, _| limiter.release_waiting()));
     }
 
-    /// What can be said of `request` before it asks.
+    /// The forecast for `request` if it were submitted now.
     pub fn forecast(&self, request: &AdmissionRequest) -> RequestForecast {
         if request.cost == CostEstimate::Free {
             return RequestForecast::default();
@@ -156,12 +159,12 @@ impl Limiters {
         self.0.limiter(request).with(|limiter, now| limiter.forecast_of(request, now))
     }
 
-    /// Every limit that is known for `request`.
+    /// Every known limit that applies to `request`.
     pub fn dimensions(&self, request: &AdmissionRequest) -> Vec<DimensionSnapshot> {
         self.0.find(request).map(|limiter| limiter.with(|limiter, now| limiter.dimensions(now))).unwrap_or_default()
     }
 
-    /// Takes up the limits that Groq has stated to `others` for the model of `request`. What is used stays.
+    /// Adopts the limits that Groq has stated to `others` for the model of `request`. Used amounts stay.
     pub fn adopt_limits(&self, others: &Self, request: &AdmissionRequest) {
         if let Some(other) = others.0.find(request) {
             let stated = other.with(|limiter, _| limiter.stated_limits());
@@ -176,27 +179,27 @@ impl Limiters {
         limiters.iter().map(|shared| shared.with(|limiter, now| limiter.snapshot(&shared.key, now))).collect()
     }
 
-    /// How many wait, in all limiters.
+    /// Number of waiting requests in all limiters.
     pub fn waiting(&self) -> usize {
         lock(&self.0.common.occupancy).waiting
     }
 
-    /// The store that replicas share. `None`: quotas are kept in this process.
+    /// The store that replicas share; `None` if this process limits alone.
     pub fn store(&self) -> Option<StoreHandle> {
         self.0.common.store.clone()
     }
 
-    /// Keeps the timers, drops idle limiters, and saves the quotas at most once a second. Never ends; the server spawns it.
-    /// Without it the timers start with the first waiter, and nothing is saved.
+    /// Drives the timers, drops idle limiters, and saves the quotas at most once a second. Never returns; spawn it as a task.
+    /// Without it, the timers start with the first waiting request, and nothing is saved.
     pub async fn run(&self) {
         tokio::join!(self.0.common.timer.drive(), self.0.keep());
     }
 
-    /// The last thing before the end: saves the quotas, where there is a `limits.state_file`, tells the store that replicas share
-    /// what it has not been told yet, and leaves it. Blocks for twice the store's time limit at most.
+    /// To be called last before the process exits. Saves the quotas if there is a `limits.state_file`, sends pending changes to
+    /// the store, and disconnects from it. Blocks for at most twice the store's timeout and 100 ms.
     ///
     /// # Errors
-    /// What the file system said of the state file.
+    /// The state file cannot be written.
     pub fn close(&self) -> std::io::Result<()> {
         let saved = self.0.save(true);
         if let Some(store) = &self.0.common.store {

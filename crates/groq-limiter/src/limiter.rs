@@ -1,9 +1,11 @@
-//! One organization × model × tier: its quotas and its queue as a pure state machine. `now` is an argument, nothing waits,
-//! nothing is spawned.
+//! The limiter of one organization, model and tier: its quotas and its queue as a pure state machine. The time is an argument,
+//! and no method blocks or spawns a task.
 //!
-//! Whoever drives it calls [`Limiter::submit`], then [`Limiter::dispatch`] after every change, takes the [`Event`]s, and calls
-//! `dispatch` again at [`Limiter::wake`] at the latest. A granted request holds a [`Grant`] that ends in exactly one of
-//! [`Limiter::settle`] and [`Limiter::refused`].
+//! The caller submits requests with [`Limiter::submit`]. After every change it calls [`Limiter::dispatch`], which reports an
+//! [`Event`] for every request that leaves the queue, and calls it again at [`Limiter::wake`] at the latest. A granted request
+//! holds a [`Grant`] that ends in exactly one of [`Limiter::settle`] and [`Limiter::refused`].
+//!
+//! Times are nanoseconds on the limiter's clock. A dimension is referred to by its slot, its index in [`Limiter::quotas`].
 
 use std::{sync::Arc, task::Waker, time::Duration};
 
@@ -32,63 +34,64 @@ mod sharing;
 pub mod status;
 mod store_session;
 
-/// What becomes of a request that asks.
+/// The result of submitting a request.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "it is taken apart where it is returned")]
 pub enum Admission {
-    /// It goes.
+    /// The request may be sent.
     Granted(Grant),
-    /// It waits under this number; an [`Event`] will tell.
+    /// The request waits in the queue. An [`Event`] with this ticket reports the outcome.
     Queued(Ticket),
 }
 
-/// A queued request's turn has come, or it cannot go in time, or never.
+/// The outcome of a queued request: granted, or refused because it cannot be sent in time, or never.
 pub type Event = (Ticket, Result<Grant, AdmissionError>);
 
-/// What a granted request holds.
+/// The reservation of a granted request.
 #[derive(Clone, Debug)]
 pub struct Grant {
     reserved: Reserved,
-    /// As it was in the queue.
+    /// The request as it was in the queue.
     queued: QueuedRequest,
-    /// Whether it is the probe of the cold start.
+    /// Whether the request is the probe of the cold start.
     probe: bool,
-    /// Tokens in use as its answer's head has shown, itself included; of a request without `max_completion_tokens` only.
+    /// Tokens in use by the headers of the response, this request included. Only for a request without `max_completion_tokens`.
     shown_used: Option<u64>,
-    /// What it counts in its app's fair share so far.
+    /// What its app's fair share has been charged for it so far.
     service: f64,
-    /// How long it waited, ns.
+    /// Time in the queue, ns.
     pub waited: Ns,
-    /// What made it wait.
+    /// The dimension that made the request wait; `None` if it did not wait for one.
     pub bound_by: Option<Dimension>,
 }
 
 impl Grant {
-    /// Whether it has been sent.
+    /// Whether the request has been sent.
     pub fn is_sent(&self) -> bool {
         self.reserved.is_sent()
     }
 
-    /// What it took.
+    /// The reserved cost.
     pub fn cost(&self) -> Cost {
         self.reserved.cost
     }
 }
 
-/// What can be said of a request before it asks.
+/// The forecast for a request that has not been submitted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestForecast {
-    /// How long it would wait.
+    /// Time that the request would wait in the queue.
     pub wait: Duration,
-    /// What its `max_completion_tokens` would have to be lowered to, where it alone is what can never fit.
+    /// The largest `max_completion_tokens` that would fit; `None` unless `max_completion_tokens` alone makes the request too
+    /// large.
     pub fitting_max_completion_tokens: Option<u64>,
-    /// The usual time from sending to an answer's head; zero before the first one.
+    /// The usual time from sending to the head of the response; zero before the first response.
     pub time_to_head: Duration,
-    /// Completion tokens that an answer has on average; `None` before the first one.
+    /// Completion tokens of a response on average; `None` before the first response.
     pub completion: Option<u64>,
 }
 
-/// One organization × model × tier.
+/// The limiter of one organization, model and tier.
 #[derive(Debug)]
 pub struct Limiter {
     quotas: QuotaSet,
@@ -96,24 +99,30 @@ pub struct Limiter {
     queue: FairQueue,
     cold_start: ColdStart,
     pause: Pause,
-    /// With the store, where replicas share quotas.
+    /// The session with the store; `None` if quotas are not shared between replicas.
     store: Option<Box<StoreSession>>,
+    /// The latest `now` of any call. The limiter's clock never goes back.
     clock: Ns,
+    /// Time of the last submitted or settled request.
     used_at: Ns,
+    /// Requests that are granted and not settled.
     in_flight: u32,
+    /// Refusals of the upstream so far.
     refusals: u64,
-    /// Some of the queue were admitted against a guess: they are looked at again when more is known.
-    guessed: bool,
-    /// The next dispatch lets all go that wait.
-    releases: bool,
-    /// What the head of the queue waits for: a dimension's slot, if it is one, and until when.
+    /// Whether queued requests have to be tested again for their deadlines, because they were queued before the limits were
+    /// known, or their cost has changed.
+    needs_recheck: bool,
+    /// Whether the next dispatch grants all waiting requests.
+    releases_all: bool,
+    /// The slot that the head of the queue waits for (`None` if it waits for no dimension), and until when it is blocked.
     blocked: Option<(Option<usize>, Ns)>,
+    /// The time of the next dispatch.
     wake: Option<Ns>,
 }
 
-/// Asking for a turn.
+/// Admission.
 impl Limiter {
-    /// An unused limiter: full by its tables, nothing known of the upstream.
+    /// An unused limiter with full buckets, which starts from the configured limits and the plan's table.
     pub fn new(model: Arc<str>, settings: Arc<LimitSettings>, now: Ns) -> Self {
         let mut pricing = Pricing::default();
         pricing.configure(&settings, &model);
@@ -128,26 +137,26 @@ impl Limiter {
             used_at: now,
             in_flight: 0,
             refusals: 0,
-            guessed: false,
-            releases: false,
+            needs_recheck: false,
+            releases_all: false,
             blocked: None,
             wake: None,
         }
     }
 
-    /// New settings; quotas and used amounts stay. The caller dispatches.
+    /// Applies new settings. Used amounts stay. The caller dispatches.
     pub fn reconfigure(&mut self, settings: Arc<LimitSettings>, now: Ns) {
         self.pricing.configure(&settings, &self.quotas.model);
         self.quotas.reconfigure(settings, now);
     }
 
-    /// Asks for a turn. `requeue`: it was here before. `has_room`: whether the queue may grow; asked last, and only for a request that
-    /// would have to wait.
+    /// Grants `request` if it may be sent now, or else queues it. `requeue` is what [`Self::refused`] has returned for an earlier
+    /// attempt. `has_room` tells whether the queue may grow. It is called last, and only for a request that has to wait.
     ///
     /// After [`Admission::Queued`] the caller dispatches.
     ///
     /// # Errors
-    /// Why it gets no turn.
+    /// The request is larger than a limit, cannot be sent before its deadline, or finds the queue full.
     pub fn submit(
         &mut self,
         request: &AdmissionRequest,
@@ -168,13 +177,13 @@ impl Limiter {
         }
         let forecast = self.forecast(&queued, now);
         if forecast.exceeds(deadline.saturating_sub(now)) {
-            // Until the probe's head is here the limits are a guess, and nobody is refused by a guess.
+            // Until the probe has a response, the limits are a guess, and a request is not refused because of a guess.
             if self.cold_start.probing_until().is_none() {
                 return Err(self.not_in_time(forecast, &queued));
             }
-            self.guessed = true;
+            self.needs_recheck = true;
         }
-        // Asking the store is not waiting yet.
+        // A request that is ready and only has to be charged in the store does not count as waiting.
         if !ready && !has_room() {
             let retry_after = forecast.wait.max(Duration::from_secs(1));
             return Err(AdmissionError::QueueFull { retry_after });
@@ -182,7 +191,7 @@ impl Limiter {
         Ok(Admission::Queued(self.queue.push(queued)))
     }
 
-    /// What can be said of `request` before it asks.
+    /// The forecast for `request` if it were submitted now.
     pub fn forecast_of(&mut self, request: &AdmissionRequest, now: Ns) -> RequestForecast {
         let now = self.advance(now);
         let queued = self.read(request, now, now, None);
@@ -195,11 +204,12 @@ impl Limiter {
         }
     }
 
-    /// What `max_completion_tokens` would have to be lowered to, where it alone is what can never fit.
+    /// The largest `max_completion_tokens` that would fit; `None` unless `max_completion_tokens` alone makes the request too
+    /// large.
     fn fitting_max_completion_tokens(&self, request: &AdmissionRequest, now: Ns) -> Option<u64> {
         let priced = self.pricing.price(request);
         if let (CostEstimate::Tokens { .. }, Some((slot, limit))) = (request.cost, self.quotas.too_large_answer(&priced.cost)) {
-            // The whole limit would have to be free for itself; half of it is sooner.
+            // A request for the whole limit would have to wait until nothing else is in use. Half of the limit is free sooner.
             let left = self.quotas()[slot].bucket().remaining(now);
             return Some((limit / 2).max(left.max(0.0) as u64).max(1));
         }
@@ -208,43 +218,44 @@ impl Limiter {
         (priced.states_max && room > 0 && room < priced.cost.output.into()).then_some(room)
     }
 
-    /// The task that waits for a queued request: it is to be woken when [`Self::take_woken`] gives it, after a dispatch.
+    /// Sets the task that waits for a queued request. [`Self::take_woken`] returns its waker when the request leaves the queue.
     pub fn set_waker(&mut self, ticket: Ticket, waker: &Waker) {
         if let Some(queued) = self.queue.get_mut(ticket) {
             queued.waker = Some(waker.clone());
         }
     }
 
-    /// The tasks of requests that have left the queue.
+    /// Takes the wakers of requests that have left the queue. The caller wakes them after a dispatch.
     pub fn take_woken(&mut self) -> Vec<Waker> {
         std::mem::take(&mut self.queue.woken)
     }
 
-    /// A queued request's client has left. The caller dispatches.
+    /// Removes a queued request, because its client has disconnected. The caller dispatches.
     pub fn cancel(&mut self, ticket: Ticket, now: Ns) {
         let now = self.advance(now);
         self.leave(ticket, now);
     }
 
-    /// The limiter's clock never goes back.
+    /// Advances the clock to `now`, and returns the clock's time.
     fn advance(&mut self, now: Ns) -> Ns {
         self.clock = self.clock.max(now);
         self.quotas.tick(self.clock);
         self.clock
     }
 
+    /// Like [`Self::advance`], and notes that the limiter is in use.
     fn use_at(&mut self, now: Ns) -> Ns {
         self.used_at = self.advance(now);
         self.used_at
     }
 
-    /// A request as it would be in the queue.
+    /// The queue's entry for a request.
     fn read(&mut self, request: &AdmissionRequest, now: Ns, deadline: Ns, requeue: Option<Requeue>) -> QueuedRequest {
         let app = self.queue.app(&request.app, request.class, request.weight);
         let priced = self.pricing.price(request);
         let requested = requeue.and_then(|requeue| requeue.requested);
         let cost = match (requeue, requested) {
-            // The refusal gave the sum of both parts.
+            // `requested` is the sum of prompt and completion tokens.
             (_, Some(requested)) if !priced.states_max => {
                 Cost { output: requested.saturating_sub(priced.cost.input), ..priced.cost }
             }
@@ -267,7 +278,7 @@ impl Limiter {
         }
     }
 
-    /// Size class: by the share of the tightest limit it asks for.
+    /// The size class, 0 to 3, by the largest share of any limit that the cost takes. Limits on requests do not count.
     fn size_class(&self, cost: &Cost) -> u8 {
         if !Mechanism::SizeClasses.is_on() {
             return 0;
@@ -279,25 +290,27 @@ impl Limiter {
         [1.0 / 32.0, 1.0 / 8.0, 0.5].iter().filter(|&&bound| share > bound).count() as u8
     }
 
-    /// The least that it can turn out to take is over a certain limit.
+    /// The error of a request whose lowest possible cost is more than a limit that is known for certain; `None` if it fits.
     fn too_large(&self, queued: &QueuedRequest, now: Ns) -> Option<AdmissionError> {
         let (dimension, limit) = self.quotas.never(&self.pricing.least(queued), now)?;
-        // What people are told is the estimate itself, not its lower bound.
-        let told = pricing::stated(queued);
+        // The error reports the estimate itself instead of its lower bound.
+        let stated = pricing::stated(queued);
         Some(AdmissionError::TooLarge {
             dimension: dimension.clone(),
             limit,
-            requested: told.of(dimension.unit).max(limit + 1),
-            parts: (dimension.unit == Unit::Tokens).then_some((told.input.into(), told.output.into())),
+            requested: stated.of(dimension.unit).max(limit + 1),
+            parts: (dimension.unit == Unit::Tokens).then_some((stated.input.into(), stated.output.into())),
         })
     }
 
+    /// The forecast wait of a queued request, a pause of the limiter included.
     fn forecast(&self, queued: &QueuedRequest, now: Ns) -> Forecast {
         let mut forecast = forecast(&self.quotas, &self.queue, queued, now);
         forecast.wait = forecast.wait.max(Duration::from_nanos(self.pause.until.saturating_sub(now)));
         forecast
     }
 
+    /// The error of a request that cannot be sent before its deadline.
     fn not_in_time(&self, forecast: Forecast, queued: &QueuedRequest) -> AdmissionError {
         let slot = forecast.slot.or(self.blocked.and_then(|(slot, _)| slot)).unwrap_or(0);
         let too_large = self.quotas.too_large_answer(&queued.cost).filter(|&(too_large, _)| too_large == slot);
@@ -309,7 +322,7 @@ impl Limiter {
         }
     }
 
-    /// Out of the queue, whatever the reason.
+    /// Removes a request from the queue that is not granted. What the store has charged for it is returned.
     fn leave(&mut self, ticket: Ticket, now: Ns) -> Option<QueuedRequest> {
         if let Some(reserved) = self.store.as_mut().and_then(|store| store.take_granted(ticket)) {
             self.quotas.settle(reserved, Cost::default(), now);
@@ -318,7 +331,8 @@ impl Limiter {
         self.queue.remove(ticket)
     }
 
-    /// `reserved`: the store has charged it. `bound`: the slot that it waited for.
+    /// Grants a request. `reserved` is what the store has charged for it; `None` if the cost is reserved here. `bound` is
+    /// the slot that the request waited for.
     fn grant(&mut self, queued: QueuedRequest, reserved: Option<Reserved>, bound: Option<usize>, now: Ns) -> Grant {
         let service = self.service(&queued.cost.with_output(queued.expected), now);
         let reserved = reserved.unwrap_or_else(|| self.quotas.reserve(queued.cost, now));
@@ -335,20 +349,20 @@ impl Limiter {
         }
     }
 
-    /// What a cost counts in its app's fair share: in the dimension in which it is dearest, as a share of what is there and comes
+    /// What `cost` counts in its app's fair share: its largest share, over all dimensions, of what is left plus what refills
     /// within a minute.
     fn service(&self, cost: &Cost, now: Ns) -> f64 {
-        let each = self.quotas().iter().map(|quota| {
+        let shares = self.quotas().iter().map(|quota| {
             let bucket = quota.bucket();
             quota.units(cost) as f64 / (bucket.remaining(now).max(0.0) + 60.0 * bucket.rate())
         });
-        each.fold(0.0, f64::max)
+        shares.fold(0.0, f64::max)
     }
 }
 
-/// The life of a granted request.
+/// The steps of a granted request.
 impl Limiter {
-    /// Right before the first byte goes out.
+    /// Marks the request as sent. To be called right before its first byte is written.
     pub fn sent(&mut self, grant: &mut Grant, now: Ns) {
         let now = self.advance(now);
         if !grant.is_sent() {
@@ -357,7 +371,7 @@ impl Limiter {
         }
     }
 
-    /// An answer's head: its headers correct the quotas. The caller dispatches.
+    /// Takes the head of a response, whose headers correct the quotas. The caller dispatches.
     pub fn observe(&mut self, grant: &mut Grant, state: &Observation, now: Ns) {
         let now = self.advance(now);
         self.pricing.estimates.head(now.saturating_sub(grant.reserved.sent_at));
@@ -368,7 +382,7 @@ impl Limiter {
         self.quotas.observe(&mut grant.reserved, state, true, delay, now);
         if let Some(RemoteQuota { limit, remaining, .. }) = state.tokens.filter(|_| !grant.queued.states_max) {
             let used = limit.saturating_sub(remaining);
-            // What is reserved stays below a bound whatever the prompt turns out to be.
+            // With the lowest possible prompt, the upper bound on the reserved completion tokens holds for any real prompt.
             let prompt = self.pricing.least(&grant.queued).input.into();
             if AssumedOutput::is_shown(used, prompt, limit) {
                 grant.shown_used = Some(used);
@@ -378,7 +392,7 @@ impl Limiter {
         self.flush_pending(false, now);
     }
 
-    /// The request has ended and this is the truth. The caller dispatches.
+    /// Ends the request, and replaces its reservation by what it has used. The caller dispatches.
     pub fn settle(&mut self, grant: Grant, usage: ActualUsage, now: Ns) {
         let now = self.use_at(now);
         self.learn_usage(&grant, usage, now);
@@ -396,7 +410,7 @@ impl Limiter {
         self.flush_pending(false, now);
     }
 
-    /// Estimates learn from what was really used.
+    /// Updates the estimates by what the request has used. Seconds of audio are known beforehand.
     fn learn_usage(&mut self, grant: &Grant, usage: ActualUsage, now: Ns) {
         if grant.cost().seconds > 0 {
             return;
@@ -408,8 +422,9 @@ impl Limiter {
         self.learn(|pricing| pricing.answered(usage, &grant.queued, grant.shown_used, now));
     }
 
-    /// Groq refused: the text (or the headers) corrects the quotas and everything comes back. What to ask again with. The
-    /// caller dispatches.
+    /// Takes a refusal of the upstream: its text, or else its headers, correct the quotas, and the reservation is returned.
+    /// If they do not tell which quota is exhausted, the limiter pauses. Returns what the request is submitted again with.
+    /// The caller dispatches.
     pub fn refused(
         &mut self,
         mut grant: Grant,
@@ -426,10 +441,11 @@ impl Limiter {
         let delay = self.pricing.estimates.one_way();
         let text = text.filter(|text| text.limit > 0);
         let mut requeue = Requeue { ticket, least: grant.cost(), requested };
-        let is_told = match text.and_then(|text| Some((text, self.quotas.dimension_of(text, max)?))) {
+        let is_explained = match text.and_then(|text| Some((text, self.quotas.dimension_of(text, max)?))) {
             Some((text, dimension)) => {
                 requeue.least = requeue.least.raised(dimension.unit, text.requested);
-                // Prompt and assumed completion tokens. What can never succeed says nothing of others: its prompt may be all of it.
+                // The text states the sum of prompt and assumed completion tokens. A request that can never succeed is left out,
+                // because its prompt may be all of the sum.
                 if !states_max && !text.hopeless() && dimension.unit == Unit::Tokens {
                     requeue.requested = Some(u32::try_from(text.requested).unwrap_or(u32::MAX));
                     let prompt = self.pricing.least(&grant.queued).input.into();
@@ -439,7 +455,7 @@ impl Limiter {
             }
             None => text.is_none() && self.quotas.refused_by_headers(&mut grant.reserved, state, delay, now),
         };
-        if !is_told {
+        if !is_explained {
             self.pause.refused(retry_after, now);
         }
         self.cold_start.answered();
@@ -447,7 +463,7 @@ impl Limiter {
         requeue
     }
 
-    /// Where the price of requests without `max_completion_tokens` changes, it does so for those that wait, too.
+    /// Changes the estimates. If that changes the cost of requests without `max_completion_tokens`, queued ones are repriced.
     fn learn(&mut self, learn: impl FnOnce(&mut Pricing)) {
         let before = self.pricing.assumed();
         learn(&mut self.pricing);
@@ -459,15 +475,14 @@ impl Limiter {
         for (ticket, cost) in repriced {
             self.queue.reprice(ticket, cost);
         }
-        // By another price some may not make it in time.
-        self.guessed = true;
+        // At the new cost, some requests may be too late.
+        self.needs_recheck = true;
     }
 }
 
-/// Requests that are sent whatever the limits say, and what a second limiter, which tells what the limits would have said, has to
-/// know of this one.
+/// Requests that are sent whatever the limits say, and limits that Groq has stated to another limiter.
 impl Limiter {
-    /// Takes what `request` costs without a turn in the queue, into debt if need be. The caller dispatches.
+    /// Grants `request` without queueing it, into debt if there is no room. The caller dispatches.
     pub fn take(&mut self, request: &AdmissionRequest, now: Ns) -> Grant {
         let now = self.use_at(now);
         let queued = self.read(request, now, now, None);
@@ -476,9 +491,9 @@ impl Limiter {
         grant
     }
 
-    /// Lets all go that wait, into debt if need be. The caller dispatches.
+    /// Makes the next dispatch grant all waiting requests, into debt if there is no room. The caller dispatches.
     pub fn release_waiting(&mut self) {
-        self.releases = true;
+        self.releases_all = true;
     }
 
     /// The limits that Groq has stated.
@@ -486,7 +501,7 @@ impl Limiter {
         self.quotas.stated()
     }
 
-    /// Takes up limits that Groq has stated to another limiter, or to an earlier process. What is used stays.
+    /// Adopts limits that Groq has stated to another limiter, or to an earlier process. Used amounts stay.
     pub(crate) fn adopt_limits(&mut self, stated: &[StatedLimit], now: Ns) {
         let now = self.advance(now);
         self.quotas.adopt(stated, now);
@@ -494,21 +509,22 @@ impl Limiter {
     }
 }
 
-/// What others want to know of a limiter.
+/// State and usage.
 impl Limiter {
-    /// When it was last used, if nobody waits or runs.
+    /// When the limiter was last used; `None` while a request is queued or in flight.
     pub fn unused_since(&self) -> Option<Ns> {
         (self.queue.is_empty() && self.in_flight == 0).then_some(self.used_at)
     }
 
-    /// Whether it is as it was made: unused, full, and Groq has stated none of its limits.
+    /// Whether dropping the limiter would lose nothing: it is unused, its buckets are full, and Groq has stated none of its
+    /// limits.
     pub fn is_new(&mut self, now: Ns) -> bool {
         let now = self.advance(now);
         let is_new = |quota: &Quota| quota.statements.stated.is_none() && quota.bucket().tat() <= now;
         self.unused_since().is_some() && self.quotas().iter().all(is_new)
     }
 
-    /// How many wait.
+    /// Number of queued requests.
     pub fn waiting(&self) -> usize {
         self.queue.len()
     }
@@ -518,21 +534,21 @@ impl Limiter {
         self.in_flight
     }
 
-    /// The quotas.
+    /// The quotas, by slot.
     pub fn quotas(&self) -> &[Quota] {
         &self.quotas.quotas
     }
 
-    /// Until when the head of the queue is blocked.
+    /// The time until which the head of the queue is blocked; `None` if it is not.
     pub fn blocked_until(&self) -> Option<Ns> {
         self.blocked.map(|(_, until)| until)
     }
 
-    /// Takes up a quota of an earlier process: `used` units less what `passed` seconds gave back.
+    /// Restores the used amount of a quota: `used` units less what has refilled in the `passed` seconds since.
     pub(crate) fn restore_usage(&mut self, code: &str, used: f64, passed: f64, now: Ns) {
         let Some(slot) = self.quotas.slot(code) else { return };
         let quota = &mut self.quotas.quotas[slot];
-        let back = quota.bucket().rate() * passed;
-        quota.restore((used - back).max(0.0).ceil() as u64, now);
+        let refilled = quota.bucket().rate() * passed;
+        quota.restore((used - refilled).max(0.0).ceil() as u64, now);
     }
 }

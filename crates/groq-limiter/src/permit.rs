@@ -1,4 +1,5 @@
-//! The guard that a request holds. It is settled exactly once, whoever drops it, wherever.
+//! [`Permit`]: the guard of a granted request's reservation. Settling consumes it, and dropping it settles it, too, so every
+//! reservation is settled exactly once.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,10 +12,11 @@ use crate::{
     types::{Dimension, Observation, UpstreamRefusal},
 };
 
-/// What was taken; settled exactly once. Dropped before it was sent: all comes back; after: it stays reserved.
+/// The reservation of a granted request, to be settled once. If it is dropped before its request was sent, the reservation is
+/// returned. If it is dropped later, the reservation stays, because the usage is unknown.
 #[derive(Debug)]
 pub struct Permit {
-    /// `None`: nothing was taken, or it is settled. Boxed: a permit is moved at each step of its request.
+    /// `None` if nothing was reserved, or after settling. Boxed, because a permit is moved at each step of its request.
     held: Option<(Arc<SharedLimiter>, Box<Grant>)>,
 }
 
@@ -23,22 +25,22 @@ impl Permit {
         Self { held: Some((limiter, grant)) }
     }
 
-    /// Of something that draws on no limit.
+    /// The permit of a request that no limit counts.
     pub(crate) fn free() -> Self {
         Self { held: None }
     }
 
-    /// How long it waited.
+    /// The time that the request waited in the queue.
     pub fn waited(&self) -> Duration {
         self.held.as_ref().map_or(Duration::ZERO, |(_, grant)| Duration::from_nanos(grant.waited))
     }
 
-    /// The dimension that made it wait.
+    /// The dimension that made the request wait; `None` if it did not wait for one.
     pub fn bound_by(&self) -> Option<&Dimension> {
         self.held.as_ref()?.1.bound_by.as_ref()
     }
 
-    /// Right before the first byte goes out.
+    /// Marks the request as sent. To be called right before its first byte is written.
     pub fn sent(&mut self, now: Instant) {
         if let Some((limiter, grant)) = &mut self.held {
             let now = limiter.at(now);
@@ -46,7 +48,8 @@ impl Permit {
         }
     }
 
-    /// An answer's head: its headers correct the quotas, by send position; its time is learnt.
+    /// Takes the head of a response: its headers correct the quotas, and the time since sending updates the estimate of delays.
+    /// Each limit in the headers is compared with what had been sent up to this request (its send position).
     pub fn observe(&mut self, state: &Observation, now: Instant) {
         if let Some((limiter, grant)) = &mut self.held {
             let now = limiter.at(now);
@@ -54,7 +57,8 @@ impl Permit {
         }
     }
 
-    /// Groq refused (429): the text corrects the quotas, what was taken comes back, the place in the queue is kept, if there was one.
+    /// Takes a refusal (429): its text corrects the quotas, and the reservation is returned. Returns what keeps the request's
+    /// place in the queue for the next attempt; `None` if no limit counts the request.
     pub fn refused(
         mut self,
         text: Option<&UpstreamRefusal>,
@@ -67,7 +71,7 @@ impl Permit {
         Some(limiter.change(|limiter, _| limiter.refused(*grant, text, state, retry_after, now)))
     }
 
-    /// The truth is known.
+    /// Replaces the reservation by what the request has used.
     pub fn settle(mut self, usage: ActualUsage, now: Instant) {
         self.end(usage, now);
     }

@@ -1,5 +1,6 @@
-//! Limits of Groq's plans (`plans.json`, each table with its source and date), used until the first response states them: headers
-//! and refusals are trusted over them, and the operator's own limits too.
+//! The limits of Groq's plans, from `plans.json`, where each table has its source and date.
+//!
+//! They apply until the first response states the limits. Headers, refusals and configured limits take precedence over them.
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
@@ -7,7 +8,7 @@ use serde::Deserialize;
 
 use crate::settings::{ModelLimits, Plan};
 
-/// Models and their limits under a plan, by one source.
+/// The limits of models under a plan, from one source.
 #[derive(Deserialize)]
 struct Table {
     plan: Plan,
@@ -17,29 +18,30 @@ struct Table {
 static TABLES: LazyLock<Vec<Table>> =
     LazyLock::new(|| serde_json::from_str(include_str!("plans.json")).expect("the tests read the same text"));
 
-/// The models that Groq's tables name.
+/// The models in the table of the free plan.
 pub fn models() -> impl Iterator<Item = &'static str> {
     TABLES.iter().filter(|table| table.plan == Plan::Free).flat_map(|table| table.models.keys().map(String::as_str))
 }
 
-/// A plan's limits for a model; `None` where no table of it has such a row.
+/// The limits of a model under a plan; `None` if the plan's tables do not have the model.
 pub fn limits(plan: Plan, model: &str) -> Option<ModelLimits> {
     let plan = if plan == Plan::Auto { Plan::Free } else { plan };
     TABLES.iter().filter(|table| table.plan == plan).find_map(|table| table.models.get(model)).copied()
 }
 
-/// The plan whose visible limits (tokens a minute, requests a day) agree with what an answer's headers say.
-/// `None`: neither does.
+/// The plan whose limits agree with the headers of a response, which show tokens per minute and requests per day; `None` if no
+/// plan's do.
 pub fn matching(model: &str, tokens_per_minute: Option<u64>, requests_per_day: Option<u64>) -> Option<Plan> {
     [Plan::Free, Plan::Developer].into_iter().find(|&plan| {
         let Some(row) = limits(plan, model) else { return false };
         let tokens = agree(row.tokens_per_minute, tokens_per_minute);
         let requests = agree(row.requests_per_day, requests_per_day);
-        // One agreement at least, no contradiction: a row that shows nothing proves nothing.
+        // At least one limit must agree and none may differ. A row without either limit does not match.
         tokens != Some(false) && requests != Some(false) && (tokens.is_some() || requests.is_some())
     })
 }
 
+/// Whether both are the same; `None` if either is missing.
 fn agree(table: Option<u64>, header: Option<u64>) -> Option<bool> {
     Some(table? == header?)
 }

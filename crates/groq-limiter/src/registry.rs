@@ -1,4 +1,5 @@
-//! All limiters of this process: found, made, dropped, saved.
+//! The registry of this process's limiters. It creates a limiter for the first request of a scope (organization, model and tier),
+//! drops limiters that are idle, and saves their quotas to the state file.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -21,16 +22,18 @@ use crate::{
     types::Ns,
 };
 
-/// Limiters at once, as long as some are unused, and as many are remembered: models are the clients' to name.
-const MOST_LIMITERS: usize = if cfg!(shuttle) { 2 } else { 100_000 };
-/// When there are too many, one in so many goes at once: looking at all of them is what costs.
-const SHARE: usize = 40;
-/// A full, unused limiter that Groq has taught nothing is dropped after so long, ns.
-const IDLE: Ns = 60_000_000_000;
-/// Quotas are saved this often at most, if they have changed.
-const SAVE: Duration = Duration::from_secs(1);
-/// Idle limiters are looked for once in so many times.
-const SWEEP: u64 = 10;
+/// Maximum number of limiters, and of saved quotas of dropped limiters. Clients choose the names of models, so there must be a
+/// bound. It is exceeded only if all limiters are in use.
+const MAX_LIMITERS: usize = if cfg!(shuttle) { 2 } else { 100_000 };
+/// At the maximum, one in this number of the unused limiters is dropped at once, because finding the oldest takes a pass
+/// over all.
+const DROPPED_PART: usize = 40;
+/// A limiter without any state is dropped when it was not used for this time, ns.
+const IDLE_TIME: Ns = 60_000_000_000;
+/// Minimum time between two saves.
+const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+/// Save intervals between two searches for idle limiters.
+const SWEEP_EVERY: u64 = 10;
 
 /// All limiters.
 #[derive(Debug)]
@@ -38,14 +41,16 @@ pub(crate) struct Registry {
     pub(crate) common: Arc<Shared>,
     pub(crate) settings: Mutex<Settings>,
     limiters: RwLock<HashMap<Scope, Arc<SharedLimiter>>>,
-    /// Quotas of limiters that are not there: from an earlier process, or dropped.
+    /// Saved quotas of limiters that do not exist now: they are from an earlier process, or were dropped.
     pub(crate) remembered: Mutex<HashMap<Scope, Saved>>,
+    /// The next limiter's number in the timer.
     numbers: AtomicU64,
+    /// Held while the state file is written.
     saving: Mutex<()>,
 }
 
 impl Registry {
-    /// `store`: where replicas share the quotas.
+    /// A registry with the quotas of the state file. `store` is `None` if quotas are not shared between replicas.
     pub(crate) fn new(settings: Settings, store: Option<StoreHandle>) -> Self {
         Self {
             common: Arc::new(Shared::new(settings.queue, store)),
@@ -57,29 +62,30 @@ impl Registry {
         }
     }
 
-    /// The limiter of a request, if there is one.
+    /// The limiter of a request; `None` if it has not been created.
     pub(crate) fn find(&self, request: &AdmissionRequest) -> Option<Arc<SharedLimiter>> {
         self.get(&Scope::of(request))
     }
 
-    /// The limiter of a scope, if there is one.
+    /// The limiter of a scope; `None` if it has not been created.
     pub(crate) fn get(&self, scope: &Scope) -> Option<Arc<SharedLimiter>> {
         read(&self.limiters).get(scope).cloned()
     }
 
-    /// The limiter of a request.
+    /// The limiter of a request, created if necessary.
     pub(crate) fn limiter(&self, request: &AdmissionRequest) -> Arc<SharedLimiter> {
         if let Some(limiter) = self.find(request) {
             return limiter;
         }
         let key = Scope::of(request);
         let mut limiters = write(&self.limiters);
-        if limiters.len() >= MOST_LIMITERS && !limiters.contains_key(&key) {
+        if limiters.len() >= MAX_LIMITERS && !limiters.contains_key(&key) {
             self.make_room(&mut limiters);
         }
         limiters.entry(key.clone()).or_insert_with(|| self.make(key).into()).clone()
     }
 
+    /// A new limiter, with the quotas saved for its scope.
     fn make(&self, key: Scope) -> SharedLimiter {
         let now = self.common.clock.now();
         let mut limiter = Limiter::new(key.model.clone(), lock(&self.settings).limits.clone(), now);
@@ -96,12 +102,12 @@ impl Registry {
         read(&self.limiters).values().cloned().collect()
     }
 
-    /// Drops idle limiters, and saves what has changed. Never ends.
+    /// Drops idle limiters and saves changed quotas, periodically. Never returns.
     pub(crate) async fn keep(&self) {
         let mut warned = false;
         for times in 1_u64.. {
-            sleep(SAVE).await;
-            if times % SWEEP == 0 {
+            sleep(SAVE_INTERVAL).await;
+            if times % SWEEP_EVERY == 0 {
                 self.sweep();
             }
             if let Err(error) = self.save(false)
@@ -112,40 +118,41 @@ impl Registry {
         }
     }
 
-    /// Drops limiters that are full again, unused for a while, and have learnt nothing.
+    /// Drops limiters that were not used for [`IDLE_TIME`] and whose state is that of a new one.
     pub(crate) fn sweep(&self) {
         let is_idle = |limiter: &Arc<SharedLimiter>| {
             unused_since(limiter)
-                .is_some_and(|since| limiter.with(|limiter, now| now.saturating_sub(since) > IDLE && limiter.is_new(now)))
+                .is_some_and(|since| limiter.with(|limiter, now| now.saturating_sub(since) > IDLE_TIME && limiter.is_new(now)))
         };
-        // Looked for while others find theirs: of many limiters it takes a while.
+        // With many limiters the search takes a while, so it holds only the read lock, which lets requests find their limiters.
         if read(&self.limiters).values().any(is_idle) {
             self.retire(&mut write(&self.limiters), is_idle);
         }
     }
 
-    /// Drops one in [`SHARE`] of those that are unused, for the longest time.
+    /// Drops one in [`DROPPED_PART`] of the unused limiters, those unused for the longest time.
     fn make_room(&self, limiters: &mut HashMap<Scope, Arc<SharedLimiter>>) {
         let mut unused: Vec<Ns> = limiters.values().filter_map(unused_since).collect();
         if !unused.is_empty() {
-            let place = unused.len() / SHARE;
+            let place = unused.len() / DROPPED_PART;
             let (_, &mut oldest, _) = unused.select_nth_unstable(place);
             self.retire(limiters, |limiter| unused_since(limiter).is_some_and(|since| since <= oldest));
         }
     }
 
-    /// Drops those that go. What they have learnt, and what has been taken of them, is remembered.
-    fn retire(&self, limiters: &mut HashMap<Scope, Arc<SharedLimiter>>, goes: impl Fn(&Arc<SharedLimiter>) -> bool) {
+    /// Drops the selected limiters. Their used amounts and stated limits are remembered.
+    fn retire(&self, limiters: &mut HashMap<Scope, Arc<SharedLimiter>>, is_selected: impl Fn(&Arc<SharedLimiter>) -> bool) {
         let mut remembered = lock(&self.remembered);
-        for (key, limiter) in limiters.extract_if(|_, limiter| goes(limiter)) {
+        for (key, limiter) in limiters.extract_if(|_, limiter| is_selected(limiter)) {
             let saved = limiter.with(|limiter, now| (!limiter.is_new(now)).then(|| Saved::of(limiter, now)));
-            if let Some(saved) = saved.filter(|_| remembered.len() < MOST_LIMITERS) {
+            if let Some(saved) = saved.filter(|_| remembered.len() < MAX_LIMITERS) {
                 remembered.insert(key, saved);
             }
         }
     }
 
-    /// Saves every quota; `clean`: nothing will be sent after it.
+    /// Saves all quotas to the state file, if there is one. With `clean`, which means that nothing will be sent any more,
+    /// they are saved even if nothing has changed.
     pub(crate) fn save(&self, clean: bool) -> io::Result<()> {
         let Some(path) = lock(&self.settings).state_file.clone() else { return Ok(()) };
         if !self.common.changed.swap(false, Relaxed) && !clean {
@@ -155,9 +162,10 @@ impl Registry {
         file::store(&path, self.saved(), clean)
     }
 
-    /// How every limiter stands, and how those stood that are not there.
+    /// The quotas of all limiters, and the remembered ones.
     pub(crate) fn saved(&self) -> Vec<(Scope, Saved)> {
-        // Under one lock: a limiter that is dropped or made again meanwhile would be in neither. What is held is not dropped.
+        // Both are read under the lock of `limiters`, or else a limiter that is dropped or created meanwhile could be in neither.
+        // The clones keep these limiters from being dropped.
         let (limiters, remembered) = {
             let limiters = read(&self.limiters);
             (limiters.values().cloned().collect::<Vec<_>>(), lock(&self.remembered).clone())
@@ -166,7 +174,7 @@ impl Registry {
         current.chain(remembered).collect()
     }
 
-    /// The store can be reached, or it is lost. `false`: that was known.
+    /// Notes whether the store can be reached, and attaches or detaches all limiters. Returns `false` if nothing has changed.
     pub(crate) fn store_is(&self, up: bool) -> bool {
         let Some(store) = &self.common.store else { return false };
         if store.health.up.swap(up, Relaxed) == up {
@@ -179,8 +187,8 @@ impl Registry {
     }
 }
 
-/// When it was last used, if nobody holds or uses it.
+/// When a limiter was last used; `None` while it is in use.
 fn unused_since(limiter: &Arc<SharedLimiter>) -> Option<Ns> {
-    // Somebody who has just found it holds it.
+    // A second reference belongs to a request that has found the limiter and is about to use it.
     (Arc::strong_count(limiter) == 1).then(|| limiter.with(|limiter, _| limiter.unused_since())).flatten()
 }

@@ -1,4 +1,4 @@
-//! A request as the limits see it: what it asks for, what it may cost, why it may not go, and what it used in the end.
+//! Requests as the limiter sees them: the estimated cost, the errors of admission, and the usage in the end.
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::{Dimension, Priority, Unit};
 
-/// Whose limits, which model, which tier.
+/// The scope of a limiter: Groq counts the requests of each organization, model and service tier separately.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Scope {
-    /// Whose: a configured organization's name or the key's digest.
+    /// The organization: its configured name, or the digest of its API key.
     pub organization: Arc<str>,
     /// The model.
     pub model: Arc<str>,
@@ -18,57 +18,56 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// The scope that a request belongs to.
+    /// The scope of a request.
     pub fn of(request: &AdmissionRequest) -> Self {
         Self { organization: request.organization.clone(), model: request.model.clone(), tier: request.tier.clone() }
     }
 }
 
-/// What a request draws on.
+/// What a request will cost, as estimated by the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CostEstimate {
-    /// Requests and tokens: chat, responses, embeddings, speech.
+    /// One request and tokens: chat, responses, embeddings, speech.
     Tokens {
         /// Estimated prompt tokens (or characters of speech), before the limiter's own correction.
         prompt: u64,
-        /// The request's own `max_completion_tokens`; `None`: what the limiter assumes.
+        /// The request's `max_completion_tokens`; `None` if it has none, so that the limiter estimates it.
         max_completion_tokens: Option<u64>,
     },
-    /// Requests and seconds of audio, rounded up, the 10 s floor included.
+    /// One request and seconds of audio.
     Audio {
-        /// Seconds.
+        /// Billed seconds: rounded up, and at least 10.
         seconds: u64,
     },
-    /// Nothing seen: models, files, batches.
+    /// Not limited: models, files, batches.
     Free,
 }
 
-/// One request as the limits see it.
+/// A request for admission.
 #[derive(Clone, Debug)]
 pub struct AdmissionRequest {
-    /// Whose limits: a configured organization's name or the key's digest (never the key).
+    /// The organization: its configured name, or the digest of its API key, never the key itself.
     pub organization: Arc<str>,
-    /// Which of its API keys, by any number of the caller's: a limit on output expects of a request what its key's answers were
-    /// like.
+    /// The API key, as a number chosen by the caller. Limits on output expect of a request what earlier responses to its key had.
     pub key: u32,
     /// The model.
     pub model: Arc<str>,
     /// The service tier: `on_demand` (and `auto`), `flex`, `performance`.
     pub tier: Arc<str>,
-    /// The app, for fair shares.
+    /// The app, for fair queueing.
     pub app: Arc<str>,
-    /// The app's weight.
+    /// The app's weight in fair queueing.
     pub weight: f64,
-    /// Interactive before batch.
+    /// The priority class.
     pub class: Priority,
-    /// What it may cost.
+    /// The estimated cost.
     pub cost: CostEstimate,
-    /// Bytes that it holds while it waits.
+    /// Bytes of memory that the request holds while it waits.
     pub bytes: u64,
 }
 
 impl AdmissionRequest {
-    /// An interactive request of the usual tier and of no app in particular.
+    /// An interactive request of the tier `on_demand`, without an app.
     pub fn new(organization: impl Into<Arc<str>>, model: impl Into<Arc<str>>, cost: CostEstimate) -> Self {
         Self {
             organization: organization.into(),
@@ -84,34 +83,35 @@ impl AdmissionRequest {
     }
 }
 
-/// Why a request gets no permit. No quota was changed.
+/// Why a request was not admitted. Nothing is reserved for it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AdmissionError {
-    /// More than a limit can ever hold.
+    /// The request is larger than a limit, so it can never be sent.
     TooLarge {
         /// The limit's dimension.
         dimension: Dimension,
-        /// The limit.
+        /// The limit, in units.
         limit: u64,
-        /// What it would take.
+        /// Units that the request would take.
         requested: u64,
-        /// Prompt and `max_completion_tokens`, where tokens are meant.
+        /// Prompt tokens and `max_completion_tokens`; `None` if the limit counts another unit.
         parts: Option<(u64, u64)>,
     },
-    /// Not before the deadline.
+    /// The request cannot be sent before its deadline.
     NotInTime {
-        /// What makes it wait.
+        /// The dimension that the request would wait for.
         dimension: Dimension,
         /// Forecast wait.
         wait: Duration,
-        /// With a `max_completion_tokens` of at most so much it need not wait for a large answer to be forgotten.
+        /// The `max_completion_tokens` with which the request would not have to wait until an earlier large response no
+        /// longer counts for what a limit on output expects; `None` if that is not the cause.
         fitting_max_completion_tokens: Option<u64>,
-        /// After so long the same request would be sent in time.
+        /// The time after which the same request could be sent before its deadline.
         retry_after: Duration,
     },
-    /// The queue is full, by count or bytes.
+    /// The queue is full, by number of requests or by bytes.
     QueueFull {
-        /// When there may be room.
+        /// The time after which there may be room.
         retry_after: Duration,
     },
 }
@@ -132,51 +132,52 @@ impl fmt::Display for AdmissionError {
 
 impl Error for AdmissionError {}
 
-/// What became of a sent request, for its charge.
+/// What a request has used, which replaces its reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActualUsage {
-    /// Never sent, or refused by Groq: everything comes back.
+    /// The request was not sent, or Groq refused it. The whole reservation is returned.
     Nothing,
-    /// Answered with a failure that is not charged (5xx): tokens come back, the request counts.
+    /// The response is a failure that is not charged (5xx). The request counts, its tokens are returned.
     Request,
-    /// The truth from `usage`.
+    /// The usage as the response states it.
     Tokens {
-        /// Prompt tokens that count (cached ones taken off).
+        /// Prompt tokens that count, without cached ones.
         prompt: u64,
-        /// Completion tokens; `None`: not stated, so what was reserved for them counts.
+        /// Completion tokens; `None` if not stated, in which case the reserved ones count.
         completion: Option<u64>,
-        /// Prompt tokens in all, for learning the estimate.
+        /// All prompt tokens, from which the estimate of prompts is learnt.
         prompt_total: u64,
     },
-    /// A stream that was left: its prompt and the completion tokens seen so far.
+    /// A stream that was not read to its end. The reserved prompt and these completion tokens count.
     Partial {
-        /// Completion tokens seen.
+        /// Completion tokens read.
         completion: u64,
     },
-    /// Unknown: what was reserved counts, until headers correct it.
+    /// Unknown. The reservation counts until headers correct it.
     Unknown,
 }
 
-/// What a request takes, by unit.
+/// The cost of a request, by unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// Requests: one, or none for what is not counted.
+    /// Requests: 1, or 0 for a request that is not counted.
     pub requests: u32,
     /// Prompt tokens.
     pub input: u32,
-    /// Completion tokens that are reserved: the output limit, or without one what the upstream assumes or what is usual, whichever
-    /// is more.
+    /// Reserved completion tokens: `max_completion_tokens`, or without it the larger of what the upstream assumes and what
+    /// is usual.
     pub output: u32,
-    /// Completion tokens that a limit on output tests: the output limit (`u32::MAX` without one), at most what is expected.
+    /// Completion tokens that limits on output count: `max_completion_tokens` (`u32::MAX` without it), which is lowered to
+    /// what is expected by earlier responses.
     pub expected: u32,
     /// Seconds of audio.
     pub seconds: u32,
-    /// The API key whose answers tell what to expect of this one.
+    /// The API key, whose earlier responses determine the expected completion tokens.
     pub key: u32,
 }
 
 impl Cost {
-    /// Raised to what a refusal has said of the request. Its answer is as its output limit and what is assumed have it now.
+    /// This cost, with requests, prompt and seconds raised to at least those of `other`. Completion tokens stay.
     pub fn at_least(self, other: Self) -> Self {
         Self {
             requests: self.requests.max(other.requests),
@@ -186,19 +187,19 @@ impl Cost {
         }
     }
 
-    /// The same with so many completion tokens.
+    /// This cost with `tokens` completion tokens.
     pub fn with_output(self, tokens: u32) -> Self {
         Self { output: tokens, expected: tokens, ..self }
     }
 
-    /// The same, raised to so much of a unit.
+    /// This cost, with the part that `unit` counts raised to at least `to`.
     pub fn raised(mut self, unit: Unit, to: u64) -> Self {
         let to = u32::try_from(to).unwrap_or(u32::MAX);
         let (part, to) = match unit {
             Unit::Requests => (&mut self.requests, to),
             Unit::Tokens => (&mut self.input, to.saturating_sub(self.output)),
             Unit::InputTokens => (&mut self.input, to),
-            // What is expected follows from the answers, and from what refusals say of them.
+            // Expected completion tokens are learnt separately, from responses and refusals.
             Unit::OutputTokens => return self,
             Unit::AudioSeconds => (&mut self.seconds, to),
         };
@@ -206,12 +207,12 @@ impl Cost {
         self
     }
 
-    /// How much of a limiter a request occupies, for "smaller than".
+    /// The size for comparing requests: all tokens and seconds together.
     pub fn size(&self) -> u64 {
         u64::from(self.input) + u64::from(self.output) + u64::from(self.seconds)
     }
 
-    /// The part that a dimension of this unit counts.
+    /// The units that a dimension with this unit counts.
     pub fn of(&self, unit: Unit) -> u64 {
         match unit {
             Unit::Requests => self.requests.into(),

@@ -1,4 +1,4 @@
-//! What an operator decides: limits, room in the queue, where state is kept.
+//! Settings of the limiters: the limits, the bounds of the queue, the state file, and the Redis that replicas share.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -9,33 +9,33 @@ use crate::types::Dimension;
 /// Settings of all limiters of a process.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
-    /// The limits themselves.
+    /// The limits.
     pub limits: Arc<LimitSettings>,
-    /// How many may wait.
+    /// The bounds of the queue.
     pub queue: QueueSettings,
-    /// A file that keeps what is used across restarts.
+    /// The file that keeps used amounts over a restart; `None` if they are not kept.
     pub state_file: Option<PathBuf>,
-    /// A Redis that several processes share their quotas through; `None`: this process is alone.
+    /// The Redis through which replicas share quotas; `None` if this process limits alone.
     pub redis: Option<RedisSettings>,
 }
 
-/// Limits before the upstream has stated its own.
+/// The configured limits, and the plan whose limits apply until the upstream has stated its own.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LimitSettings {
-    /// The table to start from.
+    /// The plan whose table is used at first.
     pub plan: Plan,
-    /// Share of every limit that is left to others, 0 to 0.9.
+    /// Share of every limit that is left to other programs, 0 to 0.9.
     pub headroom: f64,
-    /// The limits are the operator's own rules, and no upstream counts beside this limiter: no safety margin is kept.
+    /// Whether the limits are enforced by this limiter alone and not by an upstream, so that no safety margin is needed.
     pub exact: bool,
-    /// For models that `models` does not name.
+    /// Limits of the models that are not in `models`.
     pub default: ModelLimits,
-    /// By model.
+    /// Limits by model.
     pub models: BTreeMap<String, ModelLimits>,
 }
 
 impl LimitSettings {
-    /// What the operator says of a model: its own entry, or the default one.
+    /// The configured limits of a model: its entry in `models`, or else the default.
     pub fn of_model(&self, model: &str) -> &ModelLimits {
         self.models.get(model).unwrap_or(&self.default)
     }
@@ -92,7 +92,7 @@ pub struct ModelLimits {
 }
 
 impl ModelLimits {
-    /// The limit of every known dimension.
+    /// The limit of every known dimension; `None` if it is not set.
     pub fn by_dimension(&self) -> [(Dimension, Option<u64>); 8] {
         [
             (Dimension::RPM, self.requests_per_minute),
@@ -107,12 +107,12 @@ impl ModelLimits {
     }
 }
 
-/// Bounds of all queues together.
+/// Bounds of the queues of all limiters together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueSettings {
-    /// Requests waiting at once.
+    /// Maximum number of waiting requests.
     pub max_waiting: usize,
-    /// Bytes that they hold.
+    /// Maximum sum of [`AdmissionRequest::bytes`](crate::AdmissionRequest::bytes) of waiting requests.
     pub max_bytes: u64,
 }
 
@@ -123,23 +123,23 @@ impl Default for QueueSettings {
     }
 }
 
-/// How to reach the Redis (or Valkey) that several processes share.
+/// How to reach the Redis (or Valkey) that replicas share.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RedisSettings {
-    /// `redis://` or `rediss://`
+    /// Address, with the scheme `redis://` or `rediss://`.
     pub url: String,
-    /// Trusted roots of its certificate, PEM, in the place of Mozilla's.
+    /// PEM file of the certificate authorities to trust; `None` for Mozilla's list.
     pub ca_file: Option<PathBuf>,
-    /// First part of every key.
+    /// Prefix of every key in Redis.
     pub prefix: String,
-    /// No request waits longer for an answer of Redis.
+    /// Maximum time that a request waits for a reply of Redis.
     pub timeout: Duration,
-    /// Processes to reckon with until Redis has told how many there are.
+    /// Number of processes that is assumed until Redis has reported how many there are.
     pub replicas: u32,
 }
 
 impl RedisSettings {
-    /// The defaults for this address: 250 ms, one process, keys that begin with `groq-shield`.
+    /// Settings for this address, with a timeout of 250 ms, one process, and the prefix `groq-shield`.
     pub fn new(url: impl Into<String>) -> Self {
         Self { url: url.into(), ca_file: None, prefix: "groq-shield".into(), timeout: Duration::from_millis(250), replicas: 1 }
     }

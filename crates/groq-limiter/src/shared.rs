@@ -1,4 +1,4 @@
-//! A limiter shared between connections, and the future of a queued request.
+//! [`SharedLimiter`]: a limiter behind a lock, which the connections share, and [`Waiting`]: the future of a queued request.
 
 use std::{
     pin::Pin,
@@ -24,7 +24,7 @@ use crate::{
     types::{Ns, Priority},
 };
 
-/// What all limiters share.
+/// State that all limiters of a process share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) clock: Clock,
@@ -32,7 +32,7 @@ pub(crate) struct Shared {
     pub(crate) occupancy: Mutex<Occupancy>,
     /// Whether a quota has changed since the last save.
     pub(crate) changed: AtomicBool,
-    /// Where replicas share quotas.
+    /// The store; `None` if quotas are not shared between replicas.
     pub(crate) store: Option<StoreHandle>,
 }
 
@@ -48,7 +48,8 @@ impl Shared {
     }
 }
 
-/// How many requests wait in all limiters and what they hold, under one lock with the bounds: no two threads take the last place.
+/// Number and bytes of the waiting requests in all limiters. They are under one lock with their bounds, so that two threads
+/// cannot both take the last place.
 #[derive(Debug)]
 pub(crate) struct Occupancy {
     pub(crate) waiting: usize,
@@ -57,13 +58,14 @@ pub(crate) struct Occupancy {
 }
 
 impl Occupancy {
-    /// Adds a request of this class that holds so many bytes, if there is room. The last quarter is not batch's.
+    /// Adds a request that holds `bytes` if there is room, and returns whether there was. Batch requests cannot use the last
+    /// quarter of either bound.
     fn try_add(&mut self, class: Priority, bytes: u64) -> bool {
-        let QueueSettings { max_waiting: mut count, max_bytes: mut most } = self.bounds;
+        let QueueSettings { mut max_waiting, mut max_bytes } = self.bounds;
         if class == Priority::Batch {
-            (count, most) = (count - count / 4, most - most / 4);
+            (max_waiting, max_bytes) = (max_waiting - max_waiting / 4, max_bytes - max_bytes / 4);
         }
-        let has_room = self.waiting < count && self.bytes.saturating_add(bytes) <= most;
+        let has_room = self.waiting < max_waiting && self.bytes.saturating_add(bytes) <= max_bytes;
         if has_room {
             self.add(bytes);
         }
@@ -85,6 +87,7 @@ impl Occupancy {
 #[derive(Debug)]
 pub(crate) struct SharedLimiter {
     pub(crate) key: Scope,
+    /// The limiter's number in the timer.
     pub(crate) number: u64,
     pub(crate) common: Arc<Shared>,
     inside: Mutex<Inside>,
@@ -94,17 +97,18 @@ pub(crate) struct SharedLimiter {
 #[derive(Debug)]
 struct Inside {
     limiter: Limiter,
-    /// What came of queued requests, until their futures fetch it.
+    /// Outcomes of queued requests, until their futures take them.
     outcomes: HashMap<Ticket, Result<Box<Grant>, AdmissionError>>,
-    /// When the timer wakes it. Where this turns out to be too early, it is set again then: most moves are to a later time.
+    /// When the timer wakes the limiter; `None` if the timer is not set. Usually the time only moves to later, so the timer
+    /// is reset when it fires instead of at every move.
     armed: Option<Ns>,
 }
 
-/// A limiter's answer to a request.
+/// The result of submitting a request.
 pub(crate) enum Submitted {
-    /// It goes.
+    /// Granted at once.
     Now(Box<Grant>),
-    /// It waits.
+    /// Queued. The future resolves to the outcome.
     Later(Waiting),
 }
 
@@ -113,11 +117,12 @@ impl SharedLimiter {
         Self { key, number, common, inside: Mutex::new(Inside { limiter, outcomes: HashMap::default(), armed: None }) }
     }
 
+    /// An instant on the limiter's clock.
     pub(crate) fn at(&self, now: Instant) -> Ns {
         self.common.clock.at(now)
     }
 
-    /// Asks for a turn.
+    /// Grants or queues a request, like [`Limiter::submit`].
     pub(crate) fn submit(
         self: &Arc<Self>,
         request: &AdmissionRequest,
@@ -128,14 +133,14 @@ impl SharedLimiter {
         let deadline = common.clock.at(deadline);
         let mut counted = false;
         let has_room = || {
-            // A request that was in the queue already and was refused by Groq is not one more.
+            // A request that comes back after a refusal was counted when it was first queued, so it is never turned away.
             if requeue.is_none() {
                 counted = lock(&common.occupancy).try_add(request.class, request.bytes);
             }
             requeue.is_some() || counted
         };
         let mut inside = lock(&self.inside);
-        // Another limiter's place may be taken here.
+        // The ticket may be another limiter's, and in use here.
         let place = requeue.filter(|requeue| !inside.outcomes.contains_key(&requeue.ticket));
         let now = common.clock.now();
         let submitted = match inside.limiter.submit(request, now, deadline, place, has_room)? {
@@ -155,7 +160,7 @@ impl SharedLimiter {
         Ok(submitted)
     }
 
-    /// Changes the limiter, then lets go whoever can.
+    /// Changes the limiter, then dispatches.
     pub(crate) fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut Limiter, Ns) -> T) -> T {
         let mut inside = lock(&self.inside);
         let now = self.common.clock.now();
@@ -167,12 +172,12 @@ impl SharedLimiter {
         outcome
     }
 
-    /// Reads the limiter, or changes what nobody waits for.
+    /// Reads the limiter, or makes a change that no queued request depends on: there is no dispatch.
     pub(crate) fn with<T>(&self, read: impl FnOnce(&mut Limiter, Ns) -> T) -> T {
         read(&mut lock(&self.inside).limiter, self.common.clock.now())
     }
 
-    /// The store's answer to this transaction. `None`: there is none in time.
+    /// Takes the store's reply to the transaction with this serial number; `None` if there was none in time.
     pub(crate) fn answered(self: &Arc<Self>, serial: u64, answer: Option<&Answer>) {
         let replicas = self.common.store.as_ref().map_or(1, |store| store.replicas());
         self.change(|limiter, now| match answer {
@@ -181,7 +186,7 @@ impl SharedLimiter {
         });
     }
 
-    /// Its time has come.
+    /// Dispatches when the timer fires.
     fn wake_up(self: &Arc<Self>) {
         let mut inside = lock(&self.inside);
         inside.armed = None;
@@ -189,6 +194,8 @@ impl SharedLimiter {
         self.dispatch(inside, now);
     }
 
+    /// Dispatches, resets the timer, and releases the lock. Then sends the pending transaction to the store and wakes the
+    /// tasks of requests that have left the queue.
     fn dispatch(self: &Arc<Self>, mut inside: MutexGuard<'_, Inside>, now: Ns) {
         let Shared { clock, timer, changed, store, .. } = &*self.common;
         let mut events = Vec::new();
@@ -216,7 +223,7 @@ impl SharedLimiter {
     }
 }
 
-/// A request in the queue. Dropping it leaves the queue.
+/// The future of a queued request. Dropping it removes the request from the queue.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     limiter: Arc<SharedLimiter>,
@@ -250,7 +257,7 @@ impl Drop for Waiting {
         let now = common.clock.now();
         let mut inside = lock(&self.limiter.inside);
         match inside.outcomes.remove(&self.ticket) {
-            // Granted, and nobody there to take it.
+            // Granted, but the future was dropped before it took the grant.
             Some(Ok(grant)) => inside.limiter.settle(*grant, ActualUsage::Nothing, now),
             Some(Err(_)) => {}
             None => inside.limiter.cancel(self.ticket, now),

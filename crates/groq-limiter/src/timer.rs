@@ -1,4 +1,4 @@
-//! One task that wakes every limiter at its time.
+//! [`Timer`]: one task that wakes every limiter at the time for which it has asked.
 
 use std::{
     collections::BTreeMap,
@@ -13,12 +13,13 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// The wake-ups of all limiters. Each limiter has one, which only moves forward until it comes.
+/// The wake-ups of all limiters. Each limiter has at most one, which can only be moved to an earlier time until it fires.
 #[derive(Debug)]
 pub(crate) struct Timer<L> {
     wake: fn(&Arc<L>),
     changes: UnboundedSender<Change<L>>,
-    /// Whoever holds the lock is the task. If it goes with its runtime, the next one goes on from here.
+    /// The task holds this lock. If its runtime is shut down, the lock is released and the next task continues with this
+    /// schedule.
     schedule: Arc<Mutex<Schedule<L>>>,
 }
 
@@ -26,6 +27,7 @@ pub(crate) struct Timer<L> {
 struct Change<L> {
     number: u64,
     limiter: Weak<L>,
+    /// The wake-up to be replaced; `None` if there is none.
     from: Option<Instant>,
     to: Instant,
 }
@@ -37,33 +39,33 @@ struct Schedule<L> {
 }
 
 impl<L: Send + Sync + 'static> Timer<L> {
-    /// `wake`: what a limiter does at its time.
+    /// A timer that calls `wake` with each limiter at its time.
     pub(crate) fn new(wake: fn(&Arc<L>)) -> Self {
         let (changes, receiver) = unbounded_channel();
         let schedule = Schedule { changes: receiver, wake_ups: BTreeMap::new() };
         Self { wake, changes, schedule: Arc::new(Mutex::new(schedule)) }
     }
 
-    /// Moves a limiter's wake-up. Any thread may do so, whether it has a runtime or not.
+    /// Sets the wake-up of a limiter to `to`, in place of that at `from`. Can be called outside a runtime.
     pub(crate) fn set(&self, number: u64, limiter: &Arc<L>, from: Option<Instant>, to: Instant) {
-        // The receiver is in `schedule`.
+        // Cannot fail, because `schedule` owns the receiver.
         let _ = self.changes.send(Change { number, limiter: Arc::downgrade(limiter), from, to });
     }
 
-    /// Starts the task on the current runtime unless there is one.
+    /// Spawns the task on the current runtime unless it is running.
     pub(crate) fn start(&self) {
         if let Some(task) = self.try_drive() {
             tokio::spawn(task);
         }
     }
 
-    /// Is the task until the limiters are gone, unless there is one.
+    /// The task, which ends with the last limiter; `None` if it is running already.
     pub(crate) fn try_drive(&self) -> Option<impl Future<Output = ()> + use<L>> {
         let schedule = self.schedule.clone().try_lock_owned().ok()?;
         Some(drive(schedule, self.wake))
     }
 
-    /// Is the task until the limiters are gone, as soon as there is none.
+    /// Waits until no other task is running, then runs the task until the last limiter is dropped.
     pub(crate) async fn drive(&self) {
         drive(self.schedule.clone().lock_owned().await, self.wake).await;
     }

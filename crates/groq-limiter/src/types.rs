@@ -1,17 +1,17 @@
-//! Leaf types that everything else may use: dimensions, and what an upstream says about its limits.
+//! Basic types without dependencies on other modules: dimensions, and what an upstream states about its limits.
 
 use std::{borrow::Cow, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-/// Nanoseconds: an instant on a limiter's clock, or a span.
+/// Nanoseconds: a time on a limiter's clock, or a duration.
 pub type Ns = u64;
 
 /// What a limit counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
-    /// Requests, one each.
+    /// Requests.
     Requests,
     /// Prompt and completion tokens.
     Tokens,
@@ -19,15 +19,15 @@ pub enum Unit {
     InputTokens,
     /// Completion tokens.
     OutputTokens,
-    /// Seconds of audio, whole.
+    /// Whole seconds of audio.
     AudioSeconds,
 }
 
 impl Unit {
-    /// All of them, in this order.
+    /// All units, in the order of their discriminants.
     pub const ALL: [Self; 5] = [Self::Requests, Self::Tokens, Self::InputTokens, Self::OutputTokens, Self::AudioSeconds];
 
-    /// Groq's words and abbreviation.
+    /// The unit's name and abbreviation as Groq writes them.
     fn names(self) -> (&'static str, &'static str) {
         match self {
             Self::Requests => ("requests", "R"),
@@ -39,14 +39,14 @@ impl Unit {
     }
 }
 
-/// One dimension of a limit: a unit over a period, by the code Groq prints (`TPM`, `ASPH`, …).
+/// A dimension of Groq's limits: a unit per period, identified by the code that Groq prints (`TPM`, `ASPH`, …).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Dimension {
     /// Groq's abbreviation.
     pub code: Cow<'static, str>,
-    /// What is counted.
+    /// What the limit counts.
     pub unit: Unit,
-    /// The time in which an empty bucket fills.
+    /// The time in which an empty bucket refills.
     pub period: Duration,
 }
 
@@ -72,15 +72,15 @@ impl Dimension {
     /// Seconds of audio per day.
     pub const ASPD: Self = Self::known("ASPD", Unit::AudioSeconds, DAY);
 
-    /// All of these.
+    /// All dimensions that Groq documents.
     pub const KNOWN: [Self; 8] = [Self::RPM, Self::RPD, Self::TPM, Self::TPD, Self::ITPM, Self::OTPM, Self::ASPH, Self::ASPD];
 
     const fn known(code: &'static str, unit: Unit, period: Duration) -> Self {
         Self { code: Cow::Borrowed(code), unit, period }
     }
 
-    /// The dimension that a code, a unit and a period describe; `None` where they leave it open. `requested` tells a count of
-    /// requests from a kind of token where the unit is not known.
+    /// The dimension that a code, a unit and a period describe; `None` if they do not determine one. If the unit is not known,
+    /// `requested` decides between requests and tokens.
     pub fn named(code: Option<&str>, unit: Option<Unit>, period: Option<Duration>, requested: u64) -> Option<Self> {
         let code = match code {
             Some("ASH") => Some("ASPH"),
@@ -94,16 +94,16 @@ impl Dimension {
         let Some(code) = code else {
             let unit = unit?;
             let known = Self::KNOWN.into_iter().find(|known| known.unit == unit && known.period == period);
-            // Groq's manner of abbreviating: `R10S`.
+            // In the manner of Groq's codes, for example `R10S` for requests per 10 seconds.
             let code = || format!("{}{}S", unit.names().1, period.as_secs().max(1));
             return known.or_else(|| Some(Self { code: code().into(), unit, period }));
         };
-        // A unit never heard of: one at a time is a count of requests, more is most likely a kind of token.
+        // The unit is not known. A limit that counts one per request counts requests; any other most likely counts tokens.
         let unit = unit.unwrap_or(if requested <= 1 { Unit::Requests } else { Unit::Tokens });
         Some(Self { code: code.to_owned().into(), unit, period })
     }
 
-    /// The dimension in words, as Groq prints it: `tokens per minute (TPM)`.
+    /// The dimension in words, as Groq prints it, for example `tokens per minute (TPM)`.
     pub fn words(&self) -> String {
         let period = match self.period {
             MINUTE => "minute".to_owned(),
@@ -115,68 +115,69 @@ impl Dimension {
     }
 }
 
-/// One limit as the upstream describes it.
+/// One limit and what is left of it, as the upstream states them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RemoteQuota {
-    /// The whole limit.
+    /// The limit, in units.
     pub limit: u64,
-    /// What is left of it.
+    /// Units left.
     pub remaining: u64,
 }
 
-/// What one response says about the limits (Groq: its `x-ratelimit-*` headers).
+/// What one response states about the limits: Groq's `x-ratelimit-*` headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Observation {
-    /// `-requests`: requests per day.
+    /// `x-ratelimit-*-requests`: requests per day.
     pub requests: Option<RemoteQuota>,
-    /// `-tokens`: tokens per minute.
+    /// `x-ratelimit-*-tokens`: tokens per minute.
     pub tokens: Option<RemoteQuota>,
-    /// `-audio-seconds`.
+    /// `x-ratelimit-*-audio-seconds`: seconds of audio.
     pub audio: Option<RemoteQuota>,
 }
 
-/// A refusal (429, 413) of the upstream, as far as its text says.
+/// A refusal (429 or 413) of the upstream, as parsed from its text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamRefusal {
-    /// The dimension, where the text names one (a code never seen before makes a dimension of its own).
+    /// The dimension; `None` if the text names none. An unknown code makes a new dimension.
     pub dimension: Option<Dimension>,
-    /// The abbreviation as printed, where there is one.
+    /// The dimension's code as printed; `None` if the text has none.
     pub code: Option<String>,
-    /// What is counted, where the words say.
+    /// What the limit counts; `None` if the text does not say.
     pub unit: Option<Unit>,
-    /// `Limit n`
+    /// The limit: `Limit n`.
     pub limit: u64,
-    /// `Used n`, absent from "request too large" texts.
+    /// Units in use: `Used n`; `None` in "request too large" texts.
     pub used: Option<u64>,
-    /// `Requested n`
+    /// Units that the request takes: `Requested n`.
     pub requested: u64,
-    /// `Please try again in W`
+    /// Time until the request would fit: `Please try again in n`; `None` if the text does not say.
     pub wait: Option<Duration>,
 }
 
-/// `Used` is rounded up, so a period derived from fewer units than this would be a guess.
-const ENOUGH_UNITS: u64 = 20;
+/// Minimum number of units over the limit for deriving its period. `Used` is rounded up, so with fewer units the error is
+/// too large.
+const MIN_UNITS_OVER: u64 = 20;
 
 impl UpstreamRefusal {
-    /// Whether the request can never succeed, whatever the status says.
+    /// Whether the request is larger than the limit, so that it can never succeed.
     pub fn hopeless(&self) -> bool {
         self.requested > self.limit
     }
 
-    /// Whether it is about a limit on output, which tests what is expected of an answer.
+    /// Whether the limit is one on output, which counts the expected completion tokens.
     pub fn counts_expected_output(&self) -> bool {
         self.dimension.as_ref().map(|dimension| dimension.unit).or(self.unit) == Some(Unit::OutputTokens)
     }
 
-    /// The named dimension, or one whose period follows from the wait: `W × L / (U + R − L)`.
-    /// `None` where the text has neither a name nor enough units over its limit to tell.
+    /// The named dimension, or else the one whose period follows from the text: `wait × limit / (used + requested − limit)`.
+    /// `None` if the text names no dimension and the request was too few units over the limit to derive the period.
     pub fn dimension_or_derived(&self) -> Option<Dimension> {
         if self.dimension.is_some() {
             return self.dimension.clone();
         }
-        let over = self.used?.saturating_add(self.requested).checked_sub(self.limit).filter(|over| *over >= ENOUGH_UNITS)?;
+        let over = self.used?.saturating_add(self.requested).checked_sub(self.limit).filter(|over| *over >= MIN_UNITS_OVER)?;
         let period = self.wait?.as_secs_f64() * self.limit as f64 / over as f64;
-        // `Used` is up to one too high, so the period is up to 5 % too short.
+        // `Used` is up to one unit too high, so the derived period is up to 5 % too short.
         let usual = [1.0, 60.0, 3600.0, 86_400.0].into_iter().find(|usual| (period / usual - 1.0).abs() < 0.06);
         let period = Duration::try_from_secs_f64(usual.unwrap_or(period)).ok().filter(|period| !period.is_zero())?;
         Dimension::named(self.code.as_deref(), self.unit.or(Some(Unit::Tokens)), Some(period), self.requested)
@@ -188,33 +189,33 @@ impl UpstreamRefusal {
 pub struct StatedLimit {
     /// The dimension.
     pub dimension: Dimension,
-    /// The limit.
+    /// The limit, in units.
     pub limit: u64,
-    /// By headers, or by a refusal.
+    /// Whether it was stated by headers or by a refusal.
     pub source: Source,
 }
 
-/// How urgent a request is.
+/// The priority class of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Priority {
-    /// Somebody waits for the answer.
+    /// A user waits for the response.
     #[default]
     Interactive,
-    /// Nobody does: served while interactive requests leave room, and 5 % of the limit in any case.
+    /// No user waits: served while interactive requests leave room, and 5 % of the limit in any case.
     Batch,
 }
 
-/// Where a limit's number comes from.
+/// Where a limit comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
-    /// The operator said so.
+    /// The operator's settings.
     Configured,
-    /// The plan's table.
+    /// The table of Groq's plan.
     Plan,
-    /// Groq's headers.
+    /// The headers of a response.
     Headers,
-    /// A refusal's text.
+    /// The text of a refusal.
     UpstreamRefusal,
 }

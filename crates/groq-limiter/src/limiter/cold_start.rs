@@ -1,19 +1,20 @@
-//! The cold start: until a first response has come, one request goes ahead as a probe.
+//! The cold start: a new limiter sends one request as a probe, because the limits are a guess until the first response. Other
+//! requests wait for the head of its response, for at most two seconds.
 
 use crate::{ablation::Mechanism, types::Ns};
 
-/// A limiter that has never had an answer sends one request and waits so long for its head, ns.
-const PROBE: Ns = 2_000_000_000;
+/// Maximum wait for the head of the probe's response, ns.
+const PROBE_TIMEOUT: Ns = 2_000_000_000;
 
 /// What is known of the upstream's quotas.
 #[derive(Debug)]
 pub(super) enum ColdStart {
-    /// Nothing: the first request is the probe. Those in the queue that have waited for a probe which failed wait for the next one, but
-    /// not for longer in all than until then.
+    /// Nothing: the next request is the probe. After a probe that failed while requests were queued, `until` is the end of its
+    /// timeout. It applies to the next probe, too, so that several failed probes do not add up.
     Unknown { until: Option<Ns> },
-    /// The probe is on its way; others wait for its head until then.
+    /// The probe is in flight. Other requests wait for its response, at most until this time.
     Probing { until: Ns },
-    /// Answers have come, or waiting for one took too long.
+    /// There was a response, or the probe's timeout has passed.
     Known,
 }
 
@@ -24,7 +25,7 @@ impl Default for ColdStart {
 }
 
 impl ColdStart {
-    /// Whether anybody but a probe may go.
+    /// Whether a request may be granted: after the cold start any, before it only the probe.
     pub(super) fn is_open(&mut self, in_flight: u32, now: Ns) -> bool {
         match *self {
             _ if !Mechanism::Probe.is_on() => true,
@@ -39,24 +40,25 @@ impl ColdStart {
         }
     }
 
-    /// Until when others wait for the head of the probe's answer, where one is on its way: until then limits are a guess.
+    /// The time until which requests wait for the probe's response; `None` if no probe is in flight.
     pub(super) fn probing_until(&self) -> Option<Ns> {
         if let Self::Probing { until } = *self { Some(until) } else { None }
     }
 
-    /// A request goes; whether it is the probe.
+    /// Notes that a request was granted. Returns whether it is the probe.
     pub(super) fn granted(&mut self, now: Ns) -> bool {
         let Self::Unknown { until } = *self else { return false };
-        *self = Self::Probing { until: until.unwrap_or(now + PROBE) };
+        *self = Self::Probing { until: until.unwrap_or(now + PROBE_TIMEOUT) };
         true
     }
 
-    /// An answer has come, if only a refusal.
+    /// Notes a response, which may be a refusal.
     pub(super) fn answered(&mut self) {
         *self = Self::Known;
     }
 
-    /// The probe has ended: without an answer it makes way for the next. `queued`: somebody waits for it.
+    /// Notes the end of the probe. If it had no response, the next request is the probe. `queued` is whether requests wait
+    /// for it.
     pub(super) fn probe_ended(&mut self, queued: bool) {
         if let Self::Probing { until } = *self {
             *self = Self::Unknown { until: queued.then_some(until) };

@@ -1,4 +1,5 @@
-//! One dispatch: who goes, who cannot go any more, and when to look again.
+//! Dispatch: grants the requests that may be sent now, refuses those that cannot be sent in time, and sets the time of the next
+//! dispatch.
 
 use super::{Event, Limiter};
 use crate::{
@@ -12,13 +13,13 @@ use crate::{
 
 const SECOND: Ns = 1_000_000_000;
 
-/// What came of one step of a dispatch.
+/// The result of one step of a dispatch.
 enum Step {
-    /// Somebody has left the queue: there is a new head.
+    /// A request has left the queue, so there may be a new head.
     Again,
-    /// The head waits for this slot, until then.
+    /// The head is blocked until this time, by this slot if it is a dimension.
     Blocked(Option<usize>, Ns),
-    /// Another event has to come first.
+    /// Nothing can be granted before another event, for example the store's reply.
     Idle,
 }
 
@@ -27,17 +28,18 @@ struct Dispatch<'a> {
     limiter: &'a mut Limiter,
     events: &'a mut Vec<Event>,
     now: Ns,
-    /// The slot that those who go now have waited for.
+    /// The slot that has blocked the queue, which is what requests granted now have waited for.
     bound: Option<usize>,
-    /// When somebody may pass the head.
+    /// When a smaller request may be able to overtake the blocked head.
     wake: Option<Ns>,
 }
 
 impl Limiter {
-    /// Grants whatever can go, refuses whatever cannot any more, and finds out when to be called again.
+    /// Grants every request that may be sent now, and refuses those that cannot be sent in time. The outcomes are added to
+    /// `events`. [`Self::wake`] returns when to call it again.
     pub fn dispatch(&mut self, now: Ns, events: &mut Vec<Event>) {
         let now = self.advance(now);
-        // What makes the head wait is what those who go after it have waited for.
+        // A request that is granted now has waited for the slot that blocked the head until now.
         let bound = self.blocked.and_then(|(slot, _)| slot);
         let wake = Dispatch { limiter: self, events, now, bound, wake: None }.run();
         let blocked = self.blocked.map(|(_, until)| until);
@@ -46,38 +48,39 @@ impl Limiter {
         self.wake = wake.into_iter().chain(blocked).chain(deadline).chain(flush).min();
     }
 
-    /// When to dispatch again at the latest. `None`: nobody waits.
+    /// When to dispatch again at the latest; `None` if no time is set, for example with an empty queue.
     pub fn wake(&self) -> Option<Ns> {
         self.wake
     }
 
-    /// Those that wait, in the order of arrival.
+    /// Waiting requests in the order of arrival.
     fn tickets(&self) -> Vec<Ticket> {
         let mut tickets: Vec<_> = self.queue.iter().map(|queued| queued.ticket).collect();
         tickets.sort_unstable();
         tickets
     }
 
-    /// The head that the store has charged, and that goes.
+    /// The request that the store has charged and that can be granted; `None` if there is none.
     fn charged(&self) -> Option<Ticket> {
         self.store.as_ref()?.granted()
     }
 }
 
 impl Dispatch<'_> {
-    /// When somebody may pass the head.
+    /// Runs the dispatch. Returns when a smaller request may be able to overtake the blocked head.
     fn run(mut self) -> Option<Ns> {
-        if std::mem::take(&mut self.limiter.releases) {
-            self.limiter.tickets().into_iter().for_each(|ticket| self.go(ticket));
+        if std::mem::take(&mut self.limiter.releases_all) {
+            self.limiter.tickets().into_iter().for_each(|ticket| self.grant_queued(ticket));
         }
-        // The limits are known now: whoever cannot make it is told at once, in the order of arrival.
-        if self.limiter.guessed && self.is_open() {
-            self.limiter.guessed = false;
+        // The limits are known now, so requests that cannot be sent in time are refused at once, in the order of arrival.
+        if self.limiter.needs_recheck && self.is_open() {
+            self.limiter.needs_recheck = false;
             for ticket in self.limiter.tickets() {
                 self.reject_if_late(ticket);
             }
         }
-        // At its deadline a request may still go if it is its turn, and those behind it are looked at when it has left.
+        // Grants come first, because a request may still be granted at its deadline. Every expired request may have been the one
+        // that blocked the queue, so try again after it.
         loop {
             self.grant();
             if !self.expire() {
@@ -86,7 +89,7 @@ impl Dispatch<'_> {
         }
     }
 
-    /// Grants what can go, until the head of the queue cannot.
+    /// Grants requests until the head of the queue is blocked.
     fn grant(&mut self) {
         (self.limiter.blocked, self.wake) = (None, None);
         while let Some(head) = self.limiter.charged().or_else(|| self.limiter.queue.head()) {
@@ -101,7 +104,7 @@ impl Dispatch<'_> {
         }
     }
 
-    /// The head of the queue, or who may pass it.
+    /// Grants or refuses the head of the queue, or grants a smaller request that may overtake it.
     fn step(&mut self, head: Ticket) -> Step {
         let now = self.now;
         if self.limiter.pause.until > now {
@@ -117,7 +120,7 @@ impl Dispatch<'_> {
             return Step::Again;
         }
         if self.limiter.charged() == Some(head) {
-            self.go(head);
+            self.grant_queued(head);
             return Step::Again;
         }
         if self.limiter.quotas.is_attached() {
@@ -126,17 +129,17 @@ impl Dispatch<'_> {
         let (ready, slot) = self.limiter.quotas.readiness(&queued.cost, now);
         let until = match ready {
             Readiness::Now => {
-                self.go(head);
+                self.grant_queued(head);
                 return Step::Again;
             }
             Readiness::At(at) => at,
-            // Costs are cut to their limits, so a full bucket holds them.
+            // Not expected, because costs are capped at the limit. Try again in a second.
             Readiness::Never => return Step::Blocked(slot, now + SECOND),
         };
         self.bound = slot;
         match backfill(&mut self.limiter.queue, &self.limiter.quotas, head, until, now) {
             Backfill::Pass(small) => {
-                self.go(small);
+                self.grant_queued(small);
                 Step::Again
             }
             Backfill::Wait(wake) => {
@@ -146,12 +149,13 @@ impl Dispatch<'_> {
         }
     }
 
+    /// Whether the cold start lets requests pass.
     fn is_open(&mut self) -> bool {
         self.limiter.cold_start.is_open(self.limiter.in_flight, self.now)
     }
 
-    /// Asks the store for the head. Who was denied by it and cannot make it is told at once: these quotas did not know when it
-    /// came.
+    /// Asks the store to charge the head. A request that the store has just denied is tested again for its deadline, because the
+    /// quotas of this process were not up to date when the request arrived.
     fn ask_store(&mut self, head: Ticket) -> Step {
         let denied = self.limiter.store.as_mut().and_then(|session| session.take_denied());
         if denied.is_some_and(|ticket| self.reject_if_late(ticket)) {
@@ -163,14 +167,15 @@ impl Dispatch<'_> {
         Step::Blocked(slot, until)
     }
 
-    fn go(&mut self, ticket: Ticket) {
+    /// Grants a queued request.
+    fn grant_queued(&mut self, ticket: Ticket) {
         let reserved = self.limiter.store.as_mut().and_then(|store| store.take_granted(ticket));
         if let Some(queued) = self.limiter.queue.remove(ticket) {
             self.events.push((ticket, Ok(self.limiter.grant(queued, reserved, self.bound, self.now))));
         }
     }
 
-    /// Refuses those whose max wait has ended; whether there were any.
+    /// Refuses the requests whose deadline has passed. Returns whether there were any.
     fn expire(&mut self) -> bool {
         let (now, before) = (self.now, self.limiter.queue.len());
         while let Some((_, ticket)) = self.limiter.queue.next_deadline().filter(|&(deadline, _)| deadline <= now) {
@@ -181,6 +186,7 @@ impl Dispatch<'_> {
         self.limiter.queue.len() < before
     }
 
+    /// Refuses a request if its forecast exceeds its deadline. Returns whether it does.
     fn reject_if_late(&mut self, ticket: Ticket) -> bool {
         let Some(queued) = self.limiter.queue.get(ticket) else { return false };
         let forecast = self.limiter.forecast(queued, self.now);

@@ -1,31 +1,32 @@
-//! A rest of the whole limiter, after refusals that do not say which quota is low.
+//! The pause of a whole limiter after refusals that do not say which quota is exhausted.
 
 use std::time::Duration;
 
 use crate::types::Ns;
 
 const SECOND: Ns = 1_000_000_000;
-/// However long a refusal says to wait, the limiter looks again after so long.
-const LONGEST: Ns = 3600 * SECOND;
+/// Maximum length of a pause, whatever the refusal's `retry-after`.
+const MAX_PAUSE: Ns = 3600 * SECOND;
 
-/// Backs off exponentially, from a second on, or for as long as the refusal says.
+/// An exponential back-off from 1 s to 32 s, or the refusal's `retry-after` if that is longer.
 #[derive(Debug, Default)]
 pub(super) struct Pause {
-    /// When it ends; in the past without one.
+    /// When the pause ends; in the past if there is none.
     pub(super) until: Ns,
+    /// Refusals since the last response of another kind.
     consecutive: u32,
 }
 
 impl Pause {
-    /// A refusal has said nothing but to wait.
+    /// Starts or extends the pause, after a refusal that no quota explains.
     pub(super) fn refused(&mut self, retry_after: Option<Duration>, now: Ns) {
         self.consecutive = (self.consecutive + 1).min(6);
-        let asked = retry_after.map_or(0, |after| Ns::try_from(after.as_nanos()).unwrap_or(Ns::MAX));
-        let rest = asked.max(SECOND << (self.consecutive - 1)).min(LONGEST);
-        self.until = self.until.max(now + rest);
+        let requested = retry_after.map_or(0, |after| Ns::try_from(after.as_nanos()).unwrap_or(Ns::MAX));
+        let pause = requested.max(SECOND << (self.consecutive - 1)).min(MAX_PAUSE);
+        self.until = self.until.max(now + pause);
     }
 
-    /// An answer has come.
+    /// Resets the back-off after a response that is no refusal.
     pub(super) fn answered(&mut self) {
         self.consecutive = 0;
     }

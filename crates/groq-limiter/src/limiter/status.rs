@@ -1,4 +1,4 @@
-//! A limiter's quotas and queue, for people and for the headers of responses.
+//! Snapshots of a limiter's quotas and queue, for the status page, metrics and the headers of responses.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -10,75 +10,75 @@ use crate::{
     types::{Dimension, Ns, Priority, Source},
 };
 
-/// One limiter, for people.
+/// A snapshot of one limiter.
 #[derive(Clone, Debug)]
 pub struct LimiterSnapshot {
-    /// Whose.
+    /// The organization: its configured name, or the digest of its API key.
     pub organization: Arc<str>,
-    /// Which model.
+    /// The model.
     pub model: Arc<str>,
-    /// Which tier.
+    /// The service tier.
     pub tier: Arc<str>,
-    /// Its dimensions.
+    /// Every dimension that has a limit.
     pub dimensions: Vec<DimensionSnapshot>,
-    /// Its queue.
+    /// Waiting requests by app and priority class.
     pub waiting: Vec<WaitingSnapshot>,
-    /// The dimension that blocks the head of the queue, and for how long.
+    /// The dimension that blocks the head of the queue, and for how long; `None` if the head is not blocked by a dimension.
     pub blocked_by: Option<(Dimension, Duration)>,
-    /// Wait that a typical new request would see.
+    /// Forecast wait of a new request like the last one in the queue.
     pub forecast: Duration,
-    /// Sent and not settled.
+    /// Requests that are granted and not settled.
     pub in_flight: usize,
     /// Groq's refusals so far.
     pub refusals: u64,
 }
 
-/// One dimension of a limiter, for people.
+/// A snapshot of one dimension of a limiter.
 #[derive(Clone, Debug)]
 pub struct DimensionSnapshot {
-    /// Which.
+    /// The dimension.
     pub dimension: Dimension,
-    /// The limit.
+    /// The limit in force.
     pub limit: u64,
-    /// What is left now; below zero in debt.
+    /// Units left now; negative in debt.
     pub remaining: f64,
-    /// Never usage below this.
+    /// The safety margin: units that are never used.
     pub margin: u64,
-    /// Where the limit's number comes from.
+    /// Where the limit comes from.
     pub source: Source,
-    /// The operator's bound, where there is one.
+    /// The configured limit; `None` if there is none.
     pub configured: Option<u64>,
-    /// What Groq states, where it has.
+    /// The limit as Groq states it; `None` if it has not.
     pub stated: Option<u64>,
-    /// Share of the limit's rate that others take.
+    /// Share of the limit's rate, 0 to 1, that other programs use.
     pub external: f64,
-    /// Time until exhausted at the present rate of use, `None` if it is not heading there.
+    /// Time until the limit is exhausted at the present rate of use; `None` if it will not be.
     pub exhausted_in: Option<Duration>,
-    /// Time until full if nothing more is sent.
+    /// Time until the limit is unused again if nothing more is sent.
     pub full_in: Duration,
 }
 
-/// The requests that wait in a limiter, per app and class.
+/// Waiting requests of one app in one priority class.
 #[derive(Clone, Debug)]
 pub struct WaitingSnapshot {
-    /// The app.
+    /// The app's name.
     pub app: Arc<str>,
-    /// Its class.
+    /// The priority class.
     pub class: Priority,
-    /// How many.
+    /// Number of requests.
     pub count: usize,
     /// The longest wait so far.
     pub oldest: Duration,
 }
 
 impl Limiter {
-    /// Quotas, queue and forecast of the limiter, which is that of `scope`.
+    /// A snapshot of this limiter, whose scope is `scope`.
     pub fn snapshot(&mut self, scope: &Scope, now: Ns) -> LimiterSnapshot {
         let now = self.advance(now);
         let blocked_by = self.blocked.filter(|_| !self.queue.is_empty()).and_then(|(slot, until)| {
             Some((self.quotas()[slot?].dimension.clone(), Duration::from_nanos(until.saturating_sub(now))))
         });
-        // What a request like the last in the queue would wait.
+        // The forecast of a request like the last one in the queue, but behind it.
         let last = self.queue.iter().max_by_key(|queued| queued.ticket).cloned();
         let forecast = last.map(|last| self.forecast(&QueuedRequest { ticket: u64::MAX, ..last }, now).wait);
         LimiterSnapshot {
@@ -94,7 +94,7 @@ impl Limiter {
         }
     }
 
-    /// Every dimension of the upstream's that has a limit, with the operator's bound where it is lower.
+    /// Every dimension in which the upstream has a limit. If the operator's limit is lower, the values are those of that limit.
     pub fn dimensions(&self, now: Ns) -> Vec<DimensionSnapshot> {
         let upstreams = self.quotas().iter().filter(|quota| !quota.is_bound() && quota.limit().is_some());
         let each = upstreams.map(|quota| {
