@@ -1,4 +1,4 @@
-//! The limiters as requests see them, in virtual time.
+//! Tests of the limiters through their public interface, in virtual time.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ fn per_minute(requests: u64, tokens: u64) -> ModelLimits {
     ModelLimits { requests_per_minute: Some(requests), tokens_per_minute: Some(tokens), ..ModelLimits::default() }
 }
 
-/// Ends the cold start: one answered request that used nothing to speak of.
+/// Ends the cold start with one answered request, which uses nothing.
 async fn warm(limits: &Limiters) {
     let mut first = limits.reserve(&request("warm", 1, 1), Instant::now(), None).await.expect("the first goes");
     first.sent(Instant::now());

@@ -1,4 +1,4 @@
-//! State that is kept: quotas beyond the process, limiters beyond their use.
+//! Persistence and eviction: quotas are kept when the process restarts, and limiters are kept while they are of use.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{
     types::{Observation, RemoteQuota},
 };
 
-/// A hundred thousand of them must not take more than 400 MB, quotas included.
+/// A hundred thousand limiters must not take more than 400 MB, including their quotas.
 #[test]
 fn a_limiter_is_one_small_block() {
     assert!(size_of::<SharedLimiter>() + 2 * size_of::<usize>() <= 2048, "{}", size_of::<SharedLimiter>());
@@ -27,11 +27,11 @@ async fn quotas_outlive_the_process() {
     warm(&before).await;
     let mut held = Vec::new();
     for _ in 0..20 {
-        let mut one = before.reserve(&request("app", 1, 100), in_a_minute(), None).await.expect("fits");
-        one.sent(Instant::now());
-        held.push(one);
+        let mut permit = before.reserve(&request("app", 1, 100), in_a_minute(), None).await.expect("fits");
+        permit.sent(Instant::now());
+        held.push(permit);
     }
-    // Killed with everything in flight: all of it counts as charged.
+    // The process ends with all requests in flight, so all reservations count as used.
     before.close().expect("saved");
     let after = Limiters::new(config.clone());
     let mut probe = after.reserve(&request("app", 1, 100), in_a_minute(), None).await.expect("the probe");
@@ -54,7 +54,7 @@ async fn a_torn_state_file_counts_as_none() {
         std::fs::write(&path, torn).expect("written");
         let limits = Limiters::new(config.clone());
         warm(&limits).await;
-        limits.close().expect("and written anew");
+        limits.close().expect("written again");
     }
 }
 
@@ -73,10 +73,10 @@ async fn run_saves_what_has_changed_and_wakes_the_queue() {
     warm(&limits).await;
     for n in 0..2 {
         let deadline = Instant::now() + Duration::from_secs(100);
-        let mut one = limits.reserve(&request("app", 1, 1), deadline, None).await.expect("in time");
-        assert_eq!(one.waited().as_secs(), 60 * n);
-        one.sent(Instant::now());
-        one.settle(ActualUsage::Unknown, Instant::now());
+        let mut permit = limits.reserve(&request("app", 1, 1), deadline, None).await.expect("in time");
+        assert_eq!(permit.waited().as_secs(), 60 * n);
+        permit.sent(Instant::now());
+        permit.settle(ActualUsage::Unknown, Instant::now());
     }
     sleep(Duration::from_secs(2)).await;
     assert!(path.exists());
@@ -93,12 +93,12 @@ async fn a_limiter_that_is_full_again_and_has_learnt_nothing_goes() {
     let request = |model: &str| AdmissionRequest { model: model.into(), ..request("app", 10, 10) };
     let _held = limits.reserve(&request("held"), in_a_minute(), None).await.expect("it goes");
     for model in ["plain", "learnt"] {
-        let mut one = limits.reserve(&request(model), in_a_minute(), None).await.expect("it goes");
-        one.sent(Instant::now());
+        let mut permit = limits.reserve(&request(model), in_a_minute(), None).await.expect("it goes");
+        permit.sent(Instant::now());
         let shown = RemoteQuota { limit: 8000, remaining: 7980 };
         let tokens = (model == "learnt").then_some(shown);
-        one.observe(&Observation { tokens, ..Observation::default() }, Instant::now());
-        one.settle(ActualUsage::Unknown, Instant::now());
+        permit.observe(&Observation { tokens, ..Observation::default() }, Instant::now());
+        permit.settle(ActualUsage::Unknown, Instant::now());
     }
     let there = || limits.snapshot().iter().map(|limiter| limiter.model.to_string()).collect::<Vec<_>>();
     sleep(Duration::from_secs(55)).await;
@@ -113,11 +113,11 @@ async fn models_beyond_a_hundred_thousand_do_not_stay() {
     let limits = Limiters::new(Settings::default());
     for n in 0..110_000 {
         let request = AdmissionRequest { model: format!("m{n}").into(), ..request("app", 10, 10) };
-        let mut one = limits.reserve(&request, in_a_minute(), None).await.expect("nothing is known");
-        one.sent(Instant::now());
+        let mut permit = limits.reserve(&request, in_a_minute(), None).await.expect("nothing is known");
+        permit.sent(Instant::now());
         let shown = RemoteQuota { limit: 8000, remaining: 7980 };
-        one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
-        one.settle(ActualUsage::Request, Instant::now());
+        permit.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
+        permit.settle(ActualUsage::Request, Instant::now());
     }
     assert!(limits.snapshot().len() <= 100_000);
 }
@@ -126,10 +126,10 @@ async fn models_beyond_a_hundred_thousand_do_not_stay() {
 async fn what_was_taken_of_a_limiter_that_made_room_is_remembered() {
     let limits = Limiters::new(settings(per_minute(1, 8000)));
     let take = async |request: &AdmissionRequest| {
-        let mut one = limits.reserve(request, Instant::now() + Duration::from_secs(100), None).await.expect("in time");
-        one.sent(Instant::now());
-        let waited = one.waited().as_secs();
-        one.settle(ActualUsage::Unknown, Instant::now());
+        let mut permit = limits.reserve(request, Instant::now() + Duration::from_secs(100), None).await.expect("in time");
+        permit.sent(Instant::now());
+        let waited = permit.waited().as_secs();
+        permit.settle(ActualUsage::Unknown, Instant::now());
         waited
     };
     warm(&limits).await;
@@ -138,12 +138,12 @@ async fn what_was_taken_of_a_limiter_that_made_room_is_remembered() {
     let is_there = || limits.snapshot().iter().any(|limiter| *limiter.model == *ours.model);
     let mut others = 0;
     while is_there() {
-        // Thousands at a time: a snapshot is of all of them.
+        // Many between two checks, because each check takes a snapshot of all limiters.
         for _ in 0..20_000 {
             take(&AdmissionRequest { model: format!("m{others}").into(), ..request("app", 10, 10) }).await;
             others += 1;
         }
-        assert!(others <= 200_000, "it stays although it was used longest ago");
+        assert!(others <= 200_000, "the limiter that was used longest ago is not evicted");
     }
     assert_eq!(take(&ours).await, 60);
 }

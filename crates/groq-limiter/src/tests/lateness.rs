@@ -1,4 +1,4 @@
-//! Requests that reach the upstream later than they were reserved, or later than those after them.
+//! Requests that reach the upstream long after they were reserved, or after requests that were sent later.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// An upstream of 30 requests a minute that takes each when it arrives. Its headers show tokens alone, of which nobody else
-/// takes any.
+/// An upstream that allows 30 requests a minute and charges each when it arrives. Its headers show only tokens, and there is
+/// no external usage of them.
 #[derive(Default)]
 struct Upstream {
     full_at: Option<Instant>,
@@ -21,7 +21,7 @@ struct Upstream {
 }
 
 impl Upstream {
-    /// A request arrives so late after it was sent.
+    /// Sends a request, which arrives `late` after now.
     fn serve(&mut self, mut permit: Permit, late: Duration, start: Instant) {
         let now = Instant::now();
         permit.sent(now);
@@ -43,8 +43,8 @@ async fn reserved(limits: &Limiters) -> Permit {
     limits.reserve(&request("app", 0, 1), deadline, None).await.expect("there is time")
 }
 
-/// The margin was given back down to nothing, for 0.8 of a request was cut to none: then one that arrived as early as it was
-/// sent was refused when those of the burst had arrived late.
+/// The safety margin must not be given back completely. Once 0.8 of a request was rounded down to none: then a request that
+/// arrived without delay was refused if those of the burst had arrived late.
 #[tokio::test(start_paused = true)]
 async fn what_is_given_back_of_the_margin_leaves_room_for_late_arrivals() {
     for late in [1, 40, 300, 1900] {
@@ -57,16 +57,16 @@ async fn what_is_given_back_of_the_margin_leaves_room_for_late_arrivals() {
         }
         assert_eq!(upstream.refused, [], "{late} ms late");
         let took = start.elapsed();
-        assert!(took <= 183 * SECOND, "one and no more is kept back: {took:?}");
+        assert!(took <= 183 * SECOND, "the margin is more than one request: {took:?}");
     }
 }
 
-/// A connection takes longer to open than the margin lasts.
+/// It takes longer to open a connection than the safety margin covers.
 #[tokio::test(start_paused = true)]
 async fn what_is_reserved_from_a_full_limit_counts_when_it_is_sent() {
     let (limits, start) = (shield(per_minute(30, 8000)), Instant::now());
     let mut upstream = Upstream::default();
-    // Nobody else is seen, and most of the margin is given back.
+    // No external usage is seen, so most of the safety margin is given back.
     for _ in 0..30 {
         sleep(4 * SECOND).await;
         let permit = reserved(&limits).await;
@@ -83,7 +83,8 @@ async fn what_is_reserved_from_a_full_limit_counts_when_it_is_sent() {
     assert_eq!(upstream.refused, []);
 }
 
-/// Longer than the margin lasts, nothing arrives; then everything at once. Requests go on being sent meanwhile, and as soon as it is over.
+/// The network stalls for longer than the safety margin covers, then delivers everything at once. Requests are sent during
+/// the stall and immediately after it.
 #[tokio::test(start_paused = true)]
 async fn what_a_network_delivers_at_once_counts_from_then() {
     for stall in [5, 12, 20, 28] {

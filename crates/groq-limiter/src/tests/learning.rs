@@ -1,4 +1,4 @@
-//! Cold starts, headers and refusals.
+//! What a limiter learns from cold starts, headers and refusals.
 
 use std::time::Duration;
 
@@ -32,9 +32,10 @@ async fn a_cold_start_sends_one_probe_and_learns_from_it() {
     assert_eq!(limiter.dimensions[0].source, Source::Headers);
 }
 
-/// A cold start under a burst: the free plan's table is a guess until the probe's head says otherwise.
+/// A burst during a cold start. Limits are assumed until the probe's headers have come, so nothing is refused before; then
+/// the requests that cannot be in time are refused at once.
 #[tokio::test(start_paused = true)]
-async fn nobody_is_refused_by_a_guess_and_everybody_by_what_is_known() {
+async fn requests_are_refused_by_known_limits_and_not_by_assumed_ones() {
     let limits = shield(ModelLimits { requests_per_minute: Some(30), ..ModelLimits::default() });
     let mut probe = limits.reserve(&request("app", 10, 100), in_a_minute(), None).await.expect("the probe");
     probe.sent(Instant::now());
@@ -79,12 +80,13 @@ async fn a_refusal_teaches_a_hidden_limit() {
     };
     let place = sent.refused(Some(&text), &Observation::default(), None, Instant::now());
     let again = limits.reserve(&request("app", 10, 100), in_a_minute(), place).await.expect("in time");
-    // The wait of the text, and the standing reserve of two requests, two seconds each.
+    // The wait that the refusal states, and the safety margin of two requests, two seconds each.
     let waited = again.waited().as_secs_f64();
     assert!((5.9..=6.1).contains(&waited), "{waited}");
 }
 
-/// The margin used to be another request of the same size: here half an hour, where Groq said three minutes.
+/// The safety margin of a day's limit was the size of another such request once: here half an hour, where Groq stated three
+/// minutes.
 #[tokio::test(start_paused = true)]
 async fn a_used_up_day_is_waited_for_by_minutes_longer_than_groq_says() {
     let limits = shield(ModelLimits::default());
@@ -105,12 +107,12 @@ async fn a_used_up_day_is_waited_for_by_minutes_longer_than_groq_says() {
     let late = limits.reserve(&request("app", 10, 3454), in_a_minute(), place).await;
     let Err(AdmissionError::NotInTime { wait, .. }) = late else { panic!("it cannot go within a minute") };
     let margin = Duration::from_secs(86_400).mul_f64(0.005);
-    // And some tokens more, by which the prompt may be larger than its estimate.
+    // The prompt may also be some tokens larger than its estimate.
     let estimate = Duration::from_secs(10);
     assert!(wait > stated && wait < stated + margin + estimate, "{wait:?}");
 }
 
-/// A refusal is believed until a header of a later request says otherwise.
+/// What a refusal states holds until a header of a later request shows something else.
 #[tokio::test(start_paused = true)]
 async fn a_header_overrules_a_refusal_at_once() {
     let limits = shield(per_minute(1000, 100_000));
@@ -138,7 +140,7 @@ async fn a_header_overrules_a_refusal_at_once() {
     assert!((98_000.0..=99_000.0).contains(&remaining()), "{}", remaining());
 }
 
-/// Groq counted more than was estimated: by the estimate it would go at once, and be refused again and again.
+/// Groq counts more than the estimate. With the estimate the request would be sent at once, and refused again and again.
 #[tokio::test(start_paused = true)]
 async fn a_refused_request_asks_for_what_groq_says_that_it_asks() {
     let limits = shield(per_minute(1000, 15_000));
@@ -157,7 +159,7 @@ async fn a_refused_request_asks_for_what_groq_says_that_it_asks() {
     let place = sent.refused(Some(&text), &Observation::default(), None, Instant::now());
     let again = limits.reserve(&request("app", 10, 100), in_a_minute(), place).await.expect("in time");
     assert!(again.waited() >= Duration::from_millis(5288), "{:?}", again.waited());
-    // The estimate of the next one is its own.
+    // The next request is charged by its own estimate.
     drop(again);
     let other = limits.reserve(&request("app", 10, 100), in_a_minute(), None).await.expect("fits");
     assert_eq!(other.waited(), Duration::ZERO);
@@ -195,11 +197,11 @@ async fn the_plan_follows_the_headers() {
     let limits = Limiters::new(Settings::default());
     let request = AdmissionRequest { model: "openai/gpt-oss-20b".into(), ..request("app", 10, 10) };
     let answered = async |tokens: u64| {
-        let mut one = limits.reserve(&request, in_a_minute(), None).await.expect("fits");
-        one.sent(Instant::now());
+        let mut permit = limits.reserve(&request, in_a_minute(), None).await.expect("fits");
+        permit.sent(Instant::now());
         let shown = RemoteQuota { limit: tokens, remaining: tokens - 20 };
-        one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
-        one.settle(ActualUsage::Unknown, Instant::now());
+        permit.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
+        permit.settle(ActualUsage::Unknown, Instant::now());
         limits.snapshot()[0].dimensions.iter().map(|d| (d.dimension.code.to_string(), d.limit)).collect::<Vec<_>>()
     };
     let row = |rows: &[(&str, u64)]| rows.iter().map(|&(code, limit)| (code.to_owned(), limit)).collect::<Vec<_>>();
@@ -216,15 +218,15 @@ async fn a_limit_stated_by_mistake_silences_nobody_for_hours() {
         Observation { tokens: Some(shown), ..Observation::default() }
     };
     for limit in [60_000, 1] {
-        let mut one = limits.reserve(&request("app", 50, 100), in_a_minute(), None).await.expect("fits");
-        one.sent(Instant::now());
-        one.observe(&stated(limit), Instant::now());
-        one.settle(ActualUsage::Tokens { prompt: 50, completion: Some(90), prompt_total: 50 }, Instant::now());
+        let mut permit = limits.reserve(&request("app", 50, 100), in_a_minute(), None).await.expect("fits");
+        permit.sent(Instant::now());
+        permit.observe(&stated(limit), Instant::now());
+        permit.settle(ActualUsage::Tokens { prompt: 50, completion: Some(90), prompt_total: 50 }, Instant::now());
     }
     let start = Instant::now();
     while limits.reserve(&request("app", 50, 100), in_a_minute(), None).await.is_err() {
         tokio::time::sleep(Duration::from_secs(10)).await;
-        assert!(start.elapsed() < Duration::from_secs(15 * 60), "nothing is sent that could teach better");
+        assert!(start.elapsed() < Duration::from_secs(15 * 60), "no request is sent whose headers could correct the limit");
     }
 }
 
@@ -233,16 +235,16 @@ fn unbounded(prompt: u64) -> AdmissionRequest {
     AdmissionRequest { cost: CostEstimate::Tokens { prompt, max_completion_tokens: None }, ..request("app", 10, 100) }
 }
 
-/// An answer whose head shows so much of 8000 tokens a minute in use.
+/// Sends a request whose headers show `used` of 8000 tokens a minute in use. `usage` is its prompt and completion tokens.
 async fn answered(limits: &Limiters, request: &AdmissionRequest, used: u64, usage: (u64, u64)) {
-    let mut one = limits.reserve(request, in_a_minute(), None).await.expect("in time");
-    one.sent(Instant::now());
+    let mut permit = limits.reserve(request, in_a_minute(), None).await.expect("in time");
+    permit.sent(Instant::now());
     let shown = RemoteQuota { limit: 8000, remaining: 8000 - used };
-    one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
-    one.settle(ActualUsage::Tokens { prompt: usage.0, completion: Some(usage.1), prompt_total: usage.0 }, Instant::now());
+    permit.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
+    permit.settle(ActualUsage::Tokens { prompt: usage.0, completion: Some(usage.1), prompt_total: usage.0 }, Instant::now());
 }
 
-/// 48,000 spaces are 12,000 tokens to Groq and a few hundred to our estimate.
+/// A prompt of 48,000 spaces is 12,000 tokens for Groq, and a few hundred by our estimate.
 #[tokio::test(start_paused = true)]
 async fn what_a_413_says_of_one_request_is_no_price_of_others() {
     let limits = shield(ModelLimits::default());
@@ -265,13 +267,13 @@ async fn what_a_413_says_of_one_request_is_no_price_of_others() {
     }
 }
 
-/// What is refused comes back at the price that the refusal stated, not at that and what is assumed by then.
+/// A refused request is charged what the refusal stated. What is assumed for requests without an output limit is not added.
 #[tokio::test(start_paused = true)]
 async fn a_refused_request_without_an_output_limit_costs_what_groq_states() {
     let limits = shield(ModelLimits { tokens_per_minute: Some(8000), ..ModelLimits::default() });
     warm(&limits).await;
-    let mut one = limits.reserve(&unbounded(40), in_a_minute(), None).await.expect("it fits");
-    one.sent(Instant::now());
+    let mut permit = limits.reserve(&unbounded(40), in_a_minute(), None).await.expect("it fits");
+    permit.sent(Instant::now());
     let text = UpstreamRefusal {
         dimension: Some(Dimension::TPM),
         code: Some("TPM".into()),
@@ -281,30 +283,30 @@ async fn a_refused_request_without_an_output_limit_costs_what_groq_states() {
         requested: 4140,
         wait: Some(Duration::from_millis(31_050)),
     };
-    let place = one.refused(Some(&text), &Observation::default(), None, Instant::now());
+    let place = permit.refused(Some(&text), &Observation::default(), None, Instant::now());
     let again = limits.reserve(&unbounded(40), in_a_minute(), place).await.expect("in time");
-    // That, and the safety margin of a twentieth to three tenths.
+    // The wait that the refusal states, and the safety margin, which is between a twentieth and three tenths of the limit.
     let waited = again.waited().as_secs_f64();
     assert!((31.0..50.0).contains(&waited), "{waited}");
 }
 
-/// 2000 tokens a minute, written by the operator, before an upstream whose headers say 100,000.
+/// The operator has configured 2000 tokens a minute. The upstream's headers say 100,000.
 #[tokio::test(start_paused = true)]
 async fn a_configured_limit_holds_below_groqs() {
     let limits = shield(ModelLimits { tokens_per_minute: Some(2000), ..ModelLimits::default() });
     let (start, mut used) = (Instant::now(), 0);
     while start.elapsed() < Duration::from_secs(60) {
-        let Ok(mut one) = limits.reserve(&request("app", 100, 900), in_a_minute(), None).await else { break };
+        let Ok(mut permit) = limits.reserve(&request("app", 100, 900), in_a_minute(), None).await else { break };
         if start.elapsed() >= Duration::from_secs(60) {
             break;
         }
-        one.sent(Instant::now());
+        permit.sent(Instant::now());
         let shown = RemoteQuota { limit: 100_000, remaining: 99_000 };
-        one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
-        one.settle(ActualUsage::Tokens { prompt: 100, completion: Some(400), prompt_total: 100 }, Instant::now());
+        permit.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
+        permit.settle(ActualUsage::Tokens { prompt: 100, completion: Some(400), prompt_total: 100 }, Instant::now());
         used += 500;
     }
-    // What a full one holds, and a minute's refill.
+    // What a full bucket holds, and what is regained in a minute.
     assert!((3000..=4000).contains(&used), "{used}");
     let shown = &limits.snapshot()[0].dimensions[0];
     assert_eq!((shown.limit, shown.source), (2000, Source::Configured));
@@ -312,7 +314,7 @@ async fn a_configured_limit_holds_below_groqs() {
     assert_eq!(limits.snapshot()[0].dimensions.len(), 1);
     let too_large = limits.reserve(&request("app", 100, 2000), in_a_minute(), None).await.expect_err("over the bound");
     assert!(matches!(too_large, AdmissionError::TooLarge { limit: 2000, .. }), "{too_large:?}");
-    // Unset, Groq's limit is in force; and the other way round.
+    // Without the configured limit, Groq's limit is in force. When it is configured again, it is in force again.
     limits.reconfigure(settings(ModelLimits::default()));
     assert_eq!(limits.snapshot()[0].dimensions[0].limit, 100_000);
     limits.reconfigure(settings(per_minute(30, 3000)));
@@ -320,22 +322,22 @@ async fn a_configured_limit_holds_below_groqs() {
     assert_eq!(dimensions.iter().map(|d| (d.limit, d.stated)).collect::<Vec<_>>(), [(3000, Some(100_000)), (30, None)]);
 }
 
-/// Without an output limit the bound is kept by what is usual, for the operator means what is used.
+/// A configured limit bounds what is used. For requests without an output limit, the usual answer is assumed.
 #[tokio::test(start_paused = true)]
 async fn a_configured_limit_holds_without_output_limits() {
     let limits = shield(ModelLimits { tokens_per_minute: Some(2000), ..ModelLimits::default() });
     let (start, mut used, mut held) = (Instant::now(), 0, Vec::new());
-    // All that go at once, then their answers, as headers show nothing reserved.
+    // In each round, as many requests as fit are sent, and then answered. Headers show nothing reserved for them.
     while start.elapsed() < Duration::from_secs(60) {
-        while let Ok(mut one) = limits.reserve(&unbounded(100), Instant::now(), None).await {
-            one.sent(Instant::now());
-            held.push(one);
+        while let Ok(mut permit) = limits.reserve(&unbounded(100), Instant::now(), None).await {
+            permit.sent(Instant::now());
+            held.push(permit);
         }
         sleep(Duration::from_secs(2)).await;
-        for mut one in held.drain(..) {
+        for mut permit in held.drain(..) {
             let shown = RemoteQuota { limit: 100_000, remaining: 99_900 };
-            one.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
-            one.settle(ActualUsage::Tokens { prompt: 100, completion: Some(400), prompt_total: 100 }, Instant::now());
+            permit.observe(&Observation { tokens: Some(shown), ..Observation::default() }, Instant::now());
+            permit.settle(ActualUsage::Tokens { prompt: 100, completion: Some(400), prompt_total: 100 }, Instant::now());
             used += 500;
         }
     }

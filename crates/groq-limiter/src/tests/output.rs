@@ -1,5 +1,5 @@
-//! Limiters on output tokens, before a reference model of Groq's law: tested is the smaller of the output limit and the largest
-//! answer of the last 150 s, taken is the answer when it ends.
+//! Limits on output tokens, tested against a model of Groq's rule: a request is admitted if there is room for the smaller of
+//! its output limit and the largest answer of the last 150 s. Its answer is charged when it ends.
 
 use std::{
     sync::{Arc, Mutex},
@@ -26,7 +26,7 @@ const WINDOW: Duration = Duration::from_secs(150);
 struct Upstream {
     used: f64,
     at: Option<Instant>,
-    /// When each ended, its key and its tokens.
+    /// The end, the API key and the tokens of each answer.
     answers: Vec<(Instant, u32, u64)>,
     refused: Vec<u64>,
     tests_output_limits: bool,
@@ -64,7 +64,7 @@ impl Upstream {
         }))
     }
 
-    /// How long the law has a request wait now, ns rounded away.
+    /// How many seconds a request must wait now by Groq's rule.
     fn wait(&mut self, output_limit: u64) -> f64 {
         self.drain();
         ((self.used + self.expected(0, output_limit) as f64 - LIMIT) * 60.0 / LIMIT).max(0.0)
@@ -77,12 +77,12 @@ impl Upstream {
     }
 }
 
-/// A limiter that has its limit from `otpm`, or must learn it.
+/// Limiters with `otpm` as the configured limit. Without it, they have to learn the limit.
 fn limiter(otpm: Option<u64>) -> Limiters {
     shield(ModelLimits { output_tokens_per_minute: otpm, ..ModelLimits::default() })
 }
 
-/// Sends one to its end. How long it waited in all.
+/// Sends a request, again after each refusal, until it is answered with `tokens`. Returns how long it waited in all.
 async fn send(
     limits: &Limiters,
     upstream: &Mutex<Upstream>,
@@ -93,27 +93,27 @@ async fn send(
     let (start, mut place) = (Instant::now(), None);
     let CostEstimate::Tokens { max_completion_tokens: output_limit, .. } = request.cost else { panic!("tokens") };
     loop {
-        let mut one = limits.reserve(request, deadline, place.take()).await?;
-        one.sent(Instant::now());
+        let mut permit = limits.reserve(request, deadline, place.take()).await?;
+        permit.sent(Instant::now());
         let waited = start.elapsed();
         sleep(Duration::from_millis(20)).await;
         let admitted = upstream.lock().expect("a lock").admit(request.key, output_limit.unwrap_or(u64::MAX));
         sleep(Duration::from_millis(20)).await;
         if let Err(refusal) = admitted {
-            place = one.refused(Some(&refusal), &Observation::default(), None, Instant::now());
+            place = permit.refused(Some(&refusal), &Observation::default(), None, Instant::now());
             continue;
         }
         sleep(Duration::from_millis(1000)).await;
         let tokens = tokens.min(output_limit.unwrap_or(u64::MAX));
         upstream.lock().expect("a lock").answer(request.key, tokens);
         sleep(Duration::from_millis(20)).await;
-        one.observe(&Observation::default(), Instant::now());
-        one.settle(ActualUsage::Tokens { prompt: 10, completion: Some(tokens), prompt_total: 10 }, Instant::now());
+        permit.observe(&Observation::default(), Instant::now());
+        permit.settle(ActualUsage::Tokens { prompt: 10, completion: Some(tokens), prompt_total: 10 }, Instant::now());
         return Ok(waited);
     }
 }
 
-/// Issue 20: output limits above the limit are no reason to refuse, for answers are far below it.
+/// Issue 20: a request whose output limit is above the limit must not be refused, because its answer is much smaller.
 #[tokio::test(start_paused = true)]
 async fn output_limits_above_the_limit_are_served() {
     for (otpm, output_limit, most) in [(Some(1000), 1800, 0), (None, 1800, 2), (Some(1000), 900, 0), (None, 900, 2)] {
@@ -130,7 +130,8 @@ async fn output_limits_above_the_limit_are_served() {
         assert!(outcomes.iter().all(Result::is_ok), "{otpm:?} {output_limit}: {outcomes:?}");
         let upstream = upstream.lock().expect("a lock");
         assert!(upstream.refused.len() <= most, "{otpm:?} {output_limit}: {:?}", upstream.refused);
-        // What does not fit into the limit comes back at 1000 a minute, of which the largest answer has to be free.
+        // All answers beyond the first 1000 tokens need time at 1000 tokens a minute. In addition, there must be room for the
+        // largest answer whenever a request is sent.
         let sum: u64 = upstream.answers.iter().map(|&(.., tokens)| tokens).sum();
         let least = (sum as f64 - LIMIT) * 60.0 / LIMIT;
         let took = start.elapsed().as_secs_f64();
@@ -138,10 +139,11 @@ async fn output_limits_above_the_limit_are_served() {
     }
 }
 
-/// One after the other: each is held as long as the law needs, and not a tenth longer. So is the one whose refusal states the limit:
-/// what its text says is in use replaces what our answers have left in use, and is not added to it.
+/// Requests one after the other: each waits as long as Groq's rule requires, and at most a tenth longer. This includes the
+/// request whose refusal states the limit: the usage stated by the refusal replaces what our own answers have used, and is
+/// not added to it.
 #[tokio::test(start_paused = true)]
-async fn nobody_is_held_longer_than_the_law_needs() {
+async fn requests_wait_no_longer_than_groqs_rule_requires() {
     for (otpm, refused) in [(Some(1000), 0), (None, 1)] {
         let (limits, upstream) = (limiter(otpm), Mutex::new(Upstream::default()));
         let (mut needed, mut held) = (0.0, 0.0);
@@ -158,7 +160,8 @@ async fn nobody_is_held_longer_than_the_law_needs() {
     }
 }
 
-/// An answer of 1308 tokens: for 150 s no request with such an output limit goes, nor is one sent.
+/// After an answer of 1308 tokens, no request with such an output limit fits into a limit of 1000 for 150 s, and none is
+/// sent.
 #[tokio::test(start_paused = true)]
 async fn a_large_answer_is_waited_for_until_it_is_forgotten() {
     let (limits, upstream) = (limiter(Some(1000)), Mutex::new(Upstream::default()));
@@ -175,7 +178,8 @@ async fn a_large_answer_is_waited_for_until_it_is_forgotten() {
     let unbounded =
         AdmissionRequest { cost: CostEstimate::Tokens { prompt: 10, max_completion_tokens: None }, ..request("app", 10, 1) };
     assert_eq!(limits.forecast(&unbounded).fitting_max_completion_tokens, Some(500));
-    // A lower output limit waits for room only, and one that waits goes as soon as the answer is forgotten.
+    // A request with a lower output limit waits only for room. One with the same output limit is sent as soon as the large
+    // answer no longer counts.
     let lower = send(&limits, &upstream, &request("app", 10, 400), 100, in_a_minute()).await.expect("it fits");
     assert!(lower < Duration::from_secs(45), "{lower:?}");
     let waited = send(&limits, &upstream, &request("app", 10, 4000), 100, later(300)).await.expect("it is forgotten");
@@ -183,9 +187,9 @@ async fn a_large_answer_is_waited_for_until_it_is_forgotten() {
     assert!(upstream.lock().expect("a lock").refused.is_empty());
 }
 
-/// Somebody else's answer of 1308 with the same key is known by one refusal.
+/// Another client of the same API key has received an answer of 1308 tokens. The limiter learns of it by one refusal.
 #[tokio::test(start_paused = true)]
-async fn somebody_elses_large_answer_costs_one_refusal() {
+async fn a_large_answer_of_another_client_costs_one_refusal() {
     let (limits, upstream) = (limiter(None), Mutex::new(Upstream::default()));
     upstream.lock().expect("a lock").answer(0, 1308);
     sleep(Duration::from_secs(80)).await;
@@ -195,7 +199,7 @@ async fn somebody_elses_large_answer_costs_one_refusal() {
     assert_eq!(upstream.lock().expect("a lock").refused, [1308]);
 }
 
-/// Of keys of one organization each has its own largest answer: what one was answered holds up no other.
+/// Each API key of an organization has a largest answer of its own, so a large answer does not delay requests of other keys.
 #[tokio::test(start_paused = true)]
 async fn a_large_answer_blocks_its_own_key_only() {
     let (limits, upstream) = (limiter(Some(1000)), Mutex::new(Upstream::default()));
@@ -208,14 +212,15 @@ async fn a_large_answer_blocks_its_own_key_only() {
     assert!(upstream.lock().expect("a lock").refused.is_empty());
 }
 
-/// The limit is learnt from "too large", which does not say how much of it is in use. What our answers have left in use is
-/// rounded up: rounded down, the same request with a lower output limit would go by up to a unit's time too early.
+/// The limit is learnt from a refusal as too large, which does not say how much is in use. What our own answers have used is
+/// rounded up. If it were rounded down, a request with a lower output limit would be sent too early, by up to the time of a
+/// unit.
 #[tokio::test(start_paused = true)]
 async fn a_lower_output_limit_is_sent_exactly_when_there_is_room() {
     for n in 0..20 {
         let (limits, upstream) = (limiter(None), Mutex::new(Upstream::default()));
         send(&limits, &upstream, &request("app", 10, 4000), 1308, in_a_minute()).await.expect("nothing is known yet");
-        // Another fraction of the 60 ms in which a unit comes back.
+        // A unit is regained in 60 ms: each run is at another fraction of that.
         sleep(Duration::from_millis(3000 + 3 * n)).await;
         let mut large = limits.reserve(&request("app", 10, 4000), in_a_minute(), None).await.expect("no limit is known");
         large.sent(Instant::now());
@@ -229,35 +234,35 @@ async fn a_lower_output_limit_is_sent_exactly_when_there_is_room() {
     }
 }
 
-/// `usage` without completion tokens: what was expected of the answer is taken, not nothing.
+/// If `usage` has no completion tokens, the expected tokens of the answer are charged.
 #[tokio::test(start_paused = true)]
 async fn an_answer_of_unknown_size_takes_what_was_expected_of_it() {
     for unknown in [ActualUsage::Tokens { prompt: 10, completion: None, prompt_total: 10 }, ActualUsage::Unknown] {
         let limits = limiter(Some(1000));
         for (spent, left) in [
-            // Nothing is known of answers.
+            // No answer has been seen yet, so nothing is expected.
             (unknown, 1000),
             (ActualUsage::Tokens { prompt: 10, completion: Some(300), prompt_total: 10 }, 700),
             (unknown, 400),
             (unknown, 100),
         ] {
-            let mut one = limits.reserve(&request("app", 10, 900), in_a_minute(), None).await.expect("there is room");
-            one.sent(Instant::now());
-            one.observe(&Observation::default(), Instant::now());
-            one.settle(spent, Instant::now());
+            let mut permit = limits.reserve(&request("app", 10, 900), in_a_minute(), None).await.expect("there is room");
+            permit.sent(Instant::now());
+            permit.observe(&Observation::default(), Instant::now());
+            permit.settle(spent, Instant::now());
             let remaining = limits.snapshot()[0].dimensions[0].remaining;
             assert!((remaining - f64::from(left)).abs() < 1.0, "{remaining} left, not {left}, after {spent:?}");
         }
-        // Answers of 150 s ago tell nothing of what is expected, but of what is usual.
+        // Answers older than 150 s no longer count as the largest, but they still count for the mean.
         sleep(Duration::from_secs(200)).await;
-        let mut one = limits.reserve(&request("app", 10, 900), in_a_minute(), None).await.expect("there is room");
-        one.sent(Instant::now());
-        one.settle(unknown, Instant::now());
+        let mut permit = limits.reserve(&request("app", 10, 900), in_a_minute(), None).await.expect("there is room");
+        permit.sent(Instant::now());
+        permit.settle(unknown, Instant::now());
         assert_eq!(limits.snapshot()[0].dimensions[0].remaining.round(), 700.0);
     }
 }
 
-/// An upstream that tests output limits after all: they are charged once that is known.
+/// For an upstream that tests the output limit itself, the limiter charges output limits once it has learnt that.
 #[tokio::test(start_paused = true)]
 async fn an_upstream_that_tests_output_limits_is_not_stormed() {
     let upstream = Arc::new(Mutex::new(Upstream { tests_output_limits: true, ..Upstream::default() }));
@@ -276,40 +281,40 @@ async fn an_upstream_that_tests_output_limits_is_not_stormed() {
     assert!(upstream.refused.len() <= 5, "{:?}", upstream.refused);
 }
 
-/// A text without its dimension's name, which Groq was seen to send. Taken for a limit on all tokens, the request would be
-/// refused for good: its output limit is above the limit.
+/// A refusal that does not name its dimension, as Groq has sent it. If it were taken for a limit on all tokens, the request
+/// would be refused for good, because its output limit is above the limit.
 #[tokio::test(start_paused = true)]
 async fn a_limit_without_a_name_that_counts_less_than_the_output_limit_is_one_on_output() {
     let limits = limiter(None);
-    let mut one = limits.reserve(&request("app", 10, 1800), in_a_minute(), None).await.expect("it goes");
-    one.sent(Instant::now());
+    let mut permit = limits.reserve(&request("app", 10, 1800), in_a_minute(), None).await.expect("it goes");
+    permit.sent(Instant::now());
     let (used, wait) = (Some(997), Some(Duration::from_millis(11_340)));
     let text = UpstreamRefusal { dimension: None, code: None, unit: None, limit: 1000, used, requested: 192, wait };
-    let place = one.refused(Some(&text), &Observation::default(), None, Instant::now());
+    let place = permit.refused(Some(&text), &Observation::default(), None, Instant::now());
     let again = limits.reserve(&request("app", 10, 1800), in_a_minute(), place).await.expect("it waits for room");
     assert!((11.3..11.5).contains(&again.waited().as_secs_f64()), "{:?}", again.waited());
     assert_eq!(limits.snapshot()[0].dimensions[0].dimension, Dimension::OTPM);
 }
 
-/// Figures that no text of Groq's has had.
+/// Extreme figures, which Groq has never sent.
 #[tokio::test(start_paused = true)]
-async fn absurd_figures_hold_nobody_for_long() {
+async fn absurd_figures_do_not_block_requests_for_long() {
     let limits = limiter(Some(1000));
     for (limit, requested, used) in
         [(1000, u64::MAX, None), (1000, 0, Some(0)), (0, 5, None), (u64::MAX, u64::MAX, Some(u64::MAX))]
     {
-        let mut one = limits.reserve(&request("app", 10, 500), in_a_minute(), None).await.expect("it goes");
-        one.sent(Instant::now());
+        let mut permit = limits.reserve(&request("app", 10, 500), in_a_minute(), None).await.expect("it goes");
+        permit.sent(Instant::now());
         let dimension = Some(Dimension::OTPM);
         let text = UpstreamRefusal { dimension, code: None, unit: None, limit, used, requested, wait: None };
-        let _place = one.refused(Some(&text), &Observation::default(), None, Instant::now());
+        let _place = permit.refused(Some(&text), &Observation::default(), None, Instant::now());
         sleep(Duration::from_secs(60)).await;
     }
     let mut huge = limits.reserve(&request("app", 10, 500), in_a_minute(), None).await.expect("it goes");
     huge.sent(Instant::now());
     huge.settle(ActualUsage::Tokens { prompt: 10, completion: Some(100_000), prompt_total: 10 }, Instant::now());
     let Err(AdmissionError::NotInTime { .. }) = limits.reserve(&request("app", 10, 500), in_a_minute(), None).await else {
-        panic!("a debt of 99 minutes' tokens, of which ten are kept")
+        panic!("the debt is 99 minutes' tokens, cut to ten minutes' tokens")
     };
     sleep(Duration::from_secs(600)).await;
     limits.reserve(&request("app", 10, 500), in_a_minute(), None).await.expect("it goes");

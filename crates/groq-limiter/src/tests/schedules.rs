@@ -1,6 +1,8 @@
-//! What holds in whatever order threads run: shuttle runs each test in some hundred orders, and names the file of one that fails.
+//! Properties that hold in any interleaving of threads. shuttle runs each test in some hundred orders of the threads. When
+//! an order fails, shuttle prints the name of the file in which it keeps that order.
 //!
-//! `SCHEDULES=20000 cargo test -p schedules schedules` tries more; `SCHEDULE=FILE cargo test -p schedules NAME` runs one again.
+//! `SCHEDULES=20000 cargo test -p schedules schedules` tries more orders; `SCHEDULE=FILE cargo test -p schedules NAME` runs
+//! a kept order again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,12 +32,12 @@ use crate::{
     types::{Observation, Priority},
 };
 
-/// Orders that each test tries with each scheduler.
+/// The number of orders that each test tries with each scheduler.
 const SCHEDULES: usize = 300;
-/// PCT looks for failures that need threads to be interrupted at so many places.
+/// The PCT scheduler looks for failures that need threads to be interrupted at up to this number of places.
 const DEPTH: usize = 3;
 
-/// Runs `threads` in many orders, in virtual time.
+/// Runs `threads` in many orders, in virtual time. Runs only the order in the file `SCHEDULE`, if it is set.
 fn in_any_order(threads: impl Fn(&Arc<Runtime>) + Send + Sync + 'static) {
     let threads = Arc::new(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
@@ -62,7 +64,7 @@ fn in_any_order(threads: impl Fn(&Arc<Runtime>) + Send + Sync + 'static) {
     }
 }
 
-/// Says how to run a failing order again: shuttle has said where it is.
+/// Prints on panic how to run the failing order again. shuttle has printed the name of the file before.
 struct ReplayHint;
 
 impl Drop for ReplayHint {
@@ -95,7 +97,7 @@ fn request(model: &str) -> AdmissionRequest {
     }
 }
 
-/// Takes one, and ends the cold start.
+/// Ends the cold start with one request, which uses `usage`.
 fn warm(limiters: &Limiters, model: &str, usage: ActualUsage) {
     let mut permit = block_on(limiters.reserve(&request(model), Instant::now(), None)).expect("the first one goes");
     permit.sent(Instant::now());
@@ -119,14 +121,14 @@ fn join<T>(threads: Vec<JoinHandle<T>>) -> Vec<T> {
     threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
 }
 
-/// Lets time pass, and the timer of these limiters fire, until `over`.
+/// Starts two threads: one advances the virtual time until `over` is set, the other drives the timer of these limiters.
 fn clock(registry: &Arc<Registry>, runtime: &Arc<Runtime>, over: &Arc<AtomicBool>) -> [JoinHandle<()>; 2] {
-    let task = registry.common.timer.try_drive().expect("nobody drives it");
+    let task = registry.common.timer.try_drive().expect("the timer is not driven yet");
     let (runtime, over) = (runtime.clone(), over.clone());
     let time = thread::spawn(move || {
         while !over.load(SeqCst) {
             block_on(advance(Duration::from_millis(500)));
-            // The runtime looks at its timers.
+            // Lets the runtime process its timers.
             runtime.block_on(tokio::task::yield_now());
             thread::yield_now();
         }
@@ -134,14 +136,14 @@ fn clock(registry: &Arc<Registry>, runtime: &Arc<Runtime>, over: &Arc<AtomicBool
     [time, thread::spawn(move || block_on(task))]
 }
 
-/// The limiters go, and with them their timer.
+/// Drops the limiters, which ends their timer, and joins the threads of `clock`.
 fn end(limiters: Limiters, clock: [JoinHandle<()>; 2], over: &AtomicBool) {
     over.store(true, SeqCst);
     drop(limiters);
     join(clock.into());
 }
 
-/// The bounds are checked and the place is taken by threads at once.
+/// Several threads check the bounds of the queue and take a place in it at the same time.
 #[test]
 fn no_more_wait_than_may_in_all_limiters_together() {
     in_any_order(|_| {
@@ -167,16 +169,16 @@ fn no_more_wait_than_may_in_all_limiters_together() {
     });
 }
 
-/// Permits that are settled, dropped and refused by threads at once, and waiters that leave: what comes back is given to the next,
-/// nobody is forgotten, and at the end exactly what was used is missing.
+/// Threads settle, drop and get refusals for permits at the same time, and some leave the queue. What is given back is
+/// granted to the next request, no request is forgotten, and at the end exactly what was used is in use.
 #[test]
 fn what_comes_back_goes_to_the_next_and_the_sum_is_right() {
     in_any_order(|runtime| {
-        // Two fit at once, with the margin beside them.
+        // Two requests fit at the same time, together with the safety margin.
         let limits = ModelLimits { tokens_per_day: Some(1300), ..ModelLimits::default() };
         let limiters = Limiters::new(settings(limits));
         let (began, over) = (Instant::now(), Arc::new(AtomicBool::new(false)));
-        // A refusal is followed by a second of rest.
+        // The limiter pauses for a second after a refusal, so time must pass.
         let clock = clock(&limiters.0, runtime, &over);
         warm(&limiters, "m", ActualUsage::Nothing);
         let reserve = |limiters: &Limiters| {
@@ -222,7 +224,7 @@ fn what_comes_back_goes_to_the_next_and_the_sum_is_right() {
     });
 }
 
-/// Each goes when its time has come, whatever threads do between the timer's firing and its effect.
+/// Each waiting request is granted when there is room for it, whatever threads do between the timer's firing and its effect.
 #[test]
 fn the_timer_forgets_nobody() {
     in_any_order(|runtime| {
@@ -245,15 +247,15 @@ fn the_timer_forgets_nobody() {
     });
 }
 
-/// A limiter is evicted, swept, saved and made again while others ask for it: there are never two of the same, and what was
-/// used is remembered.
+/// A limiter is evicted, swept, saved and created again while other threads use it: there are never two limiters of the same
+/// scope, and what was used is remembered.
 #[test]
 fn an_evicted_limiter_comes_back_as_it_was() {
     in_any_order(|_| {
         let limits = ModelLimits { requests_per_day: Some(3), ..ModelLimits::default() };
         let limiters = Limiters::new(settings(limits));
         limiters.forecast(&request("m"));
-        // It has been idle for long enough to be swept.
+        // The limiter has been idle for long enough to be swept.
         block_on(advance(Duration::from_secs(61)));
         let granted = Arc::new(AtomicU64::new(0));
         let spends = || {
@@ -268,7 +270,7 @@ fn an_evicted_limiter_comes_back_as_it_was() {
                 }
             })
         };
-        // Two are kept at most, under cfg(shuttle).
+        // Under cfg(shuttle), at most two limiters are kept.
         let crowds = |models: [&'static str; 2]| {
             let limiters = limiters.clone();
             thread::spawn(move || models.map(|model| limiters.forecast(&request(model))))
@@ -290,7 +292,7 @@ fn an_evicted_limiter_comes_back_as_it_was() {
     });
 }
 
-/// What is saved holds each limiter that was ever used, also the one that is evicted or made again just then.
+/// The saved state contains each limiter that was ever used, including one that is evicted or created again at that moment.
 #[test]
 fn what_is_saved_is_complete() {
     in_any_order(|_| {
@@ -313,7 +315,8 @@ fn what_is_saved_is_complete() {
     });
 }
 
-/// The store answers, is lost and comes back while threads ask: everybody goes or is refused, and nobody waits beyond the deadline.
+/// The store answers, is lost and comes back while threads reserve: each request is granted or refused, and none waits
+/// beyond its deadline.
 #[test]
 fn a_store_that_comes_and_goes_leaves_nobody_waiting() {
     in_any_order(|runtime| {
@@ -345,7 +348,7 @@ fn a_store_that_comes_and_goes_leaves_nobody_waiting() {
     });
 }
 
-/// A store that grants what it is asked for, unless it is just lost.
+/// Simulates a store that makes every reservation. With each transaction, it is lost with a probability of 20 %.
 fn serve(registry: &Arc<Registry>, mut commands: UnboundedReceiver<Command>, over: &AtomicBool) {
     let (mut tat, mut version, mut position) = (0_i64, 0, 0);
     while !over.load(SeqCst) {

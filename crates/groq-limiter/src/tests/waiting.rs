@@ -1,4 +1,4 @@
-//! The order in which requests go, and which are refused at once.
+//! The order in which requests are granted, and which requests are refused at once.
 
 use std::time::Duration;
 
@@ -29,11 +29,11 @@ async fn thirty_a_minute_in_order() {
         }));
     }
     let mut last = Duration::ZERO;
-    for (n, one) in running.into_iter().enumerate() {
-        let at = one.await.expect("it ran");
+    for (n, task) in running.into_iter().enumerate() {
+        let at = task.await.expect("it ran");
         assert!(at >= last, "request {n} went at {at:?}, before its predecessor");
         last = at;
-        // Two stay in reserve, then one every two seconds.
+        // The safety margin is two requests. After the burst, one request is granted every two seconds.
         let earliest = Duration::from_secs(2) * (n as u32).saturating_sub(27);
         assert!(at + Duration::from_millis(1) >= earliest && at <= earliest + Duration::from_millis(60), "{n}: {at:?}");
     }
@@ -54,18 +54,18 @@ async fn refused_on_arrival_with_a_true_retry_after() {
     else {
         panic!("it cannot go within a second")
     };
-    assert_eq!(Instant::now(), before, "told at once");
+    assert_eq!(Instant::now(), before, "refused at once");
     assert_eq!(dimension, Dimension::RPM);
     assert!(wait > Duration::from_secs(1) && wait < Duration::from_millis(2100), "{wait:?}");
-    for one in &mut held {
-        one.sent(Instant::now());
-        one.observe(&Observation::default(), Instant::now());
+    for permit in &mut held {
+        permit.sent(Instant::now());
+        permit.observe(&Observation::default(), Instant::now());
     }
-    for one in held {
-        one.settle(ActualUsage::Unknown, Instant::now());
+    for permit in held {
+        permit.settle(ActualUsage::Unknown, Instant::now());
     }
     advance(retry_after).await;
-    limits.reserve(&request("app", 10, 10), Instant::now() + Duration::from_secs(1), None).await.expect("as told");
+    limits.reserve(&request("app", 10, 10), Instant::now() + Duration::from_secs(1), None).await.expect("as stated");
 }
 
 #[tokio::test(start_paused = true)]
@@ -80,7 +80,7 @@ async fn leaving_the_queue_changes_no_quota() {
     let impatient = tokio::time::timeout(Duration::from_millis(100), limits.reserve(&mine, in_a_minute(), None));
     assert!(impatient.await.is_err());
     assert_eq!(limits.waiting(), 0);
-    // Never sent: everything comes back.
+    // They were never sent, so everything is given back.
     drop(held);
     let limiter = &limits.snapshot()[0];
     assert_eq!(limiter.in_flight, 0);
@@ -107,14 +107,14 @@ async fn a_settlement_lets_the_next_request_go_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_can_never_fit_is_told_so() {
+async fn what_can_never_fit_is_refused_as_too_large() {
     let limits = shield(per_minute(30, 8000));
     let refusal = limits.reserve(&request("app", 881, 11_000), in_a_minute(), None).await.expect_err("never");
     assert_eq!(
         refusal,
         AdmissionError::TooLarge { dimension: Dimension::TPM, limit: 8000, requested: 11_881, parts: Some((881, 11_000)) }
     );
-    // Exactly the limit: the estimate's own caution must not make it impossible.
+    // A request of exactly the limit must be possible, although estimates are increased by a margin.
     limits.reserve(&request("app", 1000, 7000), in_a_minute(), None).await.expect("exactly the limit");
 }
 
@@ -150,7 +150,7 @@ async fn organizations_never_mix() {
     let _mine = limits.reserve(&request("app", 1, 1), Instant::now(), None).await.expect("one");
     assert!(limits.reserve(&request("app", 1, 1), Instant::now(), None).await.is_err());
     let theirs = AdmissionRequest { organization: "another".into(), ..request("app", 1, 1) };
-    limits.reserve(&theirs, Instant::now(), None).await.expect("their own lane");
+    limits.reserve(&theirs, Instant::now(), None).await.expect("a limiter of its own");
 }
 
 #[tokio::test(start_paused = true)]
@@ -161,12 +161,12 @@ async fn headroom_is_left_to_others() {
     warm(&limits).await;
     let mut sent = 0;
     let end = Instant::now() + Duration::from_secs(60);
-    while let Ok(mut one) = limits.reserve(&request("app", 1, 1), end, None).await {
-        one.sent(Instant::now());
-        one.settle(ActualUsage::Unknown, Instant::now());
+    while let Ok(mut permit) = limits.reserve(&request("app", 1, 1), end, None).await {
+        permit.sent(Instant::now());
+        permit.settle(ActualUsage::Unknown, Instant::now());
         sent += 1;
     }
-    // Half of the burst, and half of the minute's refill.
+    // Half of the burst, and half of what is regained in a minute.
     assert!((26..=30).contains(&sent), "{sent}");
 }
 
