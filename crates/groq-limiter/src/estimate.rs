@@ -1,4 +1,5 @@
-//! Figures learnt from responses: how far prompt estimates are off, how long completions are, how soon responses come.
+//! Estimates that a limiter learns from responses: the error of prompt estimates, the length of completions, the time to a
+//! response.
 
 use std::time::Duration;
 
@@ -9,59 +10,61 @@ pub mod default_output;
 pub mod expected_output;
 pub mod running_mean;
 
-/// How far prompt estimates are off: actual ÷ estimated.
+/// The error of prompt estimates: actual prompt tokens ÷ estimated ones.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PromptRatio(RunningMean);
 
 impl PromptRatio {
-    /// Ratios beyond these are taken for these.
+    /// The smallest and the largest ratio; samples are clamped to them.
     const BOUNDS: (f32, f32) = (0.25, 4.0);
 
-    /// One more answer: the estimate, and what it really was.
+    /// Adds a response: the estimate of its prompt, and the actual number of tokens.
     pub fn learn(&mut self, estimated: u64, actual: u64) {
         if estimated > 0 && actual > 0 {
             self.0.learn((actual as f32 / estimated as f32).clamp(Self::BOUNDS.0, Self::BOUNDS.1));
         }
     }
 
-    /// Few prompts are shorter; before the first answer estimates are right, within a tenth.
+    /// Returns a ratio that few prompts fall below. Before the first response, estimates are assumed to be within a tenth.
     pub fn low(&self) -> f32 {
         self.0.low().unwrap_or(0.9).max(Self::BOUNDS.0)
     }
 
-    /// Few prompts are longer.
+    /// Returns a ratio that few prompts exceed.
     pub fn high(&self) -> f32 {
         self.0.high().unwrap_or(1.1).min(Self::BOUNDS.1)
     }
 }
 
-/// Everything that a limiter learns beside its quotas.
+/// The estimates of one limiter.
 #[derive(Clone, Debug, Default)]
 pub struct Estimates {
     /// Completion tokens of a request.
     pub completion: RunningMean,
-    /// Seconds from sending to an answer's head.
+    /// Seconds from sending a request to the head of its response.
     head: RunningMean,
+    /// The shortest such time so far, ns.
     soonest_head: Option<Ns>,
-    /// What Groq reserves for a request without an output limit.
+    /// Completion tokens that Groq reserves for a request without an output limit.
     pub assumed: AssumedOutput,
-    /// Prompt tokens, actual ÷ estimated.
+    /// Prompt tokens: actual ÷ estimated.
     pub prompt: PromptRatio,
 }
 
 impl Estimates {
-    /// An answer's head came after so long.
+    /// Adds the time from sending a request to the head of its response, ns.
     pub fn head(&mut self, after: Ns) {
         self.head.learn((after as f64 / 1e9) as f32);
         self.soonest_head = Some(self.soonest_head.map_or(after, |soonest| soonest.min(after)));
     }
 
-    /// RunningMean time from sending to an answer's head.
+    /// Returns the mean time from sending a request to the head of its response; zero before the first one.
     pub fn usual_time_to_head(&self) -> Duration {
         Duration::from_secs_f32(self.head.mean().unwrap_or(0.0).max(0.0))
     }
 
-    /// One way to Groq, ns: at most half of the soonest answer, and never taken for more than 25 ms.
+    /// Returns the estimated time that a request takes to reach Groq, ns: half of the shortest response time, and at most 25
+    /// ms.
     pub fn one_way(&self) -> Ns {
         self.soonest_head.map_or(0, |soonest| (soonest / 2).min(25_000_000))
     }

@@ -1,8 +1,12 @@
-//! Fair queueing with lifting: between interactive and batch, then between apps by weight, then between an app's four size
-//! classes, then by arrival.
+//! The queue of one limiter: start-time fair queueing on three levels, then in the order of arrival.
 //!
-//! Every queue has a virtual start: what it has been served, over its weight. The smallest is next. A queue that
-//! becomes active starts at the smallest active one's, so idle time earns no credit.
+//! The levels are the two priority classes (interactive and batch), the apps of a class by weight, and the four size classes
+//! of an app. Every class, app and size class has a virtual start: the service that it has received, divided by its weight.
+//! The one with the smallest start is served next. When it becomes active, its start is raised to the smallest start of the
+//! active ones, so idle time earns no credit.
+//!
+//! Requests are known by their tickets. A ticket is also the place in the order of arrival, so a request that was refused
+//! gets back to its old place with it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,81 +30,84 @@ pub mod backfill;
 pub mod forecast;
 mod request;
 
-/// Batch's share of a limiter while interactive requests wait: the bound on its starvation.
+/// The share of a limiter that batch requests get while interactive ones wait, so that they do not starve.
 pub const BATCH_SHARE: f64 = 0.05;
-/// Apps that are idle are forgotten beyond so many.
+/// The number of apps up to which idle ones are kept.
 const IDLE_APPS: usize = 256;
-/// Beyond so many apps at once, all further ones share one place: names are the clients' to choose.
+/// The largest number of apps; all further ones share one account. Clients choose the names of apps, so there may be any
+/// number.
 const MOST_APPS: usize = 2048;
-/// The name of that place.
+/// The name of the shared account.
 const EVERYONE_ELSE: &str = "other";
 
-/// Interactive or batch.
+/// The apps of one priority class.
 #[derive(Debug, Default)]
 struct PriorityClass {
     start: Start,
-    /// Start of the last app that was served: where a newcomer begins when nobody waits.
+    /// The largest start at which an app was served. An app starts here if no other app is active.
     served_start: Start,
-    /// The apps that wait, the next one first.
+    /// The apps with queued requests, the next one first.
     active: BTreeSet<Turn>,
 }
 
-/// The queued requests of one limiter, and the apps whose they are.
+/// The queued requests of one limiter, by app.
 #[derive(Debug, Default)]
 pub struct FairQueue {
-    /// The apps that are known. Boxed: most limiters have one, and a map has room for eleven.
+    /// The known apps. Boxed, because most limiters have one app, and a node of the map has room for eleven.
     pub apps: BTreeMap<Arc<AppKey>, Box<App>>,
-    /// Idle apps are looked for when so many are known.
+    /// The number of apps at which idle ones are removed.
     forget_at: usize,
-    /// Boxed: a table of whole requests takes a third more, and twice that as it grows.
+    /// The queued requests. Boxed, because a table of whole requests takes a third more memory, and twice that as it grows.
     waiting: HashMap<Ticket, Box<QueuedRequest>>,
     deadlines: BTreeSet<(Ns, Ticket)>,
-    /// Whose request has left the queue, and who has to know.
+    /// The wakers of requests that have left the queue, to be called by the caller.
     pub woken: Vec<Waker>,
     last_ticket: Ticket,
     classes: [PriorityClass; 2],
 }
 
 impl FairQueue {
-    /// How many wait.
+    /// Returns the number of queued requests.
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Nobody waits.
+    /// Whether no request is queued.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
-    /// The queued request with this ticket.
+    /// Returns the queued request with this ticket.
     pub fn get(&self, ticket: Ticket) -> Option<&QueuedRequest> {
         self.waiting.get(&ticket).map(|queued| &**queued)
     }
 
-    /// The same, to be changed in what does not order the queue.
+    /// Returns the queued request with this ticket, mutably. Fields that determine its place in the queue must not be
+    /// changed.
     pub fn get_mut(&mut self, ticket: Ticket) -> Option<&mut QueuedRequest> {
         self.waiting.get_mut(&ticket).map(|queued| &mut **queued)
     }
 
-    /// The waiting requests, in no order.
+    /// Returns the queued requests in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &QueuedRequest> {
         self.waiting.values().map(|queued| &**queued)
     }
 
-    /// What one priority class has in the queue.
+    /// Returns the backlog of one priority class.
     pub fn backlog(&self, class: Priority) -> Backlog {
         let mut sum = Backlog::default();
         self.active_apps(class).for_each(|app| sum += &app.backlog());
         sum
     }
 
-    /// A new ticket, behind all others.
+    /// Returns a new ticket, behind all others.
     pub fn ticket(&mut self) -> Ticket {
         self.last_ticket += 1;
         self.last_ticket
     }
 
-    /// The app's key; it is taken up if it was unknown.
+    /// Returns the key of the app, which is added if it is unknown, and sets its weight. If there are too many apps, the key
+    /// is that of the shared account.
     pub fn app(&mut self, name: &Arc<str>, class: Priority, weight: f64) -> Arc<AppKey> {
         let mut weight = if weight.is_finite() { weight.clamp(1e-3, 1e3) } else { 1.0 };
         let mut key = AppKey { class, name: name.clone() };
@@ -121,7 +128,8 @@ impl FairQueue {
         key
     }
 
-    /// Joins the queue at its ticket's place, or behind all others where that is taken.
+    /// Queues a request at the place of its ticket. If that ticket is in use, the request gets a new one, behind all others.
+    /// Returns the ticket.
     pub fn push(&mut self, mut queued: QueuedRequest) -> Ticket {
         if self.waiting.contains_key(&queued.ticket) {
             queued.ticket = self.ticket();
@@ -133,7 +141,7 @@ impl FairQueue {
         }
         let app = self.apps.get_mut(&queued.app).expect("a queued request's app is known");
         if !app.is_waiting() {
-            // Beside the one that was served last, not behind those that wait for their next: settling moves these.
+            // Not later than the app that was served last, because settling may have moved the starts of the active apps.
             let first = class.active.first().map_or(Start::MAX, |&(start, ..)| start);
             app.start = app.start.max(first.min(class.served_start));
             app.since = queued.ticket;
@@ -146,7 +154,7 @@ impl FairQueue {
         ticket
     }
 
-    /// Changes what a queued request takes. Its place stays, and its size class.
+    /// Changes the cost of a queued request, which keeps its place and its size class.
     pub fn reprice(&mut self, ticket: Ticket, cost: Cost) {
         let Some(queued) = self.waiting.get_mut(&ticket) else { return };
         let before = queued.usage();
@@ -155,12 +163,12 @@ impl FairQueue {
         app.reprice(queued.size, &before, &queued.usage());
     }
 
-    /// Leaves the queue, for whatever reason.
+    /// Removes a request from the queue, for any reason.
     pub fn remove(&mut self, ticket: Ticket) -> Option<QueuedRequest> {
         let mut queued = self.waiting.remove(&ticket)?;
         self.woken.extend(queued.waker.take());
         if self.waiting.is_empty() {
-            // The room of a long queue is not kept for the next one.
+            // Release the memory of a queue that was long.
             self.waiting = HashMap::default();
         }
         self.deadlines.remove(&(queued.deadline, ticket));
@@ -172,20 +180,20 @@ impl FairQueue {
         Some(*queued)
     }
 
-    /// Whose turn it is.
+    /// Returns the request whose turn it is; `None` if the queue is empty.
     pub fn head(&self) -> Option<Ticket> {
-        // Ties go to interactive: it is first.
+        // Ties go to the interactive class, because it comes first.
         let class = self.classes.iter().filter(|class| !class.active.is_empty()).min_by_key(|class| class.start)?;
         let (.., app) = class.active.first()?;
         self.apps.get(app)?.next()
     }
 
-    /// Whose deadline is next.
+    /// Returns the earliest deadline and the ticket of its request; `None` if the queue is empty.
     pub fn next_deadline(&self) -> Option<(Ns, Ticket)> {
         self.deadlines.first().copied()
     }
 
-    /// At most so many heads of the apps' size classes, small ones first.
+    /// Returns at most `most` heads of the apps' size classes, small sizes first.
     pub fn small_heads(&self, most: usize) -> Vec<Ticket> {
         let apps: Vec<&App> =
             [Priority::Interactive, Priority::Batch].iter().flat_map(|&class| self.active_apps(class)).collect();
@@ -193,7 +201,7 @@ impl FairQueue {
         heads.take(most).collect()
     }
 
-    /// The app was served so much; a negative amount takes it back.
+    /// Counts service for an app, as a share of the limit; a negative amount takes it back.
     pub fn serve(&mut self, key: &Arc<AppKey>, size: u8, service: f64) {
         let Some(app) = self.apps.get_mut(key) else { return };
         let (start, turn) = (app.start, app.is_waiting().then(|| app.turn()));
@@ -210,7 +218,7 @@ impl FairQueue {
         class.start = advance(class.start, service / share);
     }
 
-    /// The apps of a priority class that wait, the next one first.
+    /// Returns the apps of a priority class that have queued requests, the next one first.
     fn active_apps(&self, class: Priority) -> impl Iterator<Item = &App> {
         self.classes[class as usize].active.iter().filter_map(|(.., key)| self.apps.get(key).map(|app| &**app))
     }

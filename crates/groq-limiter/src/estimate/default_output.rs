@@ -1,46 +1,48 @@
-//! Completion tokens that the upstream reserves for a request without `max_completion_tokens`: learnt, per limiter.
+//! The completion tokens that the upstream reserves for a request without `max_completion_tokens`, learnt per limiter.
 //!
-//! Groq documents no figure, so it is taken from what answers show:
+//! Groq documents no figure, so it is learnt from responses:
 //!
-//! * A header's `limit - remaining` contains the request's own charge. Without the prompt it is an upper bound, and a tight
-//!   one as long as the limit is little used. On a limit that is heavily used it says nothing of the reserve, and is ignored.
-//! * A refusal's `Requested` is prompt plus reserve. It is an upper bound like a header's while the prompt is an estimate, which
-//!   can be far off. Once the refused request is answered, its prompt and so the reserve are known exactly.
+//! * The `limit - remaining` of a header contains what the upstream reserved for the request. Less the prompt, it is an upper
+//!   bound, which is tight as long as little of the limit is used. If much of the limit is used, the header is ignored.
+//! * The `Requested` of a refusal is the prompt plus the reserve. While the prompt is an estimate, which can be far off, this is
+//!   an upper bound, too. Once the refused request is answered, its prompt is known, and thus the exact reserve.
 //!
-//! Until then a guess is reserved. One that is too high costs little, for it comes back when the answer ends; one that is too low
-//! costs a few refusals, which teach.
+//! Until then a guess is reserved. A guess that is too high costs little, because the surplus comes back when the response
+//! ends. A guess that is too low costs a few refusals, from which the figure is learnt.
 
 use crate::types::Ns;
 
-/// Reserved before anything is known. Seen for OTPM (GROQ.md §2).
+/// The tokens to reserve before anything is learnt. Groq has shown this figure for output tokens per minute.
 const DEFAULT: u32 = 2048;
-/// A header that shows more than one in so many of a limit in use shows mostly others' requests. Taken for a price, it could
-/// leave so little of the limit that a request never fits beside others' use and the safety margin.
+/// A header counts if it shows less than one in this many units of the limit in use. Otherwise it shows mostly other
+/// requests. An estimate as high as that could leave so little of the limit that a request never fits beside external usage
+/// and the safety margin.
 const LITTLE_USED: u64 = 3;
-/// What a refusal and its request's own prompt gave is not lowered by headers for so long, ns. An upstream that stamps its
-/// headers when an answer ends would contradict it with every answer.
+/// The time for which headers do not lower an exact figure, ns. An upstream that stamps its headers when a response ends
+/// would contradict it with every response.
 const EXACT_FOR: Ns = 600_000_000_000;
 
-/// The estimate. Times are nanoseconds on the limiter's clock.
+/// The estimated reserve. Times are nanoseconds on the limiter's clock.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AssumedOutput {
-    /// The least upper bound so far; `None`: nothing is known.
+    /// The lowest upper bound so far, or the exact figure; `None` if nothing is known.
     tokens: Option<u32>,
+    /// Until this time `tokens` is exact, and upper bounds are ignored.
     exact_until: Ns,
 }
 
 impl AssumedOutput {
-    /// Completion tokens to reserve for a request that states none.
+    /// Returns the completion tokens to reserve for a request without an output limit.
     pub fn tokens(&self) -> u32 {
         self.tokens.unwrap_or(DEFAULT)
     }
 
-    /// Whether a header that shows `used` of `limit` in use says anything of a request with so long a prompt.
+    /// Whether a header that shows `used` units of `limit` in use bounds the reserve of a request with `prompt` tokens.
     pub fn is_shown(used: u64, prompt: u64, limit: u64) -> bool {
         used.saturating_sub(prompt) < limit / LITTLE_USED
     }
 
-    /// `total` tokens contain the reserve of a request with so long a prompt, which is in use or was asked for.
+    /// Applies an upper bound: `total` tokens include the `prompt` and the reserve of a request.
     pub fn at_most(&mut self, total: u64, prompt: u64, now: Ns) {
         if self.exact_until <= now {
             let most = difference(total, prompt);
@@ -48,7 +50,8 @@ impl AssumedOutput {
         }
     }
 
-    /// A request of which a refusal had said `requested` has been answered, so its prompt is known.
+    /// Sets the exact figure: a request for which a refusal stated `requested` tokens was answered later, so its `prompt` is
+    /// known.
     pub fn answered_after_refusal(&mut self, requested: u64, prompt: u64, now: Ns) {
         (self.tokens, self.exact_until) = (Some(difference(requested, prompt)), now.saturating_add(EXACT_FOR));
     }
@@ -90,7 +93,7 @@ mod tests {
         assumed.at_most(60, 40, 0);
         assumed.at_most(12_000, 400, 0);
         assert_eq!(assumed.tokens(), 20);
-        // Nor does it last without one.
+        // Without a header the estimate is replaced once the prompt is known.
         let mut assumed = AssumedOutput::default();
         assumed.at_most(12_000, 400, 0);
         assert_eq!(assumed.tokens(), 11_600);

@@ -1,52 +1,57 @@
-//! Expected output: what Groq tests against a limit on output tokens per minute (OTPM).
+//! Expected output: the figure that Groq tests against a limit on output tokens per minute (OTPM).
 //!
-//! Not a request's output limit: the smaller of it and of the largest answer that its API key has had in the last minutes
-//! (observed in September 2026). Nothing shows that figure but refusals, so the largest recent answer is followed here, per
-//! key: what one key of an organization was answered holds up no other. How long an answer counts is learnt from refusals,
-//! too: Groq went on refusing for 65 to 150 s.
+//! Groq does not test a request's output limit, but the smaller of that and the largest answer that its API key had in the
+//! last minutes (observed in September 2026). No header shows the figure, so this module tracks the largest recent answers.
+//! They are kept per key, because the answers to one key of an organization do not affect its other keys. How long an answer
+//! counts is learnt from refusals: Groq went on refusing for 65 to 150 s.
 //!
-//! Answers of other processes that use the same key are seen when a refusal states a larger figure than any answer of ours. So are
-//! upstreams that test output limits after all: several refusals in a row state the output limit of the request itself.
+//! A refusal that states a larger figure than any known answer shows an answer to another process that uses the same key. If
+//! several refusals in a row state the output limits of the requests themselves, the upstream tests output limits after all.
 
 use std::collections::VecDeque;
 
 use crate::types::Ns;
 
 const SECOND: Ns = 1_000_000_000;
-/// How long an answer counts before refusals have taught better, and within which bounds they can.
+/// The time for which an answer counts until refusals show another one, ns.
 const WINDOW: Ns = 150 * SECOND;
+/// The shortest window that is learnt, ns.
 const SHORTEST: Ns = 60 * SECOND;
+/// The longest window that is learnt, ns.
 const LONGEST: Ns = 600 * SECOND;
-/// What a refusal that came later than the window would have it is taken for so much longer, ns.
+/// What is added to the age of an answer that still counts upstream, when the window is extended to it, ns.
 const CAUTION: Ns = 10 * SECOND;
-/// Answers that are remembered, of all keys.
+/// The largest number of answers that are kept, of all keys together.
 const REMEMBERED: usize = 128;
-/// So many refusals in a row that state their requests' own output limits: the upstream tests output limits.
+/// The number of refusals in a row that state their requests' own output limits after which the upstream is assumed to test
+/// them.
 const OUTPUT_LIMITS_AFTER: u8 = 3;
-/// For so long, ns; then it is tried again.
+/// The time for which that is assumed, ns.
 const OUTPUT_LIMITS_FOR: Ns = 1800 * SECOND;
 
 /// The largest recent answers of the API keys that use a limiter. Times are nanoseconds on the limiter's clock.
 #[derive(Clone, Debug)]
 pub struct ExpectedOutputs {
-    /// In the order of their ends. Of one key, later ones are smaller.
+    /// Ordered by the time at which they ended. Among those of one key, later ones are smaller.
     answers: VecDeque<LargestAnswer>,
+    /// The time for which an answer counts, ns.
     window: Ns,
-    /// Refusals in a row that stated an output limit which no answer explains.
+    /// The number of refusals in a row that stated an output limit which no answer explains.
     output_limits: u8,
+    /// Until this time the upstream is assumed to test output limits.
     output_limits_until: Ns,
-    /// More is expected than other replicas have been told.
+    /// Whether more is expected than was reported to the other replicas.
     untold: bool,
 }
 
-/// An answer, larger than any later one of its key.
+/// An answer that is larger than any later one of its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LargestAnswer {
-    /// The key.
+    /// Identifies the API key.
     pub key: u32,
-    /// Its completion tokens.
+    /// The number of its completion tokens.
     pub tokens: u32,
-    /// When it ended.
+    /// The time at which it ended.
     pub ended: Ns,
 }
 
@@ -57,20 +62,22 @@ impl Default for ExpectedOutputs {
 }
 
 impl ExpectedOutputs {
-    /// Output tokens that a request with this key and output limit is expected to have; `u32::MAX` for one without an output limit.
+    /// Returns the expected output tokens of a request with this key and this output limit, which is `u32::MAX` for a
+    /// request without one.
     pub fn of(&self, key: u32, output_limit: u32, now: Ns) -> u32 {
-        // Where output limits are tested, whatever was answered.
-        let largest = if now < self.output_limits_until { u32::MAX } else { self.largest(key, now).map_or(0, |it| it.tokens) };
+        let tests_output_limits = now < self.output_limits_until;
+        let largest = if tests_output_limits { u32::MAX } else { self.largest(key, now).map_or(0, |answer| answer.tokens) };
         output_limit.min(largest)
     }
 
-    /// From when on no more than `tokens` are expected, if nothing larger is answered until then; `now` if that is so already.
+    /// Returns the time from which no more than `tokens` are expected, if no larger answer comes; `now` if that is already
+    /// so.
     pub fn falls_to(&self, key: u32, tokens: u32, now: Ns) -> Ns {
         let last_larger = self.of_key(key).rfind(|answer| answer.tokens > tokens);
         last_larger.map_or(now, |answer| answer.ended.saturating_add(self.window)).max(now).max(self.output_limits_until)
     }
 
-    /// When the figure falls next. `None`: nothing is expected.
+    /// Returns the time at which the expected output falls next; `None` if no output is expected.
     pub fn next_fall(&self, key: u32, now: Ns) -> Option<Ns> {
         if now < self.output_limits_until {
             return Some(self.output_limits_until);
@@ -78,27 +85,27 @@ impl ExpectedOutputs {
         Some(self.largest(key, now)?.ended.saturating_add(self.window))
     }
 
-    /// An answer has ended with so many completion tokens.
+    /// Adds an answer that ends now with this number of completion tokens.
     pub fn answered(&mut self, key: u32, tokens: u32, now: Ns) {
         self.untold |= self.of(key, u32::MAX, now) < tokens;
         self.insert(LargestAnswer { key, tokens, ended: now });
     }
 
-    /// A refusal stated `requested` for a request with this output limit (`u32::MAX` without one).
+    /// Learns from a refusal that stated `requested` tokens for a request with this output limit (`u32::MAX` without one).
     pub fn refused(&mut self, key: u32, requested: u32, output_limit: u32, now: Ns) {
         if requested > output_limit || requested == 0 {
-            return; // no figure of this law
+            return; // The figure is not an expected output.
         }
         let expected = self.of(key, u32::MAX, now);
         if requested < output_limit {
-            // It is the largest answer itself.
+            // The figure is the largest answer, so the upstream does not test output limits.
             (self.output_limits, self.output_limits_until) = (0, 0);
             self.learn_window(key, requested, now);
         }
         if requested <= expected {
             return;
         }
-        // Somebody else's answer, or no answer at all.
+        // The figure is an answer to another process, or the request's own output limit.
         if requested == output_limit && !self.of_key(key).any(|answer| answer.tokens >= requested) {
             self.output_limits = self.output_limits.saturating_add(1);
             if self.output_limits >= OUTPUT_LIMITS_AFTER {
@@ -108,19 +115,19 @@ impl ExpectedOutputs {
         self.answered(key, requested, now);
     }
 
-    /// Upstream, this key's largest answer that counts has `largest` tokens.
+    /// Learns the window from a refusal: the largest answer of this key that counts upstream has `largest` tokens.
     fn learn_window(&mut self, key: u32, largest: u32, now: Ns) {
         let age = |answer: &LargestAnswer| now.saturating_sub(answer.ended);
-        // One of ours that does not count here any more counts there.
+        // An answer that does not count here any more still counts upstream: the window is longer.
         let older = self.of_key(key).find(|answer| answer.tokens == largest && !self.counts(answer, now));
-        // A larger one counts no longer there. A young one may have been another key's.
+        // A larger answer does not count upstream any more: the window is shorter. A recent one may be of another key.
         let larger = self.of_key(key).rfind(|answer| answer.tokens > largest && self.counts(answer, now));
         let larger = larger.map(age).filter(|&age| age >= SHORTEST);
         let older = older.map(|older| age(older).saturating_add(CAUTION).min(LONGEST));
         self.window = larger.or(older).unwrap_or(self.window);
     }
 
-    /// The largest answers, where other replicas have not been told of one.
+    /// Returns the largest answer of each key to report to the other replicas; nothing if all were reported before.
     pub fn take_untold(&mut self, now: Ns) -> Vec<LargestAnswer> {
         let mut largest: Vec<LargestAnswer> = Vec::new();
         if std::mem::take(&mut self.untold) {
@@ -133,21 +140,21 @@ impl ExpectedOutputs {
         largest
     }
 
-    /// Whether [`Self::take_untold`] has something to tell.
+    /// Whether [`Self::take_untold`] would return something to report.
     pub fn is_untold(&self) -> bool {
         self.untold
     }
 
-    /// Another replica has told of this answer.
+    /// Adds an answer that another replica has reported.
     pub fn heard(&mut self, answer: LargestAnswer, now: Ns) {
         if answer.ended.saturating_add(LONGEST) > now {
             self.insert(LargestAnswer { ended: answer.ended.min(now), ..answer });
         }
     }
 
-    /// Units that the answers of all keys have left in use of a limit that fills at `rate` units a second, rounded up: rounded
-    /// down, the next request would go by a unit's time too early. Smaller answers that ended before larger ones are not
-    /// remembered.
+    /// Returns the units that the answers of all keys have left in use of a limit that fills at `rate` units per second. The
+    /// result is rounded up; rounded down, the next request would be sent too early by the time of one unit. Smaller answers
+    /// that ended before larger ones are not kept, so they do not count.
     pub fn left_in_use(&self, rate: f64, now: Ns) -> u64 {
         let answers = self.answers.iter().map(|answer| (answer.ended, answer.tokens));
         let mut used = (0.0f64, 0);
@@ -164,10 +171,11 @@ impl ExpectedOutputs {
         if self.answers.iter().any(|old| is_later_and_larger(old, &new)) {
             return;
         }
-        // Smaller ones that ended earlier can never be the largest again.
+        // Smaller answers that ended earlier can never be the largest again.
         self.answers.retain(|old| !is_later_and_larger(&new, old) && new.ended < old.ended.saturating_add(LONGEST));
         if self.answers.len() >= REMEMBERED {
-            // It makes the one before it count for longer. Where its key has none, the oldest is forgotten, for a refusal at most.
+            // Merge the new answer with the last one of its key, which then counts for longer. If the key has none, drop the
+            // oldest answer of all, which costs a refusal at most.
             let place = self.answers.iter().rposition(|old| old.key == new.key).unwrap_or(0);
             if let Some(old) = self.answers.remove(place).filter(|old| old.key == new.key) {
                 (new.tokens, new.ended) = (new.tokens.max(old.tokens), new.ended.max(old.ended));
@@ -177,11 +185,12 @@ impl ExpectedOutputs {
         self.answers.insert(place, new);
     }
 
+    /// Returns the answers of this key, the oldest and largest first.
     fn of_key(&self, key: u32) -> impl DoubleEndedIterator<Item = &LargestAnswer> {
         self.answers.iter().filter(move |answer| answer.key == key)
     }
 
-    /// This key's largest answer that still counts.
+    /// Returns the largest answer of this key that still counts.
     fn largest(&self, key: u32, now: Ns) -> Option<&LargestAnswer> {
         self.of_key(key).find(|answer| self.counts(answer, now))
     }
@@ -241,12 +250,12 @@ mod tests {
         assert_eq!(expected.left_in_use(10.0, 30 * SECOND), 929);
         assert_eq!(expected.left_in_use(10.0, 30 * SECOND + 1), 929, "rounded up");
         assert_eq!((expected.left_in_use(10.0, 300 * SECOND), of_keys(&[]).left_in_use(10.0, SECOND)), (0, 0));
-        // Of several keys: one limit drains, once.
+        // Answers of several keys count in the same limit, which drains only once.
         assert_eq!(of_keys(&[(1, 0, 500), (2, 10, 300)]).left_in_use(10.0, 20 * SECOND), 600);
     }
 
     #[test]
-    fn somebody_elses_answer_is_known_by_a_refusal_and_ages() {
+    fn an_answer_of_another_process_is_learnt_from_a_refusal_and_expires() {
         let mut expected = of(&[(0, 200)]);
         expected.refused(0, 1308, 4000, 10 * SECOND);
         assert_eq!(expected.of(0, 4000, 11 * SECOND), 1308);
@@ -255,22 +264,22 @@ mod tests {
 
     #[test]
     fn the_window_follows_refusals() {
-        // It still counts after 200 s.
+        // The answer still counts upstream after 200 s.
         let mut expected = of(&[(0, 1089)]);
         expected.refused(0, 1089, 1800, 200 * SECOND);
         assert_eq!(expected.window, 210 * SECOND);
-        // The larger one is forgotten after 70 s.
+        // The larger answer no longer counts upstream after 70 s.
         let mut expected = of(&[(0, 1089), (60, 300)]);
         expected.refused(0, 300, 1800, 70 * SECOND);
         assert_eq!((expected.window, expected.of(0, 1800, 71 * SECOND)), (70 * SECOND, 300));
-        // A younger one may be another key's.
+        // A larger answer that ended 30 s ago may be of another key, so the window stays.
         let mut expected = of(&[(0, 1089), (20, 300)]);
         expected.refused(0, 300, 1800, 30 * SECOND);
         assert_eq!((expected.window, expected.of(0, 1800, 31 * SECOND)), (WINDOW, 1089));
     }
 
     #[test]
-    fn an_upstream_that_tests_output_limits_is_found_out() {
+    fn an_upstream_that_tests_output_limits_is_recognized() {
         let mut expected = of(&[(0, 200)]);
         for (output_limit, before) in [(900, 200), (1800, 900), (2400, 1800)] {
             assert_eq!(expected.of(0, 4000, SECOND), before);
@@ -278,7 +287,7 @@ mod tests {
         }
         assert_eq!(expected.of(0, 4000, SECOND), 4000);
         assert_eq!(expected.of(0, 4000, 2 * SECOND + OUTPUT_LIMITS_FOR), 0);
-        // A refusal that states less than the output limit says otherwise.
+        // A refusal that states less than the output limit shows that they are not tested.
         expected.refused(0, 500, 4000, 4 * SECOND);
         assert_eq!(expected.of(0, 8000, 4 * SECOND), 2400);
     }
@@ -286,7 +295,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
-        /// Beside a plain list of all answers: never less, whatever is remembered, and the same while all are.
+        /// Compared with a plain list of all answers: never less, and the same while no answer was dropped.
         #[test]
         fn nothing_that_counts_is_forgotten(answers in prop::collection::vec((0u64..30, 0u32..5000), 1..80), later in 0u64..200) {
             let (mut expected, mut all, mut now) = (ExpectedOutputs::default(), Vec::new(), 0);

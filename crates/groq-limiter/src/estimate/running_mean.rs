@@ -1,6 +1,6 @@
-//! A mean and a mean deviation that follow the newest samples.
+//! A running mean with its mean absolute deviation.
 
-/// A mean and a mean deviation that follow the newest few dozen samples.
+/// A mean and a mean absolute deviation that follow the last few dozen samples.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RunningMean {
     mean: f32,
@@ -9,7 +9,7 @@ pub struct RunningMean {
 }
 
 impl RunningMean {
-    /// One more sample.
+    /// Adds a sample.
     pub fn learn(&mut self, sample: f32) {
         self.samples = self.samples.saturating_add(1);
         let gain = (1.0 / self.samples as f32).max(0.05);
@@ -20,17 +20,17 @@ impl RunningMean {
         }
     }
 
-    /// The mean, once there is one.
+    /// Returns the mean; `None` before the first sample.
     pub fn mean(&self) -> Option<f32> {
         (self.samples > 0).then_some(self.mean)
     }
 
-    /// Few samples are below.
+    /// Returns the mean less two deviations, which few samples fall below; `None` before the first sample.
     pub fn low(&self) -> Option<f32> {
         (self.samples > 0).then_some(self.mean - 2.0 * self.deviation)
     }
 
-    /// Few samples are above.
+    /// Returns the mean plus two deviations, which few samples exceed; `None` before the first sample.
     pub fn high(&self) -> Option<f32> {
         (self.samples > 0).then_some(self.mean + 2.0 * self.deviation)
     }

@@ -1,23 +1,26 @@
-//! Backfill: small requests may pass a blocked head while they delay it within its bypass budget.
+//! Backfill: small requests may pass the head of the queue while it is blocked.
+//!
+//! The head is blocked until it fits into the quotas. A request that passes it may delay it. The sum of these delays is
+//! limited by the head's bypass budget, which is set when the head is first blocked.
 
 use super::{FairQueue, Ticket};
 use crate::{ablation::Mechanism, bucket::Readiness, quota_set::QuotaSet, types::Ns};
 
-/// A blocked head lets smaller ones delay it by this share of its own time, and a little.
+/// The bypass budget of a head: this share of the time for which it is blocked, and this many ns.
 const BYPASS_BUDGET: (f64, Ns) = (0.25, 50_000_000);
-/// So many heads are tried for passing.
+/// The largest number of requests that are considered at a time.
 const CANDIDATES: usize = 32;
 
-/// What may pass.
+/// The result of a search for a request that may pass the head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backfill {
-    /// This one, now.
+    /// This request may pass now.
     Pass(Ticket),
-    /// Nobody before this instant.
+    /// No request can pass, and the head does not fit, before this time.
     Wait(Ns),
 }
 
-/// A small request that may pass the head, which is blocked until `until`: it fits, and the head can still go within its budget.
+/// Looks for a small request that fits now and does not delay the head beyond its budget. The head is blocked until `until`.
 pub fn backfill(queue: &mut FairQueue, quotas: &QuotaSet, head: Ticket, until: Ns, now: Ns) -> Backfill {
     let Some(blocked) = queue.get(head).filter(|_| Mechanism::Backfill.is_on()) else { return Backfill::Wait(until) };
     let budget = match blocked.bypass_budget {

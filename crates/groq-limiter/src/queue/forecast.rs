@@ -1,4 +1,8 @@
-//! The forecast wait of a request that arrives now: the least of three views of what is ahead of it.
+//! The forecast of how long a request will wait in the queue.
+//!
+//! There are three upper bounds of the wait, each of which compares the requests ahead with the share of the limits that
+//! serves them: those of the whole priority class, those of the app, and those of the app's size class. The forecast is the
+//! smallest.
 
 use std::time::Duration;
 
@@ -12,37 +16,38 @@ use crate::{
     types::{Ns, Priority},
 };
 
-/// Forecasts are taken for so much too short.
+/// The factor by which a forecast is multiplied, as a precaution, before it is compared with a max wait.
 const CAUTION: f64 = 1.08;
 
-/// A forecast, and the slot of the dimension that makes it so.
+/// A forecast wait, and the dimension that causes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Forecast {
-    /// From now to dispatch.
+    /// The time from now to dispatch.
     pub wait: Duration,
-    /// What makes it wait.
+    /// The slot of the dimension that causes the wait; `None` if there is no wait.
     pub slot: Option<usize>,
 }
 
 impl Forecast {
-    /// Whether the wait, taken with caution, is longer than what is left.
+    /// Whether the wait, multiplied by 1.08 as a precaution, is longer than `left` ns.
     pub fn exceeds(&self, left: Ns) -> bool {
         let wait = self.wait.mul_f64(CAUTION);
         !wait.is_zero() && wait > Duration::from_nanos(left)
     }
 
-    /// After so long the same request would be sent within its max wait.
+    /// Returns the time after which the same request could be sent within its max wait, in whole seconds and at least one.
     pub fn retry_after(&self, max_wait: Ns) -> Duration {
         let over = self.wait.mul_f64(CAUTION).saturating_sub(Duration::from_nanos(max_wait));
         Duration::from_secs_f64(over.as_secs_f64().ceil().max(1.0))
     }
 }
 
-/// The wait of a request that is in the queue at its ticket's place, or would be.
+/// Returns the forecast for a request that is queued, or would be, at the place of its ticket.
 pub fn forecast(quotas: &QuotaSet, queue: &FairQueue, request: &QueuedRequest, now: Ns) -> Forecast {
     let Some(app) = queue.apps.get(&request.app) else { return Forecast::default() };
     let [mut interactive, batch] = [Priority::Interactive, Priority::Batch].map(|class| queue.backlog(class));
-    // What is ahead of this priority class, the limiter's part that works it off, and the class's own part.
+    // The backlog that counts for this priority class, the share of the limiter that serves it, and the share of the class
+    // itself.
     let (everyone, part, own_part) = match request.app.class {
         Priority::Interactive if batch.count == 0 => (interactive, 1.0, 1.0),
         Priority::Interactive => (interactive, 1.0 - BATCH_SHARE, 1.0 - BATCH_SHARE),
@@ -55,7 +60,7 @@ pub fn forecast(quotas: &QuotaSet, queue: &FairQueue, request: &QueuedRequest, n
     let own = own_part * own_share(queue, app);
     let own_size = app.size_backlog(request.size);
     let sizes = app.active_sizes() + usize::from(own_size.count == 0);
-    // Of its own size class only those before it are ahead.
+    // In the request's own size class, only those with earlier tickets are ahead.
     let before = app.before(request.size, request.ticket) as f64 / own_size.count.max(1) as f64;
     let views = [(&everyone, 1.0, part), (&app.backlog(), 1.0, own), (own_size, before, own / sizes as f64)];
     let views = if Mechanism::ForecastViews.is_on() { &views[..] } else { &views[..1] };
@@ -63,7 +68,8 @@ pub fn forecast(quotas: &QuotaSet, queue: &FairQueue, request: &QueuedRequest, n
     views.min_by(|a, b| a.wait.cmp(&b.wait)).unwrap_or_default()
 }
 
-/// The longest wait over all dimensions, if `share` of each one's rate works off what is ahead.
+/// Returns the longest wait over all dimensions if `share` of each one's rate serves the backlog `ahead`, of which the
+/// fraction `scale` counts.
 fn view(quotas: &QuotaSet, ahead: &Backlog, scale: f64, share: f64, cost: &Cost, now: Ns) -> Forecast {
     let mut worst = Forecast::default();
     for (slot, quota) in quotas.quotas.iter().enumerate() {
@@ -77,7 +83,7 @@ fn view(quotas: &QuotaSet, ahead: &Backlog, scale: f64, share: f64, cost: &Cost,
             Readiness::At(at) => (at - now) as f64 / 1e9,
             Readiness::Never => continue,
         };
-        // What the quota holds beyond this request's own need goes to those ahead.
+        // What the quota holds beyond the request's own need serves those ahead at once.
         let need = (units + quota.margin(units)) as f64;
         let spare = (quota.bucket().remaining(now) - need).max(0.0);
         let queued = (ahead as f64 * scale - spare).max(0.0) / (rate(quota) * share);
@@ -89,12 +95,12 @@ fn view(quotas: &QuotaSet, ahead: &Backlog, scale: f64, share: f64, cost: &Cost,
     worst
 }
 
-/// Units a second that are ours.
+/// Returns the units per second that external usage leaves to us; at least a tenth of the limit's rate.
 fn rate(quota: &Quota) -> f64 {
     quota.bucket().rate() * (1.0 - quota.external()).max(0.1)
 }
 
-/// The share of its priority class that an app can count on: its weight among those that wait.
+/// Returns the share of its priority class that an app gets: its weight divided by those of all active apps.
 fn own_share(queue: &FairQueue, app: &App) -> f64 {
     let others = queue.active_apps(app.key.class).filter(|other| other.key != app.key);
     app.weight / (app.weight + others.map(|other| other.weight).sum::<f64>())

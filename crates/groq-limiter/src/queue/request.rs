@@ -1,4 +1,4 @@
-//! A request in the queue, and sums over what is queued.
+//! A request in the queue, and the backlog of several requests.
 
 use std::{ops::AddAssign, sync::Arc, task::Waker};
 
@@ -7,9 +7,10 @@ use crate::{
     types::{Ns, Priority, Unit},
 };
 
-/// Virtual time: service over weight; 2³² is one unit of service.
+/// A virtual start time: service divided by weight. One unit of service is 2³².
 pub type Start = u64;
-/// A request's place in the order of arrival, and its name while it waits. A refused one comes back with it.
+/// The place of a request in the order of arrival, which identifies it in the queue. A request that was refused is queued
+/// again with the same ticket.
 pub type Ticket = u64;
 
 /// An app in one priority class.
@@ -24,62 +25,63 @@ pub struct AppKey {
 /// A request in the queue.
 #[derive(Clone, Debug)]
 pub struct QueuedRequest {
-    /// Whose.
+    /// The app that sent the request.
     pub app: Arc<AppKey>,
-    /// Its size class.
+    /// The size class.
     pub size: u8,
-    /// What it takes.
+    /// What the request will reserve.
     pub cost: Cost,
-    /// Completion tokens that it will probably use, for forecasts.
+    /// The completion tokens that it will probably use, for forecasts.
     pub expected: u32,
-    /// Arrival order.
+    /// The place in the order of arrival.
     pub ticket: Ticket,
-    /// When it came.
+    /// The time of arrival.
     pub since: Ns,
-    /// Its client's max wait ends here.
+    /// The end of the client's max wait.
     pub deadline: Ns,
-    /// How much later than its own time it may go because smaller ones passed; set when it first blocks the queue. [`Ns::MAX`]
-    /// until then: with an `Option` a waiting request takes 16 bytes more.
+    /// The time by which smaller requests that pass may still delay this one, ns. It is set when the request first blocks
+    /// the queue, and [`Ns::MAX`] before; an `Option` would take 16 bytes more per queued request.
     pub bypass_budget: Ns,
-    /// Prompt tokens before the limiter's own correction.
+    /// The estimated prompt tokens, before the limiter's correction of the estimate.
     pub estimated: u32,
-    /// Whether its client stated `max_completion_tokens`.
+    /// Whether the client stated `max_completion_tokens`.
     pub states_max: bool,
-    /// What a refusal has said of it: prompt and assumed completion tokens.
+    /// The tokens that a refusal of this request has stated: its prompt and the assumed completion. `None` without a
+    /// refusal.
     pub requested: Option<u32>,
-    /// The task that waits for it to leave the queue.
+    /// Wakes the task that waits for the request to leave the queue.
     pub waker: Option<Waker>,
 }
 
 impl QueuedRequest {
-    /// What it will probably use.
+    /// Returns what the request will probably use.
     pub fn usage(&self) -> Cost {
         self.cost.with_output(self.expected)
     }
 }
 
-/// Sums over queued requests, by unit, of what they will probably use.
+/// The sum of what several queued requests will probably use, by unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// How many.
+    /// The number of requests.
     pub count: u64,
     units: [u64; Unit::ALL.len()],
 }
 
 impl Backlog {
-    /// One more.
+    /// Adds a request.
     pub(super) fn add(&mut self, usage: &Cost) {
         self.count += 1;
         Unit::ALL.iter().for_each(|&unit| self.units[unit as usize] += usage.of(unit));
     }
 
-    /// One less.
+    /// Removes a request.
     pub(super) fn subtract(&mut self, usage: &Cost) {
         self.count -= 1;
         Unit::ALL.iter().for_each(|&unit| self.units[unit as usize] -= usage.of(unit));
     }
 
-    /// The sum that a dimension of this unit counts.
+    /// Returns the sum for dimensions of this unit.
     pub fn of(&self, unit: Unit) -> u64 {
         self.units[unit as usize]
     }

@@ -53,8 +53,8 @@ impl SafetyMargin {
         self.kept == 0.0
     }
 
-    /// Returns the units that a request of `units` must leave unused of `limit`. Never so many that a request within the
-    /// limit would not fit into a full bucket.
+    /// Returns the units that a request of `units` must leave unused of `limit`. The margin never keeps a request within the limit
+    /// out of a full bucket.
     pub(super) fn units(&self, dimension: &Dimension, limit: u64, units: u64) -> u64 {
         if self.kept == 0.0 || !Mechanism::SafetyMargin.is_on() {
             return 0;
