@@ -36,7 +36,7 @@ mod store_session;
 
 /// The result of submitting a request.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "it is taken apart where it is returned")]
+#[expect(clippy::large_enum_variant, reason = "callers match on it at once")]
 pub enum Admission {
     /// The request may be sent.
     Granted(Grant),
@@ -57,7 +57,7 @@ pub struct Grant {
     probe: bool,
     /// Tokens in use by the headers of the response, this request included. Only for a request without `max_completion_tokens`.
     shown_used: Option<u64>,
-    /// What its app's fair share has been charged for it so far.
+    /// The service that its app has been charged for it in fair queueing so far.
     service: f64,
     /// Time in the queue, ns.
     pub waited: Ns,

@@ -28,7 +28,7 @@ const MAX_LIMITERS: usize = if cfg!(shuttle) { 2 } else { 100_000 };
 /// At the maximum, one in this number of the unused limiters is dropped at once, because finding the oldest takes a pass
 /// over all.
 const DROPPED_PART: usize = 40;
-/// A limiter without any state is dropped when it was not used for this time, ns.
+/// A limiter with full buckets and without stated limits is dropped if it was not used for this time, ns.
 const IDLE_TIME: Ns = 60_000_000_000;
 /// Minimum time between two saves.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
@@ -98,6 +98,7 @@ impl Registry {
         SharedLimiter::new(key, self.numbers.fetch_add(1, Relaxed), self.common.clone(), limiter)
     }
 
+    /// All limiters, in no particular order.
     pub(crate) fn all(&self) -> Vec<Arc<SharedLimiter>> {
         read(&self.limiters).values().cloned().collect()
     }
@@ -151,8 +152,8 @@ impl Registry {
         }
     }
 
-    /// Saves all quotas to the state file, if there is one. With `clean`, which means that nothing will be sent any more,
-    /// they are saved even if nothing has changed.
+    /// Saves all quotas to the state file, if there is one and they have changed. `clean` marks the file as final, because
+    /// nothing will be sent after it. It is written then even without changes.
     pub(crate) fn save(&self, clean: bool) -> io::Result<()> {
         let Some(path) = lock(&self.settings).state_file.clone() else { return Ok(()) };
         if !self.common.changed.swap(false, Relaxed) && !clean {

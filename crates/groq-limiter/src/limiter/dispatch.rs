@@ -79,8 +79,8 @@ impl Dispatch<'_> {
                 self.reject_if_late(ticket);
             }
         }
-        // Grants come first, because a request may still be granted at its deadline. Every expired request may have been the one
-        // that blocked the queue, so try again after it.
+        // Grants come first, because a request may still be granted at its deadline. An expired request may have blocked the
+        // queue, so grants are tried again after it is removed.
         loop {
             self.grant();
             if !self.expire() {

@@ -97,29 +97,31 @@ impl Limiter {
     /// Every dimension in which the upstream has a limit. If the operator's limit is lower, the values are those of that limit.
     pub fn dimensions(&self, now: Ns) -> Vec<DimensionSnapshot> {
         let upstreams = self.quotas().iter().filter(|quota| !quota.is_bound() && quota.limit().is_some());
-        let each = upstreams.map(|quota| {
+        let snapshots = upstreams.map(|quota| {
             let is_bound = |other: &&Quota| other.is_bound() && other.dimension == quota.dimension && other.limit().is_some();
             let bound = self.quotas().iter().find(is_bound).unwrap_or(quota);
-            let (bucket, by) = (quota.bucket(), bound.bucket());
-            let remaining = bucket.remaining(now).min(by.remaining(now));
-            let losing = bound.spending() - by.rate() * (1.0 - bound.external());
-            let exhausted_in = Duration::try_from_secs_f64(remaining.max(0.0) / losing).ok();
+            let (bucket, bound_bucket) = (quota.bucket(), bound.bucket());
+            let remaining = bucket.remaining(now).min(bound_bucket.remaining(now));
+            let net_use = bound.spending() - bound_bucket.rate() * (1.0 - bound.external());
+            let exhausted_in = Duration::try_from_secs_f64(remaining.max(0.0) / net_use).ok();
             DimensionSnapshot {
                 dimension: quota.dimension.clone(),
-                limit: by.capacity(),
+                limit: bound_bucket.capacity(),
                 remaining,
                 margin: bound.margin(bound.typical()),
                 source: bound.statements.limit().1,
                 configured: bound.statements.configured,
                 stated: quota.statements.stated.map(|(limit, _)| limit),
                 external: bound.external(),
-                exhausted_in: exhausted_in.filter(|&after| losing > 0.0 && after < Duration::from_nanos(10 * by.period())),
-                full_in: Duration::from_nanos(bucket.tat().max(by.tat()).saturating_sub(now)),
+                exhausted_in: exhausted_in
+                    .filter(|&after| net_use > 0.0 && after < Duration::from_nanos(10 * bound_bucket.period())),
+                full_in: Duration::from_nanos(bucket.tat().max(bound_bucket.tat()).saturating_sub(now)),
             }
         });
-        each.collect()
+        snapshots.collect()
     }
 
+    /// Waiting requests by app and priority class.
     fn waiting_by_app(&self, now: Ns) -> Vec<WaitingSnapshot> {
         let mut waiting: BTreeMap<(Arc<str>, Priority), WaitingSnapshot> = BTreeMap::new();
         for queued in self.queue.iter() {
