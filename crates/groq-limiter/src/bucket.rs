@@ -30,7 +30,7 @@ use crate::{ablation::Mechanism, types::Ns};
 
 /// The largest debt, in periods; a larger one is cut. No request waits longer than that, and a limit that was stated by
 /// mistake cannot block the limiter for longer.
-const DEEPEST_DEBT: u64 = 10;
+const MAX_DEBT_PERIODS: u64 = 10;
 
 /// When an amount fits into a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -120,7 +120,7 @@ impl Bucket {
         let Cells { now: clock, margin: seen_margin, take: takes, .. } = &*self.state().0;
         clock.store(now, Relaxed);
         // governor's sums do not saturate, and a margin that includes figures from the store may be any number.
-        seen_margin.store(self.span(margin).min(self.period.saturating_mul(DEEPEST_DEBT)), Relaxed);
+        seen_margin.store(self.span(margin).min(self.period.saturating_mul(MAX_DEBT_PERIODS)), Relaxed);
         takes.store(take, Relaxed);
         match self.limiter.check_n(amount) {
             Ok(Ok(())) => Readiness::Now,
@@ -163,7 +163,7 @@ impl Bucket {
 
     /// Sets the time at which the bucket is full again. A debt of more than ten periods is cut.
     pub fn set_tat(&mut self, tat: Ns, now: Ns) {
-        let deepest = if Mechanism::DebtCut.is_on() { self.period.saturating_mul(DEEPEST_DEBT) } else { u64::MAX };
+        let deepest = if Mechanism::DebtCut.is_on() { self.period.saturating_mul(MAX_DEBT_PERIODS) } else { u64::MAX };
         self.state().set(tat.min(now.saturating_add(deepest)));
     }
 

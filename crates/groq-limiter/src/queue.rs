@@ -36,9 +36,9 @@ pub const BATCH_SHARE: f64 = 0.05;
 const IDLE_APPS: usize = 256;
 /// The largest number of apps; all further ones share one account. Clients choose the names of apps, so there may be any
 /// number.
-const MOST_APPS: usize = 2048;
+const MAX_APPS: usize = 2048;
 /// The name of the shared account.
-const EVERYONE_ELSE: &str = "other";
+const SHARED_APP: &str = "other";
 
 /// The apps of one priority class.
 #[derive(Debug, Default)]
@@ -115,8 +115,8 @@ impl FairQueue {
             let served_starts = self.classes.each_ref().map(|class| class.served_start);
             self.apps.retain(|key, app| !app.is_idle(served_starts[key.class as usize]));
             self.forget_at = 2 * self.apps.len();
-            if self.apps.len() >= MOST_APPS {
-                (key.name, weight) = (EVERYONE_ELSE.into(), 1.0);
+            if self.apps.len() >= MAX_APPS {
+                (key.name, weight) = (SHARED_APP.into(), 1.0);
             }
         }
         if let Some(app) = self.apps.get_mut(&key) {

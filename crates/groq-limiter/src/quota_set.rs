@@ -164,8 +164,7 @@ impl QuotaSet {
         Cost { expected: self.expected_output.of(cost.key, cost.expected, self.now), ..cost }
     }
 
-    /// Returns the slot and the capacity of a limit on output that is smaller than the expected output; `None` if there is
-    /// none.
+    /// Returns the slot and the capacity of a limit on output that the expected output exceeds; `None` if there is none.
     pub fn too_large_answer(&self, cost: &Cost) -> Option<(usize, u64)> {
         let expected = self.expect(*cost).expected;
         self.quotas.iter().enumerate().find_map(|(slot, quota)| {

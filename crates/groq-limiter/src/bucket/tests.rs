@@ -79,7 +79,7 @@ proptest! {
                 Op::Debit(n) => {
                     bucket.debit(n, now);
                     exact.full_at = (now as i128 + exact.used(now.into())) + i128::from(n) * exact.unit;
-                    exact.full_at = exact.full_at.min(now as i128 + i128::from(DEEPEST_DEBT * bucket.period));
+                    exact.full_at = exact.full_at.min(now as i128 + i128::from(MAX_DEBT_PERIODS * bucket.period));
                 }
                 Op::Refund(n) => {
                     bucket.refund(n);
@@ -87,7 +87,7 @@ proptest! {
                 }
                 Op::Correct(by) => {
                     bucket.correct(by, 0, now);
-                    exact.full_at = (exact.full_at + i128::from(by)).max(0).min(now as i128 + i128::from(DEEPEST_DEBT * bucket.period));
+                    exact.full_at = (exact.full_at + i128::from(by)).max(0).min(now as i128 + i128::from(MAX_DEBT_PERIODS * bucket.period));
                 }
             }
             prop_assert_eq!(i128::from(bucket.tat()), exact.full_at);
@@ -116,7 +116,7 @@ proptest! {
         bucket.debit(used, now);
         bucket.requota(Some(after), now);
         let kept = after as f64 - bucket.remaining(now);
-        let expected = (used as f64).min(after as f64 * DEEPEST_DEBT as f64);
+        let expected = (used as f64).min(after as f64 * MAX_DEBT_PERIODS as f64);
         // The time of one unit is rounded up to whole nanoseconds.
         let rounding = 1.0 + expected / bucket.unit as f64;
         prop_assert!((kept - expected).abs() <= rounding, "{} became {}", used, kept);

@@ -12,12 +12,12 @@ const LEARNT_HALF_LIFE: f64 = 900e9;
 /// The shortest interval between refusals from which a rate is computed, ns; shorter ones count as this long.
 const SHORTEST_GAP: f64 = 20e9;
 /// The largest share that counts as external usage, so that some of every limit remains for our requests.
-const MOST: f64 = 0.9;
+const MAX_SHARE: f64 = 0.9;
 
 /// The estimated external usage of one dimension.
 #[derive(Debug, Default)]
 pub(super) struct ExternalUsage {
-    /// The share of the limit's rate, from 0 to [`MOST`].
+    /// The share of the limit's rate, from 0 to [`MAX_SHARE`].
     pub(super) share: f64,
 }
 
@@ -34,7 +34,7 @@ impl ExternalUsage {
 
     fn learn(&mut self, more: f64) {
         if Mechanism::ExternalUsage.is_on() {
-            self.share = (self.share + more).clamp(0.0, MOST);
+            self.share = (self.share + more).clamp(0.0, MAX_SHARE);
         }
     }
 

@@ -17,10 +17,10 @@ const GROWTH: f64 = 0.4;
 /// Half-life of what refusals have added, ns.
 const GROWTH_HALF_LIFE: f64 = 1800e9;
 /// The share of the margin that is released while there is no external usage. When the margin was released down to 1 % of
-/// the limit, large requests on small limits were refused: 0.5 of 1000 on the plan S.
+/// the limit, large requests on small limits were refused: 0.5 of 1000 in the rows S.
 const RELEASED: f64 = 0.6;
 /// The units that come back in this time are never released, and at least one unit. If a request reaches the upstream later
-/// than the requests sent after it, the upstream's bucket starts to drain later than ours. Causes are a retransmission (1 s
+/// than the requests sent after it, its units come back later there than in our bucket. Causes are a retransmission (1 s
 /// for a first packet) and a starved CPU.
 const LATENESS: Duration = Duration::from_secs(2);
 /// Weight of the newest request in the average cost.
@@ -53,8 +53,8 @@ impl SafetyMargin {
         self.kept == 0.0
     }
 
-    /// Returns the units that a request of `units` must leave unused of `limit`. The margin never keeps a request within the limit
-    /// out of a full bucket.
+    /// Returns the units that a request of `units` must leave unused of `limit`. The margin never keeps a request within the
+    /// limit out of a full bucket.
     pub(super) fn units(&self, dimension: &Dimension, limit: u64, units: u64) -> u64 {
         if self.kept == 0.0 || !Mechanism::SafetyMargin.is_on() {
             return 0;

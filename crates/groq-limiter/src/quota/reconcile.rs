@@ -64,8 +64,8 @@ impl Reconciler {
     }
 
     /// Raises the bucket so that at least `used` units were in use at the time `at`, when Groq received the request at
-    /// `position`; 0 if the figure is not from a request of this process. The change counts as a correction for requests
-    /// that were sent before, so that reports about them do not add it again. Returns the correction, ns.
+    /// `position`. A position of 0 means that the figure does not belong to a request of this process. The change counts as
+    /// a correction, so that reports about requests that were sent before do not add it again. Returns the correction, ns.
     pub(super) fn restore(&mut self, bucket: &mut Bucket, used: u64, position: u64, at: Ns, now: Ns) -> i64 {
         self.newest = self.newest.max(position);
         let before = bucket.tat().max(now);

@@ -4,9 +4,9 @@
 //!
 //! * Requests overtake each other on their way to Groq, and headers overtake earlier answers on their way back. A header may
 //!   therefore show less than what was sent before its request ([`SendHistory::take_uncertainty`]).
-//! * A network that stalls delivers at once what was sent over many seconds. Groq's bucket, which was full until then, starts to
-//!   drain only at that time. An answer shows that its request and those sent before it have arrived. Until then they count as
-//!   if they arrived now ([`SendHistory::full_at`]).
+//! * A network that stalls delivers at once what was sent over many seconds. Groq's bucket was full until then, so the units
+//!   come back later than we think. An answer shows that its request and those sent before it have arrived. Until then they
+//!   count as if they arrived now ([`SendHistory::full_at`]).
 
 use std::collections::VecDeque;
 
@@ -15,11 +15,9 @@ use crate::types::Ns;
 /// The largest difference in travel time between requests, ns. Requests that were sent within it may overtake each other,
 /// and headers may overtake answers that are not older than it.
 const JITTER: Ns = 100_000_000;
-/// The delay of a request that the safety margin covers, ns: half of the margin's `LATENESS`. Ordinary answers arrive within
-/// it.
-const HELD: Ns = 1_000_000_000;
-/// A request that is older than this counts as arrived, ns. Its answer may still be missing, because a generation may take
-/// longer.
+/// The delay of a request that the safety margin covers, ns: half of the margin's `LATENESS`. Ordinary answers take less.
+const COVERED_DELAY: Ns = 1_000_000_000;
+/// The age at which a request counts as arrived, ns. Its answer may still be missing, because a generation may take longer.
 const LONGEST_DELAY: Ns = 30_000_000_000;
 /// The largest number of sends that are kept only because their headers may still come.
 const REMEMBERED: usize = 128;
@@ -99,7 +97,7 @@ impl SendHistory {
     pub(super) fn full_at(&self, now: Ns) -> Ns {
         match self.sent_since(self.arrived_by(now)) {
             0 => 0,
-            span => now.saturating_sub(HELD).saturating_add(span).saturating_add(self.unsent),
+            span => now.saturating_sub(COVERED_DELAY).saturating_add(span).saturating_add(self.unsent),
         }
     }
 
@@ -122,7 +120,7 @@ impl SendHistory {
         }
     }
 
-    /// Starts anew under another limit, with what is not sent yet, ns at the new limit's rate.
+    /// Starts anew under another limit. `unsent` is what is not sent yet, converted to the new limit's rate, ns.
     pub(super) fn requota(&mut self, unsent: Ns) {
         *self = Self { unsent, ..Self::default() };
     }
