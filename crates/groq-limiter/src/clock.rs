@@ -31,7 +31,7 @@ impl Clock {
 
     /// The instant at which the clock shows `at`, but at most a year from now.
     pub(crate) fn instant(&self, at: Ns) -> Instant {
-        // Timers are set to at most a year from now, because an instant cannot be arbitrarily far in the future.
+        // A timer set for later than that is reset when it fires. An instant cannot be arbitrarily far in the future.
         let year = Duration::from_secs(31_536_000);
         self.0 + Duration::from_nanos(at.saturating_sub(ORIGIN)).min(self.0.elapsed() + year)
     }

@@ -48,7 +48,8 @@ pub enum CostEstimate {
 pub struct AdmissionRequest {
     /// The organization: its configured name, or the digest of its API key, never the key itself.
     pub organization: Arc<str>,
-    /// The API key, as a number chosen by the caller. Limits on output expect of a request what earlier responses to its key had.
+    /// The API key, as a number chosen by the caller. For limits on output, the completion tokens of a request are predicted from
+    /// earlier responses to the same key.
     pub key: u32,
     /// The model.
     pub model: Arc<str>,
@@ -103,8 +104,8 @@ pub enum AdmissionError {
         dimension: Dimension,
         /// Forecast wait.
         wait: Duration,
-        /// The `max_completion_tokens` with which the request would not have to wait until an earlier large response no
-        /// longer counts for what a limit on output expects; `None` if that is not the cause.
+        /// The largest `max_completion_tokens` with which the request fits into a limit on output for which, because of an
+        /// earlier large response, too many completion tokens are expected; `None` if something else makes it wait.
         fitting_max_completion_tokens: Option<u64>,
         /// The time after which the same request could be sent before its deadline.
         retry_after: Duration,

@@ -140,7 +140,7 @@ impl SharedLimiter {
             requeue.is_some() || counted
         };
         let mut inside = lock(&self.inside);
-        // The ticket may be another limiter's, and in use here.
+        // The ticket may be from another limiter and in use in this one. The request gets a new ticket then.
         let place = requeue.filter(|requeue| !inside.outcomes.contains_key(&requeue.ticket));
         let now = common.clock.now();
         let submitted = match inside.limiter.submit(request, now, deadline, place, has_room)? {
