@@ -110,7 +110,7 @@ impl Limiters {
         let tables = settings.limits.clone();
         *lock(&self.0.settings) = settings;
         for limiter in self.0.all() {
-            limiter.change(|limiter, now| limiter.reconfigure(tables.clone(), now));
+            limiter.change(limiter.now(), |limiter, now| limiter.reconfigure(tables.clone(), now));
         }
     }
 
@@ -142,13 +142,13 @@ impl Limiters {
             return Permit::free();
         }
         let limiter = self.0.limiter(request);
-        let grant = limiter.change(|limiter, now| limiter.take(request, now));
+        let grant = limiter.change(limiter.now(), |limiter, now| limiter.take(request, now));
         Permit::new(limiter, grant.into())
     }
 
     /// Grants all waiting requests, into debt if there is no room.
     pub fn release_waiting(&self) {
-        self.0.all().iter().for_each(|limiter| limiter.change(|limiter, _| limiter.release_waiting()));
+        self.0.all().iter().for_each(|limiter| limiter.change(limiter.now(), |limiter, _| limiter.release_waiting()));
     }
 
     /// The forecast for `request` if it were submitted now.
@@ -156,19 +156,21 @@ impl Limiters {
         if request.cost == CostEstimate::Free {
             return RequestForecast::default();
         }
-        self.0.limiter(request).with(|limiter, now| limiter.forecast_of(request, now))
+        let shared = self.0.limiter(request);
+        shared.with(|limiter| limiter.forecast_of(request, shared.now()))
     }
 
     /// Every known limit that applies to `request`.
     pub fn dimensions(&self, request: &AdmissionRequest) -> Vec<DimensionSnapshot> {
-        self.0.find(request).map(|limiter| limiter.with(|limiter, now| limiter.dimensions(now))).unwrap_or_default()
+        self.0.find(request).map(|shared| shared.with(|limiter| limiter.dimensions(shared.now()))).unwrap_or_default()
     }
 
     /// Adopts the limits that Groq has stated to `others` for the model of `request`. Used amounts stay.
     pub fn adopt_limits(&self, others: &Self, request: &AdmissionRequest) {
         if let Some(other) = others.0.find(request) {
-            let stated = other.with(|limiter, _| limiter.stated_limits());
-            self.0.limiter(request).change(|limiter, now| limiter.adopt_limits(&stated, now));
+            let stated = other.with(|limiter| limiter.stated_limits());
+            let own = self.0.limiter(request);
+            own.change(own.now(), |limiter, now| limiter.adopt_limits(&stated, now));
         }
     }
 
@@ -176,7 +178,7 @@ impl Limiters {
     pub fn snapshot(&self) -> Vec<LimiterSnapshot> {
         let mut limiters = self.0.all();
         limiters.sort_by(|a, b| a.key.cmp(&b.key));
-        limiters.iter().map(|shared| shared.with(|limiter, now| limiter.snapshot(&shared.key, now))).collect()
+        limiters.iter().map(|shared| shared.with(|limiter| limiter.snapshot(&shared.key, shared.now()))).collect()
     }
 
     /// Number of waiting requests in all limiters.
@@ -204,7 +206,7 @@ impl Limiters {
         let saved = self.0.save(true);
         if let Some(store) = &self.0.common.store {
             for limiter in self.0.all() {
-                limiter.change(|limiter, now| limiter.flush_pending(true, now));
+                limiter.change(limiter.now(), |limiter, now| limiter.flush_pending(true, now));
             }
             let timeout = lock(&self.0.settings).redis.as_ref().map(|redis| redis.timeout);
             store.end(2 * timeout.unwrap_or_default() + Duration::from_millis(100));

@@ -44,7 +44,7 @@ impl Permit {
     pub fn sent(&mut self, now: Instant) {
         if let Some((limiter, grant)) = &mut self.held {
             let now = limiter.at(now);
-            limiter.with(|limiter, _| limiter.sent(grant, now));
+            limiter.with(|limiter| limiter.sent(grant, now));
         }
     }
 
@@ -52,8 +52,7 @@ impl Permit {
     /// Each limit in the headers is compared with what had been sent up to this request (its send position).
     pub fn observe(&mut self, state: &Observation, now: Instant) {
         if let Some((limiter, grant)) = &mut self.held {
-            let now = limiter.at(now);
-            limiter.change(|limiter, _| limiter.observe(grant, state, now));
+            limiter.change(limiter.at(now), |limiter, now| limiter.observe(grant, state, now));
         }
     }
 
@@ -67,8 +66,7 @@ impl Permit {
         now: Instant,
     ) -> Option<Requeue> {
         let (limiter, grant) = self.held.take()?;
-        let now = limiter.at(now);
-        Some(limiter.change(|limiter, _| limiter.refused(*grant, text, state, retry_after, now)))
+        Some(limiter.change(limiter.at(now), |limiter, now| limiter.refused(*grant, text, state, retry_after, now)))
     }
 
     /// Replaces the reservation by what the request has used.
@@ -78,8 +76,7 @@ impl Permit {
 
     fn end(&mut self, usage: ActualUsage, now: Instant) {
         if let Some((limiter, grant)) = self.held.take() {
-            let now = limiter.at(now);
-            limiter.change(|limiter, _| limiter.settle(*grant, usage, now));
+            limiter.change(limiter.at(now), |limiter, now| limiter.settle(*grant, usage, now));
         }
     }
 }

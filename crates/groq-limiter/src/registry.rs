@@ -121,9 +121,10 @@ impl Registry {
 
     /// Drops limiters that were not used for [`IDLE_TIME`] and whose state is that of a new one.
     pub(crate) fn sweep(&self) {
+        let now = self.common.clock.now();
         let is_idle = |limiter: &Arc<SharedLimiter>| {
             unused_since(limiter)
-                .is_some_and(|since| limiter.with(|limiter, now| now.saturating_sub(since) > IDLE_TIME && limiter.is_new(now)))
+                .is_some_and(|since| limiter.with(|inside| now.saturating_sub(since) > IDLE_TIME && inside.is_new(now)))
         };
         // With many limiters the search takes a while, so it holds only the read lock, which lets requests find their limiters.
         if read(&self.limiters).values().any(is_idle) {
@@ -143,9 +144,9 @@ impl Registry {
 
     /// Drops the selected limiters. Their used amounts and stated limits are remembered.
     fn retire(&self, limiters: &mut HashMap<Scope, Arc<SharedLimiter>>, is_selected: impl Fn(&Arc<SharedLimiter>) -> bool) {
-        let mut remembered = lock(&self.remembered);
+        let (now, mut remembered) = (self.common.clock.now(), lock(&self.remembered));
         for (key, limiter) in limiters.extract_if(|_, limiter| is_selected(limiter)) {
-            let saved = limiter.with(|limiter, now| (!limiter.is_new(now)).then(|| Saved::of(limiter, now)));
+            let saved = limiter.with(|limiter| (!limiter.is_new(now)).then(|| Saved::of(limiter, now)));
             if let Some(saved) = saved.filter(|_| remembered.len() < MAX_LIMITERS) {
                 remembered.insert(key, saved);
             }
@@ -171,7 +172,8 @@ impl Registry {
             let limiters = read(&self.limiters);
             (limiters.values().cloned().collect::<Vec<_>>(), lock(&self.remembered).clone())
         };
-        let current = limiters.iter().map(|shared| (shared.key.clone(), shared.with(|limiter, now| Saved::of(limiter, now))));
+        let now = self.common.clock.now();
+        let current = limiters.iter().map(|shared| (shared.key.clone(), shared.with(|limiter| Saved::of(limiter, now))));
         current.chain(remembered).collect()
     }
 
@@ -183,7 +185,7 @@ impl Registry {
         }
         store.health.sessions.fetch_add(up.into(), Relaxed);
         let alone = (!up).then(|| store.replicas());
-        self.all().iter().for_each(|limiter| limiter.change(|limiter, now| limiter.share(alone, now)));
+        self.all().iter().for_each(|limiter| limiter.change(limiter.now(), |limiter, now| limiter.share(alone, now)));
         true
     }
 }
@@ -191,5 +193,5 @@ impl Registry {
 /// When a limiter was last used; `None` while it is in use.
 fn unused_since(limiter: &Arc<SharedLimiter>) -> Option<Ns> {
     // A second reference belongs to a request that has found the limiter and is about to use it.
-    (Arc::strong_count(limiter) == 1).then(|| limiter.with(|limiter, _| limiter.unused_since())).flatten()
+    (Arc::strong_count(limiter) == 1).then(|| limiter.with(|limiter| limiter.unused_since())).flatten()
 }

@@ -117,6 +117,11 @@ impl SharedLimiter {
         Self { key, number, common, inside: Mutex::new(Inside { limiter, outcomes: HashMap::default(), armed: None }) }
     }
 
+    /// The time on the limiter's clock.
+    pub(crate) fn now(&self) -> Ns {
+        self.common.clock.now()
+    }
+
     /// An instant on the limiter's clock.
     pub(crate) fn at(&self, now: Instant) -> Ns {
         self.common.clock.at(now)
@@ -160,10 +165,9 @@ impl SharedLimiter {
         Ok(submitted)
     }
 
-    /// Changes the limiter, then dispatches.
-    pub(crate) fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut Limiter, Ns) -> T) -> T {
+    /// Changes the limiter as of `now`, then dispatches.
+    pub(crate) fn change<T>(self: &Arc<Self>, now: Ns, change: impl FnOnce(&mut Limiter, Ns) -> T) -> T {
         let mut inside = lock(&self.inside);
-        let now = self.common.clock.now();
         let outcome = change(&mut inside.limiter, now);
         self.common.changed.store(true, Relaxed);
         if inside.limiter.waiting() > 0 || self.common.store.is_some() {
@@ -173,14 +177,14 @@ impl SharedLimiter {
     }
 
     /// Reads the limiter, or makes a change that no queued request depends on: there is no dispatch.
-    pub(crate) fn with<T>(&self, read: impl FnOnce(&mut Limiter, Ns) -> T) -> T {
-        read(&mut lock(&self.inside).limiter, self.common.clock.now())
+    pub(crate) fn with<T>(&self, read: impl FnOnce(&mut Limiter) -> T) -> T {
+        read(&mut lock(&self.inside).limiter)
     }
 
     /// Takes the store's reply to the transaction with this serial number; `None` if there was none in time.
     pub(crate) fn answered(self: &Arc<Self>, serial: u64, answer: Option<&Answer>) {
         let replicas = self.common.store.as_ref().map_or(1, |store| store.replicas());
-        self.change(|limiter, now| match answer {
+        self.change(self.now(), |limiter, now| match answer {
             Some(answer) => limiter.answered(serial, answer, now),
             None => limiter.unanswered(serial, replicas, now),
         });

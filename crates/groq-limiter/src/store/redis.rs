@@ -98,7 +98,7 @@ impl RedisTask {
             while !self
                 .limiters
                 .upgrade()
-                .is_none_or(|limiters| limiters.all().iter().all(|limiter| limiter.with(|limiter, _| limiter.is_flushed())))
+                .is_none_or(|limiters| limiters.all().iter().all(|limiter| limiter.with(|limiter| limiter.is_flushed())))
             {
                 sleep(Duration::from_millis(2)).await;
             }

@@ -39,7 +39,7 @@ impl RedisTask {
                 // Only one node of a cluster may have failed: the store is still up, so the limiter tries it again.
                 sleep(RECONNECT_INTERVAL).await;
                 if self.health.up.load(Relaxed) {
-                    limiter.change(|limiter, now| limiter.share(None, now));
+                    limiter.change(limiter.now(), |limiter, now| limiter.share(None, now));
                 }
             }
         }
@@ -87,7 +87,7 @@ impl RedisTask {
             (Some(limiter), _) => {
                 if let Ok(state) = serde_json::from_str(record) {
                     let state = State::seen_by(state, &self.name);
-                    limiter.change(|limiter, now| limiter.updated(&state, now));
+                    limiter.change(limiter.now(), |limiter, now| limiter.updated(&state, now));
                 }
             }
             // Sending fails only if the listener has been dropped.
