@@ -108,7 +108,7 @@ where
         bytes: body.len() as u64,
     };
     let (max_wait, deadline_by_client) =
-        facts::max_wait(&headers, &settings.queue, || shield.limits.forecast(&admission).time_to_head);
+        facts::max_wait(&headers, &settings.queue, || shield.limits.usual_time_to_head(&admission));
     let content_type = headers.get(header::CONTENT_TYPE).filter(|_| endpoint.takes_audio()).cloned();
     let may_fall_back = identity.fallback;
     let bill = Bill::new(admission.cost, settings.price_of(&facts.model));

@@ -151,6 +151,11 @@ impl Limiters {
         self.0.all().iter().for_each(|limiter| limiter.change(limiter.now(), |limiter, _| limiter.release_waiting()));
     }
 
+    /// The usual time from sending a request to the head of its response; zero before the first response. Changes nothing.
+    pub fn usual_time_to_head(&self, request: &AdmissionRequest) -> Duration {
+        self.0.find(request).map_or(Duration::ZERO, |limiter| limiter.with(|limiter| limiter.usual_time_to_head()))
+    }
+
     /// The forecast for `request` if it were submitted now.
     pub fn forecast(&self, request: &AdmissionRequest) -> RequestForecast {
         if request.cost == CostEstimate::Free {

@@ -85,8 +85,6 @@ pub struct RequestForecast {
     /// The largest `max_completion_tokens` that would fit; `None` unless `max_completion_tokens` alone makes the request too
     /// large.
     pub fitting_max_completion_tokens: Option<u64>,
-    /// The usual time from sending to the head of the response; zero before the first response.
-    pub time_to_head: Duration,
     /// Completion tokens of a response on average; `None` before the first response.
     pub completion: Option<u64>,
 }
@@ -191,16 +189,19 @@ impl Limiter {
         Ok(Admission::Queued(self.queue.push(queued)))
     }
 
+    /// The usual time from sending to the head of the response; zero before the first response.
+    pub fn usual_time_to_head(&self) -> Duration {
+        self.pricing.estimates.usual_time_to_head()
+    }
+
     /// The forecast for `request` if it were submitted now.
     pub fn forecast_of(&mut self, request: &AdmissionRequest, now: Ns) -> RequestForecast {
         let now = self.advance(now);
         let queued = self.read(request, now, now, None);
-        let estimates = &self.pricing.estimates;
         RequestForecast {
             wait: self.forecast(&queued, now).wait,
             fitting_max_completion_tokens: self.fitting_max_completion_tokens(request, now),
-            time_to_head: estimates.usual_time_to_head(),
-            completion: estimates.completion.mean().map(|mean| mean as u64),
+            completion: self.pricing.estimates.completion.mean().map(|mean| mean as u64),
         }
     }
 

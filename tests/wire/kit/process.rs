@@ -113,7 +113,7 @@ pub(crate) fn binary() -> Command {
     command
 }
 
-/// Reads an output to its end. Sends the addresses in the line of readiness to `ready`.
+/// Reads an output to its end. Sends the addresses of the "ready" log entry to `ready`.
 fn collect(output: impl Read + Send + 'static, log: Arc<Mutex<String>>, ready: mpsc::Sender<Vec<SocketAddr>>) {
     thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
