@@ -202,19 +202,23 @@ impl Limiters {
         tokio::join!(self.0.common.timer.drive(), self.0.keep());
     }
 
-    /// To be called last before the process exits. Saves the quotas if there is a `limits.state_file`, sends pending changes to
-    /// the store, and disconnects from it. Blocks for at most twice the store's timeout and 100 ms.
+    /// To be called last before the process exits. Saves the quotas if there is a `limits.state_file`, and reports the last
+    /// settlements to the store. Blocks until the store has answered, at most for twice its timeout.
     ///
     /// # Errors
     /// The state file cannot be written.
+    #[expect(clippy::disallowed_methods, reason = "the process does nothing else any more")]
     pub fn close(&self) -> std::io::Result<()> {
         let saved = self.0.save(true);
-        if let Some(store) = &self.0.common.store {
-            for limiter in self.0.all() {
-                limiter.change(limiter.now(), |limiter, now| limiter.flush_pending(true, now));
-            }
-            let timeout = lock(&self.0.settings).redis.as_ref().map(|redis| redis.timeout);
-            store.end(2 * timeout.unwrap_or_default() + Duration::from_millis(100));
+        let Some(timeout) = lock(&self.0.settings).redis.as_ref().map(|redis| redis.timeout) else { return saved };
+        let limiters = self.0.all();
+        for limiter in &limiters {
+            limiter.change(limiter.now(), |limiter, now| limiter.flush_pending(true, now));
+        }
+        // Twice, because the report of a limiter may have to wait for the answer to its previous one.
+        let end = Instant::now() + 2 * timeout;
+        while limiters.iter().any(|limiter| limiter.with(|limiter| limiter.is_reporting())) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
         }
         saved
     }

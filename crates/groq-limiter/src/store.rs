@@ -1,11 +1,7 @@
 //! The store in which replicas share their quotas. [`StoreHandle`] is a channel to the thread that talks to the store; what
 //! the thread learns about the store is in its health.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, mpsc},
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc};
 
 use tokio::sync::{
     mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
@@ -39,9 +35,6 @@ pub(crate) enum Command {
     Run { script: &'static str, keys: Vec<String>, argument: String, answer: oneshot::Sender<Vec<String>> },
     /// Pass on the updates that do not belong to a limiter.
     Listen(UnboundedSender<String>),
-    /// Leave the store, because this process exits. Acknowledged when the limiters have reported everything to the store, or
-    /// after the store's time limit.
-    End(mpsc::Sender<()>),
 }
 
 /// The state of the connection to the store.
@@ -81,14 +74,6 @@ impl StoreHandle {
     /// the thread has ended.
     pub(crate) fn transact(&self, limiter: &Scope, transaction: Transaction) -> bool {
         self.commands.send(Command::Transact(limiter.clone(), transaction)).is_ok()
-    }
-
-    /// Blocks until the thread has left the store, at most for `max_wait`.
-    pub(crate) fn end(&self, max_wait: Duration) {
-        let (done, ended) = mpsc::channel();
-        if self.commands.send(Command::End(done)).is_ok() && ended.recv_timeout(max_wait).is_err() {
-            tracing::debug!("the store was not told that this replica leaves");
-        }
     }
 
     /// Whether the store, or a node of its cluster, does not answer. The limits concerned are divided by the number of

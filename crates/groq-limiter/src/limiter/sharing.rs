@@ -7,10 +7,7 @@
 //! change. So a large request is not passed by smaller ones of other replicas, and a replica that is granted one request and
 //! has more goes to the end of the row.
 
-use super::{
-    Limiter,
-    store_session::{Head, StoreSession},
-};
+use super::{Limiter, store_session::Head};
 use crate::{
     request::Cost,
     store::protocol::{Answer, State, Transaction},
@@ -118,11 +115,9 @@ impl Limiter {
         }
     }
 
-    /// Whether everything has been reported to the store, or there is no store that answers.
-    pub fn is_flushed(&self) -> bool {
-        let has_reported =
-            |session: &StoreSession| session.under_way.is_none() && !self.quotas.has_learnt() && !self.quotas.has_settled();
-        !self.quotas.is_attached() || self.store.as_deref().is_none_or(has_reported)
+    /// Whether a transaction is under way.
+    pub fn is_reporting(&self) -> bool {
+        self.store.as_ref().is_some_and(|session| session.under_way.is_some())
     }
 
     /// When the next transaction is due; `None` without the store and while a transaction is under way.

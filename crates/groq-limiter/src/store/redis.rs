@@ -5,14 +5,13 @@
 use std::{
     collections::HashMap,
     io,
-    sync::{Arc, Mutex, Weak, atomic::Ordering::Relaxed, mpsc},
-    time::Duration,
+    sync::{Arc, Mutex, Weak, atomic::Ordering::Relaxed},
 };
 
 use redis::{FromRedisValue, RedisError, RedisResult, Script};
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender},
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 
 use self::connection::Connection;
@@ -68,7 +67,7 @@ pub(crate) fn start(redis: RedisSettings, limiters: &Arc<Registry>, commands: Un
 impl RedisTask {
     /// Processes commands until all handles to the store have been dropped.
     async fn process(self: Arc<Self>, mut commands: UnboundedReceiver<Command>) {
-        let heartbeat = tokio::spawn(self.clone().heartbeat());
+        tokio::spawn(self.clone().heartbeat());
         while let Some(command) = commands.recv().await {
             match command {
                 Command::Transact(scope, transaction) => {
@@ -80,35 +79,8 @@ impl RedisTask {
                     tokio::spawn(self.clone().run_for_program(script, keys, argument, answer));
                 }
                 Command::Listen(listener) => *lock(&self.listener) = Some(listener),
-                Command::End(done) => {
-                    heartbeat.abort();
-                    tokio::spawn(self.clone().end(done));
-                }
             }
         }
-        if !heartbeat.is_finished() {
-            heartbeat.abort();
-            self.leave().await;
-        }
-    }
-
-    /// Waits within the time limit until the limiters have reported everything, and removes this replica from the store.
-    async fn end(self: Arc<Self>, done: mpsc::Sender<()>) {
-        let flushed = async {
-            while !self
-                .limiters
-                .upgrade()
-                .is_none_or(|limiters| limiters.all().iter().all(|limiter| limiter.with(|limiter| limiter.is_flushed())))
-            {
-                sleep(Duration::from_millis(2)).await;
-            }
-        };
-        if self.health.up.load(Relaxed) && timeout(self.settings.timeout, flushed).await.is_err() {
-            tracing::warn!("the store was not told of every settlement before the end");
-        }
-        self.leave().await;
-        // The caller may have given up.
-        let _ = done.send(());
     }
 
     /// Runs a script within the time limit. After a failure the whole store counts as lost; with a cluster, only the node

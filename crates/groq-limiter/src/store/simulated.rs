@@ -35,7 +35,6 @@ impl StoreEnd {
                         return Some(StoreCall(limiter, transaction));
                     }
                 }
-                Command::End(_) => return None,
                 // Scripts of the program are not simulated.
                 Command::Run { .. } | Command::Listen(_) => {}
             }

@@ -36,8 +36,6 @@ static ANNOUNCE: LazyLock<Script> = LazyLock::new(|| {
         return redis.call('ZCARD', KEYS[1])",
     )
 });
-/// Removes a replica that exits normally, so that it no longer counts.
-static LEAVE: LazyLock<Script> = LazyLock::new(|| Script::new("return redis.call('ZREM', KEYS[1], ARGV[1])"));
 
 impl RedisTask {
     /// Announces this replica periodically, and reconnects after the store was lost.
@@ -91,14 +89,6 @@ impl RedisTask {
         if replicas >= counted.0 || counted.1.elapsed() > 2 * SILENT {
             *counted = (replicas.max(1), Instant::now());
             self.health.replicas.store(counted.0, Relaxed);
-        }
-    }
-
-    /// Removes this replica from the store.
-    pub(super) async fn leave(&self) {
-        let left: RedisResult<()> = self.run(&LEAVE, &[self.replicas_key()], &[&self.name]).await;
-        if let Err(why) = left {
-            tracing::debug!(error = %why, "the store was not told that this replica leaves");
         }
     }
 
