@@ -21,7 +21,7 @@ use crate::{
     },
     quota::Quota,
     quota_set::{QuotaSet, Reserved},
-    request::{ActualUsage, AdmissionError, AdmissionRequest, Cost, CostEstimate},
+    request::{ActualUsage, AdmissionError, AdmissionRequest, Cost, CostEstimate, saturated},
     settings::LimitSettings,
     types::{Dimension, Ns, Observation, RemoteQuota, StatedLimit, Unit, UpstreamRefusal},
 };
@@ -200,23 +200,23 @@ impl Limiter {
         let queued = self.read(request, now, now, None);
         RequestForecast {
             wait: self.forecast(&queued, now).wait,
-            fitting_max_completion_tokens: self.fitting_max_completion_tokens(request, now),
+            fitting_max_completion_tokens: self.fitting_max_completion_tokens(&queued, now),
             completion: self.pricing.estimates.completion.mean().map(|mean| mean as u64),
         }
     }
 
     /// The largest `max_completion_tokens` that would fit; `None` unless `max_completion_tokens` alone makes the request too
     /// large.
-    fn fitting_max_completion_tokens(&self, request: &AdmissionRequest, now: Ns) -> Option<u64> {
-        let priced = self.pricing.price(request);
-        if let (CostEstimate::Tokens { .. }, Some((slot, limit))) = (request.cost, self.quotas.too_large_answer(&priced.cost)) {
+    fn fitting_max_completion_tokens(&self, queued: &QueuedRequest, now: Ns) -> Option<u64> {
+        let cost = queued.cost;
+        if let Some((slot, limit)) = self.quotas.too_large_answer(&cost) {
             // A request for the whole limit would have to wait until nothing else is in use. Half of the limit is free sooner.
             let left = self.quotas()[slot].bucket().remaining(now);
             return Some((limit / 2).max(left.max(0.0) as u64).max(1));
         }
         let tokens = self.quotas().iter().filter(|quota| quota.dimension.unit == Unit::Tokens && quota.is_certain(now));
-        let room = tokens.filter_map(|quota| Some(quota.limit()?.saturating_sub(priced.cost.input.into()))).min()?;
-        (priced.states_max && room > 0 && room < priced.cost.output.into()).then_some(room)
+        let room = tokens.filter_map(|quota| Some(quota.limit()?.saturating_sub(cost.input.into()))).min()?;
+        (queued.states_max && room > 0 && room < cost.output.into()).then_some(room)
     }
 
     /// Sets the task that waits for a queued request. [`Self::take_woken`] returns its waker when the request leaves the queue.
@@ -253,27 +253,24 @@ impl Limiter {
     /// The queue's entry for a request.
     fn read(&mut self, request: &AdmissionRequest, now: Ns, deadline: Ns, requeue: Option<Requeue>) -> QueuedRequest {
         let app = self.queue.app(&request.app, request.class, request.weight);
-        let priced = self.pricing.price(request);
         let requested = requeue.and_then(|requeue| requeue.requested);
-        let cost = match (requeue, requested) {
-            // `requested` is the sum of prompt and completion tokens.
-            (_, Some(requested)) if !priced.states_max => {
-                Cost { output: requested.saturating_sub(priced.cost.input), ..priced.cost }
-            }
-            (Some(requeue), _) => priced.cost.at_least(requeue.least),
-            (None, _) => priced.cost,
+        let cost = self.pricing.cost(request);
+        let cost = requested.map_or(cost, |(unit, units)| cost.corrected(unit, units));
+        let (estimated, states_max) = match request.cost {
+            CostEstimate::Tokens { prompt, max_completion_tokens } => (saturated(prompt), max_completion_tokens.is_some()),
+            CostEstimate::Audio { .. } | CostEstimate::Free => (0, true),
         };
         QueuedRequest {
             app,
             size: self.size_class(&cost),
             cost,
-            expected: self.pricing.expected(cost.output, priced.states_max),
+            expected: self.pricing.expected(cost.output, states_max),
             ticket: requeue.map_or_else(|| self.queue.ticket(), |requeue| requeue.ticket),
             since: now,
             deadline,
             bypass_budget: Ns::MAX,
-            estimated: priced.estimated,
-            states_max: priced.states_max,
+            estimated,
+            states_max,
             requested,
             waker: None,
         }
@@ -437,18 +434,16 @@ impl Limiter {
         let now = self.advance(now);
         self.refusals += 1;
         self.quotas.refused(now);
-        let QueuedRequest { states_max, ticket, requested, .. } = grant.queued;
+        let QueuedRequest { states_max, ticket, mut requested, .. } = grant.queued;
         let max = states_max.then_some(grant.cost().output);
         let delay = self.pricing.estimates.one_way();
         let text = text.filter(|text| text.limit > 0);
-        let mut requeue = Requeue { ticket, least: grant.cost(), requested };
         let is_explained = match text.and_then(|text| Some((text, self.quotas.dimension_of(text, max)?))) {
             Some((text, dimension)) => {
-                requeue.least = requeue.least.raised(dimension.unit, text.requested);
+                requested = Some((dimension.unit, saturated(text.requested)));
                 // The text states the sum of prompt and assumed completion tokens. A request that can never succeed is left out,
                 // because its prompt may be all of the sum.
                 if !states_max && !text.hopeless() && dimension.unit == Unit::Tokens {
-                    requeue.requested = Some(u32::try_from(text.requested).unwrap_or(u32::MAX));
                     let prompt = self.pricing.least(&grant.queued).input.into();
                     self.learn(|pricing| pricing.estimates.assumed.at_most(text.requested, prompt, now));
                 }
@@ -461,7 +456,7 @@ impl Limiter {
         }
         self.cold_start.answered();
         self.settle(grant, ActualUsage::Nothing, now);
-        requeue
+        Requeue { ticket, requested }
     }
 
     /// Changes the estimates. If that changes the cost of requests without `max_completion_tokens`, queued ones are repriced.

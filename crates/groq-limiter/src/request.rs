@@ -178,33 +178,20 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// This cost, with requests, prompt and seconds raised to at least those of `other`. Completion tokens stay.
-    pub fn at_least(self, other: Self) -> Self {
-        Self {
-            requests: self.requests.max(other.requests),
-            input: self.input.max(other.input),
-            seconds: self.seconds.max(other.seconds),
-            ..self
-        }
-    }
-
     /// This cost with `tokens` completion tokens.
     pub fn with_output(self, tokens: u32) -> Self {
         Self { output: tokens, expected: tokens, ..self }
     }
 
-    /// This cost, with the part that `unit` counts raised to at least `to`.
-    pub fn raised(mut self, unit: Unit, to: u64) -> Self {
-        let to = u32::try_from(to).unwrap_or(u32::MAX);
-        let (part, to) = match unit {
-            Unit::Requests => (&mut self.requests, to),
-            Unit::Tokens => (&mut self.input, to.saturating_sub(self.output)),
-            Unit::InputTokens => (&mut self.input, to),
-            // Expected completion tokens are learnt separately, from responses and refusals.
-            Unit::OutputTokens => return self,
-            Unit::AudioSeconds => (&mut self.seconds, to),
-        };
-        *part = to.max(*part);
+    /// This cost with the units that a refusal has stated for the request.
+    pub(crate) fn corrected(mut self, unit: Unit, stated: u32) -> Self {
+        match unit {
+            Unit::Tokens => self.input = stated.saturating_sub(self.output),
+            Unit::InputTokens => self.input = stated,
+            Unit::AudioSeconds => self.seconds = stated,
+            // Every request counts as one, and expected completion tokens are learnt separately, from responses and refusals.
+            Unit::Requests | Unit::OutputTokens => {}
+        }
         self
     }
 
@@ -223,4 +210,9 @@ impl Cost {
             Unit::AudioSeconds => self.seconds.into(),
         }
     }
+}
+
+/// A number of units as costs store it; a larger one becomes the largest.
+pub(crate) fn saturated(units: u64) -> u32 {
+    u32::try_from(units).unwrap_or(u32::MAX)
 }

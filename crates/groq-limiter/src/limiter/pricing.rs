@@ -8,9 +8,9 @@ use std::sync::Arc;
 use crate::{
     estimate::Estimates,
     queue::{QueuedRequest, Ticket},
-    request::{ActualUsage, AdmissionRequest, Cost, CostEstimate},
+    request::{ActualUsage, AdmissionRequest, Cost, CostEstimate, saturated},
     settings::LimitSettings,
-    types::Ns,
+    types::{Ns, Unit},
 };
 
 /// The lowest possible prompt, as a share of its estimate, unless responses have shown a lower share. A request is refused as too
@@ -24,20 +24,9 @@ const DEFAULT_COMPLETION: u32 = 256;
 pub struct Requeue {
     /// The request's place in the queue.
     pub ticket: Ticket,
-    /// Minimum cost by the refusal. With a lower cost, the request would be sent before Groq accepts it.
-    pub least: Cost,
-    /// `Requested` of the refusal if that is the sum of the prompt and of what Groq reserves without `max_completion_tokens`.
-    pub requested: Option<u32>,
-}
-
-/// The cost of a request, and how it was determined.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Priced {
-    pub(super) cost: Cost,
-    /// Prompt tokens before correction.
-    pub(super) estimated: u32,
-    /// Whether the request has `max_completion_tokens`.
-    pub(super) states_max: bool,
+    /// What the last refusal has stated as `Requested`, which replaces the estimate: at a lower cost, the request would be sent
+    /// before Groq accepts it.
+    pub requested: Option<(Unit, u32)>,
 }
 
 /// The estimates and settings that determine costs, of one limiter.
@@ -51,27 +40,23 @@ pub(super) struct Pricing {
 impl Pricing {
     /// Applies the settings for a model.
     pub(super) fn configure(&mut self, settings: &Arc<LimitSettings>, model: &str) {
-        let configured = settings.of_model(model).assumed_completion_tokens;
-        self.configured = configured.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
+        self.configured = settings.of_model(model).assumed_completion_tokens.map(saturated);
     }
 
     /// The cost of a request: a high estimate of the prompt, and all of `max_completion_tokens`.
-    pub(super) fn price(&self, request: &AdmissionRequest) -> Priced {
-        let saturated = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-        let priced = |cost, estimated, states_max| Priced { cost, estimated, states_max };
+    pub(super) fn cost(&self, request: &AdmissionRequest) -> Cost {
+        let one = Cost { requests: 1, key: request.key, ..Cost::default() };
         match request.cost {
             CostEstimate::Tokens { prompt, max_completion_tokens } => {
-                let input = if prompt == 0 { 0 } else { (prompt as f32 * self.estimates.prompt.high()).ceil() as u64 + 4 };
-                let cost = Cost { requests: 1, input: saturated(input), key: request.key, ..Cost::default() };
+                let high = (prompt as f32 * self.estimates.prompt.high()).ceil() as u32;
+                let prompt = Cost { input: if prompt == 0 { 0 } else { high.saturating_add(4) }, ..one };
                 match max_completion_tokens {
-                    Some(max) => priced(cost.with_output(saturated(max)), saturated(prompt), true),
-                    None => priced(self.with_assumed_output(cost), saturated(prompt), false),
+                    Some(max) => prompt.with_output(saturated(max)),
+                    None => self.with_assumed_output(prompt),
                 }
             }
-            CostEstimate::Audio { seconds } => {
-                priced(Cost { requests: 1, seconds: saturated(seconds), ..Cost::default() }, 0, true)
-            }
-            CostEstimate::Free => priced(Cost::default(), 0, true),
+            CostEstimate::Audio { seconds } => Cost { seconds: saturated(seconds), ..one },
+            CostEstimate::Free => Cost::default(),
         }
     }
 
@@ -107,10 +92,12 @@ impl Pricing {
     /// `max_completion_tokens`.
     pub(super) fn answered(&mut self, usage: ActualUsage, queued: &QueuedRequest, shown_used: Option<u64>, now: Ns) {
         let ActualUsage::Tokens { completion, prompt_total, .. } = usage else { return };
-        match (queued.requested, shown_used) {
-            (Some(requested), _) => self.estimates.assumed.answered_after_refusal(requested.into(), prompt_total, now),
-            (None, Some(used)) => self.estimates.assumed.at_most(used, prompt_total, now),
-            (None, None) => {}
+        match (queued.requested.filter(|_| !queued.states_max), shown_used) {
+            (Some((Unit::Tokens, requested)), _) => {
+                self.estimates.assumed.answered_after_refusal(requested.into(), prompt_total, now)
+            }
+            (_, Some(used)) => self.estimates.assumed.at_most(used, prompt_total, now),
+            (_, None) => {}
         }
         self.estimates.prompt.learn(queued.estimated.into(), prompt_total);
         if let Some(completion) = completion {
@@ -128,7 +115,6 @@ pub(super) fn stated(queued: &QueuedRequest) -> Cost {
 /// What a request with the reservation `reserved` has used. `usual` is the mean of completion tokens; `None` before the first
 /// response.
 pub(super) fn used(reserved: Cost, usage: ActualUsage, usual: Option<f32>) -> Cost {
-    let saturated = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     // Limits on output reserve nothing if there was no response lately, but a response of unknown size has used some of them.
     let unseen = reserved.expected.max(usual.map_or(0, |usual| usual as u32).min(reserved.output));
     match usage {

@@ -46,9 +46,8 @@ pub struct QueuedRequest {
     pub estimated: u32,
     /// Whether the client stated `max_completion_tokens`.
     pub states_max: bool,
-    /// The tokens that a refusal of this request has stated: its prompt and the assumed completion. `None` without a
-    /// refusal.
-    pub requested: Option<u32>,
+    /// The units that the last refusal of this request has stated; `None` if none did.
+    pub requested: Option<(Unit, u32)>,
     /// Wakes the task that waits for the request to leave the queue.
     pub waker: Option<Waker>,
 }
