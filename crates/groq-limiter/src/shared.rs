@@ -58,23 +58,19 @@ pub(crate) struct Occupancy {
 }
 
 impl Occupancy {
-    /// Adds a request that holds `bytes` if there is room, and returns whether there was. Batch requests cannot use the last
-    /// quarter of either bound.
-    fn try_add(&mut self, class: Priority, bytes: u64) -> bool {
+    /// Adds a request if there is room, or if it may `exceed` the bounds, and returns whether it was added. Batch requests
+    /// cannot use the last quarter of either bound.
+    fn add(&mut self, request: &AdmissionRequest, exceed: bool) -> bool {
         let QueueSettings { mut max_waiting, mut max_bytes } = self.bounds;
-        if class == Priority::Batch {
+        if request.class == Priority::Batch {
             (max_waiting, max_bytes) = (max_waiting - max_waiting / 4, max_bytes - max_bytes / 4);
         }
-        let has_room = self.waiting < max_waiting && self.bytes.saturating_add(bytes) <= max_bytes;
-        if has_room {
-            self.add(bytes);
+        let has_room = self.waiting < max_waiting && self.bytes.saturating_add(request.bytes) <= max_bytes;
+        if has_room || exceed {
+            self.waiting += 1;
+            self.bytes += request.bytes;
         }
-        has_room
-    }
-
-    fn add(&mut self, bytes: u64) {
-        self.waiting += 1;
-        self.bytes += bytes;
+        has_room || exceed
     }
 
     fn remove(&mut self, bytes: u64) {
@@ -136,13 +132,11 @@ impl SharedLimiter {
     ) -> Result<Submitted, AdmissionError> {
         let common = &self.common;
         let deadline = common.clock.at(deadline);
-        let mut counted = false;
+        let mut added = false;
         let has_room = || {
-            // A request that comes back after a refusal was counted when it was first queued, so it is never turned away.
-            if requeue.is_none() {
-                counted = lock(&common.occupancy).try_add(request.class, request.bytes);
-            }
-            requeue.is_some() || counted
+            // A request that comes back after a refusal had room when it was first queued, so it is never turned away.
+            added = lock(&common.occupancy).add(request, requeue.is_some());
+            added
         };
         let mut inside = lock(&self.inside);
         // The ticket may be from another limiter and in use in this one. The request gets a new ticket then.
@@ -151,8 +145,8 @@ impl SharedLimiter {
         let submitted = match inside.limiter.submit(request, now, deadline, place, has_room)? {
             Admission::Granted(grant) => Submitted::Now(grant.into()),
             Admission::Queued(ticket) => {
-                if !counted {
-                    lock(&common.occupancy).add(request.bytes);
+                if !added {
+                    lock(&common.occupancy).add(request, true);
                 }
                 Submitted::Later(Waiting { limiter: self.clone(), ticket, bytes: request.bytes, done: false })
             }
