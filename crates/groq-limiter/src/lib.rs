@@ -167,7 +167,10 @@ impl Limiters {
 
     /// Every known limit that applies to `request`.
     pub fn dimensions(&self, request: &AdmissionRequest) -> Vec<DimensionSnapshot> {
-        self.0.find(request).map(|shared| shared.with(|limiter| limiter.dimensions(shared.now()))).unwrap_or_default()
+        self.0
+            .find(request)
+            .map(|shared| shared.with(|limiter| DimensionSnapshot::all(limiter, shared.now())))
+            .unwrap_or_default()
     }
 
     /// Adopts the limits that Groq has stated to `others` for the model of `request`. Used amounts stay.
@@ -183,7 +186,7 @@ impl Limiters {
     pub fn snapshot(&self) -> Vec<LimiterSnapshot> {
         let mut limiters = self.0.all();
         limiters.sort_by(|a, b| a.key.cmp(&b.key));
-        limiters.iter().map(|shared| shared.with(|limiter| limiter.snapshot(&shared.key, shared.now()))).collect()
+        limiters.iter().map(|shared| shared.with(|limiter| LimiterSnapshot::of(limiter, &shared.key, shared.now()))).collect()
     }
 
     /// Number of waiting requests in all limiters.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::Limiter;
 use crate::{
-    queue::QueuedRequest,
+    queue::{FairQueue, QueuedRequest},
     quota::Quota,
     request::Scope,
     types::{Dimension, Ns, Priority, Source},
@@ -71,62 +71,69 @@ pub struct WaitingSnapshot {
     pub oldest: Duration,
 }
 
-impl Limiter {
-    /// A snapshot of this limiter, whose scope is `scope`.
-    pub fn snapshot(&mut self, scope: &Scope, now: Ns) -> LimiterSnapshot {
-        let now = self.advance(now);
-        let blocked_by = self.blocked.filter(|_| !self.queue.is_empty()).and_then(|(slot, until)| {
-            Some((self.quotas()[slot?].dimension.clone(), Duration::from_nanos(until.saturating_sub(now))))
-        });
+impl LimiterSnapshot {
+    /// A snapshot of a limiter, whose scope is `scope`.
+    pub(crate) fn of(limiter: &mut Limiter, scope: &Scope, now: Ns) -> Self {
+        let now = limiter.advance(now);
+        let until = |at: Ns| Duration::from_nanos(at.saturating_sub(now));
+        let blocked = limiter.blocked.filter(|_| !limiter.queue.is_empty());
+        let blocked_by = blocked.and_then(|(slot, at)| Some((limiter.quotas()[slot?].dimension.clone(), until(at))));
         // The forecast of a request like the last one in the queue, but behind it.
-        let last = self.queue.iter().max_by_key(|queued| queued.ticket).cloned();
-        let forecast = last.map(|last| self.forecast(&QueuedRequest { ticket: u64::MAX, ..last }, now).wait);
-        LimiterSnapshot {
+        let last = limiter.queue.iter().max_by_key(|queued| queued.ticket).cloned();
+        let forecast = last.map(|last| limiter.forecast(&QueuedRequest { ticket: u64::MAX, ..last }, now).wait);
+        Self {
             organization: scope.organization.clone(),
             model: scope.model.clone(),
             tier: scope.tier.clone(),
-            dimensions: self.dimensions(now),
-            waiting: self.waiting_by_app(now),
+            dimensions: DimensionSnapshot::all(limiter, now),
+            waiting: WaitingSnapshot::by_app(&limiter.queue, now),
             blocked_by,
-            forecast: forecast.unwrap_or_else(|| Duration::from_nanos(self.pause.until.saturating_sub(now))),
-            in_flight: self.in_flight as usize,
-            refusals: self.refusals,
+            forecast: forecast.unwrap_or_else(|| until(limiter.pause.until)),
+            in_flight: limiter.in_flight as usize,
+            refusals: limiter.refusals,
         }
     }
+}
 
+impl DimensionSnapshot {
     /// Every dimension in which the upstream has a limit. If the operator's limit is lower, the values are those of that limit.
-    pub fn dimensions(&self, now: Ns) -> Vec<DimensionSnapshot> {
-        let upstreams = self.quotas().iter().filter(|quota| !quota.is_bound() && quota.limit().is_some());
-        let snapshots = upstreams.map(|quota| {
-            let is_bound = |other: &&Quota| other.is_bound() && other.dimension == quota.dimension && other.limit().is_some();
-            let bound = self.quotas().iter().find(is_bound).unwrap_or(quota);
-            let (bucket, bound_bucket) = (quota.bucket(), bound.bucket());
-            let remaining = bucket.remaining(now).min(bound_bucket.remaining(now));
-            let net_use = bound.spending() - bound_bucket.rate() * (1.0 - bound.external());
-            let exhausted_in = Duration::try_from_secs_f64(remaining.max(0.0) / net_use).ok();
-            DimensionSnapshot {
-                dimension: quota.dimension.clone(),
-                limit: bound_bucket.capacity(),
-                remaining,
-                margin: bound.margin(bound.typical()),
-                source: bound.statements.limit().1,
-                configured: bound.statements.configured,
-                stated: quota.statements.stated.map(|(limit, _)| limit),
-                external: bound.external(),
-                exhausted_in: exhausted_in
-                    .filter(|&after| net_use > 0.0 && after < Duration::from_nanos(10 * bound_bucket.period())),
-                full_in: Duration::from_nanos(bucket.tat().max(bound_bucket.tat()).saturating_sub(now)),
-            }
+    pub fn all(limiter: &Limiter, now: Ns) -> Vec<Self> {
+        let limited = || limiter.quotas().iter().filter(|quota| quota.limit().is_some());
+        let snapshots = limited().filter(|quota| !quota.is_bound()).map(|quota| {
+            let bound = limited().find(|other| other.is_bound() && other.dimension == quota.dimension);
+            Self::of(quota, bound.unwrap_or(quota), now)
         });
         snapshots.collect()
     }
 
-    /// Waiting requests by app and priority class.
-    fn waiting_by_app(&self, now: Ns) -> Vec<WaitingSnapshot> {
-        let mut waiting: BTreeMap<(Arc<str>, Priority), WaitingSnapshot> = BTreeMap::new();
-        for queued in self.queue.iter() {
+    /// A snapshot of the upstream's `quota`, and of the operator's `bound` on it.
+    fn of(quota: &Quota, bound: &Quota, now: Ns) -> Self {
+        let (bucket, bound_bucket) = (quota.bucket(), bound.bucket());
+        let remaining = bucket.remaining(now).min(bound_bucket.remaining(now));
+        let net_use = bound.spending() - bound_bucket.rate() * (1.0 - bound.external());
+        let exhausted_in = Duration::try_from_secs_f64(remaining.max(0.0) / net_use).ok();
+        Self {
+            dimension: quota.dimension.clone(),
+            limit: bound_bucket.capacity(),
+            remaining,
+            margin: bound.margin(bound.typical()),
+            source: bound.statements.limit().1,
+            configured: bound.statements.configured,
+            stated: quota.statements.stated.map(|(limit, _)| limit),
+            external: bound.external(),
+            exhausted_in: exhausted_in.filter(|&after| net_use > 0.0 && after < Duration::from_nanos(10 * bound_bucket.period())),
+            full_in: Duration::from_nanos(bucket.tat().max(bound_bucket.tat()).saturating_sub(now)),
+        }
+    }
+}
+
+impl WaitingSnapshot {
+    /// The requests in a queue, by app and priority class.
+    fn by_app(queue: &FairQueue, now: Ns) -> Vec<Self> {
+        let mut waiting: BTreeMap<(Arc<str>, Priority), Self> = BTreeMap::new();
+        for queued in queue.iter() {
             let app = &queued.app;
-            let entry = waiting.entry((app.name.clone(), app.class)).or_insert_with(|| WaitingSnapshot {
+            let entry = waiting.entry((app.name.clone(), app.class)).or_insert_with(|| Self {
                 app: app.name.clone(),
                 class: app.class,
                 count: 0,

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use groq_limiter::{
-    ActualUsage, AdmissionError, AdmissionRequest,
+    ActualUsage, AdmissionError, AdmissionRequest, DimensionSnapshot,
     bucket::Readiness,
     limiter::{Admission, Grant, Limiter},
     settings::ModelLimits,
@@ -38,7 +38,7 @@ proptest! {
         let last = START + 4 * 3600 * SECOND;
         limiter.dispatch(last, &mut Vec::new());
         prop_assert!(limiter.unused_since().is_some());
-        prop_assert!(limiter.dimensions(last).iter().all(|quota| quota.full_in.is_zero()), "{:?}", limiter.quotas());
+        prop_assert!(DimensionSnapshot::all(&limiter, last).iter().all(|quota| quota.full_in.is_zero()), "{:?}", limiter.quotas());
     }
 
     /// External usage is learned from headers, so that at most one request is refused because of it.
