@@ -22,7 +22,7 @@
 //! | when a request fits: in one dimension, and in all of them | [`quota`] and `quota/margin`, [`quota_set`] |
 //! | corrections by headers and refusals | `quota_set/limits`, `quota/reconcile`, `quota/send_history` |
 //! | usage of the same limits by other programs | `quota/external` |
-//! | the order of the queue, and the forecast of waits | [`queue`], `limiter/dispatch`, `queue/backfill`, `queue/forecast` |
+//! | the order of the queue, and the forecast of waits | [`queue`], `queue/backfill`, `queue/forecast` |
 //! | what a request costs, by the estimates learnt from responses | `limiter/pricing`, [`estimate`] |
 //! | the limiter of one organization, model and tier as a state machine | [`limiter`] |
 //! | the state file, which keeps used amounts over a restart | `store/file` |
@@ -34,10 +34,11 @@ use tokio::time::Instant;
 
 pub use self::{
     limiter::{
-        RequestForecast, Requeue,
+        Requeue,
         status::{DimensionSnapshot, LimiterSnapshot, WaitingSnapshot},
     },
     permit::Permit,
+    queue::forecast::RequestForecast,
     request::{ActualUsage, AdmissionError, AdmissionRequest, CostEstimate},
     store::StoreHandle,
     types::Source,

@@ -9,84 +9,41 @@
 
 use std::{sync::Arc, task::Waker, time::Duration};
 
-pub use self::pricing::Requeue;
+pub use self::grant::{Admission, Event, Grant, Requeue};
 use self::{cold_start::ColdStart, pause::Pause, pricing::Pricing, store_session::StoreSession};
 use crate::{
-    ablation::Mechanism,
     bucket::Readiness,
     estimate::default_output::AssumedOutput,
     queue::{
         FairQueue, QueuedRequest, Ticket,
-        forecast::{Forecast, forecast},
+        backfill::{Backfill, backfill},
+        forecast::{Forecast, RequestForecast, fitting_max_completion_tokens, forecast},
+        service::{service, size_class},
     },
     quota::Quota,
     quota_set::{QuotaSet, Reserved},
     request::{ActualUsage, AdmissionError, AdmissionRequest, Cost, CostEstimate, saturated},
     settings::LimitSettings,
-    types::{Dimension, Ns, Observation, RemoteQuota, StatedLimit, Unit, UpstreamRefusal},
+    types::{Ns, Observation, RemoteQuota, StatedLimit, Unit, UpstreamRefusal},
 };
 
 mod cold_start;
-mod dispatch;
+mod grant;
 mod pause;
 mod pricing;
 mod sharing;
 pub mod status;
 mod store_session;
 
-/// The result of submitting a request.
-#[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "callers match on it at once")]
-pub enum Admission {
-    /// The request may be sent.
-    Granted(Grant),
-    /// The request waits in the queue. An [`Event`] with this ticket reports the outcome.
-    Queued(Ticket),
-}
+const SECOND: Ns = 1_000_000_000;
 
-/// The outcome of a queued request: granted, or refused because it cannot be sent in time, or never.
-pub type Event = (Ticket, Result<Grant, AdmissionError>);
-
-/// The reservation of a granted request.
-#[derive(Clone, Debug)]
-pub struct Grant {
-    reserved: Reserved,
-    /// The request as it was in the queue.
-    queued: QueuedRequest,
-    /// Whether the request is the probe of the cold start.
-    probe: bool,
-    /// Tokens in use by the headers of the response, this request included. Only for a request without `max_completion_tokens`.
-    shown_used: Option<u64>,
-    /// The service that its app has been charged for it in fair queueing so far.
-    service: f64,
-    /// Time in the queue, ns.
-    pub waited: Ns,
-    /// The dimension that made the request wait; `None` if it did not wait for one.
-    pub bound_by: Option<Dimension>,
-}
-
-impl Grant {
-    /// Whether the request has been sent.
-    pub fn is_sent(&self) -> bool {
-        self.reserved.is_sent()
-    }
-
-    /// The reserved cost.
-    pub fn cost(&self) -> Cost {
-        self.reserved.cost
-    }
-}
-
-/// The forecast for a request that has not been submitted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RequestForecast {
-    /// Time that the request would wait in the queue.
-    pub wait: Duration,
-    /// The largest `max_completion_tokens` that would fit; `None` unless `max_completion_tokens` alone makes the request too
-    /// large.
-    pub fitting_max_completion_tokens: Option<u64>,
-    /// Completion tokens of a response on average; `None` before the first response.
-    pub completion: Option<u64>,
+/// The result of one step of a dispatch.
+enum Step {
+    /// A request has left the queue, so there may be a new head.
+    Again,
+    /// Nothing can be granted now. The head is blocked by this slot if it is a dimension, until this time; `None` if it waits
+    /// for another event, for example the store's reply.
+    Wait(Option<(Option<usize>, Ns)>),
 }
 
 /// The limiter of one organization, model and tier.
@@ -114,7 +71,7 @@ pub struct Limiter {
     releases_all: bool,
     /// The slot that the head of the queue waits for (`None` if it waits for no dimension), and until when it is blocked.
     blocked: Option<(Option<usize>, Ns)>,
-    /// The time of the next dispatch.
+    /// The time of the next dispatch. During a dispatch: when a smaller request may be able to overtake the blocked head.
     wake: Option<Ns>,
 }
 
@@ -165,7 +122,7 @@ impl Limiter {
     ) -> Result<Admission, AdmissionError> {
         let now = self.use_at(now);
         let queued = self.read(request, now, deadline, requeue);
-        if let Some(error) = self.too_large(&queued, now) {
+        if let Some(error) = self.pricing.too_large(&queued, &self.quotas, now) {
             return Err(error);
         }
         let open = self.queue.is_empty() && self.pause.until <= now && self.cold_start.is_open(self.in_flight, now);
@@ -177,7 +134,7 @@ impl Limiter {
         if forecast.exceeds(deadline.saturating_sub(now)) {
             // Until the probe has a response, the limits are a guess, and a request is not refused because of a guess.
             if self.cold_start.probing_until().is_none() {
-                return Err(self.not_in_time(forecast, &queued));
+                return Err(forecast.not_in_time(&queued, &self.quotas));
             }
             self.needs_recheck = true;
         }
@@ -200,23 +157,9 @@ impl Limiter {
         let queued = self.read(request, now, now, None);
         RequestForecast {
             wait: self.forecast(&queued, now).wait,
-            fitting_max_completion_tokens: self.fitting_max_completion_tokens(&queued, now),
+            fitting_max_completion_tokens: fitting_max_completion_tokens(&self.quotas, &queued, now),
             completion: self.pricing.estimates.completion.mean().map(|mean| mean as u64),
         }
-    }
-
-    /// The largest `max_completion_tokens` that would fit; `None` unless `max_completion_tokens` alone makes the request too
-    /// large.
-    fn fitting_max_completion_tokens(&self, queued: &QueuedRequest, now: Ns) -> Option<u64> {
-        let cost = queued.cost;
-        if let Some((slot, limit)) = self.quotas.too_large_answer(&cost) {
-            // A request for the whole limit would have to wait until nothing else is in use. Half of the limit is free sooner.
-            let left = self.quotas()[slot].bucket().remaining(now);
-            return Some((limit / 2).max(left.max(0.0) as u64).max(1));
-        }
-        let tokens = self.quotas().iter().filter(|quota| quota.dimension.unit == Unit::Tokens && quota.is_certain(now));
-        let room = tokens.filter_map(|quota| Some(quota.limit()?.saturating_sub(cost.input.into()))).min()?;
-        (queued.states_max && room > 0 && room < cost.output.into()).then_some(room)
     }
 
     /// Sets the task that waits for a queued request. [`Self::take_woken`] returns its waker when the request leaves the queue.
@@ -262,7 +205,7 @@ impl Limiter {
         };
         QueuedRequest {
             app,
-            size: self.size_class(&cost),
+            size: size_class(&self.quotas, &cost),
             cost,
             expected: self.pricing.expected(cost.output, states_max),
             ticket: requeue.map_or_else(|| self.queue.ticket(), |requeue| requeue.ticket),
@@ -276,48 +219,16 @@ impl Limiter {
         }
     }
 
-    /// The size class, 0 to 3, by the largest share of any limit that the cost takes. Limits on requests do not count.
-    fn size_class(&self, cost: &Cost) -> u8 {
-        if !Mechanism::SizeClasses.is_on() {
-            return 0;
-        }
-        let cost = &self.quotas.expect(*cost);
-        let quotas = self.quotas().iter().filter(|quota| quota.dimension.unit != Unit::Requests);
-        let shares = quotas.map(|quota| quota.units(cost) as f64 / quota.bucket().capacity() as f64);
-        let share = shares.fold(0.0, f64::max);
-        [1.0 / 32.0, 1.0 / 8.0, 0.5].iter().filter(|&&bound| share > bound).count() as u8
-    }
-
-    /// The error of a request whose lowest possible cost is more than a limit that is known for certain; `None` if it fits.
-    fn too_large(&self, queued: &QueuedRequest, now: Ns) -> Option<AdmissionError> {
-        let (dimension, limit) = self.quotas.never(&self.pricing.least(queued), now)?;
-        // The error reports the estimate itself instead of its lower bound.
-        let stated = pricing::stated(queued);
-        Some(AdmissionError::TooLarge {
-            dimension: dimension.clone(),
-            limit,
-            requested: stated.of(dimension.unit).max(limit + 1),
-            parts: (dimension.unit == Unit::Tokens).then_some((stated.input.into(), stated.output.into())),
-        })
-    }
-
-    /// The forecast wait of a queued request, a pause of the limiter included.
+    /// The forecast of a queued request, which waits at least for the end of a pause, and behind a blocked head.
     fn forecast(&self, queued: &QueuedRequest, now: Ns) -> Forecast {
-        let mut forecast = forecast(&self.quotas, &self.queue, queued, now);
-        forecast.wait = forecast.wait.max(Duration::from_nanos(self.pause.until.saturating_sub(now)));
-        forecast
+        let Forecast { wait, slot } = forecast(&self.quotas, &self.queue, queued, now);
+        let pause = Duration::from_nanos(self.pause.until.saturating_sub(now));
+        Forecast { wait: wait.max(pause), slot: slot.or(self.bound()) }
     }
 
-    /// The error of a request that cannot be sent before its deadline.
-    fn not_in_time(&self, forecast: Forecast, queued: &QueuedRequest) -> AdmissionError {
-        let slot = forecast.slot.or(self.blocked.and_then(|(slot, _)| slot)).unwrap_or(0);
-        let too_large = self.quotas.too_large_answer(&queued.cost).filter(|&(too_large, _)| too_large == slot);
-        AdmissionError::NotInTime {
-            dimension: self.quotas().get(slot).map_or(Dimension::RPM, |quota| quota.dimension.clone()),
-            wait: forecast.wait,
-            fitting_max_completion_tokens: too_large.map(|(_, limit)| limit),
-            retry_after: forecast.retry_after(queued.deadline.saturating_sub(queued.since)),
-        }
+    /// The slot that the head of the queue waits for; `None` if it waits for no dimension.
+    fn bound(&self) -> Option<usize> {
+        self.blocked.and_then(|(slot, _)| slot)
     }
 
     /// Removes a request from the queue that is not granted. What the store has charged for it is returned.
@@ -332,7 +243,7 @@ impl Limiter {
     /// Grants a request. `reserved` is what the store has charged for it; `None` if the cost is reserved here. `bound` is
     /// the slot that the request waited for.
     fn grant(&mut self, queued: QueuedRequest, reserved: Option<Reserved>, bound: Option<usize>, now: Ns) -> Grant {
-        let service = self.service(&queued.cost.with_output(queued.expected), now);
+        let service = service(&self.quotas, &queued.usage(), now);
         let reserved = reserved.unwrap_or_else(|| self.quotas.reserve(queued.cost, now));
         self.queue.serve(&queued.app, queued.size, service);
         self.in_flight += 1;
@@ -346,15 +257,150 @@ impl Limiter {
             queued,
         }
     }
+}
 
-    /// What `cost` counts in its app's fair share: its largest share, over all dimensions, of what is left plus what refills
-    /// within a minute.
-    fn service(&self, cost: &Cost, now: Ns) -> f64 {
-        let shares = self.quotas().iter().map(|quota| {
-            let bucket = quota.bucket();
-            quota.units(cost) as f64 / (bucket.remaining(now).max(0.0) + 60.0 * bucket.rate())
-        });
-        shares.fold(0.0, f64::max)
+/// Dispatch.
+impl Limiter {
+    /// Grants every request that may be sent now, and refuses those that cannot be sent in time. The outcomes are added to
+    /// `events`. [`Self::wake`] returns when to call it again.
+    pub fn dispatch(&mut self, now: Ns, events: &mut Vec<Event>) {
+        let now = self.advance(now);
+        if std::mem::take(&mut self.releases_all) {
+            self.tickets().into_iter().for_each(|ticket| self.grant_queued(ticket, now, events));
+        }
+        // The limits are known now, so requests that cannot be sent in time are refused at once, in the order of arrival.
+        if self.needs_recheck && self.cold_start.is_open(self.in_flight, now) {
+            self.needs_recheck = false;
+            for ticket in self.tickets() {
+                self.reject_if_late(ticket, now, events);
+            }
+        }
+        // Grants come first, because a request may still be granted at its deadline. An expired request may have blocked the
+        // queue, so grants are tried again after it is removed.
+        loop {
+            self.grant_ready(now, events);
+            if !self.expire(now, events) {
+                break;
+            }
+        }
+        let deadline = self.queue.next_deadline().map(|(at, _)| at);
+        self.wake = [self.wake, self.blocked_until(), deadline, self.flush_at()].into_iter().flatten().min();
+    }
+
+    /// When to dispatch again at the latest; `None` if no time is set, for example with an empty queue.
+    pub fn wake(&self) -> Option<Ns> {
+        self.wake
+    }
+
+    /// Queued requests in the order of arrival.
+    fn tickets(&self) -> Vec<Ticket> {
+        let mut tickets: Vec<_> = self.queue.iter().map(|queued| queued.ticket).collect();
+        tickets.sort_unstable();
+        tickets
+    }
+
+    /// The request that the store has charged and that can be granted; `None` if there is none.
+    fn charged(&self) -> Option<Ticket> {
+        self.store.as_ref()?.granted()
+    }
+
+    /// Grants requests until the head of the queue is blocked.
+    fn grant_ready(&mut self, now: Ns, events: &mut Vec<Event>) {
+        self.wake = None;
+        self.blocked = loop {
+            let Some(head) = self.charged().or_else(|| self.queue.head()) else { break None };
+            if let Step::Wait(blocked) = self.step(head, now, events) {
+                break blocked;
+            }
+        };
+    }
+
+    /// Grants or refuses the head of the queue, or grants a smaller request that may overtake it.
+    fn step(&mut self, head: Ticket, now: Ns, events: &mut Vec<Event>) -> Step {
+        if self.pause.until > now {
+            return Step::Wait(Some((None, self.pause.until)));
+        }
+        if !self.cold_start.is_open(self.in_flight, now) {
+            return Step::Wait(self.cold_start.probing_until().map(|until| (None, until)));
+        }
+        let Some(queued) = self.queue.get(head) else { return Step::Wait(None) };
+        if let Some(error) = self.pricing.too_large(queued, &self.quotas, now) {
+            self.leave(head, now);
+            events.push((head, Err(error)));
+            return Step::Again;
+        }
+        if self.charged() == Some(head) {
+            self.grant_queued(head, now, events);
+            return Step::Again;
+        }
+        if self.quotas.is_attached() {
+            return self.ask_store(head, now, events);
+        }
+        let (ready, slot) = self.quotas.readiness(&queued.cost, now);
+        let until = match ready {
+            Readiness::Now => {
+                self.grant_queued(head, now, events);
+                return Step::Again;
+            }
+            Readiness::At(at) => at,
+            // Not expected, because costs are capped at the limit. Try again in a second.
+            Readiness::Never => return Step::Wait(Some((slot, now + SECOND))),
+        };
+        let blocked = Some((slot, until));
+        match backfill(&mut self.queue, &self.quotas, head, until, now) {
+            Backfill::Pass(small) => {
+                self.blocked = blocked;
+                self.grant_queued(small, now, events);
+                Step::Again
+            }
+            Backfill::Wait(wake) => {
+                self.wake = Some(wake);
+                Step::Wait(blocked)
+            }
+        }
+    }
+
+    /// Asks the store to charge the head. A request that the store has just denied is tested again for its deadline, because the
+    /// quotas of this process were not up to date when the request arrived.
+    fn ask_store(&mut self, head: Ticket, now: Ns, events: &mut Vec<Event>) -> Step {
+        let denied = self.store.as_mut().and_then(|session| session.take_denied());
+        if denied.is_some_and(|ticket| self.reject_if_late(ticket, now, events)) {
+            return Step::Again;
+        }
+        let (Some(session), Some(queued)) = (&mut self.store, self.queue.get(head)) else { return Step::Wait(None) };
+        Step::Wait(session.request(queued, &self.quotas, now))
+    }
+
+    /// Grants a queued request. It has waited for what has blocked the queue until now.
+    fn grant_queued(&mut self, ticket: Ticket, now: Ns, events: &mut Vec<Event>) {
+        let reserved = self.store.as_mut().and_then(|store| store.take_granted(ticket));
+        if let Some(queued) = self.queue.remove(ticket) {
+            let bound = self.bound();
+            events.push((ticket, Ok(self.grant(queued, reserved, bound, now))));
+        }
+    }
+
+    /// Refuses the requests whose deadline has passed. Returns whether there were any.
+    fn expire(&mut self, now: Ns, events: &mut Vec<Event>) -> bool {
+        let before = events.len();
+        while let Some((_, ticket)) = self.queue.next_deadline().filter(|&(deadline, _)| deadline <= now) {
+            let Some(queued) = self.leave(ticket, now) else { break };
+            events.push((ticket, Err(self.forecast(&queued, now).not_in_time(&queued, &self.quotas))));
+        }
+        events.len() > before
+    }
+
+    /// Refuses a request if its forecast exceeds its deadline. Returns whether it does.
+    fn reject_if_late(&mut self, ticket: Ticket, now: Ns, events: &mut Vec<Event>) -> bool {
+        let Some(queued) = self.queue.get(ticket) else { return false };
+        let forecast = self.forecast(queued, now);
+        let is_late = forecast.exceeds(queued.deadline.saturating_sub(now));
+        if is_late {
+            let error = forecast.not_in_time(queued, &self.quotas);
+            self.leave(ticket, now);
+            events.push((ticket, Err(error)));
+        }
+        is_late
     }
 }
 
@@ -395,7 +441,7 @@ impl Limiter {
         let now = self.use_at(now);
         self.learn_usage(&grant, usage, now);
         let used = pricing::used(grant.cost(), usage, self.pricing.estimates.completion.mean());
-        let service = self.service(&used, now);
+        let service = service(&self.quotas, &used, now);
         self.queue.serve(&grant.queued.app, grant.queued.size, service - grant.service);
         if grant.probe {
             self.cold_start.probe_ended(!self.queue.is_empty());

@@ -29,6 +29,7 @@ mod app;
 pub mod backfill;
 pub mod forecast;
 mod request;
+pub mod service;
 
 /// The share of a limiter that batch requests get while interactive ones wait, so that they do not starve.
 pub const BATCH_SHARE: f64 = 0.05;

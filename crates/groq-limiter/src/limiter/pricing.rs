@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use crate::{
     estimate::Estimates,
-    queue::{QueuedRequest, Ticket},
-    request::{ActualUsage, AdmissionRequest, Cost, CostEstimate, saturated},
+    queue::QueuedRequest,
+    quota_set::QuotaSet,
+    request::{ActualUsage, AdmissionError, AdmissionRequest, Cost, CostEstimate, saturated},
     settings::LimitSettings,
     types::{Ns, Unit},
 };
@@ -18,16 +19,6 @@ use crate::{
 const MIN_PROMPT_SHARE: f32 = 0.8;
 /// Completion tokens assumed by forecasts before the first response.
 const DEFAULT_COMPLETION: u32 = 256;
-
-/// What a refused request is submitted again with.
-#[derive(Clone, Copy, Debug)]
-pub struct Requeue {
-    /// The request's place in the queue.
-    pub ticket: Ticket,
-    /// What the last refusal has stated as `Requested`, which replaces the estimate: at a lower cost, the request would be sent
-    /// before Groq accepts it.
-    pub requested: Option<(Unit, u32)>,
-}
 
 /// The estimates and settings that determine costs, of one limiter.
 #[derive(Debug, Default)]
@@ -85,7 +76,20 @@ impl Pricing {
     /// The lowest possible cost of a request.
     pub(super) fn least(&self, queued: &QueuedRequest) -> Cost {
         let input = queued.estimated as f32 * self.estimates.prompt.low().min(MIN_PROMPT_SHARE);
-        Cost { input: input as u32, ..stated(queued) }
+        Cost { input: input as u32, ..queued.stated() }
+    }
+
+    /// The error of a request whose lowest possible cost is more than a limit that is known for certain; `None` if it fits.
+    pub(super) fn too_large(&self, queued: &QueuedRequest, quotas: &QuotaSet, now: Ns) -> Option<AdmissionError> {
+        let (dimension, limit) = quotas.never(&self.least(queued), now)?;
+        // The error reports the estimate itself instead of its lower bound.
+        let stated = queued.stated();
+        Some(AdmissionError::TooLarge {
+            dimension: dimension.clone(),
+            limit,
+            requested: stated.of(dimension.unit).max(limit + 1),
+            parts: (dimension.unit == Unit::Tokens).then_some((stated.input.into(), stated.output.into())),
+        })
     }
 
     /// Learns from a complete response. `shown_used` is the number of used tokens by its headers, if its request was without
@@ -104,12 +108,6 @@ impl Pricing {
             self.estimates.completion.learn(completion as f32);
         }
     }
-}
-
-/// The cost as the client states it: the estimated prompt, and `max_completion_tokens` if there is one.
-pub(super) fn stated(queued: &QueuedRequest) -> Cost {
-    let output = if queued.states_max { queued.cost.output } else { 0 };
-    Cost { input: queued.estimated, ..queued.cost }.with_output(output)
 }
 
 /// What a request with the reservation `reserved` has used. `usual` is the mean of completion tokens; `None` before the first

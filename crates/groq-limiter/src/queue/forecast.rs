@@ -12,8 +12,8 @@ use crate::{
     bucket::Readiness,
     quota::Quota,
     quota_set::QuotaSet,
-    request::Cost,
-    types::{Ns, Priority},
+    request::{AdmissionError, Cost},
+    types::{Dimension, Ns, Priority, Unit},
 };
 
 /// The factor by which a forecast is multiplied, as a precaution, before it is compared with a max wait.
@@ -40,6 +40,44 @@ impl Forecast {
         let over = self.wait.mul_f64(CAUTION).saturating_sub(Duration::from_nanos(max_wait));
         Duration::from_secs_f64(over.as_secs_f64().ceil().max(1.0))
     }
+
+    /// Returns the error of a request that cannot be sent before its deadline.
+    pub fn not_in_time(&self, queued: &QueuedRequest, quotas: &QuotaSet) -> AdmissionError {
+        let slot = self.slot.unwrap_or(0);
+        let too_large = quotas.too_large_answer(&queued.cost).filter(|&(too_large, _)| too_large == slot);
+        AdmissionError::NotInTime {
+            dimension: quotas.quotas.get(slot).map_or(Dimension::RPM, |quota| quota.dimension.clone()),
+            wait: self.wait,
+            fitting_max_completion_tokens: too_large.map(|(_, limit)| limit),
+            retry_after: self.retry_after(queued.deadline.saturating_sub(queued.since)),
+        }
+    }
+}
+
+/// The forecast for a request that has not been submitted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RequestForecast {
+    /// Time that the request would wait in the queue.
+    pub wait: Duration,
+    /// The largest `max_completion_tokens` that would fit; `None` unless `max_completion_tokens` alone makes the request too
+    /// large.
+    pub fitting_max_completion_tokens: Option<u64>,
+    /// Completion tokens of a response on average; `None` before the first response.
+    pub completion: Option<u64>,
+}
+
+/// Returns the largest `max_completion_tokens` that would fit; `None` unless `max_completion_tokens` alone makes the request
+/// too large.
+pub fn fitting_max_completion_tokens(quotas: &QuotaSet, queued: &QueuedRequest, now: Ns) -> Option<u64> {
+    let cost = &queued.cost;
+    if let Some((slot, limit)) = quotas.too_large_answer(cost) {
+        // A request for the whole limit would have to wait until nothing else is in use. Half of the limit is free sooner.
+        let left = quotas.quotas[slot].bucket().remaining(now);
+        return Some((limit / 2).max(left.max(0.0) as u64).max(1));
+    }
+    let tokens = quotas.quotas.iter().filter(|quota| quota.dimension.unit == Unit::Tokens && quota.is_certain(now));
+    let room = tokens.filter_map(|quota| Some(quota.limit()?.saturating_sub(cost.input.into()))).min()?;
+    (queued.states_max && room > 0 && room < cost.output.into()).then_some(room)
 }
 
 /// Returns the forecast for a request that is queued, or would be, at the place of its ticket.

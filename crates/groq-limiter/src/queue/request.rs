@@ -53,6 +53,12 @@ pub struct QueuedRequest {
 }
 
 impl QueuedRequest {
+    /// Returns the cost as the client states it: the estimated prompt, and `max_completion_tokens` if there is one.
+    pub fn stated(&self) -> Cost {
+        let output = if self.states_max { self.cost.output } else { 0 };
+        Cost { input: self.estimated, ..self.cost.with_output(output) }
+    }
+
     /// Returns what the request will probably use.
     pub fn usage(&self) -> Cost {
         self.cost.with_output(self.expected)
