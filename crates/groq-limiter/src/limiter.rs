@@ -10,7 +10,7 @@
 use std::{sync::Arc, task::Waker, time::Duration};
 
 pub use self::grant::{Admission, Event, Grant, Requeue};
-use self::{cold_start::ColdStart, pause::Pause, pricing::Pricing, store_session::StoreSession};
+use self::{gate::Gate, pricing::Pricing, store_session::StoreSession};
 use crate::{
     bucket::Readiness,
     estimate::default_output::AssumedOutput,
@@ -27,9 +27,8 @@ use crate::{
     types::{Ns, Observation, RemoteQuota, StatedLimit, Unit, UpstreamRefusal},
 };
 
-mod cold_start;
+mod gate;
 mod grant;
-mod pause;
 mod pricing;
 mod sharing;
 pub mod status;
@@ -52,8 +51,7 @@ pub struct Limiter {
     quotas: QuotaSet,
     pricing: Pricing,
     queue: FairQueue,
-    cold_start: ColdStart,
-    pause: Pause,
+    gate: Gate,
     /// The session with the store; `None` if quotas are not shared between replicas.
     store: Option<Box<StoreSession>>,
     /// The latest `now` of any call. The limiter's clock never goes back.
@@ -85,8 +83,7 @@ impl Limiter {
             quotas: QuotaSet::new(model, settings, now),
             pricing,
             queue: FairQueue::default(),
-            cold_start: ColdStart::default(),
-            pause: Pause::default(),
+            gate: Gate::default(),
             store: None,
             clock: now,
             used_at: now,
@@ -125,7 +122,7 @@ impl Limiter {
         if let Some(error) = self.pricing.too_large(&queued, &self.quotas, now) {
             return Err(error);
         }
-        let open = self.queue.is_empty() && self.pause.until <= now && self.cold_start.is_open(self.in_flight, now);
+        let open = self.queue.is_empty() && self.closed_until(now) <= now;
         let ready = open && self.quotas.readiness(&queued.cost, now).0 == Readiness::Now;
         if ready && !self.quotas.is_attached() {
             return Ok(Admission::Granted(self.grant(queued, None, None, now)));
@@ -133,7 +130,7 @@ impl Limiter {
         let forecast = self.forecast(&queued, now);
         if forecast.exceeds(deadline.saturating_sub(now)) {
             // Until the probe has a response, the limits are a guess, and a request is not refused because of a guess.
-            if self.cold_start.probing_until().is_none() {
+            if !self.gate.is_probing(self.in_flight, now) {
                 return Err(forecast.not_in_time(&queued, &self.quotas));
             }
             self.needs_recheck = true;
@@ -219,11 +216,16 @@ impl Limiter {
         }
     }
 
-    /// The forecast of a queued request, which waits at least for the end of a pause, and behind a blocked head.
+    /// The time until which no request may be granted; in the past if requests may be granted now.
+    fn closed_until(&self, now: Ns) -> Ns {
+        self.gate.closed_until(self.in_flight, now)
+    }
+
+    /// The forecast of a queued request, which waits until requests may be granted, and behind a blocked head.
     fn forecast(&self, queued: &QueuedRequest, now: Ns) -> Forecast {
         let Forecast { wait, slot } = forecast(&self.quotas, &self.queue, queued, now);
-        let pause = Duration::from_nanos(self.pause.until.saturating_sub(now));
-        Forecast { wait: wait.max(pause), slot: slot.or(self.bound()) }
+        let closed = Duration::from_nanos(self.closed_until(now).saturating_sub(now));
+        Forecast { wait: wait.max(closed), slot: slot.or(self.bound()) }
     }
 
     /// The slot that the head of the queue waits for; `None` if it waits for no dimension.
@@ -246,10 +248,10 @@ impl Limiter {
         let service = service(&self.quotas, &queued.usage(), now);
         let reserved = reserved.unwrap_or_else(|| self.quotas.reserve(queued.cost, now));
         self.queue.serve(&queued.app, queued.size, service);
+        self.gate.granted(self.in_flight, now);
         self.in_flight += 1;
         Grant {
             reserved,
-            probe: self.cold_start.granted(now),
             shown_used: None,
             service,
             waited: now.saturating_sub(queued.since),
@@ -269,7 +271,7 @@ impl Limiter {
             self.tickets().into_iter().for_each(|ticket| self.grant_queued(ticket, now, events));
         }
         // The limits are known now, so requests that cannot be sent in time are refused at once, in the order of arrival.
-        if self.needs_recheck && self.cold_start.is_open(self.in_flight, now) {
+        if self.needs_recheck && !self.gate.is_probing(self.in_flight, now) {
             self.needs_recheck = false;
             for ticket in self.tickets() {
                 self.reject_if_late(ticket, now, events);
@@ -317,11 +319,9 @@ impl Limiter {
 
     /// Grants or refuses the head of the queue, or grants a smaller request that may overtake it.
     fn step(&mut self, head: Ticket, now: Ns, events: &mut Vec<Event>) -> Step {
-        if self.pause.until > now {
-            return Step::Wait(Some((None, self.pause.until)));
-        }
-        if !self.cold_start.is_open(self.in_flight, now) {
-            return Step::Wait(self.cold_start.probing_until().map(|until| (None, until)));
+        let closed_until = self.closed_until(now);
+        if closed_until > now {
+            return Step::Wait(Some((None, closed_until)));
         }
         let Some(queued) = self.queue.get(head) else { return Step::Wait(None) };
         if let Some(error) = self.pricing.too_large(queued, &self.quotas, now) {
@@ -420,8 +420,7 @@ impl Limiter {
         let now = self.advance(now);
         self.pricing.estimates.head(now.saturating_sub(grant.reserved.sent_at));
         self.quotas.answered(&grant.reserved);
-        self.cold_start.answered();
-        self.pause.answered();
+        self.gate.answered();
         let delay = self.pricing.estimates.one_way();
         self.quotas.observe(&mut grant.reserved, state, true, delay, now);
         if let Some(RemoteQuota { limit, remaining, .. }) = state.tokens.filter(|_| !grant.queued.states_max) {
@@ -443,9 +442,6 @@ impl Limiter {
         let used = pricing::used(grant.cost(), usage, self.pricing.estimates.completion.mean());
         let service = service(&self.quotas, &used, now);
         self.queue.serve(&grant.queued.app, grant.queued.size, service - grant.service);
-        if grant.probe {
-            self.cold_start.probe_ended(!self.queue.is_empty());
-        }
         self.in_flight = self.in_flight.saturating_sub(1);
         if usage != ActualUsage::Unknown {
             self.quotas.answered(&grant.reserved);
@@ -497,10 +493,7 @@ impl Limiter {
             }
             None => text.is_none() && self.quotas.refused_by_headers(&mut grant.reserved, state, delay, now),
         };
-        if !is_explained {
-            self.pause.refused(retry_after, now);
-        }
-        self.cold_start.answered();
+        self.gate.refused(is_explained, retry_after, now);
         self.settle(grant, ActualUsage::Nothing, now);
         Requeue { ticket, requested }
     }

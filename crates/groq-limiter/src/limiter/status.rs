@@ -88,7 +88,7 @@ impl LimiterSnapshot {
             dimensions: DimensionSnapshot::all(limiter, now),
             waiting: WaitingSnapshot::by_app(&limiter.queue, now),
             blocked_by,
-            forecast: forecast.unwrap_or_else(|| until(limiter.pause.until)),
+            forecast: forecast.unwrap_or_else(|| until(limiter.closed_until(now))),
             in_flight: limiter.in_flight as usize,
             refusals: limiter.refusals,
         }
