@@ -247,11 +247,11 @@ pub(crate) fn redis_reply(bytes: &[u8]) {
     let mut events = Vec::new();
     for step in 1..4 {
         let now = START + step * SECOND;
-        if let Some(transaction) = limiter.transaction(now) {
+        if let Some(transaction) = limiter.sharing(now).and_then(|sharing| sharing.transaction()) {
             let _ = serde_json::to_string(&transaction);
-            limiter.answered(transaction.serial, &answer, now);
+            limiter.sharing(now).expect("it is shared").answered(transaction.serial, &answer);
         }
-        limiter.updated(&answer.state, now);
+        limiter.sharing(now).expect("it is shared").updated(&answer.state);
         limiter.dispatch(now, &mut events);
     }
     limiter.share(Some(2), START + 4 * SECOND);

@@ -181,7 +181,7 @@ impl<'a> World<'a> {
             1 => self.lose(replica),
             2 => {
                 let (state, _) = self.replicas[replica].updates.remove(0);
-                self.replicas[replica].limiter.updated(&state, self.now);
+                self.replicas[replica].limiter.sharing(self.now).expect("it is shared").updated(&state);
                 self.dispatch(replica);
             }
             _ => self.advance(next.expect("an option")),

@@ -32,27 +32,8 @@ use crate::{ablation::Mechanism, types::Ns};
 /// mistake cannot block the limiter for longer.
 const MAX_DEBT_PERIODS: u64 = 10;
 
-/// When an amount fits into a bucket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Readiness {
-    /// It fits now.
-    Now,
-    /// The first time at which it fits, if nothing else is taken or given back until then.
-    At(Ns),
-    /// It never fits, because it is larger than the limit.
-    Never,
-}
-
-impl Readiness {
-    /// Returns the first time at which it fits: `now` for [`Self::Now`], [`Ns::MAX`] for [`Self::Never`].
-    pub fn instant(self, now: Ns) -> Ns {
-        match self {
-            Self::Now => now,
-            Self::At(at) => at,
-            Self::Never => Ns::MAX,
-        }
-    }
-}
+/// The time at which an amount fits that is larger than the limit.
+pub const NEVER: Ns = Ns::MAX;
 
 /// The bucket of one limit.
 #[derive(Debug)]
@@ -94,50 +75,45 @@ impl Bucket {
         *self = next;
     }
 
-    /// Takes `amount` units if they fit now; otherwise takes nothing and returns when they will fit.
-    pub fn take(&mut self, amount: u64, now: Ns) -> Readiness {
+    /// Takes `amount` units if they fit now. Returns the first time at which they fit, like [`Bucket::peek`].
+    pub fn take(&mut self, amount: u64, now: Ns) -> Ns {
         self.check(amount, 0, true, now)
     }
 
     /// Takes `amount` units. If they do not fit, the bucket goes into debt.
     pub fn take_or_debit(&mut self, amount: u64, now: Ns) {
-        if self.take(amount, now) != Readiness::Now {
+        if self.take(amount, now) > now {
             self.debit(amount, now);
         }
     }
 
-    /// Returns when `amount` units fit in addition to `margin` units that must stay available. Takes nothing.
-    pub fn peek(&self, amount: u64, margin: u64, now: Ns) -> Readiness {
+    /// Returns the first time at which `amount` units fit in addition to `margin` units that must stay available, if nothing
+    /// else is taken or given back until then: `now` if they fit now, [`NEVER`] if they are more than the limit.
+    pub fn peek(&self, amount: u64, margin: u64, now: Ns) -> Ns {
         self.check(amount, margin, false, now)
     }
 
-    fn check(&self, amount: u64, margin: u64, take: bool, now: Ns) -> Readiness {
+    fn check(&self, amount: u64, margin: u64, take: bool, now: Ns) -> Ns {
         // governor multiplies before it compares, which could overflow, so it must not see amounts over the limit.
         let Some(amount) = u32::try_from(amount).ok().filter(|&amount| amount <= self.limit.get()) else {
-            return Readiness::Never;
+            return NEVER;
         };
-        let Some(amount) = NonZeroU32::new(amount) else { return Readiness::Now };
+        let Some(amount) = NonZeroU32::new(amount) else { return now };
         let Cells { now: clock, margin: seen_margin, take: takes, .. } = &*self.state().0;
         clock.store(now, Relaxed);
         // governor's sums do not saturate, and a margin that includes figures from the store may be any number.
         seen_margin.store(self.span(margin).min(self.period.saturating_mul(MAX_DEBT_PERIODS)), Relaxed);
         takes.store(take, Relaxed);
         match self.limiter.check_n(amount) {
-            Ok(Ok(())) => Readiness::Now,
-            Ok(Err(until)) => Readiness::At(until.earliest_possible().as_u64()),
-            Err(_) => Readiness::Never,
+            Ok(Ok(())) => now,
+            Ok(Err(until)) => until.earliest_possible().as_u64(),
+            Err(_) => NEVER,
         }
     }
 
     /// Takes `amount` units whether they fit or not. The bucket may go into debt.
     pub fn debit(&mut self, amount: u64, now: Ns) {
-        self.drain(self.span(amount), now, now);
-    }
-
-    /// Takes the units that come back in `span` ns. A bucket that was full before `since` counts as full until then. The
-    /// bucket may go into debt.
-    pub fn drain(&mut self, span: Ns, since: Ns, now: Ns) {
-        self.set_tat(self.tat().max(since).saturating_add(span), now);
+        self.set_tat(self.tat().max(now).saturating_add(self.span(amount)), now);
     }
 
     /// Gives `amount` units back. A refund cannot fill the bucket beyond its limit, because taking counts from now if `tat`

@@ -20,7 +20,8 @@
 //! |---|---|
 //! | the bucket of one limit: reservations, refunds, debt | [`bucket`] |
 //! | when a request fits: in one dimension, and in all of them | [`quota`] and `quota/margin`, [`quota_set`] |
-//! | corrections by headers and refusals | `quota_set/limits`, `quota/reconcile`, `quota/send_history` |
+//! | the limits: the operator's, those of a plan, those that Groq states | `quota_set/initial_limits`, `quota/statements` |
+//! | corrections by headers and refusals | `quota_set/corrections`, `quota/reconcile`, `quota/send_history` |
 //! | usage of the same limits by other programs | `quota/external` |
 //! | the order of the queue, and the forecast of waits | [`queue`], `queue/backfill`, `queue/forecast` |
 //! | what a request costs, by the estimates learnt from responses | `limiter/pricing`, [`estimate`] |
@@ -217,7 +218,7 @@ impl Limiters {
         let Some(timeout) = lock(&self.0.settings).redis.as_ref().map(|redis| redis.timeout) else { return saved };
         let limiters = self.0.all();
         for limiter in &limiters {
-            limiter.change(limiter.now(), |limiter, now| limiter.flush_pending(true, now));
+            limiter.change(limiter.now(), |limiter, now| limiter.sharing(now).map(|sharing| sharing.report(0)));
         }
         // Twice, because the report of a limiter may have to wait for the answer to its previous one.
         let end = Instant::now() + 2 * timeout;

@@ -10,9 +10,12 @@
 use std::{sync::Arc, task::Waker, time::Duration};
 
 pub use self::grant::{Admission, Event, Grant, Requeue};
-use self::{gate::Gate, pricing::Pricing, store_session::StoreSession};
+use self::{
+    gate::Gate,
+    pricing::Pricing,
+    sharing::{SETTLEMENT_DELAY, Sharing, StoreSession},
+};
 use crate::{
-    bucket::Readiness,
     estimate::default_output::AssumedOutput,
     queue::{
         FairQueue, QueuedRequest, Ticket,
@@ -21,7 +24,7 @@ use crate::{
         service::{service, size_class},
     },
     quota::Quota,
-    quota_set::{QuotaSet, Reserved},
+    quota_set::{QuotaSet, Reserved, corrections::Corrections},
     request::{ActualUsage, AdmissionError, AdmissionRequest, Cost, CostEstimate, saturated},
     settings::LimitSettings,
     types::{Ns, Observation, RemoteQuota, StatedLimit, Unit, UpstreamRefusal},
@@ -30,11 +33,8 @@ use crate::{
 mod gate;
 mod grant;
 mod pricing;
-mod sharing;
+pub mod sharing;
 pub mod status;
-mod store_session;
-
-const SECOND: Ns = 1_000_000_000;
 
 /// The result of one step of a dispatch.
 enum Step {
@@ -98,7 +98,7 @@ impl Limiter {
 
     /// Applies new settings. Used amounts stay. The caller dispatches.
     pub fn reconfigure(&mut self, settings: Arc<LimitSettings>, now: Ns) {
-        self.pricing.configure(&settings, &self.quotas.model);
+        self.pricing.configure(&settings, &self.quotas.initial.model);
         self.quotas.reconfigure(settings, now);
     }
 
@@ -123,7 +123,7 @@ impl Limiter {
             return Err(error);
         }
         let open = self.queue.is_empty() && self.closed_until(now) <= now;
-        let ready = open && self.quotas.readiness(&queued.cost, now).0 == Readiness::Now;
+        let ready = open && self.quotas.ready(&queued.cost, now).0 <= now;
         if ready && !self.quotas.is_attached() {
             return Ok(Admission::Granted(self.grant(queued, None, None, now)));
         }
@@ -237,7 +237,7 @@ impl Limiter {
     fn leave(&mut self, ticket: Ticket, now: Ns) -> Option<QueuedRequest> {
         if let Some(reserved) = self.store.as_mut().and_then(|store| store.take_granted(ticket)) {
             self.quotas.settle(reserved, Cost::default(), now);
-            self.flush_pending(true, now);
+            self.report(now);
         }
         self.queue.remove(ticket)
     }
@@ -286,7 +286,8 @@ impl Limiter {
             }
         }
         let deadline = self.queue.next_deadline().map(|(at, _)| at);
-        self.wake = [self.wake, self.blocked_until(), deadline, self.flush_at()].into_iter().flatten().min();
+        let report = self.sharing(now).and_then(|sharing| sharing.report_at());
+        self.wake = [self.wake, self.blocked_until(), deadline, report].into_iter().flatten().min();
     }
 
     /// When to dispatch again at the latest; `None` if no time is set, for example with an empty queue.
@@ -336,16 +337,11 @@ impl Limiter {
         if self.quotas.is_attached() {
             return self.ask_store(head, now, events);
         }
-        let (ready, slot) = self.quotas.readiness(&queued.cost, now);
-        let until = match ready {
-            Readiness::Now => {
-                self.grant_queued(head, now, events);
-                return Step::Again;
-            }
-            Readiness::At(at) => at,
-            // Not expected, because costs are capped at the limit. Try again in a second.
-            Readiness::Never => return Step::Wait(Some((slot, now + SECOND))),
-        };
+        let (until, slot) = self.quotas.ready(&queued.cost, now);
+        if until <= now {
+            self.grant_queued(head, now, events);
+            return Step::Again;
+        }
         let blocked = Some((slot, until));
         match backfill(&mut self.queue, &self.quotas, head, until, now) {
             Backfill::Pass(small) => {
@@ -367,8 +363,7 @@ impl Limiter {
         if denied.is_some_and(|ticket| self.reject_if_late(ticket, now, events)) {
             return Step::Again;
         }
-        let (Some(session), Some(queued)) = (&mut self.store, self.queue.get(head)) else { return Step::Wait(None) };
-        Step::Wait(session.request(queued, &self.quotas, now))
+        Step::Wait(self.sharing(now).and_then(|mut sharing| sharing.request(head)))
     }
 
     /// Grants a queued request. It has waited for what has blocked the queue until now.
@@ -411,7 +406,6 @@ impl Limiter {
         let now = self.advance(now);
         if !grant.is_sent() {
             self.quotas.sent(&mut grant.reserved, now);
-            self.flush_pending(false, now);
         }
     }
 
@@ -422,7 +416,7 @@ impl Limiter {
         self.quotas.answered(&grant.reserved);
         self.gate.answered();
         let delay = self.pricing.estimates.one_way();
-        self.quotas.observe(&mut grant.reserved, state, true, delay, now);
+        Corrections::new(&mut self.quotas, &mut grant.reserved, delay, now).headers(state, true);
         if let Some(RemoteQuota { limit, remaining, .. }) = state.tokens.filter(|_| !grant.queued.states_max) {
             let used = limit.saturating_sub(remaining);
             // With the lowest possible prompt, the upper bound on the reserved completion tokens holds for any real prompt.
@@ -432,7 +426,7 @@ impl Limiter {
                 self.learn(|pricing| pricing.estimates.assumed.at_most(used, prompt, now));
             }
         }
-        self.flush_pending(false, now);
+        self.report(now);
     }
 
     /// Ends the request, and replaces its reservation by what it has used. The caller dispatches.
@@ -447,7 +441,7 @@ impl Limiter {
             self.quotas.answered(&grant.reserved);
         }
         self.quotas.settle(grant.reserved, used, now);
-        self.flush_pending(false, now);
+        self.report(now);
     }
 
     /// Updates the estimates by what the request has used. Seconds of audio are known beforehand.
@@ -480,8 +474,9 @@ impl Limiter {
         let max = states_max.then_some(grant.cost().output);
         let delay = self.pricing.estimates.one_way();
         let text = text.filter(|text| text.limit > 0);
-        let is_explained = match text.and_then(|text| Some((text, self.quotas.dimension_of(text, max)?))) {
-            Some((text, dimension)) => {
+        let mut corrections = Corrections::new(&mut self.quotas, &mut grant.reserved, delay, now);
+        let is_explained = match text.map(|text| (text, corrections.refusal_text(text, max))) {
+            Some((text, Some(dimension))) => {
                 requested = Some((dimension.unit, saturated(text.requested)));
                 // The text states the sum of prompt and assumed completion tokens. A request that can never succeed is left out,
                 // because its prompt may be all of the sum.
@@ -489,9 +484,10 @@ impl Limiter {
                     let prompt = self.pricing.least(&grant.queued).input.into();
                     self.learn(|pricing| pricing.estimates.assumed.at_most(text.requested, prompt, now));
                 }
-                self.quotas.refused_by_text(&mut grant.reserved, text, &dimension, max, delay, now)
+                true
             }
-            None => text.is_none() && self.quotas.refused_by_headers(&mut grant.reserved, state, delay, now),
+            Some((_, None)) => false,
+            None => corrections.refusal_headers(state),
         };
         self.gate.refused(is_explained, retry_after, now);
         self.settle(grant, ActualUsage::Nothing, now);
@@ -522,7 +518,7 @@ impl Limiter {
         let now = self.use_at(now);
         let queued = self.read(request, now, now, None);
         let grant = self.grant(queued, None, None, now);
-        self.flush_pending(false, now);
+        self.report(now);
         grant
     }
 
@@ -541,6 +537,37 @@ impl Limiter {
         let now = self.advance(now);
         self.quotas.adopt(stated, now);
         self.quotas.untold = false;
+    }
+}
+
+/// Sharing the quotas with other replicas.
+impl Limiter {
+    /// Shares the quotas from now on, through the store or, without the store, by dividing them by `alone` replicas. The
+    /// caller dispatches.
+    pub fn share(&mut self, alone: Option<u32>, now: Ns) {
+        self.store.get_or_insert_default();
+        if let Some(sharing) = self.sharing(now) {
+            sharing.share(alone);
+        }
+    }
+
+    /// The session with the store, as of `now`; `None` if quotas are not shared between replicas.
+    pub fn sharing(&mut self, now: Ns) -> Option<Sharing<'_>> {
+        let now = self.advance(now);
+        let Self { store, quotas, queue, .. } = self;
+        Some(Sharing { session: store.as_deref_mut()?, quotas, queue, now })
+    }
+
+    /// Makes a transaction with the store due if there is something to report.
+    fn report(&mut self, now: Ns) {
+        if let Some(sharing) = self.sharing(now) {
+            sharing.report(SETTLEMENT_DELAY);
+        }
+    }
+
+    /// Whether a transaction is under way.
+    pub(crate) fn is_reporting(&self) -> bool {
+        self.store.as_ref().is_some_and(|session| session.under_way.is_some())
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A [`Quota`] combines the bucket with its safety margin, the estimate of external usage, and the corrections by headers
 //! and refusals. A request is reserved, sent, and settled. When it is sent it gets a send position, its number in the
-//! limiter's order of sending, and a [`SendSnapshot`], with which the headers of its answer are compared. Where replicas
+//! limiter's order of sending, and a [`BucketState`], with which the headers of its answer are compared. Where replicas
 //! share the quota through a store, the reservation is made there: such a request is called booked.
 
 use std::borrow::Cow;
@@ -11,15 +11,16 @@ use self::{
     external::ExternalUsage,
     margin::SafetyMargin,
     reconcile::{Reconciler, Refusals},
+    remote::Remote,
     send_history::SendHistory,
     share::OwnShare,
 };
-pub use self::{reconcile::Reported, send_history::SendSnapshot, statements::Statements};
+pub use self::{reconcile::Reported, send_history::BucketState, statements::Statements};
 use crate::{
     ablation::Mechanism,
-    bucket::{Bucket, Readiness},
+    bucket::Bucket,
     request::Cost,
-    store::protocol::Observed,
+    store::protocol::Cell,
     types::{Dimension, Ns, Unit},
 };
 
@@ -43,7 +44,8 @@ pub struct Quota {
     pub dimension: Dimension,
     /// The name in the store and in the state file: the dimension's code, with a suffix for a bound.
     pub(crate) code: Cow<'static, str>,
-    is_bound: bool,
+    /// Whether it is the operator's bound.
+    pub(crate) is_bound: bool,
     /// The statements about the limit.
     pub(crate) statements: Statements,
     /// The time at which Groq last stated the limit.
@@ -63,20 +65,6 @@ pub struct Quota {
     ticked_at: Ns,
 }
 
-/// The state of a quota in the store, and the changes that are not reported to the store yet.
-#[derive(Debug)]
-struct Remote {
-    /// The time at which the quota is full again according to the store.
-    tat: Ns,
-    /// Sum of the changes to report, such as settlements, ns.
-    settled: i64,
-    /// What the newest header has shown, if that is not reported yet.
-    observation: Option<Observed>,
-    /// What this replica has reserved in the store for requests that have not ended, ns. A request leaves it when it is
-    /// sent, except for its output, which Groq counts at the end.
-    outstanding: Ns,
-}
-
 impl Quota {
     /// Returns a full quota. It has no limit yet, so it delays no request.
     pub fn new(dimension: Dimension, headroom: f64, now: Ns) -> Self {
@@ -88,7 +76,7 @@ impl Quota {
             statements: Statements::default(),
             confirmed: now,
             share: OwnShare::new(headroom),
-            margin: SafetyMargin::default(),
+            margin: SafetyMargin::new(1.0),
             external: ExternalUsage::default(),
             sends: SendHistory::default(),
             reconciler: Reconciler::default(),
@@ -102,7 +90,7 @@ impl Quota {
     /// Returns the quota without a safety margin, for a limit of the operator's that counts nothing but this limiter's
     /// requests.
     pub fn without_margin(self) -> Self {
-        Self { margin: SafetyMargin::none(), ..self }
+        Self { margin: SafetyMargin::new(0.0), ..self }
     }
 
     /// Returns the operator's bound in a dimension in which the upstream allows more. The upstream's bucket counts other
@@ -112,24 +100,14 @@ impl Quota {
         Self { code, is_bound: true, ..Self::new(dimension, 0.0, now) }.without_margin()
     }
 
-    /// Whether it is the operator's bound.
-    pub fn is_bound(&self) -> bool {
-        self.is_bound
-    }
-
     /// Whether the quota counts the expected output of a request instead of its `max_completion_tokens`.
     pub fn counts_expected(&self) -> bool {
-        self.dimension.unit == Unit::OutputTokens && !self.is_bound()
+        self.dimension.unit == Unit::OutputTokens && !self.is_bound
     }
 
     /// Whether the limit is certain enough to refuse a larger request for good without asking Groq.
     pub fn is_certain(&self, now: Ns) -> bool {
         self.statements.is_certain(now.saturating_sub(self.confirmed))
-    }
-
-    /// Whether Groq's headers show this dimension.
-    pub fn is_visible(&self) -> bool {
-        self.statements.is_visible()
     }
 
     /// Returns the limit in force; `None` if there is none.
@@ -146,7 +124,7 @@ impl Quota {
     pub fn of(&self, cost: &Cost) -> u64 {
         match self.dimension.unit {
             // The operator's limit is for tokens that are used, not for the figure that the upstream tests.
-            Unit::OutputTokens if self.is_bound() => cost.output.into(),
+            Unit::OutputTokens if self.is_bound => cost.output.into(),
             unit => cost.of(unit),
         }
     }
@@ -185,16 +163,17 @@ impl Quota {
         self.margin.units(&self.dimension, self.bucket.capacity(), units)
     }
 
-    /// Returns when `units` fit in addition to the safety margin, if `before` units are taken first.
-    pub fn peek(&self, units: u64, before: u64, now: Ns) -> Readiness {
+    /// Returns the first time at which `units` fit in addition to the safety margin, if `before` units are taken first; `now`
+    /// if they fit now.
+    pub fn peek(&self, units: u64, before: u64, now: Ns) -> Ns {
         if units == 0 {
-            return Readiness::Now;
+            return now;
         }
         self.bucket.peek(units, self.margin(units).saturating_add(before), now).max(self.share.peek(units, before, now))
     }
 
-    /// Returns when `units` fit into our own share of the limit, which neither the upstream nor the store enforces.
-    pub fn peek_share(&self, units: u64, now: Ns) -> Readiness {
+    /// Returns the first time at which `units` fit into our own share of the limit, which only this process enforces.
+    pub fn peek_share(&self, units: u64, now: Ns) -> Ns {
         self.share.peek(units, 0, now)
     }
 
@@ -204,13 +183,11 @@ impl Quota {
         if passed < TICK {
             return;
         }
-        let taken = self.external.tick(passed, self.is_visible());
+        let taken = self.external.tick(passed, self.statements.is_visible());
         // Where no header shows the dimension, requests that may not have arrived yet count as if they arrived now.
-        let is_hidden = self.dimension.unit == Unit::Requests && !self.is_visible() && !self.margin.is_none();
+        let is_hidden = self.dimension.unit == Unit::Requests && !self.statements.is_visible() && self.margin.kept > 0.0;
         let least = if is_hidden { self.sends.full_at(now) } else { 0 };
-        if taken > 0 {
-            self.bucket.drain(taken, self.ticked_at, now);
-        }
+        self.bucket.correct(taken as i64, self.ticked_at, now);
         let late = least.saturating_sub(self.bucket.tat().max(now));
         self.bucket.set_tat(self.bucket.tat().max(least), now);
         self.add_settled(taken.saturating_add(late) as i64);
@@ -228,10 +205,8 @@ impl Quota {
     pub fn reserve(&mut self, units: u64, now: Ns) {
         self.count(units, now);
         self.bucket.take_or_debit(units, now);
-        let span = self.span(units);
-        self.sends.reserved(span);
         // If there is a store, it has not charged this reservation.
-        self.add_settled(i64::try_from(span).unwrap_or(i64::MAX));
+        self.add_settled(self.span(units) as i64);
     }
 
     /// Counts a reservation in everything except the bucket.
@@ -242,11 +217,12 @@ impl Quota {
         self.margin.learn(units);
         self.spending += units as f64;
         self.share.take(units, now);
+        self.sends.reserved(self.bucket.span(units));
     }
 
     /// Notes that a request of `units` is sent at this send position; `booked` if it was reserved in the store. Returns the
     /// snapshot to compare its headers with.
-    pub fn sent(&mut self, position: u64, units: u64, booked: bool, now: Ns) -> SendSnapshot {
+    pub fn sent(&mut self, position: u64, units: u64, booked: bool, now: Ns) -> BucketState {
         let span = self.span(units);
         self.sends.no_longer_unsent(span);
         self.sends.sent(position, span, now);
@@ -265,8 +241,8 @@ impl Quota {
     }
 
     /// Returns the snapshot for a request that is sent now and already counted as sent.
-    pub fn send_snapshot(&self) -> SendSnapshot {
-        SendSnapshot { tat: self.bucket.tat().saturating_sub(self.sends.unsent), corrections: self.reconciler.corrections }
+    pub fn send_snapshot(&self) -> BucketState {
+        BucketState { tat: self.bucket.tat().saturating_sub(self.sends.unsent), corrections: self.reconciler.corrections }
     }
 
     /// Replaces the `units` that were reserved by the units that were `used`.
@@ -284,22 +260,26 @@ impl Quota {
         let unordered = Reported { snapshot: self.send_snapshot(), at: now, ..reported };
         let reported = if Mechanism::SendPosition.is_on() { reported } else { unordered };
         let Reported { position, at, .. } = reported;
-        if self.limit().is_none() || !self.reconciler.is_news(position) {
+        let is_news = position > self.reconciler.newest || !Mechanism::SendPosition.is_on();
+        if self.limit().is_none() || !is_news {
             return None;
         }
         let bucket = &mut self.bucket;
-        if !self.reconciler.is_comparable(position) {
+        if position <= self.reconciler.former {
             let more = self.reconciler.restore(bucket, reported.used, position, at, now);
             self.add_settled(more);
             return Some(more);
         }
         let uncertain = self.sends.take_uncertainty(position);
-        let first = !self.reconciler.has_corrected();
+        let first = self.reconciler.newest == 0;
         let error = self.reconciler.correct(bucket, &reported, uncertain, now);
         let truth = bucket.tat_of(reported.used, at);
-        self.report(Observed::new(reported.snapshot, at, truth));
+        if let Some(remote) = self.attached() {
+            // A newer observation replaces an older one that is not reported yet.
+            remote.observation = Some((reported.snapshot, at, truth));
+        }
         // What was in use before our first request says nothing about the rate of external usage.
-        if !first && self.is_visible() {
+        if !first && self.statements.is_visible() {
             self.external.corrected(error);
         }
         Some(error)
@@ -311,7 +291,7 @@ impl Quota {
     pub fn refused(&mut self, position: u64, last_position: u64, gap: i64, now: Ns) {
         if let Some(since) = self.refusals.add(position, last_position, now) {
             self.margin.grow();
-            if !self.is_visible() {
+            if !self.statements.is_visible() {
                 self.external.refused(gap, since);
             }
         }
@@ -326,13 +306,12 @@ impl Quota {
         if self.bucket.capacity() == before {
             return;
         }
-        self.reconciler.requota(position);
+        self.reconciler.former = position;
         self.sends.requota(self.bucket.rescale(self.sends.unsent, unit));
         if let Some(remote) = &mut self.remote {
             remote.outstanding = self.bucket.rescale(remote.outstanding, unit);
         }
-        self.refusals.requota();
-        self.external = ExternalUsage::default();
+        (self.refusals, self.external) = (Refusals::default(), ExternalUsage::default());
         self.set_headroom(self.share.headroom, now);
     }
 
@@ -345,6 +324,75 @@ impl Quota {
     /// Restores the used units that an earlier process saved.
     pub fn restore(&mut self, used: u64, now: Ns) {
         self.reconciler.restore(&mut self.bucket, used, 0, now, now);
+    }
+}
+
+/// Sharing the quota with other replicas.
+impl Quota {
+    /// Shares the quota from now on, through the store or, without the store, as limit ÷ `alone` replicas.
+    pub fn share(&mut self, alone: Option<u32>, now: Ns) {
+        let is_attached = self.attached().is_some();
+        let own_share = self.share.bucket.as_deref().filter(|_| !self.statements.is_visible());
+        match &mut self.remote {
+            Some(_) if is_attached == alone.is_none() => return,
+            Some(remote) if is_attached => remote.observation = None,
+            Some(remote) => remote.rejoin(&self.bucket, own_share, now),
+            None => self.remote = Some(Box::new(Remote::new(self.bucket.tat()))),
+        }
+        self.share.restart(&self.bucket, alone, now);
+    }
+
+    /// The state in the store; `None` if the quota does not follow the store at present.
+    fn attached(&mut self) -> Option<&mut Remote> {
+        self.remote.as_deref_mut().filter(|_| self.share.replicas.is_none())
+    }
+
+    /// Adds a settlement or external usage, ns, to what the next transaction reports.
+    fn add_settled(&mut self, span: i64) {
+        if let Some(remote) = self.attached() {
+            remote.settled = remote.settled.saturating_add(span);
+        }
+    }
+
+    /// Whether there is a settlement to report to the store.
+    pub fn has_settled(&self) -> bool {
+        self.remote.as_ref().is_some_and(|remote| remote.settled != 0)
+    }
+
+    /// Returns this dimension's part of a transaction that asks for a reservation for `head`, if there is one. `None` without
+    /// a limit.
+    pub fn cell(&mut self, head: Option<&Cost>, now: Ns) -> Option<Cell> {
+        let units = head.map_or(0, |cost| self.units(cost));
+        let margin = self.margin(units);
+        self.remote.as_mut()?.cell(&self.code, &self.bucket, units, margin, now)
+    }
+
+    /// Takes over the store's state, and adds what has not been reported yet. What a header has shown is not reported to
+    /// another record (`is_new`), because it is relative to the former one.
+    pub fn follow(&mut self, state: BucketState, is_new: bool, now: Ns) {
+        let Some(remote) = &mut self.remote else { return };
+        remote.observation.take_if(|_| is_new);
+        remote.tat = state.tat;
+        self.bucket.set_tat(state.tat.saturating_add_signed(remote.settled), now);
+        self.reconciler.corrections = state.corrections;
+    }
+
+    /// Counts `units` that the store has reserved. Returns the send snapshot that belongs to this reservation.
+    pub fn booked(&mut self, units: u64, now: Ns) -> BucketState {
+        self.count(units, now);
+        let (span, corrections) = (self.span(units), self.reconciler.corrections);
+        self.remote.as_mut().map_or_else(BucketState::default, |remote| {
+            remote.outstanding = remote.outstanding.saturating_add(span);
+            BucketState { tat: remote.tat, corrections }
+        })
+    }
+
+    /// Removes `units` from what is outstanding, because the reservation has ended, or because Groq counts them from now on.
+    pub fn ended(&mut self, units: u64) {
+        let span = self.span(units);
+        if let Some(remote) = &mut self.remote {
+            remote.outstanding = remote.outstanding.saturating_sub(span);
+        }
     }
 }
 

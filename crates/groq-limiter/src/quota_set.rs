@@ -1,28 +1,30 @@
 //! All quotas of one limiter. A request is reserved in all of them or in none.
 //!
 //! A [`QuotaSet`] is local to this process and never waits. Where replicas share quotas, the store makes the reservations,
-//! and the local quotas follow its state ([`QuotaSet::follow`]). Between two replies they are a forecast: the state of the
-//! last reply and the local changes that are not reported yet. Without the store each replica decides alone, with every
-//! limit divided by the number of replicas.
+//! and the local quotas follow its state. Between two replies they are a forecast: the state of the last reply and the
+//! local changes that are not reported yet. Without the store each replica decides alone, with every limit divided by the
+//! number of replicas.
 //!
 //! Every dimension has a slot, its index in the set, which it keeps. A reservation that the store has made is called booked.
 
 use std::sync::Arc;
 
-use smallvec::{SmallVec, smallvec};
+use smallvec::smallvec;
 
-use self::sole_use::SoleUse;
+pub use self::reserved::Reserved;
+use self::{initial_limits::InitialLimits, sole_use::SoleUse};
 use crate::{
-    bucket::Readiness,
     estimate::expected_output::ExpectedOutputs,
-    quota::{Quota, SendSnapshot},
+    quota::{BucketState, Quota, Statements},
     request::Cost,
-    settings::{LimitSettings, Plan},
-    store::protocol::{SharedKnowledge, State, Transaction},
-    types::{Dimension, Ns, StatedLimit},
+    settings::LimitSettings,
+    store::protocol::SharedKnowledge,
+    types::{Dimension, Ns, Source, StatedLimit},
 };
 
-pub mod limits;
+pub mod corrections;
+mod initial_limits;
+mod reserved;
 mod sole_use;
 
 /// The largest number of quotas per limiter: the eight known dimensions, an operator's bound for each of them, and two
@@ -32,10 +34,7 @@ const SLOTS: usize = 18;
 /// The quotas of one limiter in this process.
 #[derive(Debug)]
 pub struct QuotaSet {
-    pub(crate) model: Arc<str>,
-    settings: Arc<LimitSettings>,
-    /// The plan whose table is in force; `None` if no plan fits the headers.
-    plan: Option<Plan>,
+    pub(crate) initial: InitialLimits,
     /// The quotas by slot.
     pub(crate) quotas: Vec<Quota>,
     /// The newest send position.
@@ -56,59 +55,15 @@ pub struct QuotaSet {
 struct Shared {
     /// The number of replicas that divide every limit while there is no store; `None` with the store.
     alone: Option<u32>,
-    /// The epoch of the store's record that these quotas follow; empty before the first reply. A record that was lost gets a
-    /// new epoch.
-    epoch: String,
-    /// The last send position that does not belong to the current record.
+    /// The last send position that does not belong to the store's current record.
     forgotten: u64,
-}
-
-/// A reservation in the quotas, to be settled exactly once.
-#[derive(Clone, Debug)]
-pub struct Reserved {
-    /// The reserved cost.
-    pub(crate) cost: Cost,
-    /// The send position; 0 before the request is sent.
-    position: u64,
-    /// The time at which it was sent; before that, the time of the reservation.
-    pub(crate) sent_at: Ns,
-    /// The send position that the store assigned; 0 if the reservation was made in this process alone.
-    booked: u64,
-    /// The slots that were charged, one bit each.
-    slots: u32,
-    /// The snapshot of each slot that existed at the time of the reservation; most limiters have two.
-    snapshots: SmallVec<[SendSnapshot; 2]>,
-}
-
-impl Reserved {
-    fn new(cost: Cost, booked: u64, snapshots: SmallVec<[SendSnapshot; 2]>, now: Ns) -> Self {
-        Self { cost, position: 0, sent_at: now, booked, slots: (1 << snapshots.len()) - 1, snapshots }
-    }
-
-    /// Whether the request has been sent.
-    pub fn is_sent(&self) -> bool {
-        self.position > 0
-    }
-
-    /// Whether this slot was charged.
-    fn covers(&self, slot: usize) -> bool {
-        self.slots & (1 << slot) != 0
-    }
-
-    /// Marks a slot as charged that was added after the reservation.
-    fn cover(&mut self, slot: usize) {
-        self.slots |= 1 << slot;
-    }
 }
 
 impl QuotaSet {
     /// Returns the quotas for the operator's settings and the table of the plan.
     pub fn new(model: Arc<str>, settings: Arc<LimitSettings>, now: Ns) -> Self {
-        let plan = Some(settings.plan);
         let mut quotas = Self {
-            model,
-            settings,
-            plan,
+            initial: InitialLimits::new(model, settings),
             quotas: Vec::new(),
             position: 0,
             expected_output: ExpectedOutputs::default(),
@@ -117,7 +72,7 @@ impl QuotaSet {
             shared: None,
             untold: false,
         };
-        quotas.set_plan(plan, now);
+        quotas.apply_initial(now);
         quotas
     }
 
@@ -173,28 +128,27 @@ impl QuotaSet {
         })
     }
 
-    /// Returns when `cost` fits into this quota.
-    pub fn readiness_in(&self, quota: &Quota, cost: &Cost, now: Ns) -> Readiness {
+    /// Returns the first time at which `cost` fits into this quota; `now` if it fits now.
+    pub fn ready_in(&self, quota: &Quota, cost: &Cost, now: Ns) -> Ns {
         let units = quota.units(&self.expect(*cost));
         let Some(limit) = quota.limit().filter(|_| quota.counts_expected()) else { return quota.peek(units, 0, now) };
         // A limit on output that is in debt delays every request, even if no output is expected.
         let ready = quota.peek(units.max(1), 0, now);
         let falls = u32::try_from(limit).map_or(now, |limit| self.expected_output.falls_to(cost.key, limit, now));
         if falls > now && u64::from(cost.expected) > limit {
-            return Readiness::At(falls);
+            return falls;
         }
-        match (ready, self.expected_output.next_fall(cost.key, now)) {
-            // The expected output may fall before there is room for it, but the limit has to be out of debt in any case.
-            (Readiness::At(at), Some(fall)) => Readiness::At(at.min(fall.max(quota.peek(1, 0, now).instant(now)))),
-            (ready, _) => ready,
-        }
+        // The expected output may fall before there is room for it, but the limit has to be out of debt in any case.
+        let falls = self.expected_output.next_fall(cost.key, now);
+        falls.map_or(ready, |falls| ready.min(falls.max(quota.peek(1, 0, now))))
     }
 
-    /// Returns when `cost` fits into all quotas, and the slot that becomes ready last; `None` if all are ready now.
-    pub fn readiness(&self, cost: &Cost, now: Ns) -> (Readiness, Option<usize>) {
-        let mut last = (Readiness::Now, None);
+    /// Returns the first time at which `cost` fits into all quotas, and the slot that becomes ready last; `now` and `None` if
+    /// it fits now.
+    pub fn ready(&self, cost: &Cost, now: Ns) -> (Ns, Option<usize>) {
+        let mut last = (now, None);
         for (slot, quota) in self.quotas.iter().enumerate() {
-            let ready = self.readiness_in(quota, cost, now);
+            let ready = self.ready_in(quota, cost, now);
             if ready > last.0 {
                 last = (ready, Some(slot));
             }
@@ -202,35 +156,13 @@ impl QuotaSet {
         last
     }
 
-    /// Returns when `cost` fits into all quotas after other requests that take `ahead` millionths of every limit.
-    pub fn readiness_after(&self, cost: &Cost, ahead: u64, now: Ns) -> Readiness {
-        let cost = &self.expect(*cost);
-        let each = self.quotas.iter().map(|quota| {
-            let before = u128::from(ahead) * u128::from(quota.limit().unwrap_or(0)) / 1_000_000;
-            quota.peek(quota.units(cost), u64::try_from(before).unwrap_or(u64::MAX), now)
-        });
-        each.max().unwrap_or(Readiness::Now)
-    }
-
-    /// Returns the time by which `head` would be delayed if `other` were sent before it, ns.
-    pub fn delay(&self, head: &Cost, other: &Cost, now: Ns) -> Ns {
-        let (head, other) = (&self.expect(*head), &self.expect(*other));
-        let (mut alone, mut after) = (0, 0);
-        for quota in &self.quotas {
-            let (units, before) = (quota.units(head), quota.units(other));
-            alone = alone.max(quota.peek(units, 0, now).instant(now));
-            after = after.max(quota.peek(units, before, now).instant(now));
-        }
-        after.saturating_sub(alone)
-    }
-
-    /// Reserves `cost` in every quota. The caller has checked [`QuotaSet::readiness`] under the same lock.
+    /// Reserves `cost` in every quota. The caller has checked [`QuotaSet::ready`] under the same lock.
     pub fn reserve(&mut self, cost: Cost, now: Ns) -> Reserved {
         let cost = self.expect(cost);
         for quota in &mut self.quotas {
             quota.reserve(quota.units(&cost), now);
         }
-        Reserved::new(cost, 0, smallvec![SendSnapshot::default(); self.quotas.len()], now)
+        Reserved::new(cost, 0, smallvec![BucketState::default(); self.quotas.len()], now)
     }
 
     /// Notes that the request is sent now. It gets its send position and a snapshot of every quota.
@@ -257,6 +189,14 @@ impl QuotaSet {
         if reserved.is_sent() {
             self.quotas.iter_mut().for_each(|quota| quota.answered(reserved.sent_at));
         }
+    }
+
+    /// Notes that headers show this external usage, as a share of a limit's rate: most of the safety margin is released after
+    /// a while without any.
+    fn headers_show(&mut self, external: f64, now: Ns) {
+        let released = self.sole_use.header(external, now);
+        // Among replicas the whole margin is kept, because each of them counts the others' use as its own.
+        self.release_margin(if self.shared.is_none() { released } else { 0.0 });
     }
 
     /// Notes that the upstream has refused a request that should have fit: the whole safety margin is kept again.
@@ -304,82 +244,149 @@ impl QuotaSet {
     }
 }
 
+/// The limits: the operator's settings, the table of the plan, and what Groq has stated.
+impl QuotaSet {
+    /// Applies changed settings. What is used stays used.
+    pub fn reconfigure(&mut self, settings: Arc<LimitSettings>, now: Ns) {
+        for quota in self.quotas.iter_mut().filter(|quota| !quota.is_bound) {
+            quota.set_headroom(settings.headroom, now);
+        }
+        self.initial.reconfigure(settings);
+        self.apply_initial(now);
+    }
+
+    /// Applies what the settings and the plan state about limits.
+    fn apply_initial(&mut self, now: Ns) {
+        for (dimension, initial) in self.initial.statements() {
+            if initial == Statements::default() && self.slot(&dimension.code).is_none() {
+                continue;
+            }
+            let Some(slot) = self.slot_or_new(&dimension, now) else { continue };
+            let stated = self.quotas[slot].statements.stated;
+            self.set_statements(slot, Statements { stated, ..initial }, now);
+        }
+    }
+
+    /// Returns the slot of the dimension, which is added if it is unknown; `None` if all slots are taken.
+    fn slot_or_new(&mut self, dimension: &Dimension, now: Ns) -> Option<usize> {
+        self.slot(&dimension.code).or_else(|| {
+            let settings = &self.initial.settings;
+            let quota = Quota::new(dimension.clone(), settings.headroom, now);
+            self.add(if settings.exact { quota.without_margin() } else { quota }, now)
+        })
+    }
+
+    /// Sets the statements about a dimension, and those of the operator's bound that belongs to it.
+    fn set_statements(&mut self, slot: usize, statements: Statements, now: Ns) {
+        let quota = &mut self.quotas[slot];
+        if quota.statements == statements {
+            return;
+        }
+        let mut bound = Quota::bound(quota.dimension.clone(), now);
+        let used = quota.bucket().used(now) as u64;
+        quota.set_statements(statements, self.position, now);
+        let bounds = Statements { configured: statements.bound(), ..Statements::default() };
+        if let Some(slot) = self.slot(&bound.code) {
+            self.quotas[slot].set_statements(bounds, self.position, now);
+        } else if bounds.configured.is_some() {
+            bound.set_statements(bounds, self.position, now);
+            bound.restore(used, now);
+            self.add(bound, now);
+        }
+    }
+
+    /// Applies a limit that Groq states. The dimension is added if it is unknown. Returns its slot and whether the limit has
+    /// changed; `None` if all slots are taken.
+    pub(super) fn state(&mut self, dimension: &Dimension, limit: u64, source: Source, now: Ns) -> Option<(usize, bool)> {
+        let is_new = self.slot(&dimension.code).is_none();
+        let slot = self.slot_or_new(dimension, now)?;
+        let before = self.quotas[slot].statements;
+        // If a refusal states the limit that headers show, the dimension stays visible.
+        let source = match before.stated {
+            Some((same, Source::Headers)) if same == limit => Source::Headers,
+            _ => source,
+        };
+        let is_news = before.stated.map(|(limit, _)| limit) != Some(limit);
+        self.untold |= is_news;
+        self.set_statements(slot, Statements { stated: Some((limit, source)), ..before }, now);
+        let quota = &mut self.quotas[slot];
+        quota.confirmed = now;
+        if is_new && quota.counts_expected() {
+            // The upstream counted completions before the limit was known. A refusal as too large does not state what is in
+            // use.
+            let rate = limit as f64 / dimension.period.as_secs_f64();
+            quota.restore(self.expected_output.left_in_use(rate, now), now);
+        }
+        Some((slot, is_news))
+    }
+
+    /// Applies the limits that Groq has stated to another replica or to an earlier process. What is used stays used.
+    pub fn adopt(&mut self, stated: &[StatedLimit], now: Ns) {
+        let known = self.stated();
+        let same = |a: &StatedLimit, b: &StatedLimit| a.dimension.code == b.dimension.code && a.limit == b.limit;
+        let before = self.untold;
+        for news in stated.iter().filter(|stated| !known.iter().any(|known| same(known, stated))) {
+            self.state(&news.dimension, news.limit, news.source, now);
+            self.follow_plan(now);
+        }
+        let is_told = |known: &StatedLimit| stated.iter().any(|stated| stated.dimension.code == known.dimension.code);
+        self.untold = before || !known.iter().all(is_told);
+    }
+
+    /// Whether there is something learnt from Groq to report to the other replicas.
+    pub fn has_learnt(&self) -> bool {
+        self.untold || (self.expected_output.is_untold() && self.quotas.iter().any(Quota::counts_expected))
+    }
+
+    /// With the plan `auto`: follows the plan that the headers show.
+    pub(super) fn follow_plan(&mut self, now: Ns) {
+        let shown = |dimension: &Dimension| {
+            let statements = self.find(&dimension.code)?.statements;
+            statements.stated.filter(|_| statements.is_visible()).map(|(limit, _)| limit)
+        };
+        let (tokens, requests) = (shown(&Dimension::TPM), shown(&Dimension::RPD));
+        self.initial.follow_headers(tokens, requests);
+        self.apply_initial(now);
+    }
+}
+
 /// Sharing the quotas with other replicas.
 impl QuotaSet {
     /// Shares the quotas from now on: through the store, or without it among `alone` replicas. The store's state is unknown
     /// until its first reply.
     pub fn share(&mut self, alone: Option<u32>, now: Ns) {
-        let shared = self.shared.get_or_insert_default();
-        shared.alone = alone;
-        if alone.is_some() {
-            shared.epoch.clear();
-        }
+        self.shared.get_or_insert_default().alone = alone;
         for quota in &mut self.quotas {
             quota.share(alone, now);
         }
     }
 
-    /// Returns the epoch of the store's record that these quotas follow; empty before the first reply, `None` without the
-    /// store.
-    pub fn epoch(&self) -> Option<&str> {
-        self.shared.as_ref().filter(|shared| shared.alone.is_none()).map(|shared| shared.epoch.as_str())
-    }
-
     /// Whether the store decides which requests are sent.
     pub fn is_attached(&self) -> bool {
-        self.epoch().is_some()
+        self.shared.as_ref().is_some_and(|shared| shared.alone.is_none())
     }
 
-    /// Returns the transaction that reports all changes to the store. `head` is the cost of the request to reserve, if any;
-    /// `waiting` is the number of requests in the queue.
-    pub fn transaction(&mut self, serial: u64, head: Option<&Cost>, waiting: usize, now: Ns) -> Transaction {
-        let limits = if std::mem::take(&mut self.untold) { self.stated() } else { Vec::new() };
-        let answers = self.expected_output.take_untold(now);
-        Transaction {
-            serial,
-            epoch: self.epoch().unwrap_or_default().to_owned(),
-            position: self.position,
-            asks: head.is_some(),
-            waiting,
-            learnt: SharedKnowledge::new(&limits, &answers, now),
-            cells: self.quotas.iter_mut().filter_map(|quota| quota.cell(head, now)).collect(),
-        }
-    }
-
-    /// Applies the state of the store as of the time `at`. If the store has `charged` a request of this replica, it did so
-    /// at the newest position; returns the reservation of that request.
-    pub fn follow(&mut self, state: &State, charged: Option<Cost>, at: Ns, now: Ns) -> Option<Reserved> {
-        let Some(shared) = &mut self.shared else { return None };
-        if shared.epoch != state.epoch {
-            shared.epoch.clone_from(&state.epoch);
+    /// The store has a new record, which the send positions so far do not belong to.
+    pub fn forget_positions(&mut self) {
+        if let Some(shared) = &mut self.shared {
             shared.forgotten = self.position;
-            self.quotas.iter_mut().for_each(Quota::forget_observation);
         }
-        self.position = self.position.max(state.position);
-        for (code, view) in state.views(at) {
-            if let Some(slot) = self.slot(code) {
-                self.quotas[slot].follow(&view, now);
-            }
-        }
-        let reserved = charged.map(|cost| {
-            let snapshots = self.quotas.iter_mut().map(|quota| quota.booked(quota.units(&cost), now)).collect();
-            Reserved::new(cost, self.position, snapshots, now)
-        });
-        self.adopt(&state.limits(), now);
-        for answer in state.answers(at) {
-            self.expected_output.heard(answer, now);
-        }
-        reserved
+    }
+
+    /// Returns the reservation that the store has made for a request, at the newest send position.
+    pub fn booked(&mut self, cost: Cost, now: Ns) -> Reserved {
+        let snapshots = self.quotas.iter_mut().map(|quota| quota.booked(quota.units(&cost), now)).collect();
+        Reserved::new(cost, self.position, snapshots, now)
+    }
+
+    /// Returns what Groq has stated or shown and the other replicas have not been told yet.
+    pub fn take_learnt(&mut self, now: Ns) -> SharedKnowledge {
+        let limits = if std::mem::take(&mut self.untold) { self.stated() } else { Vec::new() };
+        SharedKnowledge::new(&limits, &self.expected_output.take_untold(now), now)
     }
 
     /// Whether a settlement has to be reported to the store.
     pub fn has_settled(&self) -> bool {
         self.quotas.iter().any(Quota::has_settled)
-    }
-
-    /// Returns when `cost` fits into our own shares of the limits, which the store does not enforce.
-    pub fn own_readiness(&self, cost: &Cost, now: Ns) -> Readiness {
-        let cost = &self.expect(*cost);
-        self.quotas.iter().map(|quota| quota.peek_share(quota.units(cost), now)).max().unwrap_or(Readiness::Now)
     }
 }

@@ -178,9 +178,10 @@ impl SharedLimiter {
     /// Takes the store's reply to the transaction with this serial number; `None` if there was none in time.
     pub(crate) fn answered(self: &Arc<Self>, serial: u64, answer: Option<&Answer>) {
         let replicas = self.common.store.as_ref().map_or(1, |store| store.replicas());
-        self.change(self.now(), |limiter, now| match answer {
-            Some(answer) => limiter.answered(serial, answer, now),
-            None => limiter.unanswered(serial, replicas, now),
+        self.change(self.now(), |limiter, now| match (limiter.sharing(now), answer) {
+            (Some(sharing), Some(answer)) => sharing.answered(serial, answer),
+            (Some(sharing), None) => sharing.unanswered(serial, replicas),
+            (None, _) => {}
         });
     }
 
@@ -209,7 +210,7 @@ impl SharedLimiter {
             inside.armed = Some(wake);
         }
         let woken = inside.limiter.take_woken();
-        let transaction = inside.limiter.transaction(now);
+        let transaction = inside.limiter.sharing(now).and_then(|sharing| sharing.transaction());
         drop(inside);
         if let Some((store, transaction)) = store.as_ref().zip(transaction) {
             let serial = transaction.serial;

@@ -28,7 +28,7 @@ impl World<'_> {
                 }
             }
             Message::Reply(serial, answer) => {
-                self.replicas[number].limiter.answered(serial, &answer, self.now);
+                self.replicas[number].limiter.sharing(self.now).expect("it is shared").answered(serial, &answer);
                 self.dispatch(number);
             }
         }

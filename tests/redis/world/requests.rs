@@ -93,7 +93,7 @@ impl World<'_> {
             }
         }
         let Replica { limiter, message, .. } = &mut self.replicas[number];
-        if let Some(transaction) = limiter.transaction(self.now) {
+        if let Some(transaction) = limiter.sharing(self.now).and_then(|sharing| sharing.transaction()) {
             assert!(message.is_none(), "one message in flight");
             let idle = limiter.in_flight() == 0 && limiter.waiting() == 0;
             let outstanding: i64 = transaction.cells.iter().map(|cell| cell.outstanding).sum();

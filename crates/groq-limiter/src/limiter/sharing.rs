@@ -7,74 +7,218 @@
 //! change. So a large request is not passed by smaller ones of other replicas, and a replica that is granted one request and
 //! has more goes to the end of the row.
 
-use super::{Limiter, store_session::Head};
 use crate::{
+    queue::{FairQueue, Ticket},
+    quota::Quota,
+    quota_set::{QuotaSet, Reserved},
     request::Cost,
     store::protocol::{Answer, State, Transaction},
     types::Ns,
 };
 
+const MILLISECOND: Ns = 1_000_000;
 /// Settlements are reported with the next reservation, or by themselves after this time. What headers have shown of the usage
 /// goes along with either.
-const SETTLEMENT_DELAY: Ns = 50_000_000;
+pub(super) const SETTLEMENT_DELAY: Ns = 50 * MILLISECOND;
+/// A waiting replica asks again at least this often. The store removes it from the row of waiting replicas after a second of
+/// silence.
+const TURN: Ns = 400 * MILLISECOND;
+/// As long as any replica has outstanding reservations, each replica sends a transaction at least this often. The store
+/// releases the reservations of a replica after 8 s of silence.
+const RENEWAL: Ns = 2000 * MILLISECOND;
 
-impl Limiter {
-    /// Shares the quotas from now on, through the store or, without the store, by dividing them by `alone` replicas. The
-    /// caller must dispatch afterwards.
-    pub fn share(&mut self, alone: Option<u32>, now: Ns) {
-        let now = self.advance(now);
-        let session = self.store.get_or_insert_default();
+/// What a limiter knows of its record in the store. It is kept while the store is lost.
+#[derive(Debug, Default)]
+pub(super) struct StoreSession {
+    /// Number of the last transaction.
+    serial: u64,
+    /// When the transaction under way was made; `None` if there is none.
+    pub(super) under_way: Option<Ns>,
+    /// The epoch of the record that the quotas follow; empty before the first answer. A record that was lost gets a new
+    /// epoch.
+    epoch: String,
+    /// The last known version of the record.
+    version: u64,
+    /// What is taken by the heads of the replicas that wait before this one, in millionths of the limit. `None` if this
+    /// replica has no place in the row of waiting replicas.
+    ahead: Option<u64>,
+    head: Head,
+    /// When the store last answered a request for a reservation.
+    asked_at: Ns,
+    /// When there is room according to that answer; 0 after a later update, which makes it obsolete.
+    room_at: Ns,
+    /// When the next transaction is due; `None` if there is nothing to report.
+    report_at: Option<Ns>,
+}
+
+/// The state of the request at the head of the queue, for which the store is asked.
+#[derive(Debug, Default)]
+enum Head {
+    /// The store is not asked for any request.
+    #[default]
+    None,
+    /// The next transaction asks for this one.
+    Requested(Ticket),
+    /// The transaction under way asks for this one, at this cost.
+    Asked(Ticket, Cost),
+    /// The store has made the reservation, and the request is to be dispatched.
+    Granted(Ticket, Reserved),
+    /// The store had no room. The limiter has yet to check whether the request can still meet its deadline.
+    Denied(Ticket),
+}
+
+impl StoreSession {
+    /// The request for which the store has made a reservation.
+    pub(super) fn granted(&self) -> Option<Ticket> {
+        if let Head::Granted(ticket, _) = self.head { Some(ticket) } else { None }
+    }
+
+    /// Takes the store's reservation for this request; `None` if there is none.
+    pub(super) fn take_granted(&mut self, ticket: Ticket) -> Option<Reserved> {
+        match std::mem::take(&mut self.head) {
+            Head::Granted(granted, reserved) if granted == ticket => Some(reserved),
+            other => {
+                self.head = other;
+                None
+            }
+        }
+    }
+
+    /// Takes the request for which the store had no room; `None` if there is none.
+    pub(super) fn take_denied(&mut self) -> Option<Ticket> {
+        let Head::Denied(ticket) = self.head else { return None };
+        self.head = Head::None;
+        Some(ticket)
+    }
+
+    /// Makes a transaction due at this time, unless one is due earlier.
+    pub(super) fn report_by(&mut self, at: Ns) {
+        self.report_at = Some(self.report_at.map_or(at, |before| before.min(at)));
+    }
+}
+
+/// A limiter's session with the store at one instant, with the parts of the limiter that it works on. The caller must
+/// dispatch after every change.
+pub struct Sharing<'a> {
+    pub(super) session: &'a mut StoreSession,
+    pub(super) quotas: &'a mut QuotaSet,
+    pub(super) queue: &'a FairQueue,
+    pub(super) now: Ns,
+}
+
+impl Sharing<'_> {
+    /// Shares the quotas from now on, through the store or, without the store, by dividing them by `alone` replicas.
+    pub fn share(self, alone: Option<u32>) {
+        let Self { session, quotas, now, .. } = self;
         if alone.is_some() {
+            session.epoch.clear();
             (session.under_way, session.ahead) = (None, None);
             if let Head::Requested(_) | Head::Asked(..) = session.head {
                 session.head = Head::None;
             }
         }
-        self.quotas.share(alone, now);
+        quotas.share(alone, now);
     }
 
-    /// The transaction that is due now; `None` if there is none. It is under way until [`Limiter::answered`] or
-    /// [`Limiter::unanswered`] is called.
-    pub fn transaction(&mut self, now: Ns) -> Option<Transaction> {
-        let now = self.advance(now);
-        let Self { store, quotas, queue, .. } = self;
-        let session = store.as_mut().filter(|session| quotas.is_attached() && session.under_way.is_none())?;
+    /// Whether the store answers and no transaction is under way.
+    fn is_ready(&self) -> bool {
+        self.quotas.is_attached() && self.session.under_way.is_none()
+    }
+
+    /// Makes a transaction due if there is something to report: at once what Groq has stated, settlements after `delay` ns.
+    pub fn report(self, delay: Ns) {
+        if self.quotas.has_learnt() {
+            self.session.report_by(self.now);
+        } else if self.quotas.has_settled() {
+            self.session.report_by(self.now + delay);
+        }
+    }
+
+    /// When the next transaction is due to report changes; `None` if there is nothing to report, without the store, and while
+    /// a transaction is under way.
+    pub(super) fn report_at(&self) -> Option<Ns> {
+        self.session.report_at.filter(|_| self.is_ready())
+    }
+
+    /// Requests a reservation for the head of the queue by the next transaction, if it is time to do so. Otherwise returns
+    /// the slot of the quota that it waits for (if any), and when to try again. Returns `None` if the head was requested, or
+    /// if a transaction is under way.
+    pub(super) fn request(&mut self, head: Ticket) -> Option<(Option<usize>, Ns)> {
+        let now = self.now;
+        let cost = self.queue.get(head).filter(|_| self.session.under_way.is_none())?.cost;
+        // Without a place in the row the replica asks at once, to get one.
+        let turn = self.session.ahead.map_or(now, |ahead| {
+            let room = self.room_at(&cost, ahead).max(self.session.room_at);
+            room.clamp(self.session.asked_at + MILLISECOND, self.session.asked_at + TURN)
+        });
+        // The store does not enforce this replica's own share of a limit.
+        let expected = self.quotas.expect(cost);
+        let in_share = |quota: &Quota| quota.peek_share(quota.units(&expected), now);
+        let at = self.quotas.quotas.iter().map(in_share).fold(turn, Ns::max);
+        if at > now {
+            return Some((self.quotas.ready(&cost, now).1, at));
+        }
+        self.session.head = Head::Requested(head);
+        None
+    }
+
+    /// The first time at which `cost` fits into all quotas after other requests that take `ahead` millionths of every limit.
+    fn room_at(&self, cost: &Cost, ahead: u64) -> Ns {
+        let cost = &self.quotas.expect(*cost);
+        let each = self.quotas.quotas.iter().map(|quota| {
+            let before = u128::from(ahead) * u128::from(quota.limit().unwrap_or(0)) / 1_000_000;
+            quota.peek(quota.units(cost), u64::try_from(before).unwrap_or(u64::MAX), self.now)
+        });
+        each.fold(self.now, Ns::max)
+    }
+
+    /// The transaction that is due now; `None` if there is none. It is under way until [`Sharing::answered`] or
+    /// [`Sharing::unanswered`] is called.
+    pub fn transaction(self) -> Option<Transaction> {
+        let is_ready = self.is_ready();
+        let Self { session, quotas, queue, now } = self;
         let head = if let Head::Requested(ticket) = session.head { queue.get(ticket) } else { None };
         let leaves = session.ahead.is_some() && queue.is_empty();
-        let is_due = quotas.epoch() == Some("") || session.flush_at.is_some_and(|at| at <= now);
-        if head.is_none() && !leaves && !is_due {
+        let is_due = session.epoch.is_empty() || session.report_at.is_some_and(|at| at <= now);
+        if !is_ready || (head.is_none() && !leaves && !is_due) {
             return None;
         }
         session.serial += 1;
-        (session.under_way, session.flush_at) = (Some(now), None);
+        (session.under_way, session.report_at) = (Some(now), None);
         let cost = head.map(|queued| quotas.expect(queued.cost));
         if let Some((queued, cost)) = head.zip(cost) {
             session.head = Head::Asked(queued.ticket, cost);
         }
-        Some(quotas.transaction(session.serial, cost.as_ref(), queue.len(), now))
+        Some(Transaction {
+            serial: session.serial,
+            epoch: session.epoch.clone(),
+            position: quotas.position,
+            asks: head.is_some(),
+            waiting: queue.len(),
+            learnt: quotas.take_learnt(now),
+            cells: quotas.quotas.iter_mut().filter_map(|quota| quota.cell(cost.as_ref(), now)).collect(),
+        })
     }
 
     /// Processes the store's answer to the transaction with this serial number. An answer to an earlier transaction is
-    /// ignored. The caller must dispatch afterwards.
-    pub fn answered(&mut self, serial: u64, answer: &Answer, now: Ns) {
-        let now = self.advance(now);
-        let Self { store: Some(session), quotas, queue, .. } = self else { return };
-        let Some(since) = session.under_way.take_if(|_| session.serial == serial) else { return };
-        let asked = match session.head {
+    /// ignored.
+    pub fn answered(mut self, serial: u64, answer: &Answer) {
+        let Some(since) = self.session.under_way.take_if(|_| self.session.serial == serial) else { return };
+        let asked = match self.session.head {
             Head::Asked(ticket, cost) => Some((ticket, cost)),
             _ => None,
         };
         let charged = asked.filter(|_| answer.granted).map(|(_, cost)| cost);
         // The record is assumed to be of the middle of the round trip: an error here would be counted as usage.
-        let reserved = quotas.follow(&answer.state, charged, since.midpoint(now), now);
-        session.update(&answer.state, now);
+        let reserved = self.follow(&answer.state, charged, since.midpoint(self.now));
+        let Self { session, quotas, queue, now } = self;
         let Some((ticket, _)) = asked else { return };
         let waits = queue.get(ticket).is_some();
         session.head = match reserved {
             Some(reserved) if waits => Head::Granted(ticket, reserved),
             Some(reserved) => {
                 quotas.settle(reserved, Cost::default(), now);
-                session.flush_within(0, now);
+                session.report_by(now);
                 Head::None
             }
             None if waits => Head::Denied(ticket),
@@ -84,45 +228,45 @@ impl Limiter {
         (session.asked_at, session.room_at) = (now, now.saturating_add(wait));
     }
 
-    /// The store has not answered this transaction: the limiter goes on alone with its part of `replicas`. The caller must
-    /// dispatch afterwards.
-    pub fn unanswered(&mut self, serial: u64, replicas: u32, now: Ns) {
-        if self.store.as_ref().is_some_and(|session| session.under_way.is_some() && session.serial == serial) {
-            self.share(Some(replicas), now);
+    /// The store has not answered this transaction: the limiter goes on alone with its part of `replicas`.
+    pub fn unanswered(self, serial: u64, replicas: u32) {
+        if self.session.under_way.is_some() && self.session.serial == serial {
+            self.share(Some(replicas));
         }
     }
 
-    /// Processes a record that another replica has changed. The caller must dispatch afterwards.
-    pub fn updated(&mut self, state: &State, now: Ns) {
-        let now = self.advance(now);
-        let Some(session) = &mut self.store else { return };
+    /// Processes a record that another replica has changed.
+    pub fn updated(mut self, state: &State) {
         // The answer to a transaction under way will be newer.
-        if session.under_way.is_none() && session.version < state.version && self.quotas.epoch() == Some(&state.epoch) {
-            self.quotas.follow(state, None, now, now);
-            session.update(state, now);
+        if self.is_ready() && self.session.epoch == state.epoch && self.session.version < state.version {
+            self.follow(state, None, self.now);
         }
     }
 
-    /// Makes a transaction due if there is something to report. Settlements may be delayed unless `hurry` is set. The caller
-    /// must dispatch afterwards.
-    pub fn flush_pending(&mut self, hurry: bool, now: Ns) {
-        let Some(session) = &mut self.store else { return };
-        let has_settled = self.quotas.has_settled();
-        if self.quotas.has_learnt() || (hurry && has_settled) {
-            session.flush_within(0, now);
-        } else if has_settled {
-            session.flush_within(SETTLEMENT_DELAY, now);
+    /// Takes over the record as of the time `at`. If the store has `charged` a request of this replica, it did so at the
+    /// newest position; returns the reservation of that request.
+    fn follow(&mut self, state: &State, charged: Option<Cost>, at: Ns) -> Option<Reserved> {
+        let Self { session, quotas, now, .. } = self;
+        let is_new = session.epoch != state.epoch;
+        if is_new {
+            session.epoch.clone_from(&state.epoch);
+            quotas.forget_positions();
         }
-    }
-
-    /// Whether a transaction is under way.
-    pub fn is_reporting(&self) -> bool {
-        self.store.as_ref().is_some_and(|session| session.under_way.is_some())
-    }
-
-    /// When the next transaction is due; `None` without the store and while a transaction is under way.
-    pub(super) fn flush_at(&self) -> Option<Ns> {
-        let session = self.store.as_ref().filter(|session| self.quotas.is_attached() && session.under_way.is_none())?;
-        session.flush_at
+        quotas.position = quotas.position.max(state.position);
+        for (code, bucket) in state.views(at) {
+            if let Some(slot) = quotas.slot(code) {
+                quotas.quotas[slot].follow(bucket, is_new, *now);
+            }
+        }
+        let reserved = charged.map(|cost| quotas.booked(cost, *now));
+        quotas.adopt(&state.limits(), *now);
+        for answer in state.answers(at) {
+            quotas.expected_output.heard(answer, *now);
+        }
+        (session.version, session.ahead, session.room_at) = (state.version, state.ahead, 0);
+        if state.holds_reservations() {
+            session.report_by(*now + RENEWAL);
+        }
+        reserved
     }
 }

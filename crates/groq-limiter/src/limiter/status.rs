@@ -99,8 +99,8 @@ impl DimensionSnapshot {
     /// Every dimension in which the upstream has a limit. If the operator's limit is lower, the values are those of that limit.
     pub fn all(limiter: &Limiter, now: Ns) -> Vec<Self> {
         let limited = || limiter.quotas().iter().filter(|quota| quota.limit().is_some());
-        let snapshots = limited().filter(|quota| !quota.is_bound()).map(|quota| {
-            let bound = limited().find(|other| other.is_bound() && other.dimension == quota.dimension);
+        let snapshots = limited().filter(|quota| !quota.is_bound).map(|quota| {
+            let bound = limited().find(|other| other.is_bound && other.dimension == quota.dimension);
             Self::of(quota, bound.unwrap_or(quota), now)
         });
         snapshots.collect()

@@ -4,7 +4,7 @@
 //! limited by the head's bypass budget, which is set when the head is first blocked.
 
 use super::{FairQueue, Ticket};
-use crate::{ablation::Mechanism, bucket::Readiness, quota_set::QuotaSet, types::Ns};
+use crate::{ablation::Mechanism, quota_set::QuotaSet, request::Cost, types::Ns};
 
 /// The bypass budget of a head: this share of the time for which it is blocked, and this many ns.
 const BYPASS_BUDGET: (f64, Ns) = (0.25, 50_000_000);
@@ -28,26 +28,35 @@ pub fn backfill(queue: &mut FairQueue, quotas: &QuotaSet, head: Ticket, until: N
         left => left,
     };
     let (cost, class) = (blocked.cost, blocked.app.class);
-    let mut outcome = Backfill::Wait(until);
-    let mut left = budget;
+    let (mut pass, mut wake, mut left) = (None, until, budget);
     for id in queue.small_heads(CANDIDATES).into_iter().filter(|&id| id != head) {
         let Some(small) = queue.get(id) else { continue };
-        let delay = quotas.delay(&cost, &small.cost, now);
+        let delay = delay(quotas, &cost, &small.cost, now);
         let less_urgent = small.app.class > class;
         if delay > budget || (delay > 0 && less_urgent) {
             continue;
         }
-        match (quotas.readiness(&small.cost, now).0, outcome) {
-            (Readiness::Now, _) => {
-                (outcome, left) = (Backfill::Pass(id), budget - delay);
-                break;
-            }
-            (Readiness::At(at), Backfill::Wait(wake)) => outcome = Backfill::Wait(wake.min(at)),
-            _ => {}
+        let (ready, _) = quotas.ready(&small.cost, now);
+        if ready <= now {
+            (pass, left) = (Some(id), budget - delay);
+            break;
         }
+        wake = wake.min(ready);
     }
     if let Some(blocked) = queue.get_mut(head) {
         blocked.bypass_budget = left;
     }
-    outcome
+    pass.map_or(Backfill::Wait(wake), Backfill::Pass)
+}
+
+/// Returns the time by which `head` would be delayed if `other` were sent before it, ns.
+fn delay(quotas: &QuotaSet, head: &Cost, other: &Cost, now: Ns) -> Ns {
+    let (head, other) = (&quotas.expect(*head), &quotas.expect(*other));
+    let (mut alone, mut after) = (0, 0);
+    for quota in &quotas.quotas {
+        let (units, before) = (quota.units(head), quota.units(other));
+        alone = alone.max(quota.peek(units, 0, now));
+        after = after.max(quota.peek(units, before, now));
+    }
+    after.saturating_sub(alone)
 }

@@ -9,7 +9,6 @@ use std::time::Duration;
 use super::{App, BATCH_SHARE, Backlog, FairQueue, QueuedRequest};
 use crate::{
     ablation::Mechanism,
-    bucket::Readiness,
     quota::Quota,
     quota_set::QuotaSet,
     request::{AdmissionError, Cost},
@@ -116,11 +115,7 @@ fn view(quotas: &QuotaSet, ahead: &Backlog, scale: f64, share: f64, cost: &Cost,
             continue;
         }
         let ahead = ahead.of(quota.dimension.unit);
-        let alone = match quotas.readiness_in(quota, cost, now) {
-            Readiness::Now => 0.0,
-            Readiness::At(at) => (at - now) as f64 / 1e9,
-            Readiness::Never => continue,
-        };
+        let alone = (quotas.ready_in(quota, cost, now) - now) as f64 / 1e9;
         // What the quota holds beyond the request's own need serves those ahead at once.
         let need = (units + quota.margin(units)) as f64;
         let spare = (quota.bucket().remaining(now) - need).max(0.0);

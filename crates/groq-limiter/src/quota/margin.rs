@@ -33,24 +33,13 @@ pub(super) struct SafetyMargin {
     pub(super) typical: f64,
     /// The factor by which the margin is multiplied: 1 normally, less while there is no external usage, more after refusals.
     /// 0 turns the margin off for good.
-    kept: f64,
-}
-
-impl Default for SafetyMargin {
-    fn default() -> Self {
-        Self { typical: 0.0, kept: 1.0 }
-    }
+    pub(super) kept: f64,
 }
 
 impl SafetyMargin {
-    /// Returns a margin that stays 0.
-    pub(super) fn none() -> Self {
-        Self { typical: 0.0, kept: 0.0 }
-    }
-
-    /// Whether the margin is turned off.
-    pub(super) fn is_none(&self) -> bool {
-        self.kept == 0.0
+    /// A margin with this factor: 1, or 0 to turn it off.
+    pub(super) fn new(kept: f64) -> Self {
+        Self { typical: 0.0, kept }
     }
 
     /// Returns the units that a request of `units` must leave unused of `limit`. The margin never keeps a request within the

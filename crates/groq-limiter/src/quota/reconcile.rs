@@ -4,7 +4,7 @@
 //! Groq received the request, so it is compared with a snapshot of the bucket from the time when that request was sent. No
 //! clocks are compared. Only the header of the highest position so far counts, so headers may arrive late and in any order.
 
-use super::send_history::SendSnapshot;
+use super::send_history::BucketState;
 use crate::{ablation::Mechanism, bucket::Bucket, types::Ns};
 
 /// What Groq reported in use when it received a request.
@@ -13,7 +13,7 @@ pub struct Reported {
     /// The send position of the request.
     pub position: u64,
     /// The quota when the request was sent.
-    pub snapshot: SendSnapshot,
+    pub snapshot: BucketState,
     /// Units in use, those of the request included.
     pub used: u64,
     /// The estimated time at which Groq received the request.
@@ -28,25 +28,10 @@ pub(super) struct Reconciler {
     /// The highest send position that has corrected the bucket; 0 if none has.
     pub(super) newest: u64,
     /// The last send position under an earlier limit. Snapshots up to it are in units of that limit.
-    former: u64,
+    pub(super) former: u64,
 }
 
 impl Reconciler {
-    /// Whether a header or a refusal has corrected the bucket.
-    pub(super) fn has_corrected(&self) -> bool {
-        self.newest > 0
-    }
-
-    /// Whether a report for this send position is newer than all before.
-    pub(super) fn is_news(&self, position: u64) -> bool {
-        position > self.newest || !Mechanism::SendPosition.is_on()
-    }
-
-    /// Whether the request at this send position was sent under the current limit, so that its snapshot can be compared.
-    pub(super) fn is_comparable(&self, position: u64) -> bool {
-        position > self.former
-    }
-
     /// Corrects the bucket by a report. If less is in use than expected, up to `uncertain` ns of the difference are ignored,
     /// because the header may not show them. Returns the correction, ns.
     pub(super) fn correct(&mut self, bucket: &mut Bucket, reported: &Reported, uncertain: Ns, now: Ns) -> i64 {
@@ -74,11 +59,6 @@ impl Reconciler {
         self.corrections = self.corrections.wrapping_add(more);
         more
     }
-
-    /// The limit has changed: snapshots up to this send position can no longer be compared.
-    pub(super) fn requota(&mut self, position: u64) {
-        self.former = position;
-    }
 }
 
 /// Groq's refusals under the limit of one dimension.
@@ -100,10 +80,5 @@ impl Refusals {
         }
         self.until = last_position;
         self.last.replace(now).map(|last| now.saturating_sub(last))
-    }
-
-    /// The limit has changed: the next refusal counts as the first.
-    pub(super) fn requota(&mut self) {
-        self.last = None;
     }
 }

@@ -1,4 +1,4 @@
-//! The side of a quota that is shared through a store.
+//! The state of a quota in the store that replicas share.
 //!
 //! With the store, the local bucket is a forecast: the store's last state and what this replica has not reported yet.
 //! Without the store, the quota decides alone: the bucket follows the headers as always, and beside it there is a bucket for
@@ -7,126 +7,69 @@
 
 use std::mem;
 
-use super::{Quota, Remote, SendSnapshot};
+use super::send_history::BucketState;
 use crate::{
-    request::Cost,
-    store::protocol::{Cell, Observed, RemoteView, micros},
+    bucket::Bucket,
+    store::protocol::{Cell, Observed, micros},
     types::Ns,
 };
 
-impl Quota {
-    /// Shares the quota from now on, through the store or, without the store, as limit ÷ `alone` replicas.
-    pub fn share(&mut self, alone: Option<u32>, now: Ns) {
-        let tat = self.bucket.tat();
-        let is_attached = self.is_attached();
-        let is_visible = self.is_visible();
-        match &mut self.remote {
-            Some(_) if is_attached == alone.is_none() => return,
-            Some(remote) if is_attached => remote.observation = None,
+/// The state of a quota in the store, and the changes that are not reported to the store yet.
+#[derive(Debug)]
+pub(super) struct Remote {
+    /// The time at which the quota is full again according to the store.
+    pub(super) tat: Ns,
+    /// Sum of the changes to report, such as settlements, ns.
+    pub(super) settled: i64,
+    /// What the newest header has shown, if that is not reported yet: the bucket when its request was sent, when Groq
+    /// received the request, and when the bucket was full again by the header.
+    pub(super) observation: Option<(BucketState, Ns, Ns)>,
+    /// What this replica has reserved in the store for requests that have not ended, ns. A request leaves it when it is
+    /// sent, except for its output, which Groq counts at the end.
+    pub(super) outstanding: Ns,
+}
+
+impl Remote {
+    /// The state of a quota that is full again at `tat`.
+    pub(super) fn new(tat: Ns) -> Self {
+        Self { tat, settled: 0, observation: None, outstanding: 0 }
+    }
+
+    /// The store is back, after this replica has used its share of the limit: what it used is to be reported. `share` is the
+    /// bucket of that share; `None` if headers show the dimension.
+    pub(super) fn rejoin(&mut self, whole: &Bucket, share: Option<&Bucket>, now: Ns) {
+        let Some(share) = share else {
             // Headers have shown what all replicas used in between, so the store gets this bucket's state, as `Cell::known`.
-            Some(remote) if is_visible => (remote.tat, remote.settled) = (tat, 0),
-            // No header shows this dimension, so each replica reports what it used itself, as a settlement. Its share is a
-            // smaller bucket, in which a unit is a longer span.
-            Some(remote) => {
-                if let Some(share) = self.share.bucket() {
-                    let left = |tat: Ns| tat.saturating_sub(now) as f64;
-                    let before = remote.tat.saturating_add_signed(remote.settled);
-                    let part = self.bucket.span(1) as f64 / share.span(1) as f64;
-                    let used = (left(share.tat()) - left(before)) * part;
-                    remote.settled = remote.settled.saturating_add(used as i64);
-                }
-            }
-            None => self.remote = Some(Box::new(Remote { tat, settled: 0, observation: None, outstanding: 0 })),
-        }
-        self.share.restart(&self.bucket, alone, now);
+            (self.tat, self.settled) = (whole.tat(), 0);
+            return;
+        };
+        // Each replica reports what it used itself, as a settlement. Its share is a smaller bucket, in which a unit is a longer
+        // span.
+        let left = |tat: Ns| tat.saturating_sub(now) as f64;
+        let before = self.tat.saturating_add_signed(self.settled);
+        let part = whole.span(1) as f64 / share.span(1) as f64;
+        let used = (left(share.tat()) - left(before)) * part;
+        self.settled = self.settled.saturating_add(used as i64);
     }
 
-    /// Whether the quota follows the store at present.
-    fn is_attached(&self) -> bool {
-        self.remote.is_some() && !self.share.is_alone()
-    }
-
-    /// The store's side; `None` if the quota does not follow the store at present.
-    fn attached(&mut self) -> Option<&mut Remote> {
-        self.remote.as_deref_mut().filter(|_| !self.share.is_alone())
-    }
-
-    /// Adds a settlement or external usage, ns, to what the next transaction reports.
-    pub(super) fn add_settled(&mut self, span: i64) {
-        if let Some(remote) = self.attached() {
-            remote.settled = remote.settled.saturating_add(span);
-        }
-    }
-
-    /// Keeps what a header has shown for the next transaction. A newer observation replaces an older one.
-    pub(super) fn report(&mut self, observed: Observed) {
-        if let Some(remote) = self.attached() {
-            remote.observation = Some(observed);
-        }
-    }
-
-    /// Drops what a header has shown, because the store has a new record: the observation is relative to the old one.
-    pub fn forget_observation(&mut self) {
-        if let Some(remote) = &mut self.remote {
-            remote.observation = None;
-        }
-    }
-
-    /// Whether there is a settlement to report to the store.
-    pub fn has_settled(&self) -> bool {
-        self.remote.as_ref().is_some_and(|remote| remote.settled != 0)
-    }
-
-    /// This dimension's part of a transaction that asks for a reservation for `head`, if there is one. `None` without a
-    /// limit.
-    pub fn cell(&mut self, head: Option<&Cost>, now: Ns) -> Option<Cell> {
-        let units = head.map_or(0, |cost| self.units(cost));
-        let margin = self.margin(units);
-        let bucket = &self.bucket;
+    /// The part of a transaction for the dimension with this code, which asks for `units` and leaves `margin` units. `None`
+    /// without a limit.
+    pub(super) fn cell(&mut self, code: &str, bucket: &Bucket, units: u64, margin: u64, now: Ns) -> Option<Cell> {
         let limit = bucket.limit()?;
-        let remote = self.remote.as_mut()?;
         // If the transaction is lost, it may have been applied or not. Its settlements are not reported again: `tat`
         // includes them, and the store gets `tat` as `known` when it is back. At worst, what was given back becomes
         // available later than possible.
-        let known = mem::replace(&mut remote.tat, bucket.tat());
-        let settled = mem::take(&mut remote.settled);
+        let known = mem::replace(&mut self.tat, bucket.tat());
+        let settled = mem::take(&mut self.settled);
         Some(Cell {
-            code: self.code.clone().into_owned(),
+            code: code.to_owned(),
             whole: micros(bucket.span(limit)),
             known: micros(known) - micros(now),
             settled: -settled.saturating_neg().div_euclid(1000),
-            observed: remote.observation.take().map(|observed| observed.since(now)),
-            outstanding: micros(remote.outstanding),
+            observed: self.observation.take().map(|(before, at, truth)| Observed::new(before, at, truth, now)),
+            outstanding: micros(self.outstanding),
             units: micros(bucket.span(units).saturating_add(999)),
             margin: micros(bucket.span(margin).saturating_add(999)),
         })
-    }
-
-    /// Takes over the store's state, and adds what has not been reported yet.
-    pub fn follow(&mut self, view: &RemoteView, now: Ns) {
-        let Some(remote) = &mut self.remote else { return };
-        remote.tat = view.tat;
-        self.bucket.set_tat(view.tat.saturating_add_signed(remote.settled), now);
-        self.reconciler.corrections = view.corrections;
-    }
-
-    /// Counts `units` that the store has reserved. Returns the send snapshot that belongs to this reservation.
-    pub fn booked(&mut self, units: u64, now: Ns) -> SendSnapshot {
-        self.count(units, now);
-        let span = self.span(units);
-        self.sends.reserved(span);
-        let corrections = self.reconciler.corrections;
-        self.remote.as_mut().map_or_else(SendSnapshot::default, |remote| {
-            remote.outstanding = remote.outstanding.saturating_add(span);
-            SendSnapshot { tat: remote.tat, corrections }
-        })
-    }
-
-    /// Removes `units` from what is outstanding, because the reservation has ended, or because Groq counts them from now on.
-    pub fn ended(&mut self, units: u64) {
-        let span = self.span(units);
-        if let Some(remote) = &mut self.remote {
-            remote.outstanding = remote.outstanding.saturating_sub(span);
-        }
     }
 }

@@ -4,10 +4,7 @@
 
 use std::time::Duration;
 
-use crate::{
-    bucket::{Bucket, Readiness},
-    types::Ns,
-};
+use crate::{bucket::Bucket, types::Ns};
 
 /// The own share of one dimension.
 #[derive(Debug)]
@@ -15,9 +12,9 @@ pub(super) struct OwnShare {
     /// The part of the limit that is left to others, 0 to 1.
     pub(super) headroom: f64,
     /// The number of replicas that divide the rest while the store is lost; `None` otherwise.
-    replicas: Option<u32>,
+    pub(super) replicas: Option<u32>,
     /// `None` if all of the limit may be used. Boxed, because most limiters have none.
-    bucket: Option<Box<Bucket>>,
+    pub(super) bucket: Option<Box<Bucket>>,
 }
 
 impl OwnShare {
@@ -26,19 +23,9 @@ impl OwnShare {
         Self { headroom, replicas: None, bucket: None }
     }
 
-    /// Whether the limit is divided among the replicas because the store is lost.
-    pub(super) fn is_alone(&self) -> bool {
-        self.replicas.is_some()
-    }
-
-    /// The bucket of the share; `None` if all of the limit may be used.
-    pub(super) fn bucket(&self) -> Option<&Bucket> {
-        self.bucket.as_deref()
-    }
-
-    /// When `units` fit after another `before` units have been taken.
-    pub(super) fn peek(&self, units: u64, before: u64, now: Ns) -> Readiness {
-        self.bucket.as_ref().map_or(Readiness::Now, |share| share.peek(units.min(share.capacity()), before, now))
+    /// The first time at which `units` fit after another `before` units have been taken.
+    pub(super) fn peek(&self, units: u64, before: u64, now: Ns) -> Ns {
+        self.bucket.as_ref().map_or(now, |share| share.peek(units.min(share.capacity()), before, now))
     }
 
     /// Takes `units`, even if they do not fit.

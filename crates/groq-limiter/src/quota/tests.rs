@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::{store::protocol::RemoteView, types::Source};
+use crate::types::Source;
 
 const NOW: Ns = 1_000_000_000_000;
 
@@ -54,7 +54,7 @@ fn requests_that_may_not_have_arrived_are_reported_to_the_store() {
         quota.tick(at);
         quota.cell(None, at).expect("it has a limit").settled
     };
-    quota.follow(&RemoteView { tat: NOW + 10 * SECOND, ..RemoteView::default() }, NOW);
+    quota.follow(BucketState { tat: NOW + 10 * SECOND, corrections: 0 }, false, NOW);
     quota.booked(10, NOW);
     quota.sent(1, 10, true, NOW);
     assert_eq!(told(&mut quota, NOW), 0);

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use crate::{
     estimate::expected_output::LargestAnswer,
-    quota::send_history::SendSnapshot,
+    quota::send_history::BucketState,
     types::{Ns, StatedLimit},
 };
 
@@ -76,15 +76,10 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// An observation of a request with this send `snapshot`. All times are on the limiter's clock.
-    pub(crate) fn new(snapshot: SendSnapshot, at: Ns, truth: Ns) -> Self {
-        Self { tat: micros(snapshot.tat), corrections: snapshot.corrections / 1000, at: micros(at), truth: micros(truth) }
-    }
-
-    /// The same observation with its times relative to `start`.
-    pub(crate) fn since(self, start: Ns) -> Self {
-        let start = micros(start);
-        Self { tat: self.tat - start, at: self.at - start, truth: self.truth - start, ..self }
+    /// What the headers of a request showed, in a transaction that is made at `now`. All times are on the limiter's clock.
+    pub(crate) fn new(snapshot: BucketState, at: Ns, truth: Ns, now: Ns) -> Self {
+        let since = |time: Ns| micros(time) - micros(now);
+        Self { tat: since(snapshot.tat), corrections: snapshot.corrections / 1000, at: since(at), truth: since(truth) }
     }
 }
 
@@ -158,15 +153,6 @@ struct SharedAnswer {
     ended: f64,
 }
 
-/// One dimension in the store, on the limiter's clock.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct RemoteView {
-    /// When the bucket is full again.
-    pub tat: Ns,
-    /// Sum of all corrections by headers, ns.
-    pub corrections: i64,
-}
-
 impl State {
     /// The record with [`Self::ahead`] set for `replica`.
     #[must_use]
@@ -184,10 +170,10 @@ impl State {
     }
 
     /// The code and the quota of every dimension. `at` is the time on the limiter's clock at which the record was written.
-    pub fn views(&self, at: Ns) -> impl Iterator<Item = (&str, RemoteView)> {
+    pub fn views(&self, at: Ns) -> impl Iterator<Item = (&str, BucketState)> {
         self.quotas.iter().map(move |(code, quota)| {
             let SharedQuota { tat, corrections } = *quota;
-            (code.as_str(), RemoteView { tat: self.instant(tat, at), corrections: nanos(corrections) })
+            (code.as_str(), BucketState { tat: self.instant(tat, at), corrections: nanos(corrections) })
         })
     }
 
@@ -249,7 +235,7 @@ mod tests {
     fn a_record_is_read_in_the_limiters_time() {
         let state = record(RECORD);
         let views: Vec<_> = state.views(1_000_000_000_000).collect();
-        assert_eq!(views, [("TPM", RemoteView { tat: 1_003_000_000_000, corrections: -7000 })]);
+        assert_eq!(views, [("TPM", BucketState { tat: 1_003_000_000_000, corrections: -7000 })]);
         assert!(state.holds_reservations());
     }
 

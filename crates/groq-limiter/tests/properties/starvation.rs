@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use groq_limiter::{ActualUsage, bucket::Readiness, limiter::Admission};
+use groq_limiter::{ActualUsage, limiter::Admission};
 use proptest::prelude::*;
 
 use crate::start::{MS, SECOND, START, limits, request, warm};
@@ -47,7 +47,7 @@ proptest! {
         limiter.dispatch(now, &mut events);
         let blocked_at = now;
         let own_time = limiter.blocked_until().expect("a waiting request");
-        prop_assert_eq!(limiter.quotas()[0].peek(part(large), 0, now), Readiness::At(own_time));
+        prop_assert_eq!(limiter.quotas()[0].peek(part(large), 0, now), own_time);
 
         // A new app starts at the start tag of the last request served, so it can be ahead by at most the cost of that one; doubled,
         // because costs are estimates.

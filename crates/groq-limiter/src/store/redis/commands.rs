@@ -87,7 +87,11 @@ impl RedisTask {
             (Some(limiter), _) => {
                 if let Ok(state) = serde_json::from_str(record) {
                     let state = State::seen_by(state, &self.name);
-                    limiter.change(limiter.now(), |limiter, now| limiter.updated(&state, now));
+                    limiter.change(limiter.now(), |limiter, now| {
+                        if let Some(sharing) = limiter.sharing(now) {
+                            sharing.updated(&state);
+                        }
+                    });
                 }
             }
             // Sending fails only if the listener has been dropped.
