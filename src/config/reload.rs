@@ -59,7 +59,8 @@ impl Reload {
         Self { source, seen: Mutex::new(Seen { settings, notes, looked: read.clone(), read }) }
     }
 
-    /// Whether the file's text is another than was read, and the same as at the last look.
+    /// Whether the file's text is another than was read, and the same as at the last look. An empty file is none to be read:
+    /// it may be about to be written, even if it has been empty for a second.
     ///
     /// To be asked about once a second: a file that is being written is left alone until the next look. The text is compared and
     /// not the time of change, which misses writes within one tick of the clock and sees those that change nothing.
@@ -67,7 +68,8 @@ impl Reload {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.source.text();
         let rests = seen.looked == now;
-        let is_due = rests && seen.read != now;
+        let is_empty = now.as_deref().is_some_and(|text| text.trim().is_empty());
+        let is_due = rests && seen.read != now && !is_empty;
         if is_due {
             seen.read.clone_from(&now);
         }
@@ -252,6 +254,11 @@ mod tests {
         assert_eq!(looks, [false, true, false], "once, at the second look");
         reload.again().expect("no fault");
         assert!(!reload.is_due());
+        // A disk may keep a writer waiting between truncating the file and writing it.
+        write(&file, "");
+        assert!(!reload.is_due() && !reload.is_due());
+        write(&file, "[queue]\nmax_wait = \"4s\"\n");
+        assert!(!reload.is_due() && reload.is_due());
     }
 
     #[test]
