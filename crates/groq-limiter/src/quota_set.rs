@@ -130,7 +130,8 @@ impl QuotaSet {
 
     /// Returns the first time at which `cost` fits into this quota; `now` if it fits now.
     pub fn ready_in(&self, quota: &Quota, cost: &Cost, now: Ns) -> Ns {
-        let units = quota.units(&self.expect(*cost));
+        let expected = self.expect(*cost);
+        let units = quota.units(&expected);
         let Some(limit) = quota.limit().filter(|_| quota.counts_expected()) else { return quota.peek(units, 0, now) };
         // A limit on output that is in debt delays every request, even if no output is expected.
         let ready = quota.peek(units.max(1), 0, now);
@@ -138,9 +139,9 @@ impl QuotaSet {
         if falls > now && u64::from(cost.expected) > limit {
             return falls;
         }
-        // The expected output may fall before there is room for it, but the limit has to be out of debt in any case.
-        let falls = self.expected_output.next_fall(cost.key, now);
-        falls.map_or(ready, |falls| ready.min(falls.max(quota.peek(1, 0, now))))
+        // Less may be expected before there is room, but the limit has to be out of debt in any case.
+        let less = self.expected_output.falls_to(cost.key, expected.expected.saturating_sub(1), now);
+        ready.min(less.max(quota.peek(1, 0, now)))
     }
 
     /// Returns the first time at which `cost` fits into all quotas, and the slot that becomes ready last; `now` and `None` if

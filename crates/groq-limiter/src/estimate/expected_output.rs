@@ -8,12 +8,12 @@
 //! A refusal that states a larger figure than any known answer shows an answer to another process that uses the same key. If
 //! several refusals in a row state the output limits of the requests themselves, the upstream tests output limits after all.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 use crate::types::Ns;
 
 const SECOND: Ns = 1_000_000_000;
-/// The time for which an answer counts until refusals show another one, ns.
+/// The time for which an answer counts, unless refusals have shown another one, ns.
 const WINDOW: Ns = 150 * SECOND;
 /// The shortest window that is learnt, ns.
 const SHORTEST: Ns = 60 * SECOND;
@@ -30,12 +30,12 @@ const OUTPUT_LIMITS_AFTER: u8 = 3;
 const OUTPUT_LIMITS_FOR: Ns = 1800 * SECOND;
 
 /// The largest recent answers of the API keys that use a limiter. Times are nanoseconds on the limiter's clock.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ExpectedOutputs {
     /// Ordered by the time at which they ended. Among those of one key, later ones are smaller.
-    answers: VecDeque<LargestAnswer>,
-    /// The time for which an answer counts, ns.
-    window: Ns,
+    answers: Vec<LargestAnswer>,
+    /// The time for which an answer counts, as refusals have shown it, ns; `None` if they have not.
+    learnt_window: Option<Ns>,
     /// The number of refusals in a row that stated an output limit which no answer explains.
     output_limits: u8,
     /// Until this time the upstream is assumed to test output limits.
@@ -55,12 +55,6 @@ pub struct LargestAnswer {
     pub ended: Ns,
 }
 
-impl Default for ExpectedOutputs {
-    fn default() -> Self {
-        Self { answers: VecDeque::new(), window: WINDOW, output_limits: 0, output_limits_until: 0, untold: false }
-    }
-}
-
 impl ExpectedOutputs {
     /// Returns the expected output tokens of a request with this key and this output limit, which is `u32::MAX` for a
     /// request without one.
@@ -74,15 +68,7 @@ impl ExpectedOutputs {
     /// so.
     pub fn falls_to(&self, key: u32, tokens: u32, now: Ns) -> Ns {
         let last_larger = self.of_key(key).rfind(|answer| answer.tokens > tokens);
-        last_larger.map_or(now, |answer| answer.ended.saturating_add(self.window)).max(now).max(self.output_limits_until)
-    }
-
-    /// Returns the time at which the expected output falls next; `None` if no output is expected.
-    pub fn next_fall(&self, key: u32, now: Ns) -> Option<Ns> {
-        if now < self.output_limits_until {
-            return Some(self.output_limits_until);
-        }
-        Some(self.largest(key, now)?.ended.saturating_add(self.window))
+        last_larger.map_or(now, |answer| self.counts_until(answer)).max(now).max(self.output_limits_until)
     }
 
     /// Adds an answer that ends now with this number of completion tokens.
@@ -101,18 +87,16 @@ impl ExpectedOutputs {
             // The figure is the largest answer, so the upstream does not test output limits.
             (self.output_limits, self.output_limits_until) = (0, 0);
             self.learn_window(key, requested, now);
-        }
-        if requested <= expected {
-            return;
-        }
-        // The figure is an answer to another process, or the request's own output limit.
-        if requested == output_limit && !self.of_key(key).any(|answer| answer.tokens >= requested) {
-            self.output_limits = self.output_limits.saturating_add(1);
-            if self.output_limits >= OUTPUT_LIMITS_AFTER {
+        } else if !self.of_key(key).any(|answer| answer.tokens >= requested) {
+            // The figure is an answer to another process, or the request's own output limit.
+            self.output_limits += 1;
+            if self.output_limits == OUTPUT_LIMITS_AFTER {
                 (self.output_limits, self.output_limits_until) = (0, now.saturating_add(OUTPUT_LIMITS_FOR));
             }
         }
-        self.answered(key, requested, now);
+        if requested > expected {
+            self.answered(key, requested, now);
+        }
     }
 
     /// Learns the window from a refusal: the largest answer of this key that counts upstream has `largest` tokens.
@@ -124,20 +108,18 @@ impl ExpectedOutputs {
         let larger = self.of_key(key).rfind(|answer| answer.tokens > largest && self.counts(answer, now));
         let larger = larger.map(age).filter(|&age| age >= SHORTEST);
         let older = older.map(|older| age(older).saturating_add(CAUTION).min(LONGEST));
-        self.window = larger.or(older).unwrap_or(self.window);
+        self.learnt_window = larger.or(older).or(self.learnt_window);
     }
 
     /// Returns the largest answer of each key to report to the other replicas; nothing if all were reported before.
     pub fn take_untold(&mut self, now: Ns) -> Vec<LargestAnswer> {
-        let mut largest: Vec<LargestAnswer> = Vec::new();
-        if std::mem::take(&mut self.untold) {
-            for answer in self.answers.iter().filter(|answer| self.counts(answer, now)) {
-                if largest.iter().all(|other| other.key != answer.key) {
-                    largest.push(*answer);
-                }
-            }
+        if !std::mem::take(&mut self.untold) {
+            return Vec::new();
         }
-        largest
+        // The oldest answer of a key is its largest, so it comes last.
+        let counting = self.answers.iter().rev().filter(|answer| self.counts(answer, now));
+        let largest: BTreeMap<u32, LargestAnswer> = counting.map(|answer| (answer.key, *answer)).collect();
+        largest.into_values().collect()
     }
 
     /// Whether [`Self::take_untold`] would return something to report.
@@ -165,7 +147,7 @@ impl ExpectedOutputs {
         used.0.ceil() as u64
     }
 
-    fn insert(&mut self, mut new: LargestAnswer) {
+    fn insert(&mut self, new: LargestAnswer) {
         let is_later_and_larger =
             |a: &LargestAnswer, b: &LargestAnswer| a.key == b.key && a.ended >= b.ended && a.tokens >= b.tokens;
         if self.answers.iter().any(|old| is_later_and_larger(old, &new)) {
@@ -173,16 +155,14 @@ impl ExpectedOutputs {
         }
         // Smaller answers that ended earlier can never be the largest again.
         self.answers.retain(|old| !is_later_and_larger(&new, old) && new.ended < old.ended.saturating_add(LONGEST));
-        if self.answers.len() >= REMEMBERED {
-            // Merge the new answer with the last one of its key, which then counts for longer. If the key has none, drop the
-            // oldest answer of all, which costs a refusal at most.
-            let place = self.answers.iter().rposition(|old| old.key == new.key).unwrap_or(0);
-            if let Some(old) = self.answers.remove(place).filter(|old| old.key == new.key) {
-                (new.tokens, new.ended) = (new.tokens.max(old.tokens), new.ended.max(old.ended));
-            }
-        }
         let place = self.answers.partition_point(|old| old.ended <= new.ended);
         self.answers.insert(place, new);
+        // Without the smallest answer, too little may be expected later, which costs a refusal at most.
+        if self.answers.len() > REMEMBERED
+            && let Some((smallest, _)) = self.answers.iter().enumerate().min_by_key(|(_, answer)| answer.tokens)
+        {
+            self.answers.remove(smallest);
+        }
     }
 
     /// Returns the answers of this key, the oldest and largest first.
@@ -196,7 +176,11 @@ impl ExpectedOutputs {
     }
 
     fn counts(&self, answer: &LargestAnswer, now: Ns) -> bool {
-        now < answer.ended.saturating_add(self.window)
+        now < self.counts_until(answer)
+    }
+
+    fn counts_until(&self, answer: &LargestAnswer) -> Ns {
+        answer.ended.saturating_add(self.learnt_window.unwrap_or(WINDOW))
     }
 }
 
@@ -217,7 +201,7 @@ mod tests {
         assert_eq!((expected.of(0, 1800, 40 * SECOND), expected.of(0, 900, 40 * SECOND)), (1089, 900));
         assert_eq!(expected.of(0, u32::MAX, 160 * SECOND - 1), 1089);
         assert_eq!((expected.of(0, 1800, 160 * SECOND), expected.of(0, 1800, 180 * SECOND)), (300, 0));
-        assert_eq!(expected.next_fall(0, 40 * SECOND), Some(160 * SECOND));
+        assert_eq!(expected.falls_to(0, 1088, 40 * SECOND), 160 * SECOND);
         assert_eq!(expected.falls_to(0, 1000, 40 * SECOND), 160 * SECOND);
         assert_eq!(expected.falls_to(0, 1089, 40 * SECOND), 40 * SECOND);
         assert_eq!(expected.falls_to(0, 100, 40 * SECOND), 180 * SECOND);
@@ -267,15 +251,15 @@ mod tests {
         // The answer still counts upstream after 200 s.
         let mut expected = of(&[(0, 1089)]);
         expected.refused(0, 1089, 1800, 200 * SECOND);
-        assert_eq!(expected.window, 210 * SECOND);
+        assert_eq!(expected.learnt_window, Some(210 * SECOND));
         // The larger answer no longer counts upstream after 70 s.
         let mut expected = of(&[(0, 1089), (60, 300)]);
         expected.refused(0, 300, 1800, 70 * SECOND);
-        assert_eq!((expected.window, expected.of(0, 1800, 71 * SECOND)), (70 * SECOND, 300));
+        assert_eq!((expected.learnt_window, expected.of(0, 1800, 71 * SECOND)), (Some(70 * SECOND), 300));
         // A larger answer that ended 30 s ago may be of another key, so the window stays.
         let mut expected = of(&[(0, 1089), (20, 300)]);
         expected.refused(0, 300, 1800, 30 * SECOND);
-        assert_eq!((expected.window, expected.of(0, 1800, 31 * SECOND)), (WINDOW, 1089));
+        assert_eq!((expected.learnt_window, expected.of(0, 1800, 31 * SECOND)), (None, 1089));
     }
 
     #[test]
