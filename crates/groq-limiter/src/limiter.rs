@@ -252,7 +252,6 @@ impl Limiter {
         self.in_flight += 1;
         Grant {
             reserved,
-            shown_used: None,
             service,
             waited: now.saturating_sub(queued.since),
             bound_by: bound.map(|slot| self.quotas()[slot].dimension.clone()),
@@ -422,7 +421,6 @@ impl Limiter {
             // With the lowest possible prompt, the upper bound on the reserved completion tokens holds for any real prompt.
             let prompt = self.pricing.least(&grant.queued).input.into();
             if AssumedOutput::is_shown(used, prompt, limit) {
-                grant.shown_used = Some(used);
                 self.learn(|pricing| pricing.estimates.assumed.at_most(used, prompt, now));
             }
         }
@@ -453,7 +451,7 @@ impl Limiter {
             let completion = u32::try_from(completion).unwrap_or(u32::MAX);
             self.quotas.expected_output.answered(grant.cost().key, completion, now);
         }
-        self.learn(|pricing| pricing.answered(usage, &grant.queued, grant.shown_used, now));
+        self.learn(|pricing| pricing.answered(usage, &grant.queued, now));
     }
 
     /// Takes a refusal of the upstream: its text, or else its headers, correct the quotas, and the reservation is returned.

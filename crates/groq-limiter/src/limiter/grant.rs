@@ -26,8 +26,6 @@ pub struct Grant {
     pub(super) reserved: Reserved,
     /// The request as it was in the queue.
     pub(super) queued: QueuedRequest,
-    /// Tokens in use by the headers of the response, this request included. Only for a request without `max_completion_tokens`.
-    pub(super) shown_used: Option<u64>,
     /// The service that its app has been charged for it in fair queueing so far.
     pub(super) service: f64,
     /// Time in the queue, ns.

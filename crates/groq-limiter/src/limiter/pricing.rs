@@ -92,16 +92,11 @@ impl Pricing {
         })
     }
 
-    /// Learns from a complete response. `shown_used` is the number of used tokens by its headers, if its request was without
-    /// `max_completion_tokens`.
-    pub(super) fn answered(&mut self, usage: ActualUsage, queued: &QueuedRequest, shown_used: Option<u64>, now: Ns) {
+    /// Learns from a complete response.
+    pub(super) fn answered(&mut self, usage: ActualUsage, queued: &QueuedRequest, now: Ns) {
         let ActualUsage::Tokens { completion, prompt_total, .. } = usage else { return };
-        match (queued.requested.filter(|_| !queued.states_max), shown_used) {
-            (Some((Unit::Tokens, requested)), _) => {
-                self.estimates.assumed.answered_after_refusal(requested.into(), prompt_total, now)
-            }
-            (_, Some(used)) => self.estimates.assumed.at_most(used, prompt_total, now),
-            (_, None) => {}
+        if let (Some((Unit::Tokens, requested)), false) = (queued.requested, queued.states_max) {
+            self.estimates.assumed.answered_after_refusal(requested.into(), prompt_total, now);
         }
         self.estimates.prompt.learn(queued.estimated.into(), prompt_total);
         if let Some(completion) = completion {
