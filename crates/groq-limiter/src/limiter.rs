@@ -355,11 +355,10 @@ impl Limiter {
         }
     }
 
-    /// Asks the store to charge the head. A request that the store has just denied is tested again for its deadline, because the
-    /// quotas of this process were not up to date when the request arrived.
+    /// Asks the store to charge the head. The head is tested again for its deadline, because the quotas of this process may
+    /// not have been up to date when it arrived.
     fn ask_store(&mut self, head: Ticket, now: Ns, events: &mut Vec<Event>) -> Step {
-        let denied = self.store.as_mut().and_then(|session| session.take_denied());
-        if denied.is_some_and(|ticket| self.reject_if_late(ticket, now, events)) {
+        if self.reject_if_late(head, now, events) {
             return Step::Again;
         }
         Step::Wait(self.sharing(now).and_then(|mut sharing| sharing.request(head)))

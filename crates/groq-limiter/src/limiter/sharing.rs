@@ -63,8 +63,6 @@ enum Head {
     Asked(Ticket, Cost),
     /// The store has made the reservation, and the request is to be dispatched.
     Granted(Ticket, Reserved),
-    /// The store had no room. The limiter has yet to check whether the request can still meet its deadline.
-    Denied(Ticket),
 }
 
 impl StoreSession {
@@ -82,13 +80,6 @@ impl StoreSession {
                 None
             }
         }
-    }
-
-    /// Takes the request for which the store had no room; `None` if there is none.
-    pub(super) fn take_denied(&mut self) -> Option<Ticket> {
-        let Head::Denied(ticket) = self.head else { return None };
-        self.head = Head::None;
-        Some(ticket)
     }
 
     /// Makes a transaction due at this time, unless one is due earlier.
@@ -213,15 +204,13 @@ impl Sharing<'_> {
         let reserved = self.follow(&answer.state, charged, since.midpoint(self.now));
         let Self { session, quotas, queue, now } = self;
         let Some((ticket, _)) = asked else { return };
-        let waits = queue.get(ticket).is_some();
         session.head = match reserved {
-            Some(reserved) if waits => Head::Granted(ticket, reserved),
+            Some(reserved) if queue.get(ticket).is_some() => Head::Granted(ticket, reserved),
             Some(reserved) => {
                 quotas.settle(reserved, Cost::default(), now);
                 session.report_by(now);
                 Head::None
             }
-            None if waits => Head::Denied(ticket),
             None => Head::None,
         };
         let wait = Ns::try_from(answer.wait).unwrap_or(0).saturating_mul(1000);
