@@ -44,7 +44,7 @@ pub use self::{
     store::StoreHandle,
     types::Source,
 };
-use self::{registry::Registry, settings::Settings, shared::Submitted, sync::lock};
+use self::{registry::Registry, request::Scope, settings::Settings, shared::Submitted, sync::lock};
 
 #[doc(hidden)]
 pub mod ablation;
@@ -78,13 +78,15 @@ impl Limiters {
     pub fn new(settings: Settings) -> Self {
         let Some(redis) = settings.redis.clone() else { return Self(Arc::new(Registry::new(settings, None))) };
         let (store, commands) = StoreHandle::new(redis.replicas);
-        let limiters = Self(Arc::new(Registry::new(settings, Some(store))));
+        let limiters = Self(Arc::new(Registry::new(settings, Some(store.clone()))));
         #[cfg(feature = "redis")]
-        let started = store::redis::start(redis, &limiters.0, commands);
-        #[cfg(not(feature = "redis"))]
-        let started = Err::<(), _>((std::io::Error::other("built without the feature `redis`"), redis, commands).0);
-        if let Err(error) = started {
+        if let Err(error) = store::redis::start(redis, store.health, Arc::downgrade(&limiters.0), commands) {
             tracing::error!(%error, "nothing is shared: the store's thread cannot start");
+        }
+        #[cfg(not(feature = "redis"))]
+        {
+            drop(commands);
+            tracing::error!("nothing is shared: built without the feature `redis`");
         }
         limiters
     }
@@ -131,6 +133,7 @@ impl Limiters {
             return Ok(Permit::free());
         }
         let limiter = self.0.limiter(request);
+        // Waits outside of the `match`, in which the future would take more than twice the memory.
         let waiting = match limiter.submit(request, deadline, requeue)? {
             Submitted::Now(grant) => return Ok(Permit::new(limiter, grant)),
             Submitted::Later(waiting) => waiting,
@@ -150,12 +153,14 @@ impl Limiters {
 
     /// Grants all waiting requests, into debt if there is no room.
     pub fn release_waiting(&self) {
-        self.0.all().iter().for_each(|limiter| limiter.change(limiter.now(), |limiter, _| limiter.release_waiting()));
+        for limiter in self.0.all() {
+            limiter.change(limiter.now(), |limiter, _| limiter.release_waiting());
+        }
     }
 
     /// The usual time from sending a request to the head of its response; zero before the first response. Changes nothing.
     pub fn usual_time_to_head(&self, request: &AdmissionRequest) -> Duration {
-        self.0.find(request).map_or(Duration::ZERO, |limiter| limiter.with(|limiter| limiter.usual_time_to_head()))
+        self.0.get(&Scope::of(request)).map_or(Duration::ZERO, |limiter| limiter.with(|limiter| limiter.usual_time_to_head()))
     }
 
     /// The forecast for `request` if it were submitted now.
@@ -169,15 +174,13 @@ impl Limiters {
 
     /// Every known limit that applies to `request`.
     pub fn dimensions(&self, request: &AdmissionRequest) -> Vec<DimensionSnapshot> {
-        self.0
-            .find(request)
-            .map(|shared| shared.with(|limiter| DimensionSnapshot::all(limiter, shared.now())))
-            .unwrap_or_default()
+        let Some(limiter) = self.0.get(&Scope::of(request)) else { return Vec::new() };
+        limiter.with(|inside| DimensionSnapshot::all(inside, limiter.now()))
     }
 
     /// Adopts the limits that Groq has stated to `others` for the model of `request`. Used amounts stay.
     pub fn adopt_limits(&self, others: &Self, request: &AdmissionRequest) {
-        if let Some(other) = others.0.find(request) {
+        if let Some(other) = others.0.get(&Scope::of(request)) {
             let stated = other.with(|limiter| limiter.stated_limits());
             let own = self.0.limiter(request);
             own.change(own.now(), |limiter, now| limiter.adopt_limits(&stated, now));

@@ -60,11 +60,6 @@ impl Registry {
         }
     }
 
-    /// The limiter of a request; `None` if it has not been created.
-    pub(crate) fn find(&self, request: &AdmissionRequest) -> Option<Arc<SharedLimiter>> {
-        self.get(&Scope::of(request))
-    }
-
     /// The limiter of a scope; `None` if it has not been created.
     pub(crate) fn get(&self, scope: &Scope) -> Option<Arc<SharedLimiter>> {
         read(&self.limiters).get(scope).cloned()
@@ -72,10 +67,10 @@ impl Registry {
 
     /// The limiter of a request, created if necessary.
     pub(crate) fn limiter(&self, request: &AdmissionRequest) -> Arc<SharedLimiter> {
-        if let Some(limiter) = self.find(request) {
+        let key = Scope::of(request);
+        if let Some(limiter) = self.get(&key) {
             return limiter;
         }
-        let key = Scope::of(request);
         let mut limiters = write(&self.limiters);
         if limiters.len() >= MAX_LIMITERS && !limiters.contains_key(&key) {
             self.make_room(&mut limiters);
@@ -171,8 +166,9 @@ impl Registry {
             return false;
         }
         store.health.sessions.fetch_add(up.into(), Relaxed);
-        let alone = (!up).then(|| store.replicas());
-        self.all().iter().for_each(|limiter| limiter.change(limiter.now(), |limiter, now| limiter.share(alone, now)));
+        for limiter in self.all() {
+            limiter.change(limiter.now(), |limiter, now| limiter.share(store.alone(), now));
+        }
         true
     }
 }

@@ -46,19 +46,23 @@ struct RedisTask {
     health: Arc<StoreHealth>,
 }
 
-/// Starts the thread. It ends when the limiters and all other handles to the store have been dropped.
-pub(crate) fn start(redis: RedisSettings, limiters: &Arc<Registry>, commands: UnboundedReceiver<Command>) -> io::Result<()> {
-    let Some(store) = &limiters.common.store else { return Ok(()) };
+/// Starts the thread that processes `commands`. It ends when all handles to the store have been dropped.
+pub(crate) fn start(
+    settings: RedisSettings,
+    health: Arc<StoreHealth>,
+    limiters: Weak<Registry>,
+    commands: UnboundedReceiver<Command>,
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let task = Arc::new(RedisTask {
         name: format!("{:016x}", fastrand::u64(..)),
         connection: Mutex::default(),
-        counted: Mutex::new((redis.replicas, Instant::now())),
-        settings: redis,
+        counted: Mutex::new((settings.replicas, Instant::now())),
+        settings,
         known: Mutex::default(),
         listener: Mutex::default(),
-        limiters: Arc::downgrade(limiters),
-        health: store.health.clone(),
+        limiters,
+        health,
     });
     let body = move || runtime.block_on(task.process(commands));
     std::thread::Builder::new().name("store".into()).spawn(body).map(drop)
