@@ -14,11 +14,11 @@ use crate::{
     limiter::Limiter,
     request::Scope,
     sync::HashMap,
-    types::{Dimension, Ns, Source, StatedLimit},
+    types::{Ns, StatedLimit},
 };
 
 /// The value of [`File::format`]: the kind of file and its version.
-const FORMAT: &str = "groq-shield limits 4";
+const FORMAT: &str = "groq-shield limits 5";
 /// Seconds of spending that are added after a crash, for what may have been sent after the last save.
 const UNSAVED: f64 = 1.5;
 
@@ -35,6 +35,8 @@ struct File {
 pub(crate) struct Saved {
     /// When they were saved, as Unix time in milliseconds.
     at: u64,
+    /// The limits that Groq has stated.
+    stated: Vec<StatedLimit>,
     quotas: Vec<SavedQuota>,
 }
 
@@ -42,9 +44,6 @@ pub(crate) struct Saved {
 struct SavedQuota {
     /// The code of the dimension, or that of the operator's bound.
     code: String,
-    dimension: Dimension,
-    /// The limit that Groq has stated, and where.
-    stated: Option<(u64, Source)>,
     /// Units in use, including everything reserved for requests in flight.
     used: f64,
     /// Units spent per second at that time.
@@ -56,22 +55,16 @@ impl Saved {
     pub(crate) fn of(limiter: &Limiter, now: Ns) -> Self {
         let quotas = limiter.quotas().iter().map(|quota| SavedQuota {
             code: quota.code.clone().into_owned(),
-            dimension: quota.dimension.clone(),
-            stated: quota.statements.stated,
             used: quota.bucket().used(now),
             spending: quota.spending(),
         });
-        Self { at: wall(), quotas: quotas.collect() }
+        Self { at: wall(), stated: limiter.stated_limits(), quotas: quotas.collect() }
     }
 
     /// Restores the quotas in a new limiter, less what has been regained since they were saved.
     pub(crate) fn restore(&self, limiter: &mut Limiter, now: Ns) {
         let passed = Duration::from_millis(wall().saturating_sub(self.at)).as_secs_f64();
-        let stated = self.quotas.iter().filter_map(|quota| {
-            let (limit, source) = quota.stated?;
-            Some(StatedLimit { dimension: quota.dimension.clone(), limit, source })
-        });
-        limiter.adopt_limits(&stated.collect::<Vec<_>>(), now);
+        limiter.adopt_limits(&self.stated, now);
         for SavedQuota { code, used, .. } in &self.quotas {
             limiter.restore_usage(code, used.max(0.0), passed, now);
         }
@@ -82,8 +75,10 @@ impl Saved {
 pub(crate) fn load(path: &Path) -> HashMap<Scope, Saved> {
     match fs::read(path).and_then(|text| Ok(serde_json::from_slice::<File>(&text)?)) {
         Ok(File { format, clean, mut limiters }) if format == FORMAT => {
-            for quota in limiters.iter_mut().flat_map(|(_, saved)| &mut saved.quotas).filter(|_| !clean) {
-                quota.used = quota.used.max(0.0) + UNSAVED * quota.spending.max(0.0);
+            if !clean {
+                for quota in limiters.iter_mut().flat_map(|(_, saved)| &mut saved.quotas) {
+                    quota.used = quota.used.max(0.0) + UNSAVED * quota.spending.max(0.0);
+                }
             }
             return limiters.into_iter().collect();
         }
