@@ -16,7 +16,6 @@ use self::{
     sharing::{SETTLEMENT_DELAY, Sharing, StoreSession},
 };
 use crate::{
-    estimate::default_output::AssumedOutput,
     queue::{
         FairQueue, QueuedRequest, Ticket,
         backfill::{Backfill, backfill},
@@ -27,7 +26,7 @@ use crate::{
     quota_set::{QuotaSet, Reserved, corrections::Corrections},
     request::{ActualUsage, AdmissionError, AdmissionRequest, Cost, CostEstimate, saturated},
     settings::LimitSettings,
-    types::{Ns, Observation, RemoteQuota, StatedLimit, Unit, UpstreamRefusal},
+    types::{Ns, Observation, StatedLimit, Unit, UpstreamRefusal},
 };
 
 mod gate;
@@ -415,13 +414,10 @@ impl Limiter {
         self.gate.answered();
         let delay = self.pricing.estimates.one_way();
         Corrections::new(&mut self.quotas, &mut grant.reserved, delay, now).headers(state, true);
-        if let Some(RemoteQuota { limit, remaining, .. }) = state.tokens.filter(|_| !grant.queued.states_max) {
-            let used = limit.saturating_sub(remaining);
+        if let Some(shown) = state.tokens.filter(|_| !grant.queued.states_max) {
             // With the lowest possible prompt, the upper bound on the reserved completion tokens holds for any real prompt.
             let prompt = self.pricing.least(&grant.queued).input.into();
-            if AssumedOutput::is_shown(used, prompt, limit) {
-                self.learn(|pricing| pricing.estimates.assumed.at_most(used, prompt, now));
-            }
+            self.learn(|pricing| pricing.estimates.assumed.shown(shown, prompt, now));
         }
         self.report(now);
     }

@@ -2,15 +2,16 @@
 //!
 //! Groq documents no figure, so it is learnt from responses:
 //!
-//! * The `limit - remaining` of a header contains what the upstream reserved for the request. Less the prompt, it is an upper
-//!   bound, which is tight as long as little of the limit is used. If much of the limit is used, the header is ignored.
+//! * The `limit - remaining` of a header contains what the upstream reserved for the request. Less the lowest possible prompt,
+//!   it is an upper bound, which is tight for a small prompt as long as little of the limit is used. If much of the limit is
+//!   used, the header is ignored.
 //! * The `Requested` of a refusal is the prompt plus the reserve. While the prompt is an estimate, which can be far off, this is
 //!   an upper bound, too. Once the refused request is answered, its prompt is known, and thus the exact reserve.
 //!
 //! Until then a guess is reserved. A guess that is too high costs little, because the surplus comes back when the response
 //! ends. A guess that is too low costs a few refusals, from which the figure is learnt.
 
-use crate::types::Ns;
+use crate::types::{Ns, RemoteQuota};
 
 /// The tokens to reserve before anything is learnt. Groq has shown this figure for output tokens per minute.
 const DEFAULT: u32 = 2048;
@@ -37,9 +38,12 @@ impl AssumedOutput {
         self.tokens.unwrap_or(DEFAULT)
     }
 
-    /// Whether a header that shows `used` units of `limit` in use bounds the reserve of a request with `prompt` tokens.
-    pub fn is_shown(used: u64, prompt: u64, limit: u64) -> bool {
-        used.saturating_sub(prompt) < limit / LITTLE_USED
+    /// Applies the header of a response to a request with at least `prompt` tokens.
+    pub fn shown(&mut self, shown: RemoteQuota, prompt: u64, now: Ns) {
+        let used = shown.limit.saturating_sub(shown.remaining);
+        if is_bound(used, prompt, shown.limit) {
+            self.at_most(used, prompt, now);
+        }
     }
 
     /// Applies an upper bound: `total` tokens include the `prompt` and the reserve of a request.
@@ -55,6 +59,11 @@ impl AssumedOutput {
     pub fn answered_after_refusal(&mut self, requested: u64, prompt: u64, now: Ns) {
         (self.tokens, self.exact_until) = (Some(difference(requested, prompt)), now.saturating_add(EXACT_FOR));
     }
+}
+
+/// Whether a header that shows `used` units of `limit` in use bounds the reserve of a request with `prompt` tokens.
+fn is_bound(used: u64, prompt: u64, limit: u64) -> bool {
+    used.saturating_sub(prompt) < limit / LITTLE_USED
 }
 
 fn difference(tokens: u64, prompt: u64) -> u32 {
@@ -75,8 +84,8 @@ mod tests {
         assert_eq!(assumed.tokens(), 30);
         assumed.at_most(7000, 50, 0);
         assert_eq!(assumed.tokens(), 30);
-        assert!(AssumedOutput::is_shown(65_546, 10, 250_000) && AssumedOutput::is_shown(3010, 3000, 8000));
-        assert!(!AssumedOutput::is_shown(125_000, 10, 250_000));
+        assert!(is_bound(65_546, 10, 250_000) && is_bound(3010, 3000, 8000));
+        assert!(!is_bound(125_000, 10, 250_000));
     }
 
     #[test]
