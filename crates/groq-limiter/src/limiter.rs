@@ -443,8 +443,7 @@ impl Limiter {
             return;
         }
         if let ActualUsage::Tokens { completion: Some(completion), .. } | ActualUsage::Partial { completion } = usage {
-            let completion = u32::try_from(completion).unwrap_or(u32::MAX);
-            self.quotas.expected_output.answered(grant.cost().key, completion, now);
+            self.quotas.expected_output.answered(grant.cost().key, saturated(completion), now);
         }
         self.learn(|pricing| pricing.answered(usage, &grant.queued, now));
     }
@@ -494,11 +493,11 @@ impl Limiter {
         if self.pricing.assumed() == before || self.queue.is_empty() {
             return;
         }
-        let unpriced = self.queue.iter().filter(|queued| !queued.states_max && queued.requested.is_none());
-        let repriced: Vec<_> = unpriced.map(|queued| (queued.ticket, self.pricing.with_assumed_output(queued.cost))).collect();
-        for (ticket, cost) in repriced {
-            self.queue.reprice(ticket, cost);
-        }
+        let (queue, pricing) = (&mut self.queue, &self.pricing);
+        queue.reprice(|queued| {
+            let is_assumed = !queued.states_max && queued.requested.is_none();
+            is_assumed.then(|| pricing.with_assumed_output(queued.cost))
+        });
         // At the new cost, some requests may be too late.
         self.needs_recheck = true;
     }

@@ -56,8 +56,6 @@ struct PriorityClass {
 pub struct FairQueue {
     /// The known apps. Boxed, because most limiters have one app, and a node of the map has room for eleven.
     pub apps: BTreeMap<Arc<AppKey>, Box<App>>,
-    /// The number of apps at which idle ones are removed.
-    forget_at: usize,
     /// The queued requests. Boxed, because a table of whole requests takes a third more memory, and twice that as it grows.
     waiting: HashMap<Ticket, Box<QueuedRequest>>,
     deadlines: BTreeSet<(Ns, Ticket)>,
@@ -112,21 +110,17 @@ impl FairQueue {
     pub fn app(&mut self, name: &Arc<str>, class: Priority, weight: f64) -> Arc<AppKey> {
         let mut weight = if weight.is_finite() { weight.clamp(1e-3, 1e3) } else { 1.0 };
         let mut key = AppKey { class, name: name.clone() };
-        if !self.apps.contains_key(&key) && self.apps.len() >= self.forget_at.max(IDLE_APPS) {
+        if self.apps.len() >= IDLE_APPS && !self.apps.contains_key(&key) {
             let served_starts = self.classes.each_ref().map(|class| class.served_start);
             self.apps.retain(|key, app| !app.is_idle(served_starts[key.class as usize]));
-            self.forget_at = 2 * self.apps.len();
             if self.apps.len() >= MAX_APPS {
                 (key.name, weight) = (SHARED_APP.into(), 1.0);
             }
         }
-        if let Some(app) = self.apps.get_mut(&key) {
-            app.weight = weight;
-            return app.key.clone();
-        }
         let key = Arc::new(key);
-        self.apps.insert(key.clone(), Box::new(App::new(key.clone(), weight)));
-        key
+        let app = self.apps.entry(key.clone()).or_insert_with(|| Box::new(App::new(key, weight)));
+        app.weight = weight;
+        app.key.clone()
     }
 
     /// Queues a request at the place of its ticket. If that ticket is in use, the request gets a new one, behind all others.
@@ -155,13 +149,16 @@ impl FairQueue {
         ticket
     }
 
-    /// Changes the cost of a queued request, which keeps its place and its size class.
-    pub fn reprice(&mut self, ticket: Ticket, cost: Cost) {
-        let Some(queued) = self.waiting.get_mut(&ticket) else { return };
-        let before = queued.usage();
-        queued.cost = cost;
-        let app = self.apps.get_mut(&queued.app).expect("a queued request's app is known");
-        app.reprice(queued.size, &before, &queued.usage());
+    /// Changes the cost of queued requests, which keep their place and their size class. `cost` returns `None` for a request
+    /// whose cost stays.
+    pub fn reprice(&mut self, cost: impl Fn(&QueuedRequest) -> Option<Cost>) {
+        for queued in self.waiting.values_mut() {
+            let Some(cost) = cost(queued) else { continue };
+            let before = queued.usage();
+            queued.cost = cost;
+            let app = self.apps.get_mut(&queued.app).expect("a queued request's app is known");
+            app.reprice(queued.size, &before, &queued.usage());
+        }
     }
 
     /// Removes a request from the queue, for any reason.

@@ -65,12 +65,8 @@ impl Pricing {
     /// Completion tokens that a request will probably use: the mean of responses, at most `output` if the request has
     /// `max_completion_tokens`.
     pub(super) fn expected(&self, output: u32, states_max: bool) -> u32 {
-        match self.estimates.completion.mean() {
-            Some(usual) if states_max => (usual as u32).min(output),
-            Some(usual) => usual as u32,
-            None if states_max => output,
-            None => DEFAULT_COMPLETION,
-        }
+        let usual = self.estimates.completion.mean().map(|usual| usual as u32);
+        if states_max { usual.unwrap_or(output).min(output) } else { usual.unwrap_or(DEFAULT_COMPLETION) }
     }
 
     /// The lowest possible cost of a request.
