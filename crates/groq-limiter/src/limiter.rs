@@ -328,17 +328,17 @@ impl Limiter {
             events.push((head, Err(error)));
             return Step::Again;
         }
-        if self.charged() == Some(head) {
+        let (until, slot) = self.quotas.ready(&queued.cost, now);
+        if self.charged() == Some(head) || (until <= now && !self.quotas.is_attached()) {
             self.grant_queued(head, now, events);
             return Step::Again;
         }
         if self.quotas.is_attached() {
-            return self.ask_store(head, now, events);
-        }
-        let (until, slot) = self.quotas.ready(&queued.cost, now);
-        if until <= now {
-            self.grant_queued(head, now, events);
-            return Step::Again;
+            // The quotas of this process may not have been up to date when the head arrived.
+            if self.reject_if_late(head, now, events) {
+                return Step::Again;
+            }
+            return Step::Wait(self.sharing(now).and_then(|mut sharing| sharing.request(head)));
         }
         let blocked = Some((slot, until));
         match backfill(&mut self.queue, &self.quotas, head, until, now) {
@@ -352,15 +352,6 @@ impl Limiter {
                 Step::Wait(blocked)
             }
         }
-    }
-
-    /// Asks the store to charge the head. The head is tested again for its deadline, because the quotas of this process may
-    /// not have been up to date when it arrived.
-    fn ask_store(&mut self, head: Ticket, now: Ns, events: &mut Vec<Event>) -> Step {
-        if self.reject_if_late(head, now, events) {
-            return Step::Again;
-        }
-        Step::Wait(self.sharing(now).and_then(|mut sharing| sharing.request(head)))
     }
 
     /// Grants a queued request. It has waited for what has blocked the queue until now.

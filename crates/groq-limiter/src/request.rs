@@ -179,7 +179,7 @@ pub struct Cost {
 
 impl Cost {
     /// This cost with `tokens` completion tokens.
-    pub fn with_output(self, tokens: u32) -> Self {
+    pub(crate) fn with_output(self, tokens: u32) -> Self {
         Self { output: tokens, expected: tokens, ..self }
     }
 
@@ -193,11 +193,6 @@ impl Cost {
             Unit::Requests | Unit::OutputTokens => {}
         }
         self
-    }
-
-    /// The size for comparing requests: all tokens and seconds together.
-    pub fn size(&self) -> u64 {
-        u64::from(self.input) + u64::from(self.output) + u64::from(self.seconds)
     }
 
     /// The units that a dimension with this unit counts.

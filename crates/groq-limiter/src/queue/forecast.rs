@@ -34,21 +34,18 @@ impl Forecast {
         !wait.is_zero() && wait > Duration::from_nanos(left)
     }
 
-    /// Returns the time after which the same request could be sent within its max wait, in whole seconds and at least one.
-    pub fn retry_after(&self, max_wait: Ns) -> Duration {
-        let over = self.wait.mul_f64(CAUTION).saturating_sub(Duration::from_nanos(max_wait));
-        Duration::from_secs_f64(over.as_secs_f64().ceil().max(1.0))
-    }
-
     /// Returns the error of a request that cannot be sent before its deadline.
     pub fn not_in_time(&self, queued: &QueuedRequest, quotas: &QuotaSet) -> AdmissionError {
         let slot = self.slot.unwrap_or(0);
         let too_large = quotas.too_large_answer(&queued.cost).filter(|&(too_large, _)| too_large == slot);
+        let max_wait = Duration::from_nanos(queued.deadline.saturating_sub(queued.since));
+        let over = self.wait.mul_f64(CAUTION).saturating_sub(max_wait).as_secs_f64();
         AdmissionError::NotInTime {
             dimension: quotas.quotas.get(slot).map_or(Dimension::RPM, |quota| quota.dimension.clone()),
             wait: self.wait,
             fitting_max_completion_tokens: too_large.map(|(_, limit)| limit),
-            retry_after: self.retry_after(queued.deadline.saturating_sub(queued.since)),
+            // In whole seconds, after which the same request could be sent within its max wait.
+            retry_after: Duration::from_secs_f64(over.ceil().max(1.0)),
         }
     }
 }
