@@ -481,16 +481,13 @@ impl Limiter {
     fn learn(&mut self, learn: impl FnOnce(&mut Pricing)) {
         let before = self.pricing.assumed();
         learn(&mut self.pricing);
-        if self.pricing.assumed() == before || self.queue.is_empty() {
-            return;
+        if self.pricing.assumed() != before {
+            for queued in self.queue.iter_mut().filter(|queued| !queued.states_max && queued.requested.is_none()) {
+                queued.cost = self.pricing.with_assumed_output(queued.cost);
+            }
+            // At the new cost, some requests may be too late.
+            self.needs_recheck = true;
         }
-        let (queue, pricing) = (&mut self.queue, &self.pricing);
-        queue.reprice(|queued| {
-            let is_assumed = !queued.states_max && queued.requested.is_none();
-            is_assumed.then(|| pricing.with_assumed_output(queued.cost))
-        });
-        // At the new cost, some requests may be too late.
-        self.needs_recheck = true;
     }
 }
 

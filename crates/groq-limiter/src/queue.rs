@@ -20,7 +20,6 @@ pub use self::{
     request::{AppKey, Backlog, QueuedRequest, Start, Ticket},
 };
 use crate::{
-    request::Cost,
     sync::HashMap,
     types::{Ns, Priority},
 };
@@ -81,8 +80,7 @@ impl FairQueue {
         self.waiting.get(&ticket).map(|queued| &**queued)
     }
 
-    /// Returns the queued request with this ticket, mutably. Fields that determine its place in the queue must not be
-    /// changed.
+    /// Returns the queued request with this ticket, mutably. Neither its place in the queue nor its usage may be changed.
     pub fn get_mut(&mut self, ticket: Ticket) -> Option<&mut QueuedRequest> {
         self.waiting.get_mut(&ticket).map(|queued| &mut **queued)
     }
@@ -90,6 +88,11 @@ impl FairQueue {
     /// Returns the queued requests in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &QueuedRequest> {
         self.waiting.values().map(|queued| &**queued)
+    }
+
+    /// Returns the queued requests like [`Self::get_mut`], in no particular order.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut QueuedRequest> {
+        self.waiting.values_mut().map(|queued| &mut **queued)
     }
 
     /// Returns the backlog of one priority class.
@@ -147,18 +150,6 @@ impl FairQueue {
         self.deadlines.insert((queued.deadline, ticket));
         self.waiting.insert(ticket, Box::new(queued));
         ticket
-    }
-
-    /// Changes the cost of queued requests, which keep their place and their size class. `cost` returns `None` for a request
-    /// whose cost stays.
-    pub fn reprice(&mut self, cost: impl Fn(&QueuedRequest) -> Option<Cost>) {
-        for queued in self.waiting.values_mut() {
-            let Some(cost) = cost(queued) else { continue };
-            let before = queued.usage();
-            queued.cost = cost;
-            let app = self.apps.get_mut(&queued.app).expect("a queued request's app is known");
-            app.reprice(queued.size, &before, &queued.usage());
-        }
     }
 
     /// Removes a request from the queue, for any reason.

@@ -3,7 +3,6 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::request::{AppKey, Backlog, QueuedRequest, Start, Ticket};
-use crate::request::Cost;
 
 /// The number of size classes per app.
 pub(super) const SIZES: u8 = 4;
@@ -98,13 +97,6 @@ impl App {
         let class = &mut self.sizes[usize::from(queued.size)];
         class.fifo.remove(&queued.ticket);
         class.backlog.subtract(&queued.usage());
-    }
-
-    /// Replaces the usage of a queued request in the backlog.
-    pub(super) fn reprice(&mut self, size: u8, before: &Cost, after: &Cost) {
-        let backlog = &mut self.sizes[usize::from(size)].backlog;
-        backlog.subtract(before);
-        backlog.add(after);
     }
 
     /// Counts service for one size class and for the app; a negative amount takes it back.
