@@ -124,7 +124,7 @@ fn run_sequence(connection: &mut Connection, key: &str, steps: &[Step]) -> Resul
         let waiting = step.behind + usize::from(step.units.is_some());
         let request = json!({
             "epoch": began.to_string(), "position": replica.position, "asks": step.units.is_some(), "waiting": waiting,
-            "learnt": { "limits": {}, "answers": {} }, "cells": [cell],
+            "cells": [cell],
         });
         let reply = run(connection, key, step.replica, &request, now).map_err(|error| TestCaseError::fail(error.to_string()))?;
         let mut next = model.take().unwrap_or_else(|| Model { began: now, tat: knows, ..Model::default() });
@@ -267,7 +267,7 @@ impl Scenario<'_> {
         cell.as_object_mut().expect("an object").extend(changes.as_object().expect("an object").clone());
         let request = json!({
             "epoch": self.epoch, "position": 0, "asks": asks, "waiting": usize::from(asks),
-            "learnt": { "limits": {}, "answers": {} }, "cells": [cell],
+            "cells": [cell],
         });
         let (_, _, record) = run(self.connection, "{silent}", replica, &request, self.now).expect("a reply");
         self.epoch = record["epoch"].as_str().expect("text").to_owned();

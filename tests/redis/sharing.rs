@@ -148,16 +148,6 @@ async fn what_one_replica_learns_of_the_limits_holds_for_the_others() {
         assert!(start.elapsed() < Duration::from_secs(10), "{:?}", [&two, &third].map(|other| other.snapshot()));
         sleep(Duration::from_millis(10)).await;
     }
-    // After a response longer than the limit on output, the other replicas expect the same of their next responses.
-    let long = one.reserve(&admission("a", 1, 600), Instant::now() + Duration::from_secs(60), None).await;
-    let mut long = long.expect("the expected response is short");
-    long.sent(Instant::now());
-    long.settle(ActualUsage::Tokens { prompt: 1, completion: Some(520), prompt_total: 1 }, Instant::now());
-    let start = Instant::now();
-    while [&two, &third].iter().any(|other| other.forecast(&admission("a", 1, 600)).fitting_max_completion_tokens.is_none()) {
-        assert!(start.elapsed() < Duration::from_secs(10), "no long response is expected");
-        sleep(Duration::from_millis(10)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,7 +18,6 @@ use crate::{
     quota::{BucketState, Quota, Statements},
     request::Cost,
     settings::LimitSettings,
-    store::protocol::SharedKnowledge,
     types::{Dimension, Ns, Source, StatedLimit},
 };
 
@@ -334,11 +333,6 @@ impl QuotaSet {
         self.untold = before || !known.iter().all(is_told);
     }
 
-    /// Whether there is something learnt from Groq to report to the other replicas.
-    pub fn has_learnt(&self) -> bool {
-        self.untold || (self.expected_output.is_untold() && self.quotas.iter().any(Quota::counts_expected))
-    }
-
     /// With the plan `auto`: follows the plan that the headers show.
     pub(super) fn follow_plan(&mut self, now: Ns) {
         let shown = |dimension: &Dimension| {
@@ -378,12 +372,6 @@ impl QuotaSet {
     pub fn booked(&mut self, cost: Cost, now: Ns) -> Reserved {
         let snapshots = self.quotas.iter_mut().map(|quota| quota.booked(quota.units(&cost), now)).collect();
         Reserved::new(cost, self.position, snapshots, now)
-    }
-
-    /// Returns what Groq has stated or shown and the other replicas have not been told yet.
-    pub fn take_learnt(&mut self, now: Ns) -> SharedKnowledge {
-        let limits = if std::mem::take(&mut self.untold) { self.stated() } else { Vec::new() };
-        SharedKnowledge::new(&limits, &self.expected_output.take_untold(now), now)
     }
 
     /// Whether a settlement has to be reported to the store.

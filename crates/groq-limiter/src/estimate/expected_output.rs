@@ -8,8 +8,6 @@
 //! A refusal that states a larger figure than any known answer shows an answer to another process that uses the same key. If
 //! several refusals in a row state the output limits of the requests themselves, the upstream tests output limits after all.
 
-use std::collections::BTreeMap;
-
 use crate::types::Ns;
 
 const SECOND: Ns = 1_000_000_000;
@@ -40,19 +38,17 @@ pub struct ExpectedOutputs {
     output_limits: u8,
     /// Until this time the upstream is assumed to test output limits.
     output_limits_until: Ns,
-    /// Whether more is expected than was reported to the other replicas.
-    untold: bool,
 }
 
 /// An answer that is larger than any later one of its key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LargestAnswer {
+#[derive(Clone, Copy, Debug)]
+struct LargestAnswer {
     /// Identifies the API key.
-    pub key: u32,
+    key: u32,
     /// The number of its completion tokens.
-    pub tokens: u32,
+    tokens: u32,
     /// The time at which it ended.
-    pub ended: Ns,
+    ended: Ns,
 }
 
 impl ExpectedOutputs {
@@ -73,8 +69,16 @@ impl ExpectedOutputs {
 
     /// Adds an answer that ends now with this number of completion tokens.
     pub fn answered(&mut self, key: u32, tokens: u32, now: Ns) {
-        self.untold |= self.of(key, u32::MAX, now) < tokens;
-        self.insert(LargestAnswer { key, tokens, ended: now });
+        // Smaller answers that ended earlier can never be the largest again.
+        let is_obsolete = |old: &LargestAnswer| old.key == key && old.tokens <= tokens;
+        self.answers.retain(|old| !is_obsolete(old) && now < old.ended.saturating_add(LONGEST));
+        self.answers.push(LargestAnswer { key, tokens, ended: now });
+        // Without the smallest answer, too little may be expected later, which costs a refusal at most.
+        if self.answers.len() > REMEMBERED
+            && let Some((smallest, _)) = self.answers.iter().enumerate().min_by_key(|(_, answer)| answer.tokens)
+        {
+            self.answers.remove(smallest);
+        }
     }
 
     /// Learns from a refusal that stated `requested` tokens for a request with this output limit (`u32::MAX` without one).
@@ -111,29 +115,6 @@ impl ExpectedOutputs {
         self.learnt_window = larger.or(older).or(self.learnt_window);
     }
 
-    /// Returns the largest answer of each key to report to the other replicas; nothing if all were reported before.
-    pub fn take_untold(&mut self, now: Ns) -> Vec<LargestAnswer> {
-        if !std::mem::take(&mut self.untold) {
-            return Vec::new();
-        }
-        // The oldest answer of a key is its largest, so it comes last.
-        let counting = self.answers.iter().rev().filter(|answer| self.counts(answer, now));
-        let largest: BTreeMap<u32, LargestAnswer> = counting.map(|answer| (answer.key, *answer)).collect();
-        largest.into_values().collect()
-    }
-
-    /// Whether [`Self::take_untold`] would return something to report.
-    pub fn is_untold(&self) -> bool {
-        self.untold
-    }
-
-    /// Adds an answer that another replica has reported.
-    pub fn heard(&mut self, answer: LargestAnswer, now: Ns) {
-        if answer.ended.saturating_add(LONGEST) > now {
-            self.insert(LargestAnswer { ended: answer.ended.min(now), ..answer });
-        }
-    }
-
     /// Returns the units that the answers of all keys have left in use of a limit that fills at `rate` units per second. The
     /// result is rounded up; rounded down, the next request would be sent too early by the time of one unit. Smaller answers
     /// that ended before larger ones are not kept, so they do not count.
@@ -145,24 +126,6 @@ impl ExpectedOutputs {
             used = ((used.0 - drained).max(0.0) + f64::from(tokens), at);
         }
         used.0.ceil() as u64
-    }
-
-    fn insert(&mut self, new: LargestAnswer) {
-        let is_later_and_larger =
-            |a: &LargestAnswer, b: &LargestAnswer| a.key == b.key && a.ended >= b.ended && a.tokens >= b.tokens;
-        if self.answers.iter().any(|old| is_later_and_larger(old, &new)) {
-            return;
-        }
-        // Smaller answers that ended earlier can never be the largest again.
-        self.answers.retain(|old| !is_later_and_larger(&new, old) && new.ended < old.ended.saturating_add(LONGEST));
-        let place = self.answers.partition_point(|old| old.ended <= new.ended);
-        self.answers.insert(place, new);
-        // Without the smallest answer, too little may be expected later, which costs a refusal at most.
-        if self.answers.len() > REMEMBERED
-            && let Some((smallest, _)) = self.answers.iter().enumerate().min_by_key(|(_, answer)| answer.tokens)
-        {
-            self.answers.remove(smallest);
-        }
     }
 
     /// Returns the answers of this key, the oldest and largest first.

@@ -7,6 +7,8 @@
 //! change. So a large request is not passed by smaller ones of other replicas, and a replica that is granted one request and
 //! has more goes to the end of the row.
 
+use std::mem;
+
 use crate::{
     queue::{FairQueue, Ticket},
     quota::Quota,
@@ -73,7 +75,7 @@ impl StoreSession {
 
     /// Takes the store's reservation for this request; `None` if there is none.
     pub(super) fn take_granted(&mut self, ticket: Ticket) -> Option<Reserved> {
-        match std::mem::take(&mut self.head) {
+        match mem::take(&mut self.head) {
             Head::Granted(granted, reserved) if granted == ticket => Some(reserved),
             other => {
                 self.head = other;
@@ -118,7 +120,7 @@ impl Sharing<'_> {
 
     /// Makes a transaction due if there is something to report: at once what Groq has stated, settlements after `delay` ns.
     pub fn report(self, delay: Ns) {
-        if self.quotas.has_learnt() {
+        if self.quotas.untold {
             self.session.report_by(self.now);
         } else if self.quotas.has_settled() {
             self.session.report_by(self.now + delay);
@@ -186,7 +188,7 @@ impl Sharing<'_> {
             position: quotas.position,
             asks: head.is_some(),
             waiting: queue.len(),
-            learnt: quotas.take_learnt(now),
+            limits: mem::take(&mut quotas.untold).then(|| serde_json::to_string(&quotas.stated()).unwrap_or_default()),
             cells: quotas.quotas.iter_mut().filter_map(|quota| quota.cell(cost.as_ref(), now)).collect(),
         })
     }
@@ -249,9 +251,6 @@ impl Sharing<'_> {
         }
         let reserved = charged.map(|cost| quotas.booked(cost, *now));
         quotas.adopt(&state.limits(), *now);
-        for answer in state.answers(at) {
-            quotas.expected_output.heard(answer, *now);
-        }
         (session.version, session.ahead, session.room_at) = (state.version, state.ahead, 0);
         if state.holds_reservations() {
             session.report_by(*now + RENEWAL);

@@ -13,7 +13,6 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use crate::{
-    estimate::expected_output::LargestAnswer,
     quota::send_history::BucketState,
     types::{Ns, StatedLimit},
 };
@@ -32,8 +31,9 @@ pub struct Transaction {
     pub asks: bool,
     /// Number of queued requests, including the head.
     pub waiting: usize,
-    /// What Groq has stated or shown since the last transaction.
-    pub learnt: SharedKnowledge,
+    /// All limits that Groq has stated, if there is news; a JSON text, because the script would round large numbers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<String>,
     /// One for each dimension that has a limit.
     pub cells: Vec<Cell>,
 }
@@ -105,8 +105,9 @@ pub struct State {
     pub version: u64,
     /// The newest send position. If a reservation was granted, this is its position.
     pub position: u64,
-    /// What Groq has stated or shown to any replica.
-    learnt: SharedKnowledge,
+    /// The limits that Groq has stated, by the last replica that had news.
+    #[serde(default)]
+    limits: String,
     /// The quota of each dimension, by code.
     pub quotas: BTreeMap<String, SharedQuota>,
     replicas: BTreeMap<String, Replica>,
@@ -138,21 +139,6 @@ struct Replica {
     held: BTreeMap<String, IgnoredAny>,
 }
 
-/// What replicas learn from each other.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct SharedKnowledge {
-    /// Limits that Groq has stated, by code. They are JSON texts, because the script would round large numbers.
-    limits: BTreeMap<String, String>,
-    /// The largest recent answer of each API key.
-    answers: BTreeMap<u32, SharedAnswer>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-struct SharedAnswer {
-    tokens: u32,
-    ended: f64,
-}
-
 impl State {
     /// The record with [`Self::ahead`] set for `replica`.
     #[must_use]
@@ -177,31 +163,13 @@ impl State {
         })
     }
 
-    /// The limits that Groq has stated to any replica.
+    /// The limits that Groq has stated.
     pub fn limits(&self) -> Vec<StatedLimit> {
-        self.learnt.limits.values().filter_map(|text| serde_json::from_str(text).ok()).collect()
-    }
-
-    /// The largest answers that any replica has received. `at` is the time on the limiter's clock at which the record was
-    /// written.
-    pub fn answers(&self, at: Ns) -> impl Iterator<Item = LargestAnswer> {
-        let answers = self.learnt.answers.iter();
-        answers.map(move |(&key, &SharedAnswer { tokens, ended })| LargestAnswer { key, tokens, ended: self.instant(ended, at) })
+        serde_json::from_str(&self.limits).unwrap_or_default()
     }
 
     fn instant(&self, time: f64, at: Ns) -> Ns {
         at.saturating_add_signed(nanos(time - self.now))
-    }
-}
-
-impl SharedKnowledge {
-    /// What is reported in a transaction that is made at `now`.
-    pub(crate) fn new(limits: &[StatedLimit], answers: &[LargestAnswer], now: Ns) -> Self {
-        let limit = |limit: &StatedLimit| Some((limit.dimension.code.to_string(), serde_json::to_string(limit).ok()?));
-        let answer = |&LargestAnswer { key, tokens, ended }: &LargestAnswer| {
-            (key, SharedAnswer { tokens, ended: (micros(ended) - micros(now)) as f64 })
-        };
-        Self { limits: limits.iter().filter_map(limit).collect(), answers: answers.iter().map(answer).collect() }
     }
 }
 
@@ -222,7 +190,7 @@ mod tests {
     use super::*;
     use crate::types::{Dimension, Source, Unit};
 
-    const RECORD: &str = r#"{"epoch":"1700000000000000","now":5e6,"version":3,"position":2,"learnt":{"limits":{},"answers":{}},
+    const RECORD: &str = r#"{"epoch":"1700000000000000","now":5e6,"version":3,"position":2,"limits":"",
         "quotas":{"TPM":{"tat":8e6,"corrections":-7}},
         "replicas":{"a":{"heard":5e6,"since":1,"share":10,"held":{"TPM":{"span":5,"corrections":0}}},
                     "b":{"heard":5e6,"since":2,"share":20,"held":{}},"c":{"heard":5e6,"held":{}}}}"#;
@@ -255,21 +223,18 @@ mod tests {
             let waits = |since, share| Replica { since: Some(since), share, held: BTreeMap::new() };
             let replicas = [("a", waits(0, shares.0)), ("b", waits(1, shares.1)), ("c", waits(2, 0))];
             let replicas = replicas.map(|(name, replica)| (name.to_owned(), replica)).into();
-            let learnt = SharedKnowledge { answers: [(1, SharedAnswer { tokens: 5, ended: time })].into(), ..Default::default() };
-            let state = State { now, quotas, replicas, learnt, ..State::default() }.seen_by("c");
+            let state = State { now, quotas, replicas, ..State::default() }.seen_by("c");
             prop_assert_eq!(state.ahead, Some(shares.0.saturating_add(shares.1)));
             prop_assert_eq!(state.views(at).count(), 1);
-            prop_assert_eq!(state.answers(at).count(), 1);
         }
     }
 
     #[test]
-    fn what_is_learnt_there_and_back_is_the_same() {
+    fn a_limit_of_any_size_passes_the_store_unchanged() {
         let limit = |dimension, source| StatedLimit { dimension, limit: u64::MAX, source };
         let odd = Dimension { code: "R10S".into(), unit: Unit::Requests, period: std::time::Duration::from_secs(10) };
         let limits = vec![limit(Dimension::OTPM, Source::UpstreamRefusal), limit(odd, Source::Headers)];
-        let answers = vec![LargestAnswer { key: 7, tokens: 1029, ended: 2_000_000 }];
-        let state = State { learnt: SharedKnowledge::new(&limits, &answers, 5_000_000), ..State::default() };
-        assert_eq!((state.limits(), state.answers(5_000_000).collect()), (limits, answers));
+        let state = State { limits: serde_json::to_string(&limits).expect("JSON"), ..State::default() };
+        assert_eq!(state.limits(), limits);
     }
 }

@@ -14,7 +14,7 @@ local time = redis.call('TIME')
 local clock = time[1] * 1000000 + time[2]
 local stored = redis.call('GET', KEYS[1])
 local record = stored and cjson.decode(stored) or {
-  epoch = string.format('%.0f', clock), version = 0, position = 0, quotas = {}, replicas = {}, learnt = { limits = {}, answers = {} },
+  epoch = string.format('%.0f', clock), version = 0, position = 0, quotas = {}, replicas = {}, limits = '',
 }
 local now = clock - record.epoch
 record.now, record.version = now, record.version + 1
@@ -90,15 +90,7 @@ for _, cell in ipairs(request.cells) do
   if span > 0 then own.held[cell.code] = { span = span, corrections = quota.corrections } end
 end
 
--- Keeps the newest statement of every limit, and the largest answer of every API key for 10 minutes, the longest time for
--- which it may count.
-local limits, answers = record.learnt.limits, record.learnt.answers
-for code, limit in pairs(request.learnt.limits) do limits[code] = limit end
-for key, answer in pairs(request.learnt.answers) do answers[key] = { tokens = answer.tokens, ended = now + answer.ended } end
-for key, answer in pairs(answers) do
-  if answer.ended + 600000000 < now then answers[key] = nil end
-end
-
+record.limits = request.limits or record.limits
 local text = cjson.encode(record)
 redis.call('SET', KEYS[1], text, 'PX', string.format('%.0f', longest / 1000 + 600000))
 redis.call('PUBLISH', ARGV[3], KEYS[1] .. ' ' .. text)
