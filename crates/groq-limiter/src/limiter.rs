@@ -53,8 +53,6 @@ pub struct Limiter {
     gate: Gate,
     /// The session with the store; `None` if quotas are not shared between replicas.
     store: Option<Box<StoreSession>>,
-    /// The latest `now` of any call. The limiter's clock never goes back.
-    clock: Ns,
     /// Time of the last submitted or settled request.
     used_at: Ns,
     /// Requests that are granted and not settled.
@@ -84,7 +82,6 @@ impl Limiter {
             queue: FairQueue::default(),
             gate: Gate::default(),
             store: None,
-            clock: now,
             used_at: now,
             in_flight: 0,
             refusals: 0,
@@ -176,11 +173,9 @@ impl Limiter {
         self.leave(ticket, now);
     }
 
-    /// Advances the clock to `now`, and returns the clock's time.
+    /// Advances the clock to `now`, and returns the clock's time. It never goes back.
     fn advance(&mut self, now: Ns) -> Ns {
-        self.clock = self.clock.max(now);
-        self.quotas.tick(self.clock);
-        self.clock
+        self.quotas.tick(now)
     }
 
     /// Like [`Self::advance`], and notes that the limiter is in use.

@@ -105,12 +105,11 @@ impl QuotaSet {
         })
     }
 
-    /// Advances every quota to `now`.
-    pub fn tick(&mut self, now: Ns) {
-        self.now = now;
-        for quota in &mut self.quotas {
-            quota.tick(now);
-        }
+    /// Advances every quota to `now`, and returns the time, which never goes back.
+    pub fn tick(&mut self, now: Ns) -> Ns {
+        self.now = self.now.max(now);
+        self.quotas.iter_mut().for_each(|quota| quota.tick(self.now));
+        self.now
     }
 
     /// Returns the cost with the output that is currently expected.
