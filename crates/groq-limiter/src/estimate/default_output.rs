@@ -41,7 +41,7 @@ impl AssumedOutput {
     /// Applies the header of a response to a request with at least `prompt` tokens.
     pub fn shown(&mut self, shown: RemoteQuota, prompt: u64, now: Ns) {
         let used = shown.limit.saturating_sub(shown.remaining);
-        if is_bound(used, prompt, shown.limit) {
+        if shows_reserve(used, prompt, shown.limit) {
             self.at_most(used, prompt, now);
         }
     }
@@ -61,8 +61,9 @@ impl AssumedOutput {
     }
 }
 
-/// Whether a header that shows `used` units of `limit` in use bounds the reserve of a request with `prompt` tokens.
-fn is_bound(used: u64, prompt: u64, limit: u64) -> bool {
+/// Whether a header that shows `used` units of `limit` in use is about the reserve of a request with `prompt` tokens, and not
+/// mostly about other requests.
+fn shows_reserve(used: u64, prompt: u64, limit: u64) -> bool {
     used.saturating_sub(prompt) < limit / LITTLE_USED
 }
 
@@ -84,8 +85,8 @@ mod tests {
         assert_eq!(assumed.tokens(), 30);
         assumed.at_most(7000, 50, 0);
         assert_eq!(assumed.tokens(), 30);
-        assert!(is_bound(65_546, 10, 250_000) && is_bound(3010, 3000, 8000));
-        assert!(!is_bound(125_000, 10, 250_000));
+        assert!(shows_reserve(65_546, 10, 250_000) && shows_reserve(3010, 3000, 8000));
+        assert!(!shows_reserve(125_000, 10, 250_000));
     }
 
     #[test]

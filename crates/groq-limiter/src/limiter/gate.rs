@@ -50,8 +50,8 @@ impl Gate {
         (self.is_known, self.refusals) = (true, 0);
     }
 
-    /// Notes a refusal. If no quota explains it, all requests pause: for 1 s, doubled with every such refusal up to 32 s, or for the
-    /// refusal's `retry-after` if that is longer.
+    /// Notes a refusal. If no quota explains it, all requests pause: for 1 s, doubled with every such refusal up to 32 s, or for
+    /// the refusal's `retry-after` if that is longer.
     pub(super) fn refused(&mut self, is_explained: bool, retry_after: Option<Duration>, now: Ns) {
         self.is_known = true;
         if !is_explained {

@@ -18,7 +18,8 @@ pub fn size_class(quotas: &QuotaSet, cost: &Cost) -> u8 {
     [1.0 / 32.0, 1.0 / 8.0, 0.5].iter().filter(|&&bound| share > bound).count() as u8
 }
 
-/// Returns the service that `cost` is for its app: its largest share, over all dimensions, of what is left plus what refills within a minute.
+/// Returns the service that `cost` is for its app: its largest share, over all dimensions, of what is left plus what refills
+/// within a minute.
 pub fn service(quotas: &QuotaSet, cost: &Cost, now: Ns) -> f64 {
     let shares = quotas.quotas.iter().map(|quota| {
         let bucket = quota.bucket();
