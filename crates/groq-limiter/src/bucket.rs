@@ -38,8 +38,8 @@ pub const NEVER: Ns = Ns::MAX;
 /// The bucket of one limit.
 #[derive(Debug)]
 pub struct Bucket {
-    /// Both its store and its clock are handles of the same [`State`].
-    limiter: RateLimiter<NotKeyed, State, State, NoOpMiddleware<Nanos>>,
+    /// Both its store and its clock are handles of the same [`GcraState`].
+    limiter: RateLimiter<NotKeyed, GcraState, GcraState, NoOpMiddleware<Nanos>>,
     /// Units per period; [`Self::UNLIMITED`] without a limit.
     limit: NonZeroU32,
     /// The time in which an empty bucket fills, ns.
@@ -60,7 +60,7 @@ impl Bucket {
         // Rounded up, so that the bucket never fills faster than the upstream's.
         let unit = period.div_ceil(u64::from(limit.get()));
         let quota = Quota::with_period(Duration::from_nanos(unit)).expect("a unit takes time").allow_burst(limit);
-        let state = State::default();
+        let state = GcraState::default();
         Self { limiter: RateLimiter::new(quota, state.clone(), state), limit, period, unit }
     }
 
@@ -195,7 +195,7 @@ impl Bucket {
         1e9 / self.unit as f64
     }
 
-    fn state(&self) -> &State {
+    fn state(&self) -> &GcraState {
         self.limiter.clock()
     }
 }
@@ -205,7 +205,7 @@ impl Bucket {
 /// The cells are atomic because governor's traits take `&self`. Relaxed ordering is enough, because buckets are used under a
 /// lock.
 #[derive(Clone, Debug, Default)]
-struct State(Arc<Cells>);
+struct GcraState(Arc<Cells>);
 
 #[derive(Debug, Default)]
 struct Cells {
@@ -220,13 +220,13 @@ struct Cells {
     take: AtomicBool,
 }
 
-impl State {
+impl GcraState {
     fn set(&self, tat: Ns) {
         self.0.tat.store(tat, Relaxed);
     }
 }
 
-impl Clock for State {
+impl Clock for GcraState {
     type Instant = Nanos;
 
     fn now(&self) -> Nanos {
@@ -234,7 +234,7 @@ impl Clock for State {
     }
 }
 
-impl StateStore for State {
+impl StateStore for GcraState {
     type Key = NotKeyed;
 
     fn measure_and_replace<T, F, E>(&self, _: &NotKeyed, f: F) -> Result<T, E>

@@ -4,9 +4,9 @@
 
 mod graph;
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
-use graph::{Graph, cycle, graph, paths};
+use graph::{Graph, cycle, files, graph, paths};
 
 const BEGIN: &str = "<!-- files: begin -->";
 const END: &str = "<!-- files: end -->";
@@ -15,6 +15,22 @@ const END: &str = "<!-- files: end -->";
 fn imports_have_no_cycle() {
     let found = cycle(&graph(&source("src")));
     assert_eq!(found, None, "files that import each other in a cycle");
+}
+
+/// All methods of a type stand in one file. Implementations of traits may stand with the trait.
+#[test]
+fn no_type_has_methods_in_several_files() {
+    let mut places: BTreeMap<String, String> = BTreeMap::new();
+    for (file, code) in files(&source("src")) {
+        for line in code.lines().filter(|line| line.starts_with("impl") && !line.contains(" for ")) {
+            let generic = line.strip_prefix("impl<").and_then(|line| line.split_once("> "));
+            let name = generic.map_or_else(|| line.trim_start_matches("impl "), |(_, name)| name);
+            let name = name.split(['<', ' ']).next().unwrap_or_default();
+            let before = places.insert(name.to_owned(), file.clone());
+            assert!(before.as_ref().is_none_or(|before| *before == file), "{name}: {before:?} and {file}");
+        }
+    }
+    assert!(places.contains_key("Limiter") && places.contains_key("Timer"), "{places:?}");
 }
 
 #[test]

@@ -35,11 +35,17 @@ pub(crate) fn cycle(graph: &Graph) -> Option<Vec<String>> {
 
 /// Reads the import graph of the files below a crate's `src`.
 pub(crate) fn graph(root: &Path) -> Graph {
+    let files = files(root);
+    let modules: BTreeSet<String> = files.keys().cloned().collect();
+    files.iter().map(|(module, code)| (module.clone(), imports(module, code, &modules))).collect()
+}
+
+/// Reads the code of every module below a crate's `src`, without comments and tests.
+pub(crate) fn files(root: &Path) -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
     collect(root, root, &mut files);
     assert!(files.len() > 20, "only {} files found", files.len());
-    let modules: BTreeSet<String> = files.keys().cloned().collect();
-    files.iter().map(|(module, code)| (module.clone(), imports(module, code, &modules))).collect()
+    files
 }
 
 /// Collects the code of every module below `at`, without comments and tests.
