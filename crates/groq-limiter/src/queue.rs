@@ -156,10 +156,6 @@ impl FairQueue {
     pub fn remove(&mut self, ticket: Ticket) -> Option<QueuedRequest> {
         let mut queued = self.waiting.remove(&ticket)?;
         self.woken.extend(queued.waker.take());
-        if self.waiting.is_empty() {
-            // Release the memory of a queue that was long.
-            self.waiting = HashMap::default();
-        }
         self.deadlines.remove(&(queued.deadline, ticket));
         let app = self.apps.get_mut(&queued.app).expect("a queued request's app is known");
         app.leave(&queued);
