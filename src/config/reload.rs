@@ -59,7 +59,7 @@ impl Reload {
         Self { source, seen: Mutex::new(Seen { settings, notes, looked: read.clone(), read }) }
     }
 
-    /// Whether the file's text is another than was read, and the same as at the last look. An empty file is none to be read:
+    /// Whether the file's text differs from what was read, and has not changed since the last look. An empty file is ignored:
     /// it may be about to be written, even if it has been empty for a second.
     ///
     /// To be asked about once a second: a file that is being written is left alone until the next look. The text is compared and

@@ -32,7 +32,7 @@ use crate::{ablation::Mechanism, types::Ns};
 /// mistake cannot block the limiter for longer.
 const MAX_DEBT_PERIODS: u64 = 10;
 
-/// The time at which an amount fits that is larger than the limit.
+/// Returned for an amount that is larger than the limit: it never fits.
 pub const NEVER: Ns = Ns::MAX;
 
 /// The bucket of one limit.
@@ -180,6 +180,11 @@ impl Bucket {
         self.unit.saturating_mul(amount)
     }
 
+    /// Returns the time in which `amount` units come back, as a correction, ns.
+    pub fn signed_span(&self, amount: u64) -> i64 {
+        i64::try_from(self.span(amount)).unwrap_or(i64::MAX)
+    }
+
     /// Returns the remaining units; negative if the bucket is in debt.
     pub fn remaining(&self, now: Ns) -> f64 {
         f64::from(self.limit.get()) - self.used(now)
@@ -198,6 +203,15 @@ impl Bucket {
     fn state(&self) -> &GcraState {
         self.limiter.clock()
     }
+}
+
+/// The state of a bucket at one time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BucketState {
+    /// The time at which the bucket is full again.
+    pub tat: Ns,
+    /// Sum of all corrections by headers and refusals, ns.
+    pub corrections: i64,
 }
 
 /// The store and the clock of a bucket's governor limiter. governor takes each of them by value, so they share their cells.

@@ -23,16 +23,18 @@
 //! | the limits: the operator's, those of a plan, those that Groq states | `quota_set/initial_limits`, `quota/statements` |
 //! | corrections by headers and refusals | `quota_set/corrections`, `quota/reconcile`, `quota/send_history` |
 //! | usage of the same limits by other programs | `quota/external` |
-//! | the order of the queue, and the forecast of waits | [`queue`], `queue/backfill`, `queue/forecast` |
+//! | what holds back all requests: a cold start, and refusals that no quota explains | `limiter/gate` |
+//! | the order of the queue, and the forecast of waits | [`queue`] and `queue/service`, `queue/backfill`, `queue/forecast` |
 //! | what a request costs, by the estimates learnt from responses | `limiter/pricing`, [`estimate`] |
-//! | the limiter of one organization, model and tier as a state machine | [`limiter`] |
+//! | the limiter of one organization, model and tier as a state machine: admission, dispatch, settlement | [`limiter`] |
 //! | the state file, which keeps used amounts over a restart | `store/file` |
-//! | quotas that replicas share, and what happens without Redis | `store`, `limiter/sharing`, `quota/remote` |
+//! | quotas that replicas share, and what happens without Redis | `store`, `limiter/sharing`, `quota/share`, `quota/remote` |
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
+use self::{limiter::sharing::Sharing, registry::Registry, request::Scope, settings::Settings, shared::Submitted, sync::lock};
 pub use self::{
     limiter::{
         Requeue,
@@ -44,7 +46,6 @@ pub use self::{
     store::StoreHandle,
     types::Source,
 };
-use self::{registry::Registry, request::Scope, settings::Settings, shared::Submitted, sync::lock};
 
 #[doc(hidden)]
 pub mod ablation;
@@ -112,7 +113,9 @@ impl Limiters {
     pub fn reconfigure(&self, settings: Settings) {
         lock(&self.0.common.occupancy).bounds = settings.queue;
         let tables = settings.limits.clone();
-        *lock(&self.0.settings) = settings;
+        let mut current = lock(&self.0.settings);
+        *current = Settings { redis: current.redis.take(), ..settings };
+        drop(current);
         for limiter in self.0.all() {
             limiter.change(limiter.now(), |limiter, now| limiter.reconfigure(tables.clone(), now));
         }
@@ -221,7 +224,7 @@ impl Limiters {
         let Some(timeout) = lock(&self.0.settings).redis.as_ref().map(|redis| redis.timeout) else { return saved };
         let limiters = self.0.all();
         for limiter in &limiters {
-            limiter.change(limiter.now(), |limiter, now| limiter.sharing(now).map(|sharing| sharing.report(0)));
+            limiter.change(limiter.now(), |limiter, now| limiter.sharing(now).map(Sharing::report_last));
         }
         // Twice, because the report of a limiter may have to wait for the answer to its previous one.
         let end = Instant::now() + 2 * timeout;

@@ -231,7 +231,7 @@ impl Limiter {
     fn leave(&mut self, ticket: Ticket, now: Ns) -> Option<QueuedRequest> {
         if let Some(reserved) = self.store.as_mut().and_then(|store| store.take_granted(ticket)) {
             self.quotas.settle(reserved, Cost::default(), now);
-            self.report(now);
+            self.report(0, now);
         }
         self.queue.remove(ticket)
     }
@@ -279,7 +279,7 @@ impl Limiter {
             }
         }
         let deadline = self.queue.next_deadline().map(|(at, _)| at);
-        let report = self.sharing(now).and_then(|sharing| sharing.report_at());
+        let report = self.sharing(now).and_then(|sharing| sharing.next_report());
         self.wake = [self.wake, self.blocked_until(), deadline, report].into_iter().flatten().min();
     }
 
@@ -330,7 +330,7 @@ impl Limiter {
         }
         if self.quotas.is_attached() {
             // The quotas of this process may not have been up to date when the head arrived.
-            if self.reject_if_late(head, now, events) {
+            if !self.is_reporting() && self.reject_if_late(head, now, events) {
                 return Step::Again;
             }
             return Step::Wait(self.sharing(now).and_then(|mut sharing| sharing.request(head)));
@@ -405,7 +405,7 @@ impl Limiter {
             let prompt = self.pricing.least(&grant.queued).input.into();
             self.learn(|pricing| pricing.estimates.assumed.shown(shown, prompt, now));
         }
-        self.report(now);
+        self.report(SETTLEMENT_DELAY, now);
     }
 
     /// Ends the request, and replaces its reservation by what it has used. The caller dispatches.
@@ -420,7 +420,7 @@ impl Limiter {
             self.quotas.answered(&grant.reserved);
         }
         self.quotas.settle(grant.reserved, used, now);
-        self.report(now);
+        self.report(SETTLEMENT_DELAY, now);
     }
 
     /// Updates the estimates by what the request has used. Seconds of audio are known beforehand.
@@ -455,7 +455,7 @@ impl Limiter {
         let mut corrections = Corrections::new(&mut self.quotas, &mut grant.reserved, delay, now);
         let is_explained = match text.map(|text| (text, corrections.refusal_text(text, max))) {
             Some((text, Some(dimension))) => {
-                requested = Some((dimension.unit, saturated(text.requested)));
+                requested = grant.stated(dimension.unit, saturated(text.requested));
                 // The text states the sum of prompt and assumed completion tokens. A request that can never succeed is left out,
                 // because its prompt may be all of the sum.
                 if !states_max && !text.hopeless() && dimension.unit == Unit::Tokens {
@@ -477,7 +477,7 @@ impl Limiter {
         let before = self.pricing.assumed();
         learn(&mut self.pricing);
         if self.pricing.assumed() != before {
-            for queued in self.queue.iter_mut().filter(|queued| !queued.states_max && queued.requested.is_none()) {
+            for queued in self.queue.iter_mut().filter(|queued| queued.assumes_output()) {
                 queued.cost = self.pricing.with_assumed_output(queued.cost);
             }
             // At the new cost, some requests may be too late.
@@ -493,13 +493,13 @@ impl Limiter {
         let now = self.use_at(now);
         let queued = self.read(request, now, now, None);
         let grant = self.grant(queued, None, None, now);
-        self.report(now);
+        self.report(SETTLEMENT_DELAY, now);
         grant
     }
 
     /// Makes the next dispatch grant all waiting requests, into debt if there is no room. The caller dispatches.
     pub fn release_waiting(&mut self) {
-        self.releases_all = true;
+        self.releases_all = !self.queue.is_empty();
     }
 
     /// The limits that Groq has stated.
@@ -511,7 +511,7 @@ impl Limiter {
     pub(crate) fn adopt_limits(&mut self, stated: &[StatedLimit], now: Ns) {
         let now = self.advance(now);
         self.quotas.adopt(stated, now);
-        self.quotas.untold = false;
+        self.quotas.unreported = false;
     }
 }
 
@@ -533,10 +533,10 @@ impl Limiter {
         Some(Sharing { session: store.as_deref_mut()?, quotas, queue, now })
     }
 
-    /// Makes a transaction with the store due if there is something to report.
-    fn report(&mut self, now: Ns) {
+    /// Makes a transaction with the store due after `delay` ns if there is something to report.
+    fn report(&mut self, delay: Ns, now: Ns) {
         if let Some(sharing) = self.sharing(now) {
-            sharing.report(SETTLEMENT_DELAY);
+            sharing.report(delay);
         }
     }
 
@@ -555,8 +555,7 @@ impl Limiter {
 
     /// Whether dropping the limiter would lose nothing: it is unused, its buckets are full, and Groq has stated none of its
     /// limits.
-    pub fn is_new(&mut self, now: Ns) -> bool {
-        let now = self.advance(now);
+    pub fn is_new(&self, now: Ns) -> bool {
         let is_new = |quota: &Quota| quota.statements.stated.is_none() && quota.bucket().tat() <= now;
         self.unused_since().is_some() && self.quotas().iter().all(is_new)
     }

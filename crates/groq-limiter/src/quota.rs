@@ -15,10 +15,10 @@ use self::{
     send_history::SendHistory,
     share::OwnShare,
 };
-pub use self::{reconcile::Reported, send_history::BucketState, statements::Statements};
+pub use self::{reconcile::Reported, statements::Statements};
 use crate::{
     ablation::Mechanism,
-    bucket::Bucket,
+    bucket::{Bucket, BucketState},
     request::Cost,
     store::protocol::Cell,
     types::{Dimension, Ns, Unit},
@@ -206,7 +206,7 @@ impl Quota {
         self.count(units, now);
         self.bucket.take_or_debit(units, now);
         // If there is a store, it has not charged this reservation.
-        self.add_settled(self.span(units) as i64);
+        self.add_settled(self.bucket.signed_span(units));
     }
 
     /// Counts a reservation in everything except the bucket.
@@ -250,7 +250,7 @@ impl Quota {
         self.spending = (self.spending + used as f64 - units as f64).max(0.0);
         self.bucket.settle(units, used, now);
         self.sends.given_back(self.span(units.saturating_sub(used)), now);
-        self.add_settled(self.span(used) as i64 - self.span(units) as i64);
+        self.add_settled(self.bucket.signed_span(used).saturating_sub(self.bucket.signed_span(units)));
         self.share.settle(units, used, now);
     }
 
@@ -311,7 +311,7 @@ impl Quota {
         if let Some(remote) = &mut self.remote {
             remote.outstanding = self.bucket.rescale(remote.outstanding, unit);
         }
-        (self.refusals, self.external) = (Refusals::default(), ExternalUsage::default());
+        (self.refusals.last, self.external) = (None, ExternalUsage::default());
         self.set_headroom(self.share.headroom, now);
     }
 

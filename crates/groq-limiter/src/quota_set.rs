@@ -14,8 +14,9 @@ use smallvec::smallvec;
 pub use self::reserved::Reserved;
 use self::{initial_limits::InitialLimits, sole_use::SoleUse};
 use crate::{
+    bucket::BucketState,
     estimate::expected_output::ExpectedOutputs,
-    quota::{BucketState, Quota, Statements},
+    quota::{Quota, Statements},
     request::Cost,
     settings::LimitSettings,
     types::{Dimension, Ns, Source, StatedLimit},
@@ -46,7 +47,7 @@ pub struct QuotaSet {
     /// How replicas share these quotas; `None` if they do not.
     shared: Option<Shared>,
     /// Whether Groq has stated a limit that is not reported to the other replicas yet.
-    pub(crate) untold: bool,
+    pub(crate) unreported: bool,
 }
 
 /// How replicas share the quotas.
@@ -69,7 +70,7 @@ impl QuotaSet {
             sole_use: SoleUse::default(),
             now,
             shared: None,
-            untold: false,
+            unreported: false,
         };
         quotas.apply_initial(now);
         quotas
@@ -306,7 +307,7 @@ impl QuotaSet {
             _ => source,
         };
         let is_news = before.stated.map(|(limit, _)| limit) != Some(limit);
-        self.untold |= is_news;
+        self.unreported |= is_news;
         self.set_statements(slot, Statements { stated: Some((limit, source)), ..before }, now);
         let quota = &mut self.quotas[slot];
         quota.confirmed = now;
@@ -323,13 +324,13 @@ impl QuotaSet {
     pub fn adopt(&mut self, stated: &[StatedLimit], now: Ns) {
         let known = self.stated();
         let same = |a: &StatedLimit, b: &StatedLimit| a.dimension.code == b.dimension.code && a.limit == b.limit;
-        let before = self.untold;
+        let before = self.unreported;
         for news in stated.iter().filter(|stated| !known.iter().any(|known| same(known, stated))) {
             self.state(&news.dimension, news.limit, news.source, now);
             self.follow_plan(now);
         }
-        let is_told = |known: &StatedLimit| stated.iter().any(|stated| stated.dimension.code == known.dimension.code);
-        self.untold = before || !known.iter().all(is_told);
+        let is_reported = |known: &StatedLimit| stated.iter().any(|stated| stated.dimension.code == known.dimension.code);
+        self.unreported = before || !known.iter().all(is_reported);
     }
 
     /// With the plan `auto`: follows the plan that the headers show.

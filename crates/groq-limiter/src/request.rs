@@ -186,10 +186,9 @@ impl Cost {
     /// This cost with the units that a refusal has stated for the request.
     pub(crate) fn corrected(mut self, unit: Unit, stated: u32) -> Self {
         match unit {
-            Unit::Tokens => self.input = stated.saturating_sub(self.output),
+            Unit::Tokens => self.output = stated.saturating_sub(self.input),
             Unit::InputTokens => self.input = stated,
             Unit::AudioSeconds => self.seconds = stated,
-            // Every request counts as one, and expected completion tokens are learnt separately, from responses and refusals.
             Unit::Requests | Unit::OutputTokens => {}
         }
         self

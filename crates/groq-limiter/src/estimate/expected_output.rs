@@ -73,7 +73,7 @@ impl ExpectedOutputs {
         let is_obsolete = |old: &LargestAnswer| old.key == key && old.tokens <= tokens;
         self.answers.retain(|old| !is_obsolete(old) && now < old.ended.saturating_add(LONGEST));
         self.answers.push(LargestAnswer { key, tokens, ended: now });
-        // Without the smallest answer, too little may be expected later, which costs a refusal at most.
+        // Without the smallest answer of all, too little may be expected for its key later. A refusal teaches it again.
         if self.answers.len() > REMEMBERED
             && let Some((smallest, _)) = self.answers.iter().enumerate().min_by_key(|(_, answer)| answer.tokens)
         {
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn each_key_has_its_own_and_the_least_recent_is_forgotten() {
+    fn each_key_has_its_own_and_the_smallest_is_forgotten() {
         let mut expected = of_keys(&[(1, 0, 500), (2, 1, 40)]);
         assert_eq!([1, 2, 3].map(|key| expected.of(key, 900, 2 * SECOND)), [500, 40, 0]);
         assert_eq!([1, 2].map(|key| expected.falls_to(key, 100, 2 * SECOND)), [150 * SECOND, 2 * SECOND]);

@@ -2,7 +2,7 @@
 //!
 //! A new limiter sends one request as a probe, because the limits are a guess until the first response. Other requests wait for
 //! the head of its response, for at most two seconds. If the probe fails before, the next request is the probe, for the rest
-//! of that time.
+//! of that time. Until there is a response, each request that is sent while no other is in flight is a probe.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const MAX_PAUSE: Ns = 3600 * SECOND;
 pub(super) struct Gate {
     /// Whether there was a response, which may be a refusal.
     is_known: bool,
-    /// Until when other requests wait for the probe's response, while one is in flight.
+    /// The time until which other requests wait for the probe's response, while one is in flight.
     probe_until: Ns,
     /// The end of the pause; in the past if there is none.
     pause_until: Ns,
@@ -45,7 +45,7 @@ impl Gate {
         }
     }
 
-    /// Notes a response that is no refusal.
+    /// Notes a response that is not a refusal.
     pub(super) fn answered(&mut self) {
         (self.is_known, self.refusals) = (true, 0);
     }

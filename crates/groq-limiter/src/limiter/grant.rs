@@ -44,6 +44,20 @@ impl Grant {
     pub fn cost(&self) -> Cost {
         self.reserved.cost
     }
+
+    /// What refusals have stated of the request, after one that states `units` of this unit.
+    pub(super) fn stated(&self, unit: Unit, units: u32) -> Option<(Unit, u32)> {
+        match unit {
+            // `units` is the sum of prompt and `max_completion_tokens`, which may be lower in the next attempt.
+            Unit::Tokens if self.queued.states_max => match units.saturating_sub(self.cost().output) {
+                0 => self.queued.requested,
+                prompt => Some((Unit::InputTokens, prompt)),
+            },
+            Unit::Tokens | Unit::InputTokens | Unit::AudioSeconds => Some((unit, units)),
+            // Every request counts as one, and expected completion tokens are learnt separately, from responses and refusals.
+            Unit::Requests | Unit::OutputTokens => self.queued.requested,
+        }
+    }
 }
 
 /// What a refused request is submitted again with.
@@ -51,7 +65,7 @@ impl Grant {
 pub struct Requeue {
     /// The request's place in the queue.
     pub ticket: Ticket,
-    /// What the last refusal has stated as `Requested`, which replaces the estimate: at a lower cost, the request would be sent
-    /// before Groq accepts it.
+    /// What refusals have stated as `Requested`, which replaces the estimate: at a lower cost, the request would be sent before
+    /// Groq accepts it. Tokens are those of a request without `max_completion_tokens`.
     pub requested: Option<(Unit, u32)>,
 }

@@ -118,9 +118,14 @@ impl Sharing<'_> {
         self.quotas.is_attached() && self.session.under_way.is_none()
     }
 
+    /// Makes a transaction due, with which the store learns that nothing is outstanding any more.
+    pub fn report_last(self) {
+        self.session.report_by(self.now);
+    }
+
     /// Makes a transaction due if there is something to report: at once what Groq has stated, settlements after `delay` ns.
     pub fn report(self, delay: Ns) {
-        if self.quotas.untold {
+        if self.quotas.unreported {
             self.session.report_by(self.now);
         } else if self.quotas.has_settled() {
             self.session.report_by(self.now + delay);
@@ -129,7 +134,7 @@ impl Sharing<'_> {
 
     /// When the next transaction is due to report changes; `None` if there is nothing to report, without the store, and while
     /// a transaction is under way.
-    pub(super) fn report_at(&self) -> Option<Ns> {
+    pub(super) fn next_report(&self) -> Option<Ns> {
         self.session.report_at.filter(|_| self.is_ready())
     }
 
@@ -188,7 +193,7 @@ impl Sharing<'_> {
             position: quotas.position,
             asks: head.is_some(),
             waiting: queue.len(),
-            limits: mem::take(&mut quotas.untold).then(|| serde_json::to_string(&quotas.stated()).unwrap_or_default()),
+            limits: mem::take(&mut quotas.unreported).then(|| serde_json::to_string(&quotas.stated()).unwrap_or_default()),
             cells: quotas.quotas.iter_mut().filter_map(|quota| quota.cell(cost.as_ref(), now)).collect(),
         })
     }
@@ -243,7 +248,8 @@ impl Sharing<'_> {
             session.epoch.clone_from(&state.epoch);
             quotas.forget_positions();
         }
-        quotas.position = quotas.position.max(state.position);
+        // Any number may come from the store, and later positions need room.
+        quotas.position = quotas.position.max(state.position.min(u64::MAX / 2));
         for (code, bucket) in state.views(at) {
             if let Some(slot) = quotas.slot(code) {
                 quotas.quotas[slot].follow(bucket, is_new, *now);
@@ -251,6 +257,9 @@ impl Sharing<'_> {
         }
         let reserved = charged.map(|cost| quotas.booked(cost, *now));
         quotas.adopt(&state.limits(), *now);
+        if quotas.unreported {
+            session.report_by(*now);
+        }
         (session.version, session.ahead, session.room_at) = (state.version, state.ahead, 0);
         if state.holds_reservations() {
             session.report_by(*now + RENEWAL);

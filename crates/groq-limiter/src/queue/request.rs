@@ -46,7 +46,7 @@ pub struct QueuedRequest {
     pub estimated: u32,
     /// Whether the client stated `max_completion_tokens`.
     pub states_max: bool,
-    /// The units that the last refusal of this request has stated; `None` if none did.
+    /// The units that refusals of this request have stated; `None` if none did. Tokens are the sum of prompt and assumed output.
     pub requested: Option<(Unit, u32)>,
     /// Wakes the task that waits for the request to leave the queue.
     pub waker: Option<Waker>,
@@ -57,6 +57,11 @@ impl QueuedRequest {
     pub fn stated(&self) -> Cost {
         let output = if self.states_max { self.cost.output } else { 0 };
         Cost { input: self.estimated, ..self.cost.with_output(output) }
+    }
+
+    /// Whether the reserved completion tokens are an assumption.
+    pub fn assumes_output(&self) -> bool {
+        !self.states_max && !matches!(self.requested, Some((Unit::Tokens, _)))
     }
 
     /// Returns what the request will probably use.

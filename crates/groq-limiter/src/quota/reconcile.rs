@@ -4,8 +4,11 @@
 //! Groq received the request, so it is compared with a snapshot of the bucket from the time when that request was sent. No
 //! clocks are compared. Only the header of the highest position so far counts, so headers may arrive late and in any order.
 
-use super::send_history::BucketState;
-use crate::{ablation::Mechanism, bucket::Bucket, types::Ns};
+use crate::{
+    ablation::Mechanism,
+    bucket::{Bucket, BucketState},
+    types::Ns,
+};
 
 /// What Groq reported in use when it received a request.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +70,7 @@ pub(super) struct Refusals {
     /// The last position that was sent before the last refusal arrived. Refusals up to it count as part of that one.
     until: u64,
     /// The time of the last refusal.
-    last: Option<Ns>,
+    pub(super) last: Option<Ns>,
 }
 
 impl Refusals {

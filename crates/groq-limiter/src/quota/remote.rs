@@ -7,9 +7,8 @@
 
 use std::mem;
 
-use super::send_history::BucketState;
 use crate::{
-    bucket::Bucket,
+    bucket::{Bucket, BucketState},
     store::protocol::{Cell, Observed, micros},
     types::Ns,
 };

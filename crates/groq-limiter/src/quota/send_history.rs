@@ -22,15 +22,6 @@ const LONGEST_DELAY: Ns = 30_000_000_000;
 /// The largest number of sends that are kept only because their headers may still come.
 const REMEMBERED: usize = 128;
 
-/// The state of a bucket: in the store, or when a request was sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BucketState {
-    /// The time at which the bucket is full again. When a request is sent, reservations that are not sent yet do not count.
-    pub tat: Ns,
-    /// Sum of all corrections by headers and refusals, ns.
-    pub corrections: i64,
-}
-
 /// A request that was sent. Amounts are times in ns: what the bucket needs to bring the units back.
 #[derive(Clone, Copy, Debug)]
 struct Sent {

@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use crate::{quota::BucketState, request::Cost, types::Ns};
+use crate::{bucket::BucketState, request::Cost, types::Ns};
 
 /// A reservation in the quotas, to be settled exactly once.
 #[derive(Clone, Debug)]

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use crate::{
-    quota::send_history::BucketState,
+    bucket::BucketState,
     types::{Ns, StatedLimit},
 };
 
@@ -165,7 +165,9 @@ impl State {
 
     /// The limits that Groq has stated.
     pub fn limits(&self) -> Vec<StatedLimit> {
-        serde_json::from_str(&self.limits).unwrap_or_default()
+        // A replica of another version may write entries that this one cannot read.
+        let entries: Vec<serde_json::Value> = serde_json::from_str(&self.limits).unwrap_or_default();
+        entries.into_iter().filter_map(|entry| serde_json::from_value(entry).ok()).collect()
     }
 
     fn instant(&self, time: f64, at: Ns) -> Ns {

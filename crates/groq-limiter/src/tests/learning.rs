@@ -343,3 +343,32 @@ async fn a_configured_limit_holds_without_output_limits() {
     }
     assert!((2500..=4000).contains(&used), "{used}");
 }
+
+/// A refusal states the sum of the prompt and `max_completion_tokens`, and the next attempt may have another maximum. What it
+/// has stated holds after a refusal by another limit.
+#[tokio::test(start_paused = true)]
+async fn what_refusals_have_stated_of_the_prompt_holds_for_another_maximum() {
+    let limits = shield(ModelLimits { requests_per_minute: Some(600), tokens_per_minute: Some(8000), ..ModelLimits::default() });
+    warm(&limits).await;
+    let refusal = |dimension: Dimension, limit, requested| UpstreamRefusal {
+        code: None,
+        unit: Some(dimension.unit),
+        dimension: Some(dimension),
+        limit,
+        used: Some(limit),
+        requested,
+        wait: Some(Duration::from_secs(1)),
+    };
+    let mut place = None;
+    for (dimension, limit, requested) in [(Dimension::TPM, 8000, 4500), (Dimension::RPM, 600, 1)] {
+        let mut sent = limits.reserve(&request("app", 300, 4000), in_a_minute(), place).await.expect("in time");
+        sent.sent(Instant::now());
+        let text = refusal(dimension, limit, requested);
+        place = sent.refused(Some(&text), &Observation::default(), None, Instant::now());
+        assert_eq!(place.and_then(|place| place.requested), Some((Unit::InputTokens, 500)));
+    }
+    sleep(Duration::from_secs(120)).await;
+    let _permit = limits.reserve(&request("app", 300, 500), in_a_minute(), place).await.expect("the limits are unused");
+    let tokens = limits.dimensions(&request("app", 300, 500)).into_iter().find(|quota| quota.dimension == Dimension::TPM);
+    assert_eq!(tokens.expect("it is known").remaining.round(), 7000.0, "a prompt of 500 and 500 more are reserved");
+}

@@ -191,3 +191,17 @@ async fn limiters_are_shared_between_runtimes() {
     drop(held);
     assert!(tokio::task::spawn_blocking(move || other.join().expect("it ran")).await.expect("joined").is_ok());
 }
+
+/// Nothing waits when observing begins. Later requests, when limits are enforced again, were not waiting then.
+#[tokio::test(start_paused = true)]
+async fn a_release_of_waiting_requests_is_not_for_later_ones() {
+    let limits = shield(per_minute(30, 1_000_000));
+    warm(&limits).await;
+    limits.release_waiting();
+    let mut held = Vec::new();
+    for _ in 0..28 {
+        held.push(limits.reserve(&request("app", 10, 10), Instant::now(), None).await.expect("room"));
+    }
+    let next = limits.reserve(&request("app", 10, 10), in_a_minute(), None).await.expect("in time");
+    assert!(next.waited() > Duration::from_secs(1), "{:?}", next.waited());
+}
