@@ -1,6 +1,7 @@
 //! Budgets and caps of apps: in one process, after a restart, and with replicas that share a Redis.
 
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -99,6 +100,16 @@ async fn until_used(process: &Process, tokens: u64) {
     while used(process).await != tokens {
         assert!(start.elapsed() < Duration::from_secs(20), "{} of {tokens} are used", used(process).await);
         sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Waits until the ledger is saved, which is begun once a second and takes several seconds on a busy disk.
+async fn until_saved(file: &Path) {
+    let (start, mut idle) = (Instant::now(), 0);
+    while idle < 30 {
+        assert!(start.elapsed() < Duration::from_secs(30), "the ledger is not saved");
+        sleep(Duration::from_millis(100)).await;
+        idle = if file.with_extension("apps.new").exists() { 0 } else { idle + 1 };
     }
 }
 
@@ -245,8 +256,7 @@ async fn a_shared_budget_survives_a_restart_without_redis() {
         for _ in 0..2 {
             let answer = ask(first.process.client(), "a", "completion=500 head_ms=1").await;
             total += answer.json()["usage"]["total_tokens"].as_u64().expect("a number");
-            // The ledger is saved once a second.
-            sleep(Duration::from_secs(3)).await;
+            until_saved(&directory.path().join("limits.apps")).await;
             first.process.signal(signal);
             first.process.ended(Duration::from_secs(15)).await;
             first = Shield::before(simulator.process.address(), &kept);
