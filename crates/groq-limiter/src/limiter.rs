@@ -447,7 +447,9 @@ impl Limiter {
     ) -> Requeue {
         let now = self.advance(now);
         self.refusals += 1;
-        self.quotas.refused(now);
+        if !grant.reserved.is_forced {
+            self.quotas.refused(now);
+        }
         let QueuedRequest { states_max, ticket, mut requested, .. } = grant.queued;
         let max = states_max.then_some(grant.cost().output);
         let delay = self.pricing.estimates.one_way();
@@ -492,7 +494,8 @@ impl Limiter {
     pub fn take(&mut self, request: &AdmissionRequest, now: Ns) -> Grant {
         let now = self.use_at(now);
         let queued = self.read(request, now, now, None);
-        let grant = self.grant(queued, None, None, now);
+        let mut grant = self.grant(queued, None, None, now);
+        grant.reserved.is_forced = true;
         self.report(SETTLEMENT_DELAY, now);
         grant
     }

@@ -262,7 +262,10 @@ impl QuotaSet {
                 continue;
             }
             let Some(slot) = self.slot_or_new(&dimension, now) else { continue };
-            let stated = self.quotas[slot].statements.stated;
+            let before = self.quotas[slot].statements;
+            // A refusal may have stated another limit before the operator changed this one.
+            let is_current = before.is_visible() || before.configured == initial.configured;
+            let stated = before.stated.filter(|_| is_current);
             self.set_statements(slot, Statements { stated, ..initial }, now);
         }
     }
@@ -308,6 +311,9 @@ impl QuotaSet {
         };
         let is_news = before.stated.map(|(limit, _)| limit) != Some(limit);
         self.unreported |= is_news;
+        if is_news && before.is_visible() && source == Source::Headers {
+            self.forget_refusals(now);
+        }
         self.set_statements(slot, Statements { stated: Some((limit, source)), ..before }, now);
         let quota = &mut self.quotas[slot];
         quota.confirmed = now;
@@ -318,6 +324,17 @@ impl QuotaSet {
             quota.restore(self.expected_output.left_in_use(rate, now), now);
         }
         Some((slot, is_news))
+    }
+
+    /// Forgets the limits that refusals have stated: Groq has changed a limit that headers show, and perhaps others, which no
+    /// header shows.
+    fn forget_refusals(&mut self, now: Ns) {
+        for slot in 0..self.quotas.len() {
+            let statements = self.quotas[slot].statements;
+            if !statements.is_visible() {
+                self.set_statements(slot, Statements { stated: None, ..statements }, now);
+            }
+        }
     }
 
     /// Applies the limits that Groq has stated to another replica or to an earlier process. What is used stays used.

@@ -14,6 +14,7 @@ mod keeping;
 mod lateness;
 mod learning;
 mod output;
+mod refusals;
 mod waiting;
 
 fn settings(model: ModelLimits) -> Settings {

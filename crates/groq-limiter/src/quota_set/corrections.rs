@@ -143,6 +143,8 @@ impl<'a> Corrections<'a> {
 
     /// The quota in this slot learns from a refusal, which has corrected it by `gap` ns.
     fn refused(&mut self, slot: usize, gap: i64) {
-        self.quotas.quotas[slot].refused(self.reserved.position, self.quotas.position, gap, self.now);
+        if !self.reserved.is_forced {
+            self.quotas.quotas[slot].refused(self.reserved.position, self.quotas.position, gap, self.now);
+        }
     }
 }

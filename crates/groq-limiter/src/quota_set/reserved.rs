@@ -15,6 +15,8 @@ pub struct Reserved {
     pub(crate) sent_at: Ns,
     /// The send position that the store assigned; 0 if the reservation was made in this process alone.
     pub(super) booked: u64,
+    /// Whether the request was granted whatever the limits say, so that a refusal of it says nothing about the quotas.
+    pub(crate) is_forced: bool,
     /// The slots that were charged, one bit each.
     slots: u32,
     /// The snapshot of each slot that existed at the time of the reservation; most limiters have two.
@@ -23,7 +25,7 @@ pub struct Reserved {
 
 impl Reserved {
     pub(super) fn new(cost: Cost, booked: u64, snapshots: SmallVec<[BucketState; 2]>, now: Ns) -> Self {
-        Self { cost, position: 0, sent_at: now, booked, slots: (1 << snapshots.len()) - 1, snapshots }
+        Self { cost, position: 0, sent_at: now, booked, is_forced: false, slots: (1 << snapshots.len()) - 1, snapshots }
     }
 
     /// Whether the request has been sent.

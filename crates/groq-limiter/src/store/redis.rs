@@ -59,7 +59,7 @@ struct RedisTask {
     /// The random name of this replica.
     name: String,
     connection: Mutex<Option<Arc<Connection>>>,
-    /// The largest number of replicas counted lately, and when.
+    /// The largest number of replicas counted lately, and when it was counted or the store came back.
     counted: Mutex<(u32, Instant)>,
     /// Limiters by their key in the store, to find the limiter of a published record.
     known: Mutex<HashMap<String, Weak<SharedLimiter>>>,
@@ -192,6 +192,7 @@ impl RedisTask {
             let opening = timeout(CONNECT, Connection::open(&self.settings, &channel, pushes));
             let connection = Arc::new(opening.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??);
             tokio::spawn(self.clone().receive(Arc::downgrade(&connection), pushed));
+            lock(&self.counted).1 = Instant::now();
             *lock(&self.connection) = Some(connection);
         }
         let (key, silent) = (format!("{}:replicas", self.settings.prefix), SILENT.as_micros().to_string());
@@ -205,7 +206,7 @@ impl RedisTask {
     }
 
     /// Updates the number of replicas. A lower number is taken over only after twice the time for which a silent replica
-    /// counts, because a store that has restarted does not know all replicas yet.
+    /// counts, because a store that has come back does not know all replicas yet.
     fn count(&self, replicas: u32) {
         let mut counted = lock(&self.counted);
         if replicas >= counted.0 || counted.1.elapsed() > 2 * SILENT {
