@@ -26,7 +26,7 @@ async fn a_loop_of_two_shields_is_refused() {
     let answer = shields[0].client().get("/openai/v1/models").await;
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (403, "request_loop"), "{}", answer.text());
     assert_eq!(answer.header("x-should-retry"), "false");
-    // Two requests to the first shield, one to the second. The line of the outermost request is logged after its response.
+    // Two requests to the first shield, one to the second. The outermost request is logged after its response.
     let requests = |shield: &Process| shield.log().lines().filter(|line| line.contains("endpoint=\"models\"")).count();
     let deadline = Instant::now() + Duration::from_secs(10);
     while requests(&shields[0]) < 2 && Instant::now() < deadline {

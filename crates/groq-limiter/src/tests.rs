@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::{ActualUsage, AdmissionRequest, CostEstimate, Limiters};
 use crate::{
     settings::{LimitSettings, ModelLimits, Plan, Settings},
-    types::{Observation, Priority},
+    types::{Dimension, Observation, Priority, UpstreamRefusal},
 };
 
 mod keeping;
@@ -50,6 +50,12 @@ async fn warm(limits: &Limiters) {
     first.sent(Instant::now());
     first.observe(&Observation::default(), Instant::now());
     first.settle(ActualUsage::Nothing, Instant::now());
+}
+
+/// A refusal whose text names its dimension: `Limit`, `Used`, `Requested`, and when to try again.
+fn refusal(dimension: Dimension, limit: u64, used: Option<u64>, requested: u64, wait: Option<Duration>) -> UpstreamRefusal {
+    let (code, unit) = (Some(dimension.code.clone().into_owned()), Some(dimension.unit));
+    UpstreamRefusal { dimension: Some(dimension), code, unit, limit, used, requested, wait }
 }
 
 fn in_a_minute() -> Instant {

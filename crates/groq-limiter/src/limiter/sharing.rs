@@ -267,3 +267,68 @@ impl Sharing<'_> {
         reserved
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        limiter::{Admission, Limiter},
+        request::{AdmissionRequest, CostEstimate},
+        types::{Dimension, Source, StatedLimit},
+    };
+
+    const NOW: Ns = 1_000_000_000_000;
+
+    /// A record with these limits and this newest position.
+    fn record(limits: &str, position: u64) -> State {
+        let record = serde_json::json!({ "epoch": "1", "now": 0.0, "version": 1, "position": position, "limits": limits,
+            "quotas": {}, "replicas": {} });
+        serde_json::from_value(record).expect("a record")
+    }
+
+    /// A limiter that knows a limit of Groq's, has followed `state`, and has made a transaction.
+    fn after(state: State) -> Limiter {
+        let mut limiter = Limiter::new("m".into(), std::sync::Arc::default(), NOW);
+        limiter.adopt_limits(&[StatedLimit { dimension: Dimension::RPM, limit: 30, source: Source::UpstreamRefusal }], NOW);
+        limiter.share(None, NOW);
+        let first = limiter.sharing(NOW).and_then(|sharing| sharing.transaction()).expect("it follows no record yet");
+        let answer = Answer { granted: false, wait: 0, state };
+        limiter.sharing(NOW).expect("it is shared").answered(first.serial, &answer);
+        limiter
+    }
+
+    fn next(limiter: &mut Limiter) -> Option<Transaction> {
+        limiter.sharing(NOW).and_then(|sharing| sharing.transaction())
+    }
+
+    /// Another replica may have replaced the limits in the record by those that it knew.
+    #[test]
+    fn a_limit_that_the_record_lacks_is_reported_at_once() {
+        let mut limiter = after(record("", 0));
+        let limits = next(&mut limiter).and_then(|transaction| transaction.limits).expect("a report");
+        assert!(limits.contains("RPM"), "{limits}");
+    }
+
+    /// Otherwise the store could release a reservation that has been used.
+    #[test]
+    fn the_last_report_is_made_without_anything_to_settle() {
+        let mut limiter = after(record("", 0));
+        let report = next(&mut limiter).expect("the limits");
+        let answer = Answer { granted: false, wait: 0, state: record(&report.limits.unwrap_or_default(), 0) };
+        limiter.sharing(NOW).expect("it is shared").answered(report.serial, &answer);
+        assert_eq!(next(&mut limiter), None);
+        limiter.sharing(NOW).expect("it is shared").report_last();
+        assert!(next(&mut limiter).is_some());
+    }
+
+    #[test]
+    fn any_position_of_the_store_leaves_room_for_later_ones() {
+        let mut limiter = after(record("", u64::MAX));
+        limiter.share(Some(1), NOW);
+        let cost = CostEstimate::Tokens { prompt: 1, max_completion_tokens: Some(1) };
+        let submitted = limiter.submit(&AdmissionRequest::new("o", "m", cost), NOW, NOW, None, || true);
+        let Ok(Admission::Granted(mut grant)) = submitted else { panic!("{submitted:?}") };
+        limiter.sent(&mut grant, NOW);
+        assert!(grant.is_sent());
+    }
+}

@@ -85,3 +85,12 @@ fn use_before_our_first_request_is_no_external_usage() {
     quota.observe(reported(&quota, 2, 60_000), 0);
     assert!((0.04..0.06).contains(&quota.external()), "others took a twentieth of a minute's limit since then");
 }
+
+/// 110,000 units of one a day take longer than a signed number of nanoseconds counts. They must not become a refund.
+#[test]
+fn a_settlement_beyond_all_bounds_is_no_refund() {
+    let mut quota = quota(Dimension::TPD, configured(1), NOW);
+    quota.share(None, NOW);
+    quota.settle(1, 110_000, NOW);
+    assert!(quota.cell(None, NOW).expect("it has a limit").settled > 0);
+}

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{in_a_minute, per_minute, request, settings, shield, warm};
+use super::{in_a_minute, per_minute, refusal, request, settings, shield, warm};
 use crate::{
     ActualUsage, AdmissionError, AdmissionRequest, CostEstimate, Limiters, Source,
     settings::{ModelLimits, Settings},
-    types::{Dimension, Observation, RemoteQuota, Unit, UpstreamRefusal},
+    types::{Dimension, Observation, RemoteQuota, Unit},
 };
 
 #[tokio::test(start_paused = true)]
@@ -69,15 +69,7 @@ async fn a_refusal_teaches_a_hidden_limit() {
     warm(&limits).await;
     let mut sent = limits.reserve(&request("app", 10, 100), in_a_minute(), None).await.expect("nothing is known");
     sent.sent(Instant::now());
-    let text = UpstreamRefusal {
-        dimension: Some(Dimension::RPM),
-        code: Some("RPM".into()),
-        unit: Some(Unit::Requests),
-        limit: 30,
-        used: Some(30),
-        requested: 1,
-        wait: Some(Duration::from_secs(2)),
-    };
+    let text = refusal(Dimension::RPM, 30, Some(30), 1, Some(Duration::from_secs(2)));
     let place = sent.refused(Some(&text), &Observation::default(), None, Instant::now());
     let again = limits.reserve(&request("app", 10, 100), in_a_minute(), place).await.expect("in time");
     // The wait that the refusal states, and the safety margin of two requests, two seconds each.
@@ -94,15 +86,7 @@ async fn a_used_up_day_is_waited_for_by_minutes_longer_than_groq_says() {
     let mut sent = limits.reserve(&request("app", 10, 3454), in_a_minute(), None).await.expect("nothing is known");
     sent.sent(Instant::now());
     let stated = Duration::from_millis(187_056);
-    let text = UpstreamRefusal {
-        dimension: Some(Dimension::TPD),
-        code: Some("TPD".into()),
-        unit: Some(Unit::Tokens),
-        limit: 200_000,
-        used: Some(196_969),
-        requested: 3464,
-        wait: Some(stated),
-    };
+    let text = refusal(Dimension::TPD, 200_000, Some(196_969), 3464, Some(stated));
     let place = sent.refused(Some(&text), &Observation::default(), None, Instant::now());
     let late = limits.reserve(&request("app", 10, 3454), in_a_minute(), place).await;
     let Err(AdmissionError::NotInTime { wait, .. }) = late else { panic!("it cannot go within a minute") };
@@ -120,15 +104,7 @@ async fn a_header_overrules_a_refusal_at_once() {
     let [mut refused, mut answered] = [(); 2].map(|()| limits.take(&request("app", 10, 100)));
     refused.sent(Instant::now());
     answered.sent(Instant::now());
-    let text = UpstreamRefusal {
-        dimension: Some(Dimension::TPM),
-        code: Some("TPM".into()),
-        unit: Some(Unit::Tokens),
-        limit: 100_000,
-        used: Some(100_000),
-        requested: 110,
-        wait: Some(Duration::from_millis(66)),
-    };
+    let text = refusal(Dimension::TPM, 100_000, Some(100_000), 110, Some(Duration::from_millis(66)));
     let remaining = || {
         let snapshot = limits.snapshot().remove(0);
         snapshot.dimensions.iter().find(|shown| shown.dimension == Dimension::TPM).expect("it has a limit").remaining
@@ -147,15 +123,7 @@ async fn a_refused_request_asks_for_what_groq_says_that_it_asks() {
     warm(&limits).await;
     let mut sent = limits.reserve(&request("app", 10, 100), in_a_minute(), None).await.expect("fits");
     sent.sent(Instant::now());
-    let text = UpstreamRefusal {
-        dimension: Some(Dimension::TPM),
-        code: Some("TPM".into()),
-        unit: Some(Unit::Tokens),
-        limit: 15_000,
-        used: Some(11_972),
-        requested: 4351,
-        wait: Some(Duration::from_millis(5289)),
-    };
+    let text = refusal(Dimension::TPM, 15_000, Some(11_972), 4351, Some(Duration::from_millis(5289)));
     let place = sent.refused(Some(&text), &Observation::default(), None, Instant::now());
     let again = limits.reserve(&request("app", 10, 100), in_a_minute(), place).await.expect("in time");
     assert!(again.waited() >= Duration::from_millis(5288), "{:?}", again.waited());
@@ -251,15 +219,7 @@ async fn what_a_413_says_of_one_request_is_no_price_of_others() {
     answered(&limits, &unbounded(30), 38, (38, 10)).await;
     let mut spaces = limits.reserve(&unbounded(400), in_a_minute(), None).await.expect("it is sent");
     spaces.sent(Instant::now());
-    let text = UpstreamRefusal {
-        dimension: Some(Dimension::TPM),
-        code: Some("TPM".into()),
-        unit: Some(Unit::Tokens),
-        limit: 8000,
-        used: None,
-        requested: 12_000,
-        wait: None,
-    };
+    let text = refusal(Dimension::TPM, 8000, None, 12_000, None);
     let _place = spaces.refused(Some(&text), &Observation::default(), None, Instant::now());
     let mut held = Vec::new();
     for _ in 0..2 {
@@ -274,15 +234,7 @@ async fn a_refused_request_without_an_output_limit_costs_what_groq_states() {
     warm(&limits).await;
     let mut permit = limits.reserve(&unbounded(40), in_a_minute(), None).await.expect("it fits");
     permit.sent(Instant::now());
-    let text = UpstreamRefusal {
-        dimension: Some(Dimension::TPM),
-        code: Some("TPM".into()),
-        unit: Some(Unit::Tokens),
-        limit: 8000,
-        used: Some(7999),
-        requested: 4140,
-        wait: Some(Duration::from_millis(31_050)),
-    };
+    let text = refusal(Dimension::TPM, 8000, Some(7999), 4140, Some(Duration::from_millis(31_050)));
     let place = permit.refused(Some(&text), &Observation::default(), None, Instant::now());
     let again = limits.reserve(&unbounded(40), in_a_minute(), place).await.expect("in time");
     // The wait that the refusal states, and the safety margin, which is between a twentieth and three tenths of the limit.
@@ -350,20 +302,11 @@ async fn a_configured_limit_holds_without_output_limits() {
 async fn what_refusals_have_stated_of_the_prompt_holds_for_another_maximum() {
     let limits = shield(ModelLimits { requests_per_minute: Some(600), tokens_per_minute: Some(8000), ..ModelLimits::default() });
     warm(&limits).await;
-    let refusal = |dimension: Dimension, limit, requested| UpstreamRefusal {
-        code: None,
-        unit: Some(dimension.unit),
-        dimension: Some(dimension),
-        limit,
-        used: Some(limit),
-        requested,
-        wait: Some(Duration::from_secs(1)),
-    };
     let mut place = None;
     for (dimension, limit, requested) in [(Dimension::TPM, 8000, 4500), (Dimension::RPM, 600, 1)] {
         let mut sent = limits.reserve(&request("app", 300, 4000), in_a_minute(), place).await.expect("in time");
         sent.sent(Instant::now());
-        let text = refusal(dimension, limit, requested);
+        let text = refusal(dimension, limit, Some(limit), requested, Some(Duration::from_secs(1)));
         place = sent.refused(Some(&text), &Observation::default(), None, Instant::now());
         assert_eq!(place.and_then(|place| place.requested), Some((Unit::InputTokens, 500)));
     }

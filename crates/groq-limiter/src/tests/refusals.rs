@@ -4,24 +4,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{in_a_minute, per_minute, request, settings, shield, warm};
+use super::{in_a_minute, per_minute, refusal, request, settings, shield, warm};
 use crate::{
     ActualUsage, Limiters, Permit,
     settings::{LimitSettings, ModelLimits, Plan, Settings},
-    types::{Dimension, Observation, RemoteQuota, Unit, UpstreamRefusal},
+    types::{Dimension, Observation, RemoteQuota},
 };
 
 /// A request that Groq refuses because of a limit of 60 requests per minute, which no header shows.
 fn refused(mut permit: Permit) {
-    let text = UpstreamRefusal {
-        dimension: Some(Dimension::RPM),
-        code: Some("RPM".into()),
-        unit: Some(Unit::Requests),
-        limit: 60,
-        used: Some(60),
-        requested: 1,
-        wait: Some(Duration::from_secs(1)),
-    };
+    let text = refusal(Dimension::RPM, 60, Some(60), 1, Some(Duration::from_secs(1)));
     permit.sent(Instant::now());
     permit.refused(Some(&text), &Observation::default(), None, Instant::now());
 }
